@@ -1,0 +1,119 @@
+"""The index as the rest of the code sees it: block hash -> holders, under leases.
+
+Everything in it is a hint. An implementation may lose any of it at any moment without harm to an answer.
+
+What implementors must keep:
+- `lookup` and `workers` never return an entry of a worker whose lease has run out, nor of an earlier incarnation.
+- A `lookup` is one round trip, whatever the number of blocks and workers.
+- Every call ends within the implementation's time-out and raises IndexUnavailable, and nothing else, when the index
+  cannot answer. A miss is an empty result.
+- All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ghostcacher_connector.types import BlockHash, Location, PrefixHit, WorkerRecord
+
+
+class WorkerRef(NamedTuple):
+    """Names one life of one worker in one namespace."""
+
+    namespace: str
+    worker: str
+    incarnation: bytes
+
+
+def ref_of(record: WorkerRecord) -> WorkerRef:
+    return WorkerRef(record.namespace, record.worker, record.incarnation)
+
+
+class Entry(NamedTuple):
+    """One block that a worker holds.
+
+    root: hash of the first block of the chain. Blocks of one chain live in one partition, so that a lookup
+    meets a single shard.
+    """
+
+    block: BlockHash
+    root: BlockHash
+    location: Location
+
+
+class Drop(NamedTuple):
+    """One block that a worker no longer holds."""
+
+    block: BlockHash
+    root: BlockHash
+
+
+class BlockIndex(ABC):
+    """Block hash -> holders, and the directory of live workers."""
+
+    @property
+    @abstractmethod
+    def partitions(self) -> int:
+        """How many parts the entries of one worker are spread over (1 without a cluster)."""
+
+    @abstractmethod
+    def partition(self, root: BlockHash) -> int:
+        """Return the partition of a chain, in ``[0, partitions)``."""
+
+    @abstractmethod
+    def join(self, record: WorkerRecord, *, lease_ttl_s: float) -> None:
+        """Enter a worker in the directory, in place of its earlier incarnation, whose entries are dropped."""
+
+    @abstractmethod
+    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
+        """Prolong the lease of a worker and of its entries; enter it again if it was lost.
+
+        Returns the number of entries held, per partition: fewer than were applied means that some were lost
+        (a flush, a failover) and must be applied again.
+        """
+
+    @abstractmethod
+    def leave(self, ref: WorkerRef) -> None:
+        """Remove a worker and its entries at once."""
+
+    @abstractmethod
+    def apply(
+        self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float
+    ) -> None:
+        """Enter and drop blocks of one worker. Later calls win; entering a block twice replaces it."""
+
+    @abstractmethod
+    def clear(self, ref: WorkerRef, partition: int) -> None:
+        """Drop every entry of one worker in one partition."""
+
+    @abstractmethod
+    def lookup(
+        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+    ) -> list[PrefixHit]:
+        """Return the longest indexed prefix that each candidate holds, longest first; misses are left out.
+
+        candidates: workers of one namespace. blocks: chain hashes in prefix order, shape (num_blocks,).
+        Counts from block 0; a gap ends the match. `locations_for` best workers come with their locations.
+        """
+
+    @abstractmethod
+    def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
+        """Return the live workers of one namespace, or of all, in order of name. One round trip a namespace."""
+
+    @abstractmethod
+    def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
+        """Store small named values of a worker (load, measured links) that live as long as `ttl_s`."""
+
+    @abstractmethod
+    def reports(self, namespace: str, worker: str, name: str) -> dict[str, bytes]:
+        """Return the values stored by `put_report`; empty when there are none."""
+
+    @abstractmethod
+    def ping(self) -> float:
+        """Return the round trip to the index in seconds."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections and what this object started. Idempotent."""

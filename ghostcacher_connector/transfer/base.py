@@ -1,0 +1,94 @@
+"""Validated pulls between the memories of two ranks, as the rest of the code sees them.
+
+Life of a pull, in the reader:
+1. the caller owns the destination slots ``local_slots`` and has bumped their generations;
+2. `Transport.pull` reads the data of ``remote_slots`` into them, by one-sided READ;
+3. *after that READ has completed* it reads the seal: header and generations of the same slots;
+4. a block whose generation and incarnation equal the request's is valid, any other is not: its bytes mean nothing;
+5. `pull` returns. From now on no byte of this pull can land in the caller's memory any more.
+
+Rule 5 is the hard one: a READ that was given up may still land later (it does over emulated transports).
+So a transport either reads *directly*, and then returns only when the READ is finished or impossible, or reads
+*staged* into its own bounce buffer, which stays quarantined when the READ is given up.
+
+What implementors must keep: `pull` never raises for what the world does (it returns FAILED with a reason), ends
+by its deadline where rule 5 lets it, and may be called from several threads for different pulls.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ghostcacher_connector.slots import Generations, Slots
+from ghostcacher_connector.types import MissReason, RankEndpoint
+
+Validity = npt.NDArray[np.bool_]
+
+
+class PullOutcome(str, Enum):
+    """How a pull ended; every pull ends in exactly one of these."""
+
+    DONE = "done"
+    """Every block is valid."""
+    STALE = "stale"
+    """The READ completed; at least one block was reused since it was published."""
+    FAILED = "failed"
+    """The READ did not complete; no block is valid."""
+    CANCELLED = "cancelled"
+    """Given up before anything was read; no block is valid."""
+
+
+class PullRequest(NamedTuple):
+    """Read ``remote_slots[i]`` of the peer into ``local_slots[i]``, for each i.
+
+    remote_slots, local_slots: shape (n,), int64. generations: shape (n,), uint64, as published.
+    deadline: on the transport's monotonic clock, in seconds.
+    """
+
+    peer: RankEndpoint
+    remote_slots: Slots
+    local_slots: Slots
+    generations: Generations
+    deadline: float
+
+
+class PullResult(NamedTuple):
+    """valid: shape (n,), true where the local slot now holds the peer's block.
+
+    bytes and seconds count what was moved, valid or not. reason: None when DONE. transport: "nixl" or "relay".
+    """
+
+    outcome: PullOutcome
+    valid: Validity
+    bytes: int
+    seconds: float
+    reason: MissReason | None
+    transport: str
+    detail: str = ""
+
+
+class Transport(ABC):
+    """Reads the memory of peers into the memory of one rank."""
+
+    name: str
+
+    @abstractmethod
+    def reaches(self, peer: RankEndpoint) -> bool:
+        """Say whether this transport leads to the peer; connects if need be, within a bound. Cached, with backoff."""
+
+    @abstractmethod
+    def pull(self, request: PullRequest) -> PullResult:
+        """Carry out one pull; see the module's docstring for what holds when it returns."""
+
+    @abstractmethod
+    def forget(self, peer: RankEndpoint) -> None:
+        """Drop what is known of a peer that is gone or has a new incarnation."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections, memory registrations and threads. Idempotent."""

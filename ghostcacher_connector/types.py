@@ -1,0 +1,137 @@
+"""The nouns that all parts share. Nothing here knows an engine, Redis or NIXL.
+
+*slot*: a place for one block in a tier. *generation*: how often a slot was reused. *incarnation*: one
+life of a worker, 16 random bytes. An index entry is a hint; generation and incarnation make it checkable.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+import msgspec
+
+BlockHash = bytes
+"""Chain hash of a block as the engine computes it: it covers the block's tokens and its whole prefix."""
+
+INCARNATION_BYTES = 16
+
+
+class Tier(IntEnum):
+    """Where a slot lies. The value is stored in the index: never renumber."""
+
+    DEVICE = 0
+    HOST = 1
+    OBJECT = 2
+
+
+class Role(str, Enum):
+    """What a worker does with the shared cache (vLLM's ``kv_role``)."""
+
+    PRODUCER = "kv_producer"
+    CONSUMER = "kv_consumer"
+    BOTH = "kv_both"
+
+    @property
+    def publishes(self) -> bool:
+        return self is not Role.CONSUMER
+
+    @property
+    def pulls(self) -> bool:
+        return self is not Role.PRODUCER
+
+
+class Location(NamedTuple):
+    """Where a block is, at the time of publishing."""
+
+    tier: Tier
+    slot: int
+    generation: int
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """One strided array of slots in a rank's memory (a layer's K, V, or both packed).
+
+    The bytes of slot ``s`` are ``[base + s * stride_bytes, ... + slot_bytes)``; ``stride_bytes >= slot_bytes``.
+    """
+
+    base: int
+    stride_bytes: int
+    slot_bytes: int
+
+
+class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a peer needs in order to read one rank's KV memory and its seal.
+
+    table: address of the slot table (see slots.py), always host memory.
+    memory: NIXL memory type of the segments, "DRAM" or "VRAM"; device: its device number.
+    agent_metadata: NIXL's own serialised description; opaque, never unpickled.
+    relay: "host:port" of the relay process that serves readers who share neither memory nor RDMA.
+    host: identity of the machine's kernel boot, equal for workers that may share memory.
+    """
+
+    rank: int
+    incarnation: bytes
+    slot_count: int
+    segments: tuple[Segment, ...]
+    table: int
+    memory: str
+    device: int
+    agent_name: str
+    agent_metadata: bytes
+    relay: str | None
+    host: str
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return sum(segment.slot_bytes for segment in self.segments)
+
+
+class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker tells the fleet about itself, stored under its lease.
+
+    worker: stable name, unique in the fleet. incarnation: of rank 0; names this life of the worker.
+    fingerprint: every field of the fingerprint, by name, so that a difference can be shown.
+    http: base URL of its OpenAI-compatible server, if known. ranks: in rank order.
+    """
+
+    schema: int
+    worker: str
+    incarnation: bytes
+    namespace: str
+    fingerprint: dict[str, str]
+    role: Role
+    http: str | None
+    block_tokens: int
+    started_at: float
+    ranks: tuple[RankEndpoint, ...]
+
+
+class PrefixHit(NamedTuple):
+    """The longest run of blocks, from the first one asked for, that one worker holds.
+
+    locations: of blocks ``[0, len(locations))``; may be shorter than ``length`` when the caller asked for
+    the locations of the best few workers only.
+    """
+
+    worker: str
+    incarnation: bytes
+    length: int
+    locations: tuple[Location, ...]
+
+
+class MissReason(str, Enum):
+    """Why a block was computed though the fleet might have held it. Label values of ``gc_cache_misses_total``."""
+
+    NOT_INDEXED = "not_indexed"
+    INDEX_UNAVAILABLE = "index_unavailable"
+    LOOKUP_DEADLINE = "lookup_deadline"
+    STALE_GENERATION = "stale_generation"
+    PEER_UNREACHABLE = "peer_unreachable"
+    FINGERPRINT_MISMATCH = "fingerprint_mismatch"
+    MALFORMED_ENTRY = "malformed_entry"
+    SLOWER_THAN_RECOMPUTE = "slower_than_recompute"
+    TIMEOUT = "timeout"
+    TRANSFER_FAILED = "transfer_failed"
+    CANCELLED = "cancelled"
+    DISABLED = "disabled"
