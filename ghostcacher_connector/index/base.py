@@ -71,7 +71,8 @@ class BlockIndex(ABC):
         """Prolong the lease of a worker and of its entries; enter it again if it was lost.
 
         Returns the number of entries held, per partition: fewer than were applied means that some were lost
-        (a flush, a failover) and must be applied again.
+        (a flush, a failover) and must be applied again. A worker whose name a later incarnation has taken keeps its
+        entries, but does not get the name back.
         """
 
     @abstractmethod
@@ -79,10 +80,8 @@ class BlockIndex(ABC):
         """Remove a worker and its entries at once."""
 
     @abstractmethod
-    def apply(
-        self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float
-    ) -> None:
-        """Enter and drop blocks of one worker. Later calls win; entering a block twice replaces it."""
+    def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
+        """Drop, then enter, blocks of one worker. Later calls win; entering a block twice replaces it."""
 
     @abstractmethod
     def clear(self, ref: WorkerRef, partition: int) -> None:
@@ -95,7 +94,9 @@ class BlockIndex(ABC):
         """Return the longest indexed prefix that each candidate holds, longest first; misses are left out.
 
         candidates: workers of one namespace. blocks: chain hashes in prefix order, shape (num_blocks,).
-        Counts from block 0; a gap ends the match. `locations_for` best workers come with their locations.
+        Counts from block 0; a gap or a malformed entry ends the match. The `locations_for` best workers come with the
+        locations of their whole prefix. The length of any other is an upper bound: where it lost blocks from the
+        middle of a chain, its prefix may be shorter.
         """
 
     @abstractmethod
@@ -104,7 +105,7 @@ class BlockIndex(ABC):
 
     @abstractmethod
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
-        """Store small named values of a worker (load, measured links) that live as long as `ttl_s`."""
+        """Replace a worker's report: small named values (load, measured links) that live as long as `ttl_s`."""
 
     @abstractmethod
     def reports(self, namespace: str, worker: str, name: str) -> dict[str, bytes]:

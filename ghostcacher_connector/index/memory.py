@@ -1,0 +1,179 @@
+"""The index in this process's memory: the same contract as Redis, for tests, simulations and single-process use."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from ghostcacher_connector import schema
+from ghostcacher_connector.errors import IndexUnavailable
+from ghostcacher_connector.index.base import BlockIndex, Drop, Entry, WorkerRef
+from ghostcacher_connector.types import BlockHash, Location, PrefixHit, WorkerRecord
+
+V = TypeVar("V")
+BlocksKey = tuple[str, bytes, int]
+WorkerKey = tuple[str, str]
+
+
+class _Expiring(Generic[V]):
+    """Values that are gone when their time has come, as keys with a TTL are."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._values: dict[object, tuple[float, V]] = {}
+
+    def get(self, key: object) -> V | None:
+        found = self._values.get(key)
+        if found is None:
+            return None
+        expires_at, value = found
+        if expires_at <= self._clock():
+            del self._values[key]
+            return None
+        return value
+
+    def put(self, key: object, value: V, ttl_s: float) -> None:
+        self._values[key] = (self._clock() + ttl_s, value)
+
+    def pop(self, key: object) -> None:
+        self._values.pop(key, None)
+
+    def live(self) -> list[V]:
+        return [value for key in list(self._values) if (value := self.get(key)) is not None]
+
+
+class MemoryIndex(BlockIndex):
+    """An index in memory; share the object where processes would share Redis.
+
+    clock: seconds, monotonic. Set `reachable` to False to see what callers do when the index is away.
+    """
+
+    def __init__(self, *, partitions: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self._partitions = partitions
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.reachable = True
+        self.flush()
+
+    def __repr__(self) -> str:
+        return f"MemoryIndex(partitions={self._partitions}, reachable={self.reachable})"
+
+    def flush(self) -> None:
+        """Lose everything, as FLUSHALL does."""
+        self._records: _Expiring[WorkerRecord] = _Expiring(self._clock)
+        self._blocks: _Expiring[dict[BlockHash, Location]] = _Expiring(self._clock)
+        self._reports: _Expiring[dict[str, bytes]] = _Expiring(self._clock)
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    def partition(self, root: BlockHash) -> int:
+        return schema.partition_of(root, self._partitions)
+
+    def join(self, record: WorkerRecord, *, lease_ttl_s: float) -> None:
+        key = (schema.check_namespace(record.namespace), schema.check_worker(record.worker))
+        with self._reached():
+            earlier = self._records.get(key)
+            if earlier is not None and earlier.incarnation != record.incarnation:
+                self._forget_blocks(record.namespace, earlier.incarnation)
+            self._records.put(key, record, lease_ttl_s)
+
+    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
+        key = (record.namespace, record.worker)
+        with self._reached():
+            holder = self._records.get(key)
+            if holder is None or holder.incarnation == record.incarnation:
+                self._records.put(key, record, lease_ttl_s)
+            counts = []
+            for partition in range(self._partitions):
+                blocks_key = (record.namespace, record.incarnation, partition)
+                blocks = self._blocks.get(blocks_key) or {}
+                self._blocks.put(blocks_key, blocks, lease_ttl_s)
+                counts.append(len(blocks))
+            return tuple(counts)
+
+    def leave(self, ref: WorkerRef) -> None:
+        key = (ref.namespace, ref.worker)
+        with self._reached():
+            holder = self._records.get(key)
+            if holder is not None and holder.incarnation == ref.incarnation:
+                self._records.pop(key)
+            self._forget_blocks(ref.namespace, ref.incarnation)
+
+    def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
+        with self._reached():
+            for drop in drops:
+                self._blocks_of(ref, drop.root, lease_ttl_s).pop(drop.block, None)
+            for entry in entries:
+                self._blocks_of(ref, entry.root, lease_ttl_s)[entry.block] = entry.location
+
+    def clear(self, ref: WorkerRef, partition: int) -> None:
+        with self._reached():
+            self._blocks.pop((ref.namespace, ref.incarnation, partition))
+
+    def lookup(
+        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+    ) -> list[PrefixHit]:
+        if not candidates or not blocks:
+            return []
+        hits = []
+        with self._reached():
+            for ref in candidates:
+                held = self._blocks.get((ref.namespace, ref.incarnation, self.partition(blocks[0]))) or {}
+                locations = _prefix(held, blocks)
+                if locations:
+                    hits.append(PrefixHit(ref.worker, ref.incarnation, len(locations), locations))
+        hits.sort(key=lambda hit: -hit.length)
+        return hits[:locations_for] + [hit._replace(locations=()) for hit in hits[locations_for:]]
+
+    def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
+        with self._reached():
+            records = [record for record in self._records.live() if namespace in (None, record.namespace)]
+        return sorted(records, key=lambda record: (record.worker, record.namespace))
+
+    def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
+        key = schema.report_key(ref.namespace, ref.worker, name)
+        with self._reached():
+            self._reports.put(key, dict(fields), ttl_s)
+
+    def reports(self, namespace: str, worker: str, name: str) -> dict[str, bytes]:
+        key = schema.report_key(namespace, worker, name)
+        with self._reached():
+            return dict(self._reports.get(key) or {})
+
+    def ping(self) -> float:
+        with self._reached():
+            return 0.0
+
+    def close(self) -> None:
+        self.reachable = False
+
+    def _reached(self) -> threading.Lock:
+        if not self.reachable:
+            raise IndexUnavailable("index in memory: expected reachable, found unreachable")
+        return self._lock
+
+    def _blocks_of(self, ref: WorkerRef, root: BlockHash, lease_ttl_s: float) -> dict[BlockHash, Location]:
+        key: BlocksKey = (ref.namespace, ref.incarnation, self.partition(root))
+        blocks = self._blocks.get(key)
+        if blocks is None:
+            blocks = {}
+        self._blocks.put(key, blocks, lease_ttl_s)
+        return blocks
+
+    def _forget_blocks(self, namespace: str, incarnation: bytes) -> None:
+        for partition in range(self._partitions):
+            self._blocks.pop((namespace, incarnation, partition))
+
+
+def _prefix(held: Mapping[BlockHash, Location], blocks: Sequence[BlockHash]) -> tuple[Location, ...]:
+    locations = []
+    for block in blocks:
+        location = held.get(block)
+        if location is None:
+            break
+        locations.append(location)
+    return tuple(locations)

@@ -1,0 +1,32 @@
+"""One call from a setting to an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ghostcacher_connector.index.base import BlockIndex
+from ghostcacher_connector.index.embedded import EmbeddedRedis
+from ghostcacher_connector.index.redis import RedisIndex
+
+
+class EmbeddedIndex(RedisIndex):
+    """A RedisIndex that brings its own Redis along, and brings it back when it is gone."""
+
+    def __init__(self, server: EmbeddedRedis, *, timeout_s: float = 0.25) -> None:
+        super().__init__(server.ensure(), timeout_s=timeout_s, on_unavailable=server.revive)
+        self.server = server
+
+    def close(self) -> None:
+        super().close()
+        self.server.close()
+
+
+def open_index(url: str | None, *, timeout_s: float = 0.25, embedded_directory: Path | None = None) -> BlockIndex:
+    """Return the index at a URL (see connect.py), or without one an index in an embedded Redis.
+
+    A Redis that is away is no error here, but at each call. Raises ConfigError for a URL that makes no sense or when
+    there is no server to embed, IndexUnavailable when the embedded one does not start.
+    """
+    if url is not None:
+        return RedisIndex(url, timeout_s=timeout_s)
+    return EmbeddedIndex(EmbeddedRedis(embedded_directory), timeout_s=timeout_s)

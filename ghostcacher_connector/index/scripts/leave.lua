@@ -1,0 +1,8 @@
+-- Remove a worker from the directory, unless a later incarnation has taken its name.
+-- KEYS: the worker's record, the namespace's workers. ARGV: worker, record magic followed by the incarnation.
+
+local current = redis.pcall('GET', KEYS[1])
+if type(current) == 'string' and string.sub(current, 1, #ARGV[2]) ~= ARGV[2] then return 0 end
+redis.call('UNLINK', KEYS[1])
+redis.pcall('ZREM', KEYS[2], ARGV[1])
+return 1

@@ -1,0 +1,10 @@
+-- Note that a namespace is in use, when one is given; return the namespaces in use, latest first.
+-- KEYS[1]: the namespaces. ARGV: a namespace or "", how long an unused one is remembered (s), most to return.
+
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'zset' and kind ~= 'none' then redis.call('UNLINK', KEYS[1]) end
+local now = tonumber(redis.call('TIME')[1])
+if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now, ARGV[1]) end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+return redis.call('ZREVRANGE', KEYS[1], 0, tonumber(ARGV[3]) - 1)
