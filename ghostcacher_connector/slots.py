@@ -10,8 +10,8 @@ The owner's only duty is *bump happens-before overwrite*: `bump` must return bef
 into the slots. The reader's only duty is to read the data first and the seal after it: if incarnation and
 generation then equal the entry's, no overwrite had begun when the data was read.
 
-A pure state machine over a buffer: no I/O, no clock, no thread. Stores are 8-byte aligned, so that a reader sees the old
-or the new generation and nothing in between.
+A pure state machine over a buffer: no I/O, no clock, no thread. Stores are 8-byte aligned, so that a reader sees the
+old or the new generation and nothing in between.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class SlotTable:
     @property
     def buffer(self) -> memoryview:
         """The table's bytes, read-only."""
-        return memoryview(self._words.view(np.uint8)).toreadonly()
+        return self._words.view(np.uint8).data.toreadonly()
 
     @property
     def incarnation(self) -> bytes:
@@ -108,3 +108,21 @@ def check_header(header: bytes, incarnation: bytes, slot_count: int) -> bool:
             f"slot table: expected magic {MAGIC:#x} version {VERSION}, found {int(words[0]):#x} version {int(words[1])}"
         )
     return words[2:4].tobytes() == incarnation and int(words[4]) == slot_count
+
+
+def seal_words(slot_count: int) -> int:
+    """Return how many 8-byte words the seal of `slot_count` slots takes: the header, then one generation a slot."""
+    return HEADER_BYTES // 8 + slot_count
+
+
+def valid_mask(seal: Generations, incarnation: bytes, slot_count: int, expected: Generations) -> npt.NDArray[np.bool_]:
+    """Say for each block whether the seal that was read after its data still names it.
+
+    seal: header and generations as read, shape (5 + n,). expected: generations as published, shape (n,).
+    slot_count: of the owner's whole table. A header of another incarnation makes every block invalid.
+    Raises ProtocolError when the header is no slot table at all.
+    """
+    assert len(seal) == seal_words(len(expected))
+    if not check_header(seal[: HEADER_BYTES // 8].tobytes(), incarnation, slot_count):
+        return np.zeros(len(expected), dtype=np.bool_)
+    return np.equal(seal[HEADER_BYTES // 8 :], expected)

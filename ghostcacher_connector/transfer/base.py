@@ -72,6 +72,22 @@ class PullResult(NamedTuple):
     detail: str = ""
 
 
+class Probe(NamedTuple):
+    """A measured look at a peer which touches no engine memory.
+
+    rtt_s: of reading the seal's header alone. data: the bytes of the slots asked for, segment after segment, each
+    shape (slots, slot_bytes) in C order; data_s: the time to read them. generations: read after the data, shape
+    (slots,). current: the header is that of the endpoint's incarnation.
+    """
+
+    transport: str
+    rtt_s: float
+    current: bool
+    generations: Generations
+    data: bytes
+    data_s: float
+
+
 class Transport(ABC):
     """Reads the memory of peers into the memory of one rank."""
 
@@ -84,6 +100,10 @@ class Transport(ABC):
     @abstractmethod
     def pull(self, request: PullRequest) -> PullResult:
         """Carry out one pull; see the module's docstring for what holds when it returns."""
+
+    @abstractmethod
+    def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
+        """Time the way to a peer: read its seal and a few slots into private memory. Raises TransferError."""
 
     @abstractmethod
     def forget(self, peer: RankEndpoint) -> None:

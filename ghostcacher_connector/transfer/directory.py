@@ -1,0 +1,183 @@
+"""The peers of one rank: which records are acceptable, how each peer is reached, and how well that went."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ghostcacher_connector.errors import TransferError
+from ghostcacher_connector.transfer.backoff import Backoff
+from ghostcacher_connector.transfer.base import PullResult, Transport
+from ghostcacher_connector.transfer.jobs import LinkStats
+from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault
+from ghostcacher_connector.types import MissReason, RankEndpoint, WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+RATE_WEIGHT = 0.3
+"""Weight of the newest pull in the moving average: settles within about five pulls, rides out one slow one."""
+
+RATE_BYTES_MIN = 256 << 10
+"""A smaller pull measures latency, not rate."""
+
+PROBE_TIMEOUT_S = 2.0
+
+
+class PeerState:
+    """One peer: its endpoint and what is known of the way to it. Guarded by the directory's lock."""
+
+    def __init__(self, worker: str, endpoint: RankEndpoint) -> None:
+        self.worker = worker
+        self.endpoint = endpoint
+        self.backoff = Backoff()
+        self.transport: str | None = None
+        self.rate: float | None = None
+        self.rtt_s: float | None = None
+        self.pulls = 0
+        self.bytes = 0
+        self.failures = 0
+        self.last_error = ""
+
+
+class PeerDirectory:
+    """Peers by worker name. Thread-safe; transports are called without the lock held."""
+
+    def __init__(
+        self,
+        transports: Sequence[Transport],
+        memory: RankMemory,
+        *,
+        namespace: str,
+        rank: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._transports = transports
+        self._slot_bytes = [segment.slot_bytes for segment in memory.segments]
+        self._namespace = namespace
+        self._rank = rank
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._peers: dict[str, PeerState] = {}
+        self.refused: dict[str, str] = {}
+        """Why a worker's record is not used, by worker; "fingerprint_mismatch: ..." or "malformed_entry: ..."."""
+
+    def update(self, records: Iterable[WorkerRecord]) -> list[PeerState]:
+        """Take over the live workers; forget those that are gone. Return the peers that are new or have a new life."""
+        accepted: dict[str, RankEndpoint] = {}
+        refused: dict[str, str] = {}
+        for record in records:
+            fault = self._fault_of(record)
+            if fault:
+                refused[record.worker] = fault
+            else:
+                accepted[record.worker] = record.ranks[self._rank]
+        with self._lock:
+            for worker in refused.keys() - self.refused.keys():
+                logger.warning("not pulling from %s: %s", worker, refused[worker])
+            self.refused = refused
+            old = self._peers
+            self._peers = {
+                worker: old[worker]
+                if worker in old and old[worker].endpoint == endpoint
+                else PeerState(worker, endpoint)
+                for worker, endpoint in accepted.items()
+            }
+            fresh = [state for worker, state in self._peers.items() if old.get(worker) is not state]
+            gone = [state.endpoint for worker, state in old.items() if self._peers.get(worker) is not state]
+        kept = {state.endpoint.agent_name for state in fresh}
+        for endpoint in gone:
+            if endpoint.agent_name not in kept:
+                self._forget(endpoint)
+        return fresh
+
+    def connect(self, state: PeerState) -> None:
+        """Connect to a peer and measure its round trip, so that the first pull does not pay for that."""
+        transport = self.transport_to(state.endpoint)
+        if transport is None:
+            self._note_error(state, "no transport reaches it")
+            return
+        try:
+            probe = transport.probe(state.endpoint, np.zeros(0, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
+        except TransferError as exc:
+            self._note_error(state, str(exc))
+            return
+        with self._lock:
+            state.transport = transport.name
+            state.rtt_s = probe.rtt_s
+
+    def ready(self, worker: str) -> PeerState | None:
+        """Return a peer that is known and not put aside."""
+        with self._lock:
+            state = self._peers.get(worker)
+            return state if state is not None and state.backoff.ready(self._clock()) else None
+
+    def find(self, worker: str) -> PeerState | None:
+        """Return a peer, put aside or not."""
+        with self._lock:
+            return self._peers.get(worker)
+
+    def transport_to(self, endpoint: RankEndpoint) -> Transport | None:
+        """Return the most preferred transport that reaches a peer now."""
+        return next((transport for transport in self._transports if transport.reaches(endpoint)), None)
+
+    def record(self, state: PeerState, result: PullResult) -> None:
+        """Learn from a pull: rate, failures, and whether to put the peer aside."""
+        with self._lock:
+            state.pulls += 1
+            state.bytes += result.bytes
+            if result.reason in {None, MissReason.STALE_GENERATION}:
+                state.backoff.succeeded()
+                state.transport = result.transport
+                if result.bytes >= RATE_BYTES_MIN and result.seconds > 0:
+                    rate = result.bytes / result.seconds
+                    state.rate = rate if state.rate is None else state.rate + RATE_WEIGHT * (rate - state.rate)
+            else:
+                state.failures += 1
+                state.last_error = result.detail
+                state.backoff.failed(self._clock())
+
+    def links(self) -> dict[str, LinkStats]:
+        """Return what is measured, by worker."""
+        now = self._clock()
+        with self._lock:
+            return {worker: _stats_of(state, now) for worker, state in self._peers.items()}
+
+    def _fault_of(self, record: WorkerRecord) -> str:
+        if record.namespace != self._namespace:
+            return f"fingerprint_mismatch: namespace {record.namespace[:16]}, expected {self._namespace[:16]}"
+        if len(record.ranks) <= self._rank:
+            return f"fingerprint_mismatch: {len(record.ranks)} ranks, expected more than {self._rank}"
+        endpoint = record.ranks[self._rank]
+        fault = endpoint_fault(endpoint)
+        if fault:
+            return f"malformed_entry: {fault}"
+        if [segment.slot_bytes for segment in endpoint.segments] != self._slot_bytes:
+            return "fingerprint_mismatch: its bytes per slot differ from ours"
+        return ""
+
+    def _forget(self, endpoint: RankEndpoint) -> None:
+        for transport in self._transports:
+            transport.forget(endpoint)
+
+    def _note_error(self, state: PeerState, error: str) -> None:
+        with self._lock:
+            state.transport = None
+            state.last_error = error
+        logger.info("no way to %s yet: %s", state.worker, error)
+
+
+def _stats_of(state: PeerState, now: float) -> LinkStats:
+    return LinkStats(
+        transport=state.transport,
+        connected=state.transport is not None,
+        ready=state.backoff.ready(now),
+        bytes_per_s=state.rate,
+        rtt_s=state.rtt_s,
+        pulls=state.pulls,
+        bytes=state.bytes,
+        failures=state.failures,
+        last_error=state.last_error,
+    )

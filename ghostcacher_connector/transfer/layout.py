@@ -1,0 +1,216 @@
+"""From slots to addresses: which bytes a pull moves, as descriptor arrays. Pure; knows neither NIXL nor a socket.
+
+A pull names slots. A slot is one row in each segment (a layer's K, V, or both packed). This module
+
+1. refuses what must never become a READ: slots out of range, rows of different size, addresses that overflow;
+2. fuses segments whose rows lie side by side on both sides (a block-major cache is one segment, seen so);
+3. merges slots that are adjacent on both sides, where the rows of a segment are dense (stride equals row size) on both;
+4. returns ``(address, length, device)`` rows for either side, as numpy arrays of shape (n, 3), uint64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ghostcacher_connector.slots import Slots
+from ghostcacher_connector.types import INCARNATION_BYTES, MissReason, RankEndpoint, Segment
+
+Descriptors = npt.NDArray[np.uint64]
+
+ADDRESS_END = 1 << 63
+"""No user-space address reaches it; larger sums come from a damaged or hostile record."""
+
+SEGMENTS_MAX = 8192
+"""Far above any engine (layers x 2); bounds what a hostile record can make us build."""
+
+
+class RankMemory(NamedTuple):
+    """The slots of this rank: where pulled bytes go, and what peers read.
+
+    memory: NIXL memory type, "DRAM" or "VRAM"; device: its number.
+    """
+
+    segments: tuple[Segment, ...]
+    slot_count: int
+    memory: str = "DRAM"
+    device: int = 0
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return sum(segment.slot_bytes for segment in self.segments)
+
+
+class Runs(NamedTuple):
+    """Maximal runs adjacent on both sides: run ``k`` is ``[remote[k], + length[k])`` to ``[local[k], + length[k])``."""
+
+    remote: Slots
+    local: Slots
+    length: Slots
+
+
+class Side(NamedTuple):
+    """One side of a transfer: its segments and the device number that its descriptors carry."""
+
+    segments: Sequence[Segment]
+    device: int
+
+
+def memory_of(peer: RankEndpoint) -> RankMemory:
+    """Return the memory that an endpoint describes."""
+    return RankMemory(peer.segments, peer.slot_count, peer.memory, peer.device)
+
+
+def endpoint_fault(peer: RankEndpoint) -> str:
+    """Say what makes an endpoint unusable, or return an empty string. Endpoints come from the network."""
+    if len(peer.incarnation) != INCARNATION_BYTES:
+        return f"incarnation: expected {INCARNATION_BYTES} bytes, got {len(peer.incarnation)}"
+    if peer.memory not in {"DRAM", "VRAM"} or peer.device < 0:
+        return f"memory {peer.memory!r} device {peer.device} is unknown"
+    if not 0 < peer.slot_count < ADDRESS_END // 8 or not 0 < len(peer.segments) <= SEGMENTS_MAX:
+        return f"{peer.slot_count} slots in {len(peer.segments)} segments is out of range"
+    if not 0 < peer.table < ADDRESS_END - 8 * (peer.slot_count + 5):
+        return f"slot table at {peer.table:#x} is out of range"
+    for number, segment in enumerate(peer.segments):
+        if segment.base <= 0 or not 0 < segment.slot_bytes <= segment.stride_bytes:
+            return f"segment {number} is malformed: {segment}"
+        if segment.base + segment.stride_bytes * peer.slot_count >= ADDRESS_END:
+            return f"segment {number} ends beyond the address space: {segment}"
+    return ""
+
+
+def request_fault(
+    local: RankMemory, peer: RankEndpoint, remote_slots: Slots, local_slots: Slots, count: int
+) -> tuple[MissReason, str] | None:
+    """Say why a pull must not become a READ, or return None.
+
+    count: the number of generations given; all three must agree. Local slots must be distinct, since two blocks cannot
+    lie in one place.
+    """
+    fault = endpoint_fault(peer)
+    if fault:
+        return MissReason.MALFORMED_ENTRY, f"endpoint of {peer.agent_name}: {fault}"
+    ours = [segment.slot_bytes for segment in local.segments]
+    theirs = [segment.slot_bytes for segment in peer.segments]
+    if ours != theirs:
+        return MissReason.FINGERPRINT_MISMATCH, f"bytes per slot: expected {_brief(ours)}, found {_brief(theirs)}"
+    if not len(remote_slots) == len(local_slots) == count:
+        return MissReason.MALFORMED_ENTRY, f"{len(remote_slots)} slots into {len(local_slots)}, {count} generations"
+    for side, slots, slot_count in (
+        ("remote", remote_slots, peer.slot_count),
+        ("local", local_slots, local.slot_count),
+    ):
+        fault = slots_fault(slots, slot_count)
+        if fault:
+            return MissReason.MALFORMED_ENTRY, f"{side} {fault}"
+    if len(np.unique(local_slots)) != len(local_slots):
+        return MissReason.MALFORMED_ENTRY, "a local slot occurs twice"
+    return None
+
+
+def slots_fault(slots: Slots, slot_count: int) -> str:
+    """Say which slot lies outside ``[0, slot_count)``, or return an empty string."""
+    outside = (slots < 0) | (slots >= slot_count)
+    if outside.any():
+        return f"slot {int(slots[int(np.argmax(outside))])} is outside [0, {slot_count})"
+    return ""
+
+
+def merge_runs(remote: Slots, local: Slots) -> Runs:
+    """Merge neighbours that are adjacent, ascending, on both sides; order is kept.
+
+    remote, local: shape (n,). Returns at most n runs that cover the pairs in order.
+    """
+    if len(remote) == 0:
+        return Runs(remote, local, np.zeros(0, dtype=np.int64))
+    breaks = np.flatnonzero((np.diff(remote) != 1) | (np.diff(local) != 1)) + 1
+    starts = np.concatenate(([0], breaks))
+    length = np.diff(np.concatenate((starts, [len(remote)])))
+    return Runs(remote[starts], local[starts], length.astype(np.int64))
+
+
+def fuse_segments(
+    remote: Sequence[Segment], local: Sequence[Segment]
+) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
+    """Fuse segments whose rows lie side by side, on both sides, into wider ones.
+
+    Both sides have equal ``slot_bytes`` per segment, in order, and keep so.
+    """
+    fused_remote: list[Segment] = []
+    fused_local: list[Segment] = []
+    for theirs, ours in zip(remote, local, strict=True):
+        if fused_remote and _side_by_side(fused_remote[-1], theirs) and _side_by_side(fused_local[-1], ours):
+            fused_remote[-1] = _widen(fused_remote[-1], theirs)
+            fused_local[-1] = _widen(fused_local[-1], ours)
+        else:
+            fused_remote.append(theirs)
+            fused_local.append(ours)
+    return tuple(fused_remote), tuple(fused_local)
+
+
+def descriptors(remote: Side, local: Side, remote_slots: Slots, local_slots: Slots) -> tuple[Descriptors, Descriptors]:
+    """Return the descriptor arrays ``(remote, local)`` that move slot ``remote_slots[i]`` to ``local_slots[i]``.
+
+    The caller has checked the slots and row sizes (`request_fault`). Row ``k`` of both arrays has the same length.
+    """
+    runs = merge_runs(remote_slots, local_slots)
+    theirs_out: list[Descriptors] = []
+    ours_out: list[Descriptors] = []
+    for theirs, ours in zip(*fuse_segments(remote.segments, local.segments), strict=True):
+        dense = theirs.stride_bytes == theirs.slot_bytes and ours.stride_bytes == ours.slot_bytes
+        first_remote, first_local = (runs.remote, runs.local) if dense else (remote_slots, local_slots)
+        length = runs.length * theirs.slot_bytes if dense else np.full(len(remote_slots), theirs.slot_bytes)
+        theirs_out.append(_rows(theirs, first_remote, length, remote.device))
+        ours_out.append(_rows(ours, first_local, length, local.device))
+    return np.concatenate(theirs_out), np.concatenate(ours_out)
+
+
+def regions(memory: RankMemory) -> list[tuple[int, int]]:
+    """Return the ``(address, bytes)`` ranges that hold all segments; ranges that overlap become one.
+
+    Ranges which only touch stay apart, because they may be different allocations of a device.
+    """
+    spans = sorted((s.base, s.base + (memory.slot_count - 1) * s.stride_bytes + s.slot_bytes) for s in memory.segments)
+    merged: list[tuple[int, int]] = []
+    for start, end in spans:
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return [(start, end - start) for start, end in merged]
+
+
+def packed_segments(base: int, slot_bytes: Sequence[int], slot_count: int) -> tuple[Segment, ...]:
+    """Lay slots out densely from `base`, one segment after the other (a bounce buffer, a relay's reply)."""
+    packed = []
+    for size in slot_bytes:
+        packed.append(Segment(base, size, size))
+        base += size * slot_count
+    return tuple(packed)
+
+
+def _rows(segment: Segment, first: Slots, length: Slots, device: int) -> Descriptors:
+    rows = np.empty((len(first), 3), dtype=np.uint64)
+    rows[:, 0] = segment.base + first * segment.stride_bytes
+    rows[:, 1] = length
+    rows[:, 2] = device
+    return rows
+
+
+def _side_by_side(left: Segment, right: Segment) -> bool:
+    return (
+        right.base == left.base + left.slot_bytes
+        and right.stride_bytes == left.stride_bytes
+        and left.slot_bytes + right.slot_bytes <= left.stride_bytes
+    )
+
+
+def _widen(left: Segment, right: Segment) -> Segment:
+    return Segment(left.base, left.stride_bytes, left.slot_bytes + right.slot_bytes)
+
+
+def _brief(sizes: list[int]) -> str:
+    return f"{len(sizes)} segments of {sorted(set(sizes))[:4]}"

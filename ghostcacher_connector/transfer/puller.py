@@ -1,0 +1,250 @@
+"""The pulls of one rank, carried out beside the engine: a bounded queue, a few daemon threads, and results to poll.
+
+Life of a job: `submit` -> queued -> a thread asks the sources in order -> result -> `poll`. It ends in exactly one of
+DONE, STALE, FAILED, CANCELLED, and once its result is out nothing lands in its local slots any more (rule 5 of
+base.py).
+
+    owner of the local slots:   caller --submit--> puller --poll--> caller
+
+`submit`, `poll`, `cancel`, `update_peers` and `links` never wait for a peer and may be called from any thread. A
+further thread connects to new peers.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from ghostcacher_connector.errors import PeerUnreachable
+from ghostcacher_connector.slots import Slots
+from ghostcacher_connector.transfer.base import Probe, PullOutcome, PullRequest, PullResult, Transport
+from ghostcacher_connector.transfer.directory import PeerDirectory, PeerState
+from ghostcacher_connector.transfer.jobs import (
+    BlockFailure,
+    JobResult,
+    LinkStats,
+    PullJob,
+    PullSource,
+    SourceResult,
+    ended,
+)
+from ghostcacher_connector.transfer.layout import RankMemory
+from ghostcacher_connector.transfer.results import failed
+from ghostcacher_connector.types import MissReason, WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+QUEUE_MAX = 256
+CLOSE_S = 5.0
+RETRY_ELSEWHERE = {MissReason.PEER_UNREACHABLE, MissReason.TRANSFER_FAILED}
+"""Failures that another transport to the same peer may not share."""
+
+
+class Puller:
+    """Owns the transports of a rank, in order of preference; see the module's docstring."""
+
+    def __init__(
+        self,
+        transports: Sequence[Transport],
+        memory: RankMemory,
+        *,
+        namespace: str,
+        rank: int,
+        pull_threads: int = 2,
+        queue_max: int = QUEUE_MAX,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transports = tuple(transports)
+        self._clock = clock
+        self._queue_max = queue_max
+        self.directory = PeerDirectory(self._transports, memory, namespace=namespace, rank=rank, clock=clock)
+        self._changed = threading.Condition()
+        self._queue: collections.OrderedDict[str, PullJob] = collections.OrderedDict()
+        self._running: set[str] = set()
+        self._finished: list[JobResult] = []
+        self._to_connect: dict[str, PeerState] = {}
+        self._closing = False
+        self._threads = [
+            threading.Thread(target=self._pull_loop, name=f"gc-pull-{number}", daemon=True)
+            for number in range(pull_threads)
+        ]
+        self._threads.append(threading.Thread(target=self._connect_loop, name="gc-connect", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def __repr__(self) -> str:
+        with self._changed:
+            return f"Puller({len(self._queue)} queued, {len(self._running)} running, {len(self._finished)} finished)"
+
+    def submit(self, job: PullJob) -> None:
+        """Take over a job and, until its result is polled, its local slots. A full queue ends it as FAILED at once."""
+        with self._changed:
+            assert job.job_id not in self._queue, f"job {job.job_id} is queued already"
+            assert job.job_id not in self._running, f"job {job.job_id} is running already"
+            if self._closing:
+                self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+            elif len(self._queue) >= self._queue_max:
+                self._finished.append(ended(job, PullOutcome.FAILED, MissReason.TIMEOUT))
+            else:
+                self._queue[job.job_id] = job
+                self._changed.notify_all()
+
+    def poll(self) -> list[JobResult]:
+        """Return the jobs that ended since the last call; each is returned once. Never waits."""
+        with self._changed:
+            finished, self._finished = self._finished, []
+        return finished
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job that has not started as CANCELLED; a running one runs to its end. Return whether it was ended."""
+        with self._changed:
+            job = self._queue.pop(job_id, None)
+            if job is None:
+                return False
+            self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+            return True
+
+    def pending_count(self) -> int:
+        """Return how many jobs are queued or running."""
+        with self._changed:
+            return len(self._queue) + len(self._running)
+
+    def update_peers(self, records: Iterable[WorkerRecord]) -> None:
+        """Take over the list of live workers; connects to new ones in the background and forgets gone ones."""
+        fresh = self.directory.update(records)
+        with self._changed:
+            self._to_connect.update({state.worker: state for state in fresh})
+            self._changed.notify_all()
+
+    def links(self) -> dict[str, LinkStats]:
+        """Return what is measured of the way to each peer."""
+        return self.directory.links()
+
+    def probe(self, worker: str, slots: Slots, *, timeout_s: float = 2.0) -> Probe:
+        """Time the way to a peer with a few slots, into private memory. Waits; raises TransferError."""
+        state = self.directory.find(worker)
+        if state is None:
+            raise PeerUnreachable(f"{worker} is unknown: {self.directory.refused.get(worker, 'no live record')}")
+        transport = self.directory.transport_to(state.endpoint)
+        if transport is None:
+            raise PeerUnreachable(f"no transport reaches {worker}")
+        return transport.probe(state.endpoint, slots, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """End queued jobs as CANCELLED, wait a bounded time for running ones, close the transports. Idempotent."""
+        with self._changed:
+            self._closing = True
+            for job in self._queue.values():
+                self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+            self._queue.clear()
+            self._to_connect.clear()
+            self._changed.notify_all()
+        until = time.monotonic() + CLOSE_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(thread.is_alive() for thread in self._threads):
+            # Closing a transport under a READ in flight could free what the READ writes to.
+            logger.warning("a pull did not end within %.0f s; its transport stays open", CLOSE_S)
+            return
+        for transport in self._transports:
+            transport.close()
+
+    def _pull_loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+                _, job = self._queue.popitem(last=False)
+                self._running.add(job.job_id)
+            result = self._guarded(job)
+            with self._changed:
+                self._running.discard(job.job_id)
+                self._finished.append(result)
+
+    def _connect_loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._to_connect and not self._closing:
+                    self._changed.wait()
+                if self._closing:
+                    return
+                _, state = self._to_connect.popitem()
+            try:
+                self.directory.connect(state)
+            except Exception:
+                logger.exception("connecting to %s failed in an unforeseen way", state.worker)
+
+    def _guarded(self, job: PullJob) -> JobResult:
+        """Carry out a job; a bug of ours ends it as FAILED, since a job without a result would hang its request."""
+        try:
+            return self._run(job)
+        except Exception:
+            logger.exception("job %s failed in an unforeseen way", job.job_id)
+            return ended(job, PullOutcome.FAILED, MissReason.TRANSFER_FAILED)
+
+    def _run(self, job: PullJob) -> JobResult:
+        started = self._clock()
+        count = len(job.local_slots)
+        valid = np.zeros(count, dtype=np.bool_)
+        why = np.full(count, MissReason.NOT_INDEXED, dtype=object)
+        tries: list[SourceResult] = []
+        for number, source in enumerate(job.sources):
+            wanted = np.flatnonzero(~valid[: len(source.remote_slots)])
+            if len(wanted) == 0:
+                continue
+            if self._clock() >= job.deadline:
+                why[~valid] = MissReason.TIMEOUT
+                break
+            last = number == len(job.sources) - 1
+            result = self._ask(job, source, wanted, self._deadline_of(job, last))
+            valid[wanted] = result.valid
+            why[wanted] = result.reason
+            tries.append(SourceResult(source.worker, len(wanted), int(result.valid.sum()), result))
+        return _job_result(job, valid, why, tries, self._clock() - started)
+
+    def _deadline_of(self, job: PullJob, last: bool) -> float:
+        """A source that hangs may take half of what is left, so that the next one has a chance."""
+        now = self._clock()
+        return job.deadline if last else now + (job.deadline - now) / 2
+
+    def _ask(self, job: PullJob, source: PullSource, wanted: Slots, deadline: float) -> PullResult:
+        state = self.directory.ready(source.worker)
+        if state is None:
+            known = self.directory.find(source.worker)
+            detail = f"{source.worker} is {'put aside' if known else 'unknown'}"
+            return failed(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
+        request = PullRequest(
+            state.endpoint, source.remote_slots[wanted], job.local_slots[wanted], source.generations[wanted], deadline
+        )
+        result = failed(len(wanted), "none", MissReason.PEER_UNREACHABLE, f"no transport reaches {source.worker}")
+        for transport in self._transports:
+            if not transport.reaches(state.endpoint):
+                continue
+            result = transport.pull(request)
+            if result.reason not in RETRY_ELSEWHERE:
+                break
+        self.directory.record(state, result)
+        return result
+
+
+def _job_result(
+    job: PullJob, valid: np.ndarray, why: np.ndarray, tries: Sequence[SourceResult], seconds: float
+) -> JobResult:
+    missing = np.flatnonzero(~valid)
+    reasons = sorted({why[block] for block in missing}, key=lambda reason: int(missing[why[missing] == reason][0]))
+    failures = tuple(BlockFailure(reason, missing[why[missing] == reason]) for reason in reasons)
+    if len(missing) == 0:
+        outcome = PullOutcome.DONE
+    elif any(entry.result.outcome is PullOutcome.STALE for entry in tries):
+        outcome = PullOutcome.STALE
+    else:
+        outcome = PullOutcome.FAILED
+    moved = sum(entry.result.bytes for entry in tries)
+    return JobResult(job.job_id, outcome, valid, failures, moved, seconds, tuple(tries))

@@ -1,0 +1,90 @@
+"""A process that owns KV memory and is driven by lines of JSON: the peer in tests with real NIXL and real processes.
+
+Run as ``python -m tests.support.kv_owner '{"transport": {...}, "memory": {...}, "relay": {...}}'``. The first line of output
+is the endpoint. Commands: ``write`` (bump and fill slots), ``overwrite`` (fill without a bump), ``bump``, ``ping``, ``renew``,
+``torture`` (rewrite slots at full speed until the next command arrives), ``quit``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import select
+import sys
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ghostcacher_connector.transfer.nixl import NixlTransport
+from tests.support.kv_memory import KvMemory
+
+
+def torture(memory: KvMemory, first: int, bump_last: bool) -> int:
+    """Rewrite random groups of slots, each with its next generation, until a command arrives; return the rounds."""
+    slot_count = memory.rank.slot_count
+    generations = np.full(slot_count, first, dtype=np.uint64)
+    rng = np.random.default_rng(7)
+    rounds = 0
+    while rounds % 16 or not select.select([sys.stdin], [], [], 0)[0]:
+        slots = rng.choice(slot_count, size=4, replace=False).astype(np.int64)
+        generations[slots] += np.uint64(1)
+        if bump_last:
+            memory.overwrite(slots, generations[slots])
+            memory.table.bump(slots, generations[slots])
+        else:
+            memory.write(slots, generations[slots])
+        rounds += 1
+    return rounds
+
+
+class Owner:
+    """Executes commands; each answers one JSON object."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.memory = KvMemory(**options.get("memory", {}))
+        self.transport = NixlTransport(self.memory.rank, self.memory.table, name="owner", **options.get("transport", {}))
+        self.relay = None
+        self.address = None
+        if "relay" in options:
+            from ghostcacher_connector.transfer.relay.process import RelayProcess  # noqa: PLC0415
+
+            self.relay = RelayProcess(self.transport.endpoint(rank=0), **options["relay"])
+            self.address = self.relay.start()
+
+    def endpoint(self) -> dict[str, Any]:
+        packed = msgspec.msgpack.encode(self.transport.endpoint(rank=0, relay=self.address))
+        return {"endpoint": base64.b64encode(packed).decode(), "relay_pid": self.relay.pid if self.relay else None}
+
+    def run(self, command: str, slots: list[int], generations: list[int]) -> dict[str, Any]:
+        where, what = np.array(slots, dtype=np.int64), np.array(generations, dtype=np.uint64)
+        if command == "write":
+            self.memory.write(where, what)
+        elif command == "overwrite":
+            self.memory.overwrite(where, what)
+        elif command == "bump":
+            self.memory.table.bump(where, what)
+        elif command == "renew":
+            self.memory.table.renew_incarnation()
+            return self.endpoint()
+        elif command in {"torture", "torture_bump_last"}:
+            return {"rounds": torture(self.memory, generations[0], command == "torture_bump_last")}
+        return {"ok": command}
+
+
+def main() -> None:
+    owner = Owner(json.loads(sys.argv[1]))
+    # NIXL logs to standard output, too: what is ours carries a mark.
+    print("@" + json.dumps(owner.endpoint()), flush=True)
+    while line := sys.stdin.readline():
+        message = json.loads(line)
+        if message["command"] == "quit":
+            break
+        reply = owner.run(message["command"], message.get("slots", []), message.get("generations", []))
+        print("@" + json.dumps(reply), flush=True)
+    if owner.relay is not None:
+        owner.relay.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The test's side of `kv_owner`: starts the process, sends commands, reads replies with a deadline."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ghostcacher_connector.types import RankEndpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+REPLY_S = 30.0
+
+
+class OwnerProcess:
+    """A running owner. Use as a context manager: it is killed at the end, stopped or not."""
+
+    def __init__(self, *, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None, **options: Any) -> None:
+        command = [*prefix, sys.executable, "-m", "tests.support.kv_owner", json.dumps(options)]
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        self._pending = b""
+        first = self.reply()
+        self.relay_pid: int | None = first["relay_pid"]
+        self.endpoint = _endpoint_in(first)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def send(self, command: str, slots: Any = (), generations: Any = ()) -> None:
+        """Send a command without waiting for its reply."""
+        message = {
+            "command": command,
+            "slots": [int(slot) for slot in slots],
+            "generations": [int(generation) for generation in generations],
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def call(self, command: str, slots: Any = (), generations: Any = ()) -> dict[str, Any]:
+        self.send(command, slots, generations)
+        return self.reply()
+
+    def renew(self) -> None:
+        """Become a new incarnation."""
+        self.endpoint = _endpoint_in(self.call("renew"))
+
+    def reply(self) -> dict[str, Any]:
+        """Return the next reply; skips what libraries print."""
+        assert self._process.stdout is not None
+        until = time.monotonic() + REPLY_S
+        while True:
+            while b"\n" in self._pending:
+                line, self._pending = self._pending.split(b"\n", 1)
+                if line.startswith(b"@"):
+                    return json.loads(line[1:])
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
+            assert ready, f"owner {self.pid} did not answer within {REPLY_S} s"
+            data = os.read(self._process.stdout.fileno(), 65536)
+            assert data, f"owner {self.pid} ended with status {self._process.wait()}"
+            self._pending += data
+
+    def stop(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill -9, and wait until it is gone."""
+        self._process.kill()
+        self._process.wait(10)
+
+    def __enter__(self) -> OwnerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait(10)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+def _endpoint_in(reply: dict[str, Any]) -> RankEndpoint:
+    return msgspec.msgpack.decode(base64.b64decode(reply["endpoint"]), type=RankEndpoint)
