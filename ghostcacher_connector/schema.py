@@ -48,7 +48,7 @@ RECORD_BYTES_MAX = 8 << 20
 
 _LOCATION = struct.Struct("<BIQ")
 LOCATION_BYTES = _LOCATION.size
-TIER_MAX = max(Tier)
+TIER_MAX = int(max(Tier))
 SLOT_COUNT_MAX = 1 << 32
 _U64_MAX = (1 << 64) - 1
 

@@ -1,0 +1,82 @@
+"""Records, chains and clocks for tests of the index."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from ghostcacher_connector.index.base import Entry
+from ghostcacher_connector.schema import SCHEMA_VERSION
+from ghostcacher_connector.types import Location, RankEndpoint, Role, Segment, Tier, WorkerRecord
+
+NAMESPACE = "a1b2c3"
+
+
+class FakeClock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0, what: str = "condition") -> None:
+    """Poll until a condition holds; fail when it does not within the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.01)
+
+
+def endpoint(incarnation: bytes) -> RankEndpoint:
+    return RankEndpoint(
+        rank=0,
+        incarnation=incarnation,
+        slot_count=64,
+        segments=(Segment(base=1 << 47, stride_bytes=4096, slot_bytes=4096),),
+        table=(1 << 63) + 8,
+        memory="DRAM",
+        device=0,
+        agent_name="agent",
+        agent_metadata=b"\x00\xff metadata",
+        relay=None,
+        host="boot-id",
+    )
+
+
+def make_record(worker: str = "w1", *, namespace: str = NAMESPACE, incarnation: bytes | None = None) -> WorkerRecord:
+    incarnation = incarnation or os.urandom(16)
+    return WorkerRecord(
+        schema=SCHEMA_VERSION,
+        worker=worker,
+        incarnation=incarnation,
+        namespace=namespace,
+        fingerprint={"model": "m", "kv_dtype": "bfloat16"},
+        role=Role.BOTH,
+        http="http://127.0.0.1:8000",
+        block_tokens=16,
+        started_at=1.5,
+        ranks=(endpoint(incarnation),),
+    )
+
+
+def chain(length: int, seed: int = 0, width: int = 32) -> list[bytes]:
+    """Return the hashes of a chain of blocks: each is the digest of its parent."""
+    blocks, parent = [], str(seed).encode()
+    for _ in range(length):
+        parent = hashlib.blake2b(parent, digest_size=width).digest()
+        blocks.append(parent)
+    return blocks
+
+
+def entries(blocks: Sequence[bytes], held: Sequence[int] | None = None, generation: int = 7) -> list[Entry]:
+    """Return entries for the blocks of a chain, or for those with the given numbers; slot = 100 + number."""
+    numbers = range(len(blocks)) if held is None else held
+    return [Entry(blocks[n], blocks[0], Location(Tier.DEVICE, 100 + n, generation)) for n in numbers]

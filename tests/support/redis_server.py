@@ -1,0 +1,154 @@
+"""Real Redis servers and a real proxy in front of them, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import redis
+
+from ghostcacher_connector.index.embedded import find_server
+from tests.support.index_parts import wait_until
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class RedisServer:
+    """A redis-server on an ephemeral port of this machine, which can be killed and started again."""
+
+    def __init__(self, directory: Path, *arguments: str, sentinel_config: str | None = None) -> None:
+        self.port = free_port()
+        self._directory = directory
+        self._arguments = arguments
+        self._sentinel_config = sentinel_config
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def client(self, **options: object) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=5, **options)
+
+    def start(self) -> None:
+        command = [str(find_server())]
+        if self._sentinel_config is not None:
+            config = self._directory / f"sentinel-{self.port}.conf"
+            config.write_text(f"port {self.port}\n{self._sentinel_config}")
+            command += [str(config), "--sentinel"]
+        else:
+            command += ["--port", str(self.port), "--save", "", "--appendonly", "no"]
+        command += ["--dir", str(self._directory), "--bind", "127.0.0.1", *self._arguments]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(self._listens, what="redis-server listens")
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            self._process = None
+
+    def __enter__(self) -> RedisServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+class Proxy:
+    """A TCP (or TLS) proxy that counts round trips and can swallow what it is sent.
+
+    round_trips: how often a request followed something that was not a request.
+    """
+
+    def __init__(self, upstream_port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._upstream_port = upstream_port
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.round_trips = 0
+        self.swallow = False
+        self._open: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for side in self._open:
+            with contextlib.suppress(OSError):
+                side.shutdown(socket.SHUT_RDWR)
+        self._thread.join(5)
+
+    def _accept(self) -> None:
+        pairs = []
+        while True:
+            try:
+                near, _ = self._listener.accept()
+                if self._tls is not None:
+                    near = self._tls.wrap_socket(near, server_side=True)
+            except ssl.SSLError:
+                continue
+            except OSError:
+                break
+            far = socket.create_connection(("127.0.0.1", self._upstream_port))
+            self._open += [near, far]
+            pairs.append(threading.Thread(target=self._forward, args=(near, far), daemon=True))
+            pairs[-1].start()
+        for pair in pairs:
+            pair.join(5)
+
+    def _forward(self, near: socket.socket, far: socket.socket) -> None:
+        asking = False
+        with near, far, selectors.DefaultSelector() as ready, contextlib.suppress(OSError):
+            ready.register(near, selectors.EVENT_READ)
+            ready.register(far, selectors.EVENT_READ)
+            while True:
+                for key, _ in ready.select():
+                    source = key.fileobj
+                    assert isinstance(source, socket.socket)
+                    data = source.recv(1 << 16)
+                    if not data:
+                        return
+                    if source is near and not asking:
+                        self.round_trips += 1
+                    asking = source is near
+                    if not self.swallow:
+                        (far if asking else near).sendall(data)
+
+
+def make_cluster(server: RedisServer) -> None:
+    """Turn one server that was started with cluster support into a whole cluster."""
+    with server.client() as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        wait_until(lambda: b"cluster_state:ok" in _cluster_info(client), what="cluster is up")
+
+
+def _cluster_info(client: redis.Redis) -> bytes:
+    reply = client.execute_command("CLUSTER INFO")
+    if isinstance(reply, dict):
+        return b"cluster_state:" + str(reply["cluster_state"]).encode()
+    return reply if isinstance(reply, bytes) else str(reply).encode()
