@@ -6,5 +6,6 @@ if kind ~= 'zset' and kind ~= 'none' then redis.call('UNLINK', KEYS[1]) end
 local now = tonumber(redis.call('TIME')[1])
 if ARGV[1] ~= '' then redis.call('ZADD', KEYS[1], now, ARGV[1]) end
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[2]))
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + 60, '+inf') -- never ours: it would stay for ever
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 return redis.call('ZREVRANGE', KEYS[1], 0, tonumber(ARGV[3]) - 1)
