@@ -1,0 +1,209 @@
+"""Small random-weight models, so that real engines can run anywhere without downloading anything.
+
+A model is a seeded Qwen3 with a byte-level BPE trained on the Python standard library's sources. It talks nonsense,
+but it is a real model to the engine: same kernels, same KV layout, same scheduler. Compare log-probabilities, never
+only text: a random model may well repeat one token.
+
+Models live outside the source tree, in ``$GHOSTCACHER_CACHE`` or ``~/.cache/ghostcacher``, one folder for each set of
+parameters. A folder appears in one rename, complete, so that two processes may build the same model at the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import msgspec
+
+Size = Literal["tiny", "small"]
+
+RECIPE_VERSION = 1
+"""Part of every folder's name: raise it when the recipe below changes what it builds."""
+
+TRAINING_BYTES_MAX = 6 << 20
+"""Of source text for the tokenizer: enough for 16k merges, trained in seconds."""
+
+LOGIT_STD = 4.0
+"""Spread of the logits. Plain initialisation gives under 1: a nearly flat distribution, in which a wrong KV cache is
+hard to see and the greedy token hangs on rounding."""
+
+ATTENTION_GAIN = 1.6
+"""Of the query and key norms, each. With 1 a random model attends to everything alike, and so averages its context
+away; much more, and rounding is amplified from layer to layer."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """All that determines a model. Its digest names the model's folder."""
+
+    seed: int
+    vocab: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    max_position: int = 32768
+    version: int = RECIPE_VERSION
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV cache for one token, in bfloat16."""
+        return 2 * self.layers * self.kv_heads * self.head_size * 2
+
+    def digest(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
+
+
+def recipe(size: Size, *, seed: int = 0) -> Recipe:
+    """Return the recipe of a size: "tiny" (5 M parameters) or "small" (205 M parameters, 32 KiB of KV a token).
+
+    Another seed gives another model of the same shape, which must not share a cache with the first.
+    """
+    if size == "tiny":
+        return Recipe(seed=seed, vocab=4096, layers=4, hidden=256, intermediate=1024, heads=8, kv_heads=4, head_size=64)
+    if size == "small":
+        return Recipe(
+            seed=seed, vocab=16384, layers=16, hidden=1024, intermediate=2816, heads=16, kv_heads=8, head_size=64
+        )
+    raise ValueError(f"model size: expected one of {', '.join(get_args(Size))}, got {size!r}")
+
+
+def default_cache_dir() -> Path:
+    """Return where models are kept: ``$GHOSTCACHER_CACHE``, else ``~/.cache/ghostcacher``."""
+    configured = os.environ.get("GHOSTCACHER_CACHE")
+    return Path(configured) if configured else Path.home() / ".cache" / "ghostcacher"
+
+
+def ensure_model(size: Size, cache_dir: Path | None = None, *, seed: int = 0) -> Path:
+    """Return the folder of a model, building it first if it is not there (seconds)."""
+    plan = recipe(size, seed=seed)
+    target = (cache_dir or default_cache_dir()) / "models" / f"{size}-seed{seed}-{plan.digest()}"
+    if not target.exists():
+        _build_and_rename(plan, target)
+    return target
+
+
+def _build_and_rename(plan: Recipe, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    try:
+        _build(plan, scratch)
+        scratch.chmod(0o755)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _build(plan: Recipe, folder: Path) -> None:
+    special = _build_tokenizer(plan, folder)
+    _build_weights(plan, folder, eos_token_id=special["<|im_end|>"])
+    (folder / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
+
+
+def _build_tokenizer(plan: Recipe, folder: Path) -> dict[str, int]:
+    """Train and save the tokenizer; return the ids of its special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
+
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=plan.vocab,
+        special_tokens=names,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_limited(standard_library_texts(), TRAINING_BYTES_MAX), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "additional_special_tokens": names,
+        "model_max_length": plan.max_position,
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    return {name: index for index, name in enumerate(names)}  # trainers number special tokens first
+
+
+def _build_weights(plan: Recipe, folder: Path, *, eos_token_id: int) -> None:
+    import torch  # noqa: PLC0415
+    from transformers import Qwen3Config, Qwen3ForCausalLM, logging  # noqa: PLC0415
+
+    init_std = 0.02
+    config = Qwen3Config(
+        vocab_size=plan.vocab,
+        hidden_size=plan.hidden,
+        intermediate_size=plan.intermediate,
+        num_hidden_layers=plan.layers,
+        num_attention_heads=plan.heads,
+        num_key_value_heads=plan.kv_heads,
+        head_dim=plan.head_size,
+        max_position_embeddings=plan.max_position,
+        tie_word_embeddings=True,
+        initializer_range=init_std,
+        eos_token_id=eos_token_id,
+        dtype="bfloat16",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        model = Qwen3ForCausalLM(config)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(LOGIT_STD / (init_std * math.sqrt(plan.hidden)))
+        for layer in model.model.layers:
+            layer.self_attn.q_norm.weight.fill_(ATTENTION_GAIN)
+            layer.self_attn.k_norm.weight.fill_(ATTENTION_GAIN)
+    logging.disable_progress_bar()
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def standard_library_texts() -> Iterator[str]:
+    """Yield the standard library's modules (top level only), in order of name: real text that is there everywhere."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _limited(texts: Iterator[str], bytes_max: int) -> Iterator[str]:
+    left = bytes_max
+    for text in texts:
+        if left <= 0:
+            return
+        yield text[:left]
+        left -= len(text)
+
+
+def main() -> int:
+    """Build a model and print where it is."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("size", choices=get_args(Size))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    print(ensure_model(arguments.size, seed=arguments.seed))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

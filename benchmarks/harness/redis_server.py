@@ -1,0 +1,113 @@
+"""A real Redis of one's own, on a private Unix socket: start, kill, restart, flush. It dies with us."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from benchmarks.harness.ports import free_port
+from benchmarks.harness.process import GuardedProcess
+from ghostcacher_connector.index.embedded import find_server
+
+START_TIMEOUT_S = 10.0
+POLL_S = 0.02
+
+
+class RedisServer(AbstractContextManager["RedisServer"]):
+    """One redis-server without persistence, answering when constructed.
+
+    Unlike the connector's embedded one (index/embedded.py), it is not shared with other processes of the user, can
+    be killed and restarted at will, and listens on TCP when `tcp` is set. The address stays the same over a restart.
+    """
+
+    def __init__(self, *, tcp: bool = False, extra_args: tuple[str, ...] = ()) -> None:
+        # Short on purpose: a Unix socket's path has at most 107 bytes.
+        self._folder = Path(tempfile.mkdtemp(prefix="gc-redis-"))
+        self._port = free_port() if tcp else 0
+        self._extra_args = extra_args
+        self._process: GuardedProcess | None = None
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def __repr__(self) -> str:
+        return f"RedisServer({self.url}, {self._process!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self._port}/0" if self._port else f"unix://{self._folder}/redis.sock"
+
+    @property
+    def process(self) -> GuardedProcess:
+        assert self._process is not None, "stopped"
+        return self._process
+
+    def start(self) -> None:
+        """Start it, empty, where it was before, and return when it answers."""
+        command = [
+            *(str(find_server()), "--port", str(self._port), "--bind", "127.0.0.1"),
+            *("--unixsocket", str(self._folder / "redis.sock"), "--dir", str(self._folder)),
+            *("--save", "", "--appendonly", "no", *self._extra_args),
+        ]
+        self._process = GuardedProcess(command, log=self._folder / "redis.log", grace_s=3.0)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self._call(b"PING") != b"+PONG":
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"redis-server does not answer at {self.url}:\n{self._process.log_tail(10)}")
+            time.sleep(POLL_S)
+
+    def kill(self) -> None:
+        """Kill it at once (SIGKILL); `start` brings back an empty one at the same address."""
+        self.process.kill()
+
+    def restart(self) -> None:
+        """Kill it and start an empty one."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Make it silent without closing its connections (SIGSTOP)."""
+        self.process.pause()
+
+    def resume(self) -> None:
+        """Let go on what `pause` stopped."""
+        self.process.resume()
+
+    def flush(self) -> None:
+        """Forget everything (FLUSHALL)."""
+        answer = self._call(b"FLUSHALL")
+        if answer != b"+OK":
+            raise RuntimeError(f"FLUSHALL: expected +OK, got {answer!r}")
+
+    def stop(self) -> None:
+        """End it and remove its folder. Idempotent."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _call(self, command: bytes) -> bytes:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(2.0)
+                connection.connect(str(self._folder / "redis.sock"))
+                connection.sendall(command + b"\r\n")
+                return connection.recv(256).strip()
+        except OSError:
+            return b""
