@@ -225,10 +225,12 @@ class Publisher:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
+            began = self._clock()
             pause_s = self.step()
-            if self.available:
-                if not self.ledger.pending:
-                    self._wake.wait(pause_s)
+            if self.available and self.ledger.pending:
+                pause_s = max(0.0, self._interval_s - (self._clock() - began))
+            elif self.available:
+                self._wake.wait(pause_s)
                 pause_s = self._interval_s
             self._wake.clear()
             # Changes go on gathering here; only the end of the publisher cuts the pause short.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ghostcacher_connector.errors import ConfigError, IndexUnavailable
 from ghostcacher_connector.index import embedded
@@ -33,7 +35,8 @@ def directory(tmp_path: Path) -> Path:
 def server_pid(directory: Path) -> int | None:
     """Return the process id of the server on the socket; None when none answers."""
     try:
-        with redis.Redis(unix_socket_path=str(directory / "redis.sock"), socket_timeout=2) as client:
+        path = str(directory / "redis.sock")
+        with redis.Redis(unix_socket_path=path, socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
             return int(client.info("server")["process_id"])
     except redis.RedisError:
         return None

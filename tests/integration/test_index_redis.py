@@ -182,7 +182,7 @@ def test_dead_server_is_unavailable_and_named(tmp_path: Path) -> None:
             lambda: index.apply(REF, entries(BLOCKS), [], lease_ttl_s=1),
             lambda: index.clear(REF, 0),
             lambda: index.lookup([REF], BLOCKS),
-            lambda: index.workers(),
+            index.workers,
             lambda: index.workers(NAMESPACE),
             lambda: index.put_report(REF, "load", {}, ttl_s=1),
             lambda: index.reports(NAMESPACE, "w1", "load"),
@@ -257,14 +257,9 @@ def test_acl_user_may_do_just_what_the_index_does(tmp_path: Path) -> None:
 
 def self_signed(directory: Path) -> tuple[Path, Path]:
     certificate, key = directory / "cert.pem", directory / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-        + ["-keyout", str(key), "-out", str(certificate)],
-        check=True,
-        capture_output=True,
-        timeout=30,
-    )
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *options], check=True, capture_output=True, timeout=30)
     return certificate, key
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import selectors
 import socket
 import ssl
@@ -17,10 +18,20 @@ from ghostcacher_connector.index.embedded import find_server
 from tests.support.index_parts import wait_until
 
 
+CLUSTER_BUS_OFFSET = 10_000
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, and whose cluster bus port is; below those that outgoing connections are given."""
+    for _ in range(100):
+        port = random.randrange(11_000, 22_000)
+        try:
+            for number in (port, port + CLUSTER_BUS_OFFSET):
+                socket.create_server(("127.0.0.1", number)).close()
+        except OSError:
+            continue
+        return port
+    raise AssertionError("no free port in 100 tries")
 
 
 class RedisServer:
@@ -38,8 +49,8 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
-    def client(self, **options: object) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=5, **options)
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, socket_timeout=5)
 
     def start(self) -> None:
         command = [str(find_server())]
