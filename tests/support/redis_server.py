@@ -17,7 +17,6 @@ import redis
 from ghostcacher_connector.index.embedded import find_server
 from tests.support.index_parts import wait_until
 
-
 CLUSTER_BUS_OFFSET = 10_000
 
 
