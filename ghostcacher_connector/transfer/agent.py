@@ -186,7 +186,7 @@ class NixlAgent:
 def _import_nixl() -> Any:
     # Imported here: it is heavy, and absent on hosts that only use the relay.
     try:
-        from nixl import _api as api  # type: ignore[import-untyped]  # noqa: PLC0415
+        from nixl import _api as api  # noqa: PLC0415
     except ImportError as exc:
         raise ConfigError("transports names nixl, but the package nixl is not installed") from exc
     return api

@@ -74,12 +74,8 @@ def endpoint_fault(peer: RankEndpoint) -> str:
         return f"{peer.slot_count} slots in {len(peer.segments)} segments is out of range"
     if not 0 < peer.table < ADDRESS_END - 8 * (peer.slot_count + 5):
         return f"slot table at {peer.table:#x} is out of range"
-    for number, segment in enumerate(peer.segments):
-        if segment.base <= 0 or not 0 < segment.slot_bytes <= segment.stride_bytes:
-            return f"segment {number} is malformed: {segment}"
-        if segment.base + segment.stride_bytes * peer.slot_count >= ADDRESS_END:
-            return f"segment {number} ends beyond the address space: {segment}"
-    return ""
+    bad = next((segment for segment in peer.segments if not _is_sane(segment, peer.slot_count)), None)
+    return "" if bad is None else f"malformed {bad}"
 
 
 def request_fault(
@@ -190,6 +186,14 @@ def packed_segments(base: int, slot_bytes: Sequence[int], slot_count: int) -> tu
         packed.append(Segment(base, size, size))
         base += size * slot_count
     return tuple(packed)
+
+
+def _is_sane(segment: Segment, slot_count: int) -> bool:
+    return (
+        segment.base > 0
+        and 0 < segment.slot_bytes <= segment.stride_bytes
+        and segment.base + segment.stride_bytes * slot_count < ADDRESS_END
+    )
 
 
 def _rows(segment: Segment, first: Slots, length: Slots, device: int) -> Descriptors:

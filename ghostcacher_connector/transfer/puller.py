@@ -16,13 +16,13 @@ import collections
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from ghostcacher_connector.errors import PeerUnreachable
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.base import Probe, PullOutcome, PullRequest, PullResult, Transport
+from ghostcacher_connector.transfer.base import Probe, PullOutcome, PullRequest, PullResult, Transport, Validity
 from ghostcacher_connector.transfer.directory import PeerDirectory, PeerState
 from ghostcacher_connector.transfer.jobs import (
     BlockFailure,
@@ -193,19 +193,19 @@ class Puller:
         started = self._clock()
         count = len(job.local_slots)
         valid = np.zeros(count, dtype=np.bool_)
-        why = np.full(count, MissReason.NOT_INDEXED, dtype=object)
+        why: dict[int, MissReason | None] = dict.fromkeys(range(count), MissReason.NOT_INDEXED)
         tries: list[SourceResult] = []
         for number, source in enumerate(job.sources):
             wanted = np.flatnonzero(~valid[: len(source.remote_slots)])
             if len(wanted) == 0:
                 continue
             if self._clock() >= job.deadline:
-                why[~valid] = MissReason.TIMEOUT
+                why.update(dict.fromkeys(np.flatnonzero(~valid).tolist(), MissReason.TIMEOUT))
                 break
             last = number == len(job.sources) - 1
             result = self._ask(job, source, wanted, self._deadline_of(job, last))
             valid[wanted] = result.valid
-            why[wanted] = result.reason
+            why.update(dict.fromkeys(wanted.tolist(), result.reason))
             tries.append(SourceResult(source.worker, len(wanted), int(result.valid.sum()), result))
         return _job_result(job, valid, why, tries, self._clock() - started)
 
@@ -235,11 +235,19 @@ class Puller:
 
 
 def _job_result(
-    job: PullJob, valid: np.ndarray, why: np.ndarray, tries: Sequence[SourceResult], seconds: float
+    job: PullJob,
+    valid: Validity,
+    why: Mapping[int, MissReason | None],
+    tries: Sequence[SourceResult],
+    seconds: float,
 ) -> JobResult:
     missing = np.flatnonzero(~valid)
-    reasons = sorted({why[block] for block in missing}, key=lambda reason: int(missing[why[missing] == reason][0]))
-    failures = tuple(BlockFailure(reason, missing[why[missing] == reason]) for reason in reasons)
+    blocks_by_reason: dict[MissReason, list[int]] = {}
+    for block in missing.tolist():
+        blocks_by_reason.setdefault(why[block] or MissReason.TRANSFER_FAILED, []).append(block)
+    failures = tuple(
+        BlockFailure(reason, np.asarray(blocks, dtype=np.int64)) for reason, blocks in blocks_by_reason.items()
+    )
     if len(missing) == 0:
         outcome = PullOutcome.DONE
     elif any(entry.result.outcome is PullOutcome.STALE for entry in tries):

@@ -1,8 +1,8 @@
 """A process that owns KV memory and is driven by lines of JSON: the peer in tests with real NIXL and real processes.
 
-Run as ``python -m tests.support.kv_owner '{"transport": {...}, "memory": {...}, "relay": {...}}'``. The first line of output
-is the endpoint. Commands: ``write`` (bump and fill slots), ``overwrite`` (fill without a bump), ``bump``, ``ping``, ``renew``,
-``torture`` (rewrite slots at full speed until the next command arrives), ``quit``.
+Run as ``python -m tests.support.kv_owner '{"transport": {...}, "memory": {...}, "relay": {...}}'``. The first line of
+output is the endpoint. Commands: ``write`` (bump and fill slots), ``overwrite`` (fill without a bump), ``bump``,
+``ping``, ``renew``, ``torture`` (rewrite slots at full speed until the next command arrives), ``quit``.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class Owner:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.memory = KvMemory(**options.get("memory", {}))
-        self.transport = NixlTransport(self.memory.rank, self.memory.table, name="owner", **options.get("transport", {}))
+        self.transport = NixlTransport(
+            self.memory.rank, self.memory.table, name="owner", **options.get("transport", {})
+        )
         self.relay = None
         self.address = None
         if "relay" in options:
-            from ghostcacher_connector.transfer.relay.process import RelayProcess  # noqa: PLC0415
+            from ghostcacher_connector.transfer.relay.process import RelayProcess
 
             self.relay = RelayProcess(self.transport.endpoint(rank=0), **options["relay"])
             self.address = self.relay.start()

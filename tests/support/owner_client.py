@@ -73,7 +73,8 @@ class OwnerProcess:
             while b"\n" in self._pending:
                 line, self._pending = self._pending.split(b"\n", 1)
                 if line.startswith(b"@"):
-                    return json.loads(line[1:])
+                    answer: dict[str, Any] = json.loads(line[1:])
+                    return answer
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
             assert ready, f"owner {self.pid} did not answer within {REPLY_S} s"
             data = os.read(self._process.stdout.fileno(), 65536)

@@ -1,0 +1,63 @@
+"""The relay process: ``python -m ghostcacher_connector.transfer.relay``, started by `RelayProcess`, never by hand.
+
+Reads one `RelayConfig` from standard input and prints "port N". Then serves until standard input ends, which the kernel
+brings about when the parent dies, however it dies. Imports neither torch nor an engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+
+import msgspec
+
+from ghostcacher_connector.transfer.agent import NixlAgent
+from ghostcacher_connector.transfer.arenas import ArenaPool
+from ghostcacher_connector.transfer.reader import NixlReader
+from ghostcacher_connector.transfer.relay.config import RelayConfig
+from ghostcacher_connector.transfer.relay.server import RelayServer
+from ghostcacher_connector.transfer.relay.wire import parse_address
+
+ARENAS = 8
+ARENA_BYTES = 4 << 20
+PARENT_POLL_S = 1.0
+
+
+def main() -> None:
+    """Serve until the parent is gone."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="relay %(levelname)s %(message)s")
+    size = int.from_bytes(sys.stdin.buffer.read(4), "little")
+    config = msgspec.msgpack.decode(sys.stdin.buffer.read(size), type=RelayConfig)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_at_end_of_input, daemon=True).start()
+    endpoint = config.endpoint
+    agent = NixlAgent(f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2)
+    pool = ArenaPool(ARENAS, max(ARENA_BYTES, endpoint.bytes_per_slot))
+    reader = NixlReader(agent, pool, any_host=False)
+    server = RelayServer(reader, endpoint, parse_address(config.listen), token=config.token)
+    reader.reaches(endpoint)  # connect now, so that the first reader does not pay for it
+    print(f"port {server.port}", flush=True)
+    server.serve_forever()
+
+
+def _die_at_end_of_input() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(0)
+
+
+def _die_with_parent(parent: int) -> None:
+    """End when the parent is gone although a process that it forked keeps our input open.
+
+    The kernel's parent-death signal is of no use: it fires when the *thread* ends that started us.
+    """
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_S)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

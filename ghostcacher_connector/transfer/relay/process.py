@@ -1,0 +1,174 @@
+"""Starts the relay process beside an engine's rank, and starts it again, within bounds, when it dies."""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import msgspec
+
+from ghostcacher_connector.errors import ConfigError, TransferError
+from ghostcacher_connector.transfer.backoff import Backoff
+from ghostcacher_connector.transfer.relay.config import RelayConfig
+from ghostcacher_connector.transfer.relay.wire import is_loopback, parse_address
+from ghostcacher_connector.types import RankEndpoint
+
+logger = logging.getLogger(__name__)
+
+START_S = 30.0
+RESTARTS_MAX = 20
+"""In one life of the worker: a relay that keeps dying has a cause which another start does not remove."""
+
+
+class RelayProcess:
+    """One relay for one rank. The relay dies with this process; this process survives the relay's death."""
+
+    def __init__(
+        self,
+        endpoint: RankEndpoint,
+        *,
+        listen: str,
+        token: str | None = None,
+        advertise_host: str | None = None,
+        ucx_tls: str | None = None,
+        restarts_max: int = RESTARTS_MAX,
+    ) -> None:
+        """listen: "host:port", port 0 for any. advertise_host: what readers connect to; found out when not given.
+
+        Raises ConfigError for a listener beyond loopback without a token.
+        """
+        self._host, self._port = parse_address(listen)
+        if not token and not is_loopback(self._host):
+            raise ConfigError(f"relay_listen={listen!r} is open to the network: relay_token is required")
+        self._advertise_host = advertise_host or _own_address(self._host)
+        self._endpoint = endpoint
+        self._token = token or ""
+        self._ucx_tls = ucx_tls
+        self._restarts_left = restarts_max
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = threading.Event()
+
+    def __repr__(self) -> str:
+        return f"RelayProcess({self.address}, pid={self.pid}, restarts left={self._restarts_left})"
+
+    @property
+    def address(self) -> str:
+        """What readers connect to, "host:port"; valid after `start`."""
+        host = f"[{self._advertise_host}]" if ":" in self._advertise_host else self._advertise_host
+        return f"{host}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        with self._lock:
+            return self._process.pid if self._process is not None else None
+
+    def start(self) -> str:
+        """Start the relay, wait until it listens, and return its address. Raises TransferError."""
+        self._spawn()
+        threading.Thread(target=self._supervise, name="gc-relay-supervisor", daemon=True).start()
+        return self.address
+
+    def close(self) -> None:
+        """End the relay. Idempotent."""
+        self._closed.set()
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            _end(process)
+
+    def _spawn(self) -> None:
+        config = RelayConfig(endpoint=self._endpoint, listen=self._listen(), token=self._token, ucx_tls=self._ucx_tls)
+        body = msgspec.msgpack.encode(config)
+        command = [sys.executable, "-m", "ghostcacher_connector.transfer.relay"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+        try:
+            assert process.stdin is not None
+            process.stdin.write(len(body).to_bytes(4, "little") + body)
+            process.stdin.flush()
+            self._port = _read_port(process)
+        except (OSError, TransferError) as exc:
+            _end(process)
+            raise TransferError(f"the relay on {self._listen()} did not start: {exc}") from exc
+        with self._lock:
+            closed = self._closed.is_set()
+            self._process = None if closed else process
+        if closed:
+            _end(process)
+
+    def _listen(self) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{host}:{self._port}"
+
+    def _supervise(self) -> None:
+        backoff = Backoff()
+        while not self._closed.is_set():
+            with self._lock:
+                process = self._process
+            if process is not None:
+                status = process.wait()
+                if self._closed.is_set():
+                    return
+                logger.warning("the relay on %s ended with status %d", self._listen(), status)
+                _end(process)
+            if self._restarts_left <= 0:
+                logger.error("the relay on %s is given up; hosts that need it will recompute", self._listen())
+                return
+            self._restarts_left -= 1
+            backoff.failed(time.monotonic())
+            while not backoff.ready(time.monotonic()):
+                if self._closed.wait(0.1):
+                    return
+            try:
+                self._spawn()
+            except TransferError as exc:
+                with self._lock:
+                    self._process = None
+                logger.warning("%s", exc)
+
+
+def _read_port(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the line "port N"; libraries may print others before it."""
+    assert process.stdout is not None
+    until = time.monotonic() + START_S
+    text = b""
+    while time.monotonic() < until:
+        if select.select([process.stdout], [], [], 0.2)[0]:
+            data = process.stdout.read1(4096)  # type: ignore[attr-defined]
+            if not data:
+                break
+            text += data
+            for line in text.splitlines():
+                if line.startswith(b"port ") and text.endswith(b"\n"):
+                    return int(line.removeprefix(b"port "))
+    raise TransferError(f"no port within {START_S:.0f} s; it printed {text[-200:]!r}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            try:
+                stream.close()
+            except OSError as exc:
+                logger.debug("closing a pipe of the relay: %s", exc)
+
+
+def _own_address(host: str) -> str:
+    """Return the address under which others reach a listener on `host`."""
+    if host not in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared with, not bound to
+        return host
+    family = socket.AF_INET6 if host == "::" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # No packet is sent: the kernel only picks the address it would send from.
+            probe.connect(("2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()

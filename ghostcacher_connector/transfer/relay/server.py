@@ -1,0 +1,163 @@
+"""The relay: serves readers over TCP with what it READs from the one rank beside it.
+
+One thread a connection, a bounded number of them. Every wait has a bound: handshake, idle, one chunk's I/O, an arena.
+A reader that dies or stalls costs its thread until then, and the engine nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from ghostcacher_connector.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.slots import Slots
+from ghostcacher_connector.transfer.arenas import SEAL_SLOTS_MAX
+from ghostcacher_connector.transfer.layout import slots_fault
+from ghostcacher_connector.transfer.reader import NixlReader, NoArena
+from ghostcacher_connector.transfer.relay.wire import (
+    SLOTS_MAX,
+    Ask,
+    Channel,
+    Chunk,
+    Done,
+    Failure,
+    Seal,
+    server_handshake,
+)
+from ghostcacher_connector.types import MissReason, RankEndpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Limits(NamedTuple):
+    """Bounds of a relay; the defaults suit a node of eight GPUs."""
+
+    connections_max: int = 64
+    handshake_s: float = 5.0
+    idle_s: float = 120.0
+    chunk_s: float = 10.0
+    arena_s: float = 2.0
+
+
+class RelayServer:
+    """Listens, and serves the memory of one rank to authenticated readers."""
+
+    def __init__(
+        self,
+        reader: NixlReader,
+        endpoint: RankEndpoint,
+        address: tuple[str, int],
+        *,
+        token: str,
+        limits: Limits | None = None,
+    ) -> None:
+        self._reader = reader
+        self._endpoint = endpoint
+        self._token = token
+        self._limits = limits or Limits()
+        self._slot_bytes = tuple(segment.slot_bytes for segment in endpoint.segments)
+        self._lock = threading.Lock()
+        self._connections = 0
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._listener = socket.create_server(address, family=family, backlog=64)
+
+    @property
+    def port(self) -> int:
+        """The port that readers connect to."""
+        return int(self._listener.getsockname()[1])
+
+    def serve_forever(self) -> None:
+        """Accept readers until the listener is closed."""
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except ConnectionAbortedError:
+                continue
+            except OSError:
+                return
+            if not self._admit():
+                sock.close()
+                continue
+            threading.Thread(target=self._serve, args=(sock,), name="gc-relay", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop accepting; connections end with the process."""
+        self._listener.close()
+
+    def _admit(self) -> bool:
+        with self._lock:
+            if self._connections >= self._limits.connections_max:
+                logger.warning("refused a reader: %d are connected", self._connections)
+                return False
+            self._connections += 1
+            return True
+
+    def _serve(self, sock: socket.socket) -> None:
+        channel = Channel(sock)
+        try:
+            channel.deadline = time.monotonic() + self._limits.handshake_s
+            server_handshake(channel, self._token, self._endpoint.agent_name, self._slot_bytes)
+            while True:
+                channel.deadline = time.monotonic() + self._limits.idle_s
+                ask = channel.receive()
+                if not isinstance(ask, Ask):
+                    raise ProtocolError(f"expected Ask, got {type(ask).__name__}")
+                self._answer(channel, ask)
+        except (ProtocolError, OSError) as exc:
+            logger.debug("a reader's connection ended: %s", exc)
+        finally:
+            channel.close()
+            with self._lock:
+                self._connections -= 1
+
+    def _answer(self, channel: Channel, ask: Ask) -> None:
+        until = time.monotonic() + min(self._limits.idle_s, max(1, ask.budget_ms) / 1000)
+        channel.deadline = until
+        fault = (
+            "" if len(ask.slots) % 8 == 0 and len(ask.slots) <= 8 * SLOTS_MAX else f"{len(ask.slots)} bytes of slots"
+        )
+        slots = np.frombuffer(ask.slots[: len(ask.slots) // 8 * 8], dtype="<i8").astype(np.int64)
+        fault = fault or slots_fault(slots, self._endpoint.slot_count)
+        if fault:
+            channel.send(Failure(MissReason.MALFORMED_ENTRY, fault))
+            return
+        step = min(SEAL_SLOTS_MAX, max(1, self._reader.pool.data_bytes // self._endpoint.bytes_per_slot))
+        try:
+            for low in range(0, max(1, len(slots)), step):
+                self._send_chunk(channel, slots[low : low + step], until)
+        except PeerUnreachable as exc:
+            channel.send(Failure(MissReason.PEER_UNREACHABLE, str(exc)))
+        except TransferError as exc:
+            channel.send(Failure(MissReason.TRANSFER_FAILED, str(exc)))
+        else:
+            channel.send(Done())
+
+    def _send_chunk(self, channel: Channel, slots: Slots, until: float) -> None:
+        """READ a chunk, then its seal, and only then send the two, in this order."""
+        deadline = min(until, time.monotonic() + self._limits.chunk_s)
+        channel.deadline = deadline
+        reader = self._reader
+        self._await_arena(min(deadline, time.monotonic() + self._limits.arena_s))
+        with reader.links_to(self._endpoint) as link, reader.lease(link) as lease:
+            try:
+                size = reader.read_packed(self._endpoint, lease, slots, deadline) if len(slots) else 0
+                seal = reader.read_seal(self._endpoint, lease, slots, deadline).tobytes()
+            except TransferError as exc:
+                reader.links.failed(link, str(exc))
+                raise
+            channel.send(Chunk(len(slots), size))
+            if size:
+                channel.send_raw(lease.arena.data[:size].data)
+            channel.send(Seal(seal))
+
+    def _await_arena(self, deadline: float) -> None:
+        """Wait until an arena is likely to be free. Slow readers hold them, at most for `chunk_s`."""
+        while self._reader.pool.free_count() == 0:
+            if time.monotonic() >= deadline:
+                raise NoArena(f"the relay is busy: {self._reader.pool}")
+            time.sleep(0.002)

@@ -1,0 +1,237 @@
+"""One suite of behaviour for every way to pull: in-memory, NIXL direct, NIXL staged, and the relay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import pytest
+
+from ghostcacher_connector.errors import TransferError
+from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
+from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
+from ghostcacher_connector.transfer.nixl import NixlTransport
+from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.types import MissReason, RankEndpoint, Segment
+from tests.support.kv_memory import KvMemory
+from tests.support.owner_client import OwnerProcess
+
+KINDS = ["memory", "nixl", "nixl-staged", "relay"]
+pytestmark = pytest.mark.timeout(120)
+
+
+class Owner(Protocol):
+    """The peer that is pulled from, wherever it lives."""
+
+    endpoint: RankEndpoint
+
+    def call(self, command: str, slots: Any = (), generations: Any = ()) -> Any: ...
+    def renew(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class MemoryOwner:
+    """The owner's side of the in-memory twin."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.memory = KvMemory()
+        self._transport = MemoryTransport(fabric, self.memory.rank, self.memory.table, name="owner")
+        self.endpoint = self._transport.endpoint(rank=0)
+
+    def call(self, command: str, slots: Any = (), generations: Any = ()) -> None:
+        act = {"write": self.memory.write, "overwrite": self.memory.overwrite, "bump": self.memory.table.bump}
+        act[command](np.asarray(slots, dtype=np.int64), np.asarray(generations, dtype=np.uint64))
+
+    def renew(self) -> None:
+        self.memory.table.renew_incarnation()
+        self.endpoint = self._transport.endpoint(rank=0)
+
+    def kill(self) -> None:
+        self._transport.close()
+
+
+class Rig:
+    """An owner, and a reader with memory of its own."""
+
+    def __init__(self, owner: Owner, transport: Transport, memory: KvMemory) -> None:
+        self.owner = owner
+        self.transport = transport
+        self.memory = memory
+        self.base = 0
+        """Added to every generation, so that tests which share an owner never let one go back."""
+
+    def call(self, command: str, slots: Any, generations: Any) -> None:
+        self.owner.call(command, slots, np.asarray(generations) + self.base)
+
+    def pull(self, remote: Any, local: Any, generations: Any, *, seconds: float = 10.0, **changes: Any) -> Any:
+        peer = msgspec.structs.replace(self.owner.endpoint, **changes)
+        request = PullRequest(
+            peer,
+            np.asarray(remote, dtype=np.int64),
+            np.asarray(local, dtype=np.int64),
+            np.asarray(generations, dtype=np.uint64) + np.uint64(self.base),
+            time.monotonic() + seconds,
+        )
+        return self.transport.pull(request)
+
+    def holds(self, local: Any, remote: Any, generations: Any) -> Any:
+        expected = np.asarray(generations, dtype=np.uint64) + np.uint64(self.base)
+        return self.memory.holds(np.asarray(local), np.asarray(remote), expected)
+
+
+def make_rig(kind: str, layout: str) -> Iterator[Rig]:
+    memory = KvMemory(layout=layout)
+    if kind == "memory":
+        fabric = Fabric()
+        yield Rig(MemoryOwner(fabric), MemoryTransport(fabric, memory.rank, memory.table, name="reader"), memory)
+        return
+    options: dict[str, Any] = {"relay": {"listen": "127.0.0.1:0", "token": "secret"}} if kind == "relay" else {}
+    with OwnerProcess(**options) as owner:
+        transport: Transport
+        if kind == "relay":
+            transport = RelayTransport(memory.rank, token="secret")
+        else:
+            transport = NixlTransport(
+                memory.rank, memory.table, name="reader", staged=kind == "nixl-staged", staging_mib=1
+            )
+        yield Rig(owner, transport, memory)
+        transport.close()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shared_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    yield from make_rig(request.param, "layers")
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Rig:
+    """An owner and a reader that other tests use, too: processes take a second to start."""
+    shared_rig.memory.clear()
+    shared_rig.base += 1000
+    return shared_rig
+
+
+@pytest.fixture(params=KINDS)
+def own_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    """An owner and a reader to be killed or closed."""
+    yield from make_rig(request.param, "layers")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", ["layers", "blocks", "gaps"])
+def test_published_slots_arrive_unchanged_in_any_layout(kind: str, layout: str) -> None:
+    """The bytes of every slot equal the owner's, though reader and owner lay their memory out differently."""
+    for rig in make_rig(kind, layout):
+        remote = np.array([3, 4, 5, 0, 63, 20, 19])
+        local = np.array([7, 8, 9, 1, 0, 33, 34])
+        generations = np.arange(1, 8)
+        rig.call("write", remote, generations)
+        result = rig.pull(remote, local, generations)
+        assert result.outcome is PullOutcome.DONE, result
+        assert result.valid.all()
+        assert result.reason is None
+        assert result.bytes == 7 * 3 * 4096
+        assert rig.holds(local, remote, generations).all()
+        untouched = np.setdiff1d(np.arange(64), local)
+        assert not any(rows[untouched].any() for rows in rig.memory.rows)
+
+
+def test_reused_slot_is_refused_and_its_neighbours_are_kept(rig: Rig) -> None:
+    """A bumped slot is invalid even before it is overwritten; the others of the same pull stay valid."""
+    rig.call("write", [1, 2, 3], [5, 5, 5])
+    rig.call("bump", [2], [6])
+    result = rig.pull([1, 2, 3], [1, 2, 3], [5, 5, 5])
+    assert result.outcome is PullOutcome.STALE
+    assert result.reason is MissReason.STALE_GENERATION
+    assert result.valid.tolist() == [True, False, True]
+    assert rig.holds([1, 3], [1, 3], [5, 5]).all()
+
+
+def test_entry_of_earlier_incarnation_is_refused(rig: Rig) -> None:
+    """After the owner became a new incarnation, nothing published before is accepted, equal generations or not."""
+    rig.call("write", [1, 2], [5, 5])
+    before = rig.owner.endpoint.incarnation
+    assert rig.pull([1, 2], [1, 2], [5, 5]).outcome is PullOutcome.DONE
+    rig.owner.renew()
+    assert rig.pull([1, 2], [1, 2], [5, 5], incarnation=before).outcome is PullOutcome.STALE
+    assert rig.pull([1, 2], [1, 2], [5, 5]).outcome is PullOutcome.DONE
+
+
+@pytest.mark.parametrize(("remote", "local"), [([64], [0]), ([-1], [0]), ([0], [64]), ([0], [-1]), ([0, 1], [5, 5])])
+def test_slot_out_of_range_fails_without_a_read(rig: Rig, remote: list[int], local: list[int]) -> None:
+    """Slots outside either table, or two blocks for one place, end the pull before any byte moves."""
+    result = rig.pull(remote, local, [0] * len(remote))
+    assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.MALFORMED_ENTRY)
+    assert result.bytes == 0
+    assert not result.valid.any()
+
+
+def test_other_row_size_fails_as_fingerprint_mismatch(rig: Rig) -> None:
+    """A peer whose slots have another size is refused before any byte moves."""
+    segments = tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in rig.owner.endpoint.segments)
+    result = rig.pull([1], [1], [0], segments=segments)
+    assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.FINGERPRINT_MISMATCH)
+    assert result.bytes == 0
+
+
+def test_wrong_slot_count_is_refused(rig: Rig) -> None:
+    """A record that claims another table size than the seal's header says is not believed."""
+    rig.call("write", [1], [5])
+    result = rig.pull([1], [1], [5], slot_count=32)
+    assert not result.valid.any()
+    assert result.outcome in {PullOutcome.STALE, PullOutcome.FAILED}
+
+
+def test_deadline_in_the_past_fails_as_timeout(rig: Rig) -> None:
+    """A pull that starts too late moves nothing."""
+    rig.call("write", [1], [5])
+    assert rig.transport.reaches(rig.owner.endpoint)
+    result = rig.pull([1], [1], [5], seconds=-1.0)
+    assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.TIMEOUT)
+
+
+def test_killed_owner_fails_as_unreachable_and_stays_so(own_rig: Rig) -> None:
+    """Pulls from a killed owner fail at once, again and again, and the reader lives on."""
+    own_rig.call("write", [1], [5])
+    assert own_rig.pull([1], [1], [5]).outcome is PullOutcome.DONE
+    own_rig.owner.kill()
+    started = time.monotonic()
+    for _ in range(3):
+        result = own_rig.pull([1], [1], [5])
+        assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE), result
+        assert not result.valid.any()
+    assert time.monotonic() - started < 5.0
+    assert not own_rig.transport.reaches(own_rig.owner.endpoint)
+
+
+def test_probe_reads_data_and_generations_without_touching_local_slots(rig: Rig) -> None:
+    """A probe returns the slots' bytes, segment after segment, and leaves the engine's memory alone."""
+    rig.call("write", [1, 2], [5, 6])
+    probe = rig.transport.probe(rig.owner.endpoint, np.array([1, 2]), timeout_s=5.0)
+    assert probe.current
+    assert probe.generations.tolist() == [rig.base + 5, rig.base + 6]
+    expected = KvMemory()
+    expected.overwrite(np.array([1, 2]), np.array([5, 6], dtype=np.uint64) + np.uint64(rig.base))
+    assert probe.data == b"".join(rows[1:3].tobytes() for rows in expected.rows)
+    assert not any(rows.any() for rows in rig.memory.rows)
+
+
+def test_probe_of_unknown_slot_raises(rig: Rig) -> None:
+    """A probe says clearly when it is asked for what is not there."""
+    with pytest.raises(TransferError, match="slot 64 is outside"):
+        rig.transport.probe(rig.owner.endpoint, np.array([64]), timeout_s=5.0)
+
+
+def test_empty_pull_is_done(rig: Rig) -> None:
+    """Nothing asked for, nothing missing."""
+    assert rig.pull([], [], []).outcome is PullOutcome.DONE
+
+
+def test_close_twice_is_harmless_and_later_pulls_fail(own_rig: Rig) -> None:
+    """After close a pull fails, it does not crash."""
+    own_rig.transport.close()
+    own_rig.transport.close()
+    assert own_rig.pull([1], [1], [0]).outcome in {PullOutcome.FAILED, PullOutcome.DONE, PullOutcome.STALE}
