@@ -1,0 +1,28 @@
+"""Metrics: their catalog, the recorder beside the work, and the exporter beside the metrics page."""
+
+from ghostcacher_connector.metrics.catalog import METRICS, Kind, Metric
+from ghostcacher_connector.metrics.exporter import (
+    Exporter,
+    MetricFactory,
+    MetricsPage,
+    class_factory,
+    registry_factory,
+    serve,
+)
+from ghostcacher_connector.metrics.recorder import Delta, Recorder, merge, summary
+
+__all__ = [
+    "METRICS",
+    "Delta",
+    "Exporter",
+    "Kind",
+    "Metric",
+    "MetricFactory",
+    "MetricsPage",
+    "Recorder",
+    "class_factory",
+    "merge",
+    "registry_factory",
+    "serve",
+    "summary",
+]

@@ -1,0 +1,205 @@
+"""Every metric that a worker exports: name, kind, unit, labels and what it means. Nothing else may be recorded.
+
+How a value travels: `Recorder` (recorder.py) collects deltas where things happen, the engine carries them to the
+process that serves its metrics page, and there `Exporter` (exporter.py) adds them to that page's counters.
+
+A label with a tuple takes these values only, and its series exist from the start, at zero: an alert on a counter that
+has never been incremented would otherwise see nothing. A label with None is free and must stay bounded (a rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from itertools import product
+from typing import NamedTuple
+
+from ghostcacher_connector.types import MissReason
+
+
+class Kind(Enum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Metric(NamedTuple):
+    """One metric. labels: name -> the values allowed, None when free. buckets: upper bounds, for histograms."""
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    labels: Mapping[str, tuple[str, ...] | None] = {}
+    buckets: tuple[float, ...] = ()
+
+    def key_of(self, labels: Mapping[str, str]) -> str:
+        """Return the label values, joined in the order of the metric; assert that they are right."""
+        assert labels.keys() == self.labels.keys(), f"{self.name}: expected labels {list(self.labels)}, got {labels}"
+        for label, allowed in self.labels.items():
+            value = labels[label]
+            assert isinstance(value, str), f"{self.name}: label {label}: expected a text, got {value!r}"
+            assert SEPARATOR not in value, f"{self.name}: label {label}: got {value!r}"
+            assert allowed is None or value in allowed, f"{self.name}: label {label}: expected {allowed}, got {value!r}"
+        return SEPARATOR.join(labels[label] for label in self.labels)
+
+    def values_of(self, key: str) -> tuple[str, ...]:
+        """Return the label values that `key_of` joined; assert that they are right."""
+        values = tuple(key.split(SEPARATOR)) if self.labels or key else ()
+        assert len(values) == len(self.labels), f"{self.name}: expected {len(self.labels)} labels, got {key!r}"
+        self.key_of(dict(zip(self.labels, values, strict=True)))
+        return values
+
+    def known_keys(self) -> list[str]:
+        """Return every key of a metric whose labels are all enumerated; none when one is free."""
+        allowed = [values for values in self.labels.values() if values is not None]
+        if len(allowed) < len(self.labels):
+            return []
+        return [SEPARATOR.join(values) for values in product(*allowed)]
+
+
+SEPARATOR = "\x1f"
+"""Joins label values; ASCII's own unit separator."""
+
+REASONS = tuple(reason.value for reason in MissReason)
+TRANSPORTS = ("nixl", "relay", "memory", "none")
+"""memory: the in-memory twin. none: the pull ended before a transport was chosen."""
+OUTCOMES = ("done", "stale", "failed", "cancelled")
+"""The values of `transfer.base.PullOutcome`; a test keeps them equal."""
+SEAL_RESULTS = ("valid", "stale", "malformed")
+RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+PULL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+LOOKUP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
+
+HITS = "gc_cache_hits_total"
+MISSES = "gc_cache_misses_total"
+HIT_RATIO = "gc_cache_hit_ratio"
+OBSERVATIONS_DROPPED = "gc_observations_dropped_total"
+
+_ALL = (
+    Metric(HITS, Kind.COUNTER, "blocks", "Blocks that were taken from a peer's cache instead of being computed."),
+    Metric(
+        MISSES,
+        Kind.COUNTER,
+        "blocks",
+        "Full blocks that were computed though the fleet might have held them, by the reason why.",
+        {"reason": REASONS},
+    ),
+    Metric(HIT_RATIO, Kind.GAUGE, "ratio", "Hits over hits and misses since the start; 0 before the first of either."),
+    Metric("gc_tokens_cached_total", Kind.COUNTER, "tokens", "Prompt tokens that were pulled and so not computed."),
+    Metric(
+        "gc_saved_ttft_ms_total",
+        Kind.COUNTER,
+        "milliseconds",
+        "Time to first token saved: forecast time to compute what was pulled, less the time that the pulls took.",
+    ),
+    Metric(
+        "gc_rdma_transfers_total",
+        Kind.COUNTER,
+        "transfers",
+        "One-sided transfers by each rank, by transport and outcome.",
+        {"transport": TRANSPORTS, "outcome": OUTCOMES},
+    ),
+    Metric("gc_active_cache_entries", Kind.GAUGE, "blocks", "Blocks of this worker that the index offers to peers."),
+    Metric(
+        "gc_pulls_total",
+        Kind.COUNTER,
+        "pulls",
+        "Pulls for requests, by outcome and by the reason of what was not valid (none: all of it was).",
+        {"outcome": OUTCOMES, "reason": ("none", *REASONS)},
+    ),
+    Metric(
+        "gc_pulled_bytes_total",
+        Kind.COUNTER,
+        "bytes",
+        "Bytes that pulls moved, valid or not.",
+        {"transport": TRANSPORTS},
+    ),
+    Metric("gc_pulled_tokens_total", Kind.COUNTER, "tokens", "Tokens whose blocks pulls moved, valid or not."),
+    Metric(
+        "gc_pull_seconds",
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time of a pull, from its start to a checked seal.",
+        {"transport": TRANSPORTS},
+        PULL_BUCKETS,
+    ),
+    Metric(
+        "gc_lookup_seconds", Kind.HISTOGRAM, "seconds", "Time of a lookup beside the scheduler.", {}, LOOKUP_BUCKETS
+    ),
+    Metric(
+        "gc_pull_forecast_ratio",
+        Kind.HISTOGRAM,
+        "ratio",
+        "Observed over forecast time of pulls: 1 is a right forecast.",
+        {},
+        RATIO_BUCKETS,
+    ),
+    Metric(
+        "gc_prefill_forecast_ratio",
+        Kind.HISTOGRAM,
+        "ratio",
+        "Observed over forecast time of prefills: 1 is a right forecast.",
+        {},
+        RATIO_BUCKETS,
+    ),
+    Metric(
+        "gc_publish_lag_seconds",
+        Kind.HISTOGRAM,
+        "seconds",
+        "Age of the oldest change in a batch when the index had applied it.",
+        {},
+        LAG_BUCKETS,
+    ),
+    Metric("gc_published_entries_total", Kind.COUNTER, "entries", "Entries that were put in the index."),
+    Metric("gc_withdrawn_entries_total", Kind.COUNTER, "entries", "Entries that were taken out of the index."),
+    Metric("gc_dropped_entries_total", Kind.COUNTER, "entries", "Entries that were never sent: the queue was full."),
+    Metric("gc_index_resyncs_total", Kind.COUNTER, "resyncs", "Times that the index had lost entries of this worker."),
+    Metric("gc_index_errors_total", Kind.COUNTER, "errors", "Exchanges with the index that failed."),
+    Metric("gc_peers_live", Kind.GAUGE, "workers", "Other workers of the same namespace with a live lease."),
+    Metric(
+        "gc_quarantined_reads",
+        Kind.GAUGE,
+        "reads",
+        "READs that were given up and may still land; their buffers are held back.",
+        {"rank": None},
+    ),
+    Metric(
+        "gc_stuck_reads_total",
+        Kind.COUNTER,
+        "reads",
+        "READs that were not over at their deadline.",
+        {"rank": None},
+    ),
+    Metric(
+        "gc_self_check_ok",
+        Kind.GAUGE,
+        "bool",
+        "1 when the self-check's pull gave the right bytes, else 0.",
+        {"rank": None},
+    ),
+    Metric(
+        "gc_seal_checks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks whose seal was checked after their data was read, by result.",
+        {"result": SEAL_RESULTS},
+    ),
+    Metric(
+        OBSERVATIONS_DROPPED,
+        Kind.COUNTER,
+        "observations",
+        "Histogram observations left out, since too many came between two scrapes of the engine's statistics.",
+    ),
+)
+
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
+
+
+def metric_of(name: str, kind: Kind) -> Metric:
+    """Return a metric of this list; assert that there is one of that name and kind."""
+    metric = METRICS.get(name)
+    assert metric is not None, f"unknown metric {name}: add it to catalog.py"
+    assert metric.kind is kind, f"{name} is a {metric.kind.value}, not a {kind.value}"
+    return metric
