@@ -1,0 +1,190 @@
+"""The class that vLLM loads. It only hands each call to the half that it concerns.
+
+vLLM makes one instance in the scheduler's process and one in each rank. What is called when, and in which order, is
+written down in scheduler.py and worker.py; how the data gets from one engine to another in transfer/base.py.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    SupportsHMA,
+)
+from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+from ghostcacher_connector.config import load_settings
+from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.scheduler import SchedulerSide
+from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
+from ghostcacher_connector.engines.vllm.support import check_config, check_version, engine_version
+from ghostcacher_connector.engines.vllm.worker import WorkerSide
+from ghostcacher_connector.metrics import Recorder
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+        KVConnectorPromMetrics,
+        KVConnectorStats,
+        PromMetric,
+        PromMetricT,
+    )
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+
+class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
+    """Shares this engine's paged KV cache with the fleet.
+
+    Raises ConfigError or UnsupportedEngine at start, by name; afterwards a failure of the cache is a miss.
+    """
+
+    _cache_hit_source = CacheHitSource.P2P
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        settings = load_settings(self._kv_transfer_config.kv_connector_extra_config, os.environ)
+        check_version(engine_version(), allow_unproven=settings.allow_unproven_engine)
+        check_config(vllm_config, kv_cache_config)
+        # vLLM's default is to fail the request. It reads the policy after it has made the connector.
+        self._kv_transfer_config.kv_load_failure_policy = "recompute"
+        self._recorder = Recorder()
+        self._scheduler_half: SchedulerSide | None = None
+        self._worker_half: WorkerSide | None = None
+        if role is KVConnectorRole.SCHEDULER:
+            self._scheduler_half = SchedulerSide(vllm_config, settings, self._recorder)
+        else:
+            self._worker_half = WorkerSide(vllm_config, kv_cache_config, settings, self._recorder)
+
+    @property
+    def _scheduler(self) -> SchedulerSide:
+        assert self._scheduler_half is not None, "called on a worker's connector"
+        return self._scheduler_half
+
+    @property
+    def _worker(self) -> WorkerSide:
+        assert self._worker_half is not None, "called on the scheduler's connector"
+        return self._worker_half
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A cache: what is not delivered is a later miss."""
+        return False
+
+    def shutdown(self) -> None:
+        if self._scheduler_half is not None:
+            self._scheduler_half.shutdown()
+        if self._worker_half is not None:
+            self._worker_half.shutdown()
+
+    # -- worker ----------------------------------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        self._worker.register(kv_caches)
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        return self._worker.handshake()
+
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        assert isinstance(kv_connector_metadata, StepMetadata)
+        self._worker.begin_step(kv_connector_metadata)
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:  # noqa: ARG002 - vLLM's interface
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, StepMetadata)
+        self._worker.start_pulls(metadata)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for: all loads are asynchronous."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: AttentionMetadata, **kwargs: Any
+    ) -> None:
+        """Nothing to save: peers read the paged cache itself."""
+
+    def wait_for_save(self) -> None:
+        """Nothing to wait for."""
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:  # noqa: ARG002
+        return None, self._worker.take_received() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._worker.take_failed_slots()
+
+    def build_connector_worker_meta(self) -> RankReport:
+        return self._worker.take_report()
+
+    # -- scheduler -------------------------------------------------------------------------------------------------
+
+    def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
+        super().bind_kv_cache_manager(kv_cache_manager)
+        self._scheduler.bind(kv_cache_manager)
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
+        ranks = {rank: data for rank, data in metadata.items() if isinstance(data, RankHandshake)}
+        assert len(ranks) == len(metadata), "handshake of another connector"
+        self._scheduler.join(ranks)
+
+    def on_new_request(self, request: Request) -> None:
+        self._scheduler.on_new_request(request)
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        return self._scheduler.match(request, num_computed_tokens)
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        self._scheduler.allocated(request, blocks, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        return self._scheduler.build_metadata(scheduler_output)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        self._scheduler.update(connector_output)
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:  # noqa: ARG002
+        self._scheduler.finished(request)
+        return False, None
+
+    def request_finished_all_groups(
+        self,
+        request: Request,
+        block_ids: tuple[list[int], ...],  # noqa: ARG002 - vLLM's interface
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._scheduler.finished(request)
+        return False, None
+
+    def reset_cache(self) -> bool | None:
+        """Nothing of its own to reset: a reset of the pool withdraws every published block (reuse.py)."""
+        return True
+
+    # -- metrics ---------------------------------------------------------------------------------------------------
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        if self._scheduler_half is not None:
+            self._scheduler_half.record_metrics()
+        delta = self._recorder.drain()
+        return GhostCacherStats(data=delta) if delta else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
+        return GhostCacherStats(data=data) if data is not None else GhostCacherStats()
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type[PromMetric], type[PromMetricT]],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics | None:
+        return GhostCacherPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)

@@ -1,0 +1,107 @@
+"""Collects from vLLM's configuration what makes two workers' blocks the same, and what a worker is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.vllm.layout import describe
+from ghostcacher_connector.engines.vllm.support import engine_version
+from ghostcacher_connector.fingerprint import Fingerprint, private_value
+from ghostcacher_connector.model_files import config_digest, weights_digest
+from ghostcacher_connector.schema import SCHEMA_VERSION
+from ghostcacher_connector.types import Segment
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+UNSEEDED_ALGORITHMS = ("xxhash", "xxhash_cbor")
+"""Hashes that vLLM seeds at random in each process unless PYTHONHASHSEED is set."""
+
+DEFAULT_SEED = "vllm-none-hash"
+
+
+def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
+    """Return this worker's name in the fleet; each data-parallel engine is a worker of its own."""
+    assert vllm_config.kv_transfer_config is not None
+    if settings.worker_id is None:
+        return str(vllm_config.kv_transfer_config.engine_id)
+    parallel = vllm_config.parallel_config
+    if parallel.data_parallel_size == 1:
+        return settings.worker_id
+    return f"{settings.worker_id}-dp{parallel.data_parallel_index}"
+
+
+def fingerprint_of(
+    vllm_config: VllmConfig, spec: FullAttentionSpec, segments: tuple[Segment, ...], settings: Settings
+) -> Fingerprint:
+    """Return the fingerprint of this engine's blocks, the same on each of its ranks.
+
+    The data-parallel size is left out on purpose: replicas of one model hold the same KV.
+    """
+    model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
+    assert vllm_config.kv_transfer_config is not None
+    engine_id = str(vllm_config.kv_transfer_config.engine_id)
+    name, revision = str(model.model), model.revision
+    files = config_digest(name, settings.weights_id, revision=revision, owner=engine_id)
+    return Fingerprint(
+        # Where the files lie on this machine does not matter; what is in them is in the digests.
+        model=Path(name).name if Path(name).exists() else name,
+        revision=revision or "none",
+        config_digest=_with_overrides(files, vllm_config),
+        weights_digest=_weights(vllm_config, settings, engine_id),
+        kv_dtype=f"{cache.cache_dtype}/{spec.dtype}",
+        quantization=f"{model.quantization or 'none'}/{model.dtype}",
+        block_tokens=spec.block_size,
+        layers=model.hf_text_config.num_hidden_layers,
+        kv_heads=model.get_total_num_kv_heads(),
+        head_size=spec.head_size,
+        layout=f"{_attention_backend(vllm_config)}:{describe(segments)}",
+        tp=parallel.tensor_parallel_size,
+        pp=parallel.pipeline_parallel_size,
+        dcp=parallel.decode_context_parallel_size,
+        hash_algorithm=cache.prefix_caching_hash_algo,
+        hash_seed=_hash_seed(cache.prefix_caching_hash_algo, engine_id),
+        engine="vllm",
+        engine_version=engine_version(),
+        schema_version=SCHEMA_VERSION,
+    )
+
+
+def _with_overrides(files: str, vllm_config: VllmConfig) -> str:
+    """Add to the digest of config.json what the command line changes in it (rope scaling, for instance)."""
+    overrides = vllm_config.model_config.hf_overrides
+    if not overrides:
+        return files
+    text = json.dumps(overrides, sort_keys=True, default=repr) if isinstance(overrides, dict) else repr(overrides)
+    return hashlib.sha256(f"{files}:{text}".encode()).hexdigest()
+
+
+def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str:
+    model, load = vllm_config.model_config, vllm_config.load_config
+    if load.load_format == "dummy":
+        return f"dummy-seed-{model.seed}"
+    return weights_digest(str(model.model), settings.weights_id, revision=model.revision, owner=engine_id)
+
+
+def _hash_seed(algorithm: str, engine_id: str) -> str:
+    seed = os.environ.get("PYTHONHASHSEED")
+    if seed is None and algorithm in UNSEEDED_ALGORITHMS:
+        return private_value(engine_id)
+    return hashlib.sha256((seed or DEFAULT_SEED).encode()).hexdigest()[:16]
+
+
+def _attention_backend(vllm_config: VllmConfig) -> str:
+    backends = sorted(
+        {
+            layer.get_attn_backend().get_name()
+            for layer in vllm_config.compilation_config.static_forward_context.values()
+            if hasattr(layer, "get_attn_backend")
+        }
+    )
+    return "+".join(backends) or "unknown"

@@ -1,0 +1,79 @@
+"""From vLLM's KV tensors to segments. Shapes and strides are read off the tensors, never assumed.
+
+vLLM's layouts change with version and backend: K and V packed or apart, heads before or after tokens, one storage for
+all layers or one a layer. All that is needed here is which dimension counts blocks; that the bytes of one block
+within one plane are dense is checked, not hoped for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import TYPE_CHECKING
+
+from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.types import Segment
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCKS_MIN = 3
+"""With fewer blocks than this, the K/V dimension (size 2) could be taken for the block dimension."""
+
+
+def segments_of(kv_caches: Mapping[str, torch.Tensor], block_count: int, page_bytes: int) -> tuple[Segment, ...]:
+    """Return one segment for each dense plane of each layer, in layer order; slot ``s`` is engine block ``s``.
+
+    block_count: blocks of the pool. page_bytes: bytes of one block in one layer, from the KV cache spec; the
+    segments of a layer must add up to it. Layers that share a tensor share its segments.
+    Raises UnsupportedEngine, naming the layer, when the tensor is not laid out in blocks.
+    """
+    if block_count < BLOCKS_MIN:
+        raise UnsupportedEngine(f"KV blocks: expected at least {BLOCKS_MIN}, found {block_count}")
+    segments: dict[Segment, None] = {}
+    for layer, tensor in kv_caches.items():
+        for segment in _layer_segments(layer, tensor, block_count, page_bytes):
+            segments[segment] = None
+    return tuple(segments)
+
+
+def _layer_segments(layer: str, tensor: torch.Tensor, block_count: int, page_bytes: int) -> list[Segment]:
+    shape, strides, item = tuple(tensor.shape), tuple(tensor.stride()), tensor.element_size()
+    order = sorted(range(len(shape)), key=lambda dim: -strides[dim])
+    position = next((i for i, dim in enumerate(order) if shape[dim] % block_count == 0), None)
+    described = f"{layer}: shape {list(shape)}, strides {list(strides)}"
+    if position is None:
+        raise UnsupportedEngine(f"{described}: expected a dimension that counts {block_count} blocks, found none")
+
+    block_dim, outer, inner = order[position], order[:position], order[position + 1 :]
+    per_block = shape[block_dim] // block_count  # kernel blocks in one block of the pool
+    elements = 1
+    for dim in reversed(inner):
+        if strides[dim] != elements and shape[dim] != 1:
+            raise UnsupportedEngine(f"{described}: expected the bytes of a block to be dense")
+        elements *= shape[dim]
+    if per_block > 1 and strides[block_dim] != elements:
+        raise UnsupportedEngine(f"{described}: expected {per_block} adjacent kernel blocks a block")
+
+    slot_bytes = per_block * elements * item
+    stride_bytes = per_block * strides[block_dim] * item
+    offsets = [
+        sum(index * strides[dim] for index, dim in zip(indices, outer, strict=True))
+        for indices in product(*(range(shape[dim]) for dim in outer))
+    ]
+    if slot_bytes * len(offsets) != page_bytes:
+        raise UnsupportedEngine(
+            f"{described}: expected {page_bytes} bytes a block, found {len(offsets)} planes of {slot_bytes}"
+        )
+    return [Segment(tensor.data_ptr() + offset * item, stride_bytes, slot_bytes) for offset in offsets]
+
+
+def describe(segments: tuple[Segment, ...]) -> str:
+    """Return the layout without its addresses, for the fingerprint: equal layouts give equal words."""
+    planes: list[tuple[int, int, int]] = []
+    for segment in segments:
+        if planes and planes[-1][1:] == (segment.slot_bytes, segment.stride_bytes):
+            planes[-1] = (planes[-1][0] + 1, *planes[-1][1:])
+        else:
+            planes.append((1, segment.slot_bytes, segment.stride_bytes))
+    return ",".join(f"{count}x{slot}/{stride}" for count, slot, stride in planes)

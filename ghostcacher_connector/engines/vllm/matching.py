@@ -1,0 +1,205 @@
+"""Finds out what of a prompt is worth pulling: asks the index, weighs, and orders the pull.
+
+The index is asked when the request arrives. vLLM asks us when it wants to schedule the request; until the answer is
+there we say "ask again" (it does, a few milliseconds later), and after the deadline we go on without.
+
+Driven by the scheduler's thread alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.vllm.messages import PullOrder, PullReport
+from ghostcacher_connector.engines.vllm.requests import Phase, PullPlan, Tracked, pull_wanted, shareable
+from ghostcacher_connector.forecast import Forecaster
+from ghostcacher_connector.index.lookups import PENDING, LookupService
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.transfer.jobs import PullSource
+from ghostcacher_connector.types import MissReason, PrefixHit, Tier
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+
+GROUPS = [0]
+"""The only KV cache group (support.py refuses others)."""
+
+
+class Matcher:
+    """Decides, request by request, what to pull from whom."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lookups: LookupService,
+        forecaster: Forecaster,
+        recorder: Recorder,
+        *,
+        block_tokens: int,
+        block_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """block_bytes: bytes of one block on one rank; ranks pull side by side."""
+        self._settings = settings
+        self._lookups = lookups
+        self._forecaster = forecaster
+        self._recorder = recorder
+        self._block_tokens = block_tokens
+        self._block_bytes = block_bytes
+        self._clock = clock
+        self._orders: list[PullOrder] = []
+        self._reports: dict[str, list[PullReport]] = {}
+
+    def ask(self, tracked: Tracked, pool: BlockPool | None) -> None:
+        """Start the lookup for a request that has just arrived; settle it when there is nothing to look up."""
+        request = tracked.request
+        count = self._pullable_blocks(tracked)
+        if self._settings.pull == "never" or count == 0 or not shareable(request) or not pull_wanted(request):
+            tracked.phase = Phase.SETTLED
+            return
+        blocks = request.block_hashes[:count]
+        if pool is not None and pool.get_cached_block(blocks[-1], GROUPS) is not None:
+            tracked.phase = Phase.SETTLED  # all of it is in this engine's own cache
+            return
+        tracked.phase = Phase.ASKED
+        tracked.deadline = self._clock() + self._settings.lookup_deadline_ms / 1e3
+        self._lookups.start(request.request_id, blocks)
+
+    def match(self, tracked: Tracked, local_tokens: int) -> int | None:
+        """Return how many tokens beyond the local ones to pull, or None for "ask again"."""
+        first_block = local_tokens // self._block_tokens
+        if tracked.phase is Phase.ASKED:
+            answer = self._lookups.poll(tracked.request.request_id)
+            if answer is PENDING:
+                if self._clock() < tracked.deadline:
+                    return None
+                self._lookups.forget(tracked.request.request_id)
+                return self._settle(tracked, first_block, MissReason.LOOKUP_DEADLINE)
+            self._recorder.observe("gc_lookup_seconds", answer.seconds)
+            if answer.reason is not None:
+                return self._settle(tracked, first_block, answer.reason)
+            tracked.hits = answer.hits
+            return self._decide(tracked, first_block)
+        if tracked.phase is Phase.PLANNED:
+            # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
+            return self._decide(tracked, first_block)
+        return 0
+
+    def allocated(self, tracked: Tracked, slots: list[int], token_count: int) -> None:
+        """Order the pull into the slots that vLLM gave. slots: of all the request's blocks, in order."""
+        plan = tracked.plan
+        assert tracked.phase is Phase.PLANNED
+        assert plan is not None
+        count = min(plan.block_count, token_count // self._block_tokens)
+        local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
+        sources = tuple(PullSource(s.worker, s.remote_slots[:count], s.generations[:count]) for s in plan.sources)
+        request_id = tracked.request.request_id
+        self._orders.append(PullOrder(request_id, local, sources, self._settings.pull_timeout_s))
+        tracked.phase = Phase.LOADING
+        missed = self._pullable_blocks(tracked) - plan.first_block - count
+        if missed > 0:
+            self._recorder.inc("gc_cache_misses_total", missed, reason=MissReason.NOT_INDEXED.value)
+
+    def take_orders(self) -> list[PullOrder]:
+        orders, self._orders = self._orders, []
+        return orders
+
+    def reported(self, reports: list[PullReport]) -> None:
+        """Take note of how the ranks' shares of pulls ended."""
+        for report in reports:
+            self._reports.setdefault(report.request_id, []).append(report)
+
+    def received(self, tracked: Tracked) -> None:
+        """Settle a request whose pull has ended on every rank, well or not."""
+        reports = self._reports.pop(tracked.request.request_id, [])
+        tracked.phase = Phase.SETTLED
+        if tracked.plan is not None and reports:
+            self._account(tracked.plan, reports)
+
+    def forget(self, tracked: Tracked) -> None:
+        """Drop what is kept of a request that has ended. A pull in flight still reports; `received` is not called."""
+        self._lookups.forget(tracked.request.request_id)
+        self._reports.pop(tracked.request.request_id, None)
+
+    def _pullable_blocks(self, tracked: Tracked) -> int:
+        """All full blocks but one that holds the last token: it is computed in any case, for its logits."""
+        request = tracked.request
+        return min(len(request.block_hashes), max(0, request.num_tokens - 1) // self._block_tokens)
+
+    def _settle(self, tracked: Tracked, first_block: int, reason: MissReason) -> int:
+        tracked.phase = Phase.SETTLED
+        missed = self._pullable_blocks(tracked) - first_block
+        if missed > 0:
+            self._recorder.inc("gc_cache_misses_total", missed, reason=reason.value)
+        return 0
+
+    def _decide(self, tracked: Tracked, first_block: int) -> int:
+        ranked = self._rank(tracked.hits, first_block, self._pullable_blocks(tracked))
+        if not ranked:
+            return self._settle(tracked, first_block, MissReason.NOT_INDEXED)
+        _, count, best = ranked[0]
+        choice = self._forecaster.compare(best.worker, count * self._block_tokens, count * self._block_bytes)
+        if self._settings.pull == "auto" and not choice.pull:
+            return self._settle(tracked, first_block, MissReason.SLOWER_THAN_RECOMPUTE)
+        sources = tuple(
+            _source(hit, first_block, min(n, count)) for _, n, hit in ranked[: self._settings.pull_sources_max]
+        )
+        tracked.plan = PullPlan(first_block, count, sources, choice.pull_s, choice.compute_s)
+        tracked.phase = Phase.PLANNED
+        return count * self._block_tokens
+
+    def _rank(self, hits: list[PrefixHit], first_block: int, end_block: int) -> list[tuple[float, int, PrefixHit]]:
+        """Return (seconds gained, blocks, hit) for each holder of more than is here, best first."""
+        ranked = []
+        for hit in hits:
+            count = min(_device_blocks(hit), end_block) - first_block
+            if count > 0:
+                choice = self._forecaster.compare(hit.worker, count * self._block_tokens, count * self._block_bytes)
+                ranked.append((choice.compute_s - choice.pull_s, count, hit))
+        always = self._settings.pull == "always"
+        ranked.sort(key=lambda entry: (entry[1], entry[0]) if always else (entry[0], entry[1]), reverse=True)
+        return ranked
+
+    def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
+        valid = min(report.blocks_valid for report in reports)
+        seconds = max(report.seconds for report in reports)
+        record = self._recorder
+        for report in reports:
+            why = report.reason.value if report.reason is not None else "none"
+            record.inc("gc_rdma_transfers_total", 1, transport=report.transport, outcome=report.outcome.value)
+            record.inc("gc_pulls_total", 1, outcome=report.outcome.value, reason=why)
+            record.inc("gc_pulled_bytes_total", report.bytes, transport=report.transport)
+            record.observe("gc_pull_seconds", report.seconds, transport=report.transport)
+            if report.reason is None:
+                self._forecaster.observe_pull(report.worker, report.bytes, report.seconds)
+        record.inc("gc_pulled_tokens_total", plan.block_count * self._block_tokens)
+        if valid:
+            tokens = valid * self._block_tokens
+            saved_s = self._forecaster.compute_s(tokens) - seconds
+            record.inc("gc_cache_hits_total", valid)
+            record.inc("gc_tokens_cached_total", tokens)
+            record.inc("gc_saved_ttft_ms_total", max(0.0, saved_s * 1e3))
+        if valid < plan.block_count:
+            reason = next((r.reason for r in reports if r.reason is not None), MissReason.TRANSFER_FAILED)
+            record.inc("gc_cache_misses_total", plan.block_count - valid, reason=reason.value)
+        record.observe("gc_pull_forecast_ratio", seconds / plan.pull_s)
+
+
+def _device_blocks(hit: PrefixHit) -> int:
+    """Return how many leading blocks lie in device memory: other tiers cannot be pulled from yet."""
+    for index, location in enumerate(hit.locations):
+        if location.tier is not Tier.DEVICE:
+            return index
+    return len(hit.locations)
+
+
+def _source(hit: PrefixHit, first_block: int, count: int) -> PullSource:
+    locations = hit.locations[first_block : first_block + count]
+    slots = np.fromiter((location.slot for location in locations), dtype=np.int64, count=count)
+    generations = np.fromiter((location.generation for location in locations), dtype=np.uint64, count=count)
+    return PullSource(hit.worker, slots, generations)

@@ -1,0 +1,96 @@
+"""What the connector's two halves tell each other through vLLM, once a step.
+
+scheduler -> every rank: `StepMetadata`; ranks -> scheduler: `RankReport`, merged over the ranks by vLLM; rank ->
+scheduler once at start: `RankHandshake`. They travel inside one engine only, by vLLM's own means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorWorkerMetadata,
+)
+
+from ghostcacher_connector.slots import Generations, Slots
+from ghostcacher_connector.transfer.base import PullOutcome
+from ghostcacher_connector.transfer.jobs import PullSource
+from ghostcacher_connector.types import MissReason, RankEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class PullOrder:
+    """Fill the local slots of one request from the sources, tried in this order.
+
+    local_slots: shape (n,), in block order; each source covers the first ``len(source.remote_slots)`` of them.
+    """
+
+    request_id: str
+    local_slots: Slots
+    sources: tuple[PullSource, ...]
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class StepMetadata(KVConnectorMetadata):
+    """Orders for one step, complete: a rank that missed a step can no longer vouch for its generations.
+
+    step: counts from 1 without gaps. bumped, generations: shape (n,), slots handed out since the last step.
+    """
+
+    step: int
+    bumped: Slots
+    generations: Generations
+    pulls: list[PullOrder]
+    cancelled: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class PullReport:
+    """How one rank's share of one pull ended."""
+
+    request_id: str
+    outcome: PullOutcome
+    blocks_valid: int
+    blocks_asked: int
+    bytes: int
+    seconds: float
+    transport: str
+    worker: str
+    reason: MissReason | None
+
+
+@dataclass(slots=True)
+class RankReport(KVConnectorWorkerMetadata):
+    """What a rank did since its last report.
+
+    step: the last step whose forward pass this rank has carried out. links: peer -> (bytes/s, round trip in s).
+    """
+
+    step: int
+    pulls: list[PullReport] = field(default_factory=list)
+    links: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
+        """Merge two ranks' reports: a step is done when the last rank has done it."""
+        assert isinstance(other, RankReport)
+        slowest = dict(self.links)
+        for worker, (rate, rtt) in other.links.items():
+            known_rate, known_rtt = slowest.get(worker, (rate, rtt))
+            slowest[worker] = (min(rate, known_rate), max(rtt, known_rtt))
+        return RankReport(min(self.step, other.step), self.pulls + other.pulls, slowest)
+
+
+@dataclass(frozen=True, slots=True)
+class RankHandshake(KVConnectorHandshakeMetadata):
+    """What the scheduler needs in order to enter this engine in the fleet's directory.
+
+    flops_per_s: measured by a matrix product at start; the first guess of the prefill rate.
+    """
+
+    endpoint: RankEndpoint
+    fingerprint: dict[str, str]
+    namespace: str
+    flops_per_s: float

@@ -1,0 +1,71 @@
+"""What the scheduler's half remembers of each request, from its arrival to its end.
+
+    NEW --ask--> ASKED --answer--> PLANNED --allocated--> LOADING --received--> SETTLED
+                   '--nothing to pull, too late, or not wanted--------------------^
+
+SETTLED is final: a request is pulled for at most once, so that a failed pull cannot repeat itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ghostcacher_connector.transfer.jobs import PullSource
+from ghostcacher_connector.types import PrefixHit
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+
+class Phase(Enum):
+    """See the module's docstring."""
+
+    NEW = "new"
+    ASKED = "asked"
+    PLANNED = "planned"
+    LOADING = "loading"
+    SETTLED = "settled"
+
+
+@dataclass(frozen=True, slots=True)
+class PullPlan:
+    """Blocks ``[first_block, first_block + block_count)`` of the prompt are worth pulling from these sources."""
+
+    first_block: int
+    block_count: int
+    sources: tuple[PullSource, ...]
+    pull_s: float
+    compute_s: float
+
+
+@dataclass(slots=True)
+class Tracked:
+    """One request.
+
+    published: blocks ``[0, published)`` need no publishing any more. deadline: when to stop waiting for the index.
+    hits: the index's answer.
+    """
+
+    request: Request
+    phase: Phase = Phase.NEW
+    published: int = 0
+    deadline: float = 0.0
+    hits: list[PrefixHit] = field(default_factory=list)
+    plan: PullPlan | None = None
+
+
+def shareable(request: Request) -> bool:
+    """Say whether the chain hash of this request's blocks means the same on every worker.
+
+    A LoRA is hashed by its name and a multimodal item may be hashed by a name that the client chose: two workers
+    can hold different things under one name.
+    """
+    return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
+
+
+def pull_wanted(request: Request) -> bool:
+    """Say whether the client left pulling on (``kv_transfer_params: {"gc_pull": false}`` turns it off)."""
+    params = request.kv_transfer_params
+    return not (isinstance(params, dict) and params.get("gc_pull") is False)

@@ -1,0 +1,222 @@
+"""The connector's half in vLLM's scheduler process. Holds no KV memory; knows requests, slots and the fleet.
+
+Life of a request here:
+1. it arrives: the index is asked, on another thread (matching.py);
+2. vLLM wants to schedule it: we name the tokens to pull, say "ask again", or none;
+3. vLLM allocates slots: the pull is ordered with this step's metadata, with the new generations of all reused slots (reuse.py);
+4. the ranks pull while other requests compute; they report; vLLM schedules the request, or recomputes what failed;
+5. steps complete: full blocks are published (publishing.py);
+6. it ends: what is left to publish is published; its slots stay readable until vLLM reuses them.
+
+All methods are called on the scheduler's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.matching import Matcher
+from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.publishing import BlockPublisher
+from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
+from ghostcacher_connector.engines.vllm.reuse import SlotWatch
+from ghostcacher_connector.errors import FingerprintMismatch
+from ghostcacher_connector.fleet import Fleet
+from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster, PrefillClock
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.schema import SCHEMA_VERSION
+from ghostcacher_connector.types import Role, WorkerRecord
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
+
+NO_BUMPS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
+
+
+class SchedulerSide:
+    """See the module's docstring. Until `joined`, it only counts generations."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        settings: Settings,
+        recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        assert transfer.kv_role is not None
+        self._role = Role(transfer.kv_role)
+        self._worker = worker_name(vllm_config, settings)
+        self._model_config = vllm_config.model_config
+        self._block_tokens = vllm_config.cache_config.block_size
+        self._settings = settings
+        self._recorder = recorder
+        self._clock = clock
+        self._step = 0
+        self._tracked: dict[str, Tracked] = {}
+        self._cancelled: list[str] = []
+        self._manager: KVCacheManager | None = None
+        self._fleet: Fleet | None = None
+        self._watch: SlotWatch | None = None
+        self._publisher: BlockPublisher | None = None
+        self._matcher: Matcher | None = None
+        self._forecaster: Forecaster | None = None
+        self._prefill = PrefillClock(clock)
+
+    # -- start and end -------------------------------------------------------------------------------------------
+
+    def bind(self, manager: KVCacheManager) -> None:
+        self._manager = manager
+
+    def join(self, ranks: dict[int, RankHandshake]) -> None:
+        """Enter the fleet, now that every rank has registered its memory."""
+        assert self._manager is not None
+        assert self._manager.block_pool is not None
+        handshakes = [ranks[rank] for rank in sorted(ranks)]
+        first = handshakes[0]
+        for rank, other in enumerate(handshakes):
+            if other.namespace != first.namespace:
+                raise FingerprintMismatch(f"rank {rank}: expected namespace {first.namespace}, found {other.namespace}")
+        record = WorkerRecord(
+            schema=SCHEMA_VERSION,
+            worker=self._worker,
+            incarnation=first.endpoint.incarnation,
+            namespace=first.namespace,
+            fingerprint=first.fingerprint,
+            role=self._role,
+            http=self._settings.http_url,
+            block_tokens=self._block_tokens,
+            started_at=time.time(),
+            ranks=tuple(handshake.endpoint for handshake in handshakes),
+        )
+        self._fleet = fleet = Fleet(self._settings, record, self._recorder)
+        self._forecaster = Forecaster(self._first_prefill_rate(handshakes))
+        if self._role.publishes:
+            self._watch = SlotWatch(self._manager.block_pool, fleet.publisher.withdraw)
+            self._publisher = BlockPublisher(self._manager, self._watch, fleet.publisher, self._block_tokens)
+        if self._role.pulls:
+            self._matcher = Matcher(
+                self._settings,
+                fleet.lookups,
+                self._forecaster,
+                self._recorder,
+                block_tokens=self._block_tokens,
+                block_bytes=first.endpoint.bytes_per_slot,
+                clock=self._clock,
+            )
+        fleet.start()
+
+    def shutdown(self) -> None:
+        if self._fleet is not None:
+            self._fleet.stop()
+
+    def _first_prefill_rate(self, ranks: list[RankHandshake]) -> float:
+        """Guess tokens/s from measured FLOP/s: 2 FLOP a weight and token, 12 * layers * hidden^2 weights."""
+        config = self._model_config.hf_text_config
+        weights = 12 * config.num_hidden_layers * config.hidden_size**2
+        return max(1.0, sum(rank.flops_per_s for rank in ranks) / (2 * weights))
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def on_new_request(self, request: Request) -> None:
+        tracked = self._tracked[request.request_id] = Tracked(request)
+        if self._matcher is None:
+            tracked.phase = Phase.SETTLED
+        else:
+            self._matcher.ask(tracked, self._pool)
+
+    def match(self, request: Request, local_tokens: int) -> tuple[int | None, bool]:
+        """Answer vLLM's question for tokens beyond the local ones: (count, loaded asynchronously)."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            return 0, False
+        # What is here already was published by the request that computed it. Set anew each time: after a
+        # preemption the rest is computed again, into other slots.
+        tracked.published = local_tokens // self._block_tokens
+        count = self._matcher.match(tracked, local_tokens) if self._matcher is not None else 0
+        return count, bool(count)
+
+    def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
+        tracked = self._tracked.get(request.request_id)
+        if self._matcher is not None and tracked is not None and token_count > 0:
+            self._matcher.allocated(tracked, blocks.get_block_ids()[0], token_count)
+
+    def finished(self, request: Request) -> None:
+        """A request has ended, its blocks are still its own: publish the rest, give up what is in flight."""
+        tracked = self._tracked.pop(request.request_id, None)
+        if tracked is None:
+            return
+        if self._publisher is not None:
+            self._publisher.publish_computed(tracked)
+        if tracked.phase is Phase.LOADING:
+            self._cancelled.append(request.request_id)
+        if self._matcher is not None:
+            self._matcher.forget(tracked)
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
+        self._step += 1
+        if self._publisher is not None:
+            self._publisher.note_step(self._step, output)
+        self._prefill.scheduled(self._step, _prefill_tokens(output))
+        bumped, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
+        cancelled, self._cancelled = self._cancelled, []
+        pulls = self._matcher.take_orders() if self._matcher is not None else []
+        return StepMetadata(self._step, bumped, generations, pulls, cancelled)
+
+    def update(self, output: KVConnectorOutput) -> None:
+        """A step's output of all ranks has been processed."""
+        report = output.kv_connector_worker_meta
+        if isinstance(report, RankReport):
+            self._confirm(report)
+        for request_id in output.finished_recving or ():
+            tracked = self._tracked.get(request_id)
+            if self._matcher is not None and tracked is not None:
+                self._matcher.received(tracked)
+
+    def _confirm(self, report: RankReport) -> None:
+        if self._publisher is not None:
+            self._publisher.confirm(report.step, self._tracked)
+        if self._matcher is not None:
+            self._matcher.reported(report.pulls)
+        if self._forecaster is not None:
+            self._forecaster.observe_links(report.links)
+            if (observed := self._prefill.done(report.step)) is not None:
+                self._observe_prefill(*observed)
+
+    def _observe_prefill(self, tokens: int, seconds: float) -> None:
+        assert self._forecaster is not None
+        if tokens >= STEP_TOKENS_MIN:
+            self._recorder.observe("gc_prefill_forecast_ratio", seconds / self._forecaster.compute_s(tokens))
+        self._forecaster.observe_step(tokens, seconds)
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    def record_metrics(self) -> None:
+        if self._fleet is not None:
+            self._fleet.record_metrics()
+
+    @property
+    def _pool(self) -> BlockPool | None:
+        return self._manager.block_pool if self._manager is not None else None
+
+
+def _prefill_tokens(output: SchedulerOutput) -> int:
+    """Count the prompt tokens of a step, near enough: requests that compute more than one token are prefilling."""
+    return sum(count for count in output.num_scheduled_tokens.values() if count > 1)

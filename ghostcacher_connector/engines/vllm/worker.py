@@ -1,0 +1,168 @@
+"""The connector's half in each rank's process: owns the slot table, the registered memory and the pulls.
+
+Order of the calls in one step, as vLLM makes them:
+1. `begin_step`: at the very start, before any block is copied, computed or pulled: generations are bumped;
+2. the forward pass (the model runner's);
+3. `start_pulls`: new pulls are handed to the puller's threads; they write only slots that step 1 has seen;
+4. `take_received`, `take_failed_slots`, `take_report`: what has ended since.
+
+A rank that misses a step's orders has missed bumps, and can no longer vouch for any generation: it becomes a new
+incarnation, so that its peers refuse all that was published, and says so. Slow, never wrong.
+
+All methods are called on the rank's main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
+from ghostcacher_connector.engines.vllm.layout import segments_of
+from ghostcacher_connector.engines.vllm.messages import PullOrder, PullReport, RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.rank import RankRuntime
+from ghostcacher_connector.slots import SlotTable
+from ghostcacher_connector.transfer.jobs import JobResult, PullJob
+from ghostcacher_connector.transfer.layout import RankMemory
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_ROWS = 256
+CALIBRATION_ROUNDS = 3
+
+
+class WorkerSide:
+    """See the module's docstring."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, settings: Settings, recorder: Recorder
+    ) -> None:
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._settings = settings
+        self._recorder = recorder
+        self._step = 0
+        self._table: SlotTable | None = None
+        self._runtime: RankRuntime | None = None
+        self._handshake: RankHandshake | None = None
+        self._orders: dict[str, PullOrder] = {}
+        self._ended: list[JobResult] = []
+        self._failed_slots: set[int] = set()
+        self._reports: list[PullReport] = []
+
+    def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Register the rank's KV memory and start what runs beside the engine."""
+        config, spec = self._kv_cache_config, self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes)
+        device = next(iter(kv_caches.values())).device
+        memory = RankMemory(
+            segments, config.num_blocks, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0
+        )
+        fingerprint = fingerprint_of(self._vllm_config, spec, segments, self._settings)
+        self._table = SlotTable(config.num_blocks)
+        self._runtime = RankRuntime(
+            self._settings,
+            memory,
+            self._table,
+            worker=worker_name(self._vllm_config, self._settings),
+            rank=self._vllm_config.parallel_config.rank,
+            namespace=fingerprint.digest(),
+        )
+        self._runtime.start()
+        self._handshake = RankHandshake(
+            endpoint=self._runtime.endpoint,
+            fingerprint=fingerprint.as_fields(),
+            namespace=fingerprint.digest(),
+            flops_per_s=self._measure_flops(device),
+        )
+
+    def handshake(self) -> RankHandshake:
+        assert self._handshake is not None, "handshake before register"
+        return self._handshake
+
+    def begin_step(self, metadata: StepMetadata) -> None:
+        """Bump the generations of the slots that this step or its pulls may overwrite."""
+        assert self._table is not None
+        if metadata.step != self._step + 1:
+            logger.error("step %d after step %d: bumps were lost, becoming a new incarnation", metadata.step, self._step)
+            self._table.renew_incarnation()
+        self._step = metadata.step
+        self._table.bump(metadata.bumped, metadata.generations)
+
+    def start_pulls(self, metadata: StepMetadata) -> None:
+        assert self._runtime is not None
+        for order in metadata.pulls:
+            self._orders[order.request_id] = order
+            deadline = time.monotonic() + order.timeout_s
+            self._runtime.puller.submit(PullJob(order.request_id, order.local_slots, order.sources, deadline))
+        for request_id in metadata.cancelled:
+            self._runtime.puller.cancel(request_id)
+
+    def take_received(self) -> set[str]:
+        """Return the requests whose pulls have ended, well or not: nothing lands in their slots any more."""
+        if not self._orders:
+            return set()
+        assert self._runtime is not None
+        received = set()
+        for result in self._runtime.puller.poll():
+            order = self._orders.pop(result.job_id)
+            self._failed_slots.update(int(slot) for slot in order.local_slots[~result.valid])
+            self._reports.append(_report(order, result))
+            received.add(result.job_id)
+        return received
+
+    def take_failed_slots(self) -> set[int]:
+        """Return the slots whose blocks vLLM must compute itself."""
+        failed, self._failed_slots = self._failed_slots, set()
+        return failed
+
+    def take_report(self) -> RankReport:
+        reports, self._reports = self._reports, []
+        return RankReport(self._step, reports, self._runtime.links() if reports and self._runtime else {})
+
+    def shutdown(self) -> None:
+        if self._runtime is not None:
+            self._runtime.stop()
+
+    def _measure_flops(self, device: torch.device) -> float:
+        """Time a matrix product of the model's width: the start-up calibration of the prefill rate, in FLOP/s."""
+        model = self._vllm_config.model_config
+        width = model.hf_text_config.hidden_size
+        left = torch.ones(CALIBRATION_ROWS, width, dtype=model.dtype, device=device)
+        right = torch.ones(width, width, dtype=model.dtype, device=device)
+        best_s = float("inf")
+        for _ in range(CALIBRATION_ROUNDS):
+            started = time.perf_counter()
+            (left @ right).sum().item()  # waits for the device
+            best_s = min(best_s, time.perf_counter() - started)
+        return 2 * CALIBRATION_ROWS * width * width / best_s
+
+
+def _report(order: PullOrder, result: JobResult) -> PullReport:
+    source = result.tries[-1] if result.tries else None
+    return PullReport(
+        request_id=order.request_id,
+        outcome=result.outcome,
+        blocks_valid=_leading(result.valid),
+        blocks_asked=len(order.local_slots),
+        bytes=result.bytes,
+        seconds=result.seconds,
+        transport=source.result.transport if source else "none",
+        worker=source.worker if source else order.sources[0].worker,
+        reason=result.reason,
+    )
+
+
+def _leading(valid: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
+    """Count the valid blocks before the first that is not: vLLM computes anew from there on."""
+    return len(valid) if bool(valid.all()) else int(np.argmin(valid))

@@ -1,0 +1,87 @@
+"""A worker's connection to the fleet: opens the index, enters the worker, keeps the directory, closes all.
+
+Held by the process that schedules, once a worker; what each rank holds is in rank.py.
+Redis is never on the path of an answer: one that cannot be reached at start is a warning, and everything resumes
+by itself when it is there. A URL that makes no sense is an error, at start and by name.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.index.directory import Directory
+from ghostcacher_connector.index.lookups import LookupService
+from ghostcacher_connector.index.open import open_index
+from ghostcacher_connector.index.publisher import Publisher, PublisherStats
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.types import WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 2.0
+
+
+class Fleet:
+    """Owner of the index connection and of the threads that use it."""
+
+    def __init__(self, settings: Settings, record: WorkerRecord, recorder: Recorder) -> None:
+        self.record = record
+        self._recorder = recorder
+        self.index: BlockIndex = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s)
+        self.directory = Directory(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
+        self.lookups = LookupService(
+            self.index,
+            self._candidates,
+            threads=settings.lookup_threads,
+            queue_max=settings.lookup_queue_max,
+            locations_for=settings.pull_sources_max,
+        )
+        self.publisher = Publisher(
+            self.index,
+            record,
+            lease_ttl_s=settings.lease_ttl_s,
+            interval_s=settings.publish_interval_ms / 1e3,
+            batch=settings.publish_batch,
+            queue_max=settings.publish_queue_max,
+        )
+        self._counted = self.publisher.stats()
+        self._peers = -1
+
+    def start(self) -> None:
+        self.directory.start()
+        self.publisher.start()
+        logger.info("worker %s joins namespace %s", self.record.worker, self.record.namespace)
+
+    def stop(self) -> None:
+        """Leave the fleet: entries go at once, threads end. Idempotent; bounded in time."""
+        self.publisher.stop(STOP_TIMEOUT_S)
+        self.lookups.stop(STOP_TIMEOUT_S)
+        self.directory.stop(STOP_TIMEOUT_S)
+        self.index.close()
+
+    def record_metrics(self) -> None:
+        """Record what has changed since the last call; cheap enough for every step."""
+        now, before = self.publisher.stats(), self._counted
+        if now != before:
+            self._counted = now
+            self._record_publisher(now, before)
+        peers = len(self._candidates())
+        if peers != self._peers:
+            self._peers = peers
+            self._recorder.set("gc_peers_live", peers)
+
+    def _record_publisher(self, now: PublisherStats, before: PublisherStats) -> None:
+        record = self._recorder
+        record.inc("gc_published_entries_total", now.published - before.published)
+        record.inc("gc_withdrawn_entries_total", now.withdrawn - before.withdrawn)
+        record.inc("gc_dropped_entries_total", now.dropped - before.dropped)
+        record.inc("gc_index_resyncs_total", now.resyncs - before.resyncs)
+        record.inc("gc_index_errors_total", now.errors - before.errors)
+        record.set("gc_active_cache_entries", now.blocks_held)
+        if now.published > before.published:
+            record.observe("gc_publish_lag_seconds", now.publish_lag_s)
+
+    def _candidates(self) -> list[WorkerRef]:
+        return self.directory.candidates(exclude_worker=self.record.worker)

@@ -1,0 +1,122 @@
+"""Pull or compute? A forecast from measured rates, and the rates themselves.
+
+    pull    = fixed cost + round trip + bytes / measured bytes per second of this peer
+    compute = tokens / measured prefill tokens per second of this engine
+
+Both rates start from a calibration (a matrix product; a timed self-pull) and follow what is observed, as exponential
+averages: a machine's speed drifts with its load. Time is injected; no I/O in here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+PULL_FIXED_S = 0.004
+"""Two scheduler steps and a thread hand-over, the least that an asynchronous load costs an engine."""
+
+PEER_BYTES_PER_S_GUESS = 1e9
+"""Before the first measurement: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
+
+WEIGHT = 0.3
+"""Share of the newest observation: half of an old rate is forgotten after two observations."""
+
+STEPS_IN_FLIGHT_MAX = 1024
+"""Far above any engine's own limit; bounds the memory should outputs stop arriving."""
+
+STEP_TOKENS_MIN = 64
+"""Steps with fewer tokens are bound by memory and say nothing about the prefill rate."""
+
+PULL_BYTES_MIN = 64 << 10
+"""Pulls smaller than this are bound by latency and say nothing about the rate."""
+
+
+class Choice(NamedTuple):
+    """What pulling and computing the same blocks would cost, in seconds."""
+
+    pull_s: float
+    compute_s: float
+
+    @property
+    def pull(self) -> bool:
+        return self.pull_s < self.compute_s
+
+
+def blend(old: float | None, new: float) -> float:
+    """Return the exponential average; the first observation stands for itself."""
+    return new if old is None else (1 - WEIGHT) * old + WEIGHT * new
+
+
+class Forecaster:
+    """The running estimates of one engine."""
+
+    def __init__(self, prefill_tokens_per_s: float) -> None:
+        """prefill_tokens_per_s: the start-up calibration."""
+        assert prefill_tokens_per_s > 0
+        self._calibrated = prefill_tokens_per_s
+        self._observed: float | None = None
+        self._peers: dict[str, tuple[float, float]] = {}
+
+    def __repr__(self) -> str:
+        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._peers)})"
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        return self._calibrated if self._observed is None else self._observed
+
+    def observe_step(self, tokens: int, seconds: float) -> None:
+        """Take note of a step that computed `tokens` prompt tokens."""
+        if tokens >= STEP_TOKENS_MIN and seconds > 0:
+            self._observed = blend(self._observed, tokens / seconds)
+
+    def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
+        """Take note of a pull that ended well."""
+        if pulled_bytes >= PULL_BYTES_MIN and seconds > 0:
+            rate, round_trip_s = self._peers.get(worker, (None, 0.0))
+            self._peers[worker] = (blend(rate, pulled_bytes / seconds), round_trip_s)
+
+    def observe_links(self, links: Mapping[str, tuple[float, float]]) -> None:
+        """Take over rates and round trips that were measured by probes; rates of real pulls win."""
+        for worker, (rate, round_trip_s) in links.items():
+            known = self._peers.get(worker)
+            if rate > 0 or known is not None:
+                self._peers[worker] = (known[0] if known else rate, round_trip_s)
+
+    def bytes_per_s(self, worker: str) -> float:
+        return self._peers.get(worker, (PEER_BYTES_PER_S_GUESS, 0.0))[0]
+
+    def compute_s(self, tokens: int) -> float:
+        """Return the forecast time to compute `tokens` prompt tokens."""
+        return tokens / self.prefill_tokens_per_s
+
+    def compare(self, worker: str, tokens: int, pull_bytes: int) -> Choice:
+        """Forecast what it costs to pull `pull_bytes` from a peer, and to compute the same `tokens`."""
+        rate, round_trip_s = self._peers.get(worker, (PEER_BYTES_PER_S_GUESS, 0.0))
+        return Choice(PULL_FIXED_S + round_trip_s + pull_bytes / rate, self.compute_s(tokens))
+
+
+class PrefillClock:
+    """Times the steps of an engine whose steps may overlap.
+
+    A step that was scheduled while its predecessor still ran has cost the time since that one's end.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._running: deque[tuple[int, float, int]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
+        self._last_done = 0.0
+
+    def scheduled(self, step: int, tokens: int) -> None:
+        """A step that computes `tokens` prompt tokens is about to run."""
+        self._running.append((step, self._clock(), tokens))
+
+    def done(self, step: int) -> tuple[int, float] | None:
+        """Every step up to this one is done; return the last one's (tokens, seconds) if its time is its own."""
+        now, observed, count = self._clock(), None, 0
+        while self._running and self._running[0][0] <= step:
+            _, started, tokens = self._running.popleft()
+            observed, count = (tokens, now - max(started, self._last_done)), count + 1
+        if count:
+            self._last_done = now
+        return observed if count == 1 else None

@@ -1,0 +1,101 @@
+"""The pull-or-compute forecast and the step clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostcacher_connector.forecast import (
+    PEER_BYTES_PER_S_GUESS,
+    PULL_BYTES_MIN,
+    PULL_FIXED_S,
+    STEP_TOKENS_MIN,
+    Forecaster,
+    PrefillClock,
+)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_unknown_peer_is_forecast_with_the_guess() -> None:
+    """A peer that was never measured is taken for a slow link, not for a free one."""
+    choice = Forecaster(1000.0).compare("b", tokens=1000, pull_bytes=int(PEER_BYTES_PER_S_GUESS))
+    assert choice.pull_s == pytest.approx(1.0 + PULL_FIXED_S)
+    assert choice.compute_s == pytest.approx(1.0)
+    assert not choice.pull
+
+
+def test_observed_rates_replace_the_calibration() -> None:
+    """The first observation stands for itself, later ones are blended in."""
+    forecaster = Forecaster(1.0)
+    forecaster.observe_step(STEP_TOKENS_MIN, 0.1)
+    assert forecaster.prefill_tokens_per_s == pytest.approx(STEP_TOKENS_MIN * 10)
+    forecaster.observe_pull("b", 1 << 30, 0.5)
+    assert forecaster.bytes_per_s("b") == pytest.approx(2 * (1 << 30))
+
+
+def test_small_observations_are_ignored() -> None:
+    """Steps bound by memory and pulls bound by latency say nothing about the rates."""
+    forecaster = Forecaster(1000.0)
+    forecaster.observe_step(STEP_TOKENS_MIN - 1, 10.0)
+    forecaster.observe_pull("b", PULL_BYTES_MIN - 1, 10.0)
+    assert forecaster.prefill_tokens_per_s == 1000.0
+    assert forecaster.bytes_per_s("b") == PEER_BYTES_PER_S_GUESS
+
+
+def test_rate_of_a_real_pull_wins_over_a_probe() -> None:
+    """A probe sets the round trip and the first rate; it does not overwrite what pulls have shown."""
+    forecaster = Forecaster(1000.0)
+    forecaster.observe_links({"b": (5e9, 0.001)})
+    assert forecaster.bytes_per_s("b") == 5e9
+    forecaster.observe_pull("b", 1 << 30, (1 << 30) / 1e9)
+    rate = forecaster.bytes_per_s("b")
+    forecaster.observe_links({"b": (9e9, 0.002)})
+    assert forecaster.bytes_per_s("b") == rate
+    assert forecaster.compare("b", 1, 0).pull_s == pytest.approx(PULL_FIXED_S + 0.002)
+
+
+@given(
+    rate=st.floats(1e6, 1e12),
+    tokens=st.integers(1, 100_000),
+    bytes_per_token=st.integers(1, 1 << 20),
+    prefill=st.floats(1.0, 1e6),
+)
+def test_more_tokens_never_make_pulling_less_attractive(
+    rate: float, tokens: int, bytes_per_token: int, prefill: float
+) -> None:
+    """With the fixed cost paid, a longer prefix that is worth pulling stays worth pulling."""
+    forecaster = Forecaster(prefill)
+    forecaster.observe_links({"b": (rate, 0.0)})
+    if forecaster.compare("b", tokens, tokens * bytes_per_token).pull:
+        assert forecaster.compare("b", 2 * tokens, 2 * tokens * bytes_per_token).pull
+
+
+def test_overlapping_steps_are_timed_from_the_predecessors_end() -> None:
+    """A step scheduled ahead does not pay for the one before it."""
+    clock = FakeClock()
+    steps = PrefillClock(clock)
+    steps.scheduled(1, 100)
+    steps.scheduled(2, 200)
+    clock.now += 1.0
+    assert steps.done(1) == (100, pytest.approx(1.0))
+    clock.now += 2.0
+    assert steps.done(2) == (200, pytest.approx(2.0))
+
+
+def test_steps_confirmed_together_are_not_timed() -> None:
+    """Two steps whose ends were seen at once cannot be told apart."""
+    clock = FakeClock()
+    steps = PrefillClock(clock)
+    steps.scheduled(1, 100)
+    steps.scheduled(2, 200)
+    clock.now += 3.0
+    assert steps.done(2) is None
+    assert steps.done(2) is None
