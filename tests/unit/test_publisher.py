@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import msgspec
 import pytest
 
 from ghostcacher_connector.errors import ConfigError, IndexUnavailable
@@ -16,11 +17,15 @@ LEASE_S = 9.0
 
 
 class LosesAnswers(MemoryIndex):
-    """An index that applies a batch and then fails to say so, as a connection that breaks in between does."""
+    """An index that fails before it applied a batch, or after, as a connection that breaks does."""
 
     lose_next = 0
+    refuse_next = 0
 
     def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
+        if self.refuse_next:
+            self.refuse_next -= 1
+            raise IndexUnavailable("the batch was lost")
         super().apply(ref, entries, drops, lease_ttl_s=lease_ttl_s)
         if self.lose_next:
             self.lose_next -= 1
@@ -128,6 +133,18 @@ def test_index_is_away_changes_gather_and_arrive_later(bench: Bench) -> None:
     assert bench.held(blocks) == 24
 
 
+def test_index_is_back_empty_everything_returns_without_waiting_for_the_renewal(bench: Bench) -> None:
+    """After a failure the counts are compared as soon as the index answers."""
+    blocks = chain(25)
+    bench.publish(blocks)
+    bench.run(1.0)
+    bench.index.flush()
+    bench.index.refuse_next = 1
+    bench.publisher.withdraw(24)
+    bench.run(0.5)
+    assert bench.held(blocks) == 24
+
+
 def test_pauses_grow_to_a_bound_and_start_anew(bench: Bench) -> None:
     """Tries are spaced 0.1 s, 0.2 s ... 2 s apart, and again from 0.1 s after a success."""
     bench.index.reachable = False
@@ -139,10 +156,11 @@ def test_pauses_grow_to_a_bound_and_start_anew(bench: Bench) -> None:
     assert bench.publisher.step() == 0.1
 
 
-def test_answer_is_lost_batch_is_sent_again_without_resync(bench: Bench) -> None:
+@pytest.mark.parametrize("failure", ["lose_next", "refuse_next"])
+def test_batch_or_answer_is_lost_batch_is_sent_again_without_resync(bench: Bench, failure: str) -> None:
     """A batch of unknown fate is sent again; the counts then agree, and nothing is cleared."""
     blocks = chain(25)
-    bench.index.lose_next = 2
+    setattr(bench.index, failure, 2)
     bench.publish(blocks)
     bench.run(LEASE_S)
     assert bench.held(blocks) == 25
@@ -184,8 +202,6 @@ def test_index_that_keeps_losing_is_repaired_ever_less_often(bench: Bench) -> No
 
 def test_record_is_updated_at_once(bench: Bench) -> None:
     """A changed record reaches the directory with the next step."""
-    import msgspec
-
     bench.publisher.step()
     changed = msgspec.structs.replace(bench.record, http="http://10.0.0.1:1")
     bench.publisher.update_record(changed)
