@@ -17,6 +17,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -167,6 +168,8 @@ class ProbeResponder:
                 return False
             self._refresh_at = self._clock() + self._refresh_s
             self._answer(request.id if request is not None else "")
+            # Only now: a request that the index cut short is answered again.
+            self._answered = request.id if request is not None else self._answered
         except IndexUnavailable as exc:
             log.debug("probes: %s", exc)
             return False
@@ -189,10 +192,7 @@ class ProbeResponder:
         except ProtocolError as exc:
             log.debug("probe request: %s", exc)
             return None
-        if request.id == self._answered:
-            return None
-        self._answered = request.id
-        return request
+        return None if request.id == self._answered else request
 
     def _answer(self, request: str) -> None:
         """Probe every peer and store all that is known so far after each, so that a slow peer hides no other."""
@@ -203,7 +203,7 @@ class ProbeResponder:
         for peer in peers:
             if self._stopping.is_set():
                 return
-            link = link_report(lambda peer=peer: self._probe(peer), at=self._wall_clock(), request=request)  # type: ignore[misc]
+            link = link_report(partial(self._probe, peer), at=self._wall_clock(), request=request)
             fields[f"{self._rank}:{peer.worker}"] = msgspec.msgpack.encode(link)
             self._store(links_report(self._rank), fields)
 
