@@ -1,33 +1,43 @@
 """All that one rank runs beside its engine: memory registration, transports, pulls, its view of the fleet.
 
-    slot table --read by--> peers          peers' records --directory--> puller --writes--> this rank's slots
+    slot table, slots --read by--> peers     peers' records --directory--> puller --writes--> this rank's slots
+                   '--read by--> relay --TCP--> peers that share neither memory nor RDMA
 
-Knows no engine. Every rank has its own connection to the index, since only the rank itself can measure its links, and
-since an idle engine carries no messages between its scheduler and its ranks.
+Knows no engine. Every rank has its own connection to the index: only the rank itself can measure its links, and an idle
+engine carries no messages between its scheduler and its ranks.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.errors import TransferError
+from ghostcacher_connector.errors import PeerUnreachable, TransferError
 from ghostcacher_connector.index.directory import Directory
 from ghostcacher_connector.index.open import open_index
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import Probe, Transport
 from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.transfer.nixl import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.process import RelayProcess
+from ghostcacher_connector.transfer.views import rows_of
 from ghostcacher_connector.types import RankEndpoint, WorkerRecord
 
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 2.0
 SELF_CHECK_TIMEOUT_S = 5.0
+PROBE_SLOTS = 4
+"""Slots read to time a link: enough bytes for a rate, few enough not to disturb."""
 
 
 class RankRuntime:
@@ -38,15 +48,29 @@ class RankRuntime:
         settings: Settings,
         memory: RankMemory,
         table: SlotTable,
+        recorder: Recorder,
         *,
         worker: str,
         rank: int,
         namespace: str,
+        scratch_slot: int,
     ) -> None:
-        """Register the rank's memory and open its transports. Raises ConfigError and TransferError, at start only."""
+        """Register the rank's memory and open its transports.
+
+        scratch_slot: a slot that the engine never reads; the self-check writes to it.
+        Raises ConfigError and TransferError: at start, and only then.
+        """
         self._settings = settings
         self._memory = memory
+        self._recorder = recorder
         self._worker = worker
+        self._rank = rank
+        self._scratch_slot = scratch_slot
+        self._self_check: SelfCheckReport | None = None
+        self._responder: ProbeResponder | None = None
+        self._overdue = 0
+        self._quarantined = 0
+        # The agent is needed even where only the relay pulls: it is what peers, and the relay, read this rank by.
         self._nixl = NixlTransport(
             memory,
             table,
@@ -56,44 +80,113 @@ class RankRuntime:
             staging_mib=settings.staging_mib,
             threads=settings.pull_threads,
         )
-        self.endpoint: RankEndpoint = self._nixl.endpoint(rank=rank)
-        transports: list[Transport] = [self._nixl]
+        self._relay = self._open_relay()
+        address = self._relay.start() if self._relay is not None else None
+        self.endpoint: RankEndpoint = self._nixl.endpoint(rank=rank, relay=address)
         self.puller = Puller(
-            transports, memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
+            self._transports(), memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
         )
         self._index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s)
-        self.directory = Directory(
-            self._index, namespace, on_change=self._peers_changed, lease_ttl_s=settings.lease_ttl_s
+        self._directory = Directory(
+            self._index, namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
         )
 
     def start(self) -> None:
-        """Prove that a pull works, then look for peers."""
+        """Prove that a pull works, then look for peers. Raises TransferError when it does not."""
         if self._settings.self_check:
             self._check_itself()
-        self.directory.start()
+        self._directory.start()
 
     def stop(self) -> None:
-        """End threads and transports. Idempotent; bounded in time."""
-        self.directory.stop(STOP_TIMEOUT_S)
+        """End threads, transports and the relay. Idempotent; bounded in time."""
+        if self._responder is not None:
+            self._responder.stop(STOP_TIMEOUT_S)
+        self._directory.stop(STOP_TIMEOUT_S)
         self.puller.close()
+        self._nixl.close()
+        if self._relay is not None:
+            self._relay.close()
         self._index.close()
 
     def links(self) -> dict[str, tuple[float, float]]:
-        """Return the measured way to each peer: (bytes/s, round trip in s)."""
+        """Return the measured way to each peer: (bytes/s or 0, round trip in s)."""
         return {
-            worker: (link.bytes_per_s or 0.0, link.rtt_s or 0.0)
+            worker: (link.bytes_per_s or 0.0, link.rtt_s)
             for worker, link in self.puller.links().items()
             if link.rtt_s is not None
         }
 
-    def _peers_changed(self, records: Sequence[WorkerRecord]) -> None:
+    def record_metrics(self) -> None:
+        """Record what has changed since the last call; cheap enough for every step."""
+        overdue, quarantined = self._nixl.overdue_count, self._nixl.quarantined_count
+        if overdue != self._overdue:
+            self._recorder.inc("gc_stuck_reads_total", overdue - self._overdue, rank=str(self._rank))
+            self._overdue = overdue
+        if quarantined != self._quarantined:
+            self._recorder.set("gc_quarantined_reads", quarantined, rank=str(self._rank))
+            self._quarantined = quarantined
+
+    def _transports(self) -> list[Transport]:
+        """Return the ways to read peers, in the order of the setting."""
+        made: dict[str, Transport] = {"nixl": self._nixl}
+        if "relay" in self._settings.transports:
+            made["relay"] = RelayTransport(self._memory, token=self._settings.relay_token)
+        return [made[name] for name in self._settings.transports]
+
+    def _open_relay(self) -> RelayProcess | None:
+        if self._settings.relay_listen is None:
+            return None
+        return RelayProcess(
+            self._nixl.endpoint(rank=self._rank),
+            listen=self._settings.relay_listen,
+            token=self._settings.relay_token,
+            ucx_tls=self._settings.ucx_tls,
+        )
+
+    def _fleet_changed(self, records: Sequence[WorkerRecord]) -> None:
+        """Runs on the directory's thread."""
         self.puller.update_peers(record for record in records if record.worker != self._worker)
+        own = next((record for record in records if self._is_own(record)), None)
+        if self._responder is None and own is not None:
+            self._responder = ProbeResponder(
+                self._index, own, self._probe_peer, rank=self._rank, self_check=lambda: self._self_check
+            )
+            self._responder.start()
+
+    def _is_own(self, record: WorkerRecord) -> bool:
+        """Say whether a record is of this very life of this worker."""
+        ranks = record.ranks
+        return self._rank < len(ranks) and ranks[self._rank].incarnation == self.endpoint.incarnation
+
+    def _probe_peer(self, peer: WorkerRecord) -> Probe:
+        if self._rank >= len(peer.ranks):
+            raise PeerUnreachable(f"{peer.worker} has no rank {self._rank}")
+        count = min(PROBE_SLOTS, peer.ranks[self._rank].slot_count)
+        return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 
     def _check_itself(self) -> None:
-        """Read this rank's own slots as a peer would and compare them. Raises TransferError."""
-        slots = np.arange(min(2, self._memory.slot_count), dtype=np.int64)
-        probe: Probe = self._nixl.probe(self.endpoint, slots, timeout_s=SELF_CHECK_TIMEOUT_S)
-        if not probe.current:
-            raise TransferError(f"self-check of {self._worker}: expected its own incarnation in the seal, found another")
-        rate = len(probe.data) / probe.data_s if probe.data_s > 0 else 0.0
-        logger.info("self-check: read own slots over %s at %.2f GB/s", probe.transport, rate / 1e9)
+        """Read a slot of this rank the way a peer would and compare its bytes. Raises TransferError."""
+        expected = self._write_pattern()
+        slots = np.asarray([self._scratch_slot], dtype=np.int64)
+        seen = self._nixl.probe(self.endpoint, slots, timeout_s=SELF_CHECK_TIMEOUT_S)
+        error = ""
+        if not seen.current:
+            error = "the seal is that of another incarnation"
+        elif expected is not None and seen.data != expected:
+            error = f"slot {self._scratch_slot}: the bytes read are not those that were written"
+        self._self_check = SelfCheckReport(ok=not error, transport=seen.transport, error=error, at=time.time())
+        self._recorder.set("gc_self_check_ok", 0 if error else 1, rank=str(self._rank))
+        if error:
+            raise TransferError(f"self-check of {self._worker} rank {self._rank} failed: {error}")
+        logger.info("self-check: read slot %d over %s in %.0f us", slots[0], seen.transport, seen.data_s * 1e6)
+
+    def _write_pattern(self) -> bytes | None:
+        """Fill the scratch slot with random bytes and return them; None where the host cannot write them."""
+        if self._memory.memory != "DRAM":
+            return None
+        parts = []
+        for segment in self._memory.segments:
+            pattern = secrets.token_bytes(segment.slot_bytes)
+            rows_of(segment, self._memory.slot_count)[self._scratch_slot] = np.frombuffer(pattern, dtype=np.uint8)
+            parts.append(pattern)
+        return b"".join(parts)

@@ -290,7 +290,11 @@ class SimEngine:
 
     def _check(self, request_id: str, state: RunnerRequest, computed: int) -> None:
         for position in range(computed):
-            block, offset, expected = state.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS, state.number(position)
+            block, offset, expected = (
+                state.blocks[position // BLOCK_TOKENS],
+                position % BLOCK_TOKENS,
+                state.number(position),
+            )
             if not self.holds(block, offset, expected):
                 self.wrong.append(f"{self.name} {request_id}: position {position}, slot {block}")
                 return
@@ -299,7 +303,9 @@ class SimEngine:
         """Return a counter's value, summed over the series that have these label values."""
         series = self.delta.get(name, {})
         wanted = set(labels.values())
-        return sum(value for key, value in series.items() if wanted <= set(key.split("\x1f")) and not isinstance(value, list))
+        return sum(
+            value for key, value in series.items() if wanted <= set(key.split("\x1f")) and not isinstance(value, list)
+        )
 
     def holds(self, block: int, offset: int, number: int) -> bool:
         """Say whether a place holds a number, on every layer."""
@@ -319,9 +325,9 @@ def expected_output(tokens: list[int], count: int) -> list[int]:
 
 def prompts(seed: int, *, documents: int, blocks: int, tail: int) -> Iterator[list[int]]:
     """Yield endless prompts that share one of a few documents and differ in their tails."""
-    import random  # noqa: PLC0415 - seeded, for tests only
+    import random
 
-    source = random.Random(seed)  # noqa: S311 - not for secrets
+    source = random.Random(seed)
     texts = [[source.randrange(VOCABULARY) for _ in range(blocks * BLOCK_TOKENS)] for _ in range(documents)]
     while True:
         text = source.choice(texts)

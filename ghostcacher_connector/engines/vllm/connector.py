@@ -172,6 +172,8 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
         if self._scheduler_half is not None:
             self._scheduler_half.record_metrics()
+        if self._worker_half is not None:
+            self._worker_half.record_metrics()
         delta = self._recorder.drain()
         return GhostCacherStats(data=delta) if delta else None
 

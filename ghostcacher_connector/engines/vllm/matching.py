@@ -129,7 +129,8 @@ class Matcher:
     def _pullable_blocks(self, tracked: Tracked) -> int:
         """All full blocks but one that holds the last token: it is computed in any case, for its logits."""
         request = tracked.request
-        return min(len(request.block_hashes), max(0, request.num_tokens - 1) // self._block_tokens)
+        tokens: int = request.num_tokens
+        return min(len(request.block_hashes), max(0, tokens - 1) // self._block_tokens)
 
     def _settle(self, tracked: Tracked, first_block: int, reason: MissReason) -> int:
         tracked.phase = Phase.SETTLED

@@ -52,7 +52,8 @@ class SlotWatch:
         self._pool.touch((block,))
         self._pool.unpin_blocks((block,), self._reused)
         self._published.add(block.block_id)
-        return self._generations[block.block_id]
+        slot: int = block.block_id
+        return self._generations[slot]
 
     def take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots reused since the last call with their new generations, shape (n,) each."""

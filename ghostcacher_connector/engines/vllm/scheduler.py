@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -128,7 +128,7 @@ class SchedulerSide:
     def _first_prefill_rate(self, ranks: list[RankHandshake]) -> float:
         """Guess tokens/s from measured FLOP/s: 2 FLOP a weight and token, 12 * layers * hidden^2 weights."""
         config = self._model_config.hf_text_config
-        weights = 12 * config.num_hidden_layers * config.hidden_size**2
+        weights: int = 12 * config.num_hidden_layers * config.hidden_size**2
         return max(1.0, sum(rank.flops_per_s for rank in ranks) / (2 * weights))
 
     # -- requests ------------------------------------------------------------------------------------------------

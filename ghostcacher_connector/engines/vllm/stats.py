@@ -28,7 +28,7 @@ class GhostCacherStats(KVConnectorStats):
     """One metric delta (metrics/recorder.py)."""
 
     def reset(self) -> None:
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         return GhostCacherStats(data=merge(self.data, other.data))

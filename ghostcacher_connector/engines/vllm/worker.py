@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NULL_BLOCK = 0
+"""vLLM's placeholder: never handed out, never read by attention."""
+
 CALIBRATION_ROWS = 256
 CALIBRATION_ROUNDS = 3
 
@@ -65,18 +68,18 @@ class WorkerSide:
         config, spec = self._kv_cache_config, self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
         segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes)
         device = next(iter(kv_caches.values())).device
-        memory = RankMemory(
-            segments, config.num_blocks, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0
-        )
+        memory = RankMemory(segments, config.num_blocks, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0)
         fingerprint = fingerprint_of(self._vllm_config, spec, segments, self._settings)
         self._table = SlotTable(config.num_blocks)
         self._runtime = RankRuntime(
             self._settings,
             memory,
             self._table,
+            self._recorder,
             worker=worker_name(self._vllm_config, self._settings),
             rank=self._vllm_config.parallel_config.rank,
             namespace=fingerprint.digest(),
+            scratch_slot=NULL_BLOCK,
         )
         self._runtime.start()
         self._handshake = RankHandshake(
@@ -94,7 +97,9 @@ class WorkerSide:
         """Bump the generations of the slots that this step or its pulls may overwrite."""
         assert self._table is not None
         if metadata.step != self._step + 1:
-            logger.error("step %d after step %d: bumps were lost, becoming a new incarnation", metadata.step, self._step)
+            logger.error(
+                "step %d after step %d: bumps were lost, becoming a new incarnation", metadata.step, self._step
+            )
             self._table.renew_incarnation()
         self._step = metadata.step
         self._table.bump(metadata.bumped, metadata.generations)
@@ -130,6 +135,10 @@ class WorkerSide:
         reports, self._reports = self._reports, []
         return RankReport(self._step, reports, self._runtime.links() if reports and self._runtime else {})
 
+    def record_metrics(self) -> None:
+        if self._runtime is not None:
+            self._runtime.record_metrics()
+
     def shutdown(self) -> None:
         if self._runtime is not None:
             self._runtime.stop()
@@ -137,7 +146,7 @@ class WorkerSide:
     def _measure_flops(self, device: torch.device) -> float:
         """Time a matrix product of the model's width: the start-up calibration of the prefill rate, in FLOP/s."""
         model = self._vllm_config.model_config
-        width = model.hf_text_config.hidden_size
+        width: int = model.hf_text_config.hidden_size
         left = torch.ones(CALIBRATION_ROWS, width, dtype=model.dtype, device=device)
         right = torch.ones(width, width, dtype=model.dtype, device=device)
         best_s = float("inf")
