@@ -1,0 +1,34 @@
+"""What all tests share: a clean environment, patience under load, and the long form of the long tests."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+SOAK = os.environ.get("GHOSTCACHER_SOAK") == "1"
+
+# A busy machine is no failure: no deadline for one example. The soak form looks 20 times as hard.
+settings.register_profile(
+    "ghostcacher",
+    deadline=None,
+    max_examples=2000 if SOAK else 100,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ghostcacher")
+
+
+def pytest_configure() -> None:
+    """Forget GC_* of whoever runs the tests: a developer's own Redis or worker name must not take part."""
+    for name in [name for name in os.environ if name.startswith("GC_")]:
+        del os.environ[name]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if SOAK:
+        return
+    skip = pytest.mark.skip(reason="the long form: run make soak")
+    for item in items:
+        if item.get_closest_marker("soak") is not None:
+            item.add_marker(skip)
