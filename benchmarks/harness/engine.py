@@ -47,7 +47,14 @@ _HINTS = (
     (r"(?i)out of memory|cannot allocate memory|bad_alloc", "memory is short: use a smaller model or KV cache"),
     (r"No module named '?vllm", "vLLM is not installed in this environment: pip install 'ghostcacher[vllm]'"),
     (r"No available memory for the cache blocks", "the KV cache does not fit: give it more memory or fewer blocks"),
-    (r"larger than the maximum number of tokens that can be stored", "the KV cache is smaller than max_model_len"),
+    (
+        r"larger than the available KV cache memory",
+        "the KV cache must hold max_model_len tokens: lower that, or raise it",
+    ),
+)
+
+_CAUSE = re.compile(
+    r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^]]*\] )?(?P<error>(?:\w+\.)*\w*(?:Error|Engine): .+)$", re.MULTILINE
 )
 
 
@@ -138,8 +145,7 @@ class Engine(AbstractContextManager["Engine"]):
         if self.ready_s is not None:
             return True
         if self.process.poll() is not None:
-            tail = self.process.log_tail()
-            if "address already in use" not in tail or self._attempts >= PORT_ATTEMPTS:
+            if "address already in use" not in self.process.log_tail(400) or self._attempts >= PORT_ATTEMPTS:
                 raise EngineStartError(self._failure(f"ended with status {self.process.poll()} before it was ready"))
             self._launch()
         elif _answers(f"{self.url}/health"):
@@ -177,10 +183,13 @@ class Engine(AbstractContextManager["Engine"]):
         self._launch()
 
     def _failure(self, what: str) -> str:
-        tail = self.process.log_tail()
-        hints = [hint for pattern, hint in _HINTS if re.search(pattern, tail)]
-        advice = f"\nLikely: {'; '.join(hints)}" if hints else ""
-        return f"engine {self.options.name} {what}. End of {self.log}:\n{tail}{advice}"
+        """Return a message that begins with the reason: in the log it stands far above the last traceback."""
+        log = self.process.log_tail(400)
+        causes = list(dict.fromkeys(found["error"] for found in _CAUSE.finditer(log)))[:3]
+        hints = [f"Likely: {hint}" for pattern, hint in _HINTS if re.search(pattern, log)]
+        tail = self.process.log_tail(10 if causes else 30)
+        parts = [f"engine {self.options.name} {what}.", *causes, *hints, f"End of {self.log}:", tail]
+        return "\n".join(parts)
 
 
 def start_many(options: Sequence[EngineOptions], progress: Progress | None = None) -> list[Engine]:
