@@ -29,9 +29,10 @@ PROBE_TIMEOUT_S = 2.0
 class PeerState:
     """One peer: its endpoint and what is known of the way to it. Guarded by the directory's lock."""
 
-    def __init__(self, worker: str, endpoint: RankEndpoint) -> None:
-        self.worker = worker
-        self.endpoint = endpoint
+    def __init__(self, record: WorkerRecord, rank: int) -> None:
+        self.worker = record.worker
+        self.incarnation = record.incarnation
+        self.endpoint = record.ranks[rank]
         self.backoff = Backoff()
         self.transport: str | None = None
         self.rate: float | None = None
@@ -66,25 +67,20 @@ class PeerDirectory:
 
     def update(self, records: Iterable[WorkerRecord]) -> list[PeerState]:
         """Take over the live workers; forget those that are gone. Return the peers that are new or have a new life."""
-        accepted: dict[str, RankEndpoint] = {}
+        accepted: dict[str, WorkerRecord] = {}
         refused: dict[str, str] = {}
         for record in records:
             fault = self._fault_of(record)
             if fault:
                 refused[record.worker] = fault
             else:
-                accepted[record.worker] = record.ranks[self._rank]
+                accepted[record.worker] = record
         with self._lock:
             for worker in refused.keys() - self.refused.keys():
                 logger.warning("not pulling from %s: %s", worker, refused[worker])
             self.refused = refused
             old = self._peers
-            self._peers = {
-                worker: old[worker]
-                if worker in old and old[worker].endpoint == endpoint
-                else PeerState(worker, endpoint)
-                for worker, endpoint in accepted.items()
-            }
+            self._peers = {worker: self._kept(old.get(worker), record) for worker, record in accepted.items()}
             fresh = [state for worker, state in self._peers.items() if old.get(worker) is not state]
             gone = [state.endpoint for worker, state in old.items() if self._peers.get(worker) is not state]
         kept = {state.endpoint.agent_name for state in fresh}
@@ -144,6 +140,13 @@ class PeerDirectory:
         now = self._clock()
         with self._lock:
             return {worker: _stats_of(state, now) for worker, state in self._peers.items()}
+
+    def _kept(self, state: PeerState | None, record: WorkerRecord) -> PeerState:
+        """Return what is known of a peer, or a clean slate when this is another life of it."""
+        same = (
+            state is not None and state.incarnation == record.incarnation and state.endpoint == record.ranks[self._rank]
+        )
+        return state if state is not None and same else PeerState(record, self._rank)
 
     def _fault_of(self, record: WorkerRecord) -> str:
         if record.namespace != self._namespace:

@@ -15,10 +15,13 @@ from ghostcacher_connector.types import MissReason
 class PullSource(NamedTuple):
     """A worker that holds the first ``len(remote_slots)`` blocks of a job.
 
+    incarnation: of the worker's record, as the index gave it with the entries: in another life of the worker the same
+    slot and generation may hold other content.
     remote_slots, generations: shape (m,), m at most the job's number of blocks; entry i belongs to block i.
     """
 
     worker: str
+    incarnation: bytes
     remote_slots: Slots
     generations: Generations
 

@@ -31,7 +31,7 @@ from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, 
 from ghostcacher_connector.transfer.host import host_id
 from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault
 from ghostcacher_connector.transfer.reader import DeadlinePassed, Lease, NixlReader, NoArena, wait_until_over
-from ghostcacher_connector.transfer.results import failed, finished
+from ghostcacher_connector.transfer.results import Moved, failed, finished
 from ghostcacher_connector.transfer.views import rows_of
 from ghostcacher_connector.types import MissReason, RankEndpoint
 
@@ -136,7 +136,7 @@ class NixlTransport(Transport):
             fault = MissReason.DISABLED, "the transport is closed"
         if fault is not None:
             return failed(count, self.name, *fault)
-        moved = _Moved()
+        moved = Moved()
         try:
             valid = self._connected_pull(request, moved)
         except TransferError as exc:
@@ -144,7 +144,7 @@ class NixlTransport(Transport):
             return failed(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved.bytes, seconds=seconds)
         return finished(valid, self.name, moved.bytes, self._clock() - started)
 
-    def _connected_pull(self, request: PullRequest, moved: _Moved) -> Validity:
+    def _connected_pull(self, request: PullRequest, moved: Moved) -> Validity:
         reader = self._reader
         with reader.links_to(request.peer) as link, reader.lease(link) as lease:
             try:
@@ -154,7 +154,7 @@ class NixlTransport(Transport):
                     reader.links.failed(link, str(exc))
                 raise
 
-    def _direct(self, request: PullRequest, lease: Lease, moved: _Moved) -> Validity:
+    def _direct(self, request: PullRequest, lease: Lease, moved: Moved) -> Validity:
         peer = request.peer
         theirs, ours = Side(peer.segments, peer.device), Side(self._memory.segments, self._memory.device)
         for part in self._chunks(request, self._chunk_bytes):
@@ -170,7 +170,7 @@ class NixlTransport(Transport):
             peer, lease, request.remote_slots, request.generations, self._seal_deadline(request)
         )
 
-    def _staged(self, request: PullRequest, lease: Lease, moved: _Moved) -> Validity:
+    def _staged(self, request: PullRequest, lease: Lease, moved: Moved) -> Validity:
         peer, reader = request.peer, self._reader
         valid = np.zeros(len(request.remote_slots), dtype=np.bool_)
         for part in self._chunks(request, lease.arena.data_bytes):
@@ -216,13 +216,6 @@ class NixlTransport(Transport):
                 f"staging_mib={staging_mib}: expected at least {-(-slot * STAGING_ARENAS // MIB)} for this cache"
             )
         return STAGING_ARENAS, arena_bytes
-
-
-class _Moved:
-    """Counts a pull's bytes, so that a failed one can still say how far it came."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
 
 
 def _reason_of(error: TransferError) -> MissReason:

@@ -34,7 +34,7 @@ from ghostcacher_connector.transfer.jobs import (
     ended,
 )
 from ghostcacher_connector.transfer.layout import RankMemory
-from ghostcacher_connector.transfer.results import failed
+from ghostcacher_connector.transfer.results import failed, finished
 from ghostcacher_connector.types import MissReason, WorkerRecord
 
 logger = logging.getLogger(__name__)
@@ -220,6 +220,10 @@ class Puller:
             known = self.directory.find(source.worker)
             detail = f"{source.worker} is {'put aside' if known else 'unknown'}"
             return failed(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
+        if state.incarnation != source.incarnation:
+            # Generations start anew with each life: these may be met again, with other content.
+            nothing = np.zeros(len(wanted), dtype=np.bool_)
+            return finished(nothing, "none", 0, 0.0)
         request = PullRequest(
             state.endpoint, source.remote_slots[wanted], job.local_slots[wanted], source.generations[wanted], deadline
         )

@@ -8,6 +8,13 @@ from ghostcacher_connector.transfer.base import PullOutcome, PullResult, Validit
 from ghostcacher_connector.types import MissReason
 
 
+class Moved:
+    """Counts a pull's bytes, so that a failed one can still say how far it came."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 def failed(
     count: int, transport: str, reason: MissReason, detail: str, *, moved_bytes: int = 0, seconds: float = 0.0
 ) -> PullResult:

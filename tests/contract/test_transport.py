@@ -89,7 +89,7 @@ def make_rig(kind: str, layout: str) -> Iterator[Rig]:
         yield Rig(MemoryOwner(fabric), MemoryTransport(fabric, memory.rank, memory.table, name="reader"), memory)
         return
     options: dict[str, Any] = {"relay": {"listen": "127.0.0.1:0", "token": "secret"}} if kind == "relay" else {}
-    with OwnerProcess(**options) as owner:
+    with OwnerProcess(options) as owner:
         transport: Transport
         if kind == "relay":
             transport = RelayTransport(memory.rank, token="secret")

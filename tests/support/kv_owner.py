@@ -1,8 +1,9 @@
 """A process that owns KV memory and is driven by lines of JSON: the peer in tests with real NIXL and real processes.
 
-Run as ``python -m tests.support.kv_owner '{"transport": {...}, "memory": {...}, "relay": {...}}'``. The first line of
-output is the endpoint. Commands: ``write`` (bump and fill slots), ``overwrite`` (fill without a bump), ``bump``,
-``ping``, ``renew``, ``torture`` (rewrite slots at full speed until the next command arrives), ``quit``.
+Run as ``python -m tests.support.kv_owner OPTIONS`` with OPTIONS a JSON object: ``memory``, ``transport`` and ``relay``
+are keyword arguments of theirs, ``published`` is a file. The first line of output is the endpoint. Commands: ``write``
+(bump and fill slots), ``overwrite`` (fill without a bump), ``bump``, ``ping``, ``renew``, ``torture`` and
+``torture_bump_last`` (rewrite slots at full speed until the next command arrives), ``quit``.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from ghostcacher_connector.transfer.nixl import NixlTransport
 from tests.support.kv_memory import KvMemory
 
 
-def torture(memory: KvMemory, first: int, bump_last: bool) -> int:
-    """Rewrite random groups of slots, each with its next generation, until a command arrives; return the rounds."""
+def torture(memory: KvMemory, published: np.ndarray, first: int, bump_last: bool) -> int:
+    """Rewrite random groups of slots, each with its next generation, until a command arrives; return the rounds.
+
+    published: shared with the readers, shape (slot_count,); plays the index. As in an engine, a generation is published
+    only when its content is complete, and withdrawn late or never.
+    """
     slot_count = memory.rank.slot_count
     generations = np.full(slot_count, first, dtype=np.uint64)
     rng = np.random.default_rng(7)
@@ -34,6 +39,7 @@ def torture(memory: KvMemory, first: int, bump_last: bool) -> int:
             memory.table.bump(slots, generations[slots])
         else:
             memory.write(slots, generations[slots])
+        published[slots] = generations[slots]
         rounds += 1
     return rounds
 
@@ -46,6 +52,9 @@ class Owner:
         self.transport = NixlTransport(
             self.memory.rank, self.memory.table, name="owner", **options.get("transport", {})
         )
+        self.published = np.zeros(0, dtype=np.uint64)
+        if "published" in options:
+            self.published = np.memmap(options["published"], dtype=np.uint64, mode="r+")
         self.relay = None
         self.address = None
         if "relay" in options:
@@ -70,7 +79,7 @@ class Owner:
             self.memory.table.renew_incarnation()
             return self.endpoint()
         elif command in {"torture", "torture_bump_last"}:
-            return {"rounds": torture(self.memory, generations[0], command == "torture_bump_last")}
+            return {"rounds": torture(self.memory, self.published, generations[0], command == "torture_bump_last")}
         return {"ok": command}
 
 

@@ -18,24 +18,29 @@ import msgspec
 from ghostcacher_connector.types import RankEndpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-REPLY_S = 30.0
+REPLY_S = 120.0
+"""Starting two interpreters with NIXL takes seconds, and many times that on a crowded machine."""
 
 
 class OwnerProcess:
     """A running owner. Use as a context manager: it is killed at the end, stopped or not."""
 
-    def __init__(self, *, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None, **options: Any) -> None:
-        command = [*prefix, sys.executable, "-m", "tests.support.kv_owner", json.dumps(options)]
+    def __init__(self, options: dict[str, Any] | None = None, *, prefix: tuple[str, ...] = ()) -> None:
+        """options: as `kv_owner` takes them. prefix: a command to run it under, such as ``ip netns exec``."""
+        command = [*prefix, sys.executable, "-m", "tests.support.kv_owner", json.dumps(options or {})]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
         self._pending = b""
-        first = self.reply()
+        try:
+            first = self.reply()
+        except BaseException:
+            self.__exit__()
+            raise
         self.relay_pid: int | None = first["relay_pid"]
         self.endpoint = _endpoint_in(first)
 
@@ -82,7 +87,8 @@ class OwnerProcess:
             self._pending += data
 
     def stop(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
+        """Stop the process, and wait until it stands still."""
+        stop_process(self.pid)
 
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
@@ -101,6 +107,19 @@ class OwnerProcess:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 stream.close()
+
+
+def stop_process(pid: int) -> None:
+    """Send SIGSTOP and wait until every thread of the process has stopped: they do so one by one."""
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + 10
+    while any(_state(task) != "T" for task in Path(f"/proc/{pid}/task").iterdir()):
+        assert time.monotonic() < until, f"process {pid} did not stop"
+        time.sleep(0.001)
+
+
+def _state(task: Path) -> str:
+    return (task / "stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
 def _endpoint_in(reply: dict[str, Any]) -> RankEndpoint:

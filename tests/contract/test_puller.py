@@ -1,0 +1,319 @@
+"""The puller over real transports' twin and over real NIXL: jobs, sources, peers, and how each job ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
+from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource
+from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
+from ghostcacher_connector.transfer.nixl import NixlTransport
+from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.types import MissReason, RankEndpoint, Role, Segment, WorkerRecord
+from tests.support.kv_memory import KvMemory
+from tests.support.owner_client import OwnerProcess
+
+pytestmark = pytest.mark.timeout(120)
+NAMESPACE = "n" * 32
+
+
+def record(worker: str, endpoint: RankEndpoint, namespace: str = NAMESPACE) -> WorkerRecord:
+    return WorkerRecord(
+        schema=1,
+        worker=worker,
+        incarnation=endpoint.incarnation,
+        namespace=namespace,
+        fingerprint={},
+        role=Role.BOTH,
+        http=None,
+        block_tokens=16,
+        started_at=0.0,
+        ranks=(endpoint,),
+    )
+
+
+class Fleet:
+    """Two owners on one fabric, and a puller with its own memory."""
+
+    def __init__(self, **options: Any) -> None:
+        self.fabric = Fabric()
+        self.owners = {name: KvMemory() for name in ("w1", "w2")}
+        self.transports = {
+            name: MemoryTransport(self.fabric, owner.rank, owner.table, name=name)
+            for name, owner in self.owners.items()
+        }
+        self.memory = KvMemory()
+        self.clock_s = 100.0
+        self.transport: Transport = options.pop("transport", None) or MemoryTransport(
+            self.fabric, self.memory.rank, self.memory.table, name="me", clock=self.clock
+        )
+        self.puller = Puller(
+            [self.transport], self.memory.rank, namespace=NAMESPACE, rank=0, clock=self.clock, **options
+        )
+        self.publish()
+
+    def clock(self) -> float:
+        return self.clock_s
+
+    def publish(self) -> None:
+        self.puller.update_peers([record(name, t.endpoint(rank=0)) for name, t in self.transports.items()])
+
+    def write(self, worker: str, slots: list[int], generations: list[int]) -> PullSource:
+        """Fill slots of a worker; return them as a source."""
+        where, what = np.array(slots, dtype=np.int64), np.array(generations, dtype=np.uint64)
+        self.owners[worker].write(where, what)
+        return PullSource(worker, self.owners[worker].table.incarnation, where, what)
+
+    def run(self, *sources: PullSource, count: int = 3, seconds: float = 5.0, job_id: str = "j") -> JobResult:
+        slots = np.arange(10, 10 + count, dtype=np.int64)
+        self.puller.submit(PullJob(job_id, slots, sources, self.clock_s + seconds))
+        return wait_for(self.puller)[0]
+
+    def agent(self, worker: str) -> str:
+        return self.transports[worker].agent_name
+
+
+def wait_for(puller: Puller, count: int = 1) -> list[JobResult]:
+    """Poll until so many jobs ended."""
+    results: list[JobResult] = []
+
+    def collected() -> bool:
+        results.extend(puller.poll())
+        return len(results) >= count
+
+    wait_until(collected)
+    return results
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "the condition did not come true"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    fleet = Fleet()
+    yield fleet
+    fleet.puller.close()
+
+
+def test_job_with_one_good_source_is_done(fleet: Fleet) -> None:
+    """All blocks arrive from the first source."""
+    source = fleet.write("w1", [1, 2, 3], [7, 8, 9])
+    result = fleet.run(source)
+    assert result.outcome is PullOutcome.DONE
+    assert result.reason is None
+    assert result.bytes == 3 * fleet.memory.rank.bytes_per_slot
+    assert fleet.memory.holds(np.arange(10, 13), source.remote_slots, source.generations).all()
+
+
+def test_stale_blocks_are_fetched_from_the_next_source(fleet: Fleet) -> None:
+    """Only what the first source did not deliver is asked of the second."""
+    first = fleet.write("w1", [1, 2, 3], [7, 7, 7])
+    fleet.owners["w1"].table.bump(np.array([2]), np.array([8], dtype=np.uint64))
+    second = fleet.write("w2", [4, 5, 6], [3, 3, 3])
+    result = fleet.run(first, second)
+    assert result.outcome is PullOutcome.DONE
+    assert [(t.worker, t.asked, t.valid) for t in result.tries] == [("w1", 3, 2), ("w2", 1, 1)]
+    assert fleet.memory.holds(np.array([10, 11, 12]), np.array([1, 5, 3]), np.array([7, 3, 7])).all()
+
+
+def test_dead_source_is_replaced_by_the_next(fleet: Fleet) -> None:
+    """A source that fails costs nothing but time."""
+    first = fleet.write("w1", [1, 2, 3], [7, 7, 7])
+    fleet.fabric.inject(fleet.agent("w1"), Fault.UNREACHABLE)
+    assert fleet.run(first, fleet.write("w2", [4, 5, 6], [3, 3, 3])).outcome is PullOutcome.DONE
+
+
+def test_shorter_source_delivers_its_part_and_the_rest_says_why(fleet: Fleet) -> None:
+    """A source may hold fewer blocks; those that nobody holds are reported as not indexed."""
+    result = fleet.run(fleet.write("w1", [1, 2], [7, 7]))
+    assert result.valid.tolist() == [True, True, False]
+    assert [(f.reason, f.blocks.tolist()) for f in result.failures] == [(MissReason.NOT_INDEXED, [2])]
+
+
+def test_reused_during_the_read_ends_as_stale(fleet: Fleet) -> None:
+    """Slots bumped between data and seal are refused."""
+    source = fleet.write("w1", [1, 2, 3], [7, 7, 7])
+    fleet.fabric.inject(fleet.agent("w1"), Fault.REUSED_AFTER_READ)
+    result = fleet.run(source)
+    assert (result.outcome, result.reason) == (PullOutcome.STALE, MissReason.STALE_GENERATION)
+    assert not result.valid.any()
+
+
+def test_unknown_peer_fails_as_unreachable(fleet: Fleet) -> None:
+    """A worker that is not in the directory cannot be pulled from."""
+    result = fleet.run(PullSource("nobody", bytes(16), np.array([1]), np.array([1], dtype=np.uint64)), count=1)
+    assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE)
+
+
+def test_failing_peer_is_put_aside_and_tried_again_later(fleet: Fleet) -> None:
+    """After a failure the peer is not asked until the pause is over, and then serves again."""
+    source = fleet.write("w1", [1, 2, 3], [7, 7, 7])
+    fleet.fabric.inject(fleet.agent("w1"), Fault.STALLED)
+    assert fleet.run(source).reason is MissReason.TIMEOUT
+    fleet.fabric.inject(fleet.agent("w1"), None)
+    assert not fleet.puller.links()["w1"].ready
+    assert fleet.run(source).reason is MissReason.PEER_UNREACHABLE
+    fleet.clock_s += 1.0
+    assert fleet.run(source).outcome is PullOutcome.DONE
+    assert fleet.puller.links()["w1"].ready
+    assert fleet.puller.links()["w1"].failures == 1
+
+
+def test_deadline_passed_in_the_queue_fails_as_timeout(fleet: Fleet) -> None:
+    """A job that comes too late reads nothing."""
+    result = fleet.run(fleet.write("w1", [1, 2, 3], [7, 7, 7]), seconds=-1.0)
+    assert (result.outcome, result.reason, result.bytes) == (PullOutcome.FAILED, MissReason.TIMEOUT, 0)
+
+
+class Gate(MemoryTransport):
+    """A transport whose pulls wait until the test lets them go."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.entered = 0
+        self.open = False
+
+    def pull(self, request: PullRequest) -> PullResult:
+        self.entered += 1
+        wait_until(lambda: self.open)
+        return super().pull(request)
+
+
+def gated(**options: Any) -> tuple[Fleet, Gate]:
+    """A fleet whose only pulling thread hangs in a first job."""
+    fleet = Fleet(pull_threads=1, **options)
+    gate = Gate(fleet.fabric, fleet.memory.rank, fleet.memory.table, name="gate", clock=fleet.clock)
+    fleet.puller._transports = (gate,)
+    source = fleet.write("w1", [1, 2, 3], [7, 7, 7])
+    fleet.puller.submit(PullJob("running", np.arange(3), (source,), fleet.clock_s + 5))
+    wait_until(lambda: gate.entered == 1)
+    return fleet, gate
+
+
+def test_cancel_ends_a_queued_job_at_once_and_leaves_a_running_one() -> None:
+    """A queued job ends CANCELLED without touching its slots; the running one runs to its end."""
+    fleet, gate = gated()
+    fleet.puller.submit(PullJob("queued", np.arange(3, 6), (), fleet.clock_s + 5))
+    assert fleet.puller.cancel("queued")
+    assert not fleet.puller.cancel("running")
+    assert not fleet.puller.cancel("unknown")
+    [cancelled] = fleet.puller.poll()
+    assert (cancelled.job_id, cancelled.outcome) == ("queued", PullOutcome.CANCELLED)
+    gate.open = True
+    assert [(r.job_id, r.outcome) for r in wait_for(fleet.puller)] == [("running", PullOutcome.DONE)]
+    fleet.puller.close()
+
+
+def test_full_queue_ends_the_next_job_as_failed() -> None:
+    """The queue is bounded, and a job beyond it ends at once rather than never."""
+    fleet, gate = gated(queue_max=1)
+    fleet.puller.submit(PullJob("a", np.arange(3), (), fleet.clock_s + 5))
+    fleet.puller.submit(PullJob("b", np.arange(3), (), fleet.clock_s + 5))
+    [refused] = fleet.puller.poll()
+    assert (refused.job_id, refused.outcome) == ("b", PullOutcome.FAILED)
+    gate.open = True
+    assert {r.job_id for r in wait_for(fleet.puller, 2)} == {"running", "a"}
+    fleet.puller.close()
+
+
+def test_close_cancels_what_is_queued_and_every_job_ends_once() -> None:
+    """After close each submitted job has exactly one result."""
+    fleet, gate = gated()
+    for name in ("a", "b"):
+        fleet.puller.submit(PullJob(name, np.arange(3), (), fleet.clock_s + 5))
+    gate.open = True
+    fleet.puller.close()
+    fleet.puller.submit(PullJob("late", np.arange(3), (), fleet.clock_s + 5))
+    ended = sorted((r.job_id, r.outcome.value) for r in fleet.puller.poll())
+    assert ("running", "done") in ended
+    assert ("late", "cancelled") in ended
+    assert len(ended) == 4
+    assert fleet.puller.poll() == []
+
+
+class Broken(MemoryTransport):
+    """A transport with a bug: it raises."""
+
+    def pull(self, request: PullRequest) -> PullResult:  # noqa: ARG002
+        raise RuntimeError("a bug")
+
+
+def test_bug_in_a_transport_still_ends_the_job() -> None:
+    """A job without a result would hang its request for ever."""
+    fleet = Fleet()
+    fleet.puller._transports = (Broken(fleet.fabric, fleet.memory.rank, fleet.memory.table, name="broken"),)
+    result = fleet.run(fleet.write("w1", [1, 2, 3], [7, 7, 7]))
+    assert result.outcome is PullOutcome.FAILED
+    assert fleet.run(fleet.write("w1", [], []), count=0).outcome is PullOutcome.DONE
+    fleet.puller.close()
+
+
+def test_records_of_other_kinds_are_refused_by_name(fleet: Fleet) -> None:
+    """Another namespace, other row sizes or a damaged endpoint are never pulled from, and say why."""
+    good = fleet.transports["w1"].endpoint(rank=0)
+    halved = tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in good.segments)
+    fleet.puller.update_peers(
+        [
+            record("w1", good),
+            record("other-namespace", good, namespace="m" * 32),
+            record("other-rows", msgspec.structs.replace(good, segments=halved)),
+            record("damaged", msgspec.structs.replace(good, incarnation=b"")),
+            msgspec.structs.replace(record("no-rank", good), ranks=()),
+        ]
+    )
+    assert set(fleet.puller.links()) == {"w1"}
+    refused = fleet.puller.directory.refused
+    assert {worker: why.split(":")[0] for worker, why in refused.items()} == {
+        "other-namespace": "fingerprint_mismatch",
+        "other-rows": "fingerprint_mismatch",
+        "damaged": "malformed_entry",
+        "no-rank": "fingerprint_mismatch",
+    }
+
+
+def test_restarted_peer_starts_with_a_clean_slate(fleet: Fleet) -> None:
+    """A new life is not held to its predecessor's failures; its own entries are good, earlier ones are stale."""
+    source = fleet.write("w1", [1, 2, 3], [7, 7, 7])
+    fleet.fabric.inject(fleet.agent("w1"), Fault.STALLED)
+    assert fleet.run(source).outcome is PullOutcome.FAILED
+    fleet.fabric.inject(fleet.agent("w1"), None)
+    fleet.owners["w1"].table.renew_incarnation()
+    fleet.publish()
+    result = fleet.run(source)
+    assert (result.outcome, result.reason, result.bytes) == (PullOutcome.STALE, MissReason.STALE_GENERATION, 0)
+    assert fleet.run(fleet.write("w1", [1, 2, 3], [7, 7, 7])).outcome is PullOutcome.DONE
+    assert fleet.puller.links()["w1"].failures == 0
+
+
+def test_new_peer_is_connected_in_the_background_and_measured() -> None:
+    """With real NIXL: the link is up before the first job, and pulls teach its rate."""
+    memory = KvMemory(64, 4, 64 << 10)
+    transport = NixlTransport(memory.rank, memory.table, name="reader")
+    puller = Puller([transport], memory.rank, namespace=NAMESPACE, rank=0)
+    with OwnerProcess({"memory": {"slot_count": 64, "segment_count": 4, "slot_bytes": 64 << 10}}) as owner:
+        owner.call("overwrite", range(64), [0] * 64)
+        puller.update_peers([record("w1", owner.endpoint)])
+        wait_until(lambda: puller.links()["w1"].connected)
+        slots = np.arange(64, dtype=np.int64)
+        source = PullSource("w1", owner.endpoint.incarnation, slots, np.zeros(64, dtype=np.uint64))
+        puller.submit(PullJob("j", slots, (source,), time.monotonic() + 10))
+        assert wait_for(puller)[0].outcome is PullOutcome.DONE
+        link = puller.links()["w1"]
+        assert link.transport == "nixl"
+        assert link.rtt_s is not None
+        assert link.bytes_per_s is not None
+        assert link.bytes == 16 << 20
+        assert puller.probe("w1", slots[:2]).current
+        puller.update_peers([])
+        assert puller.links() == {}
+    puller.close()
