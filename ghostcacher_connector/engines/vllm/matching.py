@@ -97,7 +97,9 @@ class Matcher:
         assert plan is not None
         count = min(plan.block_count, token_count // self._block_tokens)
         local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
-        sources = tuple(PullSource(s.worker, s.remote_slots[:count], s.generations[:count]) for s in plan.sources)
+        sources = tuple(
+            s._replace(remote_slots=s.remote_slots[:count], generations=s.generations[:count]) for s in plan.sources
+        )
         request_id = tracked.request.request_id
         self._orders.append(PullOrder(request_id, local, sources, self._settings.pull_timeout_s))
         tracked.phase = Phase.LOADING
@@ -203,4 +205,4 @@ def _source(hit: PrefixHit, first_block: int, count: int) -> PullSource:
     locations = hit.locations[first_block : first_block + count]
     slots = np.fromiter((location.slot for location in locations), dtype=np.int64, count=count)
     generations = np.fromiter((location.generation for location in locations), dtype=np.uint64, count=count)
-    return PullSource(hit.worker, slots, generations)
+    return PullSource(hit.worker, hit.incarnation, slots, generations)

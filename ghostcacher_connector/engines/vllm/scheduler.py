@@ -3,7 +3,7 @@
 Life of a request here:
 1. it arrives: the index is asked, on another thread (matching.py);
 2. vLLM wants to schedule it: we name the tokens to pull, say "ask again", or none;
-3. vLLM allocates slots: the pull is ordered with this step's metadata, with the new generations of all reused slots (reuse.py);
+3. vLLM allocates slots: the step's metadata carries the pull, and the new generation of every reused slot (reuse.py);
 4. the ranks pull while other requests compute; they report; vLLM schedules the request, or recomputes what failed;
 5. steps complete: full blocks are published (publishing.py);
 6. it ends: what is left to publish is published; its slots stay readable until vLLM reuses them.
