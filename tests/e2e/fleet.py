@@ -1,0 +1,236 @@
+"""Real engines on one real Redis, and what the end-to-end tests ask of them.
+
+Each test looks at the engines' own counters, too: a test in which nothing was pulled proves nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import (
+    Client,
+    Completion,
+    Documents,
+    Engine,
+    EngineOptions,
+    RedisServer,
+    compare,
+    run_concurrently,
+    start_many,
+    stop_all,
+)
+from ghostcacher_connector import schema
+from ghostcacher_connector.index.redis import RedisIndex
+from ghostcacher_connector.types import WorkerRecord
+
+CONNECTOR = {"pull": "always", "redis_timeout_s": 1.0, "lookup_deadline_ms": 1000.0}
+"""Pull whatever is there, and be patient with Redis: two cores carry everything."""
+
+BLOCK_TOKENS = 32
+REQUEST_TIMEOUT_S = 90.0
+"""Bound of one request of a client. A pull ends after 5 s, whatever happens; the rest is for a busy machine."""
+
+EVENT_TIMEOUT_S = 45.0
+POLL_S = 0.05
+
+LOGPROB_TOLERANCE = 0.02
+"""Log-probabilities may move by rounding when other requests share the batch. A wrong block moves them by 0.1 to 10."""
+
+_seeds = itertools.count(1)
+
+
+def until(condition: Callable[[], Any], what: str, *, timeout_s: float = EVENT_TIMEOUT_S) -> Any:
+    """Return the first true value of a condition; raise AssertionError, saying what was awaited, at the deadline."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s:.0f} s"
+        time.sleep(POLL_S)
+    return value
+
+
+class Fleet:
+    """Engines by name, on one Redis."""
+
+    def __init__(self, redis: RedisServer, engines: Sequence[Engine], documents: Documents) -> None:
+        self.redis = redis
+        self.engines = {engine.options.name: engine for engine in engines}
+        self.index = RedisIndex(redis.url, timeout_s=2.0)
+        self._documents = documents
+
+    def client(self, name: str) -> Client:
+        return Client(self.engines[name].url, timeout_s=REQUEST_TIMEOUT_S)
+
+    def document(self, tokens: int) -> list[int]:
+        """Return a prompt of exactly this many tokens that nobody has seen."""
+        return self._documents.tokens(tokens, seed=next(_seeds))
+
+    def record(self, name: str) -> WorkerRecord | None:
+        """Return the live record of a worker, as peers see it."""
+        return next((record for record in self.index.workers() if record.worker == name), None)
+
+    def blocks_key(self, name: str) -> str:
+        """Return the Redis key that holds the entries of a worker's present life."""
+        record = self.record(name)
+        assert record is not None, f"worker {name} has no live record"
+        return schema.blocks_key(record.namespace, 0, record.incarnation)
+
+    def entries(self, name: str) -> dict[bytes, bytes]:
+        """Return what the index holds of a worker: chain hash -> packed location. Empty when it is not there."""
+        if self.record(name) is None:
+            return {}
+        return self.raw(lambda client: client.hgetall(self.blocks_key(name)))
+
+    def raw(self, command: Callable[[Any], Any]) -> Any:
+        """Run a command of redis-py past all our code."""
+        return command(self.index._connected())
+
+    def compute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:
+        """Complete a prompt that is new to the fleet, and return once the index holds its full blocks."""
+        before = len(self.entries(name))
+        answer = self.client(name).complete(prompt, max_tokens=max_tokens, pull=False)
+        expected = before + len(prompt) // BLOCK_TOKENS
+        until(lambda: len(self.entries(name)) >= expected, f"{expected} entries of {name} in the index")
+        return answer
+
+    def recompute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:
+        """Complete a prompt without any cache: a salt of its own, and no pull."""
+        salt = f"alone-{next(_seeds)}"
+        return self.client(name).complete(prompt, max_tokens=max_tokens, pull=False, cache_salt=salt)
+
+    def counters(self, name: str) -> Counters:
+        return Counters(self.client(name))
+
+    def prime(self, reader: str, owner: str) -> None:
+        """Return once `reader` has pulled from `owner`: every rank knows the way."""
+        deadline = time.monotonic() + EVENT_TIMEOUT_S
+        while True:
+            counters, prompt = self.counters(reader), self.document(BLOCK_TOKENS + 1)
+            self.compute(owner, prompt, max_tokens=1)
+            self.client(reader).complete(prompt, max_tokens=2)
+            if counters.grown("gc_cache_hits_total"):
+                return
+            assert time.monotonic() < deadline, f"{reader} does not pull from {owner}: {counters.reasons()}"
+
+    def log_tails(self) -> Iterator[tuple[str, str]]:
+        for name, engine in self.engines.items():
+            yield name, engine.process.log_tail(40)
+
+
+class Counters:
+    """An engine's counters, from now on."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._before = client.metrics()
+
+    def grown(self, name: str, **labels: str) -> float:
+        """Return by how much a counter has grown. A step is taken first: statistics come with the step after."""
+        nudge(self._client)
+        return self._client.metrics().sum(name, **labels) - self._before.sum(name, **labels)
+
+    def reach(self, name: str, count: float, **labels: str) -> None:
+        """Wait until a counter has grown by at least `count`."""
+        seen: list[float] = []
+
+        def reached() -> bool:
+            seen.append(self.grown(name, **labels))
+            return seen[-1] >= count
+
+        try:
+            until(reached, f"{name}{labels or ''} to grow by {count}", timeout_s=10.0)
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}; it grew by {seen[-1]}; misses: {self.reasons()}") from exc
+
+    def reasons(self) -> dict[str, float]:
+        """Return the misses since then, by reason."""
+        now = self._client.metrics().by("gc_cache_misses_total", "reason")
+        then = self._before.by("gc_cache_misses_total", "reason")
+        return {why: count - then.get(why, 0.0) for why, count in now.items() if count > then.get(why, 0.0)}
+
+    def hits(self) -> float:
+        return self.grown("gc_cache_hits_total")
+
+    def misses(self) -> float:
+        return self.grown("gc_cache_misses_total")
+
+
+def nudge(client: Client) -> None:
+    """Make the engine take a step, with a prompt under one block."""
+    client.complete([3, 3, 3], max_tokens=2, pull=False)
+
+
+def assert_same(answer: Completion, reference: Completion, *, tolerance: float = 0.0) -> None:
+    """Assert that two answers agree, token by token and in their log-probabilities.
+
+    With a tolerance, greedy tokens may part where two of them are equally likely, which the distance covers.
+    """
+    assert answer.tokens, "no tokens came back"
+    assert len(answer.tokens) == len(reference.tokens)
+    assert len(answer.logprobs) == len(answer.tokens)
+    found = compare(answer, reference)
+    assert found.logprob_max <= tolerance, f"{found}: {answer} is not {reference}"
+    if tolerance == 0.0:
+        assert found.same_tokens
+
+
+def assert_different(answer: Completion, reference: Completion) -> None:
+    assert compare(answer, reference).logprob_max > LOGPROB_TOLERANCE, "two answers that should differ are equal"
+
+
+@contextmanager
+def running(
+    model: Path,
+    engines: Mapping[str, Mapping[str, Any]],
+    *,
+    log_dir: Path,
+    connector: Mapping[str, Any] | None = None,
+) -> Iterator[Fleet]:
+    """Start a Redis and engines of these names side by side; yield them warm; leave nothing behind.
+
+    engines: name -> changes to the options. connector: settings of all of them, over CONNECTOR.
+    """
+    with RedisServer() as redis:
+        options = [_options(model, redis, name, changes, connector or {}, log_dir) for name, changes in engines.items()]
+        started = start_many(options)
+        try:
+            fleet = Fleet(redis, started, Documents(model))
+            warm_up(fleet, list(engines))
+            for name in engines:
+                until(lambda name=name: fleet.record(name), f"the record of {name} in Redis")
+            yield fleet
+        finally:
+            stop_all(started)
+
+
+def warm_up(fleet: Fleet, names: Sequence[str]) -> None:
+    """Let engines do once what is slow the first time."""
+    prompt = fleet.document(3 * BLOCK_TOKENS)
+    run_concurrently(
+        lambda name: fleet.client(name).complete(prompt, max_tokens=2, pull=False), names, concurrency=len(names)
+    )
+
+
+def _options(
+    model: Path,
+    redis: RedisServer,
+    name: str,
+    changes: Mapping[str, Any],
+    connector: Mapping[str, Any],
+    log_dir: Path,
+) -> EngineOptions:
+    settings = {**CONNECTOR, "redis_url": redis.url, "worker_id": name, **connector, **changes.get("connector", {})}
+    defaults: dict[str, Any] = {
+        "model": str(model),
+        "name": name,
+        "block_size": BLOCK_TOKENS,
+        "num_blocks": 256,
+        "max_model_len": 4096,
+        "log_dir": log_dir,
+        "ready_timeout_s": 400.0,
+    }
+    return EngineOptions(**{**defaults, **changes, "connector": settings})

@@ -1,0 +1,219 @@
+"""What a client gets when a prefix was pulled, against what the same engine computes on its own."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from benchmarks.harness import Client, ensure_model, run_concurrently
+from ghostcacher_connector.metrics.catalog import METRICS, Kind
+from tests.e2e.fleet import (
+    BLOCK_TOKENS,
+    LOGPROB_TOLERANCE,
+    Fleet,
+    assert_different,
+    assert_same,
+    running,
+    until,
+)
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+CHUNK_TOKENS = 128
+CHUNKED = ("--max-num-batched-tokens", str(CHUNK_TOKENS), "--max-num-seqs", "32")
+"""Every prompt beyond 128 tokens is computed in several steps, on both sides."""
+
+
+@pytest.fixture(scope="module")
+def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
+    """a: found as an installed plugin; b: by module path; stranger: another model with the same configuration."""
+    installed = [point.value for point in entry_points(group="vllm.general_plugins")]
+    if not any(value.startswith("ghostcacher_connector.") for value in installed):
+        pytest.fail("the ghostcacher package is not installed here: pip install --no-deps -e .", pytrace=False)
+    engines = {
+        "a": {"module_path": False, "extra_args": CHUNKED},
+        "b": {"extra_args": CHUNKED},
+        "stranger": {"model": str(ensure_model("tiny", seed=1))},
+    }
+    with running(model, engines, log_dir=log_dir) as fleet:
+        fleet.prime("b", "a")
+        fleet.prime("a", "b")
+        yield fleet
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 40, 63, 64, 65, 127, 129, 500, 1000, 2049])
+def test_pulled_prefix_gives_the_answer_of_a_full_recompute(fleet: Fleet, tokens: int) -> None:
+    """Whatever the prompt's length is to the block boundary, pulling changes no token and no log-probability."""
+    prompt = fleet.document(tokens)
+    computed = fleet.compute("a", prompt)
+    counters = fleet.counters("b")
+
+    pulled = fleet.client("b").complete(prompt, max_tokens=8)
+
+    blocks = (tokens - 1) // BLOCK_TOKENS
+    assert pulled.cached_tokens in ({0, None} if blocks == 0 else {blocks * BLOCK_TOKENS})
+    assert counters.hits() == blocks
+    assert counters.misses() == 0
+    assert counters.grown("gc_rdma_transfers_total", outcome="done") == (1 if blocks else 0)
+    assert_same(pulled, fleet.client("b").complete(prompt, max_tokens=8, pull=False))  # from b's own cache now
+    assert_same(pulled, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
+    assert_same(pulled, computed, tolerance=LOGPROB_TOLERANCE)
+
+
+def test_prompt_longer_than_what_is_shared_pulls_and_computes_the_rest_in_chunks(fleet: Fleet) -> None:
+    """A pulled prefix of 16 blocks is continued by 700 tokens of the engine's own, in steps of 128."""
+    shared, tail = fleet.document(16 * BLOCK_TOKENS), fleet.document(700)
+    fleet.compute("a", shared)
+    counters = fleet.counters("b")
+
+    pulled = fleet.client("b").complete(shared + tail, max_tokens=8)
+
+    assert pulled.cached_tokens == len(shared)
+    assert counters.hits() == 16
+    assert counters.reasons() == {"not_indexed": 1211 // BLOCK_TOKENS - 16}
+    assert_same(pulled, fleet.recompute("b", shared + tail), tolerance=LOGPROB_TOLERANCE)
+
+
+def test_generated_tokens_are_shared_too(fleet: Fleet) -> None:
+    """A conversation that goes on at another engine pulls what was generated, not only what was asked."""
+    prompt = fleet.document(BLOCK_TOKENS + 8)
+    known = len(fleet.entries("b"))
+    first = fleet.client("b").complete(prompt, max_tokens=3 * BLOCK_TOKENS, ignore_eos=True)
+    blocks = (len(prompt) + len(first.tokens) - 1) // BLOCK_TOKENS
+    until(lambda: len(fleet.entries("b")) >= known + blocks, "the generated blocks in the index")
+    turn = [*prompt, *first.tokens, *fleet.document(5)]
+    counters = fleet.counters("a")
+
+    pulled = fleet.client("a").complete(turn, max_tokens=8)
+
+    assert counters.hits() == blocks == 4
+    assert pulled.cached_tokens == blocks * BLOCK_TOKENS
+    assert_same(pulled, fleet.recompute("a", turn), tolerance=LOGPROB_TOLERANCE)
+
+
+def test_concurrent_requests_on_busy_engines_answer_as_alone(fleet: Fleet) -> None:
+    """Sixty requests over shared documents, to both engines at once and among long generations, are all right."""
+    documents = [fleet.document(400) for _ in range(5)]
+    prompts = [document[:cut] for document in documents for cut in (130, 257, 400)]
+    expected = [fleet.recompute("b", prompt) for prompt in prompts]
+    before = {name: fleet.counters(name) for name in "ab"}
+    work = [(name, number) for number in range(len(prompts)) for name in ("abba" if number % 2 else "baab")]
+
+    def ask(item: tuple[str, int]) -> None:
+        name, number = item
+        assert_same(
+            fleet.client(name).complete(prompts[number], max_tokens=8), expected[number], tolerance=LOGPROB_TOLERANCE
+        )
+
+    def keep_busy(name: str) -> None:
+        fleet.client(name).complete(fleet.document(20), max_tokens=150, ignore_eos=True, pull=False)
+
+    jobs = [(keep_busy, name) for name in "ab"] + [(ask, item) for item in work]
+    run_concurrently(lambda job: job[0](job[1]), jobs, concurrency=8)
+
+    assert sum(counters.hits() for counters in before.values()) >= 20
+
+
+def test_client_that_goes_away_around_a_pull_leaves_no_block_behind(fleet: Fleet) -> None:
+    """Requests that are given up before, during and after their pull free every block, and the next one is right."""
+    prompt = fleet.document(40 * BLOCK_TOKENS + 1)
+    fleet.compute("a", prompt)
+    client, counters = fleet.client("b"), fleet.counters("b")
+
+    for attempt in range(16):
+        _ask_and_hang_up(client, prompt, after_s=attempt * 0.01 if attempt < 14 else None)
+        client.reset_prefix_cache()  # refused while any block is in use
+
+    until(lambda: client.metrics().sum("vllm:num_requests_running") == 0, "no request running")
+    assert counters.grown("vllm:kv_cache_usage_perc") <= 0
+    assert client.metrics().sum("vllm:kv_cache_usage_perc") == 0.0
+    assert counters.grown("vllm:request_success_total", finished_reason="abort") >= 1
+    pulled = client.complete(prompt, max_tokens=8)
+    assert pulled.cached_tokens == 40 * BLOCK_TOKENS
+    counters.reach("gc_cache_hits_total", 40)
+    assert_same(pulled, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
+
+
+def _ask_and_hang_up(client: Client, prompt: list[int], *, after_s: float | None) -> None:
+    """Send a streaming request and break the connection: so long after, or None: after the first token."""
+    body = {"model": client.model, "prompt": prompt, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    where = urlsplit(client.url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=30)
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    if after_s is None:
+        assert connection.getresponse().readline().startswith(b"data: ")
+    else:
+        assert connection.sock is not None
+        connection.sock.settimeout(max(after_s, 0.001))
+        with contextlib.suppress(TimeoutError):
+            connection.sock.recv(1)
+    connection.close()
+
+
+def test_plugin_without_module_path_pulls_and_publishes(fleet: Fleet) -> None:
+    """The engine that found the connector as an installed plugin reads from its peer as well as it is read."""
+    prompt = fleet.document(5 * BLOCK_TOKENS)
+    fleet.compute("b", prompt)
+    counters = fleet.counters("a")
+
+    pulled = fleet.client("a").complete(prompt, max_tokens=8)
+
+    assert counters.hits() == 4
+    assert_same(pulled, fleet.recompute("a", prompt), tolerance=LOGPROB_TOLERANCE)
+
+
+def test_cache_salt_keeps_blocks_apart(fleet: Fleet) -> None:
+    """A prompt under another salt shares nothing; under the same salt it is shared."""
+    prompt = fleet.document(4 * BLOCK_TOKENS)
+    known = len(fleet.entries("a"))
+    fleet.client("a").complete(prompt, max_tokens=1, cache_salt="tenant-1")
+    until(lambda: len(fleet.entries("a")) >= known + 4, "salted entries of a")
+    counters = fleet.counters("b")
+
+    fleet.client("b").complete(prompt, max_tokens=2, cache_salt="tenant-2")
+    assert counters.hits() == 0
+    pulled = fleet.client("b").complete(prompt, max_tokens=8, cache_salt="tenant-1")
+    assert counters.hits() == 3
+    assert_same(pulled, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
+
+
+def test_other_weights_share_nothing(fleet: Fleet) -> None:
+    """A model that differs in nothing but its weights lives in the same Redis and never hits."""
+    prompt = fleet.document(6 * BLOCK_TOKENS)
+    ours = fleet.compute("a", prompt)
+    counters = fleet.counters("stranger")
+
+    answer = fleet.client("stranger").complete(prompt, max_tokens=8)
+
+    assert counters.hits() == 0
+    assert fleet.client("stranger").metrics().sum("gc_rdma_transfers_total") == 0
+    record, other = fleet.record("stranger"), fleet.record("a")
+    assert record is not None
+    assert other is not None
+    assert record.namespace != other.namespace
+    differing = {key for key, value in record.fingerprint.items() if other.fingerprint[key] != value}
+    assert differing >= {"weights_digest"}
+    assert_same(answer, fleet.recompute("stranger", prompt), tolerance=LOGPROB_TOLERANCE)
+    assert_different(answer, ours)
+
+
+def test_every_metric_is_on_the_engines_own_page(fleet: Fleet) -> None:
+    """Every metric of the catalog whose labels are known in advance is exported by vLLM's /metrics."""
+    page = fleet.client("b").metrics()
+    wanted = [metric for metric in METRICS.values() if metric.known_keys()]
+    missing = [
+        metric.name
+        for metric in wanted
+        if not page.has(f"{metric.name}_count" if metric.kind is Kind.HISTOGRAM else metric.name)
+    ]
+    assert wanted
+    assert not missing
+    assert page.sum("gc_peers_live") == 1
+    assert page.sum("gc_cache_hits_total") > 0
