@@ -19,16 +19,15 @@ from benchmarks.harness import (
     Documents,
     Engine,
     EngineOptions,
-    EngineStartError,
-    NotEnoughMemory,
     RedisServer,
     ensure_model,
     run_concurrently,
     start_many,
     stop_all,
 )
-from benchmarks.harness.report import Interrupted, ProgressLine, interruptible, mebibytes, milliseconds, rate, table
-from benchmarks.harness.scenario import NotShared, Sharing, block_tokens, ratio, share, wait_until_joined, warm_up
+from benchmarks.harness.program import run_program
+from benchmarks.harness.report import ProgressLine, mebibytes, milliseconds, rate, table
+from benchmarks.harness.scenario import Sharing, block_tokens, ratio, share, wait_until_joined, warm_up
 
 ANSWER_TOKENS = 16
 TEMPLATE_TOKENS = 64
@@ -166,15 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Return 0 when B pulled and answered rightly, 1 when not, 128 + n after signal n."""
     chosen = arguments(argv)
     logs = chosen.logs or Path(tempfile.mkdtemp(prefix="ghostcacher-demo-"))
-    status = 1
-    try:
-        with interruptible():
-            status = 0 if run(chosen, logs) else 1
-    except Interrupted as exc:
-        print(f"\n{exc}; everything that was started is ended", file=sys.stderr)
-        status = exc.exit_status
-    except (EngineStartError, NotEnoughMemory, NotShared, OSError) as exc:
-        print(f"\n{exc}", file=sys.stderr)
+    status = run_program(lambda: 0 if run(chosen, logs) else 1)
     if status != 1 and chosen.logs is None:
         shutil.rmtree(logs, ignore_errors=True)
     elif status == 1:

