@@ -13,6 +13,7 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
 
+FIRST_GENERATION_BITS = 62
+"""Leaves more room to count than any engine can use, in 64 bits, signed or not."""
+
+
 class SlotWatch:
     """Generations of all slots, and the published ones among them."""
 
@@ -32,9 +37,12 @@ class SlotWatch:
         """on_withdraw: called with each published slot that is about to be reused."""
         self._pool = pool
         self._on_withdraw = on_withdraw
-        self._generations = [0] * pool.num_gpu_blocks
+        # Random, so that an entry which names the wrong slot (it stands under another worker's or namespace's key, or
+        # is a fault of Redis) does not name that slot's generation by chance: all would be 0 on a fresh engine. Ranks
+        # begin at 0, and get these with the first step.
+        self._generations = [secrets.randbits(FIRST_GENERATION_BITS) for _ in range(pool.num_gpu_blocks)]
         self._published: set[int] = set()
-        self._bumped: dict[int, int] = {}
+        self._bumped: dict[int, int] = dict(enumerate(self._generations))
 
     def __repr__(self) -> str:
         return f"SlotWatch(published={len(self._published)}, bumps waiting={len(self._bumped)})"
