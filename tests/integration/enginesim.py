@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.metrics import Delta, merge
+from ghostcacher_connector.metrics.catalog import SEPARATOR
 
 BLOCK_TOKENS = 16
 LAYERS = 2
@@ -170,13 +172,17 @@ class SimEngine:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def add(self, request_id: str, tokens: list[int], *, max_tokens: int = 4, salt: str | None = None) -> Request:
+    def add(self, request_id: str, tokens: list[int], *, max_tokens: int = 4, pull: bool = True) -> Request:
         request = Request(
             request_id=request_id,
             prompt_token_ids=list(tokens),
-            sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True),
+            sampling_params=SamplingParams(
+                max_tokens=max_tokens,
+                temperature=0.0,
+                ignore_eos=True,
+                extra_args=None if pull else {"kv_transfer_params": {"gc_pull": False}},
+            ),
             pooling_params=None,
-            cache_salt=salt,
             block_hasher=self._hasher,
         )
         request.sampling_params.update_from_generation_config({}, 0)
@@ -184,11 +190,70 @@ class SimEngine:
         self.scheduler.add_request(request)
         return request
 
+    def _number_of(self, block: bytes) -> int:
+        """Return the number that the last token of a full block of a running request must have."""
+        for request in self.scheduler.requests.values():
+            if block in request.block_hashes:
+                end = (request.block_hashes.index(block) + 1) * BLOCK_TOKENS
+                return RunnerRequest(list(request.all_token_ids), []).number(end - 1)
+        raise AssertionError("a block was published that belongs to no running request")
+
     def abort(self, request_id: str) -> None:
         self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
 
     def outputs(self, request_id: str) -> list[int]:
         return list(self.requests[request_id].output_token_ids)
+
+    # -- what tests look at ----------------------------------------------------------------------------------------
+
+    def counted(self, name: str, **labels: str) -> float:
+        """Return a counter's value, summed over the series that have these label values."""
+        wanted = set(labels.values())
+        series = self.delta.get(name, {})
+        return sum(
+            value for key, value in series.items() if isinstance(value, float) and wanted <= set(key.split(SEPARATOR))
+        )
+
+    def free_blocks(self) -> int:
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def peers_ready(self, count: int) -> bool:
+        """Say whether scheduler and rank both know that many peers, and the rank reaches them."""
+        fleet = self.connector._scheduler._fleet
+        links = self.worker._worker._runtime.puller.links()
+        connected = [link for link in links.values() if link.connected and link.ready]
+        return len(connected) >= count and len(fleet.directory.records()) > count
+
+    def all_published(self) -> bool:
+        """Say whether the index holds all that the ledger does."""
+        publisher = self.connector._scheduler._fleet.publisher
+        return publisher.available and not publisher.ledger.pending
+
+    def watch_published(self) -> list[tuple[int, int, int]]:
+        """Return a growing list of (slot, generation, number of the block's last token) of all that is published."""
+        published: list[tuple[int, int, int]] = []
+        publisher = self.connector._scheduler._publisher
+        sink, number_of = publisher._sink, self._number_of
+
+        class Spy:
+            def publish(self, slot: int, block: bytes, root: bytes, generation: int) -> None:
+                published.append((slot, generation, number_of(block)))
+                sink.publish(slot, block, root, generation)
+
+            def withdraw(self, slot: int) -> None:
+                sink.withdraw(slot)
+
+        publisher._sink = Spy()
+        return published
+
+    def lies(self, published: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """Return the entries that a reader would accept now and whose slot holds something else."""
+        table = self.worker._worker._table
+        return [
+            entry
+            for entry in published
+            if table.generation(entry[0]) == entry[1] and not self.holds(entry[0], BLOCK_TOKENS - 1, entry[2])
+        ]
 
     # -- steps -----------------------------------------------------------------------------------------------------
 
@@ -299,14 +364,6 @@ class SimEngine:
                 self.wrong.append(f"{self.name} {request_id}: position {position}, slot {block}")
                 return
 
-    def counted(self, name: str, **labels: str) -> float:
-        """Return a counter's value, summed over the series that have these label values."""
-        series = self.delta.get(name, {})
-        wanted = set(labels.values())
-        return sum(
-            value for key, value in series.items() if wanted <= set(key.split("\x1f")) and not isinstance(value, list)
-        )
-
     def holds(self, block: int, offset: int, number: int) -> bool:
         """Say whether a place holds a number, on every layer."""
         return all(
@@ -325,8 +382,6 @@ def expected_output(tokens: list[int], count: int) -> list[int]:
 
 def prompts(seed: int, *, documents: int, blocks: int, tail: int) -> Iterator[list[int]]:
     """Yield endless prompts that share one of a few documents and differ in their tails."""
-    import random
-
     source = random.Random(seed)
     texts = [[source.randrange(VOCABULARY) for _ in range(blocks * BLOCK_TOKENS)] for _ in range(documents)]
     while True:
