@@ -58,7 +58,7 @@ def engine_options(chosen: argparse.Namespace, model: str, redis_url: str, logs:
         EngineOptions(
             model=model,
             name=name,
-            connector={"redis_url": redis_url, "worker_id": f"demo-{name}"},
+            connector={"redis_url": redis_url, "worker_id": f"demo-{name}", "lookup_deadline_ms": 1000.0},
             max_model_len=max(2048, chosen.tokens + TEMPLATE_TOKENS),
             kv_gib=chosen.kv_gib,
             block_size=chosen.block_size,

@@ -5,7 +5,8 @@
 Two engines on the same cores, one plain and one with the connector. They work in turns, never at the same time, the
 order changing from pair to pair, so that drift of the machine meets both alike. What is compared is each pair; printed
 are the median of the pairs and the quartiles, which say how far the median can be trusted on this machine.
-Targets: less than 1 % of throughput, less than 0.2 ms a step.
+Targets: less than 1 % of throughput, less than 0.2 ms a step. Idle engines are looked at too: a thread that spins while
+there is nothing to do takes a core from those who have work.
 
 A tiny model is the hard case: its steps are short, and so any fixed cost is a large part of them.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from statistics import median, quantiles
 from typing import Any, NamedTuple
@@ -60,6 +62,9 @@ class Pair(NamedTuple):
     shared: Turn
 
 
+IDLE_S = 5.0
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--short", action="store_true", help="4 pairs of a small load: for continuous tests")
@@ -91,10 +96,11 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         plain, shared = start_many(options, progress)
         try:
             pairs = measure(plain, shared, load, chosen.pairs, vocab, progress)
+            idle = [idle_cores(engine) for engine in (plain, shared)]
         finally:
             stop_all([plain, shared])
     progress.done(f"{chosen.size} model, {chosen.pairs} pairs of {load}")
-    print(report(pairs))
+    print(report(pairs, idle))
     return 0
 
 
@@ -130,8 +136,16 @@ def take_turn(engine: Engine, load: Load, vocab: int, chance: random.Random) -> 
     return Turn(tokens / elapsed, (stream.total_s - stream.ttft_s) / (load.stream_tokens - 1))
 
 
-def report(pairs: Sequence[Pair]) -> str:
-    """Return the table of medians and quartiles of the pairs."""
+def idle_cores(engine: Engine) -> float:
+    """Return how much of a CPU core an engine uses while it has nothing to do."""
+    time.sleep(1.0)  # what the last request left behind
+    before, start = engine.process.cpu_s(), now()
+    time.sleep(IDLE_S)
+    return (engine.process.cpu_s() - before) / (now() - start)
+
+
+def report(pairs: Sequence[Pair], idle: Sequence[float]) -> str:
+    """Return the table of medians and quartiles of the pairs. idle: cores used by the plain and the shared engine."""
 
     def line(name: str, value: Callable[[Turn], float], show: Callable[[float], str]) -> list[str]:
         return [name, show(median(value(p.plain) for p in pairs)), show(median(value(p.shared) for p in pairs))]
@@ -141,6 +155,7 @@ def report(pairs: Sequence[Pair]) -> str:
     rows = [
         [*line("throughput", lambda t: t.throughput, lambda v: f"{v:,.0f} tokens/s"), *_spread(lost, _percent)],
         [*line("one step", lambda t: t.step_s, milliseconds), *_spread(added, _signed_milliseconds)],
+        ["CPU cores when idle", *(f"{cores:.2f}" for cores in idle), f"{idle[1] - idle[0]:+.2f}", ""],
     ]
     return table(["", "plain", "with GhostCacher", "cost, median of pairs", "quartiles"], rows)
 

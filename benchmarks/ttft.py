@@ -46,7 +46,12 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
             EngineOptions(
                 model=str(model),
                 name=name,
-                connector={"redis_url": redis.url, "worker_id": f"ttft-{name}", "pull": "always"},
+                connector={
+                    "redis_url": redis.url,
+                    "worker_id": f"ttft-{name}",
+                    "pull": "always",
+                    "lookup_deadline_ms": 1000.0,
+                },
                 max_model_len=max(chosen.tokens) + 64,
                 block_size=chosen.block_size,
             )

@@ -51,6 +51,10 @@ class GuardedProcess:
         """Return the process ids of the command and all its descendants, the command first."""
         return [self.pid, *descendants(self.pid)] if self.poll() is None else []
 
+    def cpu_s(self) -> float:
+        """Return the CPU time that its living processes have used so far, in seconds. Linux only."""
+        return sum(map(_cpu_s, self.processes()))
+
     def request_stop(self) -> None:
         """Begin to end it, and return at once."""
         assert self._guard.stdin is not None
@@ -94,6 +98,14 @@ class GuardedProcess:
             stream.seek(max(0, self.log.stat().st_size - (64 << 10)))
             text = stream.read().decode(errors="replace")
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:  # it has just ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _send(pid: int, number: int) -> None:
