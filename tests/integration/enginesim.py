@@ -105,7 +105,7 @@ class SimEngine:
         step_tokens: int = 64,
     ) -> None:
         self.name = name
-        self.config = self._make_config(name, model, settings, in_flight, role, step_tokens)
+        self.config = self.make_config(name, model, settings, in_flight, role, step_tokens)
         self.config.cache_config.num_gpu_blocks = blocks
         self.kv_config = self._make_kv_config(blocks)
         self.memory = {f"layer.{i}": torch.zeros(blocks, BLOCK_TOKENS, 2, dtype=torch.int64) for i in range(LAYERS)}
@@ -137,7 +137,7 @@ class SimEngine:
     # -- construction ----------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _make_config(
+    def make_config(
         name: str, model: Path, settings: dict[str, Any], in_flight: int, role: str, step_tokens: int
     ) -> VllmConfig:
         transfer = KVTransferConfig(

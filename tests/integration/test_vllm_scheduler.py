@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +13,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from tests.conftest import SOAK
 from tests.integration.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.engine
 
-SOAK = os.environ.get("SOAK") == "1"
 REQUESTS = 20_000 if SOAK else 120
 OUTPUT_TOKENS = 6
 SETTLE_S = 60.0
