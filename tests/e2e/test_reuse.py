@@ -6,7 +6,6 @@ What asynchronous scheduling changes for us (blocks in flight when a step is pla
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from benchmarks.harness import Completion, run_concurrently
 from tests.conftest import SOAK
-from tests.e2e.fleet import LOGPROB_TOLERANCE, Fleet, assert_different, assert_same, running
+from tests.e2e.fleet import BATCH_TOLERANCE, BLOCK_TOKENS, Fleet, assert_same, running
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000 if SOAK else 600)]
 
@@ -50,11 +49,16 @@ def answers(fleet: Fleet) -> list[tuple[list[int], Completion]]:
     return [(prompt, fleet.recompute("a", prompt, max_tokens=MAX_TOKENS)) for prompt in prompts]
 
 
-def test_answers_differ_from_each_other(answers: list[tuple[list[int], Completion]]) -> None:
-    """The references tell one document from another, so that a block of the wrong one would be seen."""
-    of_length = answers[len(CUTS) - 1 :: len(CUTS)]
-    for (_, one), (_, other) in itertools.pairwise(of_length):
-        assert_different(one, other)
+def test_one_wrong_block_would_be_seen(fleet: Fleet, answers: list[tuple[list[int], Completion]]) -> None:
+    """An answer to a prompt with a block of another document in it is further from the right one than rounding is."""
+    full = answers[len(CUTS) - 1 :: len(CUTS)]
+    seen = 0
+    for number, (prompt, expected) in enumerate(full):
+        at = number % (min(CUTS) // BLOCK_TOKENS) * BLOCK_TOKENS
+        other = full[number - 1][0][at : at + BLOCK_TOKENS]
+        wrong = [*prompt[:at], *other, *prompt[at + BLOCK_TOKENS :]]
+        seen += bool(_difference(fleet.recompute("b", wrong, max_tokens=MAX_TOKENS), expected))
+    assert seen >= 0.8 * len(full)
 
 
 def test_slots_reused_all_the_time_give_no_wrong_answer(
@@ -116,7 +120,7 @@ def _fault(fleet: Fleet, answers: list[tuple[list[int], Completion]], name: str,
 def _difference(answer: Completion, expected: Completion) -> str:
     """Return how an answer is wrong, or an empty text."""
     try:
-        assert_same(answer, expected, tolerance=LOGPROB_TOLERANCE)
+        assert_same(answer, expected, tolerance=BATCH_TOLERANCE)
     except AssertionError as exc:
         return str(exc) or "another length"
     return ""
