@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import logging
 import os
 import threading
@@ -108,11 +109,20 @@ class Read:
 class NixlAgent:
     """A NIXL agent with the UCX backend, started so that no peer can hurt this process. Safe for several threads."""
 
-    def __init__(self, name: str, *, allow_ucx_tcp: bool = False, ucx_tls: str | None = None, threads: int = 2) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        allow_ucx_tcp: bool = False,
+        ucx_tls: str | None = None,
+        threads: int = 2,
+        package: str = "nixl",
+    ) -> None:
+        """package: where to import NIXL from; "nixl" finds the right one by loading torch (see `nixl_package`)."""
         self.name = name
         self._registrations: list[Any] = []
         tls = choose_ucx_tls(ucx_tls, os.environ.get("UCX_TLS"), allow_tcp=allow_ucx_tcp)
-        api = _import_nixl()
+        api = _import_nixl(package)
         self._version = packages.version("nixl")
         config = api.nixl_agent_config(backends=[], sync_mode=api.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW)
         mode = "peer" if allow_ucx_tcp or has_rdma() else "none"
@@ -183,13 +193,17 @@ class NixlAgent:
                 logger.warning("%s", exc)
 
 
-def _import_nixl() -> Any:
+def nixl_package() -> str:
+    """Return the package in which NIXL is found, "nixl_cu13" say. Raises ConfigError when there is none."""
+    return str(_import_nixl("nixl").__name__).partition(".")[0]
+
+
+def _import_nixl(package: str) -> Any:
     # Imported here: it is heavy, and absent on hosts that only use the relay.
     try:
-        from nixl import _api as api  # noqa: PLC0415
+        return importlib.import_module(f"{package}._api")
     except ImportError as exc:
-        raise ConfigError("transports names nixl, but the package nixl is not installed") from exc
-    return api
+        raise ConfigError(f"transports names nixl, but the package {package} cannot be imported: {exc}") from exc
 
 
 @contextlib.contextmanager

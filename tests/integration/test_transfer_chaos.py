@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import random
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -25,11 +25,11 @@ from ghostcacher_connector.types import MissReason, RankEndpoint
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import ROOT, OwnerProcess, stop_process
 
-pytestmark = pytest.mark.timeout(240)
-
 RELAY = {"listen": "127.0.0.1:0", "token": "secret"}
 READERS_KILLED = int(os.environ.get("GC_TEST_READERS_KILLED", "16"))
 """Per transport; hundreds in the long form."""
+
+pytestmark = pytest.mark.timeout(240 + 6 * READERS_KILLED)
 
 BIG = {"slot_count": 64, "segment_count": 4, "slot_bytes": 64 << 10}
 
@@ -44,31 +44,47 @@ def nixl(memory: KvMemory, **options: object) -> NixlTransport:
     return NixlTransport(memory.rank, memory.table, name="reader", **options)  # type: ignore[arg-type]
 
 
-@contextmanager
-def reader_process(kind: str, peer: RankEndpoint) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that pulls without end; killed on the way out."""
-    packed = base64.b64encode(msgspec.msgpack.encode(peer)).decode()
-    command = [sys.executable, "-m", "tests.support.kv_reader", kind, packed]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    try:
-        wait_for_line(process, b"pulling")
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
+class Readers:
+    """Forks readers that pull without end. Use as a context manager."""
 
+    def __init__(self, kind: str, peer: RankEndpoint) -> None:
+        packed = base64.b64encode(msgspec.msgpack.encode(peer)).decode()
+        command = [sys.executable, "-m", "tests.support.kv_reader", kind, packed]
+        self._parent = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self._text = b""
+        self._pids: list[int] = []
 
-def wait_for_line(process: subprocess.Popen[bytes], word: bytes) -> None:
-    assert process.stdout is not None
-    until = time.monotonic() + 60
-    text = b""
-    while word not in text:
-        assert select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0], text
-        data = os.read(process.stdout.fileno(), 4096)
-        assert data, f"the reader ended: {text!r}"
-        text += data
+    def fork(self) -> int:
+        """Return the pid of a new reader which has pulled at least once."""
+        assert self._parent.stdin is not None
+        assert self._parent.stdout is not None
+        self._parent.stdin.write(b"\n")
+        self._parent.stdin.flush()
+        until = time.monotonic() + 120
+        while (found := re.search(rb"pulling (\d+)\n", self._text)) is None:
+            ready, _, _ = select.select([self._parent.stdout], [], [], max(0.0, until - time.monotonic()))
+            assert ready, self._text
+            data = os.read(self._parent.stdout.fileno(), 4096)
+            assert data, f"the readers' parent ended: {self._text!r}"
+            self._text += data
+        self._text = b""
+        self._pids.append(int(found[1]))
+        return self._pids[-1]
+
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._parent.kill()
+        self._parent.wait(10)
+        for stream in (self._parent.stdin, self._parent.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def test_stopped_owner_still_serves_by_shared_memory() -> None:
@@ -172,13 +188,15 @@ def test_reader_killed_in_mid_pull_never_harms_the_owner(kind: str) -> None:
     """Readers are stopped, continued and killed while they pull; owner and relay stay alive and keep serving."""
     rng = random.Random(5)
     memory = KvMemory(64, 4, 64 << 10)
-    with OwnerProcess({"memory": BIG, **({"relay": RELAY} if kind == "relay" else {})}) as owner:
+    options = {"relay": RELAY} if kind == "relay" else {}
+    with OwnerProcess({"memory": BIG, **options}) as owner, Readers(kind, owner.endpoint) as readers:
         relay_pid = owner.relay_pid
         for number in range(READERS_KILLED):
-            with reader_process(kind, owner.endpoint) as reader:
-                if number % 4 == 0:
-                    os.kill(reader.pid, signal.SIGSTOP)
-                threading.Event().wait(rng.uniform(0, 0.02))  # the moment of death is what is varied
+            pid = readers.fork()
+            threading.Event().wait(rng.uniform(0, 0.02))  # the moment of death is what is varied
+            if number % 4 == 0:
+                os.kill(pid, signal.SIGSTOP)
+            os.kill(pid, signal.SIGKILL)
             assert owner.alive(), f"the owner died with reader {number}"
             assert owner.call("ping")
         if relay_pid is not None:

@@ -34,7 +34,9 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     threading.Thread(target=_die_at_end_of_input, daemon=True).start()
     endpoint = config.endpoint
-    agent = NixlAgent(f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2)
+    agent = NixlAgent(
+        f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2, package=config.nixl_package
+    )
     pool = ArenaPool(ARENAS, max(ARENA_BYTES, endpoint.bytes_per_slot))
     reader = NixlReader(agent, pool, any_host=False)
     server = RelayServer(reader, endpoint, parse_address(config.listen), token=config.token)

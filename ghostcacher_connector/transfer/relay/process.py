@@ -13,6 +13,7 @@ import time
 import msgspec
 
 from ghostcacher_connector.errors import ConfigError, TransferError
+from ghostcacher_connector.transfer.agent import nixl_package
 from ghostcacher_connector.transfer.backoff import Backoff
 from ghostcacher_connector.transfer.relay.config import RelayConfig
 from ghostcacher_connector.transfer.relay.wire import is_loopback, parse_address
@@ -20,7 +21,9 @@ from ghostcacher_connector.types import RankEndpoint
 
 logger = logging.getLogger(__name__)
 
-START_S = 30.0
+START_S = 60.0
+"""It starts while an engine loads its model on all cores."""
+
 RESTARTS_MAX = 20
 """In one life of the worker: a relay that keeps dying has a cause which another start does not remove."""
 
@@ -83,7 +86,13 @@ class RelayProcess:
             _end(process)
 
     def _spawn(self) -> None:
-        config = RelayConfig(endpoint=self._endpoint, listen=self._listen(), token=self._token, ucx_tls=self._ucx_tls)
+        config = RelayConfig(
+            endpoint=self._endpoint,
+            listen=self._listen(),
+            token=self._token,
+            ucx_tls=self._ucx_tls,
+            nixl_package=nixl_package(),
+        )
         body = msgspec.msgpack.encode(config)
         command = [sys.executable, "-m", "ghostcacher_connector.transfer.relay"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
