@@ -67,8 +67,7 @@ class GuardedProcess:
             self._guard.wait(2 * self._grace_s + 5)
         except subprocess.TimeoutExpired:
             self.kill()
-        assert self._guard.stdout is not None
-        self._guard.stdout.close()
+        self._close_pipes()
 
     def kill(self) -> None:
         """Kill it and everything below it at once, as a power cut would; returns when all is gone."""
@@ -81,6 +80,7 @@ class GuardedProcess:
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait(5)
+        self._close_pipes()
 
     def pause(self) -> None:
         """Stop every process of it in its tracks (SIGSTOP)."""
@@ -91,6 +91,12 @@ class GuardedProcess:
         """Let go on what `pause` stopped."""
         for pid in self.processes():
             _send(pid, signal.SIGCONT)
+
+    def _close_pipes(self) -> None:
+        assert self._guard.stdin is not None
+        assert self._guard.stdout is not None
+        self._guard.stdin.close()
+        self._guard.stdout.close()
 
     def log_tail(self, lines: int = 30) -> str:
         """Return the end of its output."""
