@@ -18,7 +18,7 @@ from ghostcacher_connector.config import (
     redact_url,
     variable_of,
 )
-from ghostcacher_connector.conversion import expectation, is_number, limits
+from ghostcacher_connector.conversion import checked, expectation, is_number, limits
 from ghostcacher_connector.errors import ConfigError
 
 TOKEN = "correct horse battery staple"
@@ -240,6 +240,13 @@ def test_environment_equals_extra(values: dict[str, Any]) -> None:
 
     environ = {variable_of(key): text(value) for key, value in values.items()}
     assert load_settings({}, environ) == load_settings(values, {})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_number_without_range_still_finite(value: float) -> None:
+    """No number of any setting is infinite or not a number, whatever its range says."""
+    with pytest.raises(ConfigError, match="x: expected"):
+        checked("x", value, float)
 
 
 def test_ipv6_listen_address_parsed() -> None:

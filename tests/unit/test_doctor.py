@@ -11,13 +11,18 @@ from ghostcacher_connector.cli import main
 from ghostcacher_connector.doctor import Check, Options, Status, exit_code, render, render_json
 from ghostcacher_connector.doctor.fleet_checks import check_fingerprints, check_workers
 from ghostcacher_connector.doctor.link_checks import ask, check_links, collect, pairs_of
+from ghostcacher_connector.index.base import ref_of
 from ghostcacher_connector.index.memory import MemoryIndex
+from ghostcacher_connector.probe import LinkReport, links_report
 from ghostcacher_connector.types import Role, WorkerRecord
 from tests.support.index_parts import FakeClock, make_record
 
 FINE = Check("a", Status.OK, "well")
 WARNED = Check("b", Status.WARN, "hm", "do this")
 FAILED = Check("c", Status.FAIL, "broken", "do that")
+
+
+OLD_LINK = LinkReport(ok=True, transport="nixl", bytes_per_s=1.0, rtt_us=1.0, error="", at=1.0, request="old")
 
 
 def worker(name: str, namespace: str = "n1", role: Role = Role.BOTH, **fingerprint: str) -> WorkerRecord:
@@ -104,6 +109,9 @@ def test_links_of_an_old_request_not_taken() -> None:
     records = [worker("w1"), worker("w2")]
     for record in records:
         index.join(record, lease_ttl_s=60)
+        for peer in records:
+            field = {f"0:{peer.worker}": msgspec.msgpack.encode(OLD_LINK)}
+            index.put_report(ref_of(record), links_report(0), field, ttl_s=60)
     asked = ask(index, records)
     assert set(asked) == {("n1", "w1"), ("n1", "w2")}
     found = collect(index, records, asked, 0.0, clock)

@@ -109,6 +109,15 @@ def test_values_swapped_between_fields_differ(names: tuple[str, str], one: str, 
     assert make(**{first: one, second: two}).digest() != make(**{first: two, second: one}).digest()
 
 
+@given(st.text("ab", min_size=3, max_size=8), st.integers(1, 7), st.integers(1, 7))
+def test_text_cut_elsewhere_differs(text: str, one: int, two: int) -> None:
+    """Two neighbouring fields are not the same when only the place between them moves."""
+    first, second = "engine", "engine_version"
+    cuts = {min(one, len(text) - 1), min(two, len(text) - 1)}
+    digests = {make(**{first: text[:cut], second: text[cut:]}).digest() for cut in cuts}
+    assert len(digests) == len(cuts)
+
+
 def test_digest_equal_in_another_process() -> None:
     """The namespace does not depend on the process: no hash seed, no order of creation."""
     code = (
