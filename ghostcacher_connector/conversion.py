@@ -92,9 +92,9 @@ def _words(kind: inspect.Type) -> str:
         case inspect.BoolType():
             words = "true or false"
         case inspect.IntType(ge=low, le=high):
-            words = f"an int from {low} to {high}"
+            words = f"an int{_range(low, high)}"
         case inspect.FloatType(ge=low, le=high):
-            words = f"a number from {low:g} to {high:g}"
+            words = f"a finite number{_range(low, high)}"
         case inspect.LiteralType(values=values):
             words = f"one of {', '.join(str(value) for value in values)}"
         case inspect.VarTupleType(item_type=item):
@@ -106,6 +106,10 @@ def _words(kind: inspect.Type) -> str:
         case _:
             raise AssertionError(f"no words for {kind}")
     return words
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return (f" from {low:.10g}" if low is not None else "") + (f" to {high:.10g}" if high is not None else "")
 
 
 def _refused(key: str, annotation: Any, value: object, secret: bool) -> ConfigError:
