@@ -14,7 +14,8 @@ Nothing that is started here outlives the process that started it, however that 
 
 from benchmarks.harness.client import Client, Completion, Metrics, ServerError, compare, metrics, run_concurrently
 from benchmarks.harness.documents import Documents
-from benchmarks.harness.engine import Engine, EngineOptions, EngineStartError, start_many, stop_all, wait_all_ready
+from benchmarks.harness.engine import Engine, EngineStartError, start_many, stop_all, wait_all_ready
+from benchmarks.harness.launch import EngineOptions
 from benchmarks.harness.model import ensure_model
 from benchmarks.harness.ports import NotEnoughMemory, core_shares, free_port
 from benchmarks.harness.process import GuardedProcess

@@ -36,6 +36,8 @@ class GuardedProcess:
         assert self._guard.stdout is not None
         line = self._guard.stdout.readline()
         if not line.strip():
+            self._guard.wait(5)
+            self._close_pipes()
             raise OSError(f"{argv[0]}: could not be started; {self.log_tail(5) or 'no output'}")
         self.pid = int(line)
 
