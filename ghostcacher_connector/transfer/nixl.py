@@ -51,7 +51,7 @@ class NixlTransport(Transport):
 
     name = "nixl"
 
-    def __init__(  # noqa: PLR0913 - settings, by keyword
+    def __init__(
         self,
         memory: RankMemory,
         table: SlotTable,

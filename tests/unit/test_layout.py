@@ -59,12 +59,19 @@ def layouts(draw: st.DrawFn) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
     return side(1_000_000), side(9_000_000)
 
 
-pairs = st.integers(0, SLOTS).flatmap(
-    lambda count: st.tuples(
-        st.lists(st.integers(0, SLOTS - 1), min_size=count, max_size=count),
-        st.permutations(range(SLOTS)).map(lambda order: order[:count]),
-    )
-)
+@st.composite
+def slot_pairs(draw: st.DrawFn) -> tuple[list[int], list[int]]:
+    """Pairs of slots, local ones distinct, with long runs that are adjacent on both sides among them."""
+    local = draw(st.permutations(range(SLOTS)))[: draw(st.integers(0, SLOTS))]
+    if draw(st.booleans()):
+        local = sorted(local)
+    offset = draw(st.integers(0, SLOTS - 1))
+    scattered = draw(st.sets(st.integers(0, SLOTS - 1)))
+    remote = [draw(st.integers(0, SLOTS - 1)) if i in scattered else (s + offset) % SLOTS for i, s in enumerate(local)]
+    return remote, local
+
+
+pairs = slot_pairs()
 
 
 def expand(theirs: np.ndarray, ours: np.ndarray) -> set[tuple[int, int]]:
@@ -119,11 +126,12 @@ def test_dense_adjacent_slots_become_one_row_a_segment() -> None:
 
 def test_strided_slots_are_never_merged_across_the_gap() -> None:
     """What lies between the rows of a strided segment belongs to somebody else."""
-    dense, strided = (Segment(4096, 64, 64),), (Segment(65536, 96, 64),)
+    dense, strided = Side((Segment(4096, 64, 64),), 0), Side((Segment(65536, 96, 64),), 0)
     slots = np.arange(3, dtype=np.int64)
-    theirs, ours = descriptors(Side(dense, 0), Side(strided, 0), slots, slots)
-    assert theirs[:, 1].tolist() == [64, 64, 64]
-    assert ours[:, 0].tolist() == [65536, 65536 + 96, 65536 + 192]
+    for remote, local in ((dense, strided), (strided, dense)):
+        rows = dict(zip((remote, local), descriptors(remote, local, slots, slots), strict=True))
+        assert rows[dense].tolist() == [[4096, 64, 0], [4160, 64, 0], [4224, 64, 0]]
+        assert rows[strided].tolist() == [[65536, 64, 0], [65632, 64, 0], [65728, 64, 0]]
 
 
 def test_block_major_cache_is_fused_to_one_segment() -> None:
