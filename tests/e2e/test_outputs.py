@@ -16,9 +16,8 @@ import pytest
 from benchmarks.harness import Client, ensure_model, run_concurrently
 from ghostcacher_connector.metrics.catalog import METRICS, Kind
 from tests.e2e.fleet import (
-    BATCH_TOLERANCE,
     BLOCK_TOKENS,
-    LOGPROB_TOLERANCE,
+    ROUNDING_TOLERANCE,
     Fleet,
     assert_different,
     assert_same,
@@ -67,8 +66,8 @@ def test_pulled_prefix_gives_the_answer_of_a_full_recompute(fleet: Fleet, tokens
     assert counters.misses() == 0
     assert counters.grown("gc_rdma_transfers_total", outcome="done") == (1 if blocks else 0)
     assert_same(pulled, fleet.client("b").complete(prompt, max_tokens=8, pull=False))  # from b's own cache now
-    assert_same(pulled, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
-    assert_same(pulled, computed, tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("b", pulled, prompt)
+    assert_same(pulled, computed, tolerance=ROUNDING_TOLERANCE)
 
 
 def test_prompt_longer_than_what_is_shared_pulls_and_computes_the_rest_in_chunks(fleet: Fleet) -> None:
@@ -82,7 +81,7 @@ def test_prompt_longer_than_what_is_shared_pulls_and_computes_the_rest_in_chunks
     assert pulled.cached_tokens == len(shared)
     assert counters.hits() == 16
     assert counters.reasons() == {"not_indexed": 1211 // BLOCK_TOKENS - 16}
-    assert_same(pulled, fleet.recompute("b", shared + tail), tolerance=LOGPROB_TOLERANCE)
+    assert_same(pulled, fleet.recompute("b", shared + tail), tolerance=ROUNDING_TOLERANCE)
 
 
 def test_generated_tokens_are_shared_too(fleet: Fleet) -> None:
@@ -99,7 +98,7 @@ def test_generated_tokens_are_shared_too(fleet: Fleet) -> None:
 
     assert counters.hits() == blocks == 4
     assert pulled.cached_tokens == blocks * BLOCK_TOKENS
-    assert_same(pulled, fleet.recompute("a", turn), tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("a", pulled, turn)
 
 
 def test_concurrent_requests_on_busy_engines_answer_as_alone(fleet: Fleet) -> None:
@@ -113,7 +112,7 @@ def test_concurrent_requests_on_busy_engines_answer_as_alone(fleet: Fleet) -> No
     def ask(item: tuple[str, int]) -> None:
         name, number = item
         assert_same(
-            fleet.client(name).complete(prompts[number], max_tokens=8), expected[number], tolerance=BATCH_TOLERANCE
+            fleet.client(name).complete(prompts[number], max_tokens=8), expected[number], tolerance=ROUNDING_TOLERANCE
         )
 
     def keep_busy(name: str) -> None:
@@ -140,7 +139,7 @@ def test_prefix_that_is_being_computed_is_pulled_as_far_as_it_is_done(fleet: Fle
                 fleet.client("b").reset_prefix_cache()
         pulled_blocks += counters.hits()
         for asked, answer in answers:
-            assert_same(answer, fleet.recompute("b", asked, max_tokens=4), tolerance=LOGPROB_TOLERANCE)
+            assert_same(answer, fleet.recompute("b", asked, max_tokens=4), tolerance=ROUNDING_TOLERANCE)
     assert pulled_blocks > 0
 
 
@@ -161,7 +160,7 @@ def test_client_that_goes_away_around_a_pull_leaves_no_block_behind(fleet: Fleet
     pulled = client.complete(prompt, max_tokens=8)
     assert pulled.cached_tokens == 40 * BLOCK_TOKENS
     counters.reach("gc_cache_hits_total", 40)
-    assert_same(pulled, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("b", pulled, prompt)
 
 
 def _ask_and_hang_up(client: Client, prompt: list[int], *, after_s: float | None) -> None:
@@ -189,7 +188,7 @@ def test_plugin_without_module_path_pulls_and_publishes(fleet: Fleet) -> None:
     pulled = fleet.client("a").complete(prompt, max_tokens=8)
 
     assert counters.hits() == 4
-    assert_same(pulled, fleet.recompute("a", prompt), tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("a", pulled, prompt)
 
 
 def test_cache_salt_keeps_blocks_apart(fleet: Fleet) -> None:
@@ -204,7 +203,7 @@ def test_cache_salt_keeps_blocks_apart(fleet: Fleet) -> None:
     assert counters.hits() == 0
     pulled = fleet.client("b").complete(prompt, max_tokens=8, cache_salt="tenant-1")
     assert counters.hits() == 3
-    assert_same(pulled, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("b", pulled, prompt)
 
 
 def test_other_weights_share_nothing(fleet: Fleet) -> None:
@@ -223,7 +222,7 @@ def test_other_weights_share_nothing(fleet: Fleet) -> None:
     assert record.namespace != other.namespace
     differing = {key for key, value in record.fingerprint.items() if other.fingerprint[key] != value}
     assert differing >= {"weights_digest"}
-    assert_same(answer, fleet.recompute("stranger", prompt), tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("stranger", answer, prompt)
     assert_different(answer, ours)
 
 

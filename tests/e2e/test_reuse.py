@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.harness import Completion, run_concurrently
 from tests.conftest import SOAK
-from tests.e2e.fleet import BATCH_TOLERANCE, BLOCK_TOKENS, Fleet, assert_same, running
+from tests.e2e.fleet import BLOCK_TOKENS, ROUNDING_TOLERANCE, Fleet, assert_same, running
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000 if SOAK else 600)]
 
@@ -120,7 +120,7 @@ def _fault(fleet: Fleet, answers: list[tuple[list[int], Completion]], name: str,
 def _difference(answer: Completion, expected: Completion) -> str:
     """Return how an answer is wrong, or an empty text."""
     try:
-        assert_same(answer, expected, tolerance=BATCH_TOLERANCE)
+        assert_same(answer, expected, tolerance=ROUNDING_TOLERANCE)
     except AssertionError as exc:
         return str(exc) or "another length"
     return ""

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.harness import core_shares
 from ghostcacher_connector import schema
 from ghostcacher_connector.types import WorkerRecord
-from tests.e2e.fleet import BLOCK_TOKENS, LOGPROB_TOLERANCE, Fleet, assert_same, running, until
+from tests.e2e.fleet import BLOCK_TOKENS, Fleet, running, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -38,7 +38,7 @@ def test_every_rank_pulls_its_share(fleet: Fleet, tokens: int) -> None:
     assert pulled.cached_tokens == (tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
     assert counters.hits() == (tokens - 1) // BLOCK_TOKENS
     assert counters.grown("gc_rdma_transfers_total", outcome="done") == RANKS
-    assert_same(pulled, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("b", pulled, prompt)
 
 
 def test_record_describes_every_rank(fleet: Fleet) -> None:
@@ -80,7 +80,7 @@ def _is_refused(fleet: Fleet, prompt: list[int]) -> bool:
     """Ask b; assert that the answer is right; say whether one rank pulled, the other could not, and neither counted."""
     counters = fleet.counters("b")
     answer = fleet.client("b").complete(prompt, max_tokens=8)
-    assert_same(answer, fleet.recompute("b", prompt), tolerance=LOGPROB_TOLERANCE)
+    fleet.assert_right("b", answer, prompt)
     if counters.hits():
         return False
     assert counters.grown("gc_rdma_transfers_total", outcome="done") == 1
