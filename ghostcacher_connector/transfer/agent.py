@@ -22,6 +22,8 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata as packages
 from typing import Any
 
+import msgspec
+
 from ghostcacher_connector.errors import ConfigError, PeerUnreachable, ProtocolError, TransferError
 from ghostcacher_connector.transfer.host import has_rdma
 from ghostcacher_connector.transfer.layout import Descriptors
@@ -58,27 +60,33 @@ def choose_ucx_tls(configured: str | None, environment: str | None, *, allow_tcp
     return choice
 
 
-def wrap_metadata(payload: bytes, version: str) -> bytes:
-    """Put NIXL's metadata in an envelope: magic, version of NIXL, digest, payload."""
-    tag = version.encode()
-    body = len(tag).to_bytes(1, "little") + tag + payload
+def wrap_metadata(payload: bytes, version: str, name: str) -> bytes:
+    """Put NIXL's metadata in an envelope: magic, digest, version of NIXL, name of the agent, payload."""
+    body = msgspec.msgpack.encode((version, name, payload))
     return ENVELOPE_MAGIC + hashlib.sha256(body).digest() + body
 
 
-def unwrap_metadata(envelope: bytes, version: str) -> bytes:
-    """Return NIXL's metadata out of its envelope. Raises ProtocolError when it is damaged or of another version."""
+def unwrap_metadata(envelope: bytes, version: str, name: str) -> bytes:
+    """Return NIXL's metadata out of its envelope.
+
+    Raises ProtocolError when it is damaged, of another version, or of another agent: loading that one would disturb the
+    connection to it.
+    """
     if len(envelope) > METADATA_BYTES_MAX or not envelope.startswith(ENVELOPE_MAGIC):
         raise ProtocolError(f"agent metadata: {len(envelope)} bytes without a valid envelope")
     digest = envelope[len(ENVELOPE_MAGIC) : len(ENVELOPE_MAGIC) + DIGEST_BYTES]
     body = envelope[len(ENVELOPE_MAGIC) + DIGEST_BYTES :]
-    if not body or hashlib.sha256(body).digest() != digest:
+    if hashlib.sha256(body).digest() != digest:
         raise ProtocolError("agent metadata: digest does not match")
-    tag_end = 1 + body[0]
-    if body[1:tag_end] != version.encode():
-        raise ProtocolError(
-            f"agent metadata: expected NIXL {version}, found {body[1:tag_end].decode(errors='replace')}"
-        )
-    return body[tag_end:]
+    try:
+        found_version, found_name, payload = msgspec.msgpack.decode(body, type=tuple[str, str, bytes])
+    except msgspec.MsgspecError as exc:
+        raise ProtocolError(f"agent metadata: {exc}") from exc
+    if found_version != version:
+        raise ProtocolError(f"agent metadata: expected NIXL {version}, found {found_version}")
+    if found_name != name:
+        raise ProtocolError(f"agent metadata: expected {name}, found {found_name}")
+    return payload
 
 
 class Read:
@@ -143,12 +151,12 @@ class NixlAgent:
     def metadata(self) -> bytes:
         """Return what a peer needs in order to connect, in its envelope. To be taken after the last `register`."""
         with _translated("describe the agent"):
-            return wrap_metadata(self._agent.get_agent_metadata(), self._version)
+            return wrap_metadata(self._agent.get_agent_metadata(), self._version, self.name)
 
     def connect(self, name: str, envelope: bytes) -> None:
         """Load a peer's metadata and connect. Raises PeerUnreachable."""
         try:
-            payload = unwrap_metadata(envelope, self._version)
+            payload = unwrap_metadata(envelope, self._version, name)
         except ProtocolError as exc:
             raise PeerUnreachable(str(exc)) from exc
         if name == self.name:

@@ -47,13 +47,13 @@ def test_allowed_tcp_leaves_the_choice_alone() -> None:
 @given(st.binary(max_size=300))
 def test_metadata_survives_its_envelope(payload: bytes) -> None:
     """What goes in comes out."""
-    assert unwrap_metadata(wrap_metadata(payload, "1.5.1"), "1.5.1") == payload
+    assert unwrap_metadata(wrap_metadata(payload, "1.5.1", "a"), "1.5.1", "a") == payload
 
 
 @given(st.binary(min_size=1, max_size=100), st.data())
 def test_any_flipped_bit_or_cut_is_found(payload: bytes, data: st.DataObject) -> None:
     """UCX aborts the process on a damaged address, so no damage may pass."""
-    envelope = bytearray(wrap_metadata(payload, "1.5.1"))
+    envelope = bytearray(wrap_metadata(payload, "1.5.1", "a"))
     place = data.draw(st.integers(0, len(envelope) - 1))
     cut = data.draw(st.booleans())
     damaged = (
@@ -62,17 +62,23 @@ def test_any_flipped_bit_or_cut_is_found(payload: bytes, data: st.DataObject) ->
         else bytes(envelope[:place]) + bytes([envelope[place] ^ 1]) + bytes(envelope[place + 1 :])
     )
     with pytest.raises(ProtocolError):
-        unwrap_metadata(damaged, "1.5.1")
+        unwrap_metadata(damaged, "1.5.1", "a")
 
 
 @given(st.binary(max_size=400))
 def test_random_bytes_are_no_metadata(garbage: bytes) -> None:
     """Garbage is refused, not handed on."""
     with pytest.raises(ProtocolError):
-        unwrap_metadata(garbage, "1.5.1")
+        unwrap_metadata(garbage, "1.5.1", "a")
 
 
 def test_metadata_of_another_nixl_version_is_refused() -> None:
     """Formats differ between versions, and nothing in them says so."""
     with pytest.raises(ProtocolError, match=r"expected NIXL 1\.6\.0, found 1\.5\.1"):
-        unwrap_metadata(wrap_metadata(b"x", "1.5.1"), "1.6.0")
+        unwrap_metadata(wrap_metadata(b"x", "1.5.1", "a"), "1.6.0", "a")
+
+
+def test_metadata_of_another_agent_is_refused() -> None:
+    """It is not even loaded, since that would disturb the connection to the agent that it belongs to."""
+    with pytest.raises(ProtocolError, match="expected b, found a"):
+        unwrap_metadata(wrap_metadata(b"x", "1.5.1", "a"), "1.5.1", "b")
