@@ -127,7 +127,7 @@ class SimEngine:
         self.connector = self.scheduler.connector
         self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
         self._in_flight = in_flight
-        self._outputs: deque[tuple[SchedulerOutput, ModelRunnerOutput]] = deque()
+        self._scheduled: deque[SchedulerOutput] = deque()
         self._running: dict[str, RunnerRequest] = {}
         self.requests: dict[str, Request] = {}
         self.delta: Delta = {}
@@ -258,15 +258,19 @@ class SimEngine:
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Schedule and execute one step; process the output of the oldest one in flight."""
+        """Schedule one step; execute the oldest one in flight and process its output.
+
+        A step that runs ahead is executed as late as can be: what is published too early is then not yet there.
+        """
         self.steps += 1
         if self.scheduler.has_requests():
             output = self.scheduler.schedule()
-            self._outputs.append((output, self._execute(output)))
-            if len(self._outputs) < self._in_flight and output.total_num_scheduled_tokens:
+            self._scheduled.append(output)
+            if len(self._scheduled) < self._in_flight and output.total_num_scheduled_tokens:
                 return
-        if self._outputs:
-            done, result = self._outputs.popleft()
+        if self._scheduled:
+            done = self._scheduled.popleft()
+            result = self._execute(done)
             for outputs in self.scheduler.update_from_output(done, result).values():
                 if outputs.scheduler_stats is not None and outputs.scheduler_stats.kv_connector_stats:
                     self.delta = merge(self.delta, outputs.scheduler_stats.kv_connector_stats)
@@ -274,7 +278,7 @@ class SimEngine:
     def run(self, *, timeout_s: float = 30.0) -> None:
         """Step until every request has ended. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
-        while self.scheduler.has_requests() or self._outputs:
+        while self.scheduler.has_requests() or self._scheduled:
             self.step()
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name}: unfinished after {timeout_s} s: {list(self.scheduler.requests)}")
