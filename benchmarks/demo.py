@@ -42,6 +42,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder or Hugging Face id; default: a random model, made here")
     parser.add_argument("--size", choices=["tiny", "small"], default="small", help="of the random model")
     parser.add_argument("--tokens", type=int, default=4096, help="length of the document")
+    parser.add_argument(
+        "--pull",
+        choices=["always", "auto"],
+        default="always",
+        help="auto: only what is forecast to be faster than computing it; on a busy machine that may be nothing",
+    )
     parser.add_argument("--block-size", type=int, help="tokens a block; default: the engine's")
     parser.add_argument("--kv-gib", type=int, default=1, help="KV cache of each engine, on CPU")
     parser.add_argument("--engine-args", default="", help='more arguments for both engines, as one text: "--a 1 --b 2"')
@@ -58,7 +64,12 @@ def engine_options(chosen: argparse.Namespace, model: str, redis_url: str, logs:
         EngineOptions(
             model=model,
             name=name,
-            connector={"redis_url": redis_url, "worker_id": f"demo-{name}", "lookup_deadline_ms": 1000.0},
+            connector={
+                "redis_url": redis_url,
+                "worker_id": f"demo-{name}",
+                "lookup_deadline_ms": 1000.0,
+                "pull": chosen.pull,
+            },
             max_model_len=max(2048, chosen.tokens + TEMPLATE_TOKENS),
             kv_gib=chosen.kv_gib,
             block_size=chosen.block_size,
@@ -112,7 +123,7 @@ def show(engines: Sequence[Engine], documents: Documents, tokens: int, progress:
 def timing_table(result: Sharing) -> str:
     rows = [
         ("A, cold", result.cold, "computed everything"),
-        ("B, pulled", result.pulled, "took A's blocks"),
+        ("B, pulled", result.pulled, "took A's blocks" if result.pull.tokens else "pulled nothing"),
         ("B, local hit", result.local, "had them itself by then"),
         ("B, cold", result.alone_cold, "pulling off, cache emptied"),
     ]

@@ -29,8 +29,8 @@ import msgspec
 from benchmarks.harness.ports import core_shares
 
 CONNECTOR_MODULE = "ghostcacher_connector.engines.vllm"
-READY_TIMEOUT_S = 300.0
-"""Ready in a third of this on a busy two-core machine; a large model takes longer and has to say so."""
+READY_TIMEOUT_S = 600.0
+"""Ready in 40 s on two idle cores, in 200 s on two very busy ones; a large model takes longer and has to say so."""
 
 ENGINE_BASE_GIB = 2.2
 """Memory of one CPU engine without weights and KV cache, three processes together."""
