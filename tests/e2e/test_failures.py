@@ -29,6 +29,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 BLOCKS = 4
 PROMPT_TOKENS = BLOCKS * BLOCK_TOKENS + 1
+LEASE_S = 15.0
+"""Outlasts the time for which an owner is silenced below."""
+
 NUM_BLOCKS = 1500
 """Room for all that this module computes: nothing is withdrawn for want of space."""
 
@@ -37,7 +40,7 @@ NUM_BLOCKS = 1500
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
     roles = {"a": "kv_producer", "b": "kv_producer", "c": "kv_consumer"}
     engines = {name: {"role": role, "num_blocks": NUM_BLOCKS} for name, role in roles.items()}
-    with running(model, engines, log_dir=log_dir) as fleet:
+    with running(model, engines, log_dir=log_dir, connector={"lease_ttl_s": LEASE_S}) as fleet:
         fleet.prime("c", "a")
         fleet.prime("c", "b")
         yield fleet
@@ -80,25 +83,38 @@ def test_producer_pulls_nothing(fleet: Fleet) -> None:
 # -- what stands in Redis ------------------------------------------------------------------------------------------
 
 
-def _relocated(change: Callable[[Location], Location]) -> Callable[[dict[bytes, bytes]], dict[bytes, bytes]]:
-    def poison(entries: dict[bytes, bytes]) -> dict[bytes, bytes]:
+Poison = Callable[[dict[bytes, bytes], schema.Binding], dict[bytes, bytes]]
+
+
+def _relocated(change: Callable[[Location], Location]) -> Poison:
+    """Point entries elsewhere, under digests that fit: only the seal can tell."""
+
+    def poison(entries: dict[bytes, bytes], binding: schema.Binding) -> dict[bytes, bytes]:
         return {
-            block: schema.pack_location(change(schema.unpack_locations(packed)[0])) for block, packed in entries.items()
+            block: binding.pack(block, change(*binding.unpack([block], packed))) for block, packed in entries.items()
         }
 
     return poison
 
 
-POISONS = {
+def _of_the_next_block(entries: dict[bytes, bytes], _: schema.Binding) -> dict[bytes, bytes]:
+    """Valid values of live slots, each under the hash of another block: only the digest can tell."""
+    values = list(entries.values())
+    return dict(zip(entries, values[1:] + values[:1], strict=True))
+
+
+POISONS: dict[str, Poison] = {
+    "entries of other blocks": _of_the_next_block,
     "a slot that another block is in": _relocated(lambda at: at._replace(slot=at.slot % 200 + 1)),
     "slots beyond the memory": _relocated(lambda at: at._replace(slot=at.slot + 100_000)),
     "a later generation": _relocated(lambda at: at._replace(generation=at.generation + 1)),
     "the greatest generation": _relocated(lambda at: at._replace(generation=(1 << 64) - 1)),
     "no generation at all": _relocated(lambda at: at._replace(generation=0)),
     "another tier": _relocated(lambda at: at._replace(tier=Tier.HOST)),
-    "values too short": lambda entries: dict.fromkeys(entries, b"\x00\x01"),
-    "values too long": lambda entries: dict.fromkeys(entries, b"\x00" * 64),
-    "values of an unknown tier": lambda entries: dict.fromkeys(entries, b"\xff" * schema.LOCATION_BYTES),
+    "values too short": lambda entries, _: dict.fromkeys(entries, b"\x00\x01"),
+    "values too long": lambda entries, _: dict.fromkeys(entries, b"\x00" * 64),
+    "values of an unknown tier": lambda entries, _: dict.fromkeys(entries, b"\xff" * schema.ENTRY_BYTES),
+    "values without a digest": lambda entries, _: {block: packed[:13] for block, packed in entries.items()},
 }
 
 
@@ -108,9 +124,12 @@ def test_poisoned_entries_are_recomputed(fleet: Fleet, poison: str) -> None:
     prompt = fleet.document(PROMPT_TOKENS)
     fleet.compute("a", prompt)
     key, entries, counters = fleet.blocks_key("a"), fleet.entries("a"), fleet.counters("c")
+    record = fleet.record("a")
+    assert record is not None
+    poisoned = POISONS[poison](entries, schema.Binding(record.namespace, record.incarnation))
 
     with silenced(fleet, "a"):
-        fleet.raw(lambda client: client.hset(key, mapping=POISONS[poison](entries)))
+        fleet.raw(lambda client: client.hset(key, mapping=poisoned))
         ask(fleet, prompt)
         fleet.raw(lambda client: client.hset(key, mapping=entries))
 

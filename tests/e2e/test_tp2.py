@@ -16,12 +16,14 @@ from tests.e2e.fleet import BLOCK_TOKENS, Fleet, running, until
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 RANKS = 2
+LEASE_S = 40.0
+"""Outlasts the time for which an owner is stopped below, on a busy machine, too."""
 
 
 @pytest.fixture(scope="module")
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
     options = {"extra_args": ("--tensor-parallel-size", str(RANKS)), "cores": "|".join(core_shares(RANKS))}
-    with running(model, {"a": options, "b": options}, log_dir=log_dir) as fleet:
+    with running(model, {"a": options, "b": options}, log_dir=log_dir, connector={"lease_ttl_s": LEASE_S}) as fleet:
         fleet.prime("b", "a")
         yield fleet
 
@@ -83,7 +85,7 @@ def _is_refused(fleet: Fleet, prompt: list[int]) -> bool:
     fleet.assert_right("b", answer, prompt)
     if counters.hits():
         return False
-    assert counters.grown("gc_rdma_transfers_total", outcome="done") == 1
+    assert counters.grown("gc_rdma_transfers_total", outcome="done") == 1, counters.reasons()
     assert counters.grown("gc_rdma_transfers_total") == RANKS
     assert counters.misses() == 6
     assert answer.cached_tokens in (0, None)
