@@ -2,9 +2,10 @@
 
     python benchmarks/index_rates.py [--short] [--url redis://...]
 
-Measures the cost of noting a change, blocks published a second, lookup latency over blocks and workers, and Redis
-memory per block. Each number comes with a limit from the same run: a bare PING, or redis-py's own pipelined HSET of the
-same fields. Trust the ratios: the machine is never idle. Without ``--url`` an embedded Redis is started and ended.
+Measures the cost of noting a change, blocks published a second, the cost of verifying entries, lookup latency over
+blocks and workers, and Redis memory per block. Each number comes with a limit from the same run: a bare PING, or
+redis-py's own pipelined HSET of as many bytes. Trust the ratios: the machine is never idle. Without ``--url`` an
+embedded Redis is started and ended.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ghostcacher_connector.index.embedded import EmbeddedRedis
 from ghostcacher_connector.index.ledger import Ledger
 from ghostcacher_connector.index.publisher import Publisher
 from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.schema import SCHEMA_VERSION, pack_location
+from ghostcacher_connector.schema import ENTRY_BYTES, SCHEMA_VERSION, Binding
 from ghostcacher_connector.types import Location, Role, Tier, WorkerRecord
 
 BATCH = 512
@@ -71,6 +72,13 @@ def seconds_of(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
+def cpu_seconds_of(work: Callable[[], object]) -> float:
+    """Return the time that this thread computed: a busy machine does not add to it."""
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
 def quantiles_ms(seconds: Sequence[float]) -> tuple[float, float]:
     """Return p50 and p99 in milliseconds."""
     return 1e3 * statistics.median(seconds), 1e3 * sorted(seconds)[min(len(seconds) - 1, int(0.99 * len(seconds)))]
@@ -104,12 +112,13 @@ def measure_publish(plan: Plan, index: RedisIndex, client: redis.Redis) -> None:
     """Blocks a second: one batch after another, and through a running Publisher; over redis-py's pipelined HSET."""
     blocks = new_blocks(plan.publish_blocks)
     entries, ref = entries_of(blocks), new_ref("publisher")
+    values = {block: os.urandom(ENTRY_BYTES) for block in blocks}
 
     def raw() -> None:
         for part in batches(len(blocks)):
             pipeline = client.pipeline(transaction=False)
-            for block, _, location in entries[part]:
-                pipeline.hset("benchmark:raw", block, pack_location(location))
+            for block in blocks[part]:
+                pipeline.hset("benchmark:raw", block, values[block])
             pipeline.execute()
 
     def applied() -> None:
@@ -152,6 +161,24 @@ def publisher_rate(index: RedisIndex, blocks: Sequence[bytes]) -> float:
     return rate
 
 
+def measure_verification() -> None:
+    """What binding an entry to its block costs, in this process's own time: packing it, and verifying it."""
+    blocks = new_blocks(2000)
+    entries, binding = entries_of(blocks), Binding(NAMESPACE, os.urandom(16), b"secret")
+    packed = b"".join(binding.pack(block, location) for block, _, location in entries)
+
+    def pack() -> None:
+        for block, _, location in entries:
+            binding.pack(block, location)
+
+    def unpack() -> None:
+        assert len(binding.unpack(blocks, packed)) == len(blocks)
+
+    for name, work in (("pack", pack), ("verify and unpack", unpack)):
+        cost_us = min(1e6 * cpu_seconds_of(work) for _ in range(20)) / len(blocks)
+        row(f"{name} 2000 entries, CPU", f"{cost_us:.2f} us/entry", "target 1 us", cost_us)
+
+
 def measure_lookups(plan: Plan, index: RedisIndex) -> None:
     """Latency when every worker holds the whole prefix: the most that a lookup can have to read."""
     ping_ms, _ = quantiles_ms([index.ping() for _ in range(plan.pings)])
@@ -181,7 +208,7 @@ def measure_memory(plan: Plan, index: RedisIndex, client: redis.Redis) -> None:
         index.apply(ref, entries[part], [], lease_ttl_s=LEASE_S)
     per_block = (client.info("memory")["used_memory"] - before) / len(blocks)
     index.leave(ref)
-    limit = f"target {MEMORY_LIMIT_BYTES} bytes (payload 45)"
+    limit = f"target {MEMORY_LIMIT_BYTES} bytes (payload {32 + ENTRY_BYTES})"
     row(f"Redis memory, {len(blocks):,} blocks", f"{per_block:.0f} bytes/block", limit, per_block / MEMORY_LIMIT_BYTES)
 
 
@@ -209,6 +236,7 @@ def main() -> None:
         print(f"{'what':<44} {'measured':>24} {'limit in the same run':>34} {'ratio':>7}")
         measure_ledger(plan)
         measure_publish(plan, index, client)
+        measure_verification()
         measure_lookups(plan, index)
         measure_memory(plan, index, client)
         index.close()

@@ -57,6 +57,11 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="environment variable that holds the relay's token (default: GC_RELAY_TOKEN, when it is set)",
     )
     command.add_argument(
+        "--index-key-env",
+        metavar="NAME",
+        help="environment variable that holds the index's key (default: GC_INDEX_KEY, when it is set)",
+    )
+    command.add_argument(
         "--timeout", type=_seconds, default=10.0, metavar="S", help="bound of each wait, in s (default: %(default)s)"
     )
     command.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -66,17 +71,24 @@ def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _doctor(options: argparse.Namespace) -> int:
     from ghostcacher_connector.doctor import Options, examine, exit_code, render, render_json  # noqa: PLC0415 - heavy
 
-    token = os.environ.get(options.relay_token_env or "GC_RELAY_TOKEN")
-    if options.relay_token_env is not None and not token:
-        raise ConfigError(f"--relay-token-env: expected the variable {options.relay_token_env} to be set, it is not")
+    token = _secret("--relay-token-env", options.relay_token_env, "GC_RELAY_TOKEN")
+    index_key = _secret("--index-key-env", options.index_key_env, "GC_INDEX_KEY")
     checks = []
-    for check in examine(Options(options.redis_url, token, options.timeout)):
+    for check in examine(Options(options.redis_url, token, options.timeout, index_key)):
         checks.append(check)
         if not options.json:
             print(*render([check]), sep="\n", flush=True)
     if options.json:
         print(render_json(checks))
     return exit_code(checks)
+
+
+def _secret(option: str, variable: str | None, default: str) -> str | None:
+    """Return what the named variable holds, or the default one; None when that is not set. Raises ConfigError."""
+    value = os.environ.get(variable or default)
+    if variable is not None and not value:
+        raise ConfigError(f"{option}: expected the variable {variable} to be set, it is not")
+    return value
 
 
 def _add_version(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

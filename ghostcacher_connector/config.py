@@ -9,8 +9,8 @@ A setting comes from, first found wins:
 Every name and value is checked, also the ones that lose. Variables that begin with ``GC_`` belong to GhostCacher: one
 that names no setting is refused, since a typing error that is ignored looks exactly like a cache that never hits.
 
-Secrets (`relay_token`, the password in `redis_url`) never appear in `repr`, in messages or in `redacted`. An engine
-may log its own configuration: give secrets by the environment.
+Secrets (`relay_token`, `index_key`, the password in `redis_url`) never appear in `repr`, in messages or in `redacted`.
+An engine may log its own configuration: give secrets by the environment.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ from ghostcacher_connector.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "GC_"
 MASK = "***"
-RELAY_TOKEN_CHARS_MIN = 16
-"""A token is sent to whoever can reach the relay's port: it has to withstand guessing."""
+SECRET_CHARS_MIN = 16
+"""Whoever can reach the relay's port or read Redis can try secrets against what they see: they must withstand it."""
 
 RENEWALS_PER_LEASE = 3
 """A lease is renewed this often: one lost renewal must not cost it."""
 
-_SECRETS = frozenset({"redis_url", "relay_token"})
+_SECRETS = frozenset({"redis_url", "relay_token", "index_key"})
+_MASKED = _SECRETS - {"redis_url"}
+"""Secrets of which nothing is shown; of a URL the rest is."""
 
 Seconds = float
 Milliseconds = float
 Worker = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
-Token = Annotated[str, Meta(min_length=RELAY_TOKEN_CHARS_MIN, max_length=4096)]
+Secret = Annotated[str, Meta(min_length=SECRET_CHARS_MIN, max_length=4096)]
 Transports = Annotated[tuple[Literal["nixl", "relay"], ...], Meta(min_length=1, max_length=2)]
 
 
@@ -54,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redis_url: Annotated[Text | None, Meta(description="Redis or Valkey of the index; none: one is started here")] = (
         None
     )
+    index_key: Annotated[
+        Secret | None,
+        Meta(description="shared secret that vouches for what is in Redis, 16 characters or more; the same everywhere"),
+    ] = None
     redis_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=30, description="bound of every wait for Redis, in s")] = 0.25
     worker_id: Annotated[
         Worker | None, Meta(description="name of this worker, unique in the fleet; none: made from host and process")
@@ -100,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Text | None, Meta(description="host:port of the relay for readers without RDMA; port 0: any; none: no relay")
     ] = None
     relay_token: Annotated[
-        Token | None,
+        Secret | None,
         Meta(description="shared secret of the relays, 16 characters or more; needed beyond loopback"),
     ] = None
     self_check: Annotated[bool, Meta(description="prove at start that a pull works, before anything is published")] = (
@@ -211,7 +217,7 @@ def _unknown(what: str, name: str, known: Sequence[str]) -> str:
 def _fit_for_log(key: str, value: object) -> object:
     if value is None:
         return None
-    if key == "relay_token":
+    if key in _MASKED:
         return MASK
     return redact_url(value) if key in ("redis_url", "http_url") and isinstance(value, str) else value
 
@@ -237,7 +243,7 @@ def _check_relay(settings: Settings) -> None:
     if not parse_listen(settings.relay_listen).loopback and settings.relay_token is None:
         raise ConfigError(
             f"relay_listen: {settings.relay_listen!r} is reachable from other machines: expected relay_token to be set "
-            f"({variable_of('relay_token')}, {RELAY_TOKEN_CHARS_MIN} characters or more), got none"
+            f"({variable_of('relay_token')}, {SECRET_CHARS_MIN} characters or more), got none"
         )
 
 

@@ -25,6 +25,10 @@ class ProtocolError(GhostCacherError):
     """Bytes from Redis or a peer do not have the form that the schema prescribes."""
 
 
+class DigestMismatch(ProtocolError):
+    """A value of the index is damaged, stands where it does not belong, or was written with another index_key."""
+
+
 class FingerprintMismatch(GhostCacherError):
     """Two workers whose KV caches differ in kind were about to share blocks."""
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.errors import ConfigError
 from ghostcacher_connector.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.index.directory import Directory
 from ghostcacher_connector.index.lookups import LookupService
 from ghostcacher_connector.index.open import open_index
 from ghostcacher_connector.index.publisher import Publisher, PublisherStats
-from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.metrics import Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.types import WorkerRecord
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ class Fleet:
     def __init__(self, settings: Settings, record: WorkerRecord, recorder: Recorder) -> None:
         self.record = record
         self._recorder = recorder
-        self.index: BlockIndex = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s)
+        self.index: BlockIndex = open_index(
+            settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
+        )
         self.directory = Directory(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
         self.lookups = LookupService(
             self.index,
@@ -47,6 +50,7 @@ class Fleet:
             queue_max=settings.publish_queue_max,
         )
         self._counted = self.publisher.stats()
+        self._page = _open_page(settings.metrics_port)
         self._peers = -1
 
     def start(self) -> None:
@@ -60,6 +64,9 @@ class Fleet:
         self.lookups.stop(STOP_TIMEOUT_S)
         self.directory.stop(STOP_TIMEOUT_S)
         self.index.close()
+        if self._page is not None:
+            self._page.close()
+            self._page = None
 
     def record_metrics(self) -> None:
         """Record what has changed since the last call; cheap enough for every step."""
@@ -71,6 +78,11 @@ class Fleet:
         if peers != self._peers:
             self._peers = peers
             self._recorder.set("gc_peers_live", peers)
+
+    def export(self, delta: Delta) -> None:
+        """Show a delta on the page of our own, if there is one."""
+        if self._page is not None:
+            self._page.apply(delta)
 
     def _record_publisher(self, now: PublisherStats, before: PublisherStats) -> None:
         record = self._recorder
@@ -85,3 +97,14 @@ class Fleet:
 
     def _candidates(self) -> list[WorkerRef]:
         return self.directory.candidates(exclude_worker=self.record.worker)
+
+
+def _open_page(port: int | None) -> MetricsPage | None:
+    if port is None:
+        return None
+    try:
+        page = serve(port)
+    except OSError as exc:
+        raise ConfigError(f"metrics_port: expected a free loopback port, got {port}: {exc.strerror}") from exc
+    logger.info("metrics at http://127.0.0.1:%d/metrics", page.port)
+    return page

@@ -86,7 +86,9 @@ class RankRuntime:
         self.puller = Puller(
             self._transports(), memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
         )
-        self._index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s)
+        self._index = open_index(
+            settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
+        )
         self._directory = Directory(
             self._index, namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
         )

@@ -37,6 +37,17 @@ def check_workers(records: Sequence[WorkerRecord]) -> Iterator[Check]:
         yield ok(f"worker {record.worker}", f"live for {age_s:.0f} s, {ranks}, {record.role.value}, {record.namespace}")
 
 
+def check_unverified(count: int) -> Iterator[Check]:
+    """Yield a failure when workers' records, `count` of them, could not be verified."""
+    if count:
+        yield fail(
+            "index key",
+            f"{count} record{'s' * (count != 1)} could not be verified: GC_INDEX_KEY differs, or they are damaged",
+            "set GC_INDEX_KEY (index_key) alike on all workers, and for the doctor (--index-key-env); "
+            "where it is, look for what else writes to this Redis",
+        )
+
+
 def check_http(records: Sequence[WorkerRecord], timeout_s: float) -> Iterator[Check]:
     """Ask every engine for its health, all at the same time."""
     with ThreadPoolExecutor(max_workers=HTTP_THREADS) as pool:

@@ -25,6 +25,7 @@ class Options(NamedTuple):
     redis_url: str | None
     relay_token: str | None
     timeout_s: float
+    index_key: str | None = None
 
     def __repr__(self) -> str:
         return f"Options(timeout_s={self.timeout_s})"
@@ -40,7 +41,7 @@ def examine(options: Options) -> Iterator[Check]:
     if not reachable:
         yield from _check_reads([], options)
         return
-    index = RedisIndex(url, timeout_s=options.timeout_s)
+    index = RedisIndex(url, timeout_s=options.timeout_s, key=(options.index_key or "").encode())
     try:
         yield from _check_fleet(index, options)
     except IndexUnavailable as exc:
@@ -54,6 +55,7 @@ def _check_fleet(index: BlockIndex, options: Options) -> Iterator[Check]:
     # The ranks measure while the rest is looked at.
     asked = link_checks.ask(index, records)
     yield from fleet_checks.check_workers(records)
+    yield from fleet_checks.check_unverified(index.unverified_records)
     yield from fleet_checks.check_http(records, options.timeout_s)
     yield from fleet_checks.check_fingerprints(records)
     yield from _check_reads(records, options)

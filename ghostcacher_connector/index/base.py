@@ -4,6 +4,9 @@ Everything in it is a hint. An implementation may lose any of it at any moment w
 
 What implementors must keep:
 - `lookup` and `workers` never return an entry of a worker whose lease has run out, nor of an earlier incarnation.
+- `lookup` returns a location only for the block, incarnation and namespace that it was entered for, and `workers` a
+  record only as it was entered, both with the same key: schema.py's digests say so. What does not fit is a miss, and
+  is counted.
 - A `lookup` is one round trip, whatever the number of blocks and workers.
 - Every call ends within the implementation's time-out and raises IndexUnavailable, and nothing else, when the index
   cannot answer. A miss is an empty result.
@@ -51,7 +54,14 @@ class Drop(NamedTuple):
 
 
 class BlockIndex(ABC):
-    """Block hash -> holders, and the directory of live workers."""
+    """Block hash -> holders, and the directory of live workers.
+
+    malformed_entries: values met that are none of ours in form or digest; each ended a prefix or hid a worker.
+    unverified_records: those of them that are records whose digest does not fit: of another key, or damaged.
+    """
+
+    malformed_entries: int
+    unverified_records: int
 
     @property
     @abstractmethod
@@ -96,7 +106,8 @@ class BlockIndex(ABC):
         candidates: workers of one namespace. blocks: chain hashes in prefix order, shape (num_blocks,).
         Counts from block 0; a gap or a malformed entry ends the match. The `locations_for` best workers come with the
         locations of their whole prefix. The length of any other is an upper bound: where it lost blocks from the
-        middle of a chain, its prefix may be shorter.
+        middle of a chain, its prefix may be shorter. Entries are verified where locations are returned, and there
+        alone; a worker whose entries turn out not to fit may have kept a better one from being among the best.
         """
 
     @abstractmethod

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, TypeVar
+from itertools import takewhile
+from typing import Generic, NamedTuple, TypeVar
 
 from ghostcacher_connector import schema
-from ghostcacher_connector.errors import IndexUnavailable
+from ghostcacher_connector.errors import DigestMismatch, IndexUnavailable, ProtocolError
 from ghostcacher_connector.index.base import BlockIndex, Drop, Entry, WorkerRef
-from ghostcacher_connector.types import BlockHash, Location, PrefixHit, WorkerRecord
+from ghostcacher_connector.types import BlockHash, PrefixHit, WorkerRecord
 
 V = TypeVar("V")
 BlocksKey = tuple[str, bytes, int]
-WorkerKey = tuple[str, str]
+
+
+class _Stored(NamedTuple):
+    """A record as it lies in Redis, and what a script can tell of it."""
+
+    namespace: str
+    worker: str
+    incarnation: bytes
+    packed: bytes
 
 
 class _Expiring(Generic[V]):
@@ -40,6 +50,9 @@ class _Expiring(Generic[V]):
     def pop(self, key: object) -> None:
         self._values.pop(key, None)
 
+    def clear(self) -> None:
+        self._values.clear()
+
     def live(self) -> list[V]:
         return [value for key in list(self._values) if (value := self.get(key)) is not None]
 
@@ -47,24 +60,35 @@ class _Expiring(Generic[V]):
 class MemoryIndex(BlockIndex):
     """An index in memory; share the object where processes would share Redis.
 
+    Values are packed as they are in Redis, so that the same digests vouch for them.
     clock: seconds, monotonic. Set `reachable` to False to see what callers do when the index is away.
     """
 
-    def __init__(self, *, partitions: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, partitions: int = 1, key: bytes = b"", clock: Callable[[], float] = time.monotonic) -> None:
         self._partitions = partitions
-        self._clock = clock
+        self._key = key
         self._lock = threading.Lock()
+        self._records: _Expiring[_Stored] = _Expiring(clock)
+        self._blocks: _Expiring[dict[BlockHash, bytes]] = _Expiring(clock)
+        self._reports: _Expiring[dict[str, bytes]] = _Expiring(clock)
         self.reachable = True
-        self.flush()
+        self.malformed_entries = self.unverified_records = 0
 
     def __repr__(self) -> str:
         return f"MemoryIndex(partitions={self._partitions}, reachable={self.reachable})"
 
+    def client(self, key: bytes) -> MemoryIndex:
+        """Return another client of the same memory, as another process is of the same Redis."""
+        other = copy.copy(self)
+        other._key = key
+        other.malformed_entries = other.unverified_records = 0
+        return other
+
     def flush(self) -> None:
         """Lose everything, as FLUSHALL does."""
-        self._records: _Expiring[WorkerRecord] = _Expiring(self._clock)
-        self._blocks: _Expiring[dict[BlockHash, Location]] = _Expiring(self._clock)
-        self._reports: _Expiring[dict[str, bytes]] = _Expiring(self._clock)
+        self._records.clear()
+        self._blocks.clear()
+        self._reports.clear()
 
     @property
     def partitions(self) -> int:
@@ -79,14 +103,14 @@ class MemoryIndex(BlockIndex):
             earlier = self._records.get(key)
             if earlier is not None and earlier.incarnation != record.incarnation:
                 self._forget_blocks(record.namespace, earlier.incarnation)
-            self._records.put(key, record, lease_ttl_s)
+            self._records.put(key, self._stored(record), lease_ttl_s)
 
     def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
         key = (record.namespace, record.worker)
         with self._reached():
             holder = self._records.get(key)
             if holder is None or holder.incarnation == record.incarnation:
-                self._records.put(key, record, lease_ttl_s)
+                self._records.put(key, self._stored(record), lease_ttl_s)
             counts = []
             for partition in range(self._partitions):
                 blocks_key = (record.namespace, record.incarnation, partition)
@@ -104,11 +128,12 @@ class MemoryIndex(BlockIndex):
             self._forget_blocks(ref.namespace, ref.incarnation)
 
     def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
+        binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
         with self._reached():
             for drop in drops:
                 self._blocks_of(ref, drop.root, lease_ttl_s).pop(drop.block, None)
             for entry in entries:
-                self._blocks_of(ref, entry.root, lease_ttl_s)[entry.block] = entry.location
+                self._blocks_of(ref, entry.root, lease_ttl_s)[entry.block] = binding.pack(entry.block, entry.location)
 
     def clear(self, ref: WorkerRef, partition: int) -> None:
         with self._reached():
@@ -123,7 +148,11 @@ class MemoryIndex(BlockIndex):
         with self._reached():
             for ref in candidates:
                 held = self._blocks.get((ref.namespace, ref.incarnation, self.partition(blocks[0]))) or {}
-                locations = _prefix(held, blocks)
+                values = _prefix(held, blocks)
+                binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
+                whole = takewhile(lambda value: len(value) == schema.ENTRY_BYTES, values)
+                locations = binding.unpack(blocks, b"".join(whole))
+                self.malformed_entries += len(locations) < len(values)
                 if locations:
                     hits.append(PrefixHit(ref.worker, ref.incarnation, len(locations), locations))
         hits.sort(key=lambda hit: -hit.length)
@@ -131,7 +160,8 @@ class MemoryIndex(BlockIndex):
 
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
         with self._reached():
-            records = [record for record in self._records.live() if namespace in (None, record.namespace)]
+            stored = [one for one in self._records.live() if namespace in (None, one.namespace)]
+            records = [record for one in stored if (record := self._verified(one)) is not None]
         return sorted(records, key=lambda record: (record.worker, record.namespace))
 
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
@@ -151,12 +181,25 @@ class MemoryIndex(BlockIndex):
     def close(self) -> None:
         self.reachable = False
 
+    def _stored(self, record: WorkerRecord) -> _Stored:
+        packed = schema.pack_record(record, self._key)
+        return _Stored(record.namespace, record.worker, record.incarnation, packed)
+
+    def _verified(self, stored: _Stored) -> WorkerRecord | None:
+        namespace, worker, _, packed = stored
+        try:
+            return schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
+        except ProtocolError as exc:
+            self.malformed_entries += 1
+            self.unverified_records += isinstance(exc, DigestMismatch)
+            return None
+
     def _reached(self) -> threading.Lock:
         if not self.reachable:
             raise IndexUnavailable("index in memory: expected reachable, found unreachable")
         return self._lock
 
-    def _blocks_of(self, ref: WorkerRef, root: BlockHash, lease_ttl_s: float) -> dict[BlockHash, Location]:
+    def _blocks_of(self, ref: WorkerRef, root: BlockHash, lease_ttl_s: float) -> dict[BlockHash, bytes]:
         key: BlocksKey = (ref.namespace, ref.incarnation, self.partition(root))
         blocks = self._blocks.get(key)
         if blocks is None:
@@ -169,11 +212,5 @@ class MemoryIndex(BlockIndex):
             self._blocks.pop((namespace, incarnation, partition))
 
 
-def _prefix(held: Mapping[BlockHash, Location], blocks: Sequence[BlockHash]) -> tuple[Location, ...]:
-    locations = []
-    for block in blocks:
-        location = held.get(block)
-        if location is None:
-            break
-        locations.append(location)
-    return tuple(locations)
+def _prefix(held: Mapping[BlockHash, bytes], blocks: Sequence[BlockHash]) -> list[bytes]:
+    return [held[block] for block in takewhile(held.__contains__, blocks)]

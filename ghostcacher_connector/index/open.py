@@ -12,8 +12,8 @@ from ghostcacher_connector.index.redis import RedisIndex
 class EmbeddedIndex(RedisIndex):
     """A RedisIndex that brings its own Redis along, and brings it back when it is gone."""
 
-    def __init__(self, server: EmbeddedRedis, *, timeout_s: float = 0.25) -> None:
-        super().__init__(server.ensure(), timeout_s=timeout_s, on_unavailable=server.revive)
+    def __init__(self, server: EmbeddedRedis, *, timeout_s: float = 0.25, key: bytes = b"") -> None:
+        super().__init__(server.ensure(), timeout_s=timeout_s, key=key, on_unavailable=server.revive)
         self.server = server
 
     def close(self) -> None:
@@ -21,12 +21,15 @@ class EmbeddedIndex(RedisIndex):
         self.server.close()
 
 
-def open_index(url: str | None, *, timeout_s: float = 0.25, embedded_directory: Path | None = None) -> BlockIndex:
+def open_index(
+    url: str | None, *, timeout_s: float = 0.25, key: bytes = b"", embedded_directory: Path | None = None
+) -> BlockIndex:
     """Return the index at a URL (see connect.py), or without one an index in an embedded Redis.
 
+    key: the fleet's secret that vouches for entries and records (see schema.py); those of another key are not seen.
     A Redis that is away is no error here, but at each call. Raises ConfigError for a URL that makes no sense or when
     there is no server to embed, IndexUnavailable when the embedded one does not start.
     """
     if url is not None:
-        return RedisIndex(url, timeout_s=timeout_s)
-    return EmbeddedIndex(EmbeddedRedis(embedded_directory), timeout_s=timeout_s)
+        return RedisIndex(url, timeout_s=timeout_s, key=key)
+    return EmbeddedIndex(EmbeddedRedis(embedded_directory), timeout_s=timeout_s, key=key)

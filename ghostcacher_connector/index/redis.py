@@ -15,7 +15,7 @@ from redis.exceptions import RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ghostcacher_connector import schema
-from ghostcacher_connector.errors import IndexUnavailable, ProtocolError
+from ghostcacher_connector.errors import DigestMismatch, IndexUnavailable, ProtocolError
 from ghostcacher_connector.index.base import BlockIndex, Drop, Entry, WorkerRef
 from ghostcacher_connector.index.connect import Client, make_client, parse_redis_url
 from ghostcacher_connector.index.lua import Argument, script
@@ -35,19 +35,27 @@ DIRECTORY_TTL_S = 3_600
 class RedisIndex(BlockIndex):
     """A client of the index in Redis. Makes no connection before its first call.
 
+    key: secret that vouches for entries and records, the same for all that share (see schema.py).
     on_unavailable: called, in the calling thread, whenever Redis could not be reached; must not block.
-    malformed_entries: values met that are none of ours in form; each ended a prefix or hid a worker.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 0.25, on_unavailable: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 0.25,
+        key: bytes = b"",
+        on_unavailable: Callable[[], None] | None = None,
+    ) -> None:
         self._target = parse_redis_url(url)
         self._timeout_s = timeout_s
+        self._key = key
         self._on_unavailable = on_unavailable
         self._lock = threading.Lock()
         self._client: Client | None = None
         self._closed = False
         self._superseded: set[bytes] = set()
-        self.malformed_entries = 0
+        self.malformed_entries = self.unverified_records = 0
         cluster = self._target.kind == "cluster"
         self._partitions = schema.PARTITIONS_CLUSTER if cluster else schema.PARTITIONS_SINGLE
 
@@ -80,17 +88,18 @@ class RedisIndex(BlockIndex):
         self._unlink_blocks(ref.namespace, ref.incarnation)
 
     def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
+        binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
         pending: dict[tuple[int, int], tuple[list[bytes], list[bytes]]] = {}
         for drop in drops:
             dropped, _ = pending.setdefault((self.partition(drop.root), len(drop.block)), ([], []))
             dropped.append(drop.block)
         for block, root, location in entries:
             _, entered = pending.setdefault((self.partition(root), len(block)), ([], []))
-            entered += (block, schema.pack_location(location))
+            entered += (block, binding.pack(block, location))
         for (partition, width), (dropped, entered) in pending.items():
             key = schema.blocks_key(ref.namespace, partition, ref.incarnation)
             changes = (b"".join(dropped), b"".join(entered))
-            self._run("apply", [key], [_ms(lease_ttl_s), width, schema.LOCATION_BYTES, *changes])
+            self._run("apply", [key], [_ms(lease_ttl_s), width, schema.ENTRY_BYTES, *changes])
 
     def clear(self, ref: WorkerRef, partition: int) -> None:
         key = schema.blocks_key(ref.namespace, partition, ref.incarnation)
@@ -107,10 +116,10 @@ class RedisIndex(BlockIndex):
         partition = self.partition(blocks[0])
         keys = [schema.blocks_key(namespace, partition, ref.incarnation) for ref in candidates]
         width, chain = _chain(blocks)
-        reply = self._run("lookup", keys, [width, chain, locations_for, schema.LOCATION_BYTES, schema.TIER_MAX])
+        reply = self._run("lookup", keys, [width, chain, locations_for, schema.ENTRY_BYTES, schema.TIER_MAX])
         malformed, *found = reply
         self._count_malformed(malformed)
-        return self._hits(candidates, found)
+        return self._hits(candidates, blocks, found)
 
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
         if namespace is not None:
@@ -153,7 +162,7 @@ class RedisIndex(BlockIndex):
             [schema.worker_key(record.namespace, record.worker), schema.workers_key(record.namespace)],
             [
                 record.worker,
-                schema.pack_record(record),
+                schema.pack_record(record, self._key),
                 _ms(lease_ttl_s),
                 schema.RECORD_MAGIC,
                 record.incarnation,
@@ -180,18 +189,25 @@ class RedisIndex(BlockIndex):
         for worker, packed in zip(found[::2], found[1::2], strict=True):
             try:
                 name = worker.decode("utf-8", errors="replace")
-                records.append(schema.unpack_record(packed, namespace=namespace, worker=name))
+                records.append(schema.unpack_record(packed, namespace=namespace, worker=name, key=self._key))
             except ProtocolError as exc:
-                self._count_malformed(1)
+                self._count_malformed(1, unverified=int(isinstance(exc, DigestMismatch)))
                 log.debug("%s", exc)
         return sorted(records, key=lambda record: record.worker)
 
-    def _hits(self, candidates: Sequence[WorkerRef], found: Sequence[Any]) -> list[PrefixHit]:
+    def _hits(
+        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], found: Sequence[Any]
+    ) -> list[PrefixHit]:
+        """Return the hits of a lookup's reply, cut where an entry does not fit its block and worker."""
         hits = []
-        for number, length, values in zip(found[::3], found[1::3], found[2::3], strict=True):
-            ref = candidates[number - 1]
-            hits.append(PrefixHit(ref.worker, ref.incarnation, length, schema.unpack_locations(values)))
-        return hits
+        for number, bound, values in zip(found[::3], found[1::3], found[2::3], strict=True):
+            _, worker, incarnation = ref = candidates[number - 1]
+            locations = schema.Binding(ref.namespace, incarnation, self._key).unpack(blocks, values)
+            length = len(locations) if values else bound
+            self._count_malformed(int(length < bound))
+            if length:
+                hits.append(PrefixHit(worker, incarnation, length, locations))
+        return sorted(hits, key=lambda hit: -hit.length)
 
     def _block_keys(self, namespace: str, incarnation: bytes) -> list[str]:
         return [schema.blocks_key(namespace, partition, incarnation) for partition in range(self._partitions)]
@@ -200,10 +216,11 @@ class RedisIndex(BlockIndex):
         for key in self._block_keys(namespace, incarnation):
             self._call(lambda client, key=key: client.unlink(key))  # type: ignore[misc]
 
-    def _count_malformed(self, count: int) -> None:
+    def _count_malformed(self, count: int, *, unverified: int = 0) -> None:
         if count:
             with self._lock:
                 self.malformed_entries += count
+                self.unverified_records += unverified
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         return self._call(lambda client: script(name)(client, keys, args))

@@ -3,69 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ghostcacher_connector.index.base import BlockIndex, Drop, Entry, ref_of
-from ghostcacher_connector.index.memory import MemoryIndex
-from ghostcacher_connector.index.redis import RedisIndex
 from ghostcacher_connector.types import Location, Tier
-from tests.support.index_parts import FakeClock, chain, entries, make_record, wait_until
-from tests.support.redis_server import RedisServer, make_cluster
+from tests.contract.conftest import Subject
+from tests.support.index_parts import chain, entries, make_record, wait_until
 
 LEASE_S = 30.0
 SHORT_LEASE_S = 0.2
-
-
-class Subject(NamedTuple):
-    """An index under test. flush: lose everything. pass_time: let a short lease run out, on whatever clock counts."""
-
-    index: BlockIndex
-    flush: Callable[[], object]
-    pass_time: Callable[[], None]
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    directory: Path = tmp_path_factory.mktemp("cluster")
-    with RedisServer(directory, "--cluster-enabled", "yes") as server:
-        make_cluster(server)
-        yield server
-
-
-@pytest.fixture(params=["memory", "memory of 16 partitions", "redis", "redis cluster"])
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    if request.param.startswith("memory"):
-        clock = FakeClock()
-        memory = MemoryIndex(partitions=16 if "16" in request.param else 1, clock=clock)
-        yield Subject(memory, memory.flush, lambda: clock.advance(0.05))
-        memory.close()
-        return
-    kind = "cluster" if "cluster" in request.param else "single"
-    server: RedisServer = request.getfixturevalue(kind)
-    url = server.url.replace("redis://", "redis+cluster://") if kind == "cluster" else server.url
-    index = RedisIndex(url, timeout_s=5.0)
-    with server.client() as client:
-        client.flushall()
-        yield Subject(index, client.flushall, lambda: None)
-    assert index.malformed_entries == 0
-    index.close()
-
-
-@pytest.fixture
-def index(subject: Subject) -> BlockIndex:
-    return subject.index
 
 
 def test_joined_worker_is_listed_in_its_namespace_only(index: BlockIndex) -> None:

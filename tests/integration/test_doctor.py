@@ -15,6 +15,7 @@ import pytest
 
 from ghostcacher_connector.index.redis import RedisIndex
 from tests.support.fleet_worker import LEASE_S, FleetWorker, HealthPage
+from tests.support.index_parts import make_record
 from tests.support.owner_client import OwnerProcess
 from tests.support.redis_server import RedisServer
 
@@ -119,6 +120,23 @@ def test_redis_url_from_environment(url: str) -> None:
     outcome = doctor(GC_REDIS_URL=url)
     assert outcome.code == 0, outcome.printed
     assert outcome.status("workers") == "WARN"
+
+
+def test_index_keys_differ_said_with_the_count(url: str) -> None:
+    """Workers whose key is not the doctor's: a failure that counts them, and no secret shown. With their key: none."""
+    writer = RedisIndex(url, timeout_s=5.0, key=SECRET.encode())
+    for name in ("w1", "w2"):
+        writer.join(make_record(name), lease_ttl_s=60)
+    writer.close()
+    outcome = doctor("--redis-url", url, GC_INDEX_KEY=f"not{SECRET}")
+    assert outcome.status("index key") == "FAIL", outcome.printed
+    assert "2 records could not be verified: GC_INDEX_KEY differs" in outcome.checks["index key"]["text"]
+    assert "worker w1" not in outcome.checks
+    assert SECRET not in outcome.printed
+    outcome = doctor("--redis-url", url, "--index-key-env", "KEY_OF_THE_FLEET", KEY_OF_THE_FLEET=SECRET)
+    assert "index key" not in outcome.checks
+    assert {outcome.status("worker w1"), outcome.status("worker w2")} == {"OK"}
+    assert SECRET not in outcome.printed
 
 
 def test_fingerprints_differ_field_and_values_named(url: str) -> None:

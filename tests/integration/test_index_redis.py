@@ -15,6 +15,7 @@ from ghostcacher_connector import schema
 from ghostcacher_connector.errors import IndexUnavailable
 from ghostcacher_connector.index.base import Drop, ref_of
 from ghostcacher_connector.index.redis import RedisIndex
+from ghostcacher_connector.types import Location, Tier
 from tests.support.index_parts import NAMESPACE, chain, entries, make_record, wait_until
 from tests.support.redis_server import Proxy, RedisServer, free_port
 
@@ -22,6 +23,7 @@ LEASE_S = 30.0
 RECORD = make_record()
 REF = ref_of(RECORD)
 BLOCKS = chain(6)
+BINDING = schema.Binding(NAMESPACE, REF.incarnation)
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +99,19 @@ def test_scripts_are_lost_calls_go_on(index: RedisIndex, raw: redis.Redis) -> No
     [
         (b"", 3),
         (b"short", 3),
-        (bytes(14), 3),
-        (b"\x03" + bytes(12), 3),
-        (b"\xff" * 13, 3),
-        (bytes(13), 6),
+        (bytes(13), 3),
+        (bytes(22), 3),
+        (b"\x03" + bytes(20), 3),
+        (b"\xff" * 21, 3),
+        (BINDING.pack(BLOCKS[3], Location(Tier.HOST, 1, 2)), 6),
+        (BINDING.pack(BLOCKS[2], Location(Tier.HOST, 1, 2)), 3),
     ],
-    ids=["empty", "short", "long", "tier 3", "tier 255", "sound"],
+    ids=["empty", "short", "no digest", "long", "tier 3", "tier 255", "sound", "another block's"],
 )
 def test_malformed_value_ends_the_prefix_and_is_counted(
     index: RedisIndex, raw: redis.Redis, value: bytes, length: int
 ) -> None:
-    """A value of the wrong width or tier is never returned, nor what follows it."""
+    """A value of the wrong width, tier or digest is never returned, nor what follows it."""
     raw.hset(schema.blocks_key(NAMESPACE, 0, REF.incarnation), BLOCKS[3], value)
     (hit,) = index.lookup([REF], BLOCKS)
     assert (hit.length, len(hit.locations)) == (length, length)
@@ -126,11 +130,13 @@ def keys_of_a_worker() -> list[str]:
 
 POISONS: dict[str, Callable[[redis.Redis, str], object]] = {
     "string": lambda raw, key: raw.set(key, b"\x00\xffgarbage"),
-    "record header": lambda raw, key: raw.set(key, schema.RECORD_MAGIC + bytes(16) + b"\xc1"),
+    "record header": lambda raw, key: raw.set(key, schema.pack_envelope(bytes(16), b"\xc1")),
+    "unsigned record": lambda raw, key: raw.set(key, schema.RECORD_MAGIC + bytes(32) + b"\x80"),
     "list": lambda raw, key: raw.rpush(key, b"garbage"),
     "set": lambda raw, key: raw.sadd(key, b"garbage"),
     "hash": lambda raw, key: raw.hset(key, b"\xff", b"garbage"),
     "hash of a block": lambda raw, key: raw.hset(key, BLOCKS[0], b"garbage"),
+    "hash of an entry": lambda raw, key: raw.hset(key, BLOCKS[0], bytes(schema.ENTRY_BYTES)),
     "zset": lambda raw, key: raw.zadd(key, {b"\xff\x00 }garbage": 9e12}),
     "stream": lambda raw, key: raw.xadd(key, {b"a": b"b"}),
 }

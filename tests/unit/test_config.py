@@ -178,15 +178,24 @@ def test_constructed_directly_checked_too() -> None:
         msgspec.structs.replace(Settings(), staging_mib=0)
 
 
+@pytest.mark.parametrize("name", ["relay_token", "index_key"])
+def test_secret_too_short_refused(name: str) -> None:
+    """A secret that could be guessed is none; from 16 characters on it is taken."""
+    message = refusal({name: "x" * 15})
+    assert name in message
+    assert "xxx" not in message
+    assert getattr(load_settings({}, {variable_of(name): "x" * 16}), name) == "x" * 16
+
+
 def test_secrets_set_never_shown() -> None:
     """No way to print settings shows a secret, and the rest of the URL stays readable."""
-    settings = load_settings(
-        {"redis_url": f"rediss://user:{SENTINEL}@redis.example:6380/3", "relay_token": SENTINEL}, {}
-    )
+    url = f"rediss://user:{SENTINEL}@redis.example:6380/3"
+    settings = load_settings({"redis_url": url, "relay_token": SENTINEL, "index_key": SENTINEL}, {})
     shown = [repr(settings), str(settings), f"{settings}", pprint.pformat(settings), str(settings.redacted())]
     shown.append(str(settings.__rich_repr__()))
     assert not any(SENTINEL in text for text in shown)
     assert "redis.example:6380/3" in shown[0]
+    assert "index_key='***'" in shown[0]
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301 - an engine may send settings to its ranks
 
 
@@ -195,6 +204,9 @@ def test_secrets_set_never_shown() -> None:
     [
         ({"relay_token": [SENTINEL]}, {}),
         ({"relay_token": SENTINEL * 500}, {}),
+        ({"index_key": [SENTINEL]}, {}),
+        ({"index_key": SENTINEL * 500}, {}),
+        ({}, {"GC_INDEX_KEY": SENTINEL * 500}),
         ({"redis_url": {"url": SENTINEL}}, {}),
         ({"redis_url": f"http://:{SENTINEL}@h"}, {}),
         ({"http_url": f"http://u:{SENTINEL}@h"}, {}),

@@ -140,7 +140,12 @@ def test_usage_wrong_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--redis-url", "http://x"], ["--redis-url", "redis://h", "--relay-token-env", "NOT_SET_AT_ALL"]]
+    "arguments",
+    [
+        ["--redis-url", "http://x"],
+        ["--redis-url", "redis://h", "--relay-token-env", "NOT_SET_AT_ALL"],
+        ["--redis-url", "redis://h", "--index-key-env", "NOT_SET_AT_ALL"],
+    ],
 )
 def test_setting_wrong_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A URL or variable that makes no sense is wrong usage, too, and is named."""
@@ -158,5 +163,5 @@ def test_version_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_options_never_show_secrets() -> None:
     """The doctor's options hold a token and a URL with a password, and show neither."""
-    options = Options("redis://:hunter2@h", "hunter2hunter2", 1.0)
+    options = Options("redis://:hunter2@h", "hunter2hunter2", 1.0, "hunter2hunter2")
     assert "hunter2" not in f"{options!r} {options}"

@@ -1,0 +1,108 @@
+"""The indexes that the contract suites run over: in memory, in one Redis, in a Redis Cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from ghostcacher_connector import schema
+from ghostcacher_connector.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.index.memory import MemoryIndex
+from ghostcacher_connector.index.redis import RedisIndex
+from tests.support.index_parts import FakeClock
+from tests.support.redis_server import RedisServer, make_cluster
+
+
+class Subject(NamedTuple):
+    """An index under test. flush: lose everything. pass_time: let a short lease run out, on whatever clock counts.
+
+    client: another client of the same store, with a key. stored: a worker's entries in the partition of a root, as they
+    lie in the store, block hash -> value; to be written past all our code.
+    """
+
+    index: BlockIndex
+    flush: Callable[[], object]
+    pass_time: Callable[[], None]
+    client: Callable[[bytes], BlockIndex]
+    stored: Callable[[WorkerRef, bytes], MutableMapping[bytes, bytes]]
+
+
+class StoredHash(MutableMapping[bytes, bytes]):
+    """A hash in Redis as a mapping."""
+
+    def __init__(self, client: Any, key: str) -> None:
+        self._client, self._key = client, key
+
+    def __getitem__(self, field: bytes) -> bytes:
+        value = self._client.hget(self._key, field)
+        assert isinstance(value, bytes)
+        return value
+
+    def __setitem__(self, field: bytes, value: bytes) -> None:
+        self._client.hset(self._key, field, value)
+
+    def __delitem__(self, field: bytes) -> None:
+        self._client.hdel(self._key, field)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._client.hkeys(self._key))
+
+    def __len__(self) -> int:
+        return int(self._client.hlen(self._key))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    directory: Path = tmp_path_factory.mktemp("cluster")
+    with RedisServer(directory, "--cluster-enabled", "yes") as server:
+        make_cluster(server)
+        yield server
+
+
+@pytest.fixture(params=["memory", "memory of 16 partitions", "redis", "redis cluster"])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    if request.param.startswith("memory"):
+        clock = FakeClock()
+        memory = MemoryIndex(partitions=16 if "16" in request.param else 1, clock=clock)
+
+        def held(ref: WorkerRef, root: bytes) -> MutableMapping[bytes, bytes]:
+            found = memory._blocks.get((ref.namespace, ref.incarnation, memory.partition(root)))
+            assert found is not None
+            return found
+
+        yield Subject(memory, memory.flush, lambda: clock.advance(0.05), memory.client, held)
+        assert memory.malformed_entries == 0
+        memory.close()
+        return
+    kind = "cluster" if "cluster" in request.param else "single"
+    server: RedisServer = request.getfixturevalue(kind)
+    url = server.url.replace("redis://", "redis+cluster://") if kind == "cluster" else server.url
+    index, others = RedisIndex(url, timeout_s=5.0), ExitStack()
+
+    def another(key: bytes) -> RedisIndex:
+        return others.enter_context(closing(RedisIndex(url, timeout_s=5.0, key=key)))
+
+    with server.client() as client, others:
+        client.flushall()
+
+        def stored(ref: WorkerRef, root: bytes) -> StoredHash:
+            return StoredHash(client, schema.blocks_key(ref.namespace, index.partition(root), ref.incarnation))
+
+        yield Subject(index, client.flushall, lambda: None, another, stored)
+    assert index.malformed_entries == 0
+    index.close()
+
+
+@pytest.fixture
+def index(subject: Subject) -> BlockIndex:
+    return subject.index
