@@ -132,8 +132,13 @@ class NixlAgent:
         tls = choose_ucx_tls(ucx_tls, os.environ.get("UCX_TLS"), allow_tcp=allow_ucx_tcp)
         api = _import_nixl(package)
         self._version = packages.version("nixl")
-        config = api.nixl_agent_config(backends=[], sync_mode=api.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW)
-        mode = "peer" if allow_ucx_tcp or has_rdma() else "none"
+        by_network = allow_ucx_tcp or has_rdma()
+        mode = "peer" if by_network else "none"
+        # The progress thread polls, on a whole core, also while all is idle. Connections by network need it in the
+        # owner; shared memory needs nobody: the reader's own thread copies.
+        config = api.nixl_agent_config(
+            enable_prog_thread=by_network, backends=[], sync_mode=api.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW
+        )
         with _translated("start the UCX backend"), _ucx_tls(tls):
             self._agent = api.nixl_agent(name, config)
             self._agent.create_backend(_BACKEND, {"ucx_error_handling_mode": mode, "num_workers": str(max(1, threads))})
