@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -254,3 +255,17 @@ def test_index_away_is_a_miss_within_the_deadline(make: Make, redis_server: Redi
 
     wait_for(shares_again, "the engines share again")
     assert b.wrong == []
+
+
+def test_own_metrics_page_shows_both_halves(make: Make) -> None:
+    """With `metrics_port` the counters of scheduler and rank are on a page of our own."""
+    engine = make("a", settings={"metrics_port": 0})
+    engine.add("r", tokens_of(1, 90))
+    engine.run()
+    settled(engine)
+    engine.add("again", tokens_of(2, 20))
+    engine.run()
+    page = engine.connector._scheduler._fleet._page
+    text = urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=10).read().decode()
+    assert "gc_published_entries_total 5.0" in text
+    assert 'gc_self_check_ok{rank="0"} 1.0' in text

@@ -59,13 +59,13 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         check_config(vllm_config, kv_cache_config)
         # vLLM's default is to fail the request. It reads the policy after it has made the connector.
         self._kv_transfer_config.kv_load_failure_policy = "recompute"
-        self._recorder = Recorder()
+        recorder = Recorder()
         self._scheduler_half: SchedulerSide | None = None
         self._worker_half: WorkerSide | None = None
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler_half = SchedulerSide(vllm_config, settings, self._recorder)
+            self._scheduler_half = SchedulerSide(vllm_config, settings, recorder)
         else:
-            self._worker_half = WorkerSide(vllm_config, kv_cache_config, settings, self._recorder)
+            self._worker_half = WorkerSide(vllm_config, kv_cache_config, settings, recorder)
 
     @property
     def _scheduler(self) -> SchedulerSide:
@@ -170,11 +170,9 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
-        if self._scheduler_half is not None:
-            self._scheduler_half.record_metrics()
-        if self._worker_half is not None:
-            self._worker_half.record_metrics()
-        delta = self._recorder.drain()
+        half = self._scheduler_half or self._worker_half
+        assert half is not None
+        delta = half.take_metrics()
         return GhostCacherStats(data=delta) if delta else None
 
     @classmethod

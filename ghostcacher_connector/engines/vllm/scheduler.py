@@ -30,7 +30,7 @@ from ghostcacher_connector.engines.vllm.reuse import SlotWatch
 from ghostcacher_connector.errors import FingerprintMismatch
 from ghostcacher_connector.fleet import Fleet
 from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster, PrefillClock
-from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.schema import SCHEMA_VERSION
 from ghostcacher_connector.types import Role, WorkerRecord
 
@@ -182,6 +182,8 @@ class SchedulerSide:
 
     def update(self, output: KVConnectorOutput) -> None:
         """A step's output of all ranks has been processed."""
+        if self._fleet is not None and output.kv_connector_stats is not None:
+            self._fleet.export(output.kv_connector_stats.data)
         report = output.kv_connector_worker_meta
         if isinstance(report, RankReport):
             self._confirm(report)
@@ -208,9 +210,14 @@ class SchedulerSide:
 
     # -- the rest ------------------------------------------------------------------------------------------------
 
-    def record_metrics(self) -> None:
+    def take_metrics(self) -> Delta:
+        """Return what this half has recorded since the last call."""
         if self._fleet is not None:
             self._fleet.record_metrics()
+        delta = self._recorder.drain()
+        if self._fleet is not None:
+            self._fleet.export(delta)
+        return delta
 
     @property
     def _pool(self) -> BlockPool | None:

@@ -25,7 +25,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.layout import segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, PullReport, RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.rank import RankRuntime
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.jobs import JobResult, PullJob
@@ -135,9 +135,11 @@ class WorkerSide:
         reports, self._reports = self._reports, []
         return RankReport(self._step, reports, self._runtime.links() if reports and self._runtime else {})
 
-    def record_metrics(self) -> None:
+    def take_metrics(self) -> Delta:
+        """Return what this half has recorded since the last call."""
         if self._runtime is not None:
             self._runtime.record_metrics()
+        return self._recorder.drain()
 
     def shutdown(self) -> None:
         if self._runtime is not None:
