@@ -9,6 +9,7 @@ averages: a machine's speed drifts with its load. Time is injected; no I/O in he
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -18,6 +19,10 @@ PULL_FIXED_S = 0.004
 
 PEER_BYTES_PER_S_GUESS = 1e9
 """Before the first measurement: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
+
+RATE_TTL_S = 30.0
+"""A rate that nothing has confirmed for so long is no longer held against a peer: what is refused because of one slow
+pull would otherwise never be measured again."""
 
 WEIGHT = 0.3
 """Share of the newest observation: half of an old rate is forgotten after two observations."""
@@ -48,15 +53,24 @@ def blend(old: float | None, new: float) -> float:
     return new if old is None else (1 - WEIGHT) * old + WEIGHT * new
 
 
+class _Link(NamedTuple):
+    """What is known of the way to a peer. rate: bytes/s, None before the first measurement; at: of the last pull."""
+
+    rate: float | None
+    round_trip_s: float
+    at: float
+
+
 class Forecaster:
     """The running estimates of one engine."""
 
-    def __init__(self, prefill_tokens_per_s: float) -> None:
+    def __init__(self, prefill_tokens_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """prefill_tokens_per_s: the start-up calibration."""
         assert prefill_tokens_per_s > 0
         self._calibrated = prefill_tokens_per_s
+        self._clock = clock
         self._observed: float | None = None
-        self._peers: dict[str, tuple[float, float]] = {}
+        self._peers: dict[str, _Link] = {}
 
     def __repr__(self) -> str:
         return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._peers)})"
@@ -71,20 +85,28 @@ class Forecaster:
             self._observed = blend(self._observed, tokens / seconds)
 
     def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
-        """Take note of a pull that ended well."""
+        """Take note of a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
         if pulled_bytes >= PULL_BYTES_MIN and seconds > 0:
-            rate, round_trip_s = self._peers.get(worker, (None, 0.0))
-            self._peers[worker] = (blend(rate, pulled_bytes / seconds), round_trip_s)
+            rate = blend(self.bytes_per_s(worker), pulled_bytes / seconds)
+            self._peers[worker] = _Link(rate, self._link(worker).round_trip_s, self._clock())
 
     def observe_links(self, links: Mapping[str, tuple[float, float]]) -> None:
-        """Take over rates and round trips that were measured by probes; rates of real pulls win."""
+        """Take over rates (bytes/s, 0 when unknown) and round trips that were measured by probes; pulls' rates win."""
         for worker, (rate, round_trip_s) in links.items():
-            known = self._peers.get(worker)
-            if rate > 0 or known is not None:
-                self._peers[worker] = (known[0] if known else rate, round_trip_s)
+            known = self._link(worker)
+            first = rate if known.rate is None and rate > 0 else known.rate
+            at = self._clock() if known.rate is None else known.at
+            self._peers[worker] = _Link(first, round_trip_s, at)
 
     def bytes_per_s(self, worker: str) -> float:
-        return self._peers.get(worker, (PEER_BYTES_PER_S_GUESS, 0.0))[0]
+        link = self._link(worker)
+        if link.rate is None:
+            return PEER_BYTES_PER_S_GUESS
+        expired = self._clock() - link.at > RATE_TTL_S
+        return max(link.rate, PEER_BYTES_PER_S_GUESS) if expired else link.rate
+
+    def _link(self, worker: str) -> _Link:
+        return self._peers.get(worker, _Link(None, 0.0, 0.0))
 
     def compute_s(self, tokens: int) -> float:
         """Return the forecast time to compute `tokens` prompt tokens."""
@@ -92,8 +114,8 @@ class Forecaster:
 
     def compare(self, worker: str, tokens: int, pull_bytes: int) -> Choice:
         """Forecast what it costs to pull `pull_bytes` from a peer, and to compute the same `tokens`."""
-        rate, round_trip_s = self._peers.get(worker, (PEER_BYTES_PER_S_GUESS, 0.0))
-        return Choice(PULL_FIXED_S + round_trip_s + pull_bytes / rate, self.compute_s(tokens))
+        round_trip_s = self._link(worker).round_trip_s
+        return Choice(PULL_FIXED_S + round_trip_s + pull_bytes / self.bytes_per_s(worker), self.compute_s(tokens))
 
 
 class PrefillClock:

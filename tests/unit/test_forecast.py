@@ -10,9 +10,11 @@ from ghostcacher_connector.forecast import (
     PEER_BYTES_PER_S_GUESS,
     PULL_BYTES_MIN,
     PULL_FIXED_S,
+    RATE_TTL_S,
     STEP_TOKENS_MIN,
     Forecaster,
     PrefillClock,
+    blend,
 )
 
 
@@ -38,7 +40,8 @@ def test_observed_rates_replace_the_calibration() -> None:
     forecaster.observe_step(STEP_TOKENS_MIN, 0.1)
     assert forecaster.prefill_tokens_per_s == pytest.approx(STEP_TOKENS_MIN * 10)
     forecaster.observe_pull("b", 1 << 30, 0.5)
-    assert forecaster.bytes_per_s("b") == pytest.approx(2 * (1 << 30))
+    first = blend(PEER_BYTES_PER_S_GUESS, 2 * (1 << 30))
+    assert forecaster.bytes_per_s("b") == pytest.approx(first)
 
 
 def test_small_observations_are_ignored() -> None:
@@ -60,6 +63,17 @@ def test_rate_of_a_real_pull_wins_over_a_probe() -> None:
     forecaster.observe_links({"b": (9e9, 0.002)})
     assert forecaster.bytes_per_s("b") == rate
     assert forecaster.compare("b", 1, 0).pull_s == pytest.approx(PULL_FIXED_S + 0.002)
+
+
+def test_slow_rate_is_forgotten_when_nothing_confirms_it() -> None:
+    """One slow pull must not keep a peer refused for ever: then nothing would ever be measured again."""
+    clock = FakeClock()
+    forecaster = Forecaster(1000.0, clock)
+    for _ in range(20):
+        forecaster.observe_pull("b", PULL_BYTES_MIN, 10.0)
+    assert not forecaster.compare("b", 10, 1 << 20).pull
+    clock.now += RATE_TTL_S + 1
+    assert forecaster.compare("b", 10, 1 << 20).pull
 
 
 @given(

@@ -105,7 +105,7 @@ class SchedulerSide:
             ranks=tuple(handshake.endpoint for handshake in handshakes),
         )
         self._fleet = fleet = Fleet(self._settings, record, self._recorder)
-        self._forecaster = Forecaster(self._first_prefill_rate(handshakes))
+        self._forecaster = Forecaster(self._first_prefill_rate(handshakes), self._clock)
         if self._role.publishes:
             self._watch = SlotWatch(self._manager.block_pool, fleet.publisher.withdraw)
             self._publisher = BlockPublisher(self._manager, self._watch, fleet.publisher, self._block_tokens)
