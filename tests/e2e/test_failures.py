@@ -167,8 +167,8 @@ def test_text_in_place_of_the_entries_is_a_miss_and_is_repaired(fleet: Fleet) ->
 
     assert counters.hits() == 0
     assert counters.misses() == BLOCKS
-    fleet.compute("a", fleet.document(BLOCK_TOKENS + 1))
-    until(lambda: fleet.entries("a").keys() >= entries.keys(), "the entries of a, entered again")
+    until(lambda: fleet.raw(lambda client: client.type(key)) == b"hash", "a to replace the text")
+    until(lambda: fleet.entries("a") == entries, "the entries of a, entered again")
 
 
 RECORDS = {
