@@ -16,7 +16,8 @@ KEY = b"the fleet's secret"
 
 def displaced(subject: Subject, writer: BlockIndex, where: str, blocks: list[bytes]) -> tuple[WorkerRef, bytes]:
     """Enter blocks for a worker; return it, with a value that is valid somewhere else: not for its third block."""
-    ref, other, foreign = ref_of(make_record("w1")), ref_of(make_record("w2")), ref_of(make_record(namespace="foreign"))
+    ref, other = ref_of(make_record("w1")), ref_of(make_record("w2"))
+    foreign = ref._replace(namespace="foreign")
     for owner in (ref, other, foreign):
         writer.apply(owner, entries(blocks), [], lease_ttl_s=LEASE_S)
     own, third = subject.stored(ref, blocks[0]), blocks[2]

@@ -54,9 +54,12 @@ class FleetWorker:
         namespace: str = "a" * 32,
         http: str | None = None,
         start: bool = True,
+        index_key: str | None = None,
         **fingerprint: str,
     ) -> None:
-        settings = Settings(redis_url=redis_url, redis_timeout_s=5.0, lease_ttl_s=LEASE_S, transports=("nixl",))
+        settings = Settings(
+            redis_url=redis_url, redis_timeout_s=5.0, lease_ttl_s=LEASE_S, transports=("nixl",), index_key=index_key
+        )
         self._memory = KvMemory()
         self._runtime = RankRuntime(
             settings,
@@ -82,10 +85,14 @@ class FleetWorker:
             started_at=time.time(),
             ranks=(self._runtime.endpoint,),
         )
-        self._index = RedisIndex(redis_url, timeout_s=5.0)
+        self._index = RedisIndex(redis_url, timeout_s=5.0, key=(index_key or "").encode())
         self._index.join(self.record, lease_ttl_s=LEASE_S)
         if start:
             self._runtime.start()
+
+    def peers(self) -> set[str]:
+        """Return the workers that this rank can pull from."""
+        return set(self._runtime.puller.links())
 
     def __enter__(self) -> FleetWorker:
         return self
