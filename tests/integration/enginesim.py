@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,7 @@ class SimEngine:
         self._running: dict[str, RunnerRequest] = {}
         self.requests: dict[str, Request] = {}
         self.delta: Delta = {}
+        self.after_forward: Callable[[], None] | None = None
         self.wrong: list[str] = []
         self.steps = 0
 
@@ -293,6 +294,8 @@ class SimEngine:
         self.worker.handle_preemptions(metadata)
         self._update_tables(output)
         sampled = {request_id: self._forward(request_id, output) for request_id in output.num_scheduled_tokens}
+        if self.after_forward is not None:
+            self.after_forward()
         self.worker.bind_connector_metadata(metadata)
         self.worker.start_load_kv(None)  # type: ignore[arg-type]
         self.worker.wait_for_save()
