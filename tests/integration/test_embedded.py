@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,20 @@ def test_owner_dies_guest_takes_over_by_itself(directory: Path, new_owner: Calla
     publisher.stop()
     index.close()
     assert server_pid(directory) is None
+
+
+def test_embedded_index_has_its_key(directory: Path) -> None:
+    """Two workers of one user on one machine share when their keys are the same, and else do not."""
+    record = make_record()
+    with ExitStack() as stack:
+        first, friend, stranger = (
+            stack.enter_context(closing(open_index(None, key=key, embedded_directory=directory)))
+            for key in (b"a secret", b"a secret", b"")
+        )
+        first.join(record, lease_ttl_s=30.0)
+        assert friend.workers() == [record]
+        assert stranger.workers() == []
+        assert stranger.unverified_records == 1
 
 
 def test_server_crashes_owner_starts_it_again(directory: Path) -> None:
