@@ -104,8 +104,10 @@ class RankRuntime:
         if self._responder is not None:
             self._responder.stop(STOP_TIMEOUT_S)
         self._directory.stop(STOP_TIMEOUT_S)
+        # Closes its transports, unless a READ is still in flight: what it writes to must then stay registered.
         self.puller.close()
-        self._nixl.close()
+        if "nixl" not in self._settings.transports:
+            self._nixl.close()
         if self._relay is not None:
             self._relay.close()
         self._index.close()

@@ -104,5 +104,9 @@ class Directory:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            self.refresh()
+            try:
+                self.refresh()
+            except Exception:
+                # A bug, ours or a listener's, must not freeze the snapshot for the rest of this worker's life.
+                log.exception("refreshing the directory failed in an unforeseen way")
             self._stopping.wait(self._interval_s)

@@ -124,7 +124,12 @@ class LookupService:
 
     def _run(self) -> None:
         while (asked := self._next()) is not None:
-            answer = self._answer(asked)
+            try:
+                answer = self._answer(asked)
+            except Exception:
+                # A bug, ours or the client's, must not end the lookups for the rest of this worker's life.
+                log.exception("a lookup failed in an unforeseen way")
+                answer = _unavailable("failed in an unforeseen way", self._clock() - asked.since)
             with self._lock:
                 if asked.request_id in self._answers:
                     self._answers[asked.request_id] = answer

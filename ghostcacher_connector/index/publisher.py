@@ -226,7 +226,13 @@ class Publisher:
     def _run(self) -> None:
         while not self._stopping.is_set():
             began = self._clock()
-            pause_s = self.step()
+            try:
+                pause_s = self.step()
+            except Exception:
+                # A bug, ours or the client's, must not end publishing for the rest of this worker's life.
+                log.exception("publishing failed in an unforeseen way")
+                pause_s = BACKOFF_MAX_S
+                self.available = False
             if self.available and self.ledger.pending:
                 pause_s = max(0.0, self._interval_s - (self._clock() - began))
             elif self.available:

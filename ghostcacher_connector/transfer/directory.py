@@ -154,6 +154,8 @@ class PeerDirectory:
         if len(record.ranks) <= self._rank:
             return f"fingerprint_mismatch: {len(record.ranks)} ranks, expected more than {self._rank}"
         endpoint = record.ranks[self._rank]
+        if endpoint.rank != self._rank:
+            return f"malformed_entry: rank {endpoint.rank} stands in the place of rank {self._rank}"
         fault = endpoint_fault(endpoint)
         if fault:
             return f"malformed_entry: {fault}"

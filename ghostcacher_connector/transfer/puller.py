@@ -95,8 +95,14 @@ class Puller:
                 self._changed.notify_all()
 
     def poll(self) -> list[JobResult]:
-        """Return the jobs that ended since the last call; each is returned once. Never waits."""
+        """Return the jobs that ended since the last call; each is returned once. Never waits.
+
+        A job that no thread has taken by its deadline ends here: the threads may all be held by READs that hang.
+        """
         with self._changed:
+            for job in [job for job in self._queue.values() if job.deadline <= self._clock()]:
+                del self._queue[job.job_id]
+                self._finished.append(ended(job, PullOutcome.FAILED, MissReason.TIMEOUT))
             finished, self._finished = self._finished, []
         return finished
 

@@ -226,6 +226,19 @@ def test_full_queue_ends_the_next_job_as_failed() -> None:
     fleet.puller.close()
 
 
+def test_deadline_passes_while_every_thread_hangs_and_the_job_ends() -> None:
+    """A queued job does not wait for a READ that hangs: polling ends it at its deadline."""
+    fleet, gate = gated()
+    fleet.puller.submit(PullJob("queued", np.arange(3, 6), (), fleet.clock_s + 5))
+    assert fleet.puller.poll() == []
+    fleet.clock_s += 6
+    [late] = fleet.puller.poll()
+    assert (late.job_id, late.outcome, late.reason) == ("queued", PullOutcome.FAILED, MissReason.TIMEOUT)
+    gate.open = True
+    assert [r.job_id for r in wait_for(fleet.puller)] == ["running"]
+    fleet.puller.close()
+
+
 def test_close_cancels_what_is_queued_and_every_job_ends_once() -> None:
     """After close each submitted job has exactly one result."""
     fleet, gate = gated()
@@ -269,6 +282,7 @@ def test_records_of_other_kinds_are_refused_by_name(fleet: Fleet) -> None:
             record("other-rows", msgspec.structs.replace(good, segments=halved)),
             record("damaged", msgspec.structs.replace(good, incarnation=b"")),
             msgspec.structs.replace(record("no-rank", good), ranks=()),
+            record("other-rank", msgspec.structs.replace(good, rank=1)),
         ]
     )
     assert set(fleet.puller.links()) == {"w1"}
@@ -278,6 +292,7 @@ def test_records_of_other_kinds_are_refused_by_name(fleet: Fleet) -> None:
         "other-rows": "fingerprint_mismatch",
         "damaged": "malformed_entry",
         "no-rank": "fingerprint_mismatch",
+        "other-rank": "malformed_entry",
     }
 
 

@@ -26,7 +26,7 @@ from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import ROOT, OwnerProcess, stop_process
 
 RELAY = {"listen": "127.0.0.1:0", "token": "secret"}
-READERS_KILLED = int(os.environ.get("GC_TEST_READERS_KILLED", "16"))
+READERS_KILLED = int(os.environ.get("GHOSTCACHER_TEST_READERS_KILLED", "16"))
 """Per transport; hundreds in the long form."""
 
 pytestmark = pytest.mark.timeout(240 + 6 * READERS_KILLED)

@@ -15,10 +15,9 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
-from ghostcacher_connector.engines.vllm.support import check_config, check_version, engine_version
+from ghostcacher_connector.engines.vllm.support import check_config, check_not_nested, check_version, engine_version
 from ghostcacher_connector.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.fingerprint import differences
-from ghostcacher_connector.types import Segment
 from tests.integration.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
 
 pytestmark = pytest.mark.engine
@@ -27,7 +26,7 @@ FULL = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, d
 SLIDING = SlidingWindowSpec(
     block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32, sliding_window=64
 )
-SEGMENTS = (Segment(4096, 256, 256), Segment(65536, 256, 256))
+LAYOUT = "2x256/256;torch.float32[blocks 16:4 1:4 4:1]"
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +83,8 @@ def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, nam
         ("parallel_config", "decode_context_parallel_size", 2, "decode_context_parallel_size"),
         ("cache_config", "enable_prefix_caching", False, "enable_prefix_caching: expected true"),
         ("cache_config", "calculate_kv_scales", True, "calculate_kv_scales"),
+        ("model_config", "enable_sleep_mode", True, "enable_sleep_mode: expected false"),
+        ("parallel_config", "distributed_executor_backend", "external_launcher", "external_launcher"),
     ],
 )
 def test_features_without_a_proof_are_refused_by_name(
@@ -101,15 +102,14 @@ def test_unknown_setting_is_refused_by_the_connector(model: Path) -> None:
         SimEngine("a", model, {"publish_batsch": 1, "redis_url": "redis://127.0.0.1:1"})
 
 
-def identity(config: Any, segments: tuple[Segment, ...] = SEGMENTS, **settings: Any) -> Any:
-    return fingerprint_of(config, FULL, segments, Settings(**settings))
+def identity(config: Any, layout: str = LAYOUT, **settings: Any) -> Any:
+    return fingerprint_of(config, FULL, layout, Settings(**settings))
 
 
 def test_equal_engines_have_equal_identities(config: Any, model: Path) -> None:
     """Name, addresses and engine id do not matter; what is computed with does."""
     other = SimEngine.make_config("b", model, {}, in_flight=2, role="kv_consumer", step_tokens=128)
-    moved = tuple(Segment(s.base + (1 << 20), s.stride_bytes, s.slot_bytes) for s in SEGMENTS)
-    assert identity(config).digest() == identity(other, moved).digest()
+    assert identity(config).digest() == identity(other).digest()
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,27 @@ def test_random_hash_seed_shares_nothing(config: Any, model: Path, monkeypatch: 
 
 def test_other_layout_is_another_identity(config: Any) -> None:
     """Slots of another size or stride are never mixed."""
-    wider = tuple(Segment(s.base, s.stride_bytes * 2, s.slot_bytes) for s in SEGMENTS)
-    assert [name for name, _, _ in differences(identity(config).as_fields(), identity(config, wider).as_fields())] == [
-        "layout"
-    ]
+    mine, theirs = identity(config), identity(config, LAYOUT.replace("2x256", "4x128"))
+    assert [name for name, _, _ in differences(mine.as_fields(), theirs.as_fields())] == ["layout"]
+
+
+def test_longest_context_counts_where_rope_depends_on_it(config: Any) -> None:
+    """Factors of some rope scalings are chosen by the longest context, so that equal tokens get different keys."""
+    before = identity(config).config_digest
+    config.model_config.max_model_len *= 2
+    assert identity(config).config_digest == before
+    config.model_config.hf_overrides = {"rope_scaling": {"rope_type": "longrope"}}
+    scaled = identity(config).config_digest
+    config.model_config.max_model_len *= 2
+    assert identity(config).config_digest != scaled
+
+
+def test_connector_inside_multi_connector_is_refused() -> None:
+    """A child of MultiConnector loses the recompute policy: it says so instead of failing requests later."""
+    frame = {"__name__": "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector", "check": check_not_nested}
+    with pytest.raises(UnsupportedEngine, match="MultiConnector"):
+        exec("check()", frame)  # noqa: S102 - a frame of that module, without making one
+    check_not_nested()
 
 
 def test_data_parallel_engines_are_workers_of_their_own(config: Any) -> None:

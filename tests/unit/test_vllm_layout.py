@@ -24,6 +24,12 @@ def bytes_of(tensor: torch.Tensor, segments: tuple[Segment, ...], slot: int) -> 
     return b"".join(parts)
 
 
+def described(tensor: torch.Tensor, blocks: int) -> str:
+    caches = {"l": tensor}
+    segments = segments_of(caches, blocks, tensor.nelement() // blocks * tensor.element_size())
+    return describe(caches, segments, blocks)
+
+
 def page_bytes(tensor: torch.Tensor) -> int:
     return int(tensor.nelement() // BLOCKS * tensor.element_size())
 
@@ -95,5 +101,18 @@ def test_page_size_that_does_not_add_up_is_refused() -> None:
 def test_description_has_no_addresses() -> None:
     """Two workers with equal layouts describe them in equal words."""
     first, second = (torch.zeros(2, BLOCKS, TOKENS, HEADS, HEAD) for _ in range(2))
-    described = [describe(segments_of({"l": t}, BLOCKS, page_bytes(t))) for t in (first, second)]
-    assert described[0] == described[1]
+    assert described(first, BLOCKS) == described(second, BLOCKS)
+
+
+def test_description_does_not_depend_on_the_number_of_blocks() -> None:
+    """A worker with more memory shares with one that has less."""
+    shapes = [(2, blocks, TOKENS, HEADS, HEAD) for blocks in (BLOCKS, 3 * BLOCKS)]
+    assert len({described(torch.zeros(shape), shape[1]) for shape in shapes}) == 1
+
+
+def test_order_inside_a_block_is_described() -> None:
+    """Heads before tokens, or tokens before heads: the same bytes to a pull, and different ones to attention."""
+    tokens_first = torch.zeros(BLOCKS, TOKENS, HEADS, HEAD)
+    heads_first = torch.zeros(BLOCKS, HEADS, TOKENS, HEAD).permute(0, 2, 1, 3)
+    assert tokens_first.shape == heads_first.shape
+    assert described(tokens_first, BLOCKS) != described(heads_first, BLOCKS)

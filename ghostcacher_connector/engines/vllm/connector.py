@@ -19,10 +19,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from ghostcacher_connector.config import load_settings
+from ghostcacher_connector.engines.vllm.logs import join_engine_log
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduler import SchedulerSide
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
-from ghostcacher_connector.engines.vllm.support import check_config, check_version, engine_version
+from ghostcacher_connector.engines.vllm.support import check_config, check_not_nested, check_version, engine_version
 from ghostcacher_connector.engines.vllm.worker import WorkerSide
 from ghostcacher_connector.metrics import Recorder
 
@@ -54,7 +55,9 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        join_engine_log()
         settings = load_settings(self._kv_transfer_config.kv_connector_extra_config, os.environ)
+        check_not_nested()
         check_version(engine_version(), allow_unproven=settings.allow_unproven_engine)
         check_config(vllm_config, kv_cache_config)
         # vLLM's default is to fail the request. It reads the policy after it has made the connector.
@@ -164,7 +167,12 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         return False, None
 
     def reset_cache(self) -> bool | None:
-        """Nothing of its own to reset: a reset of the pool withdraws every published block (reuse.py)."""
+        """Leave the fleet: who resets external caches is about to change the weights, or has done so.
+
+        The namespace names the weights that the engine was started with. A reset of the pool alone, without this
+        call, withdraws every published block (reuse.py) and goes on sharing.
+        """
+        self._scheduler.leave("the connector's cache was reset: the weights may have changed")
         return True
 
     # -- metrics ---------------------------------------------------------------------------------------------------

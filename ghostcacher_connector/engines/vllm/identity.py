@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.vllm.layout import describe
 from ghostcacher_connector.engines.vllm.support import engine_version
 from ghostcacher_connector.fingerprint import Fingerprint, private_value
 from ghostcacher_connector.model_files import config_digest, weights_digest
 from ghostcacher_connector.schema import SCHEMA_VERSION
-from ghostcacher_connector.types import Segment
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -24,6 +22,14 @@ UNSEEDED_ALGORITHMS = ("xxhash", "xxhash_cbor")
 """Hashes that vLLM seeds at random in each process unless PYTHONHASHSEED is set."""
 
 DEFAULT_SEED = "vllm-none-hash"
+
+VOLATILE = ("_name_or_path", "transformers_version")
+"""Says where a model lies and who wrote its file, not what it computes."""
+
+LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", '"su"')
+
+LAYOUT_SWITCHES = ("VLLM_KV_CACHE_LAYOUT", "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT")
+"""Environment of vLLM that changes the order of bytes inside a block, in part without changing any stride."""
 
 
 def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
@@ -37,10 +43,10 @@ def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
     return f"{settings.worker_id}-dp{parallel.data_parallel_index}"
 
 
-def fingerprint_of(
-    vllm_config: VllmConfig, spec: FullAttentionSpec, segments: tuple[Segment, ...], settings: Settings
-) -> Fingerprint:
+def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str, settings: Settings) -> Fingerprint:
     """Return the fingerprint of this engine's blocks, the same on each of its ranks.
+
+    layout: as `layout.describe` gives it.
 
     The data-parallel size is left out on purpose: replicas of one model hold the same KV.
     """
@@ -53,7 +59,7 @@ def fingerprint_of(
         # Where the files lie on this machine does not matter; what is in them is in the digests.
         model=Path(name).name if Path(name).exists() else name,
         revision=revision or "none",
-        config_digest=_with_overrides(files, vllm_config),
+        config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
         kv_dtype=f"{cache.cache_dtype}/{spec.dtype}",
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
@@ -61,7 +67,7 @@ def fingerprint_of(
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
         head_size=spec.head_size,
-        layout=f"{_attention_backend(vllm_config)}:{describe(segments)}",
+        layout=f"{_attention_backend(vllm_config)}:{_layout_switches()}:{layout}",
         tp=parallel.tensor_parallel_size,
         pp=parallel.pipeline_parallel_size,
         dcp=parallel.decode_context_parallel_size,
@@ -73,13 +79,16 @@ def fingerprint_of(
     )
 
 
-def _with_overrides(files: str, vllm_config: VllmConfig) -> str:
-    """Add to the digest of config.json what the command line changes in it (rope scaling, for instance)."""
-    overrides = vllm_config.model_config.hf_overrides
-    if not overrides:
-        return files
-    text = json.dumps(overrides, sort_keys=True, default=repr) if isinstance(overrides, dict) else repr(overrides)
-    return hashlib.sha256(f"{files}:{text}".encode()).hexdigest()
+def _resolved(files: str, vllm_config: VllmConfig) -> str:
+    """Add to the digest of config.json what vLLM made of it: overrides, another config file, rope scaling.
+
+    Some rope scalings choose their factors by the longest context that the engine was started for.
+    """
+    model = vllm_config.model_config
+    resolved = {key: value for key, value in model.hf_config.to_dict().items() if key not in VOLATILE}
+    text = json.dumps([resolved, model.hf_overrides], sort_keys=True, default=repr)
+    length = model.max_model_len if any(kind in text for kind in LENGTH_DEPENDENT_ROPE) else 0
+    return hashlib.sha256(f"{files}:{length}:{text}".encode()).hexdigest()
 
 
 def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str:
@@ -105,3 +114,7 @@ def _attention_backend(vllm_config: VllmConfig) -> str:
         }
     )
     return "+".join(backends) or "unknown"
+
+
+def _layout_switches() -> str:
+    return ",".join(f"{name}={os.environ[name]}" for name in LAYOUT_SWITCHES if name in os.environ) or "default"

@@ -68,8 +68,30 @@ def _layer_segments(layer: str, tensor: torch.Tensor, block_count: int, page_byt
     return [Segment(tensor.data_ptr() + offset * item, stride_bytes, slot_bytes) for offset in offsets]
 
 
-def describe(segments: tuple[Segment, ...]) -> str:
-    """Return the layout without its addresses, for the fingerprint: equal layouts give equal words."""
+def describe(kv_caches: Mapping[str, torch.Tensor], segments: tuple[Segment, ...], block_count: int) -> str:
+    """Return the layout without its addresses, for the fingerprint: equal layouts give equal words.
+
+    Segments say how the bytes of a block lie in memory; shapes and strides say what they mean: heads before tokens or
+    tokens before heads are the same bytes to a pull, and different ones to attention.
+    """
+    return f"{_describe_segments(segments)};{_describe_tensors(kv_caches, block_count)}"
+
+
+def _describe_tensors(kv_caches: Mapping[str, torch.Tensor], block_count: int) -> str:
+    """Name each distinct layout, dimension by dimension as ``size:stride``, without what grows with the blocks."""
+    kinds: dict[str, None] = {}
+    for tensor in kv_caches.values():
+        dims = list(zip(tensor.shape, tensor.stride(), strict=True))
+        blocks = max(stride for size, stride in dims if size % block_count == 0)
+        words = [
+            "blocks" if stride == blocks else f"{size}:outer" if stride > blocks else f"{size}:{stride}"
+            for size, stride in dims
+        ]
+        kinds[f"{tensor.dtype}[{' '.join(words)}]"] = None
+    return "+".join(kinds)
+
+
+def _describe_segments(segments: tuple[Segment, ...]) -> str:
     planes: list[tuple[int, int, int]] = []
     for segment in segments:
         if planes and planes[-1][1:] == (segment.slot_bytes, segment.stride_bytes):

@@ -116,17 +116,18 @@ class Matcher:
         for report in reports:
             self._reports.setdefault(report.request_id, []).append(report)
 
-    def received(self, tracked: Tracked) -> None:
-        """Settle a request whose pull has ended on every rank, well or not."""
-        reports = self._reports.pop(tracked.request.request_id, [])
+    def received(self, request_id: str, tracked: Tracked | None) -> None:
+        """Settle a request whose pull has ended on every rank, well or not; None when it was aborted meanwhile."""
+        reports = self._reports.pop(request_id, [])
+        if tracked is None:
+            return
         tracked.phase = Phase.SETTLED
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)
 
     def forget(self, tracked: Tracked) -> None:
-        """Drop what is kept of a request that has ended. A pull in flight still reports; `received` is not called."""
+        """Drop what is kept of a request that has ended. A pull in flight still reports, to `received`."""
         self._lookups.forget(tracked.request.request_id)
-        self._reports.pop(tracked.request.request_id, None)
 
     def _pullable_blocks(self, tracked: Tracked) -> int:
         """All full blocks but one that holds the last token: it is computed in any case, for its logits."""

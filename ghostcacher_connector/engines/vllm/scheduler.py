@@ -27,7 +27,7 @@ from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankRepor
 from ghostcacher_connector.engines.vllm.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
 from ghostcacher_connector.engines.vllm.reuse import SlotWatch
-from ghostcacher_connector.errors import FingerprintMismatch
+from ghostcacher_connector.errors import FingerprintMismatch, ProtocolError
 from ghostcacher_connector.fleet import Fleet
 from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster, PrefillClock
 from ghostcacher_connector.metrics import Delta, Recorder
@@ -62,12 +62,14 @@ class SchedulerSide:
         assert transfer.kv_role is not None
         self._role = Role(transfer.kv_role)
         self._worker = worker_name(vllm_config, settings)
+        self._rank_count = vllm_config.parallel_config.tensor_parallel_size
         self._model_config = vllm_config.model_config
         self._block_tokens = vllm_config.cache_config.block_size
         self._settings = settings
         self._recorder = recorder
         self._clock = clock
         self._step = 0
+        self._left = False
         self._tracked: dict[str, Tracked] = {}
         self._cancelled: list[str] = []
         self._manager: KVCacheManager | None = None
@@ -87,6 +89,8 @@ class SchedulerSide:
         """Enter the fleet, now that every rank has registered its memory."""
         assert self._manager is not None
         assert self._manager.block_pool is not None
+        if sorted(ranks) != list(range(self._rank_count)):
+            raise ProtocolError(f"ranks: expected 0 to {self._rank_count - 1}, found {sorted(ranks)}")
         handshakes = [ranks[rank] for rank in sorted(ranks)]
         first = handshakes[0]
         for rank, other in enumerate(handshakes):
@@ -125,6 +129,17 @@ class SchedulerSide:
         if self._fleet is not None:
             self._fleet.stop()
 
+    def leave(self, why: str) -> None:
+        """Stop sharing for good, and keep serving: what this worker holds and what its peers hold may differ."""
+        if self._fleet is None or self._left:
+            return
+        self._left = True
+        logger.error("leaving the fleet, restart this engine to share again: %s", why)
+        for tracked in self._tracked.values():
+            if tracked.phase in (Phase.NEW, Phase.ASKED, Phase.PLANNED):
+                tracked.phase = Phase.SETTLED
+        self._fleet.publisher.stop()
+
     def _first_prefill_rate(self, ranks: list[RankHandshake]) -> float:
         """Guess tokens/s from measured FLOP/s: 2 FLOP a weight and token, 12 * layers * hidden^2 weights."""
         config = self._model_config.hf_text_config
@@ -135,7 +150,7 @@ class SchedulerSide:
 
     def on_new_request(self, request: Request) -> None:
         tracked = self._tracked[request.request_id] = Tracked(request)
-        if self._matcher is None:
+        if self._matcher is None or self._left:
             tracked.phase = Phase.SETTLED
         else:
             self._matcher.ask(tracked, self._pool)
@@ -161,7 +176,7 @@ class SchedulerSide:
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None:
             return
-        if self._publisher is not None:
+        if self._publisher is not None and not self._left:
             self._publisher.publish_computed(tracked)
         if tracked.phase is Phase.LOADING:
             self._cancelled.append(request.request_id)
@@ -188,12 +203,13 @@ class SchedulerSide:
         if isinstance(report, RankReport):
             self._confirm(report)
         for request_id in output.finished_recving or ():
-            tracked = self._tracked.get(request_id)
-            if self._matcher is not None and tracked is not None:
-                self._matcher.received(tracked)
+            if self._matcher is not None:
+                self._matcher.received(request_id, self._tracked.get(request_id))
 
     def _confirm(self, report: RankReport) -> None:
-        if self._publisher is not None:
+        if report.lost_step:
+            self.leave("a rank missed a step and cannot vouch for its slots")
+        if self._publisher is not None and not self._left:
             self._publisher.confirm(report.step, self._tracked)
         if self._matcher is not None:
             self._matcher.reported(report.pulls)

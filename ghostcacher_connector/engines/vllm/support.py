@@ -8,6 +8,7 @@ lifts a check whose failure is known to make answers wrong.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -49,6 +50,19 @@ def check_version(found: str, *, allow_unproven: bool) -> None:
     logger.warning("vllm %s is not proven (%s is); going on because allow_unproven_engine is set", found, proven)
 
 
+def check_not_nested() -> None:
+    """Raise UnsupportedEngine when MultiConnector makes the connector.
+
+    It gives its children copies of the configuration, so that the recompute policy which we set is lost, and it
+    hands over the ranks' addresses to its first child only. Nothing but the call stack tells a child that it is one.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").endswith(".multi_connector"):
+            raise UnsupportedEngine("MultiConnector: expected GhostCacherConnector as the only KV connector")
+        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+
+
 def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
     problems = [*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)]
@@ -66,9 +80,15 @@ def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
         size = getattr(parallel, name, 1)
         if size != 1:
             yield f"{name}: expected 1, found {size}"
+    if parallel.distributed_executor_backend == "external_launcher":
+        yield "distributed_executor_backend: expected one scheduler for all ranks, found external_launcher"
 
 
 def _features(vllm_config: VllmConfig) -> Iterator[str]:
+    if vllm_config.model_config.enable_sleep_mode:
+        yield "enable_sleep_mode: expected false (the KV memory is unmapped while peers may read it)"
+    if vllm_config.weight_transfer_config is not None:
+        yield "weight transfer: expected none (blocks are named by the weights that the engine was started with)"
     if vllm_config.speculative_config is not None:
         yield "speculative decoding: expected none (draft layers share the KV cache; not proven)"
     if not vllm_config.cache_config.enable_prefix_caching:

@@ -7,7 +7,7 @@ Order of the calls in one step, as vLLM makes them:
 4. `take_received`, `take_failed_slots`, `take_report`: what has ended since.
 
 A rank that misses a step's orders has missed bumps, and can no longer vouch for any generation: it becomes a new
-incarnation, so that its peers refuse all that was published, and says so. Slow, never wrong.
+incarnation, so that its peers refuse all that was published, and the worker leaves the fleet. Slow, never wrong.
 
 All methods are called on the rank's main thread.
 """
@@ -23,7 +23,7 @@ import torch
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
-from ghostcacher_connector.engines.vllm.layout import segments_of
+from ghostcacher_connector.engines.vllm.layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, PullReport, RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.rank import RankRuntime
@@ -55,6 +55,7 @@ class WorkerSide:
         self._settings = settings
         self._recorder = recorder
         self._step = 0
+        self._lost_step = False
         self._table: SlotTable | None = None
         self._runtime: RankRuntime | None = None
         self._handshake: RankHandshake | None = None
@@ -69,7 +70,8 @@ class WorkerSide:
         segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes)
         device = next(iter(kv_caches.values())).device
         memory = RankMemory(segments, config.num_blocks, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0)
-        fingerprint = fingerprint_of(self._vllm_config, spec, segments, self._settings)
+        layout = describe(kv_caches, segments, config.num_blocks)
+        fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
         self._table = SlotTable(config.num_blocks)
         self._runtime = RankRuntime(
             self._settings,
@@ -101,6 +103,7 @@ class WorkerSide:
                 "step %d after step %d: bumps were lost, becoming a new incarnation", metadata.step, self._step
             )
             self._table.renew_incarnation()
+            self._lost_step = True
         self._step = metadata.step
         self._table.bump(metadata.bumped, metadata.generations)
 
@@ -133,7 +136,8 @@ class WorkerSide:
 
     def take_report(self) -> RankReport:
         reports, self._reports = self._reports, []
-        return RankReport(self._step, reports, self._runtime.links() if reports and self._runtime else {})
+        links = self._runtime.links() if reports and self._runtime is not None else {}
+        return RankReport(self._step, reports, links, self._lost_step)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""
@@ -142,6 +146,9 @@ class WorkerSide:
         return self._recorder.drain()
 
     def shutdown(self) -> None:
+        if self._table is not None:
+            # vLLM frees the KV memory next, and tells the scheduler's half to leave the index only later.
+            self._table.renew_incarnation()
         if self._runtime is not None:
             self._runtime.stop()
 
