@@ -27,11 +27,13 @@ HAS_VLLM := $(shell $(PYTHON) -c 'import importlib.metadata as m; print(m.versio
 ENGINE_PYTHON ?= $(if $(HAS_VLLM),$(PYTHON),$(BIN)/python)
 ENGINE_SETUP := $(if $(filter $(BIN)/python,$(ENGINE_PYTHON)),$(STAMP),engine-setup)
 
-# Tests and benchmarks bring their own models, and never ask the network for one.
+MODEL ?=
+# Tests and benchmarks bring their own models, and never ask the network for one; a MODEL of yours may come from there.
+ifeq ($(MODEL),)
 export HF_HUB_OFFLINE := 1
+endif
 export TOKENIZERS_PARALLELISM := false
 
-MODEL ?=
 ARGS ?=
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates.py pull_throughput.py overhead.py ttft.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))

@@ -62,7 +62,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     redis_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=30, description="bound of every wait for Redis, in s")] = 0.25
     worker_id: Annotated[
-        Worker | None, Meta(description="name of this worker, unique in the fleet; none: made from host and process")
+        Worker | None, Meta(description="name of this worker, unique in the fleet; none: the engine's own id")
     ] = None
     http_url: Annotated[
         Text | None, Meta(description="base URL at which routers reach this engine; none: not told to routers")

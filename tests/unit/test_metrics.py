@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ghostcacher_connector
 from ghostcacher_connector.metrics import (
     METRICS,
     Delta,
@@ -29,7 +31,7 @@ from ghostcacher_connector.metrics import (
     serve,
     summary,
 )
-from ghostcacher_connector.metrics.catalog import OBSERVATIONS_DROPPED, OUTCOMES, REASONS
+from ghostcacher_connector.metrics.catalog import HIT_RATIO, HITS, OBSERVATIONS_DROPPED, OUTCOMES, REASONS
 from ghostcacher_connector.metrics.recorder import OBSERVATIONS_MAX
 from ghostcacher_connector.transfer.base import PullOutcome
 from ghostcacher_connector.types import MissReason
@@ -277,3 +279,16 @@ def test_summary_has_one_number_a_series() -> None:
         "gc_lookup_seconds_count": 2,
         "gc_lookup_seconds_mean": 2.0,
     }
+
+
+def test_every_metric_is_recorded_somewhere() -> None:
+    """A metric that nothing records would stand at zero for ever, and be believed."""
+    package = Path(ghostcacher_connector.__file__).parent
+    sources = [path.read_text() for path in package.rglob("*.py") if path.name != "catalog.py"]
+    constants = {HITS: "HITS", HIT_RATIO: "HIT_RATIO", OBSERVATIONS_DROPPED: "OBSERVATIONS_DROPPED"}
+    unused = [
+        name
+        for name in METRICS
+        if not any(f'"{name}"' in source or constants.get(name, name) in source for source in sources)
+    ]
+    assert unused == []

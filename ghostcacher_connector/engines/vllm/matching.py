@@ -170,27 +170,30 @@ class Matcher:
         return ranked
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
-        valid = min(report.blocks_valid for report in reports)
+        usable = min(report.blocks_usable for report in reports)
         seconds = max(report.seconds for report in reports)
         record = self._recorder
         for report in reports:
             why = report.reason.value if report.reason is not None else "none"
             record.inc("gc_rdma_transfers_total", 1, transport=report.transport, outcome=report.outcome.value)
             record.inc("gc_pulls_total", 1, outcome=report.outcome.value, reason=why)
+            record.inc("gc_seal_checks_total", report.blocks_valid, result="valid")
+            if report.reason is MissReason.STALE_GENERATION:
+                record.inc("gc_seal_checks_total", report.blocks_asked - report.blocks_valid, result="stale")
             record.inc("gc_pulled_bytes_total", report.bytes, transport=report.transport)
             record.observe("gc_pull_seconds", report.seconds, transport=report.transport)
             if report.reason is None:
                 self._forecaster.observe_pull(report.worker, report.bytes, report.seconds)
         record.inc("gc_pulled_tokens_total", plan.block_count * self._block_tokens)
-        if valid:
-            tokens = valid * self._block_tokens
+        if usable:
+            tokens = usable * self._block_tokens
             saved_s = self._forecaster.compute_s(tokens) - seconds
-            record.inc("gc_cache_hits_total", valid)
+            record.inc("gc_cache_hits_total", usable)
             record.inc("gc_tokens_cached_total", tokens)
             record.inc("gc_saved_ttft_ms_total", max(0.0, saved_s * 1e3))
-        if valid < plan.block_count:
+        if usable < plan.block_count:
             reason = next((r.reason for r in reports if r.reason is not None), MissReason.TRANSFER_FAILED)
-            record.inc("gc_cache_misses_total", plan.block_count - valid, reason=reason.value)
+            record.inc("gc_cache_misses_total", plan.block_count - usable, reason=reason.value)
         record.observe("gc_pull_forecast_ratio", seconds / plan.pull_s)
 
 

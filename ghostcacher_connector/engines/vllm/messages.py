@@ -49,11 +49,15 @@ class StepMetadata(KVConnectorMetadata):
 
 @dataclass(frozen=True, slots=True)
 class PullReport:
-    """How one rank's share of one pull ended."""
+    """How one rank's share of one pull ended.
+
+    blocks_valid: with a right seal. blocks_usable: those before the first that is not valid; vLLM computes the rest.
+    """
 
     request_id: str
     outcome: PullOutcome
     blocks_valid: int
+    blocks_usable: int
     blocks_asked: int
     bytes: int
     seconds: float

@@ -171,7 +171,8 @@ def _report(order: PullOrder, result: JobResult) -> PullReport:
     return PullReport(
         request_id=order.request_id,
         outcome=result.outcome,
-        blocks_valid=_leading(result.valid),
+        blocks_valid=int(result.valid.sum()),
+        blocks_usable=_leading(result.valid),
         blocks_asked=len(order.local_slots),
         bytes=result.bytes,
         seconds=result.seconds,
