@@ -165,6 +165,8 @@ class RankRuntime:
     def _probe_peer(self, peer: WorkerRecord) -> Probe:
         if self._rank >= len(peer.ranks):
             raise PeerUnreachable(f"{peer.worker} has no rank {self._rank}")
+        if self._directory.get(peer.worker) != peer:
+            self._directory.refresh()  # it has joined, or come back, since the last look
         count = min(PROBE_SLOTS, peer.ranks[self._rank].slot_count)
         return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 

@@ -1,8 +1,8 @@
 """KV spaces so small that slots are reused all the time, under an index that lags: stale pulls, no wrong answer.
 
 vLLM's CPU build turns asynchronous scheduling off whatever is asked for, so both engines schedule synchronously here.
-What asynchronous scheduling changes for us (steps planned before the last one ran) is tested on the real scheduler, without
-a model, in tests/integration/test_vllm_scheduler.py.
+What asynchronous scheduling changes for us (steps planned before the last one ran) is tested on the real scheduler,
+without a model, in tests/integration/test_vllm_scheduler.py.
 """
 
 from __future__ import annotations

@@ -57,6 +57,10 @@ class Tally(NamedTuple):
         )
 
 
+EARLY_SEAL_S = 0.0002
+"""How early the broken order reads the seal: over a network it would be a round trip."""
+
+
 class SealFirst(NixlTransport):
     """The broken reader: judges by a seal that was read before the data."""
 
@@ -64,6 +68,7 @@ class SealFirst(NixlTransport):
         seal_before = self._reader.validate(
             request.peer, lease, request.remote_slots, request.generations, request.deadline
         )
+        time.sleep(EARLY_SEAL_S)
         super()._direct(request, lease, moved)
         return seal_before
 

@@ -12,6 +12,7 @@ import base64
 import json
 import select
 import sys
+import time
 from typing import Any
 
 import msgspec
@@ -19,6 +20,9 @@ import numpy as np
 
 from ghostcacher_connector.transfer.nixl import NixlTransport
 from tests.support.kv_memory import KvMemory
+
+LATE_BUMP_S = 0.0002
+"""How late the broken order bumps: in an engine it would be a forward pass."""
 
 
 def torture(memory: KvMemory, published: np.ndarray, first: int, bump_last: bool) -> int:
@@ -36,6 +40,7 @@ def torture(memory: KvMemory, published: np.ndarray, first: int, bump_last: bool
         generations[slots] += np.uint64(1)
         if bump_last:
             memory.overwrite(slots, generations[slots])
+            time.sleep(LATE_BUMP_S)
             memory.table.bump(slots, generations[slots])
         else:
             memory.write(slots, generations[slots])

@@ -32,7 +32,6 @@ MAY_IMPORT = {
     "slots": FOUNDATION,
     "index": FOUNDATION | {"index"},
     "transfer": FOUNDATION | {"transfer", "slots"},
-    "tiers": FOUNDATION | {"tiers"},
 }
 """Part of the connector -> the parts that it may import. What is not listed puts parts together, and may import all
 of them but `engines`."""
@@ -75,7 +74,7 @@ def part_of(module: str) -> str | None:
 
 @pytest.mark.parametrize("path", sources(CONNECTOR), ids=name_of)
 def test_connector_imports_follow_the_arrows(path: Path) -> None:
-    """engines -> {index, transfer, tiers, slots} -> types; nothing imports engines; the four do not know each other."""
+    """engines -> {index, transfer, slots} -> types; nothing imports engines; the three do not know each other."""
     part = path.relative_to(CONNECTOR).with_suffix("").parts[0]
     wrong = []
     for module, line in imports_of(path):
@@ -97,7 +96,7 @@ def test_engine_libraries_only_under_engines(path: Path) -> None:
     found = {module.partition(".")[0] for module, _ in imports_of(path)}
     assert not found & {"vllm", "sglang", "transformers"}
     assert not found & {"nixl"} or part == "transfer"
-    assert not found & {"torch"} or part in ("transfer", "tiers")
+    assert not found & {"torch"} or part == "transfer"
 
 
 @pytest.mark.parametrize("path", sources(ROUTER), ids=name_of)
