@@ -19,11 +19,14 @@ RANKS = 2
 LEASE_S = 40.0
 """Outlasts the time for which an owner is stopped below, on a busy machine, too."""
 
+PATIENT = {"lease_ttl_s": LEASE_S, "lookup_deadline_ms": 30_000.0, "redis_timeout_s": 10.0}
+"""Four spinning ranks on two cores can keep a lookup waiting for more than a second: here that must not be a miss."""
+
 
 @pytest.fixture(scope="module")
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
     options = {"extra_args": ("--tensor-parallel-size", str(RANKS)), "cores": "|".join(core_shares(RANKS))}
-    with running(model, {"a": options, "b": options}, log_dir=log_dir, connector={"lease_ttl_s": LEASE_S}) as fleet:
+    with running(model, {"a": options, "b": options}, log_dir=log_dir, connector=PATIENT) as fleet:
         fleet.prime("b", "a")
         yield fleet
 
