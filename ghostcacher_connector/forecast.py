@@ -44,6 +44,11 @@ class Choice(NamedTuple):
     compute_s: float
 
     @property
+    def gain_s(self) -> float:
+        """What pulling saves; negative when computing is faster."""
+        return self.compute_s - self.pull_s
+
+    @property
     def pull(self) -> bool:
         return self.pull_s < self.compute_s
 

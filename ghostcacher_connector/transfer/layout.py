@@ -59,11 +59,6 @@ class Side(NamedTuple):
     device: int
 
 
-def memory_of(peer: RankEndpoint) -> RankMemory:
-    """Return the memory that an endpoint describes."""
-    return RankMemory(peer.segments, peer.slot_count, peer.memory, peer.device)
-
-
 def endpoint_fault(peer: RankEndpoint) -> str:
     """Say what makes an endpoint unusable, or return an empty string. Endpoints come from the network."""
     if len(peer.incarnation) != INCARNATION_BYTES:

@@ -115,11 +115,6 @@ class Puller:
             self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             return True
 
-    def pending_count(self) -> int:
-        """Return how many jobs are queued or running."""
-        with self._changed:
-            return len(self._queue) + len(self._running)
-
     def update_peers(self, records: Iterable[WorkerRecord]) -> None:
         """Take over the list of live workers; connects to new ones in the background and forgets gone ones."""
         fresh = self.directory.update(records)

@@ -154,10 +154,6 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduler.update(connector_output)
 
-    def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:  # noqa: ARG002
-        self._scheduler.finished(request)
-        return False, None
-
     def request_finished_all_groups(
         self,
         request: Request,

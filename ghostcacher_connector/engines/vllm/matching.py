@@ -17,7 +17,7 @@ import numpy as np
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.vllm.messages import PullOrder, PullReport
 from ghostcacher_connector.engines.vllm.requests import Phase, PullPlan, Tracked, pull_wanted, shareable
-from ghostcacher_connector.forecast import Forecaster
+from ghostcacher_connector.forecast import Choice, Forecaster
 from ghostcacher_connector.index.lookups import PENDING, LookupService
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.transfer.jobs import PullSource
@@ -74,19 +74,11 @@ class Matcher:
         """Return how many tokens beyond the local ones to pull, or None for "ask again"."""
         first_block = local_tokens // self._block_tokens
         if tracked.phase is Phase.ASKED:
-            answer = self._lookups.poll(tracked.request.request_id)
-            if answer is PENDING:
-                if self._clock() < tracked.deadline:
-                    return None
-                self._lookups.forget(tracked.request.request_id)
-                return self._settle(tracked, first_block, MissReason.LOOKUP_DEADLINE)
-            self._recorder.observe("gc_lookup_seconds", answer.seconds)
-            if answer.reason is not None:
-                return self._settle(tracked, first_block, answer.reason)
-            tracked.hits = answer.hits
-            return self._decide(tracked, first_block)
+            return self._answered(tracked, first_block)
         if tracked.phase is Phase.PLANNED:
             # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
+            if tracked.plan is not None and tracked.plan.first_block == first_block:
+                return tracked.plan.block_count * self._block_tokens
             return self._decide(tracked, first_block)
         return 0
 
@@ -135,6 +127,20 @@ class Matcher:
         tokens: int = request.num_tokens
         return min(len(request.block_hashes), max(0, tokens - 1) // self._block_tokens)
 
+    def _answered(self, tracked: Tracked, first_block: int) -> int | None:
+        """Decide as soon as the index has answered; give it up at the deadline."""
+        answer = self._lookups.poll(tracked.request.request_id)
+        if answer is PENDING:
+            if self._clock() < tracked.deadline:
+                return None
+            self._lookups.forget(tracked.request.request_id)
+            return self._settle(tracked, first_block, MissReason.LOOKUP_DEADLINE)
+        self._recorder.observe("gc_lookup_seconds", answer.seconds)
+        if answer.reason is not None:
+            return self._settle(tracked, first_block, answer.reason)
+        tracked.hits = answer.hits
+        return self._decide(tracked, first_block)
+
     def _settle(self, tracked: Tracked, first_block: int, reason: MissReason) -> int:
         tracked.phase = Phase.SETTLED
         missed = self._pullable_blocks(tracked) - first_block
@@ -146,27 +152,28 @@ class Matcher:
         ranked = self._rank(tracked.hits, first_block, self._pullable_blocks(tracked))
         if not ranked:
             return self._settle(tracked, first_block, MissReason.NOT_INDEXED)
-        _, count, best = ranked[0]
-        choice = self._forecaster.compare(best.worker, count * self._block_tokens, count * self._block_bytes)
+        choice, count, _ = ranked[0]
         if self._settings.pull == "auto" and not choice.pull:
             return self._settle(tracked, first_block, MissReason.SLOWER_THAN_RECOMPUTE)
         sources = tuple(
             _source(hit, first_block, min(n, count)) for _, n, hit in ranked[: self._settings.pull_sources_max]
         )
-        tracked.plan = PullPlan(first_block, count, sources, choice.pull_s, choice.compute_s)
+        tracked.plan = PullPlan(first_block, count, sources, choice.pull_s)
         tracked.phase = Phase.PLANNED
         return count * self._block_tokens
 
-    def _rank(self, hits: list[PrefixHit], first_block: int, end_block: int) -> list[tuple[float, int, PrefixHit]]:
-        """Return (seconds gained, blocks, hit) for each holder of more than is here, best first."""
-        ranked = []
+    def _rank(self, hits: list[PrefixHit], first_block: int, end_block: int) -> list[tuple[Choice, int, PrefixHit]]:
+        """Return (forecast, blocks, hit) for each holder of more than is here, best first."""
+        ranked: list[tuple[Choice, int, PrefixHit]] = []
         for hit in hits:
             count = min(_device_blocks(hit), end_block) - first_block
             if count > 0:
                 choice = self._forecaster.compare(hit.worker, count * self._block_tokens, count * self._block_bytes)
-                ranked.append((choice.compute_s - choice.pull_s, count, hit))
-        always = self._settings.pull == "always"
-        ranked.sort(key=lambda entry: (entry[1], entry[0]) if always else (entry[0], entry[1]), reverse=True)
+                ranked.append((choice, count, hit))
+        if self._settings.pull == "always":
+            ranked.sort(key=lambda entry: (entry[1], entry[0].gain_s), reverse=True)
+        else:
+            ranked.sort(key=lambda entry: (entry[0].gain_s, entry[1]), reverse=True)
         return ranked
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:

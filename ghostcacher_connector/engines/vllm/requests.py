@@ -37,7 +37,6 @@ class PullPlan:
     block_count: int
     sources: tuple[PullSource, ...]
     pull_s: float
-    compute_s: float
 
 
 @dataclass(slots=True)

@@ -50,10 +50,6 @@ class SlotWatch:
     def is_published(self, slot: int) -> bool:
         return slot in self._published
 
-    @property
-    def published_count(self) -> int:
-        return len(self._published)
-
     def publish(self, block: KVCacheBlock) -> int:
         """Watch a block in use from now on; return the generation to publish it with."""
         assert block.ref_cnt > 0, f"block {block.block_id} is published while it is free"

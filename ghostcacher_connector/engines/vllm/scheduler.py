@@ -48,7 +48,7 @@ NO_BUMPS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
 
 
 class SchedulerSide:
-    """See the module's docstring. Until `joined`, it only counts generations."""
+    """See the module's docstring. Until `join`, nothing is shared."""
 
     def __init__(
         self,
