@@ -1,1 +1,1 @@
-"""GhostCacher's router: sends each request to the worker where it costs least. Imports no engine, torch or NIXL."""
+"""The router: one OpenAI- and Anthropic-compatible front for a fleet of engines. See app.py for how the parts meet."""
