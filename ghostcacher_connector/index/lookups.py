@@ -152,8 +152,9 @@ class LookupService:
             hits = self._index.lookup(self._candidates(), asked.blocks, locations_for=self._locations_for)
         except IndexUnavailable as exc:
             now = self._clock()
+            # Once for each time that it breaks: those that wait in the queue do not get here.
+            log.warning("lookup of request %s: %s; none for %g s", asked.request_id, exc, BREAKER_S)
             self._broken_until = now + BREAKER_S
-            log.debug("lookup of request %s: %s", asked.request_id, exc)
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
         return LookupAnswer(hits, self._clock() - asked.since, reason)

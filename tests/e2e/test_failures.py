@@ -270,18 +270,22 @@ def test_owner_that_is_killed_changes_no_answer_and_works_again_after_restart(fl
     shared = fleet.document(PROMPT_TOKENS)
     fleet.compute("b", shared)
     old, asked, counters = fleet.record("a"), threading.Semaphore(0), fleet.counters("c")
+    killed = threading.Event()
     assert old is not None
 
-    def work(prompt: list[int]) -> None:
-        ask(fleet, prompt, busy=True)
+    def work(number: int) -> None:
+        if number >= len(prompts) // 2:  # on a fast machine, the killing would come after the last one
+            assert killed.wait(timeout=60)
+        ask(fleet, prompts[number], busy=True)
         asked.release()
 
-    def kill(_: list[int]) -> None:
+    def kill(_: int) -> None:
         for _ in range(3):
             assert asked.acquire(timeout=60)
         fleet.engines["a"].kill()
+        killed.set()
 
-    jobs = [(kill, prompts[0])] + [(work, prompt) for prompt in prompts]
+    jobs = [(kill, 0)] + [(work, number) for number in range(len(prompts))]
     run_concurrently(lambda job: job[0](job[1]), jobs, concurrency=3)
     ask(fleet, shared)  # of an owner that lives
 
