@@ -31,6 +31,10 @@ class Documents:
             ids += ids
         return ids[:count]
 
+    def text(self, count: int, *, seed: int) -> str:
+        """Return a document of about `count` tokens, as text."""
+        return str(self._tokenizer.decode(self.tokens(count, seed=seed)))
+
 
 @cache
 def _corpus() -> str:
