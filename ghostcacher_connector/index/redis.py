@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from time import perf_counter
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisClusterException, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
 from ghostcacher_connector import schema
-from ghostcacher_connector.errors import DigestMismatch, IndexUnavailable, ProtocolError
+from ghostcacher_connector.errors import DigestMismatch, ProtocolError
 from ghostcacher_connector.index.base import BlockIndex, Drop, Entry, WorkerRef
-from ghostcacher_connector.index.connect import Client, make_client, parse_redis_url
-from ghostcacher_connector.index.lua import Argument, script
+from ghostcacher_connector.index.calls import RedisCalls, milliseconds
+from ghostcacher_connector.index.connect import parse_redis_url
+from ghostcacher_connector.index.lua import Argument
 from ghostcacher_connector.types import BlockHash, PrefixHit, WorkerRecord
 
 log = logging.getLogger(__name__)
@@ -48,12 +44,9 @@ class RedisIndex(BlockIndex):
         on_unavailable: Callable[[], None] | None = None,
     ) -> None:
         self._target = parse_redis_url(url)
-        self._timeout_s = timeout_s
+        self._calls = RedisCalls(self._target, timeout_s=timeout_s, on_unavailable=on_unavailable)
         self._key = key
-        self._on_unavailable = on_unavailable
         self._lock = threading.Lock()
-        self._client: Client | None = None
-        self._closed = False
         self._superseded: set[bytes] = set()
         self.malformed_entries = self.unverified_records = 0
         cluster = self._target.kind == "cluster"
@@ -80,11 +73,11 @@ class RedisIndex(BlockIndex):
             self._superseded.add(record.incarnation)
             log.warning("worker %s: another process has joined under this name; peers see that one", record.worker)
         keys = self._block_keys(record.namespace, record.incarnation)
-        return tuple(_count(self._run("hold", [key], [_ms(lease_ttl_s)])) for key in keys)
+        return tuple(_count(self._calls.run("hold", [key], [milliseconds(lease_ttl_s)])) for key in keys)
 
     def leave(self, ref: WorkerRef) -> None:
         keys = [schema.worker_key(ref.namespace, ref.worker), schema.workers_key(ref.namespace)]
-        self._run("leave", keys, [ref.worker, schema.RECORD_MAGIC + ref.incarnation])
+        self._calls.run("leave", keys, [ref.worker, schema.RECORD_MAGIC + ref.incarnation])
         self._unlink_blocks(ref.namespace, ref.incarnation)
 
     def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
@@ -99,11 +92,11 @@ class RedisIndex(BlockIndex):
         for (partition, width), (dropped, entered) in pending.items():
             key = schema.blocks_key(ref.namespace, partition, ref.incarnation)
             changes = (b"".join(dropped), b"".join(entered))
-            self._run("apply", [key], [_ms(lease_ttl_s), width, schema.ENTRY_BYTES, *changes])
+            self._calls.run("apply", [key], [milliseconds(lease_ttl_s), width, schema.ENTRY_BYTES, *changes])
 
     def clear(self, ref: WorkerRef, partition: int) -> None:
         key = schema.blocks_key(ref.namespace, partition, ref.incarnation)
-        self._call(lambda client: client.unlink(key))
+        self._calls.call(lambda client: client.unlink(key))
 
     def lookup(
         self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
@@ -116,7 +109,7 @@ class RedisIndex(BlockIndex):
         partition = self.partition(blocks[0])
         keys = [schema.blocks_key(namespace, partition, ref.incarnation) for ref in candidates]
         width, chain = _chain(blocks)
-        reply = self._run("lookup", keys, [width, chain, locations_for, schema.ENTRY_BYTES, schema.TIER_MAX])
+        reply = self._calls.run("lookup", keys, [width, chain, locations_for, schema.ENTRY_BYTES, schema.TIER_MAX])
         malformed, *found = reply
         self._count_malformed(malformed)
         return self._hits(candidates, blocks, found)
@@ -124,19 +117,19 @@ class RedisIndex(BlockIndex):
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
         if namespace is not None:
             return self._workers_of(namespace)
-        names = self._run("namespaces", [schema.namespaces_key()], ["", DIRECTORY_TTL_S, NAMESPACES_MAX])
+        names = self._calls.run("namespaces", [schema.namespaces_key()], ["", DIRECTORY_TTL_S, NAMESPACES_MAX])
         records = [record for name in names for record in self._workers_of_named(name)]
         return sorted(records, key=lambda record: (record.worker, record.namespace))
 
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
-        flat: list[Argument] = [_ms(ttl_s)]
+        flat: list[Argument] = [milliseconds(ttl_s)]
         for field, value in fields.items():
             flat += (field, value)
-        self._run("report", [schema.report_key(ref.namespace, ref.worker, name)], flat)
+        self._calls.run("report", [schema.report_key(ref.namespace, ref.worker, name)], flat)
 
     def reports(self, namespace: str, worker: str, name: str) -> dict[str, bytes]:
         key = schema.report_key(namespace, worker, name)
-        found = self._run("reports", [key], [])
+        found = self._calls.run("reports", [key], [])
         try:
             return {field.decode(): value for field, value in zip(found[::2], found[1::2], strict=True)}
         except UnicodeDecodeError:
@@ -145,32 +138,29 @@ class RedisIndex(BlockIndex):
 
     def ping(self) -> float:
         began = perf_counter()
-        self._call(lambda client: client.ping())
+        self._calls.call(lambda client: client.ping())
         return perf_counter() - began
 
     def close(self) -> None:
-        with self._lock:
-            client, self._client, self._closed = self._client, None, True
-        if client is not None:
-            client.close()
+        self._calls.close()
 
     def _enter(self, record: WorkerRecord, lease_ttl_s: float, *, take_over: bool) -> bytes:
         """Enter a record, unless another incarnation holds the name and must not be replaced; return that other."""
         directory_ttl_s = max(DIRECTORY_TTL_S, 2 * lease_ttl_s)
-        _, other = self._run(
+        _, other = self._calls.run(
             "enter",
             [schema.worker_key(record.namespace, record.worker), schema.workers_key(record.namespace)],
             [
                 record.worker,
                 schema.pack_record(record, self._key),
-                _ms(lease_ttl_s),
+                milliseconds(lease_ttl_s),
                 schema.RECORD_MAGIC,
                 record.incarnation,
                 int(take_over),
-                _ms(directory_ttl_s),
+                milliseconds(directory_ttl_s),
             ],
         )
-        self._run("namespaces", [schema.namespaces_key()], [record.namespace, DIRECTORY_TTL_S, 0])
+        self._calls.run("namespaces", [schema.namespaces_key()], [record.namespace, DIRECTORY_TTL_S, 0])
         assert isinstance(other, bytes)
         return other
 
@@ -183,7 +173,7 @@ class RedisIndex(BlockIndex):
 
     def _workers_of(self, namespace: str) -> list[WorkerRecord]:
         prefix = schema.worker_key_prefix(namespace)
-        malformed, *found = self._run("workers", [schema.workers_key(namespace)], [prefix, WORKERS_MAX])
+        malformed, *found = self._calls.run("workers", [schema.workers_key(namespace)], [prefix, WORKERS_MAX])
         self._count_malformed(malformed)
         records = []
         for worker, packed in zip(found[::2], found[1::2], strict=True):
@@ -214,43 +204,13 @@ class RedisIndex(BlockIndex):
 
     def _unlink_blocks(self, namespace: str, incarnation: bytes) -> None:
         for key in self._block_keys(namespace, incarnation):
-            self._call(lambda client, key=key: client.unlink(key))  # type: ignore[misc]
+            self._calls.call(lambda client, key=key: client.unlink(key))  # type: ignore[misc]
 
     def _count_malformed(self, count: int, *, unverified: int = 0) -> None:
         if count:
             with self._lock:
                 self.malformed_entries += count
                 self.unverified_records += unverified
-
-    def _run(self, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        return self._call(lambda client: script(name)(client, keys, args))
-
-    def _call(self, command: Callable[[Client], Any]) -> Any:
-        with self._translated():
-            return command(self._connected())
-
-    def _connected(self) -> Client:
-        with self._lock:
-            if self._closed:
-                raise IndexUnavailable(f"Redis at {self._target.where}: this client is closed")
-            if self._client is None:
-                self._client = make_client(self._target, self._timeout_s)
-            return self._client
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Turn every exception of redis-py into IndexUnavailable. The only place that knows them."""
-        try:
-            yield
-        except (RedisError, RedisClusterException, OSError) as exc:
-            text = f"{type(exc).__name__}: {exc}"
-            unreachable = isinstance(exc, (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError))
-            if unreachable and self._on_unavailable is not None:
-                self._on_unavailable()
-            # A server that does not know AUTH repeats its arguments.
-            leaks = any(secret in text for secret in self._target.secrets)
-            message = f"Redis at {self._target.where}: {type(exc).__name__ if leaks else text}"
-            raise IndexUnavailable(message) from (None if leaks else exc)
 
 
 def _chain(blocks: Sequence[BlockHash]) -> tuple[int, bytes]:
@@ -266,7 +226,3 @@ def _chain(blocks: Sequence[BlockHash]) -> tuple[int, bytes]:
 def _count(reply: Any) -> int:
     assert isinstance(reply, int)
     return reply
-
-
-def _ms(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
