@@ -73,6 +73,7 @@ class LookupService:
         self._clock = clock
         self._lock = threading.Lock()
         self._asked = threading.Condition(self._lock)
+        self._answered = threading.Condition(self._lock)
         self._queue: deque[_Asked] = deque()
         self._answers: dict[str, LookupAnswer | Literal[Pending.PENDING]] = {}
         self._broken_until = clock()
@@ -99,9 +100,11 @@ class LookupService:
                 self._queue.append(_Asked(request_id, blocks, now))
                 self._asked.notify()
 
-    def poll(self, request_id: str) -> LookupAnswer | Literal[Pending.PENDING]:
-        """Return the answer, or PENDING. Never blocks. A request that was never asked for is a miss."""
+    def poll(self, request_id: str, *, wait_s: float = 0.0) -> LookupAnswer | Literal[Pending.PENDING]:
+        """Return the answer, or PENDING. Blocks for `wait_s` at most. A request that was never asked for is a miss."""
         with self._lock:
+            if wait_s > 0:
+                self._answered.wait_for(lambda: self._answers.get(request_id) is not PENDING, wait_s)
             return self._answers.get(request_id) or _unavailable("not asked for, or forgotten", 0.0)
 
     def forget(self, request_id: str) -> None:
@@ -133,6 +136,7 @@ class LookupService:
             with self._lock:
                 if asked.request_id in self._answers:
                     self._answers[asked.request_id] = answer
+                    self._answered.notify_all()
 
     def _next(self) -> _Asked | None:
         with self._lock:

@@ -134,3 +134,16 @@ def test_answers_nobody_forgets_are_bounded(new_bench: Callable[..., Bench]) -> 
         bench.service.start(f"r{number}", BLOCKS)
         bench.answer(f"r{number}")
     assert repr(bench.service) == f"LookupService(queued=0, answers={4 * ANSWERS_PER_QUEUE})"
+
+
+def test_poll_that_may_wait_returns_with_the_answer() -> None:
+    """A caller with nothing else to do gets the answer as soon as it is there, without asking again."""
+    index = MemoryIndex()
+    service = LookupService(index, list)
+    try:
+        service.start("r", [b"block-hash"])
+        answer = service.poll("r", wait_s=30.0)
+        assert answer is not PENDING
+        assert answer.reason is MissReason.NOT_INDEXED
+    finally:
+        service.stop()

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 GROUPS = [0]
 """The only KV cache group (support.py refuses others)."""
 
+ALONE_WAIT_S = 0.005
+"""How long an engine with nothing else to do waits for the index in one step. An empty step costs it milliseconds, and
+an engine of several ranks spins meanwhile: on a machine with few cores that starved the very thread that asks."""
+
 
 class Matcher:
     """Decides, request by request, what to pull from whom."""
@@ -70,11 +74,14 @@ class Matcher:
         tracked.deadline = self._clock() + self._settings.lookup_deadline_ms / 1e3
         self._lookups.start(request.request_id, blocks)
 
-    def match(self, tracked: Tracked, local_tokens: int) -> int | None:
-        """Return how many tokens beyond the local ones to pull, or None for "ask again"."""
+    def match(self, tracked: Tracked, local_tokens: int, *, alone: bool = False) -> int | None:
+        """Return how many tokens beyond the local ones to pull, or None for "ask again".
+
+        alone: the engine has no other request, so that nobody else waits when we do.
+        """
         first_block = local_tokens // self._block_tokens
         if tracked.phase is Phase.ASKED:
-            return self._answered(tracked, first_block)
+            return self._answered(tracked, first_block, ALONE_WAIT_S if alone else 0.0)
         if tracked.phase is Phase.PLANNED:
             # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
             if tracked.plan is not None and tracked.plan.first_block == first_block:
@@ -127,9 +134,9 @@ class Matcher:
         tokens: int = request.num_tokens
         return min(len(request.block_hashes), max(0, tokens - 1) // self._block_tokens)
 
-    def _answered(self, tracked: Tracked, first_block: int) -> int | None:
+    def _answered(self, tracked: Tracked, first_block: int, wait_s: float) -> int | None:
         """Decide as soon as the index has answered; give it up at the deadline."""
-        answer = self._lookups.poll(tracked.request.request_id)
+        answer = self._lookups.poll(tracked.request.request_id, wait_s=wait_s)
         if answer is PENDING:
             if self._clock() < tracked.deadline:
                 return None

@@ -163,7 +163,9 @@ class SchedulerSide:
         # What is here already was published by the request that computed it. Set anew each time: after a
         # preemption the rest is computed again, into other slots.
         tracked.published = local_tokens // self._block_tokens
-        count = self._matcher.match(tracked, local_tokens) if self._matcher is not None else 0
+        if self._matcher is None:
+            return 0, False
+        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1)
         return count, bool(count)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
