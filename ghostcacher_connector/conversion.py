@@ -37,7 +37,7 @@ def checked(key: str, value: object, annotation: Any, *, secret: bool = False) -
 def from_text(key: str, text: str, annotation: Any, *, secret: bool = False) -> Any:
     """Return what a text, as environment variables have it, means for a type; raise ConfigError.
 
-    bool: 1, 0, true or false, in any case. A tuple: separated by commas. A type with None: None when empty.
+    bool: 1, 0, true or false, in any case. A tuple: separated by commas. An empty text: no items, or None.
     """
     kinds = _kinds(annotation)
     stripped = text.strip()
@@ -53,7 +53,7 @@ def from_text(key: str, text: str, annotation: Any, *, secret: bool = False) -> 
         elif isinstance(kind, inspect.FloatType):
             value = float(stripped)
         elif isinstance(kind, inspect.VarTupleType):
-            value = tuple(item.strip() for item in stripped.split(","))
+            value = tuple(item.strip() for item in stripped.split(",")) if stripped else ()
     except (KeyError, ValueError):
         raise _refused(key, annotation, text, secret) from None
     return checked(key, value, annotation, secret=secret)

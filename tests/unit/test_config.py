@@ -11,15 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_connector.config import (
-    Settings,
-    load_settings,
-    parse_listen,
-    redact_url,
-    variable_of,
-)
+from ghostcacher_connector.config import Settings, load_settings, variable_of
 from ghostcacher_connector.conversion import checked, expectation, is_number, limits
 from ghostcacher_connector.errors import ConfigError
+from ghostcacher_connector.settings import parse_listen, redact_url
 
 TOKEN = "correct horse battery staple"
 FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
@@ -117,6 +112,12 @@ def test_losing_value_also_checked() -> None:
 def test_other_variables_ignored() -> None:
     """Variables without our prefix are none of our business."""
     assert load_settings({}, {"PATH": "/bin", "GCC_COLORS": "x", "MY_GC_URL": "y"}) == Settings()
+
+
+def test_router_variables_ignored() -> None:
+    """The router's variables may stand beside a worker's; they are no settings of the worker."""
+    assert load_settings({}, {"GC_ROUTER_LISTEN": "[::1]:1", "GC_ROUTER_NO_SUCH": "x"}) == Settings()
+    assert "GC_ROUTERS" in refusal({}, {"GC_ROUTERS": "x"})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -263,4 +264,4 @@ def test_number_without_range_still_finite(value: float) -> None:
 
 def test_ipv6_listen_address_parsed() -> None:
     """An IPv6 address stands in brackets; port 0 stands for any."""
-    assert parse_listen("[::1]:0") == ("::1", 0)
+    assert parse_listen("[::1]:0", "listen") == ("::1", 0)

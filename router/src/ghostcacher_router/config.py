@@ -1,0 +1,193 @@
+"""All settings of a router: their names, types, units, ranges and defaults, and the one way to load them.
+
+A setting comes from, first found wins:
+1. the command line (cli.py), where an underscore is a dash: ``--retries-max 1``; secrets have no option;
+2. the file given by ``--config``: TOML, or JSON when its name ends in .json; one flat table;
+3. the environment, under ``GC_ROUTER_`` and its name in capitals (``GC_ROUTER_LISTEN``); where Redis is and its key are
+   shared with the workers: ``GC_REDIS_URL`` and ``GC_INDEX_KEY``;
+4. its default.
+
+Every name and value is checked, also the ones that lose. Secrets (`admin_token`, `index_key`, the password in
+`redis_url`) never appear in `repr`, in messages or in `redacted`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from ghostcacher_connector.config import ENVIRONMENT_PREFIX, ROUTER_PREFIX
+from ghostcacher_connector.errors import ConfigError
+from ghostcacher_connector.settings import (
+    CheckedSettings,
+    Milliseconds,
+    Seconds,
+    Secret,
+    Text,
+    check_http_url,
+    check_redis_url,
+    from_environment,
+    from_mapping,
+    parse_listen,
+    types_of,
+)
+
+KIB = 1 << 10
+MIB = 1 << 20
+FILE_BYTES_MAX = MIB
+SHARED_WITH_WORKERS = ("redis_url", "index_key")
+
+
+class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every setting of a router. Any way to construct it checks it; raises ConfigError naming the setting."""
+
+    masked = frozenset({"admin_token", "index_key"})
+    urls = frozenset({"redis_url", "workers"})
+
+    listen: Annotated[Text, Meta(description="host:port for clients; port 0: any free one")] = "127.0.0.1:8000"
+    redis: Annotated[bool, Meta(description="use Redis; false: only the workers given here, routed from memory")] = True
+    redis_url: Annotated[
+        Text | None, Meta(description="Redis or Valkey of the index; none: the embedded one of this user")
+    ] = None
+    index_key: Annotated[
+        Secret | None,
+        Meta(description="shared secret that vouches for what is in Redis, 16 characters or more; the same everywhere"),
+    ] = None
+    redis_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=30, description="bound of every wait for Redis, in s")] = 0.25
+    workers: Annotated[
+        tuple[Text, ...],
+        Meta(max_length=4096, description="base URLs of workers, beside those that are found through Redis"),
+    ] = ()
+    admin_token: Annotated[
+        Secret | None,
+        Meta(description="bearer token of /gc/*, 16 characters or more; none: /gc/* is for this machine only"),
+    ] = None
+    body_bytes_max: Annotated[
+        int, Meta(ge=KIB, le=1024 * MIB, description="largest body of a request; larger ones get 413, in bytes")
+    ] = 64 * MIB
+    buffered_bytes_max: Annotated[
+        int, Meta(ge=KIB, le=1024 * 1024 * MIB, description="of all bodies held at a time; then clients wait, in bytes")
+    ] = 1024 * MIB
+    head_bytes_max: Annotated[
+        int, Meta(ge=KIB, le=MIB, description="largest head of a request; larger ones get 431, in bytes")
+    ] = 64 * KIB
+    connections_max: Annotated[int, Meta(ge=1, le=1_000_000, description="clients at a time, a count")] = 4096
+    client_header_timeout_s: Annotated[
+        Seconds, Meta(ge=0.1, le=3600, description="time that a client has to send a request's head, in s")
+    ] = 10.0
+    client_body_timeout_s: Annotated[
+        Seconds, Meta(ge=0.1, le=3600, description="time that a client may be silent within a body, in s")
+    ] = 60.0
+    keep_alive_timeout_s: Annotated[
+        Seconds, Meta(ge=0.1, le=3600, description="time that a client's connection stays open unused, in s")
+    ] = 75.0
+    connect_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=60, description="bound of connecting to a worker, in s")] = (
+        2.0
+    )
+    upstream_idle_s: Annotated[
+        Seconds, Meta(ge=0.1, le=3600, description="time that a worker's connection is kept unused, in s")
+    ] = 4.0
+    retries_max: Annotated[
+        int, Meta(ge=0, le=16, description="other workers tried when one refuses a request, a count")
+    ] = 2
+    drain_timeout_s: Annotated[
+        Seconds, Meta(ge=0, le=3600, description="time that requests have to end when the router stops, in s")
+    ] = 30.0
+    health_interval_s: Annotated[
+        Seconds, Meta(ge=0.05, le=600, description="between two looks at the fleet and probes of a worker, in s")
+    ] = 1.0
+    load_interval_ms: Annotated[
+        Milliseconds, Meta(ge=10, le=10_000, description="between two readings of the workers' load, in ms")
+    ] = 100.0
+    session_ttl_s: Annotated[
+        Seconds, Meta(ge=1, le=7 * 86_400, description="time after which an unused session is forgotten, in s")
+    ] = 3600.0
+    affinity_tolerance: Annotated[
+        float,
+        Meta(ge=0, le=10, description="how much worse, as a part of the best forecast, a session's worker may be"),
+    ] = 0.25
+    ghost_lock: Annotated[bool, Meta(description="compute a cold prefix once in the fleet, others wait or follow")] = (
+        True
+    )
+    ghost_lock_tokens_min: Annotated[
+        int, Meta(ge=1, le=10_000_000, description="shortest cold prefix worth a lock, in tokens")
+    ] = 1024
+    text_map_entries_max: Annotated[
+        int, Meta(ge=1000, le=100_000_000, description="boundaries of prompts held in memory, a count")
+    ] = 1_000_000
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least severe messages that are logged")
+    ] = "info"
+    access_log: Annotated[bool, Meta(description="log one line for each request")] = False
+
+    def check_together(self) -> None:
+        """Check what one type cannot say; raise ConfigError."""
+        parse_listen(self.listen, "listen")
+        check_redis_url(self.redis_url)
+        for url in self.workers:
+            check_http_url("workers", url)
+        if not self.redis and not self.workers:
+            raise ConfigError(
+                "workers: expected at least one URL, since redis is off and none would be found; got none"
+            )
+        if self.buffered_bytes_max < self.body_bytes_max:
+            raise ConfigError(
+                f"buffered_bytes_max: expected at least body_bytes_max={self.body_bytes_max}, "
+                f"got {self.buffered_bytes_max}"
+            )
+
+
+def load_router_settings(
+    options: Mapping[str, object], file: Path | None, environ: Mapping[str, str]
+) -> RouterSettings:
+    """Return the settings of this router: `options` over `file` over `environ` over defaults.
+
+    Raises ConfigError naming the key, what was expected and what came; of a file, the file as well.
+    """
+    variables = {variable_of(key): key for key in types_of(RouterSettings)}
+    for key in SHARED_WITH_WORKERS:
+        if (name := ROUTER_PREFIX + key.upper()) in environ:
+            raise ConfigError(f"unknown environment variable {name}: workers share it, did you mean {variable_of(key)}?")
+    ours = [name for name in environ if name.startswith(ROUTER_PREFIX) or name in variables]
+    found = from_environment(RouterSettings, environ, ours, variables)
+    if file is not None:
+        values = read_file(file)
+        try:
+            found |= from_mapping(RouterSettings, values)
+        except ConfigError as exc:
+            raise ConfigError(f"{file}: {exc}") from None
+    return RouterSettings(**(found | from_mapping(RouterSettings, options)))
+
+
+def variable_of(key: str) -> str:
+    """Return the environment variable of a setting."""
+    return (ENVIRONMENT_PREFIX if key in SHARED_WITH_WORKERS else ROUTER_PREFIX) + key.upper()
+
+
+def read_file(path: Path) -> dict[str, object]:
+    """Return the table in a TOML or JSON file. Raises ConfigError, which quotes nothing that the file holds."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(FILE_BYTES_MAX + 1)
+    except OSError as exc:
+        raise ConfigError(f"--config: {path} cannot be read: {exc.strerror}") from None
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigError(f"--config: {path}: expected at most {FILE_BYTES_MAX} bytes, got more")
+    form = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        table = json.loads(data) if form == "JSON" else tomllib.loads(data.decode())
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"--config: {path}: expected {form}: {_safely(exc)}") from None
+    if not isinstance(table, dict):
+        raise ConfigError(f"--config: {path}: expected one object of settings, got {type(table).__name__}")
+    return table
+
+
+def _safely(exc: Exception) -> str:
+    """Say where a file is wrong. tomllib quotes at most one character; anything else could be a secret."""
+    return str(exc) if isinstance(exc, tomllib.TOMLDecodeError | json.JSONDecodeError) else type(exc).__name__
