@@ -152,7 +152,9 @@ def load_router_settings(
     variables = {variable_of(key): key for key in types_of(RouterSettings)}
     for key in SHARED_WITH_WORKERS:
         if (name := ROUTER_PREFIX + key.upper()) in environ:
-            raise ConfigError(f"unknown environment variable {name}: workers share it, did you mean {variable_of(key)}?")
+            raise ConfigError(
+                f"unknown environment variable {name}: workers share it, did you mean {variable_of(key)}?"
+            )
     ours = [name for name in environ if name.startswith(ROUTER_PREFIX) or name in variables]
     found = from_environment(RouterSettings, environ, ours, variables)
     if file is not None:
