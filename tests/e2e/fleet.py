@@ -24,6 +24,7 @@ from benchmarks.harness import (
     stop_all,
 )
 from ghostcacher_connector import schema
+from ghostcacher_connector.index.connect import make_client, parse_redis_url
 from ghostcacher_connector.index.redis import RedisIndex
 from ghostcacher_connector.types import WorkerRecord
 
@@ -64,6 +65,7 @@ class Fleet:
         self.redis = redis
         self.engines = {engine.options.name: engine for engine in engines}
         self.index = RedisIndex(redis.url, timeout_s=2.0)
+        self._raw = make_client(parse_redis_url(redis.url), 2.0)
         self._documents = documents
 
     def client(self, name: str) -> Client:
@@ -91,7 +93,7 @@ class Fleet:
 
     def raw(self, command: Callable[[Any], Any]) -> Any:
         """Run a command of redis-py past all our code."""
-        return command(self.index._connected())
+        return command(self._raw)
 
     def compute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:
         """Complete a prompt that is new to the fleet, and return once the index holds its full blocks."""
