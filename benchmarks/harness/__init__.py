@@ -17,9 +17,9 @@ from benchmarks.harness.documents import Documents
 from benchmarks.harness.engine import Engine, EngineStartError, start_many, stop_all, wait_all_ready
 from benchmarks.harness.launch import EngineOptions
 from benchmarks.harness.model import ensure_model
-from benchmarks.harness.ports import NotEnoughMemory, core_shares, free_port
-from benchmarks.harness.process import GuardedProcess
 from benchmarks.harness.redis_server import RedisServer
+from ghostcacher_router.up.machine import NotEnoughMemory, core_shares, free_port
+from ghostcacher_router.up.process import GuardedProcess
 
 __all__ = [
     "Client",

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -17,30 +14,15 @@ from typing import Self
 
 from benchmarks.harness.client import Client
 from benchmarks.harness.launch import EngineOptions, command_line, environment, memory_needed_gib, placed
-from benchmarks.harness.ports import free_port, require_memory
-from benchmarks.harness.process import GuardedProcess
+from ghostcacher_router.up.diagnosis import answers, explain
+from ghostcacher_router.up.machine import free_port, require_memory
+from ghostcacher_router.up.process import GuardedProcess
 
 POLL_S = 0.25
 PORT_ATTEMPTS = 3
 Progress = Callable[[str], None]
 
-_HINTS = (
-    (
-        r"address already in use",
-        "another process took the port each time: run it again, or look for a program that opens very many ports",
-    ),
-    (r"(?i)out of memory|cannot allocate memory|bad_alloc", "memory is short: use a smaller model or KV cache"),
-    (r"No module named '?vllm", "vLLM is not installed in this environment: pip install 'ghostcacher[vllm]'"),
-    (r"No available memory for the cache blocks", "the KV cache does not fit: give it more memory or fewer blocks"),
-    (
-        r"larger than the available KV cache memory",
-        "the KV cache must hold max_model_len tokens: lower that, or raise it",
-    ),
-)
-
-_CAUSE = re.compile(
-    r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^]]*\] )?(?P<error>(?:\w+\.)*\w*(?:Error|Engine): .+)$", re.MULTILINE
-)
+ADVICE = "a smaller model (--size tiny), fewer tokens (--tokens), or a smaller KV cache (--kv-gib)"
 
 
 class EngineStartError(RuntimeError):
@@ -53,7 +35,7 @@ class Engine(AbstractContextManager["Engine"]):
     def __init__(self, options: EngineOptions) -> None:
         """Launch the server and return at once. Raises NotEnoughMemory."""
         self.options = options
-        require_memory(memory_needed_gib(options), f"engine {options.name}")
+        require_memory(memory_needed_gib(options), f"engine {options.name}", ADVICE)
         self._log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="ghostcacher-logs-"))
         self._attempts = 0
         self._started = time.monotonic()
@@ -97,7 +79,7 @@ class Engine(AbstractContextManager["Engine"]):
             if "address already in use" not in self.process.log_tail(400) or self._attempts >= PORT_ATTEMPTS:
                 raise EngineStartError(self._failure(f"ended with status {self.process.poll()} before it was ready"))
             self._launch()
-        elif _answers(f"{self.url}/health"):
+        elif answers(f"{self.url}/health"):
             self.ready_s = time.monotonic() - self._started
             return True
         if time.monotonic() - self._started > self.options.ready_timeout_s:
@@ -135,13 +117,7 @@ class Engine(AbstractContextManager["Engine"]):
         self._launch()
 
     def _failure(self, what: str) -> str:
-        """Return a message that begins with the reason: in the log it stands far above the last traceback."""
-        log = self.process.log_tail(400)
-        causes = list(dict.fromkeys(found["error"] for found in _CAUSE.finditer(log)))[:3]
-        hints = [f"Likely: {hint}" for pattern, hint in _HINTS if re.search(pattern, log)]
-        tail = self.process.log_tail(10 if causes else 30)
-        parts = [f"engine {self.options.name} {what}.", *causes, *hints, f"End of {self.log}:", tail]
-        return "\n".join(parts)
+        return explain(f"engine {self.options.name} {what}.", self.process.log_tail(400), self.log)
 
 
 def start_many(options: Sequence[EngineOptions], progress: Progress | None = None) -> list[Engine]:
@@ -149,7 +125,7 @@ def start_many(options: Sequence[EngineOptions], progress: Progress | None = Non
 
     On failure none is left running. Fewer GPUs than engines: they share, each with its part of the memory.
     """
-    require_memory(sum(map(memory_needed_gib, options)), f"{len(options)} engines together")
+    require_memory(sum(map(memory_needed_gib, options)), f"{len(options)} engines together", ADVICE)
     with ExitStack() as undo:
         engines = [undo.enter_context(Engine(option)) for option in placed(options)]
         wait_all_ready(engines, progress)
@@ -182,11 +158,3 @@ def wait_all_ready(engines: Sequence[Engine], progress: Progress | None = None) 
     except BaseException:
         stop_all(engines)
         raise
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:  # noqa: S310
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from benchmarks.harness.ports import free_port
-from benchmarks.harness.process import GuardedProcess
 from ghostcacher_connector.index.embedded import find_server
+from ghostcacher_router.up.machine import free_port
+from ghostcacher_router.up.process import GuardedProcess
 
 START_TIMEOUT_S = 10.0
 POLL_S = 0.02

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.harness.client import Client
-from benchmarks.harness.ports import free_port
-from benchmarks.harness.process import GuardedProcess
+from ghostcacher_router.up.machine import free_port
+from ghostcacher_router.up.process import GuardedProcess
 
 START_TIMEOUT_S = 30.0
 POLL_S = 0.05

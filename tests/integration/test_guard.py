@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.process import GuardedProcess
+from ghostcacher_router.up.process import GuardedProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 20.0
@@ -29,7 +29,7 @@ time.sleep(600)
 OWNER = """
 import sys, time
 from pathlib import Path
-from benchmarks.harness.process import GuardedProcess
+from ghostcacher_router.up.process import GuardedProcess
 process = GuardedProcess([sys.executable, "-c", sys.argv[1]], log=Path(sys.argv[2]), grace_s=1.0)
 time.sleep(600)
 """

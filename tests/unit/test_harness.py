@@ -11,9 +11,9 @@ import pytest
 from benchmarks.harness.client import Completion, compare, parse_metrics
 from benchmarks.harness.launch import EngineOptions, command_line, environment, transfer_config
 from benchmarks.harness.model import recipe
-from benchmarks.harness.ports import NotEnoughMemory, require_memory
 from benchmarks.harness.report import milliseconds, table
 from benchmarks.harness.scenario import pull_numbers
+from ghostcacher_router.up.machine import NotEnoughMemory, require_memory
 
 PAGE = """\
 # TYPE gc_pulled_bytes_total counter
@@ -111,7 +111,7 @@ def test_environment_local_model_is_offline(tmp_path: Path) -> None:
 def test_require_memory_too_much_says_what_to_do() -> None:
     """A machine that is too small is told which option makes the need smaller."""
     with pytest.raises(NotEnoughMemory, match="--size tiny"):
-        require_memory(1e9, "an engine")
+        require_memory(1e9, "an engine", "use --size tiny")
 
 
 def test_table_aligns_columns() -> None:

@@ -87,7 +87,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # the pipe decides, so that a parent can end things in its own order
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    command = subprocess.Popen(
+    command = subprocess.Popen(  # noqa: S603
         argv,
         stdin=subprocess.DEVNULL,
         stdout=2,

@@ -1,14 +1,35 @@
-"""Free ports and memory: what a server needs before it is worth starting."""
+"""What servers need of this machine, looked at before they are started: ports, memory, cores, GPUs."""
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
+
+GPU_PROBE_TIMEOUT_S = 120.0
+"""Importing torch takes seconds, and a minute from a cold disk."""
 
 
 class NotEnoughMemory(RuntimeError):
     """The machine has less memory available than was asked for; the message says what to do."""
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Say whether a server could listen there now. Raises OSError for a host that is not this machine's."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                return False
+            raise
+    return True
 
 
 def free_port() -> int:
@@ -32,13 +53,13 @@ def available_gib() -> float | None:
     return machine if container is None else min(machine, container)
 
 
-def require_memory(gib: float, what: str) -> None:
-    """Raise NotEnoughMemory unless this much is available."""
+def require_memory(gib: float, what: str, advice: str) -> None:
+    """Raise NotEnoughMemory unless this much is available. advice: how to ask for less."""
     available = available_gib()
     if available is not None and available < gib:
         raise NotEnoughMemory(
             f"memory: {what} needs about {gib:.1f} GiB, {available:.1f} GiB are available. Close other programs, or "
-            "ask for less: a smaller model (--size tiny), fewer tokens (--tokens), or a smaller KV cache (--kv-gib)"
+            f"ask for less: {advice}"
         )
 
 
@@ -48,6 +69,25 @@ def core_shares(count: int) -> list[str]:
     each = max(1, len(cores) // count)
     starts = [(index * each) % len(cores) for index in range(count)]
     return [",".join(map(str, cores[start : start + each])) for start in starts]
+
+
+@functools.cache
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs that engines may use, as CUDA_VISIBLE_DEVICES names them. Asks torch, in another process."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return tuple(name.strip() for name in listed.split(",") if name.strip())
+    try:
+        counted = subprocess.run(
+            [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"],
+            capture_output=True,
+            text=True,
+            timeout=GPU_PROBE_TIMEOUT_S,
+            check=True,
+        )
+        return tuple(map(str, range(int(counted.stdout.split()[-1]))))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return ()
 
 
 def _cgroup_left_gib() -> float | None:

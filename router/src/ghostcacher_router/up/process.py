@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.harness.guard import descendants, signal_group
+from ghostcacher_router.up.guard import descendants, signal_group
 
 GUARD = Path(__file__).with_name("guard.py")
 
@@ -25,7 +25,7 @@ class GuardedProcess:
         self._grace_s = grace_s
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            self._guard = subprocess.Popen(
+            self._guard = subprocess.Popen(  # noqa: S603
                 [sys.executable, "-I", str(GUARD), str(grace_s), *argv],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -1,0 +1,50 @@
+"""Whether a server answers, how far its start is, and why it failed: read from outside, and from its log."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+CAUSES_MAX = 3
+TAIL_LINES = 30
+TAIL_LINES_WITH_CAUSE = 10
+
+_HINTS = (
+    (
+        r"address already in use",
+        "another process took the port each time: run it again, or look for a program that opens very many ports",
+    ),
+    (r"(?i)out of memory|cannot allocate memory|bad_alloc", "memory is short: use a smaller model or KV cache"),
+    (r"No module named '?vllm", "vLLM is not installed in this environment: pip install 'ghostcacher[vllm]'"),
+    (r"No available memory for the cache blocks", "the KV cache does not fit: give it more memory or fewer blocks"),
+    (
+        r"larger than the available KV cache memory",
+        "the KV cache must hold max_model_len tokens: lower that, or raise it",
+    ),
+)
+
+_CAUSE = re.compile(
+    r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^]]*\] )?(?P<error>(?:\w+\.)*\w*(?:Error|Engine): .+)$", re.MULTILINE
+)
+
+
+def answers(url: str, *, timeout_s: float = 2.0) -> bool:
+    """Say whether a server answers 200 there, within `timeout_s`."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout_s) as reply:  # noqa: S310
+            return bool(reply.status == 200)  # noqa: PLR2004
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def explain(what: str, log: str, path: Path) -> str:
+    """Return a message that begins with the reason: in an engine's log it stands far above the last traceback.
+
+    what: the first line. log: the end of the log at `path`, some hundred lines.
+    """
+    causes = list(dict.fromkeys(found["error"] for found in _CAUSE.finditer(log)))[:CAUSES_MAX]
+    hints = [f"Likely: {hint}" for pattern, hint in _HINTS if re.search(pattern, log)]
+    tail = log.splitlines()[-(TAIL_LINES_WITH_CAUSE if causes else TAIL_LINES) :]
+    return "\n".join([what, *causes, *hints, f"End of {path}:", *tail])
