@@ -1,8 +1,10 @@
-"""Two vLLM engines that share one KV cache: the second takes the first one's work instead of repeating it.
+"""Two vLLM engines behind the router share one KV cache: each takes the other's work instead of repeating it.
 
     python -m benchmarks.demo [--model DIR_OR_HF_ID] [--size small] [--tokens 4096] [--engine-args "..."]
 
-Starts its own Redis and two engines, and ends them all, however it ends. Needs no download and no GPU.
+First one long document, engine by engine: what a pull saves, and that the answer is the same. Then a mixed load of
+questions on several documents, spread by the router and, for comparison, round robin over engines that do not share.
+Starts its own Redis, router and engines, and ends them all, however it ends. Needs no download and no GPU.
 """
 
 from __future__ import annotations
@@ -27,12 +29,17 @@ from benchmarks.harness import (
 )
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, mebibytes, milliseconds, rate, table
+from benchmarks.harness.router import RouterProcess
 from benchmarks.harness.scenario import Sharing, block_tokens, ratio, share, wait_until_joined, warm_up
+from benchmarks.harness.workload import Result, make_load, round_robin, run_load, through
 
 ANSWER_TOKENS = 16
 TEMPLATE_TOKENS = 64
 """Room for the answer and more, above the prompt."""
 DOCUMENT_SEED = 7
+LOAD_CONCURRENCY = 3
+LOAD_DOCUMENTS = 6
+LOAD_REQUESTS = 36
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,6 +49,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder or Hugging Face id; default: a random model, made here")
     parser.add_argument("--size", choices=["tiny", "small"], default="small", help="of the random model")
     parser.add_argument("--tokens", type=int, default=4096, help="length of the document")
+    parser.add_argument("--load-tokens", type=int, default=1024, help="length of the mixed load's documents")
+    parser.add_argument("--requests", type=int, default=LOAD_REQUESTS, help="of the mixed load, under each policy")
     parser.add_argument(
         "--pull",
         choices=["always", "auto"],
@@ -53,8 +62,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--engine-args", default="", help='more arguments for both engines, as one text: "--a 1 --b 2"')
     parser.add_argument("--logs", type=Path, help="where the engines' logs go; default: kept only after a failure")
     chosen = parser.parse_args(argv)
-    if not 256 <= chosen.tokens <= 30_000:
-        parser.error(f"--tokens: expected 256 to 30000, got {chosen.tokens}")
+    for name in ("tokens", "load_tokens"):
+        if not 256 <= (count := getattr(chosen, name)) <= 30_000:
+            parser.error(f"--{name.replace('_', '-')}: expected 256 to 30000, got {count}")
+    if chosen.requests < LOAD_DOCUMENTS:
+        parser.error(f"--requests: expected {LOAD_DOCUMENTS} or more, got {chosen.requests}")
     return chosen
 
 
@@ -70,7 +82,7 @@ def engine_options(chosen: argparse.Namespace, model: str, redis_url: str, logs:
                 "lookup_deadline_ms": 1000.0,
                 "pull": chosen.pull,
             },
-            max_model_len=max(2048, chosen.tokens + TEMPLATE_TOKENS),
+            max_model_len=max(2048, chosen.tokens + TEMPLATE_TOKENS, 2 * chosen.load_tokens),
             kv_gib=chosen.kv_gib,
             block_size=chosen.block_size,
             extra_args=tuple(shlex.split(chosen.engine_args)),
@@ -93,10 +105,76 @@ def run(chosen: argparse.Namespace, logs: Path) -> bool:
         try:
             times = ", ".join(f"{engine.options.name} after {engine.ready_s:.0f} s" for engine in engines)
             progress.done(f"engines ready: {times}")
-            return show(engines, documents, chosen.tokens, progress)
+            right = show(engines, documents, chosen.tokens, progress)
+            print()
+            return compare_policies(engines, documents, chosen, redis.url, logs, progress) and right
         finally:
             progress.done("ending engines and Redis")
             stop_all(engines)
+
+
+def compare_policies(
+    engines: Sequence[Engine],
+    documents: Documents,
+    chosen: argparse.Namespace,
+    redis_url: str,
+    logs: Path,
+    progress: ProgressLine,
+) -> bool:
+    """Run the mixed load round robin and through the router, print both; return whether the router computed less."""
+    with RouterProcess(redis_url=redis_url, log_dir=logs) as router:
+        router.wait_workers(len(engines))
+        progress.done(f"router: {router.url}, {len(engines)} workers")
+        results: list[Result] = []
+        for seed, policy in enumerate((round_robin([e.client for e in engines]), through(router.client)), start=1):
+            for engine in engines:
+                engine.client.reset_prefix_cache()
+            load = make_load(
+                documents,
+                documents=LOAD_DOCUMENTS,
+                document_tokens=chosen.load_tokens,
+                requests=chosen.requests,
+                seed=seed,
+            )
+            alone = len(results) == 0
+            results.append(
+                run_load(
+                    policy,
+                    load,
+                    concurrency=LOAD_CONCURRENCY,
+                    max_tokens=ANSWER_TOKENS,
+                    pull=not alone,
+                    progress=progress,
+                )
+            )
+    progress.done("done")
+    print()
+    print(load_table(results, chosen))
+    apart, shared = results
+    less = shared.computed < apart.computed
+    share_of = f"{shared.computed / apart.computed:.0%}"
+    print(
+        f"\n{'LESS' if less else 'NOT LESS'}: GhostCacher computed {share_of} of the tokens that round robin computed"
+    )
+    return less
+
+
+def load_table(results: Sequence[Result], chosen: argparse.Namespace) -> str:
+    apart, _ = results
+    title = f"{chosen.requests} questions on {LOAD_DOCUMENTS} documents of {chosen.load_tokens:,} tokens"
+    rows = [
+        [
+            name,
+            f"{result.hit_ratio:.0%}",
+            f"{result.computed:,}",
+            milliseconds(result.p50_s),
+            milliseconds(result.p90_s),
+            f"{result.seconds:.1f} s",
+            ratio(apart.seconds, result.seconds),
+        ]
+        for name, result in zip(("round robin, not sharing", "GhostCacher"), results, strict=True)
+    ]
+    return table([title, "hit ratio", "tokens computed", "TTFT p50", "p90", "all done in", "faster"], rows)
 
 
 def show(engines: Sequence[Engine], documents: Documents, tokens: int, progress: ProgressLine) -> bool:
