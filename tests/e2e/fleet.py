@@ -75,6 +75,10 @@ class Fleet:
         """Return a prompt of exactly this many tokens that nobody has seen."""
         return self._documents.tokens(tokens, seed=next(_seeds))
 
+    def text(self, tokens: int) -> str:
+        """Return a text of about this many tokens that nobody has seen."""
+        return self._documents.text(tokens, seed=next(_seeds))
+
     def record(self, name: str) -> WorkerRecord | None:
         """Return the live record of a worker, as peers see it."""
         return next((record for record in self.index.workers() if record.worker == name), None)
