@@ -1,0 +1,54 @@
+"""Our router as it is meant to run: a Redis, a twin of the connectors in it, and a router that knows no URL."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.harness import GuardedProcess, RedisServer, ServerError, free_port
+from benchmarks.proxy.proxies import our_router
+from benchmarks.proxy.running import GRACE_S, Cores, Server, ask, pinned, start_server, wait_for
+
+JOIN_TIMEOUT_S = 20.0
+POLL_S = 0.05
+
+
+def start_ours(
+    stack: ExitStack, workers: Sequence[int], report: Path, cores: Cores, folder: Path, *, indexed: bool
+) -> Server:
+    """Return our router, with all workers in its fleet. indexed: through Redis, else it is given their URLs."""
+    port = free_port()
+    redis_url = start_twin(stack, workers, report, cores, folder) if indexed else None
+    peer = our_router(port, workers, redis_url)
+    assert peer.command is not None
+    server = start_server(stack, peer.name, peer.command, port, cores.proxy, folder)
+    wait_workers(server, len(workers))
+    return server
+
+
+def start_twin(stack: ExitStack, workers: Sequence[int], report: Path, cores: Cores, folder: Path) -> str:
+    """Start a Redis and the twin of the connectors; return the Redis's address."""
+    redis = stack.enter_context(RedisServer())  # on the core of this process: not the proxy's
+    command = [sys.executable, "-m", "benchmarks.proxy.twin", redis.url, str(report), *map(str, workers)]
+    twin = GuardedProcess(pinned(cores.others, command), log=folder / "twin.log", grace_s=GRACE_S)
+    stack.callback(twin.stop)
+    wait_for("benchmarks.proxy.twin", twin, lambda: "ready" in twin.log_tail())
+    return redis.url
+
+
+def wait_workers(server: Server, count: int) -> None:
+    """Return when the router sends requests to so many workers. Raises ServerError after 20 s."""
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    ready = 0
+    while time.monotonic() < deadline:
+        _, answer = ask(server.port, "GET", "/gc/pods")
+        ready = answer.count(b'"ready"')
+        if ready >= count:
+            return
+        time.sleep(POLL_S)
+    shown = json.dumps(answer.decode(errors="replace"))[:500]
+    raise ServerError(f"{server.name}: expected {count} workers that are ready, got {ready}: {shown}")
