@@ -19,6 +19,9 @@ OTHER = "other"
 Label = str | int
 """A label's value. Numbers (HTTP statuses) are made into text on the page, not when they are counted."""
 
+Source = Callable[[], Mapping[str, float]]
+"""Numbers by a label's value; by "" where there is no label."""
+
 
 class Counter:
     """A sum for each combination of labels.
@@ -125,9 +128,9 @@ class Histogram:
 
 
 class Gauge:
-    """Numbers that are asked for when the page is scraped. source: label value -> number; "" without a label."""
+    """Numbers that are asked for when the page is scraped."""
 
-    def __init__(self, name: str, text: str, label: str | None, source: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, name: str, text: str, label: str | None, source: Source) -> None:
         self.name, self.text, self.label, self.source = name, text, label, source
 
     def __repr__(self) -> str:

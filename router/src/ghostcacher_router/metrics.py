@@ -10,7 +10,7 @@ For whoever records (all on `RouterMetrics`):
     picked(worker, reason)                    a placement was made
     observed(prompt, hit, saved_ms)           a placement's prompt tokens, those of them forecast cached, TTFT saved
     first_token(observed_ms, forecast_ms)     the first byte of an answer has come
-    fallbacks.inc(why) retries.inc(why) ghost_locks.inc(result) malformed.inc(source) lookup_s.observe(s) ...
+    fallbacks.inc(why) retries.inc(why) ghost_locks.inc(result) lookup_s.observe(s) ...
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from ghostcacher_router.instruments import OTHER, Counter, Gauge, Histogram, Page
+from ghostcacher_router.instruments import OTHER, Counter, Gauge, Histogram, Page, Source
 from ghostcacher_router.types import Reason, WorkerState
 
 PAGE_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -152,9 +152,6 @@ class RouterMetrics:
         self.probes = self._put(
             Counter("gc_router_probes_total", "Health probes, by result.", ["result"], known=[PROBE_RESULTS])
         )
-        self.malformed = self._put(
-            Counter("gc_router_malformed_total", "Values dropped since their form was wrong, by source.", ["source"])
-        )
 
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended. path: as the client sent it."""
@@ -180,21 +177,30 @@ class RouterMetrics:
             if forecast_ms > 0.0:
                 self.forecast_ratio.observe(observed_ms / forecast_ms)
 
-    def gauge(
-        self, name: str, text: str, source: Callable[[], Mapping[str, float]], *, label: str | None = None
-    ) -> None:
+    def gauge(self, name: str, text: str, source: Source, *, label: str | None = None) -> None:
         """Export numbers that `source` returns at each scrape: label value -> number, or {"": number} without one."""
         self._page.put(Gauge(name, text, label, source))
 
-    def watch_fleet(self, states: Callable[[], Mapping[WorkerState, int]], available: Callable[[], bool]) -> None:
-        """Export the number of workers in each state, and whether Redis answers."""
+    def watch_fleet(
+        self,
+        states: Callable[[], Mapping[WorkerState, int]],
+        available: Callable[[], bool],
+        malformed: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Export the number of workers in each state, whether Redis answers, and what it held that was none of ours."""
         self.gauge(
             "gc_router_workers",
             "Workers, by state.",
-            lambda: {state.value: float(count) for state, count in states().items()},
+            lambda: {state.value: count for state, count in states().items()},
             label="state",
         )
         self.gauge("gc_router_redis_available", "1 while Redis answers.", lambda: {"": float(available())})
+        self.gauge(
+            "gc_router_malformed_values",
+            "Values left out since the start, their form or digest being wrong, by where they lay.",
+            malformed,
+            label="source",
+        )
 
     def forget_worker(self, worker: str) -> None:
         """Drop the series of a worker that is gone."""

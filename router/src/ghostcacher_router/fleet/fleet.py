@@ -1,0 +1,290 @@
+"""The fleet: workers found through their leases in Redis, or given as static URLs, or both.
+
+    Redis --records--> Leases (which are in force) --+
+    static URLs -------------------------------------+--> members --> Worker, one Watch task each
+    store --loads, drains--> Worker
+
+One server that has both a record and a static URL is one worker, and the record wins. Requests in flight at a worker
+that leaves the fleet go on; nothing here knows of them.
+
+A drain belongs to one life of a worker: one that comes back as a new incarnation is READY again. Lives of a worker that
+is known by its URL only cannot be told apart: its drain lasts until it is taken back, or `drain_ttl_s`.
+
+Everything here runs on the event loop; store and index are asked in threads of the fleet's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import MappingProxyType
+from typing import TypeVar
+
+from ghostcacher_connector.errors import IndexUnavailable
+from ghostcacher_connector.index.base import BlockIndex
+from ghostcacher_connector.index.routing import RoutingStore
+from ghostcacher_router.fleet.leases import Leases
+from ghostcacher_router.fleet.members import Member, Unroutable, members_of
+from ghostcacher_router.fleet.models import merged_models, serving_by_model
+from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.probes import HttpProber, Prober
+from ghostcacher_router.fleet.shared import Drains
+from ghostcacher_router.fleet.watch import Surroundings, Watch
+from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.types import Endpoint, WorkerState
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+THREADS = 3
+"""Records, loads and drains, each at most once at a time."""
+
+
+class Fleet:
+    """Every worker that the router knows, and which of them can be used. On the event loop only.
+
+    index, store: None for a fleet of static URLs alone. clock: s, as the loop's. Start it, and stop it once.
+    """
+
+    def __init__(
+        self,
+        *,
+        metrics: RouterMetrics,
+        static: Sequence[Endpoint] = (),
+        index: BlockIndex | None = None,
+        store: RoutingStore | None = None,
+        prober: Prober | None = None,
+        options: FleetOptions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.options = options or FleetOptions()
+        self._static = tuple(static)
+        self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
+        self._around = Surroundings(prober or HttpProber(), self.options, metrics, clock, jitter, self._changed)
+        self._leases = Leases(self.options.lease_ttl_s)
+        self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
+        self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
+        self._workers: dict[str, Worker] = {}
+        self._watches: dict[str, Watch] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._loops: list[asyncio.Task[None]] = []
+        self._serving: dict[str | None, list[Worker]] | None = None
+        self._models: dict[str, Mapping[str, object]] | None = None
+        self._unroutable: Mapping[str, Unroutable] = {}
+        self._redis_silent = False
+
+    def __repr__(self) -> str:
+        states = {state.value: count for state, count in self.count_by_state().items() if count}
+        return f"Fleet({states}, redis_available={self.redis_available})"
+
+    # What there is
+
+    @property
+    def workers(self) -> Mapping[str, Worker]:
+        """Every worker, by name."""
+        return MappingProxyType(self._workers)
+
+    @property
+    def unroutable(self) -> Mapping[str, Unroutable]:
+        """Workers that have a lease, but cannot be sent requests, and why, by name."""
+        return self._unroutable
+
+    @property
+    def redis_available(self) -> bool:
+        """Whether the index answered the last time; False without one."""
+        return self._leases.available
+
+    def serving(self, model: str | None) -> list[Worker]:
+        """Return the READY workers of a model, or all when it is None, in order of name.
+
+        The same list object until something changes; not to be changed by the caller.
+        """
+        if self._serving is None:
+            self._serving = serving_by_model(self._workers[name] for name in sorted(self._workers))
+        found = self._serving.get(model)
+        return [] if found is None else found
+
+    def models(self) -> list[str]:
+        """Return the ids of all known models, also of those that no READY worker serves right now, in order."""
+        return list(self.model_objects())
+
+    def model_objects(self) -> Mapping[str, Mapping[str, object]]:
+        """Return each known model as an engine describes it, in order of id."""
+        if self._models is None:
+            self._models = merged_models(self._workers[name] for name in sorted(self._workers))
+        return self._models
+
+    def count_by_state(self) -> dict[WorkerState, int]:
+        """Return how many workers are in each state."""
+        counts = dict.fromkeys(WorkerState, 0)
+        for worker in self._workers.values():
+            counts[worker.state] += 1
+        return counts
+
+    def lease_of(self, name: str) -> str:
+        """Say what vouches for a worker: "held"; "kept": Redis does not know of its lease now; "static": its URL."""
+        if self._workers[name].record is None:
+            return "static"
+        return "held" if self._leases.available and not self._leases.kept(name) else "kept"
+
+    # What the front and people say
+
+    def refused(self, name: str) -> None:
+        """A connection to a worker was refused or broke: it is DOWN at once, and probed until it is back."""
+        if (watch := self._watches.get(name)) is not None:
+            watch.refused()
+
+    def answered(self, name: str) -> None:
+        """A request got an answer from a worker."""
+        if (watch := self._watches.get(name)) is not None:
+            watch.answered()
+
+    def drain(self, name: str, draining: bool) -> None:
+        """Give a worker no new requests, or take that back: here at once, in every replica soon. KeyError: unknown."""
+        watch = self._watches[name]
+        self._drains.want(watch.worker.drain_id, draining)
+        watch.drain(draining)
+
+    async def share_drains(self) -> bool:
+        """Tell the other replicas now; return whether they can know of every drain. Bounded by the store's time-out."""
+        shared = await self._drains.exchange()
+        self._apply_drains()
+        return shared
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to look for workers and to probe them. Static ones are known at once, found ones soon."""
+        assert not self._loops, "a fleet starts once"
+        self._reconcile()
+        if self._index is not None:
+            self._loops.append(self._forever(self._discover, self.options.discover_interval_s))
+        if self._store is not None:
+            self._loops.append(self._forever(self._poll_drains, self.options.drain_interval_s))
+            self._loops.append(self._forever(self._poll_loads, self.options.load_interval_s))
+        self._metrics.watch_fleet(self.count_by_state, lambda: self.redis_available, self._malformed)
+
+    async def stop(self) -> None:
+        """End all tasks. Threads end when the store or index has answered. Idempotent."""
+        tasks = [*self._loops, *self._tasks.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._tasks.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _forever(self, step: Callable[[], Awaitable[None]], interval_s: float) -> asyncio.Task[None]:
+        async def run() -> None:
+            while True:
+                try:
+                    await step()
+                except Exception:
+                    # A bug must not freeze what the router knows for the rest of its life.
+                    log.exception("the fleet's %s failed in an unforeseen way", getattr(step, "__name__", step))
+                await asyncio.sleep(interval_s)
+
+        return asyncio.create_task(run())
+
+    async def _in_thread(self, ask: Callable[..., T], *args: object, **more: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(ask, *args, **more))
+
+    # What Redis says
+
+    async def _discover(self) -> None:
+        assert self._index is not None
+        try:
+            records = await self._in_thread(self._index.workers, None)
+        except IndexUnavailable as exc:
+            if not self._redis_silent:
+                log.warning("Redis is away; the %d known workers stay: %s", len(self._workers), exc)
+            self._redis_silent = True
+            self._leases.away()
+            return
+        self._redis_silent = False
+        kept = self._leases.told(records, self._clock())
+        self._reconcile()
+        for name in kept & self._watches.keys():
+            log.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
+            self._watches[name].soon()
+
+    async def _poll_drains(self) -> None:
+        await self.share_drains()
+
+    def _apply_drains(self) -> None:
+        for watch in self._watches.values():
+            hold = self._drains.hold(watch.worker.drain_id)
+            if hold is not watch.worker.draining:
+                watch.drain(hold)
+
+    async def _poll_loads(self) -> None:
+        assert self._store is not None
+        workers = {worker.ref: worker for worker in self._workers.values() if worker.ref is not None}
+        refs = [ref for ref in workers if ref is not None]
+        if not refs:
+            return
+        try:
+            store_now, loads = await self._in_thread(self._store.loads, refs)
+        except IndexUnavailable:
+            return  # The last loads grow old, and whoever uses them sees their age.
+        now = self._clock()
+        for ref, load in zip(refs, loads, strict=True):
+            worker = workers[ref]
+            if load is not None and (worker.load is None or load.at != worker.load.at):
+                worker.load = load
+                worker.load_received_at = now - max(0.0, store_now - load.at)
+
+    # Who is a member
+
+    def _reconcile(self) -> None:
+        members, unroutable = members_of(self._leases.records, self._static)
+        for name, trouble in unroutable.items():
+            if self._unroutable.get(name) != trouble:
+                log.warning("worker %s cannot be sent requests: %s", name, trouble.why)
+        self._unroutable = unroutable
+        before = dict(self._workers)
+        for name, worker in before.items():
+            if name not in members or not members[name].is_same(worker):
+                self._remove(worker, for_good=name not in members)
+        for member in members.values():
+            if member.name in self._workers:
+                self._workers[member.name].record = member.record
+            else:
+                self._add(member, before)
+        if self._workers != before:
+            self._drains.keep_only(worker.drain_id for worker in self._workers.values())
+            self._changed()
+
+    def _add(self, member: Member, before: Mapping[str, Worker]) -> None:
+        worker = Worker(member.name, member.endpoint, member.record, self._clock())
+        twin = next((other for other in before.values() if member.takes_over(other)), None)
+        if twin is not None:
+            worker.inherit(twin)
+            if twin.draining:
+                self._drains.want(worker.drain_id, True)
+        watch = Watch(worker, self._around)
+        self._workers[member.name], self._watches[member.name] = worker, watch
+        watch.drain(self._drains.hold(worker.drain_id))
+        self._tasks[member.name] = self._forever(watch.run, self.options.backoff_max_s)
+        log.info("worker %s: %s at %s", worker.name, worker.state.value, worker.endpoint.url)
+
+    def _remove(self, worker: Worker, *, for_good: bool) -> None:
+        del self._workers[worker.name], self._watches[worker.name]
+        self._tasks.pop(worker.name).cancel()
+        if for_good:
+            self._metrics.forget_worker(worker.name)
+        log.info("worker %s: %s", worker.name, "gone" if for_good else "another life of it takes over")
+
+    def _malformed(self) -> dict[str, int]:
+        sources = {"index": self._index, "store": self._store}
+        return {name: source.malformed_entries for name, source in sources.items() if source is not None}
+
+    def _changed(self) -> None:
+        self._serving = self._models = None

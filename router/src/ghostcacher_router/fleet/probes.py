@@ -1,0 +1,175 @@
+"""Asks a worker whether it is well and what it serves: two small GETs, each bounded in time and size.
+
+A probe opens a connection of its own, so that it finds what a new request would find, and closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import httptools
+import msgspec
+
+from ghostcacher_router.types import Endpoint
+
+HTTP_OK = 200
+HTTP_NOT_FOUND = 404
+NOT_ALLOWED = (401, 403)
+
+ANSWER_BYTES_MAX = 4 << 20
+MODELS_MAX = 4096
+READ_BYTES = 1 << 16
+
+_decode_json = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class ProbeFailed(Exception):
+    """A worker is not well. unreachable: nobody speaks HTTP there; else it may just be slow, or busy starting."""
+
+    def __init__(self, message: str, *, unreachable: bool = False) -> None:
+        super().__init__(message)
+        self.unreachable = unreachable
+
+
+class Answer(NamedTuple):
+    status: int
+    body: bytes
+
+
+class Prober(Protocol):
+    """Asks workers. Raises ProbeFailed, and nothing else."""
+
+    async def health(self, endpoint: Endpoint) -> None:
+        """Return when the worker says that it is well."""
+
+    async def models(self, endpoint: Endpoint) -> tuple[Mapping[str, object], ...]:
+        """Return the models that the worker serves, as it describes them, each id once."""
+
+
+class HttpProber:
+    """Asks over HTTP/1.1. timeout_s: bound of each question, from connecting to the last byte.
+
+    headers: sent with every question, such as the key that engines ask for; never shown.
+    tls: for https; None: the system's certificates.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 3.0,
+        headers: Mapping[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._timeout_s = timeout_s
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        self._tls = tls
+
+    def __repr__(self) -> str:
+        return f"HttpProber(timeout_s={self._timeout_s:g})"
+
+    async def health(self, endpoint: Endpoint) -> None:
+        answer = await self._get(endpoint, "/health")
+        if answer.status != HTTP_OK:
+            raise ProbeFailed(f"/health: expected status 200, got {answer.status}")
+
+    async def models(self, endpoint: Endpoint) -> tuple[Mapping[str, object], ...]:
+        answer = await self._get(endpoint, "/v1/models")
+        if answer.status == HTTP_NOT_FOUND:
+            return ()  # No OpenAI-compatible server: it serves what names no model.
+        if answer.status in NOT_ALLOWED:
+            raise ProbeFailed(f"/v1/models: got status {answer.status}: it asks for a key: set engine_api_key")
+        if answer.status != HTTP_OK:
+            raise ProbeFailed(f"/v1/models: expected status 200, got {answer.status}")
+        return parse_models(answer.body)
+
+    async def _get(self, endpoint: Endpoint, path: str) -> Answer:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchange(endpoint, path)
+        except TimeoutError as exc:
+            raise ProbeFailed(f"{path}: no answer within {self._timeout_s:g} s") from exc
+        except (OSError, ValueError) as exc:
+            raise ProbeFailed(f"{path}: {exc or type(exc).__name__}", unreachable=True) from exc
+        except httptools.HttpParserError as exc:
+            raise ProbeFailed(f"{path}: no HTTP: {exc}", unreachable=True) from exc
+
+    async def _exchange(self, endpoint: Endpoint, path: str) -> Answer:
+        tls = None if not endpoint.tls else self._tls or _system_tls()
+        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls)
+        try:
+            writer.write(self._request(endpoint, path))
+            return await _read_answer(reader)
+        finally:
+            writer.close()
+            writer.transport.abort()  # The answer is known, or the failure is: no waiting for the other side's close.
+
+    def _request(self, endpoint: Endpoint, path: str) -> bytes:
+        host = endpoint.url.partition("://")[2].removesuffix(endpoint.path)
+        lines = f"GET {endpoint.path}{path} HTTP/1.1\r\nhost: {host}\r\naccept: application/json\r\n"
+        return f"{lines}connection: close\r\n{self._headers}\r\n".encode("latin-1")
+
+
+class _Answer:
+    """Takes httptools' events of one answer."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.framed = self.headers_done = self.done = False
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        self.framed |= name.lower() in (b"content-length", b"transfer-encoding")
+
+    def on_headers_complete(self) -> None:
+        self.headers_done = True
+
+    def on_body(self, data: bytes) -> None:
+        self.body += data
+
+    def on_message_complete(self) -> None:
+        self.done = True
+
+
+async def _read_answer(reader: asyncio.StreamReader) -> Answer:
+    """Return an answer; raise ValueError when it is cut off or too long."""
+    events, size = _Answer(), 0
+    parser = httptools.HttpResponseParser(events)
+    while not events.done and (data := await reader.read(READ_BYTES)):
+        size += len(data)
+        if size > ANSWER_BYTES_MAX:
+            raise ValueError(f"expected at most {ANSWER_BYTES_MAX} bytes")
+        parser.feed_data(data)
+    # Without a length the end of the connection is the end of the answer.
+    if not events.done and (events.framed or not events.headers_done):
+        raise ValueError("the connection closed before the answer was whole")
+    return Answer(parser.get_status_code(), bytes(events.body))
+
+
+def parse_models(body: bytes) -> tuple[Mapping[str, object], ...]:
+    """Return the models in an OpenAI model list, each id once; raise ProbeFailed when it is none."""
+    try:
+        data = _decode_json(body).get("data")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise ProbeFailed(f"/v1/models: expected a JSON object: {exc}") from exc
+    if not isinstance(data, list) or len(data) > MODELS_MAX:
+        raise ProbeFailed(f"/v1/models: expected a list `data` of up to {MODELS_MAX} models")
+    found: dict[str, Mapping[str, object]] = {}
+    for model in data:
+        if not isinstance(model, dict) or not isinstance(model.get("id"), str):
+            raise ProbeFailed("/v1/models: expected each model to be an object with an `id`")
+        found.setdefault(model["id"], model)
+    return tuple(found.values())
+
+
+def backoff_s(failures: int, *, first_s: float, max_s: float, jitter: Callable[[], float]) -> float:
+    """Return the pause after `failures` in a row, 1 or more. jitter: in [0, 1), spreads the pauses over 20%."""
+    pause_s = min(max_s, first_s * 2.0 ** min(failures - 1, 16))
+    return pause_s * (0.9 + 0.2 * jitter())
+
+
+@cache
+def _system_tls() -> ssl.SSLContext:
+    return ssl.create_default_context()

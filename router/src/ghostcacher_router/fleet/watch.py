@@ -1,0 +1,141 @@
+"""Watches one worker: probes it regularly while it is well, with backoff while it is not, and moves its state."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.probes import ProbeFailed, Prober, backoff_s
+from ghostcacher_router.fleet.worker import Move, Worker
+from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.types import WorkerState
+
+log = logging.getLogger(__name__)
+
+_UP = (WorkerState.READY, WorkerState.DRAINING)
+
+
+class Surroundings(NamedTuple):
+    """What all watches share. changed: called after a worker's state or models changed. jitter: in [0, 1)."""
+
+    prober: Prober
+    options: FleetOptions
+    metrics: RouterMetrics
+    clock: Callable[[], float]
+    jitter: Callable[[], float]
+    changed: Callable[[], None]
+
+
+class Watch:
+    """The health of one worker. `run` is its task; the rest is called by whoever learns something in passing."""
+
+    def __init__(self, worker: Worker, around: Surroundings) -> None:
+        self.worker = worker
+        self._around = around
+        self._due = around.clock()
+        self._wake = asyncio.Event()
+        self._setbacks = 0
+
+    def __repr__(self) -> str:
+        return f"Watch({self.worker!r}, due={self._due:.3f})"
+
+    async def run(self) -> None:
+        """Probe whenever it is due, until cancelled."""
+        while True:
+            await self._until_due()
+            await self.probe()
+
+    async def probe(self) -> None:
+        """Ask the worker once, and move it."""
+        worker, around = self.worker, self._around
+        setbacks, models = self._setbacks, None
+        try:
+            await around.prober.health(worker.endpoint)
+            if self._models_due():
+                models = await around.prober.models(worker.endpoint)
+        except ProbeFailed as exc:
+            around.metrics.probes.inc("failed")
+            self._failed(str(exc), certain=exc.unreachable)
+            return
+        around.metrics.probes.inc("ok")
+        if setbacks != self._setbacks:
+            # A connection was refused while this probe was under way: its answer may be older than that.
+            self._again_after(self._pause_s())
+            return
+        if models is not None:
+            changed = worker.model_objects != models
+            worker.model_objects = models
+            worker.models = frozenset(str(model["id"]) for model in models)
+            worker.models_asked_at = around.clock()
+            if changed:
+                around.changed()
+        worker.failures, worker.error = 0, None
+        self._move(Move.ANSWERED)
+        self._again_after(self._pause_s())
+
+    def refused(self) -> None:
+        """A connection was refused or broke before the answer: out at once, and probed soon."""
+        self._setbacks += 1
+        self.worker.refusals += 1
+        self._around.metrics.refusals.inc(self.worker.name)
+        if self.worker.state in _UP:
+            self._failed("a connection was refused or broke before an answer", certain=True)
+
+    def answered(self) -> None:
+        """A request got an answer: a worker that is slow to answer probes is not gone."""
+        if self.worker.failures and self.worker.state in _UP:
+            self.worker.failures = 0
+
+    def soon(self) -> None:
+        """Probe at once: something about the worker has become doubtful."""
+        self._again_after(0.0)
+
+    def drain(self, draining: bool) -> None:
+        """Take the worker out of service for new requests, or back."""
+        self._move(Move.DRAIN if draining else Move.UNDRAIN)
+
+    def _failed(self, message: str, *, certain: bool) -> None:
+        worker = self.worker
+        worker.failures += 1
+        worker.error = message
+        if certain or worker.failures >= self._around.options.failures_max:
+            self._move(Move.FAILED)
+        self._again_after(self._pause_s())
+
+    def _move(self, move: Move) -> None:
+        worker, before = self.worker, self.worker.state
+        if not worker.move(move, self._around.clock()):
+            return
+        level = logging.WARNING if worker.state is WorkerState.DOWN else logging.INFO
+        because = f": {worker.error}" if worker.error else ""
+        log.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
+        self._around.changed()
+
+    def _models_due(self) -> bool:
+        asked_at = self.worker.models_asked_at
+        overdue = asked_at is None or self._around.clock() - asked_at >= self._around.options.models_interval_s
+        return overdue or self.worker.state not in _UP
+
+    def _pause_s(self) -> float:
+        options, worker = self._around.options, self.worker
+        if not worker.failures:
+            return options.health_interval_s * (0.8 + 0.4 * self._around.jitter())
+        most_s = options.joining_max_s if worker.state is WorkerState.JOINING else options.backoff_max_s
+        return backoff_s(worker.failures, first_s=options.backoff_first_s, max_s=most_s, jitter=self._around.jitter)
+
+    def _again_after(self, pause_s: float) -> None:
+        self._due = self._around.clock() + pause_s
+        self._wake.set()
+
+    async def _until_due(self) -> None:
+        """Wait until a probe is due, however often that moment is moved."""
+        while (left_s := self._due - self._around.clock()) > 0.0:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                return

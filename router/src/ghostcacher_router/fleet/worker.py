@@ -1,0 +1,131 @@
+"""One engine server as the router sees it, and the table that says how its state may change.
+
+    who may move it          by
+    the worker's own probe   ANSWERED: /health was fine and the models are known; FAILED: it was not, too often
+    the front                FAILED: a connection was refused or broke. Never ANSWERED: an answer that was still under
+                             way says nothing of new connections
+    people, on any replica   DRAIN, UNDRAIN
+
+A worker whose lease is gone is no state: it is no longer in the fleet, and requests in flight go on. A new incarnation
+under the same name is a new Worker, whose health and drain begin afresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+
+from ghostcacher_connector.index.base import WorkerRef, ref_of
+from ghostcacher_connector.index.routing import StampedLoad
+from ghostcacher_connector.types import WorkerRecord
+from ghostcacher_router.types import Endpoint, WorkerState
+
+
+class Move(Enum):
+    """What happens to a worker."""
+
+    ANSWERED = "answered"
+    FAILED = "failed"
+    DRAIN = "drain"
+    UNDRAIN = "undrain"
+
+
+_JOINING, _READY, _DRAINING, _DOWN = WorkerState.JOINING, WorkerState.READY, WorkerState.DRAINING, WorkerState.DOWN
+
+MOVES: Mapping[tuple[WorkerState, Move], WorkerState] = {
+    (_JOINING, Move.ANSWERED): _READY,
+    (_JOINING, Move.FAILED): _JOINING,
+    (_JOINING, Move.DRAIN): _JOINING,
+    (_JOINING, Move.UNDRAIN): _JOINING,
+    (_READY, Move.ANSWERED): _READY,
+    (_READY, Move.FAILED): _DOWN,
+    (_READY, Move.DRAIN): _DRAINING,
+    (_READY, Move.UNDRAIN): _READY,
+    (_DRAINING, Move.ANSWERED): _DRAINING,
+    (_DRAINING, Move.FAILED): _DOWN,
+    (_DRAINING, Move.DRAIN): _DRAINING,
+    (_DRAINING, Move.UNDRAIN): _READY,
+    (_DOWN, Move.ANSWERED): _READY,
+    (_DOWN, Move.FAILED): _DOWN,
+    (_DOWN, Move.DRAIN): _DOWN,
+    (_DOWN, Move.UNDRAIN): _DOWN,
+}
+"""A worker that has never answered stays JOINING: engines take minutes to load. A drain that is asked for while a
+worker is JOINING or DOWN is remembered, and holds from its first answer on."""
+
+
+class Worker:
+    """One engine server. Mutable, on the event loop only.
+
+    record: None for a plain engine, known by its URL only. models: those of its last answer, kept while it is DOWN.
+    load_received_at: loop clock, s: when `load` was stored, as far as this router can tell.
+    failures: in a row, of probes and connections. error: of the last one, for people.
+    """
+
+    def __init__(self, name: str, endpoint: Endpoint, record: WorkerRecord | None, now: float) -> None:
+        self.name = name
+        self.endpoint = endpoint
+        self.record = record
+        self.state = WorkerState.JOINING
+        self.since = now
+        self.draining = False
+        self.models: frozenset[str] = frozenset()
+        self.model_objects: tuple[Mapping[str, object], ...] = ()
+        self.models_asked_at: float | None = None
+        self.load: StampedLoad | None = None
+        self.load_received_at = now
+        self.failures = 0
+        self.refusals = 0
+        self.error: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Worker({self.name}, {self.state.value}, {self.endpoint.url}, models={sorted(self.models)})"
+
+    @property
+    def ref(self) -> WorkerRef | None:
+        return None if self.record is None else ref_of(self.record)
+
+    @property
+    def namespace(self) -> str | None:
+        return None if self.record is None else self.record.namespace
+
+    @property
+    def incarnation(self) -> bytes | None:
+        return None if self.record is None else self.record.incarnation
+
+    @property
+    def block_tokens(self) -> int | None:
+        return None if self.record is None else self.record.block_tokens
+
+    @property
+    def drain_id(self) -> str:
+        """What a drain of this worker is stored under: this life of it, where lives can be told apart."""
+        return self.name if self.record is None else f"{self.name}@{self.record.incarnation.hex()}"
+
+    def move(self, move: Move, now: float) -> bool:
+        """Move as the table says; return whether the state is another one."""
+        before = self.state
+        if move in (Move.DRAIN, Move.UNDRAIN):
+            self.draining = move is Move.DRAIN
+        after = MOVES[before, move]
+        if after is WorkerState.READY and self.draining:
+            after = MOVES[after, Move.DRAIN]
+        if after is not before:
+            self.state, self.since = after, now
+        self.check_invariants()
+        return after is not before
+
+    def inherit(self, other: Worker) -> None:
+        """Take over what is known of the same server under another name: its health and models, but not a drain."""
+        self.models, self.model_objects = other.models, other.model_objects
+        self.models_asked_at = other.models_asked_at
+        self.failures, self.error = other.failures, other.error
+        self.state = WorkerState.READY if other.state is WorkerState.DRAINING else other.state
+        self.check_invariants()
+
+    def check_invariants(self) -> None:
+        """Assert that state, drain and what is known fit together."""
+        if self.state in (WorkerState.READY, WorkerState.DRAINING):
+            assert self.models_asked_at is not None, f"{self!r} was never asked for its models"
+            assert self.draining is (self.state is WorkerState.DRAINING), f"{self!r}: draining={self.draining}"
+        assert self.models == {model["id"] for model in self.model_objects}, f"{self!r}: its models differ"
