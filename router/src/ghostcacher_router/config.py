@@ -81,7 +81,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         Seconds, Meta(ge=0.1, le=3600, description="time that a client has to send a request's head, in s")
     ] = 10.0
     client_body_timeout_s: Annotated[
-        Seconds, Meta(ge=0.1, le=3600, description="time that a client may be silent within a body, in s")
+        Seconds, Meta(ge=0.1, le=3600, description="time that a client has for a body, plus that of a slow line, in s")
     ] = 60.0
     keep_alive_timeout_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a client's connection stays open unused, in s")
@@ -99,11 +99,11 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         Seconds, Meta(ge=0, le=3600, description="time that requests have to end when the router stops, in s")
     ] = 30.0
     health_interval_s: Annotated[
-        Seconds, Meta(ge=0.05, le=600, description="between two looks at the fleet and probes of a worker, in s")
-    ] = 1.0
+        Seconds, Meta(ge=0.05, le=600, description="between two probes of a worker that is well, in s")
+    ] = 5.0
     load_interval_ms: Annotated[
         Milliseconds, Meta(ge=10, le=10_000, description="between two readings of the workers' load, in ms")
-    ] = 100.0
+    ] = 200.0
     session_ttl_s: Annotated[
         Seconds, Meta(ge=1, le=7 * 86_400, description="time after which an unused session is forgotten, in s")
     ] = 3600.0

@@ -50,9 +50,10 @@ def is_cpu_build() -> bool:
         return True
 
 
-def cpu_places(count: int) -> list[Place]:
-    """Return places for `count` engines on the CPU, on cores of their own while there are enough."""
-    return [cpu_place(cores) for cores in core_shares(count)]
+def cpu_places(count: int, *, ranks: int = 1) -> list[Place]:
+    """Return places for `count` engines of `ranks` each on the CPU, on cores of their own while there are enough."""
+    shares = core_shares(count * ranks)
+    return [cpu_place("|".join(shares[index * ranks : (index + 1) * ranks])) for index in range(count)]
 
 
 def cpu_place(cores: str) -> Place:
