@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.harness.report import table
+from benchmarks.proxy.insight import Insight, insight, read_metrics
 from benchmarks.proxy.proxies import NGINX, OURS
 from benchmarks.proxy.running import Answered, Load, Server, run_load
 
@@ -52,7 +53,10 @@ SHORT = Plan(warm_s=0.2, full_s=0.7, rate_s=0.7, streams_s=1.0, requests=5_000)
 
 
 class Result(NamedTuple):
-    """One proxy under one load: `full` as much as it can take, `paced` at the scenario's rate. cpu_s: during `full`."""
+    """One proxy under one load: `full` as much as it can take, `paced` at the scenario's rate. cpu_s: during `full`.
+
+    own: what our router says of itself, during `paced`; None of the others.
+    """
 
     server: str
     scenario: Scenario
@@ -60,6 +64,7 @@ class Result(NamedTuple):
     cpu_s: float
     paced: Answered
     rss_bytes: int
+    own: Insight | None
 
     @property
     def cpu_us(self) -> float:
@@ -95,7 +100,10 @@ def measure(server: Server, scenario: Scenario, plan: Plan, inputs: Inputs, conn
     before = server.cpu_s()
     full = run(plan.full_s)
     cpu_s = server.cpu_s() - before
-    return Result(server.name, scenario, full, cpu_s, run(plan.rate_s, scenario.rate), server.rss_bytes())
+    earlier = read_metrics(server) if server.name.startswith(OURS) else None
+    paced = run(plan.rate_s, scenario.rate)
+    own = insight(earlier, read_metrics(server)) if earlier else None
+    return Result(server.name, scenario, full, cpu_s, paced, server.rss_bytes(), own)
 
 
 def scenario_table(results: Sequence[Result]) -> str:
@@ -134,7 +142,8 @@ def scenario_table(results: Sequence[Result]) -> str:
                 f"{result.rss_bytes / (1 << 20):,.0f} MiB" if proxied else "-",
             ]
         )
-    return table(headers, rows)
+    said = [f"{result.server}: {result.own}" for result in results if result.own]
+    return "\n".join([table(headers, rows), *said])
 
 
 class Streams(NamedTuple):

@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.proxy.bodies import chat_body
-from benchmarks.proxy.running import Answered, Load, Mocks, ask, run_load
+from benchmarks.proxy.fleet import start_twin
+from benchmarks.proxy.running import Answered, Cores, Load, Mocks, ask, run_load
 from benchmarks.proxy.twin import Seen, parse_seen
+from ghostcacher_connector.index.base import ref_of
+from ghostcacher_connector.index.redis import RedisIndex
+from ghostcacher_connector.index.routing_redis import RedisRoutingStore
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 
@@ -78,3 +82,24 @@ def test_mock_report_names_worker_project_and_size(mocks: Mocks, tmp_path: Path)
         assert parse_seen(os.read(pipe, 4096)) == [Seen(1, 41, SIZE, 0, "")]
     finally:
         os.close(pipe)
+
+
+def test_twin_tells_routers_what_a_worker_received(mocks: Mocks, tmp_path: Path) -> None:
+    """A request's chain comes over Redis under its id, its project's blocks are indexed, and the worker has a lease."""
+    cores = Cores(*[min(os.sched_getaffinity(0))] * 2)
+    with ExitStack() as stack:
+        url = start_twin(stack, mocks.ports, tmp_path / "report", cores, tmp_path)
+        store, index = RedisRoutingStore(url, timeout_s=5.0), RedisIndex(url, timeout_s=5.0)
+        stack.callback(store.close)
+        stack.callback(index.close)
+        store.hello("r", ttl_s=60.0)
+        cursor = store.start()
+        body = chat_body("x", 41, SIZE, stream=False)
+        ask(mocks.ports[1], "POST", "/v1/chat/completions", body, {"X-Request-Id": "req-1"})
+        news = [told for told in store.read(cursor, count=10, block_s=5.0).news if told.chains]
+        assert [(told.worker, told.chains[0].request) for told in news] == [("mock-01", "req-1")]
+        records = index.workers()
+        assert [record.http for record in records] == [f"http://127.0.0.1:{port}" for port in mocks.ports]
+        chain = news[0].chains[0].hashes
+        (hit,) = index.lookup([ref_of(record) for record in records], chain, locations_for=0)
+        assert (hit.worker, hit.length) == ("mock-01", len(chain) * 7 // 8)

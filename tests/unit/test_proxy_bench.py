@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.client import parse_metrics
 from benchmarks.proxy.bodies import MARK, chat_body, corpus, escaped, fitted
+from benchmarks.proxy.insight import Insight, insight
 from benchmarks.proxy.measure import DIRECT, SCENARIOS, Memory, Result, scenario_table
 from benchmarks.proxy.proxies import NGINX, OURS, SGLANG, nginx_peer, our_router, rust_peer
 from benchmarks.proxy.running import Answered
@@ -77,12 +79,27 @@ def test_scenario_table_compares_with_nginx_and_with_no_proxy() -> None:
 
     def result(name: str, cpu_s: float, p50: float) -> Result:
         paced = Answered(100, 1.0, 0, 0, 0, 0, 0, 100, 100, 0.1, p50, p50, p50, p50, p50)
-        return Result(name, SCENARIOS[0], ANSWERED, cpu_s, paced, 1 << 20)
+        return Result(name, SCENARIOS[0], ANSWERED, cpu_s, paced, 1 << 20, None)
 
     text = scenario_table([result(DIRECT, 0, 100), result(NGINX, 0.02, 150), result(OURS, 0.08, 400)])
     ours = text.splitlines()[-1].split()
     assert ours[:5] == [OURS, "80.0", "4.00", "75", "MISSED"]
     assert ours[6] == "300"
+
+
+def test_insight_counts_what_happened_between_two_readings() -> None:
+    """Of a histogram and of picks by reason, what was there before is taken off."""
+    page = """\
+# TYPE gc_request_latency_ms histogram
+gc_request_latency_ms_bucket{{le="0.1"}} {}
+gc_request_latency_ms_bucket{{le="2.0"}} {}
+gc_request_latency_ms_bucket{{le="+Inf"}} {}
+# TYPE gc_router_picks_total counter
+gc_router_picks_total{{reason="forecast"}} {}
+gc_router_picks_total{{reason="hash"}} 7
+"""
+    before, after = (parse_metrics(page.format(*values)) for values in ((50, 50, 50, 1), (140, 149, 150, 101)))
+    assert insight(before, after) == Insight(0.1, 2.0, {"forecast": 1.0})
 
 
 def test_memory_growth_counts_the_second_half() -> None:
