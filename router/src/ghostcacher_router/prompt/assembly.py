@@ -1,0 +1,187 @@
+"""Messages, parts, tools and documents -> canonical bytes with typed blocks.
+
+Every piece of text is UTF-8 and begins with a frame: one byte that UTF-8 never contains. So no content can forge a
+frame, ("a", "bc") and ("ab", "c") differ, and text needs no length before it, which would tell apart two messages that
+begin alike. A message is its role, what else it says of itself, and its content; the extras stand before the content,
+since names and ids of calls are printed before it.
+
+    message := ROLE role [EXTRA json] (TEXT text | OTHER json | MEDIA digest ...)*
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xxhash import xxh3_128_hexdigest
+
+from ghostcacher_router.prompt.bodies import BadBody
+from ghostcacher_router.prompt.boundaries import hash_prompt
+from ghostcacher_router.prompt.canonical import BREAKPOINT, canonical_json
+from ghostcacher_router.types import BlockKind, Prompt
+
+ROLE, EXTRA, TEXT, OTHER, MEDIA, TOOLS, DOCUMENTS = (bytes([frame]) for frame in range(0xFF, 0xF8, -1))
+
+TEXT_TYPES = frozenset({"text", "input_text", "output_text"})
+MEDIA_TYPES = frozenset(
+    {
+        "image",
+        "image_url",
+        "input_image",
+        "image_pil",
+        "image_embeds",
+        "audio_url",
+        "input_audio",
+        "audio_embeds",
+        "video_url",
+        "file",
+        "input_file",
+    }
+)
+MEDIA_COPIES = 64
+"""An image counts as 2 KiB, so 500 tokens of text: neither the length of its URL nor of its base64 says what it weighs
+in the prompt, and tokens are estimated by bytes."""
+
+PLAIN = ("role", "content")
+
+HEAD = frozenset({"system", "developer"})
+
+BILLING = "x-anthropic-billing-header"
+"""A line that one client puts before its system text, another one in each request; engines take it out."""
+
+
+class Assembly:
+    """Puts together one prompt. seed: of the fleet's hashes."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._part_ends: list[int] = []
+        self._block_ends: list[tuple[BlockKind, int]] = []
+        self._kind = BlockKind.TOOLS
+
+    def tools(self, form: bytes) -> None:
+        """Add tools in canonical form."""
+        self._part(BlockKind.TOOLS, TOOLS, form)
+
+    def documents(self, form: bytes) -> None:
+        """Add documents that are no messages, in canonical form."""
+        self._part(BlockKind.DOC, DOCUMENTS, form)
+
+    def text(self, kind: BlockKind, text: str) -> None:
+        """Add plain text."""
+        self._part(kind, TEXT, text.encode())
+
+    def message(self, kind: BlockKind, message: Any, where: str) -> None:
+        """Add one message. where: its place in the body, for errors. Raises BadBody."""
+        if type(message) is not dict:
+            raise BadBody.wrong_type(where, "an object", message)
+        role = message.get("role")
+        if type(role) is not str:
+            raise BadBody.wrong_type(f"{where}.role", "a string", role)
+        self._begin(kind)
+        self._put(ROLE, role.encode())
+        if len(message) > len(PLAIN):
+            self._extras(message)
+        self._content(message.get("content"), f"{where}.content", system=role in HEAD)
+        self._part_ends.append(self._size)
+
+    def system(self, content: str | list[Any], where: str) -> None:
+        """Add system text that stands outside of the messages, as the system message that it becomes."""
+        self._begin(BlockKind.SYS)
+        self._put(ROLE, b"system")
+        self._content(content, where, system=True)
+        self._part_ends.append(self._size)
+
+    def item(self, kind: BlockKind, item: Mapping[str, Any]) -> None:
+        """Add an item of a conversation that has no role, such as a call or its result."""
+        self._part(kind, OTHER, canonical_json(item))
+
+    def prompt(self, preamble: bytes) -> Prompt | None:
+        """Return the prompt, None when it is empty. Call once, at the end."""
+        self._end_block()
+        text = b"".join(self._pieces)
+        return hash_prompt(text, self._part_ends, self._block_ends, preamble=preamble, seed=self._seed)
+
+    def _extras(self, message: dict[str, Any]) -> None:
+        extras = {k: v for k, v in message.items() if v is not None and k not in PLAIN and k != BREAKPOINT}
+        if extras:
+            self._put(EXTRA, canonical_json(extras))
+
+    def _content(self, content: Any, where: str, *, system: bool = False) -> None:
+        if type(content) is str:
+            self._text(content, system=system)
+        elif type(content) is list:
+            for index, part in enumerate(content):
+                if type(part) is str:
+                    self._text(part, system=system)
+                elif type(part) is dict:
+                    self._content_part(part, f"{where}[{index}]", system=system)
+                else:
+                    raise BadBody.wrong_type(f"{where}[{index}]", "an object or a string", part)
+        elif content is not None:
+            raise BadBody.wrong_type(where, "a string or an array", content)
+
+    def _content_part(self, part: dict[str, Any], where: str, *, system: bool) -> None:
+        kind = part.get("type")
+        if type(kind) is not str:
+            kind = None
+        if kind in TEXT_TYPES:
+            text = part.get("text")
+            if type(text) is not str:
+                raise BadBody.wrong_type(f"{where}.text", "a string", text)
+            self._text(text, system=system)
+        elif kind in MEDIA_TYPES:
+            self._put(MEDIA, MEDIA_COPIES * xxh3_128_hexdigest(canonical_json(part), self._seed).encode())
+        elif kind == "tool_result":
+            self._put(OTHER, canonical_json({k: v for k, v in part.items() if k != "content"}))
+            self._content(part.get("content"), f"{where}.content")
+        else:
+            self._put(OTHER, canonical_json(part))
+        if part.get(BREAKPOINT) is not None:
+            self._end_block()
+
+    def _text(self, text: str, *, system: bool) -> None:
+        if system and text.startswith(BILLING):
+            text = text.partition("\n")[2]
+            if not text:
+                return
+        self._put(TEXT, text.encode())
+
+    def _part(self, kind: BlockKind, frame: bytes, data: bytes) -> None:
+        self._begin(kind)
+        self._put(frame, data)
+        self._part_ends.append(self._size)
+
+    def _begin(self, kind: BlockKind) -> None:
+        if kind is not self._kind:
+            self._end_block()
+            self._kind = kind
+
+    def _end_block(self) -> None:
+        """End the block here, unless it is empty or ended here already."""
+        if self._size > (self._block_ends[-1][1] if self._block_ends else 0):
+            self._block_ends.append((self._kind, self._size))
+
+    def _put(self, frame: bytes, data: bytes) -> None:
+        self._pieces += (frame, data)
+        self._size += len(frame) + len(data)
+
+
+def kinds_of(roles: Sequence[str | None]) -> list[BlockKind]:
+    """Return the types of a conversation's messages, by their roles.
+
+    SYS: system and developer messages at its front. USER: the last turn, that is what follows the last message of the
+    model, be it the user's words or results of tools; a last message of the model's is part of it (it is a beginning
+    that the model is to continue). SESSION: what is between.
+    """
+    count = len(roles)
+    front = 0
+    while front < count and roles[front] in HEAD:
+        front += 1
+    turn = count - 1
+    while turn > front and roles[turn - 1] != "assistant":
+        turn -= 1
+    turn = max(turn, front)
+    return [BlockKind.SYS] * front + [BlockKind.SESSION] * (turn - front) + [BlockKind.USER] * (count - turn)

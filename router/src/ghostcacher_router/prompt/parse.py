@@ -1,0 +1,227 @@
+"""Body -> RequestShape: one function for each kind of API.
+
+Requests of different kinds never share a boundary, and neither do those that name different models: under one name in
+an engine's list is its base model, under another a LoRA adapter, whose blocks have other keys. (Two names of one model
+therefore learn the same text twice.) Both stand in the preamble, with what else changes an engine's first block.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from msgspec import Raw
+
+from ghostcacher_router.prompt.assembly import HEAD, Assembly, kinds_of
+from ghostcacher_router.prompt.bodies import (
+    ABSENT,
+    PREAMBLE,
+    AnyBody,
+    BadBody,
+    Body,
+    ChatBody,
+    CompletionBody,
+    ResponsesBody,
+    decode,
+    preamble_values,
+)
+from ghostcacher_router.prompt.boundaries import hash_prompt
+from ghostcacher_router.prompt.canonical import CanonicalCache, canonical_json
+from ghostcacher_router.prompt.naming import named_kinds
+from ghostcacher_router.types import BlockKind, Prompt, RequestShape
+
+SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
+SESSION_CHARS_MAX = 256
+"""Of a session's name; a longer one is replaced by its digest, so that two never become one."""
+
+_any = msgspec.json.Decoder(AnyBody)
+_chat = msgspec.json.Decoder(ChatBody)
+_completion = msgspec.json.Decoder(CompletionBody)
+_responses = msgspec.json.Decoder(ResponsesBody)
+
+_NOTHING = (None,) * len(PREAMBLE)
+_tools = CanonicalCache()
+
+
+def parse_body(path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
+    """Return what routing needs to know of a request.
+
+    path: as in the request line; what follows a "?" is ignored. headers: lower-case names. seed: the fleet's.
+    Of a path that is not known, the model alone is read, if the body is JSON; nothing is prefilled for it.
+    Raises BadBody for what no engine could serve: malformed JSON, or wrong types of what must be read.
+    """
+    parse = _PARSERS.get(path.partition("?")[0])
+    if parse is None:
+        return RequestShape(_model_of(body), False, None, _header_session(headers))
+    try:
+        return parse(body, headers, seed)
+    except RecursionError as exc:
+        raise BadBody("The body of the request is nested too deeply.", None) from exc
+
+
+def _model_of(body: bytes) -> str | None:
+    try:
+        model = _any.decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return model if type(model) is str else None
+
+
+def _parse_chat(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
+    chat = decode(_chat, body)
+    return _shape(chat, headers, _chat_prompt("chat", chat, headers, seed))
+
+
+def _parse_messages(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
+    chat = decode(_chat, body)
+    return _shape(chat, headers, _chat_prompt("messages", chat, headers, seed))
+
+
+def _parse_embeddings(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
+    embeddings = decode(_chat, body)
+    if embeddings.messages is not None:
+        return _shape(embeddings, headers, _chat_prompt("embeddings", embeddings, headers, seed))
+    return _shape(embeddings, headers, _plain("embeddings", embeddings, embeddings.input, "input", seed))
+
+
+def _parse_completion(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
+    completion = decode(_completion, body)
+    prompt = _plain("completions", completion, completion.prompt, "prompt", seed, completion.suffix)
+    return _shape(completion, headers, prompt)
+
+
+def _parse_responses(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
+    responses = decode(_responses, body)
+    given = responses.input
+    items = [{"role": "user", "content": given}] if type(given) is str else given or []
+    roles = [_item_role(item) for item in items]
+    kinds = kinds_of(roles)
+    for index, kind in named_kinds(headers, responses.metadata, len(items)).items():
+        kinds[index] = kind
+    assembly = Assembly(seed)
+    _add_tools(assembly, "tools", responses.tools, seed)
+    if responses.instructions:
+        assembly.system(responses.instructions, "instructions")
+    for index, (item, kind) in enumerate(zip(items, kinds, strict=True)):
+        if type(item) is dict and "role" not in item:
+            assembly.item(kind, item)
+        else:
+            assembly.message(kind, item, f"input[{index}]")
+    more = (_without_tools(responses.tool_choice, responses.tools), responses.prompt)
+    return _shape(responses, headers, assembly.prompt(_preamble("responses", responses, *more)))
+
+
+def _role(message: Any) -> str | None:
+    role = message.get("role") if type(message) is dict else None
+    return role if type(role) is str else None
+
+
+def _item_role(item: Any) -> str | None:
+    """Return whose turn an item is: what has no role is the model's, unless it is the output of a tool."""
+    if type(item) is not dict or "role" in item:
+        return _role(item)
+    return "tool" if str(item.get("type")).endswith("_output") else "assistant"
+
+
+def _chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], seed: int) -> Prompt | None:
+    messages = chat.messages
+    if messages is None:
+        raise BadBody("Missing required parameter: 'messages'.", "messages")
+    roles = [_role(message) for message in messages]
+    kinds = kinds_of(roles)
+    for index, kind in named_kinds(headers, chat.metadata, len(messages)).items():
+        kinds[index] = kind
+    assembly = Assembly(seed)
+    _add_tools(assembly, "tools", chat.tools, seed)
+    _add_tools(assembly, "functions", chat.functions, seed)
+    if chat.system:
+        assembly.system(chat.system, "system")
+    documents = chat.documents
+    for index, (message, kind) in enumerate(zip(messages, kinds, strict=True)):
+        if documents and roles[index] not in HEAD:
+            assembly.documents(msgspec.json.encode(documents))
+            documents = None
+        assembly.message(kind, message, f"messages[{index}]")
+    more = _without_tools(chat.tool_choice, chat.tools)
+    return assembly.prompt(_preamble(family, chat, more))
+
+
+def _add_tools(assembly: Assembly, param: str, raw: Raw, seed: int) -> None:
+    if raw is ABSENT:
+        return
+    form = _tools.form(bytes(raw), seed)
+    if not form.startswith((b"[", b"null")):
+        raise BadBody.wrong_type(param, "an array", msgspec.json.decode(form))
+    if form not in (b"[]", b"null"):
+        assembly.tools(form)
+
+
+def _without_tools(tool_choice: Any, tools: Raw) -> str | None:
+    """Return "none" if that is the choice among tools: some servers then leave them out of the prompt."""
+    return "none" if tool_choice == "none" and tools is not ABSENT else None
+
+
+def _plain(family: str, body: Body, given: Any, param: str, seed: int, more: Any = None) -> Prompt | None:
+    """Hash a prompt that is text or token ids; of several, the first. None when there is none, or it is empty."""
+    if type(given) is list and given and type(given[0]) in (str, list):
+        given, param = given[0], f"{param}[0]"
+    if type(given) is str:
+        assembly = Assembly(seed)
+        if given:
+            assembly.text(BlockKind.USER, given)
+        return assembly.prompt(_preamble(family, body, "text", more))
+    if type(given) is list:
+        try:
+            ids = array("I", given).tobytes()
+        except (TypeError, OverflowError) as exc:
+            raise BadBody(f"Invalid '{param}': expected a string or token ids.", param) from exc
+        preamble, blocks = _preamble(family, body, "ids", more), [(BlockKind.USER, len(ids))]
+        return hash_prompt(ids, (), blocks, preamble=preamble, seed=seed, tokens=len(given))
+    if given is not None:
+        raise BadBody.wrong_type(param, "a string or an array", given)
+    return None
+
+
+def _preamble(family: str, body: Body, *more: Any) -> bytes:
+    """Return what stands before the text of every prompt, in a form that no text can imitate."""
+    values = preamble_values(body)
+    given = None if values == _NOTHING else dict(zip(PREAMBLE, values, strict=True))
+    return canonical_json([family, body.model, *more, given])
+
+
+def _shape(body: Body, headers: Mapping[bytes, bytes], prompt: Prompt | None) -> RequestShape:
+    session = _header_session(headers) or _body_session(body)
+    return RequestShape(body.model, body.stream is True, prompt, session)
+
+
+def _header_session(headers: Mapping[bytes, bytes]) -> str | None:
+    for name in SESSION_HEADERS:
+        value = headers.get(name)
+        if value:
+            return _bounded(value.decode("latin-1"))
+    return None
+
+
+def _body_session(body: Body) -> str | None:
+    """Return the client's own name for the conversation, the most specific that it gives."""
+    user_id = body.metadata.get("user_id") if type(body.metadata) is dict else None
+    for name in (body.session_id, body.prompt_cache_key, body.user, user_id, body.previous_response_id):
+        if type(name) is str and name:
+            return _bounded(name)
+    return None
+
+
+def _bounded(name: str) -> str:
+    return name if len(name) <= SESSION_CHARS_MAX else sha256(name.encode()).hexdigest()
+
+
+_PARSERS: dict[str, Callable[[bytes, Mapping[bytes, bytes], int], RequestShape]] = {
+    "/v1/chat/completions": _parse_chat,
+    "/v1/completions": _parse_completion,
+    "/v1/embeddings": _parse_embeddings,
+    "/v1/messages": _parse_messages,
+    "/v1/responses": _parse_responses,
+}
