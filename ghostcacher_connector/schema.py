@@ -6,9 +6,21 @@
     gc1:{<ns>}:report:<worker>:<report>   hash   small values of a worker, such as its load; TTL = the report's
     gc1:{<ns>:<p>}:blocks:<incarnation>   hash   block hash -> packed Location, digest; TTL = lease
 
+    gc1:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), msgpack LoadReport; TTL
+    gc1:{router}:news                     stream d = msgpack WorkerNews: what workers tell routers
+    gc1:{router}:texts                    stream d = msgpack LearnedText or Flush: what routers tell each other
+    gc1:{router}:routers                  zset   router -> until when it counts as alive (server time, ms)
+    gc1:{router}:drains                   zset   worker -> until when it gets no new requests (server time, ms)
+    gc1:{router}:seed                     string 16 hex digits: of the hashes of text; prolonged by live routers
+    gc1:{router}:tokens                   string the last fencing token
+    gc1:{router}:lock:<hex>               hash   t token, r router, w worker, a ready at (server time, s); TTL = lock's
+    gc1:{router}:session:<hex>            string worker; TTL = session's
+
 The braces are hash tags: what one script touches lies on one shard, and the partitions ``p`` of a namespace spread
 over shards. The entries of a worker are one hash a partition, so that a lease is one TTL: a worker that dies takes its
-entries along, and a worker that restarts begins new keys. Nothing here ever needs a scan of the key space.
+entries along, and a worker that restarts begins new keys. Nothing here ever needs a scan of the key space. What routers share
+is on one shard: one script gives a worker's load and news and says whether a router listens, one read waits for both
+streams, and all of it is small.
 
 The digests bind a value to its place: an entry to its block and its worker's life, a record to whoever may speak for a
 worker. A generation proves that a slot was not reused since its entry was made, but not that the entry was made for the
@@ -103,6 +115,24 @@ def blocks_key(namespace: str, partition: int, incarnation: bytes) -> str:
     return f"{PREFIX}:{{{check_namespace(namespace)}:{partition}}}:blocks:{incarnation.hex()}"
 
 
+def router_key(name: str) -> str:
+    """Return the key of what all routers share. name: "news", "texts", "routers", "drains", "seed" or "tokens"."""
+    return f"{PREFIX}:{{router}}:{name}"
+
+
+def load_key(namespace: str, worker: str) -> str:
+    """Return the key of a worker's load. A namespace has no colon, so that no two pairs make one key."""
+    return router_key(f"load:{check_namespace(namespace)}:{check_worker(worker)}")
+
+
+def lock_key(key: bytes) -> str:
+    return router_key(f"lock:{key.hex()}")
+
+
+def session_key(key: bytes) -> str:
+    return router_key(f"session:{key.hex()}")
+
+
 def is_namespace(namespace: str) -> bool:
     return _NAMESPACE.fullmatch(namespace) is not None
 
@@ -114,9 +144,13 @@ def check_namespace(namespace: str) -> str:
     return namespace
 
 
+def is_worker(worker: str) -> bool:
+    return _WORKER.fullmatch(worker) is not None
+
+
 def check_worker(worker: str) -> str:
     """Return the worker's name; raise ConfigError when it is empty, too long or has blanks or control characters."""
-    if not _WORKER.fullmatch(worker):
+    if not is_worker(worker):
         raise ConfigError(f"worker name: expected 1 to 255 characters without blanks, got {worker!r}")
     return worker
 

@@ -71,6 +71,11 @@ class RedisCalls:
             leaks = any(secret in text for secret in self._target.secrets)
             message = f"Redis at {self._target.where}: {type(exc).__name__ if leaks else text}"
             raise IndexUnavailable(message) from (None if leaks else exc)
+        except (ValueError, AttributeError) as exc:
+            # What redis-py does when another thread closes the connection on which it waits.
+            if not self._closed:
+                raise
+            raise IndexUnavailable(f"Redis at {self._target.where}: this client was closed") from exc
 
 
 def milliseconds(seconds: float) -> int:

@@ -27,7 +27,7 @@ class _Stored(NamedTuple):
     packed: bytes
 
 
-class _Expiring(Generic[V]):
+class Expiring(Generic[V]):
     """Values that are gone when their time has come, as keys with a TTL are."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -68,9 +68,9 @@ class MemoryIndex(BlockIndex):
         self._partitions = partitions
         self._key = key
         self._lock = threading.Lock()
-        self._records: _Expiring[_Stored] = _Expiring(clock)
-        self._blocks: _Expiring[dict[BlockHash, bytes]] = _Expiring(clock)
-        self._reports: _Expiring[dict[str, bytes]] = _Expiring(clock)
+        self._records: Expiring[_Stored] = Expiring(clock)
+        self._blocks: Expiring[dict[BlockHash, bytes]] = Expiring(clock)
+        self._reports: Expiring[dict[str, bytes]] = Expiring(clock)
         self.reachable = True
         self.malformed_entries = self.unverified_records = 0
 

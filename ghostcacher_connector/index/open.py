@@ -1,4 +1,4 @@
-"""One call from a setting to an index."""
+"""One call from a setting to an index, and to the routing store beside it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from ghostcacher_connector.index.base import BlockIndex
 from ghostcacher_connector.index.embedded import EmbeddedRedis
 from ghostcacher_connector.index.redis import RedisIndex
+from ghostcacher_connector.index.routing import RoutingStore
+from ghostcacher_connector.index.routing_redis import RedisRoutingStore
 
 
 class EmbeddedIndex(RedisIndex):
@@ -33,3 +35,11 @@ def open_index(
     if url is not None:
         return RedisIndex(url, timeout_s=timeout_s, key=key)
     return EmbeddedIndex(EmbeddedRedis(embedded_directory), timeout_s=timeout_s, key=key)
+
+
+def open_routing(url: str | None, index: BlockIndex, *, timeout_s: float = 0.25) -> RoutingStore:
+    """Return the routing store in the Redis of an index that `open_index` has returned for the same URL."""
+    if url is None:
+        assert isinstance(index, EmbeddedIndex)
+        url = index.server.url  # the index starts it again when it is gone
+    return RedisRoutingStore(url, timeout_s=timeout_s)

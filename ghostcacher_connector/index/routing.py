@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from math import isfinite
+from operator import lt
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -29,10 +31,22 @@ from ghostcacher_connector.index.base import WorkerRef
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Rate = Annotated[float, Meta(ge=0)]
 Text = Annotated[str, Meta(max_length=256)]
+"""Names and request ids. A worker's name has at most 255 characters."""
 Hash = Annotated[bytes, Meta(min_length=1, max_length=128)]
 
 BOUNDARIES_MAX = 16_384
 """Boundaries in one chain or learned text: 2 M tokens at one hash every 128."""
+
+NEWS_ENTRIES_MAX = 10_000
+NEWS_AGE_S = 60.0
+"""News is of use while the router that sent the request still waits for it; some 1 KiB each."""
+
+TEXTS_ENTRIES_MAX = 20_000
+TEXTS_AGE_S = 86_400.0
+"""What no prompt has confirmed for a day is in no cache any more. Some 2 KiB each: 40 MiB, read by each new router."""
+
+SEED_TTL_S = 7 * 86_400.0
+"""Longer than any text lives that was hashed with it, counted from the last sign of life of any router."""
 
 STREAM_START = "0-0"
 """A cursor before the first entry of a stream."""
@@ -56,6 +70,10 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     pull_bytes_per_s: Rate
     pull_fixed_s: Rate
 
+    def __post_init__(self) -> None:
+        if not isfinite(self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s):
+            raise ValueError("rates: expected finite numbers")
+
 
 class PromptChain(msgspec.Struct, frozen=True, array_like=True):
     """Some of the chain hashes of a prompt that a worker has received.
@@ -69,6 +87,12 @@ class PromptChain(msgspec.Struct, frozen=True, array_like=True):
     block_counts: Annotated[tuple[Count, ...], Meta(max_length=BOUNDARIES_MAX)]
     hashes: Annotated[tuple[Hash, ...], Meta(max_length=BOUNDARIES_MAX)]
 
+    def __post_init__(self) -> None:
+        if len(self.hashes) != len(self.block_counts):
+            raise ValueError(f"hashes: expected {len(self.block_counts)}, got {len(self.hashes)}")
+        if not all(map(lt, (0, *self.block_counts), self.block_counts)):
+            raise ValueError("block_counts: expected them to rise from above 0")
+
 
 class StampedLoad(NamedTuple):
     """A worker's load. at: when it was stored, in s of the store's clock."""
@@ -80,17 +104,18 @@ class StampedLoad(NamedTuple):
 class WorkerNews(NamedTuple):
     """What one worker told at one time. computed: ids of requests whose prompts' blocks its peers can pull from now."""
 
-    namespace: str
-    worker: str
-    incarnation: bytes
+    namespace: Text
+    worker: Text
+    incarnation: Hash
     chains: tuple[PromptChain, ...]
-    computed: tuple[str, ...]
+    computed: tuple[Text, ...]
 
 
 class LearnedText(msgspec.Struct, frozen=True, array_like=True, tag="text"):
     """New or changed boundaries of one prompt, learned by one router.
 
-    digests, block_counts, hashes: shape (n,) each, ascending: text before the boundary, blocks in it, their chain hash.
+    digests, block_counts, hashes: shape (n,) each, in order of the text: of the text before the boundary, blocks in it,
+    their chain hash.
     """
 
     namespace: Text
@@ -99,6 +124,13 @@ class LearnedText(msgspec.Struct, frozen=True, array_like=True, tag="text"):
     hashes: Annotated[tuple[Hash, ...], Meta(max_length=BOUNDARIES_MAX)]
     bytes_per_token: Rate
     router: Text
+
+    def __post_init__(self) -> None:
+        if not len(self.digests) == len(self.block_counts) == len(self.hashes):
+            lengths = len(self.digests), len(self.block_counts), len(self.hashes)
+            raise ValueError(f"digests, block_counts, hashes: expected as many of each, got {lengths}")
+        if not isfinite(self.bytes_per_token):
+            raise ValueError(f"bytes_per_token: expected a number, got {self.bytes_per_token}")
 
 
 class Flush(msgspec.Struct, frozen=True, array_like=True, tag="flush"):

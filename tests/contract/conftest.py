@@ -13,6 +13,8 @@ from ghostcacher_connector import schema
 from ghostcacher_connector.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.index.memory import MemoryIndex
 from ghostcacher_connector.index.redis import RedisIndex
+from ghostcacher_connector.index.routing import RoutingStore
+from tests.contract.routing_subjects import StoreSubject, memory_subject, redis_subject
 from tests.support.index_parts import FakeClock
 from tests.support.redis_server import RedisServer, make_cluster
 
@@ -106,3 +108,17 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 @pytest.fixture
 def index(subject: Subject) -> BlockIndex:
     return subject.index
+
+
+@pytest.fixture(params=["memory", "redis", "redis cluster"])
+def routing(request: pytest.FixtureRequest) -> Iterator[StoreSubject]:
+    if request.param == "memory":
+        yield from memory_subject()
+    else:
+        kind = "cluster" if "cluster" in request.param else "single"
+        yield from redis_subject(request.getfixturevalue(kind), cluster=kind == "cluster")
+
+
+@pytest.fixture
+def store(routing: StoreSubject) -> RoutingStore:
+    return routing.store
