@@ -86,10 +86,11 @@ class Counter:
 
 
 class Histogram:
-    """How often values fell in each bucket, since the start. bounds: inclusive upper bounds, ascending."""
+    """How often values fell in each bucket, since the start. bounds: inclusive upper bounds, ascending, positive."""
 
     def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
-        assert list(bounds) == sorted(set(bounds)), name
+        # Prometheus leaves out sum and count of a histogram that has negative bounds.
+        assert list(bounds) == sorted({bound for bound in bounds if bound > 0}), name
         self.name, self.text = name, text
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
@@ -116,7 +117,7 @@ class Histogram:
             if count and below + count >= rank:
                 if place == len(self.bounds):
                     return self.bounds[-1]
-                low = self.bounds[place - 1] if place else min(0.0, self.bounds[0])
+                low = self.bounds[place - 1] if place else 0.0
                 return low + (self.bounds[place] - low) * (rank - below) / count
             below += count
         return None

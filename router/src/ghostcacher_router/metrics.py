@@ -52,7 +52,7 @@ LATENCY_MS_BOUNDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 5
 TTFT_MS_BOUNDS = (5, 10, 20, 50, 100, 200, 350, 500, 750, 1000, 1500, 2000, 3000, 5000, 10_000, 30_000, 120_000)
 RATIO_BOUNDS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 """The same as of the connector's forecasts, so that they can be laid side by side."""
-ERROR_MS_BOUNDS = (-5000, -1000, -500, -200, -100, -50, -20, -5, 0, 5, 20, 50, 100, 200, 500, 1000, 5000, 30_000)
+ERROR_MS_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 30_000)
 SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 
 REASONS = tuple(reason.value for reason in Reason)
@@ -123,7 +123,11 @@ class RouterMetrics:
             Histogram("gc_forecast_ratio", "Observed over forecast TTFT: 1 is a right forecast.", RATIO_BOUNDS)
         )
         self.forecast_error_ms = self._put(
-            Histogram("gc_forecast_error_ms", "Observed less forecast TTFT, in ms.", ERROR_MS_BOUNDS)
+            Histogram(
+                "gc_forecast_error_ms",
+                "How far the observed TTFT was from its forecast, either way, in ms.",
+                ERROR_MS_BOUNDS,
+            )
         )
         self.hit_tokens = self._put(
             Counter(
@@ -173,7 +177,7 @@ class RouterMetrics:
         """Record the first byte of an answer, and how far off its forecast was."""
         self.ttft_ms.observe(observed_ms)
         if forecast_ms is not None:
-            self.forecast_error_ms.observe(observed_ms - forecast_ms)
+            self.forecast_error_ms.observe(abs(observed_ms - forecast_ms))
             if forecast_ms > 0.0:
                 self.forecast_ratio.observe(observed_ms / forecast_ms)
 

@@ -1,0 +1,1 @@
+"""What the router answers itself: its health, metrics and models, and /gc/* for people who run it."""

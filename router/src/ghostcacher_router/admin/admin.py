@@ -1,0 +1,235 @@
+"""The endpoints that the router answers itself.
+
+    GET /health                      200 while the process serves
+    GET /ready                       200 when a worker can take requests, else 503 and why
+    GET /metrics                     Prometheus' text format
+    GET /v1/models[/ID]              models, merged over all workers
+    GET /gc/status                   version, uptime, workers by state, Redis, replicas, models
+    GET /gc/stats                    counters since the start
+    GET /gc/pods                     every worker, with its state, load and requests in flight
+    POST, DELETE /gc/pods/ID/drain   give a worker no new requests (?drain=false and DELETE: take that back)
+    POST /gc/flush                   make the routers forget; see `Ports.flush`
+    GET, POST /gc/explain            every worker's forecast for a prompt, without sending it anywhere
+
+Who may use /gc/*: access.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import msgspec
+
+from ghostcacher_connector import __version__
+from ghostcacher_router.admin.access import Access
+from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, draining_of, explain_of, flush_of
+from ghostcacher_router.admin.views import not_ready, pods_view
+from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.http.errors import Refusal, error_body
+from ghostcacher_router.local import LocalRequest, LocalResponse
+from ghostcacher_router.metrics import PAGE_TYPE, RouterMetrics
+from ghostcacher_router.prompt import BadBody
+from ghostcacher_router.types import NoWorker
+
+log = logging.getLogger(__name__)
+
+ANSWER_S_MAX = 10.0
+"""Of flush and explain, which ask Redis several times at most."""
+
+_MODELS = "/v1/models"
+_OPEN = ("/health", "/ready", "/metrics", _MODELS)
+_DRAIN_PATH = re.compile(r"/gc/pods/([^/]+)/drain")
+
+Handler = Callable[[LocalRequest], Awaitable[LocalResponse]]
+
+
+class Ports(NamedTuple):
+    """What routing tells and does. None of it blocks the loop; explain and flush may raise BadBody and NoWorker.
+
+    in_flight: requests at a worker. replicas: routers alive, None when that is not known.
+    explain: for each worker that could serve the request its terms, the best first; nothing is sent or counted.
+    flush: every router forgets, through the stream that they share, what text of that scope became which blocks, where
+    it was seen, and which worker its sessions were bound to. The engines' KV caches and the index of blocks are left as
+    they are: the next such request is routed as if it were new, and may still find its blocks on the worker it meets.
+    """
+
+    in_flight: Callable[[str], int]
+    replicas: Callable[[], int | None]
+    explain: Callable[[ExplainAsk], Awaitable[list[dict[str, object]]]]
+    flush: Callable[[FlushAsk], Awaitable[None]]
+
+
+class Admin:
+    """LocalEndpoints of the router."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        metrics: RouterMetrics,
+        access: Access,
+        ports: Ports,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._fleet, self._metrics, self._access, self._ports, self._clock = fleet, metrics, access, ports, clock
+        self._started_at = clock()
+        self._routes: Mapping[str, Mapping[str, Handler]] = {
+            "/health": {"GET": self._health},
+            "/ready": {"GET": self._ready},
+            "/metrics": {"GET": self._page},
+            _MODELS: {"GET": self._models},
+            "/gc/status": {"GET": self._status},
+            "/gc/stats": {"GET": self._stats},
+            "/gc/pods": {"GET": self._pods},
+            "/gc/flush": {"POST": self._flush},
+            "/gc/explain": {"GET": self._explain, "POST": self._explain},
+        }
+        metrics.gauge("gc_router_in_flight", "Requests at each worker.", self._in_flight, label="worker")
+        metrics.gauge("gc_router_replicas", "Routers alive, this one included.", lambda: {"": ports.replicas() or 1})
+
+    def __repr__(self) -> str:
+        return f"Admin({self._access!r})"
+
+    def match(self, method: str, path: str) -> bool:
+        """Say whether this request is answered here. CORS preflights of /v1/models are the engines' to answer."""
+        if path == "/gc" or path.startswith("/gc/"):
+            return True
+        return method != "OPTIONS" and (path in _OPEN or path.startswith(_MODELS + "/"))
+
+    async def handle(self, request: LocalRequest) -> LocalResponse:
+        """Return the answer. Bounded in time; never raises for what a client sent."""
+        try:
+            async with asyncio.timeout(ANSWER_S_MAX):
+                response = await self._answer(request)
+        except Refusal as exc:
+            response = _refused(request.path, exc)
+        except BadBody as exc:
+            response = _refused(request.path, Refusal(400, exc.message, param=exc.param))
+        except NoWorker as exc:
+            response = _refused(request.path, Refusal(exc.status, exc.message, code=exc.kind))
+        except TimeoutError:
+            response = _refused(request.path, Refusal(504, f"no answer within {ANSWER_S_MAX:g} s"))
+        except Exception:
+            log.exception("%s %s failed in an unforeseen way", request.method, request.path)
+            response = _refused(request.path, Refusal(500, "the router failed; its log says why"))
+        return response._replace(body=b"") if request.method == "HEAD" else response
+
+    async def _answer(self, request: LocalRequest) -> LocalResponse:
+        if request.path not in _OPEN and not request.path.startswith(_MODELS + "/"):
+            # Before anything else: whoever may not come in is not even told what there is.
+            self._access.check(request.headers, request.peer)
+        routes = self._routes_of(request.path)
+        method = "GET" if request.method == "HEAD" else request.method
+        if (handler := routes.get(method)) is None:
+            allowed = ", ".join([*routes, *(["HEAD"] if "GET" in routes else [])])
+            refused = _refused(request.path, Refusal(405, f"{request.method}: expected {allowed}"))
+            return refused._replace(headers=[*refused.headers, (b"allow", allowed.encode())])
+        return await handler(request)
+
+    def _routes_of(self, path: str) -> Mapping[str, Handler]:
+        if (routes := self._routes.get(path)) is not None:
+            return routes
+        if path.startswith(_MODELS + "/"):
+            return {"GET": partial(self._model, unquote(path.removeprefix(_MODELS + "/")))}
+        if (found := _DRAIN_PATH.fullmatch(path)) is not None:
+            drain = partial(self._drain, unquote(found[1]))
+            return {"POST": drain, "DELETE": drain}
+        raise Refusal(
+            404, f"{path[:200]}: expected one of {', '.join(self._routes)}, /gc/pods/ID/drain", code="not_found"
+        )
+
+    def _in_flight(self) -> Mapping[str, int]:
+        return {name: self._ports.in_flight(name) for name in self._fleet.workers}
+
+    # Open to all
+
+    async def _health(self, _: LocalRequest) -> LocalResponse:
+        return _json({"status": "ok"})
+
+    async def _ready(self, _: LocalRequest) -> LocalResponse:
+        why = not_ready(self._fleet)
+        return _json({"status": "ready"}) if why is None else _json({"status": "not ready", "why": why}, 503)
+
+    async def _page(self, _: LocalRequest) -> LocalResponse:
+        return LocalResponse(200, [(b"content-type", PAGE_TYPE.encode())], self._metrics.page())
+
+    async def _models(self, _: LocalRequest) -> LocalResponse:
+        return _json({"object": "list", "data": list(self._fleet.model_objects().values())})
+
+    async def _model(self, model: str, _: LocalRequest) -> LocalResponse:
+        found = self._fleet.model_objects().get(model)
+        if found is None:
+            known = ", ".join(self._fleet.models()) or "none"
+            raise Refusal(404, f"The model {model[:200]!r} does not exist; known: {known}", code="model_not_found")
+        return _json(found)
+
+    # For people who run it
+
+    async def _status(self, _: LocalRequest) -> LocalResponse:
+        fleet = self._fleet
+        why = not_ready(fleet)
+        return _json(
+            {
+                "version": __version__,
+                "uptime_s": round(self._clock() - self._started_at, 3),
+                "ready": why is None,
+                "why_not_ready": why,
+                "workers": {state.value: count for state, count in fleet.count_by_state().items()},
+                "not_routable": len(fleet.unroutable),
+                "redis_available": fleet.redis_available,
+                "replicas": self._ports.replicas(),
+                "models": fleet.models(),
+            }
+        )
+
+    async def _stats(self, _: LocalRequest) -> LocalResponse:
+        return _json(self._metrics.stats())
+
+    async def _pods(self, _: LocalRequest) -> LocalResponse:
+        return _json({"pods": pods_view(self._fleet, self._ports.in_flight, self._clock())})
+
+    async def _drain(self, name: str, request: LocalRequest) -> LocalResponse:
+        draining = draining_of(request)
+        if name not in self._fleet.workers:
+            known = ", ".join(sorted(self._fleet.workers)) or "none"
+            raise Refusal(404, f"worker {name[:200]!r}: expected one of: {known}", code="worker_not_found")
+        self._fleet.drain(name, draining)
+        shared = await self._fleet.share_drains()
+        worker = self._fleet.workers.get(name)
+        return _json(
+            {
+                "id": name,
+                "draining": draining,
+                "state": None if worker is None else worker.state.value,
+                "in_flight": self._ports.in_flight(name),
+                "shared": shared,
+            }
+        )
+
+    async def _flush(self, request: LocalRequest) -> LocalResponse:
+        ask = flush_of(request)
+        await self._ports.flush(ask)
+        return _json({"flushed": ask.scope.value})
+
+    async def _explain(self, request: LocalRequest) -> LocalResponse:
+        ask = explain_of(request)
+        return _json({"path": ask.path, "workers": await self._ports.explain(ask)})
+
+
+def _json(value: object, status: int = 200) -> LocalResponse:
+    # Not the json module: what is infinite or no number becomes null, which JSON has.
+    return LocalResponse(status, [(b"content-type", b"application/json")], msgspec.json.encode(value))
+
+
+def _refused(path: str, refusal: Refusal) -> LocalResponse:
+    headers = [(b"content-type", b"application/json")]
+    if refusal.status == 401:  # noqa: PLR2004 - the status that asks for this header
+        headers.append((b"www-authenticate", b"Bearer"))
+    return LocalResponse(refusal.status, headers, error_body(path, refusal))
