@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,10 @@ from ghostcacher_connector.index.routing_redis import RedisRoutingStore
 from ghostcacher_connector.types import WorkerRecord
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.fleet.probes import HttpProber, ProbeFailed
 from ghostcacher_router.metrics import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
 from tests.support.index_parts import make_record
-from tests.support.mini_engine import MiniEngine, answer, until
+from tests.support.mini_engine import MiniEngine, until
 from tests.support.redis_server import RedisServer
 
 LEASE_S = 600.0
@@ -262,6 +260,24 @@ def test_static_worker_turns_into_its_record(redis_server: RedisServer) -> None:
     run(main())
 
 
+def test_drain_of_a_url_is_kept_by_its_record(redis_server: RedisServer) -> None:
+    """A drain that was asked for by URL holds for the record that takes over."""
+
+    async def main() -> None:
+        async with MiniEngine() as engine, fleet_of(engine.endpoint, url=redis_server.url) as fleet:
+            name = f"127.0.0.1:{engine.port}"
+            await until(lambda: served(fleet) == [name])
+            fleet.drain(name, True)
+            with Directory(redis_server.url) as directory:
+                await directory.join("a", engine)
+            await until(lambda: "a" in fleet.workers)
+            assert state(fleet, "a") is WorkerState.DRAINING
+            assert await fleet.share_drains()
+            assert state(fleet, "a") is WorkerState.DRAINING
+
+    run(main())
+
+
 def test_drain_is_shared_and_ends_with_the_life(redis_server: RedisServer) -> None:
     """Two replicas: a drain holds at once here and soon there, can be taken back there, and not in the next life."""
 
@@ -328,82 +344,5 @@ def test_load_reaches_the_worker(redis_server: RedisServer) -> None:
             assert worker.load.load == LOAD
             assert worker.load_received_at <= asyncio.get_running_loop().time()
             assert fleet.workers[f"127.0.0.1:{plain.port}"].load is None
-
-    run(main())
-
-
-CHUNKED = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\n{"data":[\r\n2\r\n]}\r\n0\r\n\r\n'
-UNFRAMED = b'HTTP/1.1 200 OK\r\n\r\n{"data":[]}'
-
-
-@pytest.mark.parametrize("raw", [CHUNKED, UNFRAMED, answer(404, b"")])
-def test_every_framing_is_read(raw: bytes) -> None:
-    """Chunked, or up to the end of the connection; a server without models serves none by name."""
-
-    async def main() -> None:
-        async with MiniEngine() as engine:
-            engine.raw = raw
-            assert await HttpProber().models(engine.endpoint) == ()
-
-    run(main())
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b"", "closed before"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}", "closed before"),
-        (b"SSH-2.0-x\r\n\r\n", "no HTTP"),
-        (b"HTTP/1.1 200 OK\r\n\r\n" + bytes(5 << 20), "expected at most"),
-        (answer(500, b""), "got 500"),
-        (answer(200, b"<html>"), "JSON"),
-    ],
-)
-def test_odd_answers_are_failed_probes(raw: bytes, message: str) -> None:
-    """Whatever comes back, the probe ends, and says what was wrong."""
-
-    async def main() -> None:
-        async with MiniEngine() as engine:
-            engine.raw = raw
-            with pytest.raises(ProbeFailed, match=message):
-                await HttpProber().models(engine.endpoint)
-
-    run(main())
-
-
-def test_mute_server_is_given_up() -> None:
-    """A server that takes the connection and says nothing costs the time-out, and counts as slow, not as gone."""
-
-    async def main() -> None:
-        async with MiniEngine() as engine:
-            engine.mute = True
-            with pytest.raises(ProbeFailed, match=r"within 0\.05 s") as caught:
-                await HttpProber(timeout_s=0.05).health(engine.endpoint)
-            assert not caught.value.unreachable
-
-    run(main())
-
-
-def test_key_of_the_engines_is_sent() -> None:
-    """Engines that ask for a key get it; without it the message says which setting is missing."""
-
-    async def main() -> None:
-        async with MiniEngine(key="k") as engine:
-            with pytest.raises(ProbeFailed, match="engine_api_key"):
-                await HttpProber().models(engine.endpoint)
-            prober = HttpProber(headers={"authorization": "Bearer k"})
-            assert len(await prober.models(engine.endpoint)) == 1
-            assert "Bearer" not in repr(prober)
-
-    run(main())
-
-
-def test_plain_server_is_not_spoken_to_over_tls() -> None:
-    """https to a server without TLS is a failed probe, not an unencrypted one."""
-
-    async def main() -> None:
-        async with MiniEngine() as engine:
-            with pytest.raises(ProbeFailed):
-                await HttpProber(tls=ssl.create_default_context()).health(engine.endpoint._replace(tls=True))
 
     run(main())
