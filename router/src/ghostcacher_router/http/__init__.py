@@ -1,0 +1,21 @@
+"""The front: a streaming HTTP/1.1 proxy between clients and workers, on uvloop and llhttp. No policy.
+
+    front.py       Front: listens, ticks, stops; what all connections share
+    client.py      one client's connection: heads and bodies in, one request at a time
+    exchange.py    one request's life at the workers: parse, place, send, answer, retry
+    own.py         the same for what the router answers itself
+    upstream.py    one connection to a worker: a request out, its answer straight on to the client
+    pool.py        connections to workers kept for the next request
+    head.py answers.py body.py framing.py      what is read and written: no I/O
+    errors.py limits.py meter.py       errors as clients expect them, every bound, what is counted
+
+The life of a request: bytes come (client) -> head checked (head) -> body held whole (client) -> parsed and placed
+(exchange, through the ports in types.py) -> head built anew and written with the body (exchange, upstream) -> the
+worker's head checked and built anew (answers) -> its body passed on byte for byte, while llhttp looks for the end
+(upstream, framing) -> the worker's connection kept (pool), the client's next request (client).
+"""
+
+from ghostcacher_router.http.front import Front
+from ghostcacher_router.http.limits import Limits
+
+__all__ = ["Front", "Limits"]

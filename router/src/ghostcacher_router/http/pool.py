@@ -1,0 +1,129 @@
+"""Connections to workers, kept for the next request. Bounded in number and in age, for each worker."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable
+
+from ghostcacher_router.http.limits import Limits
+from ghostcacher_router.http.upstream import WorkerConnection
+from ghostcacher_router.types import Endpoint
+
+_PLAIN = re.compile(r"[!-~]*")
+
+
+class WorkerPool:
+    """The idle connections to one endpoint, and what every head sent there has in common. Loop only."""
+
+    def __init__(self, endpoint: Endpoint, limits: Limits, clock: Callable[[], float]) -> None:
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        self.endpoint = endpoint
+        self.limits = limits
+        self.host_line = f"Host: {host}:{endpoint.port}\r\n".encode()
+        self.prefix = endpoint.path.encode()
+        self.open: set[WorkerConnection] = set()
+        self.connecting = 0
+        self._idle: dict[WorkerConnection, float] = {}
+        self._clock = clock
+
+    def __repr__(self) -> str:
+        return f"WorkerPool({self.endpoint.url}, open={len(self.open)}, idle={len(self._idle)})"
+
+    @property
+    def idle_count(self) -> int:
+        return len(self._idle)
+
+    def take(self) -> WorkerConnection | None:
+        """Return the connection used last: the worker is least likely to be about to close it."""
+        idle = self._idle
+        while idle:
+            connection, _ = idle.popitem()
+            if connection.usable:
+                return connection
+        return None
+
+    def put(self, connection: WorkerConnection) -> None:
+        """Keep an idle connection; close it when there are enough."""
+        if len(self._idle) >= self.limits.upstream_idle_max:
+            connection.abort()
+        else:
+            self._idle[connection] = self._clock()
+
+    def opened(self, connection: WorkerConnection) -> None:
+        self.open.add(connection)
+
+    def closed(self, connection: WorkerConnection) -> None:
+        self.open.discard(connection)
+        self._idle.pop(connection, None)
+
+    def close_idle(self, before: float) -> None:
+        """Close what has been idle since before a time."""
+        for connection in [connection for connection, since in self._idle.items() if since < before]:
+            del self._idle[connection]
+            connection.abort()
+
+
+class Pools:
+    """A pool for each endpoint that requests go to. Loop only. tls: for workers that listen with TLS."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float], tls: ssl.SSLContext | None) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._tls = tls
+        self._pools: dict[Endpoint, WorkerPool] = {}
+
+    def __repr__(self) -> str:
+        return f"Pools({list(self._pools.values())})"
+
+    def __getitem__(self, endpoint: Endpoint) -> WorkerPool:
+        """Return the pool of an endpoint. Raises OSError when no request could be written to such a one."""
+        pool = self._pools.get(endpoint)
+        if pool is None:
+            if not endpoint.host or not _PLAIN.fullmatch(endpoint.host + endpoint.path):
+                raise OSError(f"expected an address of visible ASCII, got {endpoint!r}")
+            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._clock)
+        return pool
+
+    @property
+    def open_count(self) -> int:
+        return sum(len(pool.open) for pool in self._pools.values())
+
+    async def connect(self, endpoint: Endpoint) -> WorkerConnection:
+        """Return a new connection. Raises OSError, within `connect_s`."""
+        pool = self[endpoint]
+        if endpoint.tls and self._tls is None:
+            self._tls = ssl.create_default_context()
+        loop = asyncio.get_running_loop()
+        pool.connecting += 1
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: WorkerConnection(pool),
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=self._tls if endpoint.tls else None,
+                )
+        except TimeoutError:
+            raise OSError(f"no connection within {self._limits.connect_s:g} s") from None
+        except ValueError as exc:  # A host name that cannot be encoded, a port out of range.
+            raise OSError(f"{endpoint.url}: {exc}") from exc
+        finally:
+            pool.connecting -= 1
+        return connection
+
+    def tick(self, now: float) -> None:
+        """Close what has been idle for too long, and forget endpoints without connections."""
+        for endpoint, pool in list(self._pools.items()):
+            pool.close_idle(now - self._limits.upstream_idle_s)
+            if not pool.open and not pool.connecting:
+                del self._pools[endpoint]
+
+    async def close(self) -> None:
+        """Close every connection; return when they are closed."""
+        for pool in self._pools.values():
+            for connection in list(pool.open):
+                connection.abort()
+        while self.open_count:
+            await asyncio.sleep(0)
