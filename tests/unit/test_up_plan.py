@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 from pathlib import Path
@@ -26,7 +27,7 @@ def model(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a CPU build of vLLM and 64 GiB."""
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda _: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: object())
     monkeypatch.setattr(plan, "is_cpu_build", lambda: True)
     monkeypatch.setattr("ghostcacher_router.up.launch.is_cpu_build", lambda: True)
     for module in (machine, plan):
@@ -96,7 +97,7 @@ def test_plan_too_little_memory_refused(model: str) -> None:
 
 def test_plan_engine_not_installed_names_the_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without vLLM the message has the command that installs it."""
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'ghostcacher\[vllm\]'"):
         plan_engines(options(model), REDIS, {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 NOTHING = "-"
@@ -63,3 +64,9 @@ def count(value: float | None) -> str:
 def fit(line: str, width: int) -> str:
     """Return at most `width` characters of a line; what was cut is marked."""
     return line if len(line) <= width else line[: max(0, width - 1)] + "~"
+
+
+def printable(text: str) -> str:
+    """Return a text without what could move the cursor or change a terminal's state."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    return "".join(char if char.isprintable() or char == "\t" else "?" for char in plain)

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from ghostcacher_router.terminal.text import printable
+
 READ_BYTES_MAX = 64 << 10
 """Read of one log at a time: a flood of lines must not hold up what else is watched."""
 LINE_BYTES_MAX = 8 << 10
@@ -58,7 +60,7 @@ class LogFollower:
         *whole, self._rest = re.split(rb"[\r\n]+", self._rest + data)
         if len(self._rest) > LINE_BYTES_MAX:
             whole, self._rest = [*whole, self._rest], b""
-        return [f"[{self._name}] {_printable(line)}" for line in whole if line]
+        return [f"[{self._name}] {printable(line.decode(errors='replace'))}" for line in whole if line]
 
 
 def tail(path: Path, size: int = READ_BYTES_MAX) -> str:
@@ -69,9 +71,3 @@ def tail(path: Path, size: int = READ_BYTES_MAX) -> str:
             return stream.read().decode(errors="replace")
     except OSError:
         return ""
-
-
-def _printable(line: bytes) -> str:
-    """Return a line without what could move the cursor or change a terminal's state."""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line.decode(errors="replace"))
-    return "".join(char if char.isprintable() or char == "\t" else "?" for char in text)

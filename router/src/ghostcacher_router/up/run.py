@@ -19,13 +19,16 @@ from pathlib import Path
 from types import FrameType
 
 from ghostcacher_connector.errors import ConfigError
+from ghostcacher_router.config import variable_of
+from ghostcacher_router.terminal.fleet import RouterClient, RouterUnreachable, Snapshot
 from ghostcacher_router.terminal.live import Live
+from ghostcacher_router.terminal.render import request_rate, work_line
 from ghostcacher_router.up.arguments import UpOptions, parse, suspicions
 from ghostcacher_router.up.diagnosis import answers
 from ghostcacher_router.up.display import Standing, banner, heading, readiness, standing_lines, summary
 from ghostcacher_router.up.follow import LogFollower, phase_of, tail
 from ghostcacher_router.up.machine import NotEnoughMemory, free_port
-from ghostcacher_router.up.plan import Command, EnginePlan, plan_engines, plan_router, require_port
+from ghostcacher_router.up.plan import Command, EnginePlan, base_url, plan_engines, plan_router, require_port
 from ghostcacher_router.up.process import GuardedProcess
 from ghostcacher_router.up.redis import FleetRedis
 from ghostcacher_router.up.supervisor import Member, Rules, State, Supervisor, World
@@ -34,6 +37,8 @@ TICK_S = 0.2
 SHOW_INTERVAL_S = 1.0
 PLAIN_INTERVAL_S = 15.0
 """Between lines on progress where they cannot be overwritten."""
+WORK_INTERVAL_S = 60.0
+"""Between such lines on what the router does, while it does something."""
 PROBE_TIMEOUT_S = 0.5
 ENGINE_GRACE_S = 15.0
 ROUTER_READY_TIMEOUT_S = 60.0
@@ -52,6 +57,7 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
     live = Live(sys.stdout)
     live.note(*suspicions(options))
     try:
+        router = RouterClient(base_url(options), environ.get(variable_of("admin_token")), timeout_s=PROBE_TIMEOUT_S)
         with FleetRedis(options.redis_url) as redis:
             plans = plan_engines(options, redis.url, environ)
             command, drain_s = plan_router(options, redis.url, environ)
@@ -59,7 +65,7 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
                 supervisor = _supervisor(options, plans, command, drain_s, folder)
                 live.note(*heading(options, redis.where, folder), *([redis.warning] if redis.warning else []))
                 with counted_signals() as signals:
-                    failure = Watch(options, plans, supervisor, live).run(signals, redis.step)
+                    failure = Watch(options, plans, supervisor, router, live).run(signals, redis.step)
                 if failure is not None or any(member.restarts for member in supervisor.members):
                     keep()
                     live.note(f"Logs are kept in {folder}")
@@ -72,8 +78,17 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
 class Watch:
     """Looks after running servers and shows how they are."""
 
-    def __init__(self, options: UpOptions, plans: Sequence[EnginePlan], supervisor: Supervisor, live: Live) -> None:
+    def __init__(
+        self,
+        options: UpOptions,
+        plans: Sequence[EnginePlan],
+        supervisor: Supervisor,
+        router: RouterClient,
+        live: Live,
+    ) -> None:
         self._options = options
+        self._router = router
+        self._seen: Snapshot | None = None
         self._places = {plan.name: plan.place.label for plan in plans}
         self._supervisor = supervisor
         self._live = live
@@ -119,14 +134,33 @@ class Watch:
         if now - self._shown_at < SHOW_INTERVAL_S:
             return
         self._shown_at = now
-        standings = [self._standing(member) for member in self._supervisor.members]
-        if self._was_ready:
-            self._live.show([readiness(standings[1:])])
-        elif self._live.terminal:
-            self._live.show(standing_lines(standings))
-        elif now - self._noted_at >= PLAIN_INTERVAL_S:
+        if self._live.terminal:
+            self._live.show(self._region(now))
+        elif now - self._noted_at >= (WORK_INTERVAL_S if self._was_ready else PLAIN_INTERVAL_S):
             self._noted_at = now
-            self._live.note(summary(standings))
+            self._live.note(*(self._news_of_work(now) if self._was_ready else [summary(self._standings())]))
+
+    def _region(self, now: float) -> list[str]:
+        if not self._was_ready:
+            return standing_lines(self._standings())
+        before, self._seen = self._seen, self._look(now)
+        work = [] if self._seen is None else [work_line(self._seen, before)]
+        return [readiness(self._standings()[1:]), *work]
+
+    def _news_of_work(self, now: float) -> list[str]:
+        before, self._seen = self._seen, self._look(now)
+        busy = self._seen is not None and bool(request_rate(self._seen, before))
+        return [work_line(self._seen, before)] if self._seen is not None and busy else []
+
+    def _look(self, now: float) -> Snapshot | None:
+        """Return what the router tells; None when it does not, such as without the admin token that it wants."""
+        try:
+            return self._router.snapshot(now)
+        except RouterUnreachable:
+            return None
+
+    def _standings(self) -> list[Standing]:
+        return [self._standing(member) for member in self._supervisor.members]
 
     def _standing(self, member: Member) -> Standing:
         phase = phase_of(tail(member.log)) if member.state is State.STARTING else ""
