@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 from ghostcacher_router.up import run
 from ghostcacher_router.up.arguments import UpOptions
@@ -73,6 +74,6 @@ def plan_router(options: UpOptions, redis_url: str, environ: Mapping[str, str]) 
 
 
 if __name__ == "__main__":
-    run.plan_engines, run.plan_router = plan_engines, plan_router
-    run.ENGINE_GRACE_S = float(os.environ.get("TINY_GRACE_S", "5"))
-    sys.exit(run.main(sys.argv[2:], os.environ))
+    grace_s = float(os.environ.get("TINY_GRACE_S", "5"))
+    with patch.multiple(run, plan_engines=plan_engines, plan_router=plan_router, ENGINE_GRACE_S=grace_s):
+        sys.exit(run.main(sys.argv[2:], os.environ))
