@@ -1,0 +1,133 @@
+"""One prompt, what is known of its boundaries, and the chain that an engine made of it -> what there is to learn.
+
+Nothing says where a boundary lies in tokens. It is estimated by its share of the prompt's bytes, and rounded down to a
+block count that the engine reported, whose hash is then claimed for the boundary: "every prompt with this text has this
+hash after so many blocks". A claim that reaches beyond the shared text is found out by the next prompt that has the
+text and another end, since its chain has another hash there. So, along a prompt, from its beginning:
+
+- nothing known: claim the estimate, if it reaches deeper than the boundary before; a shallower one says nothing new.
+- known, and the chain has the same hash: two prompts agree. It stays, however far the new estimate reaches.
+- known, and the chain cannot tell (it lacks this count): take the nearest count below, so that the next prompt can.
+- known, and the chain has another hash: the claim overshot. Take the middle between what the boundary before has and
+  the claim, or the new estimate if it is less. Repeated, this ends at the truth, from either side, in a few prompts.
+- a boundary never has less than one before it that two prompts agree on, since it contains its text; and a new claim is
+  never deeper than what is known of a boundary behind it.
+
+Where claims that were once agreed on fail and none holds, it is not the estimates that were wrong: the same text now
+has other blocks (a template was changed, or prints today's date). All are then claimed anew, but for the first, which
+is treated as if it had overshot: if it was that after all, this ends, and if not, one boundary's text is no loss.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ghostcacher_connector.index.routing import PromptChain
+from ghostcacher_router.types import Prompt
+
+
+class Claim(NamedTuple):
+    """How many blocks a boundary's text has, and the chain hash there.
+
+    blocks: 0 when prompts with this text were seen to share less than the first count that engines report.
+    agreed: this router has seen that the chains of two prompts have this hash.
+    """
+
+    blocks: int
+    block_hash: bytes
+    agreed: bool = False
+
+
+NOTHING = Claim(0, b"\x00")
+
+
+class Chain:
+    """An engine's chain, by block count."""
+
+    def __init__(self, chain: PromptChain) -> None:
+        self._counts = chain.block_counts
+        self._hashes = chain.hashes
+        self._by_count = dict(zip(chain.block_counts, chain.hashes, strict=True))
+        self.deepest = chain.block_counts[-1]
+
+    def at_most(self, count: int) -> Claim:
+        """Return the deepest reported block among the first `count`."""
+        index = bisect_right(self._counts, count) - 1
+        return NOTHING if index < 0 else Claim(self._counts[index], self._hashes[index])
+
+    def agrees(self, claim: Claim) -> bool:
+        return claim.blocks == 0 or self._by_count.get(claim.blocks) == claim.block_hash
+
+    def differs(self, claim: Claim) -> bool:
+        return self._by_count.get(claim.blocks, claim.block_hash) != claim.block_hash
+
+
+def learn(prompt: Prompt, known: Sequence[Claim | None], told: PromptChain) -> dict[int, Claim]:
+    """Return what is new or changed, by index of the boundary, in order.
+
+    known: what was known of each boundary of the prompt. told: not empty. An agreement that was not known before
+    is a change.
+    """
+    chain = Chain(told)
+    trusted = _trusted(known, chain)
+    caps = _caps(trusted, chain.deepest)
+    lessons: dict[int, Claim] = {}
+    floor = before = NOTHING
+    for index, (end, claim, cap) in enumerate(zip(prompt.ends, trusted, caps, strict=True)):
+        estimate = min(chain.deepest * end // prompt.size, cap)
+        new = chain.at_most(estimate) if claim is None else _revised(claim, chain, estimate, before)
+        if claim is None and new.blocks <= before.blocks:
+            if known[index] is None:
+                continue
+            new = before
+        if new.blocks < floor.blocks:
+            new = floor
+        if new != known[index]:
+            lessons[index] = new
+        before = new
+        if new.agreed:
+            floor = new
+    return _ascending(lessons, chain)
+
+
+def _revised(claim: Claim, chain: Chain, estimate: int, before: Claim) -> Claim:
+    if claim.blocks == 0:
+        return claim
+    if chain.agrees(claim):
+        return claim if claim.agreed else claim._replace(agreed=True)
+    if not chain.differs(claim):
+        return chain.at_most(min(claim.blocks, estimate))
+    return chain.at_most(min((before.blocks + claim.blocks) // 2, claim.blocks - 1, estimate))
+
+
+def _caps(known: Sequence[Claim | None], deepest: int) -> list[int]:
+    """Return, for each boundary, the least count that is known of it or of one behind it."""
+    caps, cap = [], deepest
+    for claim in reversed(known):
+        if claim is not None and claim.blocks < cap:
+            cap = claim.blocks
+        caps.append(cap)
+    caps.reverse()
+    return caps
+
+
+def _trusted(known: Sequence[Claim | None], chain: Chain) -> Sequence[Claim | None]:
+    """Return what is to be gone by: all that is known, unless the same text now has other blocks."""
+    claims = [(index, claim) for index, claim in enumerate(known) if claim is not None and claim.blocks]
+    failed = any(claim.agreed and chain.differs(claim) for _, claim in claims)
+    if not failed or any(chain.agrees(claim) for _, claim in claims):
+        return known
+    first, claim = claims[0]
+    return [*known[:first], claim, *[None] * (len(known) - first - 1)]
+
+
+def _ascending(lessons: dict[int, Claim], chain: Chain) -> dict[int, Claim]:
+    """Lower what was claimed before it was found, further on, that the text reaches less deep."""
+    cap = chain.deepest
+    for index in reversed(lessons):
+        if lessons[index].blocks > cap:
+            lessons[index] = chain.at_most(cap)
+        cap = lessons[index].blocks
+    return lessons

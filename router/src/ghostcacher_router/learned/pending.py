@@ -1,0 +1,80 @@
+"""Prompts that were sent to workers, until their engines tell the chains of blocks that they made of them."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ghostcacher_router.types import Prompt
+
+PROMPTS_MAX = 20_000
+BOUNDARIES_MAX = 500_000
+"""Some 100 bytes each: prompts of 128 KiB are held for 4,000 requests at a time."""
+
+TTL_S = 600.0
+"""An engine tells a chain when the request reaches it, and again when it is computed: the longest queue that a client
+waits in."""
+
+
+class _Sent(NamedTuple):
+    prompt: Prompt
+    until: float
+
+
+class Pending:
+    """Request id -> prompt; bounded, the oldest is forgotten first. Used on the event loop only."""
+
+    def __init__(
+        self,
+        *,
+        prompts_max: int = PROMPTS_MAX,
+        boundaries_max: int = BOUNDARIES_MAX,
+        ttl_s: float = TTL_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._prompts_max = prompts_max
+        self._boundaries_max = boundaries_max
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._sent: OrderedDict[str, _Sent] = OrderedDict()
+        self._boundaries = 0
+
+    def __repr__(self) -> str:
+        return f"Pending(prompts={len(self._sent)}, boundaries={self._boundaries})"
+
+    def __len__(self) -> int:
+        return len(self._sent)
+
+    def put(self, request_id: str, prompt: Prompt) -> None:
+        """Remember a prompt. Another one under the same id takes its place. One that is too large is not kept."""
+        self.pop(request_id)
+        if len(prompt.ends) > self._boundaries_max:
+            return
+        now = self._clock()
+        self._sent[request_id] = _Sent(prompt, now + self._ttl_s)
+        self._boundaries += len(prompt.ends)
+        self._forget(now)
+
+    def get(self, request_id: str) -> Prompt | None:
+        """Return a prompt, None when it was never put, is taken, or forgotten."""
+        sent = self._sent.get(request_id)
+        return None if sent is None or sent.until <= self._clock() else sent.prompt
+
+    def pop(self, request_id: str) -> Prompt | None:
+        """Return a prompt as `get` does, and forget it."""
+        prompt = self.get(request_id)
+        sent = self._sent.pop(request_id, None)
+        if sent is not None:
+            self._boundaries -= len(sent.prompt.ends)
+        return prompt
+
+    def _forget(self, now: float) -> None:
+        while self._sent:
+            request_id, oldest = next(iter(self._sent.items()))
+            full = len(self._sent) > self._prompts_max or self._boundaries > self._boundaries_max
+            if not full and oldest.until > now:
+                return
+            del self._sent[request_id]
+            self._boundaries -= len(oldest.prompt.ends)
