@@ -78,6 +78,9 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     publish_queue_max: Annotated[
         int, Meta(ge=1, le=10_000_000, description="index entries waiting to be sent; more are dropped, a count")
     ] = 100_000
+    report_interval_ms: Annotated[
+        Milliseconds, Meta(ge=20, le=10_000, description="how often routers are told this worker's load, in ms")
+    ] = 200.0
     lookup_deadline_ms: Annotated[
         Milliseconds, Meta(ge=0.1, le=60_000, description="time after which a lookup counts as a miss, in ms")
     ] = 50.0

@@ -11,11 +11,12 @@ import logging
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.index.base import BlockIndex, WorkerRef, ref_of
 from ghostcacher_connector.index.directory import Directory
 from ghostcacher_connector.index.lookups import LookupService
-from ghostcacher_connector.index.open import open_index
+from ghostcacher_connector.index.open import open_index, open_routing
 from ghostcacher_connector.index.publisher import Publisher, PublisherStats
+from ghostcacher_connector.index.reporter import Reporter
 from ghostcacher_connector.metrics import Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.types import WorkerRecord
 
@@ -49,6 +50,14 @@ class Fleet:
             batch=settings.publish_batch,
             queue_max=settings.publish_queue_max,
         )
+        self._routing = open_routing(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
+        self.reporter = Reporter(
+            self._routing,
+            ref_of(record),
+            recorder,
+            interval_s=settings.report_interval_ms / 1e3,
+            applied=self.publisher.applied,
+        )
         self._counted = self.publisher.stats()
         self._page = _open_page(settings.metrics_port)
         self._peers = -1
@@ -56,13 +65,20 @@ class Fleet:
     def start(self) -> None:
         self.directory.start()
         self.publisher.start()
+        self.reporter.start()
         logger.info("worker %s joins namespace %s", self.record.worker, self.record.namespace)
 
-    def stop(self) -> None:
-        """Leave the fleet: entries go at once, threads end. Idempotent; bounded in time."""
+    def leave(self) -> None:
+        """Take this worker out of the fleet, its entries at once; go on seeing the others. Bounded in time."""
+        self.reporter.stop(STOP_TIMEOUT_S)
         self.publisher.stop(STOP_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Leave the fleet and end all threads. Idempotent; bounded in time."""
+        self.leave()
         self.lookups.stop(STOP_TIMEOUT_S)
         self.directory.stop(STOP_TIMEOUT_S)
+        self._routing.close()
         self.index.close()
         if self._page is not None:
             self._page.close()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import NamedTuple
 
 PULL_FIXED_S = 0.004
@@ -109,6 +110,12 @@ class Forecaster:
             return PEER_BYTES_PER_S_GUESS
         expired = self._clock() - link.at > RATE_TTL_S
         return max(link.rate, PEER_BYTES_PER_S_GUESS) if expired else link.rate
+
+    @property
+    def typical_bytes_per_s(self) -> float:
+        """The median of the peers' measured rates; 0.0 when there is none."""
+        rates = [link.rate for link in self._peers.values() if link.rate is not None]
+        return median(rates) if rates else 0.0
 
     def _link(self, worker: str) -> _Link:
         return self._peers.get(worker, _Link(None, 0.0, 0.0))

@@ -18,9 +18,10 @@
 
 The braces are hash tags: what one script touches lies on one shard, and the partitions ``p`` of a namespace spread
 over shards. The entries of a worker are one hash a partition, so that a lease is one TTL: a worker that dies takes its
-entries along, and a worker that restarts begins new keys. Nothing here ever needs a scan of the key space. What routers share
-is on one shard: one script gives a worker's load and news and says whether a router listens, one read waits for both
-streams, and all of it is small.
+entries along, and a worker that restarts begins new keys. Nothing here ever needs a scan of the key space.
+
+What routers share is on one shard: one script takes a worker's load and news and says whether a router listens, and one
+read waits for both streams. All of it is small.
 
 The digests bind a value to its place: an entry to its block and its worker's life, a record to whoever may speak for a
 worker. A generation proves that a slot was not reused since its entry was made, but not that the entry was made for the

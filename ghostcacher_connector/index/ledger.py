@@ -93,6 +93,14 @@ class Ledger:
         """Say whether there is something to send. Cheap, without the lock, and so only a hint."""
         return bool(self._dirty or self._backlog or self.resync)
 
+    def taken(self, before: float) -> bool:
+        """Say whether no change that was made before a time, on the ledger's clock, still waits to be taken."""
+        with self._lock:
+            if self.resync or self._backlog:
+                return False
+            oldest = next(iter(self._dirty.values()), None)
+            return oldest is None or oldest.since > before
+
     def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
         """Note that a slot holds a block, whatever it held before."""
         with self._lock:

@@ -90,6 +90,7 @@ class Publisher:
         self._renew_at = clock()
         self._backoff_s = 0.0
         self._unapplied: Batch | None = None
+        self._sending = False
         self._repair_pause = [0] * index.partitions
         self._repair_wait = [0] * index.partitions
         self._published = self._withdrawn = self._resyncs = self._errors = 0
@@ -117,6 +118,14 @@ class Publisher:
         self._record = record
         self._renew_at = self._clock()
         self._wake.set()
+
+    def applied(self, before: float) -> bool:
+        """Say whether the index holds every change that was made before a time on this publisher's clock.
+
+        The race: a batch that was taken is in neither place. So look into the ledger first: what is gone from there was
+        taken after `_sending` was set, and that is taken back only when the index has it or `_unapplied` does.
+        """
+        return self.ledger.taken(before) and not self._sending and self._unapplied is None
 
     def stats(self) -> PublisherStats:
         return PublisherStats(
@@ -162,7 +171,11 @@ class Publisher:
             self._joined = True
         if self.ledger.resync:
             self._clear_all()
-        self._send(self._unapplied or self.ledger.take(self._batch_max))
+        self._sending = True
+        try:
+            self._send(self._unapplied or self.ledger.take(self._batch_max))
+        finally:
+            self._sending = False
         if self._clock() >= self._renew_at:
             self._renew()
 

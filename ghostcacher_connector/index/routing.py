@@ -30,8 +30,9 @@ from ghostcacher_connector.index.base import WorkerRef
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Rate = Annotated[float, Meta(ge=0)]
-Text = Annotated[str, Meta(max_length=256)]
-"""Names and request ids. A worker's name has at most 255 characters."""
+REQUEST_CHARS_MAX = 256
+Text = Annotated[str, Meta(max_length=REQUEST_CHARS_MAX)]
+"""Names, too: a worker's has at most 255 characters."""
 Hash = Annotated[bytes, Meta(min_length=1, max_length=128)]
 
 BOUNDARIES_MAX = 16_384

@@ -157,6 +157,14 @@ _ALL = (
     Metric("gc_dropped_entries_total", Kind.COUNTER, "entries", "Entries that were never sent: the queue was full."),
     Metric("gc_index_resyncs_total", Kind.COUNTER, "resyncs", "Times that the index had lost entries of this worker."),
     Metric("gc_index_errors_total", Kind.COUNTER, "errors", "Exchanges with the index that failed."),
+    Metric("gc_prompt_reports_total", Kind.COUNTER, "prompts", "Prompts whose block hashes were told to routers."),
+    Metric(
+        "gc_prompt_reports_dropped_total",
+        Kind.COUNTER,
+        "reports",
+        "Reports of prompts that were never sent to routers: the queue was full.",
+    ),
+    Metric("gc_report_errors_total", Kind.COUNTER, "errors", "Reports to routers that Redis did not take."),
     Metric("gc_peers_live", Kind.GAUGE, "workers", "Other workers of the same namespace with a live lease."),
     Metric(
         "gc_quarantined_reads",

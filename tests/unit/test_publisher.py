@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -21,8 +21,11 @@ class LosesAnswers(MemoryIndex):
 
     lose_next = 0
     refuse_next = 0
+    on_apply: Callable[[], None] | None = None
 
     def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
+        if self.on_apply is not None:
+            self.on_apply()
         if self.refuse_next:
             self.refuse_next -= 1
             raise IndexUnavailable("the batch was lost")
@@ -198,6 +201,44 @@ def test_index_that_keeps_losing_is_repaired_ever_less_often(bench: Bench) -> No
         bench.run(LEASE_S / 3)
         bench.index.flush()
     assert 5 <= bench.publisher.stats().resyncs <= 15
+
+
+def test_applied_says_when_the_index_holds_what_was_published(bench: Bench) -> None:
+    """Not before the batch has arrived, however late that is; later changes do not matter."""
+    assert bench.publisher.applied(bench.clock.now)
+    bench.publish(chain(5))
+    published_at = bench.clock.now
+    assert not bench.publisher.applied(published_at)
+    bench.index.lose_next = 1
+    bench.publisher.step()
+    assert not bench.publisher.applied(published_at)
+    bench.clock.advance(1.0)
+    bench.publisher.step()
+    bench.publish(chain(5, seed=1))
+    assert bench.publisher.applied(published_at)
+    assert not bench.publisher.applied(bench.clock.now)
+
+
+def test_batch_on_its_way_is_not_applied_yet(bench: Bench) -> None:
+    """While the index is being told, what is told is in no queue any more, and not in the index either."""
+    seen = []
+    bench.index.on_apply = lambda: seen.append(bench.publisher.applied(bench.clock.now))
+    bench.publish(chain(5))
+    bench.publisher.step()
+    assert seen == [False]
+    assert bench.publisher.applied(bench.clock.now)
+
+
+def test_index_that_lost_all_has_not_applied(bench: Bench) -> None:
+    """While everything is being entered again, nothing counts as held."""
+    bench.publish(chain(25))
+    bench.run(1.0)
+    bench.index.flush()
+    bench.clock.advance(LEASE_S / 3)
+    bench.publisher.step()
+    assert not bench.publisher.applied(bench.clock.now)
+    bench.run(1.0)
+    assert bench.publisher.applied(bench.clock.now)
 
 
 def test_record_is_updated_at_once(bench: Bench) -> None:

@@ -12,6 +12,7 @@ Driven by the scheduler's thread alone.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, shareable
@@ -40,11 +41,20 @@ class BlockSink(Protocol):
 class BlockPublisher:
     """Follows each request's computed tokens and offers its full blocks to the index."""
 
-    def __init__(self, manager: KVCacheManager, watch: SlotWatch, sink: BlockSink, block_tokens: int) -> None:
+    def __init__(
+        self,
+        manager: KVCacheManager,
+        watch: SlotWatch,
+        sink: BlockSink,
+        block_tokens: int,
+        on_published: Callable[[Tracked], None],
+    ) -> None:
+        """on_published: called with a request whenever its computed blocks have been published."""
         self._manager = manager
         self._watch = watch
         self._sink = sink
         self._block_tokens = block_tokens
+        self._on_published = on_published
         self._steps: deque[tuple[int, list[str]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
 
     def note_step(self, step: int, output: SchedulerOutput) -> None:
@@ -68,6 +78,10 @@ class BlockPublisher:
 
     def publish_computed(self, tracked: Tracked) -> None:
         """Publish the full blocks of one request whose KV is final and that are not published yet."""
+        self._publish(tracked)
+        self._on_published(tracked)
+
+    def _publish(self, tracked: Tracked) -> None:
         request = tracked.request
         if tracked.phase is Phase.LOADING or not shareable(request):
             return

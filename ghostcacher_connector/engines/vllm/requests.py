@@ -44,7 +44,7 @@ class Tracked:
     """One request.
 
     published: blocks ``[0, published)`` need no publishing any more. deadline: when to stop waiting for the index.
-    hits: the index's answer.
+    hits: the index's answer. reported_as: the router's id of the request, until its prompt is reported as computed.
     """
 
     request: Request
@@ -53,6 +53,7 @@ class Tracked:
     deadline: float = 0.0
     hits: list[PrefixHit] = field(default_factory=list)
     plan: PullPlan | None = None
+    reported_as: str | None = None
 
 
 def shareable(request: Request) -> bool:

@@ -22,8 +22,10 @@ import numpy as np
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.load import LoadMeter
 from ghostcacher_connector.engines.vllm.matching import Matcher
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
 from ghostcacher_connector.engines.vllm.reuse import SlotWatch
@@ -76,6 +78,8 @@ class SchedulerSide:
         self._fleet: Fleet | None = None
         self._watch: SlotWatch | None = None
         self._publisher: BlockPublisher | None = None
+        self._prompts: PromptReporter | None = None
+        self._load: LoadMeter | None = None
         self._matcher: Matcher | None = None
         self._forecaster: Forecaster | None = None
         self._prefill = PrefillClock(clock)
@@ -110,9 +114,14 @@ class SchedulerSide:
         )
         self._fleet = fleet = Fleet(self._settings, record, self._recorder)
         self._forecaster = Forecaster(self._first_prefill_rate(handshakes), self._clock)
+        pool, block_bytes = self._manager.block_pool, first.endpoint.bytes_per_slot
+        self._load = LoadMeter(pool, self._forecaster, block_tokens=self._block_tokens, block_bytes=block_bytes)
+        self._prompts = PromptReporter(fleet.reporter, self._block_tokens)
         if self._role.publishes:
-            self._watch = SlotWatch(self._manager.block_pool, fleet.publisher.withdraw)
-            self._publisher = BlockPublisher(self._manager, self._watch, fleet.publisher, self._block_tokens)
+            self._watch = SlotWatch(pool, fleet.publisher.withdraw)
+            self._publisher = BlockPublisher(
+                self._manager, self._watch, fleet.publisher, self._block_tokens, self._prompts.published
+            )
         if self._role.pulls:
             self._matcher = Matcher(
                 self._settings,
@@ -120,9 +129,10 @@ class SchedulerSide:
                 self._forecaster,
                 self._recorder,
                 block_tokens=self._block_tokens,
-                block_bytes=first.endpoint.bytes_per_slot,
+                block_bytes=block_bytes,
                 clock=self._clock,
             )
+        self._report_load()
         fleet.start()
 
     def shutdown(self) -> None:
@@ -138,7 +148,7 @@ class SchedulerSide:
         for tracked in self._tracked.values():
             if tracked.phase in (Phase.NEW, Phase.ASKED, Phase.PLANNED):
                 tracked.phase = Phase.SETTLED
-        self._fleet.publisher.stop()
+        self._fleet.leave()
 
     def _first_prefill_rate(self, ranks: list[RankHandshake]) -> float:
         """Guess tokens/s from measured FLOP/s: 2 FLOP a weight and token, 12 * layers * hidden^2 weights."""
@@ -154,6 +164,8 @@ class SchedulerSide:
             tracked.phase = Phase.SETTLED
         else:
             self._matcher.ask(tracked, self._pool)
+        if self._prompts is not None and not self._left:
+            self._prompts.arrived(tracked)
 
     def match(self, request: Request, local_tokens: int) -> tuple[int | None, bool]:
         """Answer vLLM's question for tokens beyond the local ones: (count, loaded asynchronously)."""
@@ -184,11 +196,15 @@ class SchedulerSide:
             self._cancelled.append(request.request_id)
         if self._matcher is not None:
             self._matcher.forget(tracked)
+        if not self._tracked:
+            self._report_load()  # an idle engine takes no steps
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
         self._step += 1
+        if self._fleet is not None and self._fleet.reporter.load_wanted:
+            self._report_load()
         if self._publisher is not None:
             self._publisher.note_step(self._step, output)
         self._prefill.scheduled(self._step, _prefill_tokens(output))
@@ -225,6 +241,12 @@ class SchedulerSide:
         if tokens >= STEP_TOKENS_MIN:
             self._recorder.observe("gc_prefill_forecast_ratio", seconds / self._forecaster.compute_s(tokens))
         self._forecaster.observe_step(tokens, seconds)
+
+    def _report_load(self) -> None:
+        """Hand the present load over to the reporter, who tells it from its own thread."""
+        if self._fleet is not None and self._load is not None:
+            self._fleet.reporter.load = self._load.measure(self._tracked.values())
+            self._fleet.reporter.load_wanted = False
 
     # -- the rest ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,106 @@
+"""Tells routers of prompts: which router's request this is, some of its block hashes, and when its blocks are there.
+
+A router names a request by the ``X-Request-Id`` that it sends. vLLM's API server makes its own id around it, and the
+engine's front end makes that unique; here it is taken out again:
+
+    cmpl-<id>-<prompt>-<8 hex>     /v1/completions; embd-, pooling-, classify- and score- likewise
+    chatcmpl-<id>-<8 hex>          /v1/chat/completions, /v1/messages; generate-tokens- likewise
+    <child>_<one of these>         each of several samples of one prompt
+
+Only the first prompt of a request and its first sample are reported. ``/v1/responses`` does not use the header.
+
+Driven by the scheduler's thread alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Protocol
+
+from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, shareable
+from ghostcacher_connector.index.routing import BOUNDARIES_MAX, REQUEST_CHARS_MAX, PromptChain
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+SAMPLE_TOKENS = 128
+"""One hash for so many tokens: some 512 bytes of text, half of what lies between two boundaries of a router."""
+
+UNIQUE_CHARS = len("-01234567")
+_FORMS = re.compile(
+    r"(?:0_)?(?:(?:chatcmpl|generate-tokens)-(.+)|(?:cmpl|embd|pooling|classify|score)-(.+)-0)", re.DOTALL
+)
+_UNIQUE = re.compile(r"-[0-9a-f]{8}")
+
+
+class PromptSink(Protocol):
+    """Takes reports, without ever blocking (index/reporter.py). listening: whether anybody wants them."""
+
+    listening: bool
+
+    def chain(self, chain: PromptChain) -> None: ...
+
+    def computed(self, request: str) -> None: ...
+
+
+def ids_are_unique() -> bool:
+    """Say whether vLLM appends random digits to each request's id."""
+    return os.environ.get("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "0") in ("", "0")
+
+
+def router_request_id(request_id: str, *, unique: bool = True) -> str | None:
+    """Return the router's id of a request, None when there is none. unique: see `ids_are_unique`."""
+    if unique:
+        if not _UNIQUE.fullmatch(request_id, len(request_id) - UNIQUE_CHARS):
+            return None
+        request_id = request_id[:-UNIQUE_CHARS]
+    match = _FORMS.fullmatch(request_id)
+    if match is None:
+        return None
+    found = match[1] or match[2]
+    return found if len(found) <= REQUEST_CHARS_MAX else None
+
+
+def sampled_counts(full_blocks: int, block_tokens: int) -> tuple[int, ...]:
+    """Return after how many blocks a prompt's chain is sampled: evenly, and always the first and the last full one."""
+    if full_blocks == 0:
+        return ()
+    stride = max(1, SAMPLE_TOKENS // block_tokens, -(-full_blocks // (BOUNDARIES_MAX - 2)))
+    return tuple(sorted({1, *range(stride, full_blocks, stride), full_blocks}))
+
+
+class PromptReporter:
+    """Follows each request from its arrival until its prompt's blocks are published."""
+
+    def __init__(self, sink: PromptSink, block_tokens: int) -> None:
+        self._sink = sink
+        self._block_tokens = block_tokens
+        self._unique = ids_are_unique()
+
+    def arrived(self, tracked: Tracked) -> None:
+        """Report the chain of a new request's prompt, if it is a router's and means the same on every worker."""
+        request = tracked.request
+        if not self._sink.listening or not shareable(request):
+            return
+        counts = sampled_counts(self._full_blocks(request), self._block_tokens)
+        name = router_request_id(request.request_id, unique=self._unique)
+        if name is None or not counts:
+            return
+        hashes = tuple(request.block_hashes[count - 1] for count in counts)
+        tracked.reported_as = name
+        self._sink.chain(PromptChain(name, request.num_prompt_tokens, counts, hashes))
+
+    def published(self, tracked: Tracked) -> None:
+        """Report a prompt as computed, once, when all of its full blocks are: a step in which it took part is done."""
+        name, request = tracked.reported_as, tracked.request
+        if name is None or tracked.phase is Phase.LOADING:
+            return
+        full_blocks = self._full_blocks(request)
+        computed = request.num_computed_tokens - request.num_in_flight_tokens
+        if tracked.published >= full_blocks and computed >= full_blocks * self._block_tokens:
+            tracked.reported_as = None
+            self._sink.computed(name)
+
+    def _full_blocks(self, request: Request) -> int:
+        return min(len(request.block_hashes), request.num_prompt_tokens // self._block_tokens)

@@ -1,0 +1,191 @@
+"""Tells routers what this worker has to do and which prompts it has, beside the engine and never in its way.
+
+    every interval_s            the load, which the engine's thread has handed over shortly before
+    within some milliseconds    prompt chains and computed prompts, while a router listens; while none does, they cost
+                                the engine's thread one look at an attribute
+
+A prompt counts as computed for routers only when the index holds its blocks: whoever is told of it may look at once.
+
+Owner of all I/O: one daemon thread. `step` is its whole behaviour and takes the time from `clock`, so that a test can
+drive it without a thread. Everything here is a hint; what is lost is learned with the next prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+from ghostcacher_connector.errors import IndexUnavailable
+from ghostcacher_connector.index.base import WorkerRef
+from ghostcacher_connector.index.routing import LoadReport, PromptChain, RoutingStore
+from ghostcacher_connector.metrics import Recorder
+
+log = logging.getLogger(__name__)
+
+QUEUE_MAX = 4_096
+"""News that waits to be told, of each kind: seconds of the busiest engine."""
+BATCH = 64
+"""News of each kind in one call: some 200 KiB when every prompt is long."""
+GATHER_S = 0.003
+"""How long news waits for more: what arrives with one step is told with one call."""
+UNHEARD_INTERVAL_S = 1.0
+"""How often load is told while no router listens: the sign that one does comes with the answer."""
+LOAD_TTL_S_MIN = 5.0
+"""Load outlives a few lost reports, also at the pace of a worker that nobody hears."""
+REPORTS_PER_TTL = 5
+ASK_AHEAD_S_MAX = 0.05
+"""Load is asked for so long before it is told, a step of most engines: it is fresh, and one look a step."""
+UNAPPLIED_S_MAX = 1.0
+"""A computed prompt waits no longer than this for the index: an index that lags that much is told of anyway."""
+BACKOFF_MIN_S = 0.1
+BACKOFF_MAX_S = 2.0
+
+
+class _Computed(NamedTuple):
+    request: str
+    at: float
+
+
+class Reporter:
+    """Reports one worker's load and prompts.
+
+    load: handed over by the engine's thread whenever `load_wanted`, or when it has become idle; None before the first.
+    listening: whether a router heard the last report. applied: says whether the index holds what was published before a
+    time on `clock`.
+    """
+
+    def __init__(
+        self,
+        store: RoutingStore,
+        ref: WorkerRef,
+        recorder: Recorder,
+        *,
+        interval_s: float,
+        applied: Callable[[float], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.load: LoadReport | None = None
+        self.load_wanted = False
+        self.listening = False
+        self._store = store
+        self._ref = ref
+        self._recorder = recorder
+        self._interval_s = interval_s
+        self._applied = applied
+        self._clock = clock
+        self._load_ttl_s = max(LOAD_TTL_S_MIN, REPORTS_PER_TTL * interval_s)
+        self._load_at = clock()
+        self._ask_ahead_s = min(ASK_AHEAD_S_MAX, interval_s / 4)
+        # Appended to by the engine's thread, taken from by the reporter's alone; an item leaves when it was told.
+        self._chains: deque[PromptChain] = deque()
+        self._computed: deque[_Computed] = deque()
+        self._backoff_s = 0.0
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"Reporter(worker={self._ref.worker}, listening={self.listening}, chains={len(self._chains)})"
+
+    def chain(self, chain: PromptChain) -> None:
+        """Tell routers, if any listens, of a prompt that has arrived. Never blocks, never raises for the store."""
+        if self.listening and self._room(len(self._chains)):
+            self._chains.append(chain)
+            self._wake.set()
+
+    def computed(self, request: str) -> None:
+        """Tell routers, if any listens, that a prompt's blocks have been published. Never blocks, never raises."""
+        if self.listening and self._room(len(self._computed)):
+            self._computed.append(_Computed(request, self._clock()))
+            self._wake.set()
+
+    def start(self) -> None:
+        assert self._thread is None, "a reporter starts once"
+        self._thread = threading.Thread(target=self._run, name="gc-reporter", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """End the thread, within `timeout_s`. Idempotent. The load expires by itself."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        self.listening = self.load_wanted = False
+
+    def step(self) -> float:
+        """Do what is due; return how long nothing else is, in seconds, unless news arrives."""
+        now = self._clock()
+        due = now >= self._load_at
+        chains = list(islice(self._chains, BATCH))
+        computed = self._settled(now)
+        if due or chains or computed:
+            try:
+                self._tell(self.load if due else None, chains, computed)
+            except IndexUnavailable as exc:
+                return self._failed(exc)
+            self._backoff_s = 0.0
+            if due:
+                self._load_at = now + (
+                    self._interval_s if self.listening else max(self._interval_s, UNHEARD_INTERVAL_S)
+                )
+                self.load_wanted = False
+        if now >= self._load_at - self._ask_ahead_s:
+            self.load_wanted = True
+            return max(0.0, self._load_at - now)
+        if self._chains or self._computed:
+            return GATHER_S
+        return max(0.0, self._load_at - self._ask_ahead_s - now)
+
+    def _tell(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
+        self.listening = self._store.tell(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
+        for _ in chains:
+            self._chains.popleft()
+        for _ in computed:
+            self._computed.popleft()
+        if self.listening and chains:
+            self._recorder.inc("gc_prompt_reports_total", len(chains))
+
+    def _settled(self, now: float) -> list[str]:
+        """Return the requests, oldest first, whose blocks the index holds by now."""
+        settled = []
+        for request, at in islice(self._computed, BATCH):
+            if now - at < UNAPPLIED_S_MAX and not self._applied(at):
+                break
+            settled.append(request)
+        return settled
+
+    def _room(self, waiting: int) -> bool:
+        if waiting < QUEUE_MAX:
+            return True
+        self._recorder.inc("gc_prompt_reports_dropped_total")
+        return False
+
+    def _failed(self, exc: IndexUnavailable) -> float:
+        self._recorder.inc("gc_report_errors_total")
+        if self._backoff_s == 0.0:
+            log.warning("worker %s: %s", self._ref.worker, exc)
+        self.listening = False
+        self._backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._backoff_s))
+        return self._backoff_s
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                pause_s = self.step()
+            except Exception:
+                # A bug, ours or the client's, must not end reporting for the rest of this worker's life.
+                log.exception("reporting failed in an unforeseen way")
+                self.listening = False
+                pause_s = self._backoff_s = BACKOFF_MAX_S
+            if self._backoff_s == 0.0 and self._wake.wait(pause_s):
+                pause_s = GATHER_S
+            elif self._backoff_s == 0.0:
+                continue
+            self._wake.clear()
+            # News goes on gathering here; only the end of the reporter cuts the pause short.
+            self._stopping.wait(pause_s)

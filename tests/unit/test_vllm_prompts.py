@@ -1,0 +1,68 @@
+"""What a worker tells routers of its prompts: whose request it is, and which of its hashes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostcacher_connector.engines.vllm.prompts import SAMPLE_TOKENS, router_request_id, sampled_counts
+from ghostcacher_connector.index.routing import BOUNDARIES_MAX
+
+UUID = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
+
+
+@pytest.mark.parametrize("own", ["r1", UUID, UUID.replace("-", ""), "a-deadbeef", "x-0", "0_y", "with space", "-"])
+@pytest.mark.parametrize(
+    "form",
+    ["cmpl-{}-0", "chatcmpl-{}", "embd-{}-0", "pooling-{}-0", "classify-{}-0", "score-{}-0", "generate-tokens-{}"],
+)
+def test_router_id_is_found_in_every_form(form: str, own: str) -> None:
+    """Whatever vLLM puts around an id comes off, and nothing of it with it; of several samples, the first counts."""
+    made = form.format(own)
+    assert router_request_id(f"{made}-0a1b2c3d") == own
+    assert router_request_id(f"0_{made}-0a1b2c3d") == own
+    assert router_request_id(f"1_{made}-0a1b2c3d") is None
+    assert router_request_id(made, unique=False) == own
+
+
+@pytest.mark.parametrize(
+    "request_id",
+    [
+        "",
+        "0",
+        "cmpl-",
+        "cmpl--0-0a1b2c3d",
+        "cmpl-r1-1-0a1b2c3d",
+        "cmpl-r1-0",
+        "chatcmpl-r1",
+        "chatcmpl-r1-0A1B2C3D",
+        "chatcmpl--0a1b2c3d",
+        "resp_0123456789abcdef_0-0a1b2c3d",
+        f"chatcmpl-{'x' * 257}-0a1b2c3d",
+    ],
+)
+def test_other_ids_are_nobodys(request_id: str) -> None:
+    """A later prompt of several, an id without vLLM's own parts, or one too long, is not reported."""
+    assert router_request_id(request_id) is None
+
+
+@given(full_blocks=st.integers(0, 3_000_000), block_tokens=st.sampled_from([1, 8, 16, 64, 128, 256]))
+def test_samples_rise_evenly_from_the_first_to_the_last_block(full_blocks: int, block_tokens: int) -> None:
+    """First and last full block are in, no two samples lie further apart than they may, and there is a bound."""
+    counts = sampled_counts(full_blocks, block_tokens)
+    assert bool(counts) == (full_blocks > 0)
+    assert len(counts) <= BOUNDARIES_MAX
+    if counts:
+        assert (counts[0], counts[-1]) == (1, full_blocks)
+        gaps = [later - earlier for earlier, later in pairwise(counts)]
+        stride = max(1, SAMPLE_TOKENS // block_tokens, full_blocks // (BOUNDARIES_MAX - 2) + 1)
+        assert all(0 < gap <= stride for gap in gaps)
+
+
+def test_one_hash_for_128_tokens() -> None:
+    """The samples of a prompt of 40 blocks of 16 tokens."""
+    assert sampled_counts(40, 16) == (1, 8, 16, 24, 32, 40)
+    assert sampled_counts(3, 128) == (1, 2, 3)
