@@ -35,7 +35,7 @@ def end(*_):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/health" else 404)
+        self.send_response(200 if self.path in ("/health", "/ready") else 404)
         self.end_headers()
 
     def log_message(self, *_):

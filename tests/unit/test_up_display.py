@@ -17,7 +17,7 @@ from ghostcacher_router.up.supervisor import State
 LOG = """\
 (APIServer pid=1) INFO 11-23 15:51:58 [api_utils.py:286] non-default args: {'host': '127.0.0.1'}
 (EngineCore pid=2) INFO 11-23 15:52:03 [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='m'
-(Worker pid=3) INFO 11-23 15:52:15 [cpu_model_runner.py:68] Starting to load model m...
+(Worker pid=3) INFO 11-23 15:52:15 [cpu_model_runner.py:68] Starting to load model m... (torch.compile is off)
 Loading safetensors checkpoint shards:   0% Completed | 0/2\rLoading safetensors checkpoint shards:  50% Completed | 1/2
 (Worker pid=3) INFO 11-23 15:52:16 [default_loader.py:501] Loading weights took 0.19 seconds
 (EngineCore pid=2) INFO 11-23 15:52:18 [kv_cache_utils.py:2327] CPU KV cache size: 262,144 tokens

@@ -120,6 +120,14 @@ class RouterClient:
         names = ("status", "stats", "pods")
         return {name: _decoded(self._get(f"/gc/{name}"), dict[str, Any]) for name in names}
 
+    def is_ready(self) -> bool:
+        """Say whether the router can serve a request."""
+        try:
+            self._get("/ready")
+        except RouterUnreachable:
+            return False
+        return True
+
     def _get(self, path: str) -> bytes:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         request = urllib.request.Request(self.url + path, headers=headers)  # noqa: S310 - its scheme is checked above

@@ -18,7 +18,7 @@ _PHASES = (
     (r"Capturing CUDA graphs?[^\r\n]*?(\d+)%", "capturing graphs, {}%"),
     (r"Capturing CUDA graph", "capturing graphs"),
     (r"KV cache size", "warming up"),
-    (r"Compiling a graph|torch\.compile", "compiling"),
+    (r"Compiling a graph|Dynamo bytecode transform", "compiling"),
     (r"Loading weights took", "preparing its cache"),
     (r"Loading [^\r\n]*checkpoint shards:\s+(\d+)%", "loading weights, {}%"),
     (r"Starting to load model", "loading weights"),

@@ -127,25 +127,33 @@ class Watch:
                 self._live.note(*self._followers[member.name].new_lines(member.log))
 
     def _show(self) -> None:
-        if self._supervisor.ready and not self._was_ready:
+        now = time.monotonic()
+        if not self._was_ready and self._supervisor.ready and self._router.is_ready():
             self._was_ready = True
             self._live.note(*banner(self._options))
-        now = time.monotonic()
-        if now - self._shown_at < SHOW_INTERVAL_S:
+        elif now - self._shown_at < SHOW_INTERVAL_S:
             return
         self._shown_at = now
         if self._live.terminal:
             self._live.show(self._region(now))
         elif now - self._noted_at >= (WORK_INTERVAL_S if self._was_ready else PLAIN_INTERVAL_S):
             self._noted_at = now
-            self._live.note(*(self._news_of_work(now) if self._was_ready else [summary(self._standings())]))
+            self._live.note(
+                *(self._news_of_work(now) if self._was_ready else [summary(self._standings()), *self._hint()])
+            )
 
     def _region(self, now: float) -> list[str]:
         if not self._was_ready:
-            return standing_lines(self._standings())
+            return [*standing_lines(self._standings()), *self._hint()]
         before, self._seen = self._seen, self._look(now)
         work = [] if self._seen is None else [work_line(self._seen, before)]
         return [readiness(self._standings()[1:]), *work]
+
+    def _hint(self) -> list[str]:
+        """Say what is missing when the engines alone would be ready. Called until all is."""
+        if not self._supervisor.ready:
+            return []
+        return [f"The router has not found its engines yet; see {self._supervisor.router.log}"]
 
     def _news_of_work(self, now: float) -> list[str]:
         before, self._seen = self._seen, self._look(now)
