@@ -167,6 +167,16 @@ def test_bad_secret_refused_without_showing_it(options: dict[str, object], envir
     assert SENTINEL not in refusal(options, None, environ)
 
 
+def test_bad_secret_in_code_refused_without_showing_it() -> None:
+    """Settings that are made in code keep their secrets out of messages, too."""
+    with pytest.raises(ConfigError) as caught:
+        RouterSettings(admin_token=SENTINEL * 500)
+    assert SENTINEL not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        RouterSettings(redis_url=SENTINEL * 500)
+    assert SENTINEL not in str(caught.value)
+
+
 def test_broken_file_with_secret_not_quoted(tmp_path: Path) -> None:
     """What is wrong with a file is said without quoting what may be a secret."""
     assert SENTINEL not in refusal(file=written(tmp_path, f"admin_token = {SENTINEL}"))
