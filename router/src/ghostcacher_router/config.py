@@ -29,13 +29,13 @@ from ghostcacher_connector.settings import (
     Seconds,
     Secret,
     Text,
-    check_http_url,
     check_redis_url,
     from_environment,
     from_mapping,
     parse_listen,
     types_of,
 )
+from ghostcacher_router.fleet.endpoints import parse_endpoint
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -119,7 +119,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     ] = 1024
     text_map_entries_max: Annotated[
         int, Meta(ge=1000, le=100_000_000, description="boundaries of prompts held in memory, a count")
-    ] = 1_000_000
+    ] = 200_000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least severe messages that are logged")
     ] = "info"
@@ -130,7 +130,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         parse_listen(self.listen, "listen")
         check_redis_url(self.redis_url)
         for url in self.workers:
-            check_http_url("workers", url)
+            parse_endpoint(url, "workers")
         if not self.redis and not self.workers:
             raise ConfigError(
                 "workers: expected at least one URL, since redis is off and none would be found; got none"
