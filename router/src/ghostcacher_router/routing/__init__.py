@@ -1,0 +1,1 @@
+"""Which worker a request goes to: forecasts, what was sent where, and ghost locks."""

@@ -1,0 +1,94 @@
+"""Puts the parts of routing together for one router."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from ghostcacher_connector.index.base import BlockIndex
+from ghostcacher_connector.index.routing import Hello, RoutingStore
+from ghostcacher_router.routing.affinity import Affinity
+from ghostcacher_router.routing.feed import READ_BLOCK_S, Feed, ServerOffset
+from ghostcacher_router.routing.ghostlock import Locks
+from ghostcacher_router.routing.ledger import Ledger
+from ghostcacher_router.routing.memory import Memory
+from ghostcacher_router.routing.parts import Around, Books
+from ghostcacher_router.routing.picker import Options, Picker
+from ghostcacher_router.routing.ports import Offload
+from ghostcacher_router.routing.residency import Residency
+
+T = TypeVar("T")
+
+THREADS = 4
+"""Wanted for `Around.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` wants one."""
+
+
+class Routing:
+    """One router's routing. picker: the Dispatcher. feed: None without a store.
+
+    index, store: None for a fleet of plain engines alone. router: this router's name, unique in the fleet.
+    greeted: takes each hello of the store.
+    """
+
+    def __init__(
+        self,
+        around: Around,
+        *,
+        index: BlockIndex | None,
+        store: RoutingStore | None,
+        router: str,
+        options: Options | None = None,
+        session_ttl_s: float = 3600.0,
+        greeted: Callable[[Hello], None] = lambda _: None,
+        read_block_s: float = READ_BLOCK_S,
+    ) -> None:
+        clock, offload, metrics, offset = around.clock, around.offload, around.metrics, ServerOffset()
+        locks = Locks(store, offload, clock, router=router, server_offset=offset, count=metrics.ghost_locks.inc)
+        self.books = books = Books(
+            Ledger(),
+            Memory(),
+            Residency(index, around.fleet, offload, clock, observe=metrics.lookup_s.observe),
+            Affinity(store, offload, clock, ttl_s=session_ttl_s),
+            locks,
+        )
+        self.picker = picker = Picker(around, books, options or Options())
+        self.feed = (
+            None
+            if store is None
+            else Feed(
+                store,
+                picker,
+                around,
+                books,
+                offset=offset,
+                router=router,
+                greeted=greeted,
+                read_block_s=read_block_s,
+            )
+        )
+
+    def __repr__(self) -> str:
+        return f"Routing({self.picker!r}, {self.feed!r})"
+
+    def start(self) -> None:
+        """Begin to keep in step with the other routers; on the loop."""
+        if self.feed is not None:
+            self.feed.start()
+
+    async def stop(self) -> None:
+        """Leave the other routers. Bounded by the store's time-out."""
+        self.books.residency.stop()
+        self.books.sessions.stop()
+        if self.feed is not None:
+            await self.feed.stop()
+
+
+def offload_to(threads: ThreadPoolExecutor) -> Offload:
+    """Return what runs blocking calls in a pool of threads. Its owner shuts it down after `Routing.stop`."""
+
+    def offload(call: Callable[[], T], /) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(threads, call)
+
+    return offload

@@ -1,0 +1,127 @@
+"""What was placed, and what follows from how it goes: queues, memory, sessions, locks, forecasts against facts."""
+
+from __future__ import annotations
+
+from ghostcacher_connector.index.base import WorkerRef
+from ghostcacher_router.routing.affinity import session_key
+from ghostcacher_router.routing.ghostlock import SETTLE_S
+from ghostcacher_router.routing.parts import Around, Books
+from ghostcacher_router.routing.placing import Placed
+from ghostcacher_router.routing.ports import WorkerPort
+from ghostcacher_router.routing.residency import Held
+from ghostcacher_router.types import Ask, Forecast, Outcome, Reason
+
+BIAS_MS_MIN = 50.0
+"""Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
+
+BIAS_WEIGHT = 0.1
+BIAS_MAX = 4.0
+
+
+class PlacedDesk:
+    """Keeps the books of placed requests. On the event loop only. None of it blocks or raises.
+
+    bias: observed TTFT over forecast, a running mean of requests that were worth forecasting.
+    """
+
+    def __init__(self, around: Around, books: Books) -> None:
+        self._fleet, self._text, self._pending = around.fleet, around.text, around.pending
+        self._metrics, self._clock = around.metrics, around.clock
+        self._ledger, self._memory, self._residency, self._sessions, self._locks = books
+        self._open: dict[str, Placed] = {}
+        self.bias = 1.0
+
+    def __repr__(self) -> str:
+        return f"PlacedDesk(open={len(self._open)}, bias={self.bias:.2f})"
+
+    def reserve(self, ask: Ask, worker: WorkerPort, reason: Reason, forecast: Forecast | None) -> Placed:
+        """Enter a placement, so that the very next request sees it."""
+        now, prompt = self._clock(), ask.shape.prompt
+        tokens = computed = 0
+        if forecast is not None:
+            computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
+        entry = self._ledger.reserve(worker.name, tokens, computed, now)
+        placed = Placed(self, ask, worker, reason, forecast, entry)
+        self._open[ask.request_id] = placed
+        if prompt is not None:
+            self._memory.record(prompt, worker.name, now)
+            if placed.ref is not None:
+                self._pending.put(ask.request_id, prompt)
+        return placed
+
+    def withdraw(self, placed: Placed) -> None:
+        """Take a placement back that was never handed out."""
+        placed.is_ended = True
+        self._close(placed, computed=False)
+
+    def hand_out(self, placed: Placed) -> Placed:
+        """Count a placement, and bind its session to the worker."""
+        self._metrics.picked(placed.worker, placed.reason)
+        session, forecast = placed.ask.shape.session, placed.forecast
+        if session is not None:
+            self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
+        if forecast is not None and placed.ask.shape.prompt is not None:
+            spared_ms = forecast.cached_tokens * forecast.compute_ms / forecast.computed_tokens - forecast.pull_ms
+            tokens = forecast.cached_tokens + forecast.computed_tokens
+            self._metrics.observed(tokens, forecast.cached_tokens, spared_ms)
+        return placed
+
+    def on_computed(self, ref: WorkerRef, request_id: str) -> None:
+        """A worker says that a request's prompt can be pulled from it now."""
+        placed = self._open.get(request_id)
+        if placed is None or placed.ref != ref:
+            return
+        prompt, now = placed.ask.shape.prompt, self._clock()
+        if prompt is not None:
+            self._memory.record(prompt, placed.worker, now, done_at=now)
+            known = self._text.known(ref.namespace, prompt)
+            if known:
+                before = self._residency.get(ref.namespace, known) or {}
+                held = Held(ref.incarnation, known[-1].block_count)
+                self._residency.seed(ref.namespace, known, {**before, ref.worker: held})
+        if placed.lock is not None:
+            self._locks.release(placed.lock)
+        self._ledger.first_byte(placed.entry)
+
+    def on_sent(self, placed: Placed) -> None:
+        placed.sent_at = self._clock()
+        self._ledger.sent(placed.entry, placed.sent_at)
+
+    def on_first_byte(self, placed: Placed) -> None:
+        now, forecast = self._clock(), placed.forecast
+        self._ledger.first_byte(placed.entry)
+        self._fleet.answered(placed.worker)
+        if placed.sent_at is not None and placed.ask.shape.stream:
+            observed_ms = (now - placed.sent_at) * 1e3
+            self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
+            if forecast is not None and forecast.compute_ms >= BIAS_MS_MIN:
+                ratio = min(BIAS_MAX, observed_ms / forecast.total_ms)
+                self.bias += BIAS_WEIGHT * (ratio - self.bias)
+        self._computed(placed, now)
+
+    def on_ended(self, placed: Placed, outcome: Outcome, *, computed: bool) -> None:
+        self._close(placed, computed=computed)
+        if outcome is Outcome.REFUSED:
+            self._fleet.refused(placed.worker)
+            self._memory.forget_worker(placed.worker, self._clock())
+
+    def _computed(self, placed: Placed, now: float) -> None:
+        prompt = placed.ask.shape.prompt
+        if prompt is not None:
+            self._memory.record(prompt, placed.worker, now, done_at=now + SETTLE_S)
+        if placed.lock is not None:
+            self._locks.settle(placed.lock)
+
+    def _close(self, placed: Placed, *, computed: bool) -> None:
+        self._ledger.ended(placed.entry)
+        self._ledger.keep_only(self._fleet.workers)
+        prompt = placed.ask.shape.prompt
+        if computed:
+            self._computed(placed, self._clock())
+        else:
+            if prompt is not None:
+                self._memory.withdraw(prompt, placed.worker)
+            if placed.lock is not None:
+                self._locks.release(placed.lock)
+        if self._open.get(placed.ask.request_id) is placed:
+            del self._open[placed.ask.request_id]

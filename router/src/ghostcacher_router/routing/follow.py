@@ -1,0 +1,114 @@
+"""What to do about a ghost lock: go where the prefix is being computed, wait and pull it elsewhere, or take over.
+
+The locked part is computed elsewhere only when following is of no use: its owner is overdue and the patience of a
+request has ended, or its worker is so loaded that computing again is sooner. A request's patience is what computing
+itself would take, as forecast when it first met a lock; all its waits together never exceed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from ghostcacher_router.routing.ledger import Ahead
+from ghostcacher_router.routing.lock import Found, Lock
+from ghostcacher_router.routing.ports import WorkerPort
+from ghostcacher_router.routing.score import Reach, forecast
+from ghostcacher_router.routing.sight import Sight
+from ghostcacher_router.types import Forecast
+
+OVERLOAD = 1.5
+"""How many times longer than computing it elsewhere an owner's queue may make a prompt, for the fleet's good."""
+
+PATIENCE = 1.25
+"""Forecasts are off by so much on a good day; an owner that is late by it is no reason to compute twice."""
+
+LATE = 0.25
+"""An owner that is late by this share of what computing takes gets no followers any more: it may have stalled."""
+
+
+class Met(NamedTuple):
+    """A lock that a request has met, of blocks in one namespace."""
+
+    namespace: str
+    found: Found
+
+
+class Verb(Enum):
+    """GO: to the worker of the forecast, which is the owner's. WAIT: for the lock, and look again.
+
+    COMPUTE: elsewhere, as if there were no lock. TAKE_OVER: the same, in the owner's place.
+    """
+
+    GO = "go"
+    WAIT = "wait"
+    COMPUTE = "compute"
+    TAKE_OVER = "take_over"
+
+
+class Step(NamedTuple):
+    """forecast: where, None when waiting. until: loop clock, s; the end of a wait."""
+
+    verb: Verb
+    forecast: Forecast | None
+    until: float
+
+
+def patience_s(own: Forecast, bias: float) -> float:
+    """Return how long a request may wait that could be computed at `own`. bias: observed over forecast, lately."""
+    return own.total_ms / 1e3 * PATIENCE * max(1.0, bias)
+
+
+def follow(
+    sight: Sight,
+    met: Met,
+    candidates: Sequence[tuple[WorkerPort, Ahead]],
+    own: Forecast,
+    now: float,
+    patient_until: float,
+) -> Step:
+    """Return what a request does that meets a live, confirmed lock. own: the best forecast without the lock."""
+    lock, covered = met.found.lock, sight.tokens_at(met.found.boundary)
+    ready_ms = max(0.0, lock.ready_at - now) * 1e3
+    late = now - lock.ready_at > LATE * own.total_ms / 1e3
+    patient = now < patient_until
+    if not patient and now >= lock.ready_at:
+        return Step(Verb.TAKE_OVER, None, now)
+    at_owner = None if late else _at_owner(sight, lock, covered, ready_ms, candidates)
+    waited = _waited(sight, met, covered, ready_ms, candidates)
+    in_time = patient and waited is not None and now + ready_ms / 1e3 <= patient_until
+    if waited is not None and in_time and (at_owner is None or waited.total_ms < at_owner.total_ms):
+        return Step(Verb.WAIT, None, patient_until)
+    if at_owner is not None and at_owner.total_ms <= OVERLOAD * own.total_ms:
+        return Step(Verb.GO, at_owner, now)
+    return Step(Verb.COMPUTE, None, now)
+
+
+def _at_owner(
+    sight: Sight, lock: Lock, covered: int, ready_ms: float, candidates: Sequence[tuple[WorkerPort, Ahead]]
+) -> Forecast | None:
+    """Forecast going where the prefix is being computed: it is ahead in the queue there, and local then."""
+    for worker, ahead in candidates:
+        if worker.name == lock.worker:
+            local, pullable, _ = sight.reach(worker)
+            reach = Reach(max(local, covered), pullable, ready_ms)
+            return forecast(ahead.engine, ahead.queue_ms, sight.tokens, reach)
+    return None
+
+
+def _waited(
+    sight: Sight, met: Met, covered: int, ready_ms: float, candidates: Sequence[tuple[WorkerPort, Ahead]]
+) -> Forecast | None:
+    """Forecast the best of waiting for the prefix and pulling it: where that is faster than computing it again."""
+    best: Forecast | None = None
+    for worker, ahead in candidates:
+        if worker.name != met.found.lock.worker and worker.namespace == met.namespace:
+            local, pullable, _ = sight.reach(worker)
+            reach = Reach(local, max(pullable, covered), ready_ms)
+            found = forecast(ahead.engine, ahead.queue_ms, sight.tokens, reach)
+            if found.cached_tokens >= min(covered, sight.tokens - 1) and (
+                best is None or found.total_ms < best.total_ms
+            ):
+                best = found
+    return best

@@ -1,0 +1,200 @@
+"""What this router has sent where, so that requests see each other's placement before any report does.
+
+The queue of a worker is its last load report, less what it has computed since, plus what was sent after the report.
+A request that was sent before the report was made is in it, or done. Without a fresh report (a plain engine, Redis
+away) the queue is all that was sent and has not answered; nothing tells how far the engine has come with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ghostcacher_connector.types import Role
+from ghostcacher_router.routing.ports import WorkerPort
+from ghostcacher_router.routing.score import Engine
+
+STALE_S = 2.0
+"""A load report older than this says nothing. Workers report every 100 to 250 ms."""
+
+PROGRESS_MAX_S = 0.5
+"""A worker is trusted to go on computing for so long after its last report, and no longer: it may have stalled."""
+
+ARRIVAL_FIXED_S = 0.02
+ARRIVAL_S_PER_TOKEN = 1e-6
+"""From a request written until the engine's scheduler, and so a report, knows of it: HTTP and tokenising."""
+
+PREFILL_TOKENS_PER_S_GUESS = 10_000.0
+"""Of an engine that reports no rate: a mid-size model on one accelerator. Only relations matter among such."""
+
+PULL_BYTES_PER_S_GUESS = 1e9
+"""Before a worker has measured: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
+
+BOOKS_SPARE = 64
+"""Books of workers that are gone, kept until there are so many more books than workers."""
+
+
+class Entry:
+    """One request at one worker, from its placement until its end."""
+
+    __slots__ = ("computed", "prefilling", "since", "tokens", "worker")
+
+    def __init__(self, worker: str, tokens: int, computed: int, since: float) -> None:
+        self.worker, self.tokens, self.computed, self.since = worker, tokens, computed, since
+        self.prefilling = True
+
+    def __repr__(self) -> str:
+        return f"Entry({self.worker}, computed={self.computed}/{self.tokens}, prefilling={self.prefilling})"
+
+
+class Ahead(NamedTuple):
+    """A worker, as the next request finds it. reported: by a fresh load report, not by our own count alone."""
+
+    engine: Engine
+    queue_ms: float
+    reported: bool
+
+
+class _Book:
+    """The entries of one worker. unseen: those that its last report cannot have counted."""
+
+    __slots__ = (
+        "busy_until",
+        "dirty",
+        "engine",
+        "entries",
+        "fresh",
+        "load",
+        "prefilling_tokens",
+        "report_at",
+        "unseen",
+    )
+
+    def __init__(self) -> None:
+        self.entries: dict[Entry, None] = {}
+        self.unseen: dict[Entry, None] = {}
+        self.prefilling_tokens = 0
+        self.load: object = None
+        self.dirty, self.fresh = True, False
+        self.report_at = self.busy_until = 0.0
+        self.engine: Engine | None = None
+
+
+class Ledger:
+    """Own requests in flight, by worker. On the event loop only; `now`: the loop's clock, s."""
+
+    def __init__(self) -> None:
+        self._books: dict[str, _Book] = {}
+
+    def __repr__(self) -> str:
+        return f"Ledger(in_flight={self.in_flight_total})"
+
+    @property
+    def in_flight_total(self) -> int:
+        return sum(len(book.entries) for book in self._books.values())
+
+    def in_flight(self, worker: str) -> int:
+        """Return how many requests of this router are at a worker, or on their way."""
+        book = self._books.get(worker)
+        return len(book.entries) if book is not None else 0
+
+    def reserve(self, worker: str, tokens: int, computed: int, now: float) -> Entry:
+        """Enter a request that was placed. tokens: of its prompt; computed: those that the worker has to compute."""
+        entry = Entry(worker, tokens, computed, now)
+        book = self._book(worker)
+        book.entries[entry] = book.unseen[entry] = None
+        book.prefilling_tokens += computed
+        book.dirty = True
+        return entry
+
+    def sent(self, entry: Entry, now: float) -> None:
+        """The request has been written; a report made before now cannot have counted it."""
+        if entry.prefilling:
+            entry.since = now
+            book = self._books[entry.worker]
+            book.unseen[entry] = None
+            book.dirty = True
+
+    def first_byte(self, entry: Entry) -> None:
+        """The answer has begun: nothing of the prompt is still to be computed. May be called again."""
+        if entry.prefilling:
+            entry.prefilling = False
+            book = self._books[entry.worker]
+            book.prefilling_tokens -= entry.computed
+            book.unseen.pop(entry, None)
+            book.dirty = True
+
+    def ended(self, entry: Entry) -> None:
+        """The request is gone, however it went. May be called again."""
+        self.first_byte(entry)
+        book = self._books[entry.worker]
+        if entry in book.entries:
+            del book.entries[entry]
+            book.dirty = True
+
+    def ahead(self, worker: WorkerPort, now: float) -> Ahead:
+        """Return what a request would find at a worker now."""
+        book = self._books.get(worker.name) or self._book(worker.name)
+        load = worker.load
+        if load is not book.load:
+            self._take_report(book, worker)
+        fresh = load is not None and now - worker.load_received_at <= STALE_S
+        if book.dirty or book.fresh is not fresh or book.engine is None:
+            self._reckon(book, worker, fresh)
+        assert book.engine is not None
+        if fresh:
+            until = min(now, book.report_at + PROGRESS_MAX_S)
+            return Ahead(book.engine, max(0.0, (book.busy_until - until) * 1e3), True)
+        return Ahead(book.engine, book.prefilling_tokens * book.engine.ms_per_token, False)
+
+    def keep_only(self, workers: Collection[str]) -> None:
+        """Forget workers that are gone and have no request in flight."""
+        if len(self._books) > len(workers) + BOOKS_SPARE:
+            for name in [name for name, book in self._books.items() if name not in workers and not book.entries]:
+                del self._books[name]
+
+    def check_invariants(self) -> None:
+        """Assert that what is counted is what is there."""
+        for name, book in self._books.items():
+            assert book.unseen.keys() <= book.entries.keys(), name
+            assert all(entry.worker == name for entry in book.entries), name
+            assert book.prefilling_tokens == sum(entry.computed for entry in book.entries if entry.prefilling), name
+            assert all(entry.prefilling for entry in book.unseen), name
+
+    def _book(self, worker: str) -> _Book:
+        return self._books.setdefault(worker, _Book())
+
+    def _take_report(self, book: _Book, worker: WorkerPort) -> None:
+        book.load, book.dirty, book.report_at = worker.load, True, worker.load_received_at
+        for entry in list(book.unseen):
+            arrived = entry.since + ARRIVAL_FIXED_S + entry.tokens * ARRIVAL_S_PER_TOKEN
+            if arrived < book.report_at:
+                del book.unseen[entry]
+
+    def _reckon(self, book: _Book, worker: WorkerPort, fresh: bool) -> None:
+        book.engine = engine = _engine_of(worker, book, fresh)
+        book.dirty, book.fresh = False, fresh
+        if worker.load is not None:
+            busy = book.report_at + worker.load.load.waiting_tokens * engine.ms_per_token / 1e3
+            for entry in book.unseen:
+                busy = max(busy, entry.since) + entry.computed * engine.ms_per_token / 1e3
+            book.busy_until = busy
+
+
+def _engine_of(worker: WorkerPort, book: _Book, fresh: bool) -> Engine:
+    if worker.load is None:
+        ms_per_token = 1e3 / PREFILL_TOKENS_PER_S_GUESS
+        return Engine(worker.name, ms_per_token, len(book.entries) * ms_per_token, None, 0.0, None)
+    load = worker.load.load
+    ms_per_token = 1e3 / (load.prefill_tokens_per_s or PREFILL_TOKENS_PER_S_GUESS)
+    running = load.running + load.waiting + len(book.unseen) if fresh else len(book.entries)
+    free: int | None = None
+    if fresh and load.kv_blocks_total:
+        free = (load.kv_blocks_total - load.kv_blocks_used) * load.block_tokens
+        free = max(0, free - sum(entry.tokens for entry in book.unseen))
+    pulls = worker.record is not None and worker.record.role is not Role.PRODUCER and load.block_tokens > 0
+    pull_ms_per_token = None
+    if pulls:
+        bytes_per_token = load.block_bytes / load.block_tokens
+        pull_ms_per_token = bytes_per_token / (load.pull_bytes_per_s or PULL_BYTES_PER_S_GUESS) * 1e3
+    return Engine(worker.name, ms_per_token, running * ms_per_token, free, load.pull_fixed_s * 1e3, pull_ms_per_token)

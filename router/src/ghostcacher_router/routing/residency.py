@@ -1,0 +1,164 @@
+"""How deep each worker holds a text, as the index said a moment ago.
+
+A text is named by its deepest known boundary. An answer younger than FRESH_S is used; one that is older than REFRESH_S
+and in use is asked for again, beside the requests; only what is not known at all, or too old, is waited for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+from ghostcacher_connector.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.types import PrefixHit
+from ghostcacher_router.routing.coalesce import Coalescer
+from ghostcacher_router.routing.ports import Clock, FleetPort, KnownPort, Offload
+
+REFRESH_S = 0.2
+FRESH_S = 1.0
+OLD_S = 30.0
+"""While the index does not answer, what it said last is used for so long: prefixes live for minutes."""
+
+WAIT_S = 0.005
+"""Bound of a request's wait for an answer. A lookup takes a tenth of it."""
+
+TEXTS_MAX = 1 << 14
+
+Key = tuple[str, bytes]
+"""Namespace, hash of the deepest known blocks."""
+
+
+class Held(NamedTuple):
+    """What one life of a worker holds of a text. blocks: from the first one."""
+
+    incarnation: bytes
+    blocks: int
+
+
+class _Answer(NamedTuple):
+    hits: list[PrefixHit]
+    seconds: float
+
+
+class _Text:
+    __slots__ = ("at", "chain", "counts", "held")
+
+    def __init__(self, chain: Sequence[bytes], counts: Sequence[int]) -> None:
+        self.at = float("-inf")
+        self.chain, self.counts = chain, counts
+        self.held: dict[str, Held] = {}
+
+
+class Residency:
+    """Text -> holders. On the event loop only; the index is asked in threads.
+
+    index: None: nothing is ever known but what is told. observe: takes the time of each lookup, s.
+    """
+
+    def __init__(
+        self,
+        index: BlockIndex | None,
+        fleet: FleetPort,
+        offload: Offload,
+        clock: Clock,
+        *,
+        observe: Callable[[float], None],
+        texts_max: int = TEXTS_MAX,
+    ) -> None:
+        self._index, self._fleet, self._clock, self._observe = index, fleet, clock, observe
+        self._texts_max = texts_max
+        self._texts: OrderedDict[Key, _Text] = OrderedDict()
+        self._lookups: Coalescer[Key, _Answer] = Coalescer(self._prepare, self._told, offload, clock=clock)
+
+    def __repr__(self) -> str:
+        return f"Residency(texts={len(self._texts)}, available={self.available})"
+
+    @property
+    def available(self) -> bool:
+        """Whether the index can be asked: there is one, and it did not fail a moment ago."""
+        return self._index is not None and not self._lookups.broken
+
+    def get(
+        self, namespace: str, known: Sequence[KnownPort], *, newer_than: float | None = None
+    ) -> Mapping[str, Held] | None:
+        """Return who holds how much of a text, or None when it must be waited for.
+
+        known: its known boundaries, at least one, ascending. newer_than: loop clock; what was said before does not do.
+        """
+        key = (namespace, known[-1].block_hash)
+        text = self._texts.get(key)
+        if text is None:
+            return None if self.available else {}
+        self._texts.move_to_end(key)
+        age = self._clock() - text.at
+        if not self.available:
+            return text.held if age <= OLD_S else {}
+        if age > FRESH_S or (newer_than is not None and text.at <= newer_than):
+            return None
+        if age > REFRESH_S:
+            self._lookups.refresh(key)
+        return text.held
+
+    async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> Mapping[str, Held]:
+        """Ask the index, wait a bounded time, and return the best that is known then."""
+        key = (namespace, known[-1].block_hash)
+        text = self._enter(key, known)
+        if self._index is not None:
+            await self._lookups.wait(key, timeout_s)
+        return text.held
+
+    def seed(self, namespace: str, known: Sequence[KnownPort], holders: Mapping[str, Held]) -> None:
+        """Take note of holders that the index may not know yet. To be confirmed as soon as the text is used."""
+        text = self._enter((namespace, known[-1].block_hash), known)
+        for worker, held in holders.items():
+            before = text.held.get(worker)
+            if before is None or before.incarnation != held.incarnation or before.blocks < held.blocks:
+                text.held = {**text.held, worker: held}
+        text.at = max(text.at, self._clock() - REFRESH_S)
+
+    def clear(self) -> None:
+        self._texts.clear()
+
+    def stop(self) -> None:
+        self._lookups.stop()
+
+    def _enter(self, key: Key, known: Sequence[KnownPort]) -> _Text:
+        text = self._texts.get(key)
+        if text is None:
+            text = _Text([boundary.block_hash for boundary in known], [boundary.block_count for boundary in known])
+            self._texts[key] = text
+            while len(self._texts) > self._texts_max:
+                self._texts.popitem(last=False)
+        return text
+
+    def _prepare(self, keys: Sequence[Key]) -> Callable[[], list[_Answer]]:
+        index, refs = self._index, self._refs()
+        assert index is not None
+        # Read here, on the loop: a thread must not see a text come or go.
+        asked = [(refs.get(key[0], []), text.chain if (text := self._texts.get(key)) else []) for key in keys]
+
+        def ask() -> list[_Answer]:
+            answers = []
+            for candidates, chain in asked:
+                started = perf_counter()
+                hits = index.lookup(candidates, chain, locations_for=0)
+                answers.append(_Answer(hits, perf_counter() - started))
+            return answers
+
+        return ask
+
+    def _refs(self) -> dict[str, list[WorkerRef]]:
+        refs: dict[str, list[WorkerRef]] = {}
+        for worker in self._fleet.workers.values():
+            if (ref := worker.ref) is not None:
+                refs.setdefault(ref.namespace, []).append(ref)
+        return refs
+
+    def _told(self, key: Key, answer: _Answer) -> None:
+        self._observe(answer.seconds)
+        if (text := self._texts.get(key)) is not None:
+            # Always a new mapping: who was handed the old one keeps what it has seen.
+            text.held = {hit.worker: Held(hit.incarnation, text.counts[hit.length - 1]) for hit in answer.hits}
+            text.at = self._clock()
