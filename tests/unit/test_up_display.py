@@ -143,6 +143,7 @@ def test_live_region_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
     live = Live(stream)
     live.show(["one", "0123456789"])
+    live.note()
     live.note("n")
     assert stream.getvalue() == "one\n012345~\n" + "\r\x1b[2A\x1b[J" + "n\none\n012345~\n"
     live.clear()

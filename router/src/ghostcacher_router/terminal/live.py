@@ -21,8 +21,9 @@ class Live:
         self._shown: list[str] = []
 
     def note(self, *lines: str) -> None:
-        """Print lines that stay."""
-        self._write(self._erase() + "".join(f"{line}\n" for line in lines) + self._region())
+        """Print lines that stay; without any, nothing is drawn."""
+        if lines:
+            self._write(self._erase() + "".join(f"{line}\n" for line in lines) + self._region())
 
     def show(self, lines: Sequence[str]) -> None:
         """Replace the region. Lines are cut at the terminal's width: a wrapped one could not be overwritten."""
