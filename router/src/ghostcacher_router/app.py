@@ -1,0 +1,212 @@
+"""The router as a whole: makes the parts, starts them in order, and ends them in order.
+
+    client --> http.Front --> prompt.parse_body --> routing.Picker --> fleet.Fleet
+                  |  '--> admin.Admin (what the router answers itself)      |
+                  v                                                         v
+               workers           routing.Feed <--> Redis (routing store, index) <-- workers' connectors
+
+Start: Redis is greeted and read first, for a bounded time, so that the first request finds a warm router; then it
+listens. Without Redis it starts all the same, and catches up when Redis is there. End: no new request is taken, those
+in flight finish within `drain_timeout_s`, then the other routers are told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
+
+import uvloop
+
+from ghostcacher_connector.errors import ConfigError
+from ghostcacher_connector.index.base import BlockIndex
+from ghostcacher_connector.index.open import open_index, open_routing
+from ghostcacher_connector.index.routing import Hello, RoutingStore
+from ghostcacher_connector.settings import Listen, parse_listen
+from ghostcacher_router.admin.access import Access
+from ghostcacher_router.admin.admin import Admin, Ports
+from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.desk import AdminDesk
+from ghostcacher_router.fleet.endpoints import parse_endpoint
+from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.http import Front, Limits
+from ghostcacher_router.learned import Pending, TextMap
+from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.prompt import parse_body
+from ghostcacher_router.routing.assembly import THREADS, Routing, offload_to
+from ghostcacher_router.routing.parts import Around
+from ghostcacher_router.routing.picker import Options
+from ghostcacher_router.types import RequestShape
+
+log = logging.getLogger(__name__)
+
+WARM_S_MAX = 5.0
+"""Longest wait for Redis before listening: a router that knows little is better than none."""
+WARM_POLL_S = 0.01
+
+GC_YOUNG_OBJECTS = 20_000
+"""Objects between two looks of the garbage collector. A request makes hardly any cycles, and each look costs time."""
+
+
+def run(settings: RouterSettings) -> int:
+    """Run a router until SIGINT or SIGTERM; return its exit code. Raises ConfigError, IndexUnavailable at start."""
+    return uvloop.run(_main(settings))
+
+
+async def _main(settings: RouterSettings) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    router = Router(settings)
+    try:
+        await router.start()
+        await stopping.wait()
+        log.info("stopping: %d requests in flight have %g s to end", router.in_flight, settings.drain_timeout_s)
+    finally:
+        await router.stop()
+    return 0
+
+
+class Router:
+    """One router process. On the event loop only. url: where it listens, once it does."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self._listen: Listen = parse_listen(settings.listen, "listen")
+        self._name = secrets.token_hex(4)
+        self._seed = secrets.randbits(64)
+        self._routers: int | None = None
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gc-store")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="gc-read")
+        self._index, self._store = _open(settings)
+        self._metrics = RouterMetrics()
+        self._fleet = Fleet(
+            metrics=self._metrics,
+            static=[parse_endpoint(url, "workers") for url in settings.workers],
+            index=self._index,
+            store=self._store,
+            options=FleetOptions(
+                health_interval_s=settings.health_interval_s, load_interval_s=settings.load_interval_ms / 1e3
+            ),
+        )
+        text = TextMap(self._name, entries_max=settings.text_map_entries_max)
+        self._routing = self._make_routing(text)
+        self._front = self._make_front(text)
+        self.url = ""
+
+    def __repr__(self) -> str:
+        return f"Router({self._name}, {self.url or 'not listening'}, {self._fleet!r})"
+
+    @property
+    def in_flight(self) -> int:
+        return self._front.in_flight
+
+    async def start(self) -> None:
+        """Learn what there is to know, for a bounded time, and listen. Raises ConfigError when the port is taken."""
+        await self._fleet.start()
+        self._routing.start()
+        await self._warm_up()
+        host, port = self._listen
+        try:
+            port = await self._front.start(host, port)
+        except OSError as exc:
+            raise ConfigError(
+                f"listen: expected a free address, got {self._settings.listen!r}: {exc.strerror or exc}"
+            ) from exc
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_YOUNG_OBJECTS, 20, 20)
+        where = f"Redis: {self._index!r}" if self._index is not None else "no Redis"
+        log.info("router %s listens on %s, %s", self._name, self.url, where)
+
+    async def stop(self) -> None:
+        """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
+        await self._front.stop(self._settings.drain_timeout_s)
+        await self._routing.stop()
+        await self._fleet.stop()
+        for closing in (self._store, self._index):
+            if closing is not None:
+                closing.close()
+        for threads in (self._threads, self._reader):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _make_routing(self, text: TextMap) -> Routing:
+        settings = self._settings
+        around = Around(
+            fleet=self._fleet,
+            text=text,
+            pending=Pending(),
+            metrics=self._metrics,
+            clock=time.monotonic,
+            rng=Random(),  # noqa: S311 - ties among equal forecasts
+            offload=offload_to(self._threads),
+            read_offload=offload_to(self._reader),
+        )
+        options = Options(settings.affinity_tolerance, settings.ghost_lock, settings.ghost_lock_tokens_min)
+        return Routing(
+            around,
+            index=self._index,
+            store=self._store,
+            router=self._name,
+            options=options,
+            session_ttl_s=settings.session_ttl_s,
+            greeted=self._greeted,
+        )
+
+    def _make_front(self, text: TextMap) -> Front:
+        settings, routing = self._settings, self._routing
+        desk = AdminDesk(self._fleet, text, routing, self._parse, router=self._name)
+        ports = Ports(
+            in_flight=routing.books.ledger.in_flight,
+            replicas=lambda: self._routers,
+            explain=desk.explain,
+            flush=desk.flush,
+        )
+        access = Access(token=settings.admin_token, loopback=self._listen.loopback)
+        limits = Limits(
+            head_bytes_max=settings.head_bytes_max,
+            body_bytes_max=settings.body_bytes_max,
+            buffered_bytes_max=settings.buffered_bytes_max,
+            connections_max=settings.connections_max,
+            client_header_s=settings.client_header_timeout_s,
+            client_body_s=settings.client_body_timeout_s,
+            keep_alive_s=settings.keep_alive_timeout_s,
+            connect_s=settings.connect_timeout_s,
+            upstream_idle_s=settings.upstream_idle_s,
+            retries_max=settings.retries_max,
+        )
+        admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports)
+        return Front(routing.picker, admin, self._parse, self._metrics, router=self._name, limits=limits)
+
+    def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
+        return parse_body(path, body, headers, self._seed)
+
+    def _greeted(self, hello: Hello) -> None:
+        # What was hashed with another seed is not found again: it is forgotten in time, and learned anew.
+        self._seed, self._routers = hello.seed, hello.routers
+
+    async def _warm_up(self) -> None:
+        feed = self._routing.feed
+        deadline = time.monotonic() + WARM_S_MAX
+        while feed is not None and not (feed.warm and self._routers is not None):
+            if time.monotonic() > deadline:
+                log.warning("Redis does not answer: the router starts without what the others have learned")
+                return
+            await asyncio.sleep(WARM_POLL_S)
+
+
+def _open(settings: RouterSettings) -> tuple[BlockIndex | None, RoutingStore | None]:
+    if not settings.redis:
+        return None, None
+    key = (settings.index_key or "").encode()
+    index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
+    return index, open_routing(settings.redis_url, index, timeout_s=settings.redis_timeout_s)
