@@ -18,7 +18,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Protocol
 
-from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, shareable
+from ghostcacher_connector.engines.vllm.requests import Tracked, shareable
 from ghostcacher_connector.index.routing import BOUNDARIES_MAX, REQUEST_CHARS_MAX, PromptChain
 
 if TYPE_CHECKING:
@@ -92,13 +92,9 @@ class PromptReporter:
         self._sink.chain(PromptChain(name, request.num_prompt_tokens, counts, hashes))
 
     def published(self, tracked: Tracked) -> None:
-        """Report a prompt as computed, once, when all of its full blocks are: a step in which it took part is done."""
-        name, request = tracked.reported_as, tracked.request
-        if name is None or tracked.phase is Phase.LOADING:
-            return
-        full_blocks = self._full_blocks(request)
-        computed = request.num_computed_tokens - request.num_in_flight_tokens
-        if tracked.published >= full_blocks and computed >= full_blocks * self._block_tokens:
+        """Report a prompt as computed, once, when all of its full blocks are, those that it was given included."""
+        name = tracked.reported_as
+        if name is not None and tracked.own_step and tracked.published >= self._full_blocks(tracked.request):
             tracked.reported_as = None
             self._sink.computed(name)
 

@@ -86,6 +86,10 @@ class BlockPublisher:
         if tracked.phase is Phase.LOADING or not shareable(request):
             return
         computed = max(0, request.num_computed_tokens - request.num_in_flight_tokens)
+        if computed > tracked.given and not tracked.own_step:
+            # The blocks that it was given are final now, too. Most are published, but not those that a request left
+            # behind which was aborted in the middle of a step.
+            tracked.own_step, tracked.published = True, 0
         hashes = request.block_hashes
         end = min(computed // self._block_tokens, len(hashes))
         if end <= tracked.published:

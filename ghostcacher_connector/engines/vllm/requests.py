@@ -43,13 +43,17 @@ class PullPlan:
 class Tracked:
     """One request.
 
-    published: blocks ``[0, published)`` need no publishing any more. deadline: when to stop waiting for the index.
-    hits: the index's answer. reported_as: the router's id of the request, until its prompt is reported as computed.
+    published: blocks ``[0, published)`` need no publishing any more. given: tokens whose KV it has from this cache or
+    from a peer; another request may still be computing them. own_step: it has computed tokens of its own, and so
+    everything before them is final. deadline: when to stop waiting for the index. hits: the index's answer.
+    reported_as: the router's id of the request, until its prompt is reported as computed.
     """
 
     request: Request
     phase: Phase = Phase.NEW
     published: int = 0
+    given: int = 0
+    own_step: bool = False
     deadline: float = 0.0
     hits: list[PrefixHit] = field(default_factory=list)
     plan: PullPlan | None = None

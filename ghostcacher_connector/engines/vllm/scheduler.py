@@ -172,12 +172,12 @@ class SchedulerSide:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             return 0, False
-        # What is here already was published by the request that computed it. Set anew each time: after a
-        # preemption the rest is computed again, into other slots.
-        tracked.published = local_tokens // self._block_tokens
+        # Set anew each time: after a preemption the rest is computed again, into other slots.
+        tracked.published, tracked.given, tracked.own_step = local_tokens // self._block_tokens, local_tokens, False
         if self._matcher is None:
             return 0, False
         count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1)
+        tracked.given += count or 0
         return count, bool(count)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
