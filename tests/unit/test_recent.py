@@ -80,6 +80,16 @@ def test_drop_is_in_every_namespace_and_generation() -> None:
     assert recent.find("a", [b"1"]) == recent.find("b", [b"1"]) == [None]
 
 
+def test_dropped_keys_leave_their_place() -> None:
+    """Dropping and putting again, however often, forgets nothing else."""
+    recent, _ = make()
+    recent.put("a", b"1", b"x")
+    for _ in range(100):
+        recent.put("a", b"2", b"y")
+        recent.drop(b"2")
+    assert recent.find("a", [b"1"]) == [b"x"]
+
+
 class Machine(RuleBasedStateMachine):
     """Any use, against a plain dictionary that never forgets: a value is the last one put, or none."""
 

@@ -136,12 +136,13 @@ def families(draw: st.DrawFn) -> list[list[Segment]]:
     return [[*segments, Segment(100 + number, 50, 20)] for number, segments in enumerate(found)]
 
 
-@given(families(), st.integers(0, 60))
-def test_lessons_end_in_the_truth(family: list[list[Segment]], before: int) -> None:
+@given(families(), st.integers(0, 60), st.booleans())
+def test_lessons_end_in_the_truth(family: list[list[Segment]], before: int, twice: bool) -> None:
     """However text and tokens are spread, a few rounds of the same prompts leave nothing to tell and nothing wrong."""
     texts = TextMap("r")
+    order = [segments for segments in family for _ in range(1 + twice)]
     for _ in range(60):
-        if not [text for segments in family if (text := teach(texts, *segments, before=before)) is not None]:
+        if not [text for segments in order if (text := teach(texts, *segments, before=before)) is not None]:
             break
     else:
         pytest.fail("still learning after 60 rounds")
@@ -209,7 +210,7 @@ def make_text(**changes: object) -> LearnedText:
         {"digests": (b"a" * 15, b"b" * 16)},
         {"digests": (b"a" * 16, b"b" * 17)},
         {"block_counts": (16, 8)},
-        {"block_counts": (8, 1 << 31)},
+        {"block_counts": (8, 1 << 32)},
         {"bytes_per_token": 0.0},
         {"bytes_per_token": 1e9},
         {"namespace": ""},
@@ -224,7 +225,7 @@ def test_malformed_text_is_dropped_whole_and_counted(changes: dict[str, object])
     assert (len(texts), texts.malformed) == (2, 1)
 
 
-@pytest.mark.parametrize(("tokens", "counts"), [(10, (8, 16)), (1 << 40, (8, 1 << 31))])
+@pytest.mark.parametrize(("tokens", "counts"), [(10, (8, 16)), (1 << 40, (8, 1 << 32))])
 def test_impossible_chain_teaches_nothing(tokens: int, counts: tuple[int, ...]) -> None:
     """A block has at least one token, and no prompt has billions."""
     texts = TextMap("r")
@@ -250,6 +251,14 @@ def test_contradictions_between_routers_are_left_out() -> None:
         (8, b"v"),
         (24, b"z"),
     ]
+
+
+def test_of_boundaries_with_one_count_the_first_is_known() -> None:
+    """It is in the most prompts, so what is found out for it serves the most."""
+    texts, prompt = TextMap("r"), make_prompt([Segment(n, 500, 1) for n in range(3)])
+    digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500))
+    texts.apply(make_text(digests=digests, block_counts=(8, 8, 16), hashes=(b"x", b"x", b"y")))
+    assert [known.end_bytes for known in texts.known(NAMESPACE, prompt)] == [500, 1500]
 
 
 def test_namespaces_know_nothing_of_each_other() -> None:

@@ -13,9 +13,9 @@ text and another end, since its chain has another hash there. So, along a prompt
 - a boundary never has less than one before it that two prompts agree on, since it contains its text; and a new claim is
   never deeper than what is known of a boundary behind it.
 
-Where claims that were once agreed on fail and none holds, it is not the estimates that were wrong: the same text now
-has other blocks (a template was changed, or prints today's date). All are then claimed anew, but for the first, which
-is treated as if it had overshot: if it was that after all, this ends, and if not, one boundary's text is no loss.
+Where claims fail and not one holds, it may not be the estimates that were wrong: the same text now has other blocks (a
+template was changed, or prints today's date). All are then claimed anew, but for the first, which is treated as if it
+had overshot: if it was that after all, this ends, and if not, one boundary's text is no loss.
 """
 
 from __future__ import annotations
@@ -32,12 +32,10 @@ class Claim(NamedTuple):
     """How many blocks a boundary's text has, and the chain hash there.
 
     blocks: 0 when prompts with this text were seen to share less than the first count that engines report.
-    agreed: this router has seen that the chains of two prompts have this hash.
     """
 
     blocks: int
     block_hash: bytes
-    agreed: bool = False
 
 
 NOTHING = Claim(0, b"\x00")
@@ -58,7 +56,7 @@ class Chain:
         return NOTHING if index < 0 else Claim(self._counts[index], self._hashes[index])
 
     def agrees(self, claim: Claim) -> bool:
-        return claim.blocks == 0 or self._by_count.get(claim.blocks) == claim.block_hash
+        return self._by_count.get(claim.blocks) == claim.block_hash
 
     def differs(self, claim: Claim) -> bool:
         return self._by_count.get(claim.blocks, claim.block_hash) != claim.block_hash
@@ -67,16 +65,14 @@ class Chain:
 def learn(prompt: Prompt, known: Sequence[Claim | None], told: PromptChain) -> dict[int, Claim]:
     """Return what is new or changed, by index of the boundary, in order.
 
-    known: what was known of each boundary of the prompt. told: not empty. An agreement that was not known before
-    is a change.
+    known: what was known of each boundary of the prompt. told: not empty.
     """
     chain = Chain(told)
     trusted = _trusted(known, chain)
-    caps = _caps(trusted, chain.deepest)
     lessons: dict[int, Claim] = {}
     floor = before = NOTHING
-    for index, (end, claim, cap) in enumerate(zip(prompt.ends, trusted, caps, strict=True)):
-        estimate = min(chain.deepest * end // prompt.size, cap)
+    for index, (end, claim) in enumerate(zip(prompt.ends, trusted, strict=True)):
+        estimate = chain.deepest * end // prompt.size
         new = chain.at_most(estimate) if claim is None else _revised(claim, chain, estimate, before)
         if claim is None and new.blocks <= before.blocks:
             if known[index] is None:
@@ -86,48 +82,37 @@ def learn(prompt: Prompt, known: Sequence[Claim | None], told: PromptChain) -> d
             new = floor
         if new != known[index]:
             lessons[index] = new
-        before = new
-        if new.agreed:
+        if new is claim:
             floor = new
-    return _ascending(lessons, chain)
+        before = new
+    return _ascending(lessons, trusted, chain)
 
 
 def _revised(claim: Claim, chain: Chain, estimate: int, before: Claim) -> Claim:
-    if claim.blocks == 0:
-        return claim
     if chain.agrees(claim):
-        return claim if claim.agreed else claim._replace(agreed=True)
+        return claim
     if not chain.differs(claim):
         return chain.at_most(min(claim.blocks, estimate))
     return chain.at_most(min((before.blocks + claim.blocks) // 2, claim.blocks - 1, estimate))
 
 
-def _caps(known: Sequence[Claim | None], deepest: int) -> list[int]:
-    """Return, for each boundary, the least count that is known of it or of one behind it."""
-    caps, cap = [], deepest
-    for claim in reversed(known):
-        if claim is not None and claim.blocks < cap:
-            cap = claim.blocks
-        caps.append(cap)
-    caps.reverse()
-    return caps
-
-
 def _trusted(known: Sequence[Claim | None], chain: Chain) -> Sequence[Claim | None]:
     """Return what is to be gone by: all that is known, unless the same text now has other blocks."""
     claims = [(index, claim) for index, claim in enumerate(known) if claim is not None and claim.blocks]
-    failed = any(claim.agreed and chain.differs(claim) for _, claim in claims)
-    if not failed or any(chain.agrees(claim) for _, claim in claims):
+    if not any(chain.differs(claim) for _, claim in claims) or any(chain.agrees(claim) for _, claim in claims):
         return known
     first, claim = claims[0]
     return [*known[:first], claim, *[None] * (len(known) - first - 1)]
 
 
-def _ascending(lessons: dict[int, Claim], chain: Chain) -> dict[int, Claim]:
-    """Lower what was claimed before it was found, further on, that the text reaches less deep."""
+def _ascending(lessons: dict[int, Claim], trusted: Sequence[Claim | None], chain: Chain) -> dict[int, Claim]:
+    """Lower what is claimed deeper than what is known, or was found now, of a boundary behind it."""
     cap = chain.deepest
-    for index in reversed(lessons):
-        if lessons[index].blocks > cap:
-            lessons[index] = chain.at_most(cap)
-        cap = lessons[index].blocks
+    for index in range(len(trusted) - 1, -1, -1):
+        claim = lessons.get(index, trusted[index])
+        if claim is None:
+            continue
+        if index in lessons and claim.blocks > cap:
+            lessons[index] = claim = chain.at_most(cap)
+        cap = min(cap, claim.blocks)
     return lessons

@@ -35,9 +35,10 @@ BYTES_PER_TOKEN_WEIGHT = 0.1
 
 NAMESPACES_MAX = 256
 
-BLOCKS_MAX = (1 << 31) - 1
-AGREED = 1 << 31
-"""In the number that a value begins with: this router has seen two prompts agree on it."""
+COUNT_BYTES = 4
+"""A value is packed: the block count, then the hash."""
+
+BLOCKS_MAX = (1 << 8 * COUNT_BYTES) - 1
 
 
 class KnownBoundary(msgspec.Struct, frozen=True, gc=False):
@@ -84,20 +85,20 @@ class TextMap:
         left out: the later one's text contains its own.
         """
         found: list[KnownBoundary] = []
-        least = AGREED
+        least = BLOCKS_MAX
         values = self._recent.find(namespace, prompt.digests)
         for index in range(len(values) - 1, -1, -1):
             value = values[index]
             if value is None:
                 continue
-            count = int.from_bytes(value[:4], "little") & ~AGREED
+            count = int.from_bytes(value[:COUNT_BYTES], "little")
             if count > least:
                 continue
-            if count == least and found:
+            if found and count == least:
                 found.pop()
             least = count
             if count:
-                found.append(KnownBoundary(index, prompt.ends[index], count, value[4:]))
+                found.append(KnownBoundary(index, prompt.ends[index], count, value[COUNT_BYTES:]))
         found.reverse()
         return found
 
@@ -119,24 +120,18 @@ class TextMap:
             return None
         values = self._recent.find(namespace, prompt.digests)
         lessons = learn(prompt, [None if value is None else _unpack(value) for value in values], chain)
-        told: list[tuple[bytes, Claim]] = []
-        for index, claim in lessons.items():
-            value, digest = values[index], prompt.digests[index]
-            if value is None or _unpack(value)[:2] != claim[:2]:
-                told.append((digest, claim))
-            self._recent.put(namespace, digest, _pack(claim))
-        if not told:
+        if not lessons:
             return None
-        digests, claims = zip(*told[:BOUNDARIES_MAX], strict=True)
+        told = list(lessons.items())[:BOUNDARIES_MAX]
         text = LearnedText(
             namespace=namespace,
-            digests=digests,
-            block_counts=tuple(claim.blocks for claim in claims),
-            hashes=tuple(claim.block_hash for claim in claims),
+            digests=tuple(prompt.digests[index] for index, _ in told),
+            block_counts=tuple(claim.blocks for _, claim in told),
+            hashes=tuple(claim.block_hash for _, claim in told),
             bytes_per_token=self._observed(namespace, prompt, chain.tokens),
             router=self._router,
         )
-        self._set_bytes_per_token(namespace, text.bytes_per_token)
+        self._take(text)
         return text
 
     def apply(self, text: LearnedText) -> None:
@@ -144,13 +139,7 @@ class TextMap:
         if not _well_formed(text):
             self.malformed += 1
             return
-        entries = zip(text.digests, text.block_counts, text.hashes, strict=True)
-        values = self._recent.find(text.namespace, text.digests)
-        for (digest, count, block_hash), value in zip(entries, values, strict=True):
-            claim = Claim(count, block_hash)
-            if value is None or _unpack(value)[:2] != claim[:2]:
-                self._recent.put(text.namespace, digest, _pack(claim))
-        self._set_bytes_per_token(text.namespace, text.bytes_per_token)
+        self._take(text)
 
     def flush(self, flush: Flush) -> None:
         """Forget everything, or the one boundary that the flush names. Boundaries behind it have names of their own."""
@@ -158,6 +147,14 @@ class TextMap:
             self._recent.clear()
         else:
             self._recent.drop(flush.key)
+
+    def _take(self, text: LearnedText) -> None:
+        for digest, count, block_hash in zip(text.digests, text.block_counts, text.hashes, strict=True):
+            self._recent.put(text.namespace, digest, count.to_bytes(COUNT_BYTES, "little") + block_hash)
+        averages = self._bytes_per_token
+        if text.namespace not in averages and len(averages) >= NAMESPACES_MAX:
+            del averages[next(iter(averages))]
+        averages[text.namespace] = text.bytes_per_token
 
     def _observed(self, namespace: str, prompt: Prompt, tokens: int) -> float:
         """Return the namespace's average with one more prompt in it. Token ids have no text that could be measured."""
@@ -167,20 +164,9 @@ class TextMap:
         ratio = min(max(prompt.size / tokens, BYTES_PER_TOKEN_MIN), BYTES_PER_TOKEN_MAX)
         return ratio if average is None else average + BYTES_PER_TOKEN_WEIGHT * (ratio - average)
 
-    def _set_bytes_per_token(self, namespace: str, average: float) -> None:
-        averages = self._bytes_per_token
-        if namespace not in averages and len(averages) >= NAMESPACES_MAX:
-            del averages[next(iter(averages))]
-        averages[namespace] = average
-
-
-def _pack(claim: Claim) -> bytes:
-    return (claim.blocks | AGREED * claim.agreed).to_bytes(4, "little") + claim.block_hash
-
 
 def _unpack(value: bytes) -> Claim:
-    number = int.from_bytes(value[:4], "little")
-    return Claim(number & ~AGREED, value[4:], number >= AGREED)
+    return Claim(int.from_bytes(value[:COUNT_BYTES], "little"), value[COUNT_BYTES:])
 
 
 def _well_formed(text: LearnedText) -> bool:
