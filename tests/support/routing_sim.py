@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
 from random import Random
 from typing import NamedTuple, TypeVar
 
@@ -62,11 +63,14 @@ class Served(NamedTuple):
     attempts: int
 
 
+@cache
 def blocks_of(text: bytes) -> list[bytes]:
     """Return the chain hashes of a text's whole blocks."""
-    return [
-        hashlib.blake2b(text[:end], digest_size=32).digest() for end in range(BLOCK_BYTES, len(text) + 1, BLOCK_BYTES)
-    ]
+    running, hashes = hashlib.blake2b(digest_size=32), []
+    for end in range(BLOCK_BYTES, len(text) + 1, BLOCK_BYTES):
+        running.update(text[end - BLOCK_BYTES : end])
+        hashes.append(running.digest())
+    return hashes
 
 
 def text_of(name: str, tokens: int) -> bytes:
@@ -90,8 +94,10 @@ class Engine:
         self.cache: set[bytes] = set()
         self.computed_tokens = 0
         self.stalled = self.dead = False
+        self.extra_tokens = 0
         self._waiting_tokens = self._running = 0
         self._one = asyncio.Lock()
+        self._hung = asyncio.Event()
         self._requests: set[asyncio.Task[object]] = set()
         record = None if plain else make_record(name)
         if record is not None:
@@ -125,13 +131,18 @@ class Engine:
         for task in list(self._requests):
             task.cancel()
 
+    def hang(self) -> None:
+        """Compute nothing from now on, not even what was begun; tell nothing; keep all connections open."""
+        self.stalled = True
+        self._hung.set()
+
     def report(self) -> None:
         if self.worker.record is None or self.stalled or self.dead:
             return
         load = LoadReport(
             running=self._running,
             waiting=0,
-            waiting_tokens=self._waiting_tokens,
+            waiting_tokens=self._waiting_tokens + self.extra_tokens,
             kv_blocks_used=0,
             kv_blocks_total=1 << 20,
             block_tokens=BLOCK_TOKENS,
@@ -150,8 +161,6 @@ class Engine:
             counts = tuple(range(CHAIN_STEP, len(blocks) + 1, CHAIN_STEP)) or (len(blocks),)
             self._tell([PromptChain(request_id, tokens, counts, tuple(blocks[count - 1] for count in counts))], [])
             async with self._one:
-                if self.stalled:
-                    await asyncio.get_running_loop().create_future()
                 local = _run(self.cache, blocks)
                 pulled = max(local, self.sim.published(self, blocks))
                 todo = tokens - pulled * BLOCK_TOKENS
@@ -159,14 +168,22 @@ class Engine:
                     await asyncio.sleep(0.004 + (pulled - local) * 16_384 / 1e9)
                 self.computed_tokens += todo
                 self.sim.computed.update(blocks[pulled:])
-                await asyncio.sleep(todo / self.rate)
+                await self._compute(todo / self.rate)
                 self.cache.update(blocks)
         finally:
             self._waiting_tokens -= tokens
         asyncio.get_running_loop().call_later(PUBLISH_S, self._publish, request_id, blocks)
 
+    async def _compute(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hung.wait()
+        except TimeoutError:
+            return
+        await asyncio.get_running_loop().create_future()
+
     def _publish(self, request_id: str, blocks: list[bytes]) -> None:
-        if self.worker.record is not None and not self.dead:
+        if self.worker.record is not None and not self.dead and self.sim.index.reachable:
             self.sim.index.apply(ref_of(self.worker.record), entries(blocks), [], lease_ttl_s=1e6)
             self._tell([], [request_id])
 
@@ -305,7 +322,9 @@ class Sim:
         await asyncio.sleep(seconds)
 
     def published(self, reader: Engine, blocks: list[bytes]) -> int:
-        """Return how many blocks from the first one a peer has published."""
+        """Return how many blocks from the first one a peer has published, as far as a reader can know."""
+        if not self.index.reachable:
+            return 0
         refs = [engine.worker.ref for engine in self.engines.values() if engine is not reader and not engine.dead]
         hits = self.index.lookup([ref for ref in refs if ref is not None], blocks, locations_for=0)
         return max((hit.length for hit in hits), default=0)

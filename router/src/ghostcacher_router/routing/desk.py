@@ -57,6 +57,8 @@ class PlacedDesk:
     def hand_out(self, placed: Placed) -> Placed:
         """Count a placement, and bind its session to the worker."""
         self._metrics.picked(placed.worker, placed.reason)
+        if placed.lock_result is not None:
+            self._metrics.ghost_locks.inc(placed.lock_result)
         session, forecast = placed.ask.shape.session, placed.forecast
         if session is not None:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
@@ -76,7 +78,7 @@ class PlacedDesk:
             self._memory.record(prompt, placed.worker, now, done_at=now)
             known = self._text.known(ref.namespace, prompt)
             if known:
-                before = self._residency.get(ref.namespace, known) or {}
+                before = self._residency.get(ref.namespace, known, old=True) or {}
                 held = Held(ref.incarnation, known[-1].block_count)
                 self._residency.seed(ref.namespace, known, {**before, ref.worker: held})
         if placed.lock is not None:

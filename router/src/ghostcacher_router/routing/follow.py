@@ -68,7 +68,10 @@ def follow(
     now: float,
     patient_until: float,
 ) -> Step:
-    """Return what a request does that meets a live, confirmed lock. own: the best forecast without the lock."""
+    """Return what a request does that meets a live, confirmed lock.
+
+    own: the best forecast without the lock. patient_until: loop clock, s.
+    """
     lock, covered = met.found.lock, sight.tokens_at(met.found.boundary)
     ready_ms = max(0.0, lock.ready_at - now) * 1e3
     late = now - lock.ready_at > LATE * own.total_ms / 1e3
@@ -102,6 +105,8 @@ def _waited(
 ) -> Forecast | None:
     """Forecast the best of waiting for the prefix and pulling it: where that is faster than computing it again."""
     best: Forecast | None = None
+    if not sight.pulls:
+        return None
     for worker, ahead in candidates:
         if worker.name != met.found.lock.worker and worker.namespace == met.namespace:
             local, pullable, _ = sight.reach(worker)

@@ -81,7 +81,12 @@ class Locks:
     @property
     def shared(self) -> bool:
         """Whether other routers can be asked: there is a store, and it did not fail a moment ago."""
-        return self._store is not None and self._clock() >= self._broken_until
+        return self._store is not None and not self.broken
+
+    @property
+    def broken(self) -> bool:
+        """Whether the store failed a moment ago."""
+        return self._clock() < self._broken_until
 
     def __len__(self) -> int:
         return len(self._locks)
@@ -165,7 +170,6 @@ class Locks:
 
     def take_over(self, lock: Lock) -> None:
         """Stop believing in a lock: its owner is overdue. Followers look again, and find who comes next."""
-        self._count("taken_over")
         lock.released = True
         self._remove(lock)
         lock.changed.set()

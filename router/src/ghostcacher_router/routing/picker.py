@@ -29,7 +29,7 @@ from ghostcacher_router.routing.placing import Placed
 from ghostcacher_router.routing.ports import WorkerPort
 from ghostcacher_router.routing.score import NOTHING, choose, forecast
 from ghostcacher_router.routing.sight import Looker, Sight, Unknown
-from ghostcacher_router.types import Ask, Forecast, Reason
+from ghostcacher_router.types import Ask, Forecast, Prompt, Reason
 
 ROUNDS_MAX = 64
 """Looks at one request: each follows a lock's end or an answer of the index. Then it goes without locks."""
@@ -152,11 +152,11 @@ class Picker:
     async def explain(self, ask: Ask) -> list[dict[str, object]]:
         """Return what each worker that serves the model would cost, best first; place nothing. Raises NoWorker."""
         candidates, prompt = self._finder.find(ask), ask.shape.prompt
-        sight = None if prompt is None else self._looker.look(prompt, candidates.namespaces, self._clock())
+        sight = None if prompt is None else self._look(prompt, candidates, ask=True)
         if isinstance(sight, Unknown):
             await self._residency.fetch(sight.namespace, sight.known)
             assert prompt is not None
-            sight = self._looker.look(prompt, candidates.namespaces, self._clock(), ask=False)
+            sight = self._look(prompt, candidates, ask=False)
         assert not isinstance(sight, Unknown)
         rows = []
         ahead = self._ahead(candidates.workers)
@@ -180,7 +180,7 @@ class Picker:
         if not any(map(_is_reported, ahead)):
             return self._fallback.without_reports(ask, prompt, workers)
         asks = visit.asks and len(workers) > 1
-        sight = self._looker.look(prompt, candidates.namespaces, now, newer_than=visit.newer_than, ask=asks)
+        sight = self._look(prompt, candidates, ask=asks, newer_than=visit.newer_than)
         if isinstance(sight, Unknown):
             return sight
         forecasts = _forecasts(workers, ahead, sight)
@@ -192,6 +192,13 @@ class Picker:
             return self._heed(look, met, visit, now_only=now_only)
         best, reason = self._stay(look, Reason.FOLLOW if visit.waited else Reason.FORECAST)
         return self._reserve(look, best, reason, visit, now_only=now_only)
+
+    def _look(
+        self, prompt: Prompt, candidates: Candidates, *, ask: bool, newer_than: float | None = None
+    ) -> Sight | Unknown:
+        pulls = self._residency.available and not self._locks.broken
+        now = self._clock()
+        return self._looker.look(prompt, candidates.namespaces, now, pulls=pulls, ask=ask, newer_than=newer_than)
 
     def _ahead(self, workers: Sequence[WorkerPort]) -> list[Ahead]:
         now, ahead = self._clock(), self._ledger.ahead
@@ -227,6 +234,8 @@ class Picker:
             ready_at = look.now + best.total_ms / 1e3
             placed.lock = self._locks.take(worker.namespace, prompt, look.sight.warm, worker.name, ready_at)
             placed.took_over = over
+        if visit.patient_until is not None:
+            placed.lock_result = _result(reason, visit, over, look.now)
         return placed
 
     # Ghost locks
@@ -289,6 +298,15 @@ class Picker:
     def _session_unknown(self, ask: Ask) -> bool:
         session = ask.shape.session
         return session is not None and not self._sessions.known(session_key(ask.shape.model, session))
+
+
+def _result(reason: Reason, visit: Visit, over: Lock | None, now: float) -> str | None:
+    """Say what became of the lock that a request has met; None when it paid no heed to it."""
+    if over is not None:
+        return "taken_over"
+    if reason is Reason.FOLLOW:
+        return "waited" if visit.waited else "followed"
+    return "timed_out" if visit.patient_until is not None and now >= visit.patient_until else None
 
 
 def _forecasts(workers: Sequence[WorkerPort], ahead: Sequence[Ahead], sight: Sight | None) -> list[Forecast]:

@@ -26,7 +26,7 @@ class Placed:
     """A Placement. ref: the life of the worker that it was picked for. sent_at: loop clock, s; None before.
 
     lock: the ghost lock under which it computes, None when it computes nothing that others could want.
-    took_over: the overdue lock that it replaces.
+    took_over: the overdue lock that it replaces. lock_result: what became of the lock that it met, for the metrics.
     """
 
     __slots__ = (
@@ -37,6 +37,7 @@ class Placed:
         "forecast",
         "is_ended",
         "lock",
+        "lock_result",
         "reason",
         "ref",
         "sent_at",
@@ -53,6 +54,7 @@ class Placed:
         self.ref = worker.ref
         self.lock: Lock | None = None
         self.took_over: Lock | None = None
+        self.lock_result: str | None = None
         self.sent_at: float | None = None
         self.is_ended = False
 

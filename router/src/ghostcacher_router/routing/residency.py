@@ -81,19 +81,21 @@ class Residency:
         return self._index is not None and not self._lookups.broken
 
     def get(
-        self, namespace: str, known: Sequence[KnownPort], *, newer_than: float | None = None
+        self, namespace: str, known: Sequence[KnownPort], *, newer_than: float | None = None, old: bool = False
     ) -> Mapping[str, Held] | None:
-        """Return who holds how much of a text, or None when it must be waited for.
+        """Return who holds how much of a text, or None when it must be waited for; that never while it is of no use.
 
-        known: its known boundaries, at least one, ascending. newer_than: loop clock; what was said before does not do.
+        known: its known boundaries, at least one, ascending. newer_than: loop clock, s; what was said before does not
+        do. old: anything will do, or nothing.
         """
         key = (namespace, known[-1].block_hash)
         text = self._texts.get(key)
+        old = old or not self.available
         if text is None:
-            return None if self.available else {}
+            return {} if old else None
         self._texts.move_to_end(key)
         age = self._clock() - text.at
-        if not self.available:
+        if old:
             return text.held if age <= OLD_S else {}
         if age > FRESH_S or (newer_than is not None and text.at <= newer_than):
             return None
@@ -101,13 +103,12 @@ class Residency:
             self._lookups.refresh(key)
         return text.held
 
-    async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> Mapping[str, Held]:
-        """Ask the index, wait a bounded time, and return the best that is known then."""
+    async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> None:
+        """Ask the index, and wait a bounded time for what it says."""
         key = (namespace, known[-1].block_hash)
-        text = self._enter(key, known)
+        self._enter(key, known)
         if self._index is not None:
             await self._lookups.wait(key, timeout_s)
-        return text.held
 
     def seed(self, namespace: str, known: Sequence[KnownPort], holders: Mapping[str, Held]) -> None:
         """Take note of holders that the index may not know yet. To be confirmed as soon as the text is used."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ghostcacher_router.routing.memory import Memory
 from ghostcacher_router.routing.ports import FleetPort, KnownPort, TextPort, WorkerPort
-from ghostcacher_router.routing.residency import Residency
+from ghostcacher_router.routing.residency import Held, Residency
 from ghostcacher_router.routing.score import NOTHING, Reach
 from ghostcacher_router.types import Prompt, WorkerState
 
@@ -30,6 +30,7 @@ class Sight(NamedTuple):
 
     reaches: of the workers that hold some of it; others: of all others, by namespace. warm: index of the deepest
     boundary that a worker has computed, -1 when none has; known: the prompt's known boundaries, by namespace.
+    pulls: whether workers find what their peers have: Redis answers.
     """
 
     prompt: Prompt
@@ -38,6 +39,7 @@ class Sight(NamedTuple):
     others: dict[str | None, Reach]
     warm: int
     known: dict[str, Sequence[KnownPort]]
+    pulls: bool
 
     def reach(self, worker: WorkerPort) -> Reach:
         """Return how much of the prompt a worker can have."""
@@ -60,12 +62,13 @@ class Looker:
         namespaces: Iterable[str | None],
         now: float,
         *,
+        pulls: bool,
+        ask: bool,
         newer_than: float | None = None,
-        ask: bool = True,
     ) -> Sight | Unknown:
         """Return what is known; Unknown when the index has to be asked first, and (ask) that is wanted.
 
-        newer_than: loop clock; what the index said before does not do.
+        newer_than: loop clock, s; what the index said before does not do.
         """
         tokens, warm = prompt.tokens or 0, -1
         known: dict[str, Sequence[KnownPort]] = {}
@@ -76,25 +79,29 @@ class Looker:
                 continue
             tokens = tokens or self._text.tokens_of(namespace, prompt)
             known[namespace] = boundaries = self._text.known(namespace, prompt)
-            if not boundaries:
-                continue
-            held = self._residency.get(namespace, boundaries, newer_than=newer_than)
-            if held is None:
-                if ask:
+            if boundaries:
+                held = self._residency.get(namespace, boundaries, newer_than=newer_than, old=not ask)
+                if held is None:
                     return Unknown(namespace, boundaries)
+                blocks, most = self._holders(namespace, held, local)
+                if most and pulls:
+                    pullable[namespace] = most
+                warm = max(warm, _boundary_at(boundaries, blocks))
+        tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
+        return self._recall(Sight(prompt, tokens, {}, {}, warm, known, pulls), local, pullable, now)
+
+    def _holders(self, namespace: str, held: Mapping[str, Held], local: dict[str, int]) -> tuple[int, int]:
+        """Enter the tokens that each live worker holds; return the most that can be pulled, in blocks and tokens."""
+        most = 0, 0
+        for name, (incarnation, blocks) in held.items():
+            worker = self._fleet.workers.get(name)
+            ref = None if worker is None else worker.ref
+            if worker is None or ref is None or ref.incarnation != incarnation or ref.namespace != namespace:
                 continue
-            deepest = 0
-            for name, (incarnation, blocks) in held.items():
-                worker = self._fleet.workers.get(name)
-                ref = None if worker is None else worker.ref
-                if worker is None or ref is None or ref.incarnation != incarnation or ref.namespace != namespace:
-                    continue
-                local[name] = blocks * (worker.block_tokens or 0)
-                if blocks > deepest and worker.state is not WorkerState.DOWN:
-                    deepest, pullable[namespace] = blocks, local[name]
-            warm = max(warm, _boundary_at(boundaries, deepest))
-        sight = Sight(prompt, max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS), {}, {}, warm, known)
-        return self._recall(sight, local, pullable, now)
+            local[name] = blocks * (worker.block_tokens or 0)
+            if worker.state is not WorkerState.DOWN:
+                most = max(most, (blocks, local[name]))
+        return most
 
     def _recall(self, sight: Sight, local: dict[str, int], pullable: dict[str | None, int], now: float) -> Sight:
         """Add what this router itself has sent, as far as it is deeper than what the index knows of."""
@@ -106,7 +113,7 @@ class Looker:
             if not boundaries or (boundary > boundaries[-1].index and now - sent.at <= BRIDGE_S):
                 tokens = sight.tokens_at(boundary)
                 local[worker.name] = max(local.get(worker.name, 0), tokens)
-                if now >= sent.done_at and worker.namespace is not None:
+                if now >= sent.done_at and worker.namespace is not None and sight.pulls:
                     warm = max(warm, boundary)
                     pullable[worker.namespace] = max(pullable.get(worker.namespace, 0), tokens)
         others: dict[str | None, Reach] = {ns: Reach(0, most, 0.0) for ns, most in pullable.items()}
