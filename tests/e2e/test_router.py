@@ -1,0 +1,236 @@
+"""The router in front of real engines: what it learns, where it sends requests, what its clients notice of faults."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from benchmarks.harness import Client, Completion, ServerError, run_concurrently
+from benchmarks.harness.router import RouterProcess
+from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, Fleet, assert_same, running, until
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+NAMES = ("a", "b")
+DOCUMENT_TOKENS = 40 * BLOCK_TOKENS
+"""About 4 KiB of text: several boundaries of 1 KiB, and many blocks."""
+ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2")
+
+
+class Front(NamedTuple):
+    """Engines, and routers before them."""
+
+    fleet: Fleet
+    routers: list[RouterProcess]
+
+    @property
+    def client(self) -> Client:
+        return Client(self.routers[0].url, timeout_s=REQUEST_TIMEOUT_S)
+
+    def text(self, tokens: int) -> str:
+        """Return a text of about so many tokens that nobody has seen."""
+        return self.fleet.text(tokens)
+
+    def computed(self) -> float:
+        """Return the prompt tokens that all engines together have computed since they started."""
+        pages = [self.fleet.client(name).metrics() for name in NAMES]
+        return sum(page.sum("vllm:prompt_tokens_total") - page.sum("vllm:prompt_tokens_cached_total") for page in pages)
+
+
+@pytest.fixture(scope="module")
+def front(model: Path, log_dir: Path) -> Iterator[Front]:
+    with running(model, {name: {} for name in NAMES}, log_dir=log_dir) as fleet, ExitStack() as stack:
+        for name, other in (NAMES, NAMES[::-1]):
+            fleet.prime(name, other)
+        routers = [
+            stack.enter_context(RouterProcess(redis_url=fleet.redis.url, arguments=ROUTER, log_dir=log_dir))
+            for _ in range(2)
+        ]
+        for router in routers:
+            router.wait_workers(len(NAMES))
+        yield Front(fleet, routers)
+
+
+def ask(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Any, dict[str, str]]:
+    """Return the JSON of an answer, and its headers. Raises ServerError."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=REQUEST_TIMEOUT_S)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **(headers or {})})
+        reply = connection.getresponse()
+        data = reply.read()
+        if reply.status != http.HTTPStatus.OK:
+            raise ServerError(f"{path}: status {reply.status}: {data[:500]!r}")
+        return json.loads(data), {name.lower(): value for name, value in reply.getheaders()}
+    finally:
+        connection.close()
+
+
+def chat(front: Front, messages: Sequence[dict[str, str]], *, router: int = 0, **headers: str) -> dict[str, str]:
+    """Ask for one token of chat; return the answer's headers, and `cached`, what the engine found in a cache."""
+    body = {"model": "m", "messages": list(messages), "max_tokens": 1, "temperature": 0}
+    answer, got = ask(front.routers[router].url, "/v1/chat/completions", body, headers)
+    details = answer["usage"].get("prompt_tokens_details") or {}
+    return {**got, "cached": str(details.get("cached_tokens") or 0), "prompt": str(answer["usage"]["prompt_tokens"])}
+
+
+def test_answer_through_the_router_is_the_engines_own(front: Front) -> None:
+    """Streamed through the router, an answer has the tokens and log-probabilities that the engine gives directly."""
+    prompt = front.fleet.document(100)
+    through = front.client.complete(prompt, max_tokens=16)
+    again = {name: front.fleet.client(name).complete(prompt, max_tokens=16) for name in NAMES}
+    assert any(through.tokens == direct.tokens for direct in again.values())
+    assert_same(through, next(d for d in again.values() if d.tokens == through.tokens), tolerance=0.15)
+
+
+def test_chat_prefix_is_learned_and_found_again(front: Front) -> None:
+    """After one chat, the next with the same system prompt goes to a worker that has it, and its hit is foretold."""
+    system = {"role": "system", "content": front.text(DOCUMENT_TOKENS)}
+    first = chat(front, [system, {"role": "user", "content": "One?"}])
+    assert first["x-gc-cached-tokens"] == "0"
+
+    def second() -> dict[str, str] | None:
+        found = chat(front, [system, {"role": "user", "content": front.text(20)}])
+        return found if int(found["x-gc-cached-tokens"]) else None
+
+    found = until(second, "the prefix to be learned", timeout_s=15)
+    assert found["x-gc-worker"] in NAMES
+    # A hash in 128 tokens, a boundary in 1 KiB of text.
+    assert abs(int(found["x-gc-cached-tokens"]) - int(found["cached"])) <= 8 * BLOCK_TOKENS
+
+
+def test_other_replica_knows_what_one_has_learned(front: Front) -> None:
+    """A prefix that came through one router is known to the other, which never saw it."""
+    system = {"role": "system", "content": front.text(DOCUMENT_TOKENS)}
+    chat(front, [system, {"role": "user", "content": "One?"}])
+
+    def known() -> bool:
+        body = {"model": "m", "messages": [system, {"role": "user", "content": "Two?"}]}
+        answer, _ = ask(front.routers[1].url, "/gc/explain", body)
+        return any(worker["local_tokens"] > 0 for worker in answer["workers"])
+
+    until(known, "the other router to know the prefix", timeout_s=15)
+
+
+def test_cold_prefix_is_computed_once(front: Front) -> None:
+    """Of many simultaneous requests on one cold prefix, through both routers, one computes it; each answer is right."""
+    document = front.text(DOCUMENT_TOKENS)
+    prompts = [f"{document}\n# {number}" for number in range(8)]
+    before = front.computed()
+
+    def one(number: int) -> Completion:
+        client = Client(front.routers[number % 2].url, timeout_s=REQUEST_TIMEOUT_S)
+        return client.complete(prompts[number], max_tokens=4)
+
+    answers = run_concurrently(one, range(len(prompts)), concurrency=len(prompts))
+
+    tokens = answers[0].prompt_tokens
+    computed = front.computed() - before
+    assert computed <= tokens + len(prompts) * 6 * BLOCK_TOKENS, f"{computed} computed, of prompts of {tokens} each"
+    reference = front.fleet.recompute("a", prompts[3], max_tokens=4)
+    assert_same(answers[3], reference, tolerance=0.3)
+
+
+def test_models_messages_and_tokenize_pass_through(front: Front) -> None:
+    """The other endpoints of an engine work through the router, and unknown models are named."""
+    url = front.routers[0].url
+    assert [model["id"] for model in front.routers[0].get("/v1/models")["data"]] == ["m"]
+    assert ask(url, "/tokenize", {"model": "m", "prompt": "def main():"})[0]["count"] > 0
+    answer, _ = ask(
+        url, "/v1/messages", {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
+    )
+    assert answer["type"] == "message"
+    with pytest.raises(ServerError, match=r"404.*model_not_found"):
+        ask(url, "/v1/completions", {"model": "nobody", "prompt": "x"})
+
+
+def test_client_that_leaves_aborts_its_request(front: Front) -> None:
+    """When a client hangs up in the middle of a stream, the engine stops computing for it."""
+    host, port = front.routers[0].url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=REQUEST_TIMEOUT_S)
+    body = {"model": "m", "prompt": "def", "max_tokens": 3000, "stream": True, "ignore_eos": True}
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    reply = connection.getresponse()
+    assert reply.read(10)
+    assert _running(front) == 1
+    reply.close()
+    connection.close()
+
+    until(lambda: _running(front) == 0, "the engine to end the request", timeout_s=10)
+
+
+def test_drained_worker_gets_no_new_request(front: Front) -> None:
+    """A drained worker is left alone by both routers until it is taken back."""
+    for router in front.routers:
+        until(lambda r=router: len(_ready(r)) == len(NAMES), "both workers to be ready")
+    ask(front.routers[0].url, "/gc/pods/a/drain", {})
+    try:
+        until(lambda: _ready(front.routers[1]) == ["b"], "the other router to see the drain")
+        for router in (0, 1):
+            for _ in range(4):
+                answer = chat(front, [{"role": "user", "content": front.text(8)}], router=router)
+                assert answer["x-gc-worker"] == "b"
+    finally:
+        ask(front.routers[0].url, "/gc/pods/a/drain?drain=false", {})
+    until(lambda: len(_ready(front.routers[1])) == len(NAMES), "the worker to be taken back")
+
+
+@pytest.mark.parametrize("event", ["kill", "pause"])
+def test_redis_that_goes_away_fails_no_request(front: Front, event: str) -> None:
+    """Without Redis the router goes on with what it knows; with Redis back it learns again."""
+    redis = front.fleet.redis
+    asked = threading.Semaphore(0)
+
+    def one(number: int) -> None:
+        if number == 0:
+            for _ in range(4):
+                assert asked.acquire(timeout=60)
+            {"kill": redis.kill, "pause": redis.pause}[event]()
+            for _ in range(12):
+                assert asked.acquire(timeout=60)
+            {"kill": redis.start, "pause": redis.resume}[event]()
+            return
+        front.client.complete(front.text(60), max_tokens=2)
+        asked.release()
+
+    run_concurrently(one, range(30), concurrency=3)
+    until(lambda: front.routers[0].get("/gc/status")["redis_available"], "the router to see Redis again")
+    until(lambda: all(front.fleet.record(name) for name in NAMES), "the workers to be back in Redis")
+
+
+def test_killed_worker_fails_only_what_was_streaming(front: Front) -> None:
+    """Requests that had not been answered when their worker was killed are answered by the other one."""
+    asked, failed = threading.Semaphore(0), []
+
+    def one(number: int) -> None:
+        if number == 0:
+            for _ in range(6):
+                assert asked.acquire(timeout=60)
+            front.fleet.engines["b"].kill()
+            return
+        try:
+            front.client.complete(front.text(200), max_tokens=1, **{"stream": True})
+        except (ServerError, OSError, http.client.HTTPException) as exc:
+            failed.append(exc)
+        asked.release()
+
+    run_concurrently(one, range(40), concurrency=4)
+
+    assert _ready(front.routers[0]) == ["a"]
+    assert len(failed) <= 3, failed  # at most those whose first token was on its way
+    assert all(not isinstance(exc, ServerError) for exc in failed), failed
+
+
+def _ready(router: RouterProcess) -> list[str]:
+    return sorted(pod["id"] for pod in router.get("/gc/pods")["pods"] if pod["state"] == "ready")
+
+
+def _running(front: Front) -> float:
+    return sum(front.fleet.client(name).metrics().sum("vllm:num_requests_running") for name in NAMES)
