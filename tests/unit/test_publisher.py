@@ -9,6 +9,7 @@ import pytest
 
 from ghostcacher_connector.errors import ConfigError, IndexUnavailable
 from ghostcacher_connector.index.base import Drop, Entry, WorkerRef, ref_of
+from ghostcacher_connector.index.ledger import Batch
 from ghostcacher_connector.index.memory import MemoryIndex
 from ghostcacher_connector.index.publisher import BACKOFF_MAX_S, Publisher
 from tests.support.index_parts import FakeClock, chain, make_record, wait_until
@@ -219,13 +220,20 @@ def test_applied_says_when_the_index_holds_what_was_published(bench: Bench) -> N
     assert not bench.publisher.applied(bench.clock.now)
 
 
-def test_batch_on_its_way_is_not_applied_yet(bench: Bench) -> None:
-    """While the index is being told, what is told is in no queue any more, and not in the index either."""
-    seen = []
+def test_batch_on_its_way_is_not_applied_yet(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken is in no queue any more, and not in the index either, until that has answered."""
+    seen, take = [], bench.publisher.ledger.take
+
+    def taken(limit: int) -> Batch:
+        batch = take(limit)
+        seen.append(bench.publisher.applied(bench.clock.now))
+        return batch
+
+    monkeypatch.setattr(bench.publisher.ledger, "take", taken)
     bench.index.on_apply = lambda: seen.append(bench.publisher.applied(bench.clock.now))
     bench.publish(chain(5))
     bench.publisher.step()
-    assert seen == [False]
+    assert seen == [False, False]
     assert bench.publisher.applied(bench.clock.now)
 
 
