@@ -113,3 +113,12 @@ def test_steps_confirmed_together_are_not_timed() -> None:
     clock.now += 3.0
     assert steps.done(2) is None
     assert steps.done(2) is None
+
+
+def test_typical_rate_is_the_median_of_what_was_measured() -> None:
+    """One slow peer does not spoil it; round trips alone say nothing of a rate."""
+    forecaster = Forecaster(1000.0)
+    forecaster.observe_links({"unmeasured": (0.0, 0.001)})
+    assert forecaster.typical_bytes_per_s == 0.0
+    forecaster.observe_links({"slow": (1e6, 0.001), "a": (2e9, 0.001), "b": (3e9, 0.001)})
+    assert forecaster.typical_bytes_per_s == 2e9

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_connector.engines.vllm.prompts import SAMPLE_TOKENS, router_request_id, sampled_counts
-from ghostcacher_connector.index.routing import BOUNDARIES_MAX
+from ghostcacher_connector.engines.vllm.prompts import (
+    SAMPLE_TOKENS,
+    PromptReporter,
+    router_request_id,
+    sampled_counts,
+)
+from ghostcacher_connector.engines.vllm.requests import Tracked
+from ghostcacher_connector.index.routing import BOUNDARIES_MAX, PromptChain
+from tests.support.index_parts import chain
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
 
 UUID = "1b4e28ba-2fa1-11d2-883f-0016d3cca427"
 
@@ -66,3 +78,55 @@ def test_one_hash_for_128_tokens() -> None:
     """The samples of a prompt of 40 blocks of 16 tokens."""
     assert sampled_counts(40, 16) == (1, 8, 16, 24, 32, 40)
     assert sampled_counts(3, 128) == (1, 2, 3)
+
+
+class Sink:
+    """Notes what it is told."""
+
+    def __init__(self, *, listening: bool = True) -> None:
+        self.listening = listening
+        self.chains: list[PromptChain] = []
+
+    def chain(self, chain: PromptChain) -> None:
+        self.chains.append(chain)
+
+    def computed(self, request: str) -> None:
+        raise AssertionError(f"{request} has not been computed")
+
+
+def tracked(**fields: object) -> Tracked:
+    """Return a request as far as its arrival goes."""
+    request = {
+        "request_id": "chatcmpl-r1-0a1b2c3d",
+        "num_prompt_tokens": 50,
+        "block_hashes": chain(3),
+        "lora_request": None,
+        "mm_features": [],
+        "prompt_embeds": None,
+    }
+    return Tracked(cast("Request", SimpleNamespace(**(request | fields))))
+
+
+def test_chain_of_a_new_request_is_told() -> None:
+    """Three full blocks and a part of a fourth: their counts, their hashes, and the tokens of all of it."""
+    sink = Sink()
+    PromptReporter(sink, 16).arrived(tracked())
+    assert sink.chains == [PromptChain("r1", 50, (1, 3), (chain(3)[0], chain(3)[2]))]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"lora_request": "adapter"}, {"mm_features": ["image"]}, {"prompt_embeds": "tensor"}]
+)
+def test_prompt_whose_hashes_mean_something_else_elsewhere_is_not_told(fields: dict[str, object]) -> None:
+    """What cannot be shared cannot be routed by."""
+    sink, request = Sink(), tracked(**fields)
+    PromptReporter(sink, 16).arrived(request)
+    assert not sink.chains
+    assert request.reported_as is None
+
+
+def test_nobody_listens_nothing_is_prepared() -> None:
+    """Without a router a request is not even looked at."""
+    sink, request = Sink(listening=False), Tracked(cast("Request", None))
+    PromptReporter(sink, 16).arrived(request)
+    assert not sink.chains
