@@ -104,34 +104,56 @@ class Chains:
         return PromptChain(seen.request_id, seen.body_bytes // TOKEN_BYTES, counts, tuple(hashes)), common
 
 
+def record_of(number: int, port: int) -> WorkerRecord:
+    """Return what a worker says of itself."""
+    return WorkerRecord(
+        schema=SCHEMA_VERSION,
+        worker=f"mock-{number:02d}",
+        incarnation=os.urandom(16),
+        namespace=NAMESPACE,
+        fingerprint={"model": "mock"},
+        role=Role.BOTH,
+        http=f"http://127.0.0.1:{port}",
+        block_tokens=BLOCK_TOKENS,
+        started_at=time.time(),
+        ranks=(),
+    )
+
+
+def load_of(running: int) -> LoadReport:
+    """Return the load of an engine of some size that keeps up."""
+    return LoadReport(
+        running=running,
+        waiting=0,
+        waiting_tokens=0,
+        kv_blocks_used=1_000,
+        kv_blocks_total=100_000,
+        block_tokens=BLOCK_TOKENS,
+        block_bytes=2 << 20,
+        prefill_tokens_per_s=20_000.0,
+        pull_bytes_per_s=10e9,
+        pull_fixed_s=0.001,
+    )
+
+
+def entries_of(blocks: Sequence[bytes]) -> list[Entry]:
+    """Return the index entries of one chain's blocks."""
+    return [Entry(block, blocks[0], Location(Tier.DEVICE, at, 1)) for at, block in enumerate(blocks)]
+
+
 class Twin:
     """The connectors of all mock engines."""
 
     def __init__(self, url: str, ports: Sequence[int]) -> None:
         self._index = RedisIndex(url, timeout_s=5.0)
         self._store = RedisRoutingStore(url, timeout_s=5.0)
-        self._records = [self._record(number, port) for number, port in enumerate(ports)]
+        self._records = [record_of(number, port) for number, port in enumerate(ports)]
         self._refs = [ref_of(record) for record in self._records]
         self._published: dict[tuple[int, int], int] = {}
         self._chains = Chains()
         self._renewed_at = 0.0
         for record in self._records:
             self._index.join(record, lease_ttl_s=LEASE_S)
-
-    @staticmethod
-    def _record(number: int, port: int) -> WorkerRecord:
-        return WorkerRecord(
-            schema=SCHEMA_VERSION,
-            worker=f"mock-{number:02d}",
-            incarnation=os.urandom(16),
-            namespace=NAMESPACE,
-            fingerprint={"model": "mock"},
-            role=Role.BOTH,
-            http=f"http://127.0.0.1:{port}",
-            block_tokens=BLOCK_TOKENS,
-            started_at=time.time(),
-            ranks=(),
-        )
 
     def turn(self, seen: Sequence[Seen]) -> None:
         """Renew what runs out, and tell what each engine has received."""
@@ -150,7 +172,7 @@ class Twin:
             chains.append(chain)
             self._publish(number, ref, each.project, common)
         computed = [chain.request for chain in chains]
-        self._store.tell(ref, self._load(len(seen)), chains, computed, ttl_s=10 * TURN_S)
+        self._store.tell(ref, load_of(running=min(len(seen), 8)), chains, computed, ttl_s=10 * TURN_S)
 
     def _publish(self, number: int, ref: WorkerRef, project: int, count: int) -> None:
         """Enter those blocks of a project's prefix that this engine has not entered yet."""
@@ -158,24 +180,8 @@ class Twin:
         if count <= had:
             return
         blocks = self._chains.shared(project, count)
-        entries = [Entry(block, blocks[0], Location(Tier.DEVICE, at, 1)) for at, block in enumerate(blocks)]
-        self._index.apply(ref, entries[had:], [], lease_ttl_s=LEASE_S)
+        self._index.apply(ref, entries_of(blocks)[had:], [], lease_ttl_s=LEASE_S)
         self._published[number, project] = count
-
-    @staticmethod
-    def _load(running: int) -> LoadReport:
-        return LoadReport(
-            running=min(running, 8),
-            waiting=0,
-            waiting_tokens=0,
-            kv_blocks_used=1_000,
-            kv_blocks_total=100_000,
-            block_tokens=BLOCK_TOKENS,
-            block_bytes=2 << 20,
-            prefill_tokens_per_s=20_000.0,
-            pull_bytes_per_s=10e9,
-            pull_fixed_s=0.001,
-        )
 
 
 def main() -> int:
