@@ -35,7 +35,8 @@ endif
 export TOKENIZERS_PARALLELISM := false
 
 ARGS ?=
-BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates.py pull_throughput.py overhead.py ttft.py))))
+BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates.py pull_throughput.py overhead.py ttft.py \
+	router_proxy.py router_decision.py routing_quality.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
 .PHONY: help setup engine-setup demo test test-fast lint format types soak bench bench-short wheel clean distclean
