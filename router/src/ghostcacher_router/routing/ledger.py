@@ -8,7 +8,6 @@ away) the queue is all that was sent and has not answered; nothing tells how far
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 from ghostcacher_connector.types import Role
 from ghostcacher_router.routing.ports import WorkerPort
@@ -47,26 +46,33 @@ class Entry:
         return f"Entry({self.worker}, computed={self.computed}/{self.tokens}, prefilling={self.prefilling})"
 
 
-class Ahead(NamedTuple):
-    """A worker, as the next request finds it. reported: by a fresh load report, not by our own count alone."""
+class Ahead:
+    """A worker, as the next request finds it; one object a worker, good until its next reading.
 
-    engine: Engine
-    queue_ms: float
-    reported: bool
+    reported: by a fresh load report, not by our own count alone.
+    """
+
+    __slots__ = ("engine", "queue_ms", "reported")
+
+    def __init__(self, engine: Engine, queue_ms: float, reported: bool) -> None:
+        self.engine, self.queue_ms, self.reported = engine, queue_ms, reported
+
+    def __repr__(self) -> str:
+        return f"Ahead({self.engine.name}, queue={self.queue_ms:.1f} ms, reported={self.reported})"
 
 
 class _Book:
-    """The entries of one worker. unseen: those that its last report cannot have counted."""
+    """The entries of one worker. unseen: those that its last report cannot have counted. Times: loop clock, s."""
 
     __slots__ = (
+        "ahead",
         "busy_until",
         "dirty",
-        "engine",
         "entries",
-        "fresh",
         "load",
         "prefilling_tokens",
         "report_at",
+        "trusted_until",
         "unseen",
     )
 
@@ -75,9 +81,9 @@ class _Book:
         self.unseen: dict[Entry, None] = {}
         self.prefilling_tokens = 0
         self.load: object = None
-        self.dirty, self.fresh = True, False
-        self.report_at = self.busy_until = 0.0
-        self.engine: Engine | None = None
+        self.dirty = True
+        self.report_at = self.trusted_until = self.busy_until = 0.0
+        self.ahead: Ahead | None = None
 
 
 class Ledger:
@@ -138,14 +144,17 @@ class Ledger:
         load = worker.load
         if load is not book.load:
             self._take_report(book, worker)
-        fresh = load is not None and now - worker.load_received_at <= STALE_S
-        if book.dirty or book.fresh is not fresh or book.engine is None:
-            self._reckon(book, worker, fresh)
-        assert book.engine is not None
+        fresh = load is not None and now - book.report_at <= STALE_S
+        found = book.ahead
+        if found is None or book.dirty or found.reported is not fresh:
+            found = self._reckon(book, worker, fresh)
         if fresh:
-            until = min(now, book.report_at + PROGRESS_MAX_S)
-            return Ahead(book.engine, max(0.0, (book.busy_until - until) * 1e3), True)
-        return Ahead(book.engine, book.prefilling_tokens * book.engine.ms_per_token, False)
+            until = book.trusted_until
+            queue_ms = (book.busy_until - (now if now < until else until)) * 1e3
+            found.queue_ms = queue_ms if queue_ms > 0.0 else 0.0
+        else:
+            found.queue_ms = book.prefilling_tokens * found.engine.ms_per_token
+        return found
 
     def keep_only(self, workers: Collection[str]) -> None:
         """Forget workers that are gone and have no request in flight."""
@@ -166,19 +175,21 @@ class Ledger:
 
     def _take_report(self, book: _Book, worker: WorkerPort) -> None:
         book.load, book.dirty, book.report_at = worker.load, True, worker.load_received_at
+        book.trusted_until = book.report_at + PROGRESS_MAX_S
         for entry in list(book.unseen):
             arrived = entry.since + ARRIVAL_FIXED_S + entry.tokens * ARRIVAL_S_PER_TOKEN
             if arrived < book.report_at:
                 del book.unseen[entry]
 
-    def _reckon(self, book: _Book, worker: WorkerPort, fresh: bool) -> None:
-        book.engine = engine = _engine_of(worker, book, fresh)
-        book.dirty, book.fresh = False, fresh
+    def _reckon(self, book: _Book, worker: WorkerPort, fresh: bool) -> Ahead:
+        engine = _engine_of(worker, book, fresh)
+        book.ahead, book.dirty = Ahead(engine, 0.0, fresh), False
         if worker.load is not None:
             busy = book.report_at + worker.load.load.waiting_tokens * engine.ms_per_token / 1e3
             for entry in book.unseen:
                 busy = max(busy, entry.since) + entry.computed * engine.ms_per_token / 1e3
             book.busy_until = busy
+        return book.ahead
 
 
 def _engine_of(worker: WorkerPort, book: _Book, fresh: bool) -> Engine:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from ghostcacher_router.routing.memory import Memory
+from ghostcacher_router.routing.memory import Memory, Remembered
 from ghostcacher_router.routing.ports import FleetPort, KnownPort, TextPort, WorkerPort
 from ghostcacher_router.routing.residency import Held, Residency
 from ghostcacher_router.routing.score import NOTHING, Reach
@@ -43,11 +43,24 @@ class Sight(NamedTuple):
 
     def reach(self, worker: WorkerPort) -> Reach:
         """Return how much of the prompt a worker can have."""
-        return self.reaches.get(worker.name) or self.others.get(worker.namespace, NOTHING)
+        found = self.reaches.get(worker.name)
+        return self.others.get(worker.namespace, NOTHING) if found is None else found
 
     def tokens_at(self, index: int) -> int:
         """Return the estimated tokens before a boundary."""
         return self.tokens * self.prompt.ends[index] // max(1, self.prompt.size)
+
+
+class _Gathered:
+    """What a look has found so far, in tokens. pullable: the most in each namespace."""
+
+    __slots__ = ("known", "local", "pullable", "pulls")
+
+    def __init__(self, pulls: bool) -> None:
+        self.pulls = pulls
+        self.known: dict[str, Sequence[KnownPort]] = {}
+        self.local: dict[str, int] = {}
+        self.pullable: dict[str | None, int] = {}
 
 
 class Looker:
@@ -71,56 +84,64 @@ class Looker:
         newer_than: loop clock, s; what the index said before does not do.
         """
         tokens, warm = prompt.tokens or 0, -1
-        known: dict[str, Sequence[KnownPort]] = {}
-        local: dict[str, int] = {}
-        pullable: dict[str | None, int] = {}
+        got = _Gathered(pulls)
         for namespace in namespaces:
             if namespace is None:
                 continue
             tokens = tokens or self._text.tokens_of(namespace, prompt)
-            known[namespace] = boundaries = self._text.known(namespace, prompt)
+            got.known[namespace] = boundaries = self._text.known(namespace, prompt)
             if boundaries:
                 held = self._residency.get(namespace, boundaries, newer_than=newer_than, old=not ask)
                 if held is None:
                     return Unknown(namespace, boundaries)
-                blocks, most = self._holders(namespace, held, local)
-                if most and pulls:
-                    pullable[namespace] = most
-                warm = max(warm, _boundary_at(boundaries, blocks))
+                warm = max(warm, _boundary_at(boundaries, self._gather(namespace, held, got)))
         tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
-        return self._recall(Sight(prompt, tokens, {}, {}, warm, known, pulls), local, pullable, now)
+        remembered = self._memory.find(prompt, now)
+        if remembered is not None:
+            held_tokens = tokens * prompt.ends[remembered.boundary] // prompt.size
+            if self._recall(remembered, held_tokens, got, now):
+                warm = max(warm, remembered.boundary)
+        pullable = got.pullable
+        reaches = {name: Reach(held, pullable.get(self._namespace(name), 0), 0.0) for name, held in got.local.items()}
+        others = {namespace: Reach(0, most, 0.0) for namespace, most in pullable.items()}
+        return Sight(prompt, tokens, reaches, others, warm, got.known, pulls)
 
-    def _holders(self, namespace: str, held: Mapping[str, Held], local: dict[str, int]) -> tuple[int, int]:
-        """Enter the tokens that each live worker holds; return the most that can be pulled, in blocks and tokens."""
-        most = 0, 0
+    def _gather(self, namespace: str, held: Mapping[str, Held], got: _Gathered) -> int:
+        """Enter the tokens that each live worker holds; return the most blocks that can be pulled."""
+        most, most_tokens = 0, 0
         for name, (incarnation, blocks) in held.items():
             worker = self._fleet.workers.get(name)
             ref = None if worker is None else worker.ref
             if worker is None or ref is None or ref.incarnation != incarnation or ref.namespace != namespace:
                 continue
-            local[name] = blocks * (worker.block_tokens or 0)
-            if worker.state is not WorkerState.DOWN:
-                most = max(most, (blocks, local[name]))
+            got.local[name] = tokens = blocks * (worker.block_tokens or 0)
+            if blocks > most and worker.state is not WorkerState.DOWN:
+                most, most_tokens = blocks, tokens
+        if most and got.pulls:
+            got.pullable[namespace] = most_tokens
         return most
 
-    def _recall(self, sight: Sight, local: dict[str, int], pullable: dict[str | None, int], now: float) -> Sight:
-        """Add what this router itself has sent, as far as it is deeper than what the index knows of."""
-        remembered, warm = self._memory.find(sight.prompt, now), sight.warm
-        worker = None if remembered is None else self._fleet.workers.get(remembered.sent.worker)
-        if remembered is not None and worker is not None and worker.state is not WorkerState.DOWN:
-            boundary, sent = remembered
-            boundaries = sight.known.get(worker.namespace) if worker.namespace is not None else None
-            if not boundaries or (boundary > boundaries[-1].index and now - sent.at <= BRIDGE_S):
-                tokens = sight.tokens_at(boundary)
-                local[worker.name] = max(local.get(worker.name, 0), tokens)
-                if now >= sent.done_at and worker.namespace is not None and sight.pulls:
-                    warm = max(warm, boundary)
-                    pullable[worker.namespace] = max(pullable.get(worker.namespace, 0), tokens)
-        others: dict[str | None, Reach] = {ns: Reach(0, most, 0.0) for ns, most in pullable.items()}
-        for name, tokens in local.items():
-            namespace = self._fleet.workers[name].namespace
-            sight.reaches[name] = Reach(tokens, pullable.get(namespace, 0), 0.0)
-        return sight._replace(others=others, warm=warm)
+    def _recall(self, remembered: Remembered, tokens: int, got: _Gathered, now: float) -> bool:
+        """Enter what this router itself has sent, if it is deeper than what the index knows of.
+
+        tokens: before the remembered boundary. Returns whether they are computed, and can be pulled.
+        """
+        boundary, sent = remembered
+        worker = self._fleet.workers.get(sent.worker)
+        if worker is None or worker.state is WorkerState.DOWN:
+            return False
+        namespace = worker.namespace
+        boundaries = got.known.get(namespace) if namespace is not None else None
+        if boundaries and (boundary <= boundaries[-1].index or now - sent.at > BRIDGE_S):
+            return False
+        got.local[worker.name] = max(got.local.get(worker.name, 0), tokens)
+        if now < sent.done_at or namespace is None or not got.pulls:
+            return False
+        got.pullable[namespace] = max(got.pullable.get(namespace, 0), tokens)
+        return True
+
+    def _namespace(self, worker: str) -> str | None:
+        return self._fleet.workers[worker].namespace
 
 
 def _boundary_at(boundaries: Sequence[KnownPort], blocks: int) -> int:
