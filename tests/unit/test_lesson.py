@@ -19,7 +19,11 @@ def lesson(ends: Sequence[int], known: Sequence[Claim | None], *, last: int | No
     """Learn from a prompt of 80 blocks, one byte a block."""
     counts = COUNTS if last is None else (*(count for count in COUNTS if count < last), last)
     prompt = Prompt(ends, [bytes(16)] * len(ends), (), b"", None)
-    return learn(prompt, known, PromptChain("r", 16 * counts[-1], counts, tuple(claim(n).block_hash for n in counts)))
+    return learn(
+        prompt,
+        [one and one.pack() for one in known],
+        PromptChain("r", 16 * counts[-1], counts, tuple(claim(n).block_hash for n in counts)),
+    )
 
 
 def test_unknown_boundaries_get_their_share_rounded_down() -> None:
@@ -96,3 +100,14 @@ def test_text_of_which_some_is_agreed_on_is_not_learned_anew() -> None:
     known = [claim(16), claim(48, "old"), claim(64, "old"), None]
     found = lesson([16, 48, 64, 80], known)
     assert found == {1: claim(32), 2: claim(48), 3: claim(80)}
+
+
+def test_text_of_which_a_later_boundary_holds_is_not_learned_anew() -> None:
+    """Wherever it is that the chain agrees."""
+    known = [claim(16, "old"), claim(32), claim(64, "old"), None]
+    assert lesson([16, 60, 64, 80], known) == {0: claim(8), 2: claim(48), 3: claim(80)}
+
+
+def test_agreed_claims_that_do_not_ascend_are_lifted() -> None:
+    """Two routers may have learned them."""
+    assert lesson([40, 50, 80], [claim(40), claim(16), claim(80)]) == {1: claim(40)}

@@ -22,10 +22,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from ghostcacher_connector.index.routing import PromptChain
 from ghostcacher_router.types import Prompt
+
+COUNT_BYTES = 4
+"""A claim is kept packed: the block count, then the hash."""
 
 
 class Claim(NamedTuple):
@@ -36,6 +40,13 @@ class Claim(NamedTuple):
 
     blocks: int
     block_hash: bytes
+
+    def pack(self) -> bytes:
+        return self.blocks.to_bytes(COUNT_BYTES, "little") + self.block_hash
+
+
+def unpack(value: bytes) -> Claim:
+    return Claim(int.from_bytes(value[:COUNT_BYTES], "little"), value[COUNT_BYTES:])
 
 
 NOTHING = Claim(0, b"\x00")
@@ -61,17 +72,32 @@ class Chain:
     def differs(self, claim: Claim) -> bool:
         return self._by_count.get(claim.blocks, claim.block_hash) != claim.block_hash
 
+    def agreeing(self, values: Sequence[bytes | None]) -> tuple[int, Claim]:
+        """Return how many of the first values agree and ascend, and the last of these.
 
-def learn(prompt: Prompt, known: Sequence[Claim | None], told: PromptChain) -> dict[int, Claim]:
+        Of a hot prompt these are nearly all: so this is quick, and all that is done for them.
+        """
+        hash_at, last = self._by_count.get, NOTHING.blocks
+        for index, value in enumerate(values):
+            blocks = int.from_bytes(value[:COUNT_BYTES], "little") if value else 0
+            if not value or blocks < last or hash_at(blocks) != value[COUNT_BYTES:]:
+                return index, self.at_most(last)
+            last = blocks
+        return len(values), self.at_most(last)
+
+
+def learn(prompt: Prompt, values: Sequence[bytes | None], told: PromptChain) -> dict[int, Claim]:
     """Return what is new or changed, by index of the boundary, in order.
 
-    known: what was known of each boundary of the prompt. told: not empty.
+    values: the packed claim that is known of each boundary of the prompt. told: not empty.
     """
     chain = Chain(told)
-    trusted = _trusted(known, chain)
+    start, agreed = chain.agreeing(values)
+    known = [None if value is None else unpack(value) for value in islice(values, start, None)]
+    trusted = known if start else _trusted(known, chain)
     lessons: dict[int, Claim] = {}
-    floor = before = NOTHING
-    for index, (end, claim) in enumerate(zip(prompt.ends, trusted, strict=True)):
+    floor = before = agreed
+    for index, (end, claim) in enumerate(zip(islice(prompt.ends, start, None), trusted, strict=True)):
         estimate = chain.deepest * end // prompt.size
         new = chain.at_most(estimate) if claim is None else _revised(claim, chain, estimate, before)
         if claim is None and new.blocks <= before.blocks:
@@ -85,7 +111,7 @@ def learn(prompt: Prompt, known: Sequence[Claim | None], told: PromptChain) -> d
         if new is claim:
             floor = new
         before = new
-    return _ascending(lessons, trusted, chain)
+    return {start + index: claim for index, claim in _ascending(lessons, trusted, chain).items()}
 
 
 def _revised(claim: Claim, chain: Chain, estimate: int, before: Claim) -> Claim:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ghostcacher_connector.index.routing import BOUNDARIES_MAX, Flush, LearnedText, PromptChain
-from ghostcacher_router.learned.lesson import Claim, learn
+from ghostcacher_router.learned.lesson import COUNT_BYTES, Claim, learn
 from ghostcacher_router.learned.recent import Recent
 from ghostcacher_router.types import DIGEST_BYTES, Prompt
 
@@ -34,9 +34,6 @@ BYTES_PER_TOKEN_WEIGHT = 0.1
 """Of the newest text: one odd prompt moves the estimate little, twenty of them nearly wholly."""
 
 NAMESPACES_MAX = 256
-
-COUNT_BYTES = 4
-"""A value is packed: the block count, then the hash."""
 
 BLOCKS_MAX = (1 << 8 * COUNT_BYTES) - 1
 
@@ -118,8 +115,7 @@ class TextMap:
         if chain.block_counts[-1] > min(chain.tokens, BLOCKS_MAX):
             self.malformed += 1
             return None
-        values = self._recent.find(namespace, prompt.digests)
-        lessons = learn(prompt, [None if value is None else _unpack(value) for value in values], chain)
+        lessons = learn(prompt, self._recent.find(namespace, prompt.digests), chain)
         if not lessons:
             return None
         told = list(lessons.items())[:BOUNDARIES_MAX]
@@ -149,8 +145,8 @@ class TextMap:
             self._recent.drop(flush.key)
 
     def _take(self, text: LearnedText) -> None:
-        for digest, count, block_hash in zip(text.digests, text.block_counts, text.hashes, strict=True):
-            self._recent.put(text.namespace, digest, count.to_bytes(COUNT_BYTES, "little") + block_hash)
+        for digest, blocks, block_hash in zip(text.digests, text.block_counts, text.hashes, strict=True):
+            self._recent.put(text.namespace, digest, Claim(blocks, block_hash).pack())
         averages = self._bytes_per_token
         if text.namespace not in averages and len(averages) >= NAMESPACES_MAX:
             del averages[next(iter(averages))]
@@ -163,10 +159,6 @@ class TextMap:
             return BYTES_PER_TOKEN if average is None else average
         ratio = min(max(prompt.size / tokens, BYTES_PER_TOKEN_MIN), BYTES_PER_TOKEN_MAX)
         return ratio if average is None else average + BYTES_PER_TOKEN_WEIGHT * (ratio - average)
-
-
-def _unpack(value: bytes) -> Claim:
-    return Claim(int.from_bytes(value[:COUNT_BYTES], "little"), value[COUNT_BYTES:])
 
 
 def _well_formed(text: LearnedText) -> bool:
