@@ -29,8 +29,10 @@ class Peer:
         self.number = number
 
     def send(self, *pieces: bytes) -> None:
+        """Send, unless the router has left."""
         for piece in pieces:
-            self.writer.write(piece)
+            if not self.writer.transport.is_closing():
+                self.writer.write(piece)
 
     async def send_split(self, data: bytes, at: int) -> None:
         """Send in two packets."""
@@ -71,7 +73,7 @@ def chunks(*bodies: bytes) -> bytes:
 
 def says(answer: bytes) -> Script:
     """A script that always answers the same."""
-    return lambda peer, request: peer.send(answer)
+    return lambda peer, _: peer.send(answer)
 
 
 def echo(peer: Peer, request: Received) -> None:

@@ -183,9 +183,6 @@ class Exchange:
             self._send(connection, placement)
 
     def _send(self, connection: WorkerConnection, placement: Placement) -> None:
-        if not connection.usable:
-            self.answer_lost("it closed the connection", began=False)
-            return
         front, client = self._front, self._client
         pool = connection.pool
         head, body = self._head, self._body

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from httptools import HttpParserError, HttpRequestParser, HttpResponseParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
 
 _ANSWER_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _REQUEST_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+_ERRORS = (HttpParserError, HttpParserUpgrade)
+"""The second for what comes behind a body, and asks for another protocol."""
 _END_BYTES = 5
 """A body's last byte of content and its empty line."""
 
@@ -47,7 +49,7 @@ class ChunkedEnd:
             return self._feed_short(data)
         try:
             self._feed(data)
-        except HttpParserError as exc:
+        except _ERRORS as exc:
             raise BadFraming(f"malformed chunk: {exc}") from None
         if not self._over:
             return None
@@ -65,7 +67,7 @@ class ChunkedEnd:
         for place in range(len(data)):
             try:
                 self._feed(data[place : place + 1])
-            except HttpParserError as exc:
+            except _ERRORS as exc:
                 raise BadFraming(f"malformed chunk: {exc}") from None
             if self._over:
                 return place + 1
@@ -101,7 +103,7 @@ class ChunkedBody:
         """Take in bytes of the body. Raises BadFraming, but not for what comes after its end."""
         try:
             self._feed(data)
-        except HttpParserError as exc:
+        except _ERRORS as exc:
             if not self.over:
                 raise BadFraming(f"malformed chunk: {exc}") from None
             self.surplus = True

@@ -44,6 +44,7 @@ _ONCE = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding"})
 _PLAIN_CONNECTION = frozenset({b"", b"keep-alive", b"close"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
+_ANY_METHOD = re.compile(rb"[A-Z]+ ")
 _ABSOLUTE = re.compile(rb"(?i)https?://[^/?#]*")
 _TARGET = re.compile(rb"/[!$-;=?-\[\]_a-z~|%]*")
 _DOTS = re.compile(rb"(?i)/(?:\.|%2e){1,2}(?:/|\Z)")
@@ -98,7 +99,9 @@ def read_request_head(raw: bytes, headers_max: int) -> RequestHead:
     except HttpParserUpgrade:
         pass  # An upgrade may be ignored, and is; CONNECT is not forwarded either.
     except HttpParserInvalidMethodError:
-        raise Refusal(501, "the request's method is unknown") from None
+        if _ANY_METHOD.match(raw):
+            raise Refusal(501, "the request's method is unknown") from None
+        raise Refusal(400, "malformed head of a request: expected a method") from None
     except HttpParserError as exc:
         if raw.startswith(b"PRI * HTTP/2"):
             raise Refusal(505, "HTTP/2 is not spoken here") from None

@@ -51,9 +51,6 @@ class WorkerPool:
         else:
             self._idle[connection] = self._clock()
 
-    def opened(self, connection: WorkerConnection) -> None:
-        self.open.add(connection)
-
     def closed(self, connection: WorkerConnection) -> None:
         self.open.discard(connection)
         self._idle.pop(connection, None)
@@ -111,6 +108,10 @@ class Pools:
             raise OSError(f"{endpoint.url}: {exc}") from exc
         finally:
             pool.connecting -= 1
+        if not connection.usable:
+            raise OSError("it closed the connection at once")
+        # Not before: of an attempt that was cancelled, uvloop closes the socket and tells its protocol nothing.
+        pool.open.add(connection)
         return connection
 
     def tick(self, now: float) -> None:

@@ -145,7 +145,6 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
         mode = self._mode
