@@ -14,6 +14,8 @@ from functools import cache
 from random import Random
 from typing import NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from ghostcacher_connector.index.base import ref_of
 from ghostcacher_connector.index.memory import MemoryIndex
 from ghostcacher_connector.index.routing import LoadReport, PromptChain, StampedLoad
@@ -99,9 +101,7 @@ class Engine:
         self._one = asyncio.Lock()
         self._hung = asyncio.Event()
         self._requests: set[asyncio.Task[object]] = set()
-        record = None if plain else make_record(name)
-        if record is not None:
-            record = _with_blocks(record)
+        record = None if plain else replace(make_record(name), block_tokens=BLOCK_TOKENS)
         self.worker = Worker(name, Endpoint("127.0.0.1", 1, False, ""), record, sim.now())
         self.worker.state, self.worker.models = WorkerState.READY, frozenset({"m"})
         if record is not None:
@@ -338,12 +338,6 @@ class Sim:
             for engine in self.engines.values():
                 engine.report()
             await asyncio.sleep(REPORT_S)
-
-
-def _with_blocks(record: object) -> object:
-    import msgspec
-
-    return msgspec.structs.replace(record, block_tokens=BLOCK_TOKENS)
 
 
 def _run(cache: set[bytes], blocks: Sequence[bytes]) -> int:

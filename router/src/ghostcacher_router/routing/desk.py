@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 from ghostcacher_connector.index.base import WorkerRef
 from ghostcacher_router.routing.affinity import session_key
 from ghostcacher_router.routing.ghostlock import SETTLE_S
 from ghostcacher_router.routing.parts import Around, Books
 from ghostcacher_router.routing.placing import Placed
-from ghostcacher_router.routing.ports import WorkerPort
+from ghostcacher_router.routing.ports import KnownPort, WorkerPort
 from ghostcacher_router.routing.residency import Held
-from ghostcacher_router.types import Ask, Forecast, Outcome, Reason
+from ghostcacher_router.types import Ask, Forecast, Outcome, Prompt, Reason
 
 BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
+
+LAST_SEEDED = 3
+BLOCKS_SEEDED = 8
+"""Boundaries at which others are told at once who holds a prompt: the index is asked about any other."""
 
 BIAS_WEIGHT = 0.1
 BIAS_MAX = 4.0
@@ -77,10 +84,9 @@ class PlacedDesk:
         if prompt is not None:
             self._memory.record(prompt, placed.worker, now, done_at=now)
             known = self._text.known(ref.namespace, prompt)
-            if known:
-                before = self._residency.get(ref.namespace, known, old=True) or {}
-                held = Held(ref.incarnation, known[-1].block_count)
-                self._residency.seed(ref.namespace, known, {**before, ref.worker: held})
+            for depth in _depths(prompt, known):
+                held = Held(ref.incarnation, known[depth - 1].block_count)
+                self._residency.seed(ref.namespace, known[:depth], ref.worker, held)
         if placed.lock is not None:
             self._locks.release(placed.lock)
         self._ledger.first_byte(placed.entry)
@@ -127,3 +133,14 @@ class PlacedDesk:
                 self._locks.release(placed.lock)
         if self._open.get(placed.ask.request_id) is placed:
             del self._open[placed.ask.request_id]
+
+
+def _depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
+    """Return at which of a prompt's known boundaries others will likely leave it: near its end, and after its blocks.
+
+    As numbers of known boundaries, shallowest first.
+    """
+    depths = set(range(max(1, len(known) - LAST_SEEDED + 1), len(known) + 1))
+    indexes = [boundary.index for boundary in known]
+    depths |= {bisect_right(indexes, end) for _, end in prompt.block_ends[:BLOCKS_SEEDED]}
+    return sorted(depths - {0})

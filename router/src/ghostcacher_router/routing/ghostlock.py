@@ -212,9 +212,11 @@ class Locks:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check_invariants(self) -> None:
-        """Assert that the table leads to locks that are there, and that a released one is gone."""
+        """Assert that the table leads to locks that are there, no two cover the same, and released ones are gone."""
         assert set(self._table.values()) <= self._locks.keys(), repr(self)
         assert not any(lock.released for lock in self._locks), repr(self)
+        for lock in self._locks:
+            assert not self._live(lock) or all(self._table[digest] is lock for digest in lock.digests), repr(lock)
         assert len(self._locks) <= LOCKS_MAX + KEYS_MAX, repr(self)
 
     def _live(self, lock: Lock) -> bool:

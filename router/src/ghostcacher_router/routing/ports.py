@@ -44,11 +44,15 @@ class WorkerPort(Protocol):
     def load_received_at(self) -> float: ...
 
 
-class FleetPort(Protocol):
-    """The workers that there are."""
+class WorkersPort(Protocol):
+    """The workers that there are, by name."""
 
     @property
     def workers(self) -> Mapping[str, WorkerPort]: ...
+
+
+class FleetPort(WorkersPort, Protocol):
+    """The workers, and which of them can be used."""
 
     def serving(self, model: str | None) -> Sequence[WorkerPort]:
         """Return the workers that can take a request for a model (any model: None), in a stable order."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ghostcacher_connector.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.types import PrefixHit
 from ghostcacher_router.routing.coalesce import Coalescer
-from ghostcacher_router.routing.ports import Clock, FleetPort, KnownPort, Offload
+from ghostcacher_router.routing.ports import Clock, KnownPort, Offload, WorkersPort
 
 REFRESH_S = 0.2
 FRESH_S = 1.0
@@ -60,7 +60,7 @@ class Residency:
     def __init__(
         self,
         index: BlockIndex | None,
-        fleet: FleetPort,
+        fleet: WorkersPort,
         offload: Offload,
         clock: Clock,
         *,
@@ -110,13 +110,19 @@ class Residency:
         if self._index is not None:
             await self._lookups.wait(key, timeout_s)
 
-    def seed(self, namespace: str, known: Sequence[KnownPort], holders: Mapping[str, Held]) -> None:
-        """Take note of holders that the index may not know yet. To be confirmed as soon as the text is used."""
-        text = self._enter((namespace, known[-1].block_hash), known)
-        for worker, held in holders.items():
-            before = text.held.get(worker)
-            if before is None or before.incarnation != held.incarnation or before.blocks < held.blocks:
-                text.held = {**text.held, worker: held}
+    def seed(self, namespace: str, known: Sequence[KnownPort], worker: str, held: Held) -> None:
+        """Take note of a holder that the index may not know yet. To be confirmed as soon as the text is used."""
+        key = (namespace, known[-1].block_hash)
+        text = self._texts.get(key)
+        if text is None:
+            # Who holds a text's beginning holds that much of the text.
+            begun = (self._texts.get((namespace, boundary.block_hash)) for boundary in reversed(known[:-1]))
+            shorter = next((one for one in begun if one is not None), None)
+            text = self._enter(key, known)
+            text.held = {} if shorter is None else shorter.held
+        before = text.held.get(worker)
+        if before is None or before.incarnation != held.incarnation or before.blocks < held.blocks:
+            text.held = {**text.held, worker: held}
         text.at = max(text.at, self._clock() - REFRESH_S)
 
     def clear(self) -> None:
