@@ -21,6 +21,10 @@ from typing import NamedTuple
 
 from ghostcacher_connector.types import BlockHash, Location, PrefixHit, WorkerRecord
 
+DEPTHS_MAX = 4_096
+"""Chains times candidates of one `depths`: some 5 us each bound how long it holds Redis."""
+CHAIN_HASHES_MAX = 8_192
+
 
 class WorkerRef(NamedTuple):
     """Names one life of one worker in one namespace."""
@@ -108,6 +112,16 @@ class BlockIndex(ABC):
         locations of their whole prefix. The length of any other is an upper bound: where it lost blocks from the
         middle of a chain, its prefix may be shorter. Entries are verified where locations are returned, and there
         alone; a worker whose entries turn out not to fit may have kept a better one from being among the best.
+        """
+
+    @abstractmethod
+    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+        """Return, for each chain and each candidate, how many of its leading hashes the candidate holds at most.
+
+        candidates: workers of one namespace. chains: hashes in prefix order, of one width; blocks may be left out.
+        Found by binary search, unverified: fit to weigh costs, not to read by. One round trip, with a cluster one a
+        partition, since a chain that leaves out its root does not tell where it lies. Beyond `DEPTHS_MAX` (chains times
+        candidates) and CHAIN_HASHES_MAX hashes nothing is looked up: 0.
         """
 
     @abstractmethod

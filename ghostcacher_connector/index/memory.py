@@ -158,6 +158,16 @@ class MemoryIndex(BlockIndex):
         hits.sort(key=lambda hit: -hit.length)
         return hits[:locations_for] + [hit._replace(locations=()) for hit in hits[locations_for:]]
 
+    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+        with self._reached():
+            held = [
+                set().union(
+                    *(self._blocks.get((ref.namespace, ref.incarnation, p)) or {} for p in range(self._partitions))
+                )
+                for ref in candidates
+            ]
+            return [[_depth(blocks, chain) for blocks in held] for chain in chains]
+
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
         with self._reached():
             stored = [one for one in self._records.live() if namespace in (None, one.namespace)]
@@ -214,3 +224,16 @@ class MemoryIndex(BlockIndex):
 
 def _prefix(held: Mapping[BlockHash, bytes], blocks: Sequence[BlockHash]) -> list[bytes]:
     return [held[block] for block in takewhile(held.__contains__, blocks)]
+
+
+def _depth(held: set[BlockHash], chain: Sequence[BlockHash]) -> int:
+    """Return the same bound as binary search finds in Redis."""
+    if not chain or chain[0] not in held:
+        return 0
+    if chain[-1] in held:
+        return len(chain)
+    low, high = 1, len(chain)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if chain[middle - 1] in held else (low, middle)
+    return low

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
+from struct import unpack
 from time import perf_counter
 from typing import Any
 
 from ghostcacher_connector import schema
 from ghostcacher_connector.errors import DigestMismatch, ProtocolError
-from ghostcacher_connector.index.base import BlockIndex, Drop, Entry, WorkerRef
+from ghostcacher_connector.index.base import CHAIN_HASHES_MAX, DEPTHS_MAX, BlockIndex, Drop, Entry, WorkerRef
 from ghostcacher_connector.index.calls import RedisCalls, milliseconds
 from ghostcacher_connector.index.connect import parse_redis_url
 from ghostcacher_connector.index.lua import Argument
@@ -114,6 +116,24 @@ class RedisIndex(BlockIndex):
         self._count_malformed(malformed)
         return self._hits(candidates, blocks, found)
 
+    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+        asked = chains[: DEPTHS_MAX // max(1, len(candidates))]
+        widths = {len(block) for chain in asked for block in chain}
+        found = [[0] * len(candidates) for _ in chains]
+        if len(widths) != 1 or not candidates:
+            return found
+        assert all(ref.namespace == candidates[0].namespace for ref in candidates), "of more than one namespace"
+        args: list[Argument] = [widths.pop(), *(b"".join(chain[:CHAIN_HASHES_MAX]) for chain in asked)]
+        for partition in range(self._partitions):
+            keys = [_blocks_key(ref.namespace, partition, ref.incarnation) for ref in candidates]
+            malformed, packed = self._calls.run("depths", keys, args)
+            self._count_malformed(malformed)
+            counts = unpack(f"<{len(packed) // 2}H", packed)
+            for number in range(len(asked)):
+                row = counts[number * len(candidates) : (number + 1) * len(candidates)]
+                found[number] = list(map(max, found[number], row))
+        return found
+
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
         if namespace is not None:
             return self._workers_of(namespace)
@@ -211,6 +231,12 @@ class RedisIndex(BlockIndex):
             with self._lock:
                 self.malformed_entries += count
                 self.unverified_records += unverified
+
+
+@lru_cache(maxsize=4 * LOOKUP_CANDIDATES_MAX)
+def _blocks_key(namespace: str, partition: int, incarnation: bytes) -> str:
+    """Return the same as the schema: asked for again and again, it costs more than all else of a call."""
+    return schema.blocks_key(namespace, partition, incarnation)
 
 
 def _chain(blocks: Sequence[BlockHash]) -> tuple[int, bytes]:

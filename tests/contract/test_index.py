@@ -225,6 +225,19 @@ def test_any_sets_of_blocks_prefixes_are_right(
         index.leave(ref)
 
 
+def test_depths_tell_how_much_of_each_chain_each_worker_holds(index: BlockIndex) -> None:
+    """One call answers for several chains that leave blocks out, their roots among them, and several workers."""
+    records = [make_record(f"w{number}") for number in range(3)]
+    refs, blocks, other = [ref_of(record) for record in records], chain(40), chain(6, seed=b"other")
+    for ref, held in zip(refs, (40, 17, 0), strict=True):
+        index.apply(ref, entries(blocks[:held]), [], lease_ttl_s=LEASE_S)
+    index.apply(refs[2], entries(other), [], lease_ttl_s=LEASE_S)
+    sparse = blocks[3::4]  # of blocks 4, 8, ... 40
+    assert index.depths(refs, [sparse, blocks, other[2:], []]) == [[10, 4, 0], [40, 17, 0], [0, 0, 4], [0, 0, 0]]
+    assert index.depths([], [blocks]) == [[]]
+    assert index.depths(refs, []) == []
+
+
 def test_cleared_partition_is_empty_others_are_not(index: BlockIndex) -> None:
     """Clearing touches one partition of one worker."""
     record, other = make_record("w1"), make_record("w2")
