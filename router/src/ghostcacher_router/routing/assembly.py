@@ -29,7 +29,7 @@ class Routing:
     """One router's routing. picker: the Dispatcher. feed: None without a store.
 
     index, store: None for a fleet of plain engines alone. router: this router's name, unique in the fleet.
-    greeted: takes each hello of the store.
+    greeted: takes each hello of the store. replicas: routers alive at the last one, None before.
     """
 
     def __init__(
@@ -44,8 +44,18 @@ class Routing:
         greeted: Callable[[Hello], None] = lambda _: None,
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
+        self._tell_greeted = greeted
         clock, offload, metrics, offset = around.clock, around.offload, around.metrics, ServerOffset()
-        locks = Locks(store, offload, clock, router=router, server_offset=offset, count=metrics.ghost_locks.inc)
+        self.replicas: int | None = None
+        locks = Locks(
+            store,
+            offload,
+            clock,
+            router=router,
+            server_offset=offset,
+            count=metrics.ghost_locks.inc,
+            alone=lambda: self.replicas == 1,
+        )
         self.books = books = Books(
             Ledger(),
             Memory(),
@@ -64,13 +74,17 @@ class Routing:
                 books,
                 offset=offset,
                 router=router,
-                greeted=greeted,
+                greeted=self._greeted,
                 read_block_s=read_block_s,
             )
         )
 
     def __repr__(self) -> str:
         return f"Routing({self.picker!r}, {self.feed!r})"
+
+    def _greeted(self, hello: Hello) -> None:
+        self.replicas = hello.routers
+        self._tell_greeted(hello)
 
     def start(self) -> None:
         """Begin to keep in step with the other routers; on the loop."""

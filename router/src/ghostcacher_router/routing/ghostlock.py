@@ -55,6 +55,8 @@ class Locks:
     """The locks that this router has or knows of. On the event loop only; the store is asked in threads.
 
     router: this router's name. server_offset: loop clock less the store's clock, s. count: takes each lock's result.
+    alone: whether this is the only router: then the store need not hear of locks. One that has just joined is heard of at
+    the next hello, until when the two may compute a prefix each.
     """
 
     def __init__(
@@ -66,8 +68,9 @@ class Locks:
         router: str,
         server_offset: Callable[[], float],
         count: Callable[[str], None],
+        alone: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._store, self._offload, self._clock = store, offload, clock
+        self._store, self._offload, self._clock, self._alone = store, offload, clock, alone
         self._router, self._server_offset, self._count = router, server_offset, count
         self._table: dict[bytes, Lock] = {}
         self._locks: dict[Lock, None] = {}
@@ -80,8 +83,8 @@ class Locks:
 
     @property
     def shared(self) -> bool:
-        """Whether other routers can be asked: there is a store, and it did not fail a moment ago."""
-        return self._store is not None and not self.broken
+        """Whether other routers are to be asked: there are some, and the store did not fail a moment ago."""
+        return self._store is not None and not self.broken and not self._alone()
 
     @property
     def broken(self) -> bool:
@@ -120,7 +123,7 @@ class Locks:
         lock = Lock([salt + prompt.digests[index] for index in free], keys, worker, ready_at, ours=True)
         self._enter(lock)
         if not self.shared:
-            self._confirmed(lock, "granted" if self._store is None else "unavailable")
+            self._confirmed(lock, "unavailable" if self.broken else "granted")
         return lock
 
     async def confirm(self, lock: Lock, taken_over: Lock | None = None) -> bool:

@@ -12,12 +12,12 @@ from time import perf_counter
 from typing import NamedTuple
 
 from ghostcacher_connector.index.base import BlockIndex, WorkerRef
-from ghostcacher_connector.types import PrefixHit
 from ghostcacher_router.routing.coalesce import Coalescer
 from ghostcacher_router.routing.ports import Clock, KnownPort, Offload, WorkersPort
 
-REFRESH_S = 0.2
-FRESH_S = 1.0
+REFRESH_S = 0.5
+"""What the router itself sends and what workers report is known at once: this is for what they have evicted."""
+FRESH_S = 2.0
 OLD_S = 30.0
 """While the index does not answer, what it said last is used for so long: prefixes live for minutes."""
 
@@ -38,7 +38,10 @@ class Held(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    hits: list[PrefixHit]
+    """lengths: of the text's chain, held by each of the candidates. seconds: of the call that had it among others."""
+
+    candidates: Sequence[WorkerRef]
+    lengths: Sequence[int]
     seconds: float
 
 
@@ -144,14 +147,20 @@ class Residency:
         index, refs = self._index, self._refs()
         assert index is not None
         # Read here, on the loop: a thread must not see a text come or go.
-        asked = [(refs.get(key[0], []), text.chain if (text := self._texts.get(key)) else []) for key in keys]
+        asked: dict[str, list[tuple[int, Sequence[bytes]]]] = {}
+        for place, key in enumerate(keys):
+            text = self._texts.get(key)
+            asked.setdefault(key[0], []).append((place, text.chain if text is not None else []))
 
         def ask() -> list[_Answer]:
-            answers = []
-            for candidates, chain in asked:
+            answers = [_Answer((), (), 0.0)] * len(keys)
+            for namespace, places in asked.items():
+                candidates = refs.get(namespace, [])
                 started = perf_counter()
-                hits = index.lookup(candidates, chain, locations_for=0)
-                answers.append(_Answer(hits, perf_counter() - started))
+                depths = index.depths(candidates, [chain for _, chain in places])
+                seconds = perf_counter() - started
+                for (place, _), lengths in zip(places, depths, strict=True):
+                    answers[place] = _Answer(candidates, lengths, seconds)
             return answers
 
         return ask
@@ -167,5 +176,9 @@ class Residency:
         self._observe(answer.seconds)
         if (text := self._texts.get(key)) is not None:
             # Always a new mapping: who was handed the old one keeps what it has seen.
-            text.held = {hit.worker: Held(hit.incarnation, text.counts[hit.length - 1]) for hit in answer.hits}
+            text.held = {
+                ref.worker: Held(ref.incarnation, text.counts[length - 1])
+                for ref, length in zip(answer.candidates, answer.lengths, strict=True)
+                if length
+            }
             text.at = self._clock()

@@ -66,15 +66,19 @@ def forecast(engine: Engine, queue_ms: float, tokens: int, reach: Reach) -> Fore
     last = tokens - 1 if tokens > 1 else 0
     if local > last:  # noqa: PLR1730 -- min() takes five times as long
         local = last
-    pulled, pull_ms = (pullable if pullable < last else last) - local, 0.0
+    pulled, pull_ms, computed = (pullable if pullable < last else last) - local, 0.0, tokens - local
+    queue_ms += step_ms * (1.0 + computed / STEP_TOKENS)
     if pulled > 0 and pull_ms_per_token is not None:
         pull_ms = pull_fixed_ms + pulled * pull_ms_per_token
-        if pull_ms >= pulled * ms_per_token:
+        shorter_ms = queue_ms - step_ms * pulled / STEP_TOKENS
+        # What is pulled shares no step with requests that run, unless there is a wait that hides this.
+        sooner_ms = max(queue_ms, ready_ms) - max(shorter_ms, ready_ms)
+        if pull_ms < sooner_ms + pulled * ms_per_token:
+            computed, queue_ms = computed - pulled, shorter_ms
+        else:
             pulled, pull_ms = 0, 0.0
     else:
         pulled = 0
-    computed = tokens - local - pulled
-    queue_ms += step_ms * (1.0 + computed / STEP_TOKENS)
     wait_ms = ready_ms - queue_ms if ready_ms > queue_ms else 0.0
     penalty_ms, needed = 0.0, tokens - local
     if kv_free is not None and needed > kv_free:
