@@ -25,6 +25,7 @@ from ghostcacher_router.learned import Pending, TextMap
 from ghostcacher_router.metrics import RouterMetrics
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.routing.assembly import Routing
+from ghostcacher_router.routing.feed import HELLO_S
 from ghostcacher_router.routing.parts import Around
 from ghostcacher_router.routing.picker import Options
 from ghostcacher_router.types import (
@@ -317,8 +318,8 @@ class Sim:
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())
 
-    async def settle(self, seconds: float = 0.5) -> None:
-        """Let time pass: routers say hello, engines report and publish."""
+    async def settle(self, seconds: float = HELLO_S + 0.5) -> None:
+        """Let time pass: routers say hello and hear of each other, engines report and publish."""
         await asyncio.sleep(seconds)
 
     def published(self, reader: Engine, blocks: list[bytes]) -> int:

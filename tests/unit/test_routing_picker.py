@@ -95,6 +95,8 @@ async def test_known_text_is_placed_without_waiting() -> None:
     """What must be asked is awaited once; then requests for the text are placed at once, with its tokens forecast."""
     sim = await make_sim()
     router = sim.routers[0]
+    sim.store.hello("another", ttl_s=60.0)
+    await sim.settle()
     assert router.picker.place_now(router.ask(TEXT)) is None, "a cold text needs a lock that the store confirms"
     served = await router.send(TEXT)
     await sim.settle(0.3)
@@ -285,10 +287,27 @@ async def test_stop_says_goodbye() -> None:
     """A router that stops frees its locks, writes its sessions, and is counted no more."""
     sim = await make_sim(3)
     router = sim.routers[0]
+    sim.store.hello("another", ttl_s=60.0)
+    await sim.settle()
     placed = await router.picker.place(router.ask(TEXT, session="s"))
     assert placed.lock is not None
     assert placed.lock.token is not None
     await router.routing.stop()
     assert sim.store.locks(placed.lock.keys) == [None] * len(placed.lock.keys)
     assert sim.store.sessions([session_key("m", "s")]) == [placed.worker]
-    assert sim.store.hello("observer", ttl_s=1.0).routers == 1
+    assert sim.store.hello("another", ttl_s=1.0).routers == 1
+
+
+@virtual
+async def test_lone_router_locks_without_the_store() -> None:
+    """The only router need not tell anybody of a lock: a cold text is placed at once, and the next one sees it."""
+    sim = await make_sim(3)
+    await sim.settle()
+    router = sim.routers[0]
+    placed = router.picker.place_now(router.ask(TEXT))
+    assert placed is not None
+    assert placed.lock is not None
+    assert placed.lock.token is None
+    follower = router.picker.place_now(router.ask(TEXT))
+    assert follower is not None
+    assert (follower.worker, follower.reason) == (placed.worker, Reason.FOLLOW)

@@ -83,7 +83,6 @@ class Router:
         self._listen: Listen = parse_listen(settings.listen, "listen")
         self._name = secrets.token_hex(4)
         self._seed = secrets.randbits(64)
-        self._routers: int | None = None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gc-store")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="gc-read")
         self._index, self._store = _open(settings)
@@ -167,7 +166,7 @@ class Router:
         desk = AdminDesk(self._fleet, text, routing, self._parse, router=self._name)
         ports = Ports(
             in_flight=routing.books.ledger.in_flight,
-            replicas=lambda: self._routers,
+            replicas=lambda: routing.replicas,
             explain=desk.explain,
             flush=desk.flush,
         )
@@ -192,12 +191,12 @@ class Router:
 
     def _greeted(self, hello: Hello) -> None:
         # What was hashed with another seed is not found again: it is forgotten in time, and learned anew.
-        self._seed, self._routers = hello.seed, hello.routers
+        self._seed = hello.seed
 
     async def _warm_up(self) -> None:
         feed = self._routing.feed
         deadline = time.monotonic() + WARM_S_MAX
-        while feed is not None and not (feed.warm and self._routers is not None):
+        while feed is not None and not (feed.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
                 log.warning("Redis does not answer: the router starts without what the others have learned")
                 return

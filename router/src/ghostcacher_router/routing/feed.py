@@ -34,6 +34,8 @@ READ_BLOCK_S = 0.5
 APPEND_ITEMS = 64
 UNTOLD_MAX = 4096
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 2.0
+AWAY_S = 0.5
+"""For so long beyond the next try the store counts as away: the try takes time."""
 
 YIELD_ITEMS = 8
 """Items handled before others get their turn: a learned text of a long prompt takes a fraction of a millisecond."""
@@ -105,6 +107,7 @@ class Feed:
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
                 log.debug("the store is away: %s", exc)
+                self._locks.away(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(BACKOFF_MAX_S, 2 * backoff_s)
             except Exception:

@@ -55,8 +55,8 @@ class Locks:
     """The locks that this router has or knows of. On the event loop only; the store is asked in threads.
 
     router: this router's name. server_offset: loop clock less the store's clock, s. count: takes each lock's result.
-    alone: whether this is the only router: then the store need not hear of locks. One that has just joined is heard of at
-    the next hello, until when the two may compute a prefix each.
+    alone: whether this is the only router: then the store need not hear of locks. One that has just joined is heard of
+    at the next hello, until when the two may compute a prefix each.
     """
 
     def __init__(
@@ -90,6 +90,10 @@ class Locks:
     def broken(self) -> bool:
         """Whether the store failed a moment ago."""
         return self._clock() < self._broken_until
+
+    def away(self, for_s: float = BREAKER_S) -> None:
+        """The store has failed: for a while it is not asked."""
+        self._broken_until = max(self._broken_until, self._clock() + for_s)
 
     def __len__(self) -> int:
         return len(self._locks)
@@ -256,7 +260,7 @@ class Locks:
             grant = await self._offload(call)
         except IndexUnavailable as exc:
             log.debug("the lock is this router's only: %s", exc)
-            self._broken_until = self._clock() + BREAKER_S
+            self.away()
             return
         if grant.token is not None:
             lock.token = grant.token
