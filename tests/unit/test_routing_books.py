@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_connector.errors import IndexUnavailable
-from ghostcacher_connector.index.base import ref_of
+from ghostcacher_connector.index.base import DEPTHS_MAX, ref_of
 from ghostcacher_connector.index.memory import MemoryIndex
 from ghostcacher_connector.index.routing_memory import MemoryRoutingStore
 from ghostcacher_router.fleet.worker import Worker
@@ -302,6 +302,24 @@ def test_residency_seed_is_used_and_then_checked() -> None:
     run_virtual(main())
 
 
+def test_residency_asks_within_what_the_index_answers() -> None:
+    """Many texts of a large fleet are asked for in several calls: the index leaves out what is too much for one."""
+
+    async def main() -> None:
+        clock, index = asyncio.get_running_loop().time, MemoryIndex()
+        records = [make_record(f"w{number}") for number in range(DEPTHS_MAX // 10)]
+        for record in records:
+            index.join(record, lease_ttl_s=1e6)
+        index.apply(ref_of(records[7]), entries(BLOCKS), [], lease_ttl_s=1e6)
+        workers = [Worker(record.worker, Endpoint("h", 1, False, ""), record, 0.0) for record in records]
+        residency = Residency(index, OneWorkerFleet(*workers), soon, clock, observe=[].append)
+        texts = [[KnownBoundary(0, 1024, count, BLOCKS[count - 1])] for count in range(1, 25)]
+        await all_of([residency.fetch(records[0].namespace, text) for text in texts])
+        assert [set(residency.get(records[0].namespace, text) or {}) for text in texts] == [{"w7"}] * 24
+
+    run_virtual(main())
+
+
 def test_residency_seed_keeps_who_holds_the_beginning() -> None:
     """A longer text begins with a shorter one: who holds this is a holder of that, too."""
 
@@ -366,6 +384,23 @@ def test_affinity_expires_after_its_last_use() -> None:
     assert affinity.get(b"k") == "w"
     clock.advance(11)
     assert affinity.get(b"k") is None
+
+
+def test_affinity_flush_reaches_the_store() -> None:
+    """A session that is dropped is gone for every router; one that is bound again meanwhile is not."""
+
+    async def main() -> None:
+        store = MemoryRoutingStore()
+        affinity = Affinity(store, soon, asyncio.get_running_loop().time)
+        affinity.bind(b"one", "w")
+        affinity.bind(b"two", "w")
+        await affinity.write()
+        affinity.clear()
+        affinity.bind(b"two", "v")
+        await affinity.write()
+        assert store.sessions([b"one", b"two"]) == [None, "v"]
+
+    run_virtual(main())
 
 
 def test_affinity_store_away_writes_are_kept() -> None:

@@ -57,6 +57,7 @@ class Affinity:
         self._ttl_s, self._sessions_max = ttl_s, sessions_max
         self._bound: OrderedDict[bytes, _Bound] = OrderedDict()
         self._unwritten: dict[bytes, str] = {}
+        self._dropped: set[bytes] = set()
         self._reads: Coalescer[bytes, str | None] = Coalescer(self._prepare, self._told, offload, clock=clock)
 
     def __repr__(self) -> str:
@@ -84,6 +85,7 @@ class Affinity:
         if before is None or moved or now - before.written_at > self._ttl_s / TOUCHES_PER_TTL:
             self._unwritten.pop(key, None)
             self._unwritten[key] = worker
+            self._dropped.discard(key)
             if len(self._unwritten) > UNWRITTEN_MAX:
                 del self._unwritten[next(iter(self._unwritten))]
             self._put(key, _Bound(worker, now, now))
@@ -92,23 +94,35 @@ class Affinity:
 
     async def write(self) -> None:
         """Tell the store of the sessions that have moved since the last call. Bounded by the store's time-out."""
-        if self._store is None or not self._unwritten:
+        if self._store is None or not (self._unwritten or self._dropped):
             return
-        store, moved, self._unwritten = self._store, self._unwritten, {}
+        store, moved, dropped = self._store, self._unwritten, self._dropped
+        self._unwritten, self._dropped = {}, set()
+
+        def call() -> None:
+            if dropped:
+                store.drop_sessions(list(dropped))
+            if moved:
+                store.put_sessions(moved, ttl_s=self._ttl_s)
+
         try:
-            await self._offload(lambda: store.put_sessions(moved, ttl_s=self._ttl_s))
+            await self._offload(call)
         except IndexUnavailable as exc:
             log.debug("sessions are written later: %s", exc)
             self._unwritten = dict(list((moved | self._unwritten).items())[-UNWRITTEN_MAX:])
+            self._dropped |= dropped - self._unwritten.keys()
 
     def drop(self, key: bytes) -> None:
-        """Forget one session, here."""
+        """Forget one session: here at once, in the store with the next write."""
         self._bound.pop(key, None)
         self._unwritten.pop(key, None)
+        if len(self._dropped) < UNWRITTEN_MAX:
+            self._dropped.add(key)
 
     def clear(self) -> None:
-        self._bound.clear()
-        self._unwritten.clear()
+        """Forget all sessions that are known here."""
+        for key in list(self._bound):
+            self.drop(key)
 
     def stop(self) -> None:
         self._reads.stop()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-from ghostcacher_connector.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.index.base import DEPTHS_MAX, BlockIndex, WorkerRef
 from ghostcacher_router.routing.coalesce import Coalescer
 from ghostcacher_router.routing.ports import Clock, KnownPort, Offload, WorkersPort
 
@@ -156,11 +156,14 @@ class Residency:
             answers = [_Answer((), (), 0.0)] * len(keys)
             for namespace, places in asked.items():
                 candidates = refs.get(namespace, [])
-                started = perf_counter()
-                depths = index.depths(candidates, [chain for _, chain in places])
-                seconds = perf_counter() - started
-                for (place, _), lengths in zip(places, depths, strict=True):
-                    answers[place] = _Answer(candidates, lengths, seconds)
+                # What goes beyond the index's bound would be answered with "nobody has it".
+                at_once = max(1, DEPTHS_MAX // max(1, len(candidates)))
+                for first in range(0, len(places), at_once):
+                    some, started = places[first : first + at_once], perf_counter()
+                    depths = index.depths(candidates, [chain for _, chain in some])
+                    seconds = perf_counter() - started
+                    for (place, _), lengths in zip(some, depths, strict=True):
+                        answers[place] = _Answer(candidates, lengths, seconds)
             return answers
 
         return ask
