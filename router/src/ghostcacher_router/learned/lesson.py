@@ -28,6 +28,10 @@ from typing import NamedTuple
 from ghostcacher_connector.index.routing import PromptChain
 from ghostcacher_router.types import Prompt
 
+TAIL_BYTES = 1024
+"""A shorter end of a prompt whose rest is well known is not worth telling every router: most ends are a question that
+nobody asks again. In a chat that goes on, the boundaries behind it are learned with the next turn."""
+
 COUNT_BYTES = 4
 """A claim is kept packed: the block count, then the hash."""
 
@@ -93,6 +97,8 @@ def learn(prompt: Prompt, values: Sequence[bytes | None], told: PromptChain) -> 
     """
     chain = Chain(told)
     start, agreed = chain.agreeing(values)
+    if start and start == len(values) - 1 and prompt.ends[-1] - prompt.ends[-2] < TAIL_BYTES:
+        return {}
     known = [None if value is None else unpack(value) for value in islice(values, start, None)]
     trusted = known if start else _trusted(known, chain)
     lessons: dict[int, Claim] = {}
