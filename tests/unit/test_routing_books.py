@@ -312,7 +312,7 @@ def test_residency_asks_within_what_the_index_answers() -> None:
             index.join(record, lease_ttl_s=1e6)
         index.apply(ref_of(records[7]), entries(BLOCKS), [], lease_ttl_s=1e6)
         workers = [Worker(record.worker, Endpoint("h", 1, False, ""), record, 0.0) for record in records]
-        residency = Residency(index, OneWorkerFleet(*workers), soon, clock, observe=[].append)
+        residency = Residency(index, OneWorkerFleet(*workers), soon, clock, observe=lambda _: None)
         texts = [[KnownBoundary(0, 1024, count, BLOCKS[count - 1])] for count in range(1, 25)]
         await all_of([residency.fetch(records[0].namespace, text) for text in texts])
         assert [set(residency.get(records[0].namespace, text) or {}) for text in texts] == [{"w7"}] * 24
