@@ -56,9 +56,9 @@ async def test_answer_carries_where_it_was_made_and_what_was_forecast() -> None:
         assert head.split(b"\r\n") == [
             b"HTTP/1.1 200 OK",
             b"Server: e",
-            b"Content-Length: 2",
             b"x-request-id: mine-1",
             b"x-gc-worker: w0",
+            b"content-length: 2",
             b"x-gc-forecast-ms: 12.3",
             b"x-gc-cached-tokens: 128",
             b"",
@@ -208,7 +208,7 @@ async def test_head_is_answered_without_a_body() -> None:
         for _ in range(3):
             client.send(GET.replace(b"GET", b"HEAD"))
             head, _ = await client.answer(no_body=True)
-            assert b"Content-Length: 99\r\n" in head
+            assert b"content-length: 99\r\n" in head
         assert len(rig.engine.peers) == 1
 
 

@@ -15,7 +15,7 @@ from tests.conftest import SOAK
 from tests.integration.test_router_http import ANSWERS, GET, REQUESTS
 from tests.integration.test_router_http_ends import BROKEN, NO_ANSWERS, SURPLUS
 from tests.integration.test_router_http_refusals import CHUNKED_POST, CHUNKS, OTHERS, SMUGGLED
-from tests.support.front_rig import Rig, eventually, front_rig, on_loop, post
+from tests.support.front_rig import Rig, front_rig, on_loop, post
 from tests.support.mock_engine import MockEngine, Peer, Received
 
 ROUNDS = 2000 if SOAK else 15

@@ -10,10 +10,11 @@ from typing import NamedTuple
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from ghostcacher_router.http.errors import REASONS, Refusal, error_body
-from ghostcacher_router.http.head import CHUNKED, HOP_BY_HOP
+from ghostcacher_router.http.head import CHUNKED, HOP_BY_HOP, LENGTH_LINE
 
-_DROPPED = HOP_BY_HOP - {b"transfer-encoding"} | {b"x-request-id"}
-"""The framing is passed on as it is, so its header is too."""
+_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+_DROPPED = HOP_BY_HOP | {b"x-request-id"}
+HEADS_KNOWN_MAX = 64
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 _INTERIM = range(100, 200)
 _NO_BODY = frozenset({204, 304})
@@ -27,19 +28,16 @@ class BadAnswer(Exception):
 class AnswerHead(NamedTuple):
     """A worker's head, checked.
 
-    lines: status line and headers for the client, without the empty line. length: of the body in bytes, None when
-    chunked or when it ends with the connection. keep_alive: of the worker's connection.
+    lines: status line and headers for the client, without the empty line and the body's length. chunked: the body is,
+    and so a line says. no_body: there is none, whatever the length. keep_alive: of the worker's connection, should the
+    answer end before it.
     """
 
     status: int
     lines: bytes
-    length: int | None
     chunked: bool
+    no_body: bool
     keep_alive: bool
-
-    @property
-    def interim(self) -> bool:
-        return self.status in _INTERIM
 
 
 class _Reader:
@@ -54,8 +52,38 @@ class _Reader:
         self.pairs.append((name, value))
 
 
-def read_answer_head(raw: bytes, *, no_body: bool) -> AnswerHead:
-    """Return the head in `raw`, which ends with its empty line. no_body: it answers HEAD. Raises BadAnswer."""
+class AnswerHeads:
+    """Reads the heads of one worker's answers; bounded memory.
+
+    A head that differs from an earlier one in nothing but the length of the body is not parsed again: within a second
+    (they have a date), a worker sends the same ones over and over.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, AnswerHead] = {}
+
+    def read(self, raw: bytes) -> tuple[AnswerHead, int | None]:
+        """Return the head in `raw`, which ends with its empty line, and the length it names. Raises BadAnswer."""
+        found = LENGTH_LINE.search(raw)
+        if found is None:
+            lines, length = raw, None
+        else:
+            start, end = found.span()
+            lines, length = raw[:start] + raw[end:], int(found[1])
+        known = self._known.get(lines)
+        if known is not None and (length is None or not known.chunked):
+            # As good as parsed: the same lines, and at most one length in between.
+            return known, length
+        head, length = read_answer_head(raw)
+        if len(self._known) >= HEADS_KNOWN_MAX:
+            self._known.clear()
+        if (length is None) is (found is None):
+            self._known[lines] = head
+        return head, length
+
+
+def read_answer_head(raw: bytes) -> tuple[AnswerHead, int | None]:
+    """Return the head in `raw`, which ends with its empty line, and the length it names. Raises BadAnswer."""
     reader = _Reader()
     status_line = raw[: raw.index(b"\r\n")]
     found = _STATUS_LINE.fullmatch(status_line)
@@ -73,15 +101,11 @@ def read_answer_head(raw: bytes, *, no_body: bool) -> AnswerHead:
     keep_alive = connection != b"close" and (http11 or connection == b"keep-alive")
     if b"," in connection:
         keep_alive, lines = False, _without_listed(lines, connection)
-    if status == 204:  # noqa: PLR2004
-        lines = [line for line in lines if not _is_framing(line)]  # Some write an encoding, and clients wait for it.
-    if no_body or status in _NO_BODY or status in _INTERIM:
-        return AnswerHead(status, b"\r\n".join(lines), 0, False, keep_alive)
     length, chunked = _framing(named.get(b"content-length"), named.get(b"transfer-encoding"), http11)
-    return AnswerHead(status, b"\r\n".join(lines), length, chunked, keep_alive and (chunked or length is not None))
-
-
-_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+    no_body = status in _NO_BODY or status in _INTERIM
+    if chunked and not no_body:
+        lines.append(b"transfer-encoding: chunked")
+    return AnswerHead(status, b"\r\n".join(lines), chunked, no_body, keep_alive), length
 
 
 def _forwarded(status_line: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[bytes, bytes]]:
@@ -91,23 +115,19 @@ def _forwarded(status_line: bytes, pairs: Sequence[tuple[bytes, bytes]]) -> tupl
         key = name.lower()
         if key in _FRAMING:
             named[key] = named[key] + b"," + value if key in named else value.rstrip(b" \t")
-        if key not in _DROPPED and key[:5] != b"x-gc-":
+        elif key not in _DROPPED and key[:5] != b"x-gc-":
             lines.append(b"%b: %b" % (name, value))
     return lines, named
 
 
 def _without_listed(lines: list[bytes], connection: bytes) -> list[bytes]:
-    listed = {token.strip(b" \t") for token in connection.split(b",")} - _FRAMING
+    listed = {token.strip(b" \t") for token in connection.split(b",")}
     return lines[:1] + [line for line in lines[1:] if line[: line.index(b":")].lower() not in listed]
 
 
-def without_framing(lines: bytes) -> bytes:
-    """Return a head's lines less those that say how long the body is."""
-    return b"\r\n".join(line for line in lines.split(b"\r\n") if not _is_framing(line))
-
-
-def _is_framing(line: bytes) -> bool:
-    return line.partition(b":")[0].lower() in _FRAMING
+def without_chunked(lines: bytes) -> bytes:
+    """Return a head's lines for a client that takes no chunks."""
+    return lines.removesuffix(b"\r\ntransfer-encoding: chunked")
 
 
 def _framing(length: bytes | None, coding: bytes | None, http11: bool) -> tuple[int | None, bool]:

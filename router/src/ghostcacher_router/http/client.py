@@ -9,16 +9,15 @@ so that it is seen when the client leaves. A FIN counts as leaving, as with ngin
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol, cast
 
 from ghostcacher_router.http.answers import own_error
-from ghostcacher_router.http.body import BodyIntake, body_too_large
 from ghostcacher_router.http.errors import Refusal
 from ghostcacher_router.http.exchange import Exchange
-from ghostcacher_router.http.head import CONTINUE, HEAD_END, RequestHead, read_request_head
+from ghostcacher_router.http.head import CONTINUE, RequestHead
+from ghostcacher_router.http.intake import BodyIntake, HeadIntake, body_too_large
 from ghostcacher_router.http.own import OwnAnswer
 
 if TYPE_CHECKING:
@@ -36,10 +35,6 @@ class State(IntEnum):
 
 
 _HEAD, _BODY, _BUSY, _LINGER, _CLOSED = State
-_CR = 13
-_EMPTY_LINES = re.compile(rb"(?:\r\n)*")
-_BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
-"""What no head may contain: found at once, where the end of a head would never come."""
 _TCP_INFO_LEFT = frozenset({7, 8})
 """Linux's TCP_CLOSE and TCP_CLOSE_WAIT: the other side has closed."""
 
@@ -70,13 +65,16 @@ class ClientConnection(asyncio.Protocol):
     """A connection to a client. Loop only. deadline: when `expired` is to be called, by the front's clock."""
 
     __slots__ = (
+        "_begun",
         "_front",
         "_head",
+        "_heads",
         "_held",
         "_intake",
+        "_keep",
         "_moved",
         "_moved_at",
-        "_pending",
+        "_peer_bytes",
         "_read_paused",
         "_running",
         "_since",
@@ -93,8 +91,10 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, front: Front) -> None:
         self._front = front
         self._state = _HEAD
-        self._pending = bytearray()
+        self._heads = HeadIntake(front.limits)
         self._head: RequestHead | None = None
+        self._begun = False
+        self._keep = False
         self._intake: BodyIntake | None = None
         self._held = 0
         self._running: Running | None = None
@@ -105,18 +105,19 @@ class ClientConnection(asyncio.Protocol):
         self.peer: str | None = None
 
     def __repr__(self) -> str:
-        return f"ClientConnection({self.peer}, {self._state.name}, pending={len(self._pending)}, {self._running!r})"
+        return (
+            f"ClientConnection({self.peer}, {self._state.name}, pending={len(self._heads.pending)}, {self._running!r})"
+        )
 
     # what is under way uses these
 
     @property
     def may_keep_alive(self) -> bool:
-        return self._head is not None and self._head.keep_alive and not self._front.draining
+        return self._keep and not self._front.draining
 
     def forwarded_for(self, before: bytes | None) -> bytes:
         """Return the header X-Forwarded-For with this client's address."""
-        peer = (self.peer or "unknown").encode()
-        return peer if before is None else b"%b, %b" % (before, peer)
+        return self._peer_bytes if before is None else b"%b, %b" % (before, self._peer_bytes)
 
     def release_body(self) -> None:
         """The body is no longer held."""
@@ -125,12 +126,14 @@ class ClientConnection(asyncio.Protocol):
 
     def exchange_done(self, keep: bool) -> None:
         """The answer has been written, as a whole."""
-        self._running = None
-        self._front.in_flight -= 1
-        self._head = None
-        if not keep or self._front.draining:
+        front = self._front
+        self._running = self._head = None
+        front.in_flight -= 1
+        front.buffered_bytes -= self._held
+        self._held = 0
+        if not keep or front.draining:
             self._close()
-        else:
+        elif not self._write_paused:
             self._next()
 
     def exchange_refused(self, refusal: Refusal) -> None:
@@ -154,6 +157,7 @@ class ClientConnection(asyncio.Protocol):
         self.write = self.transport.write
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else None
+        self._peer_bytes = (self.peer or "unknown").encode()
         self._since = self._front.clock()
         self.deadline = self._since + self._front.limits.client_header_s
         if not self._front.admit(self):
@@ -167,8 +171,8 @@ class ClientConnection(asyncio.Protocol):
         elif state is _BODY:
             self._take_body(data)
         elif state is _BUSY:
-            self._pending += data
-            if len(self._pending) > self._front.limits.pipelined_bytes_max and not self._read_paused:
+            self._heads.pending += data
+            if len(self._heads.pending) > self._front.limits.pipelined_bytes_max and not self._read_paused:
                 self._read_paused = True
                 self.transport.pause_reading()
 
@@ -200,7 +204,7 @@ class ClientConnection(asyncio.Protocol):
         """The deadline has passed."""
         limits = self._front.limits
         if self._state is _HEAD:
-            if self._pending:
+            if self._heads.pending:
                 self._refuse(Refusal(408, "the request's head did not come in time", code="timeout"))
             else:
                 self._close()
@@ -229,70 +233,43 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """No more requests; the one that is under way ends in peace."""
-        if self._state is _HEAD and not self._pending:
+        if self._state is _HEAD and not self._heads.pending:
             self._close()
 
     # a request
 
     def _take_head(self, data: bytes) -> None:
-        pending = self._pending
-        if pending and pending[0] == _CR:
-            data = bytes(pending) + data
-            pending.clear()
-        if pending:
-            before = max(0, len(pending) - 3)
-            pending += data
-            end = pending.find(HEAD_END, before)
-            if end < 0:
-                self._wait_for_head(before)
-                return
-            data = bytes(pending)
-            pending.clear()
-        else:
-            if data[0] == _CR:
-                data = data[_EMPTY_LINES.match(data).end() :]  # type: ignore[union-attr]
-            end = data.find(HEAD_END)
-            if end < 0:
-                if len(data) > 1 or data not in b"\r":
-                    # Empty lines alone start no request, and so prolong nothing.
-                    self.deadline = self._front.clock() + self._front.limits.client_header_s
-                pending += data
-                self._wait_for_head(0)
-                return
-        end += len(HEAD_END)
         limits = self._front.limits
         try:
-            if end > limits.head_bytes_max:
-                raise _head_too_large(limits.head_bytes_max)
-            self._head = head = read_request_head(data[:end], limits.headers_max)
-            if head.length is not None and head.length > limits.body_bytes_max:
-                raise body_too_large(limits.body_bytes_max)
+            found = self._heads.feed(data)
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        self._start_body(head, data[end:])
-
-    def _wait_for_head(self, before: int) -> None:
-        limits = self._front.limits
-        if _BARE.search(self._pending, before):
-            self._refuse(Refusal(400, "malformed head of a request: bare CR, LF or NUL"))
-        elif len(self._pending) > limits.head_bytes_max:
-            self._refuse(_head_too_large(limits.head_bytes_max))
-
-    def _start_body(self, head: RequestHead, data: bytes) -> None:
-        length = head.length
-        if length is not None and len(data) >= length:
-            # All of it is here.
-            if len(data) > length:
-                self._pending += data[length:]
-                data = data[:length]
-            if self._hold(length):
-                self._run(head, data)
+        if found is None:
+            if not self._begun and self._heads.begun:
+                self._begun = True
+                self.deadline = self._front.clock() + limits.client_header_s
             return
+        head, length, data = found
+        self._head = head
+        self._keep = head.keep_alive
+        self._begun = False
+        if length is not None:
+            if length > limits.body_bytes_max:
+                self._refuse(body_too_large(limits.body_bytes_max))
+                return
+            if len(data) >= length:
+                # All of it is here.
+                if len(data) > length:
+                    self._heads.pending += data[length:]
+                    data = data[:length]
+                if self._hold(length):
+                    self._run(head, data)
+                return
         self._state = _BODY
         self._since = self._front.clock()
-        self.deadline = self._since + self._front.limits.client_body_s
-        self._intake = BodyIntake(length, self._front.limits)
+        self.deadline = self._since + limits.client_body_s
+        self._intake = BodyIntake(length, limits)
         if head.expects_continue:
             self.write(CONTINUE)
         if data:
@@ -307,12 +284,12 @@ class ClientConnection(asyncio.Protocol):
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        if not self._hold(len(intake.content) - self._held) or not intake.over:
+        if not self._hold(intake.size - self._held) or not intake.over:
             return
-        self._pending += intake.rest
+        self._heads.pending += intake.rest
         if intake.surplus:
-            self._head = head = head._replace(keep_alive=False)
-        body = bytes(intake.content)
+            self._keep = False  # Where the next request begins is not known; the client has to send it again.
+        body = intake.whole()
         self._drop_intake()
         self._run(head, body)
 
@@ -346,21 +323,19 @@ class ClientConnection(asyncio.Protocol):
         running.start()
 
     def _next(self) -> None:
-        """Go on to the next request, when the client has taken the answer."""
-        if self._write_paused:
-            return
+        """Go on to the next request: the client has taken the answer."""
         self._state = _HEAD
-        self.deadline = self._front.clock() + self._front.limits.keep_alive_s
-        if self._pending:
+        self.deadline = self._front.now + self._front.limits.keep_alive_s
+        if self._heads.pending:
             asyncio.get_running_loop().call_soon(self._take_pending)
 
     def _take_pending(self) -> None:
         """Take what was sent ahead; in a new call, so that many small requests do not nest."""
-        if self._state is _HEAD and self._pending:
-            data = bytes(self._pending)
-            self._pending.clear()
+        if self._state is _HEAD and self._heads.pending:
+            data = bytes(self._heads.pending)
+            self._heads.pending.clear()
             self._take_head(data)
-        if self._read_paused and len(self._pending) <= self._front.limits.pipelined_bytes_max:
+        if self._read_paused and len(self._heads.pending) <= self._front.limits.pipelined_bytes_max:
             self._resume_reading()
 
     # ends
@@ -395,7 +370,7 @@ class ClientConnection(asyncio.Protocol):
         self._state = _CLOSED
         self.deadline = self._front.clock() + self._front.limits.client_stall_s
         self._head = None
-        self._pending.clear()
+        self._heads.pending.clear()
         self._drop_intake()
         self.release_body()
 
@@ -403,10 +378,6 @@ class ClientConnection(asyncio.Protocol):
         if self._read_paused and not self.transport.is_closing():
             self._read_paused = False
             self.transport.resume_reading()
-
-
-def _head_too_large(bytes_max: int) -> Refusal:
-    return Refusal(431, f"expected a head of at most {bytes_max} bytes, got more")
 
 
 def _peer_left(transport: asyncio.Transport) -> bool:

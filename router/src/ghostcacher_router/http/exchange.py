@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ghostcacher_router.http.answers import AnswerHead, without_framing
+from ghostcacher_router.http.answers import AnswerHead, without_chunked
 from ghostcacher_router.http.errors import Refusal
 from ghostcacher_router.http.head import RequestHead, worker_request
 from ghostcacher_router.http.upstream import WorkerConnection
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 """As nginx calls it. Never sent."""
+_NO_CONTENT = 204
 WORKER_NAMES_MAX = 8192
 
 
@@ -201,32 +202,37 @@ class Exchange:
 
     # the worker's side
 
-    def answer_head(self, head: AnswerHead) -> Callable[[bytes], None]:
-        placement = self._placement
+    def answer_head(
+        self, head: AnswerHead, length: int | None, *, whole: bool
+    ) -> tuple[bytes, Callable[[bytes], None]]:
+        placement, client = self._placement, self._client
         assert placement is not None, self
-        client = self._client
         self._answering = True
         self._status = head.status
-        if self._connection is None or not self._connection.unsent_bytes:
-            self._release_body()
-        ends = head.length is not None or (head.chunked and not self.plain)
-        self._keep = keep = ends and client.may_keep_alive
-        lines = without_framing(head.lines) if self.plain and head.chunked else head.lines
-        forecast = placement.forecast
-        client.write(
-            b"%b\r\nx-request-id: %b\r\nx-gc-worker: %b%b%b\r\n\r\n"
-            % (
-                lines,
-                self.request_id,
-                _printable(placement.worker),
-                b""
-                if forecast is None
-                else b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d"
-                % (forecast.total_ms, forecast.cached_tokens),
-                b"\r\nconnection: close" if not keep else b"\r\nconnection: keep-alive" if self.plain else b"",
+        if not whole and self._connection is not None and not self._connection.unsent_bytes:
+            self._body = b""
+            client.release_body()
+        lines, tail = head.lines, b""
+        plain, forecast = self.plain, placement.forecast
+        if head.chunked:
+            if plain:
+                lines = without_chunked(lines)
+        elif length is not None and head.status != _NO_CONTENT:
+            tail = b"\r\ncontent-length: %d" % length
+        if forecast is not None:
+            tail += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (
+                forecast.total_ms,
+                forecast.cached_tokens,
             )
-        )
-        return client.write
+        ends = length is not None or (head.chunked and not plain) or head.no_body or self.no_body
+        self._keep = keep = ends and client.may_keep_alive
+        if not keep:
+            tail += b"\r\nconnection: close"
+        elif plain:
+            tail += b"\r\nconnection: keep-alive"
+        worker = _printable(placement.worker)
+        first = b"%b\r\nx-request-id: %b\r\nx-gc-worker: %b%b\r\n\r\n" % (lines, self.request_id, worker, tail)
+        return first, client.write
 
     def answer_first_byte(self) -> None:
         if self._placement is not None:
@@ -296,7 +302,6 @@ class Exchange:
         """Let go of everything. Nothing may come after it."""
         assert not self._over, self
         self._over = True
-        self._release_body()
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
@@ -306,10 +311,6 @@ class Exchange:
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.ended(outcome, self._status)
-
-    def _release_body(self) -> None:
-        self._body = b""
-        self._client.release_body()
 
 
 def _no_answer(tried: int) -> Refusal:

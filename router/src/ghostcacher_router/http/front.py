@@ -25,7 +25,8 @@ Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
 class Front:
     """Takes requests from clients, has them placed, and streams the answers back. Loop only.
 
-    in_flight: requests being answered. buffered_bytes: of bodies held. router: a name that goes into request ids.
+    now: the time of the last tick, for what may be half a second off. in_flight: requests being answered.
+    buffered_bytes: of bodies held. router: a name that goes into request ids.
     worker_tls: for workers that listen with TLS; None: the system's certificates.
     """
 
@@ -47,7 +48,8 @@ class Front:
         self.meter = meter
         self.limits = limits if limits is not None else Limits()
         self.clock = clock
-        self.pools = Pools(self.limits, clock, worker_tls)
+        self.now = clock()
+        self.pools = Pools(self.limits, self.now, worker_tls)
         self.in_flight = 0
         self.buffered_bytes = 0
         self.draining = False
@@ -98,7 +100,7 @@ class Front:
 
     def tick(self) -> None:
         """Do what has become due: time-outs of clients, old connections to workers."""
-        now = self.clock()
+        self.now = now = self.clock()
         for client in [client for client in self._clients if now > client.deadline]:
             client.expired(now)
         self.pools.tick(now)

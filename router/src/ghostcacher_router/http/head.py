@@ -15,6 +15,8 @@ from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserU
 from ghostcacher_router.http.errors import Refusal
 
 HEAD_END = b"\r\n\r\n"
+LENGTH_LINE = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,18})(?=\r\n)")
+"""As nearly everybody writes it."""
 CHUNKED = b"chunked"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -56,9 +58,8 @@ _LENGTH_DIGITS_MAX = 18
 class RequestHead(NamedTuple):
     """A request's head, checked.
 
-    target: path and query, in origin form. headers: lower-case names; several of one name are joined by ", ".
-    forward: lines that go to a worker as they are. length: of the body in bytes; None when chunked.
-    request_id: the client's own, when it is sane.
+    target: path and query, in origin form. headers: lower-case names, without those of framing; several of one name are
+    joined by ", ". forward: lines that go to a worker as they are. request_id: the client's own, when it is sane.
     """
 
     method: str
@@ -69,7 +70,6 @@ class RequestHead(NamedTuple):
     keep_alive: bool
     headers: dict[bytes, bytes]
     forward: bytes
-    length: int | None
     expects_continue: bool
     request_id: bytes | None
 
@@ -90,8 +90,11 @@ class _Reader:
         self.pairs.append((name, value))
 
 
-def read_request_head(raw: bytes, headers_max: int) -> RequestHead:
-    """Return the head in `raw`, which ends with its empty line. Raises Refusal."""
+def read_request_head(raw: bytes, headers_max: int) -> tuple[RequestHead, int | None]:
+    """Return the head in `raw`, which ends with its empty line, and the length of the body (None: chunked).
+
+    Raises Refusal.
+    """
     reader = _Reader()
     parser = HttpRequestParser(reader)
     try:
@@ -115,7 +118,7 @@ def read_request_head(raw: bytes, headers_max: int) -> RequestHead:
     return _checked(method, reader.url, version == "1.1", reader.pairs)
 
 
-def _checked(method: str, url: bytes, http11: bool, pairs: list[tuple[bytes, bytes]]) -> RequestHead:
+def _checked(method: str, url: bytes, http11: bool, pairs: list[tuple[bytes, bytes]]) -> tuple[RequestHead, int | None]:
     headers: dict[bytes, bytes] = {}
     lines: list[bytes] = []
     for name, raw in pairs:
@@ -136,7 +139,8 @@ def _checked(method: str, url: bytes, http11: bool, pairs: list[tuple[bytes, byt
     if connection not in _PLAIN_CONNECTION:
         lines, connection = _without_listed(lines, connection)
     request_id = get(b"x-request-id")
-    return RequestHead(
+    length = _body_length(headers.pop(b"content-length", None), headers.pop(b"transfer-encoding", None), http11)
+    head = RequestHead(
         method,
         target,
         path,
@@ -145,10 +149,10 @@ def _checked(method: str, url: bytes, http11: bool, pairs: list[tuple[bytes, byt
         connection != b"close" if http11 else connection == b"keep-alive",
         headers,
         b"".join(lines),
-        _body_length(get(b"content-length"), get(b"transfer-encoding"), http11),
         http11 and b"expect" in headers and _expects_continue(headers[b"expect"]),
         request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None,
     )
+    return head, length
 
 
 def _target(method: str, url: bytes) -> tuple[bytes, str, str]:

@@ -81,5 +81,3 @@ class OwnAnswer:
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        self._body = b""
-        self._client.release_body()

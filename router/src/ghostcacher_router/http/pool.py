@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Callable
 
+from ghostcacher_router.http.answers import AnswerHeads
 from ghostcacher_router.http.limits import Limits
 from ghostcacher_router.http.upstream import WorkerConnection
 from ghostcacher_router.types import Endpoint
@@ -17,16 +17,17 @@ _PLAIN = re.compile(r"[!-~]*")
 class WorkerPool:
     """The idle connections to one endpoint, and what every head sent there has in common. Loop only."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, clock: Callable[[], float]) -> None:
+    def __init__(self, endpoint: Endpoint, limits: Limits, now: float) -> None:
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         self.endpoint = endpoint
         self.limits = limits
         self.host_line = f"Host: {host}:{endpoint.port}\r\n".encode()
         self.prefix = endpoint.path.encode()
+        self.answers = AnswerHeads()
         self.open: set[WorkerConnection] = set()
         self.connecting = 0
         self._idle: dict[WorkerConnection, float] = {}
-        self._clock = clock
+        self._now = now
 
     def __repr__(self) -> str:
         return f"WorkerPool({self.endpoint.url}, open={len(self.open)}, idle={len(self._idle)})"
@@ -49,14 +50,16 @@ class WorkerPool:
         if len(self._idle) >= self.limits.upstream_idle_max:
             connection.abort()
         else:
-            self._idle[connection] = self._clock()
+            self._idle[connection] = self._now
 
     def closed(self, connection: WorkerConnection) -> None:
         self.open.discard(connection)
         self._idle.pop(connection, None)
 
-    def close_idle(self, before: float) -> None:
-        """Close what has been idle since before a time."""
+    def tick(self, now: float) -> None:
+        """Close what has been idle for too long."""
+        self._now = now
+        before = now - self.limits.upstream_idle_s
         for connection in [connection for connection, since in self._idle.items() if since < before]:
             del self._idle[connection]
             connection.abort()
@@ -65,9 +68,9 @@ class WorkerPool:
 class Pools:
     """A pool for each endpoint that requests go to. Loop only. tls: for workers that listen with TLS."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float], tls: ssl.SSLContext | None) -> None:
+    def __init__(self, limits: Limits, now: float, tls: ssl.SSLContext | None) -> None:
         self._limits = limits
-        self._clock = clock
+        self._now = now
         self._tls = tls
         self._pools: dict[Endpoint, WorkerPool] = {}
 
@@ -80,7 +83,7 @@ class Pools:
         if pool is None:
             if not endpoint.host or not _PLAIN.fullmatch(endpoint.host + endpoint.path):
                 raise OSError(f"expected an address of visible ASCII, got {endpoint!r}")
-            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._clock)
+            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._now)
         return pool
 
     @property
@@ -116,8 +119,9 @@ class Pools:
 
     def tick(self, now: float) -> None:
         """Close what has been idle for too long, and forget endpoints without connections."""
+        self._now = now
         for endpoint, pool in list(self._pools.items()):
-            pool.close_idle(now - self._limits.upstream_idle_s)
+            pool.tick(now)
             if not pool.open and not pool.connecting:
                 del self._pools[endpoint]
 
