@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ghostcacher_connector.index.routing_memory import MemoryRoutingStore
-from ghostcacher_router.routing.ghostlock import BREAKER_S, CONFIRM_S, RENEW_S, SETTLE_S, TTL_S, WATCH_S, Locks
+from ghostcacher_router.routing.ghostlock import (
+    BREAKER_S,
+    CONFIRM_S,
+    LOCKS_MAX,
+    RENEW_S,
+    SETTLE_S,
+    TTL_S,
+    WATCH_S,
+    Locks,
+)
 from ghostcacher_router.routing.lock import KEYS_MAX, Lock, lock_boundaries
 from ghostcacher_router.types import BlockKind, Prompt
 from tests.support.routing_sim import all_of, prompt_of, text_of
@@ -247,6 +256,21 @@ async def test_settled_lock_runs_out() -> None:
     await desk.a.wait(lock, started + 9)
     assert desk.now() - started == pytest.approx(SETTLE_S)
     assert desk.a.find("n", PROMPT, -1) is None
+
+
+@virtual
+async def test_locks_are_bounded_and_make_room() -> None:
+    """A router that has too many locks takes no more, until some have run out; nobody has to clear up for that."""
+    desk = Desk()
+    desk.stores[0].reachable = False
+    desk.a.away(60.0)
+    prompts = [prompt_of(text_of(f"text {number}", 100)) for number in range(LOCKS_MAX + 1)]
+    locks = [desk.take(desk.a, prompt) for prompt in prompts[:-1]]
+    assert desk.a.take("n", prompts[-1], -1, "w", 0.0) is None
+    desk.a.settle(locks[3])
+    await asyncio.sleep(SETTLE_S)
+    assert desk.a.take("n", prompts[-1], -1, "w", 0.0) is not None
+    desk.a.check_invariants()
 
 
 def test_lock_boundaries_are_few_and_shared() -> None:

@@ -114,6 +114,8 @@ class Locks:
 
         What a live lock covers is left to it.
         """
+        if len(self._locks) >= LOCKS_MAX:
+            self._expire()
         salt, size = self._salt(namespace), len(prompt.digests)
         # Looked up one by one: what lies between two locked boundaries may be free.
         free = [
@@ -183,9 +185,7 @@ class Locks:
 
     async def renew(self) -> None:
         """Renew what this router holds in the store, once; to be called every RENEW_S."""
-        now = self._clock()
-        for lock in [lock for lock in self._locks if lock.expires_at <= now]:
-            self.release(lock)
+        self._expire()
         if self._store is None:
             return
         store, offset = self._store, self._server_offset()
@@ -225,6 +225,11 @@ class Locks:
         for lock in self._locks:
             assert not self._live(lock) or all(self._table[digest] is lock for digest in lock.digests), repr(lock)
         assert len(self._locks) <= LOCKS_MAX + KEYS_MAX, repr(self)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        for lock in [lock for lock in self._locks if lock.expires_at <= now]:
+            self.release(lock)
 
     def _live(self, lock: Lock) -> bool:
         return not lock.released and self._clock() < lock.expires_at

@@ -27,12 +27,16 @@ from ghostcacher_router.routing.lock import Lock
 from ghostcacher_router.routing.parts import Around, Books
 from ghostcacher_router.routing.placing import Placed
 from ghostcacher_router.routing.ports import WorkerPort
+from ghostcacher_router.routing.residency import WAIT_S
 from ghostcacher_router.routing.score import NOTHING, choose, forecast
 from ghostcacher_router.routing.sight import Looker, Sight, Unknown
 from ghostcacher_router.types import Ask, Forecast, Prompt, Reason
 
 ROUNDS_MAX = 64
 """Looks at one request: each follows a lock's end or an answer of the index. Then it goes without locks."""
+
+WAITED_S = 0.1
+"""Bound of the wait for the index after a lock: who has waited for a prefix must not miss it for a slow answer."""
 
 AFFINITY_MS = 5.0
 """A session stays for so small a difference, whatever share of the forecast it is."""
@@ -123,7 +127,7 @@ class Picker:
                 visit.locking = visit.asks = False
             step = self._decide(ask, visit, now_only=False)
             if isinstance(step, Unknown):
-                await self._residency.fetch(step.namespace, step.known)
+                await self._residency.fetch(step.namespace, step.known, WAITED_S if visit.waited else WAIT_S)
                 # Once: what has not come in time is no reason to wait longer.
                 visit.asks = False
             elif isinstance(step, Wait):
