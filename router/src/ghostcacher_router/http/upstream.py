@@ -38,8 +38,6 @@ class Mode(IntEnum):
 
 _SWITCHING = 101
 _INTERIM = range(100, 200)
-_JOINED_BYTES_MAX = 1 << 16
-"""uvloop writes at once: one write saves a system call, which costs more than copying this."""
 _IDLE, _HEAD, _FIRST, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _PLAIN, _CLOSED = Mode
 
 
@@ -123,10 +121,11 @@ class WorkerConnection(asyncio.Protocol):
         self._receiver = receiver
         self._mode = _HEAD
         self._began = False
-        if len(body) <= _JOINED_BYTES_MAX:
-            self.transport.write(head + body)
-        else:
+        # uvloop writes at once: two writes would be two system calls.
+        if body:
             self.transport.writelines((head, body))
+        else:
+            self.transport.write(head)
 
     def abort(self) -> None:
         """Close at once, whatever is under way; the receiver hears nothing more."""
