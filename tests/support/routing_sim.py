@@ -322,6 +322,13 @@ class Sim:
         """Let time pass: routers say hello and hear of each other, engines report and publish."""
         await asyncio.sleep(seconds)
 
+    def evict(self) -> None:
+        """Every engine loses its cache, and withdraws it from the index."""
+        for engine in self.engines.values():
+            engine.cache.clear()
+            if engine.worker.ref is not None:
+                self.index.clear(engine.worker.ref, 0)
+
     def published(self, reader: Engine, blocks: list[bytes]) -> int:
         """Return how many blocks from the first one a peer has published, as far as a reader can know."""
         if not self.index.reachable:

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from ghostcacher_connector.index.base import WorkerRef
 from ghostcacher_connector.index.routing import Flush, WorkerNews
 from ghostcacher_router.routing.affinity import session_key
+from ghostcacher_router.routing.ghostlock import SETTLE_S
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Reason, RequestShape, WorkerState
 from tests.support.routing_sim import Sim, all_of, text_of
 from tests.support.virtual_time import run_virtual
@@ -175,6 +176,25 @@ async def test_forecast_is_held_against_the_fact() -> None:
         placed.ended(Outcome.DONE, 200)
     assert router.metrics.forecast_ratio.sum / router.metrics.forecast_ratio.count == pytest.approx(2.0, rel=0.05)
     assert 1.3 < router.picker.desk.bias < 2.0
+
+
+@virtual
+async def test_first_byte_prefix_is_not_there_to_pull_yet() -> None:
+    """Publishing takes a moment after the first byte: who would pull waits for it, instead of computing."""
+    sim = await make_sim()
+    router = sim.routers[0]
+    owner = await router.picker.place(router.ask(TEXT))
+    owner.sent()
+    sim.engines[owner.worker].extra_tokens = 50_000
+    await sim.settle(0.4)
+    owner.first_byte()
+    assert router.picker.place_now(router.ask(TEXT)) is None
+    started = sim.now()
+    other = await router.picker.place(router.ask(TEXT))
+    assert sim.now() - started == pytest.approx(SETTLE_S)
+    assert other.worker != owner.worker
+    assert other.forecast is not None
+    assert other.forecast.pulled_tokens > 3900
 
 
 @virtual

@@ -230,6 +230,25 @@ async def test_new_replica_is_warm() -> None:
 
 
 @virtual
+async def test_evicted_prefix_is_computed_once_again() -> None:
+    """Followers at another router do not believe what the index said before their wait: that nobody has it."""
+    sim = Sim(4, 2)
+    await sim.settle()
+    await sim.routers[0].send(question(0), ends=ENDS)
+    await sim.settle()
+    sim.evict()
+    await sim.settle()
+    tasks = []
+    for number in range(20):
+        for router in sim.routers:
+            await router.picker.explain(router.ask(question(99), ends=ENDS))
+        tasks.append(sim.routers[number % 2].send(question(number), ends=ENDS))
+        await asyncio.sleep(COMPUTE_S / 16)
+    await all_of(tasks)
+    assert sim.times_computed(DOC) == 2
+
+
+@virtual
 async def test_plain_engines_follow_until_full() -> None:
     """Engines that report nothing get a shared prefix where it went first, until that worker is full."""
     sim = Sim(4, plain=True)

@@ -1,0 +1,336 @@
+"""What routing asks others for: who holds what, where a session is; and the batches in which it asks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+import pytest
+
+from ghostcacher_connector.errors import IndexUnavailable
+from ghostcacher_connector.index.base import DEPTHS_MAX, ref_of
+from ghostcacher_connector.index.memory import MemoryIndex
+from ghostcacher_connector.index.routing_memory import MemoryRoutingStore
+from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.learned import KnownBoundary
+from ghostcacher_router.routing.affinity import Affinity, session_key
+from ghostcacher_router.routing.coalesce import BREAKER_S, Coalescer
+from ghostcacher_router.routing.residency import FRESH_S, OLD_S, REFRESH_S, Held, Residency
+from ghostcacher_router.types import Endpoint
+from tests.support.index_parts import FakeClock, chain, entries, make_record
+from tests.support.routing_sim import all_of, text_of
+from tests.support.virtual_time import run_virtual
+
+T = TypeVar("T")
+SHARED = text_of("shared", 1000)
+
+
+async def soon(call: Callable[[], T], /) -> T:
+    """A thread pool of no threads."""
+    await asyncio.sleep(0.001)
+    return call()
+
+
+# Coalescer
+
+
+class Asked:
+    """A blocking question that counts its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.answers: dict[str, str] = {}
+        self.failing = False
+
+    def prepare(self, keys: Sequence[str]) -> Callable[[], list[str]]:
+        def ask() -> list[str]:
+            self.batches.append(list(keys))
+            if self.failing:
+                raise IndexUnavailable("away")
+            return [key.upper() for key in keys]
+
+        return ask
+
+    def told(self, key: str, answer: str) -> None:
+        self.answers[key] = answer
+
+
+def test_coalescer_asks_once_for_many() -> None:
+    """What is asked while a batch is under way goes with the next; the same key is asked for once."""
+
+    async def main() -> None:
+        asked = Asked()
+        coalescer = Coalescer(asked.prepare, asked.told, soon, clock=asyncio.get_running_loop().time)
+        waits = [coalescer.wait(key, 1.0) for key in ("a", "b", "a", "c")]
+        assert await asyncio.gather(*waits) == [True] * 4
+        assert asked.batches == [["a", "b", "c"]]
+        assert asked.answers == {"a": "A", "b": "B", "c": "C"}
+
+    run_virtual(main())
+
+
+def test_coalescer_failure_ends_waits_and_opens_the_breaker() -> None:
+    """A failure answers everybody at once; for a while nobody asks, then it tries again."""
+
+    async def main() -> None:
+        loop, asked = asyncio.get_running_loop(), Asked()
+        coalescer = Coalescer(asked.prepare, asked.told, soon, clock=loop.time)
+        asked.failing = True
+        assert await all_of([coalescer.wait("a", 1.0), coalescer.wait("b", 1.0)]) == [False, False]
+        asked.failing, started = False, loop.time()
+        assert not await coalescer.wait("a", 1.0)
+        assert loop.time() == started
+        await asyncio.sleep(BREAKER_S)
+        assert await coalescer.wait("a", 1.0)
+        assert len(asked.batches) == 2
+
+    run_virtual(main())
+
+
+def test_coalescer_wait_is_bounded() -> None:
+    """Who waits is told after its time, whatever the thread does; a queue that is full asks for nothing more."""
+
+    async def main() -> None:
+        asked, loop = Asked(), asyncio.get_running_loop()
+
+        async def never(_: Callable[[], T], /) -> T:
+            await loop.create_future()
+            raise AssertionError
+
+        coalescer = Coalescer(asked.prepare, asked.told, never, clock=loop.time, queue_max=2)
+        started = loop.time()
+        assert not await coalescer.wait("a", 0.005)
+        assert loop.time() - started == pytest.approx(0.005)
+        for key in "bcdef":
+            coalescer.refresh(key)
+        assert len(coalescer._asked) == 2
+        coalescer.stop()
+
+    run_virtual(main())
+
+
+# Residency
+
+
+class OneWorkerFleet:
+    """Workers, and nothing that can be done with them."""
+
+    def __init__(self, *workers: Worker) -> None:
+        self.workers = {worker.name: worker for worker in workers}
+
+
+BLOCKS = chain(40)
+KNOWN = [KnownBoundary(number, 1024 * number, count, BLOCKS[count - 1]) for number, count in enumerate((8, 16, 32))]
+
+
+class Shelf:
+    """An index with one worker that holds 20 blocks, and the residency over it."""
+
+    def __init__(self) -> None:
+        self.clock: Callable[[], float] = asyncio.get_running_loop().time
+        self.index = MemoryIndex(clock=self.clock)
+        record = make_record("w")
+        self.namespace = record.namespace
+        self.incarnation = record.incarnation
+        self.index.join(record, lease_ttl_s=1e6)
+        self.ref = ref_of(record)
+        self.index.apply(self.ref, entries(BLOCKS[:20]), [], lease_ttl_s=1e6)
+        self.seconds: list[float] = []
+        fleet = OneWorkerFleet(Worker("w", Endpoint("h", 1, False, ""), record, 0.0))
+        self.residency = Residency(self.index, fleet, soon, self.clock, observe=self.seconds.append)
+
+
+def test_residency_is_asked_for_once_then_refreshed_beside() -> None:
+    """An unknown text must be waited for; a known one is answered at once, and asked for again when it grows old."""
+
+    async def main() -> None:
+        shelf = Shelf()
+        assert shelf.residency.get(shelf.namespace, KNOWN) is None
+        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+        shelf.index.apply(shelf.ref, entries(BLOCKS), [], lease_ttl_s=1e6)
+        await asyncio.sleep(REFRESH_S + 0.01)
+        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+        await asyncio.sleep(0.01)
+        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 32)}
+        assert len(shelf.seconds) == 2
+
+    run_virtual(main())
+
+
+def test_residency_too_old_is_waited_for() -> None:
+    """What nobody has used for a second is asked for again before it is believed, unless anything will do."""
+
+    async def main() -> None:
+        shelf = Shelf()
+        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        await asyncio.sleep(FRESH_S + 0.1)
+        assert shelf.residency.get(shelf.namespace, KNOWN) is None
+        assert shelf.residency.get(shelf.namespace, KNOWN, old=True) == {"w": Held(shelf.incarnation, 16)}
+        now = shelf.clock()
+        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        assert shelf.residency.get(shelf.namespace, KNOWN, newer_than=now) is not None
+        assert shelf.residency.get(shelf.namespace, KNOWN, newer_than=shelf.clock()) is None
+
+    run_virtual(main())
+
+
+def test_residency_index_away_last_word_counts_for_a_while() -> None:
+    """While the index does not answer, nobody waits for it, and what it said last is believed until it is too old."""
+
+    async def main() -> None:
+        shelf = Shelf()
+        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        shelf.index.reachable = False
+        await asyncio.sleep(FRESH_S + 0.1)
+        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        assert not shelf.residency.available
+        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+        await asyncio.sleep(OLD_S)
+        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        assert shelf.residency.get(shelf.namespace, KNOWN) == {}
+
+    run_virtual(main())
+
+
+def test_residency_seed_is_used_and_then_checked() -> None:
+    """What a worker has just computed is known before the index says so, and the index has the last word."""
+
+    async def main() -> None:
+        shelf = Shelf()
+        shelf.residency.seed(shelf.namespace, KNOWN, "w", Held(shelf.incarnation, 32))
+        await asyncio.sleep(0.001)
+        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 32)}
+        await asyncio.sleep(0.01)
+        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+
+    run_virtual(main())
+
+
+def test_residency_asks_within_what_the_index_answers() -> None:
+    """Many texts of a large fleet are asked for in several calls: the index leaves out what is too much for one."""
+
+    async def main() -> None:
+        clock, index = asyncio.get_running_loop().time, MemoryIndex()
+        records = [make_record(f"w{number}") for number in range(DEPTHS_MAX // 10)]
+        for record in records:
+            index.join(record, lease_ttl_s=1e6)
+        index.apply(ref_of(records[7]), entries(BLOCKS), [], lease_ttl_s=1e6)
+        workers = [Worker(record.worker, Endpoint("h", 1, False, ""), record, 0.0) for record in records]
+        residency = Residency(index, OneWorkerFleet(*workers), soon, clock, observe=lambda _: None)
+        texts = [[KnownBoundary(0, 1024, count, BLOCKS[count - 1])] for count in range(1, 25)]
+        await all_of([residency.fetch(records[0].namespace, text) for text in texts])
+        assert [set(residency.get(records[0].namespace, text) or {}) for text in texts] == [{"w7"}] * 24
+
+    run_virtual(main())
+
+
+def test_residency_seed_keeps_who_holds_the_beginning() -> None:
+    """A longer text begins with a shorter one: who holds this is a holder of that, too."""
+
+    async def main() -> None:
+        shelf = Shelf()
+        await shelf.residency.fetch(shelf.namespace, KNOWN[:2])
+        shelf.residency.seed(shelf.namespace, KNOWN, "other", Held(b"o" * 16, 32))
+        held = shelf.residency.get(shelf.namespace, KNOWN, old=True)
+        assert held == {"w": Held(shelf.incarnation, 16), "other": Held(b"o" * 16, 32)}
+
+    run_virtual(main())
+
+
+# Affinity
+
+
+def test_affinity_is_shared_behind_the_requests() -> None:
+    """A binding is seen here at once, and by another router after the next write."""
+
+    async def main() -> None:
+        clock, store = asyncio.get_running_loop().time, MemoryRoutingStore(clock=asyncio.get_running_loop().time)
+        here, there = (Affinity(store.client(), soon, clock) for _ in range(2))
+        key = session_key("m", "somebody")
+        here.bind(key, "w1")
+        assert here.get(key) == "w1"
+        assert not there.known(key)
+        await here.write()
+        await there.fetch(key)
+        assert (there.known(key), there.get(key)) == (True, "w1")
+
+    run_virtual(main())
+
+
+def test_affinity_writes_moves_at_once_and_touches_seldom() -> None:
+    """A session that stays is written again only so often that it does not expire."""
+    clock, written = FakeClock(), []
+
+    class Store(MemoryRoutingStore):
+        def put_sessions(self, sessions, *, ttl_s):  # type: ignore[no-untyped-def]
+            assert ttl_s == 80.0
+            written.append(dict(sessions))
+
+    async def main() -> None:
+        affinity = Affinity(Store(), soon, clock, ttl_s=80.0)
+        for worker, passed in (("w1", 0), ("w1", 5), ("w2", 1), ("w2", 5), ("w2", 6)):
+            clock.advance(passed)
+            affinity.bind(b"k", worker)
+            await affinity.write()
+        assert written == [{b"k": "w1"}, {b"k": "w2"}, {b"k": "w2"}]
+
+    run_virtual(main())
+
+
+def test_affinity_expires_after_its_last_use() -> None:
+    """The time to live slides: it counts from the last request."""
+    clock = FakeClock()
+    affinity = Affinity(None, soon, clock, ttl_s=60.0)
+    affinity.bind(b"k", "w")
+    clock.advance(50)
+    affinity.bind(b"k", "w")
+    clock.advance(50)
+    assert affinity.get(b"k") == "w"
+    clock.advance(11)
+    assert affinity.get(b"k") is None
+
+
+def test_affinity_flush_reaches_the_store() -> None:
+    """A session that is dropped is gone for every router; one that is bound again meanwhile is not."""
+
+    async def main() -> None:
+        store = MemoryRoutingStore()
+        affinity = Affinity(store, soon, asyncio.get_running_loop().time)
+        affinity.bind(b"one", "w")
+        affinity.bind(b"two", "w")
+        await affinity.write()
+        affinity.clear()
+        affinity.bind(b"two", "v")
+        await affinity.write()
+        assert store.sessions([b"one", b"two"]) == [None, "v"]
+
+    run_virtual(main())
+
+
+def test_affinity_store_away_writes_are_kept() -> None:
+    """Bindings that could not be written are written later; nobody waits for a store that has just failed."""
+
+    async def main() -> None:
+        store = MemoryRoutingStore()
+        affinity = Affinity(store, soon, asyncio.get_running_loop().time)
+        store.reachable = False
+        affinity.bind(b"k", "w")
+        await affinity.write()
+        await affinity.fetch(b"other")
+        assert affinity.known(b"other")
+        store.reachable = True
+        await affinity.write()
+        assert store.sessions([b"k"]) == ["w"]
+
+    run_virtual(main())
+
+
+def test_session_key_hides_the_session() -> None:
+    """A key is a digest, its own for each model, and takes any text."""
+    keys = [session_key(model, name) for model in ("a", "b", None) for name in ("x", "\ud800", "y" * 9999)]
+    assert len(set(keys)) == len(keys)
+    assert {len(key) for key in keys} == {32}
+    assert all(one != two for one, two in pairwise(keys))
