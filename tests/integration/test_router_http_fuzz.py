@@ -13,8 +13,8 @@ from ghostcacher_router.http import Limits
 from ghostcacher_router.types import Outcome
 from tests.conftest import SOAK
 from tests.integration.test_router_http import ANSWERS, GET, REQUESTS
-from tests.integration.test_router_http_ends import BROKEN, NO_ANSWERS, SURPLUS
 from tests.integration.test_router_http_refusals import CHUNKED_POST, CHUNKS, OTHERS, SMUGGLED
+from tests.integration.test_router_http_workers import BROKEN, NO_ANSWERS, SURPLUS
 from tests.support.front_rig import Rig, front_rig, on_loop, post
 from tests.support.mock_engine import MockEngine, Peer, Received
 

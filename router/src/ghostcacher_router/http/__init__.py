@@ -6,10 +6,10 @@
     own.py         the same for what the router answers itself
     upstream.py    one connection to a worker: a request out, its answer straight on to the client
     pool.py        connections to workers kept for the next request
-    head.py answers.py body.py framing.py      what is read and written: no I/O
-    errors.py limits.py meter.py       errors as clients expect them, every bound, what is counted
+    head.py answers.py intake.py framing.py    what is read and written, and how it is gathered: no I/O
+    errors.py limits.py ports.py       errors as clients expect them, every bound, what the parts ask of one another
 
-The life of a request: bytes come (client) -> head checked (head) -> body held whole (client) -> parsed and placed
+The life of a request: bytes come (client) -> head checked (head) -> body held whole (intake) -> parsed and placed
 (exchange, through the ports in types.py) -> head built anew and written with the body (exchange, upstream) -> the
 worker's head checked and built anew (answers) -> its body passed on byte for byte, while llhttp looks for the end
 (upstream, framing) -> the worker's connection kept (pool), the client's next request (client).

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from ghostcacher_router.http.answers import own_error
 from ghostcacher_router.http.errors import Refusal
@@ -19,6 +19,7 @@ from ghostcacher_router.http.exchange import Exchange
 from ghostcacher_router.http.head import CONTINUE, RequestHead
 from ghostcacher_router.http.intake import BodyIntake, HeadIntake, body_too_large
 from ghostcacher_router.http.own import OwnAnswer
+from ghostcacher_router.http.ports import Running
 
 if TYPE_CHECKING:
     from ghostcacher_router.http.front import Front
@@ -40,25 +41,6 @@ _TCP_INFO_LEFT = frozenset({7, 8})
 
 
 _TOO_MANY = Refusal(503, "too many connections", code="overloaded", retry_after_s=1)
-
-
-class Running(Protocol):
-    """What is under way for a client: `Exchange` or `OwnAnswer`."""
-
-    request_id: bytes
-
-    @property
-    def passed_bytes(self) -> int: ...
-
-    def start(self) -> None: ...
-
-    def cancel(self) -> None: ...
-
-    def expire(self) -> None: ...
-
-    def pause(self) -> None: ...
-
-    def resume(self) -> None: ...
 
 
 class ClientConnection(asyncio.Protocol):

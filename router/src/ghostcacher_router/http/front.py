@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 
 from ghostcacher_router.http.client import ClientConnection
 from ghostcacher_router.http.limits import Limits
-from ghostcacher_router.http.meter import Meter
 from ghostcacher_router.http.pool import Pools
+from ghostcacher_router.http.ports import Meter
 from ghostcacher_router.local import LocalEndpoints
 from ghostcacher_router.types import Dispatcher, RequestShape
 

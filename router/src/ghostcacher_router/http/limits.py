@@ -1,4 +1,4 @@
-"""Every limit of the front, with its reason. Those that people may set have the same names in config.py."""
+"""Every limit of the front, with its reason. What people may set is in config.py."""
 
 from __future__ import annotations
 

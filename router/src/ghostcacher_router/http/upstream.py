@@ -13,11 +13,12 @@ import asyncio
 from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from ghostcacher_router.http.answers import AnswerHead, BadAnswer
 from ghostcacher_router.http.framing import BadFraming, ChunkedBody, ChunkedEnd
 from ghostcacher_router.http.head import HEAD_END
+from ghostcacher_router.http.ports import Receiver
 
 if TYPE_CHECKING:
     from ghostcacher_router.http.pool import WorkerPool
@@ -39,33 +40,6 @@ class Mode(IntEnum):
 _SWITCHING = 101
 _INTERIM = range(100, 200)
 _IDLE, _HEAD, _FIRST, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _PLAIN, _CLOSED = Mode
-
-
-class Receiver(Protocol):
-    """Who gets an answer. After `answer_end` or `answer_lost` it hears no more of it."""
-
-    no_body: bool
-    plain: bool
-    """Takes no chunks: they are taken out of their framing."""
-
-    def answer_head(
-        self, head: AnswerHead, length: int | None, *, whole: bool
-    ) -> tuple[bytes, Callable[[bytes], None]]:
-        """Return the head for the client, and what takes it and then the body. length: that the worker names.
-
-        whole: the end of the answer follows at once.
-        """
-
-    def answer_first_byte(self) -> None: ...
-
-    def answer_end(self, *, clean: bool) -> None:
-        """The answer is whole. clean: nothing came behind it."""
-
-    def answer_lost(self, error: str, *, began: bool) -> None:
-        """The connection broke. began: bytes of an answer had come. Never follows `answer_end`."""
-
-    def answer_bad(self, error: str) -> None:
-        """What came is no answer that can be passed on."""
 
 
 class WorkerConnection(asyncio.Protocol):
