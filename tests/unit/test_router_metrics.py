@@ -98,3 +98,11 @@ def test_quantile_lies_in_the_right_bucket(values: list[float], q: float) -> Non
     assert estimate is not None
     assert low <= estimate <= high + 1e-9
     assert histogram.sum == pytest.approx(sum(values))
+
+
+def test_questions_to_the_router_itself_are_no_requests() -> None:
+    """Who looks at the router all the time does not change the number of requests that it shows."""
+    metrics = RouterMetrics()
+    for path in ("/gc/status", "/health", "/v1/completions", "/healthz"):
+        metrics.answered(path, 200)
+    assert metrics.stats()["requests"]["total"] == 2.0  # type: ignore[index]

@@ -43,6 +43,10 @@ PATHS = (
 )
 """Paths with series of their own. Any other, and so whatever a client makes up, is "other"."""
 
+OWN = "own"
+_OWN_PATHS = frozenset({"/health", "/ready", "/metrics"})
+"""What people and monitors ask of the router itself has one series, and is not counted where requests are shown."""
+
 _PATHS = frozenset(PATHS)
 _PATH_STATUS = ("path", "status")
 _STATUSES = range(100, 600)
@@ -159,7 +163,9 @@ class RouterMetrics:
 
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended. path: as the client sent it."""
-        self.requests.add(1.0, path if path in _PATHS else OTHER, status if status in _STATUSES else OTHER)
+        own = path in _OWN_PATHS or path.startswith("/gc/")
+        known = path if path in _PATHS else OWN if own else OTHER
+        self.requests.add(1.0, known, status if status in _STATUSES else OTHER)
 
     def picked(self, worker: str, reason: Reason) -> None:
         """Count a placement."""
@@ -221,8 +227,9 @@ class RouterMetrics:
 
     def stats(self) -> dict[str, object]:
         """Return the counters that people ask for first, for JSON. Quantiles are since the start, within buckets."""
+        own = self.requests.by("path").get(OWN, 0.0)
         return {
-            "requests": {"total": self.requests.total, "by_status": self.requests.by("status")},
+            "requests": {"total": self.requests.total - own, "by_status": self.requests.by("status")},
             "picks": self._picks.by("reason"),
             "picks_by_worker": self._worker_picks.by("worker"),
             "fallbacks": self.fallbacks.by("reason"),
