@@ -243,6 +243,19 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         assert (await client.answer())[1] == b""
 
 
+@on_loop
+async def test_request_that_begins_in_the_packet_that_ends_another_is_answered_next() -> None:
+    """Wherever the packets begin."""
+    first, second = post(b"first one"), post(b"second one")
+    async with front_rig() as rig:
+        client = await rig.client()
+        for place in range(len(first) - 9, len(first) + 9):
+            client.send((first + second)[:place])
+            await asyncio.sleep(0.001)
+            client.send((first + second)[place:])
+            assert [(await client.answer())[1] for _ in range(2)] == [b"first one", b"second one"]
+
+
 @pytest.mark.parametrize("behind", [post(b"lost"), b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", b"\xff"])
 @on_loop
 async def test_what_is_pipelined_behind_a_chunked_request_is_not_taken(behind: bytes) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ghostcacher_router.http import Limits
 from ghostcacher_router.types import Outcome
 from tests.support.front_rig import POST, Client, Rig, eventually, front_rig, on_loop, post
-from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, echo
+from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, content, echo, says
 
 
 async def never(peer: Peer, request: Received) -> None:
@@ -101,7 +101,9 @@ async def test_client_that_is_not_read_from_is_seen_to_leave() -> None:
         client = await rig.client()
         client.send(post(b"{}") + post(b"x" * 1000) * 10_000)
         await eventually(lambda: rig.placements)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.1)
+        (connection,) = rig.front._clients
+        assert 0 < len(connection._heads.pending) < 1 << 19, "10 MB were sent"
         client.abort()
         await asyncio.sleep(0.05)
         rig.pass_time(1)
@@ -138,6 +140,53 @@ async def test_client_that_does_not_read_stops_the_worker() -> None:
         client.writer.transport.resume_reading()
         _, body = await client.answer()
         assert body == piece * count + b"0\r\n\r\n"
+
+
+@on_loop
+async def test_answers_do_not_pile_up_before_a_client_that_does_not_read() -> None:
+    """The next request is not taken up before the client has read; then every answer comes."""
+    body, count = b"x" * 200_000, 100
+    async with front_rig(MockEngine("w0", says(content(body)))) as rig:
+        client = await rig.client()
+        client.writer.transport.pause_reading()
+        client.send(post(b"") * count)
+        await eventually(lambda: any(one._write_paused for one in rig.front._clients))
+        await asyncio.sleep(0.1)
+        (connection,) = rig.front._clients
+        assert connection.transport.get_write_buffer_size() < 1 << 20
+        assert len(rig.engine.received) < count
+        client.writer.transport.resume_reading()
+        for _ in range(count):
+            assert (await client.answer())[1] == body
+
+
+@on_loop
+async def test_connection_that_was_paused_at_the_end_of_an_answer_is_read_from_again() -> None:
+    """It serves the next request."""
+    gate = asyncio.Event()
+
+    async def script(peer: Peer, request: Received) -> None:
+        peer.send(content(b"hello")[:-1])
+        await gate.wait()
+        peer.send(b"o")
+
+    async with front_rig(MockEngine("w0", script)) as rig:
+        client = await rig.client()
+        client.send(post(b""))
+        await client.head()
+        (connection,) = rig.front._clients
+        ((worker,),) = [list(pool.open) for pool in rig.front.pools._pools.values()]
+
+        def full(data: bytes) -> None:
+            connection.write(data)
+            connection.pause_writing()
+
+        worker._sink = full
+        gate.set()
+        await client.reader.readexactly(5)
+        connection.resume_writing()
+        assert (await client.ask(post(b"")))[1] == b"hello"
+        assert len(rig.engine.peers) == 1
 
 
 @on_loop

@@ -17,7 +17,9 @@ NO_LIMITS = Limits()
 
 
 def with_headers(*headers: bytes) -> bytes:
-    return POST + b"".join(b"%b\r\n" % header for header in headers) + b"\r\nhello"
+    """Return a request with a body that fits the framing which its headers may be taken to name."""
+    body = b"5\r\nhello\r\n" if any(b"Transfer" in header for header in headers) else b"hello"
+    return POST + b"".join(b"%b\r\n" % header for header in headers) + b"\r\n" + body
 
 
 SMUGGLED = {
@@ -140,6 +142,14 @@ async def test_bare_line_feed_is_refused_wherever_packets_begin() -> None:
             client.send(request[place:])
             assert (await client.head()).startswith(b"HTTP/1.1 400 "), place
         assert rig.engine.received == []
+
+
+@on_loop
+async def test_head_with_bare_line_feeds_alone_is_refused_at_once() -> None:
+    """Its end, as we know it, would never come."""
+    async with front_rig() as rig:
+        head, _ = await rig.ask(GET.replace(b"\r\n", b"\n"))
+        assert head.startswith(b"HTTP/1.1 400 ")
 
 
 @on_loop

@@ -72,6 +72,7 @@ SURPLUS = {
     "length": content(b"hello") + b"HTTP/1.1 200 OK\r\n\r\n",
     "one byte": content(b"hello") + b"\n",
     "chunked": CHUNKED + chunks(b"hello") + content(b"other"),
+    "chunked, another head": CHUNKED + chunks(b"hello") + b"HTTP/1.1 204 No Content\r\n\r\n",
     "chunked, switch": CHUNKED + chunks(b"hello") + NO_ANSWERS["switch"],
     "chunked, line ends": CHUNKED + chunks(b"hello") + b"\r\n",
     "chunked, line feed": CHUNKED + chunks(b"hello") + b"\n",

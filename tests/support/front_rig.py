@@ -274,8 +274,7 @@ async def front_rig(*engines: MockEngine, limits: Limits | None = None, drain_s:
     for engine in group:
         await engine.stop()
     await eventually(lambda: _open_sockets() <= sockets)
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    names = [str(task.get_coro()) for task in others if "on_loop" not in str(task) and "wait_for" not in str(task)]
+    names = [str(task.get_coro()) for task in asyncio.all_tasks() - {asyncio.current_task()}]
     assert names == [], names
     assert errors == [], errors
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.http import Limits
 from ghostcacher_router.http.answers import AnswerHeads, BadAnswer, read_answer_head
 from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.head import read_request_head, worker_request
+from ghostcacher_router.http.head import checked_head, read_request_head, worker_request
 from ghostcacher_router.http.intake import HeadIntake
 
 LIMITS = Limits()
@@ -49,12 +50,11 @@ def test_request_heads_of_one_connection_are_read_as_if_each_were_the_first(head
         assert found == expected
 
 
-@given(SEVERAL)
-def test_answer_heads_of_one_worker_are_read_as_if_each_were_the_first(heads: list[list[bytes]]) -> None:
+@given(SEVERAL, st.sampled_from((b"200 OK", b"200", b"204 No Content", b"100 Continue")))
+def test_answer_heads_of_one_worker_are_read_as_if_each_were_the_first(heads: list[list[bytes]], status: bytes) -> None:
     """With any status, interim ones and those without a body among them."""
     known = AnswerHeads()
-    for turn, lines in enumerate(heads):
-        status = (b"200 OK", b"200", b"204 No Content", b"100 Continue")[turn % 4]
+    for lines in heads:
         raw = b"".join(b"%b\r\n" % line for line in (b"HTTP/1.1 " + status, *lines, b""))
         try:
             expected: object = read_answer_head(raw)
@@ -65,6 +65,37 @@ def test_answer_heads_of_one_worker_are_read_as_if_each_were_the_first(heads: li
         except BadAnswer as exc:
             found = str(exc)
         assert found == expected
+
+
+def test_length_beside_a_remembered_chunked_answer_is_refused() -> None:
+    """What is remembered was without one."""
+    raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    known = AnswerHeads()
+    known.read(raw)
+    with pytest.raises(BadAnswer):
+        known.read(raw.replace(b"Transfer", b"Content-Length: 5\r\nTransfer"))
+
+
+AMBIGUOUS = [
+    [(b"Host", b"other")],
+    [(b"Content-Length", b"5"), (b"content-length", b"5")],
+    [(b"Transfer-Encoding", b"chunked"), (b"Transfer-Encoding", b"chunked")],
+    [(b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")],
+    [(b"Transfer-Encoding", b"gzip, chunked")],
+    [(b"Transfer-Encoding", b"")],
+    [(b"Content-Length", b"+5")],
+    [(b"Content-Length", b"5, 5")],
+    [(b"Content-Length", b"")],
+    [(b"Content-Length", b"9" * 19)],
+]
+
+
+@pytest.mark.parametrize("pairs", AMBIGUOUS)
+def test_ambiguous_head_is_refused_whatever_the_parser_let_through(pairs: list[tuple[bytes, bytes]]) -> None:
+    """Where a request ends does not depend on the version of llhttp."""
+    assert checked_head("POST", b"/", True, [(b"Host", b"h")])[1] == 0
+    with pytest.raises(Refusal):
+        checked_head("POST", b"/", True, [(b"Host", b"h"), *pairs])
 
 
 def test_worker_under_a_path_gets_it_before_every_other() -> None:

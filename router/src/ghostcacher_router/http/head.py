@@ -42,7 +42,6 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"x-request-id",
 }
 """Those that are not hop-by-hop are written anew, or answered here."""
-_ONCE = frozenset({b"content-length", b"expect", b"host", b"transfer-encoding"})
 _PLAIN_CONNECTION = frozenset({b"", b"keep-alive", b"close"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -115,18 +114,23 @@ def read_request_head(raw: bytes, headers_max: int) -> tuple[RequestHead, int | 
         raise Refusal(505, f"expected HTTP/1.1 or HTTP/1.0, got HTTP/{version}")
     if len(reader.pairs) > headers_max:
         raise Refusal(431, f"expected at most {headers_max} headers, got {len(reader.pairs)}")
-    return _checked(method, reader.url, version == "1.1", reader.pairs)
+    return checked_head(method, reader.url, version == "1.1", reader.pairs)
 
 
-def _checked(method: str, url: bytes, http11: bool, pairs: list[tuple[bytes, bytes]]) -> tuple[RequestHead, int | None]:
+def checked_head(
+    method: str, url: bytes, http11: bool, pairs: list[tuple[bytes, bytes]]
+) -> tuple[RequestHead, int | None]:
+    """Return the head made of these parts, and the length of the body. Raises Refusal.
+
+    What decides where a request ends is checked here once more: older versions of llhttp let some of it through.
+    """
     headers: dict[bytes, bytes] = {}
     lines: list[bytes] = []
     for name, raw in pairs:
         key = name.lower()
         value = raw.rstrip(b" \t")
         if key in headers:
-            if key in _ONCE:
-                raise Refusal(400, f"more than one header {key.decode()!r}")
+            # Of what must not come twice, such a list is no value: it is refused below.
             headers[key] += b", " + value
         else:
             headers[key] = value
