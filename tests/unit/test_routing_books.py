@@ -48,6 +48,16 @@ def test_memory_keeps_who_has_computed() -> None:
     assert memory.find(prompt, 2.0).sent.worker == "w2"  # type: ignore[union-attr]
 
 
+def test_memory_knows_where_a_text_overflowed_to() -> None:
+    """A text that went to several workers is remembered at the latest few of them."""
+    memory, prompt = Memory(), prompt_of(SHARED)
+    for number in range(6):
+        memory.record(prompt, f"w{number}", float(number))
+    found = memory.find(prompt, 6.0)
+    assert found is not None
+    assert (found.sent.worker, found.sent.others) == ("w5", ("w4", "w3", "w2"))
+
+
 def test_memory_withdraws_what_was_not_computed() -> None:
     """A refused request leaves nothing; a computed text stays."""
     memory, prompt = Memory(), prompt_of(SHARED)

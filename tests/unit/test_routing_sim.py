@@ -9,7 +9,7 @@ from functools import wraps
 
 import pytest
 
-from ghostcacher_router.routing.follow import OVERLOAD, PATIENCE
+from ghostcacher_router.routing.follow import PATIENCE
 from ghostcacher_router.routing.ghostlock import TTL_S, WATCH_S
 from ghostcacher_router.routing.picker import Options
 from ghostcacher_router.types import BlockKind, Reason
@@ -161,10 +161,10 @@ async def test_redis_away_nobody_waits_for_what_cannot_be_pulled() -> None:
     assert router.store is not None
     router.store.reachable = False
     await sim.settle(1)  # The lone router notices by its reading: it asks for nothing else.
-    served = await all_of(await burst(sim, 16))
+    served = await all_of(await burst(sim, 100))
     assert max(one.waited_s for one in served) <= MARGIN_S
     assert sim.times_computed(DOC) <= 4
-    assert max(one.ttft_s for one in served) <= COMPUTE_S * OVERLOAD + MARGIN_S
+    assert max(one.ttft_s for one in served) <= 2 * COMPUTE_S
 
 
 @virtual

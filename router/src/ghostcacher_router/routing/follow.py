@@ -70,7 +70,7 @@ def follow(
 ) -> Step:
     """Return what a request does that meets a live, confirmed lock.
 
-    own: the best forecast without the lock. patient_until: loop clock, s.
+    own: the best forecast of computing elsewhere, as if there were no lock. patient_until: loop clock, s.
     """
     lock, covered = met.found.lock, sight.tokens_at(met.found.boundary)
     ready_ms = max(0.0, lock.ready_at - now) * 1e3

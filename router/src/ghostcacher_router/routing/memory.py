@@ -19,13 +19,20 @@ TTL_S = 600.0
 
 WORKERS_MAX = 4096
 
+OTHERS_MAX = 3
+"""A text that one worker cannot serve alone overflows to a few more."""
+
 
 class Sent(NamedTuple):
-    """A worker that a text was sent to. at: loop clock, s. done_at: since when it has computed it; inf: not yet."""
+    """A worker that a text was sent to. at: loop clock, s. done_at: since when it has computed it; inf: not yet.
+
+    others: that it was sent to before, latest first.
+    """
 
     worker: str
     at: float
     done_at: float
+    others: tuple[str, ...] = ()
 
 
 class Remembered(NamedTuple):
@@ -68,7 +75,8 @@ class Memory:
             # recorded those before it, too: a hot prefix ends this at once.
             if known is not None and now - known.at <= TTL_S / 2 and self._holds(known, now) and _says(known, entry):
                 break
-            sent[digest] = entry
+            others = () if known is None or not self._holds(known, now) else _others(known, worker)
+            sent[digest] = entry._replace(others=others) if others else entry
             sent.move_to_end(digest)
         while len(sent) > self._entries_max:
             sent.popitem(last=False)
@@ -92,6 +100,11 @@ class Memory:
 
     def _holds(self, sent: Sent, now: float) -> bool:
         return now - sent.at <= TTL_S and self._gone_at.get(sent.worker, -inf) <= sent.at
+
+
+def _others(known: Sent, worker: str) -> tuple[str, ...]:
+    before = (known.worker, *known.others)
+    return tuple(name for name in before if name != worker)[:OTHERS_MAX]
 
 
 def _says(known: Sent, new: Sent) -> bool:

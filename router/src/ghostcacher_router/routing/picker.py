@@ -260,22 +260,23 @@ class Picker:
 
     def _heed(self, look: _Look, met: Met, visit: Visit, *, now_only: bool) -> Placed | Wait | Unknown | None:
         lock = met.found.lock
+        # Computing itself means elsewhere: this router's memory already counts the locked part as local at the owner's.
+        others = [cost for cost in look.forecasts if cost.worker != lock.worker]
+        own = choose(others, self._rng) if others else look.best
         if visit.patient_until is None:
-            visit.patient_until = look.now + patience_s(look.best, self.desk.bias)
+            visit.patient_until = look.now + patience_s(own, self.desk.bias)
         if not lock.confirmed:
             return Wait(lock, look.now + CONFIRM_S)
         candidates = list(zip(look.workers, look.ahead, strict=True))
-        step = follow(look.sight, met, candidates, look.best, look.now, visit.patient_until)
+        step = follow(look.sight, met, candidates, own, look.now, visit.patient_until)
         if step.verb is Verb.WAIT:
             return Wait(lock, step.until)
         if step.verb is Verb.GO and step.forecast is not None:
             return self._reserve(look, step.forecast, Reason.FOLLOW, visit, now_only=now_only)
         if step.verb is Verb.TAKE_OVER:
             self._locks.take_over(lock)
-            others = [cost for cost in look.forecasts if cost.worker != lock.worker]
-            best = choose(others or look.forecasts, self._rng)
-            return self._reserve(look, best, Reason.FORECAST, visit, now_only=now_only, over=lock)
-        return self._reserve(look, look.best, Reason.FORECAST, visit, now_only=now_only)
+            return self._reserve(look, own, Reason.FORECAST, visit, now_only=now_only, over=lock)
+        return self._reserve(look, own, Reason.FORECAST, visit, now_only=now_only)
 
     async def _wait(self, wait: Wait, visit: Visit) -> None:
         lock = wait.lock

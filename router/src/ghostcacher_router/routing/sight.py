@@ -134,7 +134,9 @@ class Looker:
         boundaries = got.known.get(namespace) if namespace is not None else None
         if boundaries and (boundary <= boundaries[-1].index or now - sent.at > BRIDGE_S):
             return False
-        got.local[worker.name] = max(got.local.get(worker.name, 0), tokens)
+        for name in (worker.name, *sent.others):
+            if name in self._fleet.workers:
+                got.local[name] = max(got.local.get(name, 0), tokens)
         if now < sent.done_at or namespace is None or not got.pulls:
             return False
         got.pullable[namespace] = max(got.pullable.get(namespace, 0), tokens)
