@@ -184,7 +184,15 @@ class Router:
             retries_max=settings.retries_max,
         )
         admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports)
-        return Front(routing.picker, admin, self._parse, self._metrics, router=self._name, limits=limits)
+        return Front(
+            routing.picker,
+            admin,
+            self._parse,
+            self._metrics,
+            router=self._name,
+            limits=limits,
+            access_log=settings.access_log,
+        )
 
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
         return parse_body(path, body, headers, self._seed)

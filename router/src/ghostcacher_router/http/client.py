@@ -327,6 +327,8 @@ class ClientConnection(asyncio.Protocol):
         no_body = head is not None and head.method == "HEAD"
         self.write(own_error(path, refusal, request_id=request_id, keep_alive=keep, no_body=no_body))
         self._front.meter.answered(path, refusal.status)
+        if self._front.access_log:
+            self._front.log_access(self.peer, head, refusal.status, request_id)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with an error while the request may still be coming, and take no other."""

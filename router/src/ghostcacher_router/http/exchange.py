@@ -43,6 +43,7 @@ class Exchange:
 
     __slots__ = (
         "_answering",
+        "_began_at",
         "_body",
         "_client",
         "_connection",
@@ -71,6 +72,7 @@ class Exchange:
         self._client = client
         self._head = head
         self._body = body
+        self._began_at = received_at
         self._received_at: float | None = received_at
         self._connection: WorkerConnection | None = None
         self._placement: Placement | None = None
@@ -87,8 +89,7 @@ class Exchange:
         self.request_id = head.request_id or front.next_request_id()
 
     def __repr__(self) -> str:
-        worker = None if self._placement is None else self._placement.worker
-        return f"Exchange({self._head.method} {self._head.path}, worker={worker}, status={self._status})"
+        return f"Exchange({self._head.method} {self._head.path}, worker={self._worker}, status={self._status})"
 
     @property
     def passed_bytes(self) -> int:
@@ -112,8 +113,9 @@ class Exchange:
     def cancel(self) -> None:
         """The client left: whatever is under way ends at once, so that the engine stops computing."""
         if not self._over:
+            worker = self._worker
             self._stop(Outcome.CANCELLED)
-            self._front.meter.answered(self._head.path, CLIENT_LEFT)
+            self._answered(CLIENT_LEFT, worker)
 
     def expire(self) -> None:
         """The worker has been silent for too long."""
@@ -240,9 +242,10 @@ class Exchange:
 
     def answer_end(self, *, clean: bool) -> None:
         self._connection = None
+        worker = self._worker
         self._stop(Outcome.DONE)
         assert self._status is not None, self
-        self._front.meter.answered(self._head.path, self._status)
+        self._answered(self._status, worker)
         self._client.exchange_done(self._keep and clean)
 
     def answer_lost(self, error: str, *, began: bool) -> None:
@@ -286,13 +289,25 @@ class Exchange:
 
     def _fail(self, status: int, message: str, *, code: str) -> None:
         """End the request; where its answer has begun, without an end that looks like one."""
+        worker = self._worker
         self._stop(Outcome.FAILED)
         if self._answering:
             assert self._status is not None, self
-            self._front.meter.answered(self._head.path, self._status)
+            self._answered(self._status, worker)
             self._client.abort()
         else:
             self._client.exchange_refused(Refusal(status, message, code=code))
+
+    def _answered(self, status: int, worker: str | None) -> None:
+        front, head = self._front, self._head
+        front.meter.answered(head.path, status)
+        if front.access_log:
+            took_s = front.clock() - self._began_at
+            front.log_access(self._client.peer, head, status, self.request_id, worker=worker, took_s=took_s)
+
+    @property
+    def _worker(self) -> str | None:
+        return None if self._placement is None else self._placement.worker
 
     def _refuse(self, refusal: Refusal) -> None:
         self._stop(Outcome.FAILED)

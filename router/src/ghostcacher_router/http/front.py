@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping
 
 from ghostcacher_router.http.client import ClientConnection
+from ghostcacher_router.http.head import RequestHead
 from ghostcacher_router.http.limits import Limits
 from ghostcacher_router.http.pool import Pools
 from ghostcacher_router.http.ports import Meter
 from ghostcacher_router.local import LocalEndpoints
 from ghostcacher_router.types import Dispatcher, RequestShape
+
+access = logging.getLogger("ghostcacher_router.access")
 
 ACCEPT_BACKLOG = 1024
 """A burst of new clients waits in the kernel instead of being refused."""
@@ -26,7 +30,7 @@ class Front:
     """Takes requests from clients, has them placed, and streams the answers back. Loop only.
 
     now: the time of the last tick, for what may be half a second off. in_flight: requests being answered.
-    buffered_bytes: of bodies held. router: a name that goes into request ids.
+    buffered_bytes: of bodies held. router: a name that goes into request ids. access_log: a line for each request.
     worker_tls: for workers that listen with TLS; None: the system's certificates.
     """
 
@@ -41,8 +45,10 @@ class Front:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         worker_tls: ssl.SSLContext | None = None,
+        access_log: bool = False,
     ) -> None:
         self.dispatcher = dispatcher
+        self.access_log = access_log
         self.local = local
         self.parse = parse
         self.meter = meter
@@ -109,6 +115,21 @@ class Front:
 
     def next_request_id(self) -> bytes:
         return b"%b%d" % (self._id_prefix, next(self._ids))
+
+    def log_access(
+        self,
+        peer: str | None,
+        head: RequestHead | None,
+        status: int,
+        request_id: bytes | None,
+        *,
+        worker: str | None = None,
+        took_s: float = 0.0,
+    ) -> None:
+        """Log a request that has ended, as uvicorn does, with worker and time. No query: it may hold a secret."""
+        what = "-" if head is None else f"{head.method} {head.path}"
+        number = "-" if request_id is None else request_id.decode()
+        access.info('%s "%s" %d %s %.1f ms %s', peer or "-", what, status, worker or "-", took_s * 1e3, number)
 
     def admit(self, client: ClientConnection) -> bool:
         """Take in a connection; False when there are too many."""

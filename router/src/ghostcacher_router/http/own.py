@@ -74,6 +74,8 @@ class OwnAnswer:
             return
         self._stop()
         self._front.meter.answered(head.path, answer.status)
+        if self._front.access_log:
+            self._front.log_access(client.peer, head, answer.status, self.request_id)
         client.write(data)
         client.exchange_done(keep)
 
