@@ -99,4 +99,5 @@ class PromptReporter:
             self._sink.computed(name)
 
     def _full_blocks(self, request: Request) -> int:
-        return min(len(request.block_hashes), request.num_prompt_tokens // self._block_tokens)
+        tokens: int = request.num_prompt_tokens
+        return min(len(request.block_hashes), tokens // self._block_tokens)

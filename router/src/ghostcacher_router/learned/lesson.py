@@ -97,7 +97,8 @@ def learn(prompt: Prompt, values: Sequence[bytes | None], told: PromptChain) -> 
     """
     chain = Chain(told)
     start, agreed = chain.agreeing(values)
-    if start and start == len(values) - 1 and prompt.ends[-1] - prompt.ends[-2] < TAIL_BYTES:
+    unknown = not any(islice(values, start, None))
+    if start and unknown and prompt.size - prompt.ends[start - 1] < TAIL_BYTES:
         return {}
     known = [None if value is None else unpack(value) for value in islice(values, start, None)]
     trusted = known if start else _trusted(known, chain)
