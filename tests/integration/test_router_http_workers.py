@@ -202,6 +202,16 @@ async def test_error_of_an_engine_goes_through_as_it_is() -> None:
         assert [(place.outcome, place.status) for place in rig.placements] == [(Outcome.DONE, 503)]
 
 
+@pytest.mark.parametrize(("status", "told"), [(200, ["sent", "first_byte"]), (400, ["sent"]), (500, ["sent"])])
+@on_loop
+async def test_error_is_not_the_first_byte_of_a_computed_answer(status: int, told: list[str]) -> None:
+    """Nothing was computed for it, however quickly it came: it must not draw more requests to its worker."""
+    answer = b"HTTP/1.1 %d Some\r\nContent-Length: 4\r\n\r\nbody" % status
+    async with front_rig(MockEngine("w0", says(answer))) as rig:
+        await rig.ask(post(b"{}"))
+        assert rig.placements[0].told == told
+
+
 @on_loop
 async def test_kept_connection_that_turns_out_closed_is_no_failure_of_the_worker() -> None:
     """The same worker is asked again, on a new connection; should that fail too, it has refused."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,14 +60,32 @@ def test_memory_knows_where_a_text_overflowed_to() -> None:
 
 
 def test_memory_withdraws_what_was_not_computed() -> None:
-    """A refused request leaves nothing; a computed text stays."""
+    """A failed request leaves nothing, however far it seemed to have come."""
     memory, prompt = Memory(), prompt_of(SHARED)
-    memory.record(prompt, "w1", 0.0)
-    memory.withdraw(prompt, "w1")
+    memory.record(prompt, "w1", 0.0, by=1)
+    memory.withdraw(prompt, by=1)
     assert memory.find(prompt, 0.0) is None
-    memory.record(prompt, "w1", 0.0, done_at=0.0)
-    memory.withdraw(prompt, "w1")
-    assert memory.find(prompt, 0.0) is not None
+    memory.record(prompt, "w1", 0.0, by=2)
+    memory.record(prompt, "w1", 0.0, done_at=0.1, by=2)
+    memory.withdraw(prompt, by=2)
+    assert memory.find(prompt, 0.0) is None
+
+
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("failed_first", [True, False])
+def test_memory_keeps_what_another_request_has_shown(failed_first: bool, ended: bool) -> None:
+    """Whichever of two began to be answered first, and whether the good one has ended: only the bad one is undone."""
+    memory, prompt = Memory(), prompt_of(SHARED)
+    bad, good = (1, 2) if failed_first else (2, 1)
+    for by in (1, 2):
+        memory.record(prompt, "w1", 0.0, by=by)
+    for by in (1, 2):
+        memory.record(prompt, "w1", 0.0, done_at=float(by), by=by)
+    if ended:
+        memory.record(prompt, "w1", 3.0, done_at=3.0)
+    memory.withdraw(prompt, by=bad)
+    found = memory.find(prompt, 3.0)
+    assert (found is not None) is (ended or good == 2)
 
 
 def test_memory_forgets_by_age_and_by_worker() -> None:

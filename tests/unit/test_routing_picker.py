@@ -133,6 +133,7 @@ async def test_other_life_of_a_worker_has_nothing() -> None:
     assert [row["local_tokens"] for row in rows] == [0, 0]
 
 
+@pytest.mark.parametrize("told_computed", [False, True])
 @pytest.mark.parametrize(
     ("outcome", "status", "remembered"),
     [
@@ -145,14 +146,18 @@ async def test_other_life_of_a_worker_has_nothing() -> None:
     ],
 )
 @virtual
-async def test_only_what_was_computed_is_remembered(outcome: Outcome, status: int | None, remembered: bool) -> None:
-    """A request that ended badly before its first byte leaves neither memory nor lock; the next one may compute."""
+async def test_only_what_was_computed_is_remembered(
+    outcome: Outcome, status: int | None, remembered: bool, told_computed: bool
+) -> None:
+    """A request that ended badly leaves neither memory nor lock, whatever was said of it; the next one may compute."""
     sim = await make_sim()
     router = sim.routers[0]
     ask = router.ask(TEXT)
     placed = await router.picker.place(ask)
     assert placed.lock is not None
     placed.sent()
+    if told_computed and placed.ref is not None:
+        router.picker.desk.on_computed(placed.ref, ask.request_id)
     placed.ended(outcome, status)
     placed.ended(outcome, status)
     await sim.settle()

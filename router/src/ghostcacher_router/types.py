@@ -158,8 +158,8 @@ class Ask(NamedTuple):
 class Placement(Protocol):
     """One attempt of one request at one worker. The front calls, in this order, each at most once:
 
-    `sent` when the request has been written, `first_byte` with the first byte of the answer's body and again never,
-    `ended` exactly once, always. None of them blocks or raises.
+    `sent` when the request has been written, `first_byte` with the first byte of the answer's body, never for an
+    error, `ended` exactly once, always. None of them blocks or raises.
     """
 
     worker: str

@@ -11,6 +11,7 @@ that was kept and turns out closed proves nothing: the same worker gets one more
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Callable
 from functools import lru_cache
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 CLIENT_LEFT = 499
 """As nginx calls it. Never sent."""
 _NO_CONTENT = 204
+HTTP_ERROR = 400
 WORKER_NAMES_MAX = 8192
+OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""What the router lacks itself when it cannot connect: it says nothing of the worker."""
 
 
 class Exchange:
@@ -179,7 +183,11 @@ class Exchange:
         try:
             connection = await self._front.pools.connect(placement.endpoint)
         except OSError as exc:
-            self._refused("refused", str(exc))
+            if exc.errno in OWN_FAULTS:
+                log.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
+                self._refuse(_OVERLOADED)
+            else:
+                self._refused("refused", str(exc))
         except Exception:
             self._bug("connecting to a worker")
         else:
@@ -237,7 +245,8 @@ class Exchange:
         return first, client.write
 
     def answer_first_byte(self) -> None:
-        if self._placement is not None:
+        # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
+        if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
             self._placement.first_byte()
 
     def answer_end(self, *, clean: bool) -> None:
@@ -326,6 +335,9 @@ class Exchange:
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.ended(outcome, self._status)
+
+
+_OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
 def _no_answer(tried: int) -> Refusal:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import count
 
 from ghostcacher_connector.index.base import WorkerRef
 from ghostcacher_router.routing.affinity import session_key
 from ghostcacher_router.routing.ghostlock import SETTLE_S
+from ghostcacher_router.routing.memory import SETTLED
 from ghostcacher_router.routing.parts import Around, Books
 from ghostcacher_router.routing.placing import Placed
 from ghostcacher_router.routing.ports import KnownPort, WorkerPort
@@ -36,6 +38,7 @@ class PlacedDesk:
         self._metrics, self._clock = around.metrics, around.clock
         self._ledger, self._memory, self._residency, self._sessions, self._locks = books
         self._open: dict[str, Placed] = {}
+        self._numbers = count(SETTLED + 1)
         self.bias = 1.0
 
     def __repr__(self) -> str:
@@ -48,10 +51,10 @@ class PlacedDesk:
         if forecast is not None:
             computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
         entry = self._ledger.reserve(worker.name, tokens, computed, now)
-        placed = Placed(self, ask, worker, reason, forecast, entry)
+        placed = Placed(self, ask, worker, reason, forecast, entry, number=next(self._numbers))
         self._open[ask.request_id] = placed
         if prompt is not None:
-            self._memory.record(prompt, worker.name, now)
+            self._memory.record(prompt, worker.name, now, by=placed.number)
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -82,7 +85,7 @@ class PlacedDesk:
             return
         prompt, now = placed.ask.shape.prompt, self._clock()
         if prompt is not None:
-            self._memory.record(prompt, placed.worker, now, done_at=now)
+            self._memory.record(prompt, placed.worker, now, done_at=now, by=placed.number)
             known = self._text.known(ref.namespace, prompt)
             for depth in _depths(prompt, known):
                 held = Held(ref.incarnation, known[depth - 1].block_count)
@@ -105,18 +108,20 @@ class PlacedDesk:
             if forecast is not None and forecast.compute_ms >= BIAS_MS_MIN:
                 ratio = min(BIAS_MAX, observed_ms / forecast.total_ms)
                 self.bias += BIAS_WEIGHT * (ratio - self.bias)
-        self._computed(placed, now)
+        self._computed(placed, now, by=placed.number)
 
     def on_ended(self, placed: Placed, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
-        if outcome is Outcome.REFUSED:
+        if outcome is Outcome.DONE:
+            self._fleet.answered(placed.worker)
+        elif outcome is Outcome.REFUSED:
             self._fleet.refused(placed.worker)
             self._memory.forget_worker(placed.worker, self._clock())
 
-    def _computed(self, placed: Placed, now: float) -> None:
+    def _computed(self, placed: Placed, now: float, *, by: int = SETTLED) -> None:
         prompt = placed.ask.shape.prompt
         if prompt is not None:
-            self._memory.record(prompt, placed.worker, now, done_at=now + SETTLE_S)
+            self._memory.record(prompt, placed.worker, now, done_at=now + SETTLE_S, by=by)
         if placed.lock is not None:
             self._locks.settle(placed.lock)
 
@@ -128,7 +133,7 @@ class PlacedDesk:
             self._computed(placed, self._clock())
         else:
             if prompt is not None:
-                self._memory.withdraw(prompt, placed.worker)
+                self._memory.withdraw(prompt, by=placed.number)
             if placed.lock is not None:
                 self._locks.release(placed.lock)
         if self._open.get(placed.ask.request_id) is placed:

@@ -19,6 +19,9 @@ TTL_S = 600.0
 
 WORKERS_MAX = 4096
 
+SETTLED = 0
+"""No placement: what has ended well is not undone by whoever was sent the same."""
+
 OTHERS_MAX = 3
 """A text that one worker cannot serve alone overflows to a few more."""
 
@@ -26,13 +29,14 @@ OTHERS_MAX = 3
 class Sent(NamedTuple):
     """A worker that a text was sent to. at: loop clock, s. done_at: since when it has computed it; inf: not yet.
 
-    others: that it was sent to before, latest first.
+    others: that it was sent to before, latest first. by: the number of the placement that this can be withdrawn by.
     """
 
     worker: str
     at: float
     done_at: float
     others: tuple[str, ...] = ()
+    by: int = SETTLED
 
 
 class Remembered(NamedTuple):
@@ -66,9 +70,12 @@ class Memory:
                 return Remembered(index, found)
         return None
 
-    def record(self, prompt: Prompt, worker: str, now: float, *, done_at: float = inf) -> None:
-        """Note that the prompt goes to a worker, or (done_at) since when this one has it computed."""
-        sent, entry = self._sent, Sent(worker, now, done_at)
+    def record(self, prompt: Prompt, worker: str, now: float, *, done_at: float = inf, by: int = SETTLED) -> None:
+        """Note that the prompt goes to a worker, or (done_at) since when this one has it computed.
+
+        by: number of the placement, as long as it can still fail.
+        """
+        sent, entry = self._sent, Sent(worker, now, done_at, by=by)
         for digest in reversed(_some(prompt)):
             known = sent.get(digest)
             # What one worker has computed stays true when the text is sent once more. Whoever recorded a boundary has
@@ -81,11 +88,11 @@ class Memory:
         while len(sent) > self._entries_max:
             sent.popitem(last=False)
 
-    def withdraw(self, prompt: Prompt, worker: str) -> None:
-        """Take back what `record` noted: the worker has not computed it."""
+    def withdraw(self, prompt: Prompt, *, by: int) -> None:
+        """Take back what `record` noted for a placement, and no other has confirmed: it has failed."""
         for digest in _some(prompt):
             known = self._sent.get(digest)
-            if known is not None and known.worker == worker and known.done_at == inf:
+            if known is not None and known.by == by:
                 del self._sent[digest]
 
     def forget_worker(self, worker: str, now: float) -> None:
@@ -110,7 +117,8 @@ def _others(known: Sent, worker: str) -> tuple[str, ...]:
 def _says(known: Sent, new: Sent) -> bool:
     """Say whether what is known is as good as what is new."""
     if known.worker == new.worker:
-        return known.done_at <= new.done_at
+        # What a second request shows to be true must outlive the failure of the first.
+        return known.done_at <= new.done_at and (known.by in (SETTLED, new.by) or new.done_at == inf)
     return known.done_at < inf and new.done_at == inf
 
 

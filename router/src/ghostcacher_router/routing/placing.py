@@ -23,7 +23,7 @@ class Desk(Protocol):
 
 
 class Placed:
-    """A Placement. ref: the life of the worker that it was picked for. sent_at: loop clock, s; None before.
+    """A Placement. number: of the desk's. ref: the life of the worker that it was picked for. sent_at: loop clock, s.
 
     lock: the ghost lock under which it computes, None when it computes nothing that others could want.
     took_over: the overdue lock that it replaces. lock_result: what became of the lock that it met, for the metrics.
@@ -38,6 +38,7 @@ class Placed:
         "is_ended",
         "lock",
         "lock_result",
+        "number",
         "reason",
         "ref",
         "sent_at",
@@ -46,8 +47,17 @@ class Placed:
     )
 
     def __init__(
-        self, desk: Desk, ask: Ask, worker: WorkerPort, reason: Reason, forecast: Forecast | None, entry: Entry
+        self,
+        desk: Desk,
+        ask: Ask,
+        worker: WorkerPort,
+        reason: Reason,
+        forecast: Forecast | None,
+        entry: Entry,
+        *,
+        number: int,
     ) -> None:
+        self.number = number
         self.desk, self.ask, self.reason, self.forecast, self.entry = desk, ask, reason, forecast, entry
         self.worker: str = worker.name
         self.endpoint: Endpoint = worker.endpoint
