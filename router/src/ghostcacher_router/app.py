@@ -39,6 +39,7 @@ from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.http import Front, Limits
 from ghostcacher_router.learned import Pending, TextMap
 from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.open_files import allow_clients
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.routing.assembly import THREADS, Routing, offload_to
 from ghostcacher_router.routing.parts import Around
@@ -110,6 +111,7 @@ class Router:
 
     async def start(self) -> None:
         """Learn what there is to know, for a bounded time, and listen. Raises ConfigError when the port is taken."""
+        allow_clients(self._settings.connections_max)
         await self._fleet.start()
         self._routing.start()
         await self._warm_up()
