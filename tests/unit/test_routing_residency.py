@@ -236,6 +236,23 @@ def test_residency_asks_within_what_the_index_answers() -> None:
     run_virtual(main())
 
 
+def test_residency_answer_counts_for_the_text_that_was_asked_for() -> None:
+    """One that was forgotten meanwhile and came back may know other depths: it is asked for anew."""
+
+    async def main() -> None:
+        shelf, others = Shelf(), [KnownBoundary(0, 512, 4, BLOCKS[3]), KnownBoundary(1, 1024, 24, BLOCKS[23]), KNOWN[2]]
+        asking = asyncio.ensure_future(shelf.residency.fetch(shelf.namespace, KNOWN))
+        await asyncio.sleep(0.0005)
+        shelf.residency.clear()
+        shelf.residency.seed(shelf.namespace, others, "w", Held(shelf.incarnation, 32))
+        await asking
+        assert shelf.residency.get(shelf.namespace, others, old=True) == {"w": Held(shelf.incarnation, 32)}
+        await shelf.residency.fetch(shelf.namespace, others)
+        assert shelf.residency.get(shelf.namespace, others) == {"w": Held(shelf.incarnation, 4)}
+
+    run_virtual(main())
+
+
 def test_residency_seed_keeps_who_holds_the_beginning() -> None:
     """A longer text begins with a shorter one: who holds this is a holder of that, too."""
 

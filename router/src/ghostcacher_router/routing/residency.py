@@ -38,8 +38,9 @@ class Held(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """lengths: of the text's chain, held by each of the candidates. seconds: of the call that had it among others."""
+    """text: that was asked for. lengths: of its chain, held by each of the candidates. seconds: of the whole call."""
 
+    text: _Text | None
     candidates: Sequence[WorkerRef]
     lengths: Sequence[int]
     seconds: float
@@ -147,13 +148,13 @@ class Residency:
         index, refs = self._index, self._refs()
         assert index is not None
         # Read here, on the loop: a thread must not see a text come or go.
+        texts = [self._texts.get(key) for key in keys]
         asked: dict[str, list[tuple[int, Sequence[bytes]]]] = {}
-        for place, key in enumerate(keys):
-            text = self._texts.get(key)
+        for place, (key, text) in enumerate(zip(keys, texts, strict=True)):
             asked.setdefault(key[0], []).append((place, text.chain if text is not None else []))
 
         def ask() -> list[_Answer]:
-            answers = [_Answer((), (), 0.0)] * len(keys)
+            answers = [_Answer(None, (), (), 0.0)] * len(keys)
             for namespace, places in asked.items():
                 candidates = refs.get(namespace, [])
                 # What goes beyond the index's bound would be answered with "nobody has it".
@@ -163,7 +164,7 @@ class Residency:
                     depths = index.depths(candidates, [chain for _, chain in some])
                     seconds = perf_counter() - started
                     for (place, _), lengths in zip(some, depths, strict=True):
-                        answers[place] = _Answer(candidates, lengths, seconds)
+                        answers[place] = _Answer(texts[place], candidates, lengths, seconds)
             return answers
 
         return ask
@@ -177,7 +178,9 @@ class Residency:
 
     def _told(self, key: Key, answer: _Answer) -> None:
         self._observe(answer.seconds)
-        if (text := self._texts.get(key)) is not None:
+        text = answer.text
+        # One that was forgotten meanwhile, and came back, may know other depths under the same key.
+        if text is not None and text is self._texts.get(key):
             # Always a new mapping: who was handed the old one keeps what it has seen.
             text.held = {
                 ref.worker: Held(ref.incarnation, text.counts[length - 1])
