@@ -157,6 +157,11 @@ class RouterMetrics:
         self.refusals = self._put(
             Counter("gc_router_refusals_total", "Connections that a worker refused or broke.", ["worker"])
         )
+        self.bad_items = self._put(
+            Counter(
+                "gc_router_bad_items_total", "Items read from the store that could not be taken, and were left out."
+            )
+        )
         self.probes = self._put(
             Counter("gc_router_probes_total", "Health probes, by result.", ["result"], known=[PROBE_RESULTS])
         )

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 from ghostcacher_connector.errors import IndexUnavailable
 from ghostcacher_connector.index.routing import Batch, Cursor, Flush, Hello, LearnedText, RoutingStore, WorkerNews
@@ -23,6 +24,8 @@ from ghostcacher_router.routing.parts import Around, Books
 from ghostcacher_router.routing.picker import Picker
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HELLO_S = 2.0
 HELLO_TTL_S = 10.0
@@ -59,6 +62,7 @@ class Feed:
         self._store, self._picker, self._text, self._pending = store, picker, around.text, around.pending
         self._sessions, self._locks, self._offset, self._router = books.sessions, books.locks, offset, router
         self._offload, self._read_offload, self._clock = around.offload, around.read_offload, around.clock
+        self._metrics = around.metrics
         self._greeted, self._read_block_s = greeted, read_block_s
         self._untold: deque[LearnedText | Flush] = deque(maxlen=UNTOLD_MAX)
         self._has_untold = asyncio.Event()
@@ -145,25 +149,37 @@ class Feed:
             batch = await self._read_offload(
                 lambda: self._store.read(after, count=READ_ITEMS, block_s=self._read_block_s if self.warm else 0.0)
             )
-            await self._take(batch)
+            # First: what cannot be handled must not be read for ever.
             cursor = batch.cursor
+            await self._take(batch)
             self.warm |= len(batch.texts) < READ_ITEMS
 
         await self._forever(step, 0.0)
 
     async def _take(self, batch: Batch) -> None:
         for number, text in enumerate(batch.texts):
-            if isinstance(text, Flush):
-                self._text.flush(text)
-                self._picker.on_flush(text)
-            else:
-                self._text.apply(text)
+            self._try(self._apply, text)
             if number % YIELD_ITEMS == YIELD_ITEMS - 1:
                 await asyncio.sleep(0)
         for news in batch.news:
-            self._learn(news)
-            self._picker.on_news(news)
+            self._try(self._learn, news)
+            self._try(self._picker.on_news, news)
             await asyncio.sleep(0)
+
+    def _try(self, take: Callable[[T], None], item: T) -> None:
+        """Take an item. One that cannot be taken, for a bug, costs itself only."""
+        try:
+            take(item)
+        except Exception:
+            self._metrics.bad_items.inc()
+            log.exception("an item from the other routers or a worker cannot be taken")
+
+    def _apply(self, text: LearnedText | Flush) -> None:
+        if isinstance(text, Flush):
+            self._text.flush(text)
+            self._picker.on_flush(text)
+        else:
+            self._text.apply(text)
 
     def _learn(self, news: WorkerNews) -> None:
         for chain in news.chains:
