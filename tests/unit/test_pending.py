@@ -29,12 +29,36 @@ def test_prompt_is_there_until_it_is_taken() -> None:
 
 
 def test_same_id_is_one_request() -> None:
-    """A second try takes the place of the first."""
-    pending, two = Pending(), prompt(2)
+    """A second try, of the same prompt, takes the place of the first."""
+    pending, again = Pending(), prompt(3)
     pending.put("r", prompt(3))
-    pending.put("r", two)
-    assert pending.get("r") is two
-    assert repr(pending) == "Pending(prompts=1, boundaries=2)"
+    pending.put("r", again)
+    assert pending.get("r") is again
+    assert repr(pending) == "Pending(prompts=1, boundaries=3)"
+
+
+def test_id_of_two_prompts_is_nobodys() -> None:
+    """Whose chain an engine tells under it cannot be known, until long after the last one was put."""
+    clock = Clock()
+    pending = Pending(ttl_s=10, clock=clock)
+    pending.put("r", prompt(3))
+    pending.put("r", prompt(2))
+    clock.now = 9
+    pending.put("r", prompt(2))
+    assert (pending.get("r"), pending.is_ambiguous("r"), len(pending)) == (None, True, 0)
+    clock.now = 18
+    assert pending.is_ambiguous("r")
+    clock.now = 19
+    pending.put("r", prompt(2))
+    assert (pending.get("r") is None, pending.is_ambiguous("r")) == (False, False)
+
+
+def test_ambiguous_ids_are_bounded() -> None:
+    """Clients make them up; the oldest are forgotten."""
+    pending = Pending(prompts_max=3)
+    for number in range(10):
+        pending.mark_ambiguous(f"r{number}")
+    assert [number for number in range(10) if pending.is_ambiguous(f"r{number}")] == [7, 8, 9]
 
 
 def test_oldest_are_forgotten_beyond_the_limit_of_prompts() -> None:

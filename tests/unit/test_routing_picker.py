@@ -10,10 +10,11 @@ import pytest
 from msgspec.structs import replace
 
 from ghostcacher_connector.index.base import WorkerRef
-from ghostcacher_connector.index.routing import Flush, WorkerNews
+from ghostcacher_connector.index.routing import Flush, LearnedText, WorkerNews
 from ghostcacher_router.routing.affinity import session_key
 from ghostcacher_router.routing.ghostlock import SETTLE_S
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Reason, RequestShape, WorkerState
+from tests.support.routing_parts import make_text
 from tests.support.routing_sim import Sim, all_of, text_of
 from tests.support.virtual_time import run_virtual
 
@@ -295,6 +296,48 @@ async def test_feed_survives_a_store_that_goes_and_comes() -> None:
     await one.send(TEXT)
     await sim.settle(1)
     assert len(two.text) == len(one.text) > 0
+
+
+@virtual
+async def test_item_that_cannot_be_applied_costs_that_item_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is counted and passed over: what comes with it and after it is applied, each once."""
+    sim = await make_sim()
+    router, applied = sim.routers[0], []
+
+    def apply(text: LearnedText) -> None:
+        applied.append(text.router)
+        if text.router == "bad":
+            raise ValueError("a bug")
+
+    monkeypatch.setattr(router.text, "apply", apply)
+    for batch in (["one", "bad", "two"], ["three"]):
+        sim.store.append([make_text(name) for name in batch])
+        await sim.settle(5)
+    assert applied == ["one", "bad", "two", "three"]
+    assert router.metrics.bad_items.total == 1
+
+
+@virtual
+async def test_two_requests_of_one_id_teach_nothing() -> None:
+    """Clients choose ids: what is told under one that two prompts have is nobody's, also when one of them has ended."""
+    sim = await make_sim()
+    router = sim.routers[0]
+    books, texts = router.routing.books, [text_of(name, 4000) for name in ("mine", "yours")]
+    placed = [await router.picker.place(router.ask(text)._replace(request_id="same")) for text in texts]
+    assert [one.lock is not None for one in placed] == [True, True]
+    before = repr(books.residency)
+    for one in placed:
+        await sim.engines[one.worker].prefill("same", texts[placed.index(one)])
+        await sim.settle(0.3)
+        assert not any(mine.lock is not None and mine.lock.released for mine in placed if not mine.is_ended)
+        one.first_byte()
+        one.ended(Outcome.DONE, 200)
+    await sim.settle(0.3)
+    assert (repr(books.residency), len(router.text)) == (before, 0)
+    assert all(one.lock is not None and one.lock.released for one in placed)
+    await router.send(texts[0])
+    await sim.settle(0.3)
+    assert len(router.text) > 0
 
 
 @virtual

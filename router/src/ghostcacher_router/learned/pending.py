@@ -39,6 +39,7 @@ class Pending:
         self._ttl_s = ttl_s
         self._clock = clock
         self._sent: OrderedDict[str, _Sent] = OrderedDict()
+        self._ambiguous: OrderedDict[str, float] = OrderedDict()
         self._boundaries = 0
 
     def __repr__(self) -> str:
@@ -48,8 +49,14 @@ class Pending:
         return len(self._sent)
 
     def put(self, request_id: str, prompt: Prompt) -> None:
-        """Remember a prompt. Another one under the same id takes its place. One that is too large is not kept."""
-        self.pop(request_id)
+        """Remember a prompt, once more for a second try. One that is too large is not kept.
+
+        Clients choose ids: one that another prompt has, too, becomes ambiguous, and neither is kept.
+        """
+        before = self.pop(request_id)
+        if self.is_ambiguous(request_id) or (before is not None and before.digests != prompt.digests):
+            self.mark_ambiguous(request_id)
+            return
         if len(prompt.ends) > self._boundaries_max:
             return
         now = self._clock()
@@ -69,6 +76,17 @@ class Pending:
         if sent is not None:
             self._boundaries -= len(sent.prompt.ends)
         return prompt
+
+    def mark_ambiguous(self, request_id: str) -> None:
+        """From now on, for as long as a prompt would be kept, nobody knows whose this id is."""
+        self.pop(request_id)
+        self._ambiguous[request_id] = self._clock() + self._ttl_s
+        self._ambiguous.move_to_end(request_id)
+        if len(self._ambiguous) > self._prompts_max:
+            self._ambiguous.popitem(last=False)
+
+    def is_ambiguous(self, request_id: str) -> bool:
+        return self._ambiguous.get(request_id, float("-inf")) > self._clock()
 
     def _forget(self, now: float) -> None:
         while self._sent:

@@ -38,6 +38,7 @@ class PlacedDesk:
         self._metrics, self._clock = around.metrics, around.clock
         self._ledger, self._memory, self._residency, self._sessions, self._locks = books
         self._open: dict[str, Placed] = {}
+        self._shared: dict[str, int] = {}
         self._numbers = count(SETTLED + 1)
         self.bias = 1.0
 
@@ -52,7 +53,7 @@ class PlacedDesk:
             computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
         entry = self._ledger.reserve(worker.name, tokens, computed, now)
         placed = Placed(self, ask, worker, reason, forecast, entry, number=next(self._numbers))
-        self._open[ask.request_id] = placed
+        self._enter(placed)
         if prompt is not None:
             self._memory.record(prompt, worker.name, now, by=placed.number)
             if placed.ref is not None:
@@ -81,7 +82,7 @@ class PlacedDesk:
     def on_computed(self, ref: WorkerRef, request_id: str) -> None:
         """A worker says that a request's prompt can be pulled from it now."""
         placed = self._open.get(request_id)
-        if placed is None or placed.ref != ref:
+        if placed is None or placed.ref != ref or request_id in self._shared or self._pending.is_ambiguous(request_id):
             return
         prompt, now = placed.ask.shape.prompt, self._clock()
         if prompt is not None:
@@ -136,8 +137,24 @@ class PlacedDesk:
                 self._memory.withdraw(prompt, by=placed.number)
             if placed.lock is not None:
                 self._locks.release(placed.lock)
-        if self._open.get(placed.ask.request_id) is placed:
-            del self._open[placed.ask.request_id]
+        self._remove(placed)
+
+    def _enter(self, placed: Placed) -> None:
+        request_id = placed.ask.request_id
+        if request_id in self._open:
+            # Clients choose ids. Of two requests with the same one, nobody knows whose news those of a worker are.
+            self._shared[request_id] = self._shared.get(request_id, 1) + 1
+            self._pending.mark_ambiguous(request_id)
+        self._open[request_id] = placed
+
+    def _remove(self, placed: Placed) -> None:
+        request_id = placed.ask.request_id
+        left = self._shared.pop(request_id, 1) - 1
+        if left:
+            self._shared[request_id] = left
+            self._pending.mark_ambiguous(request_id)
+        else:
+            del self._open[request_id]
 
 
 def _depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:

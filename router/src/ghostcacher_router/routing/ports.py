@@ -90,8 +90,12 @@ class TextPort(Protocol):
 
 
 class PendingPort(Protocol):
-    """Prompts of requests on their way, until the worker reports their chains."""
+    """Prompts of requests on their way, until the worker reports their chains. Ids of several prompts are ambiguous."""
 
     def put(self, request_id: str, prompt: Prompt) -> None: ...
 
     def get(self, request_id: str) -> Prompt | None: ...
+
+    def mark_ambiguous(self, request_id: str) -> None: ...
+
+    def is_ambiguous(self, request_id: str) -> bool: ...
