@@ -17,7 +17,7 @@ from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.learned import KnownBoundary
 from ghostcacher_router.routing.affinity import Affinity, session_key
 from ghostcacher_router.routing.coalesce import BREAKER_S, Coalescer
-from ghostcacher_router.routing.residency import FRESH_S, OLD_S, REFRESH_S, Held, Residency
+from ghostcacher_router.routing.residency import CHAIN_MAX, FRESH_S, OLD_S, REFRESH_S, Held, Residency
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import FakeClock, chain, entries, make_record
 from tests.support.routing_sim import all_of, text_of
@@ -249,6 +249,57 @@ def test_residency_answer_counts_for_the_text_that_was_asked_for() -> None:
         assert shelf.residency.get(shelf.namespace, others, old=True) == {"w": Held(shelf.incarnation, 32)}
         await shelf.residency.fetch(shelf.namespace, others)
         assert shelf.residency.get(shelf.namespace, others) == {"w": Held(shelf.incarnation, 4)}
+
+    run_virtual(main())
+
+
+LONG = [KnownBoundary(number, 64 * number, number + 1, hash_) for number, hash_ in enumerate(chain(300))]
+
+
+class SizeIndex(MemoryIndex):
+    """Remembers the chains that it was asked for."""
+
+    asked: Sequence[Sequence[bytes]] = ()
+
+    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[bytes]]) -> list[list[int]]:
+        self.asked = chains
+        return super().depths(candidates, chains)
+
+
+def test_residency_asks_for_a_long_text_at_few_depths() -> None:
+    """Evenly spread, the deepest among them: a holder of all is seen to hold all."""
+
+    async def main() -> None:
+        shelf, index, record = Shelf(), SizeIndex(), make_record("w")
+        index.join(record, lease_ttl_s=1e6)
+        index.apply(ref_of(record), entries([one.block_hash for one in LONG]), [], lease_ttl_s=1e6)
+        fleet = OneWorkerFleet(Worker("w", Endpoint("h", 1, False, ""), record, 0.0))
+        residency = Residency(index, fleet, soon, shelf.clock, observe=lambda _: None)
+        await residency.fetch(record.namespace, LONG)
+        assert residency.get(record.namespace, LONG) == {"w": Held(record.incarnation, 300)}
+        places = [[one.block_hash for one in LONG].index(asked) for asked in index.asked[0]]
+        assert (len(places), places[-1]) == (CHAIN_MAX, 299)
+        assert {after - before for before, after in pairwise([-1, *places])} == {4, 5}
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(("hashes_max", "kept"), [(9, 2), (12, 3), (1000, 4)])
+def test_residency_is_bounded_in_texts_and_hashes(hashes_max: int, kept: int) -> None:
+    """The least recently used are forgotten; few long texts weigh as much as many short ones."""
+
+    async def main() -> None:
+        residency = Residency(
+            None, OneWorkerFleet(), soon, lambda: 0.0, observe=lambda _: None, texts_max=4, hashes_max=hashes_max
+        )
+        texts = [[KnownBoundary(at, at, at + 1, h) for at, h in enumerate(chain(4, seed))] for seed in range(8)]
+        for text in texts:
+            await residency.fetch("n", text)
+            await residency.fetch("n", text)
+        assert repr(residency) == f"Residency(texts={kept}, hashes={4 * kept}, available=False)"
+        residency.clear()
+        await residency.fetch("n", texts[0])
+        assert repr(residency) == "Residency(texts=1, hashes=4, available=False)"
 
     run_virtual(main())
 

@@ -25,6 +25,11 @@ WAIT_S = 0.005
 """Bound of a request's wait for an answer. A lookup takes a tenth of it."""
 
 TEXTS_MAX = 1 << 14
+HASHES_MAX = 500_000
+"""Of all texts' chains together: some 50 MB."""
+
+CHAIN_MAX = 64
+"""Of a longer chain only some hashes are asked for: a holder is told to within a sixtieth of the text."""
 
 Key = tuple[str, bytes]
 """Namespace, hash of the deepest known blocks."""
@@ -70,14 +75,16 @@ class Residency:
         *,
         observe: Callable[[float], None],
         texts_max: int = TEXTS_MAX,
+        hashes_max: int = HASHES_MAX,
     ) -> None:
+        self._hashes_max, self._hashes = hashes_max, 0
         self._index, self._fleet, self._clock, self._observe = index, fleet, clock, observe
         self._texts_max = texts_max
         self._texts: OrderedDict[Key, _Text] = OrderedDict()
         self._lookups: Coalescer[Key, _Answer] = Coalescer(self._prepare, self._told, offload, clock=clock)
 
     def __repr__(self) -> str:
-        return f"Residency(texts={len(self._texts)}, available={self.available})"
+        return f"Residency(texts={len(self._texts)}, hashes={self._hashes}, available={self.available})"
 
     @property
     def available(self) -> bool:
@@ -131,6 +138,7 @@ class Residency:
 
     def clear(self) -> None:
         self._texts.clear()
+        self._hashes = 0
 
     def stop(self) -> None:
         self._lookups.stop()
@@ -138,10 +146,13 @@ class Residency:
     def _enter(self, key: Key, known: Sequence[KnownPort]) -> _Text:
         text = self._texts.get(key)
         if text is None:
-            text = _Text([boundary.block_hash for boundary in known], [boundary.block_count for boundary in known])
+            kept = _some(known)
+            text = _Text([boundary.block_hash for boundary in kept], [boundary.block_count for boundary in kept])
             self._texts[key] = text
-            while len(self._texts) > self._texts_max:
-                self._texts.popitem(last=False)
+            self._hashes += len(kept)
+            while len(self._texts) > self._texts_max or self._hashes > self._hashes_max:
+                _, gone = self._texts.popitem(last=False)
+                self._hashes -= len(gone.chain)
         return text
 
     def _prepare(self, keys: Sequence[Key]) -> Callable[[], list[_Answer]]:
@@ -188,3 +199,11 @@ class Residency:
                 if length
             }
             text.at = self._clock()
+
+
+def _some(known: Sequence[KnownPort]) -> Sequence[KnownPort]:
+    """Return some of the boundaries, evenly spread, the deepest among them."""
+    size = len(known)
+    if size <= CHAIN_MAX:
+        return known
+    return [known[number * size // CHAIN_MAX - 1] for number in range(1, CHAIN_MAX + 1)]
