@@ -1,6 +1,7 @@
 """Tells routers what this worker has to do and which prompts it has, beside the engine and never in its way.
 
-    every interval_s            the load, which the engine's thread has handed over shortly before
+    every interval_s            the load as the engine's thread has last handed it over, and how old it is by now; it
+                                is asked for shortly before, and until it is there: an engine looks once a step
     within some milliseconds    prompt chains and computed prompts, while a router listens; while none does, they cost
                                 the engine's thread one look at an attribute
 
@@ -19,6 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from ghostcacher_connector.errors import IndexUnavailable
 from ghostcacher_connector.index.base import WorkerRef
@@ -51,12 +54,17 @@ class _Computed(NamedTuple):
     at: float
 
 
+class _Measured(NamedTuple):
+    load: LoadReport
+    at: float
+
+
 class Reporter:
     """Reports one worker's load and prompts.
 
-    load: handed over by the engine's thread whenever `load_wanted`, or when it has become idle; None before the first.
-    listening: whether a router heard the last report. applied: says whether the index holds what was published before a
-    time on `clock`.
+    load_wanted: the engine's thread is asked to `hand_over` its load; nothing else takes the wish back. listening:
+    whether a router heard the last report. applied: says whether the index holds what was published before a time on
+    `clock`.
     """
 
     def __init__(
@@ -69,9 +77,9 @@ class Reporter:
         applied: Callable[[float], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.load: LoadReport | None = None
         self.load_wanted = False
         self.listening = False
+        self._measured: _Measured | None = None
         self._store = store
         self._ref = ref
         self._recorder = recorder
@@ -91,6 +99,11 @@ class Reporter:
 
     def __repr__(self) -> str:
         return f"Reporter(worker={self._ref.worker}, listening={self.listening}, chains={len(self._chains)})"
+
+    def hand_over(self, load: LoadReport) -> None:
+        """Take the engine's load, measured now: whenever `load_wanted`, or when it has become idle. Never blocks."""
+        self._measured = _Measured(load, self._clock())
+        self.load_wanted = False
 
     def chain(self, chain: PromptChain) -> None:
         """Tell routers, if any listens, of a prompt that has arrived. Never blocks, never raises for the store."""
@@ -115,7 +128,7 @@ class Reporter:
         self._wake.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        self.listening = self.load_wanted = False
+        self.listening = False
 
     def step(self) -> float:
         """Do what is due; return how long nothing else is, in seconds, unless news arrives."""
@@ -125,7 +138,7 @@ class Reporter:
         computed = self._settled(now)
         if due or chains or computed:
             try:
-                self._tell(self.load if due else None, chains, computed)
+                self._tell(self._load(now) if due else None, chains, computed)
             except IndexUnavailable as exc:
                 return self._failed(exc)
             self._backoff_s = 0.0
@@ -133,13 +146,22 @@ class Reporter:
                 self._load_at = now + (
                     self._interval_s if self.listening else max(self._interval_s, UNHEARD_INTERVAL_S)
                 )
-                self.load_wanted = False
-        if now >= self._load_at - self._ask_ahead_s:
+        return self._pause_s(now)
+
+    def _pause_s(self, now: float) -> float:
+        """Ask for the load if it is time to; return how long nothing is due."""
+        ask_at, next_at = self._load_at - self._ask_ahead_s, self._load_at
+        if now < ask_at:
+            next_at = ask_at
+        elif self._measured is None or self._measured.at < ask_at:
             self.load_wanted = True
-            return max(0.0, self._load_at - now)
-        if self._chains or self._computed:
-            return GATHER_S
-        return max(0.0, self._load_at - self._ask_ahead_s - now)
+        pause_s = max(0.0, next_at - now)
+        return min(GATHER_S, pause_s) if self._chains or self._computed else pause_s
+
+    def _load(self, now: float) -> LoadReport | None:
+        """Return the last load with its present age: routers must know which requests it cannot have counted."""
+        measured = self._measured
+        return None if measured is None else replace(measured.load, age_s=max(0.0, now - measured.at))
 
     def _tell(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
         self.listening = self._store.tell(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)

@@ -57,7 +57,8 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker has to do, and how fast it does it.
 
     running, waiting: requests in the engine's scheduler. waiting_tokens: prompt tokens of both that are still to be
-    computed. block_bytes: of one block on one rank. pull_bytes_per_s: measured, 0.0 when it is unknown.
+    computed. block_bytes: of one block on one rank. pull_bytes_per_s: measured, 0.0 when it is unknown. age_s: since it
+    was measured until it was told.
     """
 
     running: Count
@@ -70,10 +71,11 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     prefill_tokens_per_s: Rate
     pull_bytes_per_s: Rate
     pull_fixed_s: Rate
+    age_s: Rate = 0.0
 
     def __post_init__(self) -> None:
-        if not isfinite(self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s):
-            raise ValueError("rates: expected finite numbers")
+        if not isfinite(self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s + self.age_s):
+            raise ValueError("rates, age_s: expected finite numbers")
 
 
 class PromptChain(msgspec.Struct, frozen=True, array_like=True):

@@ -211,10 +211,11 @@ def test_news_that_makes_no_sense_is_malformed(routing: StoreSubject, fields: tu
     assert routing.store.malformed_entries == 1
 
 
-@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0])
-def test_load_with_an_impossible_rate_is_malformed(routing: StoreSubject, rate: float) -> None:
-    """A rate that would spoil every forecast is no load."""
-    fields = msgspec.structs.asdict(make_load()) | {"prefill_tokens_per_s": rate}
+@pytest.mark.parametrize("field", ["prefill_tokens_per_s", "age_s"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_load_with_an_impossible_number_is_malformed(routing: StoreSubject, field: str, value: float) -> None:
+    """A rate or an age that would spoil every forecast is no load."""
+    fields = msgspec.structs.asdict(make_load()) | {field: value}
     ref = make_ref()
     routing.put_load(ref, msgspec.msgpack.encode(fields))
     assert routing.store.loads([ref])[1] == [None]

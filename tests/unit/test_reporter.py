@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_connector.index.reporter import BACKOFF_MAX_S, BACKOFF_MIN_S, QUEUE_MAX, UNAPPLIED_S_MAX, Reporter
+from ghostcacher_connector.index.reporter import (
+    BACKOFF_MAX_S,
+    BACKOFF_MIN_S,
+    GATHER_S,
+    QUEUE_MAX,
+    UNAPPLIED_S_MAX,
+    Reporter,
+)
 from ghostcacher_connector.index.routing import Cursor, WorkerNews
 from ghostcacher_connector.index.routing_memory import MemoryRoutingStore
 from ghostcacher_connector.metrics import Recorder
@@ -48,6 +55,12 @@ class Bench:
         _, (load,) = self.store.loads([self.ref])
         return None if load is None else load.load.running
 
+    def age_told(self) -> float:
+        """Return how old the load was when it was told, in s."""
+        _, (load,) = self.store.loads([self.ref])
+        assert load is not None
+        return load.load.age_s
+
     def counted(self, name: str) -> float:
         value = self.recorder.drain().get(name, {}).get("", 0.0)
         assert isinstance(value, float)
@@ -76,18 +89,51 @@ def test_load_is_asked_for_and_told_every_interval(bench: Bench) -> None:
         bench.reporter.step()
         if bench.reporter.load_wanted:
             asked += 1
-            bench.reporter.load = make_load(asked)
-            bench.reporter.load_wanted = False
+            bench.reporter.hand_over(make_load(asked))
+            bench.reporter.step()
+            assert not bench.reporter.load_wanted
             bench.clock.advance(0.06)
             bench.reporter.step()
             assert bench.told() == asked
     assert asked == pytest.approx((100 * 0.01 + asked * 0.06) / INTERVAL_S, abs=2)
 
 
+def test_engine_that_answers_late_is_asked_until_it_does(bench: Bench) -> None:
+    """Its last load is told meanwhile, with its true age; the wish stands until the engine grants it."""
+    bench.listen()
+    bench.reporter.hand_over(make_load(1))
+    measured_at = bench.clock.now
+    bench.run(2 * INTERVAL_S)
+    for _ in range(100):
+        bench.clock.advance(0.03)
+        bench.reporter.step()
+        assert bench.reporter.load_wanted
+        assert bench.age_told() == pytest.approx(bench.clock.now - measured_at, abs=INTERVAL_S + 0.03)
+    bench.reporter.hand_over(make_load(2))
+    assert not bench.reporter.load_wanted
+    bench.run(2 * INTERVAL_S)
+    assert bench.told() == 2
+    assert bench.age_told() <= 2 * INTERVAL_S
+
+
+def test_long_steps_do_not_make_the_load_old(bench: Bench) -> None:
+    """What is told is older than a step and two intervals at no time, whatever the engine's rhythm."""
+    bench.listen()
+    bench.reporter.hand_over(make_load(0))
+    bench.run(2 * INTERVAL_S)
+    step_s = 0.37
+    for tick in range(2000):
+        bench.clock.advance(0.01)
+        bench.reporter.step()
+        assert bench.age_told() <= step_s + 2 * INTERVAL_S
+        if tick % 37 == 0 and bench.reporter.load_wanted:
+            bench.reporter.hand_over(make_load(tick))
+
+
 def test_idle_engine_is_reported_again_and_again(bench: Bench) -> None:
     """An engine that takes no steps hands nothing over; its last load stays in force all the same."""
     bench.listen()
-    bench.reporter.load = make_load(0)
+    bench.reporter.hand_over(make_load(0))
     bench.run(60.0)
     assert bench.told() == 0
 
@@ -95,7 +141,7 @@ def test_idle_engine_is_reported_again_and_again(bench: Bench) -> None:
 def test_load_of_a_dead_worker_is_gone(bench: Bench) -> None:
     """What is not repeated expires."""
     bench.listen()
-    bench.reporter.load = make_load(1)
+    bench.reporter.hand_over(make_load(1))
     bench.run(1.0)
     bench.clock.advance(10.0)
     assert bench.told() is None
@@ -111,9 +157,19 @@ def test_chains_and_computed_are_told_with_the_next_step(bench: Bench) -> None:
     assert bench.counted("gc_prompt_reports_total") == 1
 
 
+@pytest.mark.parametrize("before_due_s", [0.15, 0.04, 0.02])
+def test_computed_waits_for_the_index_in_small_pauses(bench: Bench, before_due_s: float) -> None:
+    """News that could not be told yet is tried again some milliseconds later, also shortly before the load's turn."""
+    bench.listen()
+    bench.clock.advance(INTERVAL_S - before_due_s)
+    bench.held = bench.clock.now - 1.0
+    bench.reporter.computed("r1")
+    assert bench.reporter.step() == pytest.approx(GATHER_S)
+
+
 def test_nobody_listens_nothing_is_queued(bench: Bench) -> None:
     """Without a router chains are forgotten at once and the store is asked once a second."""
-    bench.reporter.load = make_load()
+    bench.reporter.hand_over(make_load())
     for number in range(10):
         bench.reporter.chain(make_chain(f"r{number}"))
         bench.reporter.computed(f"r{number}")
@@ -180,7 +236,7 @@ def test_thread_tells_by_itself_and_ends(bench: Bench) -> None:
     store = MemoryRoutingStore()
     reporter = Reporter(store, bench.ref, bench.recorder, interval_s=0.02, applied=lambda _: True)
     store.hello("router-1", ttl_s=600)
-    reporter.load = make_load(3)
+    reporter.hand_over(make_load(3))
     reporter.start()
     wait_until(lambda: reporter.listening)
     reporter.chain(make_chain("r1"))

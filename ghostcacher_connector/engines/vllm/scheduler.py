@@ -245,8 +245,7 @@ class SchedulerSide:
     def _report_load(self) -> None:
         """Hand the present load over to the reporter, who tells it from its own thread."""
         if self._fleet is not None and self._load is not None:
-            self._fleet.reporter.load = self._load.measure(self._tracked.values())
-            self._fleet.reporter.load_wanted = False
+            self._fleet.reporter.hand_over(self._load.measure(self._tracked.values()))
 
     # -- the rest ------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Worker:
     """One engine server. Mutable, on the event loop only.
 
     record: None for a plain engine, known by its URL only. models: those of its last answer, kept while it is DOWN.
-    load_received_at: loop clock, s: when `load` was stored, as far as this router can tell.
+    load_received_at: loop clock, s: when `load` was measured, as far as this router can tell.
     failures: in a row, of probes and connections. error: of the last one, for people.
     """
 

@@ -1,30 +1,37 @@
 """What this router has sent where, so that requests see each other's placement before any report does.
 
 The queue of a worker is its last load report, less what it has computed since, plus what was sent after the report.
-A request that was sent before the report was made is in it, or done. Without a fresh report (a plain engine, Redis
-away) the queue is all that was sent and has not answered; nothing tells how far the engine has come with it.
+A request that was sent before the report was measured is in it, or done; a report that is told again is as old as it
+was. Without a fresh report (a plain engine, Redis away) the queue is all that was sent and has not answered; nothing
+tells how far the engine has come with it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Collection
+from statistics import median
 
 from ghostcacher_connector.types import Role
 from ghostcacher_router.routing.ports import WorkerPort
 from ghostcacher_router.routing.score import Engine
 
 STALE_S = 2.0
-"""A load report older than this says nothing. Workers report every 100 to 250 ms."""
+"""A load report that was told longer ago says nothing. Workers tell every 100 to 250 ms; an idle one measures nothing
+new, so what it tells may be old, and true."""
 
 PROGRESS_MAX_S = 0.5
-"""A worker is trusted to go on computing for so long after its last report, and no longer: it may have stalled."""
+"""A worker is trusted to go on computing for so long after its last report was measured, or after an idle one was sent
+something, and no longer: it may have stalled."""
 
 ARRIVAL_FIXED_S = 0.02
 ARRIVAL_S_PER_TOKEN = 1e-6
 """From a request written until the engine's scheduler, and so a report, knows of it: HTTP and tokenising."""
 
 PREFILL_TOKENS_PER_S_GUESS = 10_000.0
-"""Of an engine that reports no rate: a mid-size model on one accelerator. Only relations matter among such."""
+"""While no engine reports a rate: a mid-size model on one accelerator. Only relations matter among such."""
+
+MS_PER_TOKEN_GUESS = 1e3 / PREFILL_TOKENS_PER_S_GUESS
 
 PULL_BYTES_PER_S_GUESS = 1e9
 """Before a worker has measured: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
@@ -62,7 +69,9 @@ class Ahead:
 
 
 class _Book:
-    """The entries of one worker. unseen: those that its last report cannot have counted. Times: loop clock, s."""
+    """The entries of one worker. unseen: those that its last report cannot have counted. ms_per_token: as it reports,
+    None while it does not. Times: loop clock, s; report_at: when it was measured, told_at: when it was told.
+    """
 
     __slots__ = (
         "ahead",
@@ -70,8 +79,10 @@ class _Book:
         "dirty",
         "entries",
         "load",
+        "ms_per_token",
         "prefilling_tokens",
         "report_at",
+        "told_at",
         "trusted_until",
         "unseen",
     )
@@ -82,7 +93,8 @@ class _Book:
         self.prefilling_tokens = 0
         self.load: object = None
         self.dirty = True
-        self.report_at = self.trusted_until = self.busy_until = 0.0
+        self.ms_per_token: float | None = None
+        self.report_at = self.told_at = self.trusted_until = self.busy_until = 0.0
         self.ahead: Ahead | None = None
 
 
@@ -91,6 +103,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self._books: dict[str, _Book] = {}
+        self._rates: list[float] = []
+        """ms_per_token of all books that have one, ascending."""
+        self._typical_ms_per_token = MS_PER_TOKEN_GUESS
 
     def __repr__(self) -> str:
         return f"Ledger(in_flight={self.in_flight_total})"
@@ -144,9 +159,9 @@ class Ledger:
         load = worker.load
         if load is not book.load:
             self._take_report(book, worker)
-        fresh = load is not None and now - book.report_at <= STALE_S
+        fresh = load is not None and now - book.told_at <= STALE_S
         found = book.ahead
-        if found is None or book.dirty or found.reported is not fresh:
+        if found is None or book.dirty or found.reported is not fresh or self._is_outdated(book, found):
             found = self._reckon(book, worker, fresh)
         if fresh:
             until = book.trusted_until
@@ -160,7 +175,7 @@ class Ledger:
         """Forget workers that are gone and have no request in flight."""
         if len(self._books) > len(workers) + BOOKS_SPARE:
             for name in [name for name, book in self._books.items() if name not in workers and not book.entries]:
-                del self._books[name]
+                self._note_rate(self._books.pop(name), None)
 
     def check_invariants(self) -> None:
         """Assert that what is counted is what is there."""
@@ -169,35 +184,60 @@ class Ledger:
             assert all(entry.worker == name for entry in book.entries), name
             assert book.prefilling_tokens == sum(entry.computed for entry in book.entries if entry.prefilling), name
             assert all(entry.prefilling for entry in book.unseen), name
+        rates = [book.ms_per_token for book in self._books.values() if book.ms_per_token is not None]
+        assert self._rates == sorted(rates), "rates"
+        assert self._typical_ms_per_token == (median(rates) if rates else MS_PER_TOKEN_GUESS)
 
     def _book(self, worker: str) -> _Book:
         return self._books.setdefault(worker, _Book())
 
     def _take_report(self, book: _Book, worker: WorkerPort) -> None:
-        book.load, book.dirty, book.report_at = worker.load, True, worker.load_received_at
-        book.trusted_until = book.report_at + PROGRESS_MAX_S
+        book.load, book.dirty = worker.load, True
+        book.report_at = book.told_at = worker.load_received_at
+        rate = 0.0
+        if worker.load is not None:
+            book.told_at += worker.load.load.age_s
+            rate = worker.load.load.prefill_tokens_per_s
+        self._note_rate(book, 1e3 / rate if rate else None)
         for entry in list(book.unseen):
             arrived = entry.since + ARRIVAL_FIXED_S + entry.tokens * ARRIVAL_S_PER_TOKEN
             if arrived < book.report_at:
                 del book.unseen[entry]
 
+    def _note_rate(self, book: _Book, ms_per_token: float | None) -> None:
+        if ms_per_token == book.ms_per_token:
+            return
+        if book.ms_per_token is not None:
+            del self._rates[bisect_left(self._rates, book.ms_per_token)]
+        if ms_per_token is not None:
+            insort(self._rates, ms_per_token)
+        book.ms_per_token = ms_per_token
+        self._typical_ms_per_token = median(self._rates) if self._rates else MS_PER_TOKEN_GUESS
+
+    def _is_outdated(self, book: _Book, found: Ahead) -> bool:
+        """Whether a worker that reports no rate was taken for one that is typical no more."""
+        return book.ms_per_token is None and found.engine.ms_per_token != self._typical_ms_per_token
+
     def _reckon(self, book: _Book, worker: WorkerPort, fresh: bool) -> Ahead:
-        engine = _engine_of(worker, book, fresh)
-        book.ahead, book.dirty = Ahead(engine, 0.0, fresh), False
+        ms_per_token = self._typical_ms_per_token if book.ms_per_token is None else book.ms_per_token
+        book.ahead, book.dirty = Ahead(_engine_of(worker, book, fresh, ms_per_token), 0.0, fresh), False
         if worker.load is not None:
-            busy = book.report_at + worker.load.load.waiting_tokens * engine.ms_per_token / 1e3
+            load, trusted_from = worker.load.load, book.report_at
+            if book.unseen and not (load.running or load.waiting or load.waiting_tokens):
+                # Until the first of these it had nothing to go on with, so its silence says nothing.
+                trusted_from = max(trusted_from, min(entry.since for entry in book.unseen))
+            until = book.trusted_until = trusted_from + PROGRESS_MAX_S
+            busy = book.report_at + load.waiting_tokens * ms_per_token / 1e3
             for entry in book.unseen:
-                busy = max(busy, entry.since) + entry.computed * engine.ms_per_token / 1e3
+                busy = max(busy, min(entry.since, until)) + entry.computed * ms_per_token / 1e3
             book.busy_until = busy
         return book.ahead
 
 
-def _engine_of(worker: WorkerPort, book: _Book, fresh: bool) -> Engine:
+def _engine_of(worker: WorkerPort, book: _Book, fresh: bool, ms_per_token: float) -> Engine:
     if worker.load is None:
-        ms_per_token = 1e3 / PREFILL_TOKENS_PER_S_GUESS
         return Engine(worker.name, ms_per_token, len(book.entries) * ms_per_token, None, 0.0, None)
     load = worker.load.load
-    ms_per_token = 1e3 / (load.prefill_tokens_per_s or PREFILL_TOKENS_PER_S_GUESS)
     running = load.running + load.waiting + len(book.unseen) if fresh else len(book.entries)
     free: int | None = None
     if fresh and load.kv_blocks_total:

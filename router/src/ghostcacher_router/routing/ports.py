@@ -22,7 +22,7 @@ class Offload(Protocol):
 
 
 class WorkerPort(Protocol):
-    """A worker. record, ref, namespace: None of a plain engine. load_received_at: loop clock, s, when it was stored."""
+    """A worker. record, ref, namespace: None of a plain engine. load_received_at: loop clock, s, when measured."""
 
     @property
     def name(self) -> str: ...
