@@ -17,7 +17,7 @@ from xxhash import xxh3_128_hexdigest
 
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.prompt.canonical import BREAKPOINT, canonical_json
+from ghostcacher_router.prompt.canonical import BREAKPOINT, NODES_MAX, Budget, canonical_json
 from ghostcacher_router.types import BlockKind, Prompt
 
 ROLE, EXTRA, TEXT, OTHER, MEDIA, TOOLS, DOCUMENTS = (bytes([frame]) for frame in range(0xFF, 0xF8, -1))
@@ -42,6 +42,10 @@ MEDIA_COPIES = 64
 """An image counts as 2 KiB, so 500 tokens of text: neither the length of its URL nor of its base64 says what it weighs
 in the prompt, and tokens are estimated by bytes."""
 
+ITEMS_MAX = 16_384
+"""Messages, items of an input and parts of contents in one body. Each takes some 10 us, and the event loop waits: 0.2 s
+are the most. A conversation that fills a million tokens has a few thousand."""
+
 PLAIN = ("role", "content")
 
 HEAD = frozenset({"system", "developer"})
@@ -51,9 +55,15 @@ BILLING = "x-anthropic-billing-header"
 
 
 class Assembly:
-    """Puts together one prompt. seed: of the fleet's hashes."""
+    """Puts together one prompt. seed: of the fleet's hashes.
+
+    Adding raises TooMuch, before anything is walked, when the body has more than `ITEMS_MAX` items or `NODES_MAX` nodes
+    of other JSON. items, nodes: what is left of these, for callers that walk themselves.
+    """
 
     def __init__(self, seed: int) -> None:
+        self.items = Budget(ITEMS_MAX)
+        self.nodes = Budget(NODES_MAX)
         self._seed = seed
         self._pieces: list[bytes] = []
         self._size = 0
@@ -96,7 +106,7 @@ class Assembly:
 
     def item(self, kind: BlockKind, item: Mapping[str, Any]) -> None:
         """Add an item of a conversation that has no role, such as a call or its result."""
-        self._part(kind, OTHER, canonical_json(item))
+        self._part(kind, OTHER, canonical_json(item, self.nodes))
 
     def prompt(self, preamble: bytes) -> Prompt | None:
         """Return the prompt, None when it is empty. Call once, at the end."""
@@ -105,14 +115,16 @@ class Assembly:
         return hash_prompt(text, self._part_ends, self._block_ends, preamble=preamble, seed=self._seed)
 
     def _extras(self, message: dict[str, Any]) -> None:
+        self.nodes.take(len(message))
         extras = {k: v for k, v in message.items() if v is not None and k not in PLAIN and k != BREAKPOINT}
         if extras:
-            self._put(EXTRA, canonical_json(extras))
+            self._put(EXTRA, canonical_json(extras, self.nodes))
 
     def _content(self, content: Any, where: str, *, system: bool = False) -> None:
         if type(content) is str:
             self._text(content, system=system)
         elif type(content) is list:
+            self.items.take(len(content))
             for index, part in enumerate(content):
                 if type(part) is str:
                     self._text(part, system=system)
@@ -133,12 +145,14 @@ class Assembly:
                 raise BadBody.wrong_type(f"{where}.text", "a string", text)
             self._text(text, system=system)
         elif kind in MEDIA_TYPES:
-            self._put(MEDIA, MEDIA_COPIES * xxh3_128_hexdigest(canonical_json(part), self._seed).encode())
+            form = canonical_json(part, self.nodes)
+            self._put(MEDIA, MEDIA_COPIES * xxh3_128_hexdigest(form, self._seed).encode())
         elif kind == "tool_result":
-            self._put(OTHER, canonical_json({k: v for k, v in part.items() if k != "content"}))
+            self.nodes.take(len(part))
+            self._put(OTHER, canonical_json({k: v for k, v in part.items() if k != "content"}, self.nodes))
             self._content(part.get("content"), f"{where}.content")
         else:
-            self._put(OTHER, canonical_json(part))
+            self._put(OTHER, canonical_json(part, self.nodes))
         if part.get(BREAKPOINT) is not None:
             self._end_block()
 

@@ -20,21 +20,49 @@ FREE: Final = frozenset({"parameters", "input_schema", "schema", "input", "argum
 BREAKPOINT: Final = "cache_control"
 """Says where to cache, and moves from message to message as a conversation grows: never part of the prompt."""
 
+NODES_MAX = 65_536
+"""Of one body, as canonical JSON is made: each takes under a microsecond, and the event loop waits. Four for each item
+that a body may have."""
+
 CACHED_BYTES_MAX = 256 << 10
 CACHED_MAX = 64
 """At most 16 MiB. A fleet serves a few applications, each of which sends the same tools with every request."""
 
 
-def canonical_json(value: Any) -> bytes:
-    """Return decoded JSON in one form: compact, UTF-8, the API's keys sorted, without breakpoints."""
-    return msgspec.json.encode(_arranged(value))
+class TooMuch(Exception):
+    """A body has more parts than are looked at one by one."""
 
 
-def _arranged(value: Any) -> Any:
+class Budget:
+    """How many parts of a body may still be looked at."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+
+    def __repr__(self) -> str:
+        return f"Budget({self._left})"
+
+    def take(self, count: int) -> None:
+        """Spend `count`; called before these parts are looked at. Raises TooMuch when fewer are left."""
+        self._left -= count
+        if self._left < 0:
+            raise TooMuch
+
+
+def canonical_json(value: Any, nodes: Budget) -> bytes:
+    """Return decoded JSON in one form: compact, UTF-8, the API's keys sorted, without breakpoints. Raises TooMuch."""
+    return msgspec.json.encode(_arranged(value, nodes))
+
+
+def _arranged(value: Any, nodes: Budget) -> Any:
     if type(value) is dict:
-        return {k: v if k in FREE else _arranged(v) for k, v in sorted(value.items()) if k != BREAKPOINT}
+        nodes.take(len(value))
+        return {k: v if k in FREE else _arranged(v, nodes) for k, v in sorted(value.items()) if k != BREAKPOINT}
     if type(value) is list:
-        return [_arranged(item) for item in value]
+        nodes.take(len(value))
+        return [_arranged(item, nodes) for item in value]
     return value
 
 
@@ -48,11 +76,14 @@ class CanonicalCache:
         return f"CanonicalCache(forms={len(self._forms)})"
 
     def form(self, raw: bytes, seed: int) -> bytes:
-        """Return the canonical form of one JSON value. seed: keeps others from guessing what collides."""
+        """Return the canonical form of one JSON value. seed: keeps others from guessing what collides. Raises TooMuch.
+
+        Nodes are counted for this value alone: whether it is understood must not depend on what is remembered.
+        """
         key = xxh3_128_digest(raw, seed)
         form = self._forms.get(key)
         if form is None:
-            form = canonical_json(msgspec.json.decode(raw))
+            form = canonical_json(msgspec.json.decode(raw), Budget(NODES_MAX))
             if len(form) <= CACHED_BYTES_MAX:
                 if len(self._forms) >= CACHED_MAX:
                     del self._forms[next(iter(self._forms))]

@@ -29,7 +29,7 @@ from ghostcacher_router.prompt.bodies import (
     preamble_values,
 )
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.prompt.canonical import CanonicalCache, canonical_json
+from ghostcacher_router.prompt.canonical import NODES_MAX, Budget, CanonicalCache, TooMuch, canonical_json
 from ghostcacher_router.prompt.naming import named_kinds
 from ghostcacher_router.types import BlockKind, Prompt, RequestShape
 
@@ -51,6 +51,7 @@ def parse_body(path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int
 
     path: as in the request line; what follows a "?" is ignored. headers: lower-case names. seed: the fleet's.
     Of a path that is not known, the model alone is read, if the body is JSON; nothing is prefilled for it.
+    prompt is None, too, where a body has so many parts that walking them would hold up every other request.
     Raises BadBody for what no engine could serve: malformed JSON, or wrong types of what must be read.
     """
     parse = _PARSERS.get(path.partition("?")[0])
@@ -72,36 +73,41 @@ def _model_of(body: bytes) -> str | None:
 
 def _parse_chat(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     chat = decode(_chat, body)
-    return _shape(chat, headers, _chat_prompt("chat", chat, headers, seed))
+    return _shape(chat, headers, lambda: _chat_prompt("chat", chat, headers, seed))
 
 
 def _parse_messages(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     chat = decode(_chat, body)
-    return _shape(chat, headers, _chat_prompt("messages", chat, headers, seed))
+    return _shape(chat, headers, lambda: _chat_prompt("messages", chat, headers, seed))
 
 
 def _parse_embeddings(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     embeddings = decode(_chat, body)
     if embeddings.messages is not None:
-        return _shape(embeddings, headers, _chat_prompt("embeddings", embeddings, headers, seed))
-    return _shape(embeddings, headers, _plain("embeddings", embeddings, embeddings.input, "input", seed))
+        return _shape(embeddings, headers, lambda: _chat_prompt("embeddings", embeddings, headers, seed))
+    return _shape(embeddings, headers, lambda: _plain("embeddings", embeddings, embeddings.input, "input", seed))
 
 
 def _parse_completion(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     completion = decode(_completion, body)
-    prompt = _plain("completions", completion, completion.prompt, "prompt", seed, completion.suffix)
-    return _shape(completion, headers, prompt)
+    given, suffix = completion.prompt, completion.suffix
+    return _shape(completion, headers, lambda: _plain("completions", completion, given, "prompt", seed, suffix))
 
 
 def _parse_responses(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     responses = decode(_responses, body)
+    return _shape(responses, headers, lambda: _responses_prompt(responses, headers, seed))
+
+
+def _responses_prompt(responses: ResponsesBody, headers: Mapping[bytes, bytes], seed: int) -> Prompt | None:
     given = responses.input
     items = [{"role": "user", "content": given}] if type(given) is str else given or []
+    assembly = Assembly(seed)
+    assembly.items.take(len(items))
     roles = [_item_role(item) for item in items]
     kinds = kinds_of(roles)
     for index, kind in named_kinds(headers, responses.metadata, len(items)).items():
         kinds[index] = kind
-    assembly = Assembly(seed)
     _add_tools(assembly, "tools", responses.tools, seed)
     if responses.instructions:
         assembly.system(responses.instructions, "instructions")
@@ -111,7 +117,7 @@ def _parse_responses(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> 
         else:
             assembly.message(kind, item, f"input[{index}]")
     more = (_without_tools(responses.tool_choice, responses.tools), responses.prompt)
-    return _shape(responses, headers, assembly.prompt(_preamble("responses", responses, *more)))
+    return assembly.prompt(_preamble("responses", responses, assembly.nodes, *more))
 
 
 def _role(message: Any) -> str | None:
@@ -130,11 +136,12 @@ def _chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], se
     messages = chat.messages
     if messages is None:
         raise BadBody("Missing required parameter: 'messages'.", "messages")
+    assembly = Assembly(seed)
+    assembly.items.take(len(messages))
     roles = [_role(message) for message in messages]
     kinds = kinds_of(roles)
     for index, kind in named_kinds(headers, chat.metadata, len(messages)).items():
         kinds[index] = kind
-    assembly = Assembly(seed)
     _add_tools(assembly, "tools", chat.tools, seed)
     _add_tools(assembly, "functions", chat.functions, seed)
     if chat.system:
@@ -146,7 +153,7 @@ def _chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], se
             documents = None
         assembly.message(kind, message, f"messages[{index}]")
     more = _without_tools(chat.tool_choice, chat.tools)
-    return assembly.prompt(_preamble(family, chat, more))
+    return assembly.prompt(_preamble(family, chat, assembly.nodes, more))
 
 
 def _add_tools(assembly: Assembly, param: str, raw: Raw, seed: int) -> None:
@@ -172,27 +179,32 @@ def _plain(family: str, body: Body, given: Any, param: str, seed: int, more: Any
         assembly = Assembly(seed)
         if given:
             assembly.text(BlockKind.USER, given)
-        return assembly.prompt(_preamble(family, body, "text", more))
+        return assembly.prompt(_preamble(family, body, assembly.nodes, "text", more))
     if type(given) is list:
         try:
             ids = array("I", given).tobytes()
         except (TypeError, OverflowError) as exc:
             raise BadBody(f"Invalid '{param}': expected a string or token ids.", param) from exc
-        preamble, blocks = _preamble(family, body, "ids", more), [(BlockKind.USER, len(ids))]
+        preamble, blocks = _preamble(family, body, Budget(NODES_MAX), "ids", more), [(BlockKind.USER, len(ids))]
         return hash_prompt(ids, (), blocks, preamble=preamble, seed=seed, tokens=len(given))
     if given is not None:
         raise BadBody.wrong_type(param, "a string or an array", given)
     return None
 
 
-def _preamble(family: str, body: Body, *more: Any) -> bytes:
+def _preamble(family: str, body: Body, nodes: Budget, *more: Any) -> bytes:
     """Return what stands before the text of every prompt, in a form that no text can imitate."""
     values = preamble_values(body)
     given = None if values == _NOTHING else dict(zip(PREAMBLE, values, strict=True))
-    return canonical_json([family, body.model, *more, given])
+    return canonical_json([family, body.model, *more, given], nodes)
 
 
-def _shape(body: Body, headers: Mapping[bytes, bytes], prompt: Prompt | None) -> RequestShape:
+def _shape(body: Body, headers: Mapping[bytes, bytes], read: Callable[[], Prompt | None]) -> RequestShape:
+    """Return a body's shape. read: returns its prompt, or raises TooMuch: then none is known."""
+    try:
+        prompt = read()
+    except TooMuch:
+        prompt = None
     session = _header_session(headers) or _body_session(body)
     return RequestShape(body.model, body.stream is True, prompt, session)
 
