@@ -59,7 +59,7 @@ class ClientConnection(asyncio.Protocol):
         "_peer_bytes",
         "_read_paused",
         "_running",
-        "_since",
+        "_seen_bytes",
         "_state",
         "_write_paused",
         "deadline",
@@ -68,7 +68,6 @@ class ClientConnection(asyncio.Protocol):
         "write",
     )
     transport: asyncio.Transport
-    _since: float
 
     def __init__(self, front: Front) -> None:
         self._front = front
@@ -79,6 +78,7 @@ class ClientConnection(asyncio.Protocol):
         self._keep = False
         self._intake: BodyIntake | None = None
         self._held = 0
+        self._seen_bytes = 0
         self._running: Running | None = None
         self._moved = 0
         self._moved_at = 0.0
@@ -140,8 +140,7 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else None
         self._peer_bytes = (self.peer or "unknown").encode()
-        self._since = self._front.clock()
-        self.deadline = self._since + self._front.limits.client_header_s
+        self.deadline = self._front.clock() + self._front.limits.client_header_s
         if not self._front.admit(self):
             self._write_error(_TOO_MANY, None, None, False)
             self._close()
@@ -192,9 +191,12 @@ class ClientConnection(asyncio.Protocol):
                 self._close()
         elif self._state is _BODY:
             received_bytes = 0 if self._intake is None else self._intake.received_bytes
-            self.deadline = self._since + limits.client_body_s + received_bytes / limits.body_rate_min
-            if now > self.deadline:
+            if received_bytes - self._seen_bytes < limits.client_body_s * limits.body_rate_min:
                 self._refuse(Refusal(408, "the request's body did not come in time", code="timeout"))
+            else:
+                # What came fast earns no time to be silent.
+                self._seen_bytes = received_bytes
+                self.deadline = now + limits.client_body_s
         elif self._state is _BUSY:
             self._watch(now)
         else:
@@ -249,8 +251,8 @@ class ClientConnection(asyncio.Protocol):
                     self._run(head, data)
                 return
         self._state = _BODY
-        self._since = self._front.clock()
-        self.deadline = self._since + limits.client_body_s
+        self._seen_bytes = 0
+        self.deadline = self._front.clock() + limits.client_body_s
         self._intake = BodyIntake(length, limits)
         if head.expects_continue:
             self.write(CONTINUE)

@@ -28,7 +28,8 @@ class Limits(NamedTuple):
     client_header_s: float = 10.0
     """For a whole head, from its first byte, or from the connection's start."""
     client_body_s: float = 60.0
-    """For a whole body, beside the time it takes at `body_rate_min`: so neither silence nor a trickle holds memory."""
+    """For a body, or at least for as much of it as comes at `body_rate_min` meanwhile, again and again: neither silence
+    nor a trickle holds memory, however much came before."""
     body_rate_min: float = 16 * KIB
     """Bytes/s. A slow mobile line has more."""
     keep_alive_s: float = 75.0
