@@ -161,7 +161,9 @@ class Ledger:
             self._take_report(book, worker)
         fresh = load is not None and now - book.told_at <= STALE_S
         found = book.ahead
-        if found is None or book.dirty or found.reported is not fresh or self._is_outdated(book, found):
+        if found is None or book.dirty or found.reported is not fresh:
+            found = self._reckon(book, worker, fresh)
+        elif book.ms_per_token is None and found.engine.ms_per_token != self._typical_ms_per_token:
             found = self._reckon(book, worker, fresh)
         if fresh:
             until = book.trusted_until
@@ -213,10 +215,6 @@ class Ledger:
             insort(self._rates, ms_per_token)
         book.ms_per_token = ms_per_token
         self._typical_ms_per_token = median(self._rates) if self._rates else MS_PER_TOKEN_GUESS
-
-    def _is_outdated(self, book: _Book, found: Ahead) -> bool:
-        """Whether a worker that reports no rate was taken for one that is typical no more."""
-        return book.ms_per_token is None and found.engine.ms_per_token != self._typical_ms_per_token
 
     def _reckon(self, book: _Book, worker: WorkerPort, fresh: bool) -> Ahead:
         ms_per_token = self._typical_ms_per_token if book.ms_per_token is None else book.ms_per_token
