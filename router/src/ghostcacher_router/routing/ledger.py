@@ -161,9 +161,12 @@ class Ledger:
             self._take_report(book, worker)
         fresh = load is not None and now - book.told_at <= STALE_S
         found = book.ahead
-        if found is None or book.dirty or found.reported is not fresh:
-            found = self._reckon(book, worker, fresh)
-        elif book.ms_per_token is None and found.engine.ms_per_token != self._typical_ms_per_token:
+        if (
+            found is None
+            or book.dirty
+            or found.reported is not fresh
+            or (book.ms_per_token is None and found.engine.ms_per_token != self._typical_ms_per_token)
+        ):
             found = self._reckon(book, worker, fresh)
         if fresh:
             until = book.trusted_until
