@@ -52,7 +52,7 @@ class Desk:
         self.store = MemoryRoutingStore(clock=lambda: self.now() - 500.0)
         self.stores = [self.store.client() for _ in range(2)]
         self.results: Counter[str] = Counter()
-        self.delay_s = delay_s
+        self.delay_s, self.looks = delay_s, 0
         self.a, self.b = (self._locks(number) for number in range(2))
 
     def _locks(self, number: int) -> Locks:
@@ -66,6 +66,7 @@ class Desk:
         )
 
     async def _soon(self, call: Callable[[], T], /) -> T:
+        self.looks += 1
         await asyncio.sleep(self.delay_s)
         return call()
 
@@ -143,6 +144,36 @@ async def test_wait_for_another_router_sees_its_release() -> None:
     started = desk.now()
     await waiting
     assert desk.now() - started <= 2 * WATCH_S
+
+
+@virtual
+async def test_wait_for_another_router_ends_at_its_bound_however_slow_the_store() -> None:
+    """A look at the lock goes on beside it: one for all who wait, and its answer still counts."""
+    desk = Desk()
+    mine, theirs = desk.take(desk.a), desk.take(desk.b)
+    await asyncio.gather(desk.a.confirm(mine), desk.b.confirm(theirs))
+    found = desk.b.find("n", OTHER, -1)
+    assert found is not None
+    desk.delay_s, desk.looks, started = 0.5, 0, desk.now()
+    await asyncio.gather(*[desk.b.wait(found.lock, started + 0.1) for _ in range(20)])
+    assert desk.now() - started == pytest.approx(0.1)
+    assert desk.looks == 1
+    desk.a.release(mine)
+    await desk.b.drain()
+    await desk.b.wait(found.lock, desk.now() + 60)
+    assert found.lock.released
+
+
+@virtual
+async def test_broken_store_is_not_asked_by_who_waited_for_a_thread() -> None:
+    """Threads are few: whose turn comes after one time-out must not wait for another."""
+    desk = Desk(delay_s=0.2)
+    lock = desk.take(desk.a)
+    await desk.a.confirm(lock)
+    desk.a.away(10.0)
+    await desk.a.drain()
+    assert lock.token is None
+    assert desk.store.locks(lock.keys) == [None] * len(lock.keys)
 
 
 @virtual

@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from hashlib import sha256
+from typing import TypeVar
 
 from ghostcacher_connector.errors import IndexUnavailable
 from ghostcacher_connector.index.routing import HeldLock, LockGrant, RoutingStore
@@ -28,6 +29,8 @@ from ghostcacher_router.routing.ports import Clock, Offload
 from ghostcacher_router.types import Prompt
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TTL_S = 2.0
 RENEW_S = 0.6
@@ -173,7 +176,7 @@ class Locks:
                     await changed.wait()
             except TimeoutError:
                 if not lock.ours:
-                    await self._watch(lock)
+                    self._look(lock)
         if not self._live(lock):
             self.release(lock)
 
@@ -262,10 +265,11 @@ class Locks:
             )
 
         try:
-            grant = await self._offload(call)
+            grant = await self._offload(self._unless_broken(call))
         except IndexUnavailable as exc:
             log.debug("the lock is this router's only: %s", exc)
-            self.away()
+            if not self.broken:
+                self.away()
             return
         if grant.token is not None:
             lock.token = grant.token
@@ -294,20 +298,35 @@ class Locks:
                 lock.token, lock.seen_at, lock.expires_at = token, now, now + TTL_S
                 self._enter(lock)
 
-    async def _watch(self, lock: Lock) -> None:
-        """See whether another router still holds a lock. One look for all who wait."""
-        store, now = self._store, self._clock()
-        if store is None or now - lock.seen_at < WATCH_S:
-            return
-        lock.seen_at = now
+    def _look(self, lock: Lock) -> None:
+        """See whether another router still holds a lock, beside those who wait, however many: one look at a time."""
+        # Half: a timer may be a little early, and must not miss its turn for it.
+        if self._store is not None and self._clock() - lock.seen_at >= WATCH_S / 2:
+            lock.seen_at = float("inf")
+            self._keep(asyncio.get_running_loop().create_task(self._watch(self._store, lock)))
+
+    async def _watch(self, store: RoutingStore, lock: Lock) -> None:
+        began_at = self._clock()
         try:
-            held = await self._offload(lambda: store.locks(lock.keys[-1:]))
+            held = await self._offload(self._unless_broken(lambda: store.locks(lock.keys[-1:])))
         except IndexUnavailable:
             return  # It runs out by itself.
+        finally:
+            lock.seen_at = began_at
         if held[0] is not None and held[0].token == lock.token:
             lock.expires_at = self._clock() + TTL_S
         else:
             self.release(lock)
+
+    def _unless_broken(self, call: Callable[[], T]) -> Callable[[], T]:
+        """Return a call that fails at once if the store has failed while it waited for a thread."""
+
+        def checked() -> T:
+            if self.broken:
+                raise IndexUnavailable("the store failed a moment ago")
+            return call()
+
+        return checked
 
     async def _quietly(self, call: Callable[[], object]) -> None:
         try:
