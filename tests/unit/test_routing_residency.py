@@ -15,7 +15,7 @@ from ghostcacher_connector.index.memory import MemoryIndex
 from ghostcacher_connector.index.routing_memory import MemoryRoutingStore
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.learned import KnownBoundary
-from ghostcacher_router.routing.affinity import Affinity, session_key
+from ghostcacher_router.routing.affinity import REREAD_S, Affinity, session_key
 from ghostcacher_router.routing.coalesce import BREAKER_S, Coalescer
 from ghostcacher_router.routing.residency import CHAIN_MAX, FRESH_S, OLD_S, REFRESH_S, Held, Residency
 from ghostcacher_router.types import Endpoint
@@ -333,6 +333,50 @@ def test_affinity_is_shared_behind_the_requests() -> None:
         await here.write()
         await there.fetch(key)
         assert (there.known(key), there.get(key)) == (True, "w1")
+
+    run_virtual(main())
+
+
+def test_affinity_replicas_come_to_agree() -> None:
+    """A session that two replicas bound apart is soon where the last write says, for both, while both use it."""
+
+    async def main() -> None:
+        clock, store = asyncio.get_running_loop().time, MemoryRoutingStore(clock=asyncio.get_running_loop().time)
+        here, there = replicas = [Affinity(store.client(), soon, clock) for _ in range(2)]
+        here.bind(b"k", "w1")
+        there.bind(b"k", "w2")
+        for replica in replicas:
+            await replica.write()
+        await asyncio.sleep(REREAD_S + 0.1)
+        assert (here.get(b"k"), there.get(b"k")) == ("w1", "w2")
+        await asyncio.sleep(0.1)
+        assert (here.get(b"k"), there.get(b"k")) == ("w2", "w2")
+        here.bind(b"k", "w2")
+        await here.write()
+        assert store.sessions([b"k"]) == ["w2"]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("asked_first", [True, False])
+def test_affinity_answer_does_not_undo_what_was_bound_here_since(asked_first: bool) -> None:
+    """Nor one that knows nothing: the store may have lost it."""
+
+    async def main() -> None:
+        store = MemoryRoutingStore()
+        affinity = Affinity(store, soon, asyncio.get_running_loop().time)
+        affinity.bind(b"k", "w1")
+        await affinity.write()
+        await asyncio.sleep(REREAD_S + 0.1)
+        if asked_first:
+            assert affinity.get(b"k") == "w1"
+            affinity.bind(b"k", "w3")
+            store.put_sessions({b"k": "w2"}, ttl_s=60)
+        else:
+            store.drop_sessions([b"k"])
+            assert affinity.get(b"k") == "w1"
+        await asyncio.sleep(0.1)
+        assert affinity.get(b"k") == ("w3" if asked_first else "w1")
 
     run_virtual(main())
 

@@ -24,6 +24,9 @@ UNWRITTEN_MAX = 1 << 14
 """Of sessions whose worker the store does not know yet; the oldest are dropped when it is away for long."""
 
 WAIT_S = 0.005
+REREAD_S = 5.0
+"""Another replica may have moved a session that is in use here: it is read again so often, beside the requests."""
+
 TOUCHES_PER_TTL = 8
 """A session that stays where it is is written again so often within its TTL, which slides."""
 
@@ -34,11 +37,12 @@ def session_key(model: str | None, session: str) -> bytes:
 
 
 class _Bound(NamedTuple):
-    """worker: None: the store knows none. used_at, written_at: loop clock, s."""
+    """worker: None: the store knows none. Loop clock, s: used_at; written_at; seen_at: last moved here, or read."""
 
     worker: str | None
     used_at: float
     written_at: float
+    seen_at: float
 
 
 class Affinity:
@@ -71,8 +75,12 @@ class Affinity:
 
     def get(self, key: bytes) -> str | None:
         """Return the worker of a session, as far as it is known here."""
-        bound = self._bound.get(key)
-        return bound.worker if bound is not None and self._clock() - bound.used_at <= self._ttl_s else None
+        bound, now = self._bound.get(key), self._clock()
+        if bound is None or now - bound.used_at > self._ttl_s:
+            return None
+        if self._store is not None and now - bound.seen_at > REREAD_S and key not in self._unwritten:
+            self._reads.refresh(key)
+        return bound.worker
 
     async def fetch(self, key: bytes, timeout_s: float = WAIT_S) -> None:
         """Ask the store for a session that is not known here; wait a bounded time."""
@@ -88,7 +96,7 @@ class Affinity:
             self._dropped.discard(key)
             if len(self._unwritten) > UNWRITTEN_MAX:
                 del self._unwritten[next(iter(self._unwritten))]
-            self._put(key, _Bound(worker, now, now))
+            self._put(key, _Bound(worker, now, now, now if moved or before is None else before.seen_at))
         else:
             self._put(key, before._replace(used_at=now))
 
@@ -133,9 +141,12 @@ class Affinity:
         return lambda: store.sessions(keys)
 
     def _told(self, key: bytes, worker: str | None) -> None:
-        if key not in self._bound:
-            now = self._clock()
-            self._put(key, _Bound(worker, now, now if worker is not None else float("-inf")))
+        now, bound = self._clock(), self._bound.get(key)
+        if bound is None:
+            self._put(key, _Bound(worker, now, now if worker is not None else float("-inf"), now))
+        elif now - bound.seen_at > REREAD_S and key not in self._unwritten:
+            # Not moved here since it was asked for. A store that knows nothing may have lost it.
+            self._bound[key] = bound._replace(worker=worker or bound.worker, seen_at=now)
 
     def _put(self, key: bytes, bound: _Bound) -> None:
         self._bound[key] = bound
