@@ -8,7 +8,7 @@ import pytest
 
 from ghostcacher_router.http import Limits
 from ghostcacher_router.types import Outcome
-from tests.support.front_rig import POST, Client, Rig, eventually, front_rig, on_loop, post
+from tests.support.front_rig import PATIENCE_S, POST, Client, Rig, eventually, front_rig, on_loop, post
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, content, echo, says
 
 
@@ -249,6 +249,33 @@ async def test_stop_lets_requests_end_and_takes_no_more() -> None:
         head, body = await busy.answer()
         assert (b"connection: close" in head, body) == (True, b"{}")
         await stopping
+
+
+@on_loop
+async def test_client_that_reads_the_end_of_its_answer_during_stop_is_closed() -> None:
+    """Its answer was written when the stop began; once it is read, nothing is waited for."""
+    body = b"x" * (8 << 20)
+    async with front_rig() as rig:
+        client = await rig.client()
+        client.writer.transport.pause_reading()
+        client.send(post(body).replace(b"/v1/chat/completions", b"/local/page"))
+        await eventually(lambda: any(one._write_paused for one in rig.front._clients) and not rig.front.in_flight)
+        stopping = asyncio.ensure_future(rig.front.stop(60.0))
+        await asyncio.sleep(0)
+        client.writer.transport.resume_reading()
+        assert (await client.answer())[1].endswith(body)
+        assert await client.rest() == b""
+        async with asyncio.timeout(PATIENCE_S):
+            await stopping
+
+
+@on_loop
+async def test_client_that_comes_as_the_front_stops_is_closed() -> None:
+    """It was accepted, but asyncio had not told of it yet."""
+    async with front_rig() as rig:
+        rig.front.draining = True
+        assert await (await rig.client()).rest() == b""
+        rig.front.draining = False
 
 
 @on_loop

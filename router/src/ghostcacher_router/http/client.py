@@ -144,6 +144,8 @@ class ClientConnection(asyncio.Protocol):
         if not self._front.admit(self):
             self._write_error(_TOO_MANY, None, None, False)
             self._close()
+        elif self._front.draining:
+            self._close()  # It was accepted before the front ceased to listen.
 
     def data_received(self, data: bytes) -> None:
         state = self._state
@@ -308,6 +310,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Go on to the next request: the client has taken the answer."""
+        if self._front.draining:
+            self._close()
+            return
         self._state = _HEAD
         self.deadline = self._front.now + self._front.limits.keep_alive_s
         if self._heads.pending:
