@@ -1,7 +1,8 @@
-"""The front at its own limits: descriptors and ports that run out are no worker's fault."""
+"""The front at its own limits: descriptors and ports that run out are no worker's fault; heads longer than read-ahead."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import os
@@ -9,9 +10,10 @@ import resource
 
 import pytest
 
+from ghostcacher_router.http import Limits
 from ghostcacher_router.types import Endpoint, Outcome
-from tests.support.front_rig import Rig, front_rig, on_loop, post
-from tests.support.mock_engine import MockEngine
+from tests.support.front_rig import Rig, eventually, front_rig, on_loop, post
+from tests.support.mock_engine import MockEngine, Peer, Received, echo
 
 
 async def overloaded(rig: Rig, answer: tuple[bytes, bytes]) -> None:
@@ -55,3 +57,21 @@ async def test_what_the_router_lacks_blames_no_worker(number: int) -> None:
     async with front_rig(MockEngine("w0"), MockEngine("w1")) as rig:
         rig.front.pools.connect = lacking  # type: ignore[method-assign, assignment]
         await overloaded(rig, await rig.ask(post(b"{}")))
+
+
+@on_loop
+async def test_long_head_that_is_sent_ahead_is_read_to_its_end() -> None:
+    """Longer than what is read while an answer is under way."""
+    gate = asyncio.Event()
+
+    async def wait(peer: Peer, request: Received) -> None:
+        await gate.wait()
+        echo(peer, request)
+
+    limits = Limits(head_bytes_max=1 << 20, pipelined_bytes_max=1 << 16)
+    async with front_rig(MockEngine("w0", wait), limits=limits) as rig:
+        client = await rig.client()
+        client.send(post(b"one") + post(b"two", b"X: " + b"a" * 900_000))
+        await eventually(lambda: rig.engine.received and all(one._read_paused for one in rig.front._clients))
+        gate.set()
+        assert [(await client.answer())[1] for _ in range(2)] == [b"one", b"two"]

@@ -324,7 +324,7 @@ class ClientConnection(asyncio.Protocol):
             data = bytes(self._heads.pending)
             self._heads.pending.clear()
             self._take_head(data)
-        if self._read_paused and len(self._heads.pending) <= self._front.limits.pipelined_bytes_max:
+        if self._state is not _BUSY or len(self._heads.pending) <= self._front.limits.pipelined_bytes_max:
             self._resume_reading()
 
     # ends
