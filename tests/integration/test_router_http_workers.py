@@ -68,6 +68,30 @@ async def test_answer_that_cannot_be_passed_on_is_an_error(name: str) -> None:
         assert [place.outcome for place in rig.placements] == [Outcome.FAILED]
 
 
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@on_loop
+async def test_answer_that_is_malformed_from_its_first_piece_is_an_error(version: bytes) -> None:
+    """Nothing of it was passed on, so the client can still be told."""
+    async with front_rig(MockEngine("w0", says(CHUNKED + b"zz\r\nhello\r\n"))) as rig:
+        head, body = await rig.ask(post(b"{}").replace(b"HTTP/1.1", b"HTTP/" + version))
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert json.loads(body)["error"]["code"] == "bad_gateway"
+        assert [(place.outcome, place.status) for place in rig.placements] == [(Outcome.FAILED, None)]
+
+
+@on_loop
+async def test_empty_chunked_answer_reaches_a_client_of_the_old_version() -> None:
+    """Its head alone, whether or not the end comes with it."""
+    for split in (0, 1, len(CHUNKED), len(CHUNKED) + 2):
+
+        async def script(peer: Peer, request: Received, at: int = split) -> None:
+            await peer.send_split(CHUNKED + b"0\r\n\r\n", at)
+
+        async with front_rig(MockEngine("w0", script)) as rig:
+            head, body = await rig.ask(post(b"{}").replace(b"HTTP/1.1", b"HTTP/1.0"))
+            assert (head[:12], body) == (b"HTTP/1.1 200", b""), split
+
+
 SURPLUS = {
     "length": content(b"hello") + b"HTTP/1.1 200 OK\r\n\r\n",
     "one byte": content(b"hello") + b"\n",

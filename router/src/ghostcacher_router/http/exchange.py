@@ -217,7 +217,6 @@ class Exchange:
     ) -> tuple[bytes, Callable[[bytes], None]]:
         placement, client = self._placement, self._client
         assert placement is not None, self
-        self._answering = True
         self._status = head.status
         if not whole and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
@@ -248,6 +247,9 @@ class Exchange:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
         if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
             self._placement.first_byte()
+
+    def answer_passed_on(self) -> None:
+        self._answering = True
 
     def answer_end(self, *, clean: bool) -> None:
         self._connection = None
@@ -299,6 +301,8 @@ class Exchange:
     def _fail(self, status: int, message: str, *, code: str) -> None:
         """End the request; where its answer has begun, without an end that looks like one."""
         worker = self._worker
+        if not self._answering:
+            self._status = None
         self._stop(Outcome.FAILED)
         if self._answering:
             assert self._status is not None, self

@@ -44,6 +44,9 @@ class Receiver(Protocol):
 
     def answer_first_byte(self) -> None: ...
 
+    def answer_passed_on(self) -> None:
+        """The head is about to be given to what takes it; until then the answer can still become an error."""
+
     def answer_end(self, *, clean: bool) -> None:
         """The answer is whole. clean: nothing came behind it."""
 

@@ -60,6 +60,7 @@ class WorkerConnection(asyncio.Protocol):
         "_receiver",
         "_remaining",
         "_sink",
+        "_withheld",
         "passed_bytes",
         "pool",
         "transport",
@@ -75,6 +76,7 @@ class WorkerConnection(asyncio.Protocol):
         self._receiver = None
         self._sink = _to_nobody
         self._pending = b""
+        self._withheld: bytes | None = None
         self._remaining = 0
         self._began = False
         self._keep = False
@@ -214,6 +216,7 @@ class WorkerConnection(asyncio.Protocol):
             lines, sink = receiver.answer_head(head, length, whole=True)
             if left:
                 receiver.answer_first_byte()
+            receiver.answer_passed_on()
             sink(lines + data[:left])
             self._finish(clean=len(data) == left)
             return
@@ -232,14 +235,21 @@ class WorkerConnection(asyncio.Protocol):
             self._next = _LENGTH
             self._remaining = left
         if data:
-            self._sink = partial(self._pass_first, lines, sink)
+            self._withheld = lines
+            self._sink = partial(self._pass_first, sink)
             self.data_received(data)
         else:
+            receiver.answer_passed_on()
             sink(lines)
 
-    def _pass_first(self, lines: bytes, sink: Callable[[bytes], None], data: bytes) -> None:
+    def _pass_first(self, sink: Callable[[bytes], None], data: bytes) -> None:
         """Pass on the head together with the beginning of the body."""
+        receiver, lines = self._receiver, self._withheld
+        assert receiver is not None, self
+        assert lines is not None, self
+        self._withheld = None
         self._sink = sink
+        receiver.answer_passed_on()
         sink(lines + data)
 
     def _pass_on(self, data: bytes) -> None:
@@ -266,6 +276,8 @@ class WorkerConnection(asyncio.Protocol):
     def _finish(self, *, clean: bool) -> None:
         receiver, transport = self._receiver, self.transport
         assert receiver is not None, self
+        if self._withheld is not None:
+            self._sink(b"")  # Out of its framing the body is empty.
         # An answer that came before the whole request was written: the worker may not read the rest.
         if clean and self._keep and not transport.get_write_buffer_size() and not transport.is_closing():
             self._detach(_IDLE)
@@ -287,6 +299,7 @@ class WorkerConnection(asyncio.Protocol):
         self._mode = mode
         self._receiver = None
         self._pending = b""
+        self._withheld = None
         self._sink = _to_nobody
         if self._chunks is not None:
             self._chunks.release()
