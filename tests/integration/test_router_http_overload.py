@@ -1,4 +1,4 @@
-"""The front at its own limits: what it lacks itself is no worker's fault, and a long head that is sent ahead is read."""
+"""The front at its own limits: what it lacks is no worker's fault, and a long head that is sent ahead is read."""
 
 from __future__ import annotations
 

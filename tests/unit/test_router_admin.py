@@ -8,6 +8,8 @@ import pytest
 
 from ghostcacher_router.admin.access import Access, is_loopback_host
 from ghostcacher_router.admin.asks import CHAT, COMPLETIONS, FlushAsk, Scope, draining_of, explain_of, flush_of
+from ghostcacher_router.app import Router
+from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.http.errors import Refusal
 from ghostcacher_router.local import LocalRequest
 
@@ -27,6 +29,18 @@ def status_of(access: Access, headers: dict[bytes, bytes], peer: str | None = No
     except Refusal as refusal:
         return refusal.status
     return 200
+
+
+@pytest.mark.parametrize(
+    ("token", "listen", "warnings"),
+    [(None, "127.0.0.1:0", 1), (TOKEN, "127.0.0.1:0", 0), (None, "0.0.0.0:0", 0)],
+)
+def test_router_warns_of_what_is_open(
+    token: str | None, listen: str, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a token, a proxy on this machine cannot be told from a program on it."""
+    Router(RouterSettings(listen=listen, admin_token=token, redis=False, workers=("http://127.0.0.1:1",)))
+    assert sum("set admin_token" in message for message in caplog.messages) == warnings
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,10 @@ class Router:
             flush=desk.flush,
         )
         access = Access(token=settings.admin_token, loopback=self._listen.loopback)
+        if access.open_here:
+            log.warning(
+                "/gc/* is open to programs on this machine, and to whoever a proxy on it lets through: set admin_token"
+            )
         limits = Limits(
             head_bytes_max=settings.head_bytes_max,
             body_bytes_max=settings.body_bytes_max,

@@ -4,6 +4,10 @@
     none, on loopback       programs on this machine, but no web page that a browser on it shows
     none, beyond loopback   nobody
 
+What comes through a proxy on this machine is told by the headers that most proxies add; one that adds none, and sends
+a loopback address as Host (nginx with its default settings does both), cannot be told from a program here. So where a
+proxy on the same host forwards to the router, set a token.
+
 /health, /ready, /metrics and /v1/models are open, as load balancers, Prometheus and clients expect. They tell the names
 of workers and models, and counts; no prompt, no session, no secret.
 """
@@ -31,6 +35,11 @@ class Access:
     def __repr__(self) -> str:
         return f"Access(token={'none' if self._token is None else '***'}, loopback={self._loopback})"
 
+    @property
+    def open_here(self) -> bool:
+        """Whether any program on this machine may pass, and so whatever a proxy on it lets through."""
+        return self._token is None and self._loopback
+
     def check(self, headers: Mapping[bytes, bytes], peer: str | None) -> None:
         """Return if a request may pass; raise Refusal, 401 or 403, saying what is missing. peer: its address."""
         if self._token is not None:
@@ -52,7 +61,7 @@ def _check_local(headers: Mapping[bytes, bytes], peer: str | None) -> None:
     """Refuse what only seems to come from this machine.
 
     A browser adds Origin to what a page of another site sends. A page whose name was made to lead here (DNS rebinding)
-    still sends its own name as Host. A proxy in front lets anybody through, and mostly says so.
+    still sends its own name as Host. A proxy in front lets anybody through, and often says so, but not always.
     """
     host = headers.get(b"host", b"").decode("latin-1")
     if b"origin" in headers or not is_loopback_host(host):
