@@ -29,6 +29,9 @@ VERSION = 1
 HEADER_BYTES = 40
 GENERATION_BYTES = 8
 
+FIRST_GENERATION_BITS = 62
+"""Leaves more room to count than any engine can use, in 64 bits, signed or not."""
+
 Slots = npt.NDArray[np.int64]
 Generations = npt.NDArray[np.uint64]
 
@@ -41,6 +44,16 @@ def table_bytes(slot_count: int) -> int:
 def generation_offset(slot: int) -> int:
     """Return the offset of a slot's generation from the start of the table, in bytes."""
     return HEADER_BYTES + GENERATION_BYTES * slot
+
+
+def first_generations(slot_count: int) -> Generations:
+    """Return random generations to begin with, shape (slot_count,), the same for every rank of a worker.
+
+    Random, so that an entry which names the wrong slot (it stands under another worker's or namespace's key, or is a
+    fault of Redis) does not name that slot's generation by chance: all would be 0 on a fresh engine.
+    """
+    raw = np.frombuffer(secrets.token_bytes(GENERATION_BYTES * slot_count), dtype=np.uint64)
+    return raw >> np.uint64(64 - FIRST_GENERATION_BITS)
 
 
 class SlotTable:

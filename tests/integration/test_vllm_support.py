@@ -14,8 +14,14 @@ import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.versions import check_version, installed_version
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
-from ghostcacher_connector.engines.vllm.support import check_config, check_not_nested, check_version, engine_version
+from ghostcacher_connector.engines.vllm.support import (
+    DISTRIBUTIONS,
+    PROVEN_VERSIONS,
+    check_config,
+    check_not_nested,
+)
 from ghostcacher_connector.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.fingerprint import differences
 from tests.integration.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
@@ -46,14 +52,14 @@ def cache_of(*specs: Any) -> KVCacheConfig:
 
 def test_installed_version_is_proven() -> None:
     """The suite runs on a version that the adapter accepts without an override."""
-    check_version(engine_version(), allow_unproven=False)
+    check_version("vllm", installed_version("vllm", DISTRIBUTIONS), PROVEN_VERSIONS, allow_unproven=False)
 
 
 def test_other_version_is_refused_and_the_override_named() -> None:
     """A version that was never tried is refused, and the message says what lifts the refusal."""
     with pytest.raises(UnsupportedEngine, match=r"found 0\.99\.0.*GC_ALLOW_UNPROVEN_ENGINE=1"):
-        check_version("0.99.0", allow_unproven=False)
-    check_version("0.99.0", allow_unproven=True)
+        check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=False)
+    check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=True)
 
 
 def test_plain_full_attention_is_accepted(config: Any) -> None:

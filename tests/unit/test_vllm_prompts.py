@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_connector.engines.vllm.prompts import (
-    SAMPLE_TOKENS,
     PromptReporter,
     router_request_id,
-    sampled_counts,
 )
 from ghostcacher_connector.engines.vllm.requests import Tracked
 from ghostcacher_connector.index.routing import BOUNDARIES_MAX, PromptChain
+from ghostcacher_connector.prompts import SAMPLE_TOKENS, sampled_counts
 from tests.support.index_parts import chain
 
 if TYPE_CHECKING:

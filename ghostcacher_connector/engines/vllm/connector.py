@@ -19,11 +19,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from ghostcacher_connector.config import load_settings
-from ghostcacher_connector.engines.vllm.logs import join_engine_log
+from ghostcacher_connector.engines.logs import join_engine_log
+from ghostcacher_connector.engines.versions import check_version, installed_version
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduler import SchedulerSide
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
-from ghostcacher_connector.engines.vllm.support import check_config, check_not_nested, check_version, engine_version
+from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS, PROVEN_VERSIONS, check_config, check_not_nested
 from ghostcacher_connector.engines.vllm.worker import WorkerSide
 from ghostcacher_connector.metrics import Recorder
 
@@ -55,10 +56,11 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        join_engine_log()
+        join_engine_log("vllm")
         settings = load_settings(self._kv_transfer_config.kv_connector_extra_config, os.environ)
         check_not_nested()
-        check_version(engine_version(), allow_unproven=settings.allow_unproven_engine)
+        found = installed_version("vllm", DISTRIBUTIONS)
+        check_version("vllm", found, PROVEN_VERSIONS, allow_unproven=settings.allow_unproven_engine)
         check_config(vllm_config, kv_cache_config)
         # vLLM's default is to fail the request. It reads the policy after it has made the connector.
         self._kv_transfer_config.kv_load_failure_policy = "recompute"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.vllm.support import engine_version
+from ghostcacher_connector.engines.versions import installed_version
+from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.fingerprint import Fingerprint, private_value
 from ghostcacher_connector.model_files import config_digest, weights_digest
 from ghostcacher_connector.schema import SCHEMA_VERSION
@@ -74,7 +75,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         hash_algorithm=cache.prefix_caching_hash_algo,
         hash_seed=_hash_seed(cache.prefix_caching_hash_algo, engine_id),
         engine="vllm",
-        engine_version=engine_version(),
+        engine_version=installed_version("vllm", DISTRIBUTIONS),
         schema_version=SCHEMA_VERSION,
     )
 

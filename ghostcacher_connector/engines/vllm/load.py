@@ -12,8 +12,9 @@ from vllm.v1.request import RequestStatus
 
 from ghostcacher_connector.engines.vllm.matching import GROUPS
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
-from ghostcacher_connector.forecast import PULL_FIXED_S, Forecaster
+from ghostcacher_connector.forecast import Forecaster
 from ghostcacher_connector.index.routing import LoadReport
+from ghostcacher_connector.load import Work, held_blocks, load_report
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -44,18 +45,14 @@ class LoadMeter:
                 done = self._at_hand(one)
             waiting_tokens += max(0, request.num_prompt_tokens - done)
         total = self._pool.num_gpu_blocks - 1  # vLLM keeps one block for padding
-        return LoadReport(
+        work = Work(
             running=running,
             waiting=len(tracked) - running,
             waiting_tokens=waiting_tokens,
             kv_blocks_used=total - self._pool.get_num_free_blocks() if tracked else 0,
             kv_blocks_total=total,
-            block_tokens=self._block_tokens,
-            block_bytes=self._block_bytes,
-            prefill_tokens_per_s=self._forecaster.prefill_tokens_per_s,
-            pull_bytes_per_s=self._forecaster.typical_bytes_per_s,
-            pull_fixed_s=PULL_FIXED_S,
         )
+        return load_report(work, self._forecaster, block_tokens=self._block_tokens, block_bytes=self._block_bytes)
 
     def _at_hand(self, tracked: Tracked) -> int:
         """Return how many prompt tokens of a waiting request need no computing, near enough."""
@@ -65,12 +62,7 @@ class LoadMeter:
 
     def _cached_blocks(self, request: Request) -> int:
         """Search for the end of the prefix in this engine's cache. A gap makes it an upper bound."""
-        hashes = request.block_hashes
-        held, beyond = 0, min(len(hashes), max(0, request.num_prompt_tokens - 1) // self._block_tokens) + 1
-        while beyond - held > 1:
-            middle = (held + beyond) // 2
-            if self._pool.get_cached_block(hashes[middle - 1], GROUPS) is None:
-                beyond = middle
-            else:
-                held = middle
-        return held
+        end = max(0, request.num_prompt_tokens - 1) // self._block_tokens
+        return held_blocks(
+            request.block_hashes, end, lambda block: self._pool.get_cached_block(block, GROUPS) is not None
+        )

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ghostcacher_connector.accounting import PullReport, record_outcome, record_transfer
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.vllm.messages import PullOrder, PullReport
-from ghostcacher_connector.engines.vllm.requests import Phase, PullPlan, Tracked, pull_wanted, shareable
-from ghostcacher_connector.forecast import Choice, Forecaster
+from ghostcacher_connector.engines.vllm.messages import PullOrder
+from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, pull_wanted, shareable
+from ghostcacher_connector.forecast import Forecaster
 from ghostcacher_connector.index.lookups import PENDING, LookupService
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.transfer.jobs import PullSource
-from ghostcacher_connector.types import MissReason, PrefixHit, Tier
+from ghostcacher_connector.planning import PullPlan, PullPlanner
+from ghostcacher_connector.types import MissReason
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -54,7 +55,7 @@ class Matcher:
         self._forecaster = forecaster
         self._recorder = recorder
         self._block_tokens = block_tokens
-        self._block_bytes = block_bytes
+        self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
         self._clock = clock
         self._orders: list[PullOrder] = []
         self._reports: dict[str, list[PullReport]] = {}
@@ -96,11 +97,8 @@ class Matcher:
         assert plan is not None
         count = min(plan.block_count, token_count // self._block_tokens)
         local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
-        sources = tuple(
-            s._replace(remote_slots=s.remote_slots[:count], generations=s.generations[:count]) for s in plan.sources
-        )
         request_id = tracked.request.request_id
-        self._orders.append(PullOrder(request_id, local, sources, self._settings.pull_timeout_s))
+        self._orders.append(PullOrder(request_id, local, plan.sources_of(count), self._settings.pull_timeout_s))
         tracked.phase = Phase.LOADING
         missed = self._pullable_blocks(tracked) - plan.first_block - count
         if missed > 0:
@@ -156,71 +154,22 @@ class Matcher:
         return 0
 
     def _decide(self, tracked: Tracked, first_block: int) -> int:
-        ranked = self._rank(tracked.hits, first_block, self._pullable_blocks(tracked))
-        if not ranked:
-            return self._settle(tracked, first_block, MissReason.NOT_INDEXED)
-        choice, count, _ = ranked[0]
-        if self._settings.pull == "auto" and not choice.pull:
-            return self._settle(tracked, first_block, MissReason.SLOWER_THAN_RECOMPUTE)
-        sources = tuple(
-            _source(hit, first_block, min(n, count)) for _, n, hit in ranked[: self._settings.pull_sources_max]
-        )
-        tracked.plan = PullPlan(first_block, count, sources, choice.pull_s)
+        plan = self._planner.plan(tracked.hits, first_block, self._pullable_blocks(tracked))
+        if isinstance(plan, MissReason):
+            return self._settle(tracked, first_block, plan)
+        tracked.plan = plan
         tracked.phase = Phase.PLANNED
-        return count * self._block_tokens
-
-    def _rank(self, hits: list[PrefixHit], first_block: int, end_block: int) -> list[tuple[Choice, int, PrefixHit]]:
-        """Return (forecast, blocks, hit) for each holder of more than is here, best first."""
-        ranked: list[tuple[Choice, int, PrefixHit]] = []
-        for hit in hits:
-            count = min(_device_blocks(hit), end_block) - first_block
-            if count > 0:
-                choice = self._forecaster.compare(hit.worker, count * self._block_tokens, count * self._block_bytes)
-                ranked.append((choice, count, hit))
-        if self._settings.pull == "always":
-            ranked.sort(key=lambda entry: (entry[1], entry[0].gain_s), reverse=True)
-        else:
-            ranked.sort(key=lambda entry: (entry[0].gain_s, entry[1]), reverse=True)
-        return ranked
+        return plan.block_count * self._block_tokens
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
-        usable = min(report.blocks_usable for report in reports)
-        seconds = max(report.seconds for report in reports)
-        record = self._recorder
         for report in reports:
-            why = report.reason.value if report.reason is not None else "none"
-            record.inc("gc_rdma_transfers_total", 1, transport=report.transport, outcome=report.outcome.value)
-            record.inc("gc_pulls_total", 1, outcome=report.outcome.value, reason=why)
-            record.inc("gc_seal_checks_total", report.blocks_valid, result="valid")
-            if report.reason is MissReason.STALE_GENERATION:
-                record.inc("gc_seal_checks_total", report.blocks_asked - report.blocks_valid, result="stale")
-            record.inc("gc_pulled_bytes_total", report.bytes, transport=report.transport)
-            record.observe("gc_pull_seconds", report.seconds, transport=report.transport)
-            if report.reason is None:
-                self._forecaster.observe_pull(report.worker, report.bytes, report.seconds)
-        record.inc("gc_pulled_tokens_total", plan.block_count * self._block_tokens)
-        if usable:
-            tokens = usable * self._block_tokens
-            saved_s = self._forecaster.compute_s(tokens) - seconds
-            record.inc("gc_cache_hits_total", usable)
-            record.inc("gc_tokens_cached_total", tokens)
-            record.inc("gc_saved_ttft_ms_total", max(0.0, saved_s * 1e3))
-        if usable < plan.block_count:
-            reason = next((r.reason for r in reports if r.reason is not None), MissReason.TRANSFER_FAILED)
-            record.inc("gc_cache_misses_total", plan.block_count - usable, reason=reason.value)
-        record.observe("gc_pull_forecast_ratio", seconds / plan.pull_s)
-
-
-def _device_blocks(hit: PrefixHit) -> int:
-    """Return how many leading blocks lie in device memory: other tiers cannot be pulled from yet."""
-    for index, location in enumerate(hit.locations):
-        if location.tier is not Tier.DEVICE:
-            return index
-    return len(hit.locations)
-
-
-def _source(hit: PrefixHit, first_block: int, count: int) -> PullSource:
-    locations = hit.locations[first_block : first_block + count]
-    slots = np.fromiter((location.slot for location in locations), dtype=np.int64, count=count)
-    generations = np.fromiter((location.generation for location in locations), dtype=np.uint64, count=count)
-    return PullSource(hit.worker, hit.incarnation, slots, generations)
+            record_transfer(self._recorder, self._forecaster, report)
+        record_outcome(
+            self._recorder,
+            self._forecaster,
+            plan,
+            block_tokens=self._block_tokens,
+            usable=min(report.blocks_usable for report in reports),
+            seconds=max(report.seconds for report in reports),
+            reason=next((r.reason for r in reports if r.reason is not None), None),
+        )

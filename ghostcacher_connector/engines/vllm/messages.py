@@ -14,10 +14,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from ghostcacher_connector.accounting import PullReport
+from ghostcacher_connector.introduction import Introduction
 from ghostcacher_connector.slots import Generations, Slots
-from ghostcacher_connector.transfer.base import PullOutcome
 from ghostcacher_connector.transfer.jobs import PullSource
-from ghostcacher_connector.types import MissReason, RankEndpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +47,6 @@ class StepMetadata(KVConnectorMetadata):
     cancelled: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class PullReport:
-    """How one rank's share of one pull ended.
-
-    blocks_valid: with a right seal. blocks_usable: those before the first that is not valid; vLLM computes the rest.
-    """
-
-    request_id: str
-    outcome: PullOutcome
-    blocks_valid: int
-    blocks_usable: int
-    blocks_asked: int
-    bytes: int
-    seconds: float
-    transport: str
-    worker: str
-    reason: MissReason | None
-
-
 @dataclass(slots=True)
 class RankReport(KVConnectorWorkerMetadata):
     """What a rank did since its last report.
@@ -92,12 +73,6 @@ class RankReport(KVConnectorWorkerMetadata):
 
 @dataclass(frozen=True, slots=True)
 class RankHandshake(KVConnectorHandshakeMetadata):
-    """What the scheduler needs in order to enter this engine in the fleet's directory.
+    """A rank's introduction, in the form that vLLM hands on."""
 
-    flops_per_s: measured by a matrix product at start; the first guess of the prefill rate.
-    """
-
-    endpoint: RankEndpoint
-    fingerprint: dict[str, str]
-    namespace: str
-    flops_per_s: float
+    introduction: Introduction

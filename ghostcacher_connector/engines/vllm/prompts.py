@@ -16,32 +16,20 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ghostcacher_connector.engines.vllm.requests import Tracked, shareable
-from ghostcacher_connector.index.routing import BOUNDARIES_MAX, REQUEST_CHARS_MAX, PromptChain
+from ghostcacher_connector.index.routing import REQUEST_CHARS_MAX
+from ghostcacher_connector.prompts import PromptSink, prompt_chain
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
-
-SAMPLE_TOKENS = 128
-"""One hash for so many tokens: some 512 bytes of text, half of what lies between two boundaries of a router."""
 
 UNIQUE_CHARS = len("-01234567")
 _FORMS = re.compile(
     r"(?:0_)?(?:(?:chatcmpl|generate-tokens)-(.+)|(?:cmpl|embd|pooling|classify|score)-(.+)-0)", re.DOTALL
 )
 _UNIQUE = re.compile(r"-[0-9a-f]{8}")
-
-
-class PromptSink(Protocol):
-    """Takes reports, without ever blocking (index/reporter.py). listening: whether anybody wants them."""
-
-    listening: bool
-
-    def chain(self, chain: PromptChain) -> None: ...
-
-    def computed(self, request: str) -> None: ...
 
 
 def ids_are_unique() -> bool:
@@ -62,14 +50,6 @@ def router_request_id(request_id: str, *, unique: bool = True) -> str | None:
     return found if len(found) <= REQUEST_CHARS_MAX else None
 
 
-def sampled_counts(full_blocks: int, block_tokens: int) -> tuple[int, ...]:
-    """Return after how many blocks a prompt's chain is sampled: evenly, and always the first and the last full one."""
-    if full_blocks == 0:
-        return ()
-    stride = max(1, SAMPLE_TOKENS // block_tokens, -(-full_blocks // (BOUNDARIES_MAX - 2)))
-    return tuple(sorted({1, *range(stride, full_blocks, stride), full_blocks}))
-
-
 class PromptReporter:
     """Follows each request from its arrival until its prompt's blocks are published."""
 
@@ -83,13 +63,14 @@ class PromptReporter:
         request = tracked.request
         if not self._sink.listening or not shareable(request):
             return
-        counts = sampled_counts(self._full_blocks(request), self._block_tokens)
         name = router_request_id(request.request_id, unique=self._unique)
-        if name is None or not counts:
+        if name is None:
             return
-        hashes = tuple(request.block_hashes[count - 1] for count in counts)
-        tracked.reported_as = name
-        self._sink.chain(PromptChain(name, request.num_prompt_tokens, counts, hashes))
+        hashes = request.block_hashes[: self._full_blocks(request)]
+        chain = prompt_chain(name, request.num_prompt_tokens, hashes, self._block_tokens)
+        if chain is not None:
+            tracked.reported_as = name
+            self._sink.chain(chain)
 
     def published(self, tracked: Tracked) -> None:
         """Report a prompt as computed, once, when all of its full blocks are, those that it was given included."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.transfer.jobs import PullSource
+from ghostcacher_connector.planning import PullPlan
 from ghostcacher_connector.types import PrefixHit
 
 if TYPE_CHECKING:
@@ -27,16 +27,6 @@ class Phase(Enum):
     PLANNED = "planned"
     LOADING = "loading"
     SETTLED = "settled"
-
-
-@dataclass(frozen=True, slots=True)
-class PullPlan:
-    """Blocks ``[first_block, first_block + block_count)`` of the prompt are worth pulling from these sources."""
-
-    first_block: int
-    block_count: int
-    sources: tuple[PullSource, ...]
-    pull_s: float
 
 
 @dataclass(slots=True)

@@ -13,21 +13,16 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ghostcacher_connector.slots import Generations, Slots
+from ghostcacher_connector.slots import Generations, Slots, first_generations
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
-
-
-FIRST_GENERATION_BITS = 62
-"""Leaves more room to count than any engine can use, in 64 bits, signed or not."""
 
 
 class SlotWatch:
@@ -37,10 +32,8 @@ class SlotWatch:
         """on_withdraw: called with each published slot that is about to be reused."""
         self._pool = pool
         self._on_withdraw = on_withdraw
-        # Random, so that an entry which names the wrong slot (it stands under another worker's or namespace's key, or
-        # is a fault of Redis) does not name that slot's generation by chance: all would be 0 on a fresh engine. Ranks
-        # begin at 0, and get these with the first step.
-        self._generations = [secrets.randbits(FIRST_GENERATION_BITS) for _ in range(pool.num_gpu_blocks)]
+        # Ranks begin at 0, and get these with the first step.
+        self._generations: list[int] = first_generations(pool.num_gpu_blocks).tolist()
         self._published: set[int] = set()
         self._bumped: dict[int, int] = dict(enumerate(self._generations))
 

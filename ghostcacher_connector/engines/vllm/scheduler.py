@@ -29,12 +29,12 @@ from ghostcacher_connector.engines.vllm.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
 from ghostcacher_connector.engines.vllm.reuse import SlotWatch
-from ghostcacher_connector.errors import FingerprintMismatch, ProtocolError
+from ghostcacher_connector.errors import ProtocolError
 from ghostcacher_connector.fleet import Fleet
 from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster, PrefillClock
+from ghostcacher_connector.introduction import Introduction, first_prefill_rate, worker_record
 from ghostcacher_connector.metrics import Delta, Recorder
-from ghostcacher_connector.schema import SCHEMA_VERSION
-from ghostcacher_connector.types import Role, WorkerRecord
+from ghostcacher_connector.types import Role
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -93,28 +93,19 @@ class SchedulerSide:
         """Enter the fleet, now that every rank has registered its memory."""
         assert self._manager is not None
         assert self._manager.block_pool is not None
-        if sorted(ranks) != list(range(self._rank_count)):
-            raise ProtocolError(f"ranks: expected 0 to {self._rank_count - 1}, found {sorted(ranks)}")
-        handshakes = [ranks[rank] for rank in sorted(ranks)]
-        first = handshakes[0]
-        for rank, other in enumerate(handshakes):
-            if other.namespace != first.namespace:
-                raise FingerprintMismatch(f"rank {rank}: expected namespace {first.namespace}, found {other.namespace}")
-        record = WorkerRecord(
-            schema=SCHEMA_VERSION,
+        introductions = [handshake.introduction for handshake in ranks.values()]
+        if len(introductions) != self._rank_count:
+            raise ProtocolError(f"ranks: expected {self._rank_count}, found {len(introductions)}")
+        record = worker_record(
+            introductions,
             worker=self._worker,
-            incarnation=first.endpoint.incarnation,
-            namespace=first.namespace,
-            fingerprint=first.fingerprint,
             role=self._role,
             http=self._settings.http_url,
             block_tokens=self._block_tokens,
-            started_at=time.time(),
-            ranks=tuple(handshake.endpoint for handshake in handshakes),
         )
         self._fleet = fleet = Fleet(self._settings, record, self._recorder)
-        self._forecaster = Forecaster(self._first_prefill_rate(handshakes), self._clock)
-        pool, block_bytes = self._manager.block_pool, first.endpoint.bytes_per_slot
+        self._forecaster = Forecaster(self._first_prefill_rate(introductions), self._clock)
+        pool, block_bytes = self._manager.block_pool, record.ranks[0].bytes_per_slot
         self._load = LoadMeter(pool, self._forecaster, block_tokens=self._block_tokens, block_bytes=block_bytes)
         self._prompts = PromptReporter(fleet.reporter, self._block_tokens)
         if self._role.publishes:
@@ -150,11 +141,9 @@ class SchedulerSide:
                 tracked.phase = Phase.SETTLED
         self._fleet.leave()
 
-    def _first_prefill_rate(self, ranks: list[RankHandshake]) -> float:
-        """Guess tokens/s from measured FLOP/s: 2 FLOP a weight and token, 12 * layers * hidden^2 weights."""
+    def _first_prefill_rate(self, ranks: list[Introduction]) -> float:
         config = self._model_config.hf_text_config
-        weights: int = 12 * config.num_hidden_layers * config.hidden_size**2
-        return max(1.0, sum(rank.flops_per_s for rank in ranks) / (2 * weights))
+        return first_prefill_rate(ranks, layers=config.num_hidden_layers, hidden=config.hidden_size)
 
     # -- requests ------------------------------------------------------------------------------------------------
 

