@@ -8,6 +8,7 @@ by itself when it is there. A URL that makes no sense is an error, at start and 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.errors import ConfigError
@@ -35,13 +36,7 @@ class Fleet:
             settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
         )
         self.directory = Directory(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
-        self.lookups = LookupService(
-            self.index,
-            self._candidates,
-            threads=settings.lookup_threads,
-            queue_max=settings.lookup_queue_max,
-            locations_for=settings.pull_sources_max,
-        )
+        self.lookups = open_lookups(settings, self.index, self._candidates)
         self.publisher = Publisher(
             self.index,
             record,
@@ -113,6 +108,17 @@ class Fleet:
 
     def _candidates(self) -> list[WorkerRef]:
         return self.directory.candidates(exclude_worker=self.record.worker)
+
+
+def open_lookups(settings: Settings, index: BlockIndex, candidates: Callable[[], Sequence[WorkerRef]]) -> LookupService:
+    """Start what asks the index beside an engine's scheduler."""
+    return LookupService(
+        index,
+        candidates,
+        threads=settings.lookup_threads,
+        queue_max=settings.lookup_queue_max,
+        locations_for=settings.pull_sources_max,
+    )
 
 
 def _open_page(port: int | None) -> MetricsPage | None:

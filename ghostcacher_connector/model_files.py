@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ WHOLE_BYTES_MAX = 1 << 20
 
 VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path", "_commit_hash"})
 """What tools write into a config without changing the model."""
+
+LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", '"su"')
 
 _DIGEST_CHARS = 32
 
@@ -78,6 +80,18 @@ def config_digest(model: str, weights_id: str | None, *, revision: str | None = 
         return private_value(owner)
     canonical = json.dumps(_stable(_read_config(path)), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_CHARS]
+
+
+def resolved_digest(files: str, resolved: Mapping[str, Any], overrides: Any, *, context_tokens: int) -> str:
+    """Return the digest of what an engine made of a model's configuration.
+
+    files: as `config_digest` gives it. resolved: the configuration in use. context_tokens: the longest context that the
+    engine was started for; some rope scalings choose their factors by it.
+    """
+    stable = {key: value for key, value in resolved.items() if key not in VOLATILE_KEYS}
+    text = json.dumps([stable, overrides], sort_keys=True, default=repr)
+    length = context_tokens if any(kind in text for kind in LENGTH_DEPENDENT_ROPE) else 0
+    return hashlib.sha256(f"{files}:{length}:{text}".encode()).hexdigest()
 
 
 def locate_model(model: str, revision: str | None = None) -> Path | None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.errors import PeerUnreachable, TransferError
+from ghostcacher_connector.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.index.directory import Directory
 from ghostcacher_connector.index.open import open_index
 from ghostcacher_connector.metrics import Recorder
@@ -86,11 +87,11 @@ class RankRuntime:
         self.puller = Puller(
             self._transports(), memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
         )
-        self._index = open_index(
+        self.index: BlockIndex = open_index(
             settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
         )
         self._directory = Directory(
-            self._index, namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
+            self.index, namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
         )
 
     def start(self) -> None:
@@ -110,7 +111,11 @@ class RankRuntime:
             self._nixl.close()
         if self._relay is not None:
             self._relay.close()
-        self._index.close()
+        self.index.close()
+
+    def candidates(self) -> list[WorkerRef]:
+        """Return the other live workers, to be asked for blocks."""
+        return self._directory.candidates(exclude_worker=self._worker)
 
     def links(self) -> dict[str, tuple[float, float]]:
         """Return the measured way to each peer: (bytes/s or 0, round trip in s)."""
@@ -153,7 +158,7 @@ class RankRuntime:
         own = next((record for record in records if self._is_own(record)), None)
         if self._responder is None and own is not None:
             self._responder = ProbeResponder(
-                self._index, own, self._probe_peer, rank=self._rank, self_check=lambda: self._self_check
+                self.index, own, self._probe_peer, rank=self._rank, self_check=lambda: self._self_check
             )
             self._responder.start()
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from ghostcacher_connector.types import BlockHash, Location, PrefixHit, WorkerRecord
 
@@ -55,6 +55,14 @@ class Drop(NamedTuple):
 
     block: BlockHash
     root: BlockHash
+
+
+class BlockSink(Protocol):
+    """Takes what an engine publishes, without ever blocking (publisher.py)."""
+
+    def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None: ...
+
+    def withdraw(self, slot: int) -> None: ...
 
 
 class BlockIndex(ABC):

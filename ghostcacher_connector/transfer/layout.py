@@ -213,3 +213,14 @@ def _widen(left: Segment, right: Segment) -> Segment:
 
 def _brief(sizes: list[int]) -> str:
     return f"{len(sizes)} segments of {sorted(set(sizes))[:4]}"
+
+
+def describe_segments(segments: Sequence[Segment]) -> str:
+    """Return how slots lie in memory, without addresses: equal layouts give equal words."""
+    planes: list[tuple[int, int, int]] = []
+    for segment in segments:
+        if planes and planes[-1][1:] == (segment.slot_bytes, segment.stride_bytes):
+            planes[-1] = (planes[-1][0] + 1, *planes[-1][1:])
+        else:
+            planes.append((1, segment.slot_bytes, segment.stride_bytes))
+    return ",".join(f"{count}x{slot}/{stride}" for count, slot, stride in planes)

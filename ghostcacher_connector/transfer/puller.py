@@ -94,12 +94,14 @@ class Puller:
                 self._queue[job.job_id] = job
                 self._changed.notify_all()
 
-    def poll(self) -> list[JobResult]:
-        """Return the jobs that ended since the last call; each is returned once. Never waits.
+    def poll(self, *, wait_s: float = 0.0) -> list[JobResult]:
+        """Return the jobs that ended since the last call; each is returned once. Waits for one for `wait_s` at most.
 
         A job that no thread has taken by its deadline ends here: the threads may all be held by READs that hang.
         """
         with self._changed:
+            if wait_s > 0:
+                self._changed.wait_for(lambda: bool(self._finished), wait_s)
             for job in [job for job in self._queue.values() if job.deadline <= self._clock()]:
                 del self._queue[job.job_id]
                 self._finished.append(ended(job, PullOutcome.FAILED, MissReason.TIMEOUT))
@@ -168,6 +170,7 @@ class Puller:
             with self._changed:
                 self._running.discard(job.job_id)
                 self._finished.append(result)
+                self._changed.notify_all()
 
     def _connect_loop(self) -> None:
         while True:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.versions import installed_version
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.fingerprint import Fingerprint, private_value
-from ghostcacher_connector.model_files import config_digest, weights_digest
+from ghostcacher_connector.model_files import config_digest, resolved_digest, weights_digest
 from ghostcacher_connector.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -23,11 +22,6 @@ UNSEEDED_ALGORITHMS = ("xxhash", "xxhash_cbor")
 """Hashes that vLLM seeds at random in each process unless PYTHONHASHSEED is set."""
 
 DEFAULT_SEED = "vllm-none-hash"
-
-VOLATILE = ("_name_or_path", "transformers_version")
-"""Says where a model lies and who wrote its file, not what it computes."""
-
-LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", '"su"')
 
 LAYOUT_SWITCHES = ("VLLM_KV_CACHE_LAYOUT", "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT")
 """Environment of vLLM that changes the order of bytes inside a block, in part without changing any stride."""
@@ -81,15 +75,9 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
 
 
 def _resolved(files: str, vllm_config: VllmConfig) -> str:
-    """Add to the digest of config.json what vLLM made of it: overrides, another config file, rope scaling.
-
-    Some rope scalings choose their factors by the longest context that the engine was started for.
-    """
+    """Add to the digest of config.json what vLLM made of it: overrides, another config file, rope scaling."""
     model = vllm_config.model_config
-    resolved = {key: value for key, value in model.hf_config.to_dict().items() if key not in VOLATILE}
-    text = json.dumps([resolved, model.hf_overrides], sort_keys=True, default=repr)
-    length = model.max_model_len if any(kind in text for kind in LENGTH_DEPENDENT_ROPE) else 0
-    return hashlib.sha256(f"{files}:{length}:{text}".encode()).hexdigest()
+    return resolved_digest(files, model.hf_config.to_dict(), model.hf_overrides, context_tokens=model.max_model_len)
 
 
 def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str:

@@ -12,6 +12,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.transfer.layout import describe_segments
 from ghostcacher_connector.types import Segment
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def describe(kv_caches: Mapping[str, torch.Tensor], segments: tuple[Segment, ...
     Segments say how the bytes of a block lie in memory; shapes and strides say what they mean: heads before tokens or
     tokens before heads are the same bytes to a pull, and different ones to attention.
     """
-    return f"{_describe_segments(segments)};{_describe_tensors(kv_caches, block_count)}"
+    return f"{describe_segments(segments)};{_describe_tensors(kv_caches, block_count)}"
 
 
 def _describe_tensors(kv_caches: Mapping[str, torch.Tensor], block_count: int) -> str:
@@ -89,13 +90,3 @@ def _describe_tensors(kv_caches: Mapping[str, torch.Tensor], block_count: int) -
         ]
         kinds[f"{tensor.dtype}[{' '.join(words)}]"] = None
     return "+".join(kinds)
-
-
-def _describe_segments(segments: tuple[Segment, ...]) -> str:
-    planes: list[tuple[int, int, int]] = []
-    for segment in segments:
-        if planes and planes[-1][1:] == (segment.slot_bytes, segment.stride_bytes):
-            planes[-1] = (planes[-1][0] + 1, *planes[-1][1:])
-        else:
-            planes.append((1, segment.slot_bytes, segment.stride_bytes))
-    return ",".join(f"{count}x{slot}/{stride}" for count, slot, stride in planes)

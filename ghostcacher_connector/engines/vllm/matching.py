@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghostcacher_connector.accounting import PullReport, record_outcome, record_transfer
+from ghostcacher_connector.asking import take_answer
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.vllm.messages import PullOrder
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, pull_wanted, shareable
 from ghostcacher_connector.forecast import Forecaster
-from ghostcacher_connector.index.lookups import PENDING, LookupService
+from ghostcacher_connector.index.lookups import LookupService
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.planning import PullPlan, PullPlanner
 from ghostcacher_connector.types import MissReason
@@ -134,16 +135,14 @@ class Matcher:
 
     def _answered(self, tracked: Tracked, first_block: int, wait_s: float) -> int | None:
         """Decide as soon as the index has answered; give it up at the deadline."""
-        answer = self._lookups.poll(tracked.request.request_id, wait_s=wait_s)
-        if answer is PENDING:
-            if self._clock() < tracked.deadline:
-                return None
-            self._lookups.forget(tracked.request.request_id)
-            return self._settle(tracked, first_block, MissReason.LOOKUP_DEADLINE)
-        self._recorder.observe("gc_lookup_seconds", answer.seconds)
-        if answer.reason is not None:
-            return self._settle(tracked, first_block, answer.reason)
-        tracked.hits = answer.hits
+        left_s = tracked.deadline - self._clock()
+        request_id = tracked.request.request_id
+        answer = take_answer(self._lookups, self._recorder, request_id, left_s=left_s, wait_s=wait_s)
+        if answer is None:
+            return None
+        if isinstance(answer, MissReason):
+            return self._settle(tracked, first_block, answer)
+        tracked.hits = answer
         return self._decide(tracked, first_block)
 
     def _settle(self, tracked: Tracked, first_block: int, reason: MissReason) -> int:

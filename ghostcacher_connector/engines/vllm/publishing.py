@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, shareable
 from ghostcacher_connector.engines.vllm.reuse import SlotWatch
-from ghostcacher_connector.types import BlockHash
+from ghostcacher_connector.index.base import BlockSink
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -28,14 +28,6 @@ HASH_GROUP_BYTES = 4
 
 STEPS_IN_FLIGHT_MAX = 1024
 """Far above vLLM's own limit of concurrent batches; a longer queue means that outputs no longer arrive."""
-
-
-class BlockSink(Protocol):
-    """Takes published blocks, without ever blocking (index/publisher.py)."""
-
-    def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None: ...
-
-    def withdraw(self, slot: int) -> None: ...
 
 
 class BlockPublisher:

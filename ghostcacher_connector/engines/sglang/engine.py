@@ -1,0 +1,134 @@
+"""Puts one rank's parts together at start: identity, registered memory, transports, the fleet. Raises by name.
+
+Every rank has memory, transports, lookups and a forecaster of its own. Rank 0 speaks for the worker: it alone holds the
+lease, publishes, and reports to routers.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from sglang.srt.configs.model_config import ModelConfig
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.calibration import measure_flops
+from ghostcacher_connector.engines.sglang.identity import fingerprint_of
+from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, memory_of
+from ghostcacher_connector.engines.sglang.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.support import check_config
+from ghostcacher_connector.fleet import Fleet, open_lookups
+from ghostcacher_connector.forecast import Forecaster
+from ghostcacher_connector.index.lookups import LookupService
+from ghostcacher_connector.introduction import Introduction, first_prefill_rate, worker_record
+from ghostcacher_connector.metrics import Delta, Recorder
+from ghostcacher_connector.rank import RankRuntime
+from ghostcacher_connector.slots import Generations, SlotTable, first_generations
+from ghostcacher_connector.types import Role
+
+if TYPE_CHECKING:
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+    from sglang.srt.server_args import ServerArgs
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 2.0
+
+
+class _Shared(msgspec.Struct, frozen=True):
+    """What rank 0 chooses for all. owner: the engine's own random name. generations: as bytes."""
+
+    owner: str
+    generations: bytes
+
+
+class EngineRank:
+    """One rank of one engine, in the fleet from `start` on."""
+
+    def __init__(
+        self, server_args: ServerArgs, params: CacheInitParams, components: set[Any], settings: Settings
+    ) -> None:
+        """Register memory and find the other ranks. Raises ConfigError, UnsupportedEngine, TransferError."""
+        model = ModelConfig.from_server_args(server_args)
+        check_config(params, components, model)
+        pool = params.token_to_kv_pool_allocator.get_kvcache()
+        self.page_tokens: int = params.page_size
+        self.layer_count: int = pool.layer_num
+        self.on_cpu = pool.k_buffer[0].device.type == "cpu"
+        self.recorder = Recorder()
+        self.ranks = RankGroup(params.tp_cache_group)
+        memory = memory_of(pool, self.page_tokens)
+        self.page_bytes = memory.bytes_per_slot
+        self.table = SlotTable(memory.slot_count)
+        shared = self._shared(memory.slot_count)
+        self.generations: Generations = np.frombuffer(shared.generations, dtype=np.uint64)
+        fingerprint = fingerprint_of(
+            model, pool, describe(pool, memory), settings, page_tokens=self.page_tokens, owner=shared.owner
+        )
+        worker = settings.worker_id or f"sglang-{shared.owner}"
+        self.runtime = RankRuntime(
+            settings,
+            memory,
+            self.table,
+            self.recorder,
+            worker=worker,
+            rank=self.ranks.rank,
+            namespace=fingerprint.digest(),
+            scratch_slot=PADDING_PAGE,
+        )
+        own = Introduction(
+            endpoint=self.runtime.endpoint,
+            fingerprint=fingerprint.as_fields(),
+            namespace=fingerprint.digest(),
+            flops_per_s=measure_flops(model.hidden_size, model.dtype, pool.k_buffer[0].device),
+        )
+        everyone = [
+            msgspec.msgpack.decode(part, type=Introduction) for part in self.ranks.gather(msgspec.msgpack.encode(own))
+        ]
+        record = worker_record(
+            everyone, worker=worker, role=Role.BOTH, http=settings.http_url, block_tokens=self.page_tokens
+        )
+        rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
+        self.forecaster = Forecaster(rate)
+        self.fleet = Fleet(settings, record, self.recorder) if self.ranks.rank == 0 else None
+        self.lookups: LookupService = (
+            self.fleet.lookups
+            if self.fleet is not None
+            else open_lookups(settings, self.runtime.index, self.runtime.candidates)
+        )
+
+    def start(self) -> None:
+        """Prove that a pull works, then join. Raises TransferError."""
+        self.runtime.start()
+        if self.fleet is not None:
+            self.fleet.start()
+
+    def leave(self) -> None:
+        """Make peers refuse all that was published, and leave the index. Bounded in time."""
+        self.table.renew_incarnation()
+        if self.fleet is not None:
+            self.fleet.leave()
+
+    def stop(self) -> None:
+        """End threads and transports. Idempotent; bounded in time."""
+        self.table.renew_incarnation()
+        if self.fleet is not None:
+            self.fleet.stop()
+        else:
+            self.lookups.stop(STOP_TIMEOUT_S)
+        self.runtime.stop()
+
+    def take_metrics(self) -> Delta:
+        """Return what this rank has recorded since the last call."""
+        self.runtime.record_metrics()
+        if self.fleet is not None:
+            self.fleet.record_metrics()
+        return self.recorder.drain()
+
+    def _shared(self, slot_count: int) -> _Shared:
+        chosen = _Shared(secrets.token_hex(4), first_generations(slot_count).tobytes())
+        payload = msgspec.msgpack.encode(chosen) if self.ranks.rank == 0 else b""
+        return msgspec.msgpack.decode(self.ranks.gather(payload)[0], type=_Shared)

@@ -1,0 +1,130 @@
+"""What SGLang's linker interface leaves out, by SGLang's own plugin hooks. Why and until when: engine_patches/sglang.
+
+Loaded in every process of SGLang, before its configuration is known, so it imports little: whoever imports
+prometheus_client too early takes SGLang's metrics page away. Does nothing where no linker of ours runs.
+
+A hook never raises and changes nothing of the call that it sees, but for two: pages that are held count as pages in
+use, and a request that a router sent keeps the router's id.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from ghostcacher_connector.engines.sglang import current
+
+logger = logging.getLogger(__name__)
+
+SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+WRAPPER = "sglang.srt.mem_cache.unified_cache.unified_cache_linker.UnifiedCacheLinkerWrapper"
+CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
+WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+SERVING = "sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase"
+
+WEIGHT_CHANGES = (
+    "update_weights_from_disk",
+    "update_weights_from_distributed",
+    "update_weights_from_tensor",
+    "update_weights_from_ipc",
+    "begin_weight_update",
+    "release_memory_occupation",
+)
+REQUEST_CHARS_MAX = 256
+"""Longer ids of clients are left alone."""
+
+
+def careful(hook: Callable[..., None]) -> Callable[..., None]:
+    """Let a hook's failure be a line in the log: what it does for the cache must not end a request."""
+
+    @functools.wraps(hook)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            hook(*args, **kwargs)
+        except Exception:
+            logger.exception("hook %s failed in an unforeseen way", hook.__name__)
+
+    return guarded
+
+
+@careful
+def request_queued(scheduler: Any, req: Any, *_: Any, **__: Any) -> None:
+    if (linker := current.linker()) is not None:
+        linker.queued(scheduler, req)
+
+
+@careful
+def request_aborted(_result: Any, _scheduler: Any, req: Any) -> None:
+    if (linker := current.linker()) is not None:
+        linker.ended(req.rid)
+
+
+@careful
+def batch_begins(_scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
+    if (linker := current.linker()) is not None:
+        linker.batch_begins(batch)
+
+
+@careful
+def batch_done(_result: Any, _scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
+    if (linker := current.linker()) is not None:
+        linker.batch_done(batch)
+
+
+@careful
+def node_offered(wrapper: Any, node_id: Any, *_: Any, **__: Any) -> None:
+    if (linker := current.linker()) is not None:
+        prefix = wrapper.cache.get_prefix_hash_values(node_id)
+        linker.root = prefix[0] if prefix else None
+
+
+@careful
+def weights_change(*_: Any, **__: Any) -> None:
+    if (linker := current.linker()) is not None:
+        linker.leave("the weights were changed, or their memory given away, under a running engine")
+
+
+def full_pool_checked(check: Callable[..., Any], checker: Any, stats: Any, uncached: int = 0) -> Any:
+    """Count pages that are held as pages in use: SGLang ends an engine in which pages are missing."""
+    linker = current.linker()
+    return check(checker, stats, uncached + (linker.kept_tokens if linker is not None else 0))
+
+
+@careful
+def request_received(_serving: Any, request: Any, raw_request: Any = None, *_: Any, **__: Any) -> None:
+    """Name a request as its router does, with something unique behind it: SGLang ignores ``X-Request-Id``."""
+    name = raw_request.headers.get("x-request-id") if raw_request is not None else None
+    if name and len(name) <= REQUEST_CHARS_MAX and getattr(request, "rid", name) is None:
+        request.rid = f"{name}-{secrets.token_hex(4)}"
+
+
+def install() -> None:
+    """Register every hook with SGLang's registry, which applies them when all plugins are loaded."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType  # noqa: PLC0415 - SGLang is optional
+
+    for target, hook, kind in hooks():
+        HookRegistry.register(target, hook, HookType(kind))
+
+
+def hooks() -> list[tuple[str, Callable[..., Any], str]]:
+    """Return (target, hook, kind) of every hook."""
+    return [
+        (f"{SCHEDULER}._add_request_to_queue", request_queued, "before"),
+        (f"{SCHEDULER}._release_aborted_request", request_aborted, "after"),
+        (f"{SCHEDULER}.run_batch", batch_begins, "before"),
+        (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
+        (f"{WRAPPER}._offload_node", node_offered, "before"),
+        (f"{CHECKER}._check_full_pool", full_pool_checked, "around"),
+        (f"{SERVING}.handle_request", request_received, "before"),
+        *((f"{WEIGHTS}.{name}", weights_change, "before") for name in WEIGHT_CHANGES),
+    ]
+
+
+def missing() -> list[str]:
+    """Return the targets whose hooks SGLang has not applied in this process."""
+    from sglang.srt.plugins.hook_registry import HookRegistry  # noqa: PLC0415 - SGLang is optional
+
+    return [target for target, _, _ in hooks() if target not in HookRegistry._patched]

@@ -1,0 +1,83 @@
+"""What of SGLang this adapter is proven on; anything else is refused at start, by name.
+
+Each refusal here stands for a proof that is still missing. Versions are checked by engines/versions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.runtime_context import get_disagg, get_exec, get_lora, get_memory, get_parallel, get_serving, get_spec
+
+from ghostcacher_connector.errors import UnsupportedEngine
+
+if TYPE_CHECKING:
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check_config(params: CacheInitParams, components: set[ComponentType], model: ModelConfig) -> None:
+    """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
+    problems = [*_parallelism(params), *_features(params, model), *_pool(params, components, model)]
+    if problems:
+        raise UnsupportedEngine("GhostCacher does not support this configuration yet: " + "; ".join(problems))
+
+
+def _parallelism(params: CacheInitParams) -> Iterator[str]:
+    parallel = get_parallel()
+    for name, size in (
+        ("pp_size", params.pp_size),
+        ("attn_cp_size", params.attn_cp_size),
+        ("dp_size", parallel.dp_size),
+        ("dcp_size", parallel.attn_dcp_size),
+    ):
+        if size != 1:
+            yield f"{name}: expected 1, found {size}"
+    if parallel.attn_tp_size != parallel.tp_size:
+        yield f"attention ranks: expected all {parallel.tp_size} of tp_size, found {parallel.attn_tp_size}"
+
+
+def _features(params: CacheInitParams, model: ModelConfig) -> Iterator[str]:
+    if get_spec().speculative_algorithm is not None or params.is_eagle:
+        yield "speculative decoding: expected none (it moves pages, and its drafts share the pool)"
+    if get_disagg().disaggregation_mode != "null":
+        yield f"disaggregation_mode: expected null, found {get_disagg().disaggregation_mode}"
+    if get_lora().enable_lora:
+        yield "enable_lora: expected false (pages are offered without the name of the adapter that made them)"
+    if get_exec().features.enable_memory_saver:
+        yield "enable_memory_saver: expected false (the KV memory is unmapped while peers may read it)"
+    if get_exec().dllm.dllm_algorithm is not None:
+        yield "dllm_algorithm: expected none"
+    if get_serving().enable_streaming_session or get_memory().enable_session_radix_cache:
+        yield "sessions: expected none (enable_streaming_session, enable_session_radix_cache)"
+    if model.is_multimodal:
+        yield "model: expected text only, found a multimodal one (enable_multimodal false serves its text)"
+
+
+def _pool(params: CacheInitParams, components: set[ComponentType], model: ModelConfig) -> Iterator[str]:
+    if components != {ComponentType.FULL}:
+        yield f"cache components: expected FULL alone, found {', '.join(sorted(c.name for c in components))}"
+    if model.attention_chunk_size is not None:
+        yield "attention: expected full, found chunked"
+    allocator: Any = params.token_to_kv_pool_allocator
+    if type(allocator) not in (PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator):
+        yield f"page allocator: expected SGLang's plain ones, found {type(allocator).__name__}"
+        return
+    pool = allocator.get_kvcache()
+    if type(pool) is not MHATokenToKVPool:
+        yield f"KV pool: expected MHATokenToKVPool, found {type(pool).__name__}"
+        return
+    if pool.kv_cache_layout != "nhd":
+        yield f"KV layout: expected nhd, found {pool.kv_cache_layout}"
+    if pool.is_quantized_kv_cache or pool.dtype not in DTYPES:
+        yield f"kv_cache_dtype: expected 16 or 32 bit floats, found {pool.dtype}"
+    if pool.post_capture_active:
+        yield "KV memory: expected it to be there at start, found one that is mapped later"
