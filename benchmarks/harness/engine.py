@@ -1,4 +1,4 @@
-"""Real vLLM servers as context managers."""
+"""Real vLLM and SGLang servers as context managers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Self
 
+from benchmarks.harness import launch, sglang
 from benchmarks.harness.client import Client
-from benchmarks.harness.launch import EngineOptions, command_line, environment, memory_needed_gib, placed
+from benchmarks.harness.launch import EngineOptions, placed
+from benchmarks.harness.sglang import SglangClient, SglangOptions
 from ghostcacher_router.up.diagnosis import answers, explain
 from ghostcacher_router.up.machine import free_port, require_memory
 from ghostcacher_router.up.process import GuardedProcess
@@ -21,6 +23,7 @@ from ghostcacher_router.up.process import GuardedProcess
 POLL_S = 0.25
 PORT_ATTEMPTS = 3
 Progress = Callable[[str], None]
+Options = EngineOptions | SglangOptions
 
 ADVICE = "a smaller model (--size tiny), fewer tokens (--tokens), or a smaller KV cache (--kv-gib)"
 
@@ -30,12 +33,13 @@ class EngineStartError(RuntimeError):
 
 
 class Engine(AbstractContextManager["Engine"]):
-    """One vLLM server with an OpenAI-compatible API on loopback. Starts when constructed; see `wait_ready`."""
+    """One server with an OpenAI-compatible API on loopback. Starts when constructed; see `wait_ready`."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: Options) -> None:
         """Launch the server and return at once. Raises NotEnoughMemory."""
         self.options = options
-        require_memory(memory_needed_gib(options), f"engine {options.name}", ADVICE)
+        self._launcher = _launcher(options)
+        require_memory(self._launcher.memory_needed_gib(options), f"engine {options.name}", ADVICE)
         self._log_dir = options.log_dir or Path(tempfile.mkdtemp(prefix="ghostcacher-logs-"))
         self._attempts = 0
         self._started = time.monotonic()
@@ -59,7 +63,8 @@ class Engine(AbstractContextManager["Engine"]):
 
     @property
     def client(self) -> Client:
-        return Client(self.url, model=self.options.served_name)
+        kind = SglangClient if isinstance(self.options, SglangOptions) else Client
+        return kind(self.url, model=self.options.served_name)
 
     @property
     def log(self) -> Path:
@@ -69,7 +74,8 @@ class Engine(AbstractContextManager["Engine"]):
         self._attempts += 1
         self.port = free_port()
         log = self._log_dir / f"{self.options.name}-{os.getpid()}-{self.port}.log"
-        self.process = GuardedProcess(command_line(self.options, self.port), log=log, env=environment(self.options))
+        argv, env = self._launcher.command_line(self.options, self.port), self._launcher.environment(self.options)
+        self.process = GuardedProcess(argv, log=log, env=env)
 
     def check_ready(self) -> bool:
         """Say whether the server answers. Raises EngineStartError when it never will."""
@@ -120,17 +126,23 @@ class Engine(AbstractContextManager["Engine"]):
         return explain(f"engine {self.options.name} {what}.", self.process.log_tail(400), self.log)
 
 
-def start_many(options: Sequence[EngineOptions], progress: Progress | None = None) -> list[Engine]:
+def start_many(options: Sequence[Options], progress: Progress | None = None) -> list[Engine]:
     """Start engines side by side, each on cores or a GPU of its own, and return them ready.
 
     On failure none is left running. Fewer GPUs than engines: they share, each with its part of the memory.
     """
-    require_memory(sum(map(memory_needed_gib, options)), f"{len(options)} engines together", ADVICE)
+    needed = sum(_launcher(option).memory_needed_gib(option) for option in options)
+    require_memory(needed, f"{len(options)} engines together", ADVICE)
     with ExitStack() as undo:
         engines = [undo.enter_context(Engine(option)) for option in placed(options)]
         wait_all_ready(engines, progress)
         undo.pop_all()
         return engines
+
+
+def _launcher(options: Options) -> ModuleType:
+    """Return what knows how such an engine is started."""
+    return sglang if isinstance(options, SglangOptions) else launch
 
 
 def stop_all(engines: Sequence[Engine]) -> None:

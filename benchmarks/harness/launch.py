@@ -51,7 +51,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     ready_timeout_s: float = READY_TIMEOUT_S
 
 
-def placed(options: Sequence[EngineOptions]) -> list[EngineOptions]:
+def placed(options: Sequence[Any]) -> list[Any]:
     """Return the options with a place for each engine that has none: CPU cores, or a GPU."""
     count = len(options)
     if is_cpu_build():

@@ -23,6 +23,7 @@ from benchmarks.harness import (
     start_many,
     stop_all,
 )
+from benchmarks.harness.sglang import SglangClient, SglangOptions
 from ghostcacher_connector import schema
 from ghostcacher_connector.index.connect import make_client, parse_redis_url
 from ghostcacher_connector.index.redis import RedisIndex
@@ -68,8 +69,9 @@ class Fleet:
         self._raw = make_client(parse_redis_url(redis.url), 2.0)
         self._documents = documents
 
-    def client(self, name: str) -> Client:
-        return Client(self.engines[name].url, timeout_s=REQUEST_TIMEOUT_S)
+    def client(self, name: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Client:
+        engine = self.engines[name]
+        return type(engine.client)(engine.url, timeout_s=timeout_s)
 
     def document(self, tokens: int) -> list[int]:
         """Return a prompt of exactly this many tokens that nobody has seen."""
@@ -82,6 +84,11 @@ class Fleet:
     def record(self, name: str) -> WorkerRecord | None:
         """Return the live record of a worker, as peers see it."""
         return next((record for record in self.index.workers() if record.worker == name), None)
+
+    def block_tokens(self, name: str) -> int:
+        """Return how many tokens fill a block of this engine."""
+        options = self.engines[name].options
+        return options.page_tokens if isinstance(options, SglangOptions) else BLOCK_TOKENS
 
     def blocks_key(self, name: str) -> str:
         """Return the Redis key that holds the entries of a worker's present life."""
@@ -103,7 +110,7 @@ class Fleet:
         """Complete a prompt that is new to the fleet, and return once the index holds its full blocks."""
         before = self.entries(name)
         answer = self.client(name).complete(prompt, max_tokens=max_tokens, pull=False)
-        self.wait_published(name, before, len(prompt) // BLOCK_TOKENS)
+        self.wait_published(name, before, len(prompt) // self.block_tokens(name))
         return answer
 
     def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
@@ -136,7 +143,7 @@ class Fleet:
         """Return once `reader` has pulled from `owner`: every rank knows the way."""
         deadline = time.monotonic() + EVENT_TIMEOUT_S
         while True:
-            counters, prompt = self.counters(reader), self.document(BLOCK_TOKENS + 1)
+            counters, prompt = self.counters(reader), self.document(self.block_tokens(owner) + 1)
             self.compute(owner, prompt, max_tokens=1)
             self.client(reader).complete(prompt, max_tokens=2)
             if counters.grown("gc_cache_hits_total"):
@@ -187,7 +194,10 @@ class Counters:
 
 
 def nudge(client: Client) -> None:
-    """Make the engine take a step, with a prompt under one block."""
+    """Let the engine show what it has counted: vLLM does with a step, here of a prompt under one block."""
+    if isinstance(client, SglangClient):
+        client.settle()
+        return
     client.complete([3, 3, 3], max_tokens=2, pull=False)
 
 
@@ -219,7 +229,8 @@ def running(
 ) -> Iterator[Fleet]:
     """Start a Redis and engines of these names side by side; yield them warm; leave nothing behind.
 
-    engines: name -> changes to the options. connector: settings of all of them, over CONNECTOR.
+    engines: name -> changes to the options; `engine: sglang` makes it one of SGLang.
+    connector: settings of all of them, over CONNECTOR.
     """
     with RedisServer() as redis:
         options = [_options(model, redis, name, changes, connector or {}, log_dir) for name, changes in engines.items()]
@@ -242,7 +253,7 @@ def warm_up(fleet: Fleet, names: Sequence[str]) -> None:
     """
     prompt = fleet.document(3 * BLOCK_TOKENS)
     for name in names:
-        Client(fleet.engines[name].url, timeout_s=WARM_UP_S).complete(prompt, max_tokens=2, pull=False)
+        fleet.client(name, timeout_s=WARM_UP_S).complete(prompt, max_tokens=2, pull=False)
 
 
 def _options(
@@ -252,15 +263,15 @@ def _options(
     changes: Mapping[str, Any],
     connector: Mapping[str, Any],
     log_dir: Path,
-) -> EngineOptions:
+) -> EngineOptions | SglangOptions:
     settings = {**CONNECTOR, "redis_url": redis.url, "worker_id": name, **connector, **changes.get("connector", {})}
+    common = {"model": str(model), "name": name, "log_dir": log_dir, "ready_timeout_s": 400.0, "connector": settings}
+    if changes.get("engine") == "sglang":
+        changed = {key: value for key, value in changes.items() if key not in ("connector", "engine")}
+        return SglangOptions(**{**common, **changed})
     defaults: dict[str, Any] = {
-        "model": str(model),
-        "name": name,
         "block_size": BLOCK_TOKENS,
         "num_blocks": 256,
         "max_model_len": 4096,
-        "log_dir": log_dir,
-        "ready_timeout_s": 400.0,
     }
-    return EngineOptions(**{**defaults, **changes, "connector": settings})
+    return EngineOptions(**{**common, **defaults, **changes, "connector": settings})

@@ -1,0 +1,176 @@
+"""Answers from pulled pages are those of a full recompute, in all the ways in which SGLang cuts its work.
+
+Engine a: pages of 16, chunked prefill, no overlap. Engine b: the same pages, overlap schedule.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import run_concurrently
+from tests.e2e.fleet import REQUEST_TIMEOUT_S, Fleet, running, until
+from tests.e2e.sglang import assert_right, engine, engine_marks
+
+pytestmark = engine_marks(600)
+
+PAGE = 16
+
+
+@pytest.fixture(scope="module")
+def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
+    engines = {"a": engine(chunk_tokens=256), "b": engine(chunk_tokens=256, overlap=True)}
+    with running(model, engines, log_dir=log_dir) as fleet:
+        fleet.prime("b", "a")
+        fleet.prime("a", "b")
+        yield fleet
+
+
+@pytest.mark.parametrize(("reader", "owner"), [("b", "a"), ("a", "b")])
+@pytest.mark.parametrize("tokens", [PAGE + 1, 10 * PAGE, 1000])
+def test_pulled_prefix_gives_the_answer_of_a_recompute(fleet: Fleet, reader: str, owner: str, tokens: int) -> None:
+    """All full pages but that of the last token are pulled, and the log-probabilities are those of an engine alone."""
+    prompt = fleet.document(tokens)
+    fleet.compute(owner, prompt)
+    counters = fleet.counters(reader)
+
+    pulled = fleet.client(reader).complete(prompt, max_tokens=8)
+
+    assert pulled.cached_tokens == (tokens - 1) // PAGE * PAGE
+    assert counters.hits() == (tokens - 1) // PAGE
+    assert_right(fleet, reader, pulled, prompt)
+
+
+def test_local_head_and_pulled_tail_make_one_prefix(fleet: Fleet) -> None:
+    """What is in the engine's own tree is not pulled; what follows it is."""
+    prompt = fleet.document(600)
+    fleet.compute("b", prompt[:200])
+    fleet.compute("a", prompt)
+    counters = fleet.counters("b")
+
+    answer = fleet.client("b").complete(prompt, max_tokens=8)
+
+    assert counters.hits() == (599 // PAGE) - (200 // PAGE)
+    assert_right(fleet, "b", answer, prompt)
+
+
+def test_generated_pages_are_shared_too(fleet: Fleet) -> None:
+    """The second turn of a conversation finds the first one's answer at another worker."""
+    prompt = fleet.document(100)
+    before = fleet.entries("a")
+    first = fleet.client("a").complete(prompt, max_tokens=60)
+    fleet.wait_published("a", before, 150 // PAGE)
+    turn = [*prompt, *first.tokens[:-1], *fleet.document(40)]
+    counters = fleet.counters("b")
+
+    answer = fleet.client("b").complete(turn, max_tokens=8)
+
+    assert counters.hits() >= 150 // PAGE
+    assert_right(fleet, "b", answer, turn)
+
+
+def test_pulls_of_many_requests_at_once_are_right(fleet: Fleet) -> None:
+    """Requests that are batched together pull, compute and decode without disturbing each other."""
+    prompts = [fleet.document(300 + 37 * number) for number in range(8)]
+    for prompt in prompts:
+        fleet.compute("a", prompt)
+    counters = fleet.counters("b")
+
+    answers = run_concurrently(
+        lambda prompt: fleet.client("b").complete(prompt, max_tokens=12), prompts, concurrency=len(prompts)
+    )
+
+    assert counters.hits() == sum((len(prompt) - 1) // PAGE for prompt in prompts)
+    for answer, prompt in zip(answers, prompts, strict=True):
+        assert_right(fleet, "b", answer, prompt)
+
+
+def test_salted_prompt_shares_with_its_salt_alone(fleet: Fleet) -> None:
+    """extra_key is part of a page's name: pages under another one are not found."""
+    prompt = fleet.document(200)
+    fleet.client("a").complete(prompt, max_tokens=2, cache_salt="one")
+    before = fleet.counters("b")
+    other = fleet.client("b").complete(prompt, max_tokens=2, cache_salt="two")
+    assert other.cached_tokens == 0
+    assert before.hits() == 0
+    same = fleet.client("b").complete(prompt, max_tokens=2, cache_salt="one")
+    assert same.cached_tokens == 199 // PAGE * PAGE
+
+
+def test_aborts_during_lookups_and_loads_leave_the_engine_whole(fleet: Fleet) -> None:
+    """Clients that hang up while their prompts are pulled: nothing leaks (SGLang checks), later answers are right."""
+    prompts = [fleet.document(1500) for _ in range(4)]
+    for prompt in prompts:
+        fleet.compute("a", prompt)
+
+    threads = [threading.Thread(target=hang_up, args=(fleet, "b", prompt)) for prompt in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    for prompt in prompts:
+        assert_right(fleet, "b", fleet.client("b").complete(prompt, max_tokens=4), prompt)
+
+
+def hang_up(fleet: Fleet, name: str, prompt: list[int]) -> None:
+    """Send a request, and close the connection a moment later."""
+    host, port = fleet.engines[name].url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=REQUEST_TIMEOUT_S)
+    body = {"input_ids": prompt, "sampling_params": {"max_new_tokens": 400, "ignore_eos": True}}
+    connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+    threading.Event().wait(0.02)
+    connection.close()
+
+
+def test_flush_withdraws_everything_and_what_was_read_before_is_refused(fleet: Fleet) -> None:
+    """After /flush_cache the index holds nothing of the engine; entries that lag behind are refused by the seal."""
+    prompt = fleet.document(400)
+    fleet.compute("a", prompt)
+    kept = fleet.entries("a")
+    counters = fleet.counters("b")
+
+    until(lambda: flushed(fleet, "a"), "a flush of an idle engine")
+    until(lambda: not fleet.entries("a"), "the entries of a to be withdrawn")
+    fleet.raw(lambda client: client.hset(fleet.blocks_key("a"), mapping=kept))
+    answer = fleet.client("b").complete(prompt, max_tokens=8)
+
+    assert counters.hits() == 0
+    assert counters.reasons().get("stale_generation", 0) > 0
+    assert_right(fleet, "b", answer, prompt)
+
+
+def flushed(fleet: Fleet, name: str) -> bool:
+    before = len(fleet.entries(name))
+    fleet.client(name).flush()
+    return before > 0
+
+
+def test_without_redis_requests_are_computed(fleet: Fleet) -> None:
+    """A worker whose index is away answers as one alone, and shares again when it is back."""
+    prompt = fleet.document(200)
+    fleet.redis.pause()
+    try:
+        answer = fleet.client("b").complete(prompt, max_tokens=4)
+    finally:
+        fleet.redis.resume()
+    assert_right(fleet, "b", answer, prompt)
+    fleet.prime("b", "a")
+
+
+def test_changed_weights_end_the_sharing(fleet: Fleet, model: Path) -> None:
+    """A weight update makes a worker leave the fleet; it goes on serving. The last test: b is of no use after it."""
+    assert fleet.record("b") is not None
+    fleet.client("b").update_weights(str(model))
+    until(lambda: fleet.record("b") is None, "b to leave")
+
+    before = fleet.counters("b")
+    prompt = fleet.document(200)
+    fleet.compute("a", prompt)
+    assert fleet.client("b").complete(prompt, max_tokens=2).cached_tokens == 0
+    assert before.hits() == 0
