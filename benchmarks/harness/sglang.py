@@ -18,6 +18,7 @@ import msgspec
 from benchmarks.harness.client import Client, Completion, Prompt, ServerError
 from benchmarks.harness.launch import READY_TIMEOUT_S
 from ghostcacher_router.up.launch import memory_needed_gib as host_memory_gib
+from ghostcacher_router.up.machine import core_shares
 from ghostcacher_router.up.sglang import linker_arguments, server_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,8 @@ class SglangOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to start one SGLang engine.
 
     model: folder. connector: None for a plain engine, else GhostCacher's settings. pool_tokens: size of the KV pool.
-    tp: ranks. cores: such as "0,1"; so many threads compute. overlap: schedule while the last batch computes.
+    tp: ranks, on cores of their own. cores: of one rank, such as "0,1"; None: any, and one thread computes.
+    overlap: schedule while the last batch computes.
     """
 
     model: str
@@ -84,13 +86,10 @@ def command_line(options: SglangOptions, port: int) -> list[str]:
 def environment(options: SglangOptions) -> dict[str, str]:
     """Return the server's environment: the stand-ins for a GPU's libraries on its path, and no network."""
     path = os.pathsep.join(filter(None, [str(SHIM), str(ROOT), os.environ.get("PYTHONPATH")]))
-    threads = str(len(options.cores.split(","))) if options.cores else "1"
-    added = {
-        "SGLANG_USE_CPU_ENGINE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONWARNINGS": "ignore",
-        "OMP_NUM_THREADS": threads,
-    }
+    shares = core_shares(options.tp) if options.tp > 1 else [options.cores or "all"]
+    threads = len(shares[0].split(",")) if options.cores or options.tp > 1 else 1
+    added = {"SGLANG_USE_CPU_ENGINE": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    added |= {"OMP_NUM_THREADS": str(threads), "SGLANG_CPU_OMP_THREADS_BIND": "|".join(shares)}
     return {**os.environ, "PYTHONPATH": path, **added, **options.env}
 
 

@@ -54,11 +54,11 @@ def _is_refused(fleet: Fleet, prompt: list[int], assert_right: Callable[..., Non
     """Ask b; assert that the answer is right; say whether one rank pulled, the other could not, and neither counted."""
     counters = fleet.counters("b")
     answer = fleet.client("b").complete(prompt, max_tokens=8)
+    pulled = counters.hits()
+    if not pulled:
+        assert counters.grown("gc_rdma_transfers_total", outcome="done") == 1, counters.reasons()
+        assert counters.grown("gc_rdma_transfers_total") == RANKS
+        assert counters.misses() == BLOCKS
+        assert answer.cached_tokens in (0, None)
     assert_right("b", answer, prompt)
-    if counters.hits():
-        return False
-    assert counters.grown("gc_rdma_transfers_total", outcome="done") == 1, counters.reasons()
-    assert counters.grown("gc_rdma_transfers_total") == RANKS
-    assert counters.misses() == BLOCKS
-    assert answer.cached_tokens in (0, None)
-    return True
+    return not pulled

@@ -8,13 +8,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
 from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, Fleet, assert_same, running, until
+from tests.e2e.routed import ask
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -56,21 +57,6 @@ def front(model: Path, log_dir: Path) -> Iterator[Front]:
         for router in routers:
             router.wait_workers(len(NAMES))
         yield Front(fleet, routers)
-
-
-def ask(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Any, dict[str, str]]:
-    """Return the JSON of an answer, and its headers. Raises ServerError."""
-    host, port = url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=REQUEST_TIMEOUT_S)
-    try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json", **(headers or {})})
-        reply = connection.getresponse()
-        data = reply.read()
-        if reply.status != http.HTTPStatus.OK:
-            raise ServerError(f"{path}: status {reply.status}: {data[:500]!r}")
-        return json.loads(data), {name.lower(): value for name, value in reply.getheaders()}
-    finally:
-        connection.close()
 
 
 def chat(front: Front, messages: Sequence[dict[str, str]], *, router: int = 0, **headers: str) -> dict[str, str]:

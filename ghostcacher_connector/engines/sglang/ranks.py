@@ -44,7 +44,8 @@ class RankGroup:
             return [payload]
         lengths = self._all(torch.tensor([len(payload)], dtype=torch.int64))
         room = torch.zeros(max(int(length) for length in lengths), dtype=torch.uint8)
-        room[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        if payload:
+            room[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
         return [part[: int(length)].numpy().tobytes() for part, length in zip(self._all(room), lengths, strict=True)]
 
     def _all(self, tensor: torch.Tensor) -> list[torch.Tensor]:

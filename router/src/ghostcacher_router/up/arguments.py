@@ -20,7 +20,7 @@ from ghostcacher_connector.errors import ConfigError
 from ghostcacher_connector.settings import check_redis_url, parse_listen, unknown
 
 WORKERS_MAX = 256
-ENGINES = ("vllm",)
+ENGINES = ("vllm", "sglang")
 KV_GIB_MAX = 4096
 READY_TIMEOUT_S = 3600.0
 """Large models take minutes, and longer when they are downloaded first. Progress is shown, and Ctrl-C is at hand."""
@@ -28,7 +28,7 @@ READY_TIMEOUT_S = 3600.0
 FLAG_SIMILARITY = 0.9
 """From here on an engine's flag looks like one of ours, misspelt."""
 
-NOT_PASSED_ON = ("--model", "--kv-transfer-config")
+NOT_PASSED_ON = ("--model", "--model-path", "--kv-transfer-config", "--unified-cache-external-linker-config")
 """Flags of the engine that are set here, and would break what they are set for."""
 
 
@@ -49,6 +49,7 @@ class UpOptions(NamedTuple):
     log_dir: Path | None
     ready_timeout_s: float
     engine_arguments: tuple[str, ...]
+    engine: str = "vllm"
 
 
 def parse(words: Sequence[str], environ: Mapping[str, str]) -> UpOptions:
@@ -68,8 +69,9 @@ def parse(words: Sequence[str], environ: Mapping[str, str]) -> UpOptions:
         log_dir=given.log_dir,
         ready_timeout_s=given.ready_timeout,
         engine_arguments=tuple(engine),
+        engine=given.engine,
     )
-    _check(options, given.engine)
+    _check(options)
     return options
 
 
@@ -175,9 +177,9 @@ def _gpus(text: str | None) -> tuple[str, ...] | None:
     return names
 
 
-def _check(options: UpOptions, engine: str) -> None:
-    if engine not in ENGINES:
-        raise ConfigError(f"--engine: {unknown('engine', engine, ENGINES)}")
+def _check(options: UpOptions) -> None:
+    if options.engine not in ENGINES:
+        raise ConfigError(f"--engine: {unknown('engine', options.engine, ENGINES)}")
     if not 1 <= options.workers <= WORKERS_MAX:
         raise ConfigError(f"--workers: expected a number from 1 to {WORKERS_MAX}, got {options.workers}")
     if options.kv_gib is not None and not 1 <= options.kv_gib <= KV_GIB_MAX:

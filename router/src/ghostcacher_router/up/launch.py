@@ -61,7 +61,9 @@ def cpu_place(cores: str) -> Place:
     return Place(f"cores {cores}", {"VLLM_CPU_OMP_THREADS_BIND": cores})
 
 
-def gpu_places(count: int, gpus: Sequence[str], *, gpus_each: int = 1) -> list[Place]:
+def gpu_places(
+    count: int, gpus: Sequence[str], *, gpus_each: int = 1, memory_flag: str = GPU_MEMORY_FLAG
+) -> list[Place]:
     """Return places for `count` engines on GPUs, each on its own while there are enough, else with its part of one.
 
     Raises ConfigError when there are none, or too few for engines that need several each.
@@ -77,7 +79,7 @@ def gpu_places(count: int, gpus: Sequence[str], *, gpus_each: int = 1) -> list[P
             "start fewer workers, or give them a smaller --tensor-parallel-size"
         )
     part = GPU_MEMORY_PART / math.ceil(count / len(gpus))
-    memory = (GPU_MEMORY_FLAG, f"{part:.2f}")
+    memory = (memory_flag, f"{part:.2f}")
     return [_gpu_place(gpus[index % len(gpus)], memory) for index in range(count)]
 
 

