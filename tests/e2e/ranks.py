@@ -58,7 +58,7 @@ def _is_refused(fleet: Fleet, prompt: list[int], assert_right: Callable[..., Non
     if not pulled:
         assert counters.grown("gc_rdma_transfers_total", outcome="done") == 1, counters.reasons()
         assert counters.grown("gc_rdma_transfers_total") == RANKS
-        assert counters.misses() == BLOCKS
+        assert counters.misses() == BLOCKS, counters.reasons()
         assert answer.cached_tokens in (0, None)
     assert_right("b", answer, prompt)
     return not pulled

@@ -60,6 +60,8 @@ class EngineRank:
         self.on_cpu = pool.k_buffer[0].device.type == "cpu"
         self.recorder = Recorder()
         self.ranks = RankGroup(params.tp_cache_group)
+        # What is counted by request, and not by transfer, is the same on every rank, and shown for one of them.
+        self.request_recorder = self.recorder if self.ranks.rank == 0 else Recorder()
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot
         self.table = SlotTable(memory.slot_count)

@@ -56,7 +56,7 @@ class SchedulerSide:
             settings,
             engine.lookups,
             engine.forecaster,
-            engine.recorder,
+            engine.request_recorder,
             page_tokens=tokens,
             page_bytes=page_bytes,
             holds=book.holds,

@@ -1,0 +1,105 @@
+"""The hooks into SGLang: they apply to this version, never raise, and leave the calls that they see as they are."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ghostcacher_connector.engines.sglang import current, hooks, plugin
+
+
+class Linker:
+    """Notes what it is told, or fails at everything."""
+
+    kept_tokens = 32
+
+    def __init__(self, *, fail: bool = False) -> None:
+        self.fail = fail
+        self.told: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def note(*args: Any) -> None:
+            if self.fail:
+                raise RuntimeError("a bug")
+            self.told.append((name, *args))
+
+        return note
+
+
+@pytest.fixture
+def linker() -> Iterator[Linker]:
+    made: Any = Linker()
+    current.set_linker(made)
+    yield made
+    current.set_linker(None)
+
+
+@pytest.mark.parametrize("target", [target for target, _, _ in hooks.hooks()])
+def test_target_exists_in_this_sglang(target: str) -> None:
+    """Each hook names a function of the installed SGLang: one that moved would never be called."""
+    assert callable(pkgutil.resolve_name(target))
+
+
+def test_missing_hooks_are_named_until_they_are_applied() -> None:
+    """The linker can say at start which hooks SGLang did not apply."""
+    assert set(hooks.missing()) <= {target for target, _, _ in hooks.hooks()}
+
+
+@pytest.mark.parametrize(("version", "installed"), [("0.5.23", True), ("0.5.24", False)])
+def test_hooks_only_on_the_proven_version(version: str, installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another SGLang gets no hooks, unless the override is set."""
+    calls: list[int] = []
+    monkeypatch.setattr(plugin, "version", lambda _: version)
+    monkeypatch.setattr(hooks, "install", lambda: calls.append(1))
+    plugin.register()
+    assert bool(calls) is installed
+    monkeypatch.setenv(plugin.OVERRIDE, "1")
+    plugin.register()
+    assert calls
+
+
+def test_hooks_tell_the_linker(linker: Linker) -> None:
+    """Each hook hands its part on."""
+    hooks.request_queued("scheduler", "req")
+    hooks.request_aborted(None, "scheduler", SimpleNamespace(rid="r"))
+    hooks.batch_begins("scheduler", "batch")
+    hooks.batch_done(None, "scheduler", "batch", "result")
+    hooks.weights_change("updater", "request")
+    assert [name for name, *_ in linker.told] == ["queued", "ended", "batch_begins", "batch_done", "leave"]
+
+
+def test_failing_linker_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug of ours must not end SGLang's scheduler."""
+    made: Any = Linker(fail=True)
+    current.set_linker(made)
+    try:
+        hooks.request_queued("scheduler", "req")
+    finally:
+        current.set_linker(None)
+    assert "request_queued failed" in caplog.text
+
+
+def test_held_pages_count_as_in_use(linker: Linker) -> None:
+    """SGLang's check of its pool sees them, or it would end the engine."""
+    assert hooks.full_pool_checked(lambda _, __, uncached: uncached, "checker", "stats", 16) == 48
+
+
+@pytest.mark.parametrize(
+    ("given", "header", "expected"),
+    [(None, "gc-7", "gc-7-"), ("own", "gc-7", "own"), (None, None, None), (None, "x" * 300, None)],
+)
+def test_request_is_named_as_its_router_does(given: str | None, header: str | None, expected: str | None) -> None:
+    """Only where the client gave no name of its own, and never twice the same."""
+    raw = SimpleNamespace(headers={"x-request-id": header} if header else {})
+    requests = [SimpleNamespace(rid=given) for _ in range(2)]
+    for request in requests:
+        hooks.request_received("serving", request, raw)
+    if expected is None or not expected.endswith("-"):
+        assert [request.rid for request in requests] == [expected, expected]
+    else:
+        assert all(str(request.rid).startswith(expected) for request in requests)
+        assert requests[0].rid != requests[1].rid

@@ -1,0 +1,142 @@
+"""What is refused at start, by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+
+from ghostcacher_connector.engines.sglang import support
+from ghostcacher_connector.engines.sglang.pool import describe, memory_of
+from ghostcacher_connector.engines.sglang.proven import PROVEN_VERSIONS
+from ghostcacher_connector.engines.versions import check_version
+from ghostcacher_connector.errors import UnsupportedEngine
+
+PAGE = 4
+
+
+def make_pool(**changes: Any) -> Any:
+    pool = MHATokenToKVPool(
+        8 * PAGE, PAGE, torch.float32, head_num=2, head_dim=8, layer_num=3, device="cpu", enable_memory_saver=False
+    )
+    for name, value in changes.items():
+        setattr(pool, name, value)
+    return pool
+
+
+def config(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Any, Any, Any]:
+    """Return a configuration that is supported, but for the changes."""
+    found: dict[str, Any] = {
+        "dp_size": 1,
+        "tp_size": 2,
+        "attn_tp_size": 2,
+        "attn_dcp_size": 1,
+        "pp_size": 1,
+        "attn_cp_size": 1,
+        "speculative_algorithm": None,
+        "is_eagle": False,
+        "disaggregation_mode": "null",
+        "enable_lora": False,
+        "enable_memory_saver": False,
+        "dllm_algorithm": None,
+        "enable_streaming_session": False,
+        "enable_session_radix_cache": False,
+        "is_multimodal": False,
+        "attention_chunk_size": None,
+        "components": {ComponentType.FULL},
+        "allocator": None,
+        **changes,
+    }
+    bag = SimpleNamespace(**found)
+    bag.features = bag.dllm = bag
+    for name in ("parallel", "spec", "disagg", "lora", "exec", "serving", "memory"):
+        monkeypatch.setattr(support, f"get_{name}", lambda: bag)
+    allocator = found["allocator"] or PagedTokenToKVPoolAllocator(
+        8 * PAGE, PAGE, torch.float32, "cpu", make_pool(), False
+    )
+    bag.token_to_kv_pool_allocator = allocator
+    return bag, found["components"], bag
+
+
+def test_plain_configuration_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full attention over a plain pool, with tensor parallelism."""
+    support.check_config(*config(monkeypatch))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"pp_size": 2}, "pp_size"),
+        ({"dp_size": 2}, "dp_size"),
+        ({"attn_cp_size": 2}, "attn_cp_size"),
+        ({"attn_dcp_size": 2}, "dcp_size"),
+        ({"attn_tp_size": 1}, "attention ranks"),
+        ({"speculative_algorithm": "EAGLE"}, "speculative decoding"),
+        ({"disaggregation_mode": "prefill"}, "disaggregation_mode"),
+        ({"enable_lora": True}, "enable_lora"),
+        ({"enable_memory_saver": True}, "enable_memory_saver"),
+        ({"dllm_algorithm": "x"}, "dllm_algorithm"),
+        ({"enable_streaming_session": True}, "sessions"),
+        ({"is_multimodal": True}, "multimodal"),
+        ({"attention_chunk_size": 64}, "chunked"),
+        ({"components": {ComponentType.FULL, ComponentType.SWA}}, "SWA"),
+        ({"allocator": SimpleNamespace(get_kvcache=lambda: None)}, "page allocator"),
+    ],
+)
+def test_what_is_not_proven_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], named: str
+) -> None:
+    """The message names the feature."""
+    with pytest.raises(UnsupportedEngine, match=named):
+        support.check_config(*config(monkeypatch, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"kv_cache_layout": "hnd"}, "KV layout"), ({"dtype": torch.int8}, "kv_cache_dtype")],
+)
+def test_other_pools_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], named: str) -> None:
+    """A layout or a data type that nobody has compared log-probabilities with."""
+    pool = make_pool(**change)
+    allocator = PagedTokenToKVPoolAllocator(8 * PAGE, PAGE, torch.float32, "cpu", pool, False)
+    with pytest.raises(UnsupportedEngine, match=named):
+        support.check_config(*config(monkeypatch, allocator=allocator))
+
+
+def test_other_pool_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLA, hybrid and sharded pools are classes of their own."""
+    allocator = PagedTokenToKVPoolAllocator(8 * PAGE, PAGE, torch.float32, "cpu", SimpleNamespace(), False)
+    with pytest.raises(UnsupportedEngine, match="KV pool"):
+        support.check_config(*config(monkeypatch, allocator=allocator))
+
+
+def test_other_version_is_refused_with_the_override() -> None:
+    """The message says which version is proven, and how to go on."""
+    with pytest.raises(UnsupportedEngine, match=r"sglang version: expected 0\.5\.23.*GC_ALLOW_UNPROVEN_ENGINE"):
+        check_version("sglang", "0.5.24", PROVEN_VERSIONS, allow_unproven=False)
+    check_version("sglang", "0.5.24", PROVEN_VERSIONS, allow_unproven=True)
+    check_version("sglang", "0.5.23", PROVEN_VERSIONS, allow_unproven=False)
+
+
+def test_page_is_a_run_of_rows_in_every_plane() -> None:
+    """Slot p of a segment is page p of that layer's K or V."""
+    pool = make_pool()
+    memory = memory_of(pool, PAGE)
+    assert (memory.slot_count, len(memory.segments)) == (9, 6)
+    row_bytes = 2 * 8 * 4
+    assert {segment.slot_bytes for segment in memory.segments} == {PAGE * row_bytes}
+    assert memory.segments[1].base == pool.k_buffer[1].data_ptr()
+    assert describe(pool, memory) == describe(make_pool(), memory_of(make_pool(), PAGE))
+
+
+def test_pool_that_is_not_dense_is_refused() -> None:
+    """A view with gaps between its rows would be read wrongly."""
+    pool = make_pool()
+    pool.k_buffer[2] = pool.k_buffer[2].transpose(1, 2)
+    with pytest.raises(UnsupportedEngine, match=r"k_buffer\[2\]"):
+        memory_of(pool, PAGE)
