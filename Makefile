@@ -42,7 +42,7 @@ export TOKENIZERS_PARALLELISM := false
 
 ARGS ?=
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates.py pull_throughput.py overhead.py ttft.py \
-	router_proxy.py router_decision.py routing_quality.py))))
+	sglang_ttft.py router_proxy.py router_decision.py routing_quality.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
 .PHONY: help setup setup-sglang engine-setup demo test test-sglang test-fast lint format types soak bench bench-short wheel clean distclean
@@ -116,10 +116,10 @@ types: $(STAMP) ## mypy --strict
 soak: $(STAMP) test-sglang ## the long form of all tests, hours on a small machine
 	GHOSTCACHER_SOAK=1 $(BIN)/python -m pytest tests --timeout=3600 $(ARGS)
 
-bench: $(ENGINE_SETUP) ## every benchmark, full length
+bench: $(ENGINE_SETUP) setup-sglang ## every benchmark, full length
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(ENGINE_PYTHON) -m benchmarks.$$name $(ARGS); done
 
-bench-short: $(STAMP) ## every benchmark, just long enough to see that it works
+bench-short: $(STAMP) setup-sglang ## every benchmark, just long enough to see that it works
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --short $(ARGS); done
 
 wheel: $(STAMP) ## build dist/*.whl

@@ -83,15 +83,21 @@ def _health(record: WorkerRecord, timeout_s: float) -> Check:
 
 
 def check_fingerprints(records: Sequence[WorkerRecord]) -> Iterator[Check]:
-    """Say which workers share blocks, and for those of one model that do not, which fields keep them apart."""
-    namespaces: dict[str, dict[str, list[WorkerRecord]]] = defaultdict(lambda: defaultdict(list))
+    """Say which workers share blocks, and for those of one model that do not, which fields keep them apart.
+
+    Engines of two kinds that serve one model are two fleets behind one router, by design: each is looked at by itself.
+    """
+    namespaces: dict[tuple[str, str], dict[str, list[WorkerRecord]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
-        namespaces[record.fingerprint.get("model", "(no model)")][record.namespace].append(record)
-    for model, groups in sorted(namespaces.items()):
+        kind = record.fingerprint.get("model", "(no model)"), record.fingerprint.get("engine", "(no engine)")
+        namespaces[kind][record.namespace].append(record)
+    models = [model for model, _ in namespaces]
+    for (model, engine), groups in sorted(namespaces.items()):
+        name = model if models.count(model) == 1 else f"{model} on {engine}"
         lead, *others = sorted(groups.values(), key=lambda group: (-len(group), group[0].worker))
-        yield ok(f"fingerprint {model}", f"{_names(lead)} share{'s' * (len(lead) == 1)} namespace {lead[0].namespace}")
+        yield ok(f"fingerprint {name}", f"{_names(lead)} share{'s' * (len(lead) == 1)} namespace {lead[0].namespace}")
         for group in others:
-            yield _kept_apart(model, lead, group)
+            yield _kept_apart(name, lead, group)
 
 
 def _kept_apart(model: str, lead: Sequence[WorkerRecord], group: Sequence[WorkerRecord]) -> Check:

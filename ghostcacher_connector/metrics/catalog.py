@@ -129,6 +129,14 @@ _ALL = (
         "gc_lookup_seconds", Kind.HISTOGRAM, "seconds", "Time of a lookup beside the scheduler.", {}, LOOKUP_BUCKETS
     ),
     Metric(
+        "gc_lookup_wait_seconds",
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time that an engine's scheduler waited for a lookup, where it cannot be told to ask again (SGLang).",
+        {},
+        LOOKUP_BUCKETS,
+    ),
+    Metric(
         "gc_pull_forecast_ratio",
         Kind.HISTOGRAM,
         "ratio",

@@ -76,6 +76,16 @@ def test_fingerprints_of_one_model_differ_field_named() -> None:
     assert "hash_seed, kv_dtype" in bad.mend
 
 
+def test_fingerprints_of_two_engines_of_one_model_nothing_fails() -> None:
+    """A mixed fleet is two fleets behind one router; within each kind, a difference is still one."""
+    mixed = [worker("v1", engine="vllm"), worker("s1", "n2", engine="sglang"), worker("s2", "n2", engine="sglang")]
+    assert not [check for check in check_fingerprints(mixed) if check.status is not Status.OK]
+    odd = [*mixed, worker("s3", "n3", engine="sglang", block_tokens="64")]
+    bad = [check for check in check_fingerprints(odd) if check.status is not Status.OK]
+    assert len(bad) == 1
+    assert "block_tokens" in bad[0].text
+
+
 def test_fingerprint_private_value_names_the_setting() -> None:
     """When a worker could not read its weights, the doctor says which setting mends that."""
     _, bad = check_fingerprints([worker("w1", weights_digest="abc"), worker("w2", "n2", weights_digest="private-1")])

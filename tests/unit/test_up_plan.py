@@ -185,3 +185,43 @@ def test_host_of_another_machine_refused(model: str) -> None:
     """An address that this machine does not have is told by name."""
     with pytest.raises(ConfigError, match=r"--host: expected an address of this machine, got '192\.0\.2\.77'"):
         require_port(options(model, "--host", "192.0.2.77"))
+
+
+def test_sglang_engine_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine of SGLang has the linker, a place of its own, and what the person wrote last."""
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ())
+    given = options(model, "--engine", "sglang", "--workers", "2", "--max-total-tokens", "4096")
+    first, second = plan_engines(given, REDIS, {})
+    command = first.command(4711)
+    linker = json.loads(flag(command.argv, "--unified-cache-external-linker-config"))
+    assert linker["linker_module_path"] == "ghostcacher_connector.engines.sglang"
+    assert linker["linker_extra_config"] == {"http_url": "http://127.0.0.1:4711", "worker_id": "w1-8000"}
+    assert command.argv[-2:] == ("--max-total-tokens", "4096")
+    assert first.env["SGLANG_CPU_OMP_THREADS_BIND"] != second.env["SGLANG_CPU_OMP_THREADS_BIND"]
+    assert not any(name.startswith("VLLM_") for name in first.env)
+
+
+def test_sglang_engines_share_a_gpu_by_its_own_flag(model: str, gpus: None) -> None:
+    """Five engines on four GPUs: each takes a part of the memory, unless the person says how much."""
+    given = options(model, "--engine", "sglang", "--workers", "5")
+    assert flag(plan_engines(given, REDIS, {})[0].command(1).argv, "--mem-fraction-static") == "0.45"
+    said = options(model, "--engine", "sglang", "--workers", "5", "--mem-fraction-static", "0.3")
+    assert plan_engines(said, REDIS, {})[0].command(1).argv.count("--mem-fraction-static") == 1
+
+
+def test_sglang_ranks_by_its_own_flags(model: str) -> None:
+    """The number of GPUs that an engine takes follows from SGLang's names of the flags, too."""
+    assert ranks_of(options(model, "--engine", "sglang", "--tp-size", "2")) == 2
+
+
+def test_kv_gib_is_not_for_sglang(model: str) -> None:
+    """The size of its pool is a flag of its own."""
+    with pytest.raises(ConfigError, match="--max-total-tokens"):
+        plan_engines(options(model, "--engine", "sglang", "--kv-gib", "1"), REDIS, {})
+
+
+def test_missing_sglang_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SGLang the message says how to install it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sglang" else object())
+    with pytest.raises(ConfigError, match=r"SGLang is not installed.*ghostcacher\[sglang\]"):
+        plan_engines(options(model, "--engine", "sglang"), REDIS, {})

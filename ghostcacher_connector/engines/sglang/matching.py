@@ -71,8 +71,10 @@ class Matcher:
         self._lookups.forget(tracked.req.rid)
 
     def _answered(self, tracked: Tracked, first: int) -> int:
-        left_s = tracked.deadline - self._clock()
+        asked = self._clock()
+        left_s = tracked.deadline - asked
         answer = take_answer(self._lookups, self._recorder, tracked.req.rid, left_s=left_s, wait_s=left_s)
+        self._recorder.observe("gc_lookup_wait_seconds", self._clock() - asked)
         if isinstance(answer, MissReason):
             return self._settle(tracked, first, answer)
         assert answer is not None, "an answer that was waited for until its deadline"
