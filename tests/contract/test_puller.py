@@ -332,3 +332,16 @@ def test_new_peer_is_connected_in_the_background_and_measured() -> None:
         puller.update_peers([])
         assert puller.links() == {}
     puller.close()
+
+
+def test_poll_waits_for_a_result_and_no_longer() -> None:
+    """A caller that has nothing else to do is woken by the result; without one it gets nothing in time."""
+    fleet = Fleet()
+    try:
+        assert fleet.puller.poll(wait_s=0.01) == []
+        source = fleet.write("w1", [1, 2, 3], [4, 4, 4])
+        fleet.puller.submit(PullJob("j", np.arange(10, 13, dtype=np.int64), (source,), fleet.clock_s + 5.0))
+        (result,) = fleet.puller.poll(wait_s=30.0)
+        assert result.outcome is PullOutcome.DONE
+    finally:
+        fleet.puller.close()
