@@ -110,7 +110,9 @@ class Fleet:
         """Complete a prompt that is new to the fleet, and return once the index holds its full blocks."""
         before = self.entries(name)
         answer = self.client(name).complete(prompt, max_tokens=max_tokens, pull=False)
-        self.wait_published(name, before, len(prompt) // self.block_tokens(name))
+        tokens = self.block_tokens(name)
+        # In pages of one token, what it has in common with others (its first words) is there already.
+        self.wait_published(name, before, len(prompt) // tokens if tokens > 1 else len(prompt) // 2)
         return answer
 
     def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
@@ -143,7 +145,7 @@ class Fleet:
         """Return once `reader` has pulled from `owner`: every rank knows the way."""
         deadline = time.monotonic() + EVENT_TIMEOUT_S
         while True:
-            counters, prompt = self.counters(reader), self.document(self.block_tokens(owner) + 1)
+            counters, prompt = self.counters(reader), self.document(max(self.block_tokens(owner), BLOCK_TOKENS) + 1)
             self.compute(owner, prompt, max_tokens=1)
             self.client(reader).complete(prompt, max_tokens=2)
             if counters.grown("gc_cache_hits_total"):
