@@ -66,10 +66,11 @@ def test_hooks_tell_the_linker(linker: Linker) -> None:
     """Each hook hands its part on."""
     hooks.request_queued("scheduler", "req")
     hooks.request_aborted(None, "scheduler", SimpleNamespace(rid="r"))
+    hooks.abort_told(None, "scheduler", "abort", SimpleNamespace(rid="r"))
     hooks.batch_begins("scheduler", "batch")
     hooks.batch_done(None, "scheduler", "batch", "result")
     hooks.weights_change("updater", "request")
-    assert [name for name, *_ in linker.told] == ["queued", "ended", "batch_begins", "batch_done", "leave"]
+    assert [name for name, *_ in linker.told] == ["queued", "ended", "ended", "batch_begins", "batch_done", "leave"]
 
 
 def test_failing_linker_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,8 @@ from tests.support.kv_memory import KvMemory
 NAMESPACE = "n" * 32
 PAGE = 4
 COUNT = 3
+THREADS = 2
+TIMEOUT_S = 0.2
 KEYS = [bytes([number]).hex() * 32 for number in range(COUNT)]
 
 
@@ -55,20 +57,20 @@ class Rig:
         self.fabric, self.owner, self.memory = fabric, KvMemory(), KvMemory()
         self.peer = MemoryTransport(fabric, self.owner.rank, self.owner.table, name="peer")
         self.transport = LateTransport(fabric, self.memory.rank, self.memory.table, name="me")
-        self.puller = Puller([self.transport], self.memory.rank, namespace=NAMESPACE, rank=0)
+        self.puller = Puller([self.transport], self.memory.rank, namespace=NAMESPACE, rank=0, pull_threads=THREADS)
         self.puller.update_peers([self.record()])
         pages = self.memory.table.slot_count - 1
         self.allocator: Any = PagedTokenToKVPoolAllocator(pages * PAGE, PAGE, torch.float32, "cpu", None, False)
         generations = first_generations(pages + 1)
         self.guard = PageGuard(self.allocator, self.memory.table, generations, lambda _: None)
         self.recorder = Recorder()
-        settings = Settings(pull="always", pull_timeout_s=0.2)
+        self.forecaster = Forecaster(1000.0)
         self.loader = Loader(
             self.puller,
             self.guard,
             RankGroup(None),
-            settings,
-            Forecaster(1000.0),
+            Settings(pull="always", pull_timeout_s=TIMEOUT_S, pull_threads=THREADS),
+            self.forecaster,
             self.recorder,
             page_tokens=PAGE,
         )
@@ -161,13 +163,53 @@ def test_pull_that_may_still_land_keeps_its_pages(rig: Rig) -> None:
     rig.transport.let.set()
     wait_until(lambda: rig.loader.settle() or rig.guard.kept_tokens == 0)
     assert rig.allocator.available_size() == COUNT * PAGE
+    rig.loader.begin_pass()
     again, _ = rig.load(rig.request())
     assert again
 
 
-@pytest.mark.parametrize("keys", [KEYS[1:], [*KEYS, "ff" * 32], ["ee" * 32]])
+def test_late_pull_is_recorded_when_it_is_over(rig: Rig) -> None:
+    """A pull that was given up tells how slow the peer is, once it has ended."""
+    rig.transport.let.clear()
+    rig.load(rig.request())
+    assert rig.count("gc_pulls_total") == 0
+    rig.transport.let.set()
+    wait_until(lambda: rig.loader.settle() or rig.guard.kept_tokens == 0)
+    assert rig.count("gc_pulls_total") == 1
+
+
+def test_no_load_waits_while_reads_that_hang_hold_every_thread(rig: Rig) -> None:
+    """Nobody would carry it out; SGLang computes at once, and pulls again when the READs are over."""
+    rig.transport.let.clear()
+    for _ in range(THREADS):
+        rig.loader.begin_pass()
+        rig.load(rig.request())
+    rig.loader.begin_pass()
+    began = rig.loader._waited_s
+    assert not rig.load(rig.request())[0]
+    assert rig.loader._waited_s - began < TIMEOUT_S / 2
+    assert rig.guard.kept_tokens == THREADS * COUNT * PAGE
+    rig.transport.let.set()
+    wait_until(lambda: rig.loader.settle() or rig.guard.kept_tokens == 0)
+    assert rig.load(rig.request())[0]
+
+
+def test_loads_of_one_pass_share_one_patience(rig: Rig) -> None:
+    """Many loads behind a peer that hangs do not add up; the next pass begins anew."""
+    rig.transport.let.clear()
+    rig.load(rig.request())
+    rig.transport.let.set()
+    wait_until(lambda: rig.loader.settle() or rig.guard.kept_tokens == 0)
+    assert not rig.load(rig.request())[0]
+    rig.loader.begin_pass()
+    assert rig.load(rig.request())[0]
+
+
+@pytest.mark.parametrize(
+    "keys", [KEYS[1:], [*KEYS, "ff" * 32], ["ee" * 32], [KEYS[0], "ee" * 32, KEYS[2]], [KEYS[0], KEYS[1], "ee" * 32]]
+)
 def test_pages_that_were_not_planned_are_computed(rig: Rig, keys: list[str]) -> None:
-    """The local cache changed between lookup and load: nothing is pulled into pages that are another's."""
+    """The local cache changed between lookup and load, or another request has the same id: nothing is pulled."""
     loaded, _ = rig.load(rig.request(), keys)
     assert not loaded
 

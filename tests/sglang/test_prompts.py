@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_connector.engines.sglang.prompts import WAITING_MAX, PromptReporter, router_request_id
+from ghostcacher_connector.engines.sglang.prompts import WAITING_AT_MAX, WAITING_MAX, PromptReporter, router_request_id
 from ghostcacher_connector.engines.sglang.requests import Tracked
 from ghostcacher_connector.index.routing import REQUEST_CHARS_MAX, PromptChain
 
@@ -29,8 +29,10 @@ class Sink:
         self.done.append(request)
 
 
-def request(rid: str, blocks: int = 2, *, finished: bool = False) -> Tracked:
-    req: Any = SimpleNamespace(rid=rid, origin_input_ids=range(blocks * PAGE + 3), finished=lambda: finished)
+def request(rid: str, blocks: int = 2, *, finished: bool = False, output_ids: tuple[int, ...] = ()) -> Tracked:
+    req: Any = SimpleNamespace(
+        rid=rid, origin_input_ids=range(blocks * PAGE + 3), finished=lambda: finished, output_ids=output_ids
+    )
     return Tracked(req, [bytes([number]) * 32 for number in range(blocks)], blocks)
 
 
@@ -78,16 +80,30 @@ def test_prompt_whose_pages_were_here_is_reported_when_it_has_run() -> None:
     assert sink.done == ["r"]
 
 
-@pytest.mark.parametrize(("finished", "told"), [(True, ["r"]), (False, [])])
-def test_only_a_finished_request_is_reported_after_its_end(finished: bool, told: list[str]) -> None:
+@pytest.mark.parametrize(("finished", "output_ids", "told"), [(True, (7,), ["r"]), (True, (), []), (False, (7,), [])])
+def test_only_a_request_that_has_answered_is_reported_after_its_end(
+    finished: bool, output_ids: tuple[int, ...], told: list[str]
+) -> None:
     """Pages of a request are published a pass after its end; an aborted one may never have computed them."""
     sink = Sink()
     reporter = PromptReporter(sink, lambda _: False, PAGE)
-    tracked = request("r-0123abcd", finished=finished)
+    tracked = request("r-0123abcd", finished=finished, output_ids=output_ids)
     reporter.arrived(tracked)
     reporter.ended(tracked)
     reporter.published(tracked.chain[-1])
     assert sink.done == told
+
+
+def test_requests_that_wait_for_one_page_are_bounded() -> None:
+    """Of very many requests with one prompt, as many as are kept are reported; no other one is kept."""
+    sink = Sink()
+    reporter = PromptReporter(sink, lambda _: False, PAGE)
+    tracked = [request(f"r{number}-0123abcd") for number in range(WAITING_AT_MAX + 1)]
+    for one in tracked:
+        reporter.arrived(one)
+    reporter.published(tracked[0].chain[-1])
+    assert sink.done == [f"r{number}" for number in range(WAITING_AT_MAX)]
+    assert tracked[-1].reported_as is None
 
 
 def test_nobody_listens_nothing_is_kept() -> None:

@@ -70,7 +70,7 @@ class EngineRank:
         fingerprint = fingerprint_of(
             model, pool, describe(pool, memory), settings, page_tokens=self.page_tokens, owner=shared.owner
         )
-        worker = settings.worker_id or f"sglang-{shared.owner}"
+        worker = settings.worker_id or f"sglang-{shared.owner[:12]}"
         self.runtime = RankRuntime(
             settings,
             memory,
@@ -131,6 +131,6 @@ class EngineRank:
         return self.recorder.drain()
 
     def _shared(self, slot_count: int) -> _Shared:
-        chosen = _Shared(secrets.token_hex(4), first_generations(slot_count).tobytes())
+        chosen = _Shared(secrets.token_hex(16), first_generations(slot_count).tobytes())
         payload = msgspec.msgpack.encode(chosen) if self.ranks.rank == 0 else b""
         return msgspec.msgpack.decode(self.ranks.gather(payload)[0], type=_Shared)

@@ -63,6 +63,12 @@ def request_aborted(_result: Any, _scheduler: Any, req: Any) -> None:
 
 
 @careful
+def abort_told(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **__: Any) -> None:
+    if (linker := current.linker()) is not None:
+        linker.ended(req.rid)
+
+
+@careful
 def batch_begins(_scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
     if (linker := current.linker()) is not None:
         linker.batch_begins(batch)
@@ -114,6 +120,7 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
     return [
         (f"{SCHEDULER}._add_request_to_queue", request_queued, "before"),
         (f"{SCHEDULER}._release_aborted_request", request_aborted, "after"),
+        (f"{SCHEDULER}.send_abort_output", abort_told, "after"),
         (f"{SCHEDULER}.run_batch", batch_begins, "before"),
         (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
         (f"{WRAPPER}._offload_node", node_offered, "before"),

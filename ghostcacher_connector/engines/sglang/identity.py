@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from sglang.srt.runtime_context import get_exec, get_model, get_parallel
 
 from ghostcacher_connector.config import Settings
@@ -22,6 +24,24 @@ if TYPE_CHECKING:
 HASH_ALGORITHM = "sha256-u32le-chain"
 HASH_SEED = "sglang-cache-namespace-v1"
 """Chains begin with nothing, or with the digest of extra_key and cache_salt under this name."""
+
+FILE_FORMATS = frozenset(
+    {
+        *("auto", "safetensors", "fastsafetensors", "instanttensor", "pt", "npcache", "mistral", "gguf"),
+        *("bitsandbytes", "layered"),
+    }
+)
+"""Of ``load_format``: those that read the files of the model's folder, all of them and nothing else."""
+OTHER_SOURCES = (
+    "custom_weight_loader",
+    "model_loader_extra_config",
+    "modelopt_checkpoint_restore_path",
+    "rl_quant_profile",
+    "decrypted_config_file",
+)
+"""Options of the model that take weights from elsewhere, or change them."""
+NO_KV_KERNELS = frozenset({"sampling_backend", "grammar_backend"})
+"""Of the kernels' options: those that come behind the last layer."""
 
 NUMERIC_SWITCHES = ("SGLANG_USE_HND_KVCACHE", "SGLANG_ENABLE_DETERMINISTIC_INFERENCE")
 
@@ -50,7 +70,7 @@ def fingerprint_of(
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
         head_size=model.head_dim,
-        layout=f"{get_exec().kernel.attention_backend}:{_switches()}:{layout}",
+        layout=f"{_kernels()}:{_switches()}:{layout}",
         tp=get_parallel().tp_size,
         pp=1,
         dcp=1,
@@ -63,9 +83,23 @@ def fingerprint_of(
 
 
 def _weights(name: str, revision: str | None, settings: Settings, owner: str) -> str:
-    if get_model().load_format == "dummy" and settings.weights_id is None:
+    """Return the digest of the model's files, where the weights come from these, and nothing is done to them."""
+    model = get_model()
+    read = model.load_format in FILE_FORMATS and not any(_is_set(getattr(model, field)) for field in OTHER_SOURCES)
+    if not read and settings.weights_id is None:
         return private_value(owner)
     return weights_digest(name, settings.weights_id, revision=revision, owner=owner)
+
+
+def _is_set(value: object) -> bool:
+    return value not in (None, "", "{}", [], {}, False)
+
+
+def _kernels() -> str:
+    """Return what computes keys and values, by name as far as people know the names."""
+    fields = {name: str(value) for name, value in get_exec().kernel._fields.items() if name not in NO_KV_KERNELS}
+    digest = hashlib.sha256(msgspec.json.encode(sorted(fields.items()))).hexdigest()[:12]
+    return f"{fields['attention_backend']}/{fields['prefill_attention_backend']}:{digest}"
 
 
 def _switches() -> str:

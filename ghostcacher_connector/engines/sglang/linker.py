@@ -28,6 +28,7 @@ from ghostcacher_connector.engines.sglang.engine import STOP_TIMEOUT_S, EngineRa
 from ghostcacher_connector.engines.sglang.proven import DISTRIBUTIONS, PROVEN_VERSIONS
 from ghostcacher_connector.engines.sglang.scheduling import SchedulerSide
 from ghostcacher_connector.engines.sglang.stats import StatsPump, engine_exporter
+from ghostcacher_connector.engines.sglang.support import check_settings
 from ghostcacher_connector.engines.versions import check_version, installed_version
 from ghostcacher_connector.errors import UnsupportedEngine
 from ghostcacher_connector.metrics import Delta
@@ -60,6 +61,7 @@ class GhostCacherLinker(UnifiedCacheLinker):
         forward_stream: torch.cuda.Stream | None = None,
     ) -> None:
         settings = load_settings(extra_config or {}, os.environ)
+        check_settings(settings, extra_config or {})
         found = installed_version("sglang", DISTRIBUTIONS)
         check_version("sglang", found, PROVEN_VERSIONS, allow_unproven=settings.allow_unproven_engine)
         if missing := hooks.missing():

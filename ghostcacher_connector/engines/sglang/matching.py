@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from ghostcacher_connector.asking import take_answer
 from ghostcacher_connector.config import Settings
@@ -34,14 +35,16 @@ class Matcher:
         *,
         page_tokens: int,
         page_bytes: int,
+        pages_max: int,
         holds: Callable[[BlockHash], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """page_bytes: of one page on one rank. holds: says whether this engine has a block itself."""
+        """page_bytes: of one page on one rank. pages_max: of one pull. holds: says whether this engine has a block."""
         self._settings = settings
         self._lookups = lookups
         self._recorder = recorder
         self._planner = PullPlanner(settings, forecaster, block_tokens=page_tokens, block_bytes=page_bytes)
+        self._pages_max = pages_max
         self._holds = holds
         self._clock = clock
 
@@ -59,12 +62,13 @@ class Matcher:
         first = page_of(tracked, keys[0])
         if first is None:
             return 0
+        count = 0
         if tracked.phase is Phase.ASKED:
-            return self._answered(tracked, first)
-        if tracked.phase is Phase.PLANNED:
+            count = self._answered(tracked, first)
+        elif tracked.phase is Phase.PLANNED:
             # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
-            return self._decide(tracked, first)
-        return 0
+            count = self._decide(tracked, first)
+        return min(count, common_pages(tracked, first, keys), self._pages_max)
 
     def forget(self, tracked: Tracked) -> None:
         """Drop what is kept of a request that has ended."""
@@ -102,3 +106,13 @@ def page_of(tracked: Tracked, key: str) -> int | None:
         return tracked.chain.index(bytes.fromhex(key))
     except ValueError:
         return None
+
+
+def common_pages(tracked: Tracked, first: int, keys: Sequence[str]) -> int:
+    """Return how many of these pages, from the first one on, are those of a request's prompt from `first` on.
+
+    Names, not numbers, say what a page is to hold: a request may be known under a name that another one has, too.
+    """
+    expected = tracked.chain[first : first + len(keys)]
+    same = (bytes.fromhex(key) == block for key, block in zip(keys, expected, strict=False))
+    return sum(1 for _ in takewhile(bool, same))

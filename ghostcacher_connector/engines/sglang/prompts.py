@@ -17,7 +17,9 @@ from ghostcacher_connector.prompts import PromptSink, prompt_chain
 from ghostcacher_connector.types import BlockHash
 
 WAITING_MAX = 4_096
-"""Prompts whose last page is not published yet; beyond, the oldest are forgotten."""
+"""Last pages of prompts that are not published yet; beyond, the oldest are forgotten."""
+WAITING_AT_MAX = 64
+"""Requests for one prompt whose last page is not published yet; those beyond are not reported as computed."""
 
 _FORM = re.compile(r"(.+)-[0-9a-f]{8}(?:_0)?", re.DOTALL)
 
@@ -44,11 +46,17 @@ class PromptReporter:
             return
         chain = prompt_chain(name, len(tracked.req.origin_input_ids), tracked.chain, self._page_tokens)
         if chain is not None:
-            tracked.reported_as = name
-            while len(self._waiting) >= WAITING_MAX:
-                del self._waiting[next(iter(self._waiting))]
-            self._waiting.setdefault(tracked.chain[-1], []).append(tracked)
+            self._wait(tracked, name)
             self._sink.chain(chain)
+
+    def _wait(self, tracked: Tracked, name: str) -> None:
+        if tracked.chain[-1] not in self._waiting and len(self._waiting) >= WAITING_MAX:
+            for forgotten in self._waiting.pop(next(iter(self._waiting))):
+                forgotten.reported_as = None
+        waiting = self._waiting.setdefault(tracked.chain[-1], [])
+        if len(waiting) < WAITING_AT_MAX:
+            tracked.reported_as = name
+            waiting.append(tracked)
 
     def published(self, block: BlockHash) -> None:
         """A block is published: report every prompt that ends with it, once."""
@@ -64,7 +72,7 @@ class PromptReporter:
 
     def ended(self, tracked: Tracked) -> None:
         """Forget a request that is over. One that has computed its prompt is published after its end: keep it."""
-        if tracked.reported_as is None or tracked.req.finished():
+        if tracked.reported_as is None or (tracked.req.finished() and tracked.req.output_ids):
             return
         waiting = self._waiting.get(tracked.chain[-1], [])
         if tracked in waiting:

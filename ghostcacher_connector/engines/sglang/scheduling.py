@@ -34,6 +34,10 @@ TRACKED_MAX = 65_536
 """Far above what an engine queues; a request beyond is served without the fleet."""
 
 
+POOL_SHARE = 2
+"""One pull takes at most this part of the pool: its pages are nobody's for as long as a READ into them hangs."""
+
+
 class SchedulerSide:
     """See the module's docstring."""
 
@@ -59,6 +63,7 @@ class SchedulerSide:
             engine.request_recorder,
             page_tokens=tokens,
             page_bytes=page_bytes,
+            pages_max=engine.table.slot_count // POOL_SHARE,
             holds=book.holds,
         )
         self._loader = Loader(
@@ -116,7 +121,7 @@ class SchedulerSide:
 
     def begin_pass(self) -> int:
         """A pass of the scheduler begins: return how many offers this rank has computed."""
-        self._loader.settle()
+        self._loader.begin_pass()
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
         return self._publisher.computed_count()
@@ -188,9 +193,6 @@ class SchedulerSide:
         if self._fleet is None or self._scheduler is None:
             return
         try:
-            # One that ends without a batch (out of memory while it was retracted) is seen here.
-            for rid in [rid for rid, tracked in self._tracked.items() if tracked.req.finished()]:
-                self._drop(rid)
             self._fleet.reporter.hand_over(self._meter.measure(self._scheduler, self._tracked.values()))
         except Exception:
             logger.exception("measuring the load failed in an unforeseen way")

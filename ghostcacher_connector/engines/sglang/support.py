@@ -5,7 +5,7 @@ Each refusal here stands for a proof that is still missing. Versions are checked
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +13,27 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
-from sglang.srt.runtime_context import get_disagg, get_exec, get_lora, get_memory, get_parallel, get_serving, get_spec
+from sglang.srt.runtime_context import (
+    get_device,
+    get_disagg,
+    get_exec,
+    get_lora,
+    get_memory,
+    get_parallel,
+    get_serving,
+    get_spec,
+)
 
-from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.config import Settings, variable_of
+from ghostcacher_connector.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.settings import redact_url
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+
+WATCHDOG_SHARE = 3
+"""One pass may wait for so small a part of the watchdog's time: it is not all that a pass does."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -29,6 +43,27 @@ def check_config(params: CacheInitParams, components: set[ComponentType], model:
     problems = [*_parallelism(params), *_features(params, model), *_pool(params, components, model)]
     if problems:
         raise UnsupportedEngine("GhostCacher does not support this configuration yet: " + "; ".join(problems))
+
+
+def check_settings(settings: Settings, extra: Mapping[str, object]) -> None:
+    """Raise ConfigError for what SGLang would show to others, and for waits that it would take for a dead engine.
+
+    extra: what stands in ``linker_extra_config``.
+    """
+    shown = {key for key in Settings.masked if extra.get(key) is not None}
+    shown |= {key for key in Settings.urls if redact_url(str(extra.get(key, ""))) != str(extra.get(key, ""))}
+    if shown:
+        key = min(shown)
+        raise ConfigError(
+            f"{key}: expected in the environment variable {variable_of(key)}, found in linker_extra_config, which "
+            "SGLang logs and serves at /server_info"
+        )
+    wait_s, watchdog_s = settings.lookup_deadline_ms / 1e3 + settings.pull_timeout_s, get_device().watchdog_timeout
+    if watchdog_s and wait_s > watchdog_s / WATCHDOG_SHARE:
+        raise ConfigError(
+            f"lookup_deadline_ms and pull_timeout_s: expected at most {watchdog_s / WATCHDOG_SHARE:g} s together, got "
+            f"{wait_s:g} s: the scheduler waits for both, and counts as dead after watchdog_timeout={watchdog_s:g} s"
+        )
 
 
 def _parallelism(params: CacheInitParams) -> Iterator[str]:
@@ -50,6 +85,8 @@ def _features(params: CacheInitParams, model: ModelConfig) -> Iterator[str]:
         yield "speculative decoding: expected none (it moves pages, and its drafts share the pool)"
     if get_disagg().disaggregation_mode != "null":
         yield f"disaggregation_mode: expected null, found {get_disagg().disaggregation_mode}"
+    if get_disagg().enable_pdmux:
+        yield "enable_pdmux: expected false (its loop never asks which pages are computed)"
     if get_lora().enable_lora:
         yield "enable_lora: expected false (pages are offered without the name of the adapter that made them)"
     if get_exec().features.enable_memory_saver:

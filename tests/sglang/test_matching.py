@@ -1,0 +1,61 @@
+"""What of a prompt SGLang is told that peers have, when the pages that it asks for are not those that were expected."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.engines.sglang.matching import Matcher
+from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
+from ghostcacher_connector.forecast import Forecaster
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.types import Location, PrefixHit, Tier
+
+COUNT = 8
+CHAIN = [bytes([number]) * 32 for number in range(COUNT)]
+KEYS = [block.hex() for block in CHAIN]
+OTHER = "ee" * 32
+
+
+def matcher(pages_max: int = 100) -> Matcher:
+    lookups: Any = None  # every request here has been answered
+    return Matcher(
+        Settings(pull="always"),
+        lookups,
+        Forecaster(1000.0),
+        Recorder(),
+        page_tokens=4,
+        page_bytes=1024,
+        pages_max=pages_max,
+        holds=lambda _: False,
+    )
+
+
+def request() -> Tracked:
+    """Return a request of which a peer has all pages."""
+    hit = PrefixHit("peer", b"i" * 16, COUNT, tuple(Location(Tier.DEVICE, slot, 1) for slot in range(COUNT)))
+    req: Any = SimpleNamespace(rid="r")
+    return Tracked(req, CHAIN, COUNT, phase=Phase.PLANNED, hits=[hit])
+
+
+@pytest.mark.parametrize(
+    ("keys", "count"),
+    [
+        (KEYS, COUNT),
+        (KEYS[3:], COUNT - 3),
+        (KEYS[:5], 5),
+        ([*KEYS[:2], OTHER, *KEYS[3:]], 2),
+        ([OTHER, *KEYS[1:]], 0),
+    ],
+)
+def test_only_the_pages_of_the_prompt_are_named(keys: list[str], count: int) -> None:
+    """As many as were asked for and are the prompt's own, from the first on; another request may have the same id."""
+    assert matcher().match(request(), keys) == count
+
+
+def test_one_pull_is_bounded() -> None:
+    """What is longer is pulled in part, and the rest computed."""
+    assert matcher(pages_max=3).match(request(), KEYS) == 3
