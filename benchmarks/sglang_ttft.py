@@ -115,10 +115,12 @@ def measure_shared(
         )
         try:
             warm_up(engines, prompts)
-            return {
+            found = {
                 count: [one_shared(engines, answers, count, number, prompt) for number, prompt in enumerate(some)][1:]
                 for count, some in prompts.items()
             }
+            progress.done(waits(client(engines[1])))
+            return found
         finally:
             stop_all(engines)
 
@@ -136,6 +138,16 @@ def one_shared(
     local = b.complete(prompt, max_tokens=ANSWER_TOKENS)
     off = max(compare(answer, alone).logprob_max for answer in (pulled, local, bare))
     return Times(alone.ttft_s, pulled.ttft_s, local.ttft_s, bare.ttft_s, off, pulled.cached_tokens or 0)
+
+
+def waits(reader: SglangClient) -> str:
+    """Return how long an engine's scheduler waited for lookups: the share of them under a millisecond, and the mean."""
+    reader.settle()
+    page = reader.metrics()
+    name = "gc_lookup_wait_seconds"
+    count = max(1.0, page.sum(f"{name}_count"))
+    quick = page.sum(f"{name}_bucket", le="0.001") / count
+    return f"waits for a lookup: {quick:.0%} under 1 ms, {milliseconds(page.sum(f'{name}_sum') / count)} on average"
 
 
 def measure_files(
