@@ -107,10 +107,10 @@ class Loader:
             logger.warning("a pull of %d pages was given up; they are held until its READ is over", len(pages))
             self._guard.hold(pages)
             self._holding = True
-        if plan is not None:
-            self._account(job_id, plan, result, landed=verdict == Verdict.LANDED)
         if tracked is not None:
             tracked.phase = Phase.SETTLED
+        if plan is not None:
+            self._account(job_id, plan, result, landed=verdict == Verdict.LANDED)
         return verdict == Verdict.LANDED
 
     def settle(self) -> None:
@@ -165,7 +165,13 @@ class Loader:
         return Verdict.LANDED if bool(result.valid.all()) else Verdict.FAILED
 
     def _account(self, job_id: str, plan: PullPlan, result: JobResult | None, *, landed: bool) -> None:
-        """Each rank records its own share; one of them what it did for the request."""
+        """Each rank records its own share; one of them what it did for the request. Never raises: all is decided."""
+        try:
+            self._record(job_id, plan, result, landed=landed)
+        except Exception:
+            logger.exception("a pull could not be recorded")
+
+    def _record(self, job_id: str, plan: PullPlan, result: JobResult | None, *, landed: bool) -> None:
         reason: MissReason | None = MissReason.TIMEOUT
         seconds = self._patience_s(plan)
         if result is not None:
