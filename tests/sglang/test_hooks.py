@@ -105,6 +105,14 @@ def test_request_is_named_as_its_router_does(given: str | None, header: str | No
         assert requests[0].rid != requests[1].rid
 
 
+def test_requests_without_a_name_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A prompt to be tokenised has no id to set, and that is no error."""
+    request = SimpleNamespace(prompt="a")
+    hooks.request_received("serving", request, SimpleNamespace(headers={"x-request-id": "gc-7"}))
+    assert not hasattr(request, "rid")
+    assert caplog.text == ""
+
+
 def test_embeddings_keep_the_engines_names() -> None:
     """One name for a batch of inputs would be refused with a 500."""
     request = SimpleNamespace(rid=None, input=["a", "b"])
