@@ -45,6 +45,8 @@ SIZES = (2 * KIB, 32 * KIB, 256 * KIB)
 PATH = "/v1/chat/completions"
 SEED = 5
 TARGET_S = 0.3e-3
+REPORT_DECISIONS = 100
+"""Decisions between two reports of every worker's load: some tens of milliseconds."""
 LEARNED = 8
 """Prompts of each project that are learned from, and so the projects that are asked for."""
 
@@ -61,11 +63,12 @@ class Worker:
         self.record = record
         self.endpoint = Endpoint("127.0.0.1", port, False, "")
         self.ref: WorkerRef = ref_of(record)
-        self.load = StampedLoad(time.time(), load_of(running=4))
+        self.report()
 
-    @property
-    def load_received_at(self) -> float:
-        return time.monotonic()
+    def report(self) -> None:
+        """Tell its load anew: what was told seconds ago would count for nothing."""
+        self.load = StampedLoad(time.time(), load_of(running=4))
+        self.load_received_at = time.monotonic()
 
 
 class Fleet:
@@ -136,6 +139,9 @@ class Bench:
             body = self.body(number % LEARNED)
             if forget:
                 self.routing.books.residency.clear()
+            if number % REPORT_DECISIONS == 0:
+                for worker in self._fleet.listed:
+                    worker.report()
             began = time.perf_counter()
             shape = parse_body(PATH, body, {}, SEED)
             hashed = time.perf_counter()

@@ -238,6 +238,22 @@ def test_depths_tell_how_much_of_each_chain_each_worker_holds(index: BlockIndex)
     assert index.depths(refs, []) == []
 
 
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=4),
+    st.lists(st.integers(0, 40), min_size=1, max_size=8),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_depths_are_exact_where_workers_hold_prefixes(index: BlockIndex, asked: list[int], held: list[int]) -> None:
+    """Whatever the others hold, and in whatever order they are asked about."""
+    refs, blocks = [ref_of(make_record(f"w{number}")) for number in range(len(held))], chain(40)
+    for ref, length in zip(refs, held, strict=True):
+        index.apply(ref, entries(blocks[:length]), [], lease_ttl_s=LEASE_S)
+    found = index.depths(refs, [blocks[:length] for length in asked])
+    assert found == [[min(length, limit) for length in held] for limit in asked]
+    for ref in refs:
+        index.leave(ref)
+
+
 def test_cleared_partition_is_empty_others_are_not(index: BlockIndex) -> None:
     """Clearing touches one partition of one worker."""
     record, other = make_record("w1"), make_record("w2")

@@ -17,13 +17,7 @@ import pytest
 from benchmarks.harness import run_concurrently
 from ghostcacher_connector import schema
 from ghostcacher_connector.types import Location, Tier
-from tests.e2e.fleet import (
-    BLOCK_TOKENS,
-    Fleet,
-    running,
-    until,
-    warm_up,
-)
+from tests.e2e.fleet import BLOCK_TOKENS, Fleet, running, until, warm_up
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -46,9 +40,9 @@ def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
         yield fleet
 
 
-def ask(fleet: Fleet, prompt: list[int], *, busy: bool = False) -> None:
+def ask(fleet: Fleet, prompt: list[int]) -> None:
     """Ask the consumer; assert that its answer is the one that it gives on its own."""
-    fleet.assert_right("c", fleet.client("c").complete(prompt, max_tokens=8), prompt, busy=busy)
+    fleet.assert_right("c", fleet.client("c").complete(prompt, max_tokens=8), prompt)
 
 
 @contextmanager
@@ -242,7 +236,7 @@ def test_redis_that_fails_under_load_changes_no_answer(fleet: Fleet, event: str)
     counters = fleet.counters("c")
 
     def work(number: int) -> None:
-        ask(fleet, prompts[number], busy=True)
+        ask(fleet, prompts[number])
         asked.release()
 
     def disturb(_: int) -> None:
@@ -276,7 +270,7 @@ def test_owner_that_is_killed_changes_no_answer_and_works_again_after_restart(fl
     def work(number: int) -> None:
         if number >= len(prompts) // 2:  # on a fast machine, the killing would come after the last one
             assert killed.wait(timeout=60)
-        ask(fleet, prompts[number], busy=True)
+        ask(fleet, prompts[number])
         asked.release()
 
     def kill(_: int) -> None:

@@ -22,7 +22,11 @@ PATIENT = {"lease_ttl_s": LEASE_S, "lookup_deadline_ms": 30_000.0, "redis_timeou
 
 @pytest.fixture(scope="module")
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
-    options = {"extra_args": ("--tensor-parallel-size", str(RANKS)), "cores": "|".join(core_shares(RANKS))}
+    options = {
+        "extra_args": ("--tensor-parallel-size", str(RANKS)),
+        "cores": "|".join(core_shares(RANKS)),
+        "dtype": "bfloat16",  # As most models are served; each answer here has a reference of its very shape.
+    }
     with running(model, {"a": options, "b": options}, log_dir=log_dir, connector=PATIENT) as fleet:
         fleet.prime("b", "a")
         yield fleet

@@ -46,6 +46,20 @@ def test_value_that_is_used_outlives_its_time() -> None:
         assert recent.find("a", [b"1"]) == [b"x"]
 
 
+def test_values_are_found_from_the_last_one_on() -> None:
+    """With their places; what nobody asks for is not looked for, and does not count as used."""
+    recent, clock = make()
+    for key in (b"1", b"2", b"4"):
+        recent.put("a", key, b"x" + key)
+    keys = [b"1", b"2", b"3", b"4", b"5"]
+    assert list(recent.from_last("a", keys)) == [(3, b"x4"), (1, b"x2"), (0, b"x1")]
+    assert list(recent.from_last("b", keys)) == []
+    for _ in range(2):
+        clock.now += TTL_S / 2
+        assert next(recent.from_last("a", keys)) == (3, b"x4")
+    assert recent.find("a", keys) == [None, None, None, b"x4", None]
+
+
 def test_value_is_kept_for_half_its_time_and_gone_after_all_of_it() -> None:
     """Whenever it was put."""
     for start in (0.0, 10.0, 49.0, 50.0, 51.0, 99.0):
@@ -107,6 +121,12 @@ class Machine(RuleBasedStateMachine):
     @rule(namespace=st.sampled_from("ab"), key=st.sampled_from([b"%d" % n for n in range(12)]))
     def find(self, namespace: str, key: bytes) -> None:
         assert self.recent.find(namespace, [key])[0] in (None, self.put.get((namespace, key)))
+
+    @rule(namespace=st.sampled_from("ab"), keys=st.lists(st.sampled_from([b"%d" % n for n in range(12)]), unique=True))
+    def find_from_last(self, namespace: str, keys: list[bytes]) -> None:
+        found = list(self.recent.from_last(namespace, keys))
+        assert [index for index, _ in found] == sorted({index for index, _ in found}, reverse=True)
+        assert all(self.put[namespace, keys[index]] == value for index, value in found)
 
     @rule(key=st.sampled_from([b"%d" % n for n in range(12)]))
     def drop(self, key: bytes) -> None:

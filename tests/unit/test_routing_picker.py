@@ -128,7 +128,7 @@ async def test_other_life_of_a_worker_has_nothing() -> None:
     assert repr(books.residency) == before
     for engine in sim.engines.values():
         assert engine.worker.record is not None
-        engine.worker.record = replace(engine.worker.record, incarnation=b"n" * 16)
+        engine.worker.renew(replace(engine.worker.record, incarnation=b"n" * 16))
     books.memory.clear()
     rows = await router.picker.explain(asks[1])
     assert [row["local_tokens"] for row in rows] == [0, 0]

@@ -154,14 +154,14 @@ def test_residency_is_asked_for_once_then_refreshed_beside() -> None:
 
     async def main() -> None:
         shelf = Shelf()
-        assert shelf.residency.get(shelf.namespace, KNOWN) is None
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) is None
         await shelf.residency.fetch(shelf.namespace, KNOWN)
-        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
         shelf.index.apply(shelf.ref, entries(BLOCKS), [], lease_ttl_s=1e6)
         await asyncio.sleep(REFRESH_S + 0.01)
-        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
         await asyncio.sleep(0.01)
-        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
         assert len(shelf.seconds) == 2
 
     run_virtual(main())
@@ -174,12 +174,12 @@ def test_residency_too_old_is_waited_for() -> None:
         shelf = Shelf()
         await shelf.residency.fetch(shelf.namespace, KNOWN)
         await asyncio.sleep(FRESH_S + 0.1)
-        assert shelf.residency.get(shelf.namespace, KNOWN) is None
-        assert shelf.residency.get(shelf.namespace, KNOWN, old=True) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) is None
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1], old=True) == {"w": Held(shelf.incarnation, 16)}
         now = shelf.clock()
         await shelf.residency.fetch(shelf.namespace, KNOWN)
-        assert shelf.residency.get(shelf.namespace, KNOWN, newer_than=now) is not None
-        assert shelf.residency.get(shelf.namespace, KNOWN, newer_than=shelf.clock()) is None
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1], newer_than=now) is not None
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1], newer_than=shelf.clock()) is None
 
     run_virtual(main())
 
@@ -194,10 +194,10 @@ def test_residency_index_away_last_word_counts_for_a_while() -> None:
         await asyncio.sleep(FRESH_S + 0.1)
         await shelf.residency.fetch(shelf.namespace, KNOWN)
         assert not shelf.residency.available
-        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
         await asyncio.sleep(OLD_S)
         await shelf.residency.fetch(shelf.namespace, KNOWN)
-        assert shelf.residency.get(shelf.namespace, KNOWN) == {}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {}
 
     run_virtual(main())
 
@@ -209,9 +209,9 @@ def test_residency_seed_is_used_and_then_checked() -> None:
         shelf = Shelf()
         shelf.residency.seed(shelf.namespace, KNOWN, "w", Held(shelf.incarnation, 32))
         await asyncio.sleep(0.001)
-        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
         await asyncio.sleep(0.01)
-        assert shelf.residency.get(shelf.namespace, KNOWN) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
 
     run_virtual(main())
 
@@ -229,7 +229,7 @@ def test_residency_asks_within_what_the_index_answers() -> None:
         residency = Residency(index, OneWorkerFleet(*workers), soon, clock, observe=lambda _: None)
         texts = [[KnownBoundary(0, 1024, count, BLOCKS[count - 1])] for count in range(1, 25)]
         await all_of([residency.fetch(records[0].namespace, text) for text in texts])
-        assert [set(residency.get(records[0].namespace, text) or {}) for text in texts] == [{"w7"}] * 24
+        assert [set(residency.get(records[0].namespace, text[-1]) or {}) for text in texts] == [{"w7"}] * 24
 
     run_virtual(main())
 
@@ -244,9 +244,9 @@ def test_residency_answer_counts_for_the_text_that_was_asked_for() -> None:
         shelf.residency.clear()
         shelf.residency.seed(shelf.namespace, others, "w", Held(shelf.incarnation, 32))
         await asking
-        assert shelf.residency.get(shelf.namespace, others, old=True) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.residency.get(shelf.namespace, others[-1], old=True) == {"w": Held(shelf.incarnation, 32)}
         await shelf.residency.fetch(shelf.namespace, others)
-        assert shelf.residency.get(shelf.namespace, others) == {"w": Held(shelf.incarnation, 4)}
+        assert shelf.residency.get(shelf.namespace, others[-1]) == {"w": Held(shelf.incarnation, 4)}
 
     run_virtual(main())
 
@@ -274,7 +274,7 @@ def test_residency_asks_for_a_long_text_at_few_depths() -> None:
         fleet = OneWorkerFleet(Worker("w", Endpoint("h", 1, False, ""), record, 0.0))
         residency = Residency(index, fleet, soon, shelf.clock, observe=lambda _: None)
         await residency.fetch(record.namespace, LONG)
-        assert residency.get(record.namespace, LONG) == {"w": Held(record.incarnation, 300)}
+        assert residency.get(record.namespace, LONG[-1]) == {"w": Held(record.incarnation, 300)}
         places = [[one.block_hash for one in LONG].index(asked) for asked in index.asked[0]]
         assert (len(places), places[-1]) == (CHAIN_MAX, 299)
         assert {after - before for before, after in pairwise([-1, *places])} == {4, 5}
@@ -309,7 +309,7 @@ def test_residency_seed_keeps_who_holds_the_beginning() -> None:
         shelf = Shelf()
         await shelf.residency.fetch(shelf.namespace, KNOWN[:2])
         shelf.residency.seed(shelf.namespace, KNOWN, "other", Held(b"o" * 16, 32))
-        held = shelf.residency.get(shelf.namespace, KNOWN, old=True)
+        held = shelf.residency.get(shelf.namespace, KNOWN[-1], old=True)
         assert held == {"w": Held(shelf.incarnation, 16), "other": Held(b"o" * 16, 32)}
 
     run_virtual(main())

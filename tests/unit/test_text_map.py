@@ -261,6 +261,31 @@ def test_of_boundaries_with_one_count_the_first_is_known() -> None:
     assert [known.end_bytes for known in texts.known(NAMESPACE, prompt)] == [500, 1500]
 
 
+def test_boundaries_before_the_first_block_hide_none_behind_them() -> None:
+    """Several that are known to have no whole block are left out, and nothing else is."""
+    texts, prompt = TextMap("r"), make_prompt([Segment(n, 500, 1) for n in range(4)])
+    digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500, 2000))
+    texts.apply(make_text(digests=digests, block_counts=(0, 0, 8, 16), hashes=(b"0", b"0", b"x", b"y")))
+    assert [known.end_bytes for known in texts.known(NAMESPACE, prompt)] == [1500, 2000]
+
+
+@given(st.lists(st.sampled_from([None, 0, 1, 2, 3, 4]), min_size=1, max_size=8))
+def test_known_are_the_first_of_each_count_that_nothing_behind_contradicts(claims: list[int | None]) -> None:
+    """Whatever routers have told of a prompt's boundaries; the deepest is the last of these."""
+    texts, prompt = TextMap("r"), make_prompt([Segment(n, 500, 1) for n in range(len(claims))])
+    for end, claim in enumerate(claims, 1):
+        if claim is not None:
+            digest = prompt.digests[prompt.ends.index(500 * end)]
+            texts.apply(make_text(digests=(digest,), block_counts=(claim,), hashes=(b"%d" % claim,)))
+    first: dict[int, int] = {}
+    for at, claim in enumerate(claims):
+        if claim and all(later >= claim for later in claims[at:] if later is not None):
+            first.setdefault(claim, 500 * (at + 1))
+    known = texts.known(NAMESPACE, prompt)
+    assert [(boundary.block_count, boundary.end_bytes) for boundary in known] == sorted(first.items())
+    assert texts.deepest(NAMESPACE, prompt) == (known[-1] if known else None)
+
+
 def test_namespaces_know_nothing_of_each_other() -> None:
     """The same text has other blocks in another engine."""
     texts = TextMap("r")

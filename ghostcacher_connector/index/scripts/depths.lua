@@ -10,28 +10,52 @@
 local width = tonumber(ARGV[1])
 local malformed = 0
 
-local function depth(key, chain)
-    local function holds(i)
-        local reply = redis.pcall('HEXISTS', key, string.sub(chain, (i - 1) * width + 1, i * width))
-        if type(reply) == 'table' then -- the key is not a hash
-            malformed = malformed + 1
-            return false
-        end
-        return reply == 1
-    end
+-- Return the depth in one chain, as a function of a candidate's key.
+local function searcher(chain)
     local count = #chain / width
-    if count == 0 or not holds(1) then return 0 end
-    if count == 1 or holds(count) then return count end
-    local lo, hi = 1, count
-    while hi - lo > 1 do
-        local middle = math.floor((lo + hi) / 2)
-        if holds(middle) then lo = middle else hi = middle end
+    local hashes = {}
+    local guess = math.max(1, math.floor(count / 2)) -- of a chain of two or more: at most count - 1
+
+    local function hash(i)
+        local found = hashes[i]
+        if not found then
+            found = string.sub(chain, (i - 1) * width + 1, i * width)
+            hashes[i] = found
+        end
+        return found
     end
-    return lo
+
+    return function(key)
+        if count == 0 then return 0 end
+        -- Mostly a worker holds all of a text or nothing, else often as much as the worker before it.
+        local ends = redis.pcall('HMGET', key, hash(1), hash(count))
+        if ends.err then -- the key is not a hash
+            malformed = malformed + 1
+            return 0
+        end
+        if not ends[1] then return 0 end
+        if ends[2] then return count end
+        local lo, hi = 1, count
+        local held = redis.call('HMGET', key, hash(guess), hash(guess + 1))
+        if held[2] then
+            lo = guess + 1
+        elseif held[1] then
+            lo, hi = guess, guess + 1
+        else
+            hi = guess
+        end
+        while hi - lo > 1 do
+            local middle = math.floor((lo + hi) / 2)
+            if redis.call('HEXISTS', key, hash(middle)) == 1 then lo = middle else hi = middle end
+        end
+        guess = lo
+        return lo
+    end
 end
 
 local counts = {}
 for i = 2, #ARGV do
-    for candidate = 1, #KEYS do counts[#counts + 1] = struct.pack('<I2', depth(KEYS[candidate], ARGV[i])) end
+    local depth = searcher(ARGV[i])
+    for candidate = 1, #KEYS do counts[#counts + 1] = struct.pack('<I2', depth(KEYS[candidate])) end
 end
 return { malformed, table.concat(counts) }

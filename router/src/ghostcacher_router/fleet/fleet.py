@@ -73,6 +73,7 @@ class Fleet:
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
         self._workers: dict[str, Worker] = {}
+        self.workers: Mapping[str, Worker] = MappingProxyType(self._workers)
         self._watches: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
@@ -86,11 +87,6 @@ class Fleet:
         return f"Fleet({states}, redis_available={self.redis_available})"
 
     # What there is
-
-    @property
-    def workers(self) -> Mapping[str, Worker]:
-        """Every worker, by name."""
-        return MappingProxyType(self._workers)
 
     @property
     def unroutable(self) -> Mapping[str, Unroutable]:
@@ -255,7 +251,7 @@ class Fleet:
                 self._remove(worker, for_good=name not in members)
         for member in members.values():
             if member.name in self._workers:
-                self._workers[member.name].record = member.record
+                self._workers[member.name].renew(member.record)
             else:
                 self._add(member, before)
         if self._workers != before:

@@ -57,7 +57,8 @@ worker is JOINING or DOWN is remembered, and holds from its first answer on."""
 class Worker:
     """One engine server. Mutable, on the event loop only.
 
-    record: None for a plain engine, known by its URL only. models: those of its last answer, kept while it is DOWN.
+    record: None for a plain engine, known by its URL only; ref, namespace, block_tokens: as it says.
+    models: those of its last answer, kept while it is DOWN.
     load_received_at: loop clock, s: when `load` was measured, as far as this router can tell.
     failures: in a row, of probes and connections. error: of the last one, for people.
     """
@@ -65,7 +66,7 @@ class Worker:
     def __init__(self, name: str, endpoint: Endpoint, record: WorkerRecord | None, now: float) -> None:
         self.name = name
         self.endpoint = endpoint
-        self.record = record
+        self.renew(record)
         self.state = WorkerState.JOINING
         self.since = now
         self.draining = False
@@ -81,21 +82,16 @@ class Worker:
     def __repr__(self) -> str:
         return f"Worker({self.name}, {self.state.value}, {self.endpoint.url}, models={sorted(self.models)})"
 
-    @property
-    def ref(self) -> WorkerRef | None:
-        return None if self.record is None else ref_of(self.record)
-
-    @property
-    def namespace(self) -> str | None:
-        return None if self.record is None else self.record.namespace
+    def renew(self, record: WorkerRecord | None) -> None:
+        """Take over what the worker says of itself now."""
+        self.record = record
+        self.ref: WorkerRef | None = None if record is None else ref_of(record)
+        self.namespace = None if record is None else record.namespace
+        self.block_tokens = None if record is None else record.block_tokens
 
     @property
     def incarnation(self) -> bytes | None:
-        return None if self.record is None else self.record.incarnation
-
-    @property
-    def block_tokens(self) -> int | None:
-        return None if self.record is None else self.record.block_tokens
+        return None if self.ref is None else self.ref.incarnation
 
     @property
     def drain_id(self) -> str:

@@ -53,13 +53,14 @@ class Pending:
 
         Clients choose ids: one that another prompt has, too, becomes ambiguous, and neither is kept.
         """
-        before = self.pop(request_id)
-        if self.is_ambiguous(request_id) or (before is not None and before.digests != prompt.digests):
-            self.mark_ambiguous(request_id)
-            return
+        now = self._clock()
+        if request_id in self._sent or request_id in self._ambiguous:
+            before = self.pop(request_id)
+            if self.is_ambiguous(request_id) or (before is not None and before.digests != prompt.digests):
+                self.mark_ambiguous(request_id)
+                return
         if len(prompt.ends) > self._boundaries_max:
             return
-        now = self._clock()
         self._sent[request_id] = _Sent(prompt, now + self._ttl_s)
         self._boundaries += len(prompt.ends)
         self._forget(now)

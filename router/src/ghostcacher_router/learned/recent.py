@@ -8,7 +8,7 @@ to live, or while half as many entries as the limit were put or found again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 Table = dict[bytes, bytes]
 
@@ -42,6 +42,18 @@ class Recent:
                     values[index] = value
                     self._put(namespace, key, value)
         return values
+
+    def from_last(self, namespace: str, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+        """Yield index and value of each key that has one, the last first. What is yielded counts as used."""
+        self._age()
+        young, old = self._young.get(namespace, {}), self._old.get(namespace, {})
+        for index in range(len(keys) - 1, -1, -1):
+            key = keys[index]
+            if (value := young.get(key)) is not None:
+                yield index, value
+            elif old and (value := old.get(key)) is not None:
+                self._put(namespace, key, value)
+                yield index, value
 
     def put(self, namespace: str, key: bytes, value: bytes) -> None:
         """Enter a value in place of an earlier one."""

@@ -9,7 +9,7 @@ old and new is `lesson.py`, at the one router that learns.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -81,23 +81,27 @@ class TextMap:
         Of several with one count, the first: it is in the most prompts. One that claims more than a later one is
         left out: the later one's text contains its own.
         """
-        found: list[KnownBoundary] = []
-        least = BLOCKS_MAX
-        values = self._recent.find(namespace, prompt.digests)
-        for index in range(len(values) - 1, -1, -1):
-            value = values[index]
-            if value is None:
-                continue
-            count = int.from_bytes(value[:COUNT_BYTES], "little")
-            if count > least:
-                continue
-            if found and count == least:
-                found.pop()
-            least = count
-            if count:
-                found.append(KnownBoundary(index, prompt.ends[index], count, value[COUNT_BYTES:]))
+        found = list(self._from_deepest(namespace, prompt))
         found.reverse()
         return found
+
+    def deepest(self, namespace: str, prompt: Prompt) -> KnownBoundary | None:
+        """Return the last of the `known` boundaries, without looking for the others."""
+        return next(self._from_deepest(namespace, prompt), None)
+
+    def _from_deepest(self, namespace: str, prompt: Prompt) -> Iterator[KnownBoundary]:
+        index, value, least = -1, b"", BLOCKS_MAX + 1
+        for at, claimed in self._recent.from_last(namespace, prompt.digests):
+            count = int.from_bytes(claimed[:COUNT_BYTES], "little")
+            if count > least:
+                continue
+            if count < least and value:
+                yield KnownBoundary(index, prompt.ends[index], least, value[COUNT_BYTES:])
+            if not count:
+                return
+            index, value, least = at, claimed, count
+        if value:
+            yield KnownBoundary(index, prompt.ends[index], least, value[COUNT_BYTES:])
 
     def tokens_of(self, namespace: str, prompt: Prompt) -> int:
         """Return how many tokens a prompt has: exactly, if it came as such, else by the namespace's average."""

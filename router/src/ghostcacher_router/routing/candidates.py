@@ -16,10 +16,14 @@ NAME_CHARS_MAX = 256
 
 
 class Candidates(NamedTuple):
-    """Workers that serve the request's model, at least one, and their namespaces, each once."""
+    """Workers that serve the request's model, at least one, and their namespaces, each once.
+
+    shares: whether any of them has one; plain engines have none, and report nothing.
+    """
 
     workers: Sequence[WorkerPort]
     namespaces: tuple[str | None, ...]
+    shares: bool
 
 
 class CandidateFinder:
@@ -49,7 +53,8 @@ class CandidateFinder:
 
 
 def _candidates(workers: Sequence[WorkerPort]) -> Candidates:
-    return Candidates(workers, tuple(dict.fromkeys(worker.namespace for worker in workers)))
+    namespaces = tuple(dict.fromkeys(worker.namespace for worker in workers))
+    return Candidates(workers, namespaces, any(namespace is not None for namespace in namespaces))
 
 
 def _nobody(model: str | None, models: Sequence[str]) -> NoWorker:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import count
 
 from ghostcacher_connector.index.base import WorkerRef
 from ghostcacher_router.routing.affinity import session_key
 from ghostcacher_router.routing.ghostlock import SETTLE_S
-from ghostcacher_router.routing.memory import SETTLED
 from ghostcacher_router.routing.parts import Around, Books
 from ghostcacher_router.routing.placing import Placed
 from ghostcacher_router.routing.ports import KnownPort, WorkerPort
@@ -39,7 +37,6 @@ class PlacedDesk:
         self._ledger, self._memory, self._residency, self._sessions, self._locks = books
         self._open: dict[str, Placed] = {}
         self._shared: dict[str, int] = {}
-        self._numbers = count(SETTLED + 1)
         self.bias = 1.0
 
     def __repr__(self) -> str:
@@ -52,10 +49,10 @@ class PlacedDesk:
         if forecast is not None:
             computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
         entry = self._ledger.reserve(worker.name, tokens, computed, now)
-        placed = Placed(self, ask, worker, reason, forecast, entry, number=next(self._numbers))
+        placed = Placed(self, ask, worker, reason, forecast, entry)
         self._enter(placed)
         if prompt is not None:
-            self._memory.record(prompt, worker.name, now, by=placed.number)
+            placed.remembered = self._memory.record(prompt, worker.name, now)
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -86,7 +83,7 @@ class PlacedDesk:
             return
         prompt, now = placed.ask.shape.prompt, self._clock()
         if prompt is not None:
-            self._memory.record(prompt, placed.worker, now, done_at=now, by=placed.number)
+            self._computed(placed, now, now)
             known = self._text.known(ref.namespace, prompt)
             for depth in _depths(prompt, known):
                 held = Held(ref.incarnation, known[depth - 1].block_count)
@@ -109,7 +106,8 @@ class PlacedDesk:
             if forecast is not None and forecast.compute_ms >= BIAS_MS_MIN:
                 ratio = min(BIAS_MAX, observed_ms / forecast.total_ms)
                 self.bias += BIAS_WEIGHT * (ratio - self.bias)
-        self._computed(placed, now, by=placed.number)
+        self._computed(placed, now, now + SETTLE_S)
+        self._settle(placed)
 
     def on_ended(self, placed: Placed, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
@@ -119,22 +117,24 @@ class PlacedDesk:
             self._fleet.refused(placed.worker)
             self._memory.forget_worker(placed.worker, self._clock())
 
-    def _computed(self, placed: Placed, now: float, *, by: int = SETTLED) -> None:
-        prompt = placed.ask.shape.prompt
-        if prompt is not None:
-            self._memory.record(prompt, placed.worker, now, done_at=now + SETTLE_S, by=by)
+    def _computed(self, placed: Placed, now: float, done_at: float) -> None:
+        if placed.remembered is not None:
+            self._memory.computed(placed.remembered, now, done_at)
+
+    def _settle(self, placed: Placed) -> None:
         if placed.lock is not None:
             self._locks.settle(placed.lock)
 
     def _close(self, placed: Placed, *, computed: bool) -> None:
         self._ledger.ended(placed.entry)
         self._ledger.keep_only(self._fleet.workers)
-        prompt = placed.ask.shape.prompt
         if computed:
-            self._computed(placed, self._clock())
+            now = self._clock()
+            self._computed(placed, now, now + SETTLE_S)
+            self._settle(placed)
         else:
-            if prompt is not None:
-                self._memory.withdraw(prompt, by=placed.number)
+            if placed.remembered is not None:
+                self._memory.withdraw(placed.remembered)
             if placed.lock is not None:
                 self._locks.release(placed.lock)
         self._remove(placed)

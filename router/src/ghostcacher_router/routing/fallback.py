@@ -38,7 +38,7 @@ class Fallback:
         bound, session = bound_of(list(loads.values())), ask.shape.session
         bound_to = None if session is None else self._sessions.get(session_key(ask.shape.model, session))
         remembered = self._memory.find(prompt, self._clock())
-        sent_to = None if remembered is None else remembered.sent.worker
+        sent_to = None if remembered is None else remembered.holders[0].worker
         for name, reason in ((bound_to, Reason.AFFINITY), (sent_to, Reason.MEMORY)):
             if name is not None and loads.get(name, bound) < bound:
                 return self._desk.reserve(ask, self._fleet.workers[name], reason, None)

@@ -2,7 +2,8 @@
 
 The locked part is computed elsewhere only when following is of no use: its owner is overdue and the patience of a
 request has ended, or its worker is so loaded that computing again is sooner. A request's patience is what computing
-itself would take, as forecast when it first met a lock; all its waits together never exceed it.
+itself would take, as forecast when it first met a lock, and what forecasts are off by (PATIENCE); all its waits
+together never exceed it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,14 @@
-"""Where this router sent which text: all that it knows of plain engines, and of others until they report."""
+"""Where this router sent which text: all that it knows of plain engines, and of others until they report.
+
+A placement is one object, `Sent`, that all its boundaries refer to: that it is computed, or has failed, is noted once,
+however long the prompt is. Who entered a boundary has entered those before it, too, so entering stops at the first
+boundary of which as much is known already: a hot prefix costs one look.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -19,81 +25,72 @@ TTL_S = 600.0
 
 WORKERS_MAX = 4096
 
-SETTLED = 0
-"""No placement: what has ended well is not undone by whoever was sent the same."""
-
-OTHERS_MAX = 3
+HOLDERS_MAX = 4
 """A text that one worker cannot serve alone overflows to a few more."""
 
 
-class Sent(NamedTuple):
-    """A worker that a text was sent to. at: loop clock, s. done_at: since when it has computed it; inf: not yet.
+class Sent:
+    """A text that was sent to a worker. at: loop clock, s. done_at: since when it has computed it; inf: not yet.
 
-    others: that it was sent to before, latest first. by: the number of the placement that this can be withdrawn by.
+    digests: of the boundaries at which it is remembered; it is entered at all but the first `left` of them.
     """
 
-    worker: str
-    at: float
-    done_at: float
-    others: tuple[str, ...] = ()
-    by: int = SETTLED
+    __slots__ = ("at", "digests", "done_at", "left", "worker")
+
+    def __init__(self, worker: str, at: float, digests: Sequence[bytes]) -> None:
+        self.worker, self.at, self.done_at = worker, at, inf
+        self.digests, self.left = digests, len(digests)
+
+    def __repr__(self) -> str:
+        return f"Sent({self.worker}, at={self.at:.3f}, done_at={self.done_at:.3f})"
 
 
 class Remembered(NamedTuple):
-    """boundary: index of the deepest one of a prompt that was sent before."""
+    """boundary: index of the deepest one of a prompt that was sent before. holders: where to, latest first."""
 
     boundary: int
-    sent: Sent
+    holders: tuple[Sent, ...]
 
 
 class Memory:
-    """Boundary digest -> the worker that last got a prompt with it, least recently used forgotten first."""
+    """Boundary digest -> the latest placements of prompts with it, least recently used forgotten first."""
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         self._entries_max = entries_max
-        self._sent: OrderedDict[bytes, Sent] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[Sent, ...]] = OrderedDict()
         self._gone_at: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"Memory(boundaries={len(self._sent)})"
+        return f"Memory(boundaries={len(self._entries)})"
 
     def find(self, prompt: Prompt, now: float) -> Remembered | None:
         """Return the deepest boundary of the prompt that was sent somewhere, not too long ago."""
-        sent = self._sent
-        if not sent:
+        entries = self._entries
+        if not entries:
             return None
         digests = prompt.digests
         for index in range(len(digests) - 1, -1, -1):
-            found = sent.get(digests[index])
-            if found is not None and self._holds(found, now):
-                sent.move_to_end(digests[index])
-                return Remembered(index, found)
+            found = entries.get(digests[index])
+            if found is not None and (holders := self._holding(found, now)):
+                entries.move_to_end(digests[index])
+                return Remembered(index, holders)
         return None
 
-    def record(self, prompt: Prompt, worker: str, now: float, *, done_at: float = inf, by: int = SETTLED) -> None:
-        """Note that the prompt goes to a worker, or (done_at) since when this one has it computed.
+    def record(self, prompt: Prompt, worker: str, now: float) -> Sent:
+        """Note that the prompt goes to a worker; `computed` and `withdraw` tell how it went."""
+        sent = Sent(worker, now, _some(prompt))
+        self._enter(sent, now)
+        return sent
 
-        by: number of the placement, as long as it can still fail.
-        """
-        sent, entry = self._sent, Sent(worker, now, done_at, by=by)
-        for digest in reversed(_some(prompt)):
-            known = sent.get(digest)
-            # What one worker has computed stays true when the text is sent once more. Whoever recorded a boundary has
-            # recorded those before it, too: a hot prefix ends this at once.
-            if known is not None and now - known.at <= TTL_S / 2 and self._holds(known, now) and _says(known, entry):
-                break
-            others = () if known is None or not self._holds(known, now) else _others(known, worker)
-            sent[digest] = entry._replace(others=others) if others else entry
-            sent.move_to_end(digest)
-        while len(sent) > self._entries_max:
-            sent.popitem(last=False)
+    def computed(self, sent: Sent, now: float, done_at: float) -> None:
+        """Note since when a worker has computed what it was sent. May be called again: the earliest time counts."""
+        sent.done_at = min(sent.done_at, done_at)
+        if sent.left:
+            self._enter(sent, now)
 
-    def withdraw(self, prompt: Prompt, *, by: int) -> None:
-        """Take back what `record` noted for a placement, and no other has confirmed: it has failed."""
-        for digest in _some(prompt):
-            known = self._sent.get(digest)
-            if known is not None and known.by == by:
-                del self._sent[digest]
+    def withdraw(self, sent: Sent) -> None:
+        """Take back what was noted of a placement: it has failed."""
+        sent.at = -inf
 
     def forget_worker(self, worker: str, now: float) -> None:
         """Forget what a worker was sent before now: its cache is gone."""
@@ -103,29 +100,59 @@ class Memory:
             del self._gone_at[next(iter(self._gone_at))]
 
     def clear(self) -> None:
-        self._sent.clear()
+        self._entries.clear()
 
-    def _holds(self, sent: Sent, now: float) -> bool:
-        return now - sent.at <= TTL_S and self._gone_at.get(sent.worker, -inf) <= sent.at
+    def _enter(self, sent: Sent, now: float) -> None:
+        """Enter a placement at its boundaries, deepest first, down to where as much is known already."""
+        entries, digests, left = self._entries, sent.digests, sent.left
+        known: tuple[Sent, ...] | None = None
+        entered: tuple[Sent, ...] = ()
+        while left:
+            digest = digests[left - 1]
+            found = entries.get(digest)
+            # Neighbours mostly have one history, and share what comes of it.
+            if not entered or found is not known:
+                before = () if found is None else self._holding(found, now)
+                if _says(before, sent, now):
+                    break
+                # Of the same worker's, one that may still come to be computed stays: this one can be withdrawn.
+                others = [one for one in before if one.worker != sent.worker or one.done_at == inf]
+                known, entered = found, (sent, *others[: HOLDERS_MAX - 1])
+            entries[digest] = entered
+            entries.move_to_end(digest)
+            left -= 1
+        sent.left = left
+        while len(entries) > self._entries_max:
+            entries.popitem(last=False)
+
+    def _holding(self, found: tuple[Sent, ...], now: float) -> tuple[Sent, ...]:
+        """Return the placements that still count."""
+        gone_at = self._gone_at
+        for sent in found:
+            if now - sent.at > TTL_S or gone_at.get(sent.worker, -inf) > sent.at:
+                return tuple(one for one in found if now - one.at <= TTL_S and gone_at.get(one.worker, -inf) <= one.at)
+        return found
 
 
-def _others(known: Sent, worker: str) -> tuple[str, ...]:
-    before = (known.worker, *known.others)
-    return tuple(name for name in before if name != worker)[:OTHERS_MAX]
+def _says(known: tuple[Sent, ...], new: Sent, now: float) -> bool:
+    """Say whether what is known of a boundary is as good with the new placement as without."""
+    if new.done_at == inf:
+        # What one worker has computed stays true when the text is sent once more.
+        return bool(known) and _is_fresh(known[0], now) and (known[0].worker == new.worker or known[0].done_at < inf)
+    done = [sent.worker for sent in known if sent.done_at < inf and _is_fresh(sent, now)]
+    return new.worker in done or len(done) >= HOLDERS_MAX
 
 
-def _says(known: Sent, new: Sent) -> bool:
-    """Say whether what is known is as good as what is new."""
-    if known.worker == new.worker:
-        # What a second request shows to be true must outlive the failure of the first.
-        return known.done_at <= new.done_at and (known.by in (SETTLED, new.by) or new.done_at == inf)
-    return known.done_at < inf and new.done_at == inf
+def _is_fresh(sent: Sent, now: float) -> bool:
+    """Say whether a placement need not be replaced by one that says the same, so that it does not grow old in use."""
+    return now - sent.at <= TTL_S / 2
 
 
-def _some(prompt: Prompt) -> list[bytes]:
+def _some(prompt: Prompt) -> Sequence[bytes]:
+    """Return the digests at which a prompt is remembered, the same ones for what prompts of any length share."""
     digests = prompt.digests
     if len(digests) <= PER_PROMPT_MAX:
-        return list(digests)
-    stride = -(-len(digests) // PER_PROMPT_MAX)
+        return digests
+    stride = 1 << (-(-len(digests) // PER_PROMPT_MAX) - 1).bit_length()
     chosen = {*range(stride - 1, len(digests), stride), *(index for _, index in prompt.block_ends[-PER_PROMPT_MAX:])}
     return [digests[index] for index in sorted(chosen)]

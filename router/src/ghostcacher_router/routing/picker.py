@@ -94,7 +94,7 @@ class Picker:
     """Picks workers. See types.Dispatcher. desk: what was placed."""
 
     def __init__(self, around: Around, books: Books, options: Options) -> None:
-        self._fleet, self._metrics = around.fleet, around.metrics
+        self._fleet, self._text, self._metrics = around.fleet, around.text, around.metrics
         self._clock, self._rng, self._options = around.clock, around.rng, options
         self._ledger, self._memory, self._residency, self._sessions, self._locks = books
         self._finder = CandidateFinder(around.fleet)
@@ -127,7 +127,7 @@ class Picker:
                 visit.locking = visit.asks = False
             step = self._decide(ask, visit, now_only=False)
             if isinstance(step, Unknown):
-                await self._residency.fetch(step.namespace, step.known, WAITED_S if visit.waited else WAIT_S)
+                await self._fetch(step, WAITED_S if visit.waited else WAIT_S)
                 # Once: what has not come in time is no reason to wait longer.
                 visit.asks = False
             elif isinstance(step, Wait):
@@ -158,7 +158,7 @@ class Picker:
         candidates, prompt = self._finder.find(ask), ask.shape.prompt
         sight = None if prompt is None else self._look(prompt, candidates, ask=True)
         if isinstance(sight, Unknown):
-            await self._residency.fetch(sight.namespace, sight.known)
+            await self._fetch(sight, WAIT_S)
             assert prompt is not None
             sight = self._look(prompt, candidates, ask=False)
         assert not isinstance(sight, Unknown)
@@ -174,19 +174,28 @@ class Picker:
 
     # One look
 
+    async def _fetch(self, unknown: Unknown, timeout_s: float) -> None:
+        known = self._text.known(unknown.namespace, unknown.prompt)
+        if known:
+            await self._residency.fetch(unknown.namespace, known, timeout_s)
+
     def _decide(self, ask: Ask, visit: Visit, *, now_only: bool) -> Placed | Wait | Unknown | None:
         """Return a placement, reserved, or what to wait for. None (now_only): a lock that the store has to confirm."""
         candidates, prompt = self._finder.find(ask), ask.shape.prompt
         workers, now = candidates.workers, self._clock()
+        sight: Sight | None = None
+        if prompt is not None and candidates.shares:
+            # Before each worker's queue is looked at: where the index must be asked, all of this is done again.
+            asks = visit.asks and len(workers) > 1
+            seen = self._look(prompt, candidates, ask=asks, newer_than=visit.newer_than)
+            if isinstance(seen, Unknown):
+                return seen
+            sight = seen
         ahead = self._ahead(workers)
         if prompt is None:
             return self._fallback.least_loaded(ask, workers, ahead)
-        if not any(map(_is_reported, ahead)):
+        if sight is None or not any(map(_is_reported, ahead)):
             return self._fallback.without_reports(ask, prompt, workers)
-        asks = visit.asks and len(workers) > 1
-        sight = self._look(prompt, candidates, ask=asks, newer_than=visit.newer_than)
-        if isinstance(sight, Unknown):
-            return sight
         forecasts = _forecasts(workers, ahead, sight)
         if len(workers) == 1:
             return self.desk.reserve(ask, workers[0], Reason.ONLY, forecasts[0])

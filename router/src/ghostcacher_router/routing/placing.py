@@ -6,6 +6,7 @@ from typing import Protocol
 
 from ghostcacher_router.routing.ledger import Entry
 from ghostcacher_router.routing.lock import Lock
+from ghostcacher_router.routing.memory import Sent
 from ghostcacher_router.routing.ports import WorkerPort
 from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Reason
 
@@ -23,10 +24,11 @@ class Desk(Protocol):
 
 
 class Placed:
-    """A Placement. number: of the desk's. ref: the life of the worker that it was picked for. sent_at: loop clock, s.
+    """A Placement. ref: the life of the worker that it was picked for. sent_at: loop clock, s.
 
     lock: the ghost lock under which it computes, None when it computes nothing that others could want.
     took_over: the overdue lock that it replaces. lock_result: what became of the lock that it met, for the metrics.
+    remembered: what the router's memory keeps of it, None without a prompt.
     """
 
     __slots__ = (
@@ -38,9 +40,9 @@ class Placed:
         "is_ended",
         "lock",
         "lock_result",
-        "number",
         "reason",
         "ref",
+        "remembered",
         "sent_at",
         "took_over",
         "worker",
@@ -54,14 +56,12 @@ class Placed:
         reason: Reason,
         forecast: Forecast | None,
         entry: Entry,
-        *,
-        number: int,
     ) -> None:
-        self.number = number
         self.desk, self.ask, self.reason, self.forecast, self.entry = desk, ask, reason, forecast, entry
         self.worker: str = worker.name
         self.endpoint: Endpoint = worker.endpoint
         self.ref = worker.ref
+        self.remembered: Sent | None = None
         self.lock: Lock | None = None
         self.took_over: Lock | None = None
         self.lock_result: str | None = None

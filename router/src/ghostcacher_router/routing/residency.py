@@ -92,14 +92,14 @@ class Residency:
         return self._index is not None and not self._lookups.broken
 
     def get(
-        self, namespace: str, known: Sequence[KnownPort], *, newer_than: float | None = None, old: bool = False
+        self, namespace: str, deepest: KnownPort, *, newer_than: float | None = None, old: bool = False
     ) -> Mapping[str, Held] | None:
         """Return who holds how much of a text, or None when it must be waited for; that never while it is of no use.
 
-        known: its known boundaries, at least one, ascending. newer_than: loop clock, s; what was said before does not
-        do. old: anything will do, or nothing.
+        deepest: of its known boundaries. newer_than: loop clock, s; what was said before does not do. old: anything
+        will do, or nothing.
         """
-        key = (namespace, known[-1].block_hash)
+        key = (namespace, deepest.block_hash)
         text = self._texts.get(key)
         old = old or not self.available
         if text is None:
@@ -115,7 +115,7 @@ class Residency:
         return text.held
 
     async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> None:
-        """Ask the index, and wait a bounded time for what it says."""
+        """Ask the index, and wait a bounded time for what it says. known: boundaries, at least one, ascending."""
         key = (namespace, known[-1].block_hash)
         self._enter(key, known)
         if self._index is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ghostcacher_router.routing.memory import Memory, Remembered
 from ghostcacher_router.routing.ports import FleetPort, KnownPort, TextPort, WorkerPort
 from ghostcacher_router.routing.residency import Held, Residency
-from ghostcacher_router.routing.score import NOTHING, Reach
+from ghostcacher_router.routing.score import Reach
 from ghostcacher_router.types import Prompt, WorkerState
 
 BRIDGE_S = 5.0
@@ -18,33 +18,35 @@ BYTES_PER_TOKEN_GUESS = 4
 """Of plain engines, which report nothing: English prose under most vocabularies."""
 
 
+_new = tuple.__new__
+"""What a NamedTuple's own constructor calls, which takes twice as long. Called for each worker of each request."""
+
+
 class Unknown(NamedTuple):
-    """The index must be asked about this text first."""
+    """The index must be asked first about what a prompt has in this namespace."""
 
     namespace: str
-    known: Sequence[KnownPort]
+    prompt: Prompt
 
 
 class Sight(NamedTuple):
     """Who holds how much of a prompt. tokens: of the whole prompt, an estimate unless it came as tokens.
 
-    reaches: of the workers that hold some of it; others: of all others, by namespace. warm: index of the deepest
-    boundary that a worker has computed, -1 when none has; known: the prompt's known boundaries, by namespace.
-    pulls: whether workers find what their peers have: Redis answers.
+    local: tokens that each worker holds, by name; pullable: the most that one of a namespace has for its peers. warm:
+    index of the deepest boundary that a worker has computed, -1 when none has. pulls: whether workers find what their
+    peers have: Redis answers.
     """
 
     prompt: Prompt
     tokens: int
-    reaches: dict[str, Reach]
-    others: dict[str | None, Reach]
+    local: dict[str, int]
+    pullable: dict[str | None, int]
     warm: int
-    known: dict[str, Sequence[KnownPort]]
     pulls: bool
 
     def reach(self, worker: WorkerPort) -> Reach:
         """Return how much of the prompt a worker can have."""
-        found = self.reaches.get(worker.name)
-        return self.others.get(worker.namespace, NOTHING) if found is None else found
+        return _new(Reach, (self.local.get(worker.name, 0), self.pullable.get(worker.namespace, 0), 0.0))
 
     def tokens_at(self, index: int) -> int:
         """Return the estimated tokens before a boundary."""
@@ -52,13 +54,15 @@ class Sight(NamedTuple):
 
 
 class _Gathered:
-    """What a look has found so far, in tokens. pullable: the most in each namespace."""
+    """What a look has found so far, in tokens. pullable: the most in each namespace. known: index of the deepest
+    boundary whose blocks are known, by namespace.
+    """
 
     __slots__ = ("known", "local", "pullable", "pulls")
 
     def __init__(self, pulls: bool) -> None:
         self.pulls = pulls
-        self.known: dict[str, Sequence[KnownPort]] = {}
+        self.known: dict[str, int] = {}
         self.local: dict[str, int] = {}
         self.pullable: dict[str | None, int] = {}
 
@@ -89,32 +93,30 @@ class Looker:
             if namespace is None:
                 continue
             tokens = tokens or self._text.tokens_of(namespace, prompt)
-            got.known[namespace] = boundaries = self._text.known(namespace, prompt)
-            if boundaries:
-                held = self._residency.get(namespace, boundaries, newer_than=newer_than, old=not ask)
+            deepest = self._text.deepest(namespace, prompt)
+            if deepest is not None:
+                held = self._residency.get(namespace, deepest, newer_than=newer_than, old=not ask)
                 if held is None:
-                    return Unknown(namespace, boundaries)
-                warm = max(warm, _boundary_at(boundaries, self._gather(namespace, held, got)))
+                    return Unknown(namespace, prompt)
+                got.known[namespace] = deepest.index
+                warm = max(warm, self._boundary_at(namespace, prompt, deepest, self._gather(namespace, held, got)))
         tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
         remembered = self._memory.find(prompt, now)
         if remembered is not None:
             held_tokens = tokens * prompt.ends[remembered.boundary] // prompt.size
             if self._recall(remembered, held_tokens, got, now):
                 warm = max(warm, remembered.boundary)
-        pullable = got.pullable
-        reaches = {name: Reach(held, pullable.get(self._namespace(name), 0), 0.0) for name, held in got.local.items()}
-        others = {namespace: Reach(0, most, 0.0) for namespace, most in pullable.items()}
-        return Sight(prompt, tokens, reaches, others, warm, got.known, pulls)
+        return Sight(prompt, tokens, got.local, got.pullable, warm, pulls)
 
     def _gather(self, namespace: str, held: Mapping[str, Held], got: _Gathered) -> int:
         """Enter the tokens that each live worker holds; return the most blocks that can be pulled."""
         most, most_tokens = 0, 0
+        workers, local = self._fleet.workers, got.local
         for name, (incarnation, blocks) in held.items():
-            worker = self._fleet.workers.get(name)
-            ref = None if worker is None else worker.ref
-            if worker is None or ref is None or ref.incarnation != incarnation or ref.namespace != namespace:
+            worker = workers.get(name)
+            if worker is None or worker.ref != (namespace, name, incarnation):
                 continue
-            got.local[name] = tokens = blocks * (worker.block_tokens or 0)
+            local[name] = tokens = blocks * (worker.block_tokens or 0)
             if blocks > most and worker.state is not WorkerState.DOWN:
                 most, most_tokens = blocks, tokens
         if most and got.pulls:
@@ -126,29 +128,24 @@ class Looker:
 
         tokens: before the remembered boundary. Returns whether they are computed, and can be pulled.
         """
-        boundary, sent = remembered
-        worker = self._fleet.workers.get(sent.worker)
-        if worker is None or worker.state is WorkerState.DOWN:
-            return False
-        namespace = worker.namespace
-        boundaries = got.known.get(namespace) if namespace is not None else None
-        if boundaries and (boundary <= boundaries[-1].index or now - sent.at > BRIDGE_S):
-            return False
-        for name in (worker.name, *sent.others):
-            if name in self._fleet.workers:
-                got.local[name] = max(got.local.get(name, 0), tokens)
-        if now < sent.done_at or namespace is None or not got.pulls:
-            return False
-        got.pullable[namespace] = max(got.pullable.get(namespace, 0), tokens)
-        return True
+        pulled = False
+        for sent in remembered.holders:
+            worker = self._fleet.workers.get(sent.worker)
+            if worker is None or worker.state is WorkerState.DOWN:
+                continue
+            namespace = worker.namespace
+            known = None if namespace is None else got.known.get(namespace)
+            if known is not None and (remembered.boundary <= known or now - sent.at > BRIDGE_S):
+                continue
+            got.local[worker.name] = max(got.local.get(worker.name, 0), tokens)
+            if now >= sent.done_at and namespace is not None and got.pulls:
+                got.pullable[namespace] = max(got.pullable.get(namespace, 0), tokens)
+                pulled = True
+        return pulled
 
-    def _namespace(self, worker: str) -> str | None:
-        return self._fleet.workers[worker].namespace
-
-
-def _boundary_at(boundaries: Sequence[KnownPort], blocks: int) -> int:
-    """Return the index of the deepest boundary within so many blocks, -1 when there is none."""
-    for boundary in reversed(boundaries):
-        if boundary.block_count <= blocks:
-            return boundary.index
-    return -1
+    def _boundary_at(self, namespace: str, prompt: Prompt, deepest: KnownPort, blocks: int) -> int:
+        """Return the index of the deepest known boundary within so many blocks, -1 when there is none."""
+        if deepest.block_count <= blocks:
+            return deepest.index
+        within = [known.index for known in self._text.known(namespace, prompt) if known.block_count <= blocks]
+        return within[-1] if within else -1
