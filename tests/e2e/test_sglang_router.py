@@ -39,7 +39,7 @@ class Front(NamedTuple):
 
 @pytest.fixture(scope="module")
 def front(model: Path, log_dir: Path) -> Iterator[Front]:
-    engines = {name: engine() for name in SGLANG} | {"v": {"dtype": "float32", "num_blocks": 256}}
+    engines = {name: engine() for name in SGLANG} | {"v": {}}
     with running(model, engines, log_dir=log_dir) as fleet, ExitStack() as stack:
         fleet.prime("s2", "s1")
         router = stack.enter_context(RouterProcess(redis_url=fleet.redis.url, arguments=ROUTER, log_dir=log_dir))

@@ -96,7 +96,7 @@ def test_held_pages_count_as_in_use(linker: Linker) -> None:
 def test_request_is_named_as_its_router_does(given: str | None, header: str | None, expected: str | None) -> None:
     """Only where the client gave no name of its own, and never twice the same."""
     raw = SimpleNamespace(headers={"x-request-id": header} if header else {})
-    requests = [SimpleNamespace(rid=given) for _ in range(2)]
+    requests = [SimpleNamespace(rid=given, prompt=[1]) for _ in range(2)]
     for request in requests:
         hooks.request_received("serving", request, raw)
     if expected is None or not expected.endswith("-"):
@@ -104,3 +104,18 @@ def test_request_is_named_as_its_router_does(given: str | None, header: str | No
     else:
         assert all(str(request.rid).startswith(expected) for request in requests)
         assert requests[0].rid != requests[1].rid
+
+
+def test_requests_without_a_name_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """A prompt to be tokenised has no id to set, and that is no error."""
+    request = SimpleNamespace(prompt="a")
+    hooks.request_received("serving", request, SimpleNamespace(headers={"x-request-id": "gc-7"}))
+    assert not hasattr(request, "rid")
+    assert caplog.text == ""
+
+
+def test_embeddings_keep_the_engines_names() -> None:
+    """One name for a batch of inputs would be refused with a 500."""
+    request = SimpleNamespace(rid=None, input=["a", "b"])
+    hooks.request_received("serving", request, SimpleNamespace(headers={"x-request-id": "gc-7"}))
+    assert request.rid is None

@@ -103,7 +103,9 @@ def full_pool_checked(check: Callable[..., Any], checker: Any, stats: Any, uncac
 def request_received(_serving: Any, request: Any, raw_request: Any = None, *_: Any, **__: Any) -> None:
     """Name a request as its router does, with something unique behind it: SGLang ignores ``X-Request-Id``."""
     name = raw_request.headers.get("x-request-id") if raw_request is not None else None
-    if name and len(name) <= REQUEST_CHARS_MAX and getattr(request, "rid", name) is None:
+    # Not those of embeddings and scores: SGLang refuses one name for a batch of them. Tokenising knows no names.
+    generates = hasattr(request, "messages") or hasattr(request, "prompt")
+    if generates and name and len(name) <= REQUEST_CHARS_MAX and getattr(request, "rid", name) is None:
         request.rid = f"{name}-{secrets.token_hex(4)}"
 
 

@@ -113,10 +113,10 @@ class Loader:
             logger.warning("a pull of %d pages was given up; they are held until its READ is over", len(pages))
             self._guard.hold(pages)
             self._holding = True
-        if plan is not None:
-            self._account(job_id, plan, result, seconds, landed=verdict == Verdict.LANDED)
         if tracked is not None:
             tracked.phase = Phase.SETTLED
+        if plan is not None:
+            self._account(job_id, plan, result, seconds, landed=verdict == Verdict.LANDED)
         return verdict == Verdict.LANDED
 
     def begin_pass(self) -> None:
@@ -171,8 +171,14 @@ class Loader:
             if result.job_id == job_id:
                 found = result
             else:
-                record_transfer(self._recorder, self._forecaster, report_of(result.job_id, sources, result))
+                self._note_late(result, sources)
         return found
+
+    def _note_late(self, result: JobResult, sources: tuple[PullSource, ...]) -> None:
+        try:
+            record_transfer(self._recorder, self._forecaster, report_of(result.job_id, sources, result))
+        except Exception:
+            logger.exception("a pull could not be recorded")
 
     def _patience_s(self, plan: PullPlan) -> float:
         left_s = self._settings.pull_timeout_s - self._waited_s
@@ -187,7 +193,13 @@ class Loader:
         return Verdict.LANDED if bool(result.valid.all()) else Verdict.FAILED
 
     def _account(self, job_id: str, plan: PullPlan, result: JobResult | None, seconds: float, *, landed: bool) -> None:
-        """Each rank records its own share, when it is over; one of them what it did for the request."""
+        """Each rank records its own share, when it is over; one of them what it did for the request. Never raises."""
+        try:
+            self._record(job_id, plan, result, seconds, landed=landed)
+        except Exception:
+            logger.exception("a pull could not be recorded")
+
+    def _record(self, job_id: str, plan: PullPlan, result: JobResult | None, seconds: float, *, landed: bool) -> None:
         reason: MissReason | None = MissReason.TIMEOUT
         if result is not None:
             report = report_of(job_id, plan.sources, result)

@@ -75,19 +75,24 @@ def after_host_mha(module: Any) -> None:
             target[dst_indices] = source[src_indices]
 
     def per_layer(
-        src_ptrs: Sequence[Any], dst_ptrs: Sequence[Any], src_indices: Any, dst_indices: Any, layer_id: int, page: int
+        src_ptrs: Sequence[Any],
+        dst_ptrs: Sequence[Any],
+        src_indices: Any,
+        dst_indices: Any,
+        layer_id: int,
+        page_size: int,
     ) -> None:
         for source, target in zip(src_ptrs, dst_ptrs, strict=True):
-            target[dst_indices] = source[src_indices // page, layer_id, src_indices % page]
+            target[dst_indices] = source[src_indices // page_size, layer_id, src_indices % page_size]
 
     def all_layers(
-        src_ptrs: Sequence[Any], dst_ptrs: Sequence[Any], src_indices: Any, dst_indices: Any, page: int
+        src_ptrs: Sequence[Any], dst_ptrs: Sequence[Any], src_indices: Any, dst_indices: Any, page_size: int
     ) -> None:
         each = len(src_ptrs) // len(dst_ptrs)  # K layers, then V layers
         for number, target in enumerate(dst_ptrs):
             for layer in range(each):
                 rows = src_ptrs[number * each + layer][src_indices]
-                target[dst_indices // page, layer, dst_indices % page] = rows
+                target[dst_indices // page_size, layer, dst_indices % page_size] = rows
 
     module.transfer_kv_direct = transfer_kv_direct
     module.transfer_kv_per_layer_direct_pf_lf = per_layer
