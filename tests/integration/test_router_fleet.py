@@ -243,6 +243,25 @@ def test_flush_of_redis_drops_nobody(redis_server: RedisServer) -> None:
     run(main())
 
 
+def test_flush_of_redis_drops_nobody_who_is_slow_to_come_back(redis_server: RedisServer) -> None:
+    """After a flush one worker is in Redis again before the other: the other stays all the same."""
+
+    async def main() -> None:
+        async with MiniEngine() as one, MiniEngine() as two, fleet_of(url=redis_server.url) as fleet:
+            with Directory(redis_server.url) as directory, redis_server.client() as client:
+                record = await directory.join("a", one)
+                await directory.join("b", two)
+                await until(lambda: served(fleet) == ["a", "b"])
+                assert await fleet.share_drains()
+                # On the loop: nothing that is seen in between is taken in before both are done.
+                client.flushall()
+                directory._index.join(record, lease_ttl_s=LEASE_S)
+                await until(lambda: fleet.lease_of("b") == "kept")
+                assert served(fleet) == ["a", "b"]
+
+    run(main())
+
+
 def test_static_worker_turns_into_its_record(redis_server: RedisServer) -> None:
     """The record of a server that was known by URL takes over its health and its drain, without a gap."""
 

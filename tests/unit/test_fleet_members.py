@@ -83,6 +83,19 @@ def test_all_gone_at_once_are_kept_for_one_lease() -> None:
     assert names(leases) == []
 
 
+def test_redis_that_forgot_keeps_also_who_is_late() -> None:
+    """After a flush one worker may be back before the others; those are kept for one lease, once."""
+    leases = Leases(TTL_S)
+    a, b = record("a"), record("b")
+    leases.told([a, b], 0.0)
+    assert leases.lacks([a])
+    assert leases.told([a], 1.0, forgot=True) == {"b"}
+    assert not leases.lacks([a])
+    assert leases.told([a], 2.0, forgot=True) == set()
+    leases.told([a], 11.0)
+    assert names(leases) == ["a"]
+
+
 def test_newest_life_of_a_name_counts() -> None:
     """A worker that restarts in another namespace is not its own older lease."""
     leases = Leases(TTL_S)

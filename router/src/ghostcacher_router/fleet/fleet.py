@@ -205,7 +205,9 @@ class Fleet:
             self._leases.away()
             return
         self._redis_silent = False
-        kept = self._leases.told(records, self._clock())
+        # The drains are asked, for a flush shows nowhere among the records once the first of the workers is back.
+        forgot = self._leases.lacks(records) and await self._drains.forgot(self.options.lease_ttl_s)
+        kept = self._leases.told(records, self._clock(), forgot=forgot)
         self._reconcile()
         for name in kept & self._watches.keys():
             log.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)

@@ -5,6 +5,7 @@ the workers then need up to a third of a lease to enter themselves again. So:
 
     Redis does not answer                 every record stays in force, however long it takes
     it answers again                      records that it does not have any more stay for one lease
+    it has forgotten everything           the same, also of those that are not among the first to enter themselves again
     all records are gone at once          the same: more likely a flush or a restart of Redis than of every worker
     some records are gone                 they are out
 
@@ -46,14 +47,21 @@ class Leases:
         """Redis did not answer."""
         self.available = False
 
-    def told(self, records: Sequence[WorkerRecord], now: float) -> set[str]:
-        """Take over what Redis says; return the workers that are kept from now on though it no longer has them."""
+    def lacks(self, records: Sequence[WorkerRecord]) -> bool:
+        """Say whether a worker is missing from what Redis says, and would be out."""
+        return not self._records.keys() <= {record.worker for record in records} | self._kept_until.keys()
+
+    def told(self, records: Sequence[WorkerRecord], now: float, *, forgot: bool = False) -> set[str]:
+        """Take over what Redis says; return the workers that are kept from now on though it no longer has them.
+
+        forgot: Redis is known to have lost everything a moment ago.
+        """
         found, kept = _newest(records), self._kept_until
         lost, came_back = self._records.keys() - found.keys(), not self.available
         self.available = True
         fresh = set()
         for name in lost:
-            if came_back or (not found and name not in kept):
+            if came_back or ((forgot or not found) and name not in kept):
                 fresh |= {name} - kept.keys()
                 kept[name] = now + self._lease_ttl_s
         self._kept_until = {name: until for name, until in kept.items() if name in lost and until > now}
