@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 
 import pytest
 
@@ -280,3 +281,21 @@ async def test_kept_connections_are_bounded_in_age_and_number() -> None:
         await eventually(lambda: rig.front.pools.open_count == 2)
         rig.pass_time(Limits().upstream_idle_s + 1)
         await eventually(lambda: rig.front.pools.open_count == 0)
+
+
+@on_loop
+async def test_connection_to_a_worker_is_watched_by_the_kernel() -> None:
+    """A machine that vanishes sends no FIN: unanswered probes, and unacknowledged bytes, end the connection."""
+    async with front_rig(limits=Limits(worker_gone_s=7)) as rig:
+        client = await rig.client()
+        await client.ask(post(b"{}"))
+        pool = rig.front.pools[rig.placements[0].endpoint]
+        (connection,) = pool.open
+        watched = connection.transport.get_extra_info("socket")
+        assert watched.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        idle_s, interval_s, count = (
+            watched.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle_s + interval_s * count <= 7
+        assert watched.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000

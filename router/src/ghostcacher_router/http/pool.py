@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 
 from ghostcacher_router.http.answers import AnswerHeads
@@ -12,6 +13,10 @@ from ghostcacher_router.http.upstream import WorkerConnection
 from ghostcacher_router.types import Endpoint
 
 _PLAIN = re.compile(r"[!-~]*")
+
+_PROBES = 3
+_WATCHES = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+"""Linux's. Where the system has none of these names, its own times hold, two hours mostly."""
 
 
 class WorkerPool:
@@ -113,6 +118,7 @@ class Pools:
             pool.connecting -= 1
         if not connection.usable:
             raise OSError("it closed the connection at once")
+        _watch_host(connection.transport, self._limits.worker_gone_s)
         # Not before: of an attempt that was cancelled, uvloop closes the socket and tells its protocol nothing.
         pool.open.add(connection)
         return connection
@@ -132,3 +138,14 @@ class Pools:
                 connection.abort()
         while self.open_count:
             await asyncio.sleep(0)
+
+
+def _watch_host(transport: asyncio.Transport, gone_s: int) -> None:
+    """Have the kernel break a connection whose other end has been unreachable for `gone_s`."""
+    connected = transport.get_extra_info("socket")
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle_s = max(1, gone_s // 2)
+    values = (idle_s, max(1, (gone_s - idle_s) // _PROBES), _PROBES, gone_s * 1000)
+    for name, value in zip(_WATCHES, values, strict=True):
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
