@@ -58,7 +58,10 @@ def _is_refused(fleet: Fleet, prompt: list[int], assert_right: Callable[..., Non
     if not pulled:
         assert counters.grown("gc_rdma_transfers_total", outcome="done") == 1, counters.reasons()
         assert counters.grown("gc_rdma_transfers_total") == RANKS
-        assert counters.misses() == BLOCKS, counters.reasons()
+        reasons = counters.reasons()
+        # Of the computation that a prompt before was compared with: an engine's statistics may come late.
+        reasons.pop("not_indexed", None)
+        assert sum(reasons.values()) == BLOCKS, counters.reasons()
         assert answer.cached_tokens in (0, None)
     assert_right("b", answer, prompt)
     return not pulled

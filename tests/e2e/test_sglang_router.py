@@ -73,8 +73,12 @@ def test_prompt_comes_back_to_the_worker_that_has_it(front: Front) -> None:
 def test_load_is_reported(front: Front) -> None:
     """Every engine tells the router of its load: forecasts are made from measured rates, not from guesses."""
     body = {"model": "m", "prompt": front.fleet.text(TOKENS)}
-    answer, _ = ask(front.router.url, "/gc/explain", body)
-    assert {entry["worker"] for entry in answer["workers"]} == {*SGLANG, "v"}
+
+    def reported() -> set[str]:
+        answer, _ = ask(front.router.url, "/gc/explain", body)
+        return {entry["worker"] for entry in answer["workers"] if entry["load_reported"]}
+
+    until(lambda: reported() == {*SGLANG, "v"}, "the load of every engine")
 
 
 def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
