@@ -1,8 +1,8 @@
 # GhostCacher. `make help` lists the targets. Needs: Python 3.11 or later, make, gcc.
 #
 # Everything runs in virtual environments that the first target makes: $(VENV), with vLLM, and $(SGLANG_VENV), with
-# SGLang: their dependencies exclude each other. On a machine whose own Python has
-# vLLM for GPUs, `make demo` and `make bench` use that Python instead (override: ENGINE_PYTHON=/path/to/python).
+# SGLang: their dependencies exclude each other. On a machine whose own Python has vLLM for GPUs, `make demo` and
+# `make bench` use that Python instead (override: ENGINE_PYTHON=/path/to/python).
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
