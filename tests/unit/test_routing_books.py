@@ -126,6 +126,17 @@ def test_memory_keeps_what_another_request_has_shown(failed_first: bool, told_fi
     assert holders(memory, prompt, 3.0) == ["w1"]
 
 
+def test_memory_keeps_nothing_of_an_ended_placement_but_its_places() -> None:
+    """A prompt's digests are not held on to; what was entered is found, and news that come too late enter nothing."""
+    memory, prompt = Memory(), prompt_of(SHARED)
+    computed(memory, prompt, "w1", 0.0)
+    sent = memory.record(prompt, "w2", 1.0)
+    memory.ended(sent)
+    memory.computed(sent, 2.0, 2.0)
+    assert not sent.digests
+    assert holders(memory, prompt, 2.0) == ["w1"]
+
+
 def test_memory_forgets_by_age_and_by_worker() -> None:
     """What was sent long ago, or to a worker whose cache is gone, is not believed; other holders still are."""
     memory, prompt = Memory(), prompt_of(SHARED)

@@ -137,6 +137,8 @@ class PlacedDesk:
                 self._memory.withdraw(placed.remembered)
             if placed.lock is not None:
                 self._locks.release(placed.lock)
+        if placed.remembered is not None:
+            self._memory.ended(placed.remembered)
         self._remove(placed)
 
     def _enter(self, placed: Placed) -> None:
