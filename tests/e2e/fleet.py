@@ -41,9 +41,9 @@ EVENT_TIMEOUT_S = 45.0
 POLL_S = 0.05
 
 DTYPE = "float32"
-"""Other matrix shapes round otherwise, and how much depends on the processor: in bfloat16, a cached and a full
-computation lay 0.15 apart on one with matrix units, without any fault, and a single wrong block may move an answer by
-less. In float32, rounding is thousands of times smaller than what a wrong block does."""
+"""Other matrix shapes round otherwise, and how much depends on the processor: in bfloat16, answers to one prompt lay
+0.15 apart on one processor and not at all on another, and a single wrong block may move an answer by less. In float32,
+rounding is thousands of times smaller than what a wrong block does."""
 
 TOLERANCE = 0.005
 """Between any two right computations of a log-probability; mostly the difference is 0. test_reuse.py checks that a
