@@ -145,7 +145,7 @@ def test_client_that_leaves_aborts_its_request(front: Front) -> None:
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     reply = connection.getresponse()
     assert reply.read(10)
-    assert _running(front) == 1
+    until(lambda: _running(front) == 1, "the engine to count the request", timeout_s=10)
     reply.close()
     connection.close()
 
