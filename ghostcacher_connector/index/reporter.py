@@ -41,6 +41,9 @@ UNHEARD_INTERVAL_S = 1.0
 LOAD_TTL_S_MIN = 5.0
 """Load outlives a few lost reports, also at the pace of a worker that nobody hears."""
 REPORTS_PER_TTL = 5
+LISTENING_S = 5.0
+"""Routers that listened are held to listen for so long while the store does not answer: one call that took too long must
+not cost what is told of a prompt, which many come with once only."""
 ASK_AHEAD_S_MAX = 0.05
 """Load is asked for so long before it is told, a step of most engines: it is fresh, and one look a step."""
 UNAPPLIED_S_MAX = 1.0
@@ -63,8 +66,8 @@ class Reporter:
     """Reports one worker's load and prompts.
 
     load_wanted: the engine's thread is asked to `hand_over` its load; nothing else takes the wish back. listening:
-    whether a router heard the last report. applied: says whether the index holds what was published before a time on
-    `clock`.
+    whether a router heard the last report that the store took, not long ago. applied: says whether the index holds what
+    was published before a time on `clock`.
     """
 
     def __init__(
@@ -87,7 +90,7 @@ class Reporter:
         self._applied = applied
         self._clock = clock
         self._load_ttl_s = max(LOAD_TTL_S_MIN, REPORTS_PER_TTL * interval_s)
-        self._load_at = clock()
+        self._load_at = self._answered_at = clock()
         self._ask_ahead_s = min(ASK_AHEAD_S_MAX, interval_s / 4)
         # Appended to by the engine's thread, taken from by the reporter's alone; an item leaves when it was told.
         self._chains: deque[PromptChain] = deque()
@@ -141,7 +144,7 @@ class Reporter:
                 self._tell(self._load(now) if due else None, chains, computed)
             except IndexUnavailable as exc:
                 return self._failed(exc)
-            self._backoff_s = 0.0
+            self._backoff_s, self._answered_at = 0.0, now
             if due:
                 self._load_at = now + (
                     self._interval_s if self.listening else max(self._interval_s, UNHEARD_INTERVAL_S)
@@ -191,7 +194,7 @@ class Reporter:
         self._recorder.inc("gc_report_errors_total")
         if self._backoff_s == 0.0:
             log.warning("worker %s: %s", self._ref.worker, exc)
-        self.listening = False
+        self.listening &= self._clock() - self._answered_at < LISTENING_S
         self._backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._backoff_s))
         return self._backoff_s
 

@@ -8,6 +8,7 @@ from ghostcacher_connector.index.reporter import (
     BACKOFF_MAX_S,
     BACKOFF_MIN_S,
     GATHER_S,
+    LISTENING_S,
     QUEUE_MAX,
     UNAPPLIED_S_MAX,
     Reporter,
@@ -205,18 +206,33 @@ def test_computed_waits_for_the_index(bench: Bench) -> None:
 
 
 def test_store_away_pauses_grow_and_news_is_kept(bench: Bench) -> None:
-    """A store that is away costs one try every two seconds; what was queued before arrives when it is back."""
+    """A store that is away costs one try every two seconds; what came shortly before or since arrives when it is back."""
     bench.listen()
     bench.reporter.chain(make_chain("before"))
     bench.store.reachable = False
     pauses = [bench.reporter.step() for _ in range(8)]
     assert (pauses[0], pauses[-1]) == (BACKOFF_MIN_S, BACKOFF_MAX_S)
-    assert not bench.reporter.listening
     bench.reporter.chain(make_chain("meanwhile"))
     assert bench.counted("gc_report_errors_total") == 8
     bench.store.reachable = True
     bench.run(0.01)
-    assert [chain.request for news in bench.heard() for chain in news.chains] == ["before"]
+    assert [chain.request for news in bench.heard() for chain in news.chains] == ["before", "meanwhile"]
+    assert bench.reporter.listening
+
+
+def test_store_away_for_long_nobody_is_held_to_listen(bench: Bench) -> None:
+    """News is queued for a few seconds after the last answer, and no longer; when the store is back it is told."""
+    bench.listen()
+    bench.store.reachable = False
+    bench.run(LISTENING_S - BACKOFF_MAX_S)
+    bench.reporter.chain(make_chain("soon"))
+    assert bench.reporter.listening
+    bench.run(LISTENING_S)
+    assert not bench.reporter.listening
+    bench.reporter.chain(make_chain("late"))
+    bench.store.reachable = True
+    bench.run(BACKOFF_MAX_S)
+    assert [chain.request for news in bench.heard() for chain in news.chains] == ["soon"]
     assert bench.reporter.listening
 
 
