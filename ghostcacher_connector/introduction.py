@@ -25,7 +25,13 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worker_record(
-    ranks: Sequence[Introduction], *, worker: str, role: Role, http: str | None, block_tokens: int
+    ranks: Sequence[Introduction],
+    *,
+    worker: str,
+    role: Role,
+    http: str | None,
+    block_tokens: int,
+    shares_prefill: bool = True,
 ) -> WorkerRecord:
     """Return the record of a worker. ranks: of all of its ranks, in any order.
 
@@ -52,6 +58,7 @@ def worker_record(
         block_tokens=block_tokens,
         started_at=time.time(),
         ranks=tuple(rank.endpoint for rank in ranks),
+        shares_prefill=shares_prefill,
     )
 
 

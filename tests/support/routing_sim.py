@@ -90,10 +90,10 @@ def prompt_of(text: bytes, ends: Sequence[tuple[BlockKind, int]] = ()) -> Prompt
 
 
 class Engine:
-    """One engine server, and its connector."""
+    """One engine server, and its connector. shares_prefill: whether what is being computed is found by who comes next."""
 
-    def __init__(self, sim: Sim, name: str, *, rate: float, plain: bool) -> None:
-        self.sim, self.rate, self.name = sim, rate, name
+    def __init__(self, sim: Sim, name: str, *, rate: float, plain: bool, shares_prefill: bool) -> None:
+        self.sim, self.rate, self.name, self.shares_prefill = sim, rate, name, shares_prefill
         self.cache: set[bytes] = set()
         self.computed_tokens = 0
         self.stalled = self.dead = False
@@ -102,7 +102,8 @@ class Engine:
         self._one = asyncio.Lock()
         self._hung = asyncio.Event()
         self._requests: set[asyncio.Task[object]] = set()
-        record = None if plain else replace(make_record(name), block_tokens=BLOCK_TOKENS)
+        made = replace(make_record(name), block_tokens=BLOCK_TOKENS, shares_prefill=shares_prefill)
+        record = None if plain else made
         self.worker = Worker(name, Endpoint("127.0.0.1", 1, False, ""), record, sim.now())
         self.worker.state, self.worker.models = WorkerState.READY, frozenset({"m"})
         if record is not None:
@@ -161,9 +162,9 @@ class Engine:
             await asyncio.sleep(ARRIVAL_S)
             counts = tuple(range(CHAIN_STEP, len(blocks) + 1, CHAIN_STEP)) or (len(blocks),)
             self._tell([PromptChain(request_id, tokens, counts, tuple(blocks[count - 1] for count in counts))], [])
+            on_arrival = self._found(blocks)
             async with self._one:
-                local = _run(self.cache, blocks)
-                pulled = max(local, self.sim.published(self, blocks))
+                local, pulled = self._found(blocks) if self.shares_prefill else on_arrival
                 todo = tokens - pulled * BLOCK_TOKENS
                 if pulled > local:
                     await asyncio.sleep(0.004 + (pulled - local) * 16_384 / 1e9)
@@ -174,6 +175,11 @@ class Engine:
         finally:
             self._waiting_tokens -= tokens
         asyncio.get_running_loop().call_later(PUBLISH_S, self._publish, request_id, blocks)
+
+    def _found(self, blocks: list[bytes]) -> tuple[int, int]:
+        """Return how many blocks are here, and how many are here or can be pulled."""
+        local = _run(self.cache, blocks)
+        return local, max(local, self.sim.published(self, blocks))
 
     async def _compute(self, seconds: float) -> None:
         try:
@@ -305,6 +311,7 @@ class Sim:
         plain: bool = False,
         rates: Sequence[float] | None = None,
         options: Options | None = None,
+        shares_prefill: bool = True,
     ) -> None:
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
@@ -314,7 +321,8 @@ class Sim:
         self.engines: dict[str, Engine] = {}
         for number in range(engines):
             rate = RATE if rates is None else rates[number]
-            self.engines[f"w{number}"] = Engine(self, f"w{number}", rate=rate, plain=plain)
+            name = f"w{number}"
+            self.engines[name] = Engine(self, name, rate=rate, plain=plain, shares_prefill=shares_prefill)
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())
 

@@ -82,6 +82,23 @@ async def test_requests_that_come_while_it_is_computed_follow() -> None:
 
 @pytest.mark.parametrize("routers", [1, 2])
 @virtual
+async def test_engines_that_do_not_share_what_they_compute_get_no_followers(routers: int) -> None:
+    """Where who comes next would compute it again, requests wait for its end, and then go there or pull it."""
+    sim = Sim(3, routers, shares_prefill=False)
+    await sim.settle()
+    tasks = await burst(sim, 8)
+    for number in range(8, 16):
+        await asyncio.sleep(COMPUTE_S / 10)
+        tasks.append(sim.routers[0].send(question(number), ends=ENDS))
+    served = await all_of(tasks)
+    assert sim.times_computed(DOC) == 1
+    assert max(one.waited_s for one in served) <= COMPUTE_S * PATIENCE
+    await sim.settle(3)
+    check_idle(sim)
+
+
+@pytest.mark.parametrize("routers", [1, 2])
+@virtual
 async def test_owner_killed_next_takes_over(routers: int) -> None:
     """The owner's worker dies half way: one other computes, everybody is served, nobody waits longer than allowed."""
     sim = Sim(4, routers)

@@ -91,7 +91,13 @@ class EngineRank:
             msgspec.msgpack.decode(part, type=Introduction) for part in self.ranks.gather(msgspec.msgpack.encode(own))
         ]
         record = worker_record(
-            everyone, worker=worker, role=Role.BOTH, http=settings.http_url, block_tokens=self.page_tokens
+            everyone,
+            worker=worker,
+            role=Role.BOTH,
+            http=settings.http_url,
+            block_tokens=self.page_tokens,
+            # A prompt enters the radix cache when its batch's results are handled; the next batch may be made before.
+            shares_prefill=False,
         )
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
         self.forecaster = Forecaster(rate)

@@ -57,7 +57,7 @@ worker is JOINING or DOWN is remembered, and holds from its first answer on."""
 class Worker:
     """One engine server. Mutable, on the event loop only.
 
-    record: None for a plain engine, known by its URL only; ref, namespace, block_tokens: as it says.
+    record: None for a plain engine, known by its URL only; ref, namespace, block_tokens, shares_prefill: as it says.
     models: those of its last answer, kept while it is DOWN.
     load_received_at: loop clock, s: when `load` was measured, as far as this router can tell.
     failures: in a row, of probes and connections. error: of the last one, for people.
@@ -88,6 +88,7 @@ class Worker:
         self.ref: WorkerRef | None = None if record is None else ref_of(record)
         self.namespace = None if record is None else record.namespace
         self.block_tokens = None if record is None else record.block_tokens
+        self.shares_prefill = record is None or record.shares_prefill
 
     @property
     def incarnation(self) -> bytes | None:

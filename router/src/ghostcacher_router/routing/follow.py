@@ -1,5 +1,8 @@
 """What to do about a ghost lock: go where the prefix is being computed, wait and pull it elsewhere, or take over.
 
+Whoever goes where it is being computed finds it there if that engine shares what is on its way (vLLM does). With others
+(SGLang) the next batch would compute it again, so requests wait for its end, and then go there or pull it.
+
 The locked part is computed elsewhere only when following is of no use: its owner is overdue and the patience of a
 request has ended, or its worker is so loaded that computing again is sooner. A request's patience is what computing
 itself would take, as forecast when it first met a lock, and what forecasts are off by (PATIENCE); all its waits
@@ -81,23 +84,32 @@ def follow(
         return Step(Verb.TAKE_OVER, None, now)
     at_owner = None if late else _at_owner(sight, lock, covered, ready_ms, candidates)
     waited = _waited(sight, met, covered, ready_ms, candidates)
-    in_time = patient and waited is not None and now + ready_ms / 1e3 <= patient_until
-    if waited is not None and in_time and (at_owner is None or waited.total_ms < at_owner.total_ms):
+    in_time = patient and now + ready_ms / 1e3 <= patient_until
+    if waited is not None and in_time and (at_owner is None or waited.total_ms < at_owner.forecast.total_ms):
         return Step(Verb.WAIT, None, patient_until)
-    if at_owner is not None and at_owner.total_ms <= OVERLOAD * own.total_ms:
-        return Step(Verb.GO, at_owner, now)
+    if at_owner is not None and at_owner.forecast.total_ms <= OVERLOAD * own.total_ms:
+        if at_owner.shares_prefill:
+            return Step(Verb.GO, at_owner.forecast, now)
+        if in_time:
+            return Step(Verb.WAIT, None, patient_until)
     return Step(Verb.COMPUTE, None, now)
+
+
+class _AtOwner(NamedTuple):
+    forecast: Forecast
+    shares_prefill: bool
 
 
 def _at_owner(
     sight: Sight, lock: Lock, covered: int, ready_ms: float, candidates: Sequence[tuple[WorkerPort, Ahead]]
-) -> Forecast | None:
+) -> _AtOwner | None:
     """Forecast going where the prefix is being computed: it is ahead in the queue there, and local then."""
     for worker, ahead in candidates:
         if worker.name == lock.worker:
             local, pullable, _ = sight.reach(worker)
             reach = Reach(max(local, covered), pullable, ready_ms)
-            return forecast(ahead.engine, ahead.queue_ms, sight.tokens, reach)
+            found = forecast(ahead.engine, ahead.queue_ms, sight.tokens, reach)
+            return _AtOwner(found, worker.shares_prefill)
     return None
 
 
