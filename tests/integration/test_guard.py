@@ -103,6 +103,15 @@ def test_command_ends_by_itself_its_children_end_too(tmp_path: Path) -> None:
     process.stop()
 
 
+def test_command_ended_nothing_stays_open(tmp_path: Path) -> None:
+    """Of a command that was seen to have ended no pipe stays open: who starts another in its place need not stop it."""
+    before = os.listdir("/proc/self/fd")
+    process = GuardedProcess([sys.executable, "-c", ""], log=tmp_path / "log", grace_s=1.0)
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    wait_for(lambda: process.poll() is not None, "end of the guard")
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_command_missing_raises_with_its_name(tmp_path: Path) -> None:
     """A command that does not exist is an error at once, not a process that is never ready."""
     with pytest.raises(OSError, match="no-such-command"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -12,6 +13,10 @@ from pathlib import Path
 
 GPU_PROBE_TIMEOUT_S = 120.0
 """Importing torch takes seconds, and a minute from a cold disk."""
+
+EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+PORTS = 10_000
+PORT_TRIES = 100
 
 
 class NotEnoughMemory(RuntimeError):
@@ -33,10 +38,27 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a TCP port on loopback that was free a moment ago. Another process may take it: retry on failure."""
+    """Return a TCP port on loopback that was free a moment ago. Another process may take it: retry on failure.
+
+    Where the system says which ports it gives to outgoing connections, one below those: an engine listens only when it
+    has loaded, and must find its port free a minute later.
+    """
+    first_ephemeral = _first_ephemeral_port()
+    for _ in range(PORT_TRIES if first_ephemeral >= 2 * PORTS else 0):
+        port = random.randrange(first_ephemeral - PORTS, first_ephemeral)  # noqa: S311 -- no secret
+        if is_port_free("127.0.0.1", port):
+            return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _first_ephemeral_port() -> int:
+    """Return the first port that outgoing connections may get; 0 where the system does not say."""
+    try:
+        return int(EPHEMERAL_RANGE.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def available_gib() -> float | None:

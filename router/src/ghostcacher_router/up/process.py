@@ -47,7 +47,10 @@ class GuardedProcess:
 
     def poll(self) -> int | None:
         """Return the exit status (128 + n when it died of signal n), or None while anything of it is running."""
-        return self._guard.poll()
+        status = self._guard.poll()
+        if status is not None:
+            self._close_pipes()
+        return status
 
     def processes(self) -> list[int]:
         """Return the process ids of the command and all its descendants, the command first."""

@@ -1,0 +1,34 @@
+"""What is looked at before servers are started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ghostcacher_router.up import machine
+from ghostcacher_router.up.machine import EPHEMERAL_RANGE, PORTS, free_port, is_port_free
+
+
+@pytest.mark.skipif(not EPHEMERAL_RANGE.exists(), reason="the system does not say which ports are ephemeral")
+def test_free_port_is_none_that_outgoing_connections_get() -> None:
+    """A server that listens late finds its port free: nobody is given it meanwhile."""
+    first = int(EPHEMERAL_RANGE.read_text().split()[0])
+    for _ in range(50):
+        port = free_port()
+        assert is_port_free("127.0.0.1", port)
+        assert first - PORTS <= port < first
+
+
+@pytest.mark.parametrize("said", [None, "", "many", "1024\t65535"])
+def test_free_port_where_the_system_leaves_no_room_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    """Without a usable range, the system picks."""
+    path = tmp_path / "range"
+    if said is not None:
+        path.write_text(said)
+    monkeypatch.setattr(machine, "EPHEMERAL_RANGE", path)
+    port = free_port()
+    assert port > 1023
+    assert is_port_free("127.0.0.1", port)
