@@ -92,8 +92,8 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     worker: stable name, unique in the fleet. incarnation: of rank 0; names this life of the worker.
     fingerprint: every field of the fingerprint, by name, so that a difference can be shown.
-    http: base URL of its OpenAI-compatible server, if known. ranks: in rank order. shares_prefill: whether a prompt finds
-    in its cache what an earlier one is computing at this moment; if not, only what that one has computed.
+    http: base URL of its OpenAI-compatible server, if known. ranks: in rank order.
+    shares_prefill: whether a prompt finds in its cache what another is computing at this moment, or only what is done.
     """
 
     schema: int

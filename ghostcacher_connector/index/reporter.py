@@ -42,8 +42,8 @@ LOAD_TTL_S_MIN = 5.0
 """Load outlives a few lost reports, also at the pace of a worker that nobody hears."""
 REPORTS_PER_TTL = 5
 LISTENING_S = 5.0
-"""Routers that listened are held to listen for so long while the store does not answer: one call that took too long must
-not cost what is told of a prompt, which many come with once only."""
+"""Routers that listened are held to listen for so long while the store does not answer: one call that took too long
+must not cost the report of a prompt, which may come only once."""
 ASK_AHEAD_S_MAX = 0.05
 """Load is asked for so long before it is told, a step of most engines: it is fresh, and one look a step."""
 UNAPPLIED_S_MAX = 1.0

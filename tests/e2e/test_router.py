@@ -15,13 +15,15 @@ import pytest
 from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, TOLERANCE, Fleet, assert_same, running, until
-from tests.e2e.routed import ask
+from tests.e2e.routed import ask, once_undisturbed
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 NAMES = ("a", "b")
 DOCUMENT_TOKENS = 40 * BLOCK_TOKENS
 """About 4 KiB of text: several boundaries of 1 KiB, and many blocks."""
+COLD_TOKENS = 160 * BLOCK_TOKENS
+"""Takes longer to compute than a burst of requests takes to arrive, and more than all their ends together."""
 ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2")
 
 
@@ -86,7 +88,7 @@ def test_chat_prefix_is_learned_and_found_again(front: Front) -> None:
         found = chat(front, [system, {"role": "user", "content": front.text(20)}])
         return found if int(found["x-gc-cached-tokens"]) else None
 
-    found = until(second, "the prefix to be learned", timeout_s=15)
+    found = until(second, "the prefix to be learned")
     assert found["x-gc-worker"] in NAMES
     # A hash in 128 tokens, a boundary in 1 KiB of text.
     assert abs(int(found["x-gc-cached-tokens"]) - int(found["cached"])) <= 8 * BLOCK_TOKENS
@@ -95,33 +97,37 @@ def test_chat_prefix_is_learned_and_found_again(front: Front) -> None:
 def test_other_replica_knows_what_one_has_learned(front: Front) -> None:
     """A prefix that came through one router is known to the other, which never saw it."""
     system = {"role": "system", "content": front.text(DOCUMENT_TOKENS)}
-    chat(front, [system, {"role": "user", "content": "One?"}])
 
     def known() -> bool:
+        # Again and again: what an engine tells of one prompt is a hint that may be lost.
+        chat(front, [system, {"role": "user", "content": "One?"}])
         body = {"model": "m", "messages": [system, {"role": "user", "content": "Two?"}]}
         answer, _ = ask(front.routers[1].url, "/gc/explain", body)
         return any(worker["local_tokens"] > 0 for worker in answer["workers"])
 
-    until(known, "the other router to know the prefix", timeout_s=15)
+    until(known, "the other router to know the prefix")
 
 
 def test_cold_prefix_is_computed_once(front: Front) -> None:
     """Of many simultaneous requests on one cold prefix, through both routers, one computes it; each answer is right."""
-    document = front.text(DOCUMENT_TOKENS)
-    prompts = [f"{document}\n# {number}" for number in range(8)]
-    before = front.computed()
 
-    def one(number: int) -> Completion:
-        client = Client(front.routers[number % 2].url, timeout_s=REQUEST_TIMEOUT_S)
-        return client.complete(prompts[number], max_tokens=4)
+    def burst() -> str:
+        document = front.text(COLD_TOKENS)
+        prompts = [f"{document}\n# {number}" for number in range(8)]
+        before = front.computed()
 
-    answers = run_concurrently(one, range(len(prompts)), concurrency=len(prompts))
+        def one(number: int) -> Completion:
+            client = Client(front.routers[number % 2].url, timeout_s=REQUEST_TIMEOUT_S)
+            return client.complete(prompts[number], max_tokens=4)
 
-    tokens = answers[0].prompt_tokens
-    computed = front.computed() - before
-    assert computed <= tokens + len(prompts) * 6 * BLOCK_TOKENS, f"{computed} computed, of prompts of {tokens} each"
-    reference = front.fleet.recompute("a", prompts[3], max_tokens=4)
-    assert_same(answers[3], reference, tolerance=TOLERANCE)
+        answers = run_concurrently(one, range(len(prompts)), concurrency=len(prompts))
+        computed, tokens = front.computed() - before, answers[0].prompt_tokens
+        reference = front.fleet.recompute("a", prompts[3], max_tokens=4)
+        assert_same(answers[3], reference, tolerance=TOLERANCE)
+        once = computed <= tokens + len(prompts) * 6 * BLOCK_TOKENS
+        return "" if once else f"{computed:.0f} tokens computed, of prompts of {tokens}"
+
+    once_undisturbed(burst)
 
 
 def test_models_messages_and_tokenize_pass_through(front: Front) -> None:
@@ -145,11 +151,11 @@ def test_client_that_leaves_aborts_its_request(front: Front) -> None:
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     reply = connection.getresponse()
     assert reply.read(10)
-    until(lambda: _running(front) == 1, "the engine to count the request", timeout_s=10)
+    until(lambda: _running(front) == 1, "the engine to count the request")
     reply.close()
     connection.close()
 
-    until(lambda: _running(front) == 0, "the engine to end the request", timeout_s=10)
+    until(lambda: _running(front) == 0, "the engine to end the request")
 
 
 def test_drained_worker_gets_no_new_request(front: Front) -> None:

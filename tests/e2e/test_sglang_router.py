@@ -13,7 +13,7 @@ from benchmarks.harness import run_concurrently
 from benchmarks.harness.router import RouterProcess
 from ghostcacher_connector.fingerprint import differences
 from tests.e2e.fleet import Fleet, running, until
-from tests.e2e.routed import ask
+from tests.e2e.routed import ask, once_undisturbed
 from tests.e2e.sglang import engine, engine_marks
 
 pytestmark = engine_marks(900)
@@ -56,6 +56,7 @@ def test_engines_of_two_kinds_differ_by_name(front: Front) -> None:
     assert other is not None
     assert one.namespace == two.namespace != other.namespace
     assert ("engine", "sglang", "vllm") in differences(one.fingerprint, other.fingerprint)
+    assert (one.shares_prefill, other.shares_prefill) == (False, True)
 
 
 def test_prompt_comes_back_to_the_worker_that_has_it(front: Front) -> None:
@@ -64,7 +65,7 @@ def test_prompt_comes_back_to_the_worker_that_has_it(front: Front) -> None:
         text = front.fleet.text(TOKENS)
         worker, cached = front.complete(text)
         assert cached == 0
-        until(lambda text=text: known(front, text), "the router to learn the prompt")
+        until(lambda text=text, worker=worker: goes_to(front, text) == worker, "the router to learn the prompt")
         again, found = front.complete(text + " And then?")
         assert again == worker
         assert found > TOKENS // 2
@@ -82,11 +83,18 @@ def test_load_is_reported(front: Front) -> None:
 
 
 def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
-    """Many requests for one cold prefix at once: one engine computes it, whoever follows finds it there or pulls it."""
-    text = front.fleet.text(TOKENS)
-    answers = run_concurrently(lambda number: front.complete(f"{text} {number}"), range(6), concurrency=6)
-    cold = [worker for worker, cached in answers if cached < TOKENS // 2]
-    assert len(cold) <= 2, answers
+    """Many requests for one cold prefix at once: one engine computes it, whoever follows finds it there or pulls it.
+
+    One of each kind may: when that is sooner than waiting for the only one of the other.
+    """
+
+    def burst() -> str:
+        text = front.fleet.text(TOKENS)
+        answers = run_concurrently(lambda number: front.complete(f"{text} {number}"), range(6), concurrency=6)
+        kinds = ["vllm" if worker == "v" else "sglang" for worker, cached in answers if cached < TOKENS // 2]
+        return "" if len(set(kinds)) == len(kinds) else f"worker, cached tokens: {answers}"
+
+    once_undisturbed(burst)
 
 
 def test_sglang_engines_pull_from_each_other_through_the_router(front: Front) -> None:
@@ -100,7 +108,8 @@ def test_sglang_engines_pull_from_each_other_through_the_router(front: Front) ->
     assert before.hits() > 0
 
 
-def known(front: Front, text: str) -> bool:
-    """Say whether the router forecasts that some worker has most of this text."""
+def goes_to(front: Front, text: str) -> str | None:
+    """Return the worker that a prompt with this text would go to for what it has of it; None: for something else."""
     answer, _ = ask(front.router.url, "/gc/explain", {"model": "m", "prompt": text + " And then?"})
-    return any(entry["local_tokens"] > TOKENS // 2 for entry in answer["workers"])
+    best = answer["workers"][0]
+    return str(best["worker"]) if best["local_tokens"] > TOKENS // 2 else None

@@ -90,7 +90,7 @@ def prompt_of(text: bytes, ends: Sequence[tuple[BlockKind, int]] = ()) -> Prompt
 
 
 class Engine:
-    """One engine server, and its connector. shares_prefill: whether what is being computed is found by who comes next."""
+    """One engine server, and its connector. shares_prefill: as in its WorkerRecord."""
 
     def __init__(self, sim: Sim, name: str, *, rate: float, plain: bool, shares_prefill: bool) -> None:
         self.sim, self.rate, self.name, self.shares_prefill = sim, rate, name, shares_prefill

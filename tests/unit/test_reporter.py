@@ -206,7 +206,7 @@ def test_computed_waits_for_the_index(bench: Bench) -> None:
 
 
 def test_store_away_pauses_grow_and_news_is_kept(bench: Bench) -> None:
-    """A store that is away costs one try every two seconds; what came shortly before or since arrives when it is back."""
+    """A store that is away costs one try every two seconds; what came before, or meanwhile, arrives when it is back."""
     bench.listen()
     bench.reporter.chain(make_chain("before"))
     bench.store.reachable = False
