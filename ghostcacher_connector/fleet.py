@@ -29,7 +29,15 @@ STOP_TIMEOUT_S = 2.0
 class Fleet:
     """Owner of the index connection and of the threads that use it."""
 
-    def __init__(self, settings: Settings, record: WorkerRecord, recorder: Recorder) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        record: WorkerRecord,
+        recorder: Recorder,
+        *,
+        prefill_rate: Callable[[], float] | None = None,
+    ) -> None:
+        """prefill_rate: as of now, in tokens/s; called from the reporter's thread. None: as each load says."""
         self.record = record
         self._recorder = recorder
         self.index: BlockIndex = open_index(
@@ -52,6 +60,7 @@ class Fleet:
             recorder,
             interval_s=settings.report_interval_ms / 1e3,
             applied=self.publisher.applied,
+            prefill_rate=prefill_rate,
         )
         self._counted = self.publisher.stats()
         self._page = _open_page(settings.metrics_port)

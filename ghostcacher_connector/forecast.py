@@ -5,6 +5,9 @@
 
 Both rates start from a calibration (a matrix product; a timed self-pull) and follow what is observed, as exponential
 averages: a machine's speed drifts with its load. Time is injected; no I/O in here.
+
+A rate that is too high is put right by what it attracts. One that is too low is not: routers send long prompts
+elsewhere, readers pull from others. So what may have been no more than a bad moment is believed for a while only.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ PEER_BYTES_PER_S_GUESS = 1e9
 """Before the first measurement: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
 
 RATE_TTL_S = 30.0
-"""A rate that nothing has confirmed for so long is no longer held against a peer: what is refused because of one slow
-pull would otherwise never be measured again."""
+"""A rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
+because of one slow pull, or step, would otherwise never be measured again."""
 
 WEIGHT = 0.3
 """Share of the newest observation: half of an old rate is forgotten after two observations."""
@@ -31,8 +34,13 @@ WEIGHT = 0.3
 STEPS_IN_FLIGHT_MAX = 1024
 """Far above any engine's own limit; bounds the memory should outputs stop arriving."""
 
-STEP_TOKENS_MIN = 64
-"""Steps with fewer tokens are bound by memory and say nothing about the prefill rate."""
+STEP_TOKENS_MIN = 512
+"""Steps with fewer tokens are bound by reading the weights: of the prefill rate they show that it is no less. Where no
+step may have so many: those with half of what it may have."""
+
+STEPS_SURE = 3
+"""The first steps pay for what is compiled, allocated and paged in: until there were so many, the calibration may be
+right that the engine can do more."""
 
 PULL_BYTES_MIN = 64 << 10
 """Pulls smaller than this are bound by latency and say nothing about the rate."""
@@ -70,12 +78,21 @@ class _Link(NamedTuple):
 class Forecaster:
     """The running estimates of one engine."""
 
-    def __init__(self, prefill_tokens_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """prefill_tokens_per_s: the start-up calibration."""
+    def __init__(
+        self,
+        prefill_tokens_per_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        step_tokens_max: int = 2 * STEP_TOKENS_MIN,
+    ) -> None:
+        """prefill_tokens_per_s: the start-up calibration. step_tokens_max: that the engine computes in one step."""
         assert prefill_tokens_per_s > 0
-        self._calibrated = prefill_tokens_per_s
         self._clock = clock
+        self._step_tokens_min = max(1, min(STEP_TOKENS_MIN, step_tokens_max // 2))
+        # What the engine can do, on a good day; and what it does now, as seen in so many steps, at the last one's time.
+        self._capable = prefill_tokens_per_s
         self._observed: float | None = None
+        self._steps, self._observed_at = 0, 0.0
         self._peers: dict[str, _Link] = {}
 
     def __repr__(self) -> str:
@@ -83,12 +100,30 @@ class Forecaster:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        return self._calibrated if self._observed is None else self._observed
+        """May be read from any thread."""
+        observed = self._observed
+        if observed is None:
+            return self._capable
+        return observed if self._clock() - self._observed_at <= RATE_TTL_S else max(observed, self._capable)
 
-    def observe_step(self, tokens: int, seconds: float) -> None:
-        """Take note of a step that computed `tokens` prompt tokens."""
-        if tokens >= STEP_TOKENS_MIN and seconds > 0:
-            self._observed = blend(self._observed, tokens / seconds)
+    def observe_step(self, tokens: int, seconds: float) -> float | None:
+        """Take note of a step that computed `tokens` prompt tokens; return its time over the forecast one.
+
+        None: it was too short to tell.
+        """
+        if tokens <= 0 or seconds <= 0:
+            return None
+        rate, expected_s = tokens / seconds, self.compute_s(tokens)
+        tells = tokens >= self._step_tokens_min
+        if not tells and rate <= self.prefill_tokens_per_s:
+            return None
+        self._observed, self._observed_at = blend(self._observed, rate), self._clock()
+        self._steps += tells
+        if tells and self._steps == STEPS_SURE:
+            self._capable = self._observed
+        else:
+            self._capable = max(self._capable, self._observed)
+        return seconds / expected_s if tells else None
 
     def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
         """Take note of a pull that ended well. The first one is blended, too: it pays for first touches of memory."""

@@ -65,6 +65,7 @@ class _Measured(NamedTuple):
 class Reporter:
     """Reports one worker's load and prompts.
 
+    prefill_rate: as of now, in tokens/s: what an idle engine has handed over grows old. None: as that says.
     load_wanted: the engine's thread is asked to `hand_over` its load; nothing else takes the wish back. listening:
     whether a router heard the last report that the store took, not long ago. applied: says whether the index holds what
     was published before a time on `clock`.
@@ -78,6 +79,7 @@ class Reporter:
         *,
         interval_s: float,
         applied: Callable[[float], bool],
+        prefill_rate: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.load_wanted = False
@@ -88,6 +90,7 @@ class Reporter:
         self._recorder = recorder
         self._interval_s = interval_s
         self._applied = applied
+        self._prefill_rate = prefill_rate
         self._clock = clock
         self._load_ttl_s = max(LOAD_TTL_S_MIN, REPORTS_PER_TTL * interval_s)
         self._load_at = self._answered_at = clock()
@@ -164,7 +167,10 @@ class Reporter:
     def _load(self, now: float) -> LoadReport | None:
         """Return the last load with its present age: routers must know which requests it cannot have counted."""
         measured = self._measured
-        return None if measured is None else replace(measured.load, age_s=max(0.0, now - measured.at))
+        if measured is None:
+            return None
+        rate = measured.load.prefill_tokens_per_s if self._prefill_rate is None else self._prefill_rate()
+        return replace(measured.load, age_s=max(0.0, now - measured.at), prefill_tokens_per_s=rate)
 
     def _tell(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
         self.listening = self._store.tell(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 from benchmarks.harness import ServerError
+from ghostcacher_connector.index.routing_redis import RedisRoutingStore
+from ghostcacher_router.routing.affinity import session_key
 from tests.e2e.fleet import REQUEST_TIMEOUT_S
 
 TRIES = 5
@@ -26,6 +30,18 @@ def once_undisturbed(attempt: Callable[[], str]) -> None:
             return
         complaints.append(complaint)
     raise AssertionError("\n".join(complaints))
+
+
+_bursts = itertools.count(1)
+
+
+def sessions_at(redis_url: str, workers: Iterable[str]) -> dict[str, str]:
+    """Return a new session for each worker, which every router will keep there when nothing speaks against it."""
+    burst = next(_bursts)
+    sessions = {worker: f"at-{worker}-{burst}" for worker in workers}
+    with closing(RedisRoutingStore(redis_url, timeout_s=5.0)) as store:
+        store.put_sessions({session_key("m", name): worker for worker, name in sessions.items()}, ttl_s=3600)
+    return sessions
 
 
 def ask(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Any, dict[str, str]]:

@@ -15,14 +15,14 @@ import pytest
 from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, TOLERANCE, Fleet, assert_same, running, until
-from tests.e2e.routed import ask, once_undisturbed
+from tests.e2e.routed import ask, once_undisturbed, sessions_at
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 NAMES = ("a", "b")
 DOCUMENT_TOKENS = 40 * BLOCK_TOKENS
 """About 4 KiB of text: several boundaries of 1 KiB, and many blocks."""
-COLD_TOKENS = 160 * BLOCK_TOKENS
+COLD_TOKENS = 80 * BLOCK_TOKENS
 """Takes longer to compute than a burst of requests takes to arrive, and more than all their ends together."""
 ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2")
 
@@ -109,16 +109,20 @@ def test_other_replica_knows_what_one_has_learned(front: Front) -> None:
 
 
 def test_cold_prefix_is_computed_once(front: Front) -> None:
-    """Of many simultaneous requests on one cold prefix, through both routers, one computes it; each answer is right."""
+    """Of many simultaneous requests on one cold prefix, through both routers, one computes it; each answer is right.
+
+    Each router's requests are of a session that lives at another worker: nothing but a lock brings them together.
+    """
 
     def burst() -> str:
         document = front.text(COLD_TOKENS)
         prompts = [f"{document}\n# {number}" for number in range(8)]
+        sessions = sessions_at(front.fleet.redis.url, NAMES)
         before = front.computed()
 
         def one(number: int) -> Completion:
             client = Client(front.routers[number % 2].url, timeout_s=REQUEST_TIMEOUT_S)
-            return client.complete(prompts[number], max_tokens=4)
+            return client.complete(prompts[number], max_tokens=4, user=sessions[NAMES[number % 2]])
 
         answers = run_concurrently(one, range(len(prompts)), concurrency=len(prompts))
         computed, tokens = front.computed() - before, answers[0].prompt_tokens

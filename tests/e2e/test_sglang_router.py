@@ -13,7 +13,7 @@ from benchmarks.harness import run_concurrently
 from benchmarks.harness.router import RouterProcess
 from ghostcacher_connector.fingerprint import differences
 from tests.e2e.fleet import Fleet, running, until
-from tests.e2e.routed import ask, once_undisturbed
+from tests.e2e.routed import ask, once_undisturbed, sessions_at
 from tests.e2e.sglang import engine, engine_marks
 
 pytestmark = engine_marks(900)
@@ -85,12 +85,18 @@ def test_load_is_reported(front: Front) -> None:
 def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
     """Many requests for one cold prefix at once: one engine computes it, whoever follows finds it there or pulls it.
 
-    One of each kind may: when that is sooner than waiting for the only one of the other.
+    One of each kind may: when that is sooner than waiting for the only one of the other. The requests are of two
+    sessions that live at two workers: nothing but a lock brings them together.
     """
 
     def burst() -> str:
-        text = front.fleet.text(TOKENS)
-        answers = run_concurrently(lambda number: front.complete(f"{text} {number}"), range(6), concurrency=6)
+        text, sessions = front.fleet.text(TOKENS), sessions_at(front.fleet.redis.url, SGLANG)
+
+        def one(number: int) -> tuple[str, int]:
+            session = sessions[SGLANG[number % 2]]
+            return front.complete(f"{text} {number}", **{"x-session-id": session})
+
+        answers = run_concurrently(one, range(6), concurrency=6)
         kinds = ["vllm" if worker == "v" else "sglang" for worker, cached in answers if cached < TOKENS // 2]
         return "" if len(set(kinds)) == len(kinds) else f"worker, cached tokens: {answers}"
 

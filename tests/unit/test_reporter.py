@@ -139,6 +139,27 @@ def test_idle_engine_is_reported_again_and_again(bench: Bench) -> None:
     assert bench.told() == 0
 
 
+def test_idle_engine_is_told_with_the_rate_of_now(bench: Bench) -> None:
+    """What an idle engine is held to may change, though it hands nothing over."""
+    rates = iter([5.0, 7.0])
+    reporter = Reporter(
+        bench.store,
+        bench.ref,
+        bench.recorder,
+        interval_s=INTERVAL_S,
+        applied=lambda _: True,
+        prefill_rate=lambda: next(rates),
+        clock=bench.clock,
+    )
+    reporter.hand_over(make_load())
+    for rate in (5.0, 7.0):
+        reporter.step()
+        _, (load,) = bench.store.loads([bench.ref])
+        assert load is not None
+        assert load.load.prefill_tokens_per_s == rate
+        bench.clock.advance(1.0)
+
+
 def test_load_of_a_dead_worker_is_gone(bench: Bench) -> None:
     """What is not repeated expires."""
     bench.listen()

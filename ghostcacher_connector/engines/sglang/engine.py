@@ -21,7 +21,7 @@ from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, me
 from ghostcacher_connector.engines.sglang.ranks import RankGroup
 from ghostcacher_connector.engines.sglang.support import check_config
 from ghostcacher_connector.fleet import Fleet, open_lookups
-from ghostcacher_connector.forecast import Forecaster
+from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster
 from ghostcacher_connector.index.lookups import LookupService
 from ghostcacher_connector.introduction import Introduction, first_prefill_rate, worker_record
 from ghostcacher_connector.metrics import Delta, Recorder
@@ -100,8 +100,12 @@ class EngineRank:
             shares_prefill=False,
         )
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
-        self.forecaster = Forecaster(rate)
-        self.fleet = Fleet(settings, record, self.recorder) if self.ranks.rank == 0 else None
+        self.forecaster = forecaster = Forecaster(rate, step_tokens_max=_step_tokens_max(server_args))
+        self.fleet = (
+            Fleet(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s)
+            if self.ranks.rank == 0
+            else None
+        )
         self.lookups: LookupService = (
             self.fleet.lookups
             if self.fleet is not None
@@ -140,3 +144,9 @@ class EngineRank:
         chosen = _Shared(secrets.token_hex(16), first_generations(slot_count).tobytes())
         payload = msgspec.msgpack.encode(chosen) if self.ranks.rank == 0 else b""
         return msgspec.msgpack.decode(self.ranks.gather(payload)[0], type=_Shared)
+
+
+def _step_tokens_max(server_args: ServerArgs) -> int:
+    """Return how many prompt tokens a batch may compute. Without chunks (-1) as many as there are."""
+    size = server_args.chunked_prefill_size
+    return size if size is not None and size > 0 else 2 * STEP_TOKENS_MIN

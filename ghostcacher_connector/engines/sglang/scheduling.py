@@ -20,7 +20,7 @@ from ghostcacher_connector.engines.sglang.matching import Matcher
 from ghostcacher_connector.engines.sglang.prompts import PromptReporter
 from ghostcacher_connector.engines.sglang.publishing import PageBook, PagePublisher
 from ghostcacher_connector.engines.sglang.requests import Tracked, track
-from ghostcacher_connector.forecast import STEP_TOKENS_MIN, PrefillClock
+from ghostcacher_connector.forecast import PrefillClock
 from ghostcacher_connector.types import BlockHash
 
 if TYPE_CHECKING:
@@ -146,10 +146,9 @@ class SchedulerSide:
                 self.ended(req.rid)
 
     def _observe_prefill(self, tokens: int, seconds: float) -> None:
-        forecaster = self._engine.forecaster
-        if tokens >= STEP_TOKENS_MIN and self._fleet is not None:
-            self._engine.recorder.observe("gc_prefill_forecast_ratio", seconds / forecaster.compute_s(tokens))
-        forecaster.observe_step(tokens, seconds)
+        ratio = self._engine.forecaster.observe_step(tokens, seconds)
+        if ratio is not None and self._fleet is not None:
+            self._engine.recorder.observe("gc_prefill_forecast_ratio", ratio)
 
     # -- pages -----------------------------------------------------------------------------------------------------
 

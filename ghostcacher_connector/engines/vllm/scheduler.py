@@ -31,7 +31,7 @@ from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
 from ghostcacher_connector.engines.vllm.reuse import SlotWatch
 from ghostcacher_connector.errors import ProtocolError
 from ghostcacher_connector.fleet import Fleet
-from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster, PrefillClock
+from ghostcacher_connector.forecast import Forecaster, PrefillClock
 from ghostcacher_connector.introduction import Introduction, first_prefill_rate, worker_record
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.types import Role
@@ -67,6 +67,7 @@ class SchedulerSide:
         self._rank_count = vllm_config.parallel_config.tensor_parallel_size
         self._model_config = vllm_config.model_config
         self._block_tokens = vllm_config.cache_config.block_size
+        self._step_tokens_max = vllm_config.scheduler_config.max_num_batched_tokens
         self._settings = settings
         self._recorder = recorder
         self._clock = clock
@@ -103,8 +104,12 @@ class SchedulerSide:
             http=self._settings.http_url,
             block_tokens=self._block_tokens,
         )
-        self._fleet = fleet = Fleet(self._settings, record, self._recorder)
-        self._forecaster = Forecaster(self._first_prefill_rate(introductions), self._clock)
+        self._forecaster = forecaster = Forecaster(
+            self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
+        )
+        self._fleet = fleet = Fleet(
+            self._settings, record, self._recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s
+        )
         pool, block_bytes = self._manager.block_pool, record.ranks[0].bytes_per_slot
         self._load = LoadMeter(pool, self._forecaster, block_tokens=self._block_tokens, block_bytes=block_bytes)
         self._prompts = PromptReporter(fleet.reporter, self._block_tokens)
@@ -227,9 +232,8 @@ class SchedulerSide:
 
     def _observe_prefill(self, tokens: int, seconds: float) -> None:
         assert self._forecaster is not None
-        if tokens >= STEP_TOKENS_MIN:
-            self._recorder.observe("gc_prefill_forecast_ratio", seconds / self._forecaster.compute_s(tokens))
-        self._forecaster.observe_step(tokens, seconds)
+        if (ratio := self._forecaster.observe_step(tokens, seconds)) is not None:
+            self._recorder.observe("gc_prefill_forecast_ratio", ratio)
 
     def _report_load(self) -> None:
         """Hand the present load over to the reporter, who tells it from its own thread."""
