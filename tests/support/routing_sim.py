@@ -39,7 +39,7 @@ from ghostcacher_router.types import (
     RequestShape,
     WorkerState,
 )
-from tests.support.index_parts import entries, make_record
+from tests.support.index_parts import NAMESPACE, entries, make_record
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def prompt_of(text: bytes, ends: Sequence[tuple[BlockKind, int]] = ()) -> Prompt
 class Engine:
     """One engine server, and its connector. shares_prefill: as in its WorkerRecord."""
 
-    def __init__(self, sim: Sim, name: str, *, rate: float, plain: bool, shares_prefill: bool) -> None:
+    def __init__(self, sim: Sim, name: str, *, namespace: str, rate: float, plain: bool, shares_prefill: bool) -> None:
         self.sim, self.rate, self.name, self.shares_prefill = sim, rate, name, shares_prefill
         self.cache: set[bytes] = set()
         self.computed_tokens = 0
@@ -102,7 +102,7 @@ class Engine:
         self._one = asyncio.Lock()
         self._hung = asyncio.Event()
         self._requests: set[asyncio.Task[object]] = set()
-        made = replace(make_record(name), block_tokens=BLOCK_TOKENS, shares_prefill=shares_prefill)
+        made = replace(make_record(name, namespace=namespace), block_tokens=BLOCK_TOKENS, shares_prefill=shares_prefill)
         record = None if plain else made
         self.worker = Worker(name, Endpoint("127.0.0.1", 1, False, ""), record, sim.now())
         self.worker.state, self.worker.models = WorkerState.READY, frozenset({"m"})
@@ -312,6 +312,7 @@ class Sim:
         rates: Sequence[float] | None = None,
         options: Options | None = None,
         shares_prefill: bool = True,
+        namespaces: Sequence[str] | None = None,
     ) -> None:
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
@@ -322,7 +323,10 @@ class Sim:
         for number in range(engines):
             rate = RATE if rates is None else rates[number]
             name = f"w{number}"
-            self.engines[name] = Engine(self, name, rate=rate, plain=plain, shares_prefill=shares_prefill)
+            namespace = NAMESPACE if namespaces is None else namespaces[number]
+            self.engines[name] = Engine(
+                self, name, namespace=namespace, rate=rate, plain=plain, shares_prefill=shares_prefill
+            )
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())
 
@@ -342,7 +346,8 @@ class Sim:
         if not self.index.reachable:
             return 0
         refs = [engine.worker.ref for engine in self.engines.values() if engine is not reader and not engine.dead]
-        hits = self.index.lookup([ref for ref in refs if ref is not None], blocks, locations_for=0)
+        peers = [ref for ref in refs if ref is not None and ref.namespace == reader.worker.namespace]
+        hits = self.index.lookup(peers, blocks, locations_for=0)
         return max((hit.length for hit in hits), default=0)
 
     def times_computed(self, text: bytes) -> int:

@@ -97,6 +97,26 @@ async def test_engines_that_do_not_share_what_they_compute_get_no_followers(rout
     check_idle(sim)
 
 
+@pytest.mark.parametrize("shares_prefill", [True, False])
+@virtual
+async def test_mixed_fleet_computes_once_a_kind(shares_prefill: bool) -> None:
+    """When the owner of one kind is full, one of the other computes, and whoever comes then minds that lock, too."""
+    sim = Sim(4, namespaces=["x" * 32, *3 * ["y" * 32]], shares_prefill=shares_prefill)
+    owner, *others = sim.engines.values()
+    for engine in others:
+        engine.extra_tokens = 10 * DOC_TOKENS
+    await sim.settle()
+    first = sim.routers[0].send(question(0), ends=ENDS)
+    owner.extra_tokens = DOC_TOKENS
+    for engine in others:
+        engine.extra_tokens = 0
+    await sim.settle(0.2)
+    served = await all_of(await burst(sim, 48))
+    assert (await first).worker == owner.name
+    assert Counter(one.worker for one in served).keys() >= {engine.name for engine in others}
+    assert sim.times_computed(DOC) == 2
+
+
 @pytest.mark.parametrize("routers", [1, 2])
 @virtual
 async def test_owner_killed_next_takes_over(routers: int) -> None:

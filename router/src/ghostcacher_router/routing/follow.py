@@ -64,6 +64,27 @@ def patience_s(own: Forecast, bias: float) -> float:
     return own.total_ms / 1e3 * PATIENCE * max(1.0, bias)
 
 
+def follow_any(
+    sight: Sight,
+    mets: Sequence[Met],
+    candidates: Sequence[tuple[WorkerPort, Ahead]],
+    own: Forecast,
+    now: float,
+    patient_until: float,
+) -> tuple[Lock, Step]:
+    """Return what a request does that meets several locks, and with which of them: as `follow` says of each.
+
+    mets: at least one, in order of preference, of workers that cannot share with each other: where one is not worth
+    following, the next may be.
+    """
+    steps = [(met.found.lock, follow(sight, met, candidates, own, now, patient_until)) for met in mets]
+    for verbs in ((Verb.GO, Verb.WAIT), (Verb.TAKE_OVER,)):
+        for lock, step in steps:
+            if step.verb in verbs:
+                return lock, step
+    return steps[0]
+
+
 def follow(
     sight: Sight,
     met: Met,

@@ -20,7 +20,7 @@ from ghostcacher_router.routing.affinity import session_key
 from ghostcacher_router.routing.candidates import CandidateFinder, Candidates
 from ghostcacher_router.routing.desk import PlacedDesk
 from ghostcacher_router.routing.fallback import Fallback
-from ghostcacher_router.routing.follow import Met, Verb, follow, patience_s
+from ghostcacher_router.routing.follow import Met, Verb, follow_any, patience_s
 from ghostcacher_router.routing.ghostlock import CONFIRM_S
 from ghostcacher_router.routing.ledger import Ahead
 from ghostcacher_router.routing.lock import Lock
@@ -200,9 +200,9 @@ class Picker:
         if len(workers) == 1:
             return self.desk.reserve(ask, workers[0], Reason.ONLY, forecasts[0])
         look = _Look(ask, sight, workers, ahead, forecasts, choose(forecasts, self._rng), now)
-        met = self._meet(candidates, look) if visit.locking and len(self._locks) else None
-        if met is not None:
-            return self._heed(look, met, visit, now_only=now_only)
+        mets = self._meet(candidates, look) if visit.locking and len(self._locks) else None
+        if mets:
+            return self._heed(look, mets, visit, now_only=now_only)
         best, reason = self._stay(look, Reason.FOLLOW if visit.waited else Reason.FORECAST)
         return self._reserve(look, best, reason, visit, now_only=now_only)
 
@@ -253,31 +253,30 @@ class Picker:
 
     # Ghost locks
 
-    def _meet(self, candidates: Candidates, look: _Look) -> Met | None:
-        """Return the lock that covers the most of the prompt beyond what is there, if that is worth minding."""
-        met: Met | None = None
+    def _meet(self, candidates: Candidates, look: _Look) -> list[Met]:
+        """Return the locks worth minding, one a namespace at most: first the one that covers the most of the prompt."""
+        sight, mets = look.sight, []
+        warm_tokens = sight.tokens_at(sight.warm) if sight.warm >= 0 else 0
         for namespace in candidates.namespaces:
-            if namespace is not None:
-                found = self._locks.find(namespace, look.sight.prompt, look.sight.warm)
-                if found is not None and (met is None or found.boundary > met.found.boundary):
-                    met = Met(namespace, found)
-        if met is None:
-            return None
-        warm_tokens = look.sight.tokens_at(look.sight.warm) if look.sight.warm >= 0 else 0
-        covered = look.sight.tokens_at(met.found.boundary) - warm_tokens
-        return met if covered >= self._options.ghost_lock_tokens_min else None
+            found = None if namespace is None else self._locks.find(namespace, sight.prompt, sight.warm)
+            if namespace is not None and found is not None:
+                covered = sight.tokens_at(found.boundary) - warm_tokens
+                if covered >= self._options.ghost_lock_tokens_min:
+                    mets.append(Met(namespace, found))
+        return sorted(mets, key=lambda met: met.found.boundary, reverse=True)
 
-    def _heed(self, look: _Look, met: Met, visit: Visit, *, now_only: bool) -> Placed | Wait | Unknown | None:
-        lock = met.found.lock
+    def _heed(self, look: _Look, mets: Sequence[Met], visit: Visit, *, now_only: bool) -> Placed | Wait | None:
         # Computing itself means elsewhere: this router's memory already counts the locked part as local at the owner's.
-        others = [cost for cost in look.forecasts if cost.worker != lock.worker]
+        owners = {met.found.lock.worker for met in mets}
+        others = [cost for cost in look.forecasts if cost.worker not in owners]
         own = choose(others, self._rng) if others else look.best
         if visit.patient_until is None:
             visit.patient_until = look.now + patience_s(own, self.desk.bias)
-        if not lock.confirmed:
-            return Wait(lock, look.now + CONFIRM_S)
+        for met in mets:
+            if not met.found.lock.confirmed:
+                return Wait(met.found.lock, look.now + CONFIRM_S)
         candidates = list(zip(look.workers, look.ahead, strict=True))
-        step = follow(look.sight, met, candidates, own, look.now, visit.patient_until)
+        lock, step = follow_any(look.sight, mets, candidates, own, look.now, visit.patient_until)
         if step.verb is Verb.WAIT:
             return Wait(lock, step.until)
         if step.verb is Verb.GO and step.forecast is not None:

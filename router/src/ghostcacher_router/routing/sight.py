@@ -133,6 +133,8 @@ class Looker:
             worker = self._fleet.workers.get(sent.worker)
             if worker is None or worker.state is WorkerState.DOWN:
                 continue
+            if now < sent.done_at and not worker.shares_prefill:
+                continue
             namespace = worker.namespace
             known = None if namespace is None else got.known.get(namespace)
             if known is not None and (remembered.boundary <= known or now - sent.at > BRIDGE_S):
