@@ -13,6 +13,7 @@ from ghostcacher_connector.index.base import WorkerRef
 from ghostcacher_connector.index.routing import Flush, LearnedText, WorkerNews
 from ghostcacher_router.routing.affinity import session_key
 from ghostcacher_router.routing.ghostlock import SETTLE_S
+from ghostcacher_router.routing.picker import Options
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Reason, RequestShape, WorkerState
 from tests.support.routing_parts import make_text
 from tests.support.routing_sim import Sim, all_of, text_of
@@ -185,6 +186,27 @@ async def test_forecast_is_held_against_the_fact() -> None:
 
 
 @virtual
+async def test_forecast_of_an_answer_that_is_not_streamed_is_held_against_the_workers_news() -> None:
+    """Its first byte comes with its last, so the time at which the worker says that the prompt is computed counts."""
+    sim = await make_sim()
+    router = sim.routers[0]
+    for number in range(5):
+        ask = router.ask(text_of(f"text {number}", 4000))
+        placed = await router.picker.place(ask._replace(shape=ask.shape._replace(stream=False)))
+        placed.sent()
+        assert placed.forecast is not None
+        assert placed.ref is not None  # type: ignore[attr-defined]
+        await asyncio.sleep(2 * placed.forecast.total_ms / 1e3)
+        for _ in range(2):
+            router.picker.on_news(WorkerNews(*placed.ref, (), (ask.request_id,)))  # type: ignore[attr-defined]
+        await asyncio.sleep(10)
+        placed.first_byte()
+        placed.ended(Outcome.DONE, 200)
+    assert router.metrics.forecast_ratio.count == 0
+    assert 1.3 < router.picker.desk.bias < 1.5
+
+
+@virtual
 async def test_first_byte_prefix_is_not_there_to_pull_yet() -> None:
     """Publishing takes a moment after the first byte: who would pull waits for it, instead of computing."""
     sim = await make_sim()
@@ -201,6 +223,28 @@ async def test_first_byte_prefix_is_not_there_to_pull_yet() -> None:
     assert other.worker != owner.worker
     assert other.forecast is not None
     assert other.forecast.pulled_tokens > 3900
+
+
+@pytest.mark.parametrize("shares_prefill", [True, False])
+@virtual
+async def test_what_is_being_computed_is_local_where_it_is_shared(shares_prefill: bool) -> None:
+    """A text that a worker computes at this moment is found there by the next request, unless only what is done is."""
+    sim = await make_sim(shares_prefill=shares_prefill, options=Options(ghost_lock=False))
+    router = sim.routers[0]
+    first = router.picker.place_now(router.ask(TEXT))
+    assert first is not None
+    first.sent()
+
+    async def local_tokens() -> int:
+        rows = await router.picker.explain(router.ask(TEXT))
+        (row,) = [row for row in rows if row["worker"] == first.worker]
+        assert isinstance(row["local_tokens"], int)
+        return row["local_tokens"]
+
+    assert (await local_tokens() > 0) is shares_prefill
+    first.first_byte()
+    await sim.settle(1)
+    assert await local_tokens() > 0
 
 
 @virtual

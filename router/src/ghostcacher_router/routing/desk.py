@@ -28,7 +28,7 @@ BIAS_MAX = 4.0
 class PlacedDesk:
     """Keeps the books of placed requests. On the event loop only. None of it blocks or raises.
 
-    bias: observed TTFT over forecast, a running mean of requests that were worth forecasting.
+    bias: time until a prompt was computed over its forecast, a running mean of requests that were worth forecasting.
     """
 
     def __init__(self, around: Around, books: Books) -> None:
@@ -88,6 +88,7 @@ class PlacedDesk:
             for depth in _depths(prompt, known):
                 held = Held(ref.incarnation, known[depth - 1].block_count)
                 self._residency.seed(ref.namespace, known[:depth], ref.worker, held)
+        self._judge(placed, now)
         if placed.lock is not None:
             self._locks.release(placed.lock)
         self._ledger.first_byte(placed.entry)
@@ -103,9 +104,7 @@ class PlacedDesk:
         if placed.sent_at is not None and placed.ask.shape.stream:
             observed_ms = (now - placed.sent_at) * 1e3
             self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
-            if forecast is not None and forecast.compute_ms >= BIAS_MS_MIN:
-                ratio = min(BIAS_MAX, observed_ms / forecast.total_ms)
-                self.bias += BIAS_WEIGHT * (ratio - self.bias)
+            self._judge(placed, now)
         self._computed(placed, now, now + SETTLE_S)
         self._settle(placed)
 
@@ -120,6 +119,15 @@ class PlacedDesk:
     def _computed(self, placed: Placed, now: float, done_at: float) -> None:
         if placed.remembered is not None:
             self._memory.computed(placed.remembered, now, done_at)
+
+    def _judge(self, placed: Placed, now: float) -> None:
+        """Hold the forecast against the fact, once a request: its prompt is computed now."""
+        forecast = placed.forecast
+        if placed.is_judged or placed.sent_at is None or forecast is None or forecast.compute_ms < BIAS_MS_MIN:
+            return
+        placed.is_judged = True
+        ratio = min(BIAS_MAX, (now - placed.sent_at) * 1e3 / forecast.total_ms)
+        self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _settle(self, placed: Placed) -> None:
         if placed.lock is not None:

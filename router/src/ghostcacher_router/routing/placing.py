@@ -28,7 +28,8 @@ class Placed:
 
     lock: the ghost lock under which it computes, None when it computes nothing that others could want.
     took_over: the overdue lock that it replaces. lock_result: what became of the lock that it met, for the metrics.
-    remembered: what the router's memory keeps of it, None without a prompt.
+    remembered: what the router's memory keeps of it, None without a prompt. is_judged: its forecast has been held
+    against the fact.
     """
 
     __slots__ = (
@@ -38,6 +39,7 @@ class Placed:
         "entry",
         "forecast",
         "is_ended",
+        "is_judged",
         "lock",
         "lock_result",
         "reason",
@@ -66,7 +68,7 @@ class Placed:
         self.took_over: Lock | None = None
         self.lock_result: str | None = None
         self.sent_at: float | None = None
-        self.is_ended = False
+        self.is_ended = self.is_judged = False
 
     def __repr__(self) -> str:
         return f"Placed({self.ask.request_id} at {self.worker}: {self.reason.value})"
