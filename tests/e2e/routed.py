@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any
 
-from benchmarks.harness import ServerError
+from benchmarks.harness import Client, ServerError
 from ghostcacher_connector.index.routing_redis import RedisRoutingStore
 from ghostcacher_router.routing.affinity import session_key
 from tests.e2e.fleet import REQUEST_TIMEOUT_S
 
-TRIES = 5
+TRIES = 10
 
 
 def once_undisturbed(attempt: Callable[[], str]) -> None:
@@ -30,6 +30,18 @@ def once_undisturbed(attempt: Callable[[], str]) -> None:
             return
         complaints.append(complaint)
     raise AssertionError("\n".join(complaints))
+
+
+def loads_reported(url: str, workers: Iterable[str]) -> bool:
+    """Say whether a router has heard the load of each of these workers: then it forecasts, and does not guess."""
+    answer, _ = ask(url, "/gc/explain", {"model": "m", "prompt": "def main():"})
+    return {entry["worker"] for entry in answer["workers"] if entry["load_reported"]} == set(workers)
+
+
+def followers(urls: Iterable[str]) -> float:
+    """Return how many requests routers have sent after another one's computing, so far."""
+    pages = [Client(url).metrics() for url in urls]
+    return sum(page.sum("gc_ghost_locks_total", result=how) for page in pages for how in ("followed", "waited"))
 
 
 _bursts = itertools.count(1)

@@ -15,7 +15,7 @@ import pytest
 from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, TOLERANCE, Fleet, assert_same, running, until
-from tests.e2e.routed import ask, once_undisturbed, sessions_at
+from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, sessions_at
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -24,7 +24,7 @@ DOCUMENT_TOKENS = 40 * BLOCK_TOKENS
 """About 4 KiB of text: several boundaries of 1 KiB, and many blocks."""
 COLD_TOKENS = 80 * BLOCK_TOKENS
 """Takes longer to compute than a burst of requests takes to arrive, and more than all their ends together."""
-ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2")
+ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2", "--affinity-tolerance", "10")
 
 
 class Front(NamedTuple):
@@ -58,6 +58,7 @@ def front(model: Path, log_dir: Path) -> Iterator[Front]:
         ]
         for router in routers:
             router.wait_workers(len(NAMES))
+            until(lambda url=router.url: loads_reported(url, NAMES), "the load of every engine")
         yield Front(fleet, routers)
 
 
@@ -118,7 +119,8 @@ def test_cold_prefix_is_computed_once(front: Front) -> None:
         document = front.text(COLD_TOKENS)
         prompts = [f"{document}\n# {number}" for number in range(8)]
         sessions = sessions_at(front.fleet.redis.url, NAMES)
-        before = front.computed()
+        urls = [router.url for router in front.routers]
+        before, followed = front.computed(), followers(urls)
 
         def one(number: int) -> Completion:
             client = Client(front.routers[number % 2].url, timeout_s=REQUEST_TIMEOUT_S)
@@ -129,7 +131,8 @@ def test_cold_prefix_is_computed_once(front: Front) -> None:
         reference = front.fleet.recompute("a", prompts[3], max_tokens=4)
         assert_same(answers[3], reference, tolerance=TOLERANCE)
         once = computed <= tokens + len(prompts) * 6 * BLOCK_TOKENS
-        return "" if once else f"{computed:.0f} tokens computed, of prompts of {tokens}"
+        followed = followers(urls) - followed
+        return "" if once and followed else f"{computed:.0f} tokens computed of {tokens}, {followed:.0f} followers"
 
     once_undisturbed(burst)
 

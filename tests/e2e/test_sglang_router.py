@@ -13,13 +13,13 @@ from benchmarks.harness import run_concurrently
 from benchmarks.harness.router import RouterProcess
 from ghostcacher_connector.fingerprint import differences
 from tests.e2e.fleet import Fleet, running, until
-from tests.e2e.routed import ask, once_undisturbed, sessions_at
+from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, sessions_at
 from tests.e2e.sglang import engine, engine_marks
 
 pytestmark = engine_marks(900)
 
 SGLANG = ("s1", "s2")
-ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2")
+ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2", "--affinity-tolerance", "10")
 TOKENS = 1200
 
 
@@ -73,13 +73,7 @@ def test_prompt_comes_back_to_the_worker_that_has_it(front: Front) -> None:
 
 def test_load_is_reported(front: Front) -> None:
     """Every engine tells the router of its load: forecasts are made from measured rates, not from guesses."""
-    body = {"model": "m", "prompt": front.fleet.text(TOKENS)}
-
-    def reported() -> set[str]:
-        answer, _ = ask(front.router.url, "/gc/explain", body)
-        return {entry["worker"] for entry in answer["workers"] if entry["load_reported"]}
-
-    until(lambda: reported() == {*SGLANG, "v"}, "the load of every engine")
+    until(lambda: loads_reported(front.router.url, (*SGLANG, "v")), "the load of every engine")
 
 
 def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
@@ -91,6 +85,7 @@ def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
 
     def burst() -> str:
         text, sessions = front.fleet.text(TOKENS), sessions_at(front.fleet.redis.url, SGLANG)
+        followed = followers([front.router.url])
 
         def one(number: int) -> tuple[str, int]:
             session = sessions[SGLANG[number % 2]]
@@ -98,7 +93,9 @@ def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
 
         answers = run_concurrently(one, range(6), concurrency=6)
         kinds = ["vllm" if worker == "v" else "sglang" for worker, cached in answers if cached < TOKENS // 2]
-        return "" if len(set(kinds)) == len(kinds) else f"worker, cached tokens: {answers}"
+        followed = followers([front.router.url]) - followed
+        once = len(set(kinds)) == len(kinds) and followed
+        return "" if once else f"{followed:.0f} followers; worker, cached tokens: {answers}"
 
     once_undisturbed(burst)
 
