@@ -35,12 +35,16 @@ STEPS_IN_FLIGHT_MAX = 1024
 """Far above any engine's own limit; bounds the memory should outputs stop arriving."""
 
 STEP_TOKENS_MIN = 512
-"""Steps with fewer tokens are bound by reading the weights: of the prefill rate they show that it is no less. Where no
-step may have so many: those with half of what it may have."""
+"""Steps with fewer tokens, or with less than half of what one may have, are bound by reading the weights and say
+nothing about the prefill rate."""
 
-STEPS_SURE = 3
-"""The first steps pay for what is compiled, allocated and paged in: until there were so many, the calibration may be
-right that the engine can do more."""
+SLOW_WEIGHT = 0.03
+"""Share of the newest step in what an engine is held to be able to do: the few slow ones of one bad prompt, such as the
+first, which pays for what is compiled and paged in, leave nine tenths of it."""
+
+FASTER_MAX = 4.0
+"""No step counts as more than so many times faster than was expected: one whose predecessor's end was seen late seems
+to have taken no time."""
 
 PULL_BYTES_MIN = 64 << 10
 """Pulls smaller than this are bound by latency and say nothing about the rate."""
@@ -89,10 +93,10 @@ class Forecaster:
         assert prefill_tokens_per_s > 0
         self._clock = clock
         self._step_tokens_min = max(1, min(STEP_TOKENS_MIN, step_tokens_max // 2))
-        # What the engine can do, on a good day; and what it does now, as seen in so many steps, at the last one's time.
+        # What the engine can do, in the long run; and what it does now, as of its last step that tells.
         self._capable = prefill_tokens_per_s
         self._observed: float | None = None
-        self._steps, self._observed_at = 0, 0.0
+        self._observed_at = 0.0
         self._peers: dict[str, _Link] = {}
 
     def __repr__(self) -> str:
@@ -104,26 +108,24 @@ class Forecaster:
         observed = self._observed
         if observed is None:
             return self._capable
-        return observed if self._clock() - self._observed_at <= RATE_TTL_S else max(observed, self._capable)
+        return max(observed, self._capable) if self._is_old() else observed
 
     def observe_step(self, tokens: int, seconds: float) -> float | None:
         """Take note of a step that computed `tokens` prompt tokens; return its time over the forecast one.
 
         None: it was too short to tell.
         """
-        if tokens <= 0 or seconds <= 0:
+        if tokens < self._step_tokens_min or seconds <= 0:
             return None
-        rate, expected_s = tokens / seconds, self.compute_s(tokens)
-        tells = tokens >= self._step_tokens_min
-        if not tells and rate <= self.prefill_tokens_per_s:
-            return None
-        self._observed, self._observed_at = blend(self._observed, rate), self._clock()
-        self._steps += tells
-        if tells and self._steps == STEPS_SURE:
-            self._capable = self._observed
-        else:
-            self._capable = max(self._capable, self._observed)
-        return seconds / expected_s if tells else None
+        expected = self.prefill_tokens_per_s
+        rate = min(tokens / seconds, FASTER_MAX * expected)
+        self._observed = rate if self._observed is None or self._is_old() else blend(self._observed, rate)
+        self._observed_at = self._clock()
+        self._capable += SLOW_WEIGHT * (rate - self._capable)
+        return seconds * expected / tokens
+
+    def _is_old(self) -> bool:
+        return self._clock() - self._observed_at > RATE_TTL_S
 
     def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
         """Take note of a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
