@@ -117,6 +117,25 @@ async def test_mixed_fleet_computes_once_a_kind(shares_prefill: bool) -> None:
     assert sim.times_computed(DOC) == 2
 
 
+@virtual
+async def test_prefix_of_one_kind_is_cold_for_the_other() -> None:
+    """What vLLM has is of no use to SGLang: when those who have it are full, one of the other kind computes it."""
+    sim = Sim(4, namespaces=["x" * 32, *3 * ["y" * 32]], shares_prefill=False)
+    holder, *others = sim.engines.values()
+    for engine in others:
+        engine.extra_tokens = 10 * DOC_TOKENS
+    await sim.settle()
+    assert (await sim.routers[0].send(question(99), ends=ENDS)).worker == holder.name
+    holder.extra_tokens = 2 * DOC_TOKENS
+    for engine in others:
+        engine.extra_tokens = 0
+    await sim.settle()
+    served = await all_of(await burst(sim, 24))
+    assert sim.times_computed(DOC) == 2
+    assert holder.name not in {one.worker for one in served}
+    assert max(one.waited_s for one in served) <= COMPUTE_S * PATIENCE
+
+
 @pytest.mark.parametrize("routers", [1, 2])
 @virtual
 async def test_owner_killed_next_takes_over(routers: int) -> None:

@@ -23,6 +23,8 @@ BLOCKS_SEEDED = 8
 
 BIAS_WEIGHT = 0.1
 BIAS_MAX = 4.0
+NEWS_BIAS_MAX = 2.0
+"""As far as only a worker's news tells: it may have waited for the index."""
 
 
 class PlacedDesk:
@@ -88,7 +90,7 @@ class PlacedDesk:
             for depth in _depths(prompt, known):
                 held = Held(ref.incarnation, known[depth - 1].block_count)
                 self._residency.seed(ref.namespace, known[:depth], ref.worker, held)
-        self._judge(placed, now)
+        self._judge(placed, now, NEWS_BIAS_MAX)
         if placed.lock is not None:
             self._locks.release(placed.lock)
         self._ledger.first_byte(placed.entry)
@@ -104,7 +106,7 @@ class PlacedDesk:
         if placed.sent_at is not None and placed.ask.shape.stream:
             observed_ms = (now - placed.sent_at) * 1e3
             self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
-            self._judge(placed, now)
+            self._judge(placed, now, BIAS_MAX)
         self._computed(placed, now, now + SETTLE_S)
         self._settle(placed)
 
@@ -120,13 +122,13 @@ class PlacedDesk:
         if placed.remembered is not None:
             self._memory.computed(placed.remembered, now, done_at)
 
-    def _judge(self, placed: Placed, now: float) -> None:
-        """Hold the forecast against the fact, once a request: its prompt is computed now."""
+    def _judge(self, placed: Placed, now: float, ratio_max: float) -> None:
+        """Hold the forecast against the fact, once a request: its prompt is computed now, or was a moment ago."""
         forecast = placed.forecast
         if placed.is_judged or placed.sent_at is None or forecast is None or forecast.compute_ms < BIAS_MS_MIN:
             return
         placed.is_judged = True
-        ratio = min(BIAS_MAX, (now - placed.sent_at) * 1e3 / forecast.total_ms)
+        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.total_ms)
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _settle(self, placed: Placed) -> None:

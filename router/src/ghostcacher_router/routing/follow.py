@@ -52,10 +52,10 @@ class Verb(Enum):
 
 
 class Step(NamedTuple):
-    """forecast: where, None when waiting. until: loop clock, s; the end of a wait."""
+    """forecast: of where it goes, now or, as far as can be told, after the wait. until: loop clock, s; its end."""
 
     verb: Verb
-    forecast: Forecast | None
+    forecast: Forecast
     until: float
 
 
@@ -74,15 +74,13 @@ def follow_any(
 ) -> tuple[Lock, Step]:
     """Return what a request does that meets several locks, and with which of them: as `follow` says of each.
 
-    mets: at least one, in order of preference, of workers that cannot share with each other: where one is not worth
-    following, the next may be.
+    mets: at least one, of workers that cannot share with each other: where one is not worth following, another may be.
     """
     steps = [(met.found.lock, follow(sight, met, candidates, own, now, patient_until)) for met in mets]
-    for verbs in ((Verb.GO, Verb.WAIT), (Verb.TAKE_OVER,)):
-        for lock, step in steps:
-            if step.verb in verbs:
-                return lock, step
-    return steps[0]
+    followed = [found for found in steps if found[1].verb in (Verb.GO, Verb.WAIT)]
+    if followed:
+        return min(followed, key=lambda found: found[1].forecast.total_ms)
+    return next((found for found in steps if found[1].verb is Verb.TAKE_OVER), steps[0])
 
 
 def follow(
@@ -102,18 +100,18 @@ def follow(
     late = now - lock.ready_at > LATE * own.total_ms / 1e3
     patient = now < patient_until
     if not patient and now >= lock.ready_at:
-        return Step(Verb.TAKE_OVER, None, now)
+        return Step(Verb.TAKE_OVER, own, now)
     at_owner = None if late else _at_owner(sight, lock, covered, ready_ms, candidates)
     waited = _waited(sight, met, covered, ready_ms, candidates)
     in_time = patient and now + ready_ms / 1e3 <= patient_until
     if waited is not None and in_time and (at_owner is None or waited.total_ms < at_owner.forecast.total_ms):
-        return Step(Verb.WAIT, None, patient_until)
+        return Step(Verb.WAIT, waited, patient_until)
     if at_owner is not None and at_owner.forecast.total_ms <= OVERLOAD * own.total_ms:
         if at_owner.shares_prefill:
             return Step(Verb.GO, at_owner.forecast, now)
         if in_time:
-            return Step(Verb.WAIT, None, patient_until)
-    return Step(Verb.COMPUTE, None, now)
+            return Step(Verb.WAIT, at_owner.forecast, patient_until)
+    return Step(Verb.COMPUTE, own, now)
 
 
 class _AtOwner(NamedTuple):

@@ -245,7 +245,8 @@ class Picker:
         placed = self.desk.reserve(look.ask, worker, reason, best)
         if locking and worker.namespace is not None:
             ready_at = look.now + best.total_ms / 1e3
-            placed.lock = self._locks.take(worker.namespace, prompt, look.sight.warm, worker.name, ready_at)
+            warm = look.sight.warm_in(worker.namespace)
+            placed.lock = self._locks.take(worker.namespace, prompt, warm, worker.name, ready_at)
             placed.took_over = over
         if visit.patient_until is not None:
             placed.lock_result = _result(reason, visit, over, look.now)
@@ -254,21 +255,25 @@ class Picker:
     # Ghost locks
 
     def _meet(self, candidates: Candidates, look: _Look) -> list[Met]:
-        """Return the locks worth minding, one a namespace at most: first the one that covers the most of the prompt."""
+        """Return the locks worth minding, one a namespace at most: those that cover much of what is not there yet."""
         sight, mets = look.sight, []
-        warm_tokens = sight.tokens_at(sight.warm) if sight.warm >= 0 else 0
         for namespace in candidates.namespaces:
-            found = None if namespace is None else self._locks.find(namespace, sight.prompt, sight.warm)
-            if namespace is not None and found is not None:
-                covered = sight.tokens_at(found.boundary) - warm_tokens
+            if namespace is None:
+                continue
+            warm = sight.warm_in(namespace)
+            found = self._locks.find(namespace, sight.prompt, warm)
+            if found is not None:
+                covered = sight.tokens_at(found.boundary) - (sight.tokens_at(warm) if warm >= 0 else 0)
                 if covered >= self._options.ghost_lock_tokens_min:
                     mets.append(Met(namespace, found))
-        return sorted(mets, key=lambda met: met.found.boundary, reverse=True)
+        return mets
 
     def _heed(self, look: _Look, mets: Sequence[Met], visit: Visit, *, now_only: bool) -> Placed | Wait | None:
         # Computing itself means elsewhere: this router's memory already counts the locked part as local at the owner's.
         owners = {met.found.lock.worker for met in mets}
         others = [cost for cost in look.forecasts if cost.worker not in owners]
+        # Where all compute it: at any but the first.
+        others = others or [cost for cost in look.forecasts if cost.worker != mets[0].found.lock.worker]
         own = choose(others, self._rng) if others else look.best
         if visit.patient_until is None:
             visit.patient_until = look.now + patience_s(own, self.desk.bias)
@@ -279,7 +284,7 @@ class Picker:
         lock, step = follow_any(look.sight, mets, candidates, own, look.now, visit.patient_until)
         if step.verb is Verb.WAIT:
             return Wait(lock, step.until)
-        if step.verb is Verb.GO and step.forecast is not None:
+        if step.verb is Verb.GO:
             return self._reserve(look, step.forecast, Reason.FOLLOW, visit, now_only=now_only)
         if step.verb is Verb.TAKE_OVER:
             self._locks.take_over(lock)

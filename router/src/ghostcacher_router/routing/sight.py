@@ -32,21 +32,25 @@ class Unknown(NamedTuple):
 class Sight(NamedTuple):
     """Who holds how much of a prompt. tokens: of the whole prompt, an estimate unless it came as tokens.
 
-    local: tokens that each worker holds, by name; pullable: the most that one of a namespace has for its peers. warm:
-    index of the deepest boundary that a worker has computed, -1 when none has. pulls: whether workers find what their
-    peers have: Redis answers.
+    local: tokens that each worker holds, by name; pullable: the most that one of a namespace has for its peers.
+    warm: by namespace, index of the deepest boundary that a worker has computed; -1, or absent, when none has.
+    pulls: whether workers find what their peers have: Redis answers.
     """
 
     prompt: Prompt
     tokens: int
     local: dict[str, int]
     pullable: dict[str | None, int]
-    warm: int
+    warm: dict[str, int]
     pulls: bool
 
     def reach(self, worker: WorkerPort) -> Reach:
         """Return how much of the prompt a worker can have."""
         return _new(Reach, (self.local.get(worker.name, 0), self.pullable.get(worker.namespace, 0), 0.0))
+
+    def warm_in(self, namespace: str) -> int:
+        """Return the index of the deepest boundary that a worker of a namespace has computed, -1 when none has."""
+        return self.warm.get(namespace, -1)
 
     def tokens_at(self, index: int) -> int:
         """Return the estimated tokens before a boundary."""
@@ -55,16 +59,17 @@ class Sight(NamedTuple):
 
 class _Gathered:
     """What a look has found so far, in tokens. pullable: the most in each namespace. known: index of the deepest
-    boundary whose blocks are known, by namespace.
+    boundary whose blocks are known, by namespace; warm: of the deepest one that is computed.
     """
 
-    __slots__ = ("known", "local", "pullable", "pulls")
+    __slots__ = ("known", "local", "pullable", "pulls", "warm")
 
     def __init__(self, pulls: bool) -> None:
         self.pulls = pulls
         self.known: dict[str, int] = {}
         self.local: dict[str, int] = {}
         self.pullable: dict[str | None, int] = {}
+        self.warm: dict[str, int] = {}
 
 
 class Looker:
@@ -87,7 +92,7 @@ class Looker:
 
         newer_than: loop clock, s; what the index said before does not do.
         """
-        tokens, warm = prompt.tokens or 0, -1
+        tokens = prompt.tokens or 0
         got = _Gathered(pulls)
         for namespace in namespaces:
             if namespace is None:
@@ -99,14 +104,13 @@ class Looker:
                 if held is None:
                     return Unknown(namespace, prompt)
                 got.known[namespace] = deepest.index
-                warm = max(warm, self._boundary_at(namespace, prompt, deepest, self._gather(namespace, held, got)))
+                got.warm[namespace] = self._boundary_at(namespace, prompt, deepest, self._gather(namespace, held, got))
         tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
         remembered = self._memory.find(prompt, now)
         if remembered is not None:
             held_tokens = tokens * prompt.ends[remembered.boundary] // prompt.size
-            if self._recall(remembered, held_tokens, got, now):
-                warm = max(warm, remembered.boundary)
-        return Sight(prompt, tokens, got.local, got.pullable, warm, pulls)
+            self._recall(remembered, held_tokens, got, now)
+        return Sight(prompt, tokens, got.local, got.pullable, got.warm, pulls)
 
     def _gather(self, namespace: str, held: Mapping[str, Held], got: _Gathered) -> int:
         """Enter the tokens that each live worker holds; return the most blocks that can be pulled."""
@@ -123,12 +127,11 @@ class Looker:
             got.pullable[namespace] = most_tokens
         return most
 
-    def _recall(self, remembered: Remembered, tokens: int, got: _Gathered, now: float) -> bool:
+    def _recall(self, remembered: Remembered, tokens: int, got: _Gathered, now: float) -> None:
         """Enter what this router itself has sent, if it is deeper than what the index knows of.
 
-        tokens: before the remembered boundary. Returns whether they are computed, and can be pulled.
+        tokens: before the remembered boundary.
         """
-        pulled = False
         for sent in remembered.holders:
             worker = self._fleet.workers.get(sent.worker)
             if worker is None or worker.state is WorkerState.DOWN:
@@ -142,8 +145,7 @@ class Looker:
             got.local[worker.name] = max(got.local.get(worker.name, 0), tokens)
             if now >= sent.done_at and namespace is not None and got.pulls:
                 got.pullable[namespace] = max(got.pullable.get(namespace, 0), tokens)
-                pulled = True
-        return pulled
+                got.warm[namespace] = max(got.warm.get(namespace, -1), remembered.boundary)
 
     def _boundary_at(self, namespace: str, prompt: Prompt, deepest: KnownPort, blocks: int) -> int:
         """Return the index of the deepest known boundary within so many blocks, -1 when there is none."""
