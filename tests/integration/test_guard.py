@@ -109,7 +109,7 @@ def test_command_ended_nothing_stays_open(tmp_path: Path) -> None:
     process = GuardedProcess([sys.executable, "-c", ""], log=tmp_path / "log", grace_s=1.0)
     assert len(os.listdir("/proc/self/fd")) > len(before)
     wait_for(lambda: process.poll() is not None, "end of the guard")
-    assert os.listdir("/proc/self/fd") == before
+    assert set(os.listdir("/proc/self/fd")) <= set(before)
 
 
 def test_command_missing_raises_with_its_name(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ def test_store_away_pauses_grow_and_news_is_kept(bench: Bench) -> None:
 def test_store_away_for_long_nobody_is_held_to_listen(bench: Bench) -> None:
     """News is queued for a few seconds after the last answer, and no longer; when the store is back it is told."""
     bench.listen()
+    bench.run(2 * LISTENING_S)
     bench.store.reachable = False
     bench.run(LISTENING_S - BACKOFF_MAX_S)
     bench.reporter.chain(make_chain("soon"))

@@ -10,10 +10,14 @@ from ghostcacher_router.up import machine
 from ghostcacher_router.up.machine import EPHEMERAL_RANGE, PORTS, free_port, is_port_free
 
 
-@pytest.mark.skipif(not EPHEMERAL_RANGE.exists(), reason="the system does not say which ports are ephemeral")
+def first_ephemeral() -> int:
+    return int(EPHEMERAL_RANGE.read_text().split()[0]) if EPHEMERAL_RANGE.exists() else 0
+
+
+@pytest.mark.skipif(first_ephemeral() < 2 * PORTS, reason="here there is no room below the ephemeral ports")
 def test_free_port_is_none_that_outgoing_connections_get() -> None:
     """A server that listens late finds its port free: nobody is given it meanwhile."""
-    first = int(EPHEMERAL_RANGE.read_text().split()[0])
+    first = first_ephemeral()
     for _ in range(50):
         port = free_port()
         assert is_port_free("127.0.0.1", port)
