@@ -26,6 +26,7 @@ from ghostcacher_connector.transfer.reader import Lease
 from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.transfer.results import Moved
 from ghostcacher_connector.types import RankEndpoint
+from tests.support.index_parts import wait_until
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
@@ -34,6 +35,8 @@ SLOT_BYTES = 64 << 10
 BLOCKS_PER_PULL = 4
 MUTATIONS = ("seal-first", "bump-last")
 TOKEN = "torture"
+CONNECT_TIMEOUT_S = 30.0
+"""A connection that takes more than two seconds counts as failed, and is tried again."""
 
 
 class Tally(NamedTuple):
@@ -115,7 +118,7 @@ def run(pulls: int, *, kind: str = "nixl", threads: int = 1, mutate: str | None 
             options["relay"] = {"listen": "127.0.0.1:0", "token": TOKEN}
         with OwnerProcess(options) as owner:
             transport = make_transport(kind, mutate, memory, threads)
-            assert transport.reaches(owner.endpoint)
+            wait_until(lambda: transport.reaches(owner.endpoint), CONNECT_TIMEOUT_S, "a connection to the owner")
             owner.send("torture_bump_last" if mutate == "bump-last" else "torture", generations=[0])
             while not published.all():
                 time.sleep(0.001)  # until every slot has been published once

@@ -371,3 +371,10 @@ def _run(cache: set[bytes], blocks: Sequence[bytes]) -> int:
 async def all_of(tasks: Sequence[Awaitable[T]]) -> list[T]:
     """Wait for every task."""
     return list(await asyncio.gather(*tasks))
+
+
+async def make_sim(engines: int = 3, **more: object) -> Sim:
+    """Return a simulation in which routers and engines have heard of each other."""
+    sim = Sim(engines, **more)  # type: ignore[arg-type]
+    await sim.settle()
+    return sim

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from functools import wraps
+from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
@@ -27,21 +26,13 @@ from ghostcacher_router.routing.ghostlock import (
 from ghostcacher_router.routing.lock import KEYS_MAX, Lock, lock_boundaries
 from ghostcacher_router.types import BlockKind, Prompt
 from tests.support.routing_sim import all_of, prompt_of, text_of
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import virtual
 
 T = TypeVar("T")
 DOC = text_of("document", 4000)
 PROMPT = prompt_of(DOC + b"question" * 100, [(BlockKind.DOC, len(DOC))])
 OTHER = prompt_of(DOC + b"another" * 100, [(BlockKind.DOC, len(DOC))])
 ALONE = prompt_of(text_of("something else", 4000))
-
-
-def virtual(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
-    @wraps(test)
-    def run() -> None:
-        run_virtual(test())
-
-    return run
 
 
 class Desk:

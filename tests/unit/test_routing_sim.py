@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from functools import wraps
 
 import pytest
 
@@ -14,23 +12,13 @@ from ghostcacher_router.routing.ghostlock import TTL_S, WATCH_S
 from ghostcacher_router.routing.picker import Options
 from ghostcacher_router.types import BlockKind, Reason
 from tests.support.routing_sim import RATE, Served, Sim, all_of, text_of
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import virtual
 
 DOC_TOKENS = 8000
 DOC = text_of("document", DOC_TOKENS)
 ENDS = ((BlockKind.DOC, len(DOC)),)
 COMPUTE_S = (DOC_TOKENS + 128) / RATE
 MARGIN_S = 0.03
-
-
-def virtual(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
-    """Run an async test in virtual time."""
-
-    @wraps(test)
-    def run(*args: object, **more: object) -> None:
-        run_virtual(test(*args, **more))
-
-    return run
 
 
 def question(number: int) -> bytes:
