@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ghostcacher_connector.errors import TransferError
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport, Validity
 from ghostcacher_connector.transfer.nixl import NixlTransport
 from ghostcacher_connector.transfer.reader import Lease
 from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.transfer.results import Moved
 from ghostcacher_connector.types import RankEndpoint
-from tests.support.index_parts import wait_until
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
@@ -35,8 +35,8 @@ SLOT_BYTES = 64 << 10
 BLOCKS_PER_PULL = 4
 MUTATIONS = ("seal-first", "bump-last")
 TOKEN = "torture"
-CONNECT_TIMEOUT_S = 30.0
-"""A connection that takes more than two seconds counts as failed, and is tried again."""
+CONNECT_TIMEOUT_S = 10.0
+WRITERS_MAX = 3
 
 
 class Tally(NamedTuple):
@@ -105,7 +105,18 @@ def pull_many(
 
 
 def run(pulls: int, *, kind: str = "nixl", threads: int = 1, mutate: str | None = None) -> Tally:
-    """Carry out a torture with a writer process of its own; return the counts over all threads."""
+    """Carry out a torture with a writer process of its own; return the counts over all threads.
+
+    A writer that cannot be reached at all, as was seen on a busy machine, is replaced: that is no matter of ordering.
+    """
+    for _ in range(WRITERS_MAX):
+        tally = _run_once(pulls, kind, threads, mutate)
+        if tally is not None:
+            return tally
+    raise AssertionError(f"none of {WRITERS_MAX} writers could be reached")
+
+
+def _run_once(pulls: int, kind: str, threads: int, mutate: str | None) -> Tally | None:
     memory = KvMemory(SLOTS, 1, SLOT_BYTES)
     with tempfile.NamedTemporaryFile() as shared:
         Path(shared.name).write_bytes(bytes(8 * SLOTS))
@@ -118,7 +129,12 @@ def run(pulls: int, *, kind: str = "nixl", threads: int = 1, mutate: str | None 
             options["relay"] = {"listen": "127.0.0.1:0", "token": TOKEN}
         with OwnerProcess(options) as owner:
             transport = make_transport(kind, mutate, memory, threads)
-            wait_until(lambda: transport.reaches(owner.endpoint), CONNECT_TIMEOUT_S, "a connection to the owner")
+            try:
+                transport.probe(owner.endpoint, np.zeros(0, dtype=np.int64), timeout_s=CONNECT_TIMEOUT_S)
+            except TransferError as exc:
+                print(f"a writer cannot be reached: {exc}")
+                transport.close()
+                return None
             owner.send("torture_bump_last" if mutate == "bump-last" else "torture", generations=[0])
             while not published.all():
                 time.sleep(0.001)  # until every slot has been published once
