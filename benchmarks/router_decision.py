@@ -57,6 +57,7 @@ class Worker:
     state = WorkerState.READY
     namespace = NAMESPACE
     block_tokens = BLOCK_TOKENS
+    shares_prefill = True
 
     def __init__(self, record: WorkerRecord, port: int) -> None:
         self.name = record.worker
