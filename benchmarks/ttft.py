@@ -1,6 +1,6 @@
 """Time to first token: computed, pulled from a peer, and found in the engine's own cache.
 
-    python -m benchmarks.ttft [--short] [--size small] [--tokens 1024 4096 8192] [--repeat 5]
+    python -m benchmarks.ttft [--short] [--size small | --model DIR_OR_HF_ID] [--tokens 1024 4096 8192] [--repeat 5]
 
 Two real vLLM engines and a real Redis on this machine. Each repetition takes a new document, has A compute it, and
 then asks B (see harness/scenario.py); "cold" is B computing everything itself, so that all columns come from the same
@@ -11,6 +11,7 @@ The target for 4,096 tokens is a pull of less than 10 % of the prefill that it s
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -27,10 +28,12 @@ ANSWER_TOKENS = 4
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ttft", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--short", action="store_true", help="tiny model, 1,024 tokens, 3 times: for continuous tests")
-    parser.add_argument("--size", choices=["tiny", "small"], default="small")
+    parser.add_argument("--size", choices=["tiny", "small"], default="small", help="of the random model")
+    parser.add_argument("--model", help="folder or Hugging Face id; default: a random model, made here")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--block-size", type=int, help="tokens a block; default: the engine's")
+    parser.add_argument("--engine-args", default="", help='more arguments for both engines, as one text: "--a 1 --b 2"')
     chosen = parser.parse_args(argv)
     if chosen.short:
         chosen.size, chosen.tokens, chosen.repeat = "tiny", [1024], 3
@@ -39,12 +42,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Measure and print; return 0 when every answer was right and every document was pulled."""
-    model = ensure_model(chosen.size)
+    model = chosen.model or str(ensure_model(chosen.size))
     documents = Documents(model)
     with RedisServer() as redis:
         options = [
             EngineOptions(
-                model=str(model),
+                model=model,
                 name=name,
                 connector={
                     "redis_url": redis.url,
@@ -54,6 +57,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 },
                 max_model_len=max(chosen.tokens) + 64,
                 block_size=chosen.block_size,
+                extra_args=tuple(shlex.split(chosen.engine_args)),
             )
             for name in ("A", "B")
         ]
@@ -63,7 +67,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
             results = {count: measure(engines, documents, count, chosen.repeat, progress) for count in chosen.tokens}
         finally:
             stop_all(engines)
-    progress.done(f"{chosen.size} model, {chosen.repeat} documents of each length")
+    progress.done(f"{chosen.model or chosen.size} model, {chosen.repeat} documents of each length")
     print(report(results))
     return 0 if check(results) else 1
 

@@ -176,9 +176,12 @@ class RankRuntime:
         return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 
     def _check_itself(self) -> None:
-        """Read a slot of this rank the way a peer would and compare its bytes. Raises TransferError."""
+        """Read a slot of this rank the way a peer would and compare its bytes. Raises TransferError.
+
+        On a GPU only the seal: CUDA does not open for a process the memory that is its own.
+        """
         expected = self._write_pattern()
-        slots = np.asarray([self._scratch_slot], dtype=np.int64)
+        slots = np.asarray([self._scratch_slot] if self._memory.memory == "DRAM" else [], dtype=np.int64)
         seen = self._nixl.probe(self.endpoint, slots, timeout_s=SELF_CHECK_TIMEOUT_S)
         error = ""
         if not seen.current:
@@ -189,7 +192,8 @@ class RankRuntime:
         self._recorder.set("gc_self_check_ok", 0 if error else 1, rank=str(self._rank))
         if error:
             raise TransferError(f"self-check of {self._worker} rank {self._rank} failed: {error}")
-        logger.info("self-check: read slot %d over %s in %.0f us", slots[0], seen.transport, seen.data_s * 1e6)
+        what = f"slot {self._scratch_slot}" if len(slots) else "the seal"
+        logger.info("self-check: read %s over %s in %.0f us", what, seen.transport, (seen.rtt_s + seen.data_s) * 1e6)
 
     def _write_pattern(self) -> bytes | None:
         """Fill the scratch slot with random bytes and return them; None where the host cannot write them."""

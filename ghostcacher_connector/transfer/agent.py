@@ -6,6 +6,9 @@ What was measured and decided:
   ("peer" error mode then fails to start); over shared memory the next READ of a dead peer fails by itself within 1 ms.
 - UCX *aborts the process* on a damaged address in a peer's metadata. So metadata travels in an envelope with the NIXL
   version and a digest, both checked before the library sees a byte.
+- UCX *emulates* what none of its transports can read: the owner's CPU must then help, which nothing here makes it do,
+  and the READ never ends. So without TCP emulation is off, and such a READ fails at once.
+- CUDA IPC offers READs only where it finds NVLink, unless told so. Two engines on one GPU have none, and it works.
 - Thread mode RW with a worker a thread: two threads move 1.6 times what they move behind one lock. A READ over shared
   memory is copied inside `post`, with the GIL released.
 """
@@ -34,6 +37,9 @@ ENVELOPE_MAGIC = b"GCNX"
 DIGEST_BYTES = 32
 METADATA_BYTES_MAX = 1 << 20
 _BACKEND = "UCX"
+_EMULATING = "CUDA_IPC_ENABLE_GET_ZCOPY=on"
+_ONE_SIDED = f"{_EMULATING},PROTO_EMULATION_ENABLE=n"
+"""Settings of UCX; variables of the same names in its environment (UCX_...) win."""
 _environment_lock = threading.Lock()
 
 
@@ -139,9 +145,14 @@ class NixlAgent:
         config = api.nixl_agent_config(
             enable_prog_thread=by_network, backends=[], sync_mode=api.nixl_thread_sync_t.NIXL_THREAD_SYNC_RW
         )
+        options = {
+            "ucx_error_handling_mode": mode,
+            "num_workers": str(max(1, threads)),
+            "engine_config": _EMULATING if allow_ucx_tcp else _ONE_SIDED,
+        }
         with _translated("start the UCX backend"), _ucx_tls(tls):
             self._agent = api.nixl_agent(name, config)
-            self._agent.create_backend(_BACKEND, {"ucx_error_handling_mode": mode, "num_workers": str(max(1, threads))})
+            self._agent.create_backend(_BACKEND, options)
         logger.info("NIXL agent %s: UCX_TLS=%s, error mode %s, %d workers", name, tls, mode, threads)
 
     def __repr__(self) -> str:

@@ -1,5 +1,8 @@
 """Private registered memory: bounce buffers and landing places for seals.
 
+What lies in a GPU's memory can be read into a GPU's memory only (CUDA IPC), so there an arena has a second data part
+on the device, where rows land, and `fetch` brings them to the host.
+
 An arena is taken for one pull and given back after it. An arena with a READ that was given up stays quarantined until
 that READ reports that it is done or has failed: until then bytes may land in it, and it may be lent to nobody.
 
@@ -18,6 +21,7 @@ import numpy as np
 from ghostcacher_connector.errors import TransferError
 from ghostcacher_connector.slots import GENERATION_BYTES, Generations, seal_words
 from ghostcacher_connector.transfer.agent import Read
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.views import Bytes
 
 SEAL_SLOTS_MAX = 4096
@@ -30,17 +34,21 @@ _PAGE = 4096
 class Arena:
     """One piece of a pool's buffer: a data part and a place for a seal."""
 
-    def __init__(self, buffer: Bytes, number: int) -> None:
+    def __init__(self, buffer: Bytes, number: int, device: CudaDevice | None, device_address: int) -> None:
+        """device_address: of as many bytes as the data part has, on the device."""
         self.number = number
         self.data = buffer[: len(buffer) - SEAL_BYTES]
         self.seal: Generations = buffer[len(buffer) - SEAL_BYTES :].view(np.uint64)
+        self._device = device
+        self._device_address = device_address
 
     def __repr__(self) -> str:
         return f"Arena({self.number}, data={self.data_bytes})"
 
     @property
     def data_address(self) -> int:
-        return int(self.data.ctypes.data)
+        """Where rows must be read to: in the memory that the pool names."""
+        return int(self.data.ctypes.data) if self._device is None else self._device_address
 
     @property
     def data_bytes(self) -> int:
@@ -49,6 +57,11 @@ class Arena:
     @property
     def seal_address(self) -> int:
         return int(self.seal.ctypes.data)
+
+    def fetch(self, size: int) -> None:
+        """Bring the first `size` bytes that have landed to `data`; nothing to do where they land there."""
+        if self._device is not None and size:
+            self._device.copy_to_host(self.data[:size], self._device_address)
 
 
 class Quarantined(NamedTuple):
@@ -62,14 +75,23 @@ class Quarantined(NamedTuple):
 class ArenaPool:
     """A fixed number of arenas in one allocation. Never waits: no free arena is an answer. Thread-safe."""
 
-    def __init__(self, count: int, data_bytes: int) -> None:
+    def __init__(self, count: int, data_bytes: int, *, memory: str = "DRAM", device: int = 0) -> None:
+        """memory: NIXL's type of the memory to be read, "DRAM" or "VRAM"; device: its number.
+
+        Raises ConfigError and TransferError when there is no such device, or no room on it.
+        """
         assert count > 0
         assert data_bytes > 0
         size = -(-(data_bytes + SEAL_BYTES) // _PAGE) * _PAGE
         raw = np.zeros(count * size + _PAGE, dtype=np.uint8)
         skip = -int(raw.ctypes.data) % _PAGE
         self._buffer = raw[skip : skip + count * size]
-        self._arenas = [Arena(self._buffer[i * size : (i + 1) * size], i) for i in range(count)]
+        self.memory, self.device = memory, device
+        cuda = CudaDevice(device) if memory == "VRAM" else None
+        self._device_start = cuda.allocate(count * size) if cuda is not None else 0
+        self._arenas = [
+            Arena(self._buffer[i * size : (i + 1) * size], i, cuda, self._device_start + i * size) for i in range(count)
+        ]
         self._lock = threading.Lock()
         self._free = list(self._arenas)
         self._quarantined: list[Quarantined] = []
@@ -79,8 +101,13 @@ class ArenaPool:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Address and size of the whole buffer, for registration."""
+        """Address and size of the whole buffer in host memory, for registration."""
         return int(self._buffer.ctypes.data), int(self._buffer.nbytes)
+
+    @property
+    def device_span(self) -> tuple[int, int] | None:
+        """Address and size of the buffer on the device, if there is one."""
+        return (self._device_start, int(self._buffer.nbytes)) if self._device_start else None
 
     @property
     def data_bytes(self) -> int:

@@ -77,7 +77,7 @@ class NixlTransport(Transport):
         self._clock = clock
         self.staged = allow_ucx_tcp if staged is None else staged
         self._chunk_bytes = chunk_mib * MIB
-        pool = ArenaPool(*self._arena_shape(staging_mib, threads))
+        pool = ArenaPool(*self._arena_shape(staging_mib, threads), memory=memory.memory, device=memory.device)
         agent = NixlAgent(
             f"{name}-{secrets.token_hex(4)}", allow_ucx_tcp=allow_ucx_tcp, ucx_tls=ucx_tls, threads=threads
         )

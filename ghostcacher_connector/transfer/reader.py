@@ -115,6 +115,8 @@ class NixlReader:
         self._any_host = any_host or has_rdma()
         self.links = PeerLinks(agent, self._prove, clock, connect_s)
         agent.register([pool.span], "DRAM")
+        if pool.device_span is not None:
+            agent.register([pool.device_span], pool.memory, pool.device)
 
     def reaches(self, peer: RankEndpoint) -> bool:
         """Say whether the peer's seal can be read."""
@@ -150,14 +152,19 @@ class NixlReader:
                 self.pool.quarantine(arena, lease.given_up, lambda: self.links.release(link))
 
     def read_packed(self, peer: RankEndpoint, lease: Lease, slots: Slots, deadline: float) -> int:
-        """READ the rows of `slots` into the lease's arena, densely, segment after segment; return the bytes read."""
+        """READ the rows of `slots` to the data of the lease's arena, densely, segment after segment.
+
+        Returns the bytes read.
+        """
         sizes = [segment.slot_bytes for segment in peer.segments]
-        here = Side(packed_segments(lease.arena.data_address, sizes, len(slots)), 0)
+        here = Side(packed_segments(lease.arena.data_address, sizes, len(slots)), self.pool.device)
         remote, local = descriptors(
             Side(peer.segments, peer.device), here, slots, np.arange(len(slots), dtype=np.int64)
         )
-        self._land(self.agent.read(peer.agent_name, remote, peer.memory, local, "DRAM"), lease, deadline)
-        return sum(sizes) * len(slots)
+        self._land(self.agent.read(peer.agent_name, remote, peer.memory, local, self.pool.memory), lease, deadline)
+        size = sum(sizes) * len(slots)
+        lease.arena.fetch(size)
+        return size
 
     def read_seal(self, peer: RankEndpoint, lease: Lease, slots: Slots, deadline: float) -> Generations:
         """READ header and generations of at most SEAL_SLOTS_MAX slots; return a view of the arena, shape (5 + n,).

@@ -12,6 +12,7 @@ import pytest
 
 from ghostcacher_connector.errors import ConfigError
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.transfer.nixl import NixlTransport
 from ghostcacher_connector.types import MissReason, RankEndpoint, Segment
@@ -129,3 +130,21 @@ def test_staging_smaller_than_a_slot_is_refused_with_the_size_needed() -> None:
     memory = KvMemory(4, 1, 1 << 20)
     with pytest.raises(ConfigError, match="staging_mib=1: expected at least 4"):
         NixlTransport(memory.rank, memory.table, name="x", staged=True, staging_mib=1)
+
+
+def test_memory_that_no_transport_reads_one_sidedly_fails_at_once_and_holds_nothing() -> None:
+    """UCX would emulate such a READ, and wait for the owner's CPU for ever."""
+    tls = "posix,sysv,self"  # sees only memory that was made for sharing
+    memory = KvMemory()
+    transport = NixlTransport(memory.rank, memory.table, name="reader", ucx_tls=tls)
+    with OwnerProcess({"transport": {"ucx_tls": tls}}) as owner:
+        result = pull(transport, owner.endpoint)
+    assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE)
+    assert transport.quarantined_count == 0, "a READ was given up that will never end"
+    transport.close()
+
+
+def test_device_memory_without_a_driver_is_refused() -> None:
+    """The message says what is missing."""
+    with pytest.raises(ConfigError, match="device memory needs the CUDA driver"):
+        CudaDevice(0, driver="libcuda-that-is-not-there.so")

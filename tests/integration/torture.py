@@ -1,7 +1,7 @@
 """The torture of the seal: a writer reuses slots at full speed while a reader pulls them.
 
     python -m tests.integration.torture --pulls 100000 [--transport nixl|nixl-staged|relay] [--threads 2]
-                                        [--mutate seal-first|bump-last]
+                                        [--mutate seal-first|bump-last] [--device 0]
 
 No torn or stale block may pass. The content of a slot tells which (slot, generation) wrote it, in every word, so that
 a block that was accepted though it is torn or stale is recognised. `--mutate` breaks one of the two orderings on
@@ -27,7 +27,7 @@ from ghostcacher_connector.transfer.reader import Lease
 from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.transfer.results import Moved
 from ghostcacher_connector.types import RankEndpoint
-from tests.support.kv_memory import KvMemory
+from tests.support.kv_memory import KvMemory, make_memory
 from tests.support.owner_client import OwnerProcess
 
 SLOTS = 16
@@ -104,25 +104,31 @@ def pull_many(
     return Tally(pulls, accepted, stale, bad, failed_pulls, time.monotonic() - started)
 
 
-def run(pulls: int, *, kind: str = "nixl", threads: int = 1, mutate: str | None = None) -> Tally:
+def run(
+    pulls: int, *, kind: str = "nixl", threads: int = 1, mutate: str | None = None, device: int | None = None
+) -> Tally:
     """Carry out a torture with a writer process of its own; return the counts over all threads.
+
+    device: both memories lie on this CUDA device; None: in host memory.
 
     A writer that cannot be reached at all, as was seen on a busy machine, is replaced: that is no matter of ordering.
     """
     for _ in range(WRITERS_MAX):
-        tally = _run_once(pulls, kind, threads, mutate)
+        tally = _run_once(pulls, kind, threads, mutate, device)
         if tally is not None:
             return tally
     raise AssertionError(f"none of {WRITERS_MAX} writers could be reached")
 
 
-def _run_once(pulls: int, kind: str, threads: int, mutate: str | None) -> Tally | None:
-    memory = KvMemory(SLOTS, 1, SLOT_BYTES)
+def _run_once(pulls: int, kind: str, threads: int, mutate: str | None, device: int | None) -> Tally | None:
+    shape = {"slot_count": SLOTS, "segment_count": 1, "slot_bytes": SLOT_BYTES}
+    place = {} if device is None else {"device": device}
+    memory = make_memory({**shape, **place})
     with tempfile.NamedTemporaryFile() as shared:
         Path(shared.name).write_bytes(bytes(8 * SLOTS))
         published = np.memmap(shared.name, dtype=np.uint64, mode="r")
         options: dict[str, Any] = {
-            "memory": {"slot_count": SLOTS, "segment_count": 1, "slot_bytes": SLOT_BYTES},
+            "memory": {**shape, **place},
             "published": shared.name,
         }
         if kind == "relay":
@@ -165,8 +171,9 @@ def main() -> int:
     parser.add_argument("--transport", choices=("nixl", "nixl-staged", "relay"), default="nixl")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mutate", choices=MUTATIONS)
-    arguments = parser.parse_args()
-    tally = run(arguments.pulls, kind=arguments.transport, threads=arguments.threads, mutate=arguments.mutate)
+    parser.add_argument("--device", type=int, help="a CUDA device; default: host memory")
+    chosen = parser.parse_args()
+    tally = run(chosen.pulls, kind=chosen.transport, threads=chosen.threads, mutate=chosen.mutate, device=chosen.device)
     print(tally)
     return 1 if tally.bad or not tally.stale or not tally.accepted else 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ghostcacher_connector.slots import SlotTable
@@ -56,3 +58,12 @@ def pattern(slots: np.ndarray, generations: np.ndarray, segment: int, words: int
     seed = (slots.astype(np.uint64) << np.uint64(40)) ^ (generations.astype(np.uint64) << np.uint64(12))
     seed ^= np.uint64(segment + 1)
     return seed[:, None] * np.uint64(0x9E3779B97F4A7C15) + np.arange(words, dtype=np.uint64)[None, :]
+
+
+def make_memory(options: dict[str, Any]) -> KvMemory:
+    """Return the memory with these keyword arguments: on a GPU if they name a device."""
+    if "device" not in options:
+        return KvMemory(**options)
+    from tests.support.device_memory import DeviceMemory  # loads torch
+
+    return DeviceMemory(**options)

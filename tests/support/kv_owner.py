@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ghostcacher_connector.transfer.nixl import NixlTransport
-from tests.support.kv_memory import KvMemory
+from tests.support.kv_memory import KvMemory, make_memory
 
 LATE_BUMP_S = 0.0002
 """How late the broken order bumps: in an engine it would be a forward pass."""
@@ -53,7 +53,7 @@ class Owner:
     """Executes commands; each answers one JSON object."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.memory = KvMemory(**options.get("memory", {}))
+        self.memory = make_memory(options.get("memory", {}))
         self.transport = NixlTransport(
             self.memory.rank, self.memory.table, name="owner", **options.get("transport", {})
         )

@@ -34,10 +34,12 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     threading.Thread(target=_die_at_end_of_input, daemon=True).start()
     endpoint = config.endpoint
+    size = max(ARENA_BYTES, endpoint.bytes_per_slot)
+    # Before the agent: UCX looks for devices when it starts, and finds none in a process that has not touched CUDA.
+    pool = ArenaPool(ARENAS, size, memory=endpoint.memory, device=endpoint.device)
     agent = NixlAgent(
         f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2, package=config.nixl_package
     )
-    pool = ArenaPool(ARENAS, max(ARENA_BYTES, endpoint.bytes_per_slot))
     reader = NixlReader(agent, pool, any_host=False)
     server = RelayServer(reader, endpoint, parse_address(config.listen), token=config.token)
     reader.reaches(endpoint)  # connect now, so that the first reader does not pay for it
