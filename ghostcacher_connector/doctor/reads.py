@@ -10,8 +10,9 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -20,6 +21,7 @@ from ghostcacher_connector.errors import ConfigError, GhostCacherError
 from ghostcacher_connector.probe import LinkReport, link_report
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.layout import RankMemory, packed_segments
 from ghostcacher_connector.transfer.nixl import NixlTransport
 from ghostcacher_connector.transfer.relay.client import RelayTransport
@@ -94,16 +96,46 @@ def read_all(job: ReadsJob) -> Iterator[ReadResult]:
     yield ReadResult(LOOPBACK, loopback(job.timeout_s))
     largest = max((target.endpoint.bytes_per_slot for target in job.targets), default=0)
     slot_bytes = -(-min(max(largest, LOOPBACK_SLOT_BYTES), SLOT_BYTES_MAX) // 8) * 8
-    memory, table, _keep = _memory(1, slot_bytes)
-    transports: list[Transport] = []
-    with suppress(GhostCacherError):
-        transports.append(NixlTransport(memory, table, name="doctor", threads=1))
-    with suppress(ConfigError):
-        transports.append(RelayTransport(memory, token=job.relay_token))
+    ways = _Ways(slot_bytes, job.relay_token)
     for target in job.targets:
-        yield ReadResult(target.name, _read(transports, target.endpoint, job.timeout_s))
-    for transport in transports:
-        transport.close()
+        yield ReadResult(target.name, _read(ways, target.endpoint, job.timeout_s))
+    ways.close()
+
+
+class _Ways:
+    """The transports that the doctor reads by. NIXL needs one for each kind of memory: see transfer/arenas.py."""
+
+    def __init__(self, slot_bytes: int, relay_token: str | None) -> None:
+        self._slot_bytes = slot_bytes
+        self._nixl: dict[tuple[str, int], NixlTransport | None] = {}
+        self._host = _memory(1, slot_bytes)
+        self._relay = None
+        self.broken = ""
+        with suppress(ConfigError):
+            self._relay = RelayTransport(self._host[0], token=relay_token)
+
+    def to(self, peer: RankEndpoint) -> list[Transport]:
+        """Return what may lead to a peer, the best one first."""
+        place = peer.memory, peer.device
+        if place not in self._nixl:
+            self._nixl[place] = self._open(*place)
+        return [way for way in (self._nixl[place], self._relay) if way is not None]
+
+    def close(self) -> None:
+        for way in (*self._nixl.values(), self._relay):
+            if way is not None:
+                way.close()
+
+    def _open(self, memory: str, device: int) -> NixlTransport | None:
+        try:
+            slot = self._host[0]
+            if memory == "VRAM":
+                address = CudaDevice(device).allocate(self._slot_bytes)
+                slot = RankMemory(packed_segments(address, [self._slot_bytes], 1), 1, memory, device)
+            return NixlTransport(slot, SlotTable(1), name="doctor", threads=1)
+        except GhostCacherError as exc:
+            self.broken = f"; {exc}"
+            return None
 
 
 def loopback(timeout_s: float) -> LinkReport:
@@ -132,15 +164,15 @@ def loopback(timeout_s: float) -> LinkReport:
     return LinkReport(ok=True, transport=result.transport, bytes_per_s=rate, rtt_us=None, error="", at=at)
 
 
-def _read(transports: Sequence[Transport], peer: RankEndpoint, timeout_s: float) -> LinkReport:
+def _read(ways: _Ways, peer: RankEndpoint, timeout_s: float) -> LinkReport:
     """Read a peer's seal and, where they fit, a few slots, by the first transport that reaches it."""
-    for transport in transports:
-        if transport.reaches(peer):
+    for way in ways.to(peer):
+        if way.reaches(peer):
             fit = min(SLOTS_READ, SLOT_BYTES_MAX // max(1, peer.bytes_per_slot), peer.slot_count)
-            chosen = np.arange(fit if transport.name == "relay" else min(fit, 1), dtype=np.int64)
-            return link_report(lambda: transport.probe(peer, chosen, timeout_s=timeout_s), at=time.time())  # noqa: B023
-    ways = "shared memory or RDMA" + (f", nor its relay {peer.relay}" if peer.relay else ", and it has no relay")
-    return _broken(f"neither {ways} leads from here to it" if peer.relay else f"no {ways}", time.time())
+            return link_report(partial(way.probe, peer, np.arange(fit), timeout_s=timeout_s), at=time.time())
+    tried = "shared memory or RDMA" + (f", nor its relay {peer.relay}" if peer.relay else ", and it has no relay")
+    error = f"neither {tried} leads from here to it" if peer.relay else f"no {tried}"
+    return _broken(error + ways.broken, time.time())
 
 
 def _memory(

@@ -75,9 +75,9 @@ class PullResult(NamedTuple):
 class Probe(NamedTuple):
     """A measured look at a peer which touches no engine memory.
 
-    rtt_s: of reading the seal's header alone. data: the bytes of the slots asked for, segment after segment, each
-    shape (slots, slot_bytes) in C order; data_s: the time to read them. generations: read after the data, shape
-    (slots,). current: the header is that of the endpoint's incarnation.
+    rtt_s: of reading the seal's header alone. data: the bytes of the slots read, segment after segment, each shape
+    (slots, slot_bytes) in C order; data_s: the time to read them. generations: read after the data, shape (slots,).
+    current: the header is that of the endpoint's incarnation.
     """
 
     transport: str
@@ -103,7 +103,10 @@ class Transport(ABC):
 
     @abstractmethod
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
-        """Time the way to a peer: read its seal and a few slots into private memory. Raises TransferError."""
+        """Time the way to a peer: read its seal and a few slots into private memory. Raises TransferError.
+
+        slots: read as far as they fit there; one slot always does.
+        """
 
     @abstractmethod
     def forget(self, peer: RankEndpoint) -> None:

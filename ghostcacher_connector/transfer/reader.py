@@ -193,11 +193,10 @@ class NixlReader:
 
     def probe(self, peer: RankEndpoint, slots: Slots, *, name: str, timeout_s: float) -> Probe:
         """Time a READ of the header, then one of a few rows; see `Transport.probe`."""
-        if len(slots) > min(SEAL_SLOTS_MAX, self.pool.data_bytes // peer.bytes_per_slot):
-            raise TransferError(f"probe: {len(slots)} slots do not fit in an arena of {self.pool.data_bytes} bytes")
         fault = slots_fault(slots, peer.slot_count)
         if fault:
             raise TransferError(f"probe: {fault}")
+        slots = slots[: min(SEAL_SLOTS_MAX, self.pool.data_bytes // peer.bytes_per_slot)]
         deadline = self._clock() + timeout_s
         with self.links_to(peer) as link, self.lease(link) as lease:
             started = time.perf_counter()

@@ -24,6 +24,7 @@ from tests.e2e.fleet import (
     running,
     until,
 )
+from tests.support.doctor_program import doctor
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -240,3 +241,12 @@ def test_every_metric_is_on_the_engines_own_page(fleet: Fleet) -> None:
     assert not missing
     assert page.sum("gc_peers_live") == 1
     assert page.sum("gc_cache_hits_total") > 0
+
+
+def test_doctor_finds_every_pair_of_engines_well(fleet: Fleet) -> None:
+    """On real engines, whose blocks are larger than those of other tests: all is read, and every pull is timed."""
+    outcome = doctor("--redis-url", fleet.redis.url)
+    assert outcome.code == 0, outcome.printed
+    for name in ("link a:0 <- b:0", "link b:0 <- a:0", "read a:0", "read b:0", "read stranger:0"):
+        assert outcome.status(name) == "OK", outcome.printed
+        assert "GB/s" in outcome.checks[name]["text"], outcome.printed

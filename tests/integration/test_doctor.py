@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from ghostcacher_connector.index.redis import RedisIndex
+from tests.support.doctor_program import doctor
 from tests.support.fleet_worker import LEASE_S, FleetWorker, HealthPage
 from tests.support.index_parts import make_record
 from tests.support.owner_client import OwnerProcess
@@ -25,39 +21,6 @@ TIMEOUT_S = 20.0
 
 pytestmark = pytest.mark.timeout(300)
 SECRET = "hunter2hunter2hunter2"
-
-
-class Outcome:
-    """What the doctor printed, and its exit code."""
-
-    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
-        self.code = done.returncode
-        self.printed = done.stdout + done.stderr
-        self.checks: dict[str, dict[str, Any]] = {}
-        if done.stdout.startswith("{"):
-            self.checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
-
-    def status(self, name: str) -> str:
-        return str(self.checks[name]["status"])
-
-    def bad(self) -> list[str]:
-        return [name for name, check in self.checks.items() if check["status"] == "FAIL"]
-
-
-def doctor(*arguments: str, timeout_s: float = 60.0, as_json: bool = True, **environ: str) -> Outcome:
-    command = [sys.executable, "-m", "ghostcacher_connector.cli", "doctor", "--timeout", str(timeout_s), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
-    return Outcome(
-        subprocess.run(
-            [*command, "--json"] if as_json else command,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-            cwd=ROOT,
-            env=environment,
-        )
-    )
 
 
 @pytest.fixture(scope="module")
