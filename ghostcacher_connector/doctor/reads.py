@@ -21,8 +21,8 @@ from ghostcacher_connector.errors import ConfigError, GhostCacherError
 from ghostcacher_connector.probe import LinkReport, link_report
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
-from ghostcacher_connector.transfer.cuda import CudaDevice
-from ghostcacher_connector.transfer.layout import RankMemory, packed_segments
+from ghostcacher_connector.transfer.cuda import CudaDevice, has_driver
+from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, packed_segments
 from ghostcacher_connector.transfer.nixl import NixlTransport
 from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.types import RankEndpoint
@@ -107,35 +107,46 @@ class _Ways:
 
     def __init__(self, slot_bytes: int, relay_token: str | None) -> None:
         self._slot_bytes = slot_bytes
-        self._nixl: dict[tuple[str, int], NixlTransport | None] = {}
-        self._host = _memory(1, slot_bytes)
+        self._slot, self._table, self._keep = _memory(1, slot_bytes)
+        self._nixl: dict[int | None, NixlTransport | None] = {}
         self._relay = None
-        self.broken = ""
+        self._broken: dict[int | None, str] = {}
         with suppress(ConfigError):
-            self._relay = RelayTransport(self._host[0], token=relay_token)
+            self._relay = RelayTransport(self._slot, token=relay_token)
 
     def to(self, peer: RankEndpoint) -> list[Transport]:
         """Return what may lead to a peer, the best one first."""
-        place = peer.memory, peer.device
+        place = _place_of(peer)
         if place not in self._nixl:
-            self._nixl[place] = self._open(*place)
+            self._nixl[place] = self._open(place)
         return [way for way in (self._nixl[place], self._relay) if way is not None]
+
+    def why_not(self, peer: RankEndpoint) -> str:
+        """Say what keeps NIXL from reading such a peer, if it did not even start."""
+        return self._broken.get(_place_of(peer), "")
 
     def close(self) -> None:
         for way in (*self._nixl.values(), self._relay):
             if way is not None:
                 way.close()
 
-    def _open(self, memory: str, device: int) -> NixlTransport | None:
+    def _open(self, device: int | None) -> NixlTransport | None:
         try:
-            slot = self._host[0]
-            if memory == "VRAM":
-                address = CudaDevice(device).allocate(self._slot_bytes)
-                slot = RankMemory(packed_segments(address, [self._slot_bytes], 1), 1, memory, device)
-            return NixlTransport(slot, SlotTable(1), name="doctor", threads=1)
+            return NixlTransport(self._landing(device), SlotTable(1), name="doctor", threads=1)
         except GhostCacherError as exc:
-            self.broken = f"; {exc}"
+            self._broken[device] = str(exc)
             return None
+
+    def _landing(self, device: int | None) -> RankMemory:
+        if device is None:
+            return self._slot
+        address = CudaDevice(device).allocate(self._slot_bytes)
+        return RankMemory(packed_segments(address, [self._slot_bytes], 1), 1, "VRAM", device)
+
+
+def _place_of(peer: RankEndpoint) -> int | None:
+    """Return the device here that reads such a peer, None for host memory. Any does: numbers are each process's own."""
+    return 0 if peer.memory == "VRAM" and has_driver() else None
 
 
 def loopback(timeout_s: float) -> LinkReport:
@@ -166,13 +177,16 @@ def loopback(timeout_s: float) -> LinkReport:
 
 def _read(ways: _Ways, peer: RankEndpoint, timeout_s: float) -> LinkReport:
     """Read a peer's seal and, where they fit, a few slots, by the first transport that reaches it."""
+    if fault := endpoint_fault(peer):
+        return _broken(fault, time.time())
     for way in ways.to(peer):
         if way.reaches(peer):
             fit = min(SLOTS_READ, SLOT_BYTES_MAX // max(1, peer.bytes_per_slot), peer.slot_count)
             return link_report(partial(way.probe, peer, np.arange(fit), timeout_s=timeout_s), at=time.time())
     tried = "shared memory or RDMA" + (f", nor its relay {peer.relay}" if peer.relay else ", and it has no relay")
     error = f"neither {tried} leads from here to it" if peer.relay else f"no {tried}"
-    return _broken(error + ways.broken, time.time())
+    why = ways.why_not(peer)
+    return _broken(f"{error}; NIXL did not start: {why}" if why else error, time.time())
 
 
 def _memory(

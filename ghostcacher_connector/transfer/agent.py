@@ -6,8 +6,9 @@ What was measured and decided:
   ("peer" error mode then fails to start); over shared memory the next READ of a dead peer fails by itself within 1 ms.
 - UCX *aborts the process* on a damaged address in a peer's metadata. So metadata travels in an envelope with the NIXL
   version and a digest, both checked before the library sees a byte.
-- UCX *emulates* what none of its transports can read: the owner's CPU must then help, which nothing here makes it do,
-  and the READ never ends. So without TCP emulation is off, and such a READ fails at once.
+- UCX *emulates* what none of its transports can read: the owner's CPU must then help. Without a network no thread of it
+  would, and the READ never ends. So emulation is off there, and such a READ fails at once (UCX 1.21 or later; an older
+  one ignores the setting).
 - CUDA IPC offers READs only where it finds NVLink, unless told so. Two engines on one GPU have none, and it works.
 - Thread mode RW with a worker a thread: two threads move 1.6 times what they move behind one lock. A READ over shared
   memory is copied inside `post`, with the GIL released.
@@ -28,6 +29,7 @@ from typing import Any
 import msgspec
 
 from ghostcacher_connector.errors import ConfigError, PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.host import has_rdma
 from ghostcacher_connector.transfer.layout import Descriptors
 
@@ -98,19 +100,34 @@ def unwrap_metadata(envelope: bytes, version: str, name: str) -> bytes:
 class Read:
     """One READ in flight. The memory that it writes must stay until `done` returned True or raised."""
 
-    def __init__(self, agent: Any, handle: Any) -> None:
+    def __init__(self, agent: Any, handle: Any, device: int | None = None) -> None:
+        """device: the GPU whose memory it writes; None: it writes host memory."""
         self._agent = agent
         self._handle = handle
+        self._device = device
         self._done = False
-        with _translated("post a READ"):
+        with self._over_when_it_fails(), _translated("post a READ"):
             self._settle(agent.transfer(handle))
 
     def done(self) -> bool:
         """Say whether the READ has completed. Raises TransferError when it has failed: it is then over, too."""
         if not self._done:
-            with _translated("finish a READ"):
+            with self._over_when_it_fails(), _translated("finish a READ"):
                 self._settle(self._agent.check_xfer_state(self._handle))
         return self._done
+
+    @contextlib.contextmanager
+    def _over_when_it_fails(self) -> Iterator[None]:
+        """Let no error out while copies of the READ may still run: NIXL reports the first row that fails.
+
+        In host memory the other rows are over by then. On a GPU they are queued, and would land later.
+        """
+        try:
+            yield
+        except TransferError:
+            if self._device is not None:
+                CudaDevice(self._device).wait_for_all()
+            raise
 
     def _settle(self, state: str) -> None:
         if state == "ERR":
@@ -148,7 +165,7 @@ class NixlAgent:
         options = {
             "ucx_error_handling_mode": mode,
             "num_workers": str(max(1, threads)),
-            "engine_config": _EMULATING if allow_ucx_tcp else _ONE_SIDED,
+            "engine_config": _EMULATING if by_network else _ONE_SIDED,
         }
         with _translated("start the UCX backend"), _ucx_tls(tls):
             self._agent = api.nixl_agent(name, config)
@@ -204,7 +221,7 @@ class NixlAgent:
                 self._agent.get_xfer_descs(remote, remote_memory),
                 name,
             )
-        return Read(self._agent, handle)
+        return Read(self._agent, handle, int(local[0, 2]) if local_memory == "VRAM" else None)
 
     def close(self) -> None:
         """Give back the registrations. Nothing must be in flight. Idempotent."""

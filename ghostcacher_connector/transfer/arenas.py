@@ -1,7 +1,7 @@
 """Private registered memory: bounce buffers and landing places for seals.
 
-What lies in a GPU's memory can be read into a GPU's memory only (CUDA IPC), so there an arena has a second data part
-on the device, where rows land, and `fetch` brings them to the host.
+CUDA IPC reads a GPU's memory into a GPU's memory only. So for such peers an arena has a second data part, on a device,
+where rows land, and `fetch` brings them to the host.
 
 An arena is taken for one pull and given back after it. An arena with a READ that was given up stays quarantined until
 that READ reports that it is done or has failed: until then bytes may land in it, and it may be lent to nobody.

@@ -105,7 +105,7 @@ class Transport(ABC):
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
         """Time the way to a peer: read its seal and a few slots into private memory. Raises TransferError.
 
-        slots: read as far as they fit there; one slot always does.
+        slots: read as far as they fit there.
         """
 
     @abstractmethod

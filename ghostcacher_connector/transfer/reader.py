@@ -152,9 +152,9 @@ class NixlReader:
                 self.pool.quarantine(arena, lease.given_up, lambda: self.links.release(link))
 
     def read_packed(self, peer: RankEndpoint, lease: Lease, slots: Slots, deadline: float) -> int:
-        """READ the rows of `slots` to the data of the lease's arena, densely, segment after segment.
+        """READ the rows of `slots` into the lease's arena, densely, segment after segment; return the bytes read.
 
-        Returns the bytes read.
+        In `Arena.data` they are after `Arena.fetch`.
         """
         sizes = [segment.slot_bytes for segment in peer.segments]
         here = Side(packed_segments(lease.arena.data_address, sizes, len(slots)), self.pool.device)
@@ -162,9 +162,7 @@ class NixlReader:
             Side(peer.segments, peer.device), here, slots, np.arange(len(slots), dtype=np.int64)
         )
         self._land(self.agent.read(peer.agent_name, remote, peer.memory, local, self.pool.memory), lease, deadline)
-        size = sum(sizes) * len(slots)
-        lease.arena.fetch(size)
-        return size
+        return sum(sizes) * len(slots)
 
     def read_seal(self, peer: RankEndpoint, lease: Lease, slots: Slots, deadline: float) -> Generations:
         """READ header and generations of at most SEAL_SLOTS_MAX slots; return a view of the arena, shape (5 + n,).
@@ -196,7 +194,7 @@ class NixlReader:
         fault = slots_fault(slots, peer.slot_count)
         if fault:
             raise TransferError(f"probe: {fault}")
-        slots = slots[: min(SEAL_SLOTS_MAX, self.pool.data_bytes // peer.bytes_per_slot)]
+        slots = slots[: self._slots_at_once(peer)]
         deadline = self._clock() + timeout_s
         with self.links_to(peer) as link, self.lease(link) as lease:
             started = time.perf_counter()
@@ -205,6 +203,7 @@ class NixlReader:
             size = self.read_packed(peer, lease, slots, deadline) if len(slots) else 0
             read_data = time.perf_counter()
             seal = self.read_seal(peer, lease, slots, deadline)
+            lease.arena.fetch(size)
             return Probe(
                 transport=name,
                 rtt_s=read_header - started,
@@ -229,10 +228,18 @@ class NixlReader:
             )
 
     def _prove(self, link: Link, peer: RankEndpoint) -> None:
-        """Read the header of a peer's seal, as proof that the connection carries READs."""
+        """Read the header of a peer's seal, as proof that the connection carries READs, and a slot of a GPU.
+
+        The seal is host memory: it proves nothing about device memory, which goes another way.
+        """
+        deadline = self._clock() + self._connect_s
         with self.lease(link) as lease:
-            seal = self.read_seal(peer, lease, np.zeros(0, dtype=np.int64), self._clock() + self._connect_s)
-            _is_current(seal, peer)
+            seal = self.read_seal(peer, lease, np.zeros(0, dtype=np.int64), deadline)
+            if _is_current(seal, peer) and peer.memory != "DRAM" and peer.agent_name != self.agent.name:
+                self.read_packed(peer, lease, np.zeros(min(1, self._slots_at_once(peer)), dtype=np.int64), deadline)
+
+    def _slots_at_once(self, peer: RankEndpoint) -> int:
+        return min(SEAL_SLOTS_MAX, self.pool.data_bytes // peer.bytes_per_slot)
 
 
 def _is_current(seal: Generations, peer: RankEndpoint) -> bool:

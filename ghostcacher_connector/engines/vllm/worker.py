@@ -62,7 +62,7 @@ class WorkerSide:
         self._reports: list[PullReport] = []
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """Register the rank's KV memory and start what runs beside the engine."""
+        """Register the rank's KV memory. Nothing looks for peers yet: see `handshake`."""
         config, spec = self._kv_cache_config, self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
         segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes)
         device = next(iter(kv_caches.values())).device
@@ -80,7 +80,6 @@ class WorkerSide:
             namespace=fingerprint.digest(),
             scratch_slot=NULL_BLOCK,
         )
-        self._runtime.start()
         model = self._vllm_config.model_config
         self._handshake = RankHandshake(
             Introduction(
@@ -92,7 +91,14 @@ class WorkerSide:
         )
 
     def handshake(self) -> RankHandshake:
+        """Start what runs beside the engine, and say who this rank is.
+
+        vLLM asks when it has warmed up. Before, it captures CUDA graphs, and what another thread does on the device
+        meanwhile, such as opening a peer's memory, makes that fail.
+        """
         assert self._handshake is not None, "handshake before register"
+        assert self._runtime is not None
+        self._runtime.start()
         return self._handshake
 
     def begin_step(self, metadata: StepMetadata) -> None:

@@ -35,7 +35,7 @@ def main() -> None:
     threading.Thread(target=_die_at_end_of_input, daemon=True).start()
     endpoint = config.endpoint
     size = max(ARENA_BYTES, endpoint.bytes_per_slot)
-    # Before the agent: UCX looks for devices when it starts, and finds none in a process that has not touched CUDA.
+    # Before the agent: UCX opens a peer's device memory only in a process that has a context on the device.
     pool = ArenaPool(ARENAS, size, memory=endpoint.memory, device=endpoint.device)
     agent = NixlAgent(
         f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2, package=config.nixl_package

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 import socket
@@ -21,6 +22,7 @@ from ghostcacher_connector.types import RankEndpoint
 
 logger = logging.getLogger(__name__)
 
+END_S = 1.0
 START_S = 60.0
 """It starts while an engine loads its model on all cores."""
 
@@ -150,7 +152,9 @@ def _read_port(process: subprocess.Popen[bytes]) -> int:
         if select.select([process.stdout], [], [], 0.2)[0]:
             data = process.stdout.read1(4096)  # type: ignore[attr-defined]
             if not data:
-                break
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_S)
+                raise TransferError(f"it ended with status {process.poll()}; it printed {text[-200:]!r}")
             text += data
             for line in text.splitlines():
                 if line.startswith(b"port ") and text.endswith(b"\n"):

@@ -150,6 +150,7 @@ class RelayServer:
             except TransferError as exc:
                 reader.links.failed(link, str(exc))
                 raise
+            lease.arena.fetch(size)
             channel.send(Chunk(len(slots), size))
             if size:
                 channel.send_raw(lease.arena.data[:size].data)
