@@ -40,6 +40,13 @@ WARM_UP_S = 300.0
 EVENT_TIMEOUT_S = 45.0
 POLL_S = 0.05
 
+DIRECTORY_S = 1.0
+"""How often an engine looks at the records of its peers. A request takes a quarter of that on an idle machine."""
+
+FORGED_TTL_S = 20
+"""Of a record that a test writes in place of a stopped engine's own: long enough for readers to look at it, and over
+before anybody gives up waiting for the owner, who does not replace what seems to be a later life of itself."""
+
 DTYPE = "float32"
 """Other matrix shapes round otherwise, and how much depends on the processor: in bfloat16, answers to one prompt lay
 0.15 apart on one processor and not at all on another, and a single wrong block may move an answer by less. In float32,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import msgspec
 
 from ghostcacher_connector import schema
 from ghostcacher_connector.types import WorkerRecord
-from tests.e2e.fleet import Fleet, until
+from tests.e2e.fleet import DIRECTORY_S, FORGED_TTL_S, Fleet, until
 
 RANKS = 2
 FAULTS = ("another incarnation", "no such agent")
@@ -27,7 +28,7 @@ def check_fault_of_one_rank(fleet: Fleet, fault: str, assert_right: Callable[...
     fleet.engines["a"].pause()  # it would put its own record back
     try:
         key = schema.worker_key(record.namespace, "a")
-        fleet.raw(lambda client: client.set(key, _without_rank_1(record, fault), keepttl=True))
+        fleet.raw(lambda client: client.set(key, _without_rank_1(record, fault), ex=FORGED_TTL_S))
         until(lambda: _is_refused(fleet, prompts.pop(), assert_right), "rank 1 of b to look at the directory")
     finally:
         fleet.engines["a"].resume()
@@ -52,6 +53,7 @@ def _without_rank_1(record: WorkerRecord, fault: str) -> bytes:
 
 def _is_refused(fleet: Fleet, prompt: list[int], assert_right: Callable[..., None]) -> bool:
     """Ask b; assert that the answer is right; say whether one rank pulled, the other could not, and neither counted."""
+    time.sleep(DIRECTORY_S)
     counters = fleet.counters("b")
     answer = fleet.client("b").complete(prompt, max_tokens=8)
     pulled = counters.hits()

@@ -7,6 +7,7 @@ run in this order, and each leaves the fleet as it found it; the one that kills 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from benchmarks.harness import run_concurrently
 from ghostcacher_connector import schema
 from ghostcacher_connector.types import Location, Tier
-from tests.e2e.fleet import BLOCK_TOKENS, Fleet, running, until, warm_up
+from tests.e2e.fleet import BLOCK_TOKENS, DIRECTORY_S, FORGED_TTL_S, Fleet, running, until, warm_up
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -191,12 +192,13 @@ def test_poisoned_worker_record_is_a_miss_and_is_repaired(fleet: Fleet, poison: 
     key = schema.worker_key(record.namespace, "a")
 
     def refused() -> bool:
+        time.sleep(DIRECTORY_S)
         counters = fleet.counters("c")
         ask(fleet, prompts.pop())
         return counters.hits() == 0 and counters.misses() == BLOCKS
 
     with silenced(fleet, "a"):
-        fleet.raw(lambda client: client.set(key, RECORDS[poison](record), keepttl=True))
+        fleet.raw(lambda client: client.set(key, RECORDS[poison](record), ex=FORGED_TTL_S))
         until(refused, "c to look at the directory")
 
     until(lambda: fleet.record("a") == record, "the owner's own record, put back by its renewal")
