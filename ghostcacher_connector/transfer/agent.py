@@ -10,6 +10,8 @@ What was measured and decided:
   would, and the READ never ends. So emulation is off there, and such a READ fails at once (UCX 1.21 or later; an older
   one ignores the setting).
 - CUDA IPC offers READs only where it finds NVLink, unless told so. Two engines on one GPU have none, and it works.
+- NIXL remembers for each thread which worker of which agent it uses, by the agent's address, also when the agent is
+  gone. So all agents of a process need equally many: else a thread may be sent to a worker that its agent has not.
 - Thread mode RW with a worker a thread: two threads move 1.6 times what they move behind one lock. A READ over shared
   memory is copied inside `post`, with the GIL released.
 """

@@ -329,9 +329,13 @@ def test_own_metrics_page_shows_both_halves(make: Make) -> None:
     engine.add("r", tokens_of(1, 90))
     engine.run()
     settled(engine)
-    engine.add("again", tokens_of(2, 20))
-    engine.run()
     page = engine.connector._scheduler._fleet._page
-    text = urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=10).read().decode()
-    assert "gc_published_entries_total 5.0" in text
-    assert 'gc_self_check_ok{rank="0"} 1.0' in text
+    numbers = itertools.count()
+
+    def shown() -> bool:
+        engine.add(f"again-{next(numbers)}", tokens_of(2, 20))  # what has been counted is shown with the next step
+        engine.run()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=10).read().decode()
+        return "gc_published_entries_total 5.0" in text and 'gc_self_check_ok{rank="0"} 1.0' in text
+
+    wait_for(shown, "the counters of both halves")

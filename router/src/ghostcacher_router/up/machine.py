@@ -17,6 +17,8 @@ GPU_PROBE_TIMEOUT_S = 120.0
 EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PORTS = 10_000
 PORT_TRIES = 100
+_given_ports: set[int] = set()
+"""Ports that this process has handed out: a server that was given one may not listen there yet."""
 
 
 class NotEnoughMemory(RuntimeError):
@@ -38,7 +40,9 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def free_port() -> int:
-    """Return a TCP port on loopback that was free a moment ago. Another process may take it: retry on failure.
+    """Return a TCP port on loopback that was free a moment ago, never the same one twice.
+
+    Another process may take it: retry on failure.
 
     Where the system says which ports it gives to outgoing connections, one below those: an engine listens only when it
     has loaded, and must find its port free a minute later.
@@ -46,7 +50,8 @@ def free_port() -> int:
     first_ephemeral = _first_ephemeral_port()
     for _ in range(PORT_TRIES if first_ephemeral >= 2 * PORTS else 0):
         port = random.randrange(first_ephemeral - PORTS, first_ephemeral)  # noqa: S311 -- no secret
-        if is_port_free("127.0.0.1", port):
+        if port not in _given_ports and is_port_free("127.0.0.1", port):
+            _given_ports.add(port)
             return port
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
