@@ -107,7 +107,7 @@ class _Ways:
 
     def __init__(self, slot_bytes: int, relay_token: str | None) -> None:
         self._slot_bytes = slot_bytes
-        self._slot, self._table, self._keep = _memory(1, slot_bytes)
+        self._slot, _, self._keep = _memory(1, slot_bytes)
         self._nixl: dict[int | None, NixlTransport | None] = {}
         self._relay = None
         self._broken: dict[int | None, str] = {}
