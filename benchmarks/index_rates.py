@@ -23,13 +23,13 @@ from typing import NamedTuple
 
 import redis
 
-from ghostcacher_connector.index.base import Entry, WorkerRef, ref_of
-from ghostcacher_connector.index.embedded import EmbeddedRedis
-from ghostcacher_connector.index.ledger import Ledger
-from ghostcacher_connector.index.publisher import Publisher
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.schema import ENTRY_BYTES, SCHEMA_VERSION, Binding
-from ghostcacher_connector.types import Location, Role, Tier, WorkerRecord
+from ghostcacher_connector.core.index.base import Entry, WorkerRef, ref_of
+from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
+from ghostcacher_connector.core.schema import ENTRY_BYTES, SCHEMA_VERSION, Binding
+from ghostcacher_connector.core.types import Location, Role, Tier, WorkerRecord
+from ghostcacher_connector.publish.held_blocks import Ledger
+from ghostcacher_connector.publish.publisher import Publisher
 
 BATCH = 512
 LEASE_S = 600.0

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
-from ghostcacher_connector.transfer.nixl import NixlTransport
+from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.client import RelayTransport
-from ghostcacher_connector.types import RankEndpoint
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 

@@ -28,16 +28,16 @@ from benchmarks.harness.report import milliseconds, table
 from benchmarks.proxy.bodies import MARK, chat_body, corpus
 from benchmarks.proxy.running import two_cores
 from benchmarks.proxy.twin import BLOCK_TOKENS, LEASE_S, NAMESPACE, Chains, Seen, entries_of, load_of, record_of
-from ghostcacher_connector.index.base import WorkerRef, ref_of
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.index.routing import StampedLoad
-from ghostcacher_connector.types import WorkerRecord
-from ghostcacher_router.learned import Pending, TextMap
-from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_connector.core.coordination.base import StampedLoad
+from ghostcacher_connector.core.index.base import WorkerRef, ref_of
+from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_router.build import THREADS, Routing, offload_to
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.prefix_map import Pending, TextMap
 from ghostcacher_router.prompt import parse_body
-from ghostcacher_router.routing.assembly import THREADS, Routing, offload_to
-from ghostcacher_router.routing.parts import Around
-from ghostcacher_router.routing.picker import Options
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, Reason, WorkerState
 
 KIB = 1 << 10
@@ -52,7 +52,7 @@ LEARNED = 8
 
 
 class Worker:
-    """An engine server that is always ready; see routing/ports.py."""
+    """An engine server that is always ready; see ghostcacher_router/ports.py."""
 
     state = WorkerState.READY
     namespace = NAMESPACE
@@ -73,7 +73,7 @@ class Worker:
 
 
 class Fleet:
-    """Workers that stay; see routing/ports.py."""
+    """Workers that stay; see ghostcacher_router/ports.py."""
 
     def __init__(self, count: int) -> None:
         listed = [Worker(record_of(number, 1000 + number), 1000 + number) for number in range(count)]

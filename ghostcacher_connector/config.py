@@ -21,8 +21,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.settings import (
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.settings import (
+    ENVIRONMENT_PREFIX,
+    ROUTER_PREFIX,
     SECRET_CHARS_MIN,
     CheckedSettings,
     Milliseconds,
@@ -37,9 +39,6 @@ from ghostcacher_connector.settings import (
     parse_listen,
     types_of,
 )
-
-ENVIRONMENT_PREFIX = "GC_"
-ROUTER_PREFIX = "GC_ROUTER_"
 
 RENEWALS_PER_LEASE = 3
 """A lease is renewed this often: one lost renewal must not cost it."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ghostcacher_connector.index.embedded import find_server
-from ghostcacher_router.up.machine import free_port
-from ghostcacher_router.up.process import GuardedProcess
+from ghostcacher_cli.up.machine import free_port
+from ghostcacher_connector.core.process.guarded import GuardedProcess
+from ghostcacher_connector.core.redis.embedded import find_server
 
 START_TIMEOUT_S = 10.0
 POLL_S = 0.02
@@ -22,7 +22,7 @@ POLL_S = 0.02
 class RedisServer(AbstractContextManager["RedisServer"]):
     """One redis-server without persistence, answering when constructed.
 
-    Unlike the connector's embedded one (index/embedded.py), it is not shared with other processes of the user, can
+    Unlike the connector's embedded one (core/redis/embedded.py), it is not shared with other processes of the user, can
     be killed and restarted at will, and listens on TCP when `tcp` is set. The address stays the same over a restart.
     """
 

@@ -18,12 +18,12 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ghostcacher_connector.index.base import Entry, WorkerRef, ref_of
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.index.routing import LoadReport, PromptChain
-from ghostcacher_connector.index.routing_redis import RedisRoutingStore
-from ghostcacher_connector.schema import SCHEMA_VERSION
-from ghostcacher_connector.types import Location, Role, Tier, WorkerRecord
+from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
+from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.index.base import Entry, WorkerRef, ref_of
+from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.schema import SCHEMA_VERSION
+from ghostcacher_connector.core.types import Location, Role, Tier, WorkerRecord
 
 SEEN = struct.Struct("=IIII48s")
 NAMESPACE = "mock"

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots
-from ghostcacher_connector.types import MissReason, RankEndpoint
 
 Validity = npt.NDArray[np.bool_]
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.transfer.base import PullOutcome, PullResult, Validity
-from ghostcacher_connector.types import MissReason
 
 
 class PullSource(NamedTuple):

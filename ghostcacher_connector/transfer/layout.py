@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ghostcacher_connector.core.types import INCARNATION_BYTES, MissReason, RankEndpoint, Segment
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.types import INCARNATION_BYTES, MissReason, RankEndpoint, Segment
 
 Descriptors = npt.NDArray[np.uint64]
 

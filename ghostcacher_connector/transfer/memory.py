@@ -14,13 +14,13 @@ from enum import Enum, auto
 
 import numpy as np
 
-from ghostcacher_connector.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots, SlotTable, check_header, seal_words, valid_mask
 from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport
 from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, slots_fault
 from ghostcacher_connector.transfer.results import failed, finished
 from ghostcacher_connector.transfer.views import rows_of
-from ghostcacher_connector.types import MissReason, RankEndpoint
 
 
 class Fault(Enum):

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ghostcacher_connector.errors import PeerUnreachable
+from ghostcacher_connector.core.errors import PeerUnreachable
+from ghostcacher_connector.core.types import MissReason, WorkerRecord
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import Probe, PullOutcome, PullRequest, PullResult, Transport, Validity
-from ghostcacher_connector.transfer.directory import PeerDirectory, PeerState
 from ghostcacher_connector.transfer.jobs import (
     BlockFailure,
     JobResult,
@@ -34,8 +34,8 @@ from ghostcacher_connector.transfer.jobs import (
     ended,
 )
 from ghostcacher_connector.transfer.layout import RankMemory
+from ghostcacher_connector.transfer.peers import PeerDirectory, PeerState
 from ghostcacher_connector.transfer.results import failed, finished
-from ghostcacher_connector.types import MissReason, WorkerRecord
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.transfer.base import PullOutcome, PullResult, Validity
-from ghostcacher_connector.types import MissReason
 
 
 class Moved:

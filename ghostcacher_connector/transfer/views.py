@@ -10,7 +10,7 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 
-from ghostcacher_connector.types import Segment
+from ghostcacher_connector.core.types import Segment
 
 Bytes = npt.NDArray[np.uint8]
 

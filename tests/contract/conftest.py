@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ghostcacher_connector import schema
-from ghostcacher_connector.index.base import BlockIndex, WorkerRef
-from ghostcacher_connector.index.memory import MemoryIndex
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.index.routing import RoutingStore
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_connector.core.index.redis import RedisIndex
 from tests.contract.routing_subjects import StoreSubject, memory_subject, redis_subject
 from tests.support.index_parts import FakeClock
 from tests.support.redis_server import RedisServer, make_cluster

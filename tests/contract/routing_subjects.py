@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
-from ghostcacher_connector import schema
-from ghostcacher_connector.index.base import WorkerRef
-from ghostcacher_connector.index.routing import RoutingStore
-from ghostcacher_connector.index.routing_codec import stamp_load
-from ghostcacher_connector.index.routing_memory import MemoryRoutingStore
-from ghostcacher_connector.index.routing_redis import RedisRoutingStore
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.coordination.codec import stamp_load
+from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.index.base import WorkerRef
 from tests.support.index_parts import FakeClock, wait_until
 from tests.support.redis_server import RedisServer
 

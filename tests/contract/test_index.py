@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ghostcacher_connector.index.base import BlockIndex, Drop, Entry, ref_of
-from ghostcacher_connector.types import Location, Tier
+from ghostcacher_connector.core.index.base import BlockIndex, Drop, Entry, ref_of
+from ghostcacher_connector.core.types import Location, Tier
 from tests.contract.conftest import Subject
 from tests.support.index_parts import chain, entries, make_record, wait_until
 

@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, Role, Segment, WorkerRecord
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
 from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
-from ghostcacher_connector.transfer.nixl import NixlTransport
+from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
-from ghostcacher_connector.types import MissReason, RankEndpoint, Role, Segment, WorkerRecord
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 

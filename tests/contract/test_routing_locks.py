@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from ghostcacher_connector.index.routing import RoutingStore
+from ghostcacher_connector.core.coordination.base import RoutingStore
 from tests.contract.routing_subjects import SHORT_S, StoreSubject, gone
 
 TTL_S = 60.0

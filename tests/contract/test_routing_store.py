@@ -7,8 +7,8 @@ import threading
 import msgspec
 import pytest
 
-from ghostcacher_connector.errors import IndexUnavailable
-from ghostcacher_connector.index.routing import STREAM_START, Batch, Cursor, Flush, RoutingStore, WorkerNews
+from ghostcacher_connector.core.coordination.base import STREAM_START, Batch, Cursor, Flush, RoutingStore, WorkerNews
+from ghostcacher_connector.core.errors import IndexUnavailable
 from tests.contract.routing_subjects import SHORT_S, StoreSubject, gone
 from tests.support.index_parts import NAMESPACE, make_record
 from tests.support.routing_parts import make_chain, make_load, make_ref, make_text

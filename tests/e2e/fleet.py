@@ -24,10 +24,10 @@ from benchmarks.harness import (
     stop_all,
 )
 from benchmarks.harness.sglang import SglangClient, SglangOptions
-from ghostcacher_connector import schema
-from ghostcacher_connector.index.connect import make_client, parse_redis_url
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.types import WorkerRecord
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.redis.url import make_client, parse_redis_url
+from ghostcacher_connector.core.types import WorkerRecord
 
 CONNECTOR = {"pull": "always", "redis_timeout_s": 1.0, "lookup_deadline_ms": 1000.0}
 """Pull whatever is there, and be patient with Redis: two cores carry everything."""

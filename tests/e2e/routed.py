@@ -10,8 +10,8 @@ from contextlib import closing
 from typing import Any
 
 from benchmarks.harness import Client, ServerError
-from ghostcacher_connector.index.routing_redis import RedisRoutingStore
-from ghostcacher_router.routing.affinity import session_key
+from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_router.signals.sessions import session_key
 from tests.e2e.fleet import REQUEST_TIMEOUT_S
 
 TRIES = 10

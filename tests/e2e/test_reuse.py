@@ -2,7 +2,7 @@
 
 vLLM's CPU build turns asynchronous scheduling off whatever is asked for, so both engines schedule synchronously here.
 What asynchronous scheduling changes for us (steps planned before the last one ran) is tested on the real scheduler,
-without a model, in tests/integration/test_vllm_scheduler.py.
+without a model, in tests/integration/connector/test_vllm_scheduler.py.
 """
 
 from __future__ import annotations

@@ -13,19 +13,19 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.sglang.guard import PageGuard
 from ghostcacher_connector.engines.sglang.loading import Loader
 from ghostcacher_connector.engines.sglang.ranks import RankGroup
 from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
-from ghostcacher_connector.forecast import Forecaster
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.planning import PullPlan
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.slots import first_generations
 from ghostcacher_connector.transfer.base import PullRequest, PullResult
 from ghostcacher_connector.transfer.jobs import PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
-from ghostcacher_connector.types import Role, WorkerRecord
 from tests.support.kv_memory import KvMemory
 
 NAMESPACE = "n" * 32

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import Location, PrefixHit, Tier
 from ghostcacher_connector.engines.sglang.matching import Matcher
 from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
-from ghostcacher_connector.forecast import Forecaster
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.types import Location, PrefixHit, Tier
+from ghostcacher_connector.pull.forecast import Forecaster
 
 COUNT = 8
 CHAIN = [bytes([number]) * 32 for number in range(COUNT)]

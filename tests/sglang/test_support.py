@@ -12,11 +12,11 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.engines.common.versions import check_version
 from ghostcacher_connector.engines.sglang import support
 from ghostcacher_connector.engines.sglang.pool import describe, memory_of
 from ghostcacher_connector.engines.sglang.proven import PROVEN_VERSIONS
-from ghostcacher_connector.engines.versions import check_version
-from ghostcacher_connector.errors import ConfigError, UnsupportedEngine
 
 PAGE = 4
 

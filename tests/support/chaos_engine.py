@@ -20,13 +20,13 @@ from collections import deque
 from hashlib import sha256
 from typing import NamedTuple
 
-from ghostcacher_connector.errors import IndexUnavailable
-from ghostcacher_connector.index.base import Entry, ref_of
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.index.routing import LoadReport, PromptChain
-from ghostcacher_connector.index.routing_redis import RedisRoutingStore
-from ghostcacher_connector.schema import SCHEMA_VERSION
-from ghostcacher_connector.types import Location, Role, Tier, WorkerRecord
+from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
+from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import Entry, ref_of
+from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.schema import SCHEMA_VERSION
+from ghostcacher_connector.core.types import Location, Role, Tier, WorkerRecord
 from tests.support.mock_engine import CHUNKED, chunks, content
 
 BLOCK_TOKENS = 16

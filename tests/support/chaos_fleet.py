@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness.client import metrics
 from benchmarks.harness.redis_server import RedisServer
 from benchmarks.harness.router import RouterProcess
-from ghostcacher_router.up.process import GuardedProcess
+from ghostcacher_connector.core.process.guarded import GuardedProcess
 from tests.conftest import SOAK
 from tests.support.index_parts import wait_until
 from tests.support.steady_load import SteadyLoad

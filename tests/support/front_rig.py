@@ -15,7 +15,7 @@ from typing import Any
 import uvloop
 
 from ghostcacher_router.http import Front, Limits
-from ghostcacher_router.local import LocalRequest, LocalResponse
+from ghostcacher_router.http.local import LocalRequest, LocalResponse
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape
 from tests.support.mock_engine import MockEngine

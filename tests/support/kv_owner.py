@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from ghostcacher_connector.transfer.nixl import NixlTransport
+from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from tests.support.kv_memory import KvMemory, make_memory
 
 LATE_BUMP_S = 0.0002

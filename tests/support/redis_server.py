@@ -14,7 +14,7 @@ from types import TracebackType
 
 import redis
 
-from ghostcacher_connector.index.embedded import find_server
+from ghostcacher_connector.core.redis.embedded import find_server
 from tests.support.index_parts import wait_until
 
 CLUSTER_BUS_OFFSET = 10_000

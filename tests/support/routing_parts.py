@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ghostcacher_connector.index.base import WorkerRef
-from ghostcacher_connector.index.routing import LearnedText, LoadReport, PromptChain
+from ghostcacher_connector.core.coordination.base import LearnedText, LoadReport, PromptChain
+from ghostcacher_connector.core.index.base import WorkerRef
 from tests.support.index_parts import NAMESPACE, chain
 
 

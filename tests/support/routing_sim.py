@@ -16,18 +16,18 @@ from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from ghostcacher_connector.index.base import ref_of
-from ghostcacher_connector.index.memory import MemoryIndex
-from ghostcacher_connector.index.routing import LoadReport, PromptChain, StampedLoad
-from ghostcacher_connector.index.routing_memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, StampedLoad
+from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.learned import Pending, TextMap
-from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.prefix_map import Pending, TextMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.routing.assembly import Routing
-from ghostcacher_router.routing.feed import HELLO_S
-from ghostcacher_router.routing.parts import Around
-from ghostcacher_router.routing.picker import Options
+from ghostcacher_router.sync import HELLO_S
 from ghostcacher_router.types import (
     Ask,
     BlockKind,

@@ -7,7 +7,7 @@ from hashlib import sha256
 from itertools import accumulate
 from typing import NamedTuple
 
-from ghostcacher_connector.index.routing import PromptChain
+from ghostcacher_connector.core.coordination.base import PromptChain
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.types import BlockKind, Prompt
 

@@ -15,19 +15,19 @@ import numpy as np
 from sglang.srt.configs.model_config import ModelConfig
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.calibration import measure_flops
+from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
 from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, memory_of
 from ghostcacher_connector.engines.sglang.ranks import RankGroup
 from ghostcacher_connector.engines.sglang.support import check_config
-from ghostcacher_connector.fleet import Fleet, open_lookups
-from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster
-from ghostcacher_connector.index.lookups import LookupService
-from ghostcacher_connector.introduction import Introduction, first_prefill_rate, worker_record
 from ghostcacher_connector.metrics import Delta, Recorder
-from ghostcacher_connector.rank import RankRuntime
+from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster
+from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.slots import Generations, SlotTable, first_generations
-from ghostcacher_connector.types import Role
+from ghostcacher_connector.worker.membership import Fleet, open_lookups
+from ghostcacher_connector.worker.rank import RankRuntime
+from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams

@@ -23,14 +23,14 @@ from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoadCounter, UnifiedCacheLinker
 
 from ghostcacher_connector.config import load_settings
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.sglang import current, hooks
 from ghostcacher_connector.engines.sglang.engine import STOP_TIMEOUT_S, EngineRank
 from ghostcacher_connector.engines.sglang.proven import DISTRIBUTIONS, PROVEN_VERSIONS
 from ghostcacher_connector.engines.sglang.scheduling import SchedulerSide
 from ghostcacher_connector.engines.sglang.stats import StatsPump, engine_exporter
 from ghostcacher_connector.engines.sglang.support import check_settings
-from ghostcacher_connector.engines.versions import check_version, installed_version
-from ghostcacher_connector.errors import UnsupportedEngine
 from ghostcacher_connector.metrics import Delta
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.coordination.base import LoadReport
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
-from ghostcacher_connector.forecast import Forecaster
-from ghostcacher_connector.index.routing import LoadReport
-from ghostcacher_connector.load import Work, held_blocks, load_report
-from ghostcacher_connector.types import BlockHash
+from ghostcacher_connector.publish.load import Work, held_blocks, load_report
+from ghostcacher_connector.pull.forecast import Forecaster
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler

@@ -23,20 +23,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ghostcacher_connector.accounting import record_outcome, record_transfer, report_of
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.sglang.guard import PageGuard
 from ghostcacher_connector.engines.sglang.matching import common_pages
 from ghostcacher_connector.engines.sglang.ranks import RankGroup
 from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
-from ghostcacher_connector.forecast import Forecaster
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.planning import PullPlan
+from ghostcacher_connector.pull.accounting import record_outcome, record_transfer, report_of
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import PullOutcome
 from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource, ended
 from ghostcacher_connector.transfer.puller import Puller
-from ghostcacher_connector.types import MissReason
 
 logger = logging.getLogger(__name__)
 

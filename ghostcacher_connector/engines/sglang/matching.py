@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from ghostcacher_connector.asking import take_answer
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import BlockHash, MissReason
 from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
-from ghostcacher_connector.forecast import Forecaster
-from ghostcacher_connector.index.lookups import LookupService
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.planning import PullPlanner
-from ghostcacher_connector.types import BlockHash, MissReason
+from ghostcacher_connector.pull.asking import take_answer
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.pull.planner import PullPlanner
 
 
 class Matcher:

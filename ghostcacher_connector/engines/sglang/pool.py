@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.transfer.layout import RankMemory, describe_segments
-from ghostcacher_connector.types import Segment
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.sglang.requests import Tracked
-from ghostcacher_connector.index.routing import REQUEST_CHARS_MAX
-from ghostcacher_connector.prompts import PromptSink, prompt_chain
-from ghostcacher_connector.types import BlockHash
+from ghostcacher_connector.publish.prompt_chain import PromptSink, prompt_chain
 
 WAITING_MAX = 4_096
 """Last pages of prompts that are not published yet; beyond, the oldest are forgotten."""

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.sglang.guard import PageGuard
-from ghostcacher_connector.index.base import BlockSink
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.types import BlockHash
 
 
 class Offer(NamedTuple):

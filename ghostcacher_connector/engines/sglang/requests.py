@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 
-from ghostcacher_connector.planning import PullPlan
-from ghostcacher_connector.types import BlockHash, PrefixHit
+from ghostcacher_connector.core.types import BlockHash, PrefixHit
+from ghostcacher_connector.pull.planner import PullPlan
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req

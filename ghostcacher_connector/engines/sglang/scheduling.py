@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.sglang.engine import EngineRank
 from ghostcacher_connector.engines.sglang.guard import PageGuard
 from ghostcacher_connector.engines.sglang.load import LoadMeter
@@ -20,8 +21,7 @@ from ghostcacher_connector.engines.sglang.matching import Matcher
 from ghostcacher_connector.engines.sglang.prompts import PromptReporter
 from ghostcacher_connector.engines.sglang.publishing import PageBook, PagePublisher
 from ghostcacher_connector.engines.sglang.requests import Tracked, track
-from ghostcacher_connector.forecast import PrefillClock
-from ghostcacher_connector.types import BlockHash
+from ghostcacher_connector.pull.forecast import PrefillClock
 
 if TYPE_CHECKING:
     import torch

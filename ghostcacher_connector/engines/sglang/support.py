@@ -25,8 +25,8 @@ from sglang.srt.runtime_context import (
 )
 
 from ghostcacher_connector.config import Settings, variable_of
-from ghostcacher_connector.errors import ConfigError, UnsupportedEngine
-from ghostcacher_connector.settings import redact_url
+from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.core.settings import redact_url
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig

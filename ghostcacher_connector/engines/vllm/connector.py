@@ -19,8 +19,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from ghostcacher_connector.config import load_settings
-from ghostcacher_connector.engines.logs import join_engine_log
-from ghostcacher_connector.engines.versions import check_version, installed_version
+from ghostcacher_connector.engines.common.logs import join_engine_log
+from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduler import SchedulerSide
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats

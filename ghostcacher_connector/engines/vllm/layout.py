@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.transfer.layout import describe_segments
-from ghostcacher_connector.types import Segment
 
 if TYPE_CHECKING:
     import torch

@@ -14,10 +14,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from ghostcacher_connector.accounting import PullReport
-from ghostcacher_connector.introduction import Introduction
+from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.transfer.jobs import PullSource
+from ghostcacher_connector.worker.registration import Introduction
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX
 from ghostcacher_connector.engines.vllm.requests import Tracked, shareable
-from ghostcacher_connector.index.routing import REQUEST_CHARS_MAX
-from ghostcacher_connector.prompts import PromptSink, prompt_chain
+from ghostcacher_connector.publish.prompt_chain import PromptSink, prompt_chain
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

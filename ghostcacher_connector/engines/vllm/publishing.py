@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, shareable
 from ghostcacher_connector.engines.vllm.reuse import SlotWatch
-from ghostcacher_connector.index.base import BlockSink
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheManager

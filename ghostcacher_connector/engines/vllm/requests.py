@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.planning import PullPlan
-from ghostcacher_connector.types import PrefixHit
+from ghostcacher_connector.core.types import PrefixHit
+from ghostcacher_connector.pull.planner import PullPlan
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

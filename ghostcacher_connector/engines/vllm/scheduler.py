@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.load import LoadMeter
 from ghostcacher_connector.engines.vllm.matching import Matcher
@@ -29,12 +31,10 @@ from ghostcacher_connector.engines.vllm.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
 from ghostcacher_connector.engines.vllm.reuse import SlotWatch
-from ghostcacher_connector.errors import ProtocolError
-from ghostcacher_connector.fleet import Fleet
-from ghostcacher_connector.forecast import Forecaster, PrefillClock
-from ghostcacher_connector.introduction import Introduction, first_prefill_rate, worker_record
 from ghostcacher_connector.metrics import Delta, Recorder
-from ghostcacher_connector.types import Role
+from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
+from ghostcacher_connector.worker.membership import Fleet
+from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.core.errors import UnsupportedEngine
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

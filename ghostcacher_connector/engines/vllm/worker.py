@@ -18,18 +18,18 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.accounting import PullReport, report_of
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.calibration import measure_flops
+from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.introduction import Introduction
 from ghostcacher_connector.metrics import Delta, Recorder
-from ghostcacher_connector.rank import RankRuntime
+from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.jobs import PullJob
 from ghostcacher_connector.transfer.layout import RankMemory
+from ghostcacher_connector.worker.rank import RankRuntime
+from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
     import torch

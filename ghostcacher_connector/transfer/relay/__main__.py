@@ -14,9 +14,9 @@ import time
 
 import msgspec
 
-from ghostcacher_connector.transfer.agent import NixlAgent
-from ghostcacher_connector.transfer.arenas import ArenaPool
-from ghostcacher_connector.transfer.reader import NixlReader
+from ghostcacher_connector.transfer.nixl.agent import NixlAgent
+from ghostcacher_connector.transfer.nixl.bounce_buffers import ArenaPool
+from ghostcacher_connector.transfer.nixl.reader import NixlReader
 from ghostcacher_connector.transfer.relay.config import RelayConfig
 from ghostcacher_connector.transfer.relay.server import RelayServer
 from ghostcacher_connector.transfer.relay.wire import parse_address

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ghostcacher_connector.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.backoff import Backoff
+from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots, check_header, seal_words, valid_mask
-from ghostcacher_connector.transfer.backoff import Backoff
 from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, Validity
 from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, slots_fault
 from ghostcacher_connector.transfer.relay.sinks import HostSink, Sink, check_memory, sink_for
@@ -33,7 +34,6 @@ from ghostcacher_connector.transfer.relay.wire import (
     parse_address,
 )
 from ghostcacher_connector.transfer.results import failed, finished
-from ghostcacher_connector.types import MissReason, RankEndpoint
 
 logger = logging.getLogger(__name__)
 

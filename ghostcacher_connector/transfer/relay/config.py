@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ghostcacher_connector.types import RankEndpoint
+from ghostcacher_connector.core.types import RankEndpoint
 
 
 class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):

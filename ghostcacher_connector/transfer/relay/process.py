@@ -13,12 +13,12 @@ import time
 
 import msgspec
 
-from ghostcacher_connector.errors import ConfigError, TransferError
-from ghostcacher_connector.transfer.agent import nixl_package
-from ghostcacher_connector.transfer.backoff import Backoff
+from ghostcacher_connector.core.backoff import Backoff
+from ghostcacher_connector.core.errors import ConfigError, TransferError
+from ghostcacher_connector.core.types import RankEndpoint
+from ghostcacher_connector.transfer.nixl.agent import nixl_package
 from ghostcacher_connector.transfer.relay.config import RelayConfig
 from ghostcacher_connector.transfer.relay.wire import is_loopback, parse_address
-from ghostcacher_connector.types import RankEndpoint
 
 logger = logging.getLogger(__name__)
 

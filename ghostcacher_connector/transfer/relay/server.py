@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghostcacher_connector.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.arenas import SEAL_SLOTS_MAX
 from ghostcacher_connector.transfer.layout import slots_fault
-from ghostcacher_connector.transfer.reader import NixlReader, NoArena
+from ghostcacher_connector.transfer.nixl.bounce_buffers import SEAL_SLOTS_MAX
+from ghostcacher_connector.transfer.nixl.reader import NixlReader, NoArena
 from ghostcacher_connector.transfer.relay.wire import (
     SLOTS_MAX,
     Ask,
@@ -29,7 +30,6 @@ from ghostcacher_connector.transfer.relay.wire import (
     Seal,
     server_handshake,
 )
-from ghostcacher_connector.types import MissReason, RankEndpoint
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ghostcacher_connector.errors import ConfigError
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.layout import RankMemory, merge_runs
 from ghostcacher_connector.transfer.views import Bytes, rows_of
-from ghostcacher_connector.types import Segment
 
 
 class Sink(ABC):

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ghostcacher_connector.errors import ProtocolError
-from ghostcacher_connector.types import MissReason
+from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.types import MissReason
 
 VERSION = 1
 NONCE_BYTES = 32

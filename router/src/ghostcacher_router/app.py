@@ -24,26 +24,26 @@ from random import Random
 
 import uvloop
 
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.index.base import BlockIndex
-from ghostcacher_connector.index.open import open_index, open_routing
-from ghostcacher_connector.index.routing import Hello, RoutingStore
-from ghostcacher_connector.settings import Listen, parse_listen
+from ghostcacher_connector.core.coordination.base import Hello, RoutingStore
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.open import open_index, open_routing
+from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
+from ghostcacher_router.admin.actions import AdminDesk
 from ghostcacher_router.admin.admin import Admin, Ports
+from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.config import RouterSettings
-from ghostcacher_router.desk import AdminDesk
 from ghostcacher_router.fleet.endpoints import parse_endpoint
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.http import Front, Limits
-from ghostcacher_router.learned import Pending, TextMap
-from ghostcacher_router.metrics import RouterMetrics
-from ghostcacher_router.open_files import allow_clients
+from ghostcacher_router.http.open_files import allow_clients
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.prefix_map import Pending, TextMap
 from ghostcacher_router.prompt import parse_body
-from ghostcacher_router.routing.assembly import THREADS, Routing, offload_to
-from ghostcacher_router.routing.parts import Around
-from ghostcacher_router.routing.picker import Options
 from ghostcacher_router.types import RequestShape
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """All settings of a router: their names, types, units, ranges and defaults, and the one way to load them.
 
 A setting comes from, first found wins:
-1. the command line (cli.py), where an underscore is a dash: ``--retries-max 1``; secrets have no option;
+1. the command line, where an underscore is a dash: ``--retries-max 1``; secrets have no option;
 2. the file given by ``--config``: TOML, or JSON when its name ends in .json; one flat table;
 3. the environment, under ``GC_ROUTER_`` and its name in capitals (``GC_ROUTER_LISTEN``); where Redis is and its key are
    shared with the workers: ``GC_REDIS_URL`` and ``GC_INDEX_KEY``;
@@ -21,9 +21,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ghostcacher_connector.config import ENVIRONMENT_PREFIX, ROUTER_PREFIX
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.settings import (
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.settings import (
+    ENVIRONMENT_PREFIX,
+    ROUTER_PREFIX,
     CheckedSettings,
     Milliseconds,
     Seconds,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.local import LocalRequest
+from ghostcacher_router.http.local import LocalRequest
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from ghostcacher_connector.errors import ConfigError
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.types import Endpoint
 
 URL_CHARS_MAX = 200

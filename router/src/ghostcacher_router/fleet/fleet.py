@@ -25,9 +25,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
-from ghostcacher_connector.errors import IndexUnavailable
-from ghostcacher_connector.index.base import BlockIndex
-from ghostcacher_connector.index.routing import RoutingStore
+from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.fleet.leases import Leases
 from ghostcacher_router.fleet.members import Member, Unroutable, members_of
 from ghostcacher_router.fleet.models import merged_models, serving_by_model
@@ -36,7 +36,7 @@ from ghostcacher_router.fleet.probes import HttpProber, Prober
 from ghostcacher_router.fleet.shared import Drains
 from ghostcacher_router.fleet.watch import Surroundings, Watch
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
 
 log = logging.getLogger(__name__)

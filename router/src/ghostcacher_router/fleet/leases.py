@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ghostcacher_connector.types import WorkerRecord
+from ghostcacher_connector.core.types import WorkerRecord
 
 
 class Leases:

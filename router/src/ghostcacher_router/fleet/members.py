@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.types import WorkerRecord
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.fleet.endpoints import name_of, parse_endpoint, same_server
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import Endpoint

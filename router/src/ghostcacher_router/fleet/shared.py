@@ -7,8 +7,8 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from ghostcacher_connector.errors import IndexUnavailable
-from ghostcacher_connector.index.routing import RoutingStore
+from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.errors import IndexUnavailable
 
 MARK = "\u00a7"
 """Begins the mark of a router, and no drain: names of workers that get requests are ASCII."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import ProbeFailed, Prober, backoff_s
 from ghostcacher_router.fleet.worker import Move, Worker
-from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import WorkerState
 
 log = logging.getLogger(__name__)

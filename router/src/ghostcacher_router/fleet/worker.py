@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 
-from ghostcacher_connector.index.base import WorkerRef, ref_of
-from ghostcacher_connector.index.routing import StampedLoad
-from ghostcacher_connector.types import WorkerRecord
+from ghostcacher_connector.core.coordination.base import StampedLoad
+from ghostcacher_connector.core.index.base import WorkerRef, ref_of
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.types import Endpoint, WorkerState
 
 

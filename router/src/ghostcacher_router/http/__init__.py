@@ -15,7 +15,7 @@ worker's head checked and built anew (answers) -> its body passed on byte for by
 (upstream, framing) -> the worker's connection kept (pool), the client's next request (client).
 """
 
-from ghostcacher_router.http.front import Front
 from ghostcacher_router.http.limits import Limits
+from ghostcacher_router.http.proxy import Front
 
 __all__ = ["Front", "Limits"]

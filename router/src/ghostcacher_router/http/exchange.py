@@ -17,16 +17,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ghostcacher_router.http.answers import AnswerHead, without_chunked
 from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.head import RequestHead, worker_request
-from ghostcacher_router.http.upstream import WorkerConnection
+from ghostcacher_router.http.protocol.head import RequestHead, worker_request
+from ghostcacher_router.http.protocol.responses import AnswerHead, without_chunked
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.upstreams.connection import WorkerConnection
 
 if TYPE_CHECKING:
-    from ghostcacher_router.http.client import ClientConnection
-    from ghostcacher_router.http.front import Front
+    from ghostcacher_router.http.client_connection import ClientConnection
+    from ghostcacher_router.http.proxy import Front
 
 log = logging.getLogger(__name__)
 

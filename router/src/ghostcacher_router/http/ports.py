@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from ghostcacher_router.http.answers import AnswerHead
+from ghostcacher_router.http.protocol.responses import AnswerHead
 
 
 class Running(Protocol):

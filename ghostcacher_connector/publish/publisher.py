@@ -1,0 +1,266 @@
+"""Keeps the index in step with what this worker holds, beside the engine and never in its way.
+
+Life of a change:
+1. the engine's thread calls `publish` or `withdraw`: the ledger notes it, in about a microsecond;
+2. the publisher's thread wakes, waits `interval_s` for more, and takes a batch;
+3. the batch is applied to the index; when the index is away, the same batch is tried again, with growing pauses, while
+   the ledger goes on coalescing.
+
+Every third of a lease the lease is renewed. The index answers with how many entries it holds; when that is not what
+the ledger expects (a flush, a failover, an eviction), that partition is cleared and entered anew.
+
+Owner of all I/O: one daemon thread. `step` is its whole behaviour and takes the time from `clock`, so that a test can
+drive it without a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import BlockIndex, ref_of
+from ghostcacher_connector.core.types import BlockHash, WorkerRecord
+from ghostcacher_connector.publish.held_blocks import Batch, Ledger
+
+log = logging.getLogger(__name__)
+
+BACKOFF_MIN_S = 0.1
+BACKOFF_MAX_S = 2.0
+RENEWALS_PER_LEASE = 3
+REPAIR_PAUSE_MAX = 16
+"""Most renewals between two repairs of one partition: an index that keeps evicting is not flooded."""
+LOAD_REPORT = "load"
+IDLE_S_MAX = 1.0
+
+
+class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts since the start. publish_lag_s: age of the oldest change in the last batch when it had been applied."""
+
+    published: int
+    withdrawn: int
+    dropped: int
+    resyncs: int
+    errors: int
+    publish_lag_s: float
+    blocks_held: int
+    available: bool
+
+
+class Publisher:
+    """Publishes one worker's blocks, record, lease and load.
+
+    record: may be replaced with `update_record`. report: returns the worker's load, called at each renewal.
+    available: whether the last exchange with the index went well.
+    """
+
+    def __init__(
+        self,
+        index: BlockIndex,
+        record: WorkerRecord,
+        *,
+        lease_ttl_s: float = 10.0,
+        interval_s: float = 0.005,
+        batch: int = 512,
+        queue_max: int = 100_000,
+        report: Callable[[], Mapping[str, bytes]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        schema.worker_key(record.namespace, record.worker)  # refuse names that make no key here, not in the thread
+        self.ledger = Ledger(
+            partitions=index.partitions, partition_of=index.partition, dirty_max=queue_max, clock=clock
+        )
+        self._index = index
+        self._record = record
+        self._ref = ref_of(record)
+        self._lease_ttl_s = lease_ttl_s
+        self._interval_s = interval_s
+        self._batch_max = batch
+        self._report = report
+        self._clock = clock
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._joined = False
+        self._renew_at = clock()
+        self._backoff_s = 0.0
+        self._unapplied: Batch | None = None
+        self._sending = False
+        self._repair_pause = [0] * index.partitions
+        self._repair_wait = [0] * index.partitions
+        self._published = self._withdrawn = self._resyncs = self._errors = 0
+        self._publish_lag_s = 0.0
+        self.available = False
+
+    def __repr__(self) -> str:
+        return f"Publisher(worker={self._record.worker}, available={self.available}, {self.ledger!r})"
+
+    def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
+        """Advertise a block whose KV is complete on every rank. Never blocks, never raises for the index."""
+        self.ledger.publish(slot, block, root, generation)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def withdraw(self, slot: int) -> None:
+        """Stop advertising what a slot holds. Never blocks, never raises for the index."""
+        self.ledger.withdraw(slot)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def update_record(self, record: WorkerRecord) -> None:
+        """Tell the fleet something else about this worker, from the next renewal on."""
+        assert ref_of(record) == self._ref, "a publisher speaks for one life of one worker"
+        self._record = record
+        self._renew_at = self._clock()
+        self._wake.set()
+
+    def applied(self, before: float) -> bool:
+        """Say whether the index holds every change that was made before a time on this publisher's clock.
+
+        The race: a batch that was taken is in neither place. So look into the ledger first: what is gone from there was
+        taken after `_sending` was set, and that is taken back only when the index has it or `_unapplied` does.
+        """
+        return self.ledger.taken(before) and not self._sending and self._unapplied is None
+
+    def stats(self) -> PublisherStats:
+        return PublisherStats(
+            published=self._published,
+            withdrawn=self._withdrawn,
+            dropped=self.ledger.dropped,
+            resyncs=self._resyncs,
+            errors=self._errors,
+            publish_lag_s=self._publish_lag_s,
+            blocks_held=len(self.ledger),
+            available=self.available,
+        )
+
+    def start(self) -> None:
+        assert self._thread is None, "a publisher starts once"
+        self._thread = threading.Thread(target=self._run, name="gc-publisher", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """Leave the index and end the thread, within `timeout_s`. Idempotent."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def step(self) -> float:
+        """Do what is due; return how long nothing else is, in seconds, unless a change arrives."""
+        try:
+            self._exchange()
+        except IndexUnavailable as exc:
+            return self._failed(exc)
+        if not self.available:
+            log.info("worker %s: the index is available", self._record.worker)
+        self.available = True
+        self._backoff_s = 0.0
+        if self.ledger.pending:
+            return self._interval_s
+        return min(IDLE_S_MAX, max(0.0, self._renew_at - self._clock()))
+
+    def _exchange(self) -> None:
+        if not self._joined:
+            self._index.join(self._record, lease_ttl_s=self._lease_ttl_s)
+            self._joined = True
+        if self.ledger.resync:
+            self._clear_all()
+        self._sending = True
+        try:
+            self._send(self._unapplied or self.ledger.take(self._batch_max))
+        finally:
+            self._sending = False
+        if self._clock() >= self._renew_at:
+            self._renew()
+
+    def _send(self, batch: Batch) -> None:
+        if not batch:
+            return
+        # Kept until applied: whether a batch that failed arrived is unknown, and sending it again makes it known.
+        self._unapplied = batch
+        self._index.apply(self._ref, batch.entries, batch.drops, lease_ttl_s=self._lease_ttl_s)
+        self._unapplied = None
+        self._published += len(batch.entries)
+        self._withdrawn += len(batch.drops)
+        if batch.oldest_since is not None:
+            self._publish_lag_s = self._clock() - batch.oldest_since
+
+    def _renew(self) -> None:
+        counts = self._index.renew(self._record, lease_ttl_s=self._lease_ttl_s)
+        for partition, count in enumerate(counts):
+            if count == self.ledger.expected(partition):
+                self._repair_pause[partition] = self._repair_wait[partition] = 0
+            else:
+                self._repair(partition, count)
+        if self._report is not None:
+            self._index.put_report(self._ref, LOAD_REPORT, self._report(), ttl_s=self._lease_ttl_s)
+        self._renew_at = self._clock() + self._lease_ttl_s / RENEWALS_PER_LEASE
+
+    def _repair(self, partition: int, count: int) -> None:
+        if self._repair_wait[partition] > 0:
+            self._repair_wait[partition] -= 1
+            return
+        log.info(
+            "worker %s: partition %d: expected %d entries, found %d; entering all again",
+            self._record.worker,
+            partition,
+            self.ledger.expected(partition),
+            count,
+        )
+        self._index.clear(self._ref, partition)
+        self.ledger.mark_all_dirty(partition)
+        self._resyncs += 1
+        self._repair_wait[partition] = self._repair_pause[partition]
+        self._repair_pause[partition] = min(REPAIR_PAUSE_MAX, max(1, 2 * self._repair_pause[partition]))
+
+    def _clear_all(self) -> None:
+        for partition in range(self._index.partitions):
+            self._index.clear(self._ref, partition)
+        self.ledger.mark_all_dirty()
+        self._unapplied = None
+        self._resyncs += 1
+
+    def _failed(self, exc: IndexUnavailable) -> float:
+        self._errors += 1
+        if self.available or self._errors == 1:
+            log.warning("worker %s: %s", self._record.worker, exc)
+        self.available = False
+        # Whatever came back may be empty: compare as soon as it answers.
+        self._renew_at = self._clock()
+        self._backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._backoff_s))
+        return self._backoff_s
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            began = self._clock()
+            try:
+                pause_s = self.step()
+            except Exception:
+                # A bug, ours or the client's, must not end publishing for the rest of this worker's life.
+                log.exception("publishing failed in an unforeseen way")
+                pause_s = BACKOFF_MAX_S
+                self.available = False
+            if self.available and self.ledger.pending:
+                pause_s = max(0.0, self._interval_s - (self._clock() - began))
+            elif self.available:
+                self._wake.wait(pause_s)
+                pause_s = self._interval_s
+            self._wake.clear()
+            # Changes go on gathering here; only the end of the publisher cuts the pause short.
+            self._stopping.wait(pause_s)
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self._joined:
+            return
+        try:
+            self._index.leave(self._ref)
+        except IndexUnavailable as exc:
+            log.info("worker %s: could not leave, the lease will run out: %s", self._record.worker, exc)
+        self.available = False

@@ -1,0 +1,222 @@
+"""Tells routers what this worker has to do and which prompts it has, beside the engine and never in its way.
+
+    every interval_s            the load as the engine's thread has last handed it over, and how old it is by now; it
+                                is asked for shortly before, and until it is there: an engine looks once a step
+    within some milliseconds    prompt chains and computed prompts, while a router listens; while none does, they cost
+                                the engine's thread one look at an attribute
+
+A prompt counts as computed for routers only when the index holds its blocks: whoever is told of it may look at once.
+
+Owner of all I/O: one daemon thread. `step` is its whole behaviour and takes the time from `clock`, so that a test can
+drive it without a thread. Everything here is a hint; what is lost is learned with the next prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, RoutingStore
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_connector.metrics import Recorder
+
+log = logging.getLogger(__name__)
+
+QUEUE_MAX = 4_096
+"""News that waits to be told, of each kind: seconds of the busiest engine."""
+BATCH = 64
+"""News of each kind in one call: some 200 KiB when every prompt is long."""
+GATHER_S = 0.003
+"""How long news waits for more: what arrives with one step is told with one call."""
+UNHEARD_INTERVAL_S = 1.0
+"""How often load is told while no router listens: the sign that one does comes with the answer."""
+LOAD_TTL_S_MIN = 5.0
+"""Load outlives a few lost reports, also at the pace of a worker that nobody hears."""
+REPORTS_PER_TTL = 5
+LISTENING_S = 5.0
+"""Routers that listened are held to listen for so long while the store does not answer: one call that took too long
+must not cost the report of a prompt, which may come only once."""
+ASK_AHEAD_S_MAX = 0.05
+"""Load is asked for so long before it is told, a step of most engines: it is fresh, and one look a step."""
+UNAPPLIED_S_MAX = 1.0
+"""A computed prompt waits no longer than this for the index: an index that lags that much is told of anyway."""
+BACKOFF_MIN_S = 0.1
+BACKOFF_MAX_S = 2.0
+
+
+class _Computed(NamedTuple):
+    request: str
+    at: float
+
+
+class _Measured(NamedTuple):
+    load: LoadReport
+    at: float
+
+
+class Reporter:
+    """Reports one worker's load and prompts.
+
+    prefill_rate: as of now, in tokens/s: what an idle engine has handed over grows old. None: as that says.
+    load_wanted: the engine's thread is asked to `hand_over` its load; nothing else takes the wish back. listening:
+    whether a router heard the last report that the store took, not long ago. applied: says whether the index holds what
+    was published before a time on `clock`.
+    """
+
+    def __init__(
+        self,
+        store: RoutingStore,
+        ref: WorkerRef,
+        recorder: Recorder,
+        *,
+        interval_s: float,
+        applied: Callable[[float], bool],
+        prefill_rate: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.load_wanted = False
+        self.listening = False
+        self._measured: _Measured | None = None
+        self._store = store
+        self._ref = ref
+        self._recorder = recorder
+        self._interval_s = interval_s
+        self._applied = applied
+        self._prefill_rate = prefill_rate
+        self._clock = clock
+        self._load_ttl_s = max(LOAD_TTL_S_MIN, REPORTS_PER_TTL * interval_s)
+        self._load_at = self._answered_at = clock()
+        self._ask_ahead_s = min(ASK_AHEAD_S_MAX, interval_s / 4)
+        # Appended to by the engine's thread, taken from by the reporter's alone; an item leaves when it was told.
+        self._chains: deque[PromptChain] = deque()
+        self._computed: deque[_Computed] = deque()
+        self._backoff_s = 0.0
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"Reporter(worker={self._ref.worker}, listening={self.listening}, chains={len(self._chains)})"
+
+    def hand_over(self, load: LoadReport) -> None:
+        """Take the engine's load, measured now: whenever `load_wanted`, or when it has become idle. Never blocks."""
+        self._measured = _Measured(load, self._clock())
+        self.load_wanted = False
+
+    def chain(self, chain: PromptChain) -> None:
+        """Tell routers, if any listens, of a prompt that has arrived. Never blocks, never raises for the store."""
+        if self.listening and self._room(len(self._chains)):
+            self._chains.append(chain)
+            self._wake.set()
+
+    def computed(self, request: str) -> None:
+        """Tell routers, if any listens, that a prompt's blocks have been published. Never blocks, never raises."""
+        if self.listening and self._room(len(self._computed)):
+            self._computed.append(_Computed(request, self._clock()))
+            self._wake.set()
+
+    def start(self) -> None:
+        assert self._thread is None, "a reporter starts once"
+        self._thread = threading.Thread(target=self._run, name="gc-reporter", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 2.0) -> None:
+        """End the thread, within `timeout_s`. Idempotent. The load expires by itself."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        self.listening = False
+
+    def step(self) -> float:
+        """Do what is due; return how long nothing else is, in seconds, unless news arrives."""
+        now = self._clock()
+        due = now >= self._load_at
+        chains = list(islice(self._chains, BATCH))
+        computed = self._settled(now)
+        if due or chains or computed:
+            try:
+                self._tell(self._load(now) if due else None, chains, computed)
+            except IndexUnavailable as exc:
+                return self._failed(exc)
+            self._backoff_s, self._answered_at = 0.0, now
+            if due:
+                self._load_at = now + (
+                    self._interval_s if self.listening else max(self._interval_s, UNHEARD_INTERVAL_S)
+                )
+        return self._pause_s(now)
+
+    def _pause_s(self, now: float) -> float:
+        """Ask for the load if it is time to; return how long nothing is due."""
+        ask_at, next_at = self._load_at - self._ask_ahead_s, self._load_at
+        if now < ask_at:
+            next_at = ask_at
+        elif self._measured is None or self._measured.at < ask_at:
+            self.load_wanted = True
+        pause_s = max(0.0, next_at - now)
+        return min(GATHER_S, pause_s) if self._chains or self._computed else pause_s
+
+    def _load(self, now: float) -> LoadReport | None:
+        """Return the last load with its present age: routers must know which requests it cannot have counted."""
+        measured = self._measured
+        if measured is None:
+            return None
+        rate = measured.load.prefill_tokens_per_s if self._prefill_rate is None else self._prefill_rate()
+        return replace(measured.load, age_s=max(0.0, now - measured.at), prefill_tokens_per_s=rate)
+
+    def _tell(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
+        self.listening = self._store.tell(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
+        for _ in chains:
+            self._chains.popleft()
+        for _ in computed:
+            self._computed.popleft()
+        if self.listening and chains:
+            self._recorder.inc("gc_prompt_reports_total", len(chains))
+
+    def _settled(self, now: float) -> list[str]:
+        """Return the requests, oldest first, whose blocks the index holds by now."""
+        settled = []
+        for request, at in islice(self._computed, BATCH):
+            if now - at < UNAPPLIED_S_MAX and not self._applied(at):
+                break
+            settled.append(request)
+        return settled
+
+    def _room(self, waiting: int) -> bool:
+        if waiting < QUEUE_MAX:
+            return True
+        self._recorder.inc("gc_prompt_reports_dropped_total")
+        return False
+
+    def _failed(self, exc: IndexUnavailable) -> float:
+        self._recorder.inc("gc_report_errors_total")
+        if self._backoff_s == 0.0:
+            log.warning("worker %s: %s", self._ref.worker, exc)
+        self.listening &= self._clock() - self._answered_at < LISTENING_S
+        self._backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._backoff_s))
+        return self._backoff_s
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                pause_s = self.step()
+            except Exception:
+                # A bug, ours or the client's, must not end reporting for the rest of this worker's life.
+                log.exception("reporting failed in an unforeseen way")
+                self.listening = False
+                pause_s = self._backoff_s = BACKOFF_MAX_S
+            if self._backoff_s == 0.0 and self._wake.wait(pause_s):
+                pause_s = GATHER_S
+            elif self._backoff_s == 0.0:
+                continue
+            self._wake.clear()
+            # News goes on gathering here; only the end of the reporter cuts the pause short.
+            self._stopping.wait(pause_s)

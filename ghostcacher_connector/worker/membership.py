@@ -1,0 +1,141 @@
+"""A worker's connection to the fleet: opens the index, enters the worker, keeps the directory, closes all.
+
+Held by the process that schedules, once a worker; what each rank holds is in rank.py.
+Redis is never on the path of an answer: one that cannot be reached at start is a warning, and everything resumes
+by itself when it is there. A URL that makes no sense is an error, at start and by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
+from ghostcacher_connector.core.open import open_index, open_routing
+from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.metrics import Delta, MetricsPage, Recorder, serve
+from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
+from ghostcacher_connector.publish.reporter import Reporter
+from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.worker.live_workers import Directory
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 2.0
+
+
+class Fleet:
+    """Owner of the index connection and of the threads that use it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        record: WorkerRecord,
+        recorder: Recorder,
+        *,
+        prefill_rate: Callable[[], float] | None = None,
+    ) -> None:
+        """prefill_rate: as of now, in tokens/s; called from the reporter's thread. None: as each load says."""
+        self.record = record
+        self._recorder = recorder
+        self.index: BlockIndex = open_index(
+            settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
+        )
+        self.directory = Directory(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
+        self.lookups = open_lookups(settings, self.index, self._candidates)
+        self.publisher = Publisher(
+            self.index,
+            record,
+            lease_ttl_s=settings.lease_ttl_s,
+            interval_s=settings.publish_interval_ms / 1e3,
+            batch=settings.publish_batch,
+            queue_max=settings.publish_queue_max,
+        )
+        self._routing = open_routing(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
+        self.reporter = Reporter(
+            self._routing,
+            ref_of(record),
+            recorder,
+            interval_s=settings.report_interval_ms / 1e3,
+            applied=self.publisher.applied,
+            prefill_rate=prefill_rate,
+        )
+        self._counted = self.publisher.stats()
+        self._page = _open_page(settings.metrics_port)
+        self._peers = -1
+
+    def start(self) -> None:
+        self.directory.start()
+        self.publisher.start()
+        self.reporter.start()
+        logger.info("worker %s joins namespace %s", self.record.worker, self.record.namespace)
+
+    def leave(self) -> None:
+        """Take this worker out of the fleet, its entries at once; go on seeing the others. Bounded in time."""
+        self.reporter.stop(STOP_TIMEOUT_S)
+        self.publisher.stop(STOP_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Leave the fleet and end all threads. Idempotent; bounded in time."""
+        self.leave()
+        self.lookups.stop(STOP_TIMEOUT_S)
+        self.directory.stop(STOP_TIMEOUT_S)
+        self._routing.close()
+        self.index.close()
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+
+    def record_metrics(self) -> None:
+        """Record what has changed since the last call; cheap enough for every step."""
+        now, before = self.publisher.stats(), self._counted
+        if now != before:
+            self._counted = now
+            self._record_publisher(now, before)
+        peers = len(self._candidates())
+        if peers != self._peers:
+            self._peers = peers
+            self._recorder.set("gc_peers_live", peers)
+
+    def export(self, delta: Delta) -> None:
+        """Show a delta on the page of our own, if there is one."""
+        if self._page is not None:
+            self._page.apply(delta)
+
+    def _record_publisher(self, now: PublisherStats, before: PublisherStats) -> None:
+        record = self._recorder
+        record.inc("gc_published_entries_total", now.published - before.published)
+        record.inc("gc_withdrawn_entries_total", now.withdrawn - before.withdrawn)
+        record.inc("gc_dropped_entries_total", now.dropped - before.dropped)
+        record.inc("gc_index_resyncs_total", now.resyncs - before.resyncs)
+        record.inc("gc_index_errors_total", now.errors - before.errors)
+        record.set("gc_active_cache_entries", now.blocks_held)
+        if now.published > before.published:
+            record.observe("gc_publish_lag_seconds", now.publish_lag_s)
+
+    def _candidates(self) -> list[WorkerRef]:
+        return self.directory.candidates(exclude_worker=self.record.worker)
+
+
+def open_lookups(settings: Settings, index: BlockIndex, candidates: Callable[[], Sequence[WorkerRef]]) -> LookupService:
+    """Start what asks the index beside an engine's scheduler."""
+    return LookupService(
+        index,
+        candidates,
+        threads=settings.lookup_threads,
+        queue_max=settings.lookup_queue_max,
+        locations_for=settings.pull_sources_max,
+    )
+
+
+def _open_page(port: int | None) -> MetricsPage | None:
+    if port is None:
+        return None
+    try:
+        page = serve(port)
+    except OSError as exc:
+        raise ConfigError(f"metrics_port: expected a free loopback port, got {port}: {exc.strerror}") from exc
+    logger.info("metrics at http://127.0.0.1:%d/metrics", page.port)
+    return page

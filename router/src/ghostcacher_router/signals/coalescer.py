@@ -1,0 +1,111 @@
+"""Blocking questions, gathered: what is asked while a batch is under way goes with the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_router.ports import Clock, Offload
+
+log = logging.getLogger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+BREAKER_S = 0.5
+"""After a failure nothing is asked for so long: requests must not wait for one time-out after the other."""
+
+
+class Coalescer(Generic[K, V]):
+    """Asks for many keys at once, in a thread, one batch at a time.
+
+    prepare: on the loop, returns the blocking call that gives a value for each key, in order, or raises
+    IndexUnavailable. told: takes each answer, on the loop. Keys beyond `queue_max` are not asked for.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Sequence[K]], Callable[[], Sequence[V]]],
+        told: Callable[[K, V], None],
+        offload: Offload,
+        *,
+        clock: Clock,
+        batch_max: int = 64,
+        queue_max: int = 1024,
+    ) -> None:
+        self._prepare, self._told, self._offload, self._clock = prepare, told, offload, clock
+        self._batch_max, self._queue_max = batch_max, queue_max
+        self._asked: dict[K, asyncio.Future[bool] | None] = {}
+        self._under_way: dict[K, asyncio.Future[bool] | None] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._broken_until = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"Coalescer(asked={len(self._asked)}, broken={self.broken})"
+
+    @property
+    def broken(self) -> bool:
+        """Whether it failed a moment ago: asking is of no use now."""
+        return self._clock() < self._broken_until
+
+    def refresh(self, key: K) -> None:
+        """Ask for a key, waiting for nothing."""
+        if key not in self._asked and key not in self._under_way and not self.broken:
+            self._put(key, None)
+
+    async def wait(self, key: K, timeout_s: float) -> bool:
+        """Ask for a key; return whether the answer came in time."""
+        if self.broken:
+            return False
+        future = self._under_way.get(key) or self._asked.get(key)
+        if future is None:
+            future = asyncio.get_running_loop().create_future()
+            if key in self._under_way:
+                self._under_way[key] = future
+            elif not self._put(key, future):
+                return False
+        try:
+            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+        except TimeoutError:
+            return False
+
+    def stop(self) -> None:
+        """Ask for nothing more. Who waits is told that there is no answer."""
+        self._broken_until = float("inf")
+        if self._task is not None:
+            self._task.cancel()
+
+    def _put(self, key: K, future: asyncio.Future[bool] | None) -> bool:
+        if key not in self._asked and len(self._asked) >= self._queue_max:
+            return False
+        self._asked[key] = future
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return True
+
+    async def _run(self) -> None:
+        try:
+            while self._asked:
+                keys = list(self._asked)[: self._batch_max]
+                self._under_way = {key: self._asked.pop(key) for key in keys}
+                answers = await self._offload(self._prepare(keys))
+                for key, answer in zip(keys, answers, strict=True):
+                    self._told(key, answer)
+                self._resolve(self._under_way, True)
+        except IndexUnavailable as exc:
+            log.debug("asking for %d keys: %s", len(self._under_way), exc)
+            self._broken_until = self._clock() + BREAKER_S
+        finally:
+            # Also when it was cancelled, or a bug ended it: nobody may wait for an answer that never comes.
+            self._resolve(self._under_way, False)
+            self._resolve(self._asked, False)
+
+    @staticmethod
+    def _resolve(asked: dict[K, asyncio.Future[bool] | None], answered: bool) -> None:
+        for future in asked.values():
+            if future is not None and not future.done():
+                future.set_result(answered)
+        asked.clear()
