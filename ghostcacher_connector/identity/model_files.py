@@ -19,7 +19,7 @@ from typing import Any
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.identity.fingerprint import private_value
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
 WEIGHT_INDEX_SUFFIX = ".index.json"
@@ -168,7 +168,7 @@ def _named(weights_id: str) -> str:
 
 
 def _warn_private(what: str, model: str) -> None:
-    log.warning(
+    logger.warning(
         "No %s of model %r can be read on this machine: this worker SHARES ITS CACHE WITH NOBODY. "
         "If all workers serve the same weights, say so: set weights_id (GC_WEIGHTS_ID) to one name for them on each.",
         what,

@@ -28,7 +28,7 @@ from ghostcacher_connector.core.index.base import BlockIndex, ref_of
 from ghostcacher_connector.core.types import BlockHash, WorkerRecord
 from ghostcacher_connector.publish.held_blocks import Batch, Ledger
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 2.0
@@ -158,7 +158,7 @@ class Publisher:
         except IndexUnavailable as exc:
             return self._failed(exc)
         if not self.available:
-            log.info("worker %s: the index is available", self._record.worker)
+            logger.info("worker %s: the index is available", self._record.worker)
         self.available = True
         self._backoff_s = 0.0
         if self.ledger.pending:
@@ -206,7 +206,7 @@ class Publisher:
         if self._repair_wait[partition] > 0:
             self._repair_wait[partition] -= 1
             return
-        log.info(
+        logger.info(
             "worker %s: partition %d: expected %d entries, found %d; entering all again",
             self._record.worker,
             partition,
@@ -229,7 +229,7 @@ class Publisher:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._errors += 1
         if self.available or self._errors == 1:
-            log.warning("worker %s: %s", self._record.worker, exc)
+            logger.warning("worker %s: %s", self._record.worker, exc)
         self.available = False
         # Whatever came back may be empty: compare as soon as it answers.
         self._renew_at = self._clock()
@@ -243,7 +243,7 @@ class Publisher:
                 pause_s = self.step()
             except Exception:
                 # A bug, ours or the client's, must not end publishing for the rest of this worker's life.
-                log.exception("publishing failed in an unforeseen way")
+                logger.exception("publishing failed in an unforeseen way")
                 pause_s = BACKOFF_MAX_S
                 self.available = False
             if self.available and self.ledger.pending:
@@ -262,5 +262,5 @@ class Publisher:
         try:
             self._index.leave(self._ref)
         except IndexUnavailable as exc:
-            log.info("worker %s: could not leave, the lease will run out: %s", self._record.worker, exc)
+            logger.info("worker %s: could not leave, the lease will run out: %s", self._record.worker, exc)
         self.available = False

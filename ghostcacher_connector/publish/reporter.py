@@ -28,7 +28,7 @@ from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.metrics import Recorder
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 QUEUE_MAX = 4_096
 """News that waits to be told, of each kind: seconds of the busiest engine."""
@@ -199,7 +199,7 @@ class Reporter:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._recorder.inc("gc_report_errors_total")
         if self._backoff_s == 0.0:
-            log.warning("worker %s: %s", self._ref.worker, exc)
+            logger.warning("worker %s: %s", self._ref.worker, exc)
         self.listening &= self._clock() - self._answered_at < LISTENING_S
         self._backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._backoff_s))
         return self._backoff_s
@@ -210,7 +210,7 @@ class Reporter:
                 pause_s = self.step()
             except Exception:
                 # A bug, ours or the client's, must not end reporting for the rest of this worker's life.
-                log.exception("reporting failed in an unforeseen way")
+                logger.exception("reporting failed in an unforeseen way")
                 self.listening = False
                 pause_s = self._backoff_s = BACKOFF_MAX_S
             if self._backoff_s == 0.0 and self._wake.wait(pause_s):

@@ -19,7 +19,7 @@ from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BREAKER_S = 0.5
 ANSWERS_PER_QUEUE = 8
@@ -131,7 +131,7 @@ class LookupService:
                 answer = self._answer(asked)
             except Exception:
                 # A bug, ours or the client's, must not end the lookups for the rest of this worker's life.
-                log.exception("a lookup failed in an unforeseen way")
+                logger.exception("a lookup failed in an unforeseen way")
                 answer = _unavailable("failed in an unforeseen way", self._clock() - asked.since)
             with self._lock:
                 if asked.request_id in self._answers:
@@ -157,7 +157,7 @@ class LookupService:
         except IndexUnavailable as exc:
             now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
-            log.warning("lookup of request %s: %s; none for %g s", asked.request_id, exc, BREAKER_S)
+            logger.warning("lookup of request %s: %s; none for %g s", asked.request_id, exc, BREAKER_S)
             self._broken_until = now + BREAKER_S
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED

@@ -27,7 +27,7 @@ from ghostcacher_connector.core.index.base import BlockIndex, ref_of
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.transfer.base import Probe
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 REQUEST_REPORT = "probe_request"
 REQUEST_FIELD = "request"
@@ -171,7 +171,7 @@ class ProbeResponder:
             # Only now: a request that the index cut short is answered again.
             self._answered = request.id if request is not None else self._answered
         except IndexUnavailable as exc:
-            log.debug("probes: %s", exc)
+            logger.debug("probes: %s", exc)
             return False
         return True
 
@@ -181,7 +181,7 @@ class ProbeResponder:
                 self.step()
             except Exception:
                 # A bug of ours in the advice for people must not take the rank down.
-                log.exception("answering a probe request failed in an unforeseen way")
+                logger.exception("answering a probe request failed in an unforeseen way")
 
     def _asked(self) -> ProbeRequest | None:
         packed = self._index.reports(self._record.namespace, self._record.worker, REQUEST_REPORT).get(REQUEST_FIELD)
@@ -190,7 +190,7 @@ class ProbeResponder:
         try:
             request = unpack(packed, ProbeRequest)
         except ProtocolError as exc:
-            log.debug("probe request: %s", exc)
+            logger.debug("probe request: %s", exc)
             return None
         return None if request.id == self._answered else request
 

@@ -11,7 +11,7 @@ from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
 from ghostcacher_connector.core.types import WorkerRecord
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Directory:
@@ -83,7 +83,7 @@ class Directory:
             records = self._index.workers(self._namespace)
         except IndexUnavailable as exc:
             if self.available:
-                log.warning("directory of %s: %s", self._namespace or "all namespaces", exc)
+                logger.warning("directory of %s: %s", self._namespace or "all namespaces", exc)
             self.available = False
             if self._clock() - self._seen_at >= self._lease_ttl_s:
                 self._replace({})
@@ -108,5 +108,5 @@ class Directory:
                 self.refresh()
             except Exception:
                 # A bug, ours or a listener's, must not freeze the snapshot for the rest of this worker's life.
-                log.exception("refreshing the directory failed in an unforeseen way")
+                logger.exception("refreshing the directory failed in an unforeseen way")
             self._stopping.wait(self._interval_s)

@@ -36,7 +36,7 @@ from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.redis.client import Argument, RedisCalls, milliseconds
 from ghostcacher_connector.core.redis.url import parse_redis_url
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BLOCK_S_MAX = 1.0
 """Longest wait inside Redis; a longer `read` asks again. A connection that waits has so much more time to answer."""
@@ -242,7 +242,7 @@ class RedisRoutingStore(RoutingStore):
         except ProtocolError as exc:
             with self._count_lock:
                 self.malformed_entries += 1
-            log.debug("%s", exc)
+            logger.debug("%s", exc)
             return None
 
 

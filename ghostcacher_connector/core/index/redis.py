@@ -18,7 +18,7 @@ from ghostcacher_connector.core.redis.client import Argument, RedisCalls, millis
 from ghostcacher_connector.core.redis.url import parse_redis_url
 from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LOOKUP_BLOCKS_MAX = 16_384
 """Blocks beyond are not looked up: bounds how long one script holds Redis (2,000 blocks of one worker: under 1 ms)."""
@@ -72,7 +72,7 @@ class RedisIndex(BlockIndex):
         other = self._enter(record, lease_ttl_s, take_over=False)
         if other and record.incarnation not in self._superseded:
             self._superseded.add(record.incarnation)
-            log.warning("worker %s: another process has joined under this name; peers see that one", record.worker)
+            logger.warning("worker %s: another process has joined under this name; peers see that one", record.worker)
         keys = self._block_keys(record.namespace, record.incarnation)
         return tuple(_count(self._calls.run("hold", [key], [milliseconds(lease_ttl_s)])) for key in keys)
 
@@ -201,7 +201,7 @@ class RedisIndex(BlockIndex):
                 records.append(schema.unpack_record(packed, namespace=namespace, worker=name, key=self._key))
             except ProtocolError as exc:
                 self._count_malformed(1, unverified=int(isinstance(exc, DigestMismatch)))
-                log.debug("%s", exc)
+                logger.debug("%s", exc)
         return sorted(records, key=lambda record: record.worker)
 
     def _hits(

@@ -32,7 +32,7 @@ from pathlib import Path
 from ghostcacher_connector.core.errors import ConfigError, IndexUnavailable
 from ghostcacher_connector.core.process import _supervise
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 VERSION_MIN = (6, 2)
 SOCKET_PATH_BYTES_MAX = 107
@@ -178,7 +178,7 @@ class EmbeddedRedis:
         try:
             self.ensure()
         except (IndexUnavailable, ConfigError) as exc:
-            log.warning("%s", exc)
+            logger.warning("%s", exc)
         finally:
             self._revived_at = time.monotonic()
             self._reviving.release()
@@ -218,7 +218,7 @@ class EmbeddedRedis:
             pass_fds=(self._owner_fd,),
             start_new_session=True,  # the owner's Ctrl-C is not the server's
         )
-        log.info("started an embedded Redis at %s", self._socket)
+        logger.info("started an embedded Redis at %s", self._socket)
 
     def _settings(self) -> list[str]:
         settings = {

@@ -46,7 +46,7 @@ from ghostcacher_router.prefix_map import Pending, TextMap
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import RequestShape
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 WARM_S_MAX = 5.0
 """Longest wait for Redis before listening: a router that knows little is better than none."""
@@ -70,7 +70,7 @@ async def _main(settings: RouterSettings) -> int:
     try:
         await router.start()
         await stopping.wait()
-        log.info("stopping: %d requests in flight have %g s to end", router.in_flight, settings.drain_timeout_s)
+        logger.info("stopping: %d requests in flight have %g s to end", router.in_flight, settings.drain_timeout_s)
     finally:
         await router.stop()
     return 0
@@ -127,7 +127,7 @@ class Router:
         gc.freeze()
         gc.set_threshold(GC_YOUNG_OBJECTS, 20, 20)
         where = f"Redis: {self._index!r}" if self._index is not None else "no Redis"
-        log.info("router %s listens on %s, %s", self._name, self.url, where)
+        logger.info("router %s listens on %s, %s", self._name, self.url, where)
 
     async def stop(self) -> None:
         """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
@@ -174,7 +174,7 @@ class Router:
         )
         access = Access(token=settings.admin_token, loopback=self._listen.loopback)
         if access.open_here:
-            log.warning(
+            logger.warning(
                 "/gc/* is open to programs on this machine, and to whoever a proxy on it lets through: set admin_token"
             )
         limits = Limits(
@@ -212,7 +212,7 @@ class Router:
         deadline = time.monotonic() + WARM_S_MAX
         while feed is not None and not (feed.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
-                log.warning("Redis does not answer: the router starts without what the others have learned")
+                logger.warning("Redis does not answer: the router starts without what the others have learned")
                 return
             await asyncio.sleep(WARM_POLL_S)
 

@@ -31,7 +31,7 @@ from ghostcacher_router.ghostlock.locks import RENEW_S
 from ghostcacher_router.placement.context import Around, Books
 from ghostcacher_router.placement.picker import Picker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class Feed:
         try:
             await self._offload(lambda: self._store.bye(self._router))
         except IndexUnavailable as exc:
-            log.debug("no goodbye: %s", exc)
+            logger.debug("no goodbye: %s", exc)
 
     def tell(self, item: LearnedText | Flush) -> None:
         """Have something appended to what every router reads, this one included."""
@@ -118,13 +118,13 @@ class Feed:
                 backoff_s = BACKOFF_FIRST_S
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
-                log.debug("the store is away: %s", exc)
+                logger.debug("the store is away: %s", exc)
                 self._locks.away(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(BACKOFF_MAX_S, 2 * backoff_s)
             except Exception:
                 # A bug must not cut this router off from the others for the rest of its life.
-                log.exception("keeping in step failed in an unforeseen way")
+                logger.exception("keeping in step failed in an unforeseen way")
                 await asyncio.sleep(BACKOFF_MAX_S)
 
     async def _greet(self) -> None:
@@ -180,7 +180,7 @@ class Feed:
             take(item)
         except Exception:
             self._metrics.bad_items.inc()
-            log.exception("an item from the other routers or a worker cannot be taken")
+            logger.exception("an item from the other routers or a worker cannot be taken")
 
     def _apply(self, text: LearnedText | Flush) -> None:
         if isinstance(text, Flush):

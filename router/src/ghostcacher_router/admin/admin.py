@@ -38,7 +38,7 @@ from ghostcacher_router.metrics.catalog import PAGE_TYPE, RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ANSWER_S_MAX = 10.0
 """Of flush and explain, which ask Redis several times at most."""
@@ -117,7 +117,7 @@ class Admin:
         except TimeoutError:
             response = _refused(request.path, Refusal(504, f"no answer within {ANSWER_S_MAX:g} s"))
         except Exception:
-            log.exception("%s %s failed in an unforeseen way", request.method, request.path)
+            logger.exception("%s %s failed in an unforeseen way", request.method, request.path)
             response = _refused(request.path, Refusal(500, "the router failed; its log says why"))
         return response._replace(body=b"") if request.method == "HEAD" else response
 

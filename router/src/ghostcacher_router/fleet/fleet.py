@@ -39,7 +39,7 @@ from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class Fleet:
                     await step()
                 except Exception:
                     # A bug must not freeze what the router knows for the rest of its life.
-                    log.exception("the fleet's %s failed in an unforeseen way", getattr(step, "__name__", step))
+                    logger.exception("the fleet's %s failed in an unforeseen way", getattr(step, "__name__", step))
                 await asyncio.sleep(interval_s)
 
         return asyncio.create_task(run())
@@ -200,7 +200,7 @@ class Fleet:
             records = await self._in_thread(self._index.workers, None)
         except IndexUnavailable as exc:
             if not self._redis_silent:
-                log.warning("Redis is away; the %d known workers stay: %s", len(self._workers), exc)
+                logger.warning("Redis is away; the %d known workers stay: %s", len(self._workers), exc)
             self._redis_silent = True
             self._leases.away()
             return
@@ -210,7 +210,7 @@ class Fleet:
         kept = self._leases.told(records, self._clock(), forgot=forgot)
         self._reconcile()
         for name in kept & self._watches.keys():
-            log.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
+            logger.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
             self._watches[name].soon()
 
     async def _poll_drains(self) -> None:
@@ -245,7 +245,7 @@ class Fleet:
         members, unroutable = members_of(self._leases.records, self._static)
         for name, trouble in unroutable.items():
             if self._unroutable.get(name) != trouble:
-                log.warning("worker %s cannot be sent requests: %s", name, trouble.why)
+                logger.warning("worker %s cannot be sent requests: %s", name, trouble.why)
         self._unroutable = unroutable
         before = dict(self._workers)
         for name, worker in before.items():
@@ -271,14 +271,14 @@ class Fleet:
         self._workers[member.name], self._watches[member.name] = worker, watch
         watch.drain(self._drains.hold(worker.drain_id))
         self._tasks[member.name] = self._forever(watch.run, self.options.backoff_max_s)
-        log.info("worker %s: %s at %s", worker.name, worker.state.value, worker.endpoint.url)
+        logger.info("worker %s: %s at %s", worker.name, worker.state.value, worker.endpoint.url)
 
     def _remove(self, worker: Worker, *, for_good: bool) -> None:
         del self._workers[worker.name], self._watches[worker.name]
         self._tasks.pop(worker.name).cancel()
         if for_good:
             self._metrics.forget_worker(worker.name)
-        log.info("worker %s: %s", worker.name, "gone" if for_good else "another life of it takes over")
+        logger.info("worker %s: %s", worker.name, "gone" if for_good else "another life of it takes over")
 
     def _malformed(self) -> dict[str, int]:
         sources = {"index": self._index, "store": self._store}

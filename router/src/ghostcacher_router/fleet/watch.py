@@ -13,7 +13,7 @@ from ghostcacher_router.fleet.worker import Move, Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import WorkerState
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _UP = (WorkerState.READY, WorkerState.DRAINING)
 
@@ -111,7 +111,7 @@ class Watch:
             return
         level = logging.WARNING if worker.state is WorkerState.DOWN else logging.INFO
         because = f": {worker.error}" if worker.error else ""
-        log.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
+        logger.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
         self._around.changed()
 
     def _models_due(self) -> bool:

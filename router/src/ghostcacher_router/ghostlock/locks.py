@@ -28,7 +28,7 @@ from ghostcacher_router.ghostlock.lock import KEYS_MAX, Found, Lock, lock_bounda
 from ghostcacher_router.ports import Clock, Offload
 from ghostcacher_router.types import Prompt
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -204,7 +204,7 @@ class Locks:
         try:
             kept = await self._offload(call) if held else []
         except IndexUnavailable as exc:
-            log.debug("locks are renewed later: %s", exc)
+            logger.debug("locks are renewed later: %s", exc)
             return
         for lock, still_ours in zip(held, kept, strict=True):
             if not still_ours and not lock.released:
@@ -267,7 +267,7 @@ class Locks:
         try:
             grant = await self._offload(self._unless_broken(call))
         except IndexUnavailable as exc:
-            log.debug("the lock is this router's only: %s", exc)
+            logger.debug("the lock is this router's only: %s", exc)
             if not self.broken:
                 self.away()
             return
@@ -332,7 +332,7 @@ class Locks:
         try:
             await self._offload(call)
         except IndexUnavailable as exc:
-            log.debug("a lock runs out by itself: %s", exc)
+            logger.debug("a lock runs out by itself: %s", exc)
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ghostcacher_router.http.client_connection import ClientConnection
     from ghostcacher_router.http.proxy import Front
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 CLIENT_LEFT = 499
 """As nginx calls it. Never sent."""
@@ -184,7 +184,7 @@ class Exchange:
             connection = await self._front.pools.connect(placement.endpoint)
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
-                log.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
+                logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
                 self._refuse(_OVERLOADED)
             else:
                 self._refused("refused", str(exc))
@@ -281,7 +281,7 @@ class Exchange:
         self._placement = None
         placement.ended(Outcome.REFUSED, None)
         self._excluded |= {placement.worker}
-        log.info("request %s: worker %s: %s", self.request_id.decode(), placement.worker, error)
+        logger.info("request %s: worker %s: %s", self.request_id.decode(), placement.worker, error)
         if len(self._excluded) > self._front.limits.retries_max:
             self._refuse(_no_answer(len(self._excluded)))
             return
@@ -295,7 +295,7 @@ class Exchange:
             self._refuse(Refusal(exc.status, exc.message, code=exc.kind, retry_after_s=exc.retry_after_s))
 
     def _bug(self, what: str) -> None:
-        log.exception("%s failed in an unforeseen way: %r", what, self)
+        logger.exception("%s failed in an unforeseen way: %r", what, self)
         self._fail(500, "the router failed", code="internal_error")
 
     def _fail(self, status: int, message: str, *, code: str) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ghostcacher_router.http.client_connection import ClientConnection
     from ghostcacher_router.http.proxy import Front
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class OwnAnswer:
@@ -68,7 +68,7 @@ class OwnAnswer:
                 no_body=head.method == "HEAD",
             )
         except Exception:
-            log.exception("%s failed in an unforeseen way", self)
+            logger.exception("%s failed in an unforeseen way", self)
             self._stop()
             client.exchange_refused(Refusal(500, "the router failed", code="internal_error"))
             return

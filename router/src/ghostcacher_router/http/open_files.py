@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RESERVED = 256
 """Descriptors for Redis, for connections that are kept, for probes and for the program itself."""
@@ -21,12 +21,12 @@ def allow_clients(connections_max: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
         except (OSError, ValueError) as exc:  # A kernel may promise more than it gives.
-            log.warning("the limit of open files stays %d: %s", soft, exc)
+            logger.warning("the limit of open files stays %d: %s", soft, exc)
     if soft == resource.RLIM_INFINITY:
         return
     fitting = (soft - RESERVED) // PER_CLIENT
     if connections_max > fitting:
-        log.warning(
+        logger.warning(
             "connections_max is %d, but the limit of open files (%d) lets about %d clients in: raise it (ulimit -Hn)",
             connections_max,
             soft,

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ports import Clock, Offload
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -96,7 +96,7 @@ class Coalescer(Generic[K, V]):
                     self._told(key, answer)
                 self._resolve(self._under_way, True)
         except IndexUnavailable as exc:
-            log.debug("asking for %d keys: %s", len(self._under_way), exc)
+            logger.debug("asking for %d keys: %s", len(self._under_way), exc)
             self._broken_until = self._clock() + BREAKER_S
         finally:
             # Also when it was cancelled, or a bug ended it: nobody may wait for an answer that never comes.

@@ -17,7 +17,7 @@ from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ports import Clock, Offload
 from ghostcacher_router.signals.coalescer import Coalescer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SESSIONS_MAX = 1 << 16
 UNWRITTEN_MAX = 1 << 14
@@ -116,7 +116,7 @@ class Affinity:
         try:
             await self._offload(call)
         except IndexUnavailable as exc:
-            log.debug("sessions are written later: %s", exc)
+            logger.debug("sessions are written later: %s", exc)
             self._unwritten = dict(list((moved | self._unwritten).items())[-UNWRITTEN_MAX:])
             self._dropped |= dropped - self._unwritten.keys()
 
