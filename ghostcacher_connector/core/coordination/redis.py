@@ -143,10 +143,9 @@ class RedisCoordinationStore(CoordinationStore):
             # The values are bound now: the command runs before the loop goes on.
             found = dict(calls.call(lambda client: client.xread(streams, count=count, block=block_ms)) or ())  # noqa: B023
             if found:
-                events, events_id = self._decoded(found.get(events_key.encode(), ()), codec.unpack_events, after.events)
-                updates, updates_id = self._decoded(
-                    found.get(updates_key.encode(), ()), codec.unpack_update, after.updates
-                )
+                entries = [found.get(key.encode(), ()) for key in (events_key, updates_key)]
+                events, events_id = self._decoded(entries[0], codec.unpack_events, after.events)
+                updates, updates_id = self._decoded(entries[1], codec.unpack_update, after.updates)
                 return Batch(Cursor(events_id, updates_id), tuple(events), tuple(updates))
             after = self._not_ahead(after)
             if time.monotonic() >= deadline:
