@@ -24,14 +24,14 @@ from ghostcacher_router.ghostlock.single_flight import (
     WATCH_S,
     SingleFlight,
 )
-from ghostcacher_router.types import BlockKind, Prompt
+from ghostcacher_router.types import Prompt, SectionType
 from tests.support.routing_sim import all_of, prompt_of, text_of
 from tests.support.virtual_time import virtual
 
 T = TypeVar("T")
 DOC = text_of("document", 4000)
-PROMPT = prompt_of(DOC + b"question" * 100, [(BlockKind.DOC, len(DOC))])
-OTHER = prompt_of(DOC + b"another" * 100, [(BlockKind.DOC, len(DOC))])
+PROMPT = prompt_of(DOC + b"question" * 100, [(SectionType.DOC, len(DOC))])
+OTHER = prompt_of(DOC + b"another" * 100, [(SectionType.DOC, len(DOC))])
 ALONE = prompt_of(text_of("something else", 4000))
 
 
@@ -296,7 +296,7 @@ async def test_locks_are_bounded_and_make_room() -> None:
 
 
 def test_lock_boundaries_are_few_and_shared() -> None:
-    """Ends of typed blocks and powers of two: prompts that share much meet in one, however long they are."""
+    """Ends of sections and powers of two: prompts that share much meet in one, however long they are."""
     long = prompt_of(text_of("long", 200_000))
     keys = lock_boundaries(long, range(len(long.ends)))
     assert len(keys) <= KEYS_MAX
