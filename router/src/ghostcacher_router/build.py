@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from ghostcacher_connector.core.coordination.base import HeartbeatReply, CoordinationStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.placement.context import Dependencies, RoutingState
@@ -23,7 +23,7 @@ from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, StoreClockOffset
 T = TypeVar("T")
 
 THREADS = 4
-"""For `Dependencies.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` needs one of its own."""
+"""For `Dependencies.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` needs one more."""
 
 
 class Routing:

@@ -20,11 +20,11 @@ from typing import TypeVar
 
 from ghostcacher_connector.core.coordination.base import (
     Batch,
+    CoordinationStore,
     Cursor,
     Flush,
     HeartbeatReply,
     PrefixMapUpdate,
-    CoordinationStore,
     WorkerEvents,
 )
 from ghostcacher_connector.core.errors import IndexUnavailable
@@ -78,7 +78,7 @@ class RouterSync:
         read_block_s: how long a read waits for something new.
         """
         self._store, self._tracker, self._state = store, tracker, state
-        self._text, self._pending = dependencies.text, dependencies.pending
+        self._prefix_map, self._pending = dependencies.prefix_map, dependencies.pending
         self._offload, self._read_offload = dependencies.offload, dependencies.read_offload
         self._clock, self._metrics = dependencies.clock, dependencies.metrics
         self._clock_offset, self._router = clock_offset, router
@@ -197,16 +197,16 @@ class RouterSync:
 
     def _apply(self, update: PrefixMapUpdate | Flush) -> None:
         if isinstance(update, Flush):
-            self._text.flush(update)
+            self._prefix_map.flush(update)
             self._state.flush(update)
         else:
-            self._text.apply(update)
+            self._prefix_map.apply(update)
 
     def _learn(self, events: WorkerEvents) -> None:
         """Publish what the worker's events say of the blocks of prompts that this router sent."""
         for chain in events.chains:
             prompt = self._pending.get(chain.request)
-            if prompt is not None and (update := self._text.learn(prompt, chain, events.namespace)) is not None:
+            if prompt is not None and (update := self._prefix_map.learn(prompt, chain, events.namespace)) is not None:
                 self.publish(update)
 
 

@@ -6,8 +6,8 @@ the computing, and then go there or pull the prefix elsewhere.
 
 The prefix is computed again elsewhere only when following is of no use: the owner's worker is so loaded that computing
 again is sooner, or the owner is overdue and the request's wait budget is spent. The *wait budget* is what computing
-again would take, as forecast when the request first encountered a lock, times WAIT_BUDGET_FACTOR. All waits of a request
-together never exceed it.
+again would take, as forecast when the request first encountered a lock, times WAIT_BUDGET_FACTOR. All waits of one
+request together never exceed it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ghostcacher_router.signals.ttft_forecast import WorkerMatch, choose, foreca
 from ghostcacher_router.types import Forecast
 
 OVERLOAD = 1.5
-"""How many times longer than computing again a prompt may take at the owner's worker: computing once spares the fleet."""
+"""A prompt may take so many times longer at the owner's worker than computed again: computing once spares the fleet."""
 
 WAIT_BUDGET_FACTOR = 1.25
 """Forecasts are off by so much on a good day; an owner that is late by it is no reason to compute twice."""

@@ -77,9 +77,7 @@ class LockTable:
         self._add(lock)
         return lock
 
-    def add_foreign(
-        self, keys: Sequence[bytes], worker: str, ready_at: float, token: int, expires_at: float
-    ) -> None:
+    def add_foreign(self, keys: Sequence[bytes], worker: str, ready_at: float, token: int, expires_at: float) -> None:
         """Add a lock of another router, at those of its keys that no lock here covers."""
         free = [key for key in keys if key not in self._by_digest]
         if free and not self.is_full:

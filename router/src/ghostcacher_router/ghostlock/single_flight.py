@@ -22,7 +22,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from ghostcacher_connector.core.coordination.base import HeldLock, LockGrant, CoordinationStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeldLock, LockGrant
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.lock_table import LockTable
@@ -147,7 +147,7 @@ class SingleFlight:
         lock.expires_at = min(lock.expires_at, self._clock() + SETTLE_S)
 
     def take_over(self, lock: GhostLock) -> None:
-        """Stop honouring a lock whose owner is overdue. Its followers decide anew, and find the lock that replaces it."""
+        """Stop honouring a lock whose owner is overdue. Who waits decides anew, and finds the lock that replaces it."""
         self._drop(lock)
 
     async def wait(self, lock: GhostLock, until: float) -> None:

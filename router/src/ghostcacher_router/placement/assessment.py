@@ -1,4 +1,4 @@
-"""Assesses the candidates of a request: who they are, what each has of the prompt, what is ahead, and what TTFT follows.
+"""Assesses a request's candidates: what each has of the prompt, what is ahead there, and what TTFT follows from both.
 
 These are the first four steps of a decision (see picker.py). Nothing here chooses, and nothing is changed.
 """
@@ -50,10 +50,10 @@ class Assessor:
     """Assesses requests. On the event loop only."""
 
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
-        self._text, self._clock = dependencies.text, dependencies.clock
+        self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
         self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
         self._finder = CandidateFinder(dependencies.fleet)
-        self._matcher = PrefixMatcher(dependencies.fleet, dependencies.text, state.locations, state.history)
+        self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
     def assess(self, ask: Ask, *, may_look_up: bool, newer_than: float | None = None) -> Assessment | LookupNeeded:
         """Return the assessment of a request. Raises NoWorker.
@@ -74,7 +74,7 @@ class Assessor:
 
     async def look_up(self, needed: LookupNeeded, timeout_s: float) -> None:
         """Ask the index what an assessment lacks, and wait for that at most `timeout_s`."""
-        known = self._text.known(needed.namespace, needed.prompt)
+        known = self._prefix_map.known(needed.namespace, needed.prompt)
         if known:
             await self._locations.fetch(needed.namespace, known, timeout_s)
 

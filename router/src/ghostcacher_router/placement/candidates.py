@@ -27,7 +27,7 @@ class Candidates(NamedTuple):
 
 
 class CandidateFinder:
-    """Finds candidates. It keeps what it made of the fleet's lists, which stay the same objects until the fleet changes."""
+    """Finds candidates. Results are kept: the fleet's lists stay the same objects until the fleet changes."""
 
     def __init__(self, fleet: FleetPort) -> None:
         self._fleet = fleet

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ghostcacher_connector.core.coordination.base import Flush
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, TextPort
+from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, PrefixMapPort
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_history import SentHistory
@@ -19,7 +19,7 @@ class Dependencies(NamedTuple):
     """What placement needs of the rest of the router."""
 
     fleet: FleetPort
-    text: TextPort
+    prefix_map: PrefixMapPort
     pending: PendingPort
     metrics: RouterMetrics
     clock: Clock

@@ -20,7 +20,8 @@ class Fallback:
     def __init__(self, dependencies: Dependencies, state: RoutingState, tracker: InFlightTracker) -> None:
         self._fleet, self._metrics = dependencies.fleet, dependencies.metrics
         self._clock, self._rng = dependencies.clock, dependencies.rng
-        self._queues, self._history, self._sessions, self._tracker = state.queues, state.history, state.sessions, tracker
+        self._queues, self._history, self._sessions = state.queues, state.history, state.sessions
+        self._tracker = tracker
 
     def least_loaded(self, ask: Ask, workers: Sequence[WorkerPort], forecasts: Sequence[Forecast]) -> PlacedRequest:
         """Place a request that has no prompt, where the queue is shortest. forecasts: of one token at each worker."""

@@ -41,7 +41,7 @@ class InFlightTracker:
     """The placed requests of one router. On the event loop only. Nothing in it blocks or raises."""
 
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
-        self._fleet, self._text, self._pending = dependencies.fleet, dependencies.text, dependencies.pending
+        self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks = state
         self._open: dict[str, PlacedRequest] = {}
@@ -102,7 +102,7 @@ class InFlightTracker:
         prompt, now = placed.ask.shape.prompt, self._clock()
         if prompt is not None:
             self._note_computed(placed, now, now)
-            known = self._text.known(ref.namespace, prompt)
+            known = self._prefix_map.known(ref.namespace, prompt)
             for depth in _seeded_depths(prompt, known):
                 held = HeldPrefix(ref.incarnation, known[depth - 1].block_count)
                 self._locations.seed(ref.namespace, known[:depth], ref.worker, held)

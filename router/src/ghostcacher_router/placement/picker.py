@@ -14,9 +14,9 @@ One decision (`Picker._decide`), in steps:
 
 A request without a prompt, and every request while no worker reports its load, goes by fallback.py instead of 5 and 6.
 
-`place_now` decides whatever needs no waiting. `place` also waits, each time bounded: for the index (2), for the store to
-tell a session's worker (6) or to confirm a ghost lock (7), and for another request's ghost lock (5). After each wait it
-decides anew. All state is touched on the event loop only.
+`place_now` decides whatever needs no waiting. `place` also waits, each time bounded: for the index (2), for another
+request's ghost lock (5), and for the store to tell a session's worker (6) or to confirm a ghost lock (7). After each
+wait it decides anew. All state is touched on the event loop only.
 """
 
 from __future__ import annotations

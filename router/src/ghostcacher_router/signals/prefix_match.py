@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from ghostcacher_router.ports import FleetPort, KnownPort, TextPort, WorkerPort
+from ghostcacher_router.ports import FleetPort, KnownPort, PrefixMapPort, WorkerPort
 from ghostcacher_router.signals.prefix_locations import HeldPrefix, PrefixLocations
 from ghostcacher_router.signals.sent_history import HistoryMatch, SentHistory
 from ghostcacher_router.signals.ttft_forecast import WorkerMatch
@@ -80,8 +80,10 @@ class _Partial:
 class PrefixMatcher:
     """Matches prompts. On the event loop only; it never waits."""
 
-    def __init__(self, fleet: FleetPort, text: TextPort, locations: PrefixLocations, history: SentHistory) -> None:
-        self._fleet, self._text, self._locations, self._history = fleet, text, locations, history
+    def __init__(
+        self, fleet: FleetPort, prefix_map: PrefixMapPort, locations: PrefixLocations, history: SentHistory
+    ) -> None:
+        self._fleet, self._prefix_map, self._locations, self._history = fleet, prefix_map, locations, history
 
     def match(
         self,
@@ -105,8 +107,8 @@ class PrefixMatcher:
         for namespace in namespaces:
             if namespace is None:
                 continue
-            tokens = tokens or self._text.tokens_of(namespace, prompt)
-            deepest = self._text.deepest(namespace, prompt)
+            tokens = tokens or self._prefix_map.tokens_of(namespace, prompt)
+            deepest = self._prefix_map.deepest(namespace, prompt)
             if deepest is not None:
                 held = self._locations.get(namespace, deepest, newer_than=newer_than, old=not may_look_up)
                 if held is None:
@@ -159,5 +161,5 @@ class PrefixMatcher:
         """Return the index of the deepest known boundary that ends within so many blocks, -1 when there is none."""
         if deepest.block_count <= blocks:
             return deepest.index
-        within = [known.index for known in self._text.known(namespace, prompt) if known.block_count <= blocks]
+        within = [known.index for known in self._prefix_map.known(namespace, prompt) if known.block_count <= blocks]
         return within[-1] if within else -1

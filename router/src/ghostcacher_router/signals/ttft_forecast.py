@@ -1,12 +1,12 @@
 """Forecasts the time to first token (TTFT) of a prompt on a worker, and chooses among forecasts. Pure; times in ms.
 
-    total = queue + wait + pull + compute + penalty
+total = queue + wait + pull + compute + penalty
 
-    queue     the prefill work ahead of the prompt, and the decoding of running requests that shares its steps
-    wait      until a prefix that is being computed now is there, as far as the queue does not cover it
-    pull      reading from a peer what the peer has, where that is faster than computing it
-    compute   the prefill of the rest
-    penalty   what is lost when the prompt does not fit into the free KV memory
+queue     the prefill work ahead of the prompt, and the decoding of running requests that shares its steps
+wait      until a prefix that is being computed now is there, as far as the queue does not cover it
+pull      reading from a peer what the peer has, where that is faster than computing it
+compute   the prefill of the rest
+penalty   what is lost when the prompt does not fit into the free KV memory
 """
 
 from __future__ import annotations
