@@ -42,7 +42,7 @@ from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import RequestShape
 
@@ -97,7 +97,7 @@ class Router:
                 health_interval_s=settings.health_interval_s, load_interval_s=settings.load_interval_ms / 1e3
             ),
         )
-        text = TextMap(self._name, entries_max=settings.text_map_entries_max)
+        text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._front = self._make_front(text)
         self.url = ""
@@ -140,12 +140,12 @@ class Router:
         for threads in (self._threads, self._reader):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _make_routing(self, text: TextMap) -> Routing:
+    def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings
         dependencies = Dependencies(
             fleet=self._fleet,
             text=text,
-            pending=Pending(),
+            pending=PendingPrompts(),
             metrics=self._metrics,
             clock=time.monotonic,
             rng=Random(),  # noqa: S311 - ties among equal forecasts
@@ -163,7 +163,7 @@ class Router:
             greeted=self._greeted,
         )
 
-    def _make_front(self, text: TextMap) -> Front:
+    def _make_front(self, text: PrefixMap) -> Front:
         settings, routing = self._settings, self._routing
         desk = AdminDesk(self._fleet, text, routing, self._parse, router=self._name)
         ports = Ports(
