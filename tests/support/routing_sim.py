@@ -23,7 +23,7 @@ from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import Pending, TextMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
@@ -234,7 +234,7 @@ class Router:
         self.text = TextMap(name, clock=sim.now)
         self.metrics = RouterMetrics()
         self.store = None if sim.plain else sim.store.client()
-        around = Around(
+        dependencies = Dependencies(
             self.fleet,
             self.text,
             Pending(clock=sim.now),
@@ -245,7 +245,9 @@ class Router:
             self._offload,
         )
         index = None if sim.plain else sim.index
-        self.routing = Routing(around, index=index, store=self.store, router=name, options=options, read_block_s=0.0)
+        self.routing = Routing(
+            dependencies, index=index, store=self.store, router=name, options=options, read_block_s=0.0
+        )
         self.picker = self.routing.picker
         self.clients: set[asyncio.Task[Served]] = set()
         self.dead = False
@@ -267,7 +269,7 @@ class Router:
     async def kill(self) -> None:
         """Die as a process does: connections break, nothing is said."""
         self.dead = True
-        for task in [*self.routing.feed._tasks, *self.clients] if self.routing.feed else list(self.clients):
+        for task in [*self.routing.sync._tasks, *self.clients] if self.routing.sync else list(self.clients):
             task.cancel()
         await asyncio.sleep(0)
 

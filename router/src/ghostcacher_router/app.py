@@ -3,7 +3,7 @@
     client --> http.HttpProxy --> prompt.parse_body --> routing.Picker --> fleet.Fleet
                   |  '--> admin.Admin (what the router answers itself)      |
                   v                                                         v
-               workers           routing.Feed <--> Redis (routing store, index) <-- workers' connectors
+               workers           routing.RouterSync <--> Redis (routing store, index) <-- workers' connectors
 
 Start: Redis is greeted and read first, for a bounded time, so that the first request finds a warm router; then it
 listens. Without Redis it starts all the same, and catches up when Redis is there. End: no new request is taken, those
@@ -41,7 +41,7 @@ from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import Pending, TextMap
 from ghostcacher_router.prompt import parse_body
@@ -143,7 +143,7 @@ class Router:
 
     def _make_routing(self, text: TextMap) -> Routing:
         settings = self._settings
-        around = Around(
+        dependencies = Dependencies(
             fleet=self._fleet,
             text=text,
             pending=Pending(),
@@ -155,7 +155,7 @@ class Router:
         )
         options = Options(settings.affinity_tolerance, settings.ghost_lock, settings.ghost_lock_tokens_min)
         return Routing(
-            around,
+            dependencies,
             index=self._index,
             store=self._store,
             router=self._name,
@@ -168,7 +168,7 @@ class Router:
         settings, routing = self._settings, self._routing
         desk = AdminDesk(self._fleet, text, routing, self._parse, router=self._name)
         ports = Ports(
-            in_flight=routing.books.ledger.in_flight,
+            in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,
             explain=desk.explain,
             flush=desk.flush,
@@ -209,9 +209,9 @@ class Router:
         self._seed = hello.seed
 
     async def _warm_up(self) -> None:
-        feed = self._routing.feed
+        sync = self._routing.sync
         deadline = time.monotonic() + WARM_S_MAX
-        while feed is not None and not (feed.warm and self._routing.replicas is not None):
+        while sync is not None and not (sync.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
                 logger.warning("Redis does not answer: the router starts without what the others have learned")
                 return

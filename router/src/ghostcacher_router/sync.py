@@ -27,8 +27,8 @@ from ghostcacher_connector.core.coordination.base import (
     WorkerNews,
 )
 from ghostcacher_connector.core.errors import IndexUnavailable
-from ghostcacher_router.ghostlock.locks import RENEW_S
-from ghostcacher_router.placement.context import Around, Books
+from ghostcacher_router.ghostlock.single_flight import RENEW_S
+from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.picker import Picker
 
 logger = logging.getLogger(__name__)
@@ -52,25 +52,29 @@ YIELD_ITEMS = 8
 """Items handled before others get their turn: a learned text of a long prompt takes a fraction of a millisecond."""
 
 
-class Feed:
+class RouterSync:
     """Keeps one router in step with the others. Start it once, on the loop; stop it once. greeted: takes each hello."""
 
     def __init__(
         self,
         store: RoutingStore,
         picker: Picker,
-        around: Around,
-        books: Books,
+        dependencies: Dependencies,
+        state: RoutingState,
         *,
         offset: ServerOffset,
         router: str,
         greeted: Callable[[Hello], None],
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
-        self._store, self._picker, self._text, self._pending = store, picker, around.text, around.pending
-        self._sessions, self._locks, self._offset, self._router = books.sessions, books.locks, offset, router
-        self._offload, self._read_offload, self._clock = around.offload, around.read_offload, around.clock
-        self._metrics = around.metrics
+        self._store, self._picker, self._text, self._pending = store, picker, dependencies.text, dependencies.pending
+        self._sessions, self._locks, self._offset, self._router = state.sessions, state.locks, offset, router
+        self._offload, self._read_offload, self._clock = (
+            dependencies.offload,
+            dependencies.read_offload,
+            dependencies.clock,
+        )
+        self._metrics = dependencies.metrics
         self._greeted, self._read_block_s = greeted, read_block_s
         self._untold: deque[LearnedText | Flush] = deque(maxlen=UNTOLD_MAX)
         self._has_untold = asyncio.Event()
@@ -78,7 +82,7 @@ class Feed:
         self.warm = False
 
     def __repr__(self) -> str:
-        return f"Feed({self._router}, warm={self.warm}, untold={len(self._untold)})"
+        return f"RouterSync({self._router}, warm={self.warm}, untold={len(self._untold)})"
 
     def start(self) -> None:
         """Begin. `warm` is True once all that was learned before has been read."""

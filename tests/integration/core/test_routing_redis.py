@@ -19,7 +19,7 @@ from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.prefix_map import Pending, TextMap
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Prompt, RequestShape, WorkerState
 from tests.support.index_parts import entries, make_record
@@ -84,7 +84,7 @@ class Router:
     def __init__(self, name: str, url: str, threads: list[ThreadPoolExecutor]) -> None:
         self.fleet, self.text, self.name = Fleet(), TextMap(name), name
         self.index, self.store = RedisIndex(url), RedisRoutingStore(url)
-        around = Around(
+        dependencies = Dependencies(
             fleet=self.fleet,
             text=self.text,
             pending=Pending(),
@@ -94,7 +94,7 @@ class Router:
             offload=offload_to(threads[0]),
             read_offload=offload_to(threads[1]),
         )
-        self.routing = Routing(around, index=self.index, store=self.store, router=name)
+        self.routing = Routing(dependencies, index=self.index, store=self.store, router=name)
         self.asked = 0
 
     def ask(self, prompt: Prompt) -> Ask:
@@ -162,7 +162,7 @@ def test_two_routers_share_locks_texts_and_residency(redis: RedisServer) -> None
             await until(lambda: first.lock is not None and first.lock.token is not None)
             first.sent()
             waiting = asyncio.ensure_future(two.routing.picker.place(two.ask(prompt_of(TEXT + b"more" * 64))))
-            await until(lambda: len(two.routing.books.locks) == 1)
+            await until(lambda: len(two.routing.state.locks) == 1)
             await compute(one, ask.request_id, first.worker, url)
             second = await asyncio.wait_for(waiting, PATIENCE_S)
             assert second.worker == first.worker

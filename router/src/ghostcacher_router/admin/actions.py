@@ -34,8 +34,8 @@ class AdminDesk:
         """Have every router forget. Raises BadBody, and Refusal when a request names nothing that could be meant."""
         for key in self._keys(asked):
             flush = Flush(scope=asked.scope.value, key=key, router=self._router)
-            if self._routing.feed is not None:
-                self._routing.feed.tell(flush)
+            if self._routing.sync is not None:
+                self._routing.sync.tell(flush)
             else:
                 self._text.flush(flush)
                 self._routing.picker.on_flush(flush)

@@ -52,7 +52,7 @@ class Remembered(NamedTuple):
     holders: tuple[Sent, ...]
 
 
-class Memory:
+class SentHistory:
     """Boundary digest -> the latest placements of prompts with it, least recently used forgotten first."""
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
@@ -61,7 +61,7 @@ class Memory:
         self._gone_at: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"Memory(boundaries={len(self._entries)})"
+        return f"SentHistory(boundaries={len(self._entries)})"
 
     def find(self, prompt: Prompt, now: float) -> Remembered | None:
         """Return the deepest boundary of the prompt that was sent somewhere, not too long ago."""

@@ -45,7 +45,7 @@ class _Bound(NamedTuple):
     seen_at: float
 
 
-class Affinity:
+class SessionAffinity:
     """Session key -> worker, least recently used forgotten first. On the event loop only; the store in threads."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Affinity:
         self._reads: Coalescer[bytes, str | None] = Coalescer(self._prepare, self._told, offload, clock=clock)
 
     def __repr__(self) -> str:
-        return f"Affinity(sessions={len(self._bound)}, unwritten={len(self._unwritten)})"
+        return f"SessionAffinity(sessions={len(self._bound)}, unwritten={len(self._unwritten)})"
 
     def known(self, key: bytes) -> bool:
         """Return whether asking the store would tell nothing new."""

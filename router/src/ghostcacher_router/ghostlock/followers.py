@@ -5,8 +5,8 @@ Whoever goes where it is being computed finds it there if that engine shares wha
 
 The locked part is computed elsewhere only when following is of no use: its owner is overdue and the patience of a
 request has ended, or its worker is so loaded that computing again is sooner. A request's patience is what computing
-itself would take, as forecast when it first met a lock, and what forecasts are off by (PATIENCE); all its waits
-together never exceed it.
+itself would take, as forecast when it first met a lock, times WAIT_BUDGET_FACTOR, which is what forecasts are off by;
+all its waits together never exceed it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from ghostcacher_router.ghostlock.lock import Found, Lock
+from ghostcacher_router.ghostlock.ghost_lock import Found, GhostLock
 from ghostcacher_router.ports import WorkerPort
-from ghostcacher_router.signals.forecast import Reach, forecast
-from ghostcacher_router.signals.prefix_match import Sight
-from ghostcacher_router.signals.queue_estimate import Ahead
+from ghostcacher_router.signals.prefix_match import PrefixMatch
+from ghostcacher_router.signals.queue_estimate import QueueEstimate
+from ghostcacher_router.signals.ttft_forecast import WorkerMatch, forecast
 from ghostcacher_router.types import Forecast
 
 OVERLOAD = 1.5
 """How many times longer than computing it elsewhere an owner's queue may make a prompt, for the fleet's good."""
 
-PATIENCE = 1.25
+WAIT_BUDGET_FACTOR = 1.25
 """Forecasts are off by so much on a good day; an owner that is late by it is no reason to compute twice."""
 
 LATE = 0.25
@@ -61,17 +61,17 @@ class Step(NamedTuple):
 
 def patience_s(own: Forecast, bias: float) -> float:
     """Return how long a request may wait that could be computed at `own`. bias: observed over forecast, lately."""
-    return own.total_ms / 1e3 * PATIENCE * max(1.0, bias)
+    return own.total_ms / 1e3 * WAIT_BUDGET_FACTOR * max(1.0, bias)
 
 
 def follow_any(
-    sight: Sight,
+    sight: PrefixMatch,
     mets: Sequence[Met],
-    candidates: Sequence[tuple[WorkerPort, Ahead]],
+    candidates: Sequence[tuple[WorkerPort, QueueEstimate]],
     own: Forecast,
     now: float,
     patient_until: float,
-) -> tuple[Lock, Step]:
+) -> tuple[GhostLock, Step]:
     """Return what a request does that meets several locks, and with which of them: as `follow` says of each.
 
     mets: at least one, of workers that cannot share with each other: where one is not worth following, another may be.
@@ -84,9 +84,9 @@ def follow_any(
 
 
 def follow(
-    sight: Sight,
+    sight: PrefixMatch,
     met: Met,
-    candidates: Sequence[tuple[WorkerPort, Ahead]],
+    candidates: Sequence[tuple[WorkerPort, QueueEstimate]],
     own: Forecast,
     now: float,
     patient_until: float,
@@ -120,20 +120,24 @@ class _AtOwner(NamedTuple):
 
 
 def _at_owner(
-    sight: Sight, lock: Lock, covered: int, ready_ms: float, candidates: Sequence[tuple[WorkerPort, Ahead]]
+    sight: PrefixMatch,
+    lock: GhostLock,
+    covered: int,
+    ready_ms: float,
+    candidates: Sequence[tuple[WorkerPort, QueueEstimate]],
 ) -> _AtOwner | None:
     """Forecast going where the prefix is being computed: it is ahead in the queue there, and local then."""
     for worker, ahead in candidates:
         if worker.name == lock.worker:
             local, pullable, _ = sight.reach(worker)
-            reach = Reach(max(local, covered), pullable, ready_ms)
+            reach = WorkerMatch(max(local, covered), pullable, ready_ms)
             found = forecast(ahead.engine, ahead.queue_ms, sight.tokens, reach)
             return _AtOwner(found, worker.shares_prefill)
     return None
 
 
 def _waited(
-    sight: Sight, met: Met, covered: int, ready_ms: float, candidates: Sequence[tuple[WorkerPort, Ahead]]
+    sight: PrefixMatch, met: Met, covered: int, ready_ms: float, candidates: Sequence[tuple[WorkerPort, QueueEstimate]]
 ) -> Forecast | None:
     """Forecast the best of waiting for the prefix and pulling it: where that is faster than computing it again."""
     best: Forecast | None = None
@@ -142,7 +146,7 @@ def _waited(
     for worker, ahead in candidates:
         if worker.name != met.found.lock.worker and worker.namespace == met.namespace:
             local, pullable, _ = sight.reach(worker)
-            reach = Reach(local, max(pullable, covered), ready_ms)
+            reach = WorkerMatch(local, max(pullable, covered), ready_ms)
             found = forecast(ahead.engine, ahead.queue_ms, sight.tokens, reach)
             if found.cached_tokens >= min(covered, sight.tokens - 1) and (
                 best is None or found.total_ms < best.total_ms

@@ -42,7 +42,7 @@ class Engine(NamedTuple):
     pull_ms_per_token: float | None
 
 
-class Reach(NamedTuple):
+class WorkerMatch(NamedTuple):
     """How much of one prompt a worker can have without computing it, counted from its first token.
 
     local: in its own cache. pullable: in a peer's. ready_ms: when that will be so; 0: it is so now.
@@ -53,12 +53,12 @@ class Reach(NamedTuple):
     ready_ms: float
 
 
-NOTHING = Reach(0, 0, 0.0)
+NOTHING = WorkerMatch(0, 0, 0.0)
 
 _new = tuple.__new__
 
 
-def forecast(engine: Engine, queue_ms: float, tokens: int, reach: Reach) -> Forecast:
+def forecast(engine: Engine, queue_ms: float, tokens: int, reach: WorkerMatch) -> Forecast:
     """Return what a prompt of `tokens` costs on a worker. The last token is always computed."""
     # Called for each worker of each request, hence plain branches for min and max, and no keywords.
     name, ms_per_token, step_ms, kv_free, pull_fixed_ms, pull_ms_per_token = engine

@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.ghostlock.follow import Met, Verb, follow_any
-from ghostcacher_router.ghostlock.lock import Found, Lock
-from ghostcacher_router.signals.forecast import NOTHING, Engine, forecast
-from ghostcacher_router.signals.prefix_match import Sight
-from ghostcacher_router.signals.queue_estimate import Ahead
+from ghostcacher_router.ghostlock.followers import Met, Verb, follow_any
+from ghostcacher_router.ghostlock.ghost_lock import Found, GhostLock
+from ghostcacher_router.signals.prefix_match import PrefixMatch
+from ghostcacher_router.signals.queue_estimate import QueueEstimate
+from ghostcacher_router.signals.ttft_forecast import NOTHING, Engine, forecast
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import make_record
 from tests.support.routing_sim import prompt_of, text_of
@@ -29,15 +29,16 @@ def worker(name: str, *, shares_prefill: bool) -> Worker:
 
 def met(name: str, ready_at: float) -> Met:
     digests = PROMPT.digests
-    return Met(name * 32, Found(Lock(digests, digests[-1:], name, ready_at, ours=False), len(digests) - 1))
+    return Met(name * 32, Found(GhostLock(digests, digests[-1:], name, ready_at, ours=False), len(digests) - 1))
 
 
 def decide(ready_s: dict[str, float], *, patience_s: float = 1.0, queue_ms: float = 0.0) -> tuple[str, Verb]:
     """Return whose lock is minded, and how. ready_s: when each owner expects to be done; queue_ms: of each."""
-    sight = Sight(PROMPT, TOKENS, {}, {}, {}, True)
+    sight = PrefixMatch(PROMPT, TOKENS, {}, {}, {}, True)
     engines = {name: Engine(name, MS_PER_TOKEN, 0.0, None, 0.0, None) for name in (*NAMES, "other")}
     candidates = [
-        (worker(name, shares_prefill=name == "v"), Ahead(engines[name], queue_ms, reported=True)) for name in NAMES
+        (worker(name, shares_prefill=name == "v"), QueueEstimate(engines[name], queue_ms, reported=True))
+        for name in NAMES
     ]
     own = forecast(engines["other"], 0.0, TOKENS, NOTHING)
     mets = [met(name, NOW + seconds) for name, seconds in ready_s.items()]

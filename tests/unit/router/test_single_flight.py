@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
-from ghostcacher_router.ghostlock.lock import KEYS_MAX, Lock, lock_boundaries
-from ghostcacher_router.ghostlock.locks import (
+from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, GhostLock, lock_boundaries
+from ghostcacher_router.ghostlock.single_flight import (
     BREAKER_S,
     CONFIRM_S,
     LOCKS_MAX,
@@ -22,7 +22,7 @@ from ghostcacher_router.ghostlock.locks import (
     SETTLE_S,
     TTL_S,
     WATCH_S,
-    Locks,
+    SingleFlight,
 )
 from ghostcacher_router.types import BlockKind, Prompt
 from tests.support.routing_sim import all_of, prompt_of, text_of
@@ -36,7 +36,7 @@ ALONE = prompt_of(text_of("something else", 4000))
 
 
 class Desk:
-    """Locks of two routers over one store."""
+    """SingleFlight of two routers over one store."""
 
     def __init__(self, delay_s: float = 0.001) -> None:
         self.now = asyncio.get_running_loop().time
@@ -46,8 +46,8 @@ class Desk:
         self.delay_s, self.looks = delay_s, 0
         self.a, self.b = (self._locks(number) for number in range(2))
 
-    def _locks(self, number: int) -> Locks:
-        return Locks(
+    def _locks(self, number: int) -> SingleFlight:
+        return SingleFlight(
             self.stores[number],
             self._soon,
             self.now,
@@ -61,7 +61,7 @@ class Desk:
         await asyncio.sleep(self.delay_s)
         return call()
 
-    def take(self, locks: Locks, prompt: Prompt = PROMPT, worker: str = "w1") -> Lock:
+    def take(self, locks: SingleFlight, prompt: Prompt = PROMPT, worker: str = "w1") -> GhostLock:
         lock = locks.take("n", prompt, -1, worker, self.now() + 1.0)
         assert lock is not None
         return lock
@@ -316,12 +316,12 @@ class LocksMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.runner.run(asyncio.sleep(0))
         self.routers = [
-            Locks(
+            SingleFlight(
                 self.store, self._at_once, lambda: self.now, router=f"r{n}", server_offset=float, count=lambda _: None
             )
             for n in range(2)
         ]
-        self.taken: list[tuple[Locks, Lock]] = []
+        self.taken: list[tuple[SingleFlight, GhostLock]] = []
 
     async def _at_once(self, call: Callable[[], T], /) -> T:
         return call()

@@ -24,12 +24,12 @@ async def test_flush_reaches_every_router(scope: str) -> None:
     await one.send(SMALL, session="s")
     await two.send(SMALL, session="s")
     key = session_key("m", "s")
-    assert one.routing.feed is not None
-    one.routing.feed.tell(Flush(scope, b"" if scope == "all" else key, "r0"))
+    assert one.routing.sync is not None
+    one.routing.sync.tell(Flush(scope, b"" if scope == "all" else key, "r0"))
     await sim.settle(0.1)
     for router in sim.routers:
-        assert (router.routing.books.sessions.get(key) is None) is (scope != "doc")
-        assert ("boundaries=0" in repr(router.routing.books.memory)) is (scope != "session")
+        assert (router.routing.state.sessions.get(key) is None) is (scope != "doc")
+        assert ("boundaries=0" in repr(router.routing.state.sent_history)) is (scope != "session")
 
 
 @virtual
@@ -72,10 +72,10 @@ async def test_two_requests_of_one_id_teach_nothing() -> None:
     """Clients choose ids: what is told under one that two prompts have is nobody's, also when one of them has ended."""
     sim = await make_sim()
     router = sim.routers[0]
-    books, texts = router.routing.books, [text_of(name, 4000) for name in ("mine", "yours")]
+    state, texts = router.routing.state, [text_of(name, 4000) for name in ("mine", "yours")]
     placed = [await router.picker.place(router.ask(text)._replace(request_id="same")) for text in texts]
     assert [one.lock is not None for one in placed] == [True, True]
-    before = repr(books.residency)
+    before = repr(state.locations)
     for one in placed:
         await sim.engines[one.worker].prefill("same", texts[placed.index(one)])
         await sim.settle(0.3)
@@ -83,7 +83,7 @@ async def test_two_requests_of_one_id_teach_nothing() -> None:
         one.first_byte()
         one.ended(Outcome.DONE, 200)
     await sim.settle(0.3)
-    assert (repr(books.residency), len(router.text)) == (before, 0)
+    assert (repr(state.locations), len(router.text)) == (before, 0)
     assert all(one.lock is not None and one.lock.released for one in placed)
     await router.send(texts[0])
     await sim.settle(0.3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ghostcacher_router.ghostlock.lock import Lock
+from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.queue_estimate import Entry
 from ghostcacher_router.signals.sent_history import Sent
@@ -16,14 +16,14 @@ HTTP_ERROR = 400
 class Desk(Protocol):
     """Who hears of what happens to a placed request. Never raises."""
 
-    def on_sent(self, placed: Placed) -> None: ...
+    def on_sent(self, placed: PlacedRequest) -> None: ...
 
-    def on_first_byte(self, placed: Placed) -> None: ...
+    def on_first_byte(self, placed: PlacedRequest) -> None: ...
 
-    def on_ended(self, placed: Placed, outcome: Outcome, *, computed: bool) -> None: ...
+    def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None: ...
 
 
-class Placed:
+class PlacedRequest:
     """A Placement. ref: the life of the worker that it was picked for. sent_at: loop clock, s.
 
     lock: the ghost lock under which it computes, None when it computes nothing that others could want.
@@ -64,14 +64,14 @@ class Placed:
         self.endpoint: Endpoint = worker.endpoint
         self.ref = worker.ref
         self.remembered: Sent | None = None
-        self.lock: Lock | None = None
-        self.took_over: Lock | None = None
+        self.lock: GhostLock | None = None
+        self.took_over: GhostLock | None = None
         self.lock_result: str | None = None
         self.sent_at: float | None = None
         self.is_ended = self.is_judged = False
 
     def __repr__(self) -> str:
-        return f"Placed({self.ask.request_id} at {self.worker}: {self.reason.value})"
+        return f"PlacedRequest({self.ask.request_id} at {self.worker}: {self.reason.value})"
 
     def sent(self) -> None:
         self.desk.on_sent(self)

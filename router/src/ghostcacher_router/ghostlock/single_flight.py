@@ -5,7 +5,7 @@
                                   |                -> lost                      somebody has taken it over
                                   +-> held by another router: withdrawn; theirs is watched instead
 
-Who takes part: one router, through `Locks`' own table, in which a taken lock is seen by the very next request; all
+Who takes part: one router, through its own table, in which a taken lock is seen by the very next request; all
 routers, through the store, with a fencing token. When the store is away, each router locks for itself.
 
 The owner's router dies: nobody renews, and the store lets go after TTL_S. The owner's worker stalls: the first follower
@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from ghostcacher_connector.core.coordination.base import HeldLock, LockGrant, RoutingStore
 from ghostcacher_connector.core.errors import IndexUnavailable
-from ghostcacher_router.ghostlock.lock import KEYS_MAX, Found, Lock, lock_boundaries
+from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, Found, GhostLock, lock_boundaries
 from ghostcacher_router.ports import Clock, Offload
 from ghostcacher_router.types import Prompt
 
@@ -54,7 +54,7 @@ LOCKS_MAX = 1024
 SALT_BYTES = 8
 
 
-class Locks:
+class SingleFlight:
     """The locks that this router has or knows of. On the event loop only; the store is asked in threads.
 
     router: this router's name. server_offset: loop clock less the store's clock, s. count: takes each lock's result.
@@ -75,14 +75,14 @@ class Locks:
     ) -> None:
         self._store, self._offload, self._clock, self._alone = store, offload, clock, alone
         self._router, self._server_offset, self._count = router, server_offset, count
-        self._table: dict[bytes, Lock] = {}
-        self._locks: dict[Lock, None] = {}
+        self._table: dict[bytes, GhostLock] = {}
+        self._locks: dict[GhostLock, None] = {}
         self._salts: dict[str, bytes] = {}
         self._broken_until = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"Locks({len(self._locks)}, boundaries={len(self._table)})"
+        return f"SingleFlight({len(self._locks)}, boundaries={len(self._table)})"
 
     @property
     def shared(self) -> bool:
@@ -112,7 +112,7 @@ class Locks:
                 return Found(lock, index)
         return None
 
-    def take(self, namespace: str, prompt: Prompt, after: int, worker: str, ready_at: float) -> Lock | None:
+    def take(self, namespace: str, prompt: Prompt, after: int, worker: str, ready_at: float) -> GhostLock | None:
         """Lock a prompt beyond boundary `after` for this router, at once; None when nothing of it is free.
 
         What a live lock covers is left to it.
@@ -129,13 +129,13 @@ class Locks:
         if not free or len(self._locks) >= LOCKS_MAX:
             return None
         keys = [salt + prompt.digests[index] for index in lock_boundaries(prompt, free)]
-        lock = Lock([salt + prompt.digests[index] for index in free], keys, worker, ready_at, ours=True)
+        lock = GhostLock([salt + prompt.digests[index] for index in free], keys, worker, ready_at, ours=True)
         self._enter(lock)
         if not self.shared:
             self._confirmed(lock, "unavailable" if self.broken else "granted")
         return lock
 
-    async def confirm(self, lock: Lock, taken_over: Lock | None = None) -> bool:
+    async def confirm(self, lock: GhostLock, taken_over: GhostLock | None = None) -> bool:
         """Ask the store for a lock that was taken; return False when another router has it, whose lock is known then.
 
         taken_over: whose keys to free first. Waits CONFIRM_S at most; the answer counts also when it comes later.
@@ -149,7 +149,7 @@ class Locks:
             self._confirmed(lock, "unavailable")
         return lock.confirmed
 
-    def release(self, lock: Lock) -> None:
+    def release(self, lock: GhostLock) -> None:
         """The prefix is computed, or its computing has failed: whoever waits looks again. May be called again."""
         if lock.released:
             return
@@ -160,11 +160,11 @@ class Locks:
             store, keys, token = self._store, lock.keys, lock.token
             self._keep(asyncio.get_running_loop().create_task(self._quietly(lambda: store.unlock(keys, token))))
 
-    def settle(self, lock: Lock) -> None:
+    def settle(self, lock: GhostLock) -> None:
         """The prefix is computed; its blocks can be pulled soon, when the worker says so or at the latest then."""
         lock.expires_at = min(lock.expires_at, self._clock() + SETTLE_S)
 
-    async def wait(self, lock: Lock, until: float) -> None:
+    async def wait(self, lock: GhostLock, until: float) -> None:
         """Return when a lock is confirmed, released or lost, has run out, or at `until` (loop clock)."""
         changed = lock.changed
         while not changed.is_set() and self._live(lock) and (now := self._clock()) < until:
@@ -180,7 +180,7 @@ class Locks:
         if not self._live(lock):
             self.release(lock)
 
-    def take_over(self, lock: Lock) -> None:
+    def take_over(self, lock: GhostLock) -> None:
         """Stop believing in a lock: its owner is overdue. Followers look again, and find who comes next."""
         lock.released = True
         self._remove(lock)
@@ -234,27 +234,27 @@ class Locks:
         for lock in [lock for lock in self._locks if lock.expires_at <= now]:
             self.release(lock)
 
-    def _live(self, lock: Lock) -> bool:
+    def _live(self, lock: GhostLock) -> bool:
         return not lock.released and self._clock() < lock.expires_at
 
-    def _enter(self, lock: Lock) -> None:
+    def _enter(self, lock: GhostLock) -> None:
         self._locks[lock] = None
         self._table.update(dict.fromkeys(lock.digests, lock))
 
-    def _remove(self, lock: Lock) -> None:
+    def _remove(self, lock: GhostLock) -> None:
         self._locks.pop(lock, None)
         for digest in lock.digests:
             if self._table.get(digest) is lock:
                 del self._table[digest]
 
-    def _confirmed(self, lock: Lock, result: str) -> None:
+    def _confirmed(self, lock: GhostLock, result: str) -> None:
         self._count(result)
         lock.confirmed = True
         # Who has waited for the answer looks again; who will wait for the end gets an event of its own.
         lock.changed.set()
         lock.changed = asyncio.Event()
 
-    async def _acquire(self, store: RoutingStore, lock: Lock, taken_over: Lock | None) -> None:
+    async def _acquire(self, store: RoutingStore, lock: GhostLock, taken_over: GhostLock | None) -> None:
         offset = self._server_offset()
 
         def call() -> LockGrant:
@@ -280,7 +280,7 @@ class Locks:
         elif not lock.released and not lock.confirmed:
             self._withdraw(lock, grant.held)
 
-    def _withdraw(self, lock: Lock, held: Iterable[HeldLock]) -> None:
+    def _withdraw(self, lock: GhostLock, held: Iterable[HeldLock]) -> None:
         lock.released = True
         self._remove(lock)
         self._learn(held)
@@ -294,18 +294,18 @@ class Locks:
         for token, ones in by_token.items():
             keys = [one.key for one in ones if one.key not in self._table]
             if keys and len(self._locks) < LOCKS_MAX:
-                lock = Lock(keys, keys, ones[0].worker, ones[0].ready_at + offset, ours=False)
+                lock = GhostLock(keys, keys, ones[0].worker, ones[0].ready_at + offset, ours=False)
                 lock.token, lock.seen_at, lock.expires_at = token, now, now + TTL_S
                 self._enter(lock)
 
-    def _look(self, lock: Lock) -> None:
+    def _look(self, lock: GhostLock) -> None:
         """See whether another router still holds a lock, beside those who wait, however many: one look at a time."""
         # Half: a timer may be a little early, and must not miss its turn for it.
         if self._store is not None and self._clock() - lock.seen_at >= WATCH_S / 2:
             lock.seen_at = float("inf")
             self._keep(asyncio.get_running_loop().create_task(self._watch(self._store, lock)))
 
-    async def _watch(self, store: RoutingStore, lock: Lock) -> None:
+    async def _watch(self, store: RoutingStore, lock: GhostLock) -> None:
         began_at = self._clock()
         try:
             held = await self._offload(self._unless_broken(lambda: store.locks(lock.keys[-1:])))

@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
-from ghostcacher_router.signals.sessions import REREAD_S, Affinity, session_key
+from ghostcacher_router.signals.sessions import REREAD_S, SessionAffinity, session_key
 from tests.support.index_parts import FakeClock
 from tests.support.virtual_time import run_virtual
 
@@ -28,7 +28,7 @@ def test_affinity_is_shared_behind_the_requests() -> None:
 
     async def main() -> None:
         clock, store = asyncio.get_running_loop().time, MemoryRoutingStore(clock=asyncio.get_running_loop().time)
-        here, there = (Affinity(store.client(), soon, clock) for _ in range(2))
+        here, there = (SessionAffinity(store.client(), soon, clock) for _ in range(2))
         key = session_key("m", "somebody")
         here.bind(key, "w1")
         assert here.get(key) == "w1"
@@ -45,7 +45,7 @@ def test_affinity_replicas_come_to_agree() -> None:
 
     async def main() -> None:
         clock, store = asyncio.get_running_loop().time, MemoryRoutingStore(clock=asyncio.get_running_loop().time)
-        here, there = replicas = [Affinity(store.client(), soon, clock) for _ in range(2)]
+        here, there = replicas = [SessionAffinity(store.client(), soon, clock) for _ in range(2)]
         here.bind(b"k", "w1")
         there.bind(b"k", "w2")
         for replica in replicas:
@@ -67,7 +67,7 @@ def test_affinity_answer_does_not_undo_what_was_bound_here_since(asked_first: bo
 
     async def main() -> None:
         store = MemoryRoutingStore()
-        affinity = Affinity(store, soon, asyncio.get_running_loop().time)
+        affinity = SessionAffinity(store, soon, asyncio.get_running_loop().time)
         affinity.bind(b"k", "w1")
         await affinity.write()
         await asyncio.sleep(REREAD_S + 0.1)
@@ -94,7 +94,7 @@ def test_affinity_writes_moves_at_once_and_touches_seldom() -> None:
             written.append(dict(sessions))
 
     async def main() -> None:
-        affinity = Affinity(Store(), soon, clock, ttl_s=80.0)
+        affinity = SessionAffinity(Store(), soon, clock, ttl_s=80.0)
         for worker, passed in (("w1", 0), ("w1", 5), ("w2", 1), ("w2", 5), ("w2", 6)):
             clock.advance(passed)
             affinity.bind(b"k", worker)
@@ -107,7 +107,7 @@ def test_affinity_writes_moves_at_once_and_touches_seldom() -> None:
 def test_affinity_expires_after_its_last_use() -> None:
     """The time to live slides: it counts from the last request."""
     clock = FakeClock()
-    affinity = Affinity(None, soon, clock, ttl_s=60.0)
+    affinity = SessionAffinity(None, soon, clock, ttl_s=60.0)
     affinity.bind(b"k", "w")
     clock.advance(7)
     affinity.bind(b"k", "w")
@@ -122,7 +122,7 @@ def test_affinity_flush_reaches_the_store() -> None:
 
     async def main() -> None:
         store = MemoryRoutingStore()
-        affinity = Affinity(store, soon, asyncio.get_running_loop().time)
+        affinity = SessionAffinity(store, soon, asyncio.get_running_loop().time)
         affinity.bind(b"one", "w")
         affinity.bind(b"two", "w")
         await affinity.write()
@@ -139,7 +139,7 @@ def test_affinity_store_away_writes_are_kept() -> None:
 
     async def main() -> None:
         store = MemoryRoutingStore()
-        affinity = Affinity(store, soon, asyncio.get_running_loop().time)
+        affinity = SessionAffinity(store, soon, asyncio.get_running_loop().time)
         store.reachable = False
         affinity.bind(b"k", "w")
         await affinity.write()

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.base import WorkerNews
 from ghostcacher_connector.core.index.base import WorkerRef
-from ghostcacher_router.ghostlock.locks import SETTLE_S
+from ghostcacher_router.ghostlock.single_flight import SETTLE_S
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Reason, RequestShape, WorkerState
 from tests.support.routing_sim import make_sim, text_of
@@ -100,19 +100,19 @@ async def test_other_life_of_a_worker_has_nothing() -> None:
     router = sim.routers[0]
     await router.send(TEXT)
     await sim.settle(0.3)
-    desk, books = router.picker.desk, router.routing.books
+    desk, state = router.picker.desk, router.routing.state
     asks = [router.ask(TEXT + SMALL) for _ in range(2)]
     placed = router.picker.place_now(asks[0])
     assert placed is not None
     assert placed.ref is not None
-    before = repr(books.residency)
+    before = repr(state.locations)
     desk.on_computed(WorkerRef(placed.ref.namespace, placed.worker, b"x" * 16), asks[0].request_id)
     desk.on_computed(placed.ref, "no request of ours")
-    assert repr(books.residency) == before
+    assert repr(state.locations) == before
     for engine in sim.engines.values():
         assert engine.worker.record is not None
         engine.worker.renew(replace(engine.worker.record, incarnation=b"n" * 16))
-    books.memory.clear()
+    state.sent_history.clear()
     rows = await router.picker.explain(asks[1])
     assert [row["local_tokens"] for row in rows] == [0, 0]
 
@@ -146,9 +146,9 @@ async def test_only_what_was_computed_is_remembered(
     placed.ended(outcome, status)
     await sim.settle()
     assert ask.shape.prompt is not None
-    assert (router.routing.books.memory.find(ask.shape.prompt, sim.now()) is not None) is remembered
+    assert (router.routing.state.sent_history.find(ask.shape.prompt, sim.now()) is not None) is remembered
     assert router.picker.in_flight == 0
-    assert router.routing.books.locks.find(placed.ref.namespace, ask.shape.prompt, -1) is None  # type: ignore[union-attr]
+    assert router.routing.state.locks.find(placed.ref.namespace, ask.shape.prompt, -1) is None  # type: ignore[union-attr]
 
 
 @virtual
@@ -250,9 +250,9 @@ async def test_explain_shows_every_term_and_changes_nothing() -> None:
     router = sim.routers[0]
     await router.send(TEXT)
     await sim.settle(2)
-    before = repr(router.routing.books.memory), router.metrics.prompt_tokens.total
+    before = repr(router.routing.state.sent_history), router.metrics.prompt_tokens.total
     rows = await router.picker.explain(router.ask(TEXT))
-    assert (repr(router.routing.books.memory), router.metrics.prompt_tokens.total) == before
+    assert (repr(router.routing.state.sent_history), router.metrics.prompt_tokens.total) == before
     assert router.picker.in_flight == 0
     assert [row["total_ms"] for row in rows] == sorted(row["total_ms"] for row in rows)  # type: ignore[type-var]
     assert {"worker", "queue_ms", "pull_ms", "compute_ms", "local_tokens", "load_reported"} <= rows[0].keys()
@@ -284,7 +284,7 @@ async def test_index_too_slow_request_goes_on() -> None:
     async def never(*_: object) -> None:
         await asyncio.get_running_loop().create_future()
 
-    router.routing.books.residency._lookups._offload = never  # type: ignore[assignment]
+    router.routing.state.locations._lookups._offload = never  # type: ignore[assignment]
     started = sim.now()
     placed = await router.picker.place(router.ask(TEXT + SMALL))
     assert sim.now() - started <= 0.005 + 0.001 + 0.02

@@ -15,7 +15,7 @@ from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.prefix_map import KnownBoundary
 from ghostcacher_router.signals.coalescer import BREAKER_S, Coalescer
-from ghostcacher_router.signals.prefix_locations import CHAIN_MAX, FRESH_S, OLD_S, REFRESH_S, Held, Residency
+from ghostcacher_router.signals.prefix_locations import CHAIN_MAX, FRESH_S, OLD_S, REFRESH_S, Held, PrefixLocations
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import chain, entries, make_record
 from tests.support.routing_sim import all_of, text_of
@@ -109,7 +109,7 @@ def test_coalescer_wait_is_bounded() -> None:
     run_virtual(main())
 
 
-# Residency
+# PrefixLocations
 
 
 class OneWorkerFleet:
@@ -133,7 +133,7 @@ KNOWN = [KnownBoundary(number, 1024 * number, count, BLOCKS[count - 1]) for numb
 
 
 class Shelf:
-    """An index with one worker that holds 20 blocks, and the residency over it."""
+    """An index with one worker that holds 20 blocks, and the locations over it."""
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = asyncio.get_running_loop().time
@@ -146,7 +146,7 @@ class Shelf:
         self.index.apply(self.ref, entries(BLOCKS[:20]), [], lease_ttl_s=1e6)
         self.seconds: list[float] = []
         fleet = OneWorkerFleet(Worker("w", Endpoint("h", 1, False, ""), record, 0.0))
-        self.residency = Residency(self.index, fleet, soon, self.clock, observe=self.seconds.append)
+        self.locations = PrefixLocations(self.index, fleet, soon, self.clock, observe=self.seconds.append)
 
 
 def test_residency_is_asked_for_once_then_refreshed_beside() -> None:
@@ -154,14 +154,14 @@ def test_residency_is_asked_for_once_then_refreshed_beside() -> None:
 
     async def main() -> None:
         shelf = Shelf()
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) is None
-        await shelf.residency.fetch(shelf.namespace, KNOWN)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) is None
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
         shelf.index.apply(shelf.ref, entries(BLOCKS), [], lease_ttl_s=1e6)
         await asyncio.sleep(REFRESH_S + 0.01)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
         await asyncio.sleep(0.01)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
         assert len(shelf.seconds) == 2
 
     run_virtual(main())
@@ -172,14 +172,14 @@ def test_residency_too_old_is_waited_for() -> None:
 
     async def main() -> None:
         shelf = Shelf()
-        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
         await asyncio.sleep(FRESH_S + 0.1)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) is None
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1], old=True) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) is None
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1], old=True) == {"w": Held(shelf.incarnation, 16)}
         now = shelf.clock()
-        await shelf.residency.fetch(shelf.namespace, KNOWN)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1], newer_than=now) is not None
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1], newer_than=shelf.clock()) is None
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1], newer_than=now) is not None
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1], newer_than=shelf.clock()) is None
 
     run_virtual(main())
 
@@ -189,15 +189,15 @@ def test_residency_index_away_last_word_counts_for_a_while() -> None:
 
     async def main() -> None:
         shelf = Shelf()
-        await shelf.residency.fetch(shelf.namespace, KNOWN)
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
         shelf.index.reachable = False
         await asyncio.sleep(FRESH_S + 0.1)
-        await shelf.residency.fetch(shelf.namespace, KNOWN)
-        assert not shelf.residency.available
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
+        assert not shelf.locations.available
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
         await asyncio.sleep(OLD_S)
-        await shelf.residency.fetch(shelf.namespace, KNOWN)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {}
+        await shelf.locations.fetch(shelf.namespace, KNOWN)
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {}
 
     run_virtual(main())
 
@@ -207,11 +207,11 @@ def test_residency_seed_is_used_and_then_checked() -> None:
 
     async def main() -> None:
         shelf = Shelf()
-        shelf.residency.seed(shelf.namespace, KNOWN, "w", Held(shelf.incarnation, 32))
+        shelf.locations.seed(shelf.namespace, KNOWN, "w", Held(shelf.incarnation, 32))
         await asyncio.sleep(0.001)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
         await asyncio.sleep(0.01)
-        assert shelf.residency.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
 
     run_virtual(main())
 
@@ -226,10 +226,10 @@ def test_residency_asks_within_what_the_index_answers() -> None:
             index.join(record, lease_ttl_s=1e6)
         index.apply(ref_of(records[7]), entries(BLOCKS), [], lease_ttl_s=1e6)
         workers = [Worker(record.worker, Endpoint("h", 1, False, ""), record, 0.0) for record in records]
-        residency = Residency(index, OneWorkerFleet(*workers), soon, clock, observe=lambda _: None)
+        locations = PrefixLocations(index, OneWorkerFleet(*workers), soon, clock, observe=lambda _: None)
         texts = [[KnownBoundary(0, 1024, count, BLOCKS[count - 1])] for count in range(1, 25)]
-        await all_of([residency.fetch(records[0].namespace, text) for text in texts])
-        assert [set(residency.get(records[0].namespace, text[-1]) or {}) for text in texts] == [{"w7"}] * 24
+        await all_of([locations.fetch(records[0].namespace, text) for text in texts])
+        assert [set(locations.get(records[0].namespace, text[-1]) or {}) for text in texts] == [{"w7"}] * 24
 
     run_virtual(main())
 
@@ -239,14 +239,14 @@ def test_residency_answer_counts_for_the_text_that_was_asked_for() -> None:
 
     async def main() -> None:
         shelf, others = Shelf(), [KnownBoundary(0, 512, 4, BLOCKS[3]), KnownBoundary(1, 1024, 24, BLOCKS[23]), KNOWN[2]]
-        asking = asyncio.ensure_future(shelf.residency.fetch(shelf.namespace, KNOWN))
+        asking = asyncio.ensure_future(shelf.locations.fetch(shelf.namespace, KNOWN))
         await asyncio.sleep(0.0005)
-        shelf.residency.clear()
-        shelf.residency.seed(shelf.namespace, others, "w", Held(shelf.incarnation, 32))
+        shelf.locations.clear()
+        shelf.locations.seed(shelf.namespace, others, "w", Held(shelf.incarnation, 32))
         await asking
-        assert shelf.residency.get(shelf.namespace, others[-1], old=True) == {"w": Held(shelf.incarnation, 32)}
-        await shelf.residency.fetch(shelf.namespace, others)
-        assert shelf.residency.get(shelf.namespace, others[-1]) == {"w": Held(shelf.incarnation, 4)}
+        assert shelf.locations.get(shelf.namespace, others[-1], old=True) == {"w": Held(shelf.incarnation, 32)}
+        await shelf.locations.fetch(shelf.namespace, others)
+        assert shelf.locations.get(shelf.namespace, others[-1]) == {"w": Held(shelf.incarnation, 4)}
 
     run_virtual(main())
 
@@ -272,9 +272,9 @@ def test_residency_asks_for_a_long_text_at_few_depths() -> None:
         index.join(record, lease_ttl_s=1e6)
         index.apply(ref_of(record), entries([one.block_hash for one in LONG]), [], lease_ttl_s=1e6)
         fleet = OneWorkerFleet(Worker("w", Endpoint("h", 1, False, ""), record, 0.0))
-        residency = Residency(index, fleet, soon, shelf.clock, observe=lambda _: None)
-        await residency.fetch(record.namespace, LONG)
-        assert residency.get(record.namespace, LONG[-1]) == {"w": Held(record.incarnation, 300)}
+        locations = PrefixLocations(index, fleet, soon, shelf.clock, observe=lambda _: None)
+        await locations.fetch(record.namespace, LONG)
+        assert locations.get(record.namespace, LONG[-1]) == {"w": Held(record.incarnation, 300)}
         places = [[one.block_hash for one in LONG].index(asked) for asked in index.asked[0]]
         assert (len(places), places[-1]) == (CHAIN_MAX, 299)
         assert {after - before for before, after in pairwise([-1, *places])} == {4, 5}
@@ -287,17 +287,17 @@ def test_residency_is_bounded_in_texts_and_hashes(hashes_max: int, kept: int) ->
     """The least recently used are forgotten; few long texts weigh as much as many short ones."""
 
     async def main() -> None:
-        residency = Residency(
+        locations = PrefixLocations(
             None, OneWorkerFleet(), soon, lambda: 0.0, observe=lambda _: None, texts_max=4, hashes_max=hashes_max
         )
         texts = [[KnownBoundary(at, at, at + 1, h) for at, h in enumerate(chain(4, seed))] for seed in range(8)]
         for text in texts:
-            await residency.fetch("n", text)
-            await residency.fetch("n", text)
-        assert repr(residency) == f"Residency(texts={kept}, hashes={4 * kept}, available=False)"
-        residency.clear()
-        await residency.fetch("n", texts[0])
-        assert repr(residency) == "Residency(texts=1, hashes=4, available=False)"
+            await locations.fetch("n", text)
+            await locations.fetch("n", text)
+        assert repr(locations) == f"PrefixLocations(texts={kept}, hashes={4 * kept}, available=False)"
+        locations.clear()
+        await locations.fetch("n", texts[0])
+        assert repr(locations) == "PrefixLocations(texts=1, hashes=4, available=False)"
 
     run_virtual(main())
 
@@ -307,9 +307,9 @@ def test_residency_seed_keeps_who_holds_the_beginning() -> None:
 
     async def main() -> None:
         shelf = Shelf()
-        await shelf.residency.fetch(shelf.namespace, KNOWN[:2])
-        shelf.residency.seed(shelf.namespace, KNOWN, "other", Held(b"o" * 16, 32))
-        held = shelf.residency.get(shelf.namespace, KNOWN[-1], old=True)
+        await shelf.locations.fetch(shelf.namespace, KNOWN[:2])
+        shelf.locations.seed(shelf.namespace, KNOWN, "other", Held(b"o" * 16, 32))
+        held = shelf.locations.get(shelf.namespace, KNOWN[-1], old=True)
         assert held == {"w": Held(shelf.incarnation, 16), "other": Held(b"o" * 16, 32)}
 
     run_virtual(main())

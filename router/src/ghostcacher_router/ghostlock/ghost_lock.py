@@ -12,7 +12,7 @@ KEYS_MAX = 16
 KIB = 1024
 
 
-class Lock:
+class GhostLock:
     """One cold part of a prompt, being computed. Times: loop clock, s.
 
     digests: its boundaries, as keys of the table; keys: those of them that the store has. ready_at: forecast. token:
@@ -46,13 +46,13 @@ class Lock:
 
     def __repr__(self) -> str:
         whose = "ours" if self.ours else "another router's"
-        return f"Lock(worker={self.worker}, {whose}, token={self.token}, released={self.released})"
+        return f"GhostLock(worker={self.worker}, {whose}, token={self.token}, released={self.released})"
 
 
 class Found(NamedTuple):
     """boundary: index of the prompt's deepest one that the lock covers."""
 
-    lock: Lock
+    lock: GhostLock
     boundary: int
 
 

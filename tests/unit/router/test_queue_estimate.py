@@ -15,7 +15,7 @@ from ghostcacher_router.signals.queue_estimate import (
     PROGRESS_MAX_S,
     STALE_S,
     Entry,
-    Ledger,
+    QueueEstimator,
 )
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import FakeClock, make_record
@@ -47,77 +47,77 @@ def report(
     worker.load, worker.load_received_at = StampedLoad(now, load), now - age_s
 
 
-def queue_ms(ledger: Ledger, worker: Worker, now: float) -> float:
-    return ledger.ahead(worker, now).queue_ms
+def queue_ms(queues: QueueEstimator, worker: Worker, now: float) -> float:
+    return queues.ahead(worker, now).queue_ms
 
 
 def test_placement_is_seen_at_once() -> None:
     """The next request waits for what the one before has to compute, before it was even sent."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0)
-    ledger.reserve("w", 500, 400, 10.0)
-    assert queue_ms(ledger, worker, 10.0) == pytest.approx(400.0)
-    assert queue_ms(ledger, worker, 10.1) == pytest.approx(300.0)
+    queues.reserve("w", 500, 400, 10.0)
+    assert queue_ms(queues, worker, 10.0) == pytest.approx(400.0)
+    assert queue_ms(queues, worker, 10.1) == pytest.approx(300.0)
 
 
 def test_report_counts_what_was_sent_before_it() -> None:
     """A request that the report has counted is not counted twice; one that was sent after it is."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0)
-    ledger.sent(ledger.reserve("w", 400, 400, 10.0), 10.0)
+    queues.sent(queues.reserve("w", 400, 400, 10.0), 10.0)
     report(worker, 10.2, waiting_tokens=200)
-    assert queue_ms(ledger, worker, 10.2) == pytest.approx(200.0)
-    ledger.sent(ledger.reserve("w", 100, 100, 10.2), 10.2)
-    assert queue_ms(ledger, worker, 10.2) == pytest.approx(300.0)
+    assert queue_ms(queues, worker, 10.2) == pytest.approx(200.0)
+    queues.sent(queues.reserve("w", 100, 100, 10.2), 10.2)
+    assert queue_ms(queues, worker, 10.2) == pytest.approx(300.0)
 
 
 def test_request_on_its_way_is_not_in_the_report() -> None:
     """A report made just after a request was sent cannot have counted it: it is still being tokenised."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0)
-    ledger.sent(ledger.reserve("w", 400, 400, 10.0), 10.0)
+    queues.sent(queues.reserve("w", 400, 400, 10.0), 10.0)
     report(worker, 10.0 + ARRIVAL_FIXED_S / 2)
-    assert queue_ms(ledger, worker, 10.0 + ARRIVAL_FIXED_S / 2) == pytest.approx(400.0)
+    assert queue_ms(queues, worker, 10.0 + ARRIVAL_FIXED_S / 2) == pytest.approx(400.0)
 
 
 def test_first_byte_and_end_take_it_off() -> None:
     """What has answered is computed; what has ended is gone."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0)
-    entry = ledger.reserve("w", 400, 400, 10.0)
-    ledger.first_byte(entry)
-    assert queue_ms(ledger, worker, 10.0) == 0.0
-    assert ledger.in_flight("w") == 1
-    ledger.ended(entry)
-    ledger.ended(entry)
-    assert ledger.in_flight("w") == 0
+    entry = queues.reserve("w", 400, 400, 10.0)
+    queues.first_byte(entry)
+    assert queue_ms(queues, worker, 10.0) == 0.0
+    assert queues.in_flight("w") == 1
+    queues.ended(entry)
+    queues.ended(entry)
+    assert queues.in_flight("w") == 0
 
 
 def test_progress_is_believed_for_a_while_only() -> None:
     """A worker that stopped reporting is not taken for idle after the time that its queue would have taken."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0, waiting_tokens=1000)
-    assert queue_ms(ledger, worker, 10.0 + PROGRESS_MAX_S + 1) == pytest.approx(1000 * (1 - PROGRESS_MAX_S))
+    assert queue_ms(queues, worker, 10.0 + PROGRESS_MAX_S + 1) == pytest.approx(1000 * (1 - PROGRESS_MAX_S))
 
 
 def test_stale_report_own_count_only() -> None:
     """Without a fresh report all that was sent and has not answered is ahead, however long ago."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0, waiting_tokens=5000)
-    ledger.sent(ledger.reserve("w", 400, 300, 10.0), 10.0)
-    found = ledger.ahead(worker, 10.0 + STALE_S + 0.1)
+    queues.sent(queues.reserve("w", 400, 300, 10.0), 10.0)
+    found = queues.ahead(worker, 10.0 + STALE_S + 0.1)
     assert not found.reported
     assert found.queue_ms == pytest.approx(300.0)
 
 
 def test_load_told_again_keeps_what_was_sent_since_it_was_measured() -> None:
     """A stale load with a fresh stamp takes nothing off: the engine had not seen these requests."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0)
     for number in range(3):
-        ledger.sent(ledger.reserve("w", 5000, 5000, 10.1), 10.1)
+        queues.sent(queues.reserve("w", 5000, 5000, 10.1), 10.1)
         report(worker, 10.3 + number, waiting_tokens=0, age_s=0.3 + number)
-        found = ledger.ahead(worker, 10.3 + number)
+        found = queues.ahead(worker, 10.3 + number)
         assert found.reported
         assert found.queue_ms >= 5000.0 * (number + 1) - PROGRESS_MAX_S * 1e3
         assert found.engine.kv_free_tokens == 1000 * 16 - 5000 * (number + 1)
@@ -126,38 +126,38 @@ def test_load_told_again_keeps_what_was_sent_since_it_was_measured() -> None:
 @pytest.mark.parametrize("idle_s", [0.0, 0.7, 1.9, 60.0])
 def test_worker_is_as_fast_after_a_long_rest(idle_s: float) -> None:
     """An idle worker is known to be idle while it tells so, however long ago that was measured."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 100.0, age_s=idle_s)
-    assert ledger.ahead(worker, 100.1).reported
-    ledger.sent(ledger.reserve("w", 400, 400, 100.1), 100.1)
-    assert queue_ms(ledger, worker, 100.1) == pytest.approx(400.0)
-    assert queue_ms(ledger, worker, 100.3) == pytest.approx(200.0)
-    assert not ledger.ahead(worker, 100.0 + STALE_S + 0.1).reported
+    assert queues.ahead(worker, 100.1).reported
+    queues.sent(queues.reserve("w", 400, 400, 100.1), 100.1)
+    assert queue_ms(queues, worker, 100.1) == pytest.approx(400.0)
+    assert queue_ms(queues, worker, 100.3) == pytest.approx(200.0)
+    assert not queues.ahead(worker, 100.0 + STALE_S + 0.1).reported
 
 
 def test_busy_worker_that_measures_nothing_new_is_not_believed_to_go_on() -> None:
     """Its old load, told again and again, is no sign that it computes; what it was sent meanwhile waits in full."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0, waiting_tokens=2000)
-    ledger.sent(ledger.reserve("w", 300, 300, 15.0), 15.0)
+    queues.sent(queues.reserve("w", 300, 300, 15.0), 15.0)
     report(worker, 16.0, waiting_tokens=2000, age_s=6.0)
-    assert queue_ms(ledger, worker, 16.0) == pytest.approx(2000.0 + 300.0 - PROGRESS_MAX_S * 1e3)
+    assert queue_ms(queues, worker, 16.0) == pytest.approx(2000.0 + 300.0 - PROGRESS_MAX_S * 1e3)
 
 
 def test_worker_that_reports_nothing_is_taken_for_a_typical_one() -> None:
     """It is as fast as the median of those that report, whose rates change and who come and go."""
-    ledger, plain, others = Ledger(), make_worker("plain"), [make_worker(f"w{number}") for number in range(3)]
+    queues, plain, others = QueueEstimator(), make_worker("plain"), [make_worker(f"w{number}") for number in range(3)]
 
     def rate_of_plain() -> float:
         for other in others:
-            ledger.ahead(other, 10.0)
-        return 1e3 / ledger.ahead(plain, 10.0).engine.ms_per_token
+            queues.ahead(other, 10.0)
+        return 1e3 / queues.ahead(plain, 10.0).engine.ms_per_token
 
     assert rate_of_plain() == pytest.approx(PREFILL_TOKENS_PER_S_GUESS)
     for other, rate in zip(others, (500.0, 0.0, 2000.0), strict=True):
         report(other, 10.0, rate=rate)
     assert rate_of_plain() == pytest.approx(800.0)
-    assert ledger.ahead(others[1], 10.0).engine.ms_per_token > 0.0
+    assert queues.ahead(others[1], 10.0).engine.ms_per_token > 0.0
     report(others[1], 10.0, rate=1000.0)
     assert rate_of_plain() == pytest.approx(1000.0)
     report(others[1], 10.0, rate=4000.0)
@@ -168,33 +168,33 @@ def test_worker_that_reports_nothing_is_taken_for_a_typical_one() -> None:
 
 def test_rates_of_workers_that_are_gone_are_forgotten() -> None:
     """The typical worker is one of those that are there."""
-    ledger, plain = Ledger(), make_worker("plain")
+    queues, plain = QueueEstimator(), make_worker("plain")
     for number in range(100):
         gone = make_worker(f"gone{number}")
         report(gone, 10.0)
-        ledger.ahead(gone, 10.0)
-    ledger.keep_only({"plain"})
-    assert ledger.ahead(plain, 10.0).engine.ms_per_token == 1e3 / PREFILL_TOKENS_PER_S_GUESS
+        queues.ahead(gone, 10.0)
+    queues.keep_only({"plain"})
+    assert queues.ahead(plain, 10.0).engine.ms_per_token == 1e3 / PREFILL_TOKENS_PER_S_GUESS
 
 
 def test_own_requests_take_free_memory() -> None:
     """KV memory that requests on their way will take is not free."""
-    ledger, worker = Ledger(), make_worker()
+    queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0, used=500)
-    assert ledger.ahead(worker, 10.0).engine.kv_free_tokens == 500 * 16
-    ledger.reserve("w", 3000, 10, 10.0)
-    assert ledger.ahead(worker, 10.0).engine.kv_free_tokens == 5000
+    assert queues.ahead(worker, 10.0).engine.kv_free_tokens == 500 * 16
+    queues.reserve("w", 3000, 10, 10.0)
+    assert queues.ahead(worker, 10.0).engine.kv_free_tokens == 5000
 
 
 def test_books_of_gone_workers_are_dropped() -> None:
     """Names that come and go do not fill the memory; a request in flight keeps its worker's book."""
-    ledger = Ledger()
-    kept = ledger.reserve("kept", 1, 1, 0.0)
+    queues = QueueEstimator()
+    kept = queues.reserve("kept", 1, 1, 0.0)
     for number in range(500):
-        ledger.ended(ledger.reserve(f"w{number}", 1, 1, 0.0))
-        ledger.keep_only({"w"})
-    assert len(ledger._books) <= 66
-    ledger.ended(kept)
+        queues.ended(queues.reserve(f"w{number}", 1, 1, 0.0))
+        queues.keep_only({"w"})
+    assert len(queues._books) <= 66
+    queues.ended(kept)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -202,22 +202,22 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.ledger, self.clock = Ledger(), FakeClock()
+        self.queues, self.clock = QueueEstimator(), FakeClock()
         self.workers = [make_worker(f"w{number}") for number in range(3)]
         self.entries: list[Entry] = []
 
     @rule(worker=st.integers(0, 2), computed=st.integers(0, 5000))
     def reserve(self, worker: int, computed: int) -> None:
-        self.entries.append(self.ledger.reserve(f"w{worker}", computed + 7, computed, self.clock()))
+        self.entries.append(self.queues.reserve(f"w{worker}", computed + 7, computed, self.clock()))
 
     @rule(number=st.integers(0, 99), step=st.sampled_from(["sent", "first_byte", "ended"]))
     def happen(self, number: int, step: str) -> None:
         if self.entries:
             entry = self.entries[number % len(self.entries)]
             if step == "sent":
-                self.ledger.sent(entry, self.clock())
+                self.queues.sent(entry, self.clock())
             else:
-                getattr(self.ledger, step)(entry)
+                getattr(self.queues, step)(entry)
 
     @rule(worker=st.integers(0, 2), waiting=st.integers(0, 10_000))
     def report(self, worker: int, waiting: int) -> None:
@@ -229,11 +229,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def sound(self) -> None:
-        if not hasattr(self, "ledger"):
+        if not hasattr(self, "queues"):
             return
-        self.ledger.check_invariants()
+        self.queues.check_invariants()
         for worker in self.workers:
-            found = self.ledger.ahead(worker, self.clock())
+            found = self.queues.ahead(worker, self.clock())
             assert found.queue_ms >= 0.0
             assert found.engine.kv_free_tokens is None or found.engine.kv_free_tokens >= 0
 
