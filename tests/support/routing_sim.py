@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, StampedLoad
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.build import Routing
@@ -196,7 +196,7 @@ class Engine:
 
     def _tell(self, chains: Sequence[PromptChain], computed: Sequence[str]) -> None:
         if self.worker.record is not None and self.sim.store.reachable:
-            self.sim.store.tell(ref_of(self.worker.record), None, chains, computed, ttl_s=10)
+            self.sim.store.publish(ref_of(self.worker.record), None, chains, computed, ttl_s=10)
 
 
 class SimFleet:
@@ -318,7 +318,7 @@ class Sim:
     ) -> None:
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
-        self.store = MemoryRoutingStore(clock=self.now)
+        self.store = MemoryCoordinationStore(clock=self.now)
         self.index = MemoryIndex(clock=self.now)
         self.computed: Counter[bytes] = Counter()
         self.engines: dict[str, Engine] = {}

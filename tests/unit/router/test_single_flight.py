@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, GhostLock, lock_boundaries
 from ghostcacher_router.ghostlock.single_flight import (
     BREAKER_S,
@@ -40,7 +40,7 @@ class Desk:
 
     def __init__(self, delay_s: float = 0.001) -> None:
         self.now = asyncio.get_running_loop().time
-        self.store = MemoryRoutingStore(clock=lambda: self.now() - 500.0)
+        self.store = MemoryCoordinationStore(clock=lambda: self.now() - 500.0)
         self.stores = [self.store.client() for _ in range(2)]
         self.results: Counter[str] = Counter()
         self.delay_s, self.looks = delay_s, 0
@@ -312,7 +312,7 @@ class LocksMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.now = 0.0
-        self.store = MemoryRoutingStore(clock=lambda: self.now)
+        self.store = MemoryCoordinationStore(clock=lambda: self.now)
         self.runner = asyncio.Runner()
         self.runner.run(asyncio.sleep(0))
         self.routers = [

@@ -8,7 +8,7 @@ from ghostcacher_connector.core.coordination.base import Flush
 from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, Scope
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.fleet import Fleet
-from ghostcacher_router.http.errors import Refusal
+from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.prefix_map import PrefixMap
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Ask, Prompt, RequestShape, SectionType

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, Flush, LearnedText, PromptChain
+from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, Flush, PrefixMapUpdate, PromptChain
 from ghostcacher_router.prefix_map.map_update import COUNT_BYTES, Claim, changed_claims
 from ghostcacher_router.prefix_map.two_generation_cache import TwoGenerationCache
 from ghostcacher_router.types import DIGEST_BYTES, Prompt
@@ -114,7 +114,7 @@ class PrefixMap:
             return prompt.tokens
         return max(1, round(prompt.size / self._bytes_per_token.get(namespace, BYTES_PER_TOKEN)))
 
-    def learn(self, prompt: Prompt, chain: PromptChain, namespace: str) -> LearnedText | None:
+    def learn(self, prompt: Prompt, chain: PromptChain, namespace: str) -> PrefixMapUpdate | None:
         """Learn from the chain that an engine made of a prompt; return the update for other routers, None for nothing.
 
         A prompt whose text is well known costs nothing more.
@@ -128,7 +128,7 @@ class PrefixMap:
         if not changes:
             return None
         shared = list(changes.items())[:BOUNDARIES_MAX]
-        update = LearnedText(
+        update = PrefixMapUpdate(
             namespace=namespace,
             digests=tuple(prompt.digests[index] for index, _ in shared),
             block_counts=tuple(claim.blocks for _, claim in shared),
@@ -139,7 +139,7 @@ class PrefixMap:
         self._take(update)
         return update
 
-    def apply(self, update: LearnedText) -> None:
+    def apply(self, update: PrefixMapUpdate) -> None:
         """Take over what a router has learned. A malformed update is dropped as a whole, and counted."""
         if not _well_formed(update):
             self.malformed += 1
@@ -153,7 +153,7 @@ class PrefixMap:
         else:
             self._entries.drop(flush.key)
 
-    def _take(self, update: LearnedText) -> None:
+    def _take(self, update: PrefixMapUpdate) -> None:
         for digest, blocks, block_hash in zip(update.digests, update.block_counts, update.hashes, strict=True):
             self._entries.put(update.namespace, digest, Claim(blocks, block_hash).pack())
         averages = self._bytes_per_token
@@ -162,7 +162,7 @@ class PrefixMap:
         averages[update.namespace] = update.bytes_per_token
 
     def _observed(self, namespace: str, prompt: Prompt, tokens: int) -> float:
-        """Return the namespace\'s average with one more prompt in it. Token ids have no text, and change nothing."""
+        """Return the namespace's average with one more prompt in it. Token ids have no text, and change nothing."""
         average = self._bytes_per_token.get(namespace)
         if prompt.tokens is not None:
             return BYTES_PER_TOKEN if average is None else average
@@ -170,7 +170,7 @@ class PrefixMap:
         return ratio if average is None else average + BYTES_PER_TOKEN_WEIGHT * (ratio - average)
 
 
-def _well_formed(update: LearnedText) -> bool:
+def _well_formed(update: PrefixMapUpdate) -> bool:
     """Say whether an update from the network can be applied. Lengths are checked where it is decoded."""
     return (
         bool(update.namespace)
