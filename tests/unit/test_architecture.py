@@ -13,7 +13,7 @@ FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engi
 LINES_WANTED = 300
 LINES_MAX = 400
 
-BASICS = {"", "core.types", "core.errors"}
+BASICS = {"", "core.types", "core.errors", "core.backoff", "core.breaker", "core.periodic"}
 """What every room may import; "" is the package itself, for its version."""
 
 COORDINATION = {"core.coordination", "core.index"}
@@ -23,6 +23,8 @@ ARROWS: dict[str, set[str]] = {
     "core.types": set(),
     "core.errors": set(),
     "core.backoff": set(),
+    "core.breaker": set(),
+    "core.periodic": set(),
     "core.settings": set(),
     "core.schema": set(),
     "core.process": set(),
@@ -35,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "slots": set(),
     "identity": set(),
     "metrics": set(),
-    "transfer": {"core.backoff", "core.schema", "slots"},
+    "transfer": {"core.schema", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
     "worker": {
