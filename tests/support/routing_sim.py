@@ -153,7 +153,7 @@ class Engine:
             pull_bytes_per_s=1e9,
             pull_fixed_s=0.004,
         )
-        self.worker.load, self.worker.load_received_at = StampedLoad(self.sim.now(), load), self.sim.now()
+        self.worker.load, self.worker.load_measured_at = StampedLoad(self.sim.now(), load), self.sim.now()
 
     async def _prefill(self, request_id: str, text: bytes) -> None:
         blocks, tokens = blocks_of(text), len(text) // BYTES_PER_TOKEN
@@ -333,7 +333,7 @@ class Sim:
         self._reporting = asyncio.ensure_future(self._report())
 
     async def settle(self, seconds: float = HEARTBEAT_S + 0.5) -> None:
-        """Let time pass: routers say hello and hear of each other, engines report and publish."""
+        """Let time pass: routers send heartbeats and hear of each other, engines report and publish."""
         await asyncio.sleep(seconds)
 
     def evict(self) -> None:

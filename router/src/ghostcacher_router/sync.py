@@ -136,7 +136,7 @@ class RouterSync:
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(BACKOFF_MAX_S, 2 * backoff_s)
             except Exception:
-                # A bug must not cut this router off from the others for the rest of its life.
+                # A bug must not cut this router off from the others for ever.
                 logger.exception("unexpected error while keeping in step with the other routers")
                 await asyncio.sleep(BACKOFF_MAX_S)
 

@@ -39,7 +39,7 @@ def _pod(fleet: Fleet, worker: Worker, in_flight: int, now: float) -> dict[str, 
         "block_tokens": worker.block_tokens,
         "load": None
         if load is None
-        else msgspec.structs.asdict(load.load) | {"age_s": round(now - worker.load_received_at - load.load.age_s, 3)},
+        else msgspec.structs.asdict(load.load) | {"age_s": round(now - worker.load_measured_at - load.load.age_s, 3)},
         "failures": worker.failures,
         "refusals": worker.refusals,
         "error": worker.error,
