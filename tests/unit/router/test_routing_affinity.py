@@ -11,8 +11,8 @@ import pytest
 
 from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
 from ghostcacher_router.signals.sessions import REREAD_S, Affinity, session_key
+from ghostcacher_simulator.virtual_time import run_virtual
 from tests.support.index_parts import FakeClock
-from tests.support.virtual_time import run_virtual
 
 T = TypeVar("T")
 

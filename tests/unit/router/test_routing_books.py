@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ghostcacher_router.placement import hash_ring as ring
 from ghostcacher_router.signals.sent_history import HOLDERS_MAX, PER_PROMPT_MAX, TTL_S, Memory, Sent
 from ghostcacher_router.types import Prompt
-from tests.support.routing_sim import prompt_of, text_of
+from ghostcacher_simulator.text import text_of
+from tests.support.routing_sim import prompt_of
 
 T = TypeVar("T")
 SHARED = text_of("shared", 1000)

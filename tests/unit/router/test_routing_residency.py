@@ -17,9 +17,10 @@ from ghostcacher_router.prefix_map import KnownBoundary
 from ghostcacher_router.signals.coalescer import BREAKER_S, Coalescer
 from ghostcacher_router.signals.prefix_locations import CHAIN_MAX, FRESH_S, OLD_S, REFRESH_S, Held, Residency
 from ghostcacher_router.types import Endpoint
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import run_virtual
 from tests.support.index_parts import chain, entries, make_record
-from tests.support.routing_sim import all_of, text_of
-from tests.support.virtual_time import run_virtual
+from tests.support.routing_sim import all_of
 
 T = TypeVar("T")
 SHARED = text_of("shared", 1000)
