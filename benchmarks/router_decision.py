@@ -34,9 +34,9 @@ from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, Reason, WorkerState
 from ghostcacher_simulator.connector import entries_of
@@ -107,15 +107,15 @@ class Bench:
 
     def __init__(self, index: RedisIndex, fleet: Fleet, threads: ThreadPoolExecutor, size: int) -> None:
         self._size, self._index, self._fleet = size, index, fleet
-        self._text = TextMap("bench")
+        self._text = PrefixMap("bench")
         self._source = corpus()
         self._bodies = [chat_body(self._source, project, size, stream=True) for project in range(LEARNED)]
         self._number = 0
         offload = offload_to(threads)
-        around = Around(
-            fleet, self._text, Pending(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
+        dependencies = Dependencies(
+            fleet, self._text, PendingPrompts(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
         )
-        self.routing = Routing(around, index=index, store=None, router="bench", options=Options(ghost_lock=False))
+        self.routing = Routing(dependencies, index=index, store=None, router="bench", options=Options(ghost_lock=False))
 
     def body(self, project: int) -> bytes:
         """Return a request that was never made before."""
@@ -141,7 +141,7 @@ class Bench:
         for number in range(count):
             body = self.body(number % LEARNED)
             if forget:
-                self.routing.books.residency.clear()
+                self.routing.state.locations.clear()
             if number % REPORT_DECISIONS == 0:
                 for worker in self._fleet.listed:
                     worker.report()

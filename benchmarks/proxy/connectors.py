@@ -20,7 +20,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.core.types import Role, WorkerRecord
@@ -148,7 +148,7 @@ class Connectors:
 
     def __init__(self, url: str, ports: Sequence[int]) -> None:
         index = RedisIndex(url, timeout_s=5.0)
-        store = RedisRoutingStore(url, timeout_s=5.0)
+        store = RedisCoordinationStore(url, timeout_s=5.0)
         self._all = [
             Connector(index, store, record_of(number, port), lease_ttl_s=LEASE_S) for number, port in enumerate(ports)
         ]

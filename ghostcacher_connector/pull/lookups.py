@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
+from ghostcacher_connector.metrics import Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -162,6 +163,23 @@ class LookupService:
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
         return LookupAnswer(hits, self._clock() - asked.since, reason)
+
+
+def take_answer(
+    lookups: LookupService, recorder: Recorder, request_id: str, *, left_s: float, wait_s: float
+) -> list[PrefixHit] | MissReason | None:
+    """Return the hits, why there are none, or None while the answer may still come in time.
+
+    left_s: time until the request's deadline. wait_s: how long the caller can wait here; never beyond the deadline.
+    """
+    answer = lookups.poll(request_id, wait_s=max(0.0, min(wait_s, left_s)))
+    if answer is PENDING:
+        if left_s > wait_s:
+            return None
+        lookups.forget(request_id)
+        return MissReason.LOOKUP_DEADLINE
+    recorder.observe("gc_lookup_seconds", answer.seconds)
+    return answer.hits if answer.reason is None else answer.reason
 
 
 def _unavailable(detail: str, seconds: float) -> LookupAnswer:

@@ -72,6 +72,30 @@ class PullResult(NamedTuple):
     detail: str = ""
 
 
+def failed_result(
+    count: int, transport: str, reason: MissReason, detail: str, *, moved_bytes: int = 0, seconds: float = 0.0
+) -> PullResult:
+    """Return the result of a pull of `count` blocks whose READ did not complete: none of them is valid."""
+    none = np.zeros(count, dtype=np.bool_)
+    return PullResult(PullOutcome.FAILED, none, moved_bytes, seconds, reason, transport, detail)
+
+
+def checked_result(valid: Validity, transport: str, moved_bytes: int, seconds: float) -> PullResult:
+    """Return the result of a pull whose seal was checked: DONE when every block is valid, otherwise STALE."""
+    if valid.all():
+        return PullResult(PullOutcome.DONE, valid, moved_bytes, seconds, None, transport)
+    stale = int(len(valid) - valid.sum())
+    return PullResult(
+        PullOutcome.STALE,
+        valid,
+        moved_bytes,
+        seconds,
+        MissReason.STALE_GENERATION,
+        transport,
+        f"{stale} of {len(valid)} blocks were reused since they were published",
+    )
+
+
 class Probe(NamedTuple):
     """A measured look at a peer which touches no engine memory.
 

@@ -1,4 +1,4 @@
-"""From slots to addresses: which bytes a pull moves, as descriptor arrays. Pure; knows neither NIXL nor a socket.
+"""From slots to addresses: which bytes a pull moves, as descriptor arrays. Knows neither NIXL nor a socket.
 
 A pull names slots. A slot is one row in each segment (a layer's K, V, or both packed). This module
 
@@ -6,10 +6,13 @@ A pull names slots. A slot is one row in each segment (a layer's K, V, or both p
 2. fuses segments whose rows lie side by side on both sides (a block-major cache is one segment, seen so);
 3. merges slots that are adjacent on both sides, where the rows of a segment are dense (stride equals row size) on both;
 4. returns ``(address, length, device)`` rows for either side, as numpy arrays of shape (n, 3), uint64.
+
+`rows_of` looks at the slots of this process's own memory as numpy arrays.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +23,7 @@ from ghostcacher_connector.core.types import INCARNATION_BYTES, MissReason, Rank
 from ghostcacher_connector.slots import Slots
 
 Descriptors = npt.NDArray[np.uint64]
+Bytes = npt.NDArray[np.uint8]
 
 ADDRESS_END = 1 << 63
 """No user-space address reaches it; larger sums come from a damaged or hostile record."""
@@ -181,6 +185,18 @@ def packed_segments(base: int, slot_bytes: Sequence[int], slot_count: int) -> tu
         packed.append(Segment(base, size, size))
         base += size * slot_count
     return tuple(packed)
+
+
+def rows_of(segment: Segment, slot_count: int) -> Bytes:
+    """Return the rows of a segment as a writable array, shape (slot_count, slot_bytes).
+
+    The caller guarantees that the memory outlives the array.
+    """
+    span_bytes = (slot_count - 1) * segment.stride_bytes + segment.slot_bytes
+    span = np.ctypeslib.as_array((ctypes.c_uint8 * span_bytes).from_address(segment.base))
+    return np.lib.stride_tricks.as_strided(
+        span, shape=(slot_count, segment.slot_bytes), strides=(segment.stride_bytes, 1)
+    )
 
 
 def _is_sane(segment: Segment, slot_count: int) -> bool:

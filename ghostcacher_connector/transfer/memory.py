@@ -17,10 +17,8 @@ import numpy as np
 from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots, SlotTable, check_header, seal_words, valid_mask
-from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport
-from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, slots_fault
-from ghostcacher_connector.transfer.results import failed, finished
-from ghostcacher_connector.transfer.views import rows_of
+from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, checked_result, failed_result
+from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, rows_of, slots_fault
 
 
 class Fault(Enum):
@@ -122,13 +120,13 @@ class MemoryTransport(Transport):
         peer = request.peer
         fault = request_fault(self._memory, peer, request.remote_slots, request.local_slots, len(request.generations))
         if fault is not None:
-            return failed(count, self.name, *fault)
+            return failed_result(count, self.name, *fault)
         try:
             table, misbehaviour = self._fabric.find(peer)
         except PeerUnreachable as exc:
-            return failed(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
+            return failed_result(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
         if misbehaviour is Fault.STALLED or self._clock() >= request.deadline:
-            return failed(count, self.name, MissReason.TIMEOUT, "deadline passed")
+            return failed_result(count, self.name, MissReason.TIMEOUT, "deadline passed")
         for theirs, ours in zip(peer.segments, self._memory.segments, strict=True):
             source = rows_of(theirs, peer.slot_count)[request.remote_slots]
             rows_of(ours, self._memory.slot_count)[request.local_slots] = source
@@ -138,9 +136,9 @@ class MemoryTransport(Transport):
         try:
             valid = valid_mask(seal, peer.incarnation, peer.slot_count, request.generations)
         except ProtocolError as exc:
-            return failed(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
+            return failed_result(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
         moved = self._memory.bytes_per_slot * len(request.remote_slots)
-        return finished(valid, self.name, moved, self._clock() - started)
+        return checked_result(valid, self.name, moved, self._clock() - started)
 
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
         table, misbehaviour = self._fabric.find(peer)

@@ -23,7 +23,16 @@ import numpy as np
 from ghostcacher_connector.core.errors import PeerUnreachable
 from ghostcacher_connector.core.types import MissReason, WorkerRecord
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.base import Probe, PullOutcome, PullRequest, PullResult, Transport, Validity
+from ghostcacher_connector.transfer.base import (
+    Probe,
+    PullOutcome,
+    PullRequest,
+    PullResult,
+    Transport,
+    Validity,
+    checked_result,
+    failed_result,
+)
 from ghostcacher_connector.transfer.jobs import (
     BlockFailure,
     JobResult,
@@ -35,7 +44,6 @@ from ghostcacher_connector.transfer.jobs import (
 )
 from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.transfer.peers import PeerDirectory, PeerState
-from ghostcacher_connector.transfer.results import failed, finished
 
 logger = logging.getLogger(__name__)
 
@@ -223,15 +231,16 @@ class Puller:
         if state is None:
             known = self.directory.find(source.worker)
             detail = f"{source.worker} is {'put aside' if known else 'unknown'}"
-            return failed(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
+            return failed_result(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
         if state.incarnation != source.incarnation:
             # Generations start anew with each life: these may be met again, with other content.
             nothing = np.zeros(len(wanted), dtype=np.bool_)
-            return finished(nothing, "none", 0, 0.0)
+            return checked_result(nothing, "none", 0, 0.0)
         request = PullRequest(
             state.endpoint, source.remote_slots[wanted], job.local_slots[wanted], source.generations[wanted], deadline
         )
-        result = failed(len(wanted), "none", MissReason.PEER_UNREACHABLE, f"no transport reaches {source.worker}")
+        detail = f"no transport reaches {source.worker}"
+        result = failed_result(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
         for transport in self._transports:
             if not transport.reaches(state.endpoint):
                 continue

@@ -24,12 +24,11 @@ from ghostcacher_connector.core.types import RankEndpoint, WorkerRecord
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import Probe, Transport
-from ghostcacher_connector.transfer.layout import RankMemory
+from ghostcacher_connector.transfer.layout import RankMemory, rows_of
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
 from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.transfer.relay.process import RelayProcess
-from ghostcacher_connector.transfer.views import rows_of
 from ghostcacher_connector.worker.link_probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
 from ghostcacher_connector.worker.live_workers import Directory
 

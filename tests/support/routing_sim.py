@@ -14,26 +14,26 @@ from typing import NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.base import StampedLoad
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.placement.context import Around
+from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.sync import HELLO_S
 from ghostcacher_router.types import (
     Ask,
-    BlockKind,
     Endpoint,
     Outcome,
     Placement,
     Prompt,
     Reason,
     RequestShape,
+    SectionType,
     WorkerState,
 )
 from ghostcacher_simulator.connector import Connector
@@ -60,8 +60,8 @@ class Served(NamedTuple):
     attempts: int
 
 
-def prompt_of(text: bytes, ends: Sequence[tuple[BlockKind, int]] = ()) -> Prompt:
-    prompt = hash_prompt(text, (), [*ends, (BlockKind.USER, len(text))], preamble=b"", seed=7)
+def prompt_of(text: bytes, ends: Sequence[tuple[SectionType, int]] = ()) -> Prompt:
+    prompt = hash_prompt(text, (), [*ends, (SectionType.USER, len(text))], preamble=b"", seed=7)
     assert prompt is not None
     return prompt
 
@@ -128,13 +128,13 @@ class Router:
     def __init__(self, sim: Sim, name: str, options: Options) -> None:
         self.sim, self.name = sim, name
         self.fleet = SimFleet(sim.engines)
-        self.text = TextMap(name, clock=sim.now)
+        self.text = PrefixMap(name, clock=sim.now)
         self.metrics = RouterMetrics()
         self.store = None if sim.plain else sim.store.client()
-        around = Around(
+        dependencies = Dependencies(
             self.fleet,
             self.text,
-            Pending(clock=sim.now),
+            PendingPrompts(clock=sim.now),
             self.metrics,
             sim.now,
             Random(5),
@@ -142,14 +142,16 @@ class Router:
             self._offload,
         )
         index = None if sim.plain else sim.index
-        self.routing = Routing(around, index=index, store=self.store, router=name, options=options, read_block_s=0.0)
+        self.routing = Routing(
+            dependencies, index=index, store=self.store, router=name, options=options, read_block_s=0.0
+        )
         self.picker = self.routing.picker
         self.clients: set[asyncio.Task[Served]] = set()
         self.dead = False
         self._count = 0
         self.routing.start()
 
-    def ask(self, text: bytes, *, session: str | None = None, ends: Sequence[tuple[BlockKind, int]] = ()) -> Ask:
+    def ask(self, text: bytes, *, session: str | None = None, ends: Sequence[tuple[SectionType, int]] = ()) -> Ask:
         self._count += 1
         shape = RequestShape("m", True, prompt_of(text, ends), session)
         return Ask(f"{self.name}-{self._count}", "POST", "/v1/completions", shape, {})
@@ -164,7 +166,7 @@ class Router:
     async def kill(self) -> None:
         """Die as a process does: connections break, nothing is said."""
         self.dead = True
-        for task in [*self.routing.feed._tasks, *self.clients] if self.routing.feed else list(self.clients):
+        for task in [*self.routing.sync._tasks, *self.clients] if self.routing.sync else list(self.clients):
             task.cancel()
         await asyncio.sleep(0)
 
@@ -215,7 +217,7 @@ class Sim:
     ) -> None:
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
-        self.store = MemoryRoutingStore(clock=self.now)
+        self.store = MemoryCoordinationStore(clock=self.now)
         self.index = MemoryIndex(clock=self.now)
         self.engines: dict[str, SimEngine] = {}
         for number in range(engines):

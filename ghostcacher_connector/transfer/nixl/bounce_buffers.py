@@ -20,9 +20,9 @@ import numpy as np
 
 from ghostcacher_connector.core.errors import TransferError
 from ghostcacher_connector.slots import GENERATION_BYTES, Generations, seal_words
+from ghostcacher_connector.transfer.layout import Bytes
 from ghostcacher_connector.transfer.nixl.agent import Read
 from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
-from ghostcacher_connector.transfer.views import Bytes
 
 SEAL_SLOTS_MAX = 4096
 """Generations read with one seal READ: 32 KiB, still a few microseconds."""

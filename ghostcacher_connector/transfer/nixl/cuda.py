@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ghostcacher_connector.core.errors import ConfigError, TransferError
-from ghostcacher_connector.transfer.views import Bytes
+from ghostcacher_connector.transfer.layout import Bytes
 
 DRIVER = "libcuda.so.1"
 NON_BLOCKING = 1

@@ -26,14 +26,20 @@ import numpy as np
 from ghostcacher_connector.core.errors import ConfigError, PeerUnreachable, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Slots, SlotTable
-from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, Validity
+from ghostcacher_connector.transfer.base import (
+    Probe,
+    PullRequest,
+    PullResult,
+    Transport,
+    Validity,
+    checked_result,
+    failed_result,
+)
 from ghostcacher_connector.transfer.host import host_id
-from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault
+from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault, rows_of
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent
 from ghostcacher_connector.transfer.nixl.bounce_buffers import ArenaPool
 from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Lease, NixlReader, NoArena, wait_until_over
-from ghostcacher_connector.transfer.results import Moved, failed, finished
-from ghostcacher_connector.transfer.views import rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +50,13 @@ SEAL_GRACE_S = 0.05
 STAGING_ARENAS = 4
 PROBE_BYTES_MIN = 256 << 10
 MIB = 1 << 20
+
+
+class Moved:
+    """Counts a pull's bytes, so that a failed one can still say how far it came."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 class NixlTransport(Transport):
@@ -135,14 +148,14 @@ class NixlTransport(Transport):
         if fault is None and self._closed:
             fault = MissReason.DISABLED, "the transport is closed"
         if fault is not None:
-            return failed(count, self.name, *fault)
+            return failed_result(count, self.name, *fault)
         moved = Moved()
         try:
             valid = self._connected_pull(request, moved)
         except TransferError as exc:
             seconds = self._clock() - started
-            return failed(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved.bytes, seconds=seconds)
-        return finished(valid, self.name, moved.bytes, self._clock() - started)
+            return failed_result(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved.bytes, seconds=seconds)
+        return checked_result(valid, self.name, moved.bytes, self._clock() - started)
 
     def _connected_pull(self, request: PullRequest, moved: Moved) -> Validity:
         reader = self._reader

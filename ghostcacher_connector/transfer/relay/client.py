@@ -19,7 +19,15 @@ from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots, check_header, seal_words, valid_mask
-from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, Validity
+from ghostcacher_connector.transfer.base import (
+    Probe,
+    PullRequest,
+    PullResult,
+    Transport,
+    Validity,
+    checked_result,
+    failed_result,
+)
 from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, slots_fault
 from ghostcacher_connector.transfer.relay.sinks import HostSink, Sink, check_memory, sink_for
 from ghostcacher_connector.transfer.relay.wire import (
@@ -33,7 +41,6 @@ from ghostcacher_connector.transfer.relay.wire import (
     client_handshake,
     parse_address,
 )
-from ghostcacher_connector.transfer.results import failed, finished
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +92,7 @@ class RelayTransport(Transport):
         peer = request.peer
         fault = request_fault(self._memory, peer, request.remote_slots, request.local_slots, len(request.generations))
         if fault is not None:
-            return failed(count, self.name, *fault)
+            return failed_result(count, self.name, *fault)
         valid = np.zeros(count, dtype=np.bool_)
         moved = 0
         try:
@@ -98,8 +105,8 @@ class RelayTransport(Transport):
                 valid[part] = _judge(peer, seals, request.generations[part])
         except TransferError as exc:
             reason = _reason_of(exc)
-            return failed(count, self.name, reason, str(exc), moved_bytes=moved, seconds=self._clock() - started)
-        return finished(valid, self.name, moved, self._clock() - started)
+            return failed_result(count, self.name, reason, str(exc), moved_bytes=moved, seconds=self._clock() - started)
+        return checked_result(valid, self.name, moved, self._clock() - started)
 
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
         fault = endpoint_fault(peer) or slots_fault(slots, peer.slot_count)

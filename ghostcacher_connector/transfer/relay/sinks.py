@@ -11,8 +11,7 @@ import numpy as np
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.layout import RankMemory, merge_runs
-from ghostcacher_connector.transfer.views import Bytes, rows_of
+from ghostcacher_connector.transfer.layout import Bytes, RankMemory, merge_runs, rows_of
 
 
 class Sink(ABC):

@@ -7,22 +7,22 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from ghostcacher_connector.core.coordination.base import Hello, RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.index.base import BlockIndex
-from ghostcacher_router.ghostlock.locks import Locks
-from ghostcacher_router.placement.context import Around, Books
+from ghostcacher_router.ghostlock.single_flight import SingleFlight
+from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.picker import Options, Picker
 from ghostcacher_router.ports import Offload
-from ghostcacher_router.signals.prefix_locations import Residency
-from ghostcacher_router.signals.queue_estimate import Ledger
-from ghostcacher_router.signals.sent_history import Memory
-from ghostcacher_router.signals.sessions import Affinity
-from ghostcacher_router.sync import READ_BLOCK_S, Feed, ServerOffset
+from ghostcacher_router.signals.prefix_locations import PrefixLocations
+from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.sent_history import SentHistory
+from ghostcacher_router.signals.sessions import SessionAffinity
+from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, ServerOffset
 
 T = TypeVar("T")
 
 THREADS = 4
-"""Wanted for `Around.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` wants one."""
+"""Wanted for `Dependencies.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` wants one."""
 
 
 class Routing:
@@ -34,20 +34,20 @@ class Routing:
 
     def __init__(
         self,
-        around: Around,
+        dependencies: Dependencies,
         *,
         index: BlockIndex | None,
-        store: RoutingStore | None,
+        store: CoordinationStore | None,
         router: str,
         options: Options | None = None,
         session_ttl_s: float = 3600.0,
-        greeted: Callable[[Hello], None] = lambda _: None,
+        greeted: Callable[[HeartbeatReply], None] = lambda _: None,
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
         self._tell_greeted = greeted
-        clock, offload, metrics, offset = around.clock, around.offload, around.metrics, ServerOffset()
+        clock, offload, metrics, offset = dependencies.clock, dependencies.offload, dependencies.metrics, ServerOffset()
         self.replicas: int | None = None
-        locks = Locks(
+        locks = SingleFlight(
             store,
             offload,
             clock,
@@ -56,22 +56,22 @@ class Routing:
             count=metrics.ghost_locks.inc,
             alone=lambda: self.replicas == 1,
         )
-        self.books = books = Books(
-            Ledger(),
-            Memory(),
-            Residency(index, around.fleet, offload, clock, observe=metrics.lookup_s.observe),
-            Affinity(store, offload, clock, ttl_s=session_ttl_s),
+        self.state = state = RoutingState(
+            QueueEstimator(),
+            SentHistory(),
+            PrefixLocations(index, dependencies.fleet, offload, clock, observe=metrics.lookup_s.observe),
+            SessionAffinity(store, offload, clock, ttl_s=session_ttl_s),
             locks,
         )
-        self.picker = picker = Picker(around, books, options or Options())
-        self.feed = (
+        self.picker = picker = Picker(dependencies, state, options or Options())
+        self.sync = (
             None
             if store is None
-            else Feed(
+            else RouterSync(
                 store,
                 picker,
-                around,
-                books,
+                dependencies,
+                state,
                 offset=offset,
                 router=router,
                 greeted=self._greeted,
@@ -80,23 +80,23 @@ class Routing:
         )
 
     def __repr__(self) -> str:
-        return f"Routing({self.picker!r}, {self.feed!r})"
+        return f"Routing({self.picker!r}, {self.sync!r})"
 
-    def _greeted(self, hello: Hello) -> None:
+    def _greeted(self, hello: HeartbeatReply) -> None:
         self.replicas = hello.routers
         self._tell_greeted(hello)
 
     def start(self) -> None:
         """Begin to keep in step with the other routers; on the loop."""
-        if self.feed is not None:
-            self.feed.start()
+        if self.sync is not None:
+            self.sync.start()
 
     async def stop(self) -> None:
         """Leave the other routers. Bounded by the store's time-out."""
-        self.books.residency.stop()
-        self.books.sessions.stop()
-        if self.feed is not None:
-            await self.feed.stop()
+        self.state.locations.stop()
+        self.state.sessions.stop()
+        if self.sync is not None:
+            await self.sync.stop()
 
 
 def offload_to(threads: ThreadPoolExecutor) -> Offload:

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.core.types import Role, WorkerRecord
@@ -47,7 +47,7 @@ async def main(url: str, name: str, incarnation: str, lease_s: str) -> None:
         ranks=(),
     )
     index = RedisIndex(url, timeout_s=REDIS_TIMEOUT_S)
-    store = RedisRoutingStore(url, timeout_s=REDIS_TIMEOUT_S)
+    store = RedisCoordinationStore(url, timeout_s=REDIS_TIMEOUT_S)
     # It pulls from nobody: a look at a Redis that is away would stop its loop.
     connector = Connector(index, store, record, lease_ttl_s=float(lease_s), peers=lambda: ())
     api.engine = Engine(PROFILE, connector)

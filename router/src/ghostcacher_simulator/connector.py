@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, LoadReport, PromptChain
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, Drop, Entry, WorkerRef, ref_of
 from ghostcacher_connector.core.types import BlockHash, Location, Tier, WorkerRecord
@@ -42,7 +42,7 @@ class Connector:
     def __init__(
         self,
         index: BlockIndex,
-        store: RoutingStore,
+        store: CoordinationStore,
         record: WorkerRecord,
         *,
         lease_ttl_s: float,
@@ -129,7 +129,7 @@ class Connector:
         computed = [self._computed.popleft() for _ in range(len(self._computed))]
         load = self.load() if self.load is not None else None
         if load is not None or chains or computed:
-            self._store.tell(self.ref, load, chains, computed, ttl_s=REPORT_TTL_S)
+            self._store.publish(self.ref, load, chains, computed, ttl_s=REPORT_TTL_S)
 
     def _sent(self) -> None:
         if self._at_once:

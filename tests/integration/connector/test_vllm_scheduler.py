@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
+
 pytest.importorskip("vllm")
 
-from benchmarks.harness.redis_server import RedisServer
-from ghostcacher_connector.engines.vllm.requests import Phase
+from ghostcacher_connector.engines.vllm.scheduling.requests import Phase
 from tests.conftest import SOAK
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
 

@@ -23,9 +23,8 @@ import numpy as np
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport, Validity
 from ghostcacher_connector.transfer.nixl.reader import Lease
-from ghostcacher_connector.transfer.nixl.transport import NixlTransport
+from ghostcacher_connector.transfer.nixl.transport import Moved, NixlTransport
 from ghostcacher_connector.transfer.relay.client import RelayTransport
-from ghostcacher_connector.transfer.results import Moved
 from tests.support.kv_memory import KvMemory, make_memory
 from tests.support.owner_client import OwnerProcess
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from ghostcacher_connector.core.index.base import WorkerRef, ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import MissReason
-from ghostcacher_connector.pull.lookups import ANSWERS_PER_QUEUE, BREAKER_S, PENDING, LookupAnswer, LookupService
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.pull.lookups import (
+    ANSWERS_PER_QUEUE,
+    BREAKER_S,
+    PENDING,
+    LookupAnswer,
+    LookupService,
+    take_answer,
+)
 from tests.support.index_parts import FakeClock, chain, entries, make_record, wait_until
 
 BLOCKS = chain(4)
@@ -27,12 +36,16 @@ class Bench:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = 0
+        self.recorder = Recorder()
         self.service = LookupService(self.index, self.candidates, clock=self.clock, **options)
 
     def candidates(self) -> Sequence[WorkerRef]:
         self.entered += 1
         assert self.gate.wait(10)
         return [self.ref]
+
+    def take(self, **times: Any) -> Any:
+        return take_answer(self.service, self.recorder, "r", **times)
 
     def answer(self, request_id: str) -> LookupAnswer:
         wait_until(lambda: self.service.poll(request_id) is not PENDING)
@@ -147,3 +160,30 @@ def test_poll_that_may_wait_returns_with_the_answer() -> None:
         assert answer.reason is MissReason.NOT_INDEXED
     finally:
         service.stop()
+
+
+def test_answer_that_is_there_is_taken(new_bench: Callable[..., Bench]) -> None:
+    """Hits come as they are, and the time that the lookup took is recorded."""
+    bench = new_bench()
+    bench.service.start("r", BLOCKS)
+    assert [hit.worker for hit in bench.take(left_s=5.0, wait_s=5.0)] == [bench.ref.worker]
+    assert "gc_lookup_seconds" in bench.recorder.drain()
+
+
+def test_answer_that_may_still_come_is_none(new_bench: Callable[..., Bench]) -> None:
+    """With time left beyond the wait, the caller shall ask again."""
+    bench = new_bench()
+    bench.gate.clear()
+    bench.service.start("r", BLOCKS)
+    assert bench.take(left_s=5.0, wait_s=0.0) is None
+
+
+@pytest.mark.parametrize("left_s", [0.01, 0.0, -1.0])
+def test_answer_that_is_late_is_a_miss(new_bench: Callable[..., Bench], left_s: float) -> None:
+    """At the deadline the lookup is forgotten; a wait never goes beyond it."""
+    bench = new_bench()
+    bench.gate.clear()
+    bench.service.start("r", BLOCKS)
+    assert bench.take(left_s=left_s, wait_s=5.0) is MissReason.LOOKUP_DEADLINE
+    bench.gate.set()
+    assert bench.take(left_s=1.0, wait_s=1.0) is MissReason.INDEX_UNAVAILABLE

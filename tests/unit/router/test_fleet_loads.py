@@ -1,4 +1,4 @@
-"""From an engine's load to the queue that a router sees: reporter, store, fleet and ledger, on one clock."""
+"""From an engine's load to the queue that a router sees: reporter, store, fleet and queues, on one clock."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 
 import pytest
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.publish.reporter import Reporter
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.signals.queue_estimate import PROGRESS_MAX_S, Ledger
+from ghostcacher_router.signals.queue_estimate import PROGRESS_MAX_S, QueueEstimator
+from tests.support.coordination_parts import make_load
 from tests.support.index_parts import FakeClock, make_record
-from tests.support.routing_parts import make_load
 
 RATE = make_load().prefill_tokens_per_s
 
@@ -35,11 +35,11 @@ class Bench:
     """One worker that reports every 0.2 s, and one router that looks after each report."""
 
     def __init__(self) -> None:
-        self.clock, self.ledger = FakeClock(), Ledger()
+        self.clock, self.queues = FakeClock(), QueueEstimator()
         self.record = make_record("w")
-        self.store, index = MemoryRoutingStore(clock=self.clock), MemoryIndex(clock=self.clock)
+        self.store, index = MemoryCoordinationStore(clock=self.clock), MemoryIndex(clock=self.clock)
         index.join(self.record, lease_ttl_s=1e6)
-        self.store.hello("router-1", ttl_s=1e6)
+        self.store.heartbeat("router-1", ttl_s=1e6)
         self.reporter = Reporter(
             self.store, ref_of(self.record), Recorder(), interval_s=0.2, applied=lambda _: True, clock=self.clock
         )
@@ -56,11 +56,11 @@ class Bench:
 
     def place(self, computed: int) -> None:
         now = self.clock()
-        self.ledger.sent(self.ledger.reserve("w", computed, computed, now), now)
+        self.queues.sent(self.queues.reserve("w", computed, computed, now), now)
 
     @property
     def queue_ms(self) -> float:
-        return self.ledger.ahead(self.fleet.workers["w"], self.clock()).queue_ms
+        return self.queues.ahead(self.fleet.workers["w"], self.clock()).queue_ms
 
 
 def test_idle_load_told_again_takes_nothing_off_the_queue() -> None:

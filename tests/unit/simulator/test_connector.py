@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_simulator.connector import Connector
@@ -19,7 +19,7 @@ class Subject:
     def __init__(self) -> None:
         clock = FakeClock()
         self.index = MemoryIndex(clock=clock)
-        self.connector = Connector(self.index, MemoryRoutingStore(clock=clock), make_record(), lease_ttl_s=10.0)
+        self.connector = Connector(self.index, MemoryCoordinationStore(clock=clock), make_record(), lease_ttl_s=10.0)
         self.connector.join()
 
     def indexed(self) -> int:

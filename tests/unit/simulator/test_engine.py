@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_simulator.connector import Connector
@@ -25,7 +25,7 @@ class Pair:
 
     def __init__(self, profile: Profile = PROFILE) -> None:
         now = asyncio.get_running_loop().time
-        self.index, self.store = MemoryIndex(clock=now), MemoryRoutingStore(clock=now)
+        self.index, self.store = MemoryIndex(clock=now), MemoryCoordinationStore(clock=now)
         self.records = [make_record("one"), make_record("two")]
         self.engines = []
         for record, other in zip(self.records, reversed(self.records), strict=True):

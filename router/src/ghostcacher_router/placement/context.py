@@ -5,16 +5,16 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
-from ghostcacher_router.ghostlock.locks import Locks
+from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, TextPort
-from ghostcacher_router.signals.prefix_locations import Residency
-from ghostcacher_router.signals.queue_estimate import Ledger
-from ghostcacher_router.signals.sent_history import Memory
-from ghostcacher_router.signals.sessions import Affinity
+from ghostcacher_router.signals.prefix_locations import PrefixLocations
+from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.sent_history import SentHistory
+from ghostcacher_router.signals.sessions import SessionAffinity
 
 
-class Around(NamedTuple):
+class Dependencies(NamedTuple):
     """The router around routing. clock: the loop's, s. rng: for ties.
 
     offload: for calls that take a fraction of a millisecond; read_offload: for one that blocks for long, nothing else
@@ -31,11 +31,11 @@ class Around(NamedTuple):
     read_offload: Offload
 
 
-class Books(NamedTuple):
+class RoutingState(NamedTuple):
     """What routing keeps about workers, texts and sessions."""
 
-    ledger: Ledger
-    memory: Memory
-    residency: Residency
-    sessions: Affinity
-    locks: Locks
+    queues: QueueEstimator
+    sent_history: SentHistory
+    locations: PrefixLocations
+    sessions: SessionAffinity
+    locks: SingleFlight

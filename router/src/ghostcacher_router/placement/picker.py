@@ -14,22 +14,22 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from ghostcacher_connector.core.coordination.base import Flush, WorkerNews
+from ghostcacher_connector.core.coordination.base import Flush, WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
-from ghostcacher_router.ghostlock.follow import Met, Verb, follow_any, patience_s
-from ghostcacher_router.ghostlock.lock import Lock
-from ghostcacher_router.ghostlock.locks import CONFIRM_S
+from ghostcacher_router.ghostlock.followers import Met, Verb, follow_any, patience_s
+from ghostcacher_router.ghostlock.ghost_lock import GhostLock
+from ghostcacher_router.ghostlock.single_flight import CONFIRM_S
 from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
-from ghostcacher_router.placement.context import Around, Books
+from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.fallback import Fallback
-from ghostcacher_router.placement.in_flight import PlacedDesk
-from ghostcacher_router.placement.placement import Placed
+from ghostcacher_router.placement.in_flight import InFlightTracker
+from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.ports import WorkerPort
-from ghostcacher_router.signals.forecast import NOTHING, choose, forecast
 from ghostcacher_router.signals.prefix_locations import WAIT_S
-from ghostcacher_router.signals.prefix_match import Looker, Sight, Unknown
-from ghostcacher_router.signals.queue_estimate import Ahead
+from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch, PrefixMatcher
+from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.sessions import session_key
+from ghostcacher_router.signals.ttft_forecast import NOTHING, choose, forecast
 from ghostcacher_router.types import Ask, Forecast, Prompt, Reason
 
 ROUNDS_MAX = 64
@@ -56,7 +56,7 @@ class Options(NamedTuple):
 class Wait(NamedTuple):
     """A lock must change first. until: loop clock, s."""
 
-    lock: Lock
+    lock: GhostLock
     until: float
 
 
@@ -82,9 +82,9 @@ class _Look(NamedTuple):
     """What one look at a request found. best: the least forecast, locks left aside. now: loop clock, s."""
 
     ask: Ask
-    sight: Sight
+    sight: PrefixMatch
     workers: Sequence[WorkerPort]
-    ahead: list[Ahead]
+    ahead: list[QueueEstimate]
     forecasts: list[Forecast]
     best: Forecast
     now: float
@@ -93,31 +93,31 @@ class _Look(NamedTuple):
 class Picker:
     """Picks workers. See types.Dispatcher. desk: what was placed."""
 
-    def __init__(self, around: Around, books: Books, options: Options) -> None:
-        self._fleet, self._text, self._metrics = around.fleet, around.text, around.metrics
-        self._clock, self._rng, self._options = around.clock, around.rng, options
-        self._ledger, self._memory, self._residency, self._sessions, self._locks = books
-        self._finder = CandidateFinder(around.fleet)
-        self._looker = Looker(around.fleet, around.text, books.residency, books.memory)
-        self.desk = PlacedDesk(around, books)
-        self._fallback = Fallback(around, books, self.desk)
+    def __init__(self, dependencies: Dependencies, state: RoutingState, options: Options) -> None:
+        self._fleet, self._text, self._metrics = dependencies.fleet, dependencies.text, dependencies.metrics
+        self._clock, self._rng, self._options = dependencies.clock, dependencies.rng, options
+        self._queues, self._sent_history, self._locations, self._sessions, self._locks = state
+        self._finder = CandidateFinder(dependencies.fleet)
+        self._looker = PrefixMatcher(dependencies.fleet, dependencies.text, state.locations, state.sent_history)
+        self.desk = InFlightTracker(dependencies, state)
+        self._fallback = Fallback(dependencies, state, self.desk)
 
     def __repr__(self) -> str:
-        return f"Picker({self._ledger!r}, {self._memory!r}, {self._locks!r})"
+        return f"Picker({self._queues!r}, {self._sent_history!r}, {self._locks!r})"
 
     @property
     def in_flight(self) -> int:
         """Requests that are placed and have not ended."""
-        return self._ledger.in_flight_total
+        return self._queues.in_flight_total
 
-    def place_now(self, ask: Ask) -> Placed | None:
+    def place_now(self, ask: Ask) -> PlacedRequest | None:
         """Return a placement without waiting, or None when something must be awaited. Raises NoWorker."""
         if self._session_unknown(ask):
             return None
         step = self._decide(ask, Visit(locking=self._options.ghost_lock), now_only=True)
-        return self.desk.hand_out(step) if isinstance(step, Placed) else None
+        return self.desk.hand_out(step) if isinstance(step, PlacedRequest) else None
 
-    async def place(self, ask: Ask) -> Placed:
+    async def place(self, ask: Ask) -> PlacedRequest:
         """Return a placement, after at most what computing the prompt would take. Raises NoWorker."""
         visit = Visit(locking=self._options.ghost_lock)
         if self._session_unknown(ask):
@@ -126,7 +126,7 @@ class Picker:
             if round_number >= ROUNDS_MAX:
                 visit.locking = visit.asks = False
             step = self._decide(ask, visit, now_only=False)
-            if isinstance(step, Unknown):
+            if isinstance(step, LookupNeeded):
                 await self._fetch(step, WAITED_S if visit.waited else WAIT_S)
                 # Once: what has not come in time is no reason to wait longer.
                 visit.asks = False
@@ -136,7 +136,7 @@ class Picker:
                 return self.desk.hand_out(step)
         raise AssertionError(f"{ask.request_id}: without locks and questions the last round places")
 
-    def on_news(self, news: WorkerNews) -> None:
+    def on_news(self, news: WorkerEvents) -> None:
         """Take note of which prompts a worker has computed."""
         ref = WorkerRef(news.namespace, news.worker, news.incarnation)
         for request_id in news.computed:
@@ -148,8 +148,8 @@ class Picker:
             self._sessions.drop(flush.key)
         else:
             # Own memory cannot be told apart by documents: losing more than was asked for only costs time.
-            self._memory.clear()
-            self._residency.clear()
+            self._sent_history.clear()
+            self._locations.clear()
         if flush.scope == "all":
             self._sessions.clear()
 
@@ -157,38 +157,38 @@ class Picker:
         """Return what each worker that serves the model would cost, best first; place nothing. Raises NoWorker."""
         candidates, prompt = self._finder.find(ask), ask.shape.prompt
         sight = None if prompt is None else self._look(prompt, candidates, ask=True)
-        if isinstance(sight, Unknown):
+        if isinstance(sight, LookupNeeded):
             await self._fetch(sight, WAIT_S)
             assert prompt is not None
             sight = self._look(prompt, candidates, ask=False)
-        assert not isinstance(sight, Unknown)
+        assert not isinstance(sight, LookupNeeded)
         rows = []
         ahead = self._ahead(candidates.workers)
         for worker, found, cost in zip(
             candidates.workers, ahead, _forecasts(candidates.workers, ahead, sight), strict=True
         ):
             terms: dict[str, object] = {"endpoint": worker.endpoint.url, "load_reported": found.reported}
-            terms["in_flight"] = self._ledger.in_flight(worker.name)
+            terms["in_flight"] = self._queues.in_flight(worker.name)
             rows.append((cost.total_ms, worker.name, cost._asdict() | terms))
         return [row for _, _, row in sorted(rows, key=lambda row: row[:2])]
 
     # One look
 
-    async def _fetch(self, unknown: Unknown, timeout_s: float) -> None:
+    async def _fetch(self, unknown: LookupNeeded, timeout_s: float) -> None:
         known = self._text.known(unknown.namespace, unknown.prompt)
         if known:
-            await self._residency.fetch(unknown.namespace, known, timeout_s)
+            await self._locations.fetch(unknown.namespace, known, timeout_s)
 
-    def _decide(self, ask: Ask, visit: Visit, *, now_only: bool) -> Placed | Wait | Unknown | None:
+    def _decide(self, ask: Ask, visit: Visit, *, now_only: bool) -> PlacedRequest | Wait | LookupNeeded | None:
         """Return a placement, reserved, or what to wait for. None (now_only): a lock that the store has to confirm."""
         candidates, prompt = self._finder.find(ask), ask.shape.prompt
         workers, now = candidates.workers, self._clock()
-        sight: Sight | None = None
+        sight: PrefixMatch | None = None
         if prompt is not None and candidates.shares:
             # Before each worker's queue is looked at: where the index must be asked, all of this is done again.
             asks = visit.asks and len(workers) > 1
             seen = self._look(prompt, candidates, ask=asks, newer_than=visit.newer_than)
-            if isinstance(seen, Unknown):
+            if isinstance(seen, LookupNeeded):
                 return seen
             sight = seen
         ahead = self._ahead(workers)
@@ -208,13 +208,13 @@ class Picker:
 
     def _look(
         self, prompt: Prompt, candidates: Candidates, *, ask: bool, newer_than: float | None = None
-    ) -> Sight | Unknown:
-        pulls = self._residency.available and not self._locks.broken
+    ) -> PrefixMatch | LookupNeeded:
+        pulls = self._locations.available and not self._locks.broken
         now = self._clock()
         return self._looker.look(prompt, candidates.namespaces, now, pulls=pulls, ask=ask, newer_than=newer_than)
 
-    def _ahead(self, workers: Sequence[WorkerPort]) -> list[Ahead]:
-        now, ahead = self._clock(), self._ledger.ahead
+    def _ahead(self, workers: Sequence[WorkerPort]) -> list[QueueEstimate]:
+        now, ahead = self._clock(), self._queues.ahead
         return [ahead(worker, now) for worker in workers]
 
     def _stay(self, look: _Look, reason: Reason) -> tuple[Forecast, Reason]:
@@ -232,15 +232,22 @@ class Picker:
         return best, reason
 
     def _reserve(
-        self, look: _Look, best: Forecast, reason: Reason, visit: Visit, *, now_only: bool, over: Lock | None = None
-    ) -> Placed | None:
+        self,
+        look: _Look,
+        best: Forecast,
+        reason: Reason,
+        visit: Visit,
+        *,
+        now_only: bool,
+        over: GhostLock | None = None,
+    ) -> PlacedRequest | None:
         """Place, under a lock if much is computed. over: an overdue lock that the new one replaces."""
         worker, prompt = self._fleet.workers[best.worker], look.sight.prompt
         enough = best.computed_tokens >= self._options.ghost_lock_tokens_min and best.compute_ms >= LOCK_MS_MIN
         locking = visit.locking and enough and worker.namespace is not None
         if locking and now_only and self._locks.shared:
             return None
-        if not self._residency.available:
+        if not self._locations.available:
             self._metrics.fallbacks.inc("index")
         placed = self.desk.reserve(look.ask, worker, reason, best)
         if locking and worker.namespace is not None:
@@ -268,7 +275,7 @@ class Picker:
                     mets.append(Met(namespace, found))
         return mets
 
-    def _heed(self, look: _Look, mets: Sequence[Met], visit: Visit, *, now_only: bool) -> Placed | Wait | None:
+    def _heed(self, look: _Look, mets: Sequence[Met], visit: Visit, *, now_only: bool) -> PlacedRequest | Wait | None:
         # Computing itself means elsewhere: this router's memory already counts the locked part as local at the owner's.
         owners = {met.found.lock.worker for met in mets}
         others = [cost for cost in look.forecasts if cost.worker not in owners]
@@ -300,7 +307,7 @@ class Picker:
             # Another router's request: only the index can tell whether the prefix is there now.
             visit.newer_than, visit.asks = self._clock(), True
 
-    async def _confirmed(self, placed: Placed) -> bool:
+    async def _confirmed(self, placed: PlacedRequest) -> bool:
         if placed.lock is None:
             return True
         try:
@@ -318,7 +325,7 @@ class Picker:
         return session is not None and not self._sessions.known(session_key(ask.shape.model, session))
 
 
-def _result(reason: Reason, visit: Visit, over: Lock | None, now: float) -> str | None:
+def _result(reason: Reason, visit: Visit, over: GhostLock | None, now: float) -> str | None:
     """Say what became of the lock that a request has met; None when it paid no heed to it."""
     if over is not None:
         return "taken_over"
@@ -327,7 +334,9 @@ def _result(reason: Reason, visit: Visit, over: Lock | None, now: float) -> str 
     return "timed_out" if visit.patient_until is not None and now >= visit.patient_until else None
 
 
-def _forecasts(workers: Sequence[WorkerPort], ahead: Sequence[Ahead], sight: Sight | None) -> list[Forecast]:
+def _forecasts(
+    workers: Sequence[WorkerPort], ahead: Sequence[QueueEstimate], sight: PrefixMatch | None
+) -> list[Forecast]:
     """Return the forecast of each worker. sight: None without a prompt."""
     if sight is None:
         return [forecast(found.engine, found.queue_ms, 1, NOTHING) for found in ahead]

@@ -60,7 +60,7 @@ class _Text:
         self.held: dict[str, Held] = {}
 
 
-class Residency:
+class PrefixLocations:
     """Text -> holders. On the event loop only; the index is asked in threads.
 
     index: None: nothing is ever known but what is told. observe: takes the time of each lookup, s.
@@ -84,7 +84,7 @@ class Residency:
         self._lookups: Coalescer[Key, _Answer] = Coalescer(self._prepare, self._told, offload, clock=clock)
 
     def __repr__(self) -> str:
-        return f"Residency(texts={len(self._texts)}, hashes={self._hashes}, available={self.available})"
+        return f"PrefixLocations(texts={len(self._texts)}, hashes={self._hashes}, available={self.available})"
 
     @property
     def available(self) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ghostcacher_router.ports import FleetPort, KnownPort, TextPort, WorkerPort
-from ghostcacher_router.signals.forecast import Reach
-from ghostcacher_router.signals.prefix_locations import Held, Residency
-from ghostcacher_router.signals.sent_history import Memory, Remembered
+from ghostcacher_router.signals.prefix_locations import Held, PrefixLocations
+from ghostcacher_router.signals.sent_history import Remembered, SentHistory
+from ghostcacher_router.signals.ttft_forecast import WorkerMatch
 from ghostcacher_router.types import Prompt, WorkerState
 
 BRIDGE_S = 5.0
@@ -22,14 +22,14 @@ _new = tuple.__new__
 """What a NamedTuple's own constructor calls, which takes twice as long. Called for each worker of each request."""
 
 
-class Unknown(NamedTuple):
+class LookupNeeded(NamedTuple):
     """The index must be asked first about what a prompt has in this namespace."""
 
     namespace: str
     prompt: Prompt
 
 
-class Sight(NamedTuple):
+class PrefixMatch(NamedTuple):
     """Who holds how much of a prompt. tokens: of the whole prompt, an estimate unless it came as tokens.
 
     local: tokens that each worker holds, by name; pullable: the most that one of a namespace has for its peers.
@@ -44,9 +44,9 @@ class Sight(NamedTuple):
     warm: dict[str, int]
     pulls: bool
 
-    def reach(self, worker: WorkerPort) -> Reach:
+    def reach(self, worker: WorkerPort) -> WorkerMatch:
         """Return how much of the prompt a worker can have."""
-        return _new(Reach, (self.local.get(worker.name, 0), self.pullable.get(worker.namespace, 0), 0.0))
+        return _new(WorkerMatch, (self.local.get(worker.name, 0), self.pullable.get(worker.namespace, 0), 0.0))
 
     def warm_in(self, namespace: str) -> int:
         """Return the index of the deepest boundary that a worker of a namespace has computed, -1 when none has."""
@@ -72,11 +72,11 @@ class _Gathered:
         self.warm: dict[str, int] = {}
 
 
-class Looker:
+class PrefixMatcher:
     """Puts together what the learned text, the index and this router's own memory say."""
 
-    def __init__(self, fleet: FleetPort, text: TextPort, residency: Residency, memory: Memory) -> None:
-        self._fleet, self._text, self._residency, self._memory = fleet, text, residency, memory
+    def __init__(self, fleet: FleetPort, text: TextPort, locations: PrefixLocations, sent_history: SentHistory) -> None:
+        self._fleet, self._text, self._locations, self._sent_history = fleet, text, locations, sent_history
 
     def look(
         self,
@@ -87,8 +87,8 @@ class Looker:
         pulls: bool,
         ask: bool,
         newer_than: float | None = None,
-    ) -> Sight | Unknown:
-        """Return what is known; Unknown when the index has to be asked first, and (ask) that is wanted.
+    ) -> PrefixMatch | LookupNeeded:
+        """Return what is known; LookupNeeded when the index has to be asked first, and (ask) that is wanted.
 
         newer_than: loop clock, s; what the index said before does not do.
         """
@@ -100,17 +100,17 @@ class Looker:
             tokens = tokens or self._text.tokens_of(namespace, prompt)
             deepest = self._text.deepest(namespace, prompt)
             if deepest is not None:
-                held = self._residency.get(namespace, deepest, newer_than=newer_than, old=not ask)
+                held = self._locations.get(namespace, deepest, newer_than=newer_than, old=not ask)
                 if held is None:
-                    return Unknown(namespace, prompt)
+                    return LookupNeeded(namespace, prompt)
                 got.known[namespace] = deepest.index
                 got.warm[namespace] = self._boundary_at(namespace, prompt, deepest, self._gather(namespace, held, got))
         tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
-        remembered = self._memory.find(prompt, now)
+        remembered = self._sent_history.find(prompt, now)
         if remembered is not None:
             held_tokens = tokens * prompt.ends[remembered.boundary] // prompt.size
             self._recall(remembered, held_tokens, got, now)
-        return Sight(prompt, tokens, got.local, got.pullable, got.warm, pulls)
+        return PrefixMatch(prompt, tokens, got.local, got.pullable, got.warm, pulls)
 
     def _gather(self, namespace: str, held: Mapping[str, Held], got: _Gathered) -> int:
         """Enter the tokens that each live worker holds; return the most blocks that can be pulled."""

@@ -14,7 +14,7 @@ from statistics import median
 
 from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
-from ghostcacher_router.signals.forecast import Engine
+from ghostcacher_router.signals.ttft_forecast import Engine
 
 STALE_S = 2.0
 """A load report that was told longer ago says nothing. Workers tell every 100 to 250 ms; an idle one measures nothing
@@ -53,7 +53,7 @@ class Entry:
         return f"Entry({self.worker}, computed={self.computed}/{self.tokens}, prefilling={self.prefilling})"
 
 
-class Ahead:
+class QueueEstimate:
     """A worker, as the next request finds it; one object a worker, good until its next reading.
 
     reported: by a fresh load report, not by our own count alone.
@@ -65,7 +65,7 @@ class Ahead:
         self.engine, self.queue_ms, self.reported = engine, queue_ms, reported
 
     def __repr__(self) -> str:
-        return f"Ahead({self.engine.name}, queue={self.queue_ms:.1f} ms, reported={self.reported})"
+        return f"QueueEstimate({self.engine.name}, queue={self.queue_ms:.1f} ms, reported={self.reported})"
 
 
 class _Book:
@@ -95,10 +95,10 @@ class _Book:
         self.dirty = True
         self.ms_per_token: float | None = None
         self.report_at = self.told_at = self.trusted_until = self.busy_until = 0.0
-        self.ahead: Ahead | None = None
+        self.ahead: QueueEstimate | None = None
 
 
-class Ledger:
+class QueueEstimator:
     """Own requests in flight, by worker. On the event loop only; `now`: the loop's clock, s."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Ledger:
         self._typical_ms_per_token = MS_PER_TOKEN_GUESS
 
     def __repr__(self) -> str:
-        return f"Ledger(in_flight={self.in_flight_total})"
+        return f"QueueEstimator(in_flight={self.in_flight_total})"
 
     @property
     def in_flight_total(self) -> int:
@@ -153,7 +153,7 @@ class Ledger:
             del book.entries[entry]
             book.dirty = True
 
-    def ahead(self, worker: WorkerPort, now: float) -> Ahead:
+    def ahead(self, worker: WorkerPort, now: float) -> QueueEstimate:
         """Return what a request would find at a worker now."""
         book = self._books.get(worker.name) or self._book(worker.name)
         load = worker.load
@@ -219,9 +219,9 @@ class Ledger:
         book.ms_per_token = ms_per_token
         self._typical_ms_per_token = median(self._rates) if self._rates else MS_PER_TOKEN_GUESS
 
-    def _reckon(self, book: _Book, worker: WorkerPort, fresh: bool) -> Ahead:
+    def _reckon(self, book: _Book, worker: WorkerPort, fresh: bool) -> QueueEstimate:
         ms_per_token = self._typical_ms_per_token if book.ms_per_token is None else book.ms_per_token
-        book.ahead, book.dirty = Ahead(_engine_of(worker, book, fresh, ms_per_token), 0.0, fresh), False
+        book.ahead, book.dirty = QueueEstimate(_engine_of(worker, book, fresh, ms_per_token), 0.0, fresh), False
         if worker.load is not None:
             load, trusted_from = worker.load.load, book.report_at
             if book.unseen and not (load.running or load.waiting or load.waiting_tokens):

@@ -18,7 +18,7 @@ ENTRIES_MAX = 1 << 17
 """Boundaries remembered: 22 to 50 MiB, the more the shorter prompts are."""
 
 PER_PROMPT_MAX = 64
-"""Of a longer prompt only some boundaries are remembered, the ends of its typed blocks among them."""
+"""Of a longer prompt only some boundaries are remembered, the ends of its sections among them."""
 
 TTL_S = 600.0
 """A plain engine's cache is a few minutes of its traffic; what was sent before has likely been evicted."""
@@ -52,7 +52,7 @@ class Remembered(NamedTuple):
     holders: tuple[Sent, ...]
 
 
-class Memory:
+class SentHistory:
     """Boundary digest -> the latest placements of prompts with it, least recently used forgotten first."""
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
@@ -61,7 +61,7 @@ class Memory:
         self._gone_at: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"Memory(boundaries={len(self._entries)})"
+        return f"SentHistory(boundaries={len(self._entries)})"
 
     def find(self, prompt: Prompt, now: float) -> Remembered | None:
         """Return the deepest boundary of the prompt that was sent somewhere, not too long ago."""
@@ -158,5 +158,5 @@ def _some(prompt: Prompt) -> Sequence[bytes]:
     if len(digests) <= PER_PROMPT_MAX:
         return digests
     stride = 1 << (-(-len(digests) // PER_PROMPT_MAX) - 1).bit_length()
-    chosen = {*range(stride - 1, len(digests), stride), *(index for _, index in prompt.block_ends[-PER_PROMPT_MAX:])}
+    chosen = {*range(stride - 1, len(digests), stride), *(index for _, index in prompt.section_ends[-PER_PROMPT_MAX:])}
     return [digests[index] for index in sorted(chosen)]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
-from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ports import Clock, Offload
 from ghostcacher_router.signals.coalescer import Coalescer
@@ -45,12 +45,12 @@ class _Bound(NamedTuple):
     seen_at: float
 
 
-class Affinity:
+class SessionAffinity:
     """Session key -> worker, least recently used forgotten first. On the event loop only; the store in threads."""
 
     def __init__(
         self,
-        store: RoutingStore | None,
+        store: CoordinationStore | None,
         offload: Offload,
         clock: Clock,
         *,
@@ -65,7 +65,7 @@ class Affinity:
         self._reads: Coalescer[bytes, str | None] = Coalescer(self._prepare, self._told, offload, clock=clock)
 
     def __repr__(self) -> str:
-        return f"Affinity(sessions={len(self._bound)}, unwritten={len(self._unwritten)})"
+        return f"SessionAffinity(sessions={len(self._bound)}, unwritten={len(self._unwritten)})"
 
     def known(self, key: bytes) -> bool:
         """Return whether asking the store would tell nothing new."""

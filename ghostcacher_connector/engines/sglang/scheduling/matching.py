@@ -1,0 +1,117 @@
+"""Finds out what of a prompt is worth pulling: asks the index, weighs, and answers SGLang's `lookup`.
+
+The index is asked when the request enters the queue. SGLang looks for a prefix when it builds a batch, some
+hundred microseconds later when it is idle, and has no way to be told "ask again": what is left of the answer's way is
+waited for on the scheduler's thread, until the deadline at most.
+
+Every rank asks for itself; SGLang takes what all of them can pull. Driven by the scheduler's thread alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import BlockHash, MissReason
+from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.lookups import LookupService, take_answer
+from ghostcacher_connector.pull.planner import PullPlanner
+
+
+class Matcher:
+    """Decides, request by request, what to pull from whom."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lookups: LookupService,
+        forecaster: Forecaster,
+        recorder: Recorder,
+        *,
+        page_tokens: int,
+        page_bytes: int,
+        pages_max: int,
+        holds: Callable[[BlockHash], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """page_bytes: of one page on one rank. pages_max: of one pull. holds: says whether this engine has a block."""
+        self._settings = settings
+        self._lookups = lookups
+        self._recorder = recorder
+        self._planner = PullPlanner(settings, forecaster, block_tokens=page_tokens, block_bytes=page_bytes)
+        self._pages_max = pages_max
+        self._holds = holds
+        self._clock = clock
+
+    def ask(self, tracked: Tracked) -> None:
+        """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
+        blocks = tracked.chain[: tracked.pullable]
+        if self._settings.pull == "never" or not blocks or self._holds(blocks[-1]):
+            return
+        tracked.phase = Phase.ASKED
+        tracked.deadline = self._clock() + self._settings.lookup_deadline_ms / 1e3
+        self._lookups.start(tracked.req.rid, blocks)
+
+    def match(self, tracked: Tracked, keys: Sequence[str]) -> int:
+        """Return how many of these pages to pull. keys: of the pages beyond those in this engine's own cache."""
+        first = page_of(tracked, keys[0])
+        if first is None:
+            return 0
+        count = 0
+        if tracked.phase is Phase.ASKED:
+            count = self._answered(tracked, first)
+        elif tracked.phase is Phase.PLANNED:
+            # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
+            count = self._decide(tracked, first)
+        return min(count, common_pages(tracked, first, keys), self._pages_max)
+
+    def forget(self, tracked: Tracked) -> None:
+        """Drop what is kept of a request that has ended."""
+        self._lookups.forget(tracked.req.rid)
+
+    def _answered(self, tracked: Tracked, first: int) -> int:
+        asked = self._clock()
+        left_s = tracked.deadline - asked
+        answer = take_answer(self._lookups, self._recorder, tracked.req.rid, left_s=left_s, wait_s=left_s)
+        self._recorder.observe("gc_lookup_wait_seconds", self._clock() - asked)
+        if isinstance(answer, MissReason):
+            return self._settle(tracked, first, answer)
+        assert answer is not None, "an answer that was waited for until its deadline"
+        tracked.hits = answer
+        return self._decide(tracked, first)
+
+    def _settle(self, tracked: Tracked, first: int, reason: MissReason) -> int:
+        tracked.phase = Phase.SETTLED
+        missed = tracked.pullable - first
+        if missed > 0:
+            self._recorder.inc("gc_cache_misses_total", missed, reason=reason.value)
+        return 0
+
+    def _decide(self, tracked: Tracked, first: int) -> int:
+        plan = self._planner.plan(tracked.hits, first, tracked.pullable)
+        if isinstance(plan, MissReason):
+            return self._settle(tracked, first, plan)
+        tracked.plan, tracked.phase = plan, Phase.PLANNED
+        return plan.block_count
+
+
+def page_of(tracked: Tracked, key: str) -> int | None:
+    """Return the position of a page in a request's prompt; None when it is not in it."""
+    try:
+        return tracked.chain.index(bytes.fromhex(key))
+    except ValueError:
+        return None
+
+
+def common_pages(tracked: Tracked, first: int, keys: Sequence[str]) -> int:
+    """Return how many of these pages, from the first one on, are those of a request's prompt from `first` on.
+
+    Names, not numbers, say what a page is to hold: a request may be known under a name that another one has, too.
+    """
+    expected = tracked.chain[first : first + len(keys)]
+    same = (bytes.fromhex(key) == block for key, block in zip(keys, expected, strict=False))
+    return sum(1 for _ in takewhile(bool, same))
