@@ -71,12 +71,13 @@ def blend(old: float | None, new: float) -> float:
     return new if old is None else (1 - WEIGHT) * old + WEIGHT * new
 
 
-class _Link(NamedTuple):
-    """What is known of the way to a peer. rate: bytes/s, None before the first measurement; at: of the last pull."""
+class _Rate(NamedTuple):
+    """How fast pulls from a peer were."""
 
-    rate: float | None
-    round_trip_s: float
+    bytes_per_s: float
+    """The exponential average."""
     at: float
+    """When the newest pull that counts ended, on the forecaster's clock."""
 
 
 class Forecaster:
@@ -97,10 +98,11 @@ class Forecaster:
         self._capable = prefill_tokens_per_s
         self._observed: float | None = None
         self._observed_at = 0.0
-        self._peers: dict[str, _Link] = {}
+        self._rates: dict[str, _Rate] = {}
+        self._round_trips: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._peers)})"
+        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._rates)})"
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -130,32 +132,24 @@ class Forecaster:
     def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
         """Take note of a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
         if pulled_bytes >= PULL_BYTES_MIN and seconds > 0:
-            rate = blend(self.bytes_per_s(worker), pulled_bytes / seconds)
-            self._peers[worker] = _Link(rate, self._link(worker).round_trip_s, self._clock())
+            self._rates[worker] = _Rate(blend(self.bytes_per_s(worker), pulled_bytes / seconds), self._clock())
 
-    def observe_links(self, links: Mapping[str, tuple[float, float]]) -> None:
-        """Take over rates (bytes/s, 0 when unknown) and round trips that were measured by probes; pulls' rates win."""
-        for worker, (rate, round_trip_s) in links.items():
-            known = self._link(worker)
-            first = rate if known.rate is None and rate > 0 else known.rate
-            at = self._clock() if known.rate is None else known.at
-            self._peers[worker] = _Link(first, round_trip_s, at)
+    def observe_round_trips(self, round_trips: Mapping[str, float]) -> None:
+        """Take over the round trips to peers, in seconds, that were measured when they were connected to."""
+        self._round_trips.update(round_trips)
 
     def bytes_per_s(self, worker: str) -> float:
-        link = self._link(worker)
-        if link.rate is None:
+        """Return the forecast rate of a pull from a peer: the only one that is kept of it in this engine."""
+        rate = self._rates.get(worker)
+        if rate is None:
             return PEER_BYTES_PER_S_GUESS
-        expired = self._clock() - link.at > RATE_TTL_S
-        return max(link.rate, PEER_BYTES_PER_S_GUESS) if expired else link.rate
+        expired = self._clock() - rate.at > RATE_TTL_S
+        return max(rate.bytes_per_s, PEER_BYTES_PER_S_GUESS) if expired else rate.bytes_per_s
 
     @property
     def typical_bytes_per_s(self) -> float:
         """The median of the peers' measured rates; 0.0 when there is none."""
-        rates = [link.rate for link in self._peers.values() if link.rate is not None]
-        return median(rates) if rates else 0.0
-
-    def _link(self, worker: str) -> _Link:
-        return self._peers.get(worker, _Link(None, 0.0, 0.0))
+        return median(rate.bytes_per_s for rate in self._rates.values()) if self._rates else 0.0
 
     def compute_s(self, tokens: int) -> float:
         """Return the forecast time to compute `tokens` prompt tokens."""
@@ -163,7 +157,7 @@ class Forecaster:
 
     def compare(self, worker: str, tokens: int, pull_bytes: int) -> Choice:
         """Forecast what it costs to pull `pull_bytes` from a peer, and to compute the same `tokens`."""
-        round_trip_s = self._link(worker).round_trip_s
+        round_trip_s = self._round_trips.get(worker, 0.0)
         return Choice(PULL_FIXED_S + round_trip_s + pull_bytes / self.bytes_per_s(worker), self.compute_s(tokens))
 
 

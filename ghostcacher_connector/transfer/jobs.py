@@ -77,15 +77,14 @@ class JobResult(NamedTuple):
 
 
 class LinkStats(NamedTuple):
-    """What is measured of the way to a peer. bytes_per_s and rtt_s are None until measured.
+    """What is known of the way to a peer. How fast pulls are is the forecaster's to know (pull/forecast.py).
 
-    connected: a transport reaches it now. ready: it is not put aside after failures.
+    connected: a transport reaches it now. ready: it is not put aside after failures. rtt_s: None until measured.
     """
 
     transport: str | None
     connected: bool
     ready: bool
-    bytes_per_s: float | None
     rtt_s: float | None
     pulls: int
     bytes: int

@@ -17,12 +17,6 @@ from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault
 
 logger = logging.getLogger(__name__)
 
-RATE_WEIGHT = 0.3
-"""Weight of the newest pull in the moving average: settles within about five pulls, rides out one slow one."""
-
-RATE_BYTES_MIN = 256 << 10
-"""A smaller pull measures latency, not rate."""
-
 PROBE_TIMEOUT_S = 2.0
 
 
@@ -35,7 +29,6 @@ class PeerState:
         self.endpoint = record.ranks[rank]
         self.backoff = Backoff()
         self.transport: str | None = None
-        self.rate: float | None = None
         self.rtt_s: float | None = None
         self.pulls = 0
         self.bytes = 0
@@ -120,16 +113,13 @@ class PeerDirectory:
         return next((transport for transport in self._transports if transport.reaches(endpoint)), None)
 
     def record(self, state: PeerState, result: PullResult) -> None:
-        """Learn from a pull: rate, failures, and whether to put the peer aside."""
+        """Count a pull and what it moved; back off from a peer that fails."""
         with self._lock:
             state.pulls += 1
             state.bytes += result.bytes
             if result.reason in {None, MissReason.STALE_GENERATION}:
                 state.backoff.succeeded()
                 state.transport = result.transport
-                if result.bytes >= RATE_BYTES_MIN and result.seconds > 0:
-                    rate = result.bytes / result.seconds
-                    state.rate = rate if state.rate is None else state.rate + RATE_WEIGHT * (rate - state.rate)
             else:
                 state.failures += 1
                 state.last_error = result.detail
@@ -179,7 +169,6 @@ def _stats_of(state: PeerState, now: float) -> LinkStats:
         transport=state.transport,
         connected=state.transport is not None,
         ready=state.backoff.ready(now),
-        bytes_per_s=state.rate,
         rtt_s=state.rtt_s,
         pulls=state.pulls,
         bytes=state.bytes,

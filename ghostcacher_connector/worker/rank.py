@@ -116,13 +116,9 @@ class RankRuntime:
         """Return the other live workers, to be asked for blocks."""
         return self._directory.candidates(exclude_worker=self._worker)
 
-    def links(self) -> dict[str, tuple[float, float]]:
-        """Return the measured way to each peer: (bytes/s or 0, round trip in s)."""
-        return {
-            worker: (link.bytes_per_s or 0.0, link.rtt_s)
-            for worker, link in self.puller.links().items()
-            if link.rtt_s is not None
-        }
+    def round_trips(self) -> dict[str, float]:
+        """Return the measured round trip to each peer, in seconds."""
+        return {worker: link.rtt_s for worker, link in self.puller.links().items() if link.rtt_s is not None}
 
     def record_metrics(self) -> None:
         """Record what has changed since the last call; cheap enough for every step."""
