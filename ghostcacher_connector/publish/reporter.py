@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, LoadReport, PromptChain
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.metrics import Recorder
@@ -73,7 +73,7 @@ class Reporter:
 
     def __init__(
         self,
-        store: RoutingStore,
+        store: CoordinationStore,
         ref: WorkerRef,
         recorder: Recorder,
         *,
@@ -173,7 +173,7 @@ class Reporter:
         return replace(measured.load, age_s=max(0.0, now - measured.at), prefill_tokens_per_s=rate)
 
     def _tell(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
-        self.listening = self._store.tell(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
+        self.listening = self._store.publish(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
         for _ in chains:
             self._chains.popleft()
         for _ in computed:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_connector.engines.sglang import current, hooks, plugin
+from ghostcacher_connector.engines.sglang import hooks, plugin
 
 
 class Linker:
@@ -33,9 +33,9 @@ class Linker:
 @pytest.fixture
 def linker() -> Iterator[Linker]:
     made: Any = Linker()
-    current.set_linker(made)
+    hooks.set_linker(made)
     yield made
-    current.set_linker(None)
+    hooks.set_linker(None)
 
 
 @pytest.mark.parametrize("target", [target for target, _, _ in hooks.hooks()])
@@ -76,11 +76,11 @@ def test_hooks_tell_the_linker(linker: Linker) -> None:
 def test_failing_linker_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """A bug of ours must not end SGLang's scheduler."""
     made: Any = Linker(fail=True)
-    current.set_linker(made)
+    hooks.set_linker(made)
     try:
         hooks.request_queued("scheduler", "req")
     finally:
-        current.set_linker(None)
+        hooks.set_linker(None)
     assert "request_queued failed" in caplog.text
 
 

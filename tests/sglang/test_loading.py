@@ -14,10 +14,10 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import Role, WorkerRecord
-from ghostcacher_connector.engines.sglang.guard import PageGuard
-from ghostcacher_connector.engines.sglang.loading import Loader
 from ghostcacher_connector.engines.sglang.ranks import RankGroup
-from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
+from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
+from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan

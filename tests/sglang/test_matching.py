@@ -9,8 +9,8 @@ import pytest
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import Location, PrefixHit, Tier
-from ghostcacher_connector.engines.sglang.matching import Matcher
-from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
+from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
+from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 

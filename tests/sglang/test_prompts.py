@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX, PromptChain
-from ghostcacher_connector.engines.sglang.prompts import WAITING_AT_MAX, WAITING_MAX, PromptReporter, router_request_id
-from ghostcacher_connector.engines.sglang.requests import Tracked
+from ghostcacher_connector.engines.sglang.scheduling.prompts import (
+    WAITING_AT_MAX,
+    WAITING_MAX,
+    PromptReporter,
+    router_request_id,
+)
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 
 PAGE = 16
 

@@ -15,8 +15,8 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.engines.common.versions import check_version
 from ghostcacher_connector.engines.sglang import support
+from ghostcacher_connector.engines.sglang.plugin import PROVEN_VERSIONS
 from ghostcacher_connector.engines.sglang.pool import describe, memory_of
-from ghostcacher_connector.engines.sglang.proven import PROVEN_VERSIONS
 
 PAGE = 4
 

@@ -173,7 +173,7 @@ def test_table_has_no_circle_and_no_way_back() -> None:
         assert not any(rule.startswith("engines") for rule in rules), room
 
 
-@pytest.mark.xfail(reason="http, upstreams and the SGLang adapter still have one each")
+@pytest.mark.xfail(reason="http and upstreams of the router still have one each")
 def test_no_circle_of_files() -> None:
     """No module imports, over others or for types only, itself."""
     circle = circle_in(file_arrows())

@@ -13,7 +13,7 @@ from sglang.srt.runtime_context import get_exec, get_model, get_parallel
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
-from ghostcacher_connector.engines.sglang.proven import DISTRIBUTIONS
+from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
 from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
 

@@ -42,7 +42,7 @@ NULL_BLOCK = 0
 """vLLM's placeholder: never handed out, never read by attention."""
 
 
-class WorkerSide:
+class ConnectorWorker:
     """See the module's docstring."""
 
     def __init__(

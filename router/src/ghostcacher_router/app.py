@@ -24,10 +24,10 @@ from random import Random
 
 import uvloop
 
-from ghostcacher_connector.core.coordination.base import Hello, RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex
-from ghostcacher_connector.core.open import open_index, open_routing
+from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminDesk
@@ -203,7 +203,7 @@ class Router:
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
         return parse_body(path, body, headers, self._seed)
 
-    def _greeted(self, hello: Hello) -> None:
+    def _greeted(self, hello: HeartbeatReply) -> None:
         # What was hashed with another seed is not found again: it is forgotten in time, and learned anew.
         self._seed = hello.seed
 
@@ -217,9 +217,9 @@ class Router:
             await asyncio.sleep(WARM_POLL_S)
 
 
-def _open(settings: RouterSettings) -> tuple[BlockIndex | None, RoutingStore | None]:
+def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStore | None]:
     if not settings.redis:
         return None, None
     key = (settings.index_key or "").encode()
     index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
-    return index, open_routing(settings.redis_url, index, timeout_s=settings.redis_timeout_s)
+    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s)

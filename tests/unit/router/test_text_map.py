@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_connector.core.coordination.base import Flush, LearnedText, PromptChain
+from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain
 from ghostcacher_router.prefix_map import TextMap
 from ghostcacher_router.types import Prompt
 from tests.support.texts import Segment, make_chain, make_prompt
@@ -21,7 +21,7 @@ def question(name: int, size: int = 400, tokens: int = 100) -> Segment:
     return Segment(1000 + name, size, tokens)
 
 
-def teach(texts: TextMap, *segments: Segment, before: int = 0, date: int = 0) -> LearnedText | None:
+def teach(texts: TextMap, *segments: Segment, before: int = 0, date: int = 0) -> PrefixMapUpdate | None:
     return texts.learn(make_prompt(segments), make_chain(segments, before=before, date=date), NAMESPACE)
 
 
@@ -157,7 +157,7 @@ def test_lessons_end_in_the_truth(family: list[list[Segment]], before: int, twic
 def test_replicas_that_read_the_same_log_have_the_same_map(family: list[list[Segment]], data: st.DataObject) -> None:
     """Each learns of its own, early, and reads the log late: in the end all agree, and so does a new one."""
     replicas = [TextMap("a"), TextMap("b"), TextMap("c")]
-    read, log = [0, 0, 0], list[LearnedText]()
+    read, log = [0, 0, 0], list[PrefixMapUpdate]()
     for _ in range(data.draw(st.integers(1, 12))):
         who = data.draw(st.integers(0, 2))
         if data.draw(st.booleans()):
@@ -185,14 +185,14 @@ def test_learning_is_applying_ones_own_text(family: list[list[Segment]]) -> None
     for segments in family:
         text = teach(learner, *segments)
         if text is not None:
-            again = msgspec.msgpack.decode(msgspec.msgpack.encode(text), type=LearnedText)
+            again = msgspec.msgpack.decode(msgspec.msgpack.encode(text), type=PrefixMapUpdate)
             reader.apply(again)
             reader.apply(again)
         assert contents(reader, prompts) == contents(learner, prompts)
         assert len(reader) == len(learner)
 
 
-def make_text(**changes: object) -> LearnedText:
+def make_text(**changes: object) -> PrefixMapUpdate:
     fields: dict[str, object] = {
         "namespace": NAMESPACE,
         "digests": (b"a" * 16, b"b" * 16),
@@ -201,7 +201,7 @@ def make_text(**changes: object) -> LearnedText:
         "bytes_per_token": 4.0,
         "router": "r",
     }
-    return LearnedText(**{**fields, **changes})  # type: ignore[arg-type]
+    return PrefixMapUpdate(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.http.errors import Refusal
 from ghostcacher_router.prefix_map import TextMap
 from ghostcacher_router.signals.sessions import session_key
-from ghostcacher_router.types import Ask, BlockKind, Prompt, RequestShape
+from ghostcacher_router.types import Ask, Prompt, RequestShape, SectionType
 
 FLUSHED_MAX = 4096
 """Boundaries of one request to forget, 4 MiB of text: each is an entry of the shared stream."""
@@ -63,7 +63,7 @@ def _boundaries(prompt: Prompt, scope: Scope) -> Iterator[bytes]:
         yield from prompt.digests
         return
     begin = 0
-    for kind, index in prompt.block_ends:
-        if kind is BlockKind.DOC:
+    for section, index in prompt.section_ends:
+        if section is SectionType.DOC:
             yield from prompt.digests[begin : index + 1]
         begin = index + 1

@@ -1,6 +1,6 @@
 """Boundary of a text -> (number of engine blocks, hash of the last one), per namespace, shared by all routers.
 
-Only `LearnedText` changes the map, and each of its entries takes the place of an earlier one, whatever that was. A
+Only `PrefixMapUpdate` changes the map, and each of its entries takes the place of an earlier one, whatever that was. A
 router applies what it learns at once, and again when it reads it back, in the order of the log that all routers read:
 so all that have read the same log have the same map, and reading an item twice changes nothing. What decides between
 old and new is `lesson.py`, at the one router that learns.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, Flush, LearnedText, PromptChain
+from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, Flush, PrefixMapUpdate, PromptChain
 from ghostcacher_router.prefix_map.map_update import COUNT_BYTES, Claim, learn
 from ghostcacher_router.prefix_map.two_generation_cache import Recent
 from ghostcacher_router.types import DIGEST_BYTES, Prompt
@@ -109,7 +109,7 @@ class TextMap:
             return prompt.tokens
         return max(1, round(prompt.size / self._bytes_per_token.get(namespace, BYTES_PER_TOKEN)))
 
-    def learn(self, prompt: Prompt, chain: PromptChain, namespace: str) -> LearnedText | None:
+    def learn(self, prompt: Prompt, chain: PromptChain, namespace: str) -> PrefixMapUpdate | None:
         """Learn from what an engine made of a prompt; return what other routers must be told, None for nothing.
 
         A prompt whose text is well known costs nothing more.
@@ -123,7 +123,7 @@ class TextMap:
         if not lessons:
             return None
         told = list(lessons.items())[:BOUNDARIES_MAX]
-        text = LearnedText(
+        text = PrefixMapUpdate(
             namespace=namespace,
             digests=tuple(prompt.digests[index] for index, _ in told),
             block_counts=tuple(claim.blocks for _, claim in told),
@@ -134,7 +134,7 @@ class TextMap:
         self._take(text)
         return text
 
-    def apply(self, text: LearnedText) -> None:
+    def apply(self, text: PrefixMapUpdate) -> None:
         """Take over what a router has learned. What is malformed is dropped whole, and counted."""
         if not _well_formed(text):
             self.malformed += 1
@@ -148,7 +148,7 @@ class TextMap:
         else:
             self._recent.drop(flush.key)
 
-    def _take(self, text: LearnedText) -> None:
+    def _take(self, text: PrefixMapUpdate) -> None:
         for digest, blocks, block_hash in zip(text.digests, text.block_counts, text.hashes, strict=True):
             self._recent.put(text.namespace, digest, Claim(blocks, block_hash).pack())
         averages = self._bytes_per_token
@@ -165,7 +165,7 @@ class TextMap:
         return ratio if average is None else average + BYTES_PER_TOKEN_WEIGHT * (ratio - average)
 
 
-def _well_formed(text: LearnedText) -> bool:
+def _well_formed(text: PrefixMapUpdate) -> bool:
     """Say whether a text from the network can be applied. Lengths are checked where it is decoded."""
     return (
         bool(text.namespace)

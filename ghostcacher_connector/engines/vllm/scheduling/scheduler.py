@@ -3,7 +3,7 @@
 Life of a request here:
 1. it arrives: the index is asked, on another thread (matching.py);
 2. vLLM wants to schedule it: we name the tokens to pull, say "ask again", or none;
-3. vLLM allocates slots: the step's metadata carries the pull, and the new generation of every reused slot (reuse.py);
+3. vLLM allocates slots: the step's metadata carries the pull, and each reused slot's new generation (slot_watch.py);
 4. the ranks pull while other requests compute; they report; vLLM schedules the request, or recomputes what failed;
 5. steps complete: full blocks are published (publishing.py);
 6. it ends: what is left to publish is published; its slots stay readable until vLLM reuses them.
@@ -24,13 +24,13 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.vllm.identity import worker_name
-from ghostcacher_connector.engines.vllm.load import LoadMeter
-from ghostcacher_connector.engines.vllm.matching import Matcher
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.engines.vllm.prompts import PromptReporter
-from ghostcacher_connector.engines.vllm.publishing import BlockPublisher
-from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
-from ghostcacher_connector.engines.vllm.reuse import SlotWatch
+from ghostcacher_connector.engines.vllm.scheduling.load import LoadMeter
+from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
+from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
+from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
+from ghostcacher_connector.engines.vllm.scheduling.requests import Phase, Tracked
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
 from ghostcacher_connector.worker.membership import Fleet
@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 NO_BUMPS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
 
 
-class SchedulerSide:
+class ConnectorScheduler:
     """See the module's docstring. Until `join`, nothing is shared."""
 
     def __init__(

@@ -17,7 +17,7 @@ import numpy as np
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.vllm.messages import PullOrder
-from ghostcacher_connector.engines.vllm.requests import Phase, Tracked, pull_wanted, shareable
+from ghostcacher_connector.engines.vllm.scheduling.requests import Phase, Tracked, pull_wanted, shareable
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import PullReport, record_outcome, record_transfer
 from ghostcacher_connector.pull.forecast import Forecaster

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX
 from ghostcacher_connector.core.types import BlockHash
-from ghostcacher_connector.engines.sglang.requests import Tracked
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.publish.prompt_chain import PromptSink, prompt_chain
 
 WAITING_MAX = 4_096

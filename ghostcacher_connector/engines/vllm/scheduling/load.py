@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from vllm.v1.request import RequestStatus
 
 from ghostcacher_connector.core.coordination.base import LoadReport
-from ghostcacher_connector.engines.vllm.matching import GROUPS
-from ghostcacher_connector.engines.vllm.requests import Phase, Tracked
+from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
+from ghostcacher_connector.engines.vllm.scheduling.requests import Phase, Tracked
 from ghostcacher_connector.publish.load import Work, held_blocks, load_report
 from ghostcacher_connector.pull.forecast import Forecaster
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.sglang.engine import EngineRank
-from ghostcacher_connector.engines.sglang.guard import PageGuard
-from ghostcacher_connector.engines.sglang.load import LoadMeter
-from ghostcacher_connector.engines.sglang.loading import Loader
-from ghostcacher_connector.engines.sglang.matching import Matcher
-from ghostcacher_connector.engines.sglang.prompts import PromptReporter
-from ghostcacher_connector.engines.sglang.publishing import PageBook, PagePublisher
-from ghostcacher_connector.engines.sglang.requests import Tracked, track
+from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.load import LoadMeter
+from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
+from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
+from ghostcacher_connector.engines.sglang.scheduling.prompts import PromptReporter
+from ghostcacher_connector.engines.sglang.scheduling.publishing import PageBook, PagePublisher
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked, track
 from ghostcacher_connector.pull.forecast import PrefillClock
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ POOL_SHARE = 2
 """One pull takes at most this part of the pool: its pages are nobody's for as long as a READ into them hangs."""
 
 
-class SchedulerSide:
+class ConnectorScheduler:
     """See the module's docstring."""
 
     def __init__(self, engine: EngineRank, allocator: Any, settings: Settings) -> None:

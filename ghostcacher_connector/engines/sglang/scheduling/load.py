@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.types import BlockHash
-from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
+from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
 from ghostcacher_connector.publish.load import Work, held_blocks, load_report
 from ghostcacher_connector.pull.forecast import Forecaster
 

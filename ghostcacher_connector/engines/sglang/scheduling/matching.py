@@ -15,7 +15,7 @@ from itertools import takewhile
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import BlockHash, MissReason
-from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
+from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService, take_answer

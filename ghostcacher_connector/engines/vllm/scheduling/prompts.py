@@ -19,7 +19,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX
-from ghostcacher_connector.engines.vllm.requests import Tracked, shareable
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, shareable
 from ghostcacher_connector.publish.prompt_chain import PromptSink, prompt_chain
 
 if TYPE_CHECKING:
