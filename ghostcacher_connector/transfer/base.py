@@ -7,9 +7,9 @@ Life of a pull, in the reader:
 4. a block whose generation and incarnation equal the request's is valid, any other is not: its bytes mean nothing;
 5. `pull` returns. From now on no byte of this pull can land in the caller's memory any more.
 
-Rule 5 is the hard one: a READ that was given up may still land later (it does over emulated transports).
-So a transport either reads *directly*, and then returns only when the READ is finished or impossible, or reads
-*staged* into its own bounce buffer, which stays quarantined when the READ is given up.
+Rule 5 is the hard one: a READ that was given up may still land later (it does where UCX emulates it). So a READ into
+the caller's slots is waited for until it is over, past the deadline if need be. Only one into a transport's own bounce
+buffer (a seal, a probe, a relay's rows) is given up at its deadline; that buffer stays quarantined until it is over.
 
 What implementors must keep: `pull` never raises for what the world does (it returns FAILED with a reason), ends
 by its deadline where rule 5 lets it, and may be called from several threads for different pulls.

@@ -75,9 +75,7 @@ class RankRuntime:
             memory,
             table,
             name=f"{worker}-{rank}",
-            allow_ucx_tcp=settings.allow_ucx_tcp,
             ucx_tls=settings.ucx_tls,
-            staging_mib=settings.staging_mib,
             threads=settings.pull_threads,
         )
         self._relay = self._open_relay()

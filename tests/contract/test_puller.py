@@ -311,7 +311,7 @@ def test_restarted_peer_starts_with_a_clean_slate(fleet: Fleet) -> None:
 
 
 def test_new_peer_is_connected_in_the_background_and_measured() -> None:
-    """With real NIXL: the link is up before the first job, and pulls teach its rate."""
+    """With real NIXL: the link is up before the first job, and what is pulled is counted."""
     memory = KvMemory(64, 4, 64 << 10)
     transport = NixlTransport(memory.rank, memory.table, name="reader")
     puller = Puller([transport], memory.rank, namespace=NAMESPACE, rank=0)

@@ -103,16 +103,13 @@ class NixlReader:
         agent: NixlAgent,
         pool: ArenaPool,
         *,
-        any_host: bool,
         clock: Callable[[], float] = time.monotonic,
         connect_s: float = CONNECT_S,
     ) -> None:
-        """any_host: UCX may use TCP, so that a peer on another host is worth trying even without RDMA."""
         self.agent = agent
         self.pool = pool
         self._clock = clock
         self._connect_s = connect_s
-        self._any_host = any_host or has_rdma()
         self.links = PeerLinks(agent, self._prove, clock, connect_s)
         agent.register([pool.span], "DRAM")
         if pool.device_span is not None:
@@ -131,7 +128,7 @@ class NixlReader:
         fault = endpoint_fault(peer)
         if fault:
             raise PeerUnreachable(f"{peer.agent_name}: {fault}")
-        if peer.host != host_id() and not self._any_host:
+        if peer.host != host_id() and not has_rdma():
             raise PeerUnreachable(f"{peer.agent_name} is on another host, and this one has no RDMA device")
         return self.links.use(peer)
 
@@ -150,6 +147,20 @@ class NixlReader:
             else:
                 self.links.hold(link)
                 self.pool.quarantine(arena, lease.given_up, lambda: self.links.release(link))
+
+    @contextlib.contextmanager
+    def reading_from(self, peer: RankEndpoint) -> Iterator[Lease]:
+        """Hold the connection to a peer and an arena for one pull. Raises PeerUnreachable and NoArena.
+
+        A READ that fails, or is given up, takes the link down; a deadline that passes between two READs does not.
+        """
+        with self.links_to(peer) as link, self.lease(link) as lease:
+            try:
+                yield lease
+            except TransferError as exc:
+                if not isinstance(exc, DeadlinePassed) or lease.given_up is not None:
+                    self.links.failed(link, str(exc))
+                raise
 
     def read_packed(self, peer: RankEndpoint, lease: Lease, slots: Slots, deadline: float) -> int:
         """READ the rows of `slots` into the lease's arena, densely, segment after segment; return the bytes read.
@@ -196,7 +207,7 @@ class NixlReader:
             raise TransferError(f"probe: {fault}")
         slots = slots[: self._slots_at_once(peer)]
         deadline = self._clock() + timeout_s
-        with self.links_to(peer) as link, self.lease(link) as lease:
+        with self.reading_from(peer) as lease:
             started = time.perf_counter()
             self.read_seal(peer, lease, slots[:0], deadline)
             read_header = time.perf_counter()

@@ -40,7 +40,7 @@ def main() -> None:
     agent = NixlAgent(
         f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2, package=config.nixl_package
     )
-    reader = NixlReader(agent, pool, any_host=False)
+    reader = NixlReader(agent, pool)
     server = RelayServer(reader, endpoint, parse_address(config.listen), token=config.token)
     reader.reaches(endpoint)  # connect now, so that the first reader does not pay for it
     print(f"port {server.port}", flush=True)

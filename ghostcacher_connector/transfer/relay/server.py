@@ -143,13 +143,9 @@ class RelayServer:
         channel.deadline = deadline
         reader = self._reader
         self._await_arena(min(deadline, time.monotonic() + self._limits.arena_s))
-        with reader.links_to(self._endpoint) as link, reader.lease(link) as lease:
-            try:
-                size = reader.read_packed(self._endpoint, lease, slots, deadline) if len(slots) else 0
-                seal = reader.read_seal(self._endpoint, lease, slots, deadline).tobytes()
-            except TransferError as exc:
-                reader.links.failed(link, str(exc))
-                raise
+        with reader.reading_from(self._endpoint) as lease:
+            size = reader.read_packed(self._endpoint, lease, slots, deadline) if len(slots) else 0
+            seal = reader.read_seal(self._endpoint, lease, slots, deadline).tobytes()
             lease.arena.fetch(size)
             channel.send(Chunk(len(slots), size))
             if size:
