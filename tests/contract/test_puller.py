@@ -1,4 +1,4 @@
-"""The puller over real transports' twin and over real NIXL: jobs, sources, peers, and how each job ends."""
+"""The puller over the in-memory fake of a transport and over real NIXL: jobs, sources, peers, and how each job ends."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_unknown_peer_fails_as_unreachable(fleet: Fleet) -> None:
     assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE)
 
 
-def test_failing_peer_is_put_aside_and_tried_again_later(fleet: Fleet) -> None:
+def test_failing_peer_is_backed_off_from_and_tried_again_later(fleet: Fleet) -> None:
     """After a failure the peer is not asked until the pause is over, and then serves again."""
     source = fleet.write("w1", [1, 2, 3], [7, 7, 7])
     fleet.fabric.inject(fleet.agent("w1"), Fault.STALLED)
@@ -286,7 +286,7 @@ def test_records_of_other_kinds_are_refused_by_name(fleet: Fleet) -> None:
         ]
     )
     assert set(fleet.puller.links()) == {"w1"}
-    refused = fleet.puller.directory.refused
+    refused = fleet.puller.peers.refused
     assert {worker: why.split(":")[0] for worker, why in refused.items()} == {
         "other-namespace": "fingerprint_mismatch",
         "other-rows": "fingerprint_mismatch",

@@ -34,7 +34,7 @@ class Owner(Protocol):
 
 
 class MemoryOwner:
-    """The owner's side of the in-memory twin."""
+    """The owner's side of the in-memory fake."""
 
     def __init__(self, fabric: Fabric) -> None:
         self.memory = KvMemory()

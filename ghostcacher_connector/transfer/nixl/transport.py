@@ -2,14 +2,17 @@
 
 Owner: the engine's rank process. Memory picture:
 
-    engine slots (registered: peers READ them, pulled rows land in them)
-    slot table   (registered: peers READ the seal)
-    arenas       (private: seals and probes land there)
+    engine slots   (registered: peers READ them, pulled rows land in them)
+    slot table     (registered: peers READ the seal)
+    bounce buffers (private: seals and probes land there)
 
-Rows land in the engine's slots directly. Such a READ is waited for even past the deadline, since until it is over the
-slots cannot be given back; over shared memory it is over when it was posted. The deadline is looked at between chunks.
-A seal or a probe lands in an arena: its READ is given up at the deadline, and the arena stays quarantined until it is
-over.
+Life of a pull (`pull`):
+1. `_read_rows` READs the rows, chunk by chunk, into the engine's slots and waits until the last READ is over;
+2. only then `_check_seal` READs the seal of the same slots, and says which rows are valid.
+
+A READ into the engine's slots is waited for even past the deadline, since the slots cannot be given back until it is
+over; over shared memory it is over when it was posted. The deadline is looked at between chunks. A seal or a probe
+lands in a bounce buffer: its READ is given up at the deadline, and the buffer stays quarantined until it is over.
 
 Threads: any number may call any method; a peer that hangs holds up only the pulls from it.
 """
@@ -33,11 +36,11 @@ from ghostcacher_connector.transfer.base import (
     checked_result,
     failed_result,
 )
-from ghostcacher_connector.transfer.host import host_id
 from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent
-from ghostcacher_connector.transfer.nixl.bounce_buffers import ArenaPool
-from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Lease, NixlReader, NoArena, wait_until_over
+from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
+from ghostcacher_connector.transfer.nixl.host import host_id
+from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Loan, NixlReader, NoBounceBuffer, wait_until_over
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +79,12 @@ class NixlTransport(Transport):
         self._table = table
         self._clock = clock
         self._chunk_bytes = chunk_mib * MIB
-        arena_bytes = max(PROBE_BYTES_MIN, 2 * memory.bytes_per_slot)
-        pool = ArenaPool(threads + 2, arena_bytes, memory=memory.memory, device=memory.device)
+        buffer_bytes = max(PROBE_BYTES_MIN, 2 * memory.bytes_per_slot)
+        buffers = BounceBuffers(threads + 2, buffer_bytes, memory=memory.memory, device=memory.device)
         agent = NixlAgent(f"{name}-{secrets.token_hex(4)}", ucx_tls=ucx_tls, threads=threads)
         agent.register(regions(memory), memory.memory, memory.device)
         agent.register([(table.address, table.nbytes)], "DRAM")
-        self._reader = NixlReader(agent, pool, clock=clock)
+        self._reader = NixlReader(agent, buffers, clock=clock)
         self.overdue_count = 0
         self._closed = False
 
@@ -90,8 +93,8 @@ class NixlTransport(Transport):
 
     @property
     def quarantined_count(self) -> int:
-        """How many arenas wait for a READ that was given up."""
-        return self._reader.pool.reap()
+        """How many bounce buffers wait for a READ that was given up."""
+        return self._reader.buffers.reap()
 
     def endpoint(self, *, rank: int, relay: str | None = None) -> RankEndpoint:
         """Return what peers need in order to read this rank."""
@@ -135,11 +138,11 @@ class NixlTransport(Transport):
             return failed_result(count, self.name, *fault)
         moved_bytes = 0
         try:
-            with self._reader.reading_from(request.peer) as lease:
+            with self._reader.reading_from(request.peer) as loan:
                 for chunk_bytes in self._read_rows(request):
                     moved_bytes += chunk_bytes
                 # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
-                valid = self._check_seal(request, lease)
+                valid = self._check_seal(request, loan)
         except TransferError as exc:
             seconds = self._clock() - started
             return failed_result(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved_bytes, seconds=seconds)
@@ -158,10 +161,10 @@ class NixlTransport(Transport):
                 wait_until_over(read, None, self._clock)
             yield int(remote[:, 1].sum())
 
-    def _check_seal(self, request: PullRequest, lease: Lease) -> Validity:
+    def _check_seal(self, request: PullRequest, loan: Loan) -> Validity:
         """Say which rows are valid. All bytes are there: microseconds more decide whether they count, so give them."""
         deadline = max(request.deadline, self._clock() + SEAL_GRACE_S)
-        return self._reader.validate(request.peer, lease, request.remote_slots, request.generations, deadline)
+        return self._reader.check_seal(request.peer, loan, request.remote_slots, request.generations, deadline)
 
     def _chunks(self, request: PullRequest) -> Iterator[slice]:
         """Cut a pull in chunks; before each, raise DeadlinePassed when it is too late."""
@@ -173,6 +176,6 @@ class NixlTransport(Transport):
 
 
 def _reason_of(error: TransferError) -> MissReason:
-    if isinstance(error, (DeadlinePassed, NoArena)):
+    if isinstance(error, (DeadlinePassed, NoBounceBuffer)):
         return MissReason.TIMEOUT
     return MissReason.PEER_UNREACHABLE if isinstance(error, PeerUnreachable) else MissReason.TRANSFER_FAILED

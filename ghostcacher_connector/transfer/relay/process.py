@@ -17,7 +17,6 @@ from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import ConfigError, TransferError
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.nixl.agent import nixl_package
-from ghostcacher_connector.transfer.relay.config import RelayConfig
 from ghostcacher_connector.transfer.relay.wire import is_loopback, parse_address
 
 logger = logging.getLogger(__name__)
@@ -28,6 +27,24 @@ START_S = 60.0
 
 RESTARTS_MAX = 20
 """In one life of the worker: a relay that keeps dying has a cause which another start does not remove."""
+
+
+class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay is told at its start, over a pipe: arguments and environment would show the token."""
+
+    endpoint: RankEndpoint
+    """The rank to serve."""
+    listen: str
+    """Where to listen, "host:port"; port 0 is any."""
+    token: str
+    """The secret that readers must know; it may be empty on loopback only."""
+    ucx_tls: str | None
+    """The setting of this name."""
+    nixl_package: str
+    """The package in which the parent found NIXL; looking for it would load torch."""
+
+    def __repr__(self) -> str:
+        return f"RelayConfig({self.endpoint.agent_name}, listen={self.listen}, token={'set' if self.token else 'none'})"
 
 
 class RelayProcess:

@@ -164,7 +164,7 @@ def test_read_given_up_at_its_deadline_never_reaches_engine_memory(emulated: dic
         assert again.outcome is PullOutcome.FAILED
         with pytest.raises(PeerUnreachable):
             transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
-        assert transport.quarantined_count == 1, "a peer that hangs must not eat one arena after the other"
+        assert transport.quarantined_count == 1, "a peer that hangs must not eat one buffer after the other"
         owner.resume()
         wait_until(lambda: transport.quarantined_count == 0)
         assert not any(rows.any() for rows in memory.rows)

@@ -23,7 +23,7 @@ import numpy as np
 
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport, Validity
-from ghostcacher_connector.transfer.nixl.reader import Lease
+from ghostcacher_connector.transfer.nixl.reader import Loan
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.client import RelayTransport
 from tests.support.kv_memory import KvMemory, make_memory
@@ -66,12 +66,12 @@ class SealFirst(NixlTransport):
     """The broken reader: judges by a seal that was read before the data."""
 
     def _read_rows(self, request: PullRequest) -> Iterator[int]:
-        with self._reader.reading_from(request.peer) as lease:
-            self._early = super()._check_seal(request, lease)
+        with self._reader.reading_from(request.peer) as loan:
+            self._early = super()._check_seal(request, loan)
         time.sleep(EARLY_SEAL_S)
         yield from super()._read_rows(request)
 
-    def _check_seal(self, _request: PullRequest, _lease: Lease) -> Validity:
+    def _check_seal(self, _request: PullRequest, _loan: Loan) -> Validity:
         return self._early
 
 
