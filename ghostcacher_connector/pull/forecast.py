@@ -1,12 +1,13 @@
-"""Pull or compute? A forecast from measured rates, and the rates themselves.
+"""Pull or compute? Forecasts from measured rates, and the rates themselves.
 
     pull    = fixed cost + round trip + bytes / measured bytes per second of this peer
     compute = tokens / measured prefill tokens per second of this engine
 
-Both rates start from a calibration (a matrix product; a timed self-pull) and follow what is observed, as exponential
-averages: a machine's speed drifts with its load. Time is injected; no I/O in here.
+The prefill rate starts from a calibration, a peer's rate from a guess. Both follow what is observed, as exponential
+averages, since a machine's speed drifts with its load. This is the only place where a peer's rate is kept. The clock is
+injected; nothing here does I/O.
 
-A rate that is too high is put right by what it attracts. One that is too low is not: routers send long prompts
+A rate that is too high is corrected by what it attracts. One that is too low is not: routers send long prompts
 elsewhere, readers pull from others. So what may have been no more than a bad moment is believed for a while only.
 """
 
@@ -19,39 +20,39 @@ from statistics import median
 from typing import NamedTuple
 
 PULL_FIXED_S = 0.004
-"""Two scheduler steps and a thread hand-over, the least that an asynchronous load costs an engine."""
+"""Two scheduler steps and a change of threads: the least that an asynchronous load costs an engine."""
 
 PEER_BYTES_PER_S_GUESS = 1e9
 """Before the first measurement: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
 
 RATE_TTL_S = 30.0
-"""A rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
+"""A low rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
 because of one slow pull, or step, would otherwise never be measured again."""
 
 WEIGHT = 0.3
-"""Share of the newest observation: half of an old rate is forgotten after two observations."""
+"""Share of the newest observation in an average: half of an old rate is forgotten after two observations."""
 
 STEPS_IN_FLIGHT_MAX = 1024
-"""Far above any engine's own limit; bounds the memory should outputs stop arriving."""
+"""Far above any engine's own limit; bounds the memory in case outputs stop arriving."""
 
 STEP_TOKENS_MIN = 512
 """Steps with fewer tokens, or with less than half of what one may have, are bound by reading the weights and say
 nothing about the prefill rate."""
 
 SLOW_WEIGHT = 0.03
-"""Share of the newest step in what an engine is held to be able to do: the few slow ones of one bad prompt, such as the
-first, which pays for what is compiled and paged in, leave nine tenths of it."""
+"""Share of the newest step in the rate that an engine is taken to be capable of: the few slow steps of one bad prompt,
+such as the first one, which pays for what is compiled and paged in, leave nine tenths of it."""
 
 FASTER_MAX = 4.0
-"""No step counts as more than so many times faster than was expected: one whose predecessor's end was seen late seems
-to have taken no time."""
+"""No step counts as more than so many times faster than expected: one whose predecessor's end was seen late seems to
+have taken no time."""
 
 PULL_BYTES_MIN = 64 << 10
 """Pulls smaller than this are bound by latency and say nothing about the rate."""
 
 
 class Choice(NamedTuple):
-    """What pulling and computing the same blocks would cost, in seconds."""
+    """What pulling and computing the same blocks is forecast to cost, in seconds."""
 
     pull_s: float
     compute_s: float
@@ -113,9 +114,9 @@ class Forecaster:
         return max(observed, self._capable) if self._is_old() else observed
 
     def observe_step(self, tokens: int, seconds: float) -> float | None:
-        """Take note of a step that computed `tokens` prompt tokens; return its time over the forecast one.
+        """Learn from a step that computed `tokens` prompt tokens; return its time divided by the forecast one.
 
-        None: it was too short to tell.
+        Returns None when the step was too short to tell.
         """
         if tokens < self._step_tokens_min or seconds <= 0:
             return None
@@ -130,16 +131,16 @@ class Forecaster:
         return self._clock() - self._observed_at > RATE_TTL_S
 
     def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
-        """Take note of a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
+        """Learn from a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
         if pulled_bytes >= PULL_BYTES_MIN and seconds > 0:
             self._rates[worker] = _Rate(blend(self.bytes_per_s(worker), pulled_bytes / seconds), self._clock())
 
     def observe_round_trips(self, round_trips: Mapping[str, float]) -> None:
-        """Take over the round trips to peers, in seconds, that were measured when they were connected to."""
+        """Learn the round trips to peers, in seconds, which are measured when a peer is connected to."""
         self._round_trips.update(round_trips)
 
     def bytes_per_s(self, worker: str) -> float:
-        """Return the forecast rate of a pull from a peer: the only one that is kept of it in this engine."""
+        """Return the rate at which a pull from a peer is forecast."""
         rate = self._rates.get(worker)
         if rate is None:
             return PEER_BYTES_PER_S_GUESS
@@ -164,7 +165,7 @@ class Forecaster:
 class PrefillClock:
     """Times the steps of an engine whose steps may overlap.
 
-    A step that was scheduled while its predecessor still ran has cost the time since that one's end.
+    A step that was scheduled while the one before it still ran has taken the time since that one's end.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -177,7 +178,7 @@ class PrefillClock:
         self._running.append((step, self._clock(), tokens))
 
     def done(self, step: int) -> tuple[int, float] | None:
-        """Every step up to this one is done; return the last one's (tokens, seconds) if its time is its own."""
+        """Every step up to this one is done; return (tokens, seconds) of the last one if its time can be told apart."""
         now, observed, count = self._clock(), None, 0
         while self._running and self._running[0][0] <= step:
             _, started, tokens = self._running.popleft()

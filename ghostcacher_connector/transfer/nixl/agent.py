@@ -1,4 +1,4 @@
-"""NIXL behind one small wall: every call to the library, and every exception that it raises, passes through here.
+"""The NIXL agent: every call to the library, and every exception that it raises, passes through here.
 
 What was measured and decided:
 - UCX's emulated TCP can crash the *owner* when a reader dies and lets given-up READs land later. So UCX never gets to
@@ -101,7 +101,7 @@ class Read:
     """One READ in flight. The memory that it writes must stay until `done` returned True or raised."""
 
     def __init__(self, agent: Any, handle: Any, device: int | None = None) -> None:
-        """device: the GPU whose memory it writes; None: it writes host memory."""
+        """Post the READ. device: the GPU whose memory it writes; None: it writes host memory."""
         self._agent = agent
         self._handle = handle
         self._device = device
@@ -118,7 +118,7 @@ class Read:
 
     @contextlib.contextmanager
     def _over_when_it_fails(self) -> Iterator[None]:
-        """Let no error out while copies of the READ may still run: NIXL reports the first row that fails.
+        """Hold an error back while copies of the READ may still run: NIXL reports the first row that fails.
 
         In host memory the other rows are over by then. On a GPU they are queued, and would land later.
         """
@@ -138,7 +138,7 @@ class Read:
 
 
 class NixlAgent:
-    """A NIXL agent with the UCX backend, started so that no peer can hurt this process. Safe for several threads."""
+    """A NIXL agent with the UCX backend, started so that no peer can harm this process. Thread-safe."""
 
     def __init__(
         self,
@@ -248,7 +248,7 @@ def _import_nixl(package: str) -> Any:
 
 @contextlib.contextmanager
 def _translated(what: str, kind: type[TransferError] = TransferError) -> Iterator[None]:
-    """Turn NIXL's exceptions, which share no base class, into ours. A lost connection is PeerUnreachable always."""
+    """Turn NIXL's exceptions, which share no base class, into TransferErrors. A lost connection is PeerUnreachable."""
     try:
         yield
     except TransferError:

@@ -1,7 +1,7 @@
 """The relay process: ``python -m ghostcacher_connector.transfer.relay``, started by `RelayProcess`, never by hand.
 
-Reads one `RelayConfig` from standard input and prints "port N". Then serves until standard input ends, which the kernel
-brings about when the parent dies, however it dies. Imports neither torch nor an engine.
+It reads one `RelayConfig` from standard input and prints "port N". Then it serves until standard input ends, which the
+kernel brings about when the parent dies, however it dies. It loads neither torch nor an engine.
 """
 
 from __future__ import annotations

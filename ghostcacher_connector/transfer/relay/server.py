@@ -38,10 +38,15 @@ class Limits(NamedTuple):
     """Bounds of a relay; the defaults suit a node of eight GPUs."""
 
     connections_max: int = 64
+    """Readers that are connected at the same time; more are refused."""
     handshake_s: float = 5.0
+    """How long a reader may take to authenticate."""
     idle_s: float = 120.0
+    """How long a connection may be without a request."""
     chunk_s: float = 10.0
+    """How long READing and sending one chunk may take."""
     buffer_s: float = 2.0
+    """How long a chunk may wait for a bounce buffer."""
 
 
 class RelayServer:
@@ -138,7 +143,7 @@ class RelayServer:
             channel.send(Done())
 
     def _send_chunk(self, channel: Channel, slots: Slots, until: float) -> None:
-        """READ a chunk, then its seal, and only then send the two, in this order."""
+        """READ the rows of a chunk, after them its seal, and only then send the two, in this order."""
         deadline = min(until, time.monotonic() + self._limits.chunk_s)
         channel.deadline = deadline
         reader = self._reader
