@@ -25,7 +25,7 @@ from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.sync import HELLO_S
 from ghostcacher_router.types import (
@@ -231,13 +231,13 @@ class Router:
     def __init__(self, sim: Sim, name: str, options: Options) -> None:
         self.sim, self.name = sim, name
         self.fleet = SimFleet(sim.engines)
-        self.text = TextMap(name, clock=sim.now)
+        self.text = PrefixMap(name, clock=sim.now)
         self.metrics = RouterMetrics()
         self.store = None if sim.plain else sim.store.client()
         dependencies = Dependencies(
             self.fleet,
             self.text,
-            Pending(clock=sim.now),
+            PendingPrompts(clock=sim.now),
             self.metrics,
             sim.now,
             Random(5),

@@ -20,7 +20,7 @@ from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Prompt, RequestShape, WorkerState
 from tests.support.index_parts import entries, make_record
 from tests.support.redis_server import RedisServer
@@ -82,12 +82,12 @@ class Fleet:
 
 class Router:
     def __init__(self, name: str, url: str, threads: list[ThreadPoolExecutor]) -> None:
-        self.fleet, self.text, self.name = Fleet(), TextMap(name), name
+        self.fleet, self.text, self.name = Fleet(), PrefixMap(name), name
         self.index, self.store = RedisIndex(url), RedisCoordinationStore(url)
         dependencies = Dependencies(
             fleet=self.fleet,
             text=self.text,
-            pending=Pending(),
+            pending=PendingPrompts(),
             metrics=RouterMetrics(),
             clock=time.monotonic,
             rng=Random(3),

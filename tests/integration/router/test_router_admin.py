@@ -18,7 +18,7 @@ from ghostcacher_router.admin.admin import Admin, Ports
 from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, Scope
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.http.local import LocalRequest, LocalResponse
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker
