@@ -13,7 +13,7 @@ FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engi
 LINES_WANTED = 300
 LINES_MAX = 400
 
-BASICS = {"", "core.types", "core.errors"}
+BASICS = {"", "core.types", "core.errors", "core.backoff", "core.breaker", "core.periodic"}
 """What every room may import; "" is the package itself, for its version."""
 
 COORDINATION = {"core.coordination", "core.index"}
@@ -24,6 +24,8 @@ ARROWS: dict[str, set[str]] = {
     "core.types": set(),
     "core.errors": set(),
     "core.backoff": set(),
+    "core.breaker": set(),
+    "core.periodic": set(),
     "core.settings": set(),
     "core.schema": set(),
     "core.process": set(),
@@ -36,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "slots": set(),
     "identity": set(),
     "metrics": set(),
-    "transfer": {"core.backoff", "core.schema", "slots"},
+    "transfer": {"core.schema", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
     "worker": {
@@ -108,6 +110,15 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.app": {"ghostcacher_router.*", "core.settings", "core.open", *COORDINATION},
+    # Simulated engines.
+    "ghostcacher_simulator.text": {"core.coordination"},
+    "ghostcacher_simulator.pool": set(),
+    "ghostcacher_simulator.engine": {"ghostcacher_simulator.pool", "ghostcacher_simulator.text", *COORDINATION},
+    "ghostcacher_simulator.connector": {"ghostcacher_simulator.pool", *COORDINATION},
+    "ghostcacher_simulator.http_server": set(),
+    "ghostcacher_simulator.api": {"ghostcacher_simulator.engine", "ghostcacher_simulator.http_server"},
+    "ghostcacher_simulator.virtual_time": set(),
+    "ghostcacher_simulator.__main__": {"ghostcacher_simulator.*", "core.schema", *COORDINATION},
     # The command line.
     "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
     "ghostcacher_cli.up": {

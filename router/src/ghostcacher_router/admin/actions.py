@@ -36,10 +36,10 @@ class AdminActions:
         for key in self._keys(target):
             flush = Flush(scope=target.scope.value, key=key, router=self._router)
             if self._routing.sync is not None:
-                self._routing.sync.tell(flush)
+                self._routing.sync.publish(flush)
             else:
                 self._text.flush(flush)
-                self._routing.picker.on_flush(flush)
+                self._routing.state.flush(flush)
 
     def _keys(self, target: FlushTarget) -> list[bytes]:
         if target.scope is FlushScope.ALL:
