@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from ghostcacher_router.types import SectionType
-from tests.support.routing_sim import RATE, Served, Sim, text_of
+from ghostcacher_simulator.text import text_of
+from tests.support.routing_sim import RATE, Served, Sim
 
 DOC_TOKENS = 8000
 DOC = text_of("document", DOC_TOKENS)

@@ -6,8 +6,9 @@ import pytest
 
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.types import WorkerState
-from tests.support.routing_sim import make_sim, text_of
-from tests.support.virtual_time import virtual
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import make_sim
 
 TEXT = text_of("text", 4000)
 

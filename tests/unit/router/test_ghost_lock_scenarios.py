@@ -9,9 +9,10 @@ import pytest
 
 from ghostcacher_router.ghostlock.followers import WAIT_BUDGET_FACTOR
 from ghostcacher_router.ghostlock.single_flight import TTL_S, WATCH_S
-from tests.support.routing_sim import RATE, Sim, all_of, text_of
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import RATE, Sim, all_of
 from tests.support.shared_document import COMPUTE_S, DOC, DOC_TOKENS, ENDS, MARGIN_S, burst, question
-from tests.support.virtual_time import virtual
 
 
 def check_idle(sim: Sim) -> None:

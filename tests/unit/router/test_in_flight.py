@@ -10,8 +10,9 @@ from msgspec.structs import replace
 from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.types import Outcome
-from tests.support.routing_sim import make_sim, text_of
-from tests.support.virtual_time import virtual
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import make_sim
 
 TEXT = text_of("text", 4000)
 SMALL = text_of("small", 200)

@@ -6,9 +6,10 @@ from collections import Counter
 
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.types import Reason
-from tests.support.routing_sim import RATE, Sim, all_of, text_of
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import RATE, Sim, all_of
 from tests.support.shared_document import DOC, ENDS, burst, question
-from tests.support.virtual_time import virtual
 
 
 @virtual

@@ -14,7 +14,8 @@ from ghostcacher_connector.core.coordination.memory import MemoryCoordinationSto
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.types import Prompt, SectionType
-from tests.support.routing_sim import prompt_of, text_of
+from ghostcacher_simulator.text import text_of
+from tests.support.routing_sim import prompt_of
 
 T = TypeVar("T")
 DOC = text_of("document", 4000)
