@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.coordination.base import (
     Batch,
     CoordinationStore,
@@ -115,17 +116,17 @@ class RouterSync:
         self._has_untold.set()
 
     async def _forever(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
-        backoff_s = BACKOFF_FIRST_S
+        backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S)
         while True:
             try:
                 await step()
-                backoff_s = BACKOFF_FIRST_S
+                backoff.succeeded()
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
                 logger.debug("the store is away: %s", exc)
+                backoff_s = backoff.failed(self._clock())
                 self._locks.away(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
-                backoff_s = min(BACKOFF_MAX_S, 2 * backoff_s)
             except Exception:
                 # A bug must not cut this router off from the others for the rest of its life.
                 logger.exception("keeping in step failed in an unforeseen way")

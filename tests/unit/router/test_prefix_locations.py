@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import pytest
 
+from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import DEPTHS_MAX, WorkerRef, ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.prefix_map import KnownBoundary
-from ghostcacher_router.signals.coalescer import BREAKER_S, Coalescer
+from ghostcacher_router.signals.coalescer import Coalescer
 from ghostcacher_router.signals.prefix_locations import CHAIN_MAX, FRESH_S, OLD_S, REFRESH_S, Held, PrefixLocations
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import chain, entries, make_record

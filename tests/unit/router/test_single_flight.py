@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, GhostLock, lock_boundaries
 from ghostcacher_router.ghostlock.single_flight import (
-    BREAKER_S,
     CONFIRM_S,
     LOCKS_MAX,
     RENEW_S,

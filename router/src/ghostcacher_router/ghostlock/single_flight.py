@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import TypeVar
 
+from ghostcacher_connector.core.breaker import Breaker
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeldLock, LockGrant
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, Found, GhostLock, lock_boundaries
@@ -45,9 +46,6 @@ is asynchronous."""
 
 WATCH_S = 0.05
 """Between two looks at a lock of another router, while somebody waits for it."""
-
-BREAKER_S = 0.5
-"""After a failure the store is not asked for so long: requests must not wait for one time-out after the other."""
 
 DIGESTS_MAX = 2048
 LOCKS_MAX = 1024
@@ -78,7 +76,7 @@ class SingleFlight:
         self._table: dict[bytes, GhostLock] = {}
         self._locks: dict[GhostLock, None] = {}
         self._salts: dict[str, bytes] = {}
-        self._broken_until = float("-inf")
+        self._breaker = Breaker(clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -92,11 +90,11 @@ class SingleFlight:
     @property
     def broken(self) -> bool:
         """Whether the store failed a moment ago."""
-        return self._clock() < self._broken_until
+        return self._breaker.open
 
-    def away(self, for_s: float = BREAKER_S) -> None:
+    def away(self, for_s: float | None = None) -> None:
         """The store has failed: for a while it is not asked."""
-        self._broken_until = max(self._broken_until, self._clock() + for_s)
+        self._breaker.trip(for_s)
 
     def __len__(self) -> int:
         return len(self._locks)
