@@ -124,7 +124,7 @@ class RouterSync:
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
         """Repeat a step for ever, after a pause, or after a growing one while the store is away."""
-        backoff_s = BACKOFF_FIRST_S
+        backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S)
         while True:
             try:
                 await step()
@@ -132,6 +132,7 @@ class RouterSync:
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
                 logger.debug("the store is away: %s", exc)
+                backoff_s = backoff.failed(self._clock())
                 self._state.locks.store_failed(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
             except Exception:

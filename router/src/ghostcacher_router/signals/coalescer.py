@@ -39,7 +39,7 @@ class Coalescer(Generic[K, V]):
         batch_max: keys in one batch.
         queue_max: keys that may wait for the next batch; beyond, a key is not asked for.
         """
-        self._prepare, self._received, self._offload, self._clock = prepare, received, offload, clock
+        self._prepare, self._received, self._offload = prepare, received, offload
         self._batch_max, self._queue_max = batch_max, queue_max
         self._asked: dict[K, asyncio.Future[bool] | None] = {}
         self._under_way: dict[K, asyncio.Future[bool] | None] = {}
@@ -77,7 +77,7 @@ class Coalescer(Generic[K, V]):
 
     def stop(self) -> None:
         """Ask for nothing more. Whoever waits gets no answer."""
-        self._broken_until = float("inf")
+        self._breaker.trip(float("inf"))
         if self._task is not None:
             self._task.cancel()
 
