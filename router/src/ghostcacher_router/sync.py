@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.coordination.base import (
     Batch,
     CoordinationStore,
