@@ -1,8 +1,8 @@
 """Lookups beside the engine's scheduler: asked in one call, answered in a later one, never waited for.
 
-Life of a lookup: `start` puts it in a bounded queue; a thread asks the index; `poll` hands out the answer, again and
-again until `forget`. When the index fails, lookups are answered at once for `BREAKER_S`, so that requests do not
-wait for one time-out after another.
+Life of a lookup: `start` puts it in a bounded queue, a thread asks the index, and `poll` returns the answer, again and
+again until `forget`. An engine's scheduler takes it by `take_answer`: there, not yet, or not in time. When the index
+fails, lookups are misses at once for `BREAKER_S`, so that requests do not wait for one time-out after another.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, Literal, NamedTuple
 
+from ghostcacher_connector.core.breaker import BREAKER_S, Breaker
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
@@ -22,7 +23,6 @@ from ghostcacher_connector.metrics import Recorder
 
 logger = logging.getLogger(__name__)
 
-BREAKER_S = 0.5
 ANSWERS_PER_QUEUE = 8
 """Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
 
@@ -37,18 +37,25 @@ PENDING: Final = Pending.PENDING
 
 
 class LookupAnswer(NamedTuple):
-    """hits: longest first. seconds: from `start` to the answer. reason: why there is no hit; None when there is one."""
+    """What the index said."""
 
     hits: list[PrefixHit]
+    """The workers that hold a prefix, the longest one first."""
     seconds: float
+    """From `start` to the answer."""
     reason: MissReason | None
+    """Why there is no hit; None when there is one."""
     detail: str = ""
+    """The reason in words, for logs."""
 
 
 class _Asked(NamedTuple):
+    """A lookup in the queue."""
+
     request_id: str
     blocks: Sequence[BlockHash]
     since: float
+    """When `start` was called, on the service's clock."""
 
 
 class LookupService:
@@ -77,7 +84,7 @@ class LookupService:
         self._answered = threading.Condition(self._lock)
         self._queue: deque[_Asked] = deque()
         self._answers: dict[str, LookupAnswer | Literal[Pending.PENDING]] = {}
-        self._broken_until = clock()
+        self._breaker = Breaker(clock)
         self._stopping = False
         self._threads = [threading.Thread(target=self._run, name="gc-lookup", daemon=True) for _ in range(threads)]
         for thread in self._threads:
@@ -92,7 +99,7 @@ class LookupService:
         with self._lock:
             if request_id in self._answers:
                 return
-            if now < self._broken_until:
+            if self._breaker.open:
                 self._put(request_id, _unavailable("the index failed a moment ago", 0.0))
             elif self._stopping or len(self._queue) >= self._queue_max:
                 self._put(request_id, _unavailable(f"queue full at {self._queue_max}", 0.0))
@@ -131,9 +138,9 @@ class LookupService:
             try:
                 answer = self._answer(asked)
             except Exception:
-                # A bug, ours or the client's, must not end the lookups for the rest of this worker's life.
-                logger.exception("a lookup failed in an unforeseen way")
-                answer = _unavailable("failed in an unforeseen way", self._clock() - asked.since)
+                # A bug, ours or the client's, must not end the lookups of this worker for good.
+                logger.exception("a lookup failed: unexpected error")
+                answer = _unavailable("unexpected error", self._clock() - asked.since)
             with self._lock:
                 if asked.request_id in self._answers:
                     self._answers[asked.request_id] = answer
@@ -151,15 +158,15 @@ class LookupService:
                 self._asked.wait()
 
     def _answer(self, asked: _Asked) -> LookupAnswer:
-        if self._clock() < self._broken_until:
+        if self._breaker.open:
             return _unavailable("the index failed a moment ago", self._clock() - asked.since)
         try:
             hits = self._index.lookup(self._candidates(), asked.blocks, locations_for=self._locations_for)
         except IndexUnavailable as exc:
             now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
-            logger.warning("lookup of request %s: %s; none for %g s", asked.request_id, exc, BREAKER_S)
-            self._broken_until = now + BREAKER_S
+            logger.warning("lookup of request %s: %s; no lookups for %g s", asked.request_id, exc, BREAKER_S)
+            self._breaker.trip()
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
         return LookupAnswer(hits, self._clock() - asked.since, reason)
@@ -168,7 +175,7 @@ class LookupService:
 def take_answer(
     lookups: LookupService, recorder: Recorder, request_id: str, *, left_s: float, wait_s: float
 ) -> list[PrefixHit] | MissReason | None:
-    """Return the hits, why there are none, or None while the answer may still come in time.
+    """Return the hits of a request's lookup, why there are none, or None while the answer may still come in time.
 
     left_s: time until the request's deadline. wait_s: how long the caller can wait here; never beyond the deadline.
     """

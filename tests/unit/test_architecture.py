@@ -13,16 +13,19 @@ FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engi
 LINES_WANTED = 300
 LINES_MAX = 400
 
-BASICS = {"", "core.types", "core.errors"}
+BASICS = {"", "core.types", "core.errors", "core.backoff", "core.breaker", "core.periodic"}
 """What every room may import; "" is the package itself, for its version."""
 
 COORDINATION = {"core.coordination", "core.index"}
 
 ARROWS: dict[str, set[str]] = {
     # What workers, routers and tools share.
+    "core.admin_api": set(),
     "core.types": set(),
     "core.errors": set(),
     "core.backoff": set(),
+    "core.breaker": set(),
+    "core.periodic": set(),
     "core.settings": set(),
     "core.schema": set(),
     "core.process": set(),
@@ -35,7 +38,7 @@ ARROWS: dict[str, set[str]] = {
     "slots": set(),
     "identity": set(),
     "metrics": set(),
-    "transfer": {"core.backoff", "core.schema", "slots"},
+    "transfer": {"core.schema", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
     "worker": {
@@ -56,7 +59,7 @@ ARROWS: dict[str, set[str]] = {
     # The router.
     "ghostcacher_router.types": set(),
     "ghostcacher_router.ports": {"ghostcacher_router.types", *COORDINATION},
-    "ghostcacher_router.metrics": {"ghostcacher_router.types"},
+    "ghostcacher_router.metrics": {"core.admin_api", "ghostcacher_router.types"},
     "ghostcacher_router.prompt": {"ghostcacher_router.types"},
     "ghostcacher_router.prefix_map": {"ghostcacher_router.types", *COORDINATION},
     "ghostcacher_router.http.protocol": set(),
@@ -95,6 +98,7 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.admin": {
+        "core.admin_api",
         "ghostcacher_router.types",
         "ghostcacher_router.build",
         "ghostcacher_router.fleet",
@@ -106,8 +110,17 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.app": {"ghostcacher_router.*", "core.settings", "core.open", *COORDINATION},
+    # Simulated engines.
+    "ghostcacher_simulator.text": {"core.coordination"},
+    "ghostcacher_simulator.pool": set(),
+    "ghostcacher_simulator.engine": {"ghostcacher_simulator.pool", "ghostcacher_simulator.text", *COORDINATION},
+    "ghostcacher_simulator.connector": {"ghostcacher_simulator.pool", *COORDINATION},
+    "ghostcacher_simulator.http_server": set(),
+    "ghostcacher_simulator.api": {"ghostcacher_simulator.engine", "ghostcacher_simulator.http_server"},
+    "ghostcacher_simulator.virtual_time": set(),
+    "ghostcacher_simulator.__main__": {"ghostcacher_simulator.*", "core.schema", *COORDINATION},
     # The command line.
-    "ghostcacher_cli.terminal": {"core.settings"},
+    "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
     "ghostcacher_cli.up": {
         "core.settings",
         "core.redis",

@@ -258,6 +258,31 @@ def test_store_away_for_long_nobody_is_held_to_listen(bench: Bench) -> None:
     assert bench.reporter.listening
 
 
+def test_unexpected_error_nobody_is_held_to_listen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the store's client must not fill the queues."""
+    bench.listen()
+    bench.reporter.chain(make_chain("r1"))
+    monkeypatch.setattr(bench.store, "publish", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        bench.reporter.step()
+    assert not bench.reporter.listening
+
+
+def test_prompts_wake_the_thread_only_while_the_store_is_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store is away, nothing cuts the pauses between two tries short."""
+    woken: list[int] = []
+    monkeypatch.setattr(bench.reporter._thread, "wake", lambda: woken.append(1))
+    bench.listen()
+    bench.reporter.chain(make_chain("r1"))
+    bench.reporter.computed("r1")
+    assert len(woken) == 2
+    bench.store.reachable = False
+    bench.reporter.step()
+    bench.reporter.chain(make_chain("r2"))
+    bench.reporter.computed("r2")
+    assert len(woken) == 2
+
+
 def test_full_queue_drops_and_counts(bench: Bench) -> None:
     """What does not fit is dropped and counted; the rest is told, batch by batch, in order."""
     bench.listen()

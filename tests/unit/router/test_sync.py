@@ -7,9 +7,10 @@ import pytest
 from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, WorkerEvents
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Outcome, Reason
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
 from tests.support.coordination_parts import make_update
-from tests.support.routing_sim import all_of, make_sim, text_of
-from tests.support.virtual_time import virtual
+from tests.support.routing_sim import all_of, make_sim
 
 TEXT = text_of("text", 4000)
 SMALL = text_of("small", 200)
@@ -25,11 +26,11 @@ async def test_flush_reaches_every_router(scope: str) -> None:
     await two.send(SMALL, session="s")
     key = session_key("m", "s")
     assert one.routing.sync is not None
-    one.routing.sync.tell(Flush(scope, b"" if scope == "all" else key, "r0"))
+    one.routing.sync.publish(Flush(scope, b"" if scope == "all" else key, "r0"))
     await sim.settle(0.1)
     for router in sim.routers:
         assert (router.routing.state.sessions.get(key) is None) is (scope != "doc")
-        assert ("boundaries=0" in repr(router.routing.state.sent_history)) is (scope != "session")
+        assert ("boundaries=0" in repr(router.routing.state.history)) is (scope != "session")
 
 
 @virtual
@@ -96,7 +97,7 @@ async def test_news_that_make_no_sense_change_nothing() -> None:
     sim = await make_sim()
     router = sim.routers[0]
     before = repr(router.picker)
-    router.picker.on_news(WorkerEvents("n", "stranger", b"x" * 16, (), ("one", "two")))
+    router.routing.tracker.on_worker_events(WorkerEvents("n", "stranger", b"x" * 16, (), ("one", "two")))
     assert repr(router.picker) == before
 
 
