@@ -17,6 +17,7 @@ from sglang.srt.configs.model_config import ModelConfig
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.calibration import measure_flops
+from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
 from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, memory_of
 from ghostcacher_connector.engines.sglang.ranks import RankGroup
@@ -70,7 +71,7 @@ class EngineRank:
         fingerprint = fingerprint_of(
             model, pool, describe(pool, memory), settings, page_tokens=self.page_tokens, owner=shared.owner
         )
-        worker = settings.worker_id or f"sglang-{shared.owner[:12]}"
+        worker = chosen_name(settings, f"sglang-{shared.owner[:12]}")
         self.runtime = RankRuntime(
             settings,
             memory,

@@ -15,12 +15,15 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ghostcacher_connector.engines.sglang import flags
+
 logger = logging.getLogger(__name__)
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 WRAPPER = "sglang.srt.mem_cache.unified_cache.unified_cache_linker.UnifiedCacheLinkerWrapper"
 CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
 WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+ARGUMENTS = "sglang.srt.server_args.ServerArgs"
 SERVING = "sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase"
 
 WEIGHT_CHANGES = (
@@ -134,6 +137,12 @@ def full_pool_checked(check: Callable[..., Any], checker: Any, stats: Any, uncac
 
 
 @careful
+def flags_parsed(server_args: Any, *_: Any, **__: Any) -> None:
+    """End the process when the flags, or the environment, give the linker wrong settings."""
+    flags.check_flags(server_args)
+
+
+@careful
 def request_received(_serving: Any, request: Any, raw_request: Any = None, *_: Any, **__: Any) -> None:
     """Name a request as its router does, with something unique behind it: SGLang ignores ``X-Request-Id``."""
     name = raw_request.headers.get("x-request-id") if raw_request is not None else None
@@ -161,6 +170,7 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
         (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
         (f"{WRAPPER}._offload_node", node_offered, "before"),
         (f"{CHECKER}._check_full_pool", full_pool_checked, "around"),
+        (f"{ARGUMENTS}.from_cli_args", flags_parsed, "after"),
         (f"{SERVING}.handle_request", request_received, "before"),
         *((f"{WEIGHTS}.{name}", weights_change, "before") for name in WEIGHT_CHANGES),
     ]
