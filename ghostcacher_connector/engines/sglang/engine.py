@@ -20,7 +20,7 @@ from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
 from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, memory_of
-from ghostcacher_connector.engines.sglang.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
 from ghostcacher_connector.engines.sglang.support import check_config
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster

@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, LoadReport, PromptChain, WorkerNews
 from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
 from ghostcacher_connector.core.index.base import ref_of
-from ghostcacher_connector.engines.vllm.scheduling.requests import Phase
+from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.integration.connector.enginesim import BLOCK_TOKENS, RunnerRequest, SimEngine, make_model_dir, prompts
 from tests.support.index_parts import wait_until
 from tests.support.redis_server import RedisServer

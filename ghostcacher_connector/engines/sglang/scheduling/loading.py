@@ -25,10 +25,11 @@ import torch
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import MissReason
-from ghostcacher_connector.engines.sglang.ranks import RankGroup
+from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.matching import common_pages
-from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
+from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import record_outcome, record_transfer, report_of
 from ghostcacher_connector.pull.forecast import Forecaster
