@@ -36,7 +36,7 @@ from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, Reason, WorkerState
 
@@ -106,13 +106,13 @@ class Bench:
 
     def __init__(self, index: RedisIndex, fleet: Fleet, threads: ThreadPoolExecutor, size: int) -> None:
         self._size, self._index, self._fleet = size, index, fleet
-        self._text = TextMap("bench")
+        self._text = PrefixMap("bench")
         self._source = corpus()
         self._bodies = [chat_body(self._source, project, size, stream=True) for project in range(LEARNED)]
         self._number = 0
         offload = offload_to(threads)
         dependencies = Dependencies(
-            fleet, self._text, Pending(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
+            fleet, self._text, PendingPrompts(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
         )
         self.routing = Routing(dependencies, index=index, store=None, router="bench", options=Options(ghost_lock=False))
 

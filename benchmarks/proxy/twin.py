@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import Entry, WorkerRef, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
@@ -146,7 +146,7 @@ class Twin:
 
     def __init__(self, url: str, ports: Sequence[int]) -> None:
         self._index = RedisIndex(url, timeout_s=5.0)
-        self._store = RedisRoutingStore(url, timeout_s=5.0)
+        self._store = RedisCoordinationStore(url, timeout_s=5.0)
         self._records = [record_of(number, port) for number, port in enumerate(ports)]
         self._refs = [ref_of(record) for record in self._records]
         self._published: dict[tuple[int, int], int] = {}
@@ -172,7 +172,7 @@ class Twin:
             chains.append(chain)
             self._publish(number, ref, each.project, common)
         computed = [chain.request for chain in chains]
-        self._store.tell(ref, load_of(running=min(len(seen), 8)), chains, computed, ttl_s=10 * TURN_S)
+        self._store.publish(ref, load_of(running=min(len(seen), 8)), chains, computed, ttl_s=10 * TURN_S)
 
     def _publish(self, number: int, ref: WorkerRef, project: int, count: int) -> None:
         """Enter those blocks of a project's prefix that this engine has not entered yet."""

@@ -1,4 +1,4 @@
-"""When to try a failing peer again."""
+"""When to try again what has failed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ class Backoff:
         return f"Backoff(failures={self.failures}, until={self._until:.3f})"
 
     def ready(self, now: float) -> bool:
-        """Say whether the pause is over."""
+        """Return whether the pause is over."""
         return now >= self._until
 
-    def failed(self, now: float) -> None:
-        """Count a failure and pause."""
+    def failed(self, now: float) -> float:
+        """Count a failure; return the pause that begins now, in seconds."""
         pause_s = min(self._max_s, self._first_s * 2.0 ** min(self.failures, 16))
         self.failures += 1
         self._until = now + pause_s
+        return pause_s
 
     def succeeded(self) -> None:
         """Forget all failures."""

@@ -1,11 +1,11 @@
-"""One call from a setting to an index, and to the routing store beside it."""
+"""One call from a setting to an index, and to the coordination store beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ghostcacher_connector.core.coordination.base import RoutingStore
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
@@ -37,9 +37,9 @@ def open_index(
     return EmbeddedIndex(EmbeddedRedis(embedded_directory), timeout_s=timeout_s, key=key)
 
 
-def open_routing(url: str | None, index: BlockIndex, *, timeout_s: float = 0.25) -> RoutingStore:
-    """Return the routing store in the Redis of an index that `open_index` has returned for the same URL."""
+def open_coordination(url: str | None, index: BlockIndex, *, timeout_s: float = 0.25) -> CoordinationStore:
+    """Return the coordination store in the Redis of an index that `open_index` has returned for the same URL."""
     if url is None:
         assert isinstance(index, EmbeddedIndex)
         url = index.server.url  # the index starts it again when it is gone
-    return RedisRoutingStore(url, timeout_s=timeout_s)
+    return RedisCoordinationStore(url, timeout_s=timeout_s)

@@ -7,8 +7,8 @@
     gc1:{<ns>:<p>}:blocks:<incarnation>   hash   block hash -> packed Location, digest; TTL = lease
 
     gc1:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), msgpack LoadReport; TTL
-    gc1:{router}:news                     stream d = msgpack WorkerNews: what workers tell routers
-    gc1:{router}:texts                    stream d = msgpack LearnedText or Flush: what routers tell each other
+    gc1:{router}:news                     stream d = msgpack WorkerEvents: what workers publish for routers
+    gc1:{router}:texts                    stream d = msgpack PrefixMapUpdate or Flush, from routers
     gc1:{router}:routers                  zset   router -> until when it counts as alive (server time, ms)
     gc1:{router}:drains                   zset   worker -> until when it gets no new requests (server time, ms)
     gc1:{router}:seed                     string 16 hex digits: of the hashes of text; prolonged by live routers
@@ -20,8 +20,8 @@ The braces are hash tags: what one script touches lies on one shard, and the par
 over shards. The entries of a worker are one hash a partition, so that a lease is one TTL: a worker that dies takes its
 entries along, and a worker that restarts begins new keys. Nothing here ever needs a scan of the key space.
 
-What routers share is on one shard: one script takes a worker's load and news and says whether a router listens, and one
-read waits for both streams. All of it is small.
+What routers share is on one shard: one script takes the load and the events of a worker and says whether a router
+listens, and one read waits for both streams. All of it is small.
 
 The digests bind a value to its place: an entry to its block and its worker's life, a record to whoever may speak for a
 worker. A generation proves that a slot was not reused since its entry was made, but not that the entry was made for the

@@ -16,15 +16,16 @@ drive it without a thread.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, ref_of
+from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import BlockHash, WorkerRecord
 from ghostcacher_connector.publish.held_blocks import Batch, Ledger
 
@@ -83,12 +84,10 @@ class Publisher:
         self._batch_max = batch
         self._report = report
         self._clock = clock
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = Periodic("gc-publisher", self.step, gather_s=interval_s, at_end=self._leave)
         self._joined = False
         self._renew_at = clock()
-        self._backoff_s = 0.0
+        self._backoff = Backoff(BACKOFF_MIN_S, BACKOFF_MAX_S)
         self._unapplied: Batch | None = None
         self._sending = False
         self._repair_pause = [0] * index.partitions
@@ -103,21 +102,19 @@ class Publisher:
     def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
         """Advertise a block whose KV is complete on every rank. Never blocks, never raises for the index."""
         self.ledger.publish(slot, block, root, generation)
-        if not self._wake.is_set():
-            self._wake.set()
+        self._wake()
 
     def withdraw(self, slot: int) -> None:
         """Stop advertising what a slot holds. Never blocks, never raises for the index."""
         self.ledger.withdraw(slot)
-        if not self._wake.is_set():
-            self._wake.set()
+        self._wake()
 
     def update_record(self, record: WorkerRecord) -> None:
         """Tell the fleet something else about this worker, from the next renewal on."""
         assert ref_of(record) == self._ref, "a publisher speaks for one life of one worker"
         self._record = record
         self._renew_at = self._clock()
-        self._wake.set()
+        self._thread.wake()
 
     def applied(self, before: float) -> bool:
         """Say whether the index holds every change that was made before a time on this publisher's clock.
@@ -140,29 +137,29 @@ class Publisher:
         )
 
     def start(self) -> None:
-        assert self._thread is None, "a publisher starts once"
-        self._thread = threading.Thread(target=self._run, name="gc-publisher", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """Leave the index and end the thread, within `timeout_s`. Idempotent."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._thread.stop(timeout_s)
 
     def step(self) -> float:
         """Do what is due; return how long nothing else is, in seconds, unless a change arrives."""
+        began = self._clock()
         try:
             self._exchange()
         except IndexUnavailable as exc:
             return self._failed(exc)
+        except Exception:
+            self.available = False
+            raise
         if not self.available:
             logger.info("worker %s: the index is available", self._record.worker)
+        self._backoff.succeeded()
+        # In this order: a change wakes the thread from here on, and an earlier one is pending.
         self.available = True
-        self._backoff_s = 0.0
         if self.ledger.pending:
-            return self._interval_s
+            return max(0.0, self._interval_s - (self._clock() - began))
         return min(IDLE_S_MAX, max(0.0, self._renew_at - self._clock()))
 
     def _exchange(self) -> None:
@@ -233,28 +230,12 @@ class Publisher:
         self.available = False
         # Whatever came back may be empty: compare as soon as it answers.
         self._renew_at = self._clock()
-        self._backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._backoff_s))
-        return self._backoff_s
+        return self._backoff.failed(self._clock())
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            began = self._clock()
-            try:
-                pause_s = self.step()
-            except Exception:
-                # A bug, ours or the client's, must not end publishing for the rest of this worker's life.
-                logger.exception("publishing failed in an unforeseen way")
-                pause_s = BACKOFF_MAX_S
-                self.available = False
-            if self.available and self.ledger.pending:
-                pause_s = max(0.0, self._interval_s - (self._clock() - began))
-            elif self.available:
-                self._wake.wait(pause_s)
-                pause_s = self._interval_s
-            self._wake.clear()
-            # Changes go on gathering here; only the end of the publisher cuts the pause short.
-            self._stopping.wait(pause_s)
-        self._leave()
+    def _wake(self) -> None:
+        # While the index is away changes go on gathering, and nothing cuts the pause short.
+        if self.available:
+            self._thread.wake()
 
     def _leave(self) -> None:
         if not self._joined:

@@ -14,7 +14,6 @@ drive it without a thread. Everything here is a hint; what is lost is learned wi
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,9 +22,11 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, RoutingStore
+from ghostcacher_connector.core.backoff import Backoff
+from ghostcacher_connector.core.coordination.base import CoordinationStore, LoadReport, PromptChain
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.metrics import Recorder
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Reporter:
 
     def __init__(
         self,
-        store: RoutingStore,
+        store: CoordinationStore,
         ref: WorkerRef,
         recorder: Recorder,
         *,
@@ -98,10 +99,8 @@ class Reporter:
         # Appended to by the engine's thread, taken from by the reporter's alone; an item leaves when it was told.
         self._chains: deque[PromptChain] = deque()
         self._computed: deque[_Computed] = deque()
-        self._backoff_s = 0.0
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._backoff = Backoff(BACKOFF_MIN_S, BACKOFF_MAX_S)
+        self._thread = Periodic("gc-reporter", self.step, gather_s=GATHER_S)
 
     def __repr__(self) -> str:
         return f"Reporter(worker={self._ref.worker}, listening={self.listening}, chains={len(self._chains)})"
@@ -115,25 +114,20 @@ class Reporter:
         """Tell routers, if any listens, of a prompt that has arrived. Never blocks, never raises for the store."""
         if self.listening and self._room(len(self._chains)):
             self._chains.append(chain)
-            self._wake.set()
+            self._wake()
 
     def computed(self, request: str) -> None:
         """Tell routers, if any listens, that a prompt's blocks have been published. Never blocks, never raises."""
         if self.listening and self._room(len(self._computed)):
             self._computed.append(_Computed(request, self._clock()))
-            self._wake.set()
+            self._wake()
 
     def start(self) -> None:
-        assert self._thread is None, "a reporter starts once"
-        self._thread = threading.Thread(target=self._run, name="gc-reporter", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
         """End the thread, within `timeout_s`. Idempotent. The load expires by itself."""
-        self._stopping.set()
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._thread.stop(timeout_s)
         self.listening = False
 
     def step(self) -> float:
@@ -147,7 +141,12 @@ class Reporter:
                 self._tell(self._load(now) if due else None, chains, computed)
             except IndexUnavailable as exc:
                 return self._failed(exc)
-            self._backoff_s, self._answered_at = 0.0, now
+            except Exception:
+                self.listening = False
+                raise
+            # Before the queues are looked at: what arrives from here on wakes the thread.
+            self._backoff.succeeded()
+            self._answered_at = now
             if due:
                 self._load_at = now + (
                     self._interval_s if self.listening else max(self._interval_s, UNHEARD_INTERVAL_S)
@@ -173,7 +172,7 @@ class Reporter:
         return replace(measured.load, age_s=max(0.0, now - measured.at), prefill_tokens_per_s=rate)
 
     def _tell(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
-        self.listening = self._store.tell(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
+        self.listening = self._store.publish(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
         for _ in chains:
             self._chains.popleft()
         for _ in computed:
@@ -198,25 +197,12 @@ class Reporter:
 
     def _failed(self, exc: IndexUnavailable) -> float:
         self._recorder.inc("gc_report_errors_total")
-        if self._backoff_s == 0.0:
+        if self._backoff.failures == 0:
             logger.warning("worker %s: %s", self._ref.worker, exc)
         self.listening &= self._clock() - self._answered_at < LISTENING_S
-        self._backoff_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._backoff_s))
-        return self._backoff_s
+        return self._backoff.failed(self._clock())
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                pause_s = self.step()
-            except Exception:
-                # A bug, ours or the client's, must not end reporting for the rest of this worker's life.
-                logger.exception("reporting failed in an unforeseen way")
-                self.listening = False
-                pause_s = self._backoff_s = BACKOFF_MAX_S
-            if self._backoff_s == 0.0 and self._wake.wait(pause_s):
-                pause_s = GATHER_S
-            elif self._backoff_s == 0.0:
-                continue
-            self._wake.clear()
-            # News goes on gathering here; only the end of the reporter cuts the pause short.
-            self._stopping.wait(pause_s)
+    def _wake(self) -> None:
+        # While the store is away news goes on gathering, and nothing cuts the pause short.
+        if self._backoff.failures == 0:
+            self._thread.wake()

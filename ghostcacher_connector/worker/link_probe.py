@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ import msgspec
 
 from ghostcacher_connector.core.errors import IndexUnavailable, ProtocolError, TransferError
 from ghostcacher_connector.core.index.base import BlockIndex, ref_of
+from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.transfer.base import Probe
 
@@ -147,18 +147,14 @@ class ProbeResponder:
         self._wall_clock = wall_clock
         self._answered = ""
         self._refresh_at = clock()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = Periodic(f"gc-probe-{rank}", self._turn)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._loop, name=f"gc-probe-{self._rank}", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End the thread, waiting at most `timeout_s` for a probe under way. Idempotent."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._thread.stop(timeout_s)
 
     def step(self) -> bool:
         """Answer a new request, or refresh when it is time; return whether links were measured."""
@@ -175,13 +171,9 @@ class ProbeResponder:
             return False
         return True
 
-    def _loop(self) -> None:
-        while not self._stopping.wait(self._interval_s):
-            try:
-                self.step()
-            except Exception:
-                # A bug of ours in the advice for people must not take the rank down.
-                logger.exception("answering a probe request failed in an unforeseen way")
+    def _turn(self) -> float:
+        self.step()
+        return self._interval_s
 
     def _asked(self) -> ProbeRequest | None:
         packed = self._index.reports(self._record.namespace, self._record.worker, REQUEST_REPORT).get(REQUEST_FIELD)
@@ -201,7 +193,7 @@ class ProbeResponder:
         peers = [record for record in records if record.worker != self._record.worker][:PEERS_MAX]
         fields: dict[str, bytes] = {}
         for peer in peers:
-            if self._stopping.is_set():
+            if self._thread.stopping:
                 return
             link = link_report(partial(self._probe, peer), at=self._wall_clock(), request=request)
             fields[f"{self._rank}:{peer.worker}"] = msgspec.msgpack.encode(link)

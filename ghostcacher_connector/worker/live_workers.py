@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
+from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import WorkerRecord
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ class Directory:
         # Replaced as a whole, never changed: readers need no lock.
         self._records: Mapping[tuple[str, str], WorkerRecord] = {}
         self._seen_at = clock()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = Periodic("gc-directory", self._step)
         self.available = False
 
     def __repr__(self) -> str:
@@ -67,15 +66,11 @@ class Directory:
         return next((record for record in self._live().values() if record.worker == worker), None)
 
     def start(self) -> None:
-        assert self._thread is None, "a directory starts once"
-        self._thread = threading.Thread(target=self._run, name="gc-directory", daemon=True)
         self._thread.start()
 
     def stop(self, timeout_s: float = 1.0) -> None:
         """End the thread, within `timeout_s`. Idempotent."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        self._thread.stop(timeout_s)
 
     def refresh(self) -> None:
         """Ask the index now. An index that does not answer is no error."""
@@ -102,11 +97,6 @@ class Directory:
         if self._on_change is not None:
             self._on_change(list(records.values()))
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.refresh()
-            except Exception:
-                # A bug, ours or a listener's, must not freeze the snapshot for the rest of this worker's life.
-                logger.exception("refreshing the directory failed in an unforeseen way")
-            self._stopping.wait(self._interval_s)
+    def _step(self) -> float:
+        self.refresh()
+        return self._interval_s

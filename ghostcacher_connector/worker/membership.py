@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
-from ghostcacher_connector.core.open import open_index, open_routing
+from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.metrics import Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
@@ -53,7 +53,7 @@ class Fleet:
             batch=settings.publish_batch,
             queue_max=settings.publish_queue_max,
         )
-        self._routing = open_routing(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
+        self._routing = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
         self.reporter = Reporter(
             self._routing,
             ref_of(record),

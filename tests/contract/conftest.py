@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from ghostcacher_connector.core import schema
-from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.index.redis import RedisIndex
-from tests.contract.routing_subjects import StoreSubject, memory_subject, redis_subject
+from tests.contract.coordination_subjects import StoreSubject, memory_subject, redis_subject
 from tests.support.index_parts import FakeClock
 from tests.support.redis_server import RedisServer, make_cluster
 
@@ -120,5 +120,5 @@ def routing(request: pytest.FixtureRequest) -> Iterator[StoreSubject]:
 
 
 @pytest.fixture
-def store(routing: StoreSubject) -> RoutingStore:
+def store(routing: StoreSubject) -> CoordinationStore:
     return routing.store

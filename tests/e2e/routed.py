@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import Any
 
 from benchmarks.harness import Client, ServerError
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_router.signals.sessions import session_key
 from tests.e2e.fleet import REQUEST_TIMEOUT_S
 
@@ -51,7 +51,7 @@ def sessions_at(redis_url: str, workers: Iterable[str]) -> dict[str, str]:
     """Return a new session for each worker, which every router will keep there when nothing speaks against it."""
     burst = next(_bursts)
     sessions = {worker: f"at-{worker}-{burst}" for worker in workers}
-    with closing(RedisRoutingStore(redis_url, timeout_s=5.0)) as store:
+    with closing(RedisCoordinationStore(redis_url, timeout_s=5.0)) as store:
         store.put_sessions({session_key("m", name): worker for worker, name in sessions.items()}, ttl_s=3600)
     return sessions
 

@@ -21,7 +21,7 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import Entry, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
@@ -65,7 +65,7 @@ class Connector(threading.Thread):
     def __init__(self, url: str, record: WorkerRecord, lease_s: float) -> None:
         super().__init__(daemon=True)
         self._index = RedisIndex(url, timeout_s=1.0)
-        self._store = RedisRoutingStore(url, timeout_s=1.0)
+        self._store = RedisCoordinationStore(url, timeout_s=1.0)
         self._record, self._ref, self._lease_s = record, ref_of(record), lease_s
         self._held: set[bytes] = set()
         self._renewed_at = float("-inf")
@@ -115,7 +115,7 @@ class Connector(threading.Thread):
                 self._index.apply(self._ref, entries, [], lease_ttl_s=self._lease_s)
                 self._held.update(new)
         computed = [chain.request for chain in chains]
-        self._store.tell(self._ref, load_of(self.running), chains, computed, ttl_s=10 * TURN_S)
+        self._store.publish(self._ref, load_of(self.running), chains, computed, ttl_s=10 * TURN_S)
 
 
 def chain_of(told: Told) -> PromptChain:

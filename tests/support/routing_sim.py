@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, StampedLoad
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.build import Routing
@@ -25,18 +25,18 @@ from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.sync import HELLO_S
 from ghostcacher_router.types import (
     Ask,
-    BlockKind,
     Endpoint,
     Outcome,
     Placement,
     Prompt,
     Reason,
     RequestShape,
+    SectionType,
     WorkerState,
 )
 from tests.support.index_parts import NAMESPACE, entries, make_record
@@ -83,8 +83,8 @@ def text_of(name: str, tokens: int) -> bytes:
     return (unit * (size // len(unit) + 1))[:size]
 
 
-def prompt_of(text: bytes, ends: Sequence[tuple[BlockKind, int]] = ()) -> Prompt:
-    prompt = hash_prompt(text, (), [*ends, (BlockKind.USER, len(text))], preamble=b"", seed=7)
+def prompt_of(text: bytes, ends: Sequence[tuple[SectionType, int]] = ()) -> Prompt:
+    prompt = hash_prompt(text, (), [*ends, (SectionType.USER, len(text))], preamble=b"", seed=7)
     assert prompt is not None
     return prompt
 
@@ -196,7 +196,7 @@ class Engine:
 
     def _tell(self, chains: Sequence[PromptChain], computed: Sequence[str]) -> None:
         if self.worker.record is not None and self.sim.store.reachable:
-            self.sim.store.tell(ref_of(self.worker.record), None, chains, computed, ttl_s=10)
+            self.sim.store.publish(ref_of(self.worker.record), None, chains, computed, ttl_s=10)
 
 
 class SimFleet:
@@ -231,13 +231,13 @@ class Router:
     def __init__(self, sim: Sim, name: str, options: Options) -> None:
         self.sim, self.name = sim, name
         self.fleet = SimFleet(sim.engines)
-        self.text = TextMap(name, clock=sim.now)
+        self.text = PrefixMap(name, clock=sim.now)
         self.metrics = RouterMetrics()
         self.store = None if sim.plain else sim.store.client()
         dependencies = Dependencies(
             self.fleet,
             self.text,
-            Pending(clock=sim.now),
+            PendingPrompts(clock=sim.now),
             self.metrics,
             sim.now,
             Random(5),
@@ -254,7 +254,7 @@ class Router:
         self._count = 0
         self.routing.start()
 
-    def ask(self, text: bytes, *, session: str | None = None, ends: Sequence[tuple[BlockKind, int]] = ()) -> Ask:
+    def ask(self, text: bytes, *, session: str | None = None, ends: Sequence[tuple[SectionType, int]] = ()) -> Ask:
         self._count += 1
         shape = RequestShape("m", True, prompt_of(text, ends), session)
         return Ask(f"{self.name}-{self._count}", "POST", "/v1/completions", shape, {})
@@ -318,7 +318,7 @@ class Sim:
     ) -> None:
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
-        self.store = MemoryRoutingStore(clock=self.now)
+        self.store = MemoryCoordinationStore(clock=self.now)
         self.index = MemoryIndex(clock=self.now)
         self.computed: Counter[bytes] = Counter()
         self.engines: dict[str, Engine] = {}

@@ -15,6 +15,8 @@ PACKAGES = {
 }
 SPLIT_ROOMS = {"core", "engines"}
 """Folders of the connector whose sub-folders are rooms of their own."""
+INNER_ROOMS = {"ghostcacher_router.http.protocol"}
+"""Folders that are rooms of their own within another room."""
 
 
 @cache
@@ -39,6 +41,9 @@ def room_of(module: str) -> str:
 
     Rooms of the connector go without its name, since most rules are about them.
     """
+    for inner in INNER_ROOMS:
+        if module == inner or module.startswith(inner + "."):
+            return inner
     package, *rest = module.split(".")
     depth = 2 if package == "ghostcacher_connector" and rest and rest[0] in SPLIT_ROOMS else 1
     room = ".".join(rest[:depth])

@@ -1,6 +1,6 @@
-"""Values of the routing store as bytes, and back. What comes back is checked: anybody may have written it.
+"""Wire form of the values in the coordination store. What is read is checked: anybody may have written it.
 
-All `unpack_` functions raise ProtocolError for bytes that are none of ours in form.
+All `unpack_` functions raise ProtocolError for malformed bytes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.coordination.base import (
     Flush,
     HeldLock,
-    LearnedText,
     LoadReport,
+    PrefixMapUpdate,
     PromptChain,
-    WorkerNews,
+    WorkerEvents,
 )
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import WorkerRef
@@ -33,8 +33,8 @@ T = TypeVar("T")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_load = msgspec.msgpack.Decoder(LoadReport).decode
-_decode_news = msgspec.msgpack.Decoder(WorkerNews).decode
-_decode_text: Callable[[bytes], LearnedText | Flush] = msgspec.msgpack.Decoder(LearnedText | Flush).decode
+_decode_events = msgspec.msgpack.Decoder(WorkerEvents).decode
+_decode_update: Callable[[bytes], PrefixMapUpdate | Flush] = msgspec.msgpack.Decoder(PrefixMapUpdate | Flush).decode
 
 
 def pack_load(load: LoadReport) -> bytes:
@@ -46,11 +46,11 @@ def stamp_load(incarnation: bytes, now: float, packed: bytes) -> bytes:
     return incarnation + b"%0*d" % (STAMP_DIGITS, round(now * 1e6)) + packed
 
 
-def pack_news(ref: WorkerRef, chains: Sequence[PromptChain], computed: Sequence[str]) -> bytes:
+def pack_events(ref: WorkerRef, chains: Sequence[PromptChain], computed: Sequence[str]) -> bytes:
     return _encode((ref.namespace, ref.worker, ref.incarnation, chains, computed))
 
 
-def pack_text(item: LearnedText | Flush) -> bytes:
+def pack_update(item: PrefixMapUpdate | Flush) -> bytes:
     return _encode(item)
 
 
@@ -66,17 +66,18 @@ def unpack_load(value: bytes, incarnation: bytes) -> tuple[float, LoadReport] | 
     return int(stamp) / 1e6, _checked(_decode_load, value[INCARNATION_BYTES + STAMP_DIGITS :], "load")
 
 
-def unpack_news(value: bytes) -> WorkerNews:
-    news = _checked(_decode_news, value, "news")
-    if not schema.is_namespace(news.namespace) or not schema.is_worker(news.worker):
-        raise ProtocolError(f"news: expected a namespace and a worker, found {news.namespace!r}, {news.worker!r}")
-    if len(news.incarnation) != INCARNATION_BYTES:
-        raise ProtocolError(f"news: expected {INCARNATION_BYTES} bytes of incarnation, found {len(news.incarnation)}")
-    return news
+def unpack_events(value: bytes) -> WorkerEvents:
+    events = _checked(_decode_events, value, "events")
+    if not schema.is_namespace(events.namespace) or not schema.is_worker(events.worker):
+        raise ProtocolError(f"events: expected a namespace and a worker, found {events.namespace!r}, {events.worker!r}")
+    found = len(events.incarnation)
+    if found != INCARNATION_BYTES:
+        raise ProtocolError(f"events: expected {INCARNATION_BYTES} bytes of incarnation, found {found}")
+    return events
 
 
-def unpack_text(value: bytes) -> LearnedText | Flush:
-    return _checked(_decode_text, value, "text")
+def unpack_update(value: bytes) -> PrefixMapUpdate | Flush:
+    return _checked(_decode_update, value, "map update")
 
 
 def unpack_worker(value: bytes) -> str:

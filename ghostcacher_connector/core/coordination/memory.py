@@ -1,4 +1,4 @@
-"""The routing store in this process's memory: the same contract as Redis, for tests and simulations."""
+"""The coordination store in this process's memory: the same contract as Redis, for tests and simulations."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Generic, NamedTuple, TypeVar
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.coordination import codec
 from ghostcacher_connector.core.coordination.base import (
-    NEWS_AGE_S,
-    NEWS_ENTRIES_MAX,
+    EVENTS_AGE_S,
+    EVENTS_ENTRIES_MAX,
     STREAM_START,
-    TEXTS_AGE_S,
-    TEXTS_ENTRIES_MAX,
+    UPDATES_AGE_S,
+    UPDATES_ENTRIES_MAX,
     Batch,
+    CoordinationStore,
     Cursor,
     Flush,
+    HeartbeatReply,
     HeldLock,
-    Hello,
-    LearnedText,
     LoadReport,
     LockGrant,
+    PrefixMapUpdate,
     PromptChain,
-    RoutingStore,
     StampedLoad,
 )
 from ghostcacher_connector.core.errors import IndexUnavailable, ProtocolError
@@ -92,8 +92,8 @@ class _Held(NamedTuple):
     ready_at: float
 
 
-class MemoryRoutingStore(RoutingStore):
-    """A routing store in memory; share it, or `client`s of it, where processes would share Redis.
+class MemoryCoordinationStore(CoordinationStore):
+    """A coordination store in memory; share it, or `client`s of it, where processes would share Redis.
 
     clock: seconds. A `read` that waits does so in real time, woken by what others append. Set `reachable` to False to
     see what callers do when the store is away.
@@ -107,17 +107,17 @@ class MemoryRoutingStore(RoutingStore):
         self._drains: Expiring[str] = Expiring(clock)
         self._locks: Expiring[_Held] = Expiring(clock)
         self._sessions: Expiring[str] = Expiring(clock)
-        self._news = _Stream(NEWS_ENTRIES_MAX, NEWS_AGE_S, codec.unpack_news)
-        self._texts = _Stream(TEXTS_ENTRIES_MAX, TEXTS_AGE_S, codec.unpack_text)
+        self._events = _Stream(EVENTS_ENTRIES_MAX, EVENTS_AGE_S, codec.unpack_events)
+        self._updates = _Stream(UPDATES_ENTRIES_MAX, UPDATES_AGE_S, codec.unpack_update)
         self._seed = secrets.randbits(64)
         self._tokens = [0]
         self.reachable = True
         self.malformed_entries = 0
 
     def __repr__(self) -> str:
-        return f"MemoryRoutingStore(reachable={self.reachable})"
+        return f"MemoryCoordinationStore(reachable={self.reachable})"
 
-    def client(self) -> MemoryRoutingStore:
+    def client(self) -> MemoryCoordinationStore:
         """Return another client of the same memory, as another process is of the same Redis."""
         other = copy.copy(self)
         other.malformed_entries = 0
@@ -127,10 +127,10 @@ class MemoryRoutingStore(RoutingStore):
         """Lose everything, as FLUSHALL does; routers bring the seed back."""
         for values in (self._loads, self._routers, self._drains, self._locks, self._sessions):
             values.clear()
-        self._news.entries.clear()
-        self._texts.entries.clear()
+        self._events.entries.clear()
+        self._updates.entries.clear()
 
-    def tell(
+    def publish(
         self,
         ref: WorkerRef,
         load: LoadReport | None,
@@ -145,7 +145,7 @@ class MemoryRoutingStore(RoutingStore):
                 self._loads.put(schema.load_key(ref.namespace, ref.worker), stored, ttl_s)
             listening = bool(self._routers.live())
             if listening and (chains or computed):
-                self._news.add(codec.pack_news(ref, chains, computed), self._clock())
+                self._events.add(codec.pack_events(ref, chains, computed), self._clock())
                 self._changed.notify_all()
             return listening
 
@@ -164,12 +164,12 @@ class MemoryRoutingStore(RoutingStore):
             return None
         return None if stamped is None else StampedLoad(*stamped)
 
-    def hello(self, router: str, *, ttl_s: float) -> Hello:
+    def heartbeat(self, router: str, *, ttl_s: float) -> HeartbeatReply:
         with self._reached():
             self._routers.put(router, router, ttl_s)
-            return Hello(self._clock(), self._seed, len(self._routers.live()))
+            return HeartbeatReply(self._clock(), self._seed, len(self._routers.live()))
 
-    def bye(self, router: str) -> None:
+    def deregister(self, router: str) -> None:
         with self._reached():
             self._routers.pop(router)
 
@@ -184,26 +184,26 @@ class MemoryRoutingStore(RoutingStore):
         with self._reached():
             return set(self._drains.live())
 
-    def start(self) -> Cursor:
+    def start_cursor(self) -> Cursor:
         with self._reached():
-            return Cursor(self._news.tail, STREAM_START)
+            return Cursor(self._events.tail, STREAM_START)
 
     def read(self, after: Cursor, *, count: int, block_s: float) -> Batch:
         with self._reached():
             self._changed.wait_for(lambda: self._anything(after), timeout=block_s)
             self._reached()
-            news_at, news, malformed_news = self._news.after(after.news, count)
-            texts_at, texts, malformed_texts = self._texts.after(after.texts, count)
-            self.malformed_entries += malformed_news + malformed_texts
-            return Batch(Cursor(news_at, texts_at), tuple(news), tuple(texts))
+            events_at, events, malformed_events = self._events.after(after.events, count)
+            updates_at, updates, malformed_updates = self._updates.after(after.updates, count)
+            self.malformed_entries += malformed_events + malformed_updates
+            return Batch(Cursor(events_at, updates_at), tuple(events), tuple(updates))
 
     def _anything(self, after: Cursor) -> bool:
-        return not self.reachable or self._news.holds_after(after.news) or self._texts.holds_after(after.texts)
+        return not self.reachable or self._events.holds_after(after.events) or self._updates.holds_after(after.updates)
 
-    def append(self, items: Sequence[LearnedText | Flush]) -> None:
+    def append_updates(self, items: Sequence[PrefixMapUpdate | Flush]) -> None:
         with self._reached():
             for item in items:
-                self._texts.add(codec.pack_text(item), self._clock())
+                self._updates.add(codec.pack_update(item), self._clock())
             self._changed.notify_all()
 
     def lock(self, keys: Sequence[bytes], *, router: str, worker: str, ready_at: float, ttl_s: float) -> LockGrant:
@@ -263,5 +263,5 @@ class MemoryRoutingStore(RoutingStore):
 
     def _reached(self) -> threading.Condition:
         if not self.reachable:
-            raise IndexUnavailable("routing store in memory: expected reachable, found unreachable")
+            raise IndexUnavailable("coordination store in memory: expected reachable, found unreachable")
         return self._changed

@@ -1,4 +1,4 @@
-"""The routing store in Redis >= 6.2 or Valkey: single, Sentinel or Cluster. See schema.py for the keys."""
+"""The coordination store in Redis >= 6.2 or Valkey: single, Sentinel or Cluster. See schema.py for the keys."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from typing import Any, TypeVar
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.coordination import codec
 from ghostcacher_connector.core.coordination.base import (
-    NEWS_AGE_S,
-    NEWS_ENTRIES_MAX,
+    EVENTS_AGE_S,
+    EVENTS_ENTRIES_MAX,
     SEED_TTL_S,
     STREAM_START,
-    TEXTS_AGE_S,
-    TEXTS_ENTRIES_MAX,
+    UPDATES_AGE_S,
+    UPDATES_ENTRIES_MAX,
     Batch,
+    CoordinationStore,
     Cursor,
     Flush,
+    HeartbeatReply,
     HeldLock,
-    Hello,
-    LearnedText,
     LoadReport,
     LockGrant,
+    PrefixMapUpdate,
     PromptChain,
-    RoutingStore,
     StampedLoad,
 )
 from ghostcacher_connector.core.errors import ProtocolError
@@ -50,8 +50,8 @@ T = TypeVar("T")
 Decoded = TypeVar("Decoded")
 
 
-class RedisRoutingStore(RoutingStore):
-    """A client of the routing store in Redis. Makes no connection before its first call.
+class RedisCoordinationStore(CoordinationStore):
+    """A client of the coordination store in Redis. Makes no connection before its first call.
 
     timeout_s: bound of every call but `read`, which may take up to `block_s` or `BLOCK_S_MAX` longer.
     """
@@ -62,16 +62,16 @@ class RedisRoutingStore(RoutingStore):
         # A read that waits gets a connection of its own, whose time-out leaves room for the wait.
         self._waiting = RedisCalls(self._target, scripts=__package__, timeout_s=timeout_s + BLOCK_S_MAX + LATE_S_MAX)
         self._count_lock = threading.Lock()
-        # Offered again at each hello: after a loss of all data the fleet's hashes of text stay what they were.
+        # Offered again at each heartbeat: after a loss of all data the fleet's hashes of text stay what they were.
         self._seed = secrets.token_hex(8)
         self.malformed_entries = 0
 
     def __repr__(self) -> str:
-        return f"RedisRoutingStore({self._target.kind}, {self._target.where})"
+        return f"RedisCoordinationStore({self._target.kind}, {self._target.where})"
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
-    def tell(
+    def publish(
         self,
         ref: WorkerRef,
         load: LoadReport | None,
@@ -82,10 +82,10 @@ class RedisRoutingStore(RoutingStore):
     ) -> bool:
         keys = [schema.load_key(ref.namespace, ref.worker), schema.router_key("news"), schema.router_key("routers")]
         packed = b"" if load is None else codec.pack_load(load)
-        news = codec.pack_news(ref, chains, computed) if chains or computed else b""
-        age_ms = milliseconds(NEWS_AGE_S)
-        args: list[Argument] = [milliseconds(ttl_s), ref.incarnation, packed, news, NEWS_ENTRIES_MAX, age_ms]
-        return bool(self._calls.run("tell", keys, args))
+        events = codec.pack_events(ref, chains, computed) if chains or computed else b""
+        age_ms = milliseconds(EVENTS_AGE_S)
+        args: list[Argument] = [milliseconds(ttl_s), ref.incarnation, packed, events, EVENTS_ENTRIES_MAX, age_ms]
+        return bool(self._calls.run("publish", keys, args))
 
     def loads(self, refs: Sequence[WorkerRef]) -> tuple[float, list[StampedLoad | None]]:
         if not refs:
@@ -106,13 +106,13 @@ class RedisRoutingStore(RoutingStore):
 
     # -- routers -----------------------------------------------------------------------------------------------------
 
-    def hello(self, router: str, *, ttl_s: float) -> Hello:
+    def heartbeat(self, router: str, *, ttl_s: float) -> HeartbeatReply:
         now, routers = self._roster("routers", router, ttl_s)
         seed = self._calls.run("seed", [schema.router_key("seed")], [self._seed, milliseconds(SEED_TTL_S)])
         self._seed = seed.decode()
-        return Hello(now, int(self._seed, 16), len(routers))
+        return HeartbeatReply(now, int(self._seed, 16), len(routers))
 
-    def bye(self, router: str) -> None:
+    def deregister(self, router: str) -> None:
         self._roster("routers", router, 0)
 
     def set_drain(self, worker: str, draining: bool, *, ttl_s: float) -> None:
@@ -129,31 +129,32 @@ class RedisRoutingStore(RoutingStore):
 
     # -- streams -----------------------------------------------------------------------------------------------------
 
-    def start(self) -> Cursor:
-        (news,) = self._tails("news")
-        return Cursor(news, STREAM_START)
+    def start_cursor(self) -> Cursor:
+        (events,) = self._tails("news")
+        return Cursor(events, STREAM_START)
 
     def read(self, after: Cursor, *, count: int, block_s: float) -> Batch:
-        news_key, texts_key = schema.router_key("news"), schema.router_key("texts")
+        events_key, updates_key = schema.router_key("news"), schema.router_key("texts")
         deadline = time.monotonic() + block_s
         while True:
             wait_s = min(deadline - time.monotonic(), BLOCK_S_MAX)
             calls, block_ms = (self._waiting, milliseconds(wait_s)) if wait_s > 0 else (self._calls, None)
-            streams: dict[Any, Any] = {news_key: after.news, texts_key: after.texts}
+            streams: dict[Any, Any] = {events_key: after.events, updates_key: after.updates}
             # The values are bound now: the command runs before the loop goes on.
             found = dict(calls.call(lambda client: client.xread(streams, count=count, block=block_ms)) or ())  # noqa: B023
             if found:
-                news, news_id = self._decoded(found.get(news_key.encode(), ()), codec.unpack_news, after.news)
-                texts, texts_id = self._decoded(found.get(texts_key.encode(), ()), codec.unpack_text, after.texts)
-                return Batch(Cursor(news_id, texts_id), tuple(news), tuple(texts))
+                entries = [found.get(key.encode(), ()) for key in (events_key, updates_key)]
+                events, events_id = self._decoded(entries[0], codec.unpack_events, after.events)
+                updates, updates_id = self._decoded(entries[1], codec.unpack_update, after.updates)
+                return Batch(Cursor(events_id, updates_id), tuple(events), tuple(updates))
             after = self._not_ahead(after)
             if time.monotonic() >= deadline:
                 return Batch(after, (), ())
 
-    def append(self, items: Sequence[LearnedText | Flush]) -> None:
+    def append_updates(self, items: Sequence[PrefixMapUpdate | Flush]) -> None:
         for some in _chunks(items):
-            bounds = [TEXTS_ENTRIES_MAX, milliseconds(TEXTS_AGE_S)]
-            self._calls.run("append", [schema.router_key("texts")], [*bounds, *map(codec.pack_text, some)])
+            bounds = [UPDATES_ENTRIES_MAX, milliseconds(UPDATES_AGE_S)]
+            self._calls.run("append_updates", [schema.router_key("texts")], [*bounds, *map(codec.pack_update, some)])
 
     def _not_ahead(self, cursor: Cursor) -> Cursor:
         """Begin anew with a stream whose last entry is older than the cursor: it was lost, and with it the clock.
@@ -236,7 +237,7 @@ class RedisRoutingStore(RoutingStore):
         return self._sound(lambda: codec.unpack_worker(value))
 
     def _sound(self, unpack: Callable[[], T]) -> T | None:
-        """Return what a value says; None, and count it, when it is none of ours in form."""
+        """Return what a value says; None, and count it, when it is malformed."""
         try:
             return unpack()
         except ProtocolError as exc:

@@ -1,6 +1,6 @@
 """The router as a whole: makes the parts, starts them in order, and ends them in order.
 
-    client --> http.Front --> prompt.parse_body --> routing.Picker --> fleet.Fleet
+    client --> http.HttpProxy --> prompt.parse_body --> routing.Picker --> fleet.Fleet
                   |  '--> admin.Admin (what the router answers itself)      |
                   v                                                         v
                workers           routing.RouterSync <--> Redis (routing store, index) <-- workers' connectors
@@ -24,10 +24,10 @@ from random import Random
 
 import uvloop
 
-from ghostcacher_connector.core.coordination.base import Hello, RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex
-from ghostcacher_connector.core.open import open_index, open_routing
+from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminDesk
@@ -37,12 +37,13 @@ from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.fleet.endpoints import parse_endpoint
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.http import Front, Limits
 from ghostcacher_router.http.open_files import allow_clients
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import RequestShape
 
@@ -97,9 +98,9 @@ class Router:
                 health_interval_s=settings.health_interval_s, load_interval_s=settings.load_interval_ms / 1e3
             ),
         )
-        text = TextMap(self._name, entries_max=settings.text_map_entries_max)
+        text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
-        self._front = self._make_front(text)
+        self._proxy = self._make_proxy(text)
         self.url = ""
 
     def __repr__(self) -> str:
@@ -107,7 +108,7 @@ class Router:
 
     @property
     def in_flight(self) -> int:
-        return self._front.in_flight
+        return self._proxy.in_flight
 
     async def start(self) -> None:
         """Learn what there is to know, for a bounded time, and listen. Raises ConfigError when the port is taken."""
@@ -117,7 +118,7 @@ class Router:
         await self._warm_up()
         host, port = self._listen
         try:
-            port = await self._front.start(host, port)
+            port = await self._proxy.start(host, port)
         except OSError as exc:
             raise ConfigError(
                 f"listen: expected a free address, got {self._settings.listen!r}: {exc.strerror or exc}"
@@ -131,7 +132,7 @@ class Router:
 
     async def stop(self) -> None:
         """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
-        await self._front.stop(self._settings.drain_timeout_s)
+        await self._proxy.stop(self._settings.drain_timeout_s)
         await self._routing.stop()
         await self._fleet.stop()
         for closing in (self._store, self._index):
@@ -140,12 +141,12 @@ class Router:
         for threads in (self._threads, self._reader):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _make_routing(self, text: TextMap) -> Routing:
+    def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings
         dependencies = Dependencies(
             fleet=self._fleet,
             text=text,
-            pending=Pending(),
+            pending=PendingPrompts(),
             metrics=self._metrics,
             clock=time.monotonic,
             rng=Random(),  # noqa: S311 - ties among equal forecasts
@@ -163,7 +164,7 @@ class Router:
             greeted=self._greeted,
         )
 
-    def _make_front(self, text: TextMap) -> Front:
+    def _make_proxy(self, text: PrefixMap) -> HttpProxy:
         settings, routing = self._settings, self._routing
         desk = AdminDesk(self._fleet, text, routing, self._parse, router=self._name)
         ports = Ports(
@@ -190,7 +191,7 @@ class Router:
             retries_max=settings.retries_max,
         )
         admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports)
-        return Front(
+        return HttpProxy(
             routing.picker,
             admin,
             self._parse,
@@ -203,7 +204,7 @@ class Router:
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
         return parse_body(path, body, headers, self._seed)
 
-    def _greeted(self, hello: Hello) -> None:
+    def _greeted(self, hello: HeartbeatReply) -> None:
         # What was hashed with another seed is not found again: it is forgotten in time, and learned anew.
         self._seed = hello.seed
 
@@ -217,9 +218,9 @@ class Router:
             await asyncio.sleep(WARM_POLL_S)
 
 
-def _open(settings: RouterSettings) -> tuple[BlockIndex | None, RoutingStore | None]:
+def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStore | None]:
     if not settings.redis:
         return None, None
     key = (settings.index_key or "").encode()
     index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
-    return index, open_routing(settings.redis_url, index, timeout_s=settings.redis_timeout_s)
+    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s)

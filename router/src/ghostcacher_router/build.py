@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from ghostcacher_connector.core.coordination.base import Hello, RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.placement.context import Dependencies, RoutingState
@@ -37,11 +37,11 @@ class Routing:
         dependencies: Dependencies,
         *,
         index: BlockIndex | None,
-        store: RoutingStore | None,
+        store: CoordinationStore | None,
         router: str,
         options: Options | None = None,
         session_ttl_s: float = 3600.0,
-        greeted: Callable[[Hello], None] = lambda _: None,
+        greeted: Callable[[HeartbeatReply], None] = lambda _: None,
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
         self._tell_greeted = greeted
@@ -82,7 +82,7 @@ class Routing:
     def __repr__(self) -> str:
         return f"Routing({self.picker!r}, {self.sync!r})"
 
-    def _greeted(self, hello: Hello) -> None:
+    def _greeted(self, hello: HeartbeatReply) -> None:
         self.replicas = hello.routers
         self._tell_greeted(hello)
 

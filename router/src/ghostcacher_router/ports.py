@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from ghostcacher_connector.core.coordination.base import Flush, LearnedText, PromptChain, StampedLoad
+from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain, StampedLoad
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.types import Endpoint, Prompt, WorkerState
@@ -86,9 +86,9 @@ class TextPort(Protocol):
 
     def tokens_of(self, namespace: str, prompt: Prompt) -> int: ...
 
-    def learn(self, prompt: Prompt, chain: PromptChain, namespace: str) -> LearnedText | None: ...
+    def learn(self, prompt: Prompt, chain: PromptChain, namespace: str) -> PrefixMapUpdate | None: ...
 
-    def apply(self, text: LearnedText) -> None: ...
+    def apply(self, text: PrefixMapUpdate) -> None: ...
 
     def flush(self, flush: Flush) -> None: ...
 

@@ -19,12 +19,12 @@ from typing import TypeVar
 
 from ghostcacher_connector.core.coordination.base import (
     Batch,
+    CoordinationStore,
     Cursor,
     Flush,
-    Hello,
-    LearnedText,
-    RoutingStore,
-    WorkerNews,
+    HeartbeatReply,
+    PrefixMapUpdate,
+    WorkerEvents,
 )
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ghostlock.single_flight import RENEW_S
@@ -57,14 +57,14 @@ class RouterSync:
 
     def __init__(
         self,
-        store: RoutingStore,
+        store: CoordinationStore,
         picker: Picker,
         dependencies: Dependencies,
         state: RoutingState,
         *,
         offset: ServerOffset,
         router: str,
-        greeted: Callable[[Hello], None],
+        greeted: Callable[[HeartbeatReply], None],
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
         self._store, self._picker, self._text, self._pending = store, picker, dependencies.text, dependencies.pending
@@ -76,7 +76,7 @@ class RouterSync:
         )
         self._metrics = dependencies.metrics
         self._greeted, self._read_block_s = greeted, read_block_s
-        self._untold: deque[LearnedText | Flush] = deque(maxlen=UNTOLD_MAX)
+        self._untold: deque[PrefixMapUpdate | Flush] = deque(maxlen=UNTOLD_MAX)
         self._has_untold = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.warm = False
@@ -105,11 +105,11 @@ class RouterSync:
         await self._locks.drain()
         await self._sessions.write()
         try:
-            await self._offload(lambda: self._store.bye(self._router))
+            await self._offload(lambda: self._store.deregister(self._router))
         except IndexUnavailable as exc:
             logger.debug("no goodbye: %s", exc)
 
-    def tell(self, item: LearnedText | Flush) -> None:
+    def tell(self, item: PrefixMapUpdate | Flush) -> None:
         """Have something appended to what every router reads, this one included."""
         self._untold.append(item)
         self._has_untold.set()
@@ -133,7 +133,7 @@ class RouterSync:
 
     async def _greet(self) -> None:
         asked_at = self._clock()
-        hello = await self._offload(lambda: self._store.hello(self._router, ttl_s=HELLO_TTL_S))
+        hello = await self._offload(lambda: self._store.heartbeat(self._router, ttl_s=HELLO_TTL_S))
         self._offset.set((asked_at + self._clock()) / 2 - hello.now)
         self._greeted(hello)
 
@@ -143,7 +143,7 @@ class RouterSync:
         if not self._untold:
             self._has_untold.clear()
         try:
-            await self._offload(lambda: self._store.append(items))
+            await self._offload(lambda: self._store.append_updates(items))
         except IndexUnavailable:
             # In front again, as far as there is room: what came later is worth no less.
             self._untold.extendleft(reversed(items[: UNTOLD_MAX - len(self._untold)]))
@@ -156,7 +156,7 @@ class RouterSync:
         async def step() -> None:
             nonlocal cursor
             if cursor is None:
-                cursor = await self._read_offload(self._store.start)
+                cursor = await self._read_offload(self._store.start_cursor)
             after = cursor
             batch = await self._read_offload(
                 lambda: self._store.read(after, count=READ_ITEMS, block_s=self._read_block_s if self.warm else 0.0)
@@ -164,16 +164,16 @@ class RouterSync:
             # First: what cannot be handled must not be read for ever.
             cursor = batch.cursor
             await self._take(batch)
-            self.warm |= len(batch.texts) < READ_ITEMS
+            self.warm |= len(batch.updates) < READ_ITEMS
 
         await self._forever(step, 0.0)
 
     async def _take(self, batch: Batch) -> None:
-        for number, text in enumerate(batch.texts):
+        for number, text in enumerate(batch.updates):
             self._try(self._apply, text)
             if number % YIELD_ITEMS == YIELD_ITEMS - 1:
                 await asyncio.sleep(0)
-        for news in batch.news:
+        for news in batch.events:
             self._try(self._learn, news)
             self._try(self._picker.on_news, news)
             await asyncio.sleep(0)
@@ -186,14 +186,14 @@ class RouterSync:
             self._metrics.bad_items.inc()
             logger.exception("an item from the other routers or a worker cannot be taken")
 
-    def _apply(self, text: LearnedText | Flush) -> None:
+    def _apply(self, text: PrefixMapUpdate | Flush) -> None:
         if isinstance(text, Flush):
             self._text.flush(text)
             self._picker.on_flush(text)
         else:
             self._text.apply(text)
 
-    def _learn(self, news: WorkerNews) -> None:
+    def _learn(self, news: WorkerEvents) -> None:
         for chain in news.chains:
             prompt = self._pending.get(chain.request)
             if prompt is not None and (text := self._text.learn(prompt, chain, news.namespace)) is not None:

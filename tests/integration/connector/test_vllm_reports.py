@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, LoadReport, PromptChain, WorkerNews
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, LoadReport, PromptChain, WorkerEvents
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.integration.connector.enginesim import BLOCK_TOKENS, RunnerRequest, SimEngine, make_model_dir, prompts
@@ -38,10 +38,10 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def router(redis_server: RedisServer) -> Iterator[RedisRoutingStore]:
+def router(redis_server: RedisServer) -> Iterator[RedisCoordinationStore]:
     """The store as a router sees it; workers know that one listens."""
-    with closing(RedisRoutingStore(redis_server.url, timeout_s=10.0)) as store:
-        store.hello("router-1", ttl_s=600)
+    with closing(RedisCoordinationStore(redis_server.url, timeout_s=10.0)) as store:
+        store.heartbeat("router-1", ttl_s=600)
         yield store
 
 
@@ -78,20 +78,20 @@ def reporter_of(engine: SimEngine) -> Any:
     return engine.connector._scheduler._fleet.reporter
 
 
-def news(router: RedisRoutingStore, ends: Callable[[list[WorkerNews]], bool]) -> list[WorkerNews]:
+def news(router: RedisCoordinationStore, ends: Callable[[list[WorkerEvents]], bool]) -> list[WorkerEvents]:
     """Read news until there is enough of it."""
-    found: list[WorkerNews] = []
+    found: list[WorkerEvents] = []
     cursor = Cursor(STREAM_START, STREAM_START)
     for _ in range(int(SETTLE_S)):
         if ends(found):
             return found
         batch = router.read(cursor, count=100, block_s=1.0)
         cursor = batch.cursor
-        found += batch.news
+        found += batch.events
     raise AssertionError(f"not within {SETTLE_S} s, found {found}")
 
 
-def computed_in(found: list[WorkerNews]) -> list[str]:
+def computed_in(found: list[WorkerEvents]) -> list[str]:
     return [request for one in found for request in one.computed]
 
 
@@ -134,7 +134,7 @@ class Spy:
 
 
 def test_router_hears_of_a_prompt_when_it_arrives_and_can_find_it_when_it_is_computed(
-    make: Make, router: RedisRoutingStore
+    make: Make, router: RedisCoordinationStore
 ) -> None:
     """The chain comes before any step, with the hashes that the index knows; the second report means: look now."""
     engine = heard(make())
@@ -216,7 +216,7 @@ def test_prompt_that_is_here_already_is_computed_at_once(make: Make) -> None:
     assert spy.lies == []
 
 
-def test_pulled_prompt_is_computed_when_it_has_landed(make: Make, router: RedisRoutingStore) -> None:
+def test_pulled_prompt_is_computed_when_it_has_landed(make: Make, router: RedisCoordinationStore) -> None:
     """While it loads nothing is said; afterwards this worker holds the prompt as well."""
     a, b = heard(make("a")), make("b")
     wait_until(lambda: a.peers_ready(1) and b.peers_ready(1), timeout_s=SETTLE_S, what="peers")
@@ -282,7 +282,7 @@ def test_load_counts_what_is_still_to_be_computed(make: Make) -> None:
     engine.run()
 
 
-def test_idle_engine_has_no_load(make: Make, router: RedisRoutingStore) -> None:
+def test_idle_engine_has_no_load(make: Make, router: RedisCoordinationStore) -> None:
     """An engine that stops taking steps tells that it has nothing to do, whether its requests ended or were aborted."""
     engine = make()
     ref = ref_of(engine.connector._scheduler._fleet.record)

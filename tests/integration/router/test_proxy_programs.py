@@ -14,7 +14,7 @@ from benchmarks.proxy.bodies import chat_body
 from benchmarks.proxy.fleet import start_twin
 from benchmarks.proxy.running import Answered, Cores, Load, Mocks, ask, run_load
 from benchmarks.proxy.twin import Seen, parse_seen
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 
@@ -89,14 +89,14 @@ def test_twin_tells_routers_what_a_worker_received(mocks: Mocks, tmp_path: Path)
     cores = Cores(*[min(os.sched_getaffinity(0))] * 2)
     with ExitStack() as stack:
         url = start_twin(stack, mocks.ports, tmp_path / "report", cores, tmp_path)
-        store, index = RedisRoutingStore(url, timeout_s=5.0), RedisIndex(url, timeout_s=5.0)
+        store, index = RedisCoordinationStore(url, timeout_s=5.0), RedisIndex(url, timeout_s=5.0)
         stack.callback(store.close)
         stack.callback(index.close)
-        store.hello("r", ttl_s=60.0)
-        cursor = store.start()
+        store.heartbeat("r", ttl_s=60.0)
+        cursor = store.start_cursor()
         body = chat_body("x", 41, SIZE, stream=False)
         ask(mocks.ports[1], "POST", "/v1/chat/completions", body, {"X-Request-Id": "req-1"})
-        news = [told for told in store.read(cursor, count=10, block_s=5.0).news if told.chains]
+        news = [told for told in store.read(cursor, count=10, block_s=5.0).events if told.chains]
         assert [(told.worker, told.chains[0].request) for told in news] == [("mock-01", "req-1")]
         records = index.workers()
         assert [record.http for record in records] == [f"http://127.0.0.1:{port}" for port in mocks.ports]

@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.admin import Admin, Ports
 from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, Scope
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.http.local import LocalRequest, LocalResponse
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker
@@ -70,7 +70,7 @@ class Subject:
 async def router(*engines: MiniEngine, token: str | None = None) -> AsyncIterator[Subject]:
     index, metrics, routing = MemoryIndex(), RouterMetrics(), Routing()
     static = [engine.endpoint for engine in engines]
-    fleet = Fleet(metrics=metrics, static=static, index=index, store=MemoryRoutingStore(), options=FAST)
+    fleet = Fleet(metrics=metrics, static=static, index=index, store=MemoryCoordinationStore(), options=FAST)
     ports = Ports(in_flight=routing.in_flight, replicas=lambda: 2, explain=routing.explain, flush=routing.flush)
     admin = Admin(fleet=fleet, metrics=metrics, access=Access(token=token, loopback=True), ports=ports)
     await fleet.start()

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from ghostcacher_connector.core.coordination.base import LoadReport
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.types import WorkerRecord
@@ -63,7 +63,7 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
 @contextlib.asynccontextmanager
 async def fleet_of(*static: Endpoint, url: str | None = None) -> AsyncIterator[Fleet]:
     index = None if url is None else RedisIndex(url, timeout_s=1.0)
-    store = None if url is None else RedisRoutingStore(url, timeout_s=1.0)
+    store = None if url is None else RedisCoordinationStore(url, timeout_s=1.0)
     fleet = Fleet(metrics=RouterMetrics(), static=static, index=index, store=store, options=FAST)
     await fleet.start()
     try:
@@ -355,7 +355,7 @@ def test_load_reaches_the_worker(redis_server: RedisServer) -> None:
         ):
             with Directory(redis_server.url) as directory:
                 record = await directory.join("a", engine)
-            with contextlib.closing(RedisRoutingStore(redis_server.url, timeout_s=5.0)) as store:
+            with contextlib.closing(RedisCoordinationStore(redis_server.url, timeout_s=5.0)) as store:
                 await asyncio.to_thread(store.tell, ref_of(record), LOAD, (), (), ttl_s=60.0)
             await until(lambda: "a" in fleet.workers and fleet.workers["a"].load is not None)
             worker = fleet.workers["a"]

@@ -1,4 +1,4 @@
-"""The front: requests and answers of every form go through whole, over real sockets."""
+"""The HTTP proxy: requests and answers of every form go through whole, over real sockets."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import gzip
 import pytest
 
 from ghostcacher_router.types import Forecast, Outcome
-from tests.support.front_rig import POST, eventually, front_rig, on_loop, post
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, chunks, content, says
+from tests.support.proxy_rig import POST, eventually, on_loop, post, proxy_rig
 
 GET = b"GET /v1/models/x HTTP/1.1\r\nHost: router\r\n\r\n"
 
@@ -17,7 +17,7 @@ GET = b"GET /v1/models/x HTTP/1.1\r\nHost: router\r\n\r\n"
 @on_loop
 async def test_request_reaches_the_worker_with_a_head_built_anew() -> None:
     """Kept: what is the client's; replaced: host and framing; added: id and address; gone: hop-by-hop."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         await rig.ask(
             post(
                 b"{}",
@@ -49,7 +49,7 @@ async def test_request_reaches_the_worker_with_a_head_built_anew() -> None:
 async def test_answer_carries_where_it_was_made_and_what_was_forecast() -> None:
     """The worker's own headers of these names do not get through."""
     script = says(content(b"ok", b"X-Request-Id: other", b"X-Gc-Worker: evil", b"Server: e", b"Keep-Alive: timeout=5"))
-    async with front_rig(MockEngine("w0", script)) as rig:
+    async with proxy_rig(MockEngine("w0", script)) as rig:
         rig.dispatcher.forecast = Forecast("w0", 12.34, 1, 2, 3, 4, 0, 100, 28, 10)
         head, body = await rig.ask(post(b"{}", b"X-Request-Id: mine-1"))
         assert body == b"ok"
@@ -58,9 +58,9 @@ async def test_answer_carries_where_it_was_made_and_what_was_forecast() -> None:
             b"Server: e",
             b"x-request-id: mine-1",
             b"x-gc-worker: w0",
-            b"content-length: 2",
             b"x-gc-forecast-ms: 12.3",
             b"x-gc-cached-tokens: 128",
+            b"content-length: 2",
             b"",
             b"",
         ]
@@ -70,7 +70,7 @@ async def test_answer_carries_where_it_was_made_and_what_was_forecast() -> None:
 @on_loop
 async def test_absurd_request_id_is_replaced(given: bytes) -> None:
     """Ids go into logs and into an engine's own headers."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         head, _ = await rig.ask(post(b"{}", b"X-Request-Id: " + given))
         assert b"x-request-id: gc-t-1\r\n" in head
         assert rig.engine.received[0].headers[b"x-request-id"] == b"gc-t-1"
@@ -79,7 +79,7 @@ async def test_absurd_request_id_is_replaced(given: bytes) -> None:
 @on_loop
 async def test_placement_hears_of_each_step() -> None:
     """Sent, first byte, ended; and the time in between is observed."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         await rig.ask(post(b"{}"))
         (placement,) = rig.placements
         assert (placement.told, placement.outcome, placement.status) == (["sent", "first_byte"], Outcome.DONE, 200)
@@ -90,7 +90,7 @@ async def test_placement_hears_of_each_step() -> None:
 @on_loop
 async def test_connections_are_kept_on_both_sides() -> None:
     """Ten requests of one client need one connection to the worker."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         for number in range(10):
             assert (await client.ask(post(b"%d" % number)))[1] == b"%d" % number
@@ -121,7 +121,7 @@ async def test_answer_split_at_every_byte_arrives_unchanged(name: str) -> None:
         await peer.send_split(answer, place)
 
     final = answer[answer.index(b"HTTP/1.1 200") :] if name == "interim" else answer
-    async with front_rig(MockEngine("w0", script)) as rig:
+    async with proxy_rig(MockEngine("w0", script)) as rig:
         client = await rig.client()
         for place in range(1, len(answer)):  # noqa: B007 -- the script reads it
             client.send(post(b"{}"))
@@ -145,7 +145,7 @@ REQUESTS = {
 async def test_request_split_at_every_byte_arrives_whole(name: str) -> None:
     """Its body comes with a length, however it was framed."""
     request = REQUESTS[name]
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         for place in range(1, len(request)):
             client.send(request[:place])
@@ -157,7 +157,7 @@ async def test_request_split_at_every_byte_arrives_whole(name: str) -> None:
 @on_loop
 async def test_request_byte_by_byte_arrives_whole() -> None:
     """Also when every byte is a packet."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         for byte in REQUESTS["chunked"]:
             client.send(bytes([byte]))
@@ -175,7 +175,7 @@ async def test_answer_byte_by_byte_arrives_unchanged() -> None:
             peer.send(bytes([byte]))
             await asyncio.sleep(0.0005)
 
-    async with front_rig(MockEngine("w0", script)) as rig:
+    async with proxy_rig(MockEngine("w0", script)) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
         await client.head()
@@ -193,7 +193,7 @@ async def test_answer_without_length_ends_with_the_connection() -> None:
         script(peer, request)
         peer.close()
 
-    async with front_rig(MockEngine("w0", closing)) as rig:
+    async with proxy_rig(MockEngine("w0", closing)) as rig:
         head, body = await rig.ask(post(b"{}"))
         assert body == b"all of it"
         assert b"connection: close\r\n" in head
@@ -203,7 +203,7 @@ async def test_answer_without_length_ends_with_the_connection() -> None:
 @on_loop
 async def test_head_is_answered_without_a_body() -> None:
     """Its Content-Length speaks of a body that does not come; the connection is used again."""
-    async with front_rig(MockEngine("w0", says(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"))) as rig:
+    async with proxy_rig(MockEngine("w0", says(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"))) as rig:
         client = await rig.client()
         for _ in range(3):
             client.send(GET.replace(b"GET", b"HEAD"))
@@ -216,7 +216,7 @@ async def test_head_is_answered_without_a_body() -> None:
 @on_loop
 async def test_any_path_is_forwarded_as_it_is(target: bytes) -> None:
     """Absolute targets in origin form."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         await rig.ask(GET.replace(b"/v1/models/x", target))
         line = rig.engine.received[0].head.splitlines()[0]
         assert line == b"GET %b HTTP/1.1" % target.removeprefix(b"http://router:80")
@@ -226,16 +226,16 @@ async def test_any_path_is_forwarded_as_it_is(target: bytes) -> None:
 async def test_bodies_of_8_mib_go_both_ways() -> None:
     """Compressed bytes and all; nothing is held afterwards."""
     body = gzip.compress(b"x" * 1000) + bytes(range(256)) * (1 << 15)
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         for framed in (post(body), POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks(body[:99], body[99:])):
             assert (await rig.ask(framed))[1] == body
-        assert rig.front.buffered_bytes == 0
+        assert rig.state.buffered_bytes == 0
 
 
 @on_loop
 async def test_pipelined_requests_are_answered_in_order() -> None:
     """One at a time, whatever is sent ahead."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         client.send(b"".join(post(b"%d" % number) for number in range(50)) + GET)
         for number in range(50):
@@ -247,7 +247,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 async def test_request_that_begins_in_the_packet_that_ends_another_is_answered_next() -> None:
     """Wherever the packets begin."""
     first, second = post(b"first one"), post(b"second one")
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         for place in range(len(first) - 9, len(first) + 9):
             client.send((first + second)[:place])
@@ -260,7 +260,7 @@ async def test_request_that_begins_in_the_packet_that_ends_another_is_answered_n
 @on_loop
 async def test_what_is_pipelined_behind_a_chunked_request_is_not_taken(behind: bytes) -> None:
     """The client is told so by the closed connection, and has to send it again."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         client.send(REQUESTS["chunked"] + behind)
         head, body = await client.answer()
@@ -272,7 +272,7 @@ async def test_what_is_pipelined_behind_a_chunked_request_is_not_taken(behind: b
 @on_loop
 async def test_thousands_of_requests_at_once_are_read_bit_by_bit() -> None:
     """What is sent ahead is bounded: the client is not read from meanwhile."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         count = 3000
         client.send(post(b"x" * 1000) * count)
@@ -281,9 +281,9 @@ async def test_thousands_of_requests_at_once_are_read_bit_by_bit() -> None:
 
 
 @on_loop
-async def test_expect_continue_is_answered_by_the_front() -> None:
+async def test_expect_continue_is_answered_by_the_proxy() -> None:
     """The worker never sees it; other expectations are refused."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         client.send(POST + b"Content-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         assert await client.head() == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -296,7 +296,7 @@ async def test_expect_continue_is_answered_by_the_front() -> None:
 async def test_http10_client_gets_no_chunks() -> None:
     """And a closed connection at the end, unless it asked to keep it and the length is known."""
     old = post(b"{}").replace(b"HTTP/1.1", b"HTTP/1.0")
-    async with front_rig(MockEngine("w0", says(CHUNKED + chunks(b"one ", b"two")))) as rig:
+    async with proxy_rig(MockEngine("w0", says(CHUNKED + chunks(b"one ", b"two")))) as rig:
         head, body = await rig.ask(old)
         assert (body, b"ransfer-" in head, b"connection: close" in head) == (b"one two", False, True)
         rig.engine.script = says(content(b"ok"))
@@ -309,7 +309,7 @@ async def test_http10_client_gets_no_chunks() -> None:
 @on_loop
 async def test_many_clients_get_their_own_bytes_alone() -> None:
     """With connections to the worker shared between them."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
 
         async def one(number: int) -> None:
             client = await rig.client()
@@ -324,7 +324,7 @@ async def test_many_clients_get_their_own_bytes_alone() -> None:
 @on_loop
 async def test_local_paths_never_reach_a_worker() -> None:
     """They get the whole request, and the client keeps its connection."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         request = post(b"{}").replace(b"/v1/chat/completions", b"/local/page?a=b")
         for _ in range(2):
@@ -337,7 +337,7 @@ async def test_local_paths_never_reach_a_worker() -> None:
 @on_loop
 async def test_placement_may_be_awaited() -> None:
     """A dispatcher that has to ask somebody answers later."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         rig.dispatcher.slow = asyncio.Event()
         client = await rig.client()
         client.send(post(b"{}"))
@@ -350,8 +350,8 @@ async def test_placement_may_be_awaited() -> None:
 async def test_access_log_names_request_worker_and_status(caplog: pytest.LogCaptureFixture) -> None:
     """One line for each request, whoever answered it, without the query, where people put keys."""
     caplog.set_level("INFO", "ghostcacher_router.access")
-    async with front_rig() as rig:
-        rig.front.access_log = True
+    async with proxy_rig() as rig:
+        rig.state.access_log = True
         await rig.ask(post(b"{}", b"X-Request-Id: mine-1").replace(b" HTTP", b"?key=secret HTTP", 1))
         await rig.ask(b"GET /local/x HTTP/1.1\r\nHost: router\r\n\r\n")
         await rig.ask(b"BAD\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The front: clients that leave or do not read, silence, and the end of it all."""
+"""The HTTP proxy: clients that leave or do not read, silence, and the end of it all."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from ghostcacher_router.http import Limits
+from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Outcome
-from tests.support.front_rig import PATIENCE_S, POST, Client, Rig, eventually, front_rig, on_loop, post
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, content, echo, says
+from tests.support.proxy_rig import PATIENCE_S, POST, Client, Rig, eventually, on_loop, post, proxy_rig
 
 
 async def never(peer: Peer, request: Received) -> None:
@@ -32,7 +32,7 @@ LEAVINGS = {"FIN": Client.finish, "RST": Client.abort}
 async def test_client_that_leaves_cancels_its_request_at_once(leaving: str, script: object) -> None:
     """The worker sees its connection close, before or after the answer has begun."""
     engine = MockEngine("w0", script)  # type: ignore[arg-type]
-    async with front_rig(engine) as rig:
+    async with proxy_rig(engine) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
         if script is begin:
@@ -40,7 +40,7 @@ async def test_client_that_leaves_cancels_its_request_at_once(leaving: str, scri
         await eventually(lambda: engine.received)
         LEAVINGS[leaving](client)
         await eventually(lambda: rig.placements[0].outcome is Outcome.CANCELLED)
-        await eventually(lambda: rig.front.pools.open_count == 0)
+        await eventually(lambda: rig.state.pools.open_count == 0)
         assert rig.meter.answers == [("/v1/chat/completions", 499)]
 
 
@@ -50,42 +50,42 @@ async def test_client_that_leaves_cancels_its_request_at_once(leaving: str, scri
 async def test_client_that_leaves_in_mid_request_leaves_nothing(leaving: str, sent: int) -> None:
     """No worker hears of it."""
     request = post(b"x" * 100)
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         client.send(request[:sent])
-        await eventually(lambda: rig.front.connection_count)
+        await eventually(lambda: rig.state.clients)
         await asyncio.sleep(0.005)
         LEAVINGS[leaving](client)
-        await eventually(lambda: not rig.front.connection_count)
+        await eventually(lambda: not rig.state.clients)
         assert rig.engine.received == []
 
 
 @on_loop
 async def test_client_that_leaves_while_its_request_is_placed_or_answered_here_cancels_that() -> None:
     """There was no placement yet, so there is none to end."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         rig.dispatcher.slow = asyncio.Event()
         for path in (b"/v1/chat/completions", b"/local/wait"):
             client = await rig.client()
             client.send(post(b"{}").replace(b"/v1/chat/completions", path))
-            await eventually(lambda: rig.front.in_flight)
+            await eventually(lambda: rig.state.in_flight)
             client.finish()
-            await eventually(lambda: not rig.front.in_flight and not rig.dispatcher.waiting)
+            await eventually(lambda: not rig.state.in_flight and not rig.dispatcher.waiting)
         assert rig.placements == []
 
 
 @on_loop
 async def test_client_that_leaves_while_a_worker_is_connected_to_cancels_that() -> None:
     """The attempt ends, and the placement with it."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         gate = asyncio.Event()
-        connect = rig.front.pools.connect
+        connect = rig.state.pools.connect
 
         async def slow(endpoint: object) -> object:
             await gate.wait()
             return await connect(rig.engine.endpoint)
 
-        rig.front.pools.connect = slow  # type: ignore[method-assign, assignment]
+        rig.state.pools.connect = slow  # type: ignore[method-assign, assignment]
         client = await rig.client()
         client.send(post(b"{}"))
         await eventually(lambda: rig.placements)
@@ -97,13 +97,13 @@ async def test_client_that_leaves_while_a_worker_is_connected_to_cancels_that() 
 @on_loop
 async def test_client_that_is_not_read_from_is_seen_to_leave() -> None:
     """It had sent more ahead than is read: the kernel is asked."""
-    async with front_rig(MockEngine("w0", never)) as rig:
+    async with proxy_rig(MockEngine("w0", never)) as rig:
         client = await rig.client()
         client.send(post(b"{}") + post(b"x" * 1000) * 10_000)
         await eventually(lambda: rig.placements)
         await asyncio.sleep(0.1)
-        (connection,) = rig.front._clients
-        assert 0 < len(connection._heads.pending) < 1 << 19, "10 MB were sent"
+        (connection,) = rig.state.clients
+        assert 0 < len(connection._reader.pending) < 1 << 19, "10 MB were sent"
         client.abort()
         await asyncio.sleep(0.05)
         rig.pass_time(1)
@@ -123,7 +123,7 @@ async def test_client_that_does_not_read_stops_the_worker() -> None:
             await peer.writer.drain()
         peer.send(b"0\r\n\r\n")
 
-    async with front_rig(MockEngine("w0", flood)) as rig:
+    async with proxy_rig(MockEngine("w0", flood)) as rig:
         client = await rig.client()
         client.writer.transport.pause_reading()
         client.send(post(b"{}"))
@@ -134,7 +134,7 @@ async def test_client_that_does_not_read_stops_the_worker() -> None:
             passed = connection.passed_bytes
             for _ in range(20):
                 await asyncio.sleep(0.002)
-                held = max(held, *(one.transport.get_write_buffer_size() for one in rig.front._clients))
+                held = max(held, *(one.transport.get_write_buffer_size() for one in rig.state.clients))
         assert 0 < held < 1 << 20
         assert passed < count * len(piece)
         client.writer.transport.resume_reading()
@@ -146,13 +146,13 @@ async def test_client_that_does_not_read_stops_the_worker() -> None:
 async def test_answers_do_not_pile_up_before_a_client_that_does_not_read() -> None:
     """The next request is not taken up before the client has read; then every answer comes."""
     body, count = b"x" * 200_000, 100
-    async with front_rig(MockEngine("w0", says(content(body)))) as rig:
+    async with proxy_rig(MockEngine("w0", says(content(body)))) as rig:
         client = await rig.client()
         client.writer.transport.pause_reading()
         client.send(post(b"") * count)
-        await eventually(lambda: any(one._write_paused for one in rig.front._clients))
+        await eventually(lambda: any(one._write_paused for one in rig.state.clients))
         await asyncio.sleep(0.1)
-        (connection,) = rig.front._clients
+        (connection,) = rig.state.clients
         assert connection.transport.get_write_buffer_size() < 1 << 20
         assert len(rig.engine.received) < count
         client.writer.transport.resume_reading()
@@ -170,18 +170,18 @@ async def test_connection_that_was_paused_at_the_end_of_an_answer_is_read_from_a
         await gate.wait()
         peer.send(b"o")
 
-    async with front_rig(MockEngine("w0", script)) as rig:
+    async with proxy_rig(MockEngine("w0", script)) as rig:
         client = await rig.client()
         client.send(post(b""))
         await client.head()
-        (connection,) = rig.front._clients
-        ((worker,),) = [list(pool.open) for pool in rig.front.pools._pools.values()]
+        (connection,) = rig.state.clients
+        ((worker,),) = [list(pool.open) for pool in rig.state.pools._pools.values()]
 
         def full(data: bytes) -> None:
             connection.write(data)
             connection.pause_writing()
 
-        worker._sink = full
+        worker._reader._sink = full
         gate.set()
         await client.reader.readexactly(5)
         connection.resume_writing()
@@ -199,11 +199,11 @@ async def test_client_that_never_reads_is_cut_off() -> None:
             peer.send(b"10000\r\n" + b"x" * 65536 + b"\r\n")
             await peer.writer.drain()
 
-    async with front_rig(MockEngine("w0", flood)) as rig:
+    async with proxy_rig(MockEngine("w0", flood)) as rig:
         client = await rig.client()
         client.writer.transport.pause_reading()
         client.send(post(b"{}"))
-        await eventually(lambda: any(one._write_paused for one in rig.front._clients))
+        await eventually(lambda: any(one._write_paused for one in rig.state.clients))
         rig.pass_time(1)
         assert rig.placements[0].outcome is None
         rig.pass_time(Limits().client_stall_s + 1)
@@ -213,7 +213,7 @@ async def test_client_that_never_reads_is_cut_off() -> None:
 @on_loop
 async def test_worker_that_is_silent_for_too_long_is_given_up() -> None:
     """Before its answer: 504. Within it: the connection is closed, without an end."""
-    async with front_rig(MockEngine("w0", never)) as rig:
+    async with proxy_rig(MockEngine("w0", never)) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
         await eventually(lambda: rig.engine.received)
@@ -237,11 +237,11 @@ async def test_stop_lets_requests_end_and_takes_no_more() -> None:
         await gate.wait()
         echo(peer, request)
 
-    async with front_rig(MockEngine("w0", wait)) as rig:
+    async with proxy_rig(MockEngine("w0", wait)) as rig:
         idle, busy = await rig.client(), await rig.client()
         busy.send(post(b"{}"))
-        await eventually(lambda: rig.engine.received and rig.front.connection_count == 2)
-        stopping = asyncio.ensure_future(rig.front.stop(60.0))
+        await eventually(lambda: rig.engine.received and len(rig.state.clients) == 2)
+        stopping = asyncio.ensure_future(rig.proxy.stop(60.0))
         assert await idle.rest() == b""
         with pytest.raises(OSError, match="refused"):
             await asyncio.open_connection("127.0.0.1", rig.port)
@@ -255,12 +255,12 @@ async def test_stop_lets_requests_end_and_takes_no_more() -> None:
 async def test_client_that_reads_the_end_of_its_answer_during_stop_is_closed() -> None:
     """Its answer was written when the stop began; once it is read, nothing is waited for."""
     body = b"x" * (8 << 20)
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         client.writer.transport.pause_reading()
         client.send(post(body).replace(b"/v1/chat/completions", b"/local/page"))
-        await eventually(lambda: any(one._write_paused for one in rig.front._clients) and not rig.front.in_flight)
-        stopping = asyncio.ensure_future(rig.front.stop(60.0))
+        await eventually(lambda: any(one._write_paused for one in rig.state.clients) and not rig.state.in_flight)
+        stopping = asyncio.ensure_future(rig.proxy.stop(60.0))
         await asyncio.sleep(0)
         client.writer.transport.resume_reading()
         assert (await client.answer())[1].endswith(body)
@@ -270,27 +270,27 @@ async def test_client_that_reads_the_end_of_its_answer_during_stop_is_closed() -
 
 
 @on_loop
-async def test_client_that_comes_as_the_front_stops_is_closed() -> None:
+async def test_client_that_comes_as_the_proxy_stops_is_closed() -> None:
     """It was accepted, but asyncio had not told of it yet."""
-    async with front_rig() as rig:
-        rig.front.draining = True
+    async with proxy_rig() as rig:
+        rig.state.draining = True
         assert await (await rig.client()).rest() == b""
-        rig.front.draining = False
+        rig.state.draining = False
 
 
 @on_loop
 async def test_stop_cuts_off_what_does_not_end_in_time() -> None:
     """The worker is told by its connection."""
-    async with front_rig(MockEngine("w0", begin)) as rig:
+    async with proxy_rig(MockEngine("w0", begin)) as rig:
         client = await rig.client()
         client.send(POST + b"Content-Length: 2\r\n\r\n{}")
         await client.head()
-        await rig.front.stop(0.0)
+        await rig.proxy.stop(0.0)
         assert rig.placements[0].outcome is Outcome.CANCELLED
         assert await client.rest() in (b"", b"5\r\nhello\r\n")
 
 
 async def _connections(rig: Rig) -> list[object]:
     """Return the connections to the first engine, once there are any."""
-    await eventually(lambda: rig.front.pools.open_count)
-    return list(rig.front.pools[rig.engine.endpoint].open)
+    await eventually(lambda: rig.state.pools.open_count)
+    return list(rig.state.pools[rig.engine.endpoint].open)

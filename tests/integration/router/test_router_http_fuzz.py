@@ -1,4 +1,4 @@
-"""The front under nonsense from both sides: nothing is left over, nothing malformed is sent on, good requests work."""
+"""The HTTP proxy under nonsense from both sides: nothing is left over or sent on malformed, good requests work."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections import Counter
 
 import pytest
 
-from ghostcacher_router.http import Limits
+from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Outcome
 from tests.conftest import SOAK
 from tests.integration.router.test_router_http import ANSWERS, GET, REQUESTS
 from tests.integration.router.test_router_http_refusals import CHUNKED_POST, CHUNKS, OTHERS, SMUGGLED
 from tests.integration.router.test_router_http_workers import BROKEN, NO_ANSWERS, SURPLUS
-from tests.support.front_rig import Rig, front_rig, on_loop, post
 from tests.support.mock_engine import MockEngine, Peer, Received
+from tests.support.proxy_rig import Rig, on_loop, post, proxy_rig
 
 ROUNDS = 2000 if SOAK else 15
 CLIENTS = 20
@@ -105,11 +105,11 @@ async def misbehave(rig: Rig, random_: random.Random) -> None:
         for _ in range(random_.choice((0, 5, 50))):
             await asyncio.sleep(0)
         if random_.random() < 0.6:
-            # Reads to the end, which the front makes: after this request, or when time runs out.
+            # Reads to the end, which the proxy makes: after this request, or when time runs out.
             client.send(GET.replace(b"Host", b"Connection: close\r\nHost"))
             await client.rest()
     except (ConnectionError, RuntimeError):
-        pass  # The front has closed already.
+        pass  # The proxy has closed already.
     client.abort()
 
 
@@ -140,7 +140,7 @@ async def test_nonsense_from_both_sides_leaves_nothing_over() -> None:
     print(f"seed {seed}")
     random_ = random.Random(seed)
     engines = [nonsense(random_), nonsense(random_), MockEngine("good")]
-    async with front_rig(*engines, limits=LIMITS) as rig:
+    async with proxy_rig(*engines, limits=LIMITS) as rig:
         done = 0
         for turn in range(ROUNDS):
             rig.dispatcher.engines[:2] = random_.sample(rig.dispatcher.engines[:2], 2)

@@ -1,4 +1,4 @@
-"""The front at its own limits: what it lacks is no worker's fault, and a long head that is sent ahead is read."""
+"""The HTTP proxy at its own limits: what it lacks is no worker's fault, and a long head that is sent ahead is read."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import resource
 
 import pytest
 
-from ghostcacher_router.http import Limits
+from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Endpoint, Outcome
-from tests.support.front_rig import Rig, eventually, front_rig, on_loop, post
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
+from tests.support.proxy_rig import Rig, eventually, on_loop, post, proxy_rig
 
 
 async def overloaded(rig: Rig, answer: tuple[bytes, bytes]) -> None:
@@ -29,10 +29,10 @@ async def overloaded(rig: Rig, answer: tuple[bytes, bytes]) -> None:
 @on_loop
 async def test_router_without_descriptors_blames_no_worker() -> None:
     """The request fails, its client may go on, and so may the next request."""
-    async with front_rig(MockEngine("w0"), MockEngine("w1")) as rig:
+    async with proxy_rig(MockEngine("w0"), MockEngine("w1")) as rig:
         client = await rig.client()
         await client.ask(post(b"first"))
-        await rig.front.pools.close()
+        await rig.state.pools.close()
         rig.placements.clear()
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         lowest_free = os.dup(0)
@@ -54,8 +54,8 @@ async def test_what_the_router_lacks_blames_no_worker(number: int) -> None:
     async def lacking(endpoint: Endpoint) -> object:
         raise OSError(number, os.strerror(number))
 
-    async with front_rig(MockEngine("w0"), MockEngine("w1")) as rig:
-        rig.front.pools.connect = lacking  # type: ignore[method-assign, assignment]
+    async with proxy_rig(MockEngine("w0"), MockEngine("w1")) as rig:
+        rig.state.pools.connect = lacking  # type: ignore[method-assign, assignment]
         await overloaded(rig, await rig.ask(post(b"{}")))
 
 
@@ -69,9 +69,9 @@ async def test_long_head_that_is_sent_ahead_is_read_to_its_end() -> None:
         echo(peer, request)
 
     limits = Limits(head_bytes_max=1 << 20, pipelined_bytes_max=1 << 16)
-    async with front_rig(MockEngine("w0", wait), limits=limits) as rig:
+    async with proxy_rig(MockEngine("w0", wait), limits=limits) as rig:
         client = await rig.client()
         client.send(post(b"one") + post(b"two", b"X: " + b"a" * 900_000))
-        await eventually(lambda: rig.engine.received and all(one._read_paused for one in rig.front._clients))
+        await eventually(lambda: rig.engine.received and all(one._read_paused for one in rig.state.clients))
         gate.set()
         assert [(await client.answer())[1] for _ in range(2)] == [b"one", b"two"]

@@ -1,4 +1,4 @@
-"""The front: what it refuses. The client gets an error that says why, and no byte of it reaches a worker."""
+"""The HTTP proxy: what it refuses. The client gets an error that says why, and no byte of it reaches a worker."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from ghostcacher_router.http import Limits
-from tests.support.front_rig import POST, Rig, eventually, front_rig, on_loop, post
+from ghostcacher_router.http.protocol.limits import Limits
 from tests.support.mock_engine import chunks
+from tests.support.proxy_rig import POST, Rig, eventually, on_loop, post, proxy_rig
 
 GET = b"GET /x HTTP/1.1\r\nHost: router\r\n\r\n"
 CHUNKED_POST = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -110,7 +110,7 @@ async def refused(rig: Rig, request: bytes, status: int) -> dict[str, object]:
 @on_loop
 async def test_ambiguous_head_is_refused(name: str) -> None:
     """What two servers could read differently goes to no second one."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         await refused(rig, SMUGGLED[name], 400)
 
 
@@ -118,7 +118,7 @@ async def test_ambiguous_head_is_refused(name: str) -> None:
 @on_loop
 async def test_ambiguous_chunk_is_refused(name: str) -> None:
     """The same of a body's framing."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         await refused(rig, CHUNKED_POST + CHUNKS[name], 400)
 
 
@@ -126,7 +126,7 @@ async def test_ambiguous_chunk_is_refused(name: str) -> None:
 @on_loop
 async def test_what_is_not_spoken_is_refused(name: str) -> None:
     """With the status that says so."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         await refused(rig, *OTHERS[name])
 
 
@@ -134,7 +134,7 @@ async def test_what_is_not_spoken_is_refused(name: str) -> None:
 async def test_bare_line_feed_is_refused_wherever_packets_begin() -> None:
     """Also where the end of the head never comes; and right line ends are never taken for bare ones."""
     request = GET.replace(b"1.1\r\n", b"1.1\n")
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         for place in range(1, len(request)):
             client = await rig.client()
             client.send(request[:place])
@@ -147,7 +147,7 @@ async def test_bare_line_feed_is_refused_wherever_packets_begin() -> None:
 @on_loop
 async def test_head_with_bare_line_feeds_alone_is_refused_at_once() -> None:
     """Its end, as we know it, would never come."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         head, _ = await rig.ask(GET.replace(b"\r\n", b"\n"))
         assert head.startswith(b"HTTP/1.1 400 ")
 
@@ -155,7 +155,7 @@ async def test_head_with_bare_line_feeds_alone_is_refused_at_once() -> None:
 @on_loop
 async def test_body_beyond_the_limit_is_refused_in_the_shape_of_its_api() -> None:
     """At once where a length says so, without asking for the body."""
-    async with front_rig(limits=Limits(body_bytes_max=1000)) as rig:
+    async with proxy_rig(limits=Limits(body_bytes_max=1000)) as rig:
         head, body = await rig.ask(POST + b"Content-Length: 1001\r\nExpect: 100-continue\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 413 ")
         assert json.loads(body)["error"]["type"] == "invalid_request_error"
@@ -171,14 +171,14 @@ async def test_body_beyond_the_limit_is_refused_in_the_shape_of_its_api() -> Non
 @on_loop
 async def test_bodies_of_all_clients_together_are_bounded() -> None:
     """Beyond the budget: come again. What the refused one held is free at once."""
-    async with front_rig(limits=Limits(buffered_bytes_max=1000)) as rig:
+    async with proxy_rig(limits=Limits(buffered_bytes_max=1000)) as rig:
         first = await rig.client()
         first.send(post(b"x" * 900)[:-1])
-        await eventually(lambda: rig.front.buffered_bytes == 899)
+        await eventually(lambda: rig.state.buffered_bytes == 899)
         head, _ = await rig.ask(post(b"y" * 200))
         assert head.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: 1\r\n" in head
-        assert rig.front.buffered_bytes == 899
+        assert rig.state.buffered_bytes == 899
         assert (await first.ask(b"x"))[1] == b"x" * 900
         assert (await rig.ask(post(b"y" * 200)))[1] == b"y" * 200
 
@@ -186,7 +186,7 @@ async def test_bodies_of_all_clients_together_are_bounded() -> None:
 @on_loop
 async def test_chunks_that_are_all_framing_are_refused() -> None:
     """Extensions and trailers take no memory, but time."""
-    async with front_rig(limits=Limits(chunking_bytes_max=1000)) as rig:
+    async with proxy_rig(limits=Limits(chunking_bytes_max=1000)) as rig:
         for body in (b"1;" + b"a" * 5000, b"0\r\nX: " + b"a" * 5000):
             head, _ = await rig.ask(CHUNKED_POST + body)
             assert head.startswith(b"HTTP/1.1 400 ")
@@ -195,7 +195,7 @@ async def test_chunks_that_are_all_framing_are_refused() -> None:
 @on_loop
 async def test_bad_body_is_an_error_of_the_client_who_may_go_on() -> None:
     """OpenAI's shape names the field; a bug of ours is a 500, not a hung client."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         head, body = await client.ask(post(b"bad body"))
         error = json.loads(body)["error"]
@@ -208,7 +208,7 @@ async def test_bad_body_is_an_error_of_the_client_who_may_go_on() -> None:
 @on_loop
 async def test_no_worker_is_what_the_dispatcher_says() -> None:
     """Its status, code and time to come back; placed at once or later."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         rig.dispatcher.engines = []
         for _ in range(2):
             head, body = await rig.ask(post(b"{}"))
@@ -222,9 +222,9 @@ async def test_no_worker_is_what_the_dispatcher_says() -> None:
 @on_loop
 async def test_clients_beyond_the_limit_are_turned_away() -> None:
     """Those who are there go on."""
-    async with front_rig(limits=Limits(connections_max=2)) as rig:
+    async with proxy_rig(limits=Limits(connections_max=2)) as rig:
         first, second, third = [await rig.client() for _ in range(3)]
-        await eventually(lambda: third.reader.at_eof() or rig.front.connection_count == 2)
+        await eventually(lambda: third.reader.at_eof() or len(rig.state.clients) == 2)
         assert (await third.rest()).startswith(b"HTTP/1.1 503 ")
         for client in (first, second):
             assert (await client.ask(post(b"{}")))[1] == b"{}"
@@ -233,7 +233,7 @@ async def test_clients_beyond_the_limit_are_turned_away() -> None:
 @on_loop
 async def test_slow_head_is_given_up() -> None:
     """However often another byte comes."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         for byte in GET[:-1]:
             client.send(bytes([byte]))
@@ -248,11 +248,11 @@ async def test_slow_head_is_given_up() -> None:
 @on_loop
 async def test_slow_body_is_given_up(start: bytes) -> None:
     """A trickle is no body."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         client.send(start)
-        await eventually(lambda: len(start) < 1000 or rig.front.buffered_bytes == 1 << 19)
-        await eventually(lambda: "BODY" in repr(rig.front._clients))
+        await eventually(lambda: len(start) < 1000 or rig.state.buffered_bytes == 1 << 19)
+        await eventually(lambda: "BODY" in repr(rig.state.clients))
         rig.pass_time(NO_LIMITS.client_body_s - 1)
         client.send(b"1")
         rig.pass_time(2)
@@ -263,25 +263,25 @@ async def test_slow_body_is_given_up(start: bytes) -> None:
 async def test_body_that_came_fast_earns_no_time_to_be_silent() -> None:
     """Each span of time has to bring its share: else a few clients would hold all the memory there is for bodies."""
     size, share = 8 << 20, int(NO_LIMITS.client_body_s * NO_LIMITS.body_rate_min)
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         request = post(b"x" * size)
         client.send(request[: -size // 2])
-        await eventually(lambda: rig.front.buffered_bytes == size // 2)
+        await eventually(lambda: rig.state.buffered_bytes == size // 2)
         rig.pass_time(NO_LIMITS.client_body_s + 1)
         client.send(b"x" * share)
-        await eventually(lambda: rig.front.buffered_bytes == size // 2 + share)
+        await eventually(lambda: rig.state.buffered_bytes == size // 2 + share)
         rig.pass_time(NO_LIMITS.client_body_s + 1)
-        assert rig.front.buffered_bytes == size // 2 + share
+        assert rig.state.buffered_bytes == size // 2 + share
         rig.pass_time(NO_LIMITS.client_body_s + 1)
         assert (await client.head()).startswith(b"HTTP/1.1 408 ")
-        assert rig.front.buffered_bytes == 0
+        assert rig.state.buffered_bytes == 0
 
 
 @on_loop
 async def test_idle_connection_is_closed() -> None:
     """Empty lines do not prolong it; a request does."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         await client.ask(post(b"{}"))
         rig.pass_time(NO_LIMITS.keep_alive_s - 1)
@@ -297,11 +297,11 @@ async def test_idle_connection_is_closed() -> None:
 @on_loop
 async def test_refused_client_who_stays_is_cut_off() -> None:
     """What it still sends is thrown away, for a while."""
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         client = await rig.client()
         client.send(SMUGGLED["two lengths"])
         await client.rest()
         client.send(b"x" * 100_000)
-        assert rig.front.connection_count == 1
+        assert len(rig.state.clients) == 1
         rig.pass_time(NO_LIMITS.linger_s + 1)
-        await eventually(lambda: rig.front.connection_count == 0)
+        await eventually(lambda: not rig.state.clients)

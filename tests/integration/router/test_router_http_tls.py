@@ -1,4 +1,4 @@
-"""The front with TLS on both sides."""
+"""The HTTP proxy with TLS on both sides."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ghostcacher_router.http import Front
+from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.types import Endpoint, Outcome
-from tests.support.front_rig import Clock, FirstOf, LocalPages, Tally, on_loop, parse, post
 from tests.support.mock_engine import MockEngine
+from tests.support.proxy_rig import Clock, FirstOf, LocalPages, Tally, on_loop, parse, post
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ async def test_worker_with_tls_is_verified(certificate: tuple[Path, Path], known
     engine = TlsEngine("w0")
     await engine.start(listening)
     dispatcher = FirstOf([engine])
-    front = Front(
+    proxy = HttpProxy(
         dispatcher,
         LocalPages(),
         parse,
@@ -52,7 +52,7 @@ async def test_worker_with_tls_is_verified(certificate: tuple[Path, Path], known
         clock=Clock(),
         worker_tls=trusting if known else ssl.create_default_context(),
     )
-    port = await front.start("127.0.0.1", 0, tls=listening)
+    port = await proxy.start("127.0.0.1", 0, tls=listening)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
     for body in (b"first", b"x" * 1_000_000):
         writer.write(post(body))
@@ -64,5 +64,5 @@ async def test_worker_with_tls_is_verified(certificate: tuple[Path, Path], known
             assert dispatcher.placements[0].outcome is Outcome.REFUSED
             break
     writer.close()
-    await front.stop(0.0)
+    await proxy.stop(0.0)
     await engine.stop()

@@ -1,4 +1,4 @@
-"""The front: workers that break off, answer nonsense, refuse or close, and who is asked instead."""
+"""The HTTP proxy: workers that break off, answer nonsense, refuse or close, and who is asked instead."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import socket
 
 import pytest
 
-from ghostcacher_router.http import Limits
+from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Outcome
-from tests.support.front_rig import eventually, front_rig, on_loop, post
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, chunks, content, echo, says
+from tests.support.proxy_rig import eventually, on_loop, post, proxy_rig
 
 
 def reset(peer: Peer, request: Received) -> None:
@@ -36,7 +36,7 @@ async def test_answer_that_breaks_off_gets_no_end(name: str) -> None:
         await peer.writer.drain()
         peer.close()
 
-    async with front_rig(MockEngine("w0", script)) as rig:
+    async with proxy_rig(MockEngine("w0", script)) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
         _, _, body = (await client.rest()).partition(b"\r\n\r\n")
@@ -62,7 +62,7 @@ NO_ANSWERS = {
 @on_loop
 async def test_answer_that_cannot_be_passed_on_is_an_error(name: str) -> None:
     """Of the worker's, so it is not asked of another one."""
-    async with front_rig(MockEngine("w0", says(NO_ANSWERS[name])), MockEngine("w1")) as rig:
+    async with proxy_rig(MockEngine("w0", says(NO_ANSWERS[name])), MockEngine("w1")) as rig:
         head, body = await rig.ask(post(b"{}"))
         assert head.startswith(b"HTTP/1.1 502 ")
         assert json.loads(body)["error"]["code"] == "bad_gateway"
@@ -73,7 +73,7 @@ async def test_answer_that_cannot_be_passed_on_is_an_error(name: str) -> None:
 @on_loop
 async def test_answer_that_is_malformed_from_its_first_piece_is_an_error(version: bytes) -> None:
     """Nothing of it was passed on, so the client can still be told."""
-    async with front_rig(MockEngine("w0", says(CHUNKED + b"zz\r\nhello\r\n"))) as rig:
+    async with proxy_rig(MockEngine("w0", says(CHUNKED + b"zz\r\nhello\r\n"))) as rig:
         head, body = await rig.ask(post(b"{}").replace(b"HTTP/1.1", b"HTTP/" + version))
         assert head.startswith(b"HTTP/1.1 502 ")
         assert json.loads(body)["error"]["code"] == "bad_gateway"
@@ -88,7 +88,7 @@ async def test_empty_chunked_answer_reaches_a_client_of_the_old_version() -> Non
         async def script(peer: Peer, request: Received, at: int = split) -> None:
             await peer.send_split(CHUNKED + b"0\r\n\r\n", at)
 
-        async with front_rig(MockEngine("w0", script)) as rig:
+        async with proxy_rig(MockEngine("w0", script)) as rig:
             head, body = await rig.ask(post(b"{}").replace(b"HTTP/1.1", b"HTTP/1.0"))
             assert (head[:12], body) == (b"HTTP/1.1 200", b""), split
 
@@ -121,7 +121,7 @@ async def test_bytes_after_an_answer_reach_nobody(name: str, together: bool) -> 
         else:
             await peer.send_split(answer, end)
 
-    async with front_rig(MockEngine("w0", script)) as rig:
+    async with proxy_rig(MockEngine("w0", script)) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
         if together and name.startswith("chunked"):
@@ -131,7 +131,7 @@ async def test_bytes_after_an_answer_reach_nobody(name: str, together: bool) -> 
             assert answer[:end].partition(b"\r\n\r\n")[2].startswith(body)
         else:
             await client.answer()
-        await eventually(lambda: rig.front.pools.open_count == 0)
+        await eventually(lambda: rig.state.pools.open_count == 0)
         rig.engine.script = echo
         assert (await rig.ask(post(b"mine")))[1] == b"mine"
 
@@ -143,7 +143,7 @@ async def test_short_pieces_after_an_answer_reach_nobody() -> None:
     async def script(peer: Peer, request: Received) -> None:
         await peer.send_split(CHUNKED + chunks(b"hello") + b"\r\n", len(CHUNKED + chunks(b"hello")) - 1)
 
-    async with front_rig(MockEngine("w0", script)) as rig:
+    async with proxy_rig(MockEngine("w0", script)) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
         _, _, body = (await client.rest()).partition(b"\r\n\r\n")
@@ -160,19 +160,19 @@ async def test_early_answer_is_passed_on_and_its_connection_not_used_again() -> 
         peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno!")
         await asyncio.sleep(60)
 
-    async with front_rig() as rig:
+    async with proxy_rig() as rig:
         rig.engine.before = early
         head, body = await rig.ask(post(b"x" * (32 << 20)))
         assert (head[:12], body) == (b"HTTP/1.1 413", b"no!")
-        await eventually(lambda: rig.front.pools.open_count == 0)
-        assert rig.front.buffered_bytes == 0
+        await eventually(lambda: rig.state.pools.open_count == 0)
+        assert rig.state.buffered_bytes == 0
 
 
 @on_loop
 async def test_second_worker_is_asked_when_the_first_refuses() -> None:
     """Whether it cannot be connected to, or breaks off before any byte; each is told."""
     first, second = MockEngine("w0"), MockEngine("w1")
-    async with front_rig(first, second) as rig:
+    async with proxy_rig(first, second) as rig:
         await first.stop()
         assert (await rig.ask(post(b"one")))[1] == b"one"
         await first.start()
@@ -186,7 +186,7 @@ async def test_second_worker_is_asked_when_the_first_refuses() -> None:
 @on_loop
 async def test_retries_are_bounded() -> None:
     """Two other workers, then 502, whatever more there are."""
-    async with front_rig(*(MockEngine(f"w{number}", reset) for number in range(5))) as rig:
+    async with proxy_rig(*(MockEngine(f"w{number}", reset) for number in range(5))) as rig:
         head, body = await rig.ask(post(b"{}"))
         assert head.startswith(b"HTTP/1.1 502 ")
         assert json.loads(body)["error"]["type"] == "server_error"
@@ -197,7 +197,7 @@ async def test_retries_are_bounded() -> None:
 @on_loop
 async def test_only_worker_that_refuses_is_a_bad_gateway() -> None:
     """There is nobody else to ask."""
-    async with front_rig(MockEngine("w0", reset)) as rig:
+    async with proxy_rig(MockEngine("w0", reset)) as rig:
         client = await rig.client()
         assert (await client.ask(post(b"{}")))[0].startswith(b"HTTP/1.1 502 ")
         rig.engine.script = echo
@@ -214,7 +214,7 @@ async def test_no_second_worker_is_asked_once_an_answer_has_begun(part: bytes) -
         await peer.writer.drain()
         peer.close()
 
-    async with front_rig(MockEngine("w0", script), MockEngine("w1")) as rig:
+    async with proxy_rig(MockEngine("w0", script), MockEngine("w1")) as rig:
         assert (await rig.ask(post(b"{}")))[0].startswith(b"HTTP/1.1 502 ")
         assert [(place.worker, place.outcome) for place in rig.placements] == [("w0", Outcome.FAILED)]
 
@@ -223,7 +223,7 @@ async def test_no_second_worker_is_asked_once_an_answer_has_begun(part: bytes) -
 async def test_error_of_an_engine_goes_through_as_it_is() -> None:
     """It is an answer: nobody else is asked."""
     answer = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy"
-    async with front_rig(MockEngine("w0", says(answer)), MockEngine("w1")) as rig:
+    async with proxy_rig(MockEngine("w0", says(answer)), MockEngine("w1")) as rig:
         head, body = await rig.ask(post(b"{}"))
         assert (head.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\n"), body) == (True, b"busy")
         assert [(place.outcome, place.status) for place in rig.placements] == [(Outcome.DONE, 503)]
@@ -234,7 +234,7 @@ async def test_error_of_an_engine_goes_through_as_it_is() -> None:
 async def test_error_is_not_the_first_byte_of_a_computed_answer(status: int, told: list[str]) -> None:
     """Nothing was computed for it, however quickly it came: it must not draw more requests to its worker."""
     answer = b"HTTP/1.1 %d Some\r\nContent-Length: 4\r\n\r\nbody" % status
-    async with front_rig(MockEngine("w0", says(answer))) as rig:
+    async with proxy_rig(MockEngine("w0", says(answer))) as rig:
         await rig.ask(post(b"{}"))
         assert rig.placements[0].told == told
 
@@ -249,7 +249,7 @@ async def test_kept_connection_that_turns_out_closed_is_no_failure_of_the_worker
         else:
             echo(peer, request)
 
-    async with front_rig(MockEngine("w0", close_second), MockEngine("w1")) as rig:
+    async with proxy_rig(MockEngine("w0", close_second), MockEngine("w1")) as rig:
         client = await rig.client()
         for body in (b"one", b"two"):
             assert (await client.ask(post(body)))[1] == body
@@ -263,7 +263,7 @@ async def test_kept_connection_that_turns_out_closed_is_no_failure_of_the_worker
 @on_loop
 async def test_kept_connections_are_bounded_in_age_and_number() -> None:
     """Younger than what an engine closes itself."""
-    async with front_rig(limits=Limits(upstream_idle_max=2)) as rig:
+    async with proxy_rig(limits=Limits(upstream_idle_max=2)) as rig:
         clients = [await rig.client() for _ in range(5)]
         gate = asyncio.Event()
 
@@ -278,18 +278,18 @@ async def test_kept_connections_are_bounded_in_age_and_number() -> None:
         gate.set()
         for client in clients:
             await client.answer()
-        await eventually(lambda: rig.front.pools.open_count == 2)
+        await eventually(lambda: rig.state.pools.open_count == 2)
         rig.pass_time(Limits().upstream_idle_s + 1)
-        await eventually(lambda: rig.front.pools.open_count == 0)
+        await eventually(lambda: rig.state.pools.open_count == 0)
 
 
 @on_loop
 async def test_connection_to_a_worker_is_watched_by_the_kernel() -> None:
     """A machine that vanishes sends no FIN: unanswered probes, and unacknowledged bytes, end the connection."""
-    async with front_rig(limits=Limits(worker_gone_s=7)) as rig:
+    async with proxy_rig(limits=Limits(worker_gone_s=7)) as rig:
         client = await rig.client()
         await client.ask(post(b"{}"))
-        pool = rig.front.pools[rig.placements[0].endpoint]
+        pool = rig.state.pools[rig.placements[0].endpoint]
         (connection,) = pool.open
         watched = connection.transport.get_extra_info("socket")
         assert watched.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

@@ -208,5 +208,4 @@ def test_thread_answers_and_stops() -> None:
 
     wait_until(answered, what="request is answered")
     responder.stop()
-    assert responder._thread is not None
-    assert not responder._thread.is_alive()
+    assert not responder._thread.alive

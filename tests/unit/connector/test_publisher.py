@@ -258,6 +258,42 @@ def test_record_is_updated_at_once(bench: Bench) -> None:
     assert bench.index.workers() == [changed]
 
 
+def test_unexpected_error_leaves_the_publisher_unavailable(bench: Bench) -> None:
+    """A bug ends neither the thread nor the truth of `available`; the next step that goes well makes it good."""
+    bench.publisher.step()
+    bench.index.on_apply = lambda: 1 // 0
+    bench.publish(chain(3))
+    with pytest.raises(ZeroDivisionError):
+        bench.publisher.step()
+    assert not bench.publisher.available
+    bench.index.on_apply = None
+    bench.publisher.step()
+    assert bench.publisher.available
+    assert bench.held(chain(3)) == 3
+
+
+def test_changes_wake_the_thread_only_while_the_index_is_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the index is away, nothing cuts the pauses between two tries short."""
+    woken: list[int] = []
+    monkeypatch.setattr(bench.publisher._thread, "wake", lambda: woken.append(1))
+    bench.publisher.step()
+    bench.publish(chain(2))
+    bench.publisher.withdraw(0)
+    assert len(woken) == 3
+    bench.index.reachable = False
+    bench.publisher.step()
+    bench.publish(chain(2))
+    bench.publisher.withdraw(0)
+    assert len(woken) == 3
+
+
+def test_pause_between_two_batches_counts_from_the_first_ones_begin(bench: Bench) -> None:
+    """A batch that takes time to apply does not slow publishing down by as much."""
+    bench.index.on_apply = lambda: bench.clock.advance(0.004)
+    bench.publish(chain(25))
+    assert bench.publisher.step() == pytest.approx(0.001)
+
+
 def test_name_that_makes_no_key_is_refused_at_once() -> None:
     """A mistake in the worker's name shows where it was made, not in a thread."""
     with pytest.raises(ConfigError, match="worker name"):

@@ -1,11 +1,11 @@
-"""The reporter, driven step by step over a routing store in memory."""
+"""The reporter, driven step by step over a coordination store in memory."""
 
 from __future__ import annotations
 
 import pytest
 
-from ghostcacher_connector.core.coordination.base import Cursor, WorkerNews
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.base import Cursor, WorkerEvents
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.publish.reporter import (
     BACKOFF_MAX_S,
@@ -16,8 +16,8 @@ from ghostcacher_connector.publish.reporter import (
     UNAPPLIED_S_MAX,
     Reporter,
 )
+from tests.support.coordination_parts import make_chain, make_load, make_ref
 from tests.support.index_parts import FakeClock, wait_until
-from tests.support.routing_parts import make_chain, make_load, make_ref
 
 INTERVAL_S = 0.2
 
@@ -27,7 +27,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.clock = FakeClock()
-        self.store = MemoryRoutingStore(clock=self.clock)
+        self.store = MemoryCoordinationStore(clock=self.clock)
         self.recorder = Recorder()
         self.ref = make_ref()
         self.held = float("inf")
@@ -43,14 +43,14 @@ class Bench:
 
     def listen(self) -> None:
         """Let a router listen, and the reporter know it."""
-        self.store.hello("router-1", ttl_s=1e6)
+        self.store.heartbeat("router-1", ttl_s=1e6)
         self.reporter.step()
         assert self.reporter.listening
 
-    def heard(self) -> list[WorkerNews]:
+    def heard(self) -> list[WorkerEvents]:
         batch = self.store.read(self.cursor, count=1000, block_s=0)
         self.cursor = batch.cursor
-        return list(batch.news)
+        return list(batch.events)
 
     def told(self) -> int | None:
         _, (load,) = self.store.loads([self.ref])
@@ -175,7 +175,7 @@ def test_chains_and_computed_are_told_with_the_next_step(bench: Bench) -> None:
     bench.reporter.chain(make_chain("r1"))
     bench.reporter.computed("r0")
     bench.reporter.step()
-    assert bench.heard() == [WorkerNews(*bench.ref, (make_chain("r1"),), ("r0",))]
+    assert bench.heard() == [WorkerEvents(*bench.ref, (make_chain("r1"),), ("r0",))]
     assert bench.counted("gc_prompt_reports_total") == 1
 
 
@@ -204,7 +204,7 @@ def test_nobody_listens_nothing_is_queued(bench: Bench) -> None:
 def test_router_that_begins_is_noticed(bench: Bench) -> None:
     """Within a second of a router's hello, chains are told."""
     bench.run(3.0)
-    bench.store.hello("router-1", ttl_s=60)
+    bench.store.heartbeat("router-1", ttl_s=60)
     bench.run(1.1)
     bench.reporter.chain(make_chain("r1"))
     bench.run(0.01)
@@ -258,6 +258,31 @@ def test_store_away_for_long_nobody_is_held_to_listen(bench: Bench) -> None:
     assert bench.reporter.listening
 
 
+def test_unexpected_error_nobody_is_held_to_listen(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in the store's client must not fill the queues."""
+    bench.listen()
+    bench.reporter.chain(make_chain("r1"))
+    monkeypatch.setattr(bench.store, "publish", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        bench.reporter.step()
+    assert not bench.reporter.listening
+
+
+def test_prompts_wake_the_thread_only_while_the_store_is_there(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the store is away, nothing cuts the pauses between two tries short."""
+    woken: list[int] = []
+    monkeypatch.setattr(bench.reporter._thread, "wake", lambda: woken.append(1))
+    bench.listen()
+    bench.reporter.chain(make_chain("r1"))
+    bench.reporter.computed("r1")
+    assert len(woken) == 2
+    bench.store.reachable = False
+    bench.reporter.step()
+    bench.reporter.chain(make_chain("r2"))
+    bench.reporter.computed("r2")
+    assert len(woken) == 2
+
+
 def test_full_queue_drops_and_counts(bench: Bench) -> None:
     """What does not fit is dropped and counted; the rest is told, batch by batch, in order."""
     bench.listen()
@@ -271,16 +296,16 @@ def test_full_queue_drops_and_counts(bench: Bench) -> None:
 
 def test_thread_tells_by_itself_and_ends(bench: Bench) -> None:
     """The thread does by itself what the steps do."""
-    store = MemoryRoutingStore()
+    store = MemoryCoordinationStore()
     reporter = Reporter(store, bench.ref, bench.recorder, interval_s=0.02, applied=lambda _: True)
-    store.hello("router-1", ttl_s=600)
+    store.heartbeat("router-1", ttl_s=600)
     reporter.hand_over(make_load(3))
     reporter.start()
     wait_until(lambda: reporter.listening)
     reporter.chain(make_chain("r1"))
     reporter.computed("r1")
     batch = store.read(Cursor("0-0", "0-0"), count=10, block_s=20)
-    assert batch.news[0].chains == (make_chain("r1"),)
+    assert batch.events[0].chains == (make_chain("r1"),)
     assert store.loads([bench.ref])[1][0] is not None
     reporter.stop()
     assert not reporter.listening

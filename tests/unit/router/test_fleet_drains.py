@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.fleet.shared import MARK_TTL_S, Drains
 from tests.support.index_parts import FakeClock
 
@@ -15,14 +15,14 @@ async def at_once(call: Callable[..., object], *args: object, **more: object) ->
     return call(*args, **more)
 
 
-def drains_of(store: MemoryRoutingStore, clock: FakeClock) -> Drains:
+def drains_of(store: MemoryCoordinationStore, clock: FakeClock) -> Drains:
     return Drains(store.client(), ttl_s=86_400.0, in_thread=at_once, clock=clock)
 
 
-def run(main: Callable[[MemoryRoutingStore, FakeClock, Drains, Drains], Coroutine[Any, Any, None]]) -> None:
+def run(main: Callable[[MemoryCoordinationStore, FakeClock, Drains, Drains], Coroutine[Any, Any, None]]) -> None:
     """Run a test in which both routers know that w1 is drained."""
     clock = FakeClock()
-    store = MemoryRoutingStore(clock=clock)
+    store = MemoryCoordinationStore(clock=clock)
     here, far = drains_of(store, clock), drains_of(store, clock)
 
     async def start() -> None:
@@ -39,7 +39,7 @@ def run(main: Callable[[MemoryRoutingStore, FakeClock, Drains, Drains], Coroutin
 def test_drain_taken_back_elsewhere_ends_here() -> None:
     """What is gone from a store that has not forgotten was taken back."""
 
-    async def main(_: MemoryRoutingStore, __: FakeClock, here: Drains, far: Drains) -> None:
+    async def main(_: MemoryCoordinationStore, __: FakeClock, here: Drains, far: Drains) -> None:
         far.want("w1@00", False)
         assert await far.exchange()
         assert await here.exchange()
@@ -51,7 +51,7 @@ def test_drain_taken_back_elsewhere_ends_here() -> None:
 def test_drain_in_store_that_forgets_holds_and_is_told_again() -> None:
     """Whichever router looks first: both hold it, the store knows it again, and it can still be taken back."""
 
-    async def main(store: MemoryRoutingStore, _: FakeClock, here: Drains, far: Drains) -> None:
+    async def main(store: MemoryCoordinationStore, _: FakeClock, here: Drains, far: Drains) -> None:
         for first, second in ((here, far), (far, here)):
             store.flush()
             assert await first.exchange()
@@ -70,7 +70,7 @@ def test_drain_in_store_that_forgets_holds_and_is_told_again() -> None:
 def test_drain_that_only_one_router_knows_outlasts_a_flush() -> None:
     """The other router has looked at the empty store before: what it has left there hides nothing."""
 
-    async def main(store: MemoryRoutingStore, _: FakeClock, here: Drains, far: Drains) -> None:
+    async def main(store: MemoryCoordinationStore, _: FakeClock, here: Drains, far: Drains) -> None:
         here.want("w2@00", True)
         assert await here.exchange()
         store.flush()
@@ -86,7 +86,7 @@ def test_drain_that_only_one_router_knows_outlasts_a_flush() -> None:
 def test_store_that_forgets_is_noticed_once_by_each_router() -> None:
     """Also when the other one has looked before; a store that was never seen full has forgotten nothing."""
 
-    async def main(store: MemoryRoutingStore, clock: FakeClock, here: Drains, far: Drains) -> None:
+    async def main(store: MemoryCoordinationStore, clock: FakeClock, here: Drains, far: Drains) -> None:
         assert not await here.forgot(5.0)
         store.flush()
         assert await here.forgot(5.0)
@@ -101,7 +101,7 @@ def test_store_that_forgets_is_noticed_once_by_each_router() -> None:
 def test_mark_is_renewed() -> None:
     """However long a router runs, a drain that is taken back elsewhere ends."""
 
-    async def main(_: MemoryRoutingStore, clock: FakeClock, here: Drains, far: Drains) -> None:
+    async def main(_: MemoryCoordinationStore, clock: FakeClock, here: Drains, far: Drains) -> None:
         for _turn in range(4):
             clock.advance(MARK_TTL_S * 0.6)
             assert await here.exchange()
@@ -117,7 +117,7 @@ def test_mark_is_renewed() -> None:
 def test_store_away_changes_nothing() -> None:
     """What was seen last holds while the store is away, and what is wanted meanwhile is told later."""
 
-    async def main(store: MemoryRoutingStore, _: FakeClock, here: Drains, far: Drains) -> None:
+    async def main(store: MemoryCoordinationStore, _: FakeClock, here: Drains, far: Drains) -> None:
         away = Drains(store, ttl_s=86_400.0, in_thread=at_once)
         assert await away.exchange()
         store.reachable = False

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.metrics import Recorder
@@ -14,8 +14,8 @@ from ghostcacher_connector.publish.reporter import Reporter
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.signals.queue_estimate import PROGRESS_MAX_S, QueueEstimator
+from tests.support.coordination_parts import make_load
 from tests.support.index_parts import FakeClock, make_record
-from tests.support.routing_parts import make_load
 
 RATE = make_load().prefill_tokens_per_s
 
@@ -37,9 +37,9 @@ class Bench:
     def __init__(self) -> None:
         self.clock, self.queues = FakeClock(), QueueEstimator()
         self.record = make_record("w")
-        self.store, index = MemoryRoutingStore(clock=self.clock), MemoryIndex(clock=self.clock)
+        self.store, index = MemoryCoordinationStore(clock=self.clock), MemoryIndex(clock=self.clock)
         index.join(self.record, lease_ttl_s=1e6)
-        self.store.hello("router-1", ttl_s=1e6)
+        self.store.heartbeat("router-1", ttl_s=1e6)
         self.reporter = Reporter(
             self.store, ref_of(self.record), Recorder(), interval_s=0.2, applied=lambda _: True, clock=self.clock
         )

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from ghostcacher_connector.core.coordination.base import WorkerNews
+from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
 from ghostcacher_router.placement.picker import Options
@@ -80,7 +80,7 @@ async def test_known_text_is_placed_without_waiting() -> None:
     """What must be asked is awaited once; then requests for the text are placed at once, with its tokens forecast."""
     sim = await make_sim()
     router = sim.routers[0]
-    sim.store.hello("another", ttl_s=60.0)
+    sim.store.heartbeat("another", ttl_s=60.0)
     await sim.settle()
     assert router.picker.place_now(router.ask(TEXT)) is None, "a cold text needs a lock that the store confirms"
     served = await router.send(TEXT)
@@ -180,7 +180,7 @@ async def test_forecast_of_an_answer_that_is_not_streamed_is_held_against_the_wo
         assert placed.ref is not None  # type: ignore[attr-defined]
         await asyncio.sleep(2 * placed.forecast.total_ms / 1e3)
         for _ in range(2):
-            router.picker.on_news(WorkerNews(*placed.ref, (), (ask.request_id,)))  # type: ignore[attr-defined]
+            router.picker.on_news(WorkerEvents(*placed.ref, (), (ask.request_id,)))  # type: ignore[attr-defined]
         await asyncio.sleep(10)
         placed.first_byte()
         placed.ended(Outcome.DONE, 200)

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
 from ghostcacher_router.prompt.boundaries import GRID_BYTES, PART_BYTES_MIN, hash_prompt
-from ghostcacher_router.types import BlockKind, Prompt
+from ghostcacher_router.types import Prompt, SectionType
 
 SEED = 7
 LENGTHS = st.lists(st.integers(1, 700), min_size=1, max_size=12)
 
 
-def hashed(text: bytes, part_ends: list[int], kind: BlockKind = BlockKind.USER, preamble: bytes = b"p") -> Prompt:
-    prompt = hash_prompt(text, part_ends, [(kind, len(text))], preamble=preamble, seed=SEED)
+def hashed(
+    text: bytes, part_ends: list[int], section: SectionType = SectionType.USER, preamble: bytes = b"p"
+) -> Prompt:
+    prompt = hash_prompt(text, part_ends, [(section, len(text))], preamble=preamble, seed=SEED)
     assert prompt is not None
     return prompt
 
@@ -62,13 +64,13 @@ def test_tiny_parts_have_few_boundaries() -> None:
 
 @given(LENGTHS, LENGTHS, st.integers(0, 12))
 def test_shared_parts_share_every_boundary(mine: list[int], other: list[int], shared: int) -> None:
-    """Two prompts have the same boundaries in the text that they share, whatever kinds lie over it and follow."""
+    """Two prompts have the same boundaries in the text that they share, whatever sections lie over it and follow."""
     one, two = mine[:shared] + mine[shared:], mine[:shared] + other
     text_one = text_of(one)
     text_two = text_of(mine[:shared]) + text_of(other, salt=100)
     common = sum(mine[:shared])
-    first = boundaries(hashed(text_one, ends_of(one), BlockKind.USER))
-    second = boundaries(hashed(text_two, ends_of(two), BlockKind.SESSION))
+    first = boundaries(hashed(text_one, ends_of(one), SectionType.USER))
+    second = boundaries(hashed(text_two, ends_of(two), SectionType.SESSION))
     forced = {len(text_one), len(text_two)}
     assert {k: v for k, v in first.items() if k <= common and k not in forced} == {
         k: v for k, v in second.items() if k <= common and k not in forced
@@ -96,44 +98,44 @@ def test_growth_keeps_all_boundaries_but_the_end(before: list[int], added: list[
     assert all(sum(before) - max(end for end in long if end < sum(before)) < PART_BYTES_MIN for _ in lost)
 
 
-@given(st.lists(st.sampled_from(BlockKind), min_size=1, max_size=6), st.integers(1, 3000))
-def test_prompt_is_well_formed(kinds: list[BlockKind], length: int) -> None:
-    """Ends ascend, the last one is the text's; each block ends at the boundary that it names."""
-    text = bytes(length * len(kinds))
-    blocks = [(kind, length * (index + 1)) for index, kind in enumerate(kinds)]
-    prompt = hash_prompt(text, (), blocks, preamble=b"", seed=SEED)
+@given(st.lists(st.sampled_from(SectionType), min_size=1, max_size=6), st.integers(1, 3000))
+def test_prompt_is_well_formed(types: list[SectionType], length: int) -> None:
+    """Ends ascend, the last one is the text's; each section ends at the boundary that it names."""
+    text = bytes(length * len(types))
+    sections = [(section, length * (index + 1)) for index, section in enumerate(types)]
+    prompt = hash_prompt(text, (), sections, preamble=b"", seed=SEED)
     assert prompt is not None
     assert all(one < two for one, two in pairwise(prompt.ends))
     assert prompt.size == len(text)
-    assert [(kind, prompt.ends[index]) for kind, index in prompt.block_ends] == blocks
+    assert [(section, prompt.ends[index]) for section, index in prompt.section_ends] == sections
 
 
 def test_preamble_and_seed_change_every_digest_and_no_position() -> None:
     """What is not text has no bytes in the prompt."""
     text = text_of([1000, 1000])
     one, two = hashed(text, [1000, 2000]), hashed(text, [1000, 2000], preamble=b"q")
-    three = hash_prompt(text, [1000, 2000], [(BlockKind.USER, 2000)], preamble=b"p", seed=SEED + 1)
+    three = hash_prompt(text, [1000, 2000], [(SectionType.USER, 2000)], preamble=b"p", seed=SEED + 1)
     assert three is not None
     assert one.ends == two.ends == three.ends
     assert len({*one.digests, *two.digests, *three.digests}) == 3 * len(one.ends)
 
 
 def test_prefix_key_is_of_system_tools_and_documents() -> None:
-    """SHA256(H_sys || sep || H_tools || sep || H_doc), where H is the digest at the end of the kind's block."""
-    blocks = [(BlockKind.TOOLS, 100), (BlockKind.SYS, 200), (BlockKind.DOC, 300), (BlockKind.USER, 400)]
-    prompt = hash_prompt(text_of([100] * 4), (), blocks, preamble=b"", seed=SEED)
+    """SHA256(H_sys || sep || H_tools || sep || H_doc), where H is the digest at the end of a type's last section."""
+    sections = [(SectionType.TOOLS, 100), (SectionType.SYS, 200), (SectionType.DOC, 300), (SectionType.USER, 400)]
+    prompt = hash_prompt(text_of([100] * 4), (), sections, preamble=b"", seed=SEED)
     assert prompt is not None
     tools, system, doc = prompt.digests[:3]
     assert prompt.prefix_key == sha256(b"\0".join((system, tools, doc))).digest()
 
 
-@pytest.mark.parametrize("late", [BlockKind.DOC, BlockKind.SYS])
-def test_prefix_key_ignores_what_follows_the_first_turn(late: BlockKind) -> None:
+@pytest.mark.parametrize("late", [SectionType.DOC, SectionType.SYS])
+def test_prefix_key_ignores_what_follows_the_first_turn(late: SectionType) -> None:
     """A document in the midst of a conversation is no part of its prefix."""
     keys = set()
-    for last in (BlockKind.USER, late):
-        blocks = [(BlockKind.SYS, 100), (BlockKind.USER, 200), (last, 300)]
-        prompt = hash_prompt(text_of([300]), (), blocks, preamble=b"", seed=SEED)
+    for last in (SectionType.USER, late):
+        sections = [(SectionType.SYS, 100), (SectionType.USER, 200), (last, 300)]
+        prompt = hash_prompt(text_of([300]), (), sections, preamble=b"", seed=SEED)
         assert prompt is not None
         keys.add(prompt.prefix_key)
     assert len(keys) == 1

@@ -19,10 +19,9 @@ from tests.support.prompts import (
     MESSAGES,
     RESPONSES,
     SEED,
-    blocks,
-    chat,
     prompt_of,
     say,
+    sections,
     shape,
 )
 
@@ -48,7 +47,7 @@ def test_embeddings_take_text_ids_and_messages() -> None:
     """All that an engine prefills for an embedding."""
     assert prompt_of(EMBEDDINGS, {"input": ["x", "y"]}) == prompt_of(EMBEDDINGS, {"input": "x"})
     assert prompt_of(EMBEDDINGS, {"input": [1, 2]}).tokens == 2
-    assert blocks(prompt_of(EMBEDDINGS, {"messages": [say("user", "x")]})) == ["USER"]
+    assert sections(prompt_of(EMBEDDINGS, {"messages": [say("user", "x")]})) == ["USER"]
 
 
 @pytest.mark.parametrize(
@@ -207,11 +206,3 @@ def test_long_session_is_bounded_and_stays_distinct() -> None:
     assert two is not None
     assert len(one) == len(two) == 64
     assert one != two
-
-
-@pytest.mark.parametrize("text", [b"doc", b"doc=", b"doc=1;", b"doc=-1", b"doc=4", b"user=\xb2", b"doc=1 " * 1000])
-def test_malformed_names_are_refused(text: bytes) -> None:
-    """A header that cannot be followed is an error, never a guess."""
-    with pytest.raises(BadBody) as caught:
-        chat(*(say("user", "x") for _ in range(4)), headers={b"x-gc-blocks": text})
-    assert caught.value.param == "x-gc-blocks"

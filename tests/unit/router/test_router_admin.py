@@ -10,8 +10,8 @@ from ghostcacher_router.admin.access import Access, is_loopback_host
 from ghostcacher_router.admin.asks import CHAT, COMPLETIONS, FlushAsk, Scope, draining_of, explain_of, flush_of
 from ghostcacher_router.app import Router
 from ghostcacher_router.config import RouterSettings
-from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.local import LocalRequest
+from ghostcacher_router.http.protocol.local_response import LocalRequest
+from ghostcacher_router.http.protocol.refusal import Refusal
 
 TOKEN = "correct horse battery"
 LOCAL = {b"host": b"127.0.0.1:8000"}

@@ -10,13 +10,13 @@ import pytest
 from ghostcacher_router.ghostlock.followers import WAIT_BUDGET_FACTOR
 from ghostcacher_router.ghostlock.single_flight import TTL_S, WATCH_S
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.types import BlockKind, Reason
+from ghostcacher_router.types import Reason, SectionType
 from tests.support.routing_sim import RATE, Served, Sim, all_of, text_of
 from tests.support.virtual_time import virtual
 
 DOC_TOKENS = 8000
 DOC = text_of("document", DOC_TOKENS)
-ENDS = ((BlockKind.DOC, len(DOC)),)
+ENDS = ((SectionType.DOC, len(DOC)),)
 COMPUTE_S = (DOC_TOKENS + 128) / RATE
 MARGIN_S = 0.03
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import pytest
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.signals.sessions import REREAD_S, SessionAffinity, session_key
 from tests.support.index_parts import FakeClock
 from tests.support.virtual_time import run_virtual
@@ -27,7 +27,7 @@ def test_affinity_is_shared_behind_the_requests() -> None:
     """A binding is seen here at once, and by another router after the next write."""
 
     async def main() -> None:
-        clock, store = asyncio.get_running_loop().time, MemoryRoutingStore(clock=asyncio.get_running_loop().time)
+        clock, store = asyncio.get_running_loop().time, MemoryCoordinationStore(clock=asyncio.get_running_loop().time)
         here, there = (SessionAffinity(store.client(), soon, clock) for _ in range(2))
         key = session_key("m", "somebody")
         here.bind(key, "w1")
@@ -44,7 +44,7 @@ def test_affinity_replicas_come_to_agree() -> None:
     """A session that two replicas bound apart is soon where the last write says, for both, while both use it."""
 
     async def main() -> None:
-        clock, store = asyncio.get_running_loop().time, MemoryRoutingStore(clock=asyncio.get_running_loop().time)
+        clock, store = asyncio.get_running_loop().time, MemoryCoordinationStore(clock=asyncio.get_running_loop().time)
         here, there = replicas = [SessionAffinity(store.client(), soon, clock) for _ in range(2)]
         here.bind(b"k", "w1")
         there.bind(b"k", "w2")
@@ -66,7 +66,7 @@ def test_affinity_answer_does_not_undo_what_was_bound_here_since(asked_first: bo
     """Nor one that knows nothing: the store may have lost it."""
 
     async def main() -> None:
-        store = MemoryRoutingStore()
+        store = MemoryCoordinationStore()
         affinity = SessionAffinity(store, soon, asyncio.get_running_loop().time)
         affinity.bind(b"k", "w1")
         await affinity.write()
@@ -88,7 +88,7 @@ def test_affinity_writes_moves_at_once_and_touches_seldom() -> None:
     """A session that stays is written again only so often that it does not expire."""
     clock, written = FakeClock(), []
 
-    class Store(MemoryRoutingStore):
+    class Store(MemoryCoordinationStore):
         def put_sessions(self, sessions, *, ttl_s):  # type: ignore[no-untyped-def]
             assert ttl_s == 80.0
             written.append(dict(sessions))
@@ -121,7 +121,7 @@ def test_affinity_flush_reaches_the_store() -> None:
     """A session that is dropped is gone for every router; one that is bound again meanwhile is not."""
 
     async def main() -> None:
-        store = MemoryRoutingStore()
+        store = MemoryCoordinationStore()
         affinity = SessionAffinity(store, soon, asyncio.get_running_loop().time)
         affinity.bind(b"one", "w")
         affinity.bind(b"two", "w")
@@ -138,7 +138,7 @@ def test_affinity_store_away_writes_are_kept() -> None:
     """Bindings that could not be written are written later; nobody waits for a store that has just failed."""
 
     async def main() -> None:
-        store = MemoryRoutingStore()
+        store = MemoryCoordinationStore()
         affinity = SessionAffinity(store, soon, asyncio.get_running_loop().time)
         store.reachable = False
         affinity.bind(b"k", "w")

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, GhostLock, lock_boundaries
 from ghostcacher_router.ghostlock.single_flight import (
     BREAKER_S,
@@ -24,14 +24,14 @@ from ghostcacher_router.ghostlock.single_flight import (
     WATCH_S,
     SingleFlight,
 )
-from ghostcacher_router.types import BlockKind, Prompt
+from ghostcacher_router.types import Prompt, SectionType
 from tests.support.routing_sim import all_of, prompt_of, text_of
 from tests.support.virtual_time import virtual
 
 T = TypeVar("T")
 DOC = text_of("document", 4000)
-PROMPT = prompt_of(DOC + b"question" * 100, [(BlockKind.DOC, len(DOC))])
-OTHER = prompt_of(DOC + b"another" * 100, [(BlockKind.DOC, len(DOC))])
+PROMPT = prompt_of(DOC + b"question" * 100, [(SectionType.DOC, len(DOC))])
+OTHER = prompt_of(DOC + b"another" * 100, [(SectionType.DOC, len(DOC))])
 ALONE = prompt_of(text_of("something else", 4000))
 
 
@@ -40,7 +40,7 @@ class Desk:
 
     def __init__(self, delay_s: float = 0.001) -> None:
         self.now = asyncio.get_running_loop().time
-        self.store = MemoryRoutingStore(clock=lambda: self.now() - 500.0)
+        self.store = MemoryCoordinationStore(clock=lambda: self.now() - 500.0)
         self.stores = [self.store.client() for _ in range(2)]
         self.results: Counter[str] = Counter()
         self.delay_s, self.looks = delay_s, 0
@@ -296,7 +296,7 @@ async def test_locks_are_bounded_and_make_room() -> None:
 
 
 def test_lock_boundaries_are_few_and_shared() -> None:
-    """Ends of typed blocks and powers of two: prompts that share much meet in one, however long they are."""
+    """Ends of sections and powers of two: prompts that share much meet in one, however long they are."""
     long = prompt_of(text_of("long", 200_000))
     keys = lock_boundaries(long, range(len(long.ends)))
     assert len(keys) <= KEYS_MAX
@@ -312,7 +312,7 @@ class LocksMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.now = 0.0
-        self.store = MemoryRoutingStore(clock=lambda: self.now)
+        self.store = MemoryCoordinationStore(clock=lambda: self.now)
         self.runner = asyncio.Runner()
         self.runner.run(asyncio.sleep(0))
         self.routers = [

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_connector.core.coordination.base import Flush, LearnedText, WorkerNews
+from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, WorkerEvents
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Outcome, Reason
-from tests.support.routing_parts import make_text
+from tests.support.coordination_parts import make_update
 from tests.support.routing_sim import all_of, make_sim, text_of
 from tests.support.virtual_time import virtual
 
@@ -54,14 +54,14 @@ async def test_item_that_cannot_be_applied_costs_that_item_only(monkeypatch: pyt
     sim = await make_sim()
     router, applied = sim.routers[0], []
 
-    def apply(text: LearnedText) -> None:
+    def apply(text: PrefixMapUpdate) -> None:
         applied.append(text.router)
         if text.router == "bad":
             raise ValueError("a bug")
 
     monkeypatch.setattr(router.text, "apply", apply)
     for batch in (["one", "bad", "two"], ["three"]):
-        sim.store.append([make_text(name) for name in batch])
+        sim.store.append_updates([make_update(name) for name in batch])
         await sim.settle(5)
     assert applied == ["one", "bad", "two", "three"]
     assert router.metrics.bad_items.total == 1
@@ -96,7 +96,7 @@ async def test_news_that_make_no_sense_change_nothing() -> None:
     sim = await make_sim()
     router = sim.routers[0]
     before = repr(router.picker)
-    router.picker.on_news(WorkerNews("n", "stranger", b"x" * 16, (), ("one", "two")))
+    router.picker.on_news(WorkerEvents("n", "stranger", b"x" * 16, (), ("one", "two")))
     assert repr(router.picker) == before
 
 
@@ -105,7 +105,7 @@ async def test_stop_says_goodbye() -> None:
     """A router that stops frees its locks, writes its sessions, and is counted no more."""
     sim = await make_sim(3)
     router = sim.routers[0]
-    sim.store.hello("another", ttl_s=60.0)
+    sim.store.heartbeat("another", ttl_s=60.0)
     await sim.settle()
     placed = await router.picker.place(router.ask(TEXT, session="s"))
     assert placed.lock is not None
@@ -113,7 +113,7 @@ async def test_stop_says_goodbye() -> None:
     await router.routing.stop()
     assert sim.store.locks(placed.lock.keys) == [None] * len(placed.lock.keys)
     assert sim.store.sessions([session_key("m", "s")]) == [placed.worker]
-    assert sim.store.hello("another", ttl_s=1.0).routers == 1
+    assert sim.store.heartbeat("another", ttl_s=1.0).routers == 1
 
 
 @virtual

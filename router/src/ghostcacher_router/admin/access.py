@@ -18,7 +18,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 
-from ghostcacher_router.http.errors import Refusal
+from ghostcacher_router.http.protocol.refusal import Refusal
 
 TOKEN_SETTING = "admin_token (GC_ROUTER_ADMIN_TOKEN)"  # noqa: S105 - the name of a setting
 

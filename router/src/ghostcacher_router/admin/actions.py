@@ -8,10 +8,10 @@ from ghostcacher_connector.core.coordination.base import Flush
 from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, Scope
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.fleet import Fleet
-from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.prefix_map import TextMap
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.prefix_map import PrefixMap
 from ghostcacher_router.signals.sessions import session_key
-from ghostcacher_router.types import Ask, BlockKind, Prompt, RequestShape
+from ghostcacher_router.types import Ask, Prompt, RequestShape, SectionType
 
 FLUSHED_MAX = 4096
 """Boundaries of one request to forget, 4 MiB of text: each is an entry of the shared stream."""
@@ -22,7 +22,7 @@ Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
 class AdminDesk:
     """Explains and flushes, for one router. On the event loop only. router: its name, in what it tells the others."""
 
-    def __init__(self, fleet: Fleet, text: TextMap, routing: Routing, parse: Parse, *, router: str) -> None:
+    def __init__(self, fleet: Fleet, text: PrefixMap, routing: Routing, parse: Parse, *, router: str) -> None:
         self._fleet, self._text, self._routing, self._parse, self._router = fleet, text, routing, parse, router
 
     async def explain(self, asked: ExplainAsk) -> list[dict[str, object]]:
@@ -63,7 +63,7 @@ def _boundaries(prompt: Prompt, scope: Scope) -> Iterator[bytes]:
         yield from prompt.digests
         return
     begin = 0
-    for kind, index in prompt.block_ends:
-        if kind is BlockKind.DOC:
+    for section, index in prompt.section_ends:
+        if section is SectionType.DOC:
             yield from prompt.digests[begin : index + 1]
         begin = index + 1

@@ -32,8 +32,8 @@ from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, draining_of, explain_of, flush_of
 from ghostcacher_router.admin.views import not_ready, pods_view
 from ghostcacher_router.fleet.fleet import Fleet
-from ghostcacher_router.http.errors import Refusal, error_body
-from ghostcacher_router.http.local import LocalRequest, LocalResponse
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
+from ghostcacher_router.http.protocol.refusal import Refusal, error_body
 from ghostcacher_router.metrics.catalog import PAGE_TYPE, RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker

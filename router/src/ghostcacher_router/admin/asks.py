@@ -7,8 +7,8 @@ from enum import Enum
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.local import LocalRequest
+from ghostcacher_router.http.protocol.local_response import LocalRequest
+from ghostcacher_router.http.protocol.refusal import Refusal
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 

@@ -25,7 +25,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
-from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.fleet.leases import Leases
@@ -59,7 +59,7 @@ class Fleet:
         metrics: RouterMetrics,
         static: Sequence[Endpoint] = (),
         index: BlockIndex | None = None,
-        store: RoutingStore | None = None,
+        store: CoordinationStore | None = None,
         prober: Prober | None = None,
         options: FleetOptions | None = None,
         clock: Callable[[], float] = time.monotonic,

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
 
-from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 
 MARK = "\u00a7"
@@ -28,7 +28,7 @@ class Drains:
 
     def __init__(
         self,
-        store: RoutingStore | None,
+        store: CoordinationStore | None,
         *,
         ttl_s: float,
         in_thread: Callable[..., Awaitable[object]],
@@ -83,7 +83,7 @@ class Drains:
         await self.exchange()
         return self._clock() - self._forgot_at < within_s
 
-    async def _look(self, store: RoutingStore) -> frozenset[str]:
+    async def _look(self, store: CoordinationStore) -> frozenset[str]:
         """Return what the store says, and what it said before it forgot."""
         seen, now = await self._in_thread(store.drains), self._clock()
         assert isinstance(seen, set)
@@ -98,7 +98,7 @@ class Drains:
             self._marked_at = now
         return lost | {drain_id for drain_id in seen if not drain_id.startswith(MARK)}
 
-    async def _tell(self, store: RoutingStore) -> None:
+    async def _tell(self, store: CoordinationStore) -> None:
         for drain_id, draining in list(self._untold.items()):
             await self._in_thread(store.set_drain, drain_id, draining, ttl_s=self._ttl_s)
             self._seen = self._seen | {drain_id} if draining else self._seen - {drain_id}

@@ -57,12 +57,12 @@ class Found(NamedTuple):
 
 
 def lock_boundaries(prompt: Prompt, free: Sequence[int]) -> list[int]:
-    """Return which boundaries to lock in the store: the last end of each kind of typed block, and powers of two KiB.
+    """Return which boundaries to lock in the store: the last end of each type of section, and powers of two KiB.
 
     free: indexes that can be locked, ascending, at least one. Two prompts that share text meet in one of them, wherever
     each one's cold part begins, unless what they share is less than half of it. The deepest are kept.
     """
-    chosen = set(dict(prompt.block_ends).values())
+    chosen = set(dict(prompt.section_ends).values())
     chosen |= {index for index in free if (end := prompt.ends[index]) % KIB == 0 and (end & (end - 1)) == 0}
     chosen &= set(free)
     return sorted(chosen or {free[-1]})[-KEYS_MAX:]

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import TypeVar
 
-from ghostcacher_connector.core.coordination.base import HeldLock, LockGrant, RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeldLock, LockGrant
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, Found, GhostLock, lock_boundaries
 from ghostcacher_router.ports import Clock, Offload
@@ -64,7 +64,7 @@ class SingleFlight:
 
     def __init__(
         self,
-        store: RoutingStore | None,
+        store: CoordinationStore | None,
         offload: Offload,
         clock: Clock,
         *,
@@ -254,7 +254,7 @@ class SingleFlight:
         lock.changed.set()
         lock.changed = asyncio.Event()
 
-    async def _acquire(self, store: RoutingStore, lock: GhostLock, taken_over: GhostLock | None) -> None:
+    async def _acquire(self, store: CoordinationStore, lock: GhostLock, taken_over: GhostLock | None) -> None:
         offset = self._server_offset()
 
         def call() -> LockGrant:
@@ -305,7 +305,7 @@ class SingleFlight:
             lock.seen_at = float("inf")
             self._keep(asyncio.get_running_loop().create_task(self._watch(self._store, lock)))
 
-    async def _watch(self, store: RoutingStore, lock: GhostLock) -> None:
+    async def _watch(self, store: CoordinationStore, lock: GhostLock) -> None:
         began_at = self._clock()
         try:
             held = await self._offload(self._unless_broken(lambda: store.locks(lock.keys[-1:])))

@@ -9,24 +9,23 @@ so that it is seen when the client leaves. A FIN counts as leaving, as with ngin
 from __future__ import annotations
 
 import asyncio
-import socket
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.exchange import Exchange
-from ghostcacher_router.http.local_response import OwnAnswer
-from ghostcacher_router.http.ports import Running
-from ghostcacher_router.http.protocol.head import CONTINUE, RequestHead
-from ghostcacher_router.http.protocol.request_reader import BodyIntake, HeadIntake, body_too_large
-from ghostcacher_router.http.protocol.responses import own_error
-
-if TYPE_CHECKING:
-    from ghostcacher_router.http.proxy import Front
+from ghostcacher_router.http.local_exchange import LocalExchange
+from ghostcacher_router.http.peer_state import peer_has_closed
+from ghostcacher_router.http.ports import Exchange
+from ghostcacher_router.http.protocol.local_response import error_response
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
+from ghostcacher_router.http.protocol.request_reader import RequestReader
+from ghostcacher_router.http.proxy_state import ProxyState
+from ghostcacher_router.http.worker_exchange import WorkerExchange
 
 
 class State(IntEnum):
-    """Where a connection is. BUSY: a request is answered, or its answer has not been read by the client."""
+    """Where a connection is. BUSY: a request is answered, or its response has not been read by the client."""
 
     HEAD = 0
     BODY = 1
@@ -36,29 +35,26 @@ class State(IntEnum):
 
 
 _HEAD, _BODY, _BUSY, _LINGER, _CLOSED = State
-_TCP_INFO_LEFT = frozenset({7, 8})
-"""Linux's TCP_CLOSE and TCP_CLOSE_WAIT: the other side has closed."""
-
 
 _TOO_MANY = Refusal(503, "too many connections", code="overloaded", retry_after_s=1)
+_TOO_MANY_BYTES = Refusal(503, "too many bytes of requests are held", code="overloaded", retry_after_s=1)
+_LATE_HEAD = Refusal(408, "the request's head did not come in time", code="timeout")
+_LATE_BODY = Refusal(408, "the request's body did not come in time", code="timeout")
 
 
 class ClientConnection(asyncio.Protocol):
-    """A connection to a client. Loop only. deadline: when `expired` is to be called, by the front's clock."""
+    """A connection to a client: a `Client` of its exchanges. Loop only."""
 
     __slots__ = (
         "_begun",
-        "_front",
-        "_head",
-        "_heads",
-        "_held",
-        "_intake",
-        "_keep",
-        "_moved",
+        "_exchange",
+        "_held_bytes",
         "_moved_at",
+        "_moved_bytes",
         "_peer_bytes",
+        "_proxy",
         "_read_paused",
-        "_running",
+        "_reader",
         "_seen_bytes",
         "_state",
         "_write_paused",
@@ -68,67 +64,57 @@ class ClientConnection(asyncio.Protocol):
         "write",
     )
     transport: asyncio.Transport
+    write: Callable[[bytes], None]
+    deadline: float
 
-    def __init__(self, front: Front) -> None:
-        self._front = front
+    def __init__(self, proxy: ProxyState) -> None:
+        self._proxy = proxy
         self._state = _HEAD
-        self._heads = HeadIntake(front.limits)
-        self._head: RequestHead | None = None
+        self._reader = RequestReader(proxy.limits)
         self._begun = False
-        self._keep = False
-        self._intake: BodyIntake | None = None
-        self._held = 0
+        self._held_bytes = 0
         self._seen_bytes = 0
-        self._running: Running | None = None
-        self._moved = 0
+        self._exchange: Exchange | None = None
+        self._moved_bytes = 0
         self._moved_at = 0.0
         self._read_paused = False
         self._write_paused = False
         self.peer: str | None = None
 
     def __repr__(self) -> str:
-        return (
-            f"ClientConnection({self.peer}, {self._state.name}, pending={len(self._heads.pending)}, {self._running!r})"
-        )
+        pending = len(self._reader.pending)
+        return f"ClientConnection({self.peer}, {self._state.name}, pending={pending}, {self._exchange!r})"
 
-    # what is under way uses these
+    # what an exchange uses
 
     @property
     def may_keep_alive(self) -> bool:
-        return self._keep and not self._front.draining
+        return self._reader.keep_alive and not self._proxy.draining
 
     def forwarded_for(self, before: bytes | None) -> bytes:
-        """Return the header X-Forwarded-For with this client's address."""
         return self._peer_bytes if before is None else b"%b, %b" % (before, self._peer_bytes)
 
     def release_body(self) -> None:
-        """The body is no longer held."""
-        self._front.buffered_bytes -= self._held
-        self._held = 0
+        self._proxy.buffered_bytes -= self._held_bytes
+        self._held_bytes = 0
 
     def exchange_done(self, keep: bool) -> None:
-        """The answer has been written, as a whole."""
-        front = self._front
-        self._running = self._head = None
-        front.in_flight -= 1
-        front.buffered_bytes -= self._held
-        self._held = 0
-        if not keep or front.draining:
+        proxy = self._proxy
+        self._exchange = self._reader.head = None
+        proxy.in_flight -= 1
+        self.release_body()
+        if not keep or proxy.draining:
             self._close()
         elif not self._write_paused:
             self._next()
 
     def exchange_refused(self, refusal: Refusal) -> None:
-        """The router answers itself; nothing has been written."""
-        head, running = self._head, self._running
-        assert head is not None, self
-        assert running is not None, self
+        assert self._exchange is not None, self
         keep = self.may_keep_alive
-        self._write_error(refusal, head, running.request_id, keep)
+        self._write_error(refusal, self._exchange.request_id, keep)
         self.exchange_done(keep)
 
     def abort(self) -> None:
-        """Close at once: what was written must not look like a whole answer."""
         self._leave()
         self.transport.abort()
 
@@ -140,22 +126,20 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else None
         self._peer_bytes = (self.peer or "unknown").encode()
-        self.deadline = self._front.clock() + self._front.limits.client_header_s
-        if not self._front.admit(self):
-            self._write_error(_TOO_MANY, None, None, False)
+        self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
+        if not self._proxy.admit(self):
+            self._write_error(_TOO_MANY, None, False)
             self._close()
-        elif self._front.draining:
-            self._close()  # It was accepted before the front ceased to listen.
+        elif self._proxy.draining:
+            self._close()  # It was accepted before the proxy ceased to listen.
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state is _HEAD:
-            self._take_head(data)
-        elif state is _BODY:
-            self._take_body(data)
+        if state is _HEAD or state is _BODY:
+            self._read(data)
         elif state is _BUSY:
-            self._heads.pending += data
-            if len(self._heads.pending) > self._front.limits.pipelined_bytes_max and not self._read_paused:
+            self._reader.pending += data
+            if len(self._reader.pending) > self._proxy.limits.pipelined_bytes_max and not self._read_paused:
                 self._read_paused = True
                 self.transport.pause_reading()
 
@@ -165,184 +149,145 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._leave()
-        self._front.forget(self)
+        self._proxy.forget(self)
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self._moved_at = self._front.clock()
-        if self._running is not None:
-            self._running.pause()
+        self._moved_at = self._proxy.clock()
+        if self._exchange is not None:
+            self._exchange.pause()
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._moved_at = self._front.clock()
-        if self._running is not None:
-            self._running.resume()
+        self._moved_at = self._proxy.clock()
+        if self._exchange is not None:
+            self._exchange.resume()
         elif self._state is _BUSY:
             self._next()
 
     # time
 
     def expired(self, now: float) -> None:
-        """The deadline has passed."""
-        limits = self._front.limits
         if self._state is _HEAD:
-            if self._heads.pending:
-                self._refuse(Refusal(408, "the request's head did not come in time", code="timeout"))
+            if self._reader.pending:
+                self._refuse(_LATE_HEAD)
             else:
                 self._close()
         elif self._state is _BODY:
-            received_bytes = 0 if self._intake is None else self._intake.received_bytes
+            limits, received_bytes = self._proxy.limits, self._reader.received_bytes
             if received_bytes - self._seen_bytes < limits.client_body_s * limits.body_rate_min:
-                self._refuse(Refusal(408, "the request's body did not come in time", code="timeout"))
+                self._refuse(_LATE_BODY)
             else:
                 # What came fast earns no time to be silent.
                 self._seen_bytes = received_bytes
                 self.deadline = now + limits.client_body_s
         elif self._state is _BUSY:
-            self._watch(now)
+            self._check_progress(now)
         else:
             self.transport.abort()
 
-    def _watch(self, now: float) -> None:
-        """Look after an answer that is under way."""
-        running, limits = self._running, self._front.limits
-        if self._read_paused and _peer_left(self.transport):
+    def _check_progress(self, now: float) -> None:
+        """Give up a response that nobody reads, or of which nothing comes."""
+        exchange, limits = self._exchange, self._proxy.limits
+        if self._read_paused and peer_has_closed(self.transport):
             self.abort()
-        elif self._write_paused or running is None:
+        elif self._write_paused or exchange is None:
             if now - self._moved_at > limits.client_stall_s:
                 self.abort()
-        elif running.passed_bytes != self._moved:
-            self._moved, self._moved_at = running.passed_bytes, now
+        elif exchange.passed_bytes != self._moved_bytes:
+            self._moved_bytes, self._moved_at = exchange.passed_bytes, now
         elif now - self._moved_at > limits.worker_silence_s:
-            running.expire()
+            exchange.expire()
 
     def drain(self) -> None:
-        """No more requests; the one that is under way ends in peace."""
-        if self._state is _HEAD and not self._heads.pending:
+        if self._state is _HEAD and not self._reader.pending:
             self._close()
 
     # a request
 
-    def _take_head(self, data: bytes) -> None:
-        limits = self._front.limits
+    def _read(self, data: bytes) -> None:
+        """Read on in a request; once it is whole, have it answered."""
+        reader = self._reader
         try:
-            found = self._heads.feed(data)
+            body = reader.feed(data)
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        if found is None:
-            if not self._begun and self._heads.begun:
+        if not self._hold(reader.body_bytes if body is None else len(body)):
+            return
+        if body is not None:
+            assert reader.head is not None, self
+            self._run(reader.head, body)
+        elif not reader.in_body:
+            if not self._begun and reader.begun:
                 self._begun = True
-                self.deadline = self._front.clock() + limits.client_header_s
-            return
-        head, length, data = found
-        self._head = head
-        self._keep = head.keep_alive
-        self._begun = False
-        if length is not None:
-            if length > limits.body_bytes_max:
-                self._refuse(body_too_large(limits.body_bytes_max))
-                return
-            if len(data) >= length:
-                # All of it is here.
-                if len(data) > length:
-                    self._heads.pending += data[length:]
-                    data = data[:length]
-                if self._hold(length):
-                    self._run(head, data)
-                return
-        self._state = _BODY
-        self._seen_bytes = 0
-        self.deadline = self._front.clock() + limits.client_body_s
-        self._intake = BodyIntake(length, limits)
-        if head.expects_continue:
-            self.write(CONTINUE)
-        if data:
-            self._take_body(data)
-
-    def _take_body(self, data: bytes) -> None:
-        intake, head = self._intake, self._head
-        assert intake is not None, self
-        assert head is not None, self
-        try:
-            intake.feed(data)
-        except Refusal as refusal:
-            self._refuse(refusal)
-            return
-        if not self._hold(intake.size - self._held) or not intake.over:
-            return
-        self._heads.pending += intake.rest
-        if intake.surplus:
-            self._keep = False  # Where the next request begins is not known; the client has to send it again.
-        body = intake.whole()
-        self._drop_intake()
-        self._run(head, body)
+                self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
+        elif self._state is _HEAD:
+            self._state = _BODY
+            self._seen_bytes = 0
+            self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
+            if reader.head is not None and reader.head.expects_continue:
+                self.write(CONTINUE)
 
     def _hold(self, size: int) -> bool:
-        """Count bytes of a body that are held; False when there are too many: the request is refused."""
-        self._held += size
-        self._front.buffered_bytes += size
-        if self._front.buffered_bytes <= self._front.limits.buffered_bytes_max:
+        """Count the bytes of a body that are held; False when there are too many: the request is refused."""
+        self._proxy.buffered_bytes += size - self._held_bytes
+        self._held_bytes = size
+        if self._proxy.buffered_bytes <= self._proxy.limits.buffered_bytes_max:
             return True
-        self._refuse(Refusal(503, "too many bytes of requests are held", code="overloaded", retry_after_s=1))
+        self._refuse(_TOO_MANY_BYTES)
         return False
 
-    def _drop_intake(self) -> None:
-        if self._intake is not None:
-            self._intake.release()
-            self._intake = None
-
     def _run(self, head: RequestHead, body: bytes) -> None:
-        front = self._front
-        now = front.clock()
+        proxy = self._proxy
+        now = proxy.clock()
         self._state = _BUSY
+        self._begun = False
         self._moved_at = now
-        self.deadline = now + front.limits.tick_s
-        front.in_flight += 1
-        running: Running
-        if front.local.match(head.method, head.path):
-            running = OwnAnswer(front, self, head, body)
+        self.deadline = now + proxy.limits.tick_s
+        proxy.in_flight += 1
+        exchange: Exchange
+        if proxy.local.match(head.method, head.path):
+            exchange = LocalExchange(proxy, self, head, body)
         else:
-            running = Exchange(front, self, head, body, now)
-        self._running = running
-        running.start()
+            exchange = WorkerExchange(proxy, self, head, body, now)
+        self._exchange = exchange
+        exchange.start()
 
     def _next(self) -> None:
-        """Go on to the next request: the client has taken the answer."""
-        if self._front.draining:
+        """Go on to the next request: the client has taken the response."""
+        if self._proxy.draining:
             self._close()
             return
         self._state = _HEAD
-        self.deadline = self._front.now + self._front.limits.keep_alive_s
-        if self._heads.pending:
-            asyncio.get_running_loop().call_soon(self._take_pending)
+        self.deadline = self._proxy.now + self._proxy.limits.keep_alive_s
+        if self._reader.pending:
+            asyncio.get_running_loop().call_soon(self._read_pending)
 
-    def _take_pending(self) -> None:
-        """Take what was sent ahead; in a new call, so that many small requests do not nest."""
-        if self._state is _HEAD and self._heads.pending:
-            data = bytes(self._heads.pending)
-            self._heads.pending.clear()
-            self._take_head(data)
-        if self._state is not _BUSY or len(self._heads.pending) <= self._front.limits.pipelined_bytes_max:
+    def _read_pending(self) -> None:
+        """Read what was sent ahead; in a new call, so that many small requests do not nest."""
+        pending = self._reader.pending
+        if self._state is _HEAD and pending:
+            data = bytes(pending)
+            pending.clear()
+            self._read(data)
+        if self._state is not _BUSY or len(pending) <= self._proxy.limits.pipelined_bytes_max:
             self._resume_reading()
 
     # ends
 
-    def _write_error(self, refusal: Refusal, head: RequestHead | None, request_id: bytes | None, keep: bool) -> None:
-        path = "" if head is None else head.path
-        no_body = head is not None and head.method == "HEAD"
-        self.write(own_error(path, refusal, request_id=request_id, keep_alive=keep, no_body=no_body))
-        self._front.meter.answered(path, refusal.status)
-        if self._front.access_log:
-            self._front.log_access(self.peer, head, refusal.status, request_id)
+    def _write_error(self, refusal: Refusal, request_id: bytes | None, keep: bool) -> None:
+        head = self._reader.head
+        path, no_body = ("", False) if head is None else (head.path, head.method == "HEAD")
+        self.write(error_response(path, refusal).encode(request_id, keep_alive=keep, no_body=no_body))
+        self._proxy.answered(self.peer, head, refusal.status, request_id)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with an error while the request may still be coming, and take no other."""
-        self._write_error(refusal, self._head, None, False)
+        self._write_error(refusal, None, False)
         self._leave()
         self._state = _LINGER
-        self.deadline = self._front.clock() + self._front.limits.linger_s
+        self.deadline = self._proxy.clock() + self._proxy.limits.linger_s
         self._resume_reading()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
@@ -354,29 +299,16 @@ class ClientConnection(asyncio.Protocol):
 
     def _leave(self) -> None:
         """Let go of everything: the client is gone, or its connection is about to be."""
-        running, self._running = self._running, None
-        if running is not None:
-            self._front.in_flight -= 1
-            running.cancel()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._proxy.in_flight -= 1
+            exchange.cancel()
         self._state = _CLOSED
-        self.deadline = self._front.clock() + self._front.limits.client_stall_s
-        self._head = None
-        self._heads.pending.clear()
-        self._drop_intake()
+        self.deadline = self._proxy.clock() + self._proxy.limits.client_stall_s
+        self._reader.release()
         self.release_body()
 
     def _resume_reading(self) -> None:
         if self._read_paused and not self.transport.is_closing():
             self._read_paused = False
             self.transport.resume_reading()
-
-
-def _peer_left(transport: asyncio.Transport) -> bool:
-    """Say whether the client has closed, behind bytes of it that are not read yet."""
-    if not hasattr(socket, "TCP_INFO"):
-        return False
-    try:
-        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    except OSError:
-        return False
-    return info[0] in _TCP_INFO_LEFT

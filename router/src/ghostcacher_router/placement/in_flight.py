@@ -18,7 +18,7 @@ BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 
 LAST_SEEDED = 3
-BLOCKS_SEEDED = 8
+SECTIONS_SEEDED = 8
 """Boundaries at which others are told at once who holds a prompt: the index is asked about any other."""
 
 BIAS_WEIGHT = 0.1
@@ -170,11 +170,11 @@ class InFlightTracker:
 
 
 def _depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
-    """Return at which of a prompt's known boundaries others will likely leave it: near its end, and after its blocks.
+    """Return at which of a prompt's known boundaries others will likely leave it: near its end, and after its sections.
 
     As numbers of known boundaries, shallowest first.
     """
     depths = set(range(max(1, len(known) - LAST_SEEDED + 1), len(known) + 1))
     indexes = [boundary.index for boundary in known]
-    depths |= {bisect_right(indexes, end) for _, end in prompt.block_ends[:BLOCKS_SEEDED]}
+    depths |= {bisect_right(indexes, end) for _, end in prompt.section_ends[:SECTIONS_SEEDED]}
     return sorted(depths - {0})

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from ghostcacher_connector.core.coordination.base import Flush, WorkerNews
+from ghostcacher_connector.core.coordination.base import Flush, WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.ghostlock.followers import Met, Verb, follow_any, patience_s
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
@@ -136,7 +136,7 @@ class Picker:
                 return self.desk.hand_out(step)
         raise AssertionError(f"{ask.request_id}: without locks and questions the last round places")
 
-    def on_news(self, news: WorkerNews) -> None:
+    def on_news(self, news: WorkerEvents) -> None:
         """Take note of which prompts a worker has computed."""
         ref = WorkerRef(news.namespace, news.worker, news.incarnation)
         for request_id in news.computed:

@@ -1,4 +1,4 @@
-"""Prompts that were sent to workers, until their engines tell the chains of blocks that they made of them."""
+"""Keeps prompts that were sent to workers until their engines report the chains of blocks that they made of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import NamedTuple
 from ghostcacher_router.types import Prompt
 
 PROMPTS_MAX = 20_000
+"""The most prompts that are kept."""
 BOUNDARIES_MAX = 500_000
-"""Some 100 bytes each: prompts of 128 KiB are held for 4,000 requests at a time."""
+"""The most boundaries of all kept prompts. Each takes some 100 bytes: prompts of 128 KiB are kept for 4,000 requests at
+a time."""
 
 TTL_S = 600.0
-"""An engine tells a chain when the request reaches it, and again when it is computed: the longest queue that a client
-waits in."""
+"""How long a prompt is kept. An engine reports a chain when the request reaches it, and again when it is computed, so
+this is the longest queue that a client waits in."""
 
 
 class _Sent(NamedTuple):
@@ -23,8 +25,8 @@ class _Sent(NamedTuple):
     until: float
 
 
-class Pending:
-    """Request id -> prompt; bounded, the oldest is forgotten first. Used on the event loop only."""
+class PendingPrompts:
+    """Maps request ids to prompts, bounded in number; the oldest are forgotten first. On the event loop only."""
 
     def __init__(
         self,
@@ -43,15 +45,15 @@ class Pending:
         self._boundaries = 0
 
     def __repr__(self) -> str:
-        return f"Pending(prompts={len(self._sent)}, boundaries={self._boundaries})"
+        return f"PendingPrompts(prompts={len(self._sent)}, boundaries={self._boundaries})"
 
     def __len__(self) -> int:
         return len(self._sent)
 
     def put(self, request_id: str, prompt: Prompt) -> None:
-        """Remember a prompt, once more for a second try. One that is too large is not kept.
+        """Remember a prompt; anew when its request is tried again. One that is too large is not kept.
 
-        Clients choose ids: one that another prompt has, too, becomes ambiguous, and neither is kept.
+        Clients choose the ids. An id that another prompt has as well becomes ambiguous, and neither prompt is kept.
         """
         now = self._clock()
         if request_id in self._sent or request_id in self._ambiguous:
@@ -66,7 +68,7 @@ class Pending:
         self._forget(now)
 
     def get(self, request_id: str) -> Prompt | None:
-        """Return a prompt, None when it was never put, is taken, or forgotten."""
+        """Return a prompt; None when it was never put, was popped, or is forgotten."""
         sent = self._sent.get(request_id)
         return None if sent is None or sent.until <= self._clock() else sent.prompt
 
@@ -79,7 +81,7 @@ class Pending:
         return prompt
 
     def mark_ambiguous(self, request_id: str) -> None:
-        """From now on, for as long as a prompt would be kept, nobody knows whose this id is."""
+        """Say that several prompts have this id. That holds for as long as a prompt would be kept."""
         self.pop(request_id)
         self._ambiguous[request_id] = self._clock() + self._ttl_s
         self._ambiguous.move_to_end(request_id)
@@ -87,6 +89,7 @@ class Pending:
             self._ambiguous.popitem(last=False)
 
     def is_ambiguous(self, request_id: str) -> bool:
+        """Say whether several prompts have this id."""
         return self._ambiguous.get(request_id, float("-inf")) > self._clock()
 
     def _forget(self, now: float) -> None:

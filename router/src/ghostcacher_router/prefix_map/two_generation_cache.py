@@ -1,9 +1,10 @@
-"""A bounded store of small values that forgets what was not used for long.
+"""A bounded cache of small values that forgets what was not used for long.
 
-Two generations: what is found or put goes into the young one; when this is half of the limit, or half of the time to
-live old, it becomes the old one, and the old one is forgotten whole. Finding what is young writes nothing, and an
-entry carries neither links nor a time: a value is forgotten when it was not used for between half and all of the time
-to live, or while half as many entries as the limit were put or found again.
+It has two generations. What is put, or found in the old generation, goes into the young one. When the young generation
+holds half of the entries allowed, or is half of the time to live old, it becomes the old one, and the old one is
+forgotten as a whole. Finding a young entry writes nothing, and an entry carries neither links nor a time. In exchange
+the moment of forgetting is not exact: a value goes when it was not used for between half and all of the time to live,
+or while half as many entries as allowed were put or found again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 Table = dict[bytes, bytes]
 
 
-class Recent:
-    """(namespace, key) -> value. entries_max: at least 2, over all namespaces."""
+class TwoGenerationCache:
+    """Maps (namespace, key) to a value. entries_max: the limit over all namespaces, at least 2."""
 
     def __init__(self, *, entries_max: int, ttl_s: float, clock: Callable[[], float]) -> None:
         assert entries_max > 1
@@ -31,7 +32,7 @@ class Recent:
         return sum(len(table) for tables in (self._young, self._old) for table in tables.values())
 
     def find(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, None where there is none, and count all that was found as used."""
+        """Return the value of each key, None where there is none. What is found counts as used."""
         self._age()
         young = self._young.get(namespace, {})
         values = list(map(young.get, keys))
@@ -44,7 +45,7 @@ class Recent:
         return values
 
     def from_last(self, namespace: str, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
-        """Yield index and value of each key that has one, the last first. What is yielded counts as used."""
+        """Yield index and value of each key that has one, from the last key on. What is yielded counts as used."""
         self._age()
         young, old = self._young.get(namespace, {}), self._old.get(namespace, {})
         for index in range(len(keys) - 1, -1, -1):
@@ -56,7 +57,7 @@ class Recent:
                 yield index, value
 
     def put(self, namespace: str, key: bytes, value: bytes) -> None:
-        """Enter a value in place of an earlier one."""
+        """Enter a value; it takes the place of an earlier one."""
         self._age()
         self._put(namespace, key, value)
 
@@ -75,20 +76,20 @@ class Recent:
         young = self._young.setdefault(namespace, {})
         if key not in young:
             if self._young_count >= self._young_max:
-                self._turn()
+                self._change_generations()
                 young = self._young.setdefault(namespace, {})
             self._old.get(namespace, {}).pop(key, None)
             self._young_count += 1
         young[key] = value
 
     def _age(self) -> None:
-        """Turn the generations whose time has come, as often as it has come."""
+        """Change generations once for each period that has passed."""
         periods = (self._clock() - self._born) // self._period_s
         if periods >= 1:
-            self._turn()
+            self._change_generations()
             if periods > 1:
-                self._turn()
+                self._change_generations()
             self._born += periods * self._period_s
 
-    def _turn(self) -> None:
+    def _change_generations(self) -> None:
         self._old, self._young, self._young_count = self._young, {}, 0

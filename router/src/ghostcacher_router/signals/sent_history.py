@@ -18,7 +18,7 @@ ENTRIES_MAX = 1 << 17
 """Boundaries remembered: 22 to 50 MiB, the more the shorter prompts are."""
 
 PER_PROMPT_MAX = 64
-"""Of a longer prompt only some boundaries are remembered, the ends of its typed blocks among them."""
+"""Of a longer prompt only some boundaries are remembered, the ends of its sections among them."""
 
 TTL_S = 600.0
 """A plain engine's cache is a few minutes of its traffic; what was sent before has likely been evicted."""
@@ -158,5 +158,5 @@ def _some(prompt: Prompt) -> Sequence[bytes]:
     if len(digests) <= PER_PROMPT_MAX:
         return digests
     stride = 1 << (-(-len(digests) // PER_PROMPT_MAX) - 1).bit_length()
-    chosen = {*range(stride - 1, len(digests), stride), *(index for _, index in prompt.block_ends[-PER_PROMPT_MAX:])}
+    chosen = {*range(stride - 1, len(digests), stride), *(index for _, index in prompt.section_ends[-PER_PROMPT_MAX:])}
     return [digests[index] for index in sorted(chosen)]

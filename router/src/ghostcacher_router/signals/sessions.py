@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
-from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ports import Clock, Offload
 from ghostcacher_router.signals.coalescer import Coalescer
@@ -50,7 +50,7 @@ class SessionAffinity:
 
     def __init__(
         self,
-        store: RoutingStore | None,
+        store: CoordinationStore | None,
         offload: Offload,
         clock: Clock,
         *,

@@ -7,8 +7,8 @@ import re
 import socket
 import ssl
 
-from ghostcacher_router.http.limits import Limits
-from ghostcacher_router.http.protocol.responses import AnswerHeads
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
 from ghostcacher_router.upstreams.connection import WorkerConnection
 
@@ -28,7 +28,7 @@ class WorkerPool:
         self.limits = limits
         self.host_line = f"Host: {host}:{endpoint.port}\r\n".encode()
         self.prefix = endpoint.path.encode()
-        self.answers = AnswerHeads()
+        self.heads = ResponseHeads()
         self.open: set[WorkerConnection] = set()
         self.connecting = 0
         self._idle: dict[WorkerConnection, float] = {}

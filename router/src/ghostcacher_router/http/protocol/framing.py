@@ -1,4 +1,4 @@
-"""Where a chunked body ends, and what it holds: llhttp, fed with a head of our own and then with the body alone.
+"""Where a chunked body ends, and what it holds: llhttp, fed with a made-up head and then with the body alone.
 
 Trailers are passed over: no callback takes them, so however long they are, they take no memory.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, HttpResponseParser
 
-_ANSWER_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+_RESPONSE_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _REQUEST_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 _ERRORS = (HttpParserError, HttpParserUpgrade)
 """The second for what comes behind a body, and asks for another protocol."""
@@ -22,7 +22,7 @@ class BadFraming(Exception):
 
 
 class ChunkedEnd:
-    """Finds the end of an answer's chunked body, which is passed on as it is.
+    """Finds the end of a response's chunked body, which is passed on as it is.
 
     `feed` must see every byte. It returns how many of these bytes belong to the body's last part: None while the body
     goes on, and then their number. Where it ends within a long piece with something behind it, it raises BadFraming:
@@ -35,7 +35,7 @@ class ChunkedEnd:
         self._over = False
         self._surplus = False
         self._feed = HttpResponseParser(self).feed_data
-        self._feed(_ANSWER_HEAD)
+        self._feed(_RESPONSE_HEAD)
 
     def on_message_begin(self) -> None:
         self._surplus = self._over
@@ -87,7 +87,7 @@ class ChunkedBody:
         self.surplus = False
         self._sink = sink
         self._feed = (HttpRequestParser if of_request else HttpResponseParser)(self).feed_data
-        self._feed(_REQUEST_HEAD if of_request else _ANSWER_HEAD)
+        self._feed(_REQUEST_HEAD if of_request else _RESPONSE_HEAD)
 
     def on_message_begin(self) -> None:
         self.surplus = self.over

@@ -1,23 +1,108 @@
-"""Requests that come in pieces: heads and bodies gathered whole, with every bound on them. No I/O."""
+"""Reads the requests of one connection, which come in pieces: gathers heads and bodies, within bounds. No I/O."""
 
 from __future__ import annotations
 
 import re
 
-from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.limits import CHUNKING_PER_BYTE, Limits
 from ghostcacher_router.http.protocol.framing import BadFraming, ChunkedBody
-from ghostcacher_router.http.protocol.head import HEAD_END, LENGTH_LINE, RequestHead, read_request_head
+from ghostcacher_router.http.protocol.headers import HEAD_END, LENGTH_LINE
+from ghostcacher_router.http.protocol.limits import CHUNKING_PER_BYTE, Limits
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.request_head import RequestHead, read_request_head
 
 _CR = 13
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
 """What no head may contain: found at once, where the end of a head would never come."""
 PIECES_MAX = 256
-"""Kept apart: then they are joined, since a piece of one byte takes the memory of forty."""
+"""Pieces of a body that are kept apart. Then they are joined, since a piece of one byte takes the memory of forty."""
 
 
-class HeadIntake:
+class RequestReader:
+    """Reads requests one after the other.
+
+    head: of the request that is being read or was read last; None before its head is whole. keep_alive: whether another
+    request can follow it. pending: bytes that have come and are not read yet; whoever feeds may add to it while a
+    request is answered.
+    """
+
+    __slots__ = ("_body", "_heads", "_limits", "head", "keep_alive", "pending")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._heads = HeadReader(limits)
+        self._body: BodyReader | None = None
+        self.pending = self._heads.pending
+        self.head: RequestHead | None = None
+        self.keep_alive = False
+
+    @property
+    def in_body(self) -> bool:
+        """A head is whole, its body is not."""
+        return self._body is not None
+
+    @property
+    def begun(self) -> bool:
+        """Part of a head is here. Empty lines alone are none: they start no request."""
+        return len(self.pending) > 1 or self.pending not in b"\r"
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes of the body that have come, chunk sizes and trailers included."""
+        return 0 if self._body is None else self._body.received_bytes
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the body that are held while it is not whole."""
+        return 0 if self._body is None else self._body.size
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take in what has come, and return the body once the request is whole. Raises Refusal.
+
+        data: not empty, unless the request is in its body.
+        """
+        if self._body is not None:
+            return self._feed_body(self._body, data)
+        found = self._heads.feed(data)
+        if found is None:
+            return None
+        self.head, length, data = found
+        self.keep_alive = self.head.keep_alive
+        if length is not None:
+            if length > self._limits.body_bytes_max:
+                raise _body_too_large(self._limits)
+            if len(data) >= length:
+                if len(data) > length:
+                    self.pending += data[length:]
+                    data = data[:length]
+                return data
+        self._body = BodyReader(length, self._limits)
+        return self._feed_body(self._body, data) if data else None
+
+    def release(self) -> None:
+        """Let go of everything that is held."""
+        self.head = None
+        self.pending.clear()
+        self._drop_body()
+
+    def _feed_body(self, body: BodyReader, data: bytes) -> bytes | None:
+        body.feed(data)
+        if not body.over:
+            return None
+        self.pending += body.rest
+        if body.surplus:
+            self.keep_alive = False  # Where the next request begins is not known; the client has to send it again.
+        whole = body.whole()
+        self._drop_body()
+        return whole
+
+    def _drop_body(self) -> None:
+        if self._body is not None:
+            self._body.release()
+            self._body = None
+
+
+class HeadReader:
     """Gathers the heads of one connection. pending: what has come and is not taken yet; others may add to it.
 
     A head that differs from the one before in nothing but the length of the body is not parsed again: clients that keep
@@ -31,11 +116,6 @@ class HeadIntake:
         self._lines = b""
         self._head: RequestHead | None = None
         self.pending = bytearray()
-
-    @property
-    def begun(self) -> bool:
-        """Part of a head is here. Empty lines alone are none: they start no request."""
-        return len(self.pending) > 1 or self.pending not in b"\r"
 
     def feed(self, data: bytes) -> tuple[RequestHead, int | None, bytes] | None:
         """Return a head, the length of its body (None: chunked) and what came behind it; None while it is not whole.
@@ -66,10 +146,10 @@ class HeadIntake:
         end += len(HEAD_END)
         if end > self._limits.head_bytes_max:
             raise _head_too_large(self._limits)
-        head, length = self._read(data[:end])
+        head, length = self._parse(data[:end])
         return head, length, data[end:]
 
-    def _read(self, raw: bytes) -> tuple[RequestHead, int | None]:
+    def _parse(self, raw: bytes) -> tuple[RequestHead, int | None]:
         found = LENGTH_LINE.search(raw)
         if found is None:
             return read_request_head(raw, self._limits.headers_max)
@@ -83,19 +163,19 @@ class HeadIntake:
         return head, length
 
     def _check_begun(self, before: int) -> None:
-        """Refuse what can become no head. before: what comes before was looked at."""
+        """Refuse what can become no head. before: the bytes in front of it were looked at already."""
         if _BARE.search(self.pending, before):
             raise Refusal(400, "malformed head of a request: bare CR, LF or NUL")
         if len(self.pending) > self._limits.head_bytes_max:
             raise _head_too_large(self._limits)
 
 
-class BodyIntake:
+class BodyReader:
     """Gathers one body. length: in bytes; None when it is chunked.
 
-    received_bytes: with chunk sizes and trailers. over: the body is whole. rest: what came behind it, which is the next
-    request's; behind a chunked one it is lost (`surplus`), since llhttp does not tell where it begins. size: bytes of
-    the body that are here.
+    received_bytes: what has come, chunk sizes and trailers included. size: bytes of the body that are here. over: the
+    body is whole. rest: what came behind it, which belongs to the next request; behind a chunked body it is lost
+    (surplus), since llhttp does not tell where it begins.
     """
 
     __slots__ = (
@@ -163,14 +243,14 @@ class BodyIntake:
         self.over, self.surplus = chunks.over, chunks.surplus
         self.size = size = len(self._content)
         if size > limits.body_bytes_max:
-            raise body_too_large(limits.body_bytes_max)
+            raise _body_too_large(limits)
         framing_bytes = self.received_bytes - size
         if framing_bytes > limits.chunking_bytes_max + CHUNKING_PER_BYTE * size and not self.surplus:
             raise Refusal(400, "the request's chunks are too small, or its trailers too large")
 
 
-def body_too_large(bytes_max: int) -> Refusal:
-    return Refusal(413, f"expected a body of at most {bytes_max} bytes, got more", code="request_too_large")
+def _body_too_large(limits: Limits) -> Refusal:
+    return Refusal(413, f"expected a body of at most {limits.body_bytes_max} bytes, got more", code="request_too_large")
 
 
 def _head_too_large(limits: Limits) -> Refusal:

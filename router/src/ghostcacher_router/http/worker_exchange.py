@@ -1,11 +1,11 @@
 """One request's life at the workers: parsed, placed, sent, answered; or placed again while nothing came back.
 
-    start -> parse -> place -> connect or take a kept connection -> send -> answer_head .. answer_end
+    start -> parse -> place -> connect or take a kept connection -> send -> response_head .. response_end
                        ^                                       |
                        '-- refused, or broke before any byte <-'
 
-Without a connection kept and with a dispatcher that must wait there is a task; else there is none. A connection
-that was kept and turns out closed proves nothing: the same worker gets one more try, on a new connection.
+There is a task only while a dispatcher has to wait or a connection is made. A connection that was kept and turns out
+closed proves nothing: the same worker gets one more try, on a new connection.
 """
 
 from __future__ import annotations
@@ -13,51 +13,46 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.protocol.head import RequestHead, worker_request
-from ghostcacher_router.http.protocol.responses import AnswerHead, without_chunked
+from ghostcacher_router.http.ports import Client
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.request_head import RequestHead, worker_request
+from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
+from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.types import Ask, Forecast, NoWorker, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.connection import WorkerConnection
-
-if TYPE_CHECKING:
-    from ghostcacher_router.http.client_connection import ClientConnection
-    from ghostcacher_router.http.proxy import Front
+from ghostcacher_router.upstreams.ports import Sink
 
 logger = logging.getLogger(__name__)
 
-CLIENT_LEFT = 499
-"""As nginx calls it. Never sent."""
-_NO_CONTENT = 204
 HTTP_ERROR = 400
 WORKER_NAMES_MAX = 8192
 OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """What the router lacks itself when it cannot connect: it says nothing of the worker."""
+_OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
-class Exchange:
-    """One request of one client. Loop only; a `Receiver` of the worker's answer.
+class WorkerExchange:
+    """One request of one client, answered by a worker: an `Exchange`, and the `ResponseReceiver`. Loop only.
 
     Tells the client's connection exactly once that it is over, unless it was cancelled by it.
     """
 
     __slots__ = (
-        "_answering",
         "_began_at",
         "_body",
         "_client",
         "_connection",
         "_excluded",
-        "_front",
         "_head",
         "_keep",
         "_over",
         "_placement",
+        "_proxy",
         "_received_at",
+        "_responding",
         "_reused",
         "_sent",
         "_shape",
@@ -69,10 +64,8 @@ class Exchange:
     )
     _shape: RequestShape
 
-    def __init__(
-        self, front: Front, client: ClientConnection, head: RequestHead, body: bytes, received_at: float
-    ) -> None:
-        self._front = front
+    def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes, received_at: float) -> None:
+        self._proxy = proxy
         self._client = client
         self._head = head
         self._body = body
@@ -83,22 +76,25 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
         self._excluded: frozenset[str] = frozenset()
         self._status: int | None = None
-        self._answering = False
+        self._responding = False
         self._reused = False
         self._sent = False
         self._keep = False
         self._over = False
         self.no_body = head.method == "HEAD"
         self.plain = not head.http11
-        self.request_id = head.request_id or front.next_request_id()
+        self.request_id = head.request_id or proxy.next_request_id()
 
     def __repr__(self) -> str:
-        return f"Exchange({self._head.method} {self._head.path}, worker={self._worker}, status={self._status})"
+        return f"WorkerExchange({self._head.method} {self._head.path}, worker={self._worker}, status={self._status})"
 
     @property
     def passed_bytes(self) -> int:
-        """A number that grows while the worker sends."""
         return 0 if self._connection is None else self._connection.passed_bytes
+
+    @property
+    def _worker(self) -> str | None:
+        return None if self._placement is None else self._placement.worker
 
     # the client's side
 
@@ -106,11 +102,11 @@ class Exchange:
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._shape = self._front.parse(head.path, self._body, head.headers)
+            self._shape = self._proxy.parse(head.path, self._body, head.headers)
         except BadBody as exc:
             self._refuse(Refusal(400, exc.message, param=exc.param))
         except Exception:
-            self._bug("parsing a body")
+            self._fail_unexpectedly("parsing a body")
         else:
             self._place()
 
@@ -119,7 +115,7 @@ class Exchange:
         if not self._over:
             worker = self._worker
             self._stop(Outcome.CANCELLED)
-            self._answered(CLIENT_LEFT, worker)
+            self._count(CLIENT_LEFT, worker)
 
     def expire(self) -> None:
         """The worker has been silent for too long."""
@@ -140,11 +136,11 @@ class Exchange:
         head = self._head
         ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._excluded)
         try:
-            placement = self._front.dispatcher.place_now(ask)
+            placement = self._proxy.dispatcher.place_now(ask)
         except NoWorker as exc:
             self._no_worker(exc)
         except Exception:
-            self._bug("placing a request")
+            self._fail_unexpectedly("placing a request")
         else:
             if placement is None:
                 self._task = asyncio.get_running_loop().create_task(self._place_later(ask))
@@ -153,11 +149,11 @@ class Exchange:
 
     async def _place_later(self, ask: Ask) -> None:
         try:
-            placement = await self._front.dispatcher.place(ask)
+            placement = await self._proxy.dispatcher.place(ask)
         except NoWorker as exc:
             self._no_worker(exc)
         except Exception:
-            self._bug("placing a request")
+            self._fail_unexpectedly("placing a request")
         else:
             self._use(placement)
 
@@ -165,7 +161,7 @@ class Exchange:
         self._placement = placement
         self._sent = False
         try:
-            connection = self._front.pools[placement.endpoint].take()
+            connection = self._proxy.pools[placement.endpoint].take()
         except OSError as exc:
             self._refused("refused", str(exc))
             return
@@ -181,7 +177,7 @@ class Exchange:
 
     async def _send_later(self, placement: Placement) -> None:
         try:
-            connection = await self._front.pools.connect(placement.endpoint)
+            connection = await self._proxy.pools.connect(placement.endpoint)
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
                 logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
@@ -189,77 +185,55 @@ class Exchange:
             else:
                 self._refused("refused", str(exc))
         except Exception:
-            self._bug("connecting to a worker")
+            self._fail_unexpectedly("connecting to a worker")
         else:
             self._send(connection, placement)
 
     def _send(self, connection: WorkerConnection, placement: Placement) -> None:
-        front, client = self._front, self._client
-        pool = connection.pool
+        proxy, pool = self._proxy, connection.pool
         head, body = self._head, self._body
-        tail = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (
-            self.request_id,
-            client.forwarded_for(head.headers.get(b"x-forwarded-for")),
-        )
+        forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
+        own_lines = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
         self._connection = connection
-        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, tail, len(body)), body)
+        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own_lines, len(body)), body)
         if not self._sent:
             self._sent = True
             placement.sent()
         if self._received_at is not None:
-            front.meter.latency_ms.observe((front.clock() - self._received_at) * 1e3)
+            proxy.meter.latency_ms.observe((proxy.clock() - self._received_at) * 1e3)
             self._received_at = None
 
     # the worker's side
 
-    def answer_head(
-        self, head: AnswerHead, length: int | None, *, whole: bool
-    ) -> tuple[bytes, Callable[[bytes], None]]:
+    def response_head(self, head: ResponseHead, length: int | None, *, whole: bool) -> tuple[bytes, Sink]:
         placement, client = self._placement, self._client
         assert placement is not None, self
         self._status = head.status
         if not whole and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
             client.release_body()
-        lines, tail = head.lines, b""
-        plain, forecast = self.plain, placement.forecast
-        if head.chunked:
-            if plain:
-                lines = without_chunked(lines)
-        elif length is not None and head.status != _NO_CONTENT:
-            tail = b"\r\ncontent-length: %d" % length
-        if forecast is not None:
-            tail += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (
-                forecast.total_ms,
-                forecast.cached_tokens,
-            )
-        ends = length is not None or (head.chunked and not plain) or head.no_body or self.no_body
+        ends = length is not None or (head.chunked and not self.plain) or head.no_body or self.no_body
         self._keep = keep = ends and client.may_keep_alive
-        if not keep:
-            tail += b"\r\nconnection: close"
-        elif plain:
-            tail += b"\r\nconnection: keep-alive"
-        worker = _printable(placement.worker)
-        first = b"%b\r\nx-request-id: %b\r\nx-gc-worker: %b%b\r\n\r\n" % (lines, self.request_id, worker, tail)
-        return first, client.write
+        own_lines = _own_lines(self.request_id, placement.worker, placement.forecast)
+        return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), client.write
 
-    def answer_first_byte(self) -> None:
+    def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
         if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
             self._placement.first_byte()
 
-    def answer_passed_on(self) -> None:
-        self._answering = True
+    def response_begins(self) -> None:
+        self._responding = True
 
-    def answer_end(self, *, clean: bool) -> None:
+    def response_end(self, *, clean: bool) -> None:
         self._connection = None
         worker = self._worker
         self._stop(Outcome.DONE)
         assert self._status is not None, self
-        self._answered(self._status, worker)
+        self._count(self._status, worker)
         self._client.exchange_done(self._keep and clean)
 
-    def answer_lost(self, error: str, *, began: bool) -> None:
+    def response_lost(self, error: str, *, began: bool) -> None:
         self._connection = None
         if began:
             self._fail(502, f"the worker broke off its answer: {error}", code="bad_gateway")
@@ -268,7 +242,7 @@ class Exchange:
         else:
             self._refused("broke", error)
 
-    def answer_bad(self, error: str) -> None:
+    def response_bad(self, error: str) -> None:
         self._connection = None
         self._fail(502, f"the worker's answer cannot be passed on: {error}", code="bad_gateway")
 
@@ -282,10 +256,10 @@ class Exchange:
         placement.ended(Outcome.REFUSED, None)
         self._excluded |= {placement.worker}
         logger.info("request %s: worker %s: %s", self.request_id.decode(), placement.worker, error)
-        if len(self._excluded) > self._front.limits.retries_max:
+        if len(self._excluded) > self._proxy.limits.retries_max:
             self._refuse(_no_answer(len(self._excluded)))
             return
-        self._front.meter.retries.inc(reason)
+        self._proxy.meter.retries.inc(reason)
         self._place()
 
     def _no_worker(self, exc: NoWorker) -> None:
@@ -294,37 +268,30 @@ class Exchange:
         else:
             self._refuse(Refusal(exc.status, exc.message, code=exc.kind, retry_after_s=exc.retry_after_s))
 
-    def _bug(self, what: str) -> None:
-        logger.exception("%s failed in an unforeseen way: %r", what, self)
+    def _refuse(self, refusal: Refusal) -> None:
+        """End the request with an error; no response of a worker has begun."""
+        self._stop(Outcome.FAILED)
+        self._client.exchange_refused(refusal)
+
+    def _fail_unexpectedly(self, what: str) -> None:
+        logger.exception("%s: unexpected error: %r", what, self)
         self._fail(500, "the router failed", code="internal_error")
 
     def _fail(self, status: int, message: str, *, code: str) -> None:
-        """End the request; where its answer has begun, without an end that looks like one."""
-        worker = self._worker
-        if not self._answering:
+        """End the request; where its response has begun, without an end that looks like one."""
+        if not self._responding:
             self._status = None
+            self._refuse(Refusal(status, message, code=code))
+            return
+        worker = self._worker
         self._stop(Outcome.FAILED)
-        if self._answering:
-            assert self._status is not None, self
-            self._answered(self._status, worker)
-            self._client.abort()
-        else:
-            self._client.exchange_refused(Refusal(status, message, code=code))
+        assert self._status is not None, self
+        self._count(self._status, worker)
+        self._client.abort()
 
-    def _answered(self, status: int, worker: str | None) -> None:
-        front, head = self._front, self._head
-        front.meter.answered(head.path, status)
-        if front.access_log:
-            took_s = front.clock() - self._began_at
-            front.log_access(self._client.peer, head, status, self.request_id, worker=worker, took_s=took_s)
-
-    @property
-    def _worker(self) -> str | None:
-        return None if self._placement is None else self._placement.worker
-
-    def _refuse(self, refusal: Refusal) -> None:
-        self._stop(Outcome.FAILED)
-        self._client.exchange_refused(refusal)
+    def _count(self, status: int, worker: str | None) -> None:
+        peer, began_at = self._client.peer, self._began_at
+        self._proxy.answered(peer, self._head, status, self.request_id, worker=worker, began_at=began_at)
 
     def _stop(self, outcome: Outcome) -> None:
         """Let go of everything. Nothing may come after it."""
@@ -341,7 +308,12 @@ class Exchange:
             placement.ended(outcome, self._status)
 
 
-_OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
+def _own_lines(request_id: bytes, worker: str, forecast: Forecast | None) -> bytes:
+    """Return the headers that the router adds to a response."""
+    lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (request_id, _printable(worker))
+    if forecast is not None:
+        lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (forecast.total_ms, forecast.cached_tokens)
+    return lines
 
 
 def _no_answer(tried: int) -> Refusal:

@@ -1,4 +1,4 @@
-"""The canonical bytes of a prompt: typed blocks, what tells prompts apart, and what does not."""
+"""The canonical bytes of a prompt: sections, what tells prompts apart, and what does not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.support.prompts import (
     LONG,
     MESSAGES,
     RESPONSES,
-    blocks,
     chat,
     prompt_of,
     say,
+    sections,
     shape,
     shared,
 )
@@ -29,23 +29,23 @@ TOOL: dict[str, Any] = {
 }
 
 
-def test_chat_has_blocks_in_the_order_of_templates() -> None:
+def test_chat_has_sections_in_the_order_of_templates() -> None:
     """TOOLS, SYS, DOC, SESSION, USER."""
     prompt = chat(
         say("system", "s"), say("user", "1"), say("assistant", "2"), say("user", "3"), tools=[TOOL], documents=["d"]
     )
-    assert blocks(prompt) == ["TOOLS", "SYS", "DOC", "SESSION", "USER"]
+    assert sections(prompt) == ["TOOLS", "SYS", "DOC", "SESSION", "USER"]
 
 
 def test_results_of_tools_are_the_last_turn() -> None:
     """What follows the model's last message is new, be it words or results."""
     prompt = chat(say("user", "1"), say("assistant", None, tool_calls=[]), say("tool", "r", tool_call_id="c"))
-    assert blocks(prompt) == ["SESSION", "USER"]
+    assert sections(prompt) == ["SESSION", "USER"]
 
 
 def test_beginning_for_the_model_belongs_to_the_last_turn() -> None:
     """An answer that the model is to continue is no history."""
-    assert blocks(chat(say("user", "1"), say("assistant", "Sure, "))) == ["USER"]
+    assert sections(chat(say("user", "1"), say("assistant", "Sure, "))) == ["USER"]
 
 
 def test_next_turn_shares_all_of_the_turn_before() -> None:
@@ -60,7 +60,7 @@ def test_next_turn_shares_all_of_the_turn_before() -> None:
 
 
 def test_conversation_without_system_text_keeps_its_prefix_key() -> None:
-    """Without typed blocks at the front, the first message is what later turns have in common."""
+    """Without sections at the front, the first message is what later turns have in common."""
     one, two = chat(say("user", "hi")), chat(say("user", "hi"), say("assistant", LONG), say("user", LONG))
     assert one.prefix_key == two.prefix_key
 
@@ -75,7 +75,7 @@ def test_texts_that_part_within_a_message_share_what_is_before() -> None:
 def test_system_text_ends_a_block_of_any_length() -> None:
     """The end of the system text is a boundary that all its prompts share, even when it is short."""
     one, two = chat(say("system", "s"), say("user", "1")), chat(say("system", "s"), say("user", "2"))
-    assert shared(one, two) == one.ends[one.block_ends[0][1]]
+    assert shared(one, two) == one.ends[one.section_ends[0][1]]
     assert one.prefix_key == two.prefix_key
 
 
@@ -226,15 +226,15 @@ def test_content_of_unknown_type_is_hashed() -> None:
     assert one != chat(say("user", [{"type": "scent", "of": {"a": 1, "b": 3}}]))
 
 
-def test_breakpoints_end_blocks_and_are_no_text() -> None:
-    """cache_control moves from turn to turn: it ends a typed block and changes no digest."""
+def test_breakpoints_end_sections_and_are_no_text() -> None:
+    """cache_control moves from turn to turn: it ends a section and changes no digest."""
     point = {"cache_control": {"type": "ephemeral"}}
     system: list[Any] = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     plain = prompt_of(MESSAGES, {"model": "m", "system": system, "messages": [say("user", "x")]})
     system[0] |= point
     marked = prompt_of(MESSAGES, {"model": "m", "system": system, "messages": [say("user", "x")]})
-    assert blocks(plain) == ["SYS", "USER"]
-    assert blocks(marked) == ["SYS", "SYS", "USER"]
+    assert sections(plain) == ["SYS", "USER"]
+    assert sections(marked) == ["SYS", "SYS", "USER"]
     assert set(plain.digests) < set(marked.digests)
     assert plain.prefix_key == marked.prefix_key
 
@@ -246,7 +246,7 @@ def test_anthropic_tools_and_results_are_read() -> None:
     call = {"type": "tool_use", "id": "t", "name": "f", "input": {"b": 1, "a": 2}}
     body = {"model": "m", "tools": [tool], "messages": [say("assistant", [call]), say("user", [result])]}
     prompt = prompt_of(MESSAGES, body)
-    assert blocks(prompt) == ["TOOLS", "SESSION", "USER"]
+    assert sections(prompt) == ["TOOLS", "SESSION", "USER"]
     body["tools"] = [tool | {"cache_control": {"type": "ephemeral"}}]
     assert prompt_of(MESSAGES, body) == prompt
     call["input"] = {"b": 1, "a": 3}
@@ -276,7 +276,7 @@ def test_responses_have_instructions_items_and_calls() -> None:
         {"type": "function_call_output", "call_id": "c", "output": "1"},
     ]
     prompt = prompt_of(RESPONSES, {"model": "m", "instructions": "i", "input": items, "tools": [TOOL]})
-    assert blocks(prompt) == ["TOOLS", "SYS", "SESSION", "USER"]
+    assert sections(prompt) == ["TOOLS", "SYS", "SESSION", "USER"]
 
 
 def test_text_input_of_responses_is_one_message_of_the_user() -> None:
@@ -288,7 +288,7 @@ def test_text_input_of_responses_is_one_message_of_the_user() -> None:
 def test_prompt_of_a_completion_is_one_block() -> None:
     """Plain text has no types."""
     prompt = prompt_of(COMPLETIONS, {"model": "m", "prompt": LONG})
-    assert blocks(prompt) == ["USER"]
+    assert sections(prompt) == ["USER"]
     assert prompt.tokens is None
     assert prompt == prompt_of(COMPLETIONS, {"model": "m", "prompt": [LONG]})
 
@@ -302,22 +302,3 @@ def test_token_ids_are_counted_exactly() -> None:
     assert shared(prompt, prompt_of(COMPLETIONS, {"prompt": [*ids[:600], 7]})) == 2048
     imitation = int.from_bytes(b"\xfdabc", "little")
     assert prompt_of(COMPLETIONS, {"prompt": [imitation]}).digests != prompt_of(COMPLETIONS, {"prompt": "abc"}).digests
-
-
-@pytest.mark.parametrize(
-    ("fields", "headers"),
-    [
-        ({"metadata": {"gc_blocks": "doc=1"}}, {}),
-        ({}, {b"x-gc-blocks": b"session=2 doc=1"}),
-        ({}, {b"x-gc-blocks": b"doc=1"}),
-    ],
-)
-def test_request_names_its_documents(fields: Any, headers: Any) -> None:
-    """A message that is named a document ends a block and is part of the prefix key; the text stays."""
-    messages = [say("system", "s"), say("user", LONG), say("assistant", "ok"), say("user", "x")]
-    named, plain = chat(*messages, headers=headers, **fields), chat(*messages)
-    assert blocks(named) == ["SYS", "DOC", "SESSION", "USER"]
-    assert set(plain.digests) <= set(named.digests)
-    assert named.prefix_key != plain.prefix_key
-    other = [*messages[:1], say("user", LONG + "!"), *messages[2:]]
-    assert chat(*other, headers=headers, **fields).prefix_key != named.prefix_key

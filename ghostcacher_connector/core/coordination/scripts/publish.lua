@@ -1,9 +1,9 @@
--- Store a worker's load and append its news.
+-- Store the load of a worker and append its events.
 --
--- KEYS: the load, the news, the routers.
--- ARGV: TTL of the load (ms), incarnation, packed load or "" to leave it, packed news or "", most entries of the
+-- KEYS: the load, the stream of events, the routers.
+-- ARGV: TTL of the load (ms), incarnation, packed load or "" to leave it, packed events or "", most entries of the
 --       stream, most age of an entry (ms).
--- Returns 1 when a router is alive, else 0: news is then dropped, for nobody will read it.
+-- Returns 1 when a router is alive, else 0: the events are then dropped, for nobody would read them.
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)

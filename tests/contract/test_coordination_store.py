@@ -1,4 +1,4 @@
-"""What every routing store must do: in memory, in one Redis, in a Redis Cluster."""
+"""What every coordination store must do: in memory, in one Redis, in a Redis Cluster."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ import threading
 import msgspec
 import pytest
 
-from ghostcacher_connector.core.coordination.base import STREAM_START, Batch, Cursor, Flush, RoutingStore, WorkerNews
+from ghostcacher_connector.core.coordination.base import (
+    STREAM_START,
+    Batch,
+    CoordinationStore,
+    Cursor,
+    Flush,
+    WorkerEvents,
+)
 from ghostcacher_connector.core.errors import IndexUnavailable
-from tests.contract.routing_subjects import SHORT_S, StoreSubject, gone
+from tests.contract.coordination_subjects import SHORT_S, StoreSubject, gone
+from tests.support.coordination_parts import make_chain, make_load, make_ref, make_update
 from tests.support.index_parts import NAMESPACE, make_record
-from tests.support.routing_parts import make_chain, make_load, make_ref, make_text
 
 TTL_S = 60.0
 BEGINNING = Cursor(STREAM_START, STREAM_START)
 
 
-def read_all(store: RoutingStore, after: Cursor = BEGINNING, *, count: int = 1000) -> Batch:
+def read_all(store: CoordinationStore, after: Cursor = BEGINNING, *, count: int = 1000) -> Batch:
     return store.read(after, count=count, block_s=0)
 
 
 # -- workers and routers -----------------------------------------------------------------------------------------------
 
 
-def test_load_comes_back_with_its_time_for_the_same_life_only(store: RoutingStore) -> None:
+def test_load_comes_back_with_its_time_for_the_same_life_only(store: CoordinationStore) -> None:
     """A load is found, in order of the question, stamped by the store; not for another life, worker or namespace."""
     ref, restarted, foreign = make_ref(), make_ref(), make_ref(namespace="other")
     before, _ = store.loads([])
-    store.tell(ref, make_load(7), [], [], ttl_s=TTL_S)
+    store.publish(ref, make_load(7), [], [], ttl_s=TTL_S)
     now, (none, found, other) = store.loads([restarted, ref, foreign])
     assert (none, other) == (None, None)
     assert found is not None
@@ -36,69 +43,69 @@ def test_load_comes_back_with_its_time_for_the_same_life_only(store: RoutingStor
     assert before <= found.at <= now
 
 
-def test_load_told_again_replaces_and_none_leaves_it(store: RoutingStore) -> None:
-    """The last load counts; news alone does not touch it."""
+def test_load_published_again_replaces_and_none_leaves_it(store: CoordinationStore) -> None:
+    """The last load counts; events alone do not touch it."""
     ref = make_ref()
     for load in (make_load(1), make_load(2), None):
-        store.tell(ref, load, [make_chain()], [], ttl_s=TTL_S)
+        store.publish(ref, load, [make_chain()], [], ttl_s=TTL_S)
     _, (found,) = store.loads([ref])
     assert found is not None
     assert found.load.running == 2
 
 
-def test_loads_of_more_workers_than_one_script_takes(store: RoutingStore) -> None:
+def test_loads_of_more_workers_than_one_script_takes(store: CoordinationStore) -> None:
     """Any number of workers can be asked for."""
     refs = [make_ref(f"w{n}") for n in range(1201)]
-    store.tell(refs[-1], make_load(), [], [], ttl_s=TTL_S)
+    store.publish(refs[-1], make_load(), [], [], ttl_s=TTL_S)
     _, found = store.loads(refs)
     assert [one is not None for one in found] == [False] * 1200 + [True]
 
 
 def test_load_of_a_silent_worker_is_gone(routing: StoreSubject) -> None:
-    """A load lives as long as it was told to."""
+    """A load lives as long as was asked for."""
     ref, store = make_ref(), routing.store
-    store.tell(ref, make_load(), [], [], ttl_s=SHORT_S)
+    store.publish(ref, make_load(), [], [], ttl_s=SHORT_S)
     gone(routing, lambda: store.loads([ref])[1] != [None])
 
 
-def test_tell_says_whether_a_router_listens(store: RoutingStore) -> None:
-    """A router listens from its hello to its bye; what is told while none does is not kept."""
+def test_publish_says_whether_a_router_listens(store: CoordinationStore) -> None:
+    """A router listens from its first heartbeat until it deregisters; events published while none does are not kept."""
     ref = make_ref()
-    assert not store.tell(ref, None, [make_chain("early")], [], ttl_s=TTL_S)
-    store.hello("router-1", ttl_s=TTL_S)
-    assert store.tell(ref, None, [make_chain("heard")], ["done"], ttl_s=TTL_S)
-    store.bye("router-1")
-    assert not store.tell(ref, None, [make_chain("late")], [], ttl_s=TTL_S)
-    assert read_all(store).news == (WorkerNews(*ref, (make_chain("heard"),), ("done",)),)
+    assert not store.publish(ref, None, [make_chain("early")], [], ttl_s=TTL_S)
+    store.heartbeat("router-1", ttl_s=TTL_S)
+    assert store.publish(ref, None, [make_chain("heard")], ["done"], ttl_s=TTL_S)
+    store.deregister("router-1")
+    assert not store.publish(ref, None, [make_chain("late")], [], ttl_s=TTL_S)
+    assert read_all(store).events == (WorkerEvents(*ref, (make_chain("heard"),), ("done",)),)
 
 
 def test_silent_router_no_longer_listens(routing: StoreSubject) -> None:
     """A router that died without a bye is forgotten when its time is over; one that lives on is not."""
-    routing.store.hello("dead", ttl_s=SHORT_S)
-    assert routing.store.hello("alive", ttl_s=TTL_S).routers == 2
-    gone(routing, lambda: routing.store.hello("alive", ttl_s=TTL_S).routers == 2)
-    assert routing.store.tell(make_ref(), None, [], [], ttl_s=TTL_S)
-    routing.store.bye("alive")
-    assert not routing.store.tell(make_ref(), None, [], [], ttl_s=TTL_S)
+    routing.store.heartbeat("dead", ttl_s=SHORT_S)
+    assert routing.store.heartbeat("alive", ttl_s=TTL_S).routers == 2
+    gone(routing, lambda: routing.store.heartbeat("alive", ttl_s=TTL_S).routers == 2)
+    assert routing.store.publish(make_ref(), None, [], [], ttl_s=TTL_S)
+    routing.store.deregister("alive")
+    assert not routing.store.publish(make_ref(), None, [], [], ttl_s=TTL_S)
 
 
-def test_a_short_hello_does_not_cut_a_long_one(routing: StoreSubject) -> None:
+def test_a_short_heartbeat_does_not_cut_a_long_one(routing: StoreSubject) -> None:
     """Each router is alive for its own time."""
-    routing.store.hello("long", ttl_s=TTL_S)
-    routing.store.hello("short", ttl_s=SHORT_S)
-    gone(routing, lambda: routing.store.hello("long", ttl_s=TTL_S).routers == 2)
-    assert routing.store.hello("long", ttl_s=TTL_S).routers == 1
+    routing.store.heartbeat("long", ttl_s=TTL_S)
+    routing.store.heartbeat("short", ttl_s=SHORT_S)
+    gone(routing, lambda: routing.store.heartbeat("long", ttl_s=TTL_S).routers == 2)
+    assert routing.store.heartbeat("long", ttl_s=TTL_S).routers == 1
 
 
 def test_routers_agree_on_the_seed(routing: StoreSubject) -> None:
     """Every router gets the seed of the first, for as long as any lives, and also after all data was lost."""
     other = routing.client()
-    seed = routing.store.hello("router-1", ttl_s=TTL_S).seed
+    seed = routing.store.heartbeat("router-1", ttl_s=TTL_S).seed
     assert 0 <= seed < 1 << 64
-    assert other.hello("router-2", ttl_s=TTL_S).seed == seed
+    assert other.heartbeat("router-2", ttl_s=TTL_S).seed == seed
     routing.flush()
-    assert other.hello("router-2", ttl_s=TTL_S).seed == seed
-    assert routing.store.hello("router-1", ttl_s=TTL_S).seed == seed
+    assert other.heartbeat("router-2", ttl_s=TTL_S).seed == seed
+    assert routing.store.heartbeat("router-1", ttl_s=TTL_S).seed == seed
 
 
 def test_drains_are_shared_and_expire(routing: StoreSubject) -> None:
@@ -115,38 +122,38 @@ def test_drains_are_shared_and_expire(routing: StoreSubject) -> None:
 # -- streams -----------------------------------------------------------------------------------------------------------
 
 
-def test_new_router_reads_all_texts_and_news_from_now(routing: StoreSubject) -> None:
+def test_new_router_reads_all_updates_and_events_from_now(routing: StoreSubject) -> None:
     """A router that starts is warm, and does not hear of requests that it never sent."""
     store, other = routing.store, routing.client()
-    store.hello("router-1", ttl_s=TTL_S)
-    store.append([make_text(seed=1), Flush("all", b"", "router-1")])
-    store.tell(make_ref(), None, [make_chain("before")], [], ttl_s=TTL_S)
-    cursor = other.start()
-    store.tell(make_ref("w2"), None, [make_chain("after")], [], ttl_s=TTL_S)
+    store.heartbeat("router-1", ttl_s=TTL_S)
+    store.append_updates([make_update(seed=1), Flush("all", b"", "router-1")])
+    store.publish(make_ref(), None, [make_chain("before")], [], ttl_s=TTL_S)
+    cursor = other.start_cursor()
+    store.publish(make_ref("w2"), None, [make_chain("after")], [], ttl_s=TTL_S)
     batch = read_all(other, cursor)
-    assert batch.texts == (make_text(seed=1), Flush("all", b"", "router-1"))
-    assert [chain.request for news in batch.news for chain in news.chains] == ["after"]
+    assert batch.updates == (make_update(seed=1), Flush("all", b"", "router-1"))
+    assert [chain.request for events in batch.events for chain in events.chains] == ["after"]
     assert read_all(other, batch.cursor) == Batch(batch.cursor, (), ())
 
 
-def test_pages_give_everything_once_in_order(store: RoutingStore) -> None:
+def test_pages_give_everything_once_in_order(store: CoordinationStore) -> None:
     """Reading on from each cursor gives every item once; both stores that read so see the same."""
-    texts = [make_text(seed=n) for n in range(300)]
-    store.append(texts)
-    cursor, found = store.start(), list[object]()
-    while (batch := store.read(cursor, count=64, block_s=0)).texts:
+    updates = [make_update(seed=n) for n in range(300)]
+    store.append_updates(updates)
+    cursor, found = store.start_cursor(), list[object]()
+    while (batch := store.read(cursor, count=64, block_s=0)).updates:
         cursor = batch.cursor
-        found += batch.texts
-    assert found == texts
+        found += batch.updates
+    assert found == updates
 
 
 def test_read_that_waits_is_woken_by_either_stream(routing: StoreSubject) -> None:
     """A waiting read ends as soon as there is something, in whichever stream."""
     store, other = routing.store, routing.client()
-    store.hello("router-1", ttl_s=TTL_S)
+    store.heartbeat("router-1", ttl_s=TTL_S)
     for send in (
-        lambda: store.tell(make_ref(), None, [], ["done"], ttl_s=TTL_S),
-        lambda: store.append([make_text()]),
+        lambda: store.publish(make_ref(), None, [], ["done"], ttl_s=TTL_S),
+        lambda: store.append_updates([make_update()]),
     ):
         batches: list[Batch] = []
         cursor = read_all(other).cursor
@@ -157,12 +164,12 @@ def test_read_that_waits_is_woken_by_either_stream(routing: StoreSubject) -> Non
         send()
         reader.join(20)
         assert not reader.is_alive()
-        assert len(batches[0].news) + len(batches[0].texts) == 1
+        assert len(batches[0].events) + len(batches[0].updates) == 1
 
 
-def test_read_with_nothing_to_come_ends(store: RoutingStore) -> None:
+def test_read_with_nothing_to_come_ends(store: CoordinationStore) -> None:
     """A read that waits in vain comes back with nothing and the same cursor."""
-    store.append([make_text()])
+    store.append_updates([make_update()])
     cursor = read_all(store).cursor
     assert store.read(cursor, count=10, block_s=0.05) == Batch(cursor, (), ())
 
@@ -170,24 +177,24 @@ def test_read_with_nothing_to_come_ends(store: RoutingStore) -> None:
 def test_reader_behind_a_trimmed_stream_goes_on(routing: StoreSubject) -> None:
     """A cursor whose entry was trimmed away goes on with the oldest entry that is left."""
     store = routing.store
-    store.append([make_text(seed=n) for n in range(10)])
-    cursor = store.read(store.start(), count=2, block_s=0).cursor
+    store.append_updates([make_update(seed=n) for n in range(10)])
+    cursor = store.read(store.start_cursor(), count=2, block_s=0).cursor
     routing.trim("texts", 3)
-    assert read_all(store, cursor).texts == tuple(make_text(seed=n) for n in (7, 8, 9))
+    assert read_all(store, cursor).updates == tuple(make_update(seed=n) for n in (7, 8, 9))
 
 
 @pytest.mark.parametrize("value", [b"", b"\xc1", b"garbage", msgspec.msgpack.encode(["text", 1, 2]), b"\x91" * 5000])
 def test_malformed_entries_are_left_out_and_counted(routing: StoreSubject, value: bytes) -> None:
     """What is none of ours is skipped, counted, and never met again; the rest comes through."""
     store = routing.store
-    store.hello("router-1", ttl_s=TTL_S)
+    store.heartbeat("router-1", ttl_s=TTL_S)
     ref = make_ref()
     for stream in ("news", "texts"):
         routing.put_entry(stream, value)
-    store.append([make_text()])
-    store.tell(ref, None, [], ["done"], ttl_s=TTL_S)
+    store.append_updates([make_update()])
+    store.publish(ref, None, [], ["done"], ttl_s=TTL_S)
     batch = read_all(store)
-    assert (batch.texts, [news.computed for news in batch.news]) == ((make_text(),), [("done",)])
+    assert (batch.updates, [events.computed for events in batch.events]) == ((make_update(),), [("done",)])
     assert store.malformed_entries == 2
     assert read_all(store, batch.cursor) == Batch(batch.cursor, (), ())
 
@@ -204,10 +211,10 @@ def test_malformed_entries_are_left_out_and_counted(routing: StoreSubject, value
         (NAMESPACE, "w1", bytes(16), [["r", -1, [], []]], []),
     ],
 )
-def test_news_that_makes_no_sense_is_malformed(routing: StoreSubject, fields: tuple[object, ...]) -> None:
+def test_events_that_make_no_sense_are_malformed(routing: StoreSubject, fields: tuple[object, ...]) -> None:
     """Right types are not enough: names, widths and the order of block counts are checked."""
     routing.put_entry("news", msgspec.msgpack.encode(fields))
-    assert read_all(routing.store).news == ()
+    assert read_all(routing.store).events == ()
     assert routing.store.malformed_entries == 1
 
 

@@ -1,4 +1,4 @@
-"""Heads of requests and answers: what is remembered of the ones before never changes what is read."""
+"""Heads of requests and responses: what is remembered of the ones before never changes what is read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_router.http import Limits
-from ghostcacher_router.http.errors import Refusal
-from ghostcacher_router.http.protocol.head import checked_head, read_request_head, worker_request
-from ghostcacher_router.http.protocol.request_reader import HeadIntake
-from ghostcacher_router.http.protocol.responses import AnswerHeads, BadAnswer, read_answer_head
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.request_head import checked_head, read_request_head, worker_request
+from ghostcacher_router.http.protocol.request_reader import HeadReader
+from ghostcacher_router.http.protocol.response_head import BadResponse, ResponseHeads, read_response_head
 
 LIMITS = Limits()
 LINES = (
@@ -36,7 +36,7 @@ SEVERAL = st.lists(st.lists(st.sampled_from(LINES), max_size=5), min_size=2, max
 @given(SEVERAL)
 def test_request_heads_of_one_connection_are_read_as_if_each_were_the_first(heads: list[list[bytes]]) -> None:
     """With lengths alike and different, in any place, malformed or doubled."""
-    intake = HeadIntake(LIMITS)
+    reader = HeadReader(LIMITS)
     for lines in heads:
         raw = b"".join(b"%b\r\n" % line for line in (b"POST /a?b HTTP/1.1", b"Host: h", *lines, b""))
         try:
@@ -44,36 +44,38 @@ def test_request_heads_of_one_connection_are_read_as_if_each_were_the_first(head
         except Refusal as refusal:
             expected = (refusal.status, refusal.message)
         try:
-            found: object = intake.feed(raw + b"rest")
+            found: object = reader.feed(raw + b"rest")
         except Refusal as refusal:
             found = (refusal.status, refusal.message)
         assert found == expected
 
 
 @given(SEVERAL, st.sampled_from((b"200 OK", b"200", b"204 No Content", b"100 Continue")))
-def test_answer_heads_of_one_worker_are_read_as_if_each_were_the_first(heads: list[list[bytes]], status: bytes) -> None:
+def test_response_heads_of_one_worker_are_read_as_if_each_were_the_first(
+    heads: list[list[bytes]], status: bytes
+) -> None:
     """With any status, interim ones and those without a body among them."""
-    known = AnswerHeads()
+    known = ResponseHeads()
     for lines in heads:
         raw = b"".join(b"%b\r\n" % line for line in (b"HTTP/1.1 " + status, *lines, b""))
         try:
-            expected: object = read_answer_head(raw)
-        except BadAnswer as exc:
+            expected: object = read_response_head(raw)
+        except BadResponse as exc:
             expected = str(exc)
         try:
-            found: object = known.read(raw)
-        except BadAnswer as exc:
+            found: object = known.parse(raw)
+        except BadResponse as exc:
             found = str(exc)
         assert found == expected
 
 
-def test_length_beside_a_remembered_chunked_answer_is_refused() -> None:
+def test_length_beside_a_remembered_chunked_response_is_refused() -> None:
     """What is remembered was without one."""
     raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    known = AnswerHeads()
-    known.read(raw)
-    with pytest.raises(BadAnswer):
-        known.read(raw.replace(b"Transfer", b"Content-Length: 5\r\nTransfer"))
+    known = ResponseHeads()
+    known.parse(raw)
+    with pytest.raises(BadResponse):
+        known.parse(raw.replace(b"Transfer", b"Content-Length: 5\r\nTransfer"))
 
 
 AMBIGUOUS = [

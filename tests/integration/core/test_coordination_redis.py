@@ -13,14 +13,14 @@ from random import Random
 import pytest
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, StampedLoad
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
-from ghostcacher_router.prefix_map import Pending, TextMap
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Prompt, RequestShape, WorkerState
 from tests.support.index_parts import entries, make_record
 from tests.support.redis_server import RedisServer
@@ -82,12 +82,12 @@ class Fleet:
 
 class Router:
     def __init__(self, name: str, url: str, threads: list[ThreadPoolExecutor]) -> None:
-        self.fleet, self.text, self.name = Fleet(), TextMap(name), name
-        self.index, self.store = RedisIndex(url), RedisRoutingStore(url)
+        self.fleet, self.text, self.name = Fleet(), PrefixMap(name), name
+        self.index, self.store = RedisIndex(url), RedisCoordinationStore(url)
         dependencies = Dependencies(
             fleet=self.fleet,
             text=self.text,
-            pending=Pending(),
+            pending=PendingPrompts(),
             metrics=RouterMetrics(),
             clock=time.monotonic,
             rng=Random(3),
@@ -128,29 +128,29 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def compute(router: Router, request_id: str, worker: str, url: str) -> None:
-    """Do and tell what the connector of a worker does and tells."""
-    index, store = RedisIndex(url), RedisRoutingStore(url)
+    """Do and publish what the connector of a worker does and publishes."""
+    index, store = RedisIndex(url), RedisCoordinationStore(url)
     record = router.fleet.workers[worker].record
     assert record is not None
     counts = tuple(range(8, 249, 8))
     chain = PromptChain(request_id, 4000, counts, tuple(BLOCKS[count - 1] for count in counts))
 
-    def tell() -> None:
+    def publish() -> None:
         index.join(record, lease_ttl_s=60)
         index.apply(ref_of(record), entries(BLOCKS), [], lease_ttl_s=60)
-        assert store.tell(ref_of(record), None, [chain], [], ttl_s=5)
-        assert store.tell(ref_of(record), None, [], [request_id], ttl_s=5)
+        assert store.publish(ref_of(record), None, [chain], [], ttl_s=5)
+        assert store.publish(ref_of(record), None, [], [request_id], ttl_s=5)
         index.close()
         store.close()
 
-    await asyncio.to_thread(tell)
+    await asyncio.to_thread(publish)
 
 
 def run(main: Callable[[str], Awaitable[None]], redis: RedisServer) -> None:
     asyncio.run(main(redis.url))  # type: ignore[arg-type]
 
 
-def test_two_routers_share_locks_texts_and_residency(redis: RedisServer) -> None:
+def test_two_routers_share_locks_map_and_residency(redis: RedisServer) -> None:
     """One router's worker computes; the other router's request waits for it, and then knows where it lies."""
 
     async def main(url: str) -> None:

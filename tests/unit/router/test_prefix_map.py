@@ -1,4 +1,4 @@
-"""What is learned of a text, what is believed of others, and what is forgotten."""
+"""What the prefix map learns of a prompt, what it takes over from other routers, and what it forgets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_connector.core.coordination.base import Flush, LearnedText, PromptChain
-from ghostcacher_router.prefix_map import TextMap
+from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain
+from ghostcacher_router.prefix_map import PrefixMap
 from ghostcacher_router.types import Prompt
-from tests.support.texts import Segment, make_chain, make_prompt
+from tests.support.prompt_segments import Segment, make_chain, make_prompt
 
 NAMESPACE = "ns"
 SYSTEM = Segment(0, 4096, 1024)
@@ -21,38 +21,38 @@ def question(name: int, size: int = 400, tokens: int = 100) -> Segment:
     return Segment(1000 + name, size, tokens)
 
 
-def teach(texts: TextMap, *segments: Segment, before: int = 0, date: int = 0) -> LearnedText | None:
-    return texts.learn(make_prompt(segments), make_chain(segments, before=before, date=date), NAMESPACE)
+def teach(prefixes: PrefixMap, *segments: Segment, before: int = 0, date: int = 0) -> PrefixMapUpdate | None:
+    return prefixes.learn(make_prompt(segments), make_chain(segments, before=before, date=date), NAMESPACE)
 
 
-def deepest(texts: TextMap, *segments: Segment) -> int:
-    known = texts.known(NAMESPACE, make_prompt(segments))
+def deepest(prefixes: PrefixMap, *segments: Segment) -> int:
+    known = prefixes.known(NAMESPACE, make_prompt(segments))
     return known[-1].block_count if known else 0
 
 
-def contents(texts: TextMap, prompts: list[Prompt]) -> list[list[tuple[int, int, bytes]]]:
-    found = [texts.known(NAMESPACE, prompt) for prompt in prompts]
+def contents(prefixes: PrefixMap, prompts: list[Prompt]) -> list[list[tuple[int, int, bytes]]]:
+    found = [prefixes.known(NAMESPACE, prompt) for prompt in prompts]
     return [[(known.index, known.block_count, known.block_hash) for known in one] for one in found]
 
 
 def test_nothing_is_known_of_a_new_text() -> None:
     """A miss is an empty list."""
-    assert TextMap("r").known(NAMESPACE, make_prompt([SYSTEM])) == []
+    assert PrefixMap("r").known(NAMESPACE, make_prompt([SYSTEM])) == []
 
 
 def test_shared_text_is_known_with_its_blocks() -> None:
     """Another question on the same document resolves to nearly all of the document's blocks."""
-    texts = TextMap("r")
-    assert teach(texts, SYSTEM, DOCUMENT, question(1)) is not None
-    assert (1024 + 5000) // 16 - 8 <= deepest(texts, SYSTEM, DOCUMENT, question(2)) <= (1024 + 5000) // 16
+    prefixes = PrefixMap("r")
+    assert teach(prefixes, SYSTEM, DOCUMENT, question(1)) is not None
+    assert (1024 + 5000) // 16 - 8 <= deepest(prefixes, SYSTEM, DOCUMENT, question(2)) <= (1024 + 5000) // 16
 
 
 def test_known_boundaries_ascend_and_are_of_the_chain() -> None:
     """They are a sparse chain, fit to be looked up as it is."""
-    texts, segments = TextMap("r"), [SYSTEM, DOCUMENT, question(1)]
-    teach(texts, *segments)
+    prefixes, segments = PrefixMap("r"), [SYSTEM, DOCUMENT, question(1)]
+    teach(prefixes, *segments)
     chain, prompt = make_chain(segments), make_prompt(segments)
-    found = texts.known(NAMESPACE, prompt)
+    found = prefixes.known(NAMESPACE, prompt)
     counts = [known.block_count for known in found]
     assert counts == sorted(set(counts))
     assert [known.block_hash for known in found] == [chain.hashes[chain.block_counts.index(n)] for n in counts]
@@ -61,37 +61,37 @@ def test_known_boundaries_ascend_and_are_of_the_chain() -> None:
 
 def test_next_turn_is_known_to_the_end_of_the_last() -> None:
     """A conversation that grows finds all blocks of the turn before."""
-    texts = TextMap("r")
-    teach(texts, SYSTEM, question(1, 2000, 500))
-    assert deepest(texts, SYSTEM, question(1, 2000, 500), question(2, 900, 200)) == (1024 + 500) // 16
+    prefixes = PrefixMap("r")
+    teach(prefixes, SYSTEM, question(1, 2000, 500))
+    assert deepest(prefixes, SYSTEM, question(1, 2000, 500), question(2, 900, 200)) == (1024 + 500) // 16
 
 
 def test_hot_prefix_costs_nothing_after_the_first_time() -> None:
     """What is known and true is neither told nor written again."""
-    texts = TextMap("r")
-    first = teach(texts, SYSTEM, DOCUMENT, question(1))
-    second = teach(texts, SYSTEM, DOCUMENT, question(2))
+    prefixes = PrefixMap("r")
+    first = teach(prefixes, SYSTEM, DOCUMENT, question(1))
+    second = teach(prefixes, SYSTEM, DOCUMENT, question(2))
     assert first is not None
     assert len(first.digests) > 20
     assert second is None or len(second.digests) <= 1
-    assert teach(texts, SYSTEM, DOCUMENT, question(2)) is None
+    assert teach(prefixes, SYSTEM, DOCUMENT, question(2)) is None
 
 
 def test_claim_beyond_the_shared_text_is_taken_back() -> None:
     """Dense text after a prefix makes it look longer than it is, until another prompt shows where they part."""
-    texts = TextMap("r")
-    teach(texts, SYSTEM, Segment(7, 1000, 4000))
-    assert deepest(texts, SYSTEM) > 1024 // 16
+    prefixes = PrefixMap("r")
+    teach(prefixes, SYSTEM, Segment(7, 1000, 4000))
+    assert deepest(prefixes, SYSTEM) > 1024 // 16
     for number in range(8):
-        teach(texts, SYSTEM, question(number))
-    assert 1024 // 16 - 8 <= deepest(texts, SYSTEM) <= 1024 // 16
+        teach(prefixes, SYSTEM, question(number))
+    assert 1024 // 16 - 8 <= deepest(prefixes, SYSTEM) <= 1024 // 16
 
 
 def test_short_text_that_shares_no_reported_block_ends_as_nothing() -> None:
     """Then it is no longer told, however many prompts begin with it."""
-    texts, short = TextMap("r"), Segment(3, 200, 100)
-    told = [teach(texts, short, Segment(number, 100, 200)) for number in range(6)]
-    assert deepest(texts, short) == 0
+    prefixes, short = PrefixMap("r"), Segment(3, 200, 100)
+    told = [teach(prefixes, short, Segment(number, 100, 200)) for number in range(6)]
+    assert deepest(prefixes, short) == 0
     assert all(short_digest(short) not in text.digests for text in told[3:] if text is not None)
 
 
@@ -101,21 +101,21 @@ def short_digest(segment: Segment) -> bytes:
 
 def test_agreed_claim_does_not_grow() -> None:
     """A later prompt whose estimate reaches further does not move what two agree on."""
-    texts = TextMap("r")
-    teach(texts, SYSTEM, Segment(1, 4096, 100))
-    before = deepest(texts, SYSTEM)
-    teach(texts, SYSTEM, Segment(2, 4096, 100))
-    teach(texts, SYSTEM, Segment(3, 400, 4000))
-    assert deepest(texts, SYSTEM) == before
+    prefixes = PrefixMap("r")
+    teach(prefixes, SYSTEM, Segment(1, 4096, 100))
+    before = deepest(prefixes, SYSTEM)
+    teach(prefixes, SYSTEM, Segment(2, 4096, 100))
+    teach(prefixes, SYSTEM, Segment(3, 400, 4000))
+    assert deepest(prefixes, SYSTEM) == before
 
 
 def test_new_template_is_learned_in_one_prompt() -> None:
     """When the same text has other blocks from the first one on, most of it is claimed anew at once."""
-    texts = TextMap("r")
+    prefixes = PrefixMap("r")
     for number in range(3):
-        teach(texts, SYSTEM, DOCUMENT, question(number), before=40, date=1)
-    teach(texts, SYSTEM, DOCUMENT, question(7), before=40, date=2)
-    found = texts.known(NAMESPACE, make_prompt([SYSTEM, DOCUMENT]))
+        teach(prefixes, SYSTEM, DOCUMENT, question(number), before=40, date=1)
+    teach(prefixes, SYSTEM, DOCUMENT, question(7), before=40, date=2)
+    found = prefixes.known(NAMESPACE, make_prompt([SYSTEM, DOCUMENT]))
     chain = make_chain([SYSTEM, DOCUMENT, question(8)], before=40, date=2)
     assert found[-1].block_count > 360
     assert all(known.block_hash in chain.hashes for known in found)
@@ -137,27 +137,27 @@ def families(draw: st.DrawFn) -> list[list[Segment]]:
 
 
 @given(families(), st.integers(0, 60), st.booleans())
-def test_lessons_end_in_the_truth(family: list[list[Segment]], before: int, twice: bool) -> None:
+def test_updates_end_in_the_truth(family: list[list[Segment]], before: int, twice: bool) -> None:
     """However text and tokens are spread, a few rounds of the same prompts leave nothing to tell and nothing wrong."""
-    texts = TextMap("r")
+    prefixes = PrefixMap("r")
     order = [segments for segments in family for _ in range(1 + twice)]
     for _ in range(60):
-        if not [text for segments in order if (text := teach(texts, *segments, before=before)) is not None]:
+        if not [text for segments in order if (text := teach(prefixes, *segments, before=before)) is not None]:
             break
     else:
         pytest.fail("still learning after 60 rounds")
     for segments in family:
         chain = make_chain(segments, before=before)
         true = dict(zip(chain.block_counts, chain.hashes, strict=True))
-        for known in texts.known(NAMESPACE, make_prompt(segments)):
+        for known in prefixes.known(NAMESPACE, make_prompt(segments)):
             assert true.get(known.block_count) == known.block_hash
 
 
 @given(families(), st.data())
 def test_replicas_that_read_the_same_log_have_the_same_map(family: list[list[Segment]], data: st.DataObject) -> None:
     """Each learns of its own, early, and reads the log late: in the end all agree, and so does a new one."""
-    replicas = [TextMap("a"), TextMap("b"), TextMap("c")]
-    read, log = [0, 0, 0], list[LearnedText]()
+    replicas = [PrefixMap("a"), PrefixMap("b"), PrefixMap("c")]
+    read, log = [0, 0, 0], list[PrefixMapUpdate]()
     for _ in range(data.draw(st.integers(1, 12))):
         who = data.draw(st.integers(0, 2))
         if data.draw(st.booleans()):
@@ -168,7 +168,7 @@ def test_replicas_that_read_the_same_log_have_the_same_map(family: list[list[Seg
             for text in log[read[who] : until]:
                 replicas[who].apply(text)
             read[who] = until
-    for replica, position in zip([*replicas, TextMap("new")], [*read, 0], strict=True):
+    for replica, position in zip([*replicas, PrefixMap("new")], [*read, 0], strict=True):
         for text in log[position:]:
             replica.apply(text)
         replicas += [replica] if replica not in replicas else []
@@ -178,21 +178,21 @@ def test_replicas_that_read_the_same_log_have_the_same_map(family: list[list[Seg
 
 
 @given(families())
-def test_learning_is_applying_ones_own_text(family: list[list[Segment]]) -> None:
+def test_learning_is_applying_ones_own_update(family: list[list[Segment]]) -> None:
     """Nothing is learned that is not told, and reading it twice, as sent over the wire, changes nothing."""
-    learner, reader = TextMap("a"), TextMap("b")
+    learner, reader = PrefixMap("a"), PrefixMap("b")
     prompts = [make_prompt(segments) for segments in family]
     for segments in family:
         text = teach(learner, *segments)
         if text is not None:
-            again = msgspec.msgpack.decode(msgspec.msgpack.encode(text), type=LearnedText)
+            again = msgspec.msgpack.decode(msgspec.msgpack.encode(text), type=PrefixMapUpdate)
             reader.apply(again)
             reader.apply(again)
         assert contents(reader, prompts) == contents(learner, prompts)
         assert len(reader) == len(learner)
 
 
-def make_text(**changes: object) -> LearnedText:
+def make_update(**changes: object) -> PrefixMapUpdate:
     fields: dict[str, object] = {
         "namespace": NAMESPACE,
         "digests": (b"a" * 16, b"b" * 16),
@@ -201,7 +201,7 @@ def make_text(**changes: object) -> LearnedText:
         "bytes_per_token": 4.0,
         "router": "r",
     }
-    return LearnedText(**{**fields, **changes})  # type: ignore[arg-type]
+    return PrefixMapUpdate(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -216,38 +216,38 @@ def make_text(**changes: object) -> LearnedText:
         {"namespace": ""},
     ],
 )
-def test_malformed_text_is_dropped_whole_and_counted(changes: dict[str, object]) -> None:
-    """Nothing that is none of ours enters the map."""
-    texts = TextMap("r")
-    texts.apply(make_text(**changes))
-    assert (len(texts), texts.malformed) == (0, 1)
-    texts.apply(make_text())
-    assert (len(texts), texts.malformed) == (2, 1)
+def test_malformed_update_is_dropped_whole_and_counted(changes: dict[str, object]) -> None:
+    """Nothing malformed enters the map."""
+    prefixes = PrefixMap("r")
+    prefixes.apply(make_update(**changes))
+    assert (len(prefixes), prefixes.malformed) == (0, 1)
+    prefixes.apply(make_update())
+    assert (len(prefixes), prefixes.malformed) == (2, 1)
 
 
 @pytest.mark.parametrize(("tokens", "counts"), [(10, (8, 16)), (1 << 40, (8, 1 << 32))])
 def test_impossible_chain_teaches_nothing(tokens: int, counts: tuple[int, ...]) -> None:
     """A block has at least one token, and no prompt has billions."""
-    texts = TextMap("r")
-    assert texts.learn(make_prompt([SYSTEM]), PromptChain("r", tokens, counts, (b"x", b"y")), NAMESPACE) is None
-    assert (len(texts), texts.malformed) == (0, 1)
+    prefixes = PrefixMap("r")
+    assert prefixes.learn(make_prompt([SYSTEM]), PromptChain("r", tokens, counts, (b"x", b"y")), NAMESPACE) is None
+    assert (len(prefixes), prefixes.malformed) == (0, 1)
 
 
 def test_empty_chain_teaches_nothing() -> None:
     """A prompt without a full block is no error."""
-    texts = TextMap("r")
-    assert texts.learn(make_prompt([SYSTEM]), PromptChain("r", 10, (), ()), NAMESPACE) is None
-    assert texts.malformed == 0
+    prefixes = PrefixMap("r")
+    assert prefixes.learn(make_prompt([SYSTEM]), PromptChain("r", 10, (), ()), NAMESPACE) is None
+    assert prefixes.malformed == 0
 
 
 def test_contradictions_between_routers_are_left_out() -> None:
     """Two routers may have told what does not fit: of a prompt's boundaries, those that fit are returned."""
-    texts, prompt = TextMap("r"), make_prompt([Segment(n, 500, 1) for n in range(3)])
+    prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(3)])
     digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500))
-    texts.apply(make_text(digests=digests, block_counts=(8, 16, 24), hashes=(b"x", b"y", b"z")))
-    texts.apply(make_text(digests=digests[:1], block_counts=(16,), hashes=(b"w",)))
-    texts.apply(make_text(digests=digests[1:2], block_counts=(8,), hashes=(b"v",)))
-    assert [(known.block_count, known.block_hash) for known in texts.known(NAMESPACE, prompt)] == [
+    prefixes.apply(make_update(digests=digests, block_counts=(8, 16, 24), hashes=(b"x", b"y", b"z")))
+    prefixes.apply(make_update(digests=digests[:1], block_counts=(16,), hashes=(b"w",)))
+    prefixes.apply(make_update(digests=digests[1:2], block_counts=(8,), hashes=(b"v",)))
+    assert [(known.block_count, known.block_hash) for known in prefixes.known(NAMESPACE, prompt)] == [
         (8, b"v"),
         (24, b"z"),
     ]
@@ -255,83 +255,83 @@ def test_contradictions_between_routers_are_left_out() -> None:
 
 def test_of_boundaries_with_one_count_the_first_is_known() -> None:
     """It is in the most prompts, so what is found out for it serves the most."""
-    texts, prompt = TextMap("r"), make_prompt([Segment(n, 500, 1) for n in range(3)])
+    prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(3)])
     digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500))
-    texts.apply(make_text(digests=digests, block_counts=(8, 8, 16), hashes=(b"x", b"x", b"y")))
-    assert [known.end_bytes for known in texts.known(NAMESPACE, prompt)] == [500, 1500]
+    prefixes.apply(make_update(digests=digests, block_counts=(8, 8, 16), hashes=(b"x", b"x", b"y")))
+    assert [known.end_bytes for known in prefixes.known(NAMESPACE, prompt)] == [500, 1500]
 
 
 def test_boundaries_before_the_first_block_hide_none_behind_them() -> None:
     """Several that are known to have no whole block are left out, and nothing else is."""
-    texts, prompt = TextMap("r"), make_prompt([Segment(n, 500, 1) for n in range(4)])
+    prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(4)])
     digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500, 2000))
-    texts.apply(make_text(digests=digests, block_counts=(0, 0, 8, 16), hashes=(b"0", b"0", b"x", b"y")))
-    assert [known.end_bytes for known in texts.known(NAMESPACE, prompt)] == [1500, 2000]
+    prefixes.apply(make_update(digests=digests, block_counts=(0, 0, 8, 16), hashes=(b"0", b"0", b"x", b"y")))
+    assert [known.end_bytes for known in prefixes.known(NAMESPACE, prompt)] == [1500, 2000]
 
 
 @given(st.lists(st.sampled_from([None, 0, 1, 2, 3, 4]), min_size=1, max_size=8))
 def test_known_are_the_first_of_each_count_that_nothing_behind_contradicts(claims: list[int | None]) -> None:
     """Whatever routers have told of a prompt's boundaries; the deepest is the last of these."""
-    texts, prompt = TextMap("r"), make_prompt([Segment(n, 500, 1) for n in range(len(claims))])
+    prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(len(claims))])
     for end, claim in enumerate(claims, 1):
         if claim is not None:
             digest = prompt.digests[prompt.ends.index(500 * end)]
-            texts.apply(make_text(digests=(digest,), block_counts=(claim,), hashes=(b"%d" % claim,)))
+            prefixes.apply(make_update(digests=(digest,), block_counts=(claim,), hashes=(b"%d" % claim,)))
     first: dict[int, int] = {}
     for at, claim in enumerate(claims):
         if claim and all(later >= claim for later in claims[at:] if later is not None):
             first.setdefault(claim, 500 * (at + 1))
-    known = texts.known(NAMESPACE, prompt)
+    known = prefixes.known(NAMESPACE, prompt)
     assert [(boundary.block_count, boundary.end_bytes) for boundary in known] == sorted(first.items())
-    assert texts.deepest(NAMESPACE, prompt) == (known[-1] if known else None)
+    assert prefixes.deepest(NAMESPACE, prompt) == (known[-1] if known else None)
 
 
 def test_namespaces_know_nothing_of_each_other() -> None:
     """The same text has other blocks in another engine."""
-    texts = TextMap("r")
-    teach(texts, SYSTEM)
-    assert texts.known("other", make_prompt([SYSTEM])) == []
+    prefixes = PrefixMap("r")
+    teach(prefixes, SYSTEM)
+    assert prefixes.known("other", make_prompt([SYSTEM])) == []
 
 
 def test_tokens_follow_what_is_learned_and_ids_are_exact() -> None:
     """Four bytes a token until the namespace's own average is known."""
-    texts, prompt = TextMap("r"), make_prompt([Segment(0, 3000, 1000)])
-    assert texts.tokens_of(NAMESPACE, prompt) == 750
-    teach(texts, Segment(0, 3000, 1000))
-    assert texts.tokens_of(NAMESPACE, prompt) == 1000
-    teach(texts, Segment(5, 4000, 1000))
-    assert texts.tokens_of(NAMESPACE, prompt) == round(3000 / 3.1)
-    assert texts.tokens_of(NAMESPACE, prompt._replace(tokens=5)) == 5
-    assert texts.tokens_of("other", prompt) == 750
+    prefixes, prompt = PrefixMap("r"), make_prompt([Segment(0, 3000, 1000)])
+    assert prefixes.tokens_of(NAMESPACE, prompt) == 750
+    teach(prefixes, Segment(0, 3000, 1000))
+    assert prefixes.tokens_of(NAMESPACE, prompt) == 1000
+    teach(prefixes, Segment(5, 4000, 1000))
+    assert prefixes.tokens_of(NAMESPACE, prompt) == round(3000 / 3.1)
+    assert prefixes.tokens_of(NAMESPACE, prompt._replace(tokens=5)) == 5
+    assert prefixes.tokens_of("other", prompt) == 750
 
 
 def test_token_ids_leave_the_average_of_text_alone() -> None:
     """Four bytes an id says nothing of text."""
-    texts, ids = TextMap("r"), [Segment(9, 4000, 1000)]
-    teach(texts, Segment(0, 3000, 1000))
-    texts.learn(make_prompt(ids)._replace(tokens=1000), make_chain(ids), NAMESPACE)
-    assert texts.tokens_of(NAMESPACE, make_prompt([Segment(0, 3000, 1000)])) == 1000
+    prefixes, ids = PrefixMap("r"), [Segment(9, 4000, 1000)]
+    teach(prefixes, Segment(0, 3000, 1000))
+    prefixes.learn(make_prompt(ids)._replace(tokens=1000), make_chain(ids), NAMESPACE)
+    assert prefixes.tokens_of(NAMESPACE, make_prompt([Segment(0, 3000, 1000)])) == 1000
 
 
 def test_flush_of_all_forgets_every_text() -> None:
     """In every namespace."""
-    texts = TextMap("r")
-    teach(texts, SYSTEM)
-    texts.flush(Flush("all", b"", "r"))
-    assert (len(texts), deepest(texts, SYSTEM)) == (0, 0)
+    prefixes = PrefixMap("r")
+    teach(prefixes, SYSTEM)
+    prefixes.flush(Flush("all", b"", "r"))
+    assert (len(prefixes), deepest(prefixes, SYSTEM)) == (0, 0)
 
 
 def test_flush_of_one_boundary_leaves_the_others() -> None:
     """A boundary is named by its digest."""
-    texts, prompt = TextMap("r"), make_prompt([SYSTEM])
-    teach(texts, SYSTEM)
-    known = texts.known(NAMESPACE, prompt)
-    texts.flush(Flush("prefix", prompt.digests[known[0].index], "r"))
-    assert texts.known(NAMESPACE, prompt) == known[1:]
+    prefixes, prompt = PrefixMap("r"), make_prompt([SYSTEM])
+    teach(prefixes, SYSTEM)
+    known = prefixes.known(NAMESPACE, prompt)
+    prefixes.flush(Flush("prefix", prompt.digests[known[0].index], "r"))
+    assert prefixes.known(NAMESPACE, prompt) == known[1:]
 
 
 def test_repr_says_how_much_is_known() -> None:
     """For logs."""
-    texts = TextMap("r")
-    texts.apply(make_text())
-    assert repr(texts) == "TextMap(boundaries=2, namespaces=1)"
+    prefixes = PrefixMap("r")
+    prefixes.apply(make_update())
+    assert repr(prefixes) == "PrefixMap(boundaries=2, namespaces=1)"

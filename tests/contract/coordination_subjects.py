@@ -1,4 +1,4 @@
-"""The routing stores that the contract suite runs over, each with what a test needs beside the port."""
+"""The coordination stores that the contract suite runs over, each with what a test needs beside the port."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 from ghostcacher_connector.core import schema
-from ghostcacher_connector.core.coordination.base import RoutingStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.coordination.codec import stamp_load
-from ghostcacher_connector.core.coordination.memory import MemoryRoutingStore
-from ghostcacher_connector.core.coordination.redis import RedisRoutingStore
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import WorkerRef
 from tests.support.index_parts import FakeClock, wait_until
 from tests.support.redis_server import RedisServer
@@ -25,8 +25,8 @@ class StoreSubject(NamedTuple):
     code. put_load: replace what lies under a worker's load. trim: keep only the newest entries of a stream.
     """
 
-    store: RoutingStore
-    client: Callable[[], RoutingStore]
+    store: CoordinationStore
+    client: Callable[[], CoordinationStore]
     flush: Callable[[], object]
     pass_time: Callable[[], None]
     put_entry: Callable[[str, bytes], object]
@@ -36,8 +36,8 @@ class StoreSubject(NamedTuple):
 
 def memory_subject() -> Iterator[StoreSubject]:
     clock = FakeClock()
-    store = MemoryRoutingStore(clock=clock)
-    streams = {"news": store._news, "texts": store._texts}
+    store = MemoryCoordinationStore(clock=clock)
+    streams = {"news": store._events, "texts": store._updates}
 
     def put_load(ref: WorkerRef, value: bytes) -> None:
         key = schema.load_key(ref.namespace, ref.worker)
@@ -65,8 +65,8 @@ def redis_subject(server: RedisServer, *, cluster: bool) -> Iterator[StoreSubjec
     with ExitStack() as stores, server.client() as raw:
         raw.flushall()
 
-        def client() -> RedisRoutingStore:
-            return stores.enter_context(closing(RedisRoutingStore(url, timeout_s=5.0)))
+        def client() -> RedisCoordinationStore:
+            return stores.enter_context(closing(RedisCoordinationStore(url, timeout_s=5.0)))
 
         def put_load(ref: WorkerRef, value: bytes) -> None:
             raw.set(schema.load_key(ref.namespace, ref.worker), stamp_load(ref.incarnation, 1.7e9, value))

@@ -1,10 +1,10 @@
-"""Loads, chains and texts for tests of the routing store."""
+"""Loads, prompt chains and map updates for tests of the coordination store."""
 
 from __future__ import annotations
 
 import os
 
-from ghostcacher_connector.core.coordination.base import LearnedText, LoadReport, PromptChain
+from ghostcacher_connector.core.coordination.base import LoadReport, PrefixMapUpdate, PromptChain
 from ghostcacher_connector.core.index.base import WorkerRef
 from tests.support.index_parts import NAMESPACE, chain
 
@@ -32,6 +32,6 @@ def make_chain(request: str = "r1", blocks: int = 3) -> PromptChain:
     return PromptChain(request, blocks * 16, tuple(range(1, blocks + 1)), tuple(chain(blocks)))
 
 
-def make_text(router: str = "router-1", *, seed: int = 0, count: int = 2) -> LearnedText:
+def make_update(router: str = "router-1", *, seed: int = 0, count: int = 2) -> PrefixMapUpdate:
     digests = tuple(chain(count, seed, width=16))
-    return LearnedText(NAMESPACE, digests, tuple(range(1, count + 1)), tuple(chain(count)), 4.0, router)
+    return PrefixMapUpdate(NAMESPACE, digests, tuple(range(1, count + 1)), tuple(chain(count)), 4.0, router)

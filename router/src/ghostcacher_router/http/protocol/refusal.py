@@ -1,4 +1,4 @@
-"""Errors as clients expect them: in OpenAI's shape, under /v1/messages in Anthropic's."""
+"""Errors that the router answers with itself, in OpenAI's shape, or in Anthropic's under /v1/messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class Refusal(Exception):
-    """The router answers with an error itself. code: OpenAI's ``error.code``; param: the field that is wrong."""
+    """A request that the router answers with an error.
+
+    message: for the client. code: OpenAI's ``error.code``. param: the field of the body that is wrong. retry_after_s:
+    when the client may try again.
+    """
 
     def __init__(
         self,

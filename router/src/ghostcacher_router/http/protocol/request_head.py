@@ -1,4 +1,4 @@
-"""Heads of requests: read, checked, and built anew for a worker. Nothing of a head is forwarded that was not parsed.
+"""Heads of requests: parsed, checked, and written anew for a worker. Nothing is forwarded that was not parsed.
 
 llhttp (httptools) finds what is malformed: bare CR or LF, NUL and other controls, folded lines, white space before a
 colon, lengths that conflict, a length beside an encoding. What it lets through and other servers may read otherwise
@@ -12,26 +12,17 @@ from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser
 
-from ghostcacher_router.http.errors import Refusal
+from ghostcacher_router.http.protocol.headers import (
+    CHUNKED,
+    HOP_BY_HOP,
+    LENGTH_DIGITS_MAX,
+    listed_in,
+    without_listed,
+)
+from ghostcacher_router.http.protocol.refusal import Refusal
 
-HEAD_END = b"\r\n\r\n"
-LENGTH_LINE = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,18})(?=\r\n)")
-"""As nearly everybody writes it."""
-CHUNKED = b"chunked"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
 _NOT_FORWARDED = HOP_BY_HOP | {
     b"content-length",
     b"expect",
@@ -41,7 +32,7 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"x-forwarded-for",
     b"x-request-id",
 }
-"""Those that are not hop-by-hop are written anew, or answered here."""
+"""Headers of a client that no worker gets. Those that are not hop-by-hop are written anew, or answered here."""
 _PLAIN_CONNECTION = frozenset({b"", b"keep-alive", b"close"})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -51,30 +42,33 @@ _TARGET = re.compile(rb"/[!$-;=?-\[\]_a-z~|%]*")
 _DOTS = re.compile(rb"(?i)/(?:\.|%2e){1,2}(?:/|\Z)")
 _HOST = re.compile(rb"[!-.0-;=?-\[\]_a-z~]*")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_LENGTH_DIGITS_MAX = 18
 
 
 class RequestHead(NamedTuple):
-    """A request's head, checked.
-
-    target: path and query, in origin form. headers: lower-case names, without those of framing; several of one name are
-    joined by ", ". forward: lines that go to a worker as they are. request_id: the client's own, when it is sane.
-    """
+    """The head of a request, checked."""
 
     method: str
     target: bytes
+    """Path and query, in origin form."""
     path: str
     query: str
+    """Without its question mark."""
     http11: bool
+    """Whether the client speaks HTTP/1.1; otherwise HTTP/1.0."""
     keep_alive: bool
+    """Whether the client wants to send another request on this connection."""
     headers: dict[bytes, bytes]
+    """By lower-case name, without those that frame the body. Several of one name are joined by ", "."""
     forward: bytes
+    """The header lines that go to a worker as they are."""
     expects_continue: bool
+    """Whether the client waits for "100 Continue" before it sends the body."""
     request_id: bytes | None
+    """The client's own X-Request-Id, where it is one that can be logged and forwarded."""
 
 
-class _Reader:
-    """What llhttp finds in one head."""
+class _Fields:
+    """Collects what llhttp finds in one head."""
 
     __slots__ = ("pairs", "url")
 
@@ -90,12 +84,12 @@ class _Reader:
 
 
 def read_request_head(raw: bytes, headers_max: int) -> tuple[RequestHead, int | None]:
-    """Return the head in `raw`, which ends with its empty line, and the length of the body (None: chunked).
+    """Return the head in `raw` and the length of the body that follows, None when the body is chunked.
 
-    Raises Refusal.
+    raw: a whole head, ending with its empty line. Raises Refusal.
     """
-    reader = _Reader()
-    parser = HttpRequestParser(reader)
+    fields = _Fields()
+    parser = HttpRequestParser(fields)
     try:
         parser.feed_data(raw)
     except HttpParserUpgrade:
@@ -112,17 +106,17 @@ def read_request_head(raw: bytes, headers_max: int) -> tuple[RequestHead, int | 
     version = parser.get_http_version()
     if version not in ("1.1", "1.0"):
         raise Refusal(505, f"expected HTTP/1.1 or HTTP/1.0, got HTTP/{version}")
-    if len(reader.pairs) > headers_max:
-        raise Refusal(431, f"expected at most {headers_max} headers, got {len(reader.pairs)}")
-    return checked_head(method, reader.url, version == "1.1", reader.pairs)
+    if len(fields.pairs) > headers_max:
+        raise Refusal(431, f"expected at most {headers_max} headers, got {len(fields.pairs)}")
+    return checked_head(method, fields.url, version == "1.1", fields.pairs)
 
 
 def checked_head(
     method: str, url: bytes, http11: bool, pairs: list[tuple[bytes, bytes]]
 ) -> tuple[RequestHead, int | None]:
-    """Return the head made of these parts, and the length of the body. Raises Refusal.
+    """Return the head made of these parts, and the length of the body, None when it is chunked. Raises Refusal.
 
-    What decides where a request ends is checked here once more: older versions of llhttp let some of it through.
+    Whatever decides where a request ends is checked here once more: older versions of llhttp let some of it through.
     """
     headers: dict[bytes, bytes] = {}
     lines: list[bytes] = []
@@ -130,7 +124,7 @@ def checked_head(
         key = name.lower()
         value = raw.rstrip(b" \t")
         if key in headers:
-            # Of what must not come twice, such a list is no value: it is refused below.
+            # A header that must not come twice is refused below: such a list is no valid value of it.
             headers[key] += b", " + value
         else:
             headers[key] = value
@@ -141,7 +135,9 @@ def checked_head(
     _check_host(get(b"host"), http11)
     connection = get(b"connection", b"").lower()
     if connection not in _PLAIN_CONNECTION:
-        lines, connection = _without_listed(lines, connection)
+        listed = listed_in(connection)
+        lines = without_listed(lines, listed)
+        connection = b"close" if b"close" in listed else b"keep-alive" if b"keep-alive" in listed else b""
     request_id = get(b"x-request-id")
     length = _body_length(headers.pop(b"content-length", None), headers.pop(b"transfer-encoding", None), http11)
     head = RequestHead(
@@ -160,7 +156,7 @@ def checked_head(
 
 
 def _target(method: str, url: bytes) -> tuple[bytes, str, str]:
-    """Return target in origin form, path and query."""
+    """Return the target in origin form, its path and its query."""
     if method == "CONNECT":
         raise Refusal(501, "CONNECT is not supported")
     if not url.startswith(b"/"):
@@ -184,14 +180,14 @@ def _check_host(host: bytes | None, http11: bool) -> None:
 
 
 def _body_length(length: bytes | None, coding: bytes | None, http11: bool) -> int | None:
-    """Return the bytes of the body, None when it is chunked."""
+    """Return the number of bytes of the body, None when it is chunked."""
     if coding is not None:
         if length is not None or not http11 or coding.lower() != CHUNKED:
             raise Refusal(400, "expected either a length or, in HTTP/1.1, 'transfer-encoding: chunked'")
         return None
     if length is None:
         return 0
-    if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
+    if not length.isdigit() or len(length) > LENGTH_DIGITS_MAX:
         raise Refusal(400, "malformed header 'content-length'")
     return int(length)
 
@@ -202,22 +198,18 @@ def _expects_continue(expect: bytes) -> bool:
     return True
 
 
-def _without_listed(lines: list[bytes], connection: bytes) -> tuple[list[bytes], bytes]:
-    """Return the lines less those that the header Connection names, and what it says of keeping alive."""
-    listed = {token.strip(b" \t") for token in connection.split(b",")}
-    kept = [line for line in lines if line[: line.index(b":")].lower() not in listed]
-    return kept, b"close" if b"close" in listed else b"keep-alive" if b"keep-alive" in listed else b""
+def worker_request(head: RequestHead, prefix: bytes, host_line: bytes, own_lines: bytes, body_bytes: int) -> bytes:
+    """Return the head of this request for a worker.
 
-
-def worker_request(head: RequestHead, prefix: bytes, host_line: bytes, tail: bytes, body_bytes: int) -> bytes:
-    """Return the head that a worker gets. prefix: of the path; tail: lines of the router's own."""
+    prefix: the path under which the worker is served, put before the request's own. own_lines: the router's headers.
+    """
     if body_bytes or head.method in _WITH_BODY:
-        tail = b"%bContent-Length: %d\r\n" % (tail, body_bytes)
+        own_lines = b"%bContent-Length: %d\r\n" % (own_lines, body_bytes)
     return b"%b %b%b HTTP/1.1\r\n%b%b%b\r\n" % (
         head.method.encode(),
         prefix,
         head.target,
         host_line,
         head.forward,
-        tail,
+        own_lines,
     )

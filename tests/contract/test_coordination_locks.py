@@ -1,17 +1,17 @@
-"""Ghost locks and sessions, in every routing store."""
+"""Ghost locks and sessions, in every coordination store."""
 
 from __future__ import annotations
 
 import os
 import threading
 
-from ghostcacher_connector.core.coordination.base import RoutingStore
-from tests.contract.routing_subjects import SHORT_S, StoreSubject, gone
+from ghostcacher_connector.core.coordination.base import CoordinationStore
+from tests.contract.coordination_subjects import SHORT_S, StoreSubject, gone
 
 TTL_S = 60.0
 
 
-def take(store: RoutingStore, *keys: bytes, router: str = "router-1", ttl_s: float = TTL_S) -> int | None:
+def take(store: CoordinationStore, *keys: bytes, router: str = "router-1", ttl_s: float = TTL_S) -> int | None:
     return store.lock(keys, router=router, worker="w1", ready_at=5.25, ttl_s=ttl_s).token
 
 
@@ -28,7 +28,7 @@ def test_lock_is_all_or_nothing(routing: StoreSubject) -> None:
     assert [lock is not None for lock in other.locks([b"c", b"b", b"a"])] == [False, True, True]
 
 
-def test_released_lock_is_free_and_token_rises(store: RoutingStore) -> None:
+def test_released_lock_is_free_and_token_rises(store: CoordinationStore) -> None:
     """Whoever takes a lock later has a greater token."""
     first = take(store, b"a", b"b")
     assert first is not None
@@ -111,11 +111,11 @@ def test_sessions_are_bound_rebound_and_dropped(routing: StoreSubject) -> None:
     assert store.sessions([b"s3", b"s2", b"unknown", b"s1"]) == [None, "w9", None, "w1"]
 
 
-def test_no_sessions_no_texts_no_locks_are_no_error(store: RoutingStore) -> None:
+def test_no_sessions_no_updates_no_locks_are_no_error(store: CoordinationStore) -> None:
     """Nothing asked for is nothing answered."""
     store.put_sessions({}, ttl_s=TTL_S)
     store.drop_sessions([])
-    store.append([])
+    store.append_updates([])
     assert [*store.sessions([]), *store.locks([]), *store.loads([])[1]] == []
 
 

@@ -1,4 +1,4 @@
-"""A front with mock engines behind it, and raw clients. What is left over at the end fails the test."""
+"""An HTTP proxy with mock engines behind it, and raw clients. What is left over at the end fails the test."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any
 
 import uvloop
 
-from ghostcacher_router.http import Front, Limits
-from ghostcacher_router.http.local import LocalRequest, LocalResponse
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
+from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape
 from tests.support.mock_engine import MockEngine
@@ -125,7 +126,7 @@ class LocalPages:
 
 
 class Tally:
-    """Counts what the front reports."""
+    """Counts what the proxy reports."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[str, int]] = []
@@ -160,7 +161,7 @@ def parse(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShap
 
 
 class Client:
-    """A raw connection to the front."""
+    """A raw connection to the proxy."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -191,7 +192,7 @@ class Client:
         return await self.answer()
 
     async def rest(self) -> bytes:
-        """Return everything until the front closes; what a reset leaves over is empty."""
+        """Return everything until the proxy closes; what a reset leaves over is empty."""
         async with asyncio.timeout(PATIENCE_S):
             try:
                 return await self.reader.read()
@@ -211,8 +212,9 @@ class Client:
 
 
 class Rig:
-    def __init__(self, front: Front, port: int, dispatcher: FirstOf, meter: Tally, clock: Clock) -> None:
-        self.front, self.port, self.dispatcher, self.meter, self.clock = front, port, dispatcher, meter, clock
+    def __init__(self, proxy: HttpProxy, port: int, dispatcher: FirstOf, meter: Tally, clock: Clock) -> None:
+        self.proxy, self.port, self.dispatcher, self.meter, self.clock = proxy, port, dispatcher, meter, clock
+        self.state = proxy.state
         self.engines = dispatcher.engines
         self.clients: list[Client] = []
 
@@ -235,18 +237,18 @@ class Rig:
 
     def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.front.tick()
+        self.proxy.tick()
 
     async def check_idle(self) -> None:
         """Assert that nothing is held, once all clients are gone."""
         for client in self.clients:
             client.abort()
         try:
-            await eventually(lambda: self.front.connection_count == 0)
+            await eventually(lambda: not self.state.clients)
         except TimeoutError:
-            raise AssertionError(f"left over: {self.front._clients}") from None
-        assert self.front.in_flight == 0
-        assert self.front.buffered_bytes == 0
+            raise AssertionError(f"left over: {self.state.clients}") from None
+        assert self.state.in_flight == 0
+        assert self.state.buffered_bytes == 0
         assert self.dispatcher.waiting == 0
         not_ended = [place.ask for place in self.placements if place.outcome is None]
         assert not_ended == [], not_ended
@@ -255,8 +257,8 @@ class Rig:
 
 
 @asynccontextmanager
-async def front_rig(*engines: MockEngine, limits: Limits | None = None, drain_s: float = 0.0) -> AsyncIterator[Rig]:
-    """A front over engines ("w0" that echoes, when none are given), on a clock of its own."""
+async def proxy_rig(*engines: MockEngine, limits: Limits | None = None, drain_s: float = 0.0) -> AsyncIterator[Rig]:
+    """A proxy over engines ("w0" that echoes, when none are given), on a clock of its own."""
     group = list(engines) or [MockEngine("w0")]
     loop = asyncio.get_running_loop()
     errors: list[dict[str, Any]] = []
@@ -265,12 +267,12 @@ async def front_rig(*engines: MockEngine, limits: Limits | None = None, drain_s:
     for engine in group:
         await engine.start()
     dispatcher, meter, clock = FirstOf(group), Tally(), Clock()
-    front = Front(dispatcher, LocalPages(), parse, meter, router="t", limits=limits, clock=clock)
-    rig = Rig(front, await front.start("127.0.0.1", 0), dispatcher, meter, clock)
+    proxy = HttpProxy(dispatcher, LocalPages(), parse, meter, router="t", limits=limits, clock=clock)
+    rig = Rig(proxy, await proxy.start("127.0.0.1", 0), dispatcher, meter, clock)
     yield rig
     await rig.check_idle()
-    await _bounded(front.stop(drain_s))
-    assert front.pools.open_count == 0
+    await _bounded(proxy.stop(drain_s))
+    assert proxy.state.pools.open_count == 0
     for engine in group:
         await engine.stop()
     await eventually(lambda: _open_sockets() <= sockets)

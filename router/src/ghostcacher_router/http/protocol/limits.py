@@ -1,4 +1,4 @@
-"""Every limit of the front, with its reason. What people may set is in config.py."""
+"""Every limit of the HTTP proxy and of its connections to workers, with its reason. Settings are in config.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Limits(NamedTuple):
     """Bounds of memory, counts and time. Bytes, counts and seconds, as the names say."""
 
     head_bytes_max: int = 64 * KIB
-    """Of a head, either way: twice what nginx takes, and room for a long list of cookies."""
+    """Of the head of a request or response: twice what nginx takes, and room for a long list of cookies."""
     headers_max: int = 128
     """A head of one-letter headers is cheap to send and dear to take apart."""
     body_bytes_max: int = 64 * MIB

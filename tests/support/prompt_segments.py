@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import PromptChain
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.types import BlockKind, Prompt
+from ghostcacher_router.types import Prompt, SectionType
 
 BLOCK_TOKENS = 16
 EVERY_BLOCKS = 8
@@ -32,7 +32,7 @@ def make_prompt(segments: Sequence[Segment]) -> Prompt:
     """Return the prompt with a boundary at the end of each segment."""
     ends = list(accumulate(segment.size for segment in segments))
     text = b"".join(segment.text() for segment in segments)
-    prompt = hash_prompt(text, ends, [(BlockKind.USER, end) for end in ends], preamble=b"", seed=7)
+    prompt = hash_prompt(text, ends, [(SectionType.USER, end) for end in ends], preamble=b"", seed=7)
     assert prompt is not None
     return prompt
 
