@@ -32,7 +32,7 @@ ROUTER = (
     *("--health-interval-s", "0.5", "--upstream-idle-s", "0.2"),
     *("--ghost-lock-tokens-min", "256", "--drain-timeout-s", "20"),
 )
-COMPLAINTS = ("Traceback", "unforeseen", "never retrieved", "was destroyed", "never awaited")
+COMPLAINTS = ("Traceback", "unforeseen", "unexpected error", "never retrieved", "was destroyed", "never awaited")
 
 
 class Pod(NamedTuple):

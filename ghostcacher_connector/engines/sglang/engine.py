@@ -40,14 +40,32 @@ STOP_TIMEOUT_S = 2.0
 
 
 class _Shared(msgspec.Struct, frozen=True):
-    """What rank 0 chooses for all. owner: the engine's own random name. generations: as bytes."""
+    """What rank 0 chooses for all ranks.
+
+    owner: the engine's own random name.
+    generations: the generations to begin with, as bytes.
+    """
 
     owner: str
     generations: bytes
 
 
 class EngineRank:
-    """One rank of one engine, in the fleet from `start` on."""
+    """One rank of one engine, in the fleet from `start` on.
+
+    page_tokens, page_bytes: size of one page on this rank.
+    layer_count: layers of the KV pool.
+    on_cpu: whether the KV pool is host memory.
+    recorder: metrics of this rank.
+    request_recorder: metrics that are counted by request; equal on all ranks, and shown for rank 0 alone.
+    ranks: the group of all ranks of the engine.
+    table: generations of this rank's pages, as peers read them.
+    generations: those to begin with, the same on all ranks.
+    runtime: transports, and the threads that pull.
+    forecaster: estimates what pulling and computing cost.
+    fleet: this worker's membership; None on every rank but 0.
+    lookups: asks the index beside the scheduler.
+    """
 
     def __init__(
         self, server_args: ServerArgs, params: CacheInitParams, components: set[Any], settings: Settings
@@ -61,7 +79,6 @@ class EngineRank:
         self.on_cpu = pool.k_buffer[0].device.type == "cpu"
         self.recorder = Recorder()
         self.ranks = RankGroup(params.tp_cache_group)
-        # What is counted by request, and not by transfer, is the same on every rank, and shown for one of them.
         self.request_recorder = self.recorder if self.ranks.rank == 0 else Recorder()
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot

@@ -76,14 +76,14 @@ def set_linker(linker: HookedLinker | None) -> None:
 
 
 def careful(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let a hook's failure be a line in the log: what it does for the cache must not end a request."""
+    """Make an unexpected error of a hook a line in the log: what a hook does for the cache must not end a request."""
 
     @functools.wraps(hook)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             hook(*args, **kwargs)
         except Exception:
-            logger.exception("hook %s failed in an unforeseen way", hook.__name__)
+            logger.exception("hook %s: unexpected error", hook.__name__)
 
     return guarded
 

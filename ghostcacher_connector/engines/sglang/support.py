@@ -1,6 +1,6 @@
-"""What of SGLang this adapter is proven on; anything else is refused at start, by name.
+"""Says what of SGLang this adapter is proven on, and refuses anything else at start, by name.
 
-Each refusal here stands for a proof that is still missing. Versions are checked by engines/versions.py.
+Each refusal here stands for a proof that is still missing. Versions are checked by engines/common/versions.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sglang.srt.runtime_context import (
     get_spec,
 )
 
-from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.engines.common.versions import refuse_unproven
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -34,9 +34,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 def check_config(params: CacheInitParams, components: set[ComponentType], model: ModelConfig) -> None:
     """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
-    problems = [*_parallelism(params), *_features(params, model), *_pool(params, components, model)]
-    if problems:
-        raise UnsupportedEngine("GhostCacher does not support this configuration yet: " + "; ".join(problems))
+    refuse_unproven([*_parallelism(params), *_features(params, model), *_pool(params, components, model)])
 
 
 def _parallelism(params: CacheInitParams) -> Iterator[str]:

@@ -50,9 +50,8 @@ def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
 def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str, settings: Settings) -> Fingerprint:
     """Return the fingerprint of this engine's blocks, the same on each of its ranks.
 
-    layout: as `layout.describe` gives it.
-
     The data-parallel size is left out on purpose: replicas of one model hold the same KV.
+    layout: as `layout.describe` gives it.
     """
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     assert vllm_config.kv_transfer_config is not None

@@ -174,7 +174,7 @@ def test_computed_is_never_said_too_early(make: Make, in_flight: int, abort_ever
     assert len(long_enough) > 30
 
 
-def test_request_aborted_before_its_own_step_vouches_for_nothing(make: Make) -> None:
+def test_request_aborted_before_its_own_step_proves_nothing(make: Make) -> None:
     """The blocks that it was given may still be on their way: neither published nor reported, until somebody knows."""
     engine = make(in_flight=4, role="kv_producer", step_tokens=128)
     spy, entries = Spy(engine), engine.watch_published()

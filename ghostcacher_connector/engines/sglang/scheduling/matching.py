@@ -1,8 +1,8 @@
 """Finds out what of a prompt is worth pulling: asks the index, weighs, and answers SGLang's `lookup`.
 
-The index is asked when the request enters the queue. SGLang looks for a prefix when it builds a batch, some
-hundred microseconds later when it is idle, and has no way to be told "ask again": what is left of the answer's way is
-waited for on the scheduler's thread, until the deadline at most.
+The index is asked when the request enters the queue. SGLang looks for a prefix when it builds a batch, some hundred
+microseconds later when it is idle, and cannot be asked to come again: an answer that is not there yet is waited for on
+the scheduler's thread, until the deadline at most.
 
 Every rank asks for itself; SGLang takes what all of them can pull. Driven by the scheduler's thread alone.
 """
@@ -40,7 +40,11 @@ class Matcher(PrefixMatcher):
         holds: Callable[[BlockHash], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """page_bytes: of one page on one rank. pages_max: of one pull. holds: says whether this engine has a block."""
+        """Prepare for one rank's requests.
+
+        page_bytes: bytes of one page on one rank. pages_max: pages of one pull at most. holds: says whether this engine
+        has a block.
+        """
         super().__init__(
             settings, lookups, forecaster, recorder, block_tokens=page_tokens, block_bytes=page_bytes, clock=clock
         )

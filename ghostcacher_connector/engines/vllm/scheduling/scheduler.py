@@ -1,4 +1,4 @@
-"""The connector's half in vLLM's scheduler process. Holds no KV memory; knows requests, slots and the fleet.
+"""The connector's half in vLLM's scheduler process: knows requests, slots and the fleet, holds no KV memory.
 
 Life of a request here:
 1. it arrives: the index is asked, on another thread (matching.py);
@@ -219,7 +219,7 @@ class ConnectorScheduler:
 
     def _confirm(self, report: RankReport) -> None:
         if report.lost_step:
-            self.leave("a rank missed a step and cannot vouch for its slots")
+            self.leave("a rank missed a step and can no longer guarantee its generations")
         if self._publisher is not None and not self._left:
             self._publisher.confirm(report.step, self._tracked)
         if self._matcher is not None:
@@ -235,7 +235,7 @@ class ConnectorScheduler:
             self._recorder.observe("gc_prefill_forecast_ratio", ratio)
 
     def _report_load(self) -> None:
-        """Hand the present load over to the reporter, who tells it from its own thread."""
+        """Give the reporter the present load, to be published from its own thread."""
         if self._fleet is not None and self._load is not None:
             self._fleet.reporter.hand_over(self._load.measure(self._tracked.values()))
 
