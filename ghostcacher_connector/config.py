@@ -102,13 +102,7 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         "nixl",
         "relay",
     )
-    allow_ucx_tcp: Annotated[
-        bool, Meta(description="let UCX use TCP, over which a dying reader can crash the worker that it reads from")
-    ] = False
-    ucx_tls: Annotated[Text | None, Meta(description="UCX transports, as UCX_TLS; none: all but TCP")] = None
-    staging_mib: Annotated[
-        int, Meta(ge=1, le=65_536, description="bounce buffer for transports that may write late, in MiB for each rank")
-    ] = 64
+    ucx_tls: Annotated[Text | None, Meta(description="UCX transports, as UCX_TLS; never TCP; none: all but TCP")] = None
     relay_listen: Annotated[
         Text | None, Meta(description="host:port of the relay for readers without RDMA; port 0: any; none: no relay")
     ] = None

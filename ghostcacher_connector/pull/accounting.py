@@ -1,7 +1,7 @@
-"""What pulls did, in the metrics and in the forecaster's memory. Knows no engine.
+"""Records what pulls did, in the metrics and in the forecaster. Knows no engine.
 
-A rank's share of a pull is a `PullReport`: `record_transfer` takes it into account. What the pull did for the request,
-over all ranks, is recorded once, by `record_outcome`.
+Each rank reports its share of a pull as a `PullReport`, which `record_transfer` records. What the pull did for its
+request, over all ranks, is recorded once, by `record_outcome`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,31 @@ from ghostcacher_connector.transfer.jobs import JobResult, PullSource
 
 @dataclass(frozen=True, slots=True)
 class PullReport:
-    """How one rank's share of one pull ended.
-
-    blocks_valid: with a right seal. blocks_usable: those before the first that is not valid.
-    """
+    """How one rank's share of one pull ended."""
 
     request_id: str
+    """The engine's request that the blocks are for."""
     outcome: PullOutcome
     blocks_valid: int
+    """Blocks whose seal was right."""
     blocks_usable: int
+    """Valid blocks before the first one that is not."""
     blocks_asked: int
+    """Blocks that were to be pulled."""
     bytes: int
+    """What was moved, valid or not."""
     seconds: float
+    """From the start of the rank's job to its end."""
     transport: str
+    """The transport of the last source that was asked; "none" when none was."""
     worker: str
+    """The last source that was asked, or the first one of those that were to be."""
     reason: MissReason | None
+    """Why the first missing block is missing; None when none is."""
 
 
 def report_of(request_id: str, sources: Sequence[PullSource], result: JobResult) -> PullReport:
-    """Return the report of a job that has ended. sources: those that it was given, at least one."""
+    """Return the report of a job that has ended. sources: the ones that it was given, at least one."""
     source = result.tries[-1] if result.tries else None
     return PullReport(
         request_id=request_id,
@@ -56,7 +62,7 @@ def report_of(request_id: str, sources: Sequence[PullSource], result: JobResult)
 
 
 def record_transfer(recorder: Recorder, forecaster: Forecaster, report: PullReport) -> None:
-    """Take one rank's share of a pull into account."""
+    """Record one rank's share of a pull."""
     why = report.reason.value if report.reason is not None else "none"
     recorder.inc("gc_rdma_transfers_total", 1, transport=report.transport, outcome=report.outcome.value)
     recorder.inc("gc_pulls_total", 1, outcome=report.outcome.value, reason=why)
@@ -79,9 +85,9 @@ def record_outcome(
     seconds: float,
     reason: MissReason | None,
 ) -> None:
-    """Take into account what a plan did for its request.
+    """Record what a plan did for its request.
 
-    usable: leading blocks that need no computing. reason: why the others do; None is a failed transfer.
+    usable: how many leading blocks need not be computed. reason: why the others must be; None is a failed transfer.
     """
     recorder.inc("gc_pulled_tokens_total", plan.block_count * block_tokens)
     if usable:
@@ -97,5 +103,5 @@ def record_outcome(
 
 
 def _leading(valid: Validity) -> int:
-    """Count the valid blocks before the first that is not: the engine computes anew from there on."""
+    """Count the valid blocks before the first one that is not: the engine computes from there on."""
     return len(valid) if bool(valid.all()) else int(np.argmin(valid))

@@ -1,12 +1,13 @@
-"""Pull or compute? A forecast from measured rates, and the rates themselves.
+"""Pull or compute? Forecasts from measured rates, and the rates themselves.
 
     pull    = fixed cost + round trip + bytes / measured bytes per second of this peer
     compute = tokens / measured prefill tokens per second of this engine
 
-Both rates start from a calibration (a matrix product; a timed self-pull) and follow what is observed, as exponential
-averages: a machine's speed drifts with its load. Time is injected; no I/O in here.
+The prefill rate starts from a calibration, a peer's rate from a guess. Both follow what is observed, as exponential
+averages, since a machine's speed drifts with its load. This is the only place where a peer's rate is kept. The clock is
+injected; nothing here does I/O.
 
-A rate that is too high is put right by what it attracts. One that is too low is not: routers send long prompts
+A rate that is too high is corrected by what it attracts. One that is too low is not: routers send long prompts
 elsewhere, readers pull from others. So what may have been no more than a bad moment is believed for a while only.
 """
 
@@ -19,39 +20,39 @@ from statistics import median
 from typing import NamedTuple
 
 PULL_FIXED_S = 0.004
-"""Two scheduler steps and a thread hand-over, the least that an asynchronous load costs an engine."""
+"""Two scheduler steps and a change of threads: the least that an asynchronous load costs an engine."""
 
 PEER_BYTES_PER_S_GUESS = 1e9
 """Before the first measurement: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
 
 RATE_TTL_S = 30.0
-"""A rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
+"""A low rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
 because of one slow pull, or step, would otherwise never be measured again."""
 
 WEIGHT = 0.3
-"""Share of the newest observation: half of an old rate is forgotten after two observations."""
+"""Share of the newest observation in an average: half of an old rate is forgotten after two observations."""
 
 STEPS_IN_FLIGHT_MAX = 1024
-"""Far above any engine's own limit; bounds the memory should outputs stop arriving."""
+"""Far above any engine's own limit; bounds the memory in case outputs stop arriving."""
 
 STEP_TOKENS_MIN = 512
 """Steps with fewer tokens, or with less than half of what one may have, are bound by reading the weights and say
 nothing about the prefill rate."""
 
 SLOW_WEIGHT = 0.03
-"""Share of the newest step in what an engine is held to be able to do: the few slow ones of one bad prompt, such as the
-first, which pays for what is compiled and paged in, leave nine tenths of it."""
+"""Share of the newest step in the rate that an engine is taken to be capable of: the few slow steps of one bad prompt,
+such as the first one, which pays for what is compiled and paged in, leave nine tenths of it."""
 
 FASTER_MAX = 4.0
-"""No step counts as more than so many times faster than was expected: one whose predecessor's end was seen late seems
-to have taken no time."""
+"""No step counts as more than so many times faster than expected: one whose predecessor's end was seen late seems to
+have taken no time."""
 
 PULL_BYTES_MIN = 64 << 10
 """Pulls smaller than this are bound by latency and say nothing about the rate."""
 
 
 class Choice(NamedTuple):
-    """What pulling and computing the same blocks would cost, in seconds."""
+    """What pulling and computing the same blocks is forecast to cost, in seconds."""
 
     pull_s: float
     compute_s: float
@@ -71,12 +72,13 @@ def blend(old: float | None, new: float) -> float:
     return new if old is None else (1 - WEIGHT) * old + WEIGHT * new
 
 
-class _Link(NamedTuple):
-    """What is known of the way to a peer. rate: bytes/s, None before the first measurement; at: of the last pull."""
+class _Rate(NamedTuple):
+    """How fast pulls from a peer were."""
 
-    rate: float | None
-    round_trip_s: float
+    bytes_per_s: float
+    """The exponential average."""
     at: float
+    """When the newest pull that counts ended, on the forecaster's clock."""
 
 
 class Forecaster:
@@ -97,10 +99,11 @@ class Forecaster:
         self._capable = prefill_tokens_per_s
         self._observed: float | None = None
         self._observed_at = 0.0
-        self._peers: dict[str, _Link] = {}
+        self._rates: dict[str, _Rate] = {}
+        self._round_trips: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._peers)})"
+        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._rates)})"
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -111,9 +114,9 @@ class Forecaster:
         return max(observed, self._capable) if self._is_old() else observed
 
     def observe_step(self, tokens: int, seconds: float) -> float | None:
-        """Take note of a step that computed `tokens` prompt tokens; return its time over the forecast one.
+        """Learn from a step that computed `tokens` prompt tokens; return its time divided by the forecast one.
 
-        None: it was too short to tell.
+        Returns None when the step was too short to tell.
         """
         if tokens < self._step_tokens_min or seconds <= 0:
             return None
@@ -128,34 +131,26 @@ class Forecaster:
         return self._clock() - self._observed_at > RATE_TTL_S
 
     def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
-        """Take note of a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
+        """Learn from a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
         if pulled_bytes >= PULL_BYTES_MIN and seconds > 0:
-            rate = blend(self.bytes_per_s(worker), pulled_bytes / seconds)
-            self._peers[worker] = _Link(rate, self._link(worker).round_trip_s, self._clock())
+            self._rates[worker] = _Rate(blend(self.bytes_per_s(worker), pulled_bytes / seconds), self._clock())
 
-    def observe_links(self, links: Mapping[str, tuple[float, float]]) -> None:
-        """Take over rates (bytes/s, 0 when unknown) and round trips that were measured by probes; pulls' rates win."""
-        for worker, (rate, round_trip_s) in links.items():
-            known = self._link(worker)
-            first = rate if known.rate is None and rate > 0 else known.rate
-            at = self._clock() if known.rate is None else known.at
-            self._peers[worker] = _Link(first, round_trip_s, at)
+    def observe_round_trips(self, round_trips: Mapping[str, float]) -> None:
+        """Learn the round trips to peers, in seconds, which are measured when a peer is connected to."""
+        self._round_trips.update(round_trips)
 
     def bytes_per_s(self, worker: str) -> float:
-        link = self._link(worker)
-        if link.rate is None:
+        """Return the rate at which a pull from a peer is forecast."""
+        rate = self._rates.get(worker)
+        if rate is None:
             return PEER_BYTES_PER_S_GUESS
-        expired = self._clock() - link.at > RATE_TTL_S
-        return max(link.rate, PEER_BYTES_PER_S_GUESS) if expired else link.rate
+        expired = self._clock() - rate.at > RATE_TTL_S
+        return max(rate.bytes_per_s, PEER_BYTES_PER_S_GUESS) if expired else rate.bytes_per_s
 
     @property
     def typical_bytes_per_s(self) -> float:
         """The median of the peers' measured rates; 0.0 when there is none."""
-        rates = [link.rate for link in self._peers.values() if link.rate is not None]
-        return median(rates) if rates else 0.0
-
-    def _link(self, worker: str) -> _Link:
-        return self._peers.get(worker, _Link(None, 0.0, 0.0))
+        return median(rate.bytes_per_s for rate in self._rates.values()) if self._rates else 0.0
 
     def compute_s(self, tokens: int) -> float:
         """Return the forecast time to compute `tokens` prompt tokens."""
@@ -163,14 +158,14 @@ class Forecaster:
 
     def compare(self, worker: str, tokens: int, pull_bytes: int) -> Choice:
         """Forecast what it costs to pull `pull_bytes` from a peer, and to compute the same `tokens`."""
-        round_trip_s = self._link(worker).round_trip_s
+        round_trip_s = self._round_trips.get(worker, 0.0)
         return Choice(PULL_FIXED_S + round_trip_s + pull_bytes / self.bytes_per_s(worker), self.compute_s(tokens))
 
 
 class PrefillClock:
     """Times the steps of an engine whose steps may overlap.
 
-    A step that was scheduled while its predecessor still ran has cost the time since that one's end.
+    A step that was scheduled while the one before it still ran has taken the time since that one's end.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -183,7 +178,7 @@ class PrefillClock:
         self._running.append((step, self._clock(), tokens))
 
     def done(self, step: int) -> tuple[int, float] | None:
-        """Every step up to this one is done; return the last one's (tokens, seconds) if its time is its own."""
+        """Every step up to this one is done; return (tokens, seconds) of the last one if its time can be told apart."""
         now, observed, count = self._clock(), None, 0
         while self._running and self._running[0][0] <= step:
             _, started, tokens = self._running.popleft()

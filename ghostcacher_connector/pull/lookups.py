@@ -1,8 +1,8 @@
 """Lookups beside the engine's scheduler: asked in one call, answered in a later one, never waited for.
 
-Life of a lookup: `start` puts it in a bounded queue; a thread asks the index; `poll` hands out the answer, again and
-again until `forget`. When the index fails, lookups are answered at once for `BREAKER_S`, so that requests do not
-wait for one time-out after another.
+Life of a lookup: `start` puts it in a bounded queue, a thread asks the index, and `poll` returns the answer, again and
+again until `forget`. An engine's scheduler takes it by `take_answer`: there, not yet, or not in time. When the index
+fails, lookups are misses at once for `BREAKER_S`, so that requests do not wait for one time-out after another.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ghostcacher_connector.metrics import Recorder
 logger = logging.getLogger(__name__)
 
 BREAKER_S = 0.5
+"""How long the index is not asked after it failed."""
+
 ANSWERS_PER_QUEUE = 8
 """Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
 
@@ -37,18 +39,25 @@ PENDING: Final = Pending.PENDING
 
 
 class LookupAnswer(NamedTuple):
-    """hits: longest first. seconds: from `start` to the answer. reason: why there is no hit; None when there is one."""
+    """What the index said."""
 
     hits: list[PrefixHit]
+    """The workers that hold a prefix, the longest one first."""
     seconds: float
+    """From `start` to the answer."""
     reason: MissReason | None
+    """Why there is no hit; None when there is one."""
     detail: str = ""
+    """The reason in words, for logs."""
 
 
 class _Asked(NamedTuple):
+    """A lookup in the queue."""
+
     request_id: str
     blocks: Sequence[BlockHash]
     since: float
+    """When `start` was called, on the service's clock."""
 
 
 class LookupService:
@@ -131,9 +140,9 @@ class LookupService:
             try:
                 answer = self._answer(asked)
             except Exception:
-                # A bug, ours or the client's, must not end the lookups for the rest of this worker's life.
-                logger.exception("a lookup failed in an unforeseen way")
-                answer = _unavailable("failed in an unforeseen way", self._clock() - asked.since)
+                # A bug, ours or the client's, must not end the lookups of this worker for good.
+                logger.exception("a lookup failed: unexpected error")
+                answer = _unavailable("unexpected error", self._clock() - asked.since)
             with self._lock:
                 if asked.request_id in self._answers:
                     self._answers[asked.request_id] = answer
@@ -158,7 +167,7 @@ class LookupService:
         except IndexUnavailable as exc:
             now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
-            logger.warning("lookup of request %s: %s; none for %g s", asked.request_id, exc, BREAKER_S)
+            logger.warning("lookup of request %s: %s; no lookups for %g s", asked.request_id, exc, BREAKER_S)
             self._broken_until = now + BREAKER_S
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
@@ -168,7 +177,7 @@ class LookupService:
 def take_answer(
     lookups: LookupService, recorder: Recorder, request_id: str, *, left_s: float, wait_s: float
 ) -> list[PrefixHit] | MissReason | None:
-    """Return the hits, why there are none, or None while the answer may still come in time.
+    """Return the hits of a request's lookup, why there are none, or None while the answer may still come in time.
 
     left_s: time until the request's deadline. wait_s: how long the caller can wait here; never beyond the deadline.
     """

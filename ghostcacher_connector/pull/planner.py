@@ -15,12 +15,14 @@ from ghostcacher_connector.transfer.jobs import PullSource
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
-    """Blocks ``[first_block, first_block + block_count)`` of the prompt are worth pulling from these sources."""
+    """Blocks ``[first_block, first_block + block_count)`` of the prompt are worth pulling."""
 
     first_block: int
     block_count: int
     sources: tuple[PullSource, ...]
+    """Whom to ask, the best one first; entry i of each belongs to block ``first_block + i``."""
     pull_s: float
+    """How long the pull is forecast to take."""
 
     def sources_of(self, count: int) -> tuple[PullSource, ...]:
         """Return the sources of the plan's first `count` blocks alone."""
@@ -30,9 +32,10 @@ class PullPlan:
 
 
 class PullPlanner:
-    """Weighs holders against each other and against computing. block_bytes: of one block on one rank."""
+    """Weighs holders against each other and against computing."""
 
     def __init__(self, settings: Settings, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> None:
+        """block_tokens: in one block. block_bytes: of one block on one rank."""
         self._settings = settings
         self._forecaster = forecaster
         self._block_tokens = block_tokens

@@ -17,17 +17,11 @@ from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault
 
 logger = logging.getLogger(__name__)
 
-RATE_WEIGHT = 0.3
-"""Weight of the newest pull in the moving average: settles within about five pulls, rides out one slow one."""
-
-RATE_BYTES_MIN = 256 << 10
-"""A smaller pull measures latency, not rate."""
-
 PROBE_TIMEOUT_S = 2.0
 
 
-class PeerState:
-    """One peer: its endpoint and what is known of the way to it. Guarded by the directory's lock."""
+class Peer:
+    """One peer: its endpoint and what is known of the way to it. Guarded by the lock of `Peers`."""
 
     def __init__(self, record: WorkerRecord, rank: int) -> None:
         self.worker = record.worker
@@ -35,15 +29,13 @@ class PeerState:
         self.endpoint = record.ranks[rank]
         self.backoff = Backoff()
         self.transport: str | None = None
-        self.rate: float | None = None
         self.rtt_s: float | None = None
-        self.pulls = 0
         self.bytes = 0
         self.failures = 0
         self.last_error = ""
 
 
-class PeerDirectory:
+class Peers:
     """Peers by worker name. Thread-safe; transports are called without the lock held."""
 
     def __init__(
@@ -61,12 +53,12 @@ class PeerDirectory:
         self._rank = rank
         self._clock = clock
         self._lock = threading.Lock()
-        self._peers: dict[str, PeerState] = {}
+        self._peers: dict[str, Peer] = {}
         self.refused: dict[str, str] = {}
         """Why a worker's record is not used, by worker; "fingerprint_mismatch: ..." or "malformed_entry: ..."."""
 
-    def update(self, records: Iterable[WorkerRecord]) -> list[PeerState]:
-        """Take over the live workers; forget those that are gone. Return the peers that are new or have a new life."""
+    def update(self, records: Iterable[WorkerRecord]) -> list[Peer]:
+        """Take over the live workers and forget those that are gone. Return the new peers and incarnations."""
         accepted: dict[str, WorkerRecord] = {}
         refused: dict[str, str] = {}
         for record in records:
@@ -81,37 +73,37 @@ class PeerDirectory:
             self.refused = refused
             old = self._peers
             self._peers = {worker: self._kept(old.get(worker), record) for worker, record in accepted.items()}
-            fresh = [state for worker, state in self._peers.items() if old.get(worker) is not state]
-            gone = [state.endpoint for worker, state in old.items() if self._peers.get(worker) is not state]
-        kept = {state.endpoint.agent_name for state in fresh}
+            fresh = [peer for worker, peer in self._peers.items() if old.get(worker) is not peer]
+            gone = [peer.endpoint for worker, peer in old.items() if self._peers.get(worker) is not peer]
+        kept = {peer.endpoint.agent_name for peer in fresh}
         for endpoint in gone:
             if endpoint.agent_name not in kept:
                 self._forget(endpoint)
         return fresh
 
-    def connect(self, state: PeerState) -> None:
+    def connect(self, peer: Peer) -> None:
         """Connect to a peer and measure its round trip, so that the first pull does not pay for that."""
-        transport = self.transport_to(state.endpoint)
+        transport = self.transport_to(peer.endpoint)
         if transport is None:
-            self._note_error(state, "no transport reaches it")
+            self._note_error(peer, "no transport reaches it")
             return
         try:
-            probe = transport.probe(state.endpoint, np.zeros(0, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
+            probe = transport.probe(peer.endpoint, np.zeros(0, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
         except TransferError as exc:
-            self._note_error(state, str(exc))
+            self._note_error(peer, str(exc))
             return
         with self._lock:
-            state.transport = transport.name
-            state.rtt_s = probe.rtt_s
+            peer.transport = transport.name
+            peer.rtt_s = probe.rtt_s
 
-    def ready(self, worker: str) -> PeerState | None:
-        """Return a peer that is known and not put aside."""
+    def ready(self, worker: str) -> Peer | None:
+        """Return a peer that is known and that nothing backs off from."""
         with self._lock:
-            state = self._peers.get(worker)
-            return state if state is not None and state.backoff.ready(self._clock()) else None
+            peer = self._peers.get(worker)
+            return peer if peer is not None and peer.backoff.ready(self._clock()) else None
 
-    def find(self, worker: str) -> PeerState | None:
-        """Return a peer, put aside or not."""
+    def find(self, worker: str) -> Peer | None:
+        """Return a peer, backed off or not."""
         with self._lock:
             return self._peers.get(worker)
 
@@ -119,34 +111,28 @@ class PeerDirectory:
         """Return the most preferred transport that reaches a peer now."""
         return next((transport for transport in self._transports if transport.reaches(endpoint)), None)
 
-    def record(self, state: PeerState, result: PullResult) -> None:
-        """Learn from a pull: rate, failures, and whether to put the peer aside."""
+    def record(self, peer: Peer, result: PullResult) -> None:
+        """Count a pull and what it moved; back off from a peer that fails."""
         with self._lock:
-            state.pulls += 1
-            state.bytes += result.bytes
+            peer.bytes += result.bytes
             if result.reason in {None, MissReason.STALE_GENERATION}:
-                state.backoff.succeeded()
-                state.transport = result.transport
-                if result.bytes >= RATE_BYTES_MIN and result.seconds > 0:
-                    rate = result.bytes / result.seconds
-                    state.rate = rate if state.rate is None else state.rate + RATE_WEIGHT * (rate - state.rate)
+                peer.backoff.succeeded()
+                peer.transport = result.transport
             else:
-                state.failures += 1
-                state.last_error = result.detail
-                state.backoff.failed(self._clock())
+                peer.failures += 1
+                peer.last_error = result.detail
+                peer.backoff.failed(self._clock())
 
     def links(self) -> dict[str, LinkStats]:
-        """Return what is measured, by worker."""
+        """Return what is known of the way to each peer, by worker."""
         now = self._clock()
         with self._lock:
-            return {worker: _stats_of(state, now) for worker, state in self._peers.items()}
+            return {worker: _stats_of(peer, now) for worker, peer in self._peers.items()}
 
-    def _kept(self, state: PeerState | None, record: WorkerRecord) -> PeerState:
-        """Return what is known of a peer, or a clean slate when this is another life of it."""
-        same = (
-            state is not None and state.incarnation == record.incarnation and state.endpoint == record.ranks[self._rank]
-        )
-        return state if state is not None and same else PeerState(record, self._rank)
+    def _kept(self, peer: Peer | None, record: WorkerRecord) -> Peer:
+        """Return what is known of a peer, or a new one when this is another incarnation of it."""
+        same = peer is not None and peer.incarnation == record.incarnation and peer.endpoint == record.ranks[self._rank]
+        return peer if peer is not None and same else Peer(record, self._rank)
 
     def _fault_of(self, record: WorkerRecord) -> str:
         if record.namespace != self._namespace:
@@ -155,34 +141,30 @@ class PeerDirectory:
             return f"fingerprint_mismatch: {len(record.ranks)} ranks, expected more than {self._rank}"
         endpoint = record.ranks[self._rank]
         if endpoint.rank != self._rank:
-            return f"malformed_entry: rank {endpoint.rank} stands in the place of rank {self._rank}"
+            return f"malformed_entry: expected rank {self._rank}, found rank {endpoint.rank}"
         fault = endpoint_fault(endpoint)
         if fault:
             return f"malformed_entry: {fault}"
         if [segment.slot_bytes for segment in endpoint.segments] != self._slot_bytes:
-            return "fingerprint_mismatch: its bytes per slot differ from ours"
+            return "fingerprint_mismatch: its bytes per slot differ from this worker's"
         return ""
 
     def _forget(self, endpoint: RankEndpoint) -> None:
         for transport in self._transports:
             transport.forget(endpoint)
 
-    def _note_error(self, state: PeerState, error: str) -> None:
+    def _note_error(self, peer: Peer, error: str) -> None:
         with self._lock:
-            state.transport = None
-            state.last_error = error
-        logger.info("no way to %s yet: %s", state.worker, error)
+            peer.transport = None
+            peer.last_error = error
+        logger.info("%s cannot be reached yet: %s", peer.worker, error)
 
 
-def _stats_of(state: PeerState, now: float) -> LinkStats:
+def _stats_of(peer: Peer, now: float) -> LinkStats:
     return LinkStats(
-        transport=state.transport,
-        connected=state.transport is not None,
-        ready=state.backoff.ready(now),
-        bytes_per_s=state.rate,
-        rtt_s=state.rtt_s,
-        pulls=state.pulls,
-        bytes=state.bytes,
-        failures=state.failures,
-        last_error=state.last_error,
+        transport=peer.transport,
+        ready=peer.backoff.ready(now),
+        rtt_s=peer.rtt_s,
+        bytes=peer.bytes,
+        failures=peer.failures,
     )

@@ -75,9 +75,7 @@ class RankRuntime:
             memory,
             table,
             name=f"{worker}-{rank}",
-            allow_ucx_tcp=settings.allow_ucx_tcp,
             ucx_tls=settings.ucx_tls,
-            staging_mib=settings.staging_mib,
             threads=settings.pull_threads,
         )
         self._relay = self._open_relay()
@@ -116,13 +114,9 @@ class RankRuntime:
         """Return the other live workers, to be asked for blocks."""
         return self._directory.candidates(exclude_worker=self._worker)
 
-    def links(self) -> dict[str, tuple[float, float]]:
-        """Return the measured way to each peer: (bytes/s or 0, round trip in s)."""
-        return {
-            worker: (link.bytes_per_s or 0.0, link.rtt_s)
-            for worker, link in self.puller.links().items()
-            if link.rtt_s is not None
-        }
+    def round_trips(self) -> dict[str, float]:
+        """Return the measured round trip to each peer, in seconds."""
+        return {worker: link.rtt_s for worker, link in self.puller.links().items() if link.rtt_s is not None}
 
     def record_metrics(self) -> None:
         """Record what has changed since the last call; cheap enough for every step."""

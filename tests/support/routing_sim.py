@@ -27,7 +27,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.sync import HELLO_S
+from ghostcacher_router.sync import HEARTBEAT_S
 from ghostcacher_router.types import (
     Ask,
     Endpoint,
@@ -332,7 +332,7 @@ class Sim:
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())
 
-    async def settle(self, seconds: float = HELLO_S + 0.5) -> None:
+    async def settle(self, seconds: float = HEARTBEAT_S + 0.5) -> None:
         """Let time pass: routers say hello and hear of each other, engines report and publish."""
         await asyncio.sleep(seconds)
 

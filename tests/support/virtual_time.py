@@ -51,3 +51,9 @@ def virtual(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., N
         run_virtual(test(*args, **more))
 
     return run
+
+
+async def soon(call: Callable[[], T], /) -> T:
+    """Run a blocking call as a thread pool without threads would: an Offload in virtual time."""
+    await asyncio.sleep(0.001)
+    return call()

@@ -59,24 +59,23 @@ class StepMetadata(KVConnectorMetadata):
 class RankReport(KVConnectorWorkerMetadata):
     """What a rank did since its last report.
 
-    step: the last step whose forward pass this rank has carried out.
+step: the last step whose forward pass this rank has carried out.
     pulls: how the pulls that have ended since went.
-    links: measured rate in bytes/s and round trip in s of each peer.
+    round_trips: measured round trip to each peer, in s.
     lost_step: the rank missed a step's orders; nothing that this worker has published can be used any more.
     """
 
     step: int
     pulls: list[PullReport] = field(default_factory=list)
-    links: dict[str, tuple[float, float]] = field(default_factory=dict)
+    round_trips: dict[str, float] = field(default_factory=dict)
     lost_step: bool = False
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
         """Merge two ranks' reports: a step is done when the last rank has done it."""
         assert isinstance(other, RankReport)
-        slowest = dict(self.links)
-        for worker, (rate, rtt) in other.links.items():
-            known_rate, known_rtt = slowest.get(worker, (rate, rtt))
-            slowest[worker] = (min(rate, known_rate), max(rtt, known_rtt))
+        slowest = dict(self.round_trips)
+        for worker, round_trip_s in other.round_trips.items():
+            slowest[worker] = max(round_trip_s, slowest.get(worker, round_trip_s))
         lost = self.lost_step or other.lost_step
         return RankReport(min(self.step, other.step), self.pulls + other.pulls, slowest, lost)
 

@@ -142,8 +142,8 @@ class ConnectorWorker:
 
     def take_report(self) -> RankReport:
         reports, self._reports = self._reports, []
-        links = self._runtime.links() if reports and self._runtime is not None else {}
-        return RankReport(self._step, reports, links, self._lost_step)
+        round_trips = self._runtime.round_trips() if reports and self._runtime is not None else {}
+        return RankReport(self._step, reports, round_trips, self._lost_step)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""

@@ -1,9 +1,10 @@
-"""NIXL behind one small wall: every call to the library, and every exception that it raises, passes through here.
+"""The NIXL agent: every call to the library, and every exception that it raises, passes through here.
 
 What was measured and decided:
 - UCX's emulated TCP can crash the *owner* when a reader dies and lets given-up READs land later. So UCX never gets to
-  use TCP unless asked (`allow_ucx_tcp`). Without TCP and without an RDMA device no UCX transport can report a dead peer
-  ("peer" error mode then fails to start); over shared memory the next READ of a dead peer fails by itself within 1 ms.
+  use TCP: over plain networks the relay is the way, which was faster, too.
+- Without an RDMA device no UCX transport that is left can report a dead peer ("peer" error mode then fails to start);
+  over shared memory the next READ of a dead peer fails by itself within 1 ms.
 - UCX *aborts the process* on a damaged address in a peer's metadata. So metadata travels in an envelope with the NIXL
   version and a digest, both checked before the library sees a byte.
 - UCX *emulates* what none of its transports can read: the owner's CPU must then help. Without a network no thread of it
@@ -31,9 +32,9 @@ from typing import Any
 import msgspec
 
 from ghostcacher_connector.core.errors import ConfigError, PeerUnreachable, ProtocolError, TransferError
-from ghostcacher_connector.transfer.host import has_rdma
 from ghostcacher_connector.transfer.layout import Descriptors
 from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
+from ghostcacher_connector.transfer.nixl.host import has_rdma
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +48,12 @@ _ONE_SIDED = f"{_EMULATING},PROTO_EMULATION_ENABLE=n"
 _environment_lock = threading.Lock()
 
 
-def choose_ucx_tls(configured: str | None, environment: str | None, *, allow_tcp: bool) -> str | None:
-    """Return the value that UCX_TLS must have while the agent starts; None leaves it alone.
+def choose_ucx_tls(configured: str | None, environment: str | None) -> str:
+    """Return the value that UCX_TLS must have while the agent starts: it never lets UCX use TCP.
 
-    configured: the setting ``ucx_tls``; it wins over the environment. Raises ConfigError when the choice names TCP
-    without `allow_tcp`.
+    configured: the setting ``ucx_tls``; it wins over the environment. Raises ConfigError when the choice names TCP.
     """
     choice = configured if configured is not None else environment
-    if allow_tcp:
-        return choice
     if choice is None or choice.strip() in {"", "all"}:
         return "^tcp"
     names = [name.strip() for name in choice.strip().removeprefix("^").split(",")]
@@ -65,7 +63,7 @@ def choose_ucx_tls(configured: str | None, environment: str | None, *, allow_tcp
         source = "ucx_tls" if configured is not None else "environment variable UCX_TLS"
         raise ConfigError(
             f"{source}={choice!r} lets UCX use TCP, where a dying reader can crash this worker: "
-            "remove tcp from it, or set allow_ucx_tcp=true to accept the risk"
+            "remove tcp from it; between hosts without RDMA, pulls go through the relay (relay_listen)"
         )
     return choice
 
@@ -103,7 +101,7 @@ class Read:
     """One READ in flight. The memory that it writes must stay until `done` returned True or raised."""
 
     def __init__(self, agent: Any, handle: Any, device: int | None = None) -> None:
-        """device: the GPU whose memory it writes; None: it writes host memory."""
+        """Post the READ. device: the GPU whose memory it writes; None: it writes host memory."""
         self._agent = agent
         self._handle = handle
         self._device = device
@@ -120,7 +118,7 @@ class Read:
 
     @contextlib.contextmanager
     def _over_when_it_fails(self) -> Iterator[None]:
-        """Let no error out while copies of the READ may still run: NIXL reports the first row that fails.
+        """Hold an error back while copies of the READ may still run: NIXL reports the first row that fails.
 
         In host memory the other rows are over by then. On a GPU they are queued, and would land later.
         """
@@ -140,13 +138,12 @@ class Read:
 
 
 class NixlAgent:
-    """A NIXL agent with the UCX backend, started so that no peer can hurt this process. Safe for several threads."""
+    """A NIXL agent with the UCX backend, started so that no peer can harm this process. Thread-safe."""
 
     def __init__(
         self,
         name: str,
         *,
-        allow_ucx_tcp: bool = False,
         ucx_tls: str | None = None,
         threads: int = 2,
         package: str = "nixl",
@@ -154,10 +151,10 @@ class NixlAgent:
         """package: where to import NIXL from; "nixl" finds the right one by loading torch (see `nixl_package`)."""
         self.name = name
         self._registrations: list[Any] = []
-        tls = choose_ucx_tls(ucx_tls, os.environ.get("UCX_TLS"), allow_tcp=allow_ucx_tcp)
+        tls = choose_ucx_tls(ucx_tls, os.environ.get("UCX_TLS"))
         api = _import_nixl(package)
         self._version = packages.version("nixl")
-        by_network = allow_ucx_tcp or has_rdma()
+        by_network = has_rdma()
         mode = "peer" if by_network else "none"
         # The progress thread polls, on a whole core, also while all is idle. Connections by network need it in the
         # owner; shared memory needs nobody: the reader's own thread copies.
@@ -251,7 +248,7 @@ def _import_nixl(package: str) -> Any:
 
 @contextlib.contextmanager
 def _translated(what: str, kind: type[TransferError] = TransferError) -> Iterator[None]:
-    """Turn NIXL's exceptions, which share no base class, into ours. A lost connection is PeerUnreachable always."""
+    """Turn NIXL's exceptions, which share no base class, into TransferErrors. A lost connection is PeerUnreachable."""
     try:
         yield
     except TransferError:
@@ -262,11 +259,8 @@ def _translated(what: str, kind: type[TransferError] = TransferError) -> Iterato
 
 
 @contextlib.contextmanager
-def _ucx_tls(value: str | None) -> Iterator[None]:
+def _ucx_tls(value: str) -> Iterator[None]:
     """Set UCX_TLS while a backend starts (UCX reads it then, and offers no other way), and restore it."""
-    if value is None:
-        yield
-        return
     with _environment_lock:
         before = os.environ.get("UCX_TLS")
         os.environ["UCX_TLS"] = value

@@ -1,4 +1,4 @@
-"""The few calls of the CUDA driver that landing places on a GPU need. Loads no torch: the relay process does without.
+"""The few calls of the CUDA driver that bounce buffers on a GPU need. Loads no torch: the relay process does without.
 
 The primary context, which is also torch's and UCX's, is made current for the length of a call only: callers are threads
 of an engine. Copies go on a stream of their own, so that they neither wait for the engine's work nor hold it up.
@@ -16,7 +16,7 @@ from ghostcacher_connector.transfer.layout import Bytes
 
 DRIVER = "libcuda.so.1"
 NON_BLOCKING = 1
-"""CU_STREAM_NON_BLOCKING: not in step with the default stream."""
+"""CU_STREAM_NON_BLOCKING: the stream does not wait for the default one."""
 NUMBER_END = 1 << 31
 
 

@@ -1,10 +1,10 @@
-"""Which peers the NIXL agent is connected to, with backoff, and who is using the connection.
+"""Which peers the NIXL agent is connected to, and how many READs each connection carries.
 
-A connection is only torn down when nothing is in flight on it (a quarantined READ counts): NIXL gives no promise for
-READs of a peer that was removed. States of a link:
+A connection is only torn down when nothing is in flight on it (a quarantined READ counts): NIXL promises nothing about
+READs from a peer that was removed. States of a link:
 
-    NEW --connect, proof--> UP --failed--> BROKEN --backoff over and idle--> (connect again)
-                             '--forget---> GONE   --idle--> removed
+    NEW --connect and prove--> UP --failed--> BROKEN --idle, backoff over--> (connect again)
+                                '--forget---> GONE   --idle--> removed
 """
 
 from __future__ import annotations
@@ -27,13 +27,19 @@ class Link:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        """The name of the peer's agent."""
         self.lock = threading.RLock()
         self.backoff = Backoff()
         self.metadata: bytes | None = None
+        """What was last connected with; None before the first try."""
         self.loaded = False
+        """Whether the agent knows the peer, and must be told to forget it."""
         self.up = False
+        """Whether the connection was proven to carry READs and none has failed since."""
         self.gone = False
+        """Whether the peer was forgotten: the last use takes the connection down."""
         self.in_flight = 0
+        """How many pulls use the connection, and READs that were given up."""
         self.last_error = ""
 
 
@@ -47,6 +53,7 @@ class PeerLinks:
         clock: Callable[[], float],
         connect_s: float,
     ) -> None:
+        """prove: shows that a new connection carries READs, or raises TransferError. connect_s: bound of connecting."""
         self._agent = agent
         self._prove = prove
         self._clock = clock
@@ -75,7 +82,7 @@ class PeerLinks:
             self._unload_if_idle(link)
 
     def failed(self, link: Link, error: str) -> None:
-        """Put a peer aside after a failure: it is connected to anew, once idle and after a pause."""
+        """Back off from a peer after a failure: it is connected to anew, once idle and after a pause."""
         with link.lock:
             if link.up:
                 link.backoff.failed(self._clock())
@@ -124,9 +131,10 @@ class PeerLinks:
         if link.in_flight:
             raise PeerUnreachable(f"{link.name}: {link.in_flight} READs still in flight on the broken connection")
         if link.metadata != peer.agent_metadata:
-            link.backoff.succeeded()  # another life of the peer: its predecessor's failures say nothing
+            link.backoff.succeeded()  # another incarnation: the failures of the one before say nothing about it
         elif not link.backoff.ready(self._clock()):
-            raise PeerUnreachable(f"{link.name}: put aside after {link.backoff.failures} failures: {link.last_error}")
+            failures = link.backoff.failures
+            raise PeerUnreachable(f"{link.name}: backed off from after {failures} failures: {link.last_error}")
         link.up = False
         link.metadata = peer.agent_metadata
         try:

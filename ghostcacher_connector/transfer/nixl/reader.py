@@ -1,7 +1,11 @@
-"""The READs of a pull, one by one: rows into memory, then the seal into an arena.
+"""The READs of a pull, one by one: first the rows, then the seal.
 
-Shared by the transport of an engine's rank (which reads into engine memory) and by the relay process (which reads
-into its own). Nothing here decides what a pull returns.
+Shared by the transport of an engine's rank, which reads rows into engine memory and checks the seal at once
+(`check_seal`), and by the relay process, which reads both into a bounce buffer and passes them on (`read_rows`,
+`read_seal`). Nothing here decides what a pull returns.
+
+A seal READ is always posted after the READ of the rows has completed. Within one transfer NIXL promises no order, and
+a seal that was read before the rows says nothing about what overwrote them in between.
 """
 
 from __future__ import annotations
@@ -25,7 +29,6 @@ from ghostcacher_connector.slots import (
     valid_mask,
 )
 from ghostcacher_connector.transfer.base import Probe, Validity
-from ghostcacher_connector.transfer.host import has_rdma, host_id
 from ghostcacher_connector.transfer.layout import (
     Descriptors,
     Side,
@@ -35,7 +38,8 @@ from ghostcacher_connector.transfer.layout import (
     slots_fault,
 )
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent, Read
-from ghostcacher_connector.transfer.nixl.bounce_buffers import SEAL_SLOTS_MAX, Arena, ArenaPool
+from ghostcacher_connector.transfer.nixl.bounce_buffers import SEAL_SLOTS_MAX, BounceBuffer, BounceBuffers
+from ghostcacher_connector.transfer.nixl.host import has_rdma, host_id
 from ghostcacher_connector.transfer.nixl.links import Link, PeerLinks
 
 SPINS = 64
@@ -45,20 +49,21 @@ CONNECT_S = 2.0
 
 
 class DeadlinePassed(TransferError):
-    """A READ into an arena was given up; the arena is quarantined."""
+    """The deadline passed: before a READ was posted, or a READ into a bounce buffer was given up."""
 
 
-class NoArena(TransferError):
-    """Every arena is busy or quarantined."""
+class NoBounceBuffer(TransferError):
+    """Every bounce buffer is busy or quarantined."""
 
 
-class Lease:
-    """An arena on loan, on one link. It goes back to the pool, or into quarantine with the READ that was given up."""
+class Loan:
+    """A bounce buffer that is lent to one pull. Afterwards it is free again, or quarantined if a READ was given up."""
 
-    def __init__(self, arena: Arena, link: Link) -> None:
-        self.arena = arena
+    def __init__(self, buffer: BounceBuffer, link: Link) -> None:
+        self.buffer = buffer
         self.link = link
         self.given_up: Read | None = None
+        """The READ that was given up and may still land in the buffer."""
 
 
 def wait_until_over(read: Read, deadline: float | None, clock: Callable[[], float]) -> bool:
@@ -96,27 +101,24 @@ def seal_descriptors(table: int, slots: Slots) -> Descriptors:
 
 
 class NixlReader:
-    """READs from peers with deadlines, over arenas that survive being given up. Thread-safe."""
+    """READs from peers by a deadline, into bounce buffers that outlive a READ which was given up. Thread-safe."""
 
     def __init__(
         self,
         agent: NixlAgent,
-        pool: ArenaPool,
+        buffers: BounceBuffers,
         *,
-        any_host: bool,
         clock: Callable[[], float] = time.monotonic,
         connect_s: float = CONNECT_S,
     ) -> None:
-        """any_host: UCX may use TCP, so that a peer on another host is worth trying even without RDMA."""
         self.agent = agent
-        self.pool = pool
+        self.buffers = buffers
         self._clock = clock
         self._connect_s = connect_s
-        self._any_host = any_host or has_rdma()
         self.links = PeerLinks(agent, self._prove, clock, connect_s)
-        agent.register([pool.span], "DRAM")
-        if pool.device_span is not None:
-            agent.register([pool.device_span], pool.memory, pool.device)
+        agent.register([buffers.span], "DRAM")
+        if buffers.device_span is not None:
+            agent.register([buffers.device_span], buffers.memory, buffers.device)
 
     def reaches(self, peer: RankEndpoint) -> bool:
         """Say whether the peer's seal can be read."""
@@ -131,60 +133,61 @@ class NixlReader:
         fault = endpoint_fault(peer)
         if fault:
             raise PeerUnreachable(f"{peer.agent_name}: {fault}")
-        if peer.host != host_id() and not self._any_host:
+        if peer.host != host_id() and not has_rdma():
             raise PeerUnreachable(f"{peer.agent_name} is on another host, and this one has no RDMA device")
         return self.links.use(peer)
 
     @contextlib.contextmanager
-    def lease(self, link: Link) -> Iterator[Lease]:
-        """Lend an arena for one pull. Raises NoArena at once when there is none."""
-        arena = self.pool.take()
-        if arena is None:
-            raise NoArena(f"no free arena: {self.pool}")
-        lease = Lease(arena, link)
-        try:
-            yield lease
-        finally:
-            if lease.given_up is None:
-                self.pool.give_back(arena)
-            else:
-                self.links.hold(link)
-                self.pool.quarantine(arena, lease.given_up, lambda: self.links.release(link))
+    def reading_from(self, peer: RankEndpoint) -> Iterator[Loan]:
+        """Hold the connection to a peer and a bounce buffer for one pull. Raises PeerUnreachable and NoBounceBuffer.
 
-    def read_packed(self, peer: RankEndpoint, lease: Lease, slots: Slots, deadline: float) -> int:
-        """READ the rows of `slots` into the lease's arena, densely, segment after segment; return the bytes read.
+        A READ that fails, or is given up, takes the link down; a deadline that passes between two READs does not.
+        """
+        with self.links_to(peer) as link, self._borrow(link) as loan:
+            try:
+                yield loan
+            except TransferError as exc:
+                if not isinstance(exc, DeadlinePassed) or loan.given_up is not None:
+                    self.links.failed(link, str(exc))
+                raise
 
-        In `Arena.data` they are after `Arena.fetch`.
+    def read_rows(self, peer: RankEndpoint, loan: Loan, slots: Slots, deadline: float) -> int:
+        """READ the rows of `slots` into the bounce buffer, densely, segment after segment; return the bytes read.
+
+        They are in `BounceBuffer.data` after `BounceBuffer.fetch`.
         """
         sizes = [segment.slot_bytes for segment in peer.segments]
-        here = Side(packed_segments(lease.arena.data_address, sizes, len(slots)), self.pool.device)
+        here = Side(packed_segments(loan.buffer.data_address, sizes, len(slots)), self.buffers.device)
         remote, local = descriptors(
             Side(peer.segments, peer.device), here, slots, np.arange(len(slots), dtype=np.int64)
         )
-        self._land(self.agent.read(peer.agent_name, remote, peer.memory, local, self.pool.memory), lease, deadline)
+        self._land(self.agent.read(peer.agent_name, remote, peer.memory, local, self.buffers.memory), loan, deadline)
         return sum(sizes) * len(slots)
 
-    def read_seal(self, peer: RankEndpoint, lease: Lease, slots: Slots, deadline: float) -> Generations:
-        """READ header and generations of at most SEAL_SLOTS_MAX slots; return a view of the arena, shape (5 + n,).
+    def read_seal(self, peer: RankEndpoint, loan: Loan, slots: Slots, deadline: float) -> Generations:
+        """READ header and generations of at most SEAL_SLOTS_MAX slots; return a view of the buffer, shape (5 + n,).
 
-        To be called only after the READ of the data has completed: that is what makes the answer a proof.
+        To be called only after the READ of the rows has completed: that is what makes the answer a proof.
         """
         assert len(slots) <= SEAL_SLOTS_MAX
         remote = seal_descriptors(peer.table, slots)
         local = remote.copy()
         lengths = remote[:, 1].astype(np.int64)
-        local[:, 0] = lease.arena.seal_address + np.cumsum(lengths) - lengths
-        self._land(self.agent.read(peer.agent_name, remote, "DRAM", local, "DRAM"), lease, deadline)
-        return lease.arena.seal[: seal_words(len(slots))]
+        local[:, 0] = loan.buffer.seal_address + np.cumsum(lengths) - lengths
+        self._land(self.agent.read(peer.agent_name, remote, "DRAM", local, "DRAM"), loan, deadline)
+        return loan.buffer.seal[: seal_words(len(slots))]
 
-    def validate(
-        self, peer: RankEndpoint, lease: Lease, slots: Slots, expected: Generations, deadline: float
+    def check_seal(
+        self, peer: RankEndpoint, loan: Loan, slots: Slots, expected: Generations, deadline: float
     ) -> Validity:
-        """Read the seal of `slots` and compare; return which are valid, shape (n,). Raises TransferError."""
+        """READ the seal of `slots`, whose rows have been read, and compare it with the generations that were published.
+
+        expected: those generations, shape (n,). Returns which rows are valid, shape (n,). Raises TransferError.
+        """
         valid = np.zeros(len(slots), dtype=np.bool_)
         for low in range(0, len(slots), SEAL_SLOTS_MAX):
             part = slice(low, low + SEAL_SLOTS_MAX)
-            seal = self.read_seal(peer, lease, slots[part], deadline)
+            seal = self.read_seal(peer, loan, slots[part], deadline)
             if _is_current(seal, peer):
                 valid[part] = valid_mask(seal, peer.incarnation, peer.slot_count, expected[part])
         return valid
@@ -196,35 +199,51 @@ class NixlReader:
             raise TransferError(f"probe: {fault}")
         slots = slots[: self._slots_at_once(peer)]
         deadline = self._clock() + timeout_s
-        with self.links_to(peer) as link, self.lease(link) as lease:
+        with self.reading_from(peer) as loan:
             started = time.perf_counter()
-            self.read_seal(peer, lease, slots[:0], deadline)
+            self.read_seal(peer, loan, slots[:0], deadline)
             read_header = time.perf_counter()
-            size = self.read_packed(peer, lease, slots, deadline) if len(slots) else 0
+            size = self.read_rows(peer, loan, slots, deadline) if len(slots) else 0
             read_data = time.perf_counter()
-            seal = self.read_seal(peer, lease, slots, deadline)
-            lease.arena.fetch(size)
+            seal = self.read_seal(peer, loan, slots, deadline)
+            loan.buffer.fetch(size)
             return Probe(
                 transport=name,
                 rtt_s=read_header - started,
                 current=_is_current(seal, peer),
                 generations=seal[seal_words(0) :].copy(),
-                data=lease.arena.data[:size].tobytes(),
+                data=loan.buffer.data[:size].tobytes(),
                 data_s=read_data - read_header,
             )
 
     def close(self) -> None:
         """Disconnect from all peers and give the registrations back."""
-        self.pool.reap()
+        self.buffers.reap()
         self.links.close()
         self.agent.close()
 
-    def _land(self, read: Read, lease: Lease, deadline: float) -> None:
-        """Wait for a READ into a lease's arena; give it up at the deadline, and the arena with it."""
+    @contextlib.contextmanager
+    def _borrow(self, link: Link) -> Iterator[Loan]:
+        """Lend a bounce buffer to one pull. Raises NoBounceBuffer at once when there is none."""
+        buffer = self.buffers.take()
+        if buffer is None:
+            raise NoBounceBuffer(f"no bounce buffer is free: {self.buffers}")
+        loan = Loan(buffer, link)
+        try:
+            yield loan
+        finally:
+            if loan.given_up is None:
+                self.buffers.give_back(buffer)
+            else:
+                self.links.hold(link)
+                self.buffers.quarantine(buffer, loan.given_up, lambda: self.links.release(link))
+
+    def _land(self, read: Read, loan: Loan, deadline: float) -> None:
+        """Wait for a READ into a bounce buffer; at the deadline give it up, and so the buffer."""
         if not wait_until_over(read, deadline, self._clock):
-            lease.given_up = read
+            loan.given_up = read
             raise DeadlinePassed(
-                f"READ from {lease.link.name} was given up at its deadline; {lease.arena} is quarantined"
+                f"READ from {loan.link.name} was given up at its deadline; {loan.buffer} is quarantined"
             )
 
     def _prove(self, link: Link, peer: RankEndpoint) -> None:
@@ -233,13 +252,13 @@ class NixlReader:
         The seal is host memory: it proves nothing about device memory, which goes another way.
         """
         deadline = self._clock() + self._connect_s
-        with self.lease(link) as lease:
-            seal = self.read_seal(peer, lease, np.zeros(0, dtype=np.int64), deadline)
+        with self._borrow(link) as loan:
+            seal = self.read_seal(peer, loan, np.zeros(0, dtype=np.int64), deadline)
             if _is_current(seal, peer) and peer.memory != "DRAM" and peer.agent_name != self.agent.name:
-                self.read_packed(peer, lease, np.zeros(min(1, self._slots_at_once(peer)), dtype=np.int64), deadline)
+                self.read_rows(peer, loan, np.zeros(min(1, self._slots_at_once(peer)), dtype=np.int64), deadline)
 
     def _slots_at_once(self, peer: RankEndpoint) -> int:
-        return min(SEAL_SLOTS_MAX, self.pool.data_bytes // peer.bytes_per_slot)
+        return min(SEAL_SLOTS_MAX, self.buffers.data_bytes // peer.bytes_per_slot)
 
 
 def _is_current(seal: Generations, peer: RankEndpoint) -> bool:

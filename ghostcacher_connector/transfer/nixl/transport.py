@@ -2,14 +2,17 @@
 
 Owner: the engine's rank process. Memory picture:
 
-    engine slots (registered: peers READ them, direct pulls land in them)
-    slot table   (registered: peers READ the seal)
-    arenas       (private: seals, probes, and in a staged transport the data, too)
+    engine slots   (registered: peers READ them, pulled rows land in them)
+    slot table     (registered: peers READ the seal)
+    bounce buffers (private: seals and probes land there)
 
-*Direct* (the default): data READs land in the engine's slots. Such a READ is waited for even past the deadline, since
-until it is over the slots cannot be given back; over shared memory it is over when it was posted. The deadline is
-looked at between chunks. *Staged* (`staged`, implied by `allow_ucx_tcp`): data READs land in an arena, are validated
-there, and valid rows are copied. A pull is then given up at its deadline, and the arena stays quarantined. DRAM only.
+Life of a pull (`pull`):
+1. `_read_rows` READs the rows, chunk by chunk, into the engine's slots and waits until the last READ is over;
+2. only then `_check_seal` READs the seal of the same slots, and says which rows are valid.
+
+A READ into the engine's slots is waited for even past the deadline, since the slots cannot be given back until it is
+over; over shared memory it is over when it was posted. The deadline is looked at between chunks. A seal or a probe
+lands in a bounce buffer: its READ is given up at the deadline, and the buffer stays quarantined until it is over.
 
 Threads: any number may call any method; a peer that hangs holds up only the pulls from it.
 """
@@ -21,9 +24,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
-from ghostcacher_connector.core.errors import ConfigError, PeerUnreachable, TransferError
+from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Slots, SlotTable
 from ghostcacher_connector.transfer.base import (
@@ -35,11 +36,11 @@ from ghostcacher_connector.transfer.base import (
     checked_result,
     failed_result,
 )
-from ghostcacher_connector.transfer.host import host_id
-from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault, rows_of
+from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent
-from ghostcacher_connector.transfer.nixl.bounce_buffers import ArenaPool
-from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Lease, NixlReader, NoArena, wait_until_over
+from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
+from ghostcacher_connector.transfer.nixl.host import host_id
+from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Loan, NixlReader, NoBounceBuffer, wait_until_over
 
 logger = logging.getLogger(__name__)
 
@@ -47,20 +48,12 @@ CHUNK_MIB = 64
 """Bytes per direct READ: about 25 ms at shared-memory speed, which is how late a deadline may be noticed."""
 
 SEAL_GRACE_S = 0.05
-STAGING_ARENAS = 4
 PROBE_BYTES_MIN = 256 << 10
 MIB = 1 << 20
 
 
-class Moved:
-    """Counts a pull's bytes, so that a failed one can still say how far it came."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-
 class NixlTransport(Transport):
-    """Direct or staged pulls over one NIXL agent; see the module's docstring."""
+    """Pulls over one NIXL agent; see the module's docstring."""
 
     name = "nixl"
 
@@ -70,10 +63,7 @@ class NixlTransport(Transport):
         table: SlotTable,
         *,
         name: str,
-        allow_ucx_tcp: bool = False,
         ucx_tls: str | None = None,
-        staged: bool | None = None,
-        staging_mib: int = 64,
         chunk_mib: int = CHUNK_MIB,
         threads: int = 2,
         clock: Callable[[], float] = time.monotonic,
@@ -81,33 +71,30 @@ class NixlTransport(Transport):
         """Register `memory` and `table` and start the agent.
 
         name: of the worker and rank; the agent's name is this with a random suffix, so that no two lives share one.
-        staged: None means staged exactly when TCP is allowed. threads: how many will pull at the same time.
+        threads: how many will pull at the same time.
         Raises ConfigError for settings that cannot work, TransferError when NIXL does not start.
         """
         assert table.slot_count == memory.slot_count
         self._memory = memory
         self._table = table
         self._clock = clock
-        self.staged = allow_ucx_tcp if staged is None else staged
         self._chunk_bytes = chunk_mib * MIB
-        pool = ArenaPool(*self._arena_shape(staging_mib, threads), memory=memory.memory, device=memory.device)
-        agent = NixlAgent(
-            f"{name}-{secrets.token_hex(4)}", allow_ucx_tcp=allow_ucx_tcp, ucx_tls=ucx_tls, threads=threads
-        )
+        buffer_bytes = max(PROBE_BYTES_MIN, 2 * memory.bytes_per_slot)
+        buffers = BounceBuffers(threads + 2, buffer_bytes, memory=memory.memory, device=memory.device)
+        agent = NixlAgent(f"{name}-{secrets.token_hex(4)}", ucx_tls=ucx_tls, threads=threads)
         agent.register(regions(memory), memory.memory, memory.device)
         agent.register([(table.address, table.nbytes)], "DRAM")
-        self._reader = NixlReader(agent, pool, any_host=allow_ucx_tcp, clock=clock)
+        self._reader = NixlReader(agent, buffers, clock=clock)
         self.overdue_count = 0
         self._closed = False
 
     def __repr__(self) -> str:
-        way = "staged" if self.staged else "direct"
-        return f"NixlTransport({self._reader.agent.name}, {way}, {self._memory.slot_count} slots)"
+        return f"NixlTransport({self._reader.agent.name}, {self._memory.slot_count} slots)"
 
     @property
     def quarantined_count(self) -> int:
-        """How many arenas wait for a READ that was given up."""
-        return self._reader.pool.reap()
+        """How many bounce buffers wait for a READ that was given up."""
+        return self._reader.buffers.reap()
 
     def endpoint(self, *, rank: int, relay: str | None = None) -> RankEndpoint:
         """Return what peers need in order to read this rank."""
@@ -149,89 +136,46 @@ class NixlTransport(Transport):
             fault = MissReason.DISABLED, "the transport is closed"
         if fault is not None:
             return failed_result(count, self.name, *fault)
-        moved = Moved()
+        moved_bytes = 0
         try:
-            valid = self._connected_pull(request, moved)
+            with self._reader.reading_from(request.peer) as loan:
+                for chunk_bytes in self._read_rows(request):
+                    moved_bytes += chunk_bytes
+                # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
+                valid = self._check_seal(request, loan)
         except TransferError as exc:
             seconds = self._clock() - started
-            return failed_result(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved.bytes, seconds=seconds)
-        return checked_result(valid, self.name, moved.bytes, self._clock() - started)
+            return failed_result(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved_bytes, seconds=seconds)
+        return checked_result(valid, self.name, moved_bytes, self._clock() - started)
 
-    def _connected_pull(self, request: PullRequest, moved: Moved) -> Validity:
-        reader = self._reader
-        with reader.links_to(request.peer) as link, reader.lease(link) as lease:
-            try:
-                return self._staged(request, lease, moved) if self.staged else self._direct(request, lease, moved)
-            except TransferError as exc:
-                if not isinstance(exc, DeadlinePassed) or lease.given_up is not None:
-                    reader.links.failed(link, str(exc))
-                raise
-
-    def _direct(self, request: PullRequest, lease: Lease, moved: Moved) -> Validity:
+    def _read_rows(self, request: PullRequest) -> Iterator[int]:
+        """READ the rows into the local slots, chunk by chunk; yield the bytes of each chunk that is in place."""
         peer = request.peer
         theirs, ours = Side(peer.segments, peer.device), Side(self._memory.segments, self._memory.device)
-        for part in self._chunks(request, self._chunk_bytes):
+        for part in self._chunks(request):
             remote, local = descriptors(theirs, ours, request.remote_slots[part], request.local_slots[part])
             read = self._reader.agent.read(peer.agent_name, remote, peer.memory, local, self._memory.memory)
             if not wait_until_over(read, request.deadline, self._clock):
                 self.overdue_count += 1
                 logger.warning("READ from %s is overdue; its slots are held until it is over", peer.agent_name)
                 wait_until_over(read, None, self._clock)
-            moved.bytes += int(remote[:, 1].sum())
-        # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
-        return self._reader.validate(
-            peer, lease, request.remote_slots, request.generations, self._seal_deadline(request)
-        )
+            yield int(remote[:, 1].sum())
 
-    def _staged(self, request: PullRequest, lease: Lease, moved: Moved) -> Validity:
-        peer, reader = request.peer, self._reader
-        valid = np.zeros(len(request.remote_slots), dtype=np.bool_)
-        for part in self._chunks(request, lease.arena.data_bytes):
-            slots = request.remote_slots[part]
-            moved.bytes += reader.read_packed(peer, lease, slots, request.deadline)
-            valid[part] = reader.validate(peer, lease, slots, request.generations[part], request.deadline)
-            self._unpack(lease, request.local_slots[part], valid[part])
-        return valid
+    def _check_seal(self, request: PullRequest, loan: Loan) -> Validity:
+        """Say which rows are valid. All bytes are there: microseconds more decide whether they count, so give them."""
+        deadline = max(request.deadline, self._clock() + SEAL_GRACE_S)
+        return self._reader.check_seal(request.peer, loan, request.remote_slots, request.generations, deadline)
 
-    def _unpack(self, lease: Lease, local_slots: Slots, valid: Validity) -> None:
-        """Copy the valid rows of an arena, packed as `read_packed` leaves them, to the engine's slots."""
-        at = 0
-        for segment in self._memory.segments:
-            size = segment.slot_bytes * len(local_slots)
-            rows = lease.arena.data[at : at + size].reshape(len(local_slots), segment.slot_bytes)
-            rows_of(segment, self._memory.slot_count)[local_slots[valid]] = rows[valid]
-            at += size
-
-    def _chunks(self, request: PullRequest, chunk_bytes: int) -> Iterator[slice]:
-        """Cut a pull in parts of at most `chunk_bytes`; before each, raise DeadlinePassed when it is too late."""
-        step = max(1, chunk_bytes // self._memory.bytes_per_slot)
+    def _chunks(self, request: PullRequest) -> Iterator[slice]:
+        """Cut a pull in chunks; before each, raise DeadlinePassed when it is too late."""
+        step = max(1, self._chunk_bytes // self._memory.bytes_per_slot)
         for low in range(0, len(request.remote_slots), step):
             if self._clock() >= request.deadline:
                 raise DeadlinePassed(f"deadline passed with {low} of {len(request.remote_slots)} blocks read")
             yield slice(low, low + step)
 
-    def _seal_deadline(self, request: PullRequest) -> float:
-        """A direct pull has all its bytes: microseconds more decide whether they count, so give them."""
-        return max(request.deadline, self._clock() + SEAL_GRACE_S)
-
-    def _arena_shape(self, staging_mib: int, threads: int) -> tuple[int, int]:
-        """Return how many arenas of how many bytes to have. Raises ConfigError for staging that cannot work."""
-        slot = self._memory.bytes_per_slot
-        if not self.staged:
-            return threads + 2, max(PROBE_BYTES_MIN, 2 * slot)
-        if self._memory.memory != "DRAM":
-            raise ConfigError(
-                f"staged pulls (allow_ucx_tcp) work on host memory only, got {self._memory.memory}: use the relay"
-            )
-        arena_bytes = staging_mib * MIB // STAGING_ARENAS
-        if arena_bytes < slot:
-            raise ConfigError(
-                f"staging_mib={staging_mib}: expected at least {-(-slot * STAGING_ARENAS // MIB)} for this cache"
-            )
-        return STAGING_ARENAS, arena_bytes
-
 
 def _reason_of(error: TransferError) -> MissReason:
-    if isinstance(error, (DeadlinePassed, NoArena)):
+    if isinstance(error, (DeadlinePassed, NoBounceBuffer)):
         return MissReason.TIMEOUT
     return MissReason.PEER_UNREACHABLE if isinstance(error, PeerUnreachable) else MissReason.TRANSFER_FAILED

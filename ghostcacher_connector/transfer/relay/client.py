@@ -1,7 +1,10 @@
-"""Pulls through a peer's relay: rows arrive over TCP, straight into the local slots, and are judged here by their seal.
+"""Pulls through a peer's relay: rows arrive over TCP, straight into the local slots, and their seal is checked here.
 
-Rule 5 of base.py is simple: rows are written only by `recv` in the pulling thread, so when `pull` returns nothing lands
-any more, whatever the relay does. A connection that failed is closed and never used again.
+The relay READs the seal of a chunk after the chunk's rows, and sends it after them (`_send_chunk` in server.py).
+`_exchange` receives both, in this order; `_check_seals` then says which rows are valid.
+
+Rule 5 of base.py is kept easily: rows are written only by `recv` in the pulling thread, so when `pull` returns nothing
+can land any more, whatever the relay does. A connection that failed is closed and never used again.
 """
 
 from __future__ import annotations
@@ -102,7 +105,7 @@ class RelayTransport(Transport):
                     sink = sink_for(self._memory, request.local_slots[part])
                     seals = _exchange(channel, peer, request.remote_slots[part], sink)
                 moved += peer.bytes_per_slot * len(request.remote_slots[part])
-                valid[part] = _judge(peer, seals, request.generations[part])
+                valid[part] = _check_seals(peer, seals, request.generations[part])
         except TransferError as exc:
             reason = _reason_of(exc)
             return failed_result(count, self.name, reason, str(exc), moved_bytes=moved, seconds=self._clock() - started)
@@ -142,13 +145,14 @@ class RelayTransport(Transport):
 
     @contextlib.contextmanager
     def _connection(self, peer: RankEndpoint, deadline: float) -> Iterator[Channel]:
-        """Lend a connection to a peer's relay; translate what goes wrong into TransferError, and close it then."""
+        """Lend a connection to a peer's relay. What goes wrong closes it, and is raised as TransferError."""
         if self._clock() >= deadline:
             raise RelayTimeout(f"deadline passed before the relay of {peer.agent_name} was asked")
         with self._lock:
             backoff = self._backoff(peer)
             if not backoff.ready(self._clock()):
-                raise PeerUnreachable(f"the relay of {peer.agent_name} is put aside after {backoff.failures} failures")
+                failures = backoff.failures
+                raise PeerUnreachable(f"the relay of {peer.agent_name} is backed off from after {failures} failures")
         channel: Channel | None = None
         try:
             channel = self._idle_channel(peer) or self._dial(peer, deadline)
@@ -212,7 +216,7 @@ class RelayTimeout(TransferError):
 
 
 class RelayRefused(TransferError):
-    """The relay answered that it cannot serve; `reason` is its own."""
+    """The relay answered that it cannot serve; `reason` is the one that it gave."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(f"the relay: {failure.detail}")
@@ -250,8 +254,11 @@ def _seal_of(channel: Channel, count: int) -> Generations:
     return np.frombuffer(message.words, dtype="<u8").astype(np.uint64)
 
 
-def _judge(peer: RankEndpoint, seals: list[Generations], expected: Generations) -> Validity:
-    """Compare the seals of an exchange with what was published; a chunk has as many slots as its seal."""
+def _check_seals(peer: RankEndpoint, seals: list[Generations], expected: Generations) -> Validity:
+    """Compare the seals of an exchange with the generations that were published; return which rows are valid.
+
+    seals: one for each chunk, of as many slots as the chunk. expected: shape (n,), n the slots of all chunks.
+    """
     valid: list[Validity] = []
     at = 0
     for seal in seals:
@@ -265,7 +272,7 @@ def _judge(peer: RankEndpoint, seals: list[Generations], expected: Generations) 
 
 
 def _translated(peer: RankEndpoint, error: BaseException) -> TransferError | None:
-    """Return what a pull through the relay of `peer` makes of an exception; None for what is not the world's."""
+    """Return an exception of a pull through the relay of `peer` as TransferError; None for what is a bug of ours."""
     if isinstance(error, TransferError):
         return error
     if isinstance(error, TimeoutError):

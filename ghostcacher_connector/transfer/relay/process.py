@@ -1,4 +1,4 @@
-"""Starts the relay process beside an engine's rank, and starts it again, within bounds, when it dies."""
+"""Starts the relay process beside an engine's rank, and starts it again, a bounded number of times, when it dies."""
 
 from __future__ import annotations
 
@@ -17,17 +17,34 @@ from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import ConfigError, TransferError
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.nixl.agent import nixl_package
-from ghostcacher_connector.transfer.relay.config import RelayConfig
 from ghostcacher_connector.transfer.relay.wire import is_loopback, parse_address
 
 logger = logging.getLogger(__name__)
 
 END_S = 1.0
 START_S = 60.0
-"""It starts while an engine loads its model on all cores."""
+"""It starts while an engine loads its model with all cores."""
 
 RESTARTS_MAX = 20
-"""In one life of the worker: a relay that keeps dying has a cause which another start does not remove."""
+"""For one incarnation of the worker: a relay that keeps dying has a cause which another start does not remove."""
+
+
+class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay is told at its start, over a pipe: arguments and environment would show the token."""
+
+    endpoint: RankEndpoint
+    """The rank to serve."""
+    listen: str
+    """Where to listen, "host:port"; port 0 is any."""
+    token: str
+    """The secret that readers must know; it may be empty on loopback only."""
+    ucx_tls: str | None
+    """The setting of this name."""
+    nixl_package: str
+    """The package in which the parent found NIXL; looking for it would load torch."""
+
+    def __repr__(self) -> str:
+        return f"RelayConfig({self.endpoint.agent_name}, listen={self.listen}, token={'set' if self.token else 'none'})"
 
 
 class RelayProcess:
@@ -128,7 +145,7 @@ class RelayProcess:
                 logger.warning("the relay on %s ended with status %d", self._listen(), status)
                 _end(process)
             if self._restarts_left <= 0:
-                logger.error("the relay on %s is given up; hosts that need it will recompute", self._listen())
+                logger.error("the relay on %s died too often and stays down; other hosts recompute", self._listen())
                 return
             self._restarts_left -= 1
             backoff.failed(time.monotonic())

@@ -1,7 +1,7 @@
 """The relay: serves readers over TCP with what it READs from the one rank beside it.
 
-One thread a connection, a bounded number of them. Every wait has a bound: handshake, idle, one chunk's I/O, an arena.
-A reader that dies or stalls costs its thread until then, and the engine nothing.
+Each connection has a thread; their number is bounded, and so is every wait: for the handshake, the next request, the
+I/O of a chunk, a bounce buffer. A reader that dies or stalls costs its thread until then, and the engine nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.layout import slots_fault
 from ghostcacher_connector.transfer.nixl.bounce_buffers import SEAL_SLOTS_MAX
-from ghostcacher_connector.transfer.nixl.reader import NixlReader, NoArena
+from ghostcacher_connector.transfer.nixl.reader import NixlReader, NoBounceBuffer
 from ghostcacher_connector.transfer.relay.wire import (
     SLOTS_MAX,
     Ask,
@@ -38,10 +38,15 @@ class Limits(NamedTuple):
     """Bounds of a relay; the defaults suit a node of eight GPUs."""
 
     connections_max: int = 64
+    """Readers that are connected at the same time; more are refused."""
     handshake_s: float = 5.0
+    """How long a reader may take to authenticate."""
     idle_s: float = 120.0
+    """How long a connection may be without a request."""
     chunk_s: float = 10.0
-    arena_s: float = 2.0
+    """How long READing and sending one chunk may take."""
+    buffer_s: float = 2.0
+    """How long a chunk may wait for a bounce buffer."""
 
 
 class RelayServer:
@@ -126,7 +131,7 @@ class RelayServer:
         if fault:
             channel.send(Failure(MissReason.MALFORMED_ENTRY, fault))
             return
-        step = min(SEAL_SLOTS_MAX, max(1, self._reader.pool.data_bytes // self._endpoint.bytes_per_slot))
+        step = min(SEAL_SLOTS_MAX, max(1, self._reader.buffers.data_bytes // self._endpoint.bytes_per_slot))
         try:
             for low in range(0, max(1, len(slots)), step):
                 self._send_chunk(channel, slots[low : low + step], until)
@@ -138,27 +143,23 @@ class RelayServer:
             channel.send(Done())
 
     def _send_chunk(self, channel: Channel, slots: Slots, until: float) -> None:
-        """READ a chunk, then its seal, and only then send the two, in this order."""
+        """READ the rows of a chunk, after them its seal, and only then send the two, in this order."""
         deadline = min(until, time.monotonic() + self._limits.chunk_s)
         channel.deadline = deadline
         reader = self._reader
-        self._await_arena(min(deadline, time.monotonic() + self._limits.arena_s))
-        with reader.links_to(self._endpoint) as link, reader.lease(link) as lease:
-            try:
-                size = reader.read_packed(self._endpoint, lease, slots, deadline) if len(slots) else 0
-                seal = reader.read_seal(self._endpoint, lease, slots, deadline).tobytes()
-            except TransferError as exc:
-                reader.links.failed(link, str(exc))
-                raise
-            lease.arena.fetch(size)
+        self._await_buffer(min(deadline, time.monotonic() + self._limits.buffer_s))
+        with reader.reading_from(self._endpoint) as loan:
+            size = reader.read_rows(self._endpoint, loan, slots, deadline) if len(slots) else 0
+            seal = reader.read_seal(self._endpoint, loan, slots, deadline).tobytes()
+            loan.buffer.fetch(size)
             channel.send(Chunk(len(slots), size))
             if size:
-                channel.send_raw(lease.arena.data[:size].data)
+                channel.send_raw(loan.buffer.data[:size].data)
             channel.send(Seal(seal))
 
-    def _await_arena(self, deadline: float) -> None:
-        """Wait until an arena is likely to be free. Slow readers hold them, at most for `chunk_s`."""
-        while self._reader.pool.free_count() == 0:
+    def _await_buffer(self, deadline: float) -> None:
+        """Wait until a bounce buffer is likely to be free. Slow readers hold them, at most for `chunk_s`."""
+        while self._reader.buffers.free_count() == 0:
             if time.monotonic() >= deadline:
-                raise NoArena(f"the relay is busy: {self._reader.pool}")
+                raise NoBounceBuffer(f"the relay is busy: {self._reader.buffers}")
             time.sleep(0.002)

@@ -19,10 +19,10 @@ class Sink(ABC):
 
     @abstractmethod
     def views(self, first: int, count: int) -> list[memoryview]:
-        """Return the memory for blocks ``[first, first + count)``, segment after segment, each in block order."""
+        """Return the memory for blocks ``[first, first + count)``: segment after segment, block after block in each."""
 
     def landed(self, first: int, count: int) -> None:  # noqa: B027 - most sinks have nothing to do
-        """Note that the views of these blocks are filled. Called before they are judged."""
+        """Note that the views of these blocks are filled. Called before their seal is checked."""
 
 
 class SlotSink(Sink):
@@ -63,7 +63,7 @@ class HostSink(Sink):
 
 
 class DeviceSink(Sink):
-    """Local slots on a CUDA device: a chunk lands in host memory and is copied over before it is judged."""
+    """Local slots on a CUDA device: a chunk lands in host memory and is copied over before its seal is checked."""
 
     def __init__(self, memory: RankMemory, local_slots: Slots) -> None:
         self._memory = memory

@@ -145,7 +145,7 @@ class Router:
         settings = self._settings
         dependencies = Dependencies(
             fleet=self._fleet,
-            text=text,
+            prefix_map=text,
             pending=PendingPrompts(),
             metrics=self._metrics,
             clock=time.monotonic,
@@ -161,7 +161,7 @@ class Router:
             router=self._name,
             options=options,
             session_ttl_s=settings.session_ttl_s,
-            greeted=self._greeted,
+            on_heartbeat=self._on_heartbeat,
         )
 
     def _make_proxy(self, text: PrefixMap) -> HttpProxy:
@@ -204,9 +204,9 @@ class Router:
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
         return parse_body(path, body, headers, self._seed)
 
-    def _greeted(self, hello: HeartbeatReply) -> None:
+    def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # What was hashed with another seed is not found again: it is forgotten in time, and learned anew.
-        self._seed = hello.seed
+        self._seed = reply.seed
 
     async def _warm_up(self) -> None:
         sync = self._routing.sync

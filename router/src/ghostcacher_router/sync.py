@@ -1,12 +1,13 @@
-"""What the routers share, coming in and going out: news of workers, learned texts, sessions, locks; and hello.
+"""Keeps one router in step with the other routers and the workers, through the store.
 
-    store --read--> news  -> what the sender of a prompt learns -> texts --append--> store
-                          -> which prompts are computed -> Picker
-                 -> texts -> the learned map, as every replica has it
-    Picker's sessions, locks --write, renew--> store
+    store --read--> worker events --> what the sender of a prompt learns of its blocks --append--> store
+                                  --> which prompts are computed                       --> InFlightTracker
+                --> updates       --> the prefix map, the same in every router; flushes --> RoutingState
+    sessions, ghost locks --write, renew--> store
+    heartbeat             <------------>    store: which routers are alive, and the store's clock
 
-A reader asks for more only when it has handled what came. While the store is away everything waits and tries again;
-what should have been told meanwhile is dropped, oldest first, when there is too much.
+More is read only when what came has been handled. While the store is away every task waits and tries again; of what
+is to be published meanwhile the oldest is dropped when there is too much.
 """
 
 from __future__ import annotations
@@ -29,92 +30,100 @@ from ghostcacher_connector.core.coordination.base import (
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ghostlock.single_flight import RENEW_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
-from ghostcacher_router.placement.picker import Picker
+from ghostcacher_router.placement.in_flight import InFlightTracker
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-HELLO_S = 2.0
-HELLO_TTL_S = 10.0
+HEARTBEAT_S = 2.0
+HEARTBEAT_TTL_S = 10.0
+"""A router counts as alive for so long after its last heartbeat."""
 WRITE_S = 0.5
-"""Between two writes of sessions: another replica may see one so much later."""
+"""Between two writes of sessions: another router may learn of one so much later."""
 
 READ_ITEMS = 256
 READ_BLOCK_S = 0.5
+"""A read waits for so long for something new."""
 APPEND_ITEMS = 64
-UNTOLD_MAX = 4096
+UNPUBLISHED_MAX = 4096
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 2.0
 AWAY_S = 0.5
-"""For so long beyond the next try the store counts as away: the try takes time."""
+"""The store counts as away for so much longer than until the next try: the try takes time."""
 
 YIELD_ITEMS = 8
-"""Items handled before others get their turn: a learned text of a long prompt takes a fraction of a millisecond."""
+"""Updates applied before other tasks get their turn: one of a long prompt takes a fraction of a millisecond."""
 
 
 class RouterSync:
-    """Keeps one router in step with the others. Start it once, on the loop; stop it once. greeted: takes each hello."""
+    """The tasks that keep a router in step. Start it once, on the event loop; stop it once."""
 
     def __init__(
         self,
         store: CoordinationStore,
-        picker: Picker,
+        tracker: InFlightTracker,
         dependencies: Dependencies,
         state: RoutingState,
         *,
-        offset: ServerOffset,
+        clock_offset: StoreClockOffset,
         router: str,
-        greeted: Callable[[HeartbeatReply], None],
+        on_heartbeat: Callable[[HeartbeatReply], None],
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
-        self._store, self._picker, self._text, self._pending = store, picker, dependencies.text, dependencies.pending
-        self._sessions, self._locks, self._offset, self._router = state.sessions, state.locks, offset, router
-        self._offload, self._read_offload, self._clock = (
-            dependencies.offload,
-            dependencies.read_offload,
-            dependencies.clock,
-        )
-        self._metrics = dependencies.metrics
-        self._greeted, self._read_block_s = greeted, read_block_s
-        self._untold: deque[PrefixMapUpdate | Flush] = deque(maxlen=UNTOLD_MAX)
-        self._has_untold = asyncio.Event()
+        """Make one that has not begun.
+
+        clock_offset: set at each heartbeat.
+        router: this router's name in the fleet.
+        on_heartbeat: takes each reply of the store.
+        read_block_s: how long a read waits for something new.
+        """
+        self._store, self._tracker, self._state = store, tracker, state
+        self._prefix_map, self._pending = dependencies.prefix_map, dependencies.pending
+        self._offload, self._read_offload = dependencies.offload, dependencies.read_offload
+        self._clock, self._metrics = dependencies.clock, dependencies.metrics
+        self._clock_offset, self._router = clock_offset, router
+        self._on_heartbeat, self._read_block_s = on_heartbeat, read_block_s
+        self._unpublished: deque[PrefixMapUpdate | Flush] = deque(maxlen=UNPUBLISHED_MAX)
+        self._has_unpublished = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.warm = False
+        """Whether everything has been read that the routers published before this one started."""
 
     def __repr__(self) -> str:
-        return f"RouterSync({self._router}, warm={self.warm}, untold={len(self._untold)})"
+        return f"RouterSync({self._router}, warm={self.warm}, unpublished={len(self._unpublished)})"
 
     def start(self) -> None:
-        """Begin. `warm` is True once all that was learned before has been read."""
-        assert not self._tasks, "a feed starts once"
+        """Begin to read, write and send heartbeats."""
+        assert not self._tasks, "it starts once"
         steps: Sequence[tuple[Callable[[], Awaitable[None]], float]] = (
-            (self._greet, HELLO_S),
-            (self._locks.renew, RENEW_S),
-            (self._sessions.write, WRITE_S),
+            (self._heartbeat, HEARTBEAT_S),
+            (self._state.locks.renew, RENEW_S),
+            (self._state.sessions.write, WRITE_S),
             (self._append, 0.0),
         )
-        self._tasks = [asyncio.create_task(self._forever(step, pause_s)) for step, pause_s in steps]
+        self._tasks = [asyncio.create_task(self._repeat(step, pause_s)) for step, pause_s in steps]
         self._tasks.append(asyncio.create_task(self._read_all()))
 
     async def stop(self) -> None:
-        """Say goodbye: locks are free, sessions written, and workers need not tell this router any more. Bounded."""
+        """Release all locks, write all sessions, and deregister this router. Bounded by the store's time-out."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._locks.stop()
-        await self._locks.drain()
-        await self._sessions.write()
+        self._state.locks.stop()
+        await self._state.locks.drain()
+        await self._state.sessions.write()
         try:
             await self._offload(lambda: self._store.deregister(self._router))
         except IndexUnavailable as exc:
-            logger.debug("no goodbye: %s", exc)
+            logger.debug("the router is not deregistered: %s", exc)
 
-    def tell(self, item: PrefixMapUpdate | Flush) -> None:
+    def publish(self, item: PrefixMapUpdate | Flush) -> None:
         """Have something appended to what every router reads, this one included."""
-        self._untold.append(item)
-        self._has_untold.set()
+        self._unpublished.append(item)
+        self._has_unpublished.set()
 
-    async def _forever(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
+    async def _repeat(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
+        """Repeat a step for ever, after a pause, or after a growing one while the store is away."""
         backoff_s = BACKOFF_FIRST_S
         while True:
             try:
@@ -123,31 +132,31 @@ class RouterSync:
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
                 logger.debug("the store is away: %s", exc)
-                self._locks.away(backoff_s + AWAY_S)
+                self._state.locks.store_failed(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(BACKOFF_MAX_S, 2 * backoff_s)
             except Exception:
                 # A bug must not cut this router off from the others for the rest of its life.
-                logger.exception("keeping in step failed in an unforeseen way")
+                logger.exception("unexpected error while keeping in step with the other routers")
                 await asyncio.sleep(BACKOFF_MAX_S)
 
-    async def _greet(self) -> None:
+    async def _heartbeat(self) -> None:
         asked_at = self._clock()
-        hello = await self._offload(lambda: self._store.heartbeat(self._router, ttl_s=HELLO_TTL_S))
-        self._offset.set((asked_at + self._clock()) / 2 - hello.now)
-        self._greeted(hello)
+        reply = await self._offload(lambda: self._store.heartbeat(self._router, ttl_s=HEARTBEAT_TTL_S))
+        self._clock_offset.set((asked_at + self._clock()) / 2 - reply.now)
+        self._on_heartbeat(reply)
 
     async def _append(self) -> None:
-        await self._has_untold.wait()
-        items = [self._untold.popleft() for _ in range(min(len(self._untold), APPEND_ITEMS))]
-        if not self._untold:
-            self._has_untold.clear()
+        await self._has_unpublished.wait()
+        items = [self._unpublished.popleft() for _ in range(min(len(self._unpublished), APPEND_ITEMS))]
+        if not self._unpublished:
+            self._has_unpublished.clear()
         try:
             await self._offload(lambda: self._store.append_updates(items))
         except IndexUnavailable:
             # In front again, as far as there is room: what came later is worth no less.
-            self._untold.extendleft(reversed(items[: UNTOLD_MAX - len(self._untold)]))
-            self._has_untold.set()
+            self._unpublished.extendleft(reversed(items[: UNPUBLISHED_MAX - len(self._unpublished)]))
+            self._has_unpublished.set()
             raise
 
     async def _read_all(self) -> None:
@@ -163,45 +172,46 @@ class RouterSync:
             )
             # First: what cannot be handled must not be read for ever.
             cursor = batch.cursor
-            await self._take(batch)
+            await self._handle(batch)
             self.warm |= len(batch.updates) < READ_ITEMS
 
-        await self._forever(step, 0.0)
+        await self._repeat(step, 0.0)
 
-    async def _take(self, batch: Batch) -> None:
-        for number, text in enumerate(batch.updates):
-            self._try(self._apply, text)
+    async def _handle(self, batch: Batch) -> None:
+        for number, update in enumerate(batch.updates):
+            self._try(self._apply, update)
             if number % YIELD_ITEMS == YIELD_ITEMS - 1:
                 await asyncio.sleep(0)
-        for news in batch.events:
-            self._try(self._learn, news)
-            self._try(self._picker.on_news, news)
+        for events in batch.events:
+            self._try(self._learn, events)
+            self._try(self._tracker.on_worker_events, events)
             await asyncio.sleep(0)
 
-    def _try(self, take: Callable[[T], None], item: T) -> None:
-        """Take an item. One that cannot be taken, for a bug, costs itself only."""
+    def _try(self, handle: Callable[[T], None], item: T) -> None:
+        """Handle an item. One that cannot be handled, because of a bug, costs itself only."""
         try:
-            take(item)
+            handle(item)
         except Exception:
             self._metrics.bad_items.inc()
-            logger.exception("an item from the other routers or a worker cannot be taken")
+            logger.exception("unexpected error with an item from another router or a worker")
 
-    def _apply(self, text: PrefixMapUpdate | Flush) -> None:
-        if isinstance(text, Flush):
-            self._text.flush(text)
-            self._picker.on_flush(text)
+    def _apply(self, update: PrefixMapUpdate | Flush) -> None:
+        if isinstance(update, Flush):
+            self._prefix_map.flush(update)
+            self._state.flush(update)
         else:
-            self._text.apply(text)
+            self._prefix_map.apply(update)
 
-    def _learn(self, news: WorkerEvents) -> None:
-        for chain in news.chains:
+    def _learn(self, events: WorkerEvents) -> None:
+        """Publish what the worker's events say of the blocks of prompts that this router sent."""
+        for chain in events.chains:
             prompt = self._pending.get(chain.request)
-            if prompt is not None and (text := self._text.learn(prompt, chain, news.namespace)) is not None:
-                self.tell(text)
+            if prompt is not None and (update := self._prefix_map.learn(prompt, chain, events.namespace)) is not None:
+                self.publish(update)
 
 
-class ServerOffset:
-    """The loop's clock less the store's, s; 0.0 before the first hello."""
+class StoreClockOffset:
+    """The loop's clock less the store's, in seconds; 0.0 before the first heartbeat."""
 
     def __init__(self) -> None:
         self._offset_s = 0.0

@@ -13,7 +13,6 @@ import pytest
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
-from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from tests.support.kv_memory import KvMemory
@@ -115,21 +114,6 @@ def test_own_memory_can_be_pulled_over_the_wire(reader: tuple[NixlTransport, KvM
     )
     assert transport.pull(request).outcome is PullOutcome.DONE
     assert memory.holds(np.arange(8) + 20, np.arange(8), np.zeros(8, dtype=np.uint64)).all()
-
-
-def test_staged_pulls_into_device_memory_are_refused_at_the_start() -> None:
-    """What cannot work says so before anything runs, and names the way out."""
-    memory = KvMemory()
-    device = RankMemory(memory.rank.segments, memory.rank.slot_count, "VRAM", 0)
-    with pytest.raises(ConfigError, match="use the relay"):
-        NixlTransport(device, memory.table, name="x", allow_ucx_tcp=True)
-
-
-def test_staging_smaller_than_a_slot_is_refused_with_the_size_needed() -> None:
-    """The message gives the number to set."""
-    memory = KvMemory(4, 1, 1 << 20)
-    with pytest.raises(ConfigError, match="staging_mib=1: expected at least 4"):
-        NixlTransport(memory.rank, memory.table, name="x", staged=True, staging_mib=1)
 
 
 def test_memory_that_no_transport_reads_one_sidedly_fails_at_once_and_holds_nothing() -> None:

@@ -20,8 +20,7 @@ from ghostcacher_connector.core.errors import ConfigError, ProtocolError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
 from ghostcacher_connector.transfer.relay.client import RelayTransport
-from ghostcacher_connector.transfer.relay.config import RelayConfig
-from ghostcacher_connector.transfer.relay.process import RelayProcess
+from ghostcacher_connector.transfer.relay.process import RelayConfig, RelayProcess
 from ghostcacher_connector.transfer.relay.wire import (
     FRAME_BYTES_MAX,
     Ask,

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
@@ -113,25 +114,57 @@ def test_stopped_owner_still_serves_through_its_relay() -> None:
         transport.close()
 
 
-def test_pull_given_up_over_emulated_tcp_never_writes_late() -> None:
-    """Owner stopped, pull given up at its deadline, owner continues: not one byte reaches engine memory."""
-    tcp = {"allow_ucx_tcp": True, "ucx_tls": "tcp"}
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Options of NixlTransport under which UCX emulates READs: they need the owner's CPU, and hang when it stops.
+
+    So does an RDMA device that cannot READ by itself. Here it is shared memory which sees only what was made for
+    sharing; the emulation, which is off on hosts without a network, is forced on in this process and the owner's.
+    """
+    monkeypatch.setenv("UCX_PROTO_EMULATION_ENABLE", "y")
+    return {"ucx_tls": "posix,sysv,self"}
+
+
+def test_pull_that_hangs_holds_its_slots_until_nothing_can_land_in_them(emulated: dict[str, object]) -> None:
+    """Owner stopped for longer than the deadline: `pull` returns when its READ is over, with all rows, no sooner."""
     memory = KvMemory(64, 4, 64 << 10)
-    with OwnerProcess({"memory": BIG, "transport": tcp}) as owner:
-        transport = nixl(memory, **tcp)
+    with OwnerProcess({"memory": BIG, "transport": emulated, "progress": True}) as owner:
+        transport = nixl(memory, **emulated)
         slots = np.arange(64, dtype=np.int64)
         owner.call("overwrite", slots, [0] * 64)
-        assert pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE
+        wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
+        memory.clear()
+        owner.stop()
+        threading.Timer(2.0, owner.resume).start()
+        started = time.monotonic()
+        result = pull(transport, owner.endpoint, slots, seconds=0.5)
+        assert time.monotonic() - started > 1.5
+        assert transport.overdue_count == 1
+        assert result.outcome is PullOutcome.DONE, result
+        assert memory.holds(slots, slots, np.zeros(64, dtype=np.uint64)).all()
+        transport.close()
+
+
+def test_read_given_up_at_its_deadline_never_reaches_engine_memory(emulated: dict[str, object]) -> None:
+    """Owner stopped, READ of a probe given up, owner continues: it lands in quarantine, and not one byte elsewhere."""
+    memory = KvMemory(64, 4, 64 << 10)
+    with OwnerProcess({"memory": BIG, "transport": emulated, "progress": True}) as owner:
+        transport = nixl(memory, **emulated)
+        slots = np.arange(64, dtype=np.int64)
+        owner.call("overwrite", slots, [0] * 64)
+        wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
         memory.clear()
         owner.stop()
         started = time.monotonic()
-        result = pull(transport, owner.endpoint, slots, seconds=0.5)
-        assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.TIMEOUT)
+        with pytest.raises(TransferError, match="given up at its deadline"):
+            transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
         assert time.monotonic() - started < 2.0
         assert transport.quarantined_count == 1
         again = pull(transport, owner.endpoint, slots, seconds=0.5)
         assert again.outcome is PullOutcome.FAILED
-        assert transport.quarantined_count == 1, "a peer that hangs must not eat one arena after the other"
+        with pytest.raises(PeerUnreachable):
+            transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
+        assert transport.quarantined_count == 1, "a peer that hangs must not eat one buffer after the other"
         owner.resume()
         wait_until(lambda: transport.quarantined_count == 0)
         assert not any(rows.any() for rows in memory.rows)

@@ -1,6 +1,6 @@
 """The torture of the seal: a writer reuses slots at full speed while a reader pulls them.
 
-    python -m tests.integration.connector.torture --pulls 100000 [--transport nixl|nixl-staged|relay] [--threads 2]
+    python -m tests.integration.connector.torture --pulls 100000 [--transport nixl|relay] [--threads 2]
                                         [--mutate seal-first|bump-last] [--device 0]
 
 No torn or stale block may pass. The content of a slot tells which (slot, generation) wrote it, in every word, so that
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ import numpy as np
 
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport, Validity
-from ghostcacher_connector.transfer.nixl.reader import Lease
-from ghostcacher_connector.transfer.nixl.transport import Moved, NixlTransport
+from ghostcacher_connector.transfer.nixl.reader import Loan
+from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.client import RelayTransport
 from tests.support.kv_memory import KvMemory, make_memory
 from tests.support.owner_client import OwnerProcess
@@ -64,13 +65,14 @@ EARLY_SEAL_S = 0.0002
 class SealFirst(NixlTransport):
     """The broken reader: judges by a seal that was read before the data."""
 
-    def _direct(self, request: PullRequest, lease: Lease, moved: Moved) -> Validity:
-        seal_before = self._reader.validate(
-            request.peer, lease, request.remote_slots, request.generations, request.deadline
-        )
+    def _read_rows(self, request: PullRequest) -> Iterator[int]:
+        with self._reader.reading_from(request.peer) as loan:
+            self._early = super()._check_seal(request, loan)
         time.sleep(EARLY_SEAL_S)
-        super()._direct(request, lease, moved)
-        return seal_before
+        yield from super()._read_rows(request)
+
+    def _check_seal(self, _request: PullRequest, _loan: Loan) -> Validity:
+        return self._early
 
 
 def make_transport(kind: str, mutate: str | None, memory: KvMemory, threads: int) -> Transport:
@@ -79,7 +81,7 @@ def make_transport(kind: str, mutate: str | None, memory: KvMemory, threads: int
         return RelayTransport(memory.rank, token=TOKEN)
     make = SealFirst if mutate == "seal-first" else NixlTransport
     # Never fewer than the default: see the note on workers in transfer/nixl/agent.py.
-    return make(memory.rank, memory.table, name="reader", staged=kind == "nixl-staged", threads=max(2, threads))
+    return make(memory.rank, memory.table, name="reader", threads=max(2, threads))
 
 
 def pull_many(
@@ -151,7 +153,7 @@ def run(
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pulls", type=int, default=100_000)
-    parser.add_argument("--transport", choices=("nixl", "nixl-staged", "relay"), default="nixl")
+    parser.add_argument("--transport", choices=("nixl", "relay"), default="nixl")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--mutate", choices=MUTATIONS)
     parser.add_argument("--device", type=int, help="a CUDA device; default: host memory")

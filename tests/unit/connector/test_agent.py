@@ -22,9 +22,9 @@ from ghostcacher_connector.transfer.nixl.agent import choose_ucx_tls, unwrap_met
         ("sm", "tcp", "sm"),
     ],
 )
-def test_ucx_never_gets_tcp_unasked(configured: str | None, environment: str | None, expected: str) -> None:
+def test_ucx_never_gets_tcp(configured: str | None, environment: str | None, expected: str) -> None:
     """Whatever is set, the result excludes TCP; the setting wins over the environment."""
-    assert choose_ucx_tls(configured, environment, allow_tcp=False) == expected
+    assert choose_ucx_tls(configured, environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -32,16 +32,10 @@ def test_ucx_never_gets_tcp_unasked(configured: str | None, environment: str | N
     [(None, "tcp", "environment variable UCX_TLS"), (None, "sm, tcp", "UCX_TLS"), ("tcp,sm", None, "ucx_tls")],
 )
 def test_ucx_tls_that_names_tcp_is_refused_by_name(configured: str | None, environment: str | None, name: str) -> None:
-    """TCP asked for without the opt-in is an error that names the setting and the override."""
+    """TCP asked for is an error that names the setting and the way over plain networks."""
     with pytest.raises(ConfigError, match=name) as caught:
-        choose_ucx_tls(configured, environment, allow_tcp=False)
-    assert "allow_ucx_tcp" in str(caught.value)
-
-
-def test_allowed_tcp_leaves_the_choice_alone() -> None:
-    """With the opt-in, the environment decides, as UCX documents it."""
-    assert choose_ucx_tls(None, "tcp", allow_tcp=True) == "tcp"
-    assert choose_ucx_tls(None, None, allow_tcp=True) is None
+        choose_ucx_tls(configured, environment)
+    assert "relay_listen" in str(caught.value)
 
 
 @given(st.binary(max_size=300))

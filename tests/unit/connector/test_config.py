@@ -41,8 +41,8 @@ def test_extra_and_environment_extra_wins() -> None:
 @pytest.mark.parametrize(
     ("variable", "text", "value"),
     [
-        ("GC_ALLOW_UCX_TCP", "1", True),
-        ("GC_ALLOW_UCX_TCP", "TRUE", True),
+        ("GC_ALLOW_UNPROVEN_ENGINE", "1", True),
+        ("GC_ALLOW_UNPROVEN_ENGINE", "TRUE", True),
         ("GC_SELF_CHECK", "0", False),
         ("GC_SELF_CHECK", "false", False),
         ("GC_TRANSPORTS", "relay, nixl", ("relay", "nixl")),
@@ -174,8 +174,8 @@ def test_constructed_directly_checked_too() -> None:
         Settings(relay_listen="0.0.0.0:1")
     with pytest.raises(ConfigError, match="pull_threads"):
         Settings(pull_threads=0)
-    with pytest.raises(ConfigError, match="staging_mib"):
-        msgspec.structs.replace(Settings(), staging_mib=0)
+    with pytest.raises(ConfigError, match="pull_sources_max"):
+        msgspec.structs.replace(Settings(), pull_sources_max=0)
 
 
 @pytest.mark.parametrize("name", ["relay_token", "index_key"])
@@ -238,7 +238,7 @@ def test_sentinel_password_redacted() -> None:
         optional={
             "pull_threads": st.integers(1, 64),
             "lease_ttl_s": st.floats(1, 3600),
-            "allow_ucx_tcp": st.booleans(),
+            "allow_unproven_engine": st.booleans(),
             "transports": st.permutations(["nixl", "relay"]).map(tuple),
             "worker_id": st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,20}\Z"),
         },

@@ -99,14 +99,14 @@ def test_step_that_seems_to_have_taken_no_time_counts_little() -> None:
     assert forecaster.prefill_tokens_per_s == pytest.approx(1000.0, rel=0.05)
 
 
-def test_rate_of_a_real_pull_wins_over_a_probe() -> None:
-    """A probe sets the round trip and the first rate; it does not overwrite what pulls have shown."""
+def test_round_trip_counts_and_leaves_the_rate_alone() -> None:
+    """Connecting to a peer measures its round trip; only pulls say how fast it is, before and after."""
     forecaster = Forecaster(1000.0)
-    forecaster.observe_links({"b": (5e9, 0.001)})
-    assert forecaster.bytes_per_s("b") == 5e9
+    forecaster.observe_round_trips({"b": 0.001})
+    assert forecaster.bytes_per_s("b") == PEER_BYTES_PER_S_GUESS
     forecaster.observe_pull("b", 1 << 30, (1 << 30) / 1e9)
     rate = forecaster.bytes_per_s("b")
-    forecaster.observe_links({"b": (9e9, 0.002)})
+    forecaster.observe_round_trips({"b": 0.002})
     assert forecaster.bytes_per_s("b") == rate
     assert forecaster.compare("b", 1, 0).pull_s == pytest.approx(PULL_FIXED_S + 0.002)
 
@@ -133,7 +133,8 @@ def test_more_tokens_never_make_pulling_less_attractive(
 ) -> None:
     """With the fixed cost paid, a longer prefix that is worth pulling stays worth pulling."""
     forecaster = Forecaster(prefill)
-    forecaster.observe_links({"b": (rate, 0.0)})
+    for _ in range(20):
+        forecaster.observe_pull("b", 1 << 30, (1 << 30) / rate)
     if forecaster.compare("b", tokens, tokens * bytes_per_token).pull:
         assert forecaster.compare("b", 2 * tokens, 2 * tokens * bytes_per_token).pull
 
@@ -164,7 +165,9 @@ def test_steps_confirmed_together_are_not_timed() -> None:
 def test_typical_rate_is_the_median_of_what_was_measured() -> None:
     """One slow peer does not spoil it; round trips alone say nothing of a rate."""
     forecaster = Forecaster(1000.0)
-    forecaster.observe_links({"unmeasured": (0.0, 0.001)})
+    forecaster.observe_round_trips({"unmeasured": 0.001})
     assert forecaster.typical_bytes_per_s == 0.0
-    forecaster.observe_links({"slow": (1e6, 0.001), "a": (2e9, 0.001), "b": (3e9, 0.001)})
-    assert forecaster.typical_bytes_per_s == 2e9
+    for worker, rate in {"slow": 1e6, "a": 2e9, "b": 3e9}.items():
+        for _ in range(60):
+            forecaster.observe_pull(worker, 1 << 30, (1 << 30) / rate)
+    assert forecaster.typical_bytes_per_s == pytest.approx(2e9)

@@ -60,7 +60,7 @@ class Bench:
 
     @property
     def queue_ms(self) -> float:
-        return self.queues.ahead(self.fleet.workers["w"], self.clock()).queue_ms
+        return self.queues.estimate(self.fleet.workers["w"], self.clock()).queue_ms
 
 
 def test_idle_load_told_again_takes_nothing_off_the_queue() -> None:

@@ -1,4 +1,4 @@
-"""What a request does that meets ghost locks of workers that cannot share with each other."""
+"""What a request does that encounters ghost locks of workers that cannot share with each other."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.ghostlock.followers import Met, Verb, follow_any
-from ghostcacher_router.ghostlock.ghost_lock import Found, GhostLock
+from ghostcacher_router.ghostlock.followers import Action, Choice, follow_any
+from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.signals.prefix_match import PrefixMatch
 from ghostcacher_router.signals.queue_estimate import QueueEstimate
-from ghostcacher_router.signals.ttft_forecast import NOTHING, Engine, forecast
+from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import make_record
 from tests.support.routing_sim import prompt_of, text_of
@@ -27,43 +27,44 @@ def worker(name: str, *, shares_prefill: bool) -> Worker:
     return Worker(name, Endpoint("127.0.0.1", 1, False, ""), record, NOW)
 
 
-def met(name: str, ready_at: float) -> Met:
+def encountered(name: str, ready_at: float) -> EncounteredLock:
     digests = PROMPT.digests
-    return Met(name * 32, Found(GhostLock(digests, digests[-1:], name, ready_at, ours=False), len(digests) - 1))
+    lock = GhostLock(digests, digests[-1:], name, ready_at, ours=False)
+    return EncounteredLock(name * 32, lock, len(digests) - 1)
 
 
-def decide(ready_s: dict[str, float], *, patience_s: float = 1.0, queue_ms: float = 0.0) -> tuple[str, Verb]:
-    """Return whose lock is minded, and how. ready_s: when each owner expects to be done; queue_ms: of each."""
-    sight = PrefixMatch(PROMPT, TOKENS, {}, {}, {}, True)
+def decide(ready_s: dict[str, float], *, budget_s: float = 1.0, queue_ms: float = 0.0) -> tuple[str, Action]:
+    """Return whose lock is honoured, and how. ready_s: when each owner expects to be done; queue_ms: of each."""
+    match = PrefixMatch(PROMPT, TOKENS, {}, {}, {}, True)
     engines = {name: Engine(name, MS_PER_TOKEN, 0.0, None, 0.0, None) for name in (*NAMES, "other")}
     candidates = [
         (worker(name, shares_prefill=name == "v"), QueueEstimate(engines[name], queue_ms, reported=True))
         for name in NAMES
     ]
-    own = forecast(engines["other"], 0.0, TOKENS, NOTHING)
-    mets = [met(name, NOW + seconds) for name, seconds in ready_s.items()]
-    lock, step = follow_any(sight, mets, candidates, own, NOW, NOW + patience_s)
-    return lock.worker, step.verb
+    recompute = forecast(engines["other"], 0.0, TOKENS, NO_MATCH)
+    locks = [encountered(name, NOW + seconds) for name, seconds in ready_s.items()]
+    lock, step = follow_any(Choice(match, candidates, recompute, NOW, NOW + budget_s), locks)
+    return lock.worker, step.action
 
 
 @pytest.mark.parametrize("order", [("v", "s"), ("s", "v")])
 def test_lock_that_is_done_sooner_is_followed(order: tuple[str, str]) -> None:
-    """Whichever was met first; at an engine that shares what it computes at once, at another after a wait."""
-    assert decide({name: {"v": 0.1, "s": 0.6}[name] for name in order}) == ("v", Verb.GO)
-    assert decide({name: {"v": 0.6, "s": 0.1}[name] for name in order}) == ("s", Verb.WAIT)
+    """Whichever was encountered first; at an engine that shares what it computes at once, at another after a wait."""
+    assert decide({name: {"v": 0.1, "s": 0.6}[name] for name in order}) == ("v", Action.FOLLOW)
+    assert decide({name: {"v": 0.6, "s": 0.1}[name] for name in order}) == ("s", Action.WAIT)
 
 
 def test_lock_that_is_not_worth_following_leaves_the_other() -> None:
-    """Who is done too late for this request's patience, where only waiting helps, is not waited for."""
-    assert decide({"s": 1.1, "v": 1.15}) == ("v", Verb.GO)
+    """Who is done too late for this request's wait budget, where only waiting helps, is not waited for."""
+    assert decide({"s": 1.1, "v": 1.15}) == ("v", Action.FOLLOW)
 
 
 def test_no_lock_worth_following_is_computed_elsewhere() -> None:
     """Owners whose queues make it longer than computing again, by more than half, are left alone."""
-    assert decide({"v": 0.1, "s": 0.1}, queue_ms=2000.0)[1] is Verb.COMPUTE
+    assert decide({"v": 0.1, "s": 0.1}, queue_ms=2000.0)[1] is Action.COMPUTE
 
 
-def test_overdue_lock_is_taken_over_by_who_has_no_patience_left() -> None:
+def test_overdue_lock_is_taken_over_by_who_has_no_wait_budget_left() -> None:
     """And by nobody else; a lock that is not overdue is left in peace."""
-    assert decide({"s": 0.5, "v": -0.1}, patience_s=0.0, queue_ms=2000.0) == ("v", Verb.TAKE_OVER)
-    assert decide({"s": -0.1}, patience_s=0.05)[1] is Verb.WAIT
+    assert decide({"s": 0.5, "v": -0.1}, budget_s=0.0, queue_ms=2000.0) == ("v", Action.TAKE_OVER)
+    assert decide({"s": -0.1}, budget_s=0.05)[1] is Action.WAIT

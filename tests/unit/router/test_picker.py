@@ -32,7 +32,7 @@ async def test_unknown_model_names_those_that_exist() -> None:
         router.picker.place_now(of_model(router.ask(SMALL), "x"))
     assert (error.value.status, error.value.kind) == (404, "model_not_found")
     assert error.value.message == "The model `x` does not exist. Known models: m"
-    assert router.picker.in_flight == 0
+    assert router.routing.state.queues.in_flight_total == 0
 
 
 @virtual
@@ -100,19 +100,19 @@ async def test_other_life_of_a_worker_has_nothing() -> None:
     router = sim.routers[0]
     await router.send(TEXT)
     await sim.settle(0.3)
-    desk, state = router.picker.desk, router.routing.state
+    tracker, state = router.routing.tracker, router.routing.state
     asks = [router.ask(TEXT + SMALL) for _ in range(2)]
     placed = router.picker.place_now(asks[0])
     assert placed is not None
     assert placed.ref is not None
     before = repr(state.locations)
-    desk.on_computed(WorkerRef(placed.ref.namespace, placed.worker, b"x" * 16), asks[0].request_id)
-    desk.on_computed(placed.ref, "no request of ours")
+    tracker.on_computed(WorkerRef(placed.ref.namespace, placed.worker, b"x" * 16), asks[0].request_id)
+    tracker.on_computed(placed.ref, "no request of ours")
     assert repr(state.locations) == before
     for engine in sim.engines.values():
         assert engine.worker.record is not None
         engine.worker.renew(replace(engine.worker.record, incarnation=b"n" * 16))
-    state.sent_history.clear()
+    state.history.clear()
     rows = await router.picker.explain(asks[1])
     assert [row["local_tokens"] for row in rows] == [0, 0]
 
@@ -141,13 +141,13 @@ async def test_only_what_was_computed_is_remembered(
     assert placed.lock is not None
     placed.sent()
     if told_computed and placed.ref is not None:
-        router.picker.desk.on_computed(placed.ref, ask.request_id)
+        router.routing.tracker.on_computed(placed.ref, ask.request_id)
     placed.ended(outcome, status)
     placed.ended(outcome, status)
     await sim.settle()
     assert ask.shape.prompt is not None
-    assert (router.routing.state.sent_history.find(ask.shape.prompt, sim.now()) is not None) is remembered
-    assert router.picker.in_flight == 0
+    assert (router.routing.state.history.find(ask.shape.prompt, sim.now()) is not None) is remembered
+    assert router.routing.state.queues.in_flight_total == 0
     assert router.routing.state.locks.find(placed.ref.namespace, ask.shape.prompt, -1) is None  # type: ignore[union-attr]
 
 
@@ -164,7 +164,7 @@ async def test_forecast_is_held_against_the_fact() -> None:
         placed.first_byte()
         placed.ended(Outcome.DONE, 200)
     assert router.metrics.forecast_ratio.sum / router.metrics.forecast_ratio.count == pytest.approx(2.0, rel=0.05)
-    assert 1.3 < router.picker.desk.bias < 2.0
+    assert 1.3 < router.routing.tracker.bias < 2.0
 
 
 @virtual
@@ -180,12 +180,12 @@ async def test_forecast_of_an_answer_that_is_not_streamed_is_held_against_the_wo
         assert placed.ref is not None  # type: ignore[attr-defined]
         await asyncio.sleep(2 * placed.forecast.total_ms / 1e3)
         for _ in range(2):
-            router.picker.on_news(WorkerEvents(*placed.ref, (), (ask.request_id,)))  # type: ignore[attr-defined]
+            router.routing.tracker.on_worker_events(WorkerEvents(*placed.ref, (), (ask.request_id,)))  # type: ignore[attr-defined]
         await asyncio.sleep(10)
         placed.first_byte()
         placed.ended(Outcome.DONE, 200)
     assert router.metrics.forecast_ratio.count == 0
-    assert 1.3 < router.picker.desk.bias < 1.5
+    assert 1.3 < router.routing.tracker.bias < 1.5
 
 
 @virtual
@@ -250,10 +250,10 @@ async def test_explain_shows_every_term_and_changes_nothing() -> None:
     router = sim.routers[0]
     await router.send(TEXT)
     await sim.settle(2)
-    before = repr(router.routing.state.sent_history), router.metrics.prompt_tokens.total
+    before = repr(router.routing.state.history), router.metrics.prompt_tokens.total
     rows = await router.picker.explain(router.ask(TEXT))
-    assert (repr(router.routing.state.sent_history), router.metrics.prompt_tokens.total) == before
-    assert router.picker.in_flight == 0
+    assert (repr(router.routing.state.history), router.metrics.prompt_tokens.total) == before
+    assert router.routing.state.queues.in_flight_total == 0
     assert [row["total_ms"] for row in rows] == sorted(row["total_ms"] for row in rows)  # type: ignore[type-var]
     assert {"worker", "queue_ms", "pull_ms", "compute_ms", "local_tokens", "load_reported"} <= rows[0].keys()
     assert [bool(row["local_tokens"]) for row in rows] == [True, False, False]

@@ -1,115 +1,29 @@
-"""What routing asks others for: who holds what, and the batches in which it asks."""
+"""Who holds how much of a prefix: what the index says, how long that counts, and what is known before it says so."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TypeVar
 
 import pytest
 
-from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import DEPTHS_MAX, WorkerRef, ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.prefix_map import KnownBoundary
-from ghostcacher_router.signals.coalescer import BREAKER_S, Coalescer
-from ghostcacher_router.signals.prefix_locations import CHAIN_MAX, FRESH_S, OLD_S, REFRESH_S, Held, PrefixLocations
+from ghostcacher_router.signals.prefix_locations import (
+    CHAIN_MAX,
+    FRESH_S,
+    OLD_S,
+    REFRESH_S,
+    HeldPrefix,
+    PrefixLocations,
+)
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import chain, entries, make_record
-from tests.support.routing_sim import all_of, text_of
-from tests.support.virtual_time import run_virtual
-
-T = TypeVar("T")
-SHARED = text_of("shared", 1000)
-
-
-async def soon(call: Callable[[], T], /) -> T:
-    """A thread pool of no threads."""
-    await asyncio.sleep(0.001)
-    return call()
-
-
-# Coalescer
-
-
-class Asked:
-    """A blocking question that counts its batches."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.answers: dict[str, str] = {}
-        self.failing = False
-
-    def prepare(self, keys: Sequence[str]) -> Callable[[], list[str]]:
-        def ask() -> list[str]:
-            self.batches.append(list(keys))
-            if self.failing:
-                raise IndexUnavailable("away")
-            return [key.upper() for key in keys]
-
-        return ask
-
-    def told(self, key: str, answer: str) -> None:
-        self.answers[key] = answer
-
-
-def test_coalescer_asks_once_for_many() -> None:
-    """What is asked while a batch is under way goes with the next; the same key is asked for once."""
-
-    async def main() -> None:
-        asked = Asked()
-        coalescer = Coalescer(asked.prepare, asked.told, soon, clock=asyncio.get_running_loop().time)
-        waits = [coalescer.wait(key, 1.0) for key in ("a", "b", "a", "c")]
-        assert await asyncio.gather(*waits) == [True] * 4
-        assert asked.batches == [["a", "b", "c"]]
-        assert asked.answers == {"a": "A", "b": "B", "c": "C"}
-
-    run_virtual(main())
-
-
-def test_coalescer_failure_ends_waits_and_opens_the_breaker() -> None:
-    """A failure answers everybody at once; for a while nobody asks, then it tries again."""
-
-    async def main() -> None:
-        loop, asked = asyncio.get_running_loop(), Asked()
-        coalescer = Coalescer(asked.prepare, asked.told, soon, clock=loop.time)
-        asked.failing = True
-        assert await all_of([coalescer.wait("a", 1.0), coalescer.wait("b", 1.0)]) == [False, False]
-        asked.failing, started = False, loop.time()
-        assert not await coalescer.wait("a", 1.0)
-        assert loop.time() == started
-        await asyncio.sleep(BREAKER_S)
-        assert await coalescer.wait("a", 1.0)
-        assert len(asked.batches) == 2
-
-    run_virtual(main())
-
-
-def test_coalescer_wait_is_bounded() -> None:
-    """Who waits is told after its time, whatever the thread does; a queue that is full asks for nothing more."""
-
-    async def main() -> None:
-        asked, loop = Asked(), asyncio.get_running_loop()
-
-        async def never(_: Callable[[], T], /) -> T:
-            await loop.create_future()
-            raise AssertionError
-
-        coalescer = Coalescer(asked.prepare, asked.told, never, clock=loop.time, queue_max=2)
-        started = loop.time()
-        assert not await coalescer.wait("a", 0.005)
-        assert loop.time() - started == pytest.approx(0.005)
-        for key in "bcdef":
-            coalescer.refresh(key)
-        assert len(coalescer._asked) == 2
-        coalescer.stop()
-
-    run_virtual(main())
-
-
-# PrefixLocations
+from tests.support.routing_sim import all_of
+from tests.support.virtual_time import run_virtual, soon
 
 
 class OneWorkerFleet:
@@ -133,7 +47,7 @@ KNOWN = [KnownBoundary(number, 1024 * number, count, BLOCKS[count - 1]) for numb
 
 
 class Shelf:
-    """An index with one worker that holds 20 blocks, and the locations over it."""
+    """An index with one worker that holds 20 blocks, and the prefix locations over it."""
 
     def __init__(self) -> None:
         self.clock: Callable[[], float] = asyncio.get_running_loop().time
@@ -149,25 +63,25 @@ class Shelf:
         self.locations = PrefixLocations(self.index, fleet, soon, self.clock, observe=self.seconds.append)
 
 
-def test_residency_is_asked_for_once_then_refreshed_beside() -> None:
+def test_locations_is_asked_for_once_then_refreshed_beside() -> None:
     """An unknown text must be waited for; a known one is answered at once, and asked for again when it grows old."""
 
     async def main() -> None:
         shelf = Shelf()
         assert shelf.locations.get(shelf.namespace, KNOWN[-1]) is None
         await shelf.locations.fetch(shelf.namespace, KNOWN)
-        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": HeldPrefix(shelf.incarnation, 16)}
         shelf.index.apply(shelf.ref, entries(BLOCKS), [], lease_ttl_s=1e6)
         await asyncio.sleep(REFRESH_S + 0.01)
-        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": HeldPrefix(shelf.incarnation, 16)}
         await asyncio.sleep(0.01)
-        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": HeldPrefix(shelf.incarnation, 32)}
         assert len(shelf.seconds) == 2
 
     run_virtual(main())
 
 
-def test_residency_too_old_is_waited_for() -> None:
+def test_locations_too_old_is_waited_for() -> None:
     """What nobody has used for a second is asked for again before it is believed, unless anything will do."""
 
     async def main() -> None:
@@ -175,7 +89,7 @@ def test_residency_too_old_is_waited_for() -> None:
         await shelf.locations.fetch(shelf.namespace, KNOWN)
         await asyncio.sleep(FRESH_S + 0.1)
         assert shelf.locations.get(shelf.namespace, KNOWN[-1]) is None
-        assert shelf.locations.get(shelf.namespace, KNOWN[-1], old=True) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1], old=True) == {"w": HeldPrefix(shelf.incarnation, 16)}
         now = shelf.clock()
         await shelf.locations.fetch(shelf.namespace, KNOWN)
         assert shelf.locations.get(shelf.namespace, KNOWN[-1], newer_than=now) is not None
@@ -184,7 +98,7 @@ def test_residency_too_old_is_waited_for() -> None:
     run_virtual(main())
 
 
-def test_residency_index_away_last_word_counts_for_a_while() -> None:
+def test_locations_index_away_last_word_counts_for_a_while() -> None:
     """While the index does not answer, nobody waits for it, and what it said last is believed until it is too old."""
 
     async def main() -> None:
@@ -194,7 +108,7 @@ def test_residency_index_away_last_word_counts_for_a_while() -> None:
         await asyncio.sleep(FRESH_S + 0.1)
         await shelf.locations.fetch(shelf.namespace, KNOWN)
         assert not shelf.locations.available
-        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": HeldPrefix(shelf.incarnation, 16)}
         await asyncio.sleep(OLD_S)
         await shelf.locations.fetch(shelf.namespace, KNOWN)
         assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {}
@@ -202,21 +116,21 @@ def test_residency_index_away_last_word_counts_for_a_while() -> None:
     run_virtual(main())
 
 
-def test_residency_seed_is_used_and_then_checked() -> None:
+def test_locations_seed_is_used_and_then_checked() -> None:
     """What a worker has just computed is known before the index says so, and the index has the last word."""
 
     async def main() -> None:
         shelf = Shelf()
-        shelf.locations.seed(shelf.namespace, KNOWN, "w", Held(shelf.incarnation, 32))
+        shelf.locations.seed(shelf.namespace, KNOWN, "w", HeldPrefix(shelf.incarnation, 32))
         await asyncio.sleep(0.001)
-        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": HeldPrefix(shelf.incarnation, 32)}
         await asyncio.sleep(0.01)
-        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": Held(shelf.incarnation, 16)}
+        assert shelf.locations.get(shelf.namespace, KNOWN[-1]) == {"w": HeldPrefix(shelf.incarnation, 16)}
 
     run_virtual(main())
 
 
-def test_residency_asks_within_what_the_index_answers() -> None:
+def test_locations_asks_within_what_the_index_answers() -> None:
     """Many texts of a large fleet are asked for in several calls: the index leaves out what is too much for one."""
 
     async def main() -> None:
@@ -234,7 +148,7 @@ def test_residency_asks_within_what_the_index_answers() -> None:
     run_virtual(main())
 
 
-def test_residency_answer_counts_for_the_text_that_was_asked_for() -> None:
+def test_locations_answer_counts_for_the_text_that_was_asked_for() -> None:
     """One that was forgotten meanwhile and came back may know other depths: it is asked for anew."""
 
     async def main() -> None:
@@ -242,11 +156,11 @@ def test_residency_answer_counts_for_the_text_that_was_asked_for() -> None:
         asking = asyncio.ensure_future(shelf.locations.fetch(shelf.namespace, KNOWN))
         await asyncio.sleep(0.0005)
         shelf.locations.clear()
-        shelf.locations.seed(shelf.namespace, others, "w", Held(shelf.incarnation, 32))
+        shelf.locations.seed(shelf.namespace, others, "w", HeldPrefix(shelf.incarnation, 32))
         await asking
-        assert shelf.locations.get(shelf.namespace, others[-1], old=True) == {"w": Held(shelf.incarnation, 32)}
+        assert shelf.locations.get(shelf.namespace, others[-1], old=True) == {"w": HeldPrefix(shelf.incarnation, 32)}
         await shelf.locations.fetch(shelf.namespace, others)
-        assert shelf.locations.get(shelf.namespace, others[-1]) == {"w": Held(shelf.incarnation, 4)}
+        assert shelf.locations.get(shelf.namespace, others[-1]) == {"w": HeldPrefix(shelf.incarnation, 4)}
 
     run_virtual(main())
 
@@ -264,7 +178,7 @@ class SizeIndex(MemoryIndex):
         return super().depths(candidates, chains)
 
 
-def test_residency_asks_for_a_long_text_at_few_depths() -> None:
+def test_locations_asks_for_a_long_text_at_few_depths() -> None:
     """Evenly spread, the deepest among them: a holder of all is seen to hold all."""
 
     async def main() -> None:
@@ -274,7 +188,7 @@ def test_residency_asks_for_a_long_text_at_few_depths() -> None:
         fleet = OneWorkerFleet(Worker("w", Endpoint("h", 1, False, ""), record, 0.0))
         locations = PrefixLocations(index, fleet, soon, shelf.clock, observe=lambda _: None)
         await locations.fetch(record.namespace, LONG)
-        assert locations.get(record.namespace, LONG[-1]) == {"w": Held(record.incarnation, 300)}
+        assert locations.get(record.namespace, LONG[-1]) == {"w": HeldPrefix(record.incarnation, 300)}
         places = [[one.block_hash for one in LONG].index(asked) for asked in index.asked[0]]
         assert (len(places), places[-1]) == (CHAIN_MAX, 299)
         assert {after - before for before, after in pairwise([-1, *places])} == {4, 5}
@@ -283,33 +197,33 @@ def test_residency_asks_for_a_long_text_at_few_depths() -> None:
 
 
 @pytest.mark.parametrize(("hashes_max", "kept"), [(9, 2), (12, 3), (1000, 4)])
-def test_residency_is_bounded_in_texts_and_hashes(hashes_max: int, kept: int) -> None:
+def test_locations_is_bounded_in_texts_and_hashes(hashes_max: int, kept: int) -> None:
     """The least recently used are forgotten; few long texts weigh as much as many short ones."""
 
     async def main() -> None:
         locations = PrefixLocations(
-            None, OneWorkerFleet(), soon, lambda: 0.0, observe=lambda _: None, texts_max=4, hashes_max=hashes_max
+            None, OneWorkerFleet(), soon, lambda: 0.0, observe=lambda _: None, prefixes_max=4, hashes_max=hashes_max
         )
         texts = [[KnownBoundary(at, at, at + 1, h) for at, h in enumerate(chain(4, seed))] for seed in range(8)]
         for text in texts:
             await locations.fetch("n", text)
             await locations.fetch("n", text)
-        assert repr(locations) == f"PrefixLocations(texts={kept}, hashes={4 * kept}, available=False)"
+        assert repr(locations) == f"PrefixLocations(prefixes={kept}, hashes={4 * kept}, available=False)"
         locations.clear()
         await locations.fetch("n", texts[0])
-        assert repr(locations) == "PrefixLocations(texts=1, hashes=4, available=False)"
+        assert repr(locations) == "PrefixLocations(prefixes=1, hashes=4, available=False)"
 
     run_virtual(main())
 
 
-def test_residency_seed_keeps_who_holds_the_beginning() -> None:
+def test_locations_seed_keeps_who_holds_the_beginning() -> None:
     """A longer text begins with a shorter one: who holds this is a holder of that, too."""
 
     async def main() -> None:
         shelf = Shelf()
         await shelf.locations.fetch(shelf.namespace, KNOWN[:2])
-        shelf.locations.seed(shelf.namespace, KNOWN, "other", Held(b"o" * 16, 32))
+        shelf.locations.seed(shelf.namespace, KNOWN, "other", HeldPrefix(b"o" * 16, 32))
         held = shelf.locations.get(shelf.namespace, KNOWN[-1], old=True)
-        assert held == {"w": Held(shelf.incarnation, 16), "other": Held(b"o" * 16, 32)}
+        assert held == {"w": HeldPrefix(shelf.incarnation, 16), "other": HeldPrefix(b"o" * 16, 32)}
 
     run_virtual(main())

@@ -14,8 +14,8 @@ from ghostcacher_router.signals.queue_estimate import (
     PREFILL_TOKENS_PER_S_GUESS,
     PROGRESS_MAX_S,
     STALE_S,
-    Entry,
     QueueEstimator,
+    Reservation,
 )
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import FakeClock, make_record
@@ -48,7 +48,7 @@ def report(
 
 
 def queue_ms(queues: QueueEstimator, worker: Worker, now: float) -> float:
-    return queues.ahead(worker, now).queue_ms
+    return queues.estimate(worker, now).queue_ms
 
 
 def test_placement_is_seen_at_once() -> None:
@@ -84,12 +84,12 @@ def test_first_byte_and_end_take_it_off() -> None:
     """What has answered is computed; what has ended is gone."""
     queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0)
-    entry = queues.reserve("w", 400, 400, 10.0)
-    queues.first_byte(entry)
+    reservation = queues.reserve("w", 400, 400, 10.0)
+    queues.first_byte(reservation)
     assert queue_ms(queues, worker, 10.0) == 0.0
     assert queues.in_flight("w") == 1
-    queues.ended(entry)
-    queues.ended(entry)
+    queues.ended(reservation)
+    queues.ended(reservation)
     assert queues.in_flight("w") == 0
 
 
@@ -105,7 +105,7 @@ def test_stale_report_own_count_only() -> None:
     queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0, waiting_tokens=5000)
     queues.sent(queues.reserve("w", 400, 300, 10.0), 10.0)
-    found = queues.ahead(worker, 10.0 + STALE_S + 0.1)
+    found = queues.estimate(worker, 10.0 + STALE_S + 0.1)
     assert not found.reported
     assert found.queue_ms == pytest.approx(300.0)
 
@@ -117,7 +117,7 @@ def test_load_told_again_keeps_what_was_sent_since_it_was_measured() -> None:
     for number in range(3):
         queues.sent(queues.reserve("w", 5000, 5000, 10.1), 10.1)
         report(worker, 10.3 + number, waiting_tokens=0, age_s=0.3 + number)
-        found = queues.ahead(worker, 10.3 + number)
+        found = queues.estimate(worker, 10.3 + number)
         assert found.reported
         assert found.queue_ms >= 5000.0 * (number + 1) - PROGRESS_MAX_S * 1e3
         assert found.engine.kv_free_tokens == 1000 * 16 - 5000 * (number + 1)
@@ -128,11 +128,11 @@ def test_worker_is_as_fast_after_a_long_rest(idle_s: float) -> None:
     """An idle worker is known to be idle while it tells so, however long ago that was measured."""
     queues, worker = QueueEstimator(), make_worker()
     report(worker, 100.0, age_s=idle_s)
-    assert queues.ahead(worker, 100.1).reported
+    assert queues.estimate(worker, 100.1).reported
     queues.sent(queues.reserve("w", 400, 400, 100.1), 100.1)
     assert queue_ms(queues, worker, 100.1) == pytest.approx(400.0)
     assert queue_ms(queues, worker, 100.3) == pytest.approx(200.0)
-    assert not queues.ahead(worker, 100.0 + STALE_S + 0.1).reported
+    assert not queues.estimate(worker, 100.0 + STALE_S + 0.1).reported
 
 
 def test_busy_worker_that_measures_nothing_new_is_not_believed_to_go_on() -> None:
@@ -150,14 +150,14 @@ def test_worker_that_reports_nothing_is_taken_for_a_typical_one() -> None:
 
     def rate_of_plain() -> float:
         for other in others:
-            queues.ahead(other, 10.0)
-        return 1e3 / queues.ahead(plain, 10.0).engine.ms_per_token
+            queues.estimate(other, 10.0)
+        return 1e3 / queues.estimate(plain, 10.0).engine.ms_per_token
 
     assert rate_of_plain() == pytest.approx(PREFILL_TOKENS_PER_S_GUESS)
     for other, rate in zip(others, (500.0, 0.0, 2000.0), strict=True):
         report(other, 10.0, rate=rate)
     assert rate_of_plain() == pytest.approx(800.0)
-    assert queues.ahead(others[1], 10.0).engine.ms_per_token > 0.0
+    assert queues.estimate(others[1], 10.0).engine.ms_per_token > 0.0
     report(others[1], 10.0, rate=1000.0)
     assert rate_of_plain() == pytest.approx(1000.0)
     report(others[1], 10.0, rate=4000.0)
@@ -172,52 +172,52 @@ def test_rates_of_workers_that_are_gone_are_forgotten() -> None:
     for number in range(100):
         gone = make_worker(f"gone{number}")
         report(gone, 10.0)
-        queues.ahead(gone, 10.0)
+        queues.estimate(gone, 10.0)
     queues.keep_only({"plain"})
-    assert queues.ahead(plain, 10.0).engine.ms_per_token == 1e3 / PREFILL_TOKENS_PER_S_GUESS
+    assert queues.estimate(plain, 10.0).engine.ms_per_token == 1e3 / PREFILL_TOKENS_PER_S_GUESS
 
 
 def test_own_requests_take_free_memory() -> None:
     """KV memory that requests on their way will take is not free."""
     queues, worker = QueueEstimator(), make_worker()
     report(worker, 10.0, used=500)
-    assert queues.ahead(worker, 10.0).engine.kv_free_tokens == 500 * 16
+    assert queues.estimate(worker, 10.0).engine.kv_free_tokens == 500 * 16
     queues.reserve("w", 3000, 10, 10.0)
-    assert queues.ahead(worker, 10.0).engine.kv_free_tokens == 5000
+    assert queues.estimate(worker, 10.0).engine.kv_free_tokens == 5000
 
 
-def test_books_of_gone_workers_are_dropped() -> None:
-    """Names that come and go do not fill the memory; a request in flight keeps its worker's book."""
+def test_queues_of_gone_workers_are_dropped() -> None:
+    """Names that come and go do not fill the memory; a request in flight keeps its worker's queue."""
     queues = QueueEstimator()
     kept = queues.reserve("kept", 1, 1, 0.0)
     for number in range(500):
         queues.ended(queues.reserve(f"w{number}", 1, 1, 0.0))
         queues.keep_only({"w"})
-    assert len(queues._books) <= 66
+    assert len(queues._queues) <= 66
     queues.ended(kept)
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class QueueMachine(RuleBasedStateMachine):
     """Requests that are placed, sent, answered and ended in any order, among reports."""
 
     @initialize()
     def begin(self) -> None:
         self.queues, self.clock = QueueEstimator(), FakeClock()
         self.workers = [make_worker(f"w{number}") for number in range(3)]
-        self.entries: list[Entry] = []
+        self.reservations: list[Reservation] = []
 
     @rule(worker=st.integers(0, 2), computed=st.integers(0, 5000))
     def reserve(self, worker: int, computed: int) -> None:
-        self.entries.append(self.queues.reserve(f"w{worker}", computed + 7, computed, self.clock()))
+        self.reservations.append(self.queues.reserve(f"w{worker}", computed + 7, computed, self.clock()))
 
     @rule(number=st.integers(0, 99), step=st.sampled_from(["sent", "first_byte", "ended"]))
     def happen(self, number: int, step: str) -> None:
-        if self.entries:
-            entry = self.entries[number % len(self.entries)]
+        if self.reservations:
+            reservation = self.reservations[number % len(self.reservations)]
             if step == "sent":
-                self.queues.sent(entry, self.clock())
+                self.queues.sent(reservation, self.clock())
             else:
-                getattr(self.queues, step)(entry)
+                getattr(self.queues, step)(reservation)
 
     @rule(worker=st.integers(0, 2), waiting=st.integers(0, 10_000))
     def report(self, worker: int, waiting: int) -> None:
@@ -233,10 +233,10 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         self.queues.check_invariants()
         for worker in self.workers:
-            found = self.queues.ahead(worker, self.clock())
+            found = self.queues.estimate(worker, self.clock())
             assert found.queue_ms >= 0.0
             assert found.engine.kv_free_tokens is None or found.engine.kv_free_tokens >= 0
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
-test_ledger_machine = LedgerMachine.TestCase
+QueueMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+test_queue_machine = QueueMachine.TestCase

@@ -34,7 +34,7 @@ async def burst(sim: Sim, count: int) -> list[asyncio.Task[Served]]:
 def check_idle(sim: Sim) -> None:
     """Nothing is left of requests that have ended."""
     for router in sim.routers:
-        assert router.picker.in_flight == 0
+        assert router.routing.state.queues.in_flight_total == 0
         assert len(router.routing.state.locks) == 0
         router.routing.state.queues.check_invariants()
         router.routing.state.locks.check_invariants()

@@ -1,32 +1,14 @@
-"""What routing remembers by itself: what was sent where, and which text belongs where by its hash."""
+"""Where this router sent which prompt: what is found of it, how it is undone, and how it is bounded."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from collections.abc import Callable
-from typing import TypeVar
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ghostcacher_router.placement import hash_ring as ring
-from ghostcacher_router.signals.sent_history import HOLDERS_MAX, PER_PROMPT_MAX, TTL_S, Sent, SentHistory
+from ghostcacher_router.signals.sent_history import HOLDERS_MAX, PER_PROMPT_MAX, TTL_S, SentHistory, SentPrompt
 from ghostcacher_router.types import Prompt
 from tests.support.routing_sim import prompt_of, text_of
 
-T = TypeVar("T")
 SHARED = text_of("shared", 1000)
-
-
-async def soon(call: Callable[[], T], /) -> T:
-    """A thread pool of no threads."""
-    await asyncio.sleep(0.001)
-    return call()
-
-
-# SentHistory
 
 
 def holders(history: SentHistory, prompt: Prompt, now: float) -> list[str]:
@@ -35,7 +17,7 @@ def holders(history: SentHistory, prompt: Prompt, now: float) -> list[str]:
     return [] if found is None else [sent.worker for sent in found.holders]
 
 
-def computed(history: SentHistory, prompt: Prompt, worker: str, now: float) -> Sent:
+def computed(history: SentHistory, prompt: Prompt, worker: str, now: float) -> SentPrompt:
     """Send a prompt to a worker, which computes it at once."""
     sent = history.record(prompt, worker, now)
     history.computed(sent, now, now)
@@ -172,31 +154,3 @@ def test_history_of_long_prompts_of_any_length_is_at_the_same_places() -> None:
     before = len(history._entries)
     history.record(prompt_of(text[: 130 << 10] + b"x" * 3000), "w1", 1.0)
     assert len(history._entries) <= before + 2
-
-
-# Ring
-
-
-@given(st.binary(min_size=8, max_size=32), st.integers(2, 40), st.integers(0, 39))
-def test_ring_moves_only_what_was_on_the_worker_that_left(key: bytes, count: int, leaving: int) -> None:
-    """A worker that leaves changes nothing for texts of others."""
-    workers = [f"w{number}" for number in range(count)]
-    before = ring.pick(key, workers, lambda _: 0)
-    rest = [worker for worker in workers if worker != f"w{leaving % count}"]
-    after = ring.pick(key, rest, lambda _: 0)
-    assert after == before or before not in rest
-
-
-@given(st.lists(st.integers(0, 200), min_size=1, max_size=40), st.binary(min_size=1, max_size=8))
-def test_ring_never_overloads(loads: list[int], key: bytes) -> None:
-    """No worker gets a request beyond its bound, and some worker always can take it."""
-    workers = {f"w{number}": load for number, load in enumerate(loads)}
-    picked = ring.pick(key, list(workers), workers.__getitem__)
-    assert workers[picked] + 1 <= ring.bound_of(loads)
-
-
-def test_ring_spreads() -> None:
-    """A thousand texts spread over ten workers."""
-    workers = [f"w{number}" for number in range(10)]
-    counts = Counter(ring.pick(str(number).encode(), workers, lambda _: 0) for number in range(1000))
-    assert all(60 < counts[worker] < 140 for worker in workers)

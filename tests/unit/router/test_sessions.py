@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from itertools import pairwise
-from typing import TypeVar
 
 import pytest
 
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.signals.sessions import REREAD_S, SessionAffinity, session_key
 from tests.support.index_parts import FakeClock
-from tests.support.virtual_time import run_virtual
-
-T = TypeVar("T")
+from tests.support.virtual_time import run_virtual, soon
 
 
-async def soon(call: Callable[[], T], /) -> T:
-    """A thread pool of no threads."""
-    await asyncio.sleep(0.001)
-    return call()
-
-
-def test_affinity_is_shared_behind_the_requests() -> None:
+def test_sessions_is_shared_behind_the_requests() -> None:
     """A binding is seen here at once, and by another router after the next write."""
 
     async def main() -> None:
@@ -40,7 +30,7 @@ def test_affinity_is_shared_behind_the_requests() -> None:
     run_virtual(main())
 
 
-def test_affinity_replicas_come_to_agree() -> None:
+def test_sessions_replicas_come_to_agree() -> None:
     """A session that two replicas bound apart is soon where the last write says, for both, while both use it."""
 
     async def main() -> None:
@@ -62,7 +52,7 @@ def test_affinity_replicas_come_to_agree() -> None:
 
 
 @pytest.mark.parametrize("asked_first", [True, False])
-def test_affinity_answer_does_not_undo_what_was_bound_here_since(asked_first: bool) -> None:
+def test_sessions_answer_does_not_undo_what_was_bound_here_since(asked_first: bool) -> None:
     """Nor one that knows nothing: the store may have lost it."""
 
     async def main() -> None:
@@ -84,7 +74,7 @@ def test_affinity_answer_does_not_undo_what_was_bound_here_since(asked_first: bo
     run_virtual(main())
 
 
-def test_affinity_writes_moves_at_once_and_touches_seldom() -> None:
+def test_sessions_writes_moves_at_once_and_touches_seldom() -> None:
     """A session that stays is written again only so often that it does not expire."""
     clock, written = FakeClock(), []
 
@@ -104,7 +94,7 @@ def test_affinity_writes_moves_at_once_and_touches_seldom() -> None:
     run_virtual(main())
 
 
-def test_affinity_expires_after_its_last_use() -> None:
+def test_sessions_expires_after_its_last_use() -> None:
     """The time to live slides: it counts from the last request."""
     clock = FakeClock()
     affinity = SessionAffinity(None, soon, clock, ttl_s=60.0)
@@ -117,7 +107,7 @@ def test_affinity_expires_after_its_last_use() -> None:
     assert affinity.get(b"k") is None
 
 
-def test_affinity_flush_reaches_the_store() -> None:
+def test_sessions_flush_reaches_the_store() -> None:
     """A session that is dropped is gone for every router; one that is bound again meanwhile is not."""
 
     async def main() -> None:
@@ -134,7 +124,7 @@ def test_affinity_flush_reaches_the_store() -> None:
     run_virtual(main())
 
 
-def test_affinity_store_away_writes_are_kept() -> None:
+def test_sessions_store_away_writes_are_kept() -> None:
     """Bindings that could not be written are written later; nobody waits for a store that has just failed."""
 
     async def main() -> None:

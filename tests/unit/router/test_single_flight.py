@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
-from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, GhostLock, lock_boundaries
+from ghostcacher_router.ghostlock.ghost_lock import GhostLock
+from ghostcacher_router.ghostlock.lock_table import LOCKS_MAX
 from ghostcacher_router.ghostlock.single_flight import (
     BREAKER_S,
     CONFIRM_S,
-    LOCKS_MAX,
     RENEW_S,
     SETTLE_S,
     TTL_S,
@@ -35,7 +35,7 @@ OTHER = prompt_of(DOC + b"another" * 100, [(SectionType.DOC, len(DOC))])
 ALONE = prompt_of(text_of("something else", 4000))
 
 
-class Desk:
+class Pair:
     """SingleFlight of two routers over one store."""
 
     def __init__(self, delay_s: float = 0.001) -> None:
@@ -43,7 +43,7 @@ class Desk:
         self.store = MemoryCoordinationStore(clock=lambda: self.now() - 500.0)
         self.stores = [self.store.client() for _ in range(2)]
         self.results: Counter[str] = Counter()
-        self.delay_s, self.looks = delay_s, 0
+        self.delay_s, self.reads = delay_s, 0
         self.a, self.b = (self._locks(number) for number in range(2))
 
     def _locks(self, number: int) -> SingleFlight:
@@ -57,7 +57,7 @@ class Desk:
         )
 
     async def _soon(self, call: Callable[[], T], /) -> T:
-        self.looks += 1
+        self.reads += 1
         await asyncio.sleep(self.delay_s)
         return call()
 
@@ -70,243 +70,232 @@ class Desk:
 @virtual
 async def test_taken_lock_is_found_at_once() -> None:
     """The next request that shares the document finds the lock, before the store knows of it, up to where it shares."""
-    desk = Desk()
-    lock = desk.take(desk.a)
-    found = desk.a.find("n", OTHER, -1)
+    pair = Pair()
+    lock = pair.take(pair.a)
+    found = pair.a.find("n", OTHER, -1)
     assert found is not None
     assert (found.lock, OTHER.ends[found.boundary]) == (lock, len(DOC))
-    assert desk.a.find("n", ALONE, -1) is None
-    assert desk.a.find("another namespace", OTHER, -1) is None
-    assert desk.a.find("n", OTHER, found.boundary) is None
+    assert pair.a.find("n", ALONE, -1) is None
+    assert pair.a.find("another namespace", OTHER, -1) is None
+    assert pair.a.find("n", OTHER, found.boundary) is None
 
 
 @virtual
 async def test_one_router_is_granted_the_other_learns_whose_it_is() -> None:
     """Of two routers that lock the same document one gets it; the other knows then who computes, and until when."""
-    desk = Desk()
-    mine, theirs = desk.take(desk.a), desk.take(desk.b, OTHER, "w2")
-    assert await all_of([desk.a.confirm(mine), desk.b.confirm(theirs)]) == [True, False]
-    found = desk.b.find("n", OTHER, -1)
+    pair = Pair()
+    mine, theirs = pair.take(pair.a), pair.take(pair.b, OTHER, "w2")
+    assert await all_of([pair.a.confirm(mine), pair.b.confirm(theirs)]) == [True, False]
+    found = pair.b.find("n", OTHER, -1)
     assert found is not None
     assert (found.lock.worker, found.lock.ours, found.lock.ready_at) == ("w1", False, mine.ready_at)
     assert OTHER.ends[found.boundary] == len(DOC)
-    desk.b.check_invariants()
+    pair.b.check_invariants()
 
 
 @virtual
 async def test_rest_of_a_partly_locked_prompt_can_be_locked() -> None:
     """What a live lock covers is left to it; what lies beyond gets a lock of its own."""
-    desk = Desk()
-    first = desk.take(desk.a)
-    second = desk.take(desk.a, OTHER, "w2")
+    pair = Pair()
+    first = pair.take(pair.a)
+    second = pair.take(pair.a, OTHER, "w2")
     assert not set(first.digests) & set(second.digests)
-    assert desk.a.take("n", OTHER, -1, "w3", 0.0) is None
+    assert pair.a.take("n", OTHER, -1, "w3", 0.0) is None
 
 
 @virtual
 async def test_release_wakes_and_frees() -> None:
     """Who waits is woken at once; the store is free for the next, who gets a higher token."""
-    desk = Desk()
-    lock = desk.take(desk.a)
-    await desk.a.confirm(lock)
-    started, waiting = desk.now(), asyncio.ensure_future(desk.a.wait(lock, desk.now() + 5))
+    pair = Pair()
+    lock = pair.take(pair.a)
+    await pair.a.confirm(lock)
+    started, waiting = pair.now(), asyncio.ensure_future(pair.a.wait(lock, pair.now() + 5))
     await asyncio.sleep(0.1)
-    desk.a.release(lock)
+    pair.a.release(lock)
     await waiting
-    assert desk.now() - started == pytest.approx(0.1)
-    await desk.a.drain()
-    after = desk.take(desk.b)
-    assert await desk.b.confirm(after)
+    assert pair.now() - started == pytest.approx(0.1)
+    await pair.a.drain()
+    after = pair.take(pair.b)
+    assert await pair.b.confirm(after)
     assert (after.token or 0) > (lock.token or 0)
 
 
 @virtual
 async def test_wait_for_another_router_sees_its_release() -> None:
     """Nobody tells a router that another one's lock is free: it looks, every WATCH_S, one look for all who wait."""
-    desk = Desk()
-    mine, theirs = desk.take(desk.a), desk.take(desk.b)
-    await asyncio.gather(desk.a.confirm(mine), desk.b.confirm(theirs))
-    found = desk.b.find("n", OTHER, -1)
+    pair = Pair()
+    mine, theirs = pair.take(pair.a), pair.take(pair.b)
+    await asyncio.gather(pair.a.confirm(mine), pair.b.confirm(theirs))
+    found = pair.b.find("n", OTHER, -1)
     assert found is not None
-    waiting = asyncio.gather(*[desk.b.wait(found.lock, desk.now() + 60) for _ in range(20)])
+    waiting = asyncio.gather(*[pair.b.wait(found.lock, pair.now() + 60) for _ in range(20)])
     await asyncio.sleep(1.0)
     assert not waiting.done()
-    desk.a.release(mine)
-    started = desk.now()
+    pair.a.release(mine)
+    started = pair.now()
     await waiting
-    assert desk.now() - started <= 2 * WATCH_S
+    assert pair.now() - started <= 2 * WATCH_S
 
 
 @virtual
 async def test_wait_for_another_router_ends_at_its_bound_however_slow_the_store() -> None:
     """A look at the lock goes on beside it: one for all who wait, and its answer still counts."""
-    desk = Desk()
-    mine, theirs = desk.take(desk.a), desk.take(desk.b)
-    await asyncio.gather(desk.a.confirm(mine), desk.b.confirm(theirs))
-    found = desk.b.find("n", OTHER, -1)
+    pair = Pair()
+    mine, theirs = pair.take(pair.a), pair.take(pair.b)
+    await asyncio.gather(pair.a.confirm(mine), pair.b.confirm(theirs))
+    found = pair.b.find("n", OTHER, -1)
     assert found is not None
-    desk.delay_s, desk.looks, started = 0.5, 0, desk.now()
-    await asyncio.gather(*[desk.b.wait(found.lock, started + 0.1) for _ in range(20)])
-    assert desk.now() - started == pytest.approx(0.1)
-    assert desk.looks == 1
-    desk.a.release(mine)
-    await desk.b.drain()
-    await desk.b.wait(found.lock, desk.now() + 60)
+    pair.delay_s, pair.reads, started = 0.5, 0, pair.now()
+    await asyncio.gather(*[pair.b.wait(found.lock, started + 0.1) for _ in range(20)])
+    assert pair.now() - started == pytest.approx(0.1)
+    assert pair.reads == 1
+    pair.a.release(mine)
+    await pair.b.drain()
+    await pair.b.wait(found.lock, pair.now() + 60)
     assert found.lock.released
 
 
 @virtual
 async def test_broken_store_is_not_asked_by_who_waited_for_a_thread() -> None:
     """Threads are few: whose turn comes after one time-out must not wait for another."""
-    desk = Desk(delay_s=0.2)
-    lock = desk.take(desk.a)
-    await desk.a.confirm(lock)
-    desk.a.away(10.0)
-    await desk.a.drain()
+    pair = Pair(delay_s=0.2)
+    lock = pair.take(pair.a)
+    await pair.a.confirm(lock)
+    pair.a.store_failed(10.0)
+    await pair.a.drain()
     assert lock.token is None
-    assert desk.store.locks(lock.keys) == [None] * len(lock.keys)
+    assert pair.store.locks(lock.keys) == [None] * len(lock.keys)
 
 
 @virtual
 async def test_wait_ends_at_its_bound() -> None:
     """However long a lock is held, a wait ends when it was to end."""
-    desk = Desk()
-    lock = desk.take(desk.a)
-    await desk.a.confirm(lock)
-    started = desk.now()
-    await desk.a.wait(lock, started + 3.0)
-    assert desk.now() == pytest.approx(started + 3.0)
+    pair = Pair()
+    lock = pair.take(pair.a)
+    await pair.a.confirm(lock)
+    started = pair.now()
+    await pair.a.wait(lock, started + 3.0)
+    assert pair.now() == pytest.approx(started + 3.0)
     assert not lock.released
 
 
 @virtual
 async def test_renewed_lock_outlives_its_ttl_and_an_orphan_does_not() -> None:
     """While its router renews, a lock stays; when the router is gone, it runs out."""
-    desk = Desk()
-    lock = desk.take(desk.a)
-    await desk.a.confirm(lock)
+    pair = Pair()
+    lock = pair.take(pair.a)
+    await pair.a.confirm(lock)
     for _ in range(6):
         await asyncio.sleep(RENEW_S)
-        await desk.a.renew()
-    assert desk.store.locks(lock.keys)[0] is not None
+        await pair.a.renew()
+    assert pair.store.locks(lock.keys)[0] is not None
     await asyncio.sleep(TTL_S + 0.01)
-    assert desk.store.locks(lock.keys) == [None] * len(lock.keys)
+    assert pair.store.locks(lock.keys) == [None] * len(lock.keys)
 
 
 @virtual
 async def test_taken_over_lock_is_lost_by_its_owner() -> None:
     """Who takes over frees the old token and gets a higher one; the old owner finds out, and does no harm by it."""
-    desk = Desk()
-    mine, theirs = desk.take(desk.a), desk.take(desk.b)
-    await asyncio.gather(desk.a.confirm(mine), desk.b.confirm(theirs))
-    found = desk.b.find("n", PROMPT, -1)
+    pair = Pair()
+    mine, theirs = pair.take(pair.a), pair.take(pair.b)
+    await asyncio.gather(pair.a.confirm(mine), pair.b.confirm(theirs))
+    found = pair.b.find("n", PROMPT, -1)
     assert found is not None
-    desk.b.take_over(found.lock)
-    next_one = desk.take(desk.b, PROMPT, "w2")
-    assert await desk.b.confirm(next_one, found.lock)
-    await desk.a.renew()
+    pair.b.take_over(found.lock)
+    next_one = pair.take(pair.b, PROMPT, "w2")
+    assert await pair.b.confirm(next_one, found.lock)
+    await pair.a.renew()
     assert mine.released
-    desk.a.release(mine)
-    await desk.a.drain()
-    held = desk.store.locks(next_one.keys)
+    pair.a.release(mine)
+    await pair.a.drain()
+    held = pair.store.locks(next_one.keys)
     assert {one.token for one in held if one is not None} == {next_one.token}
-    assert desk.results["lost"] == 1
+    assert pair.results["lost"] == 1
 
 
 @virtual
 async def test_only_one_of_two_takes_over() -> None:
     """Two routers that both lose patience with a third: one gets the lock, the other follows it."""
-    desk = Desk()
-    dead = desk.store.lock(desk.take(desk.a).keys, router="r9", worker="w9", ready_at=0.0, ttl_s=100.0)
-    desk.a.stop()
+    pair = Pair()
+    dead = pair.store.lock(pair.take(pair.a).keys, router="r9", worker="w9", ready_at=0.0, ttl_s=100.0)
+    pair.a.stop()
     attempts = []
-    for locks in (desk.a, desk.b):
-        lock = desk.take(locks)
+    for locks in (pair.a, pair.b):
+        lock = pair.take(locks)
         assert not await locks.confirm(lock)
         found = locks.find("n", PROMPT, -1)
         assert found is not None
         assert found.lock.token == dead.token
         locks.take_over(found.lock)
-        attempts.append((locks, desk.take(locks, PROMPT, "w1"), found.lock))
+        attempts.append((locks, pair.take(locks, PROMPT, "w1"), found.lock))
     assert sorted(await asyncio.gather(*[locks.confirm(lock, old) for locks, lock, old in attempts])) == [False, True]
 
 
 @virtual
 async def test_store_away_locks_here_only() -> None:
     """When the store fails a lock holds within the router; for a while it is not even asked."""
-    desk = Desk()
-    desk.stores[0].reachable = False
-    assert await desk.a.confirm(desk.take(desk.a))
-    assert (desk.a.shared, desk.results["unavailable"]) == (False, 1)
-    assert desk.a.find("n", PROMPT, -1) is not None
-    again = desk.take(desk.a, ALONE)
+    pair = Pair()
+    pair.stores[0].reachable = False
+    assert await pair.a.confirm(pair.take(pair.a))
+    assert (pair.a.shared, pair.results["unavailable"]) == (False, 1)
+    assert pair.a.find("n", PROMPT, -1) is not None
+    again = pair.take(pair.a, ALONE)
     assert again.confirmed
     await asyncio.sleep(BREAKER_S)
-    assert desk.a.shared
+    assert pair.a.shared
 
 
 @virtual
 async def test_slow_store_is_waited_for_a_bounded_time() -> None:
     """A confirmation that takes too long is not waited for; a grant that comes late is kept, and renewed."""
-    desk = Desk(delay_s=0.2)
-    started, lock = desk.now(), desk.take(desk.a)
-    assert await desk.a.confirm(lock)
-    assert desk.now() - started == pytest.approx(CONFIRM_S)
-    await desk.a.drain()
+    pair = Pair(delay_s=0.2)
+    started, lock = pair.now(), pair.take(pair.a)
+    assert await pair.a.confirm(lock)
+    assert pair.now() - started == pytest.approx(CONFIRM_S)
+    await pair.a.drain()
     assert lock.token is not None
 
 
 @virtual
 async def test_late_grant_of_a_released_lock_is_given_back() -> None:
     """A request that was given up before the store answered leaves nothing there."""
-    desk = Desk(delay_s=0.2)
-    lock = desk.take(desk.a)
-    await desk.a.confirm(lock)
-    desk.a.release(lock)
-    await desk.a.drain()
-    assert desk.store.locks(lock.keys) == [None] * len(lock.keys)
+    pair = Pair(delay_s=0.2)
+    lock = pair.take(pair.a)
+    await pair.a.confirm(lock)
+    pair.a.release(lock)
+    await pair.a.drain()
+    assert pair.store.locks(lock.keys) == [None] * len(lock.keys)
 
 
 @virtual
 async def test_settled_lock_runs_out() -> None:
     """After the first byte a lock lasts only as long as publishing takes."""
-    desk = Desk()
-    lock = desk.take(desk.a)
-    await desk.a.confirm(lock)
-    desk.a.settle(lock)
-    started = desk.now()
-    await desk.a.wait(lock, started + 9)
-    assert desk.now() - started == pytest.approx(SETTLE_S)
-    assert desk.a.find("n", PROMPT, -1) is None
+    pair = Pair()
+    lock = pair.take(pair.a)
+    await pair.a.confirm(lock)
+    pair.a.settle(lock)
+    started = pair.now()
+    await pair.a.wait(lock, started + 9)
+    assert pair.now() - started == pytest.approx(SETTLE_S)
+    assert pair.a.find("n", PROMPT, -1) is None
 
 
 @virtual
 async def test_locks_are_bounded_and_make_room() -> None:
     """A router that has too many locks takes no more, until some have run out; nobody has to clear up for that."""
-    desk = Desk()
-    desk.stores[0].reachable = False
-    desk.a.away(60.0)
+    pair = Pair()
+    pair.stores[0].reachable = False
+    pair.a.store_failed(60.0)
     prompts = [prompt_of(text_of(f"text {number}", 100)) for number in range(LOCKS_MAX + 1)]
-    locks = [desk.take(desk.a, prompt) for prompt in prompts[:-1]]
-    assert desk.a.take("n", prompts[-1], -1, "w", 0.0) is None
-    desk.a.settle(locks[3])
+    locks = [pair.take(pair.a, prompt) for prompt in prompts[:-1]]
+    assert pair.a.take("n", prompts[-1], -1, "w", 0.0) is None
+    pair.a.settle(locks[3])
     await asyncio.sleep(SETTLE_S)
-    assert desk.a.take("n", prompts[-1], -1, "w", 0.0) is not None
-    desk.a.check_invariants()
+    assert pair.a.take("n", prompts[-1], -1, "w", 0.0) is not None
+    pair.a.check_invariants()
 
 
-def test_lock_boundaries_are_few_and_shared() -> None:
-    """Ends of sections and powers of two: prompts that share much meet in one, however long they are."""
-    long = prompt_of(text_of("long", 200_000))
-    keys = lock_boundaries(long, range(len(long.ends)))
-    assert len(keys) <= KEYS_MAX
-    shared = {PROMPT.digests[n] for n in lock_boundaries(PROMPT, range(len(PROMPT.ends)))}
-    shared &= {OTHER.digests[n] for n in lock_boundaries(OTHER, range(len(OTHER.ends)))}
-    assert PROMPT.digests[PROMPT.ends.index(len(DOC))] in shared
-    assert lock_boundaries(PROMPT, [1]) == [1]
-
-
-class LocksMachine(RuleBasedStateMachine):
+class SingleFlightMachine(RuleBasedStateMachine):
     """Two routers that take, confirm, renew, release and take over in any order, while time passes."""
 
     @initialize()
@@ -371,5 +360,5 @@ class LocksMachine(RuleBasedStateMachine):
             self.runner.close()
 
 
-LocksMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
-test_locks_machine = LocksMachine.TestCase
+SingleFlightMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+test_single_flight_machine = SingleFlightMachine.TestCase

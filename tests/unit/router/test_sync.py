@@ -25,11 +25,11 @@ async def test_flush_reaches_every_router(scope: str) -> None:
     await two.send(SMALL, session="s")
     key = session_key("m", "s")
     assert one.routing.sync is not None
-    one.routing.sync.tell(Flush(scope, b"" if scope == "all" else key, "r0"))
+    one.routing.sync.publish(Flush(scope, b"" if scope == "all" else key, "r0"))
     await sim.settle(0.1)
     for router in sim.routers:
         assert (router.routing.state.sessions.get(key) is None) is (scope != "doc")
-        assert ("boundaries=0" in repr(router.routing.state.sent_history)) is (scope != "session")
+        assert ("boundaries=0" in repr(router.routing.state.history)) is (scope != "session")
 
 
 @virtual
@@ -96,7 +96,7 @@ async def test_news_that_make_no_sense_change_nothing() -> None:
     sim = await make_sim()
     router = sim.routers[0]
     before = repr(router.picker)
-    router.picker.on_news(WorkerEvents("n", "stranger", b"x" * 16, (), ("one", "two")))
+    router.routing.tracker.on_worker_events(WorkerEvents("n", "stranger", b"x" * 16, (), ("one", "two")))
     assert repr(router.picker) == before
 
 

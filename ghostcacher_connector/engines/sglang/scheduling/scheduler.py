@@ -137,7 +137,7 @@ class ConnectorScheduler:
         self._batches_done += 1
         if (observed := self._prefill.done(self._batches_done)) is not None:
             self._observe_prefill(*observed)
-        self._engine.forecaster.observe_links(self._engine.runtime.links())
+        self._engine.forecaster.observe_round_trips(self._engine.runtime.round_trips())
         for req in batch.reqs:
             tracked = self._tracked.get(req.rid)
             if tracked is None:

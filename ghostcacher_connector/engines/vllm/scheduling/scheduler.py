@@ -225,7 +225,7 @@ class ConnectorScheduler:
         if self._matcher is not None:
             self._matcher.reported(report.pulls)
         if self._forecaster is not None:
-            self._forecaster.observe_links(report.links)
+            self._forecaster.observe_round_trips(report.round_trips)
             if (observed := self._prefill.done(report.step)) is not None:
                 self._observe_prefill(*observed)
 

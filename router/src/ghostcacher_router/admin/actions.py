@@ -35,10 +35,10 @@ class AdminDesk:
         for key in self._keys(asked):
             flush = Flush(scope=asked.scope.value, key=key, router=self._router)
             if self._routing.sync is not None:
-                self._routing.sync.tell(flush)
+                self._routing.sync.publish(flush)
             else:
                 self._text.flush(flush)
-                self._routing.picker.on_flush(flush)
+                self._routing.state.flush(flush)
 
     def _keys(self, asked: FlushAsk) -> list[bytes]:
         if asked.scope is Scope.ALL:

@@ -1,4 +1,4 @@
-"""One ghost lock, and which boundaries of a prompt the routers meet in. See ghostlock.py."""
+"""One ghost lock: the single-flight lease on a cold prefix. See single_flight.py for its life."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ KIB = 1024
 
 
 class GhostLock:
-    """One cold part of a prompt, being computed. Times: loop clock, s.
-
-    digests: its boundaries, as keys of the table; keys: those of them that the store has. ready_at: forecast. token:
-    of the store, None without it. confirmed: the store has said yes, or nothing in time.
-    """
+    """A lease on one cold part of a prompt, which a worker is computing. Times are the loop's clock, in seconds."""
 
     __slots__ = (
         "changed",
@@ -36,31 +32,50 @@ class GhostLock:
     def __init__(
         self, digests: Sequence[bytes], keys: Sequence[bytes], worker: str, ready_at: float, *, ours: bool
     ) -> None:
-        self.digests, self.keys, self.worker, self.ready_at, self.ours = digests, tuple(keys), worker, ready_at, ours
+        self.digests = digests
+        """Of the boundaries that it covers, with their namespace's salt: its places in the lock table."""
+        self.keys = tuple(keys)
+        """Those of them under which the store has it."""
+        self.worker = worker
+        """The worker that computes, the *owner*."""
+        self.ready_at = ready_at
+        """When the owner will have computed it, as forecast."""
+        self.ours = ours
+        """Whether a request of this router holds it."""
         self.token: int | None = None
+        """The store's fencing token; None while the store has not granted it."""
         self.confirmed = not ours
+        """Whether requests may count on it: the store has granted it, or has not answered in time."""
         self.released = False
+        """Whether it is over: computed, failed, lost or taken over."""
         self.expires_at = float("inf")
+        """When it is over by itself."""
         self.seen_at = float("-inf")
+        """When the store was last asked whether another router still holds it."""
         self.changed = asyncio.Event()
+        """Set when it is confirmed, and when it is over."""
 
     def __repr__(self) -> str:
         whose = "ours" if self.ours else "another router's"
         return f"GhostLock(worker={self.worker}, {whose}, token={self.token}, released={self.released})"
 
 
-class Found(NamedTuple):
-    """boundary: index of the prompt's deepest one that the lock covers."""
+class EncounteredLock(NamedTuple):
+    """A ghost lock that covers a part of a request's prompt."""
 
+    namespace: str
+    """Whose blocks the owner computes: workers of other namespaces cannot use them."""
     lock: GhostLock
     boundary: int
+    """Index of the deepest boundary of the request's prompt that the lock covers."""
 
 
 def lock_boundaries(prompt: Prompt, free: Sequence[int]) -> list[int]:
-    """Return which boundaries to lock in the store: the last end of each type of section, and powers of two KiB.
+    """Return which boundaries to lock in the store: the last end of each kind of section, and powers of two KiB.
 
-    free: indexes that can be locked, ascending, at least one. Two prompts that share text meet in one of them, wherever
-    each one's cold part begins, unless what they share is less than half of it. The deepest are kept.
+    free: indexes of the boundaries that can be locked, ascending, at least one.
+    Two prompts with a common prefix have one of these in common, wherever the cold part of each begins, unless the
+    common prefix is less than half of it. The deepest ones are kept.
     """
     chosen = set(dict(prompt.section_ends).values())
     chosen |= {index for index in free if (end := prompt.ends[index]) % KIB == 0 and (end & (end - 1)) == 0}

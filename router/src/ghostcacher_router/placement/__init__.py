@@ -1,1 +1,1 @@
-"""Which worker a request goes to: forecasts, what was sent where, and ghost locks."""
+"""Chooses the worker of a request (`picker`), and tracks the request until its end (`in_flight`)."""

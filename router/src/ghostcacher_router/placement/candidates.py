@@ -1,4 +1,4 @@
-"""Which workers may take a request, and the client's error when none can."""
+"""Finds the workers that may take a request, or the error for the client when none can."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from ghostcacher_router.ports import FleetPort, WorkerPort
 from ghostcacher_router.types import Ask, NoWorker
 
 RETRY_AFTER_S = 2
-"""A worker that restarts or was refused for a moment is probed again sooner than that."""
+"""When the client may come back. A worker that was down is probed again sooner than that."""
 
 NAMES_SHOWN_MAX = 64
 NAME_CHARS_MAX = 256
 
 
 class Candidates(NamedTuple):
-    """Workers that serve the request's model, at least one, and their namespaces, each once.
-
-    shares: whether any of them has one; plain engines have none, and report nothing.
-    """
+    """The workers that may take a request."""
 
     workers: Sequence[WorkerPort]
+    """At least one; they serve the request's model."""
     namespaces: tuple[str | None, ...]
+    """Of these workers, each once. Plain engines have none, and report nothing."""
     shares: bool
+    """Whether any of these workers has a namespace, and so shares its blocks."""
 
 
 class CandidateFinder:
-    """Finds candidates; remembers the namespaces of the fleet's lists, which stay the same objects for long."""
+    """Finds candidates. Results are kept: the fleet's lists stay the same objects until the fleet changes."""
 
     def __init__(self, fleet: FleetPort) -> None:
         self._fleet = fleet

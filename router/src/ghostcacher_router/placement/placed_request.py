@@ -1,4 +1,4 @@
-"""One placed request, from its placement to its end: what has to be noted when it is sent, answers and ends."""
+"""One placed request, from its placement to its end: it tells its tracker when it is sent, answered and over."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Protocol
 
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ports import WorkerPort
-from ghostcacher_router.signals.queue_estimate import Entry
-from ghostcacher_router.signals.sent_history import Sent
+from ghostcacher_router.signals.queue_estimate import Reservation
+from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Reason
 
 HTTP_ERROR = 400
 
 
-class Desk(Protocol):
-    """Who hears of what happens to a placed request. Never raises."""
+class Tracker(Protocol):
+    """Learns what happens to placed requests. It never raises."""
 
     def on_sent(self, placed: PlacedRequest) -> None: ...
 
@@ -24,64 +24,68 @@ class Desk(Protocol):
 
 
 class PlacedRequest:
-    """A Placement. ref: the life of the worker that it was picked for. sent_at: loop clock, s.
-
-    lock: the ghost lock under which it computes, None when it computes nothing that others could want.
-    took_over: the overdue lock that it replaces. lock_result: what became of the lock that it met, for the metrics.
-    remembered: what the router's memory keeps of it, None without a prompt. is_judged: its forecast has been held
-    against the fact.
-    """
+    """A request and the worker that was chosen for it: the Placement of types.py."""
 
     __slots__ = (
         "ask",
-        "desk",
         "endpoint",
-        "entry",
         "forecast",
+        "is_compared",
         "is_ended",
-        "is_judged",
         "lock",
         "lock_result",
         "reason",
         "ref",
-        "remembered",
+        "replaces",
+        "reservation",
         "sent_at",
-        "took_over",
+        "sent_prompt",
+        "tracker",
         "worker",
     )
 
     def __init__(
         self,
-        desk: Desk,
+        tracker: Tracker,
         ask: Ask,
         worker: WorkerPort,
         reason: Reason,
         forecast: Forecast | None,
-        entry: Entry,
+        reservation: Reservation,
     ) -> None:
-        self.desk, self.ask, self.reason, self.forecast, self.entry = desk, ask, reason, forecast, entry
+        self.tracker, self.ask, self.reason, self.forecast = tracker, ask, reason, forecast
+        self.reservation = reservation
+        """Its place in the worker's queue."""
         self.worker: str = worker.name
         self.endpoint: Endpoint = worker.endpoint
         self.ref = worker.ref
-        self.remembered: Sent | None = None
+        """The worker incarnation for which it was placed; None of a plain engine."""
+        self.sent_prompt: SentPrompt | None = None
+        """What the history keeps of it; None without a prompt."""
         self.lock: GhostLock | None = None
-        self.took_over: GhostLock | None = None
+        """The ghost lock under which its prompt is computed; None when nothing is computed that others could want."""
+        self.replaces: GhostLock | None = None
+        """The overdue lock that `lock` takes over."""
         self.lock_result: str | None = None
+        """What became of the ghost lock that it encountered, for the metrics."""
         self.sent_at: float | None = None
-        self.is_ended = self.is_judged = False
+        """When it was written to the worker; loop clock, s."""
+        self.is_compared = False
+        """Whether its forecast has been compared with what was observed."""
+        self.is_ended = False
 
     def __repr__(self) -> str:
         return f"PlacedRequest({self.ask.request_id} at {self.worker}: {self.reason.value})"
 
     def sent(self) -> None:
-        self.desk.on_sent(self)
+        self.tracker.on_sent(self)
 
     def first_byte(self) -> None:
-        self.desk.on_first_byte(self)
+        self.tracker.on_first_byte(self)
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         if not self.is_ended:
             self.is_ended = True
             answered = status is not None and status < HTTP_ERROR
-            begun = outcome is Outcome.DONE or not self.entry.prefilling
-            self.desk.on_ended(self, outcome, computed=answered and begun)
+            begun = outcome is Outcome.DONE or not self.reservation.prefilling
+            self.tracker.on_ended(self, outcome, computed=answered and begun)

@@ -1,4 +1,4 @@
-"""Blocking questions, gathered: what is asked while a batch is under way goes with the next one."""
+"""Batches blocking reads: what is asked for while one batch is under way goes with the next."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ BREAKER_S = 0.5
 
 
 class Coalescer(Generic[K, V]):
-    """Asks for many keys at once, in a thread, one batch at a time.
-
-    prepare: on the loop, returns the blocking call that gives a value for each key, in order, or raises
-    IndexUnavailable. told: takes each answer, on the loop. Keys beyond `queue_max` are not asked for.
-    """
+    """Asks for the values of many keys at once, in a thread, one batch at a time."""
 
     def __init__(
         self,
         prepare: Callable[[Sequence[K]], Callable[[], Sequence[V]]],
-        told: Callable[[K, V], None],
+        received: Callable[[K, V], None],
         offload: Offload,
         *,
         clock: Clock,
         batch_max: int = 64,
         queue_max: int = 1024,
     ) -> None:
-        self._prepare, self._told, self._offload, self._clock = prepare, told, offload, clock
+        """Make one that is idle.
+
+        prepare: called on the loop; returns the blocking call that returns a value for each key, in order, or raises
+            IndexUnavailable.
+        received: called on the loop with each key and its value.
+        offload: runs the blocking call.
+        batch_max: keys in one batch.
+        queue_max: keys that may wait for the next batch; beyond, a key is not asked for.
+        """
+        self._prepare, self._received, self._offload, self._clock = prepare, received, offload, clock
         self._batch_max, self._queue_max = batch_max, queue_max
         self._asked: dict[K, asyncio.Future[bool] | None] = {}
         self._under_way: dict[K, asyncio.Future[bool] | None] = {}
@@ -52,12 +57,12 @@ class Coalescer(Generic[K, V]):
         return self._clock() < self._broken_until
 
     def refresh(self, key: K) -> None:
-        """Ask for a key, waiting for nothing."""
+        """Ask for a key without waiting."""
         if key not in self._asked and key not in self._under_way and not self.broken:
             self._put(key, None)
 
     async def wait(self, key: K, timeout_s: float) -> bool:
-        """Ask for a key; return whether the answer came in time."""
+        """Ask for a key; return whether its value was received in time."""
         if self.broken:
             return False
         future = self._under_way.get(key) or self._asked.get(key)
@@ -73,7 +78,7 @@ class Coalescer(Generic[K, V]):
             return False
 
     def stop(self) -> None:
-        """Ask for nothing more. Who waits is told that there is no answer."""
+        """Ask for nothing more. Whoever waits gets no answer."""
         self._broken_until = float("inf")
         if self._task is not None:
             self._task.cancel()
@@ -93,7 +98,7 @@ class Coalescer(Generic[K, V]):
                 self._under_way = {key: self._asked.pop(key) for key in keys}
                 answers = await self._offload(self._prepare(keys))
                 for key, answer in zip(keys, answers, strict=True):
-                    self._told(key, answer)
+                    self._received(key, answer)
                 self._resolve(self._under_way, True)
         except IndexUnavailable as exc:
             logger.debug("asking for %d keys: %s", len(self._under_way), exc)

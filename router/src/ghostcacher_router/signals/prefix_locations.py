@@ -1,7 +1,8 @@
-"""How deep each worker holds a text, as the index said a moment ago.
+"""Tracks which workers hold how much of each known prefix, as the block index said a moment ago.
 
-A text is named by its deepest known boundary. An answer younger than FRESH_S is used; one that is older than REFRESH_S
-and in use is asked for again, beside the requests; only what is not known at all, or too old, is waited for.
+A prefix is named by its deepest boundary whose block hash is known. What the index said of it is used while it is
+younger than FRESH_S; once it is older than REFRESH_S and in use, the index is asked again without anybody waiting.
+A request waits only where nothing is known, or nothing fresh enough.
 """
 
 from __future__ import annotations
@@ -16,55 +17,60 @@ from ghostcacher_router.ports import Clock, KnownPort, Offload, WorkersPort
 from ghostcacher_router.signals.coalescer import Coalescer
 
 REFRESH_S = 0.5
-"""What the router itself sends and what workers report is known at once: this is for what they have evicted."""
+"""Age at which the index is asked again. What this router sends and what workers report is noted at once, so this is
+for what they have evicted."""
 FRESH_S = 2.0
 OLD_S = 30.0
 """While the index does not answer, what it said last is used for so long: prefixes live for minutes."""
 
 WAIT_S = 0.005
-"""Bound of a request's wait for an answer. A lookup takes a tenth of it."""
+"""Bound of a request's wait for the index. A lookup takes a tenth of it."""
 
-TEXTS_MAX = 1 << 14
+PREFIXES_MAX = 1 << 14
 HASHES_MAX = 500_000
-"""Of all texts' chains together: some 50 MB."""
+"""Of all prefixes' chains together: some 50 MB."""
 
 CHAIN_MAX = 64
-"""Of a longer chain only some hashes are asked for: a holder is told to within a sixtieth of the text."""
+"""Of a longer chain only so many hashes are looked up: how much a worker holds is known to a sixtieth of the prefix."""
 
 Key = tuple[str, bytes]
-"""Namespace, hash of the deepest known blocks."""
+"""A prefix: its namespace, and the hash of its deepest known block."""
 
 
-class Held(NamedTuple):
-    """What one life of a worker holds of a text. blocks: from the first one."""
+class HeldPrefix(NamedTuple):
+    """What one worker holds of a prefix."""
 
     incarnation: bytes
+    """The worker incarnation that holds it: a restarted worker has nothing."""
     blocks: int
+    """How many blocks it holds, counted from the first."""
 
 
 class _Answer(NamedTuple):
-    """text: that was asked for. lengths: of its chain, held by each of the candidates. seconds: of the whole call."""
+    """What the index said of one prefix."""
 
-    text: _Text | None
+    prefix: _Prefix | None
+    """The prefix that was looked up; None when it had been forgotten before."""
     candidates: Sequence[WorkerRef]
     lengths: Sequence[int]
+    """Length of the leading run of its chain that each of the candidates holds."""
     seconds: float
+    """Duration of the lookup that it was part of."""
 
 
-class _Text:
-    __slots__ = ("at", "chain", "counts", "held")
+class _Prefix:
+    """A prefix and its holders. `chain` has the block hashes that are looked up, `counts` the blocks up to each."""
+
+    __slots__ = ("chain", "counts", "held", "updated_at")
 
     def __init__(self, chain: Sequence[bytes], counts: Sequence[int]) -> None:
-        self.at = float("-inf")
         self.chain, self.counts = chain, counts
-        self.held: dict[str, Held] = {}
+        self.updated_at = float("-inf")
+        self.held: dict[str, HeldPrefix] = {}
 
 
 class PrefixLocations:
-    """Text -> holders. On the event loop only; the index is asked in threads.
-
-    index: None: nothing is ever known but what is told. observe: takes the time of each lookup, s.
-    """
+    """Prefix -> workers that hold it. On the event loop only; the index is asked in threads."""
 
     def __init__(
         self,
@@ -74,17 +80,18 @@ class PrefixLocations:
         clock: Clock,
         *,
         observe: Callable[[float], None],
-        texts_max: int = TEXTS_MAX,
+        prefixes_max: int = PREFIXES_MAX,
         hashes_max: int = HASHES_MAX,
     ) -> None:
-        self._hashes_max, self._hashes = hashes_max, 0
+        """index: None for a router that knows only what `seed` says. observe: takes each lookup's seconds."""
         self._index, self._fleet, self._clock, self._observe = index, fleet, clock, observe
-        self._texts_max = texts_max
-        self._texts: OrderedDict[Key, _Text] = OrderedDict()
-        self._lookups: Coalescer[Key, _Answer] = Coalescer(self._prepare, self._told, offload, clock=clock)
+        self._prefixes_max, self._hashes_max = prefixes_max, hashes_max
+        self._prefixes: OrderedDict[Key, _Prefix] = OrderedDict()
+        self._hashes = 0
+        self._lookups: Coalescer[Key, _Answer] = Coalescer(self._prepare, self._received, offload, clock=clock)
 
     def __repr__(self) -> str:
-        return f"PrefixLocations(texts={len(self._texts)}, hashes={self._hashes}, available={self.available})"
+        return f"PrefixLocations(prefixes={len(self._prefixes)}, hashes={self._hashes}, available={self.available})"
 
     @property
     def available(self) -> bool:
@@ -93,80 +100,87 @@ class PrefixLocations:
 
     def get(
         self, namespace: str, deepest: KnownPort, *, newer_than: float | None = None, old: bool = False
-    ) -> Mapping[str, Held] | None:
-        """Return who holds how much of a text, or None when it must be waited for; that never while it is of no use.
+    ) -> Mapping[str, HeldPrefix] | None:
+        """Return who holds how much of a prefix, by worker name; None when `fetch` has to be awaited first.
 
-        deepest: of its known boundaries. newer_than: loop clock, s; what was said before does not do. old: anything
-        will do, or nothing.
+        deepest: the deepest known boundary of the prefix.
+        newer_than: loop clock, s; what the index said before that time does not count.
+        old: whether old knowledge, or none, will do; then the answer is never None. So it is without an index.
         """
         key = (namespace, deepest.block_hash)
-        text = self._texts.get(key)
+        prefix = self._prefixes.get(key)
         old = old or not self.available
-        if text is None:
+        if prefix is None:
             return {} if old else None
-        self._texts.move_to_end(key)
-        age = self._clock() - text.at
+        self._prefixes.move_to_end(key)
+        age = self._clock() - prefix.updated_at
         if old:
-            return text.held if age <= OLD_S else {}
-        if age > FRESH_S or (newer_than is not None and text.at <= newer_than):
+            return prefix.held if age <= OLD_S else {}
+        if age > FRESH_S or (newer_than is not None and prefix.updated_at <= newer_than):
             return None
         if age > REFRESH_S:
             self._lookups.refresh(key)
-        return text.held
+        return prefix.held
 
     async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> None:
-        """Ask the index, and wait a bounded time for what it says. known: boundaries, at least one, ascending."""
+        """Look a prefix up in the index, and wait for that at most `timeout_s`.
+
+        known: its known boundaries, at least one, shallowest first.
+        """
         key = (namespace, known[-1].block_hash)
-        self._enter(key, known)
+        self._add(key, known)
         if self._index is not None:
             await self._lookups.wait(key, timeout_s)
 
-    def seed(self, namespace: str, known: Sequence[KnownPort], worker: str, held: Held) -> None:
-        """Take note of a holder that the index may not know yet. To be confirmed as soon as the text is used."""
+    def seed(self, namespace: str, known: Sequence[KnownPort], worker: str, held: HeldPrefix) -> None:
+        """Note a holder that the index may not know yet. The index is asked as soon as the prefix is used."""
         key = (namespace, known[-1].block_hash)
-        text = self._texts.get(key)
-        if text is None:
-            # Who holds a text's beginning holds that much of the text.
-            begun = (self._texts.get((namespace, boundary.block_hash)) for boundary in reversed(known[:-1]))
-            shorter = next((one for one in begun if one is not None), None)
-            text = self._enter(key, known)
-            text.held = {} if shorter is None else shorter.held
-        before = text.held.get(worker)
+        prefix = self._prefixes.get(key)
+        if prefix is None:
+            # A worker that holds a shorter prefix holds that much of this one.
+            shorter = (self._prefixes.get((namespace, boundary.block_hash)) for boundary in reversed(known[:-1]))
+            begun = next((one for one in shorter if one is not None), None)
+            prefix = self._add(key, known)
+            prefix.held = {} if begun is None else begun.held
+        before = prefix.held.get(worker)
         if before is None or before.incarnation != held.incarnation or before.blocks < held.blocks:
-            text.held = {**text.held, worker: held}
-        text.at = max(text.at, self._clock() - REFRESH_S)
+            prefix.held = {**prefix.held, worker: held}
+        prefix.updated_at = max(prefix.updated_at, self._clock() - REFRESH_S)
 
     def clear(self) -> None:
-        self._texts.clear()
+        """Forget everything."""
+        self._prefixes.clear()
         self._hashes = 0
 
     def stop(self) -> None:
+        """Ask for nothing more."""
         self._lookups.stop()
 
-    def _enter(self, key: Key, known: Sequence[KnownPort]) -> _Text:
-        text = self._texts.get(key)
-        if text is None:
-            kept = _some(known)
-            text = _Text([boundary.block_hash for boundary in kept], [boundary.block_count for boundary in kept])
-            self._texts[key] = text
-            self._hashes += len(kept)
-            while len(self._texts) > self._texts_max or self._hashes > self._hashes_max:
-                _, gone = self._texts.popitem(last=False)
+    def _add(self, key: Key, known: Sequence[KnownPort]) -> _Prefix:
+        prefix = self._prefixes.get(key)
+        if prefix is None:
+            sampled = _sample(known)
+            prefix = _Prefix([one.block_hash for one in sampled], [one.block_count for one in sampled])
+            self._prefixes[key] = prefix
+            self._hashes += len(sampled)
+            while len(self._prefixes) > self._prefixes_max or self._hashes > self._hashes_max:
+                _, gone = self._prefixes.popitem(last=False)
                 self._hashes -= len(gone.chain)
-        return text
+        return prefix
 
     def _prepare(self, keys: Sequence[Key]) -> Callable[[], list[_Answer]]:
+        """Return the blocking call that looks up these prefixes."""
         index, refs = self._index, self._refs()
         assert index is not None
-        # Read here, on the loop: a thread must not see a text come or go.
-        texts = [self._texts.get(key) for key in keys]
-        asked: dict[str, list[tuple[int, Sequence[bytes]]]] = {}
-        for place, (key, text) in enumerate(zip(keys, texts, strict=True)):
-            asked.setdefault(key[0], []).append((place, text.chain if text is not None else []))
+        # Read here, on the loop: a thread must not see a prefix come or go.
+        prefixes = [self._prefixes.get(key) for key in keys]
+        by_namespace: dict[str, list[tuple[int, Sequence[bytes]]]] = {}
+        for place, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
+            by_namespace.setdefault(key[0], []).append((place, prefix.chain if prefix is not None else []))
 
-        def ask() -> list[_Answer]:
+        def look_up() -> list[_Answer]:
             answers = [_Answer(None, (), (), 0.0)] * len(keys)
-            for namespace, places in asked.items():
+            for namespace, places in by_namespace.items():
                 candidates = refs.get(namespace, [])
                 # What goes beyond the index's bound would be answered with "nobody has it".
                 at_once = max(1, DEPTHS_MAX // max(1, len(candidates)))
@@ -175,10 +189,10 @@ class PrefixLocations:
                     depths = index.depths(candidates, [chain for _, chain in some])
                     seconds = perf_counter() - started
                     for (place, _), lengths in zip(some, depths, strict=True):
-                        answers[place] = _Answer(texts[place], candidates, lengths, seconds)
+                        answers[place] = _Answer(prefixes[place], candidates, lengths, seconds)
             return answers
 
-        return ask
+        return look_up
 
     def _refs(self) -> dict[str, list[WorkerRef]]:
         refs: dict[str, list[WorkerRef]] = {}
@@ -187,22 +201,22 @@ class PrefixLocations:
                 refs.setdefault(ref.namespace, []).append(ref)
         return refs
 
-    def _told(self, key: Key, answer: _Answer) -> None:
+    def _received(self, key: Key, answer: _Answer) -> None:
         self._observe(answer.seconds)
-        text = answer.text
+        prefix = answer.prefix
         # One that was forgotten meanwhile, and came back, may know other depths under the same key.
-        if text is not None and text is self._texts.get(key):
-            # Always a new mapping: who was handed the old one keeps what it has seen.
-            text.held = {
-                ref.worker: Held(ref.incarnation, text.counts[length - 1])
+        if prefix is not None and prefix is self._prefixes.get(key):
+            # Always a new mapping: whoever was given the old one keeps what it has seen.
+            prefix.held = {
+                ref.worker: HeldPrefix(ref.incarnation, prefix.counts[length - 1])
                 for ref, length in zip(answer.candidates, answer.lengths, strict=True)
                 if length
             }
-            text.at = self._clock()
+            prefix.updated_at = self._clock()
 
 
-def _some(known: Sequence[KnownPort]) -> Sequence[KnownPort]:
-    """Return some of the boundaries, evenly spread, the deepest among them."""
+def _sample(known: Sequence[KnownPort]) -> Sequence[KnownPort]:
+    """Return at most CHAIN_MAX of the boundaries, evenly spread, the deepest among them."""
     size = len(known)
     if size <= CHAIN_MAX:
         return known

@@ -1,8 +1,9 @@
-"""Where this router sent which text: all that it knows of plain engines, and of others until they report.
+"""Remembers which prompt this router sent to which worker.
 
-A placement is one object, `Sent`, that all its boundaries refer to: that it is computed, or has failed, is noted once,
-however long the prompt is. Who entered a boundary has entered those before it, too, so entering stops at the first
-boundary of which as much is known already: a hot prefix costs one look.
+That is all that it knows of plain engines, and all that it knows of others until they report. A placement is one
+object, `SentPrompt`, to which all its boundaries refer: that its prompt is computed, or has failed, is noted once,
+however long the prompt is. A prompt that was added at one boundary was added at all before it, too, so adding stops at
+the first boundary that says as much already: a hot prefix costs one look-up.
 """
 
 from __future__ import annotations
@@ -26,44 +27,51 @@ TTL_S = 600.0
 WORKERS_MAX = 4096
 
 HOLDERS_MAX = 4
-"""A text that one worker cannot serve alone overflows to a few more."""
+"""Workers remembered for one boundary: a prefix that one worker cannot serve alone overflows to a few more."""
 
 
-class Sent:
-    """A text that was sent to a worker. at: loop clock, s. done_at: since when it has computed it; inf: not yet.
-
-    digests: of the boundaries at which it is remembered; it is entered at all but the first `left` of them.
-    """
+class SentPrompt:
+    """A prompt that was sent to a worker."""
 
     __slots__ = ("at", "digests", "done_at", "left", "worker")
 
     def __init__(self, worker: str, at: float, digests: Sequence[bytes]) -> None:
-        self.worker, self.at, self.done_at = worker, at, inf
-        self.digests, self.left = digests, len(digests)
+        self.worker = worker
+        self.at = at
+        """When it was placed; loop clock, s."""
+        self.done_at = inf
+        """Since when the worker has computed it; loop clock, s. Infinite until then."""
+        self.digests = digests
+        """Of the boundaries at which it is to be remembered."""
+        self.left = len(digests)
+        """It has been added at all of these boundaries but the first `left`."""
 
     def __repr__(self) -> str:
-        return f"Sent({self.worker}, at={self.at:.3f}, done_at={self.done_at:.3f})"
+        return f"SentPrompt({self.worker}, at={self.at:.3f}, done_at={self.done_at:.3f})"
 
 
-class Remembered(NamedTuple):
-    """boundary: index of the deepest one of a prompt that was sent before. holders: where to, latest first."""
+class HistoryMatch(NamedTuple):
+    """The longest part of a prompt that was sent before."""
 
     boundary: int
-    holders: tuple[Sent, ...]
+    """Index of the boundary at which that part ends."""
+    holders: tuple[SentPrompt, ...]
+    """The placements that had it, latest first."""
 
 
 class SentHistory:
-    """Boundary digest -> the latest placements of prompts with it, least recently used forgotten first."""
+    """Boundary digest -> the latest placements of prompts with it. The least recently used are forgotten first."""
 
     def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
         self._entries_max = entries_max
-        self._entries: OrderedDict[bytes, tuple[Sent, ...]] = OrderedDict()
+        self._entries: OrderedDict[bytes, tuple[SentPrompt, ...]] = OrderedDict()
         self._gone_at: dict[str, float] = {}
+        """When a worker lost its cache, by name."""
 
     def __repr__(self) -> str:
         return f"SentHistory(boundaries={len(self._entries)})"
 
-    def find(self, prompt: Prompt, now: float) -> Remembered | None:
+    def find(self, prompt: Prompt, now: float) -> HistoryMatch | None:
         """Return the deepest boundary of the prompt that was sent somewhere, not too long ago."""
         entries = self._entries
         if not entries:
@@ -71,29 +79,29 @@ class SentHistory:
         digests = prompt.digests
         for index in range(len(digests) - 1, -1, -1):
             found = entries.get(digests[index])
-            if found is not None and (holders := self._holding(found, now)):
+            if found is not None and (holders := self._valid(found, now)):
                 entries.move_to_end(digests[index])
-                return Remembered(index, holders)
+                return HistoryMatch(index, holders)
         return None
 
-    def record(self, prompt: Prompt, worker: str, now: float) -> Sent:
-        """Note that the prompt goes to a worker; `computed` and `withdraw` tell how it went."""
-        sent = Sent(worker, now, _some(prompt))
-        self._enter(sent, now)
+    def record(self, prompt: Prompt, worker: str, now: float) -> SentPrompt:
+        """Note that the prompt goes to a worker; `computed` and `withdraw` say how it went."""
+        sent = SentPrompt(worker, now, _sample(prompt))
+        self._add(sent, now)
         return sent
 
-    def computed(self, sent: Sent, now: float, done_at: float) -> None:
+    def computed(self, sent: SentPrompt, now: float, done_at: float) -> None:
         """Note since when a worker has computed what it was sent. May be called again: the earliest time counts."""
         sent.done_at = min(sent.done_at, done_at)
         if sent.left:
-            self._enter(sent, now)
+            self._add(sent, now)
 
-    def withdraw(self, sent: Sent) -> None:
+    def withdraw(self, sent: SentPrompt) -> None:
         """Take back what was noted of a placement: it has failed."""
         sent.at = -inf
 
-    def ended(self, sent: Sent) -> None:
-        """Nothing more will be told of a placement: keep no more of it than where it is entered."""
+    def ended(self, sent: SentPrompt) -> None:
+        """Note that a placement is over: of its prompt no more is kept than where it has been added."""
         sent.digests, sent.left = (), 0
 
     def forget_worker(self, worker: str, now: float) -> None:
@@ -104,32 +112,33 @@ class SentHistory:
             del self._gone_at[next(iter(self._gone_at))]
 
     def clear(self) -> None:
+        """Forget everything."""
         self._entries.clear()
 
-    def _enter(self, sent: Sent, now: float) -> None:
-        """Enter a placement at its boundaries, deepest first, down to where as much is known already."""
+    def _add(self, sent: SentPrompt, now: float) -> None:
+        """Add a placement at its boundaries, deepest first, down to one that says as much already."""
         entries, digests, left = self._entries, sent.digests, sent.left
-        known: tuple[Sent, ...] | None = None
-        entered: tuple[Sent, ...] = ()
+        known: tuple[SentPrompt, ...] | None = None
+        added: tuple[SentPrompt, ...] = ()
         while left:
             digest = digests[left - 1]
             found = entries.get(digest)
             # Neighbours mostly have one history, and share what comes of it.
-            if not entered or found is not known:
-                before = () if found is None else self._holding(found, now)
-                if _says(before, sent, now):
+            if not added or found is not known:
+                before = () if found is None else self._valid(found, now)
+                if _says_as_much(before, sent, now):
                     break
                 # Of the same worker's, one that may still come to be computed stays: this one can be withdrawn.
                 others = [one for one in before if one.worker != sent.worker or one.done_at == inf]
-                known, entered = found, (sent, *others[: HOLDERS_MAX - 1])
-            entries[digest] = entered
+                known, added = found, (sent, *others[: HOLDERS_MAX - 1])
+            entries[digest] = added
             entries.move_to_end(digest)
             left -= 1
         sent.left = left
         while len(entries) > self._entries_max:
             entries.popitem(last=False)
 
-    def _holding(self, found: tuple[Sent, ...], now: float) -> tuple[Sent, ...]:
+    def _valid(self, found: tuple[SentPrompt, ...], now: float) -> tuple[SentPrompt, ...]:
         """Return the placements that still count."""
         gone_at = self._gone_at
         for sent in found:
@@ -138,22 +147,22 @@ class SentHistory:
         return found
 
 
-def _says(known: tuple[Sent, ...], new: Sent, now: float) -> bool:
-    """Say whether what is known of a boundary is as good with the new placement as without."""
+def _says_as_much(known: tuple[SentPrompt, ...], new: SentPrompt, now: float) -> bool:
+    """Return whether what is known of a boundary is as good without the new placement as with it."""
     if new.done_at == inf:
-        # What one worker has computed stays true when the text is sent once more.
+        # What one worker has computed stays true when the prompt is sent once more.
         return bool(known) and _is_fresh(known[0], now) and (known[0].worker == new.worker or known[0].done_at < inf)
     done = [sent.worker for sent in known if sent.done_at < inf and _is_fresh(sent, now)]
     return new.worker in done or len(done) >= HOLDERS_MAX
 
 
-def _is_fresh(sent: Sent, now: float) -> bool:
-    """Say whether a placement need not be replaced by one that says the same, so that it does not grow old in use."""
+def _is_fresh(sent: SentPrompt, now: float) -> bool:
+    """Return whether a placement need not yet be replaced by one that says the same, lest it expires while in use."""
     return now - sent.at <= TTL_S / 2
 
 
-def _some(prompt: Prompt) -> Sequence[bytes]:
-    """Return the digests at which a prompt is remembered, the same ones for what prompts of any length share."""
+def _sample(prompt: Prompt) -> Sequence[bytes]:
+    """Return the digests at which a prompt is remembered: of a shared part the same ones for prompts of any length."""
     digests = prompt.digests
     if len(digests) <= PER_PROMPT_MAX:
         return digests

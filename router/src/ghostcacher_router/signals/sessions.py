@@ -1,7 +1,7 @@
-"""Which worker a client's session is at: in this router's memory, and in the store for the other replicas.
+"""Session affinity: which worker a client's session went to last, shared by all routers through the store.
 
-Soft: whoever reads it decides whether the session stays. Writes go to the store behind the requests, in batches; it is
-read only for a session that is not in memory.
+It is a preference: the picker decides whether the session stays. Writes reach the store after the request, in batches;
+the store is read only for a session that is not in memory, or to learn whether another router has moved it.
 """
 
 from __future__ import annotations
@@ -21,32 +21,40 @@ logger = logging.getLogger(__name__)
 
 SESSIONS_MAX = 1 << 16
 UNWRITTEN_MAX = 1 << 14
-"""Of sessions whose worker the store does not know yet; the oldest are dropped when it is away for long."""
+"""Sessions that wait to be written to the store; the oldest are dropped when it is away for long."""
 
 WAIT_S = 0.005
+"""Bound of a request's wait for the store."""
 REREAD_S = 5.0
-"""Another replica may have moved a session that is in use here: it is read again so often, beside the requests."""
+"""A session in use is read again so often, without anybody waiting: another router may have moved it."""
 
 TOUCHES_PER_TTL = 8
-"""A session that stays where it is is written again so often within its TTL, which slides."""
+"""A session that stays where it is is written again so often within its TTL, which counts from its last use."""
 
 
 def session_key(model: str | None, session: str) -> bytes:
-    """Return what a session is stored under: a digest, since clients put all kinds of things into its name."""
+    """Return the key of a session in the store: a digest, since clients put all kinds of things into its name."""
     return sha256(f"{model or ''}\0{session}".encode(errors="surrogatepass")).digest()
 
 
-class _Bound(NamedTuple):
-    """worker: None: the store knows none. Loop clock, s: used_at; written_at; seen_at: last moved here, or read."""
+class _Binding(NamedTuple):
+    """Where a session is. Times are the loop's clock, in seconds."""
 
     worker: str | None
+    """None when the store knows none."""
     used_at: float
+    """Last request of the session."""
     written_at: float
+    """Last time that it was given to the store."""
     seen_at: float
+    """Last time that it was moved here, or read from the store."""
 
 
 class SessionAffinity:
-    """Session key -> worker, least recently used forgotten first. On the event loop only; the store in threads."""
+    """Session key -> worker, the least recently used forgotten first.
+
+    On the event loop only; the store is asked in threads.
+    """
 
     def __init__(
         self,
@@ -59,36 +67,36 @@ class SessionAffinity:
     ) -> None:
         self._store, self._offload, self._clock = store, offload, clock
         self._ttl_s, self._sessions_max = ttl_s, sessions_max
-        self._bound: OrderedDict[bytes, _Bound] = OrderedDict()
+        self._bindings: OrderedDict[bytes, _Binding] = OrderedDict()
         self._unwritten: dict[bytes, str] = {}
         self._dropped: set[bytes] = set()
-        self._reads: Coalescer[bytes, str | None] = Coalescer(self._prepare, self._told, offload, clock=clock)
+        self._reads: Coalescer[bytes, str | None] = Coalescer(self._prepare, self._received, offload, clock=clock)
 
     def __repr__(self) -> str:
-        return f"SessionAffinity(sessions={len(self._bound)}, unwritten={len(self._unwritten)})"
+        return f"SessionAffinity(sessions={len(self._bindings)}, unwritten={len(self._unwritten)})"
 
     def known(self, key: bytes) -> bool:
-        """Return whether asking the store would tell nothing new."""
-        bound = self._bound.get(key)
-        fresh = bound is not None and self._clock() - bound.used_at <= self._ttl_s
+        """Return whether the store need not be asked: the session is known here, or there is no store to ask."""
+        binding = self._bindings.get(key)
+        fresh = binding is not None and self._clock() - binding.used_at <= self._ttl_s
         return fresh or self._store is None or self._reads.broken
 
     def get(self, key: bytes) -> str | None:
         """Return the worker of a session, as far as it is known here."""
-        bound, now = self._bound.get(key), self._clock()
-        if bound is None or now - bound.used_at > self._ttl_s:
+        binding, now = self._bindings.get(key), self._clock()
+        if binding is None or now - binding.used_at > self._ttl_s:
             return None
-        if self._store is not None and now - bound.seen_at > REREAD_S and key not in self._unwritten:
+        if self._store is not None and now - binding.seen_at > REREAD_S and key not in self._unwritten:
             self._reads.refresh(key)
-        return bound.worker
+        return binding.worker
 
     async def fetch(self, key: bytes, timeout_s: float = WAIT_S) -> None:
-        """Ask the store for a session that is not known here; wait a bounded time."""
+        """Read a session from the store, and wait for that at most `timeout_s`."""
         await self._reads.wait(key, timeout_s)
 
     def bind(self, key: bytes, worker: str) -> None:
-        """A request of the session went to a worker, now."""
-        now, before = self._clock(), self._bound.get(key)
+        """Note that a request of the session goes to a worker now."""
+        now, before = self._clock(), self._bindings.get(key)
         moved = before is None or before.worker != worker
         if before is None or moved or now - before.written_at > self._ttl_s / TOUCHES_PER_TTL:
             self._unwritten.pop(key, None)
@@ -96,12 +104,12 @@ class SessionAffinity:
             self._dropped.discard(key)
             if len(self._unwritten) > UNWRITTEN_MAX:
                 del self._unwritten[next(iter(self._unwritten))]
-            self._put(key, _Bound(worker, now, now, now if moved or before is None else before.seen_at))
+            self._put(key, _Binding(worker, now, now, now if moved or before is None else before.seen_at))
         else:
             self._put(key, before._replace(used_at=now))
 
     async def write(self) -> None:
-        """Tell the store of the sessions that have moved since the last call. Bounded by the store's time-out."""
+        """Write the sessions that have moved since the last call to the store. Bounded by the store's time-out."""
         if self._store is None or not (self._unwritten or self._dropped):
             return
         store, moved, dropped = self._store, self._unwritten, self._dropped
@@ -122,17 +130,18 @@ class SessionAffinity:
 
     def drop(self, key: bytes) -> None:
         """Forget one session: here at once, in the store with the next write."""
-        self._bound.pop(key, None)
+        self._bindings.pop(key, None)
         self._unwritten.pop(key, None)
         if len(self._dropped) < UNWRITTEN_MAX:
             self._dropped.add(key)
 
     def clear(self) -> None:
         """Forget all sessions that are known here."""
-        for key in list(self._bound):
+        for key in list(self._bindings):
             self.drop(key)
 
     def stop(self) -> None:
+        """Read nothing more."""
         self._reads.stop()
 
     def _prepare(self, keys: Sequence[bytes]) -> Callable[[], list[str | None]]:
@@ -140,16 +149,16 @@ class SessionAffinity:
         assert store is not None
         return lambda: store.sessions(keys)
 
-    def _told(self, key: bytes, worker: str | None) -> None:
-        now, bound = self._clock(), self._bound.get(key)
-        if bound is None:
-            self._put(key, _Bound(worker, now, now if worker is not None else float("-inf"), now))
-        elif now - bound.seen_at > REREAD_S and key not in self._unwritten:
+    def _received(self, key: bytes, worker: str | None) -> None:
+        now, binding = self._clock(), self._bindings.get(key)
+        if binding is None:
+            self._put(key, _Binding(worker, now, now if worker is not None else float("-inf"), now))
+        elif now - binding.seen_at > REREAD_S and key not in self._unwritten:
             # Not moved here since it was asked for. A store that knows nothing may have lost it.
-            self._bound[key] = bound._replace(worker=worker or bound.worker, seen_at=now)
+            self._bindings[key] = binding._replace(worker=worker or binding.worker, seen_at=now)
 
-    def _put(self, key: bytes, bound: _Bound) -> None:
-        self._bound[key] = bound
-        self._bound.move_to_end(key)
-        while len(self._bound) > self._sessions_max:
-            self._bound.popitem(last=False)
+    def _put(self, key: bytes, binding: _Binding) -> None:
+        self._bindings[key] = binding
+        self._bindings.move_to_end(key)
+        while len(self._bindings) > self._sessions_max:
+            self._bindings.popitem(last=False)

@@ -1,10 +1,12 @@
-"""The forecast of time to first token, and the choice among forecasts. Pure; times in ms.
+"""Forecasts the time to first token (TTFT) of a prompt on a worker, and chooses among forecasts. Pure; times in ms.
 
-    total = queue + wait + pull + compute + penalty
+total = queue + wait + pull + compute + penalty
 
-queue: computing that is ahead, and the decoding that shares its steps. wait: until what is being computed is there, as
-far as the queue does not cover it. pull: what a peer has, where that is faster than computing it. compute: the rest.
-penalty: the prompt does not fit in the free KV memory.
+queue     the prefill work ahead of the prompt, and the decoding of running requests that shares its steps
+wait      until a prefix that is being computed now is there, as far as the queue does not cover it
+pull      reading from a peer what the peer has, where that is faster than computing it
+compute   the prefill of the rest
+penalty   what is lost when the prompt does not fit into the free KV memory
 """
 
 from __future__ import annotations
@@ -19,50 +21,56 @@ STEP_TOKENS = 2048
 """Prompt tokens that an engine computes in one step, as vLLM and SGLang set it by default, or close to it."""
 
 KV_FULL_MS = 1000.0
-"""What waiting for running requests to give back all of a prompt's KV memory is held to cost: most answers are seconds
-long, and several run. It only has to be more than computing a prefix again elsewhere costs."""
+"""The assumed cost of waiting until running requests have freed the KV memory of a whole prompt. Most answers take
+seconds, and several run at a time. The value only has to exceed what computing a prefix again elsewhere costs."""
 
 TIE_MS = 0.5
 TIE_SHARE = 0.01
-"""Forecasts closer than this are equal: no engine keeps its times so well."""
+"""Forecasts that differ by less, in ms or as a share of the least one, count as equal: no engine is so predictable."""
 
 
 class Engine(NamedTuple):
-    """How fast a worker is and what it holds: the same for every prompt, until its load changes.
-
-    ms_per_token: of prefill. step_ms: what a step costs for the requests that run already. kv_free_tokens: None when it
-    is not known. pull_ms_per_token: None when it cannot pull.
-    """
+    """How fast a worker's engine is: the same for every prompt, until the worker's load changes."""
 
     name: str
+    """The worker's name."""
     ms_per_token: float
+    """Prefill time of one prompt token."""
     step_ms: float
+    """What decoding for the requests that run already adds to each step."""
     kv_free_tokens: int | None
+    """Tokens for which there is free KV memory; None when the worker does not report it."""
     pull_fixed_ms: float
+    """Time of a pull that does not depend on its size."""
     pull_ms_per_token: float | None
+    """Time to pull the KV of one token; None when the worker cannot pull."""
 
 
 class WorkerMatch(NamedTuple):
-    """How much of one prompt a worker can have without computing it, counted from its first token.
-
-    local: in its own cache. pullable: in a peer's. ready_ms: when that will be so; 0: it is so now.
-    """
+    """The prefix match of one prompt at one worker: how many tokens, from the first, need not be computed there."""
 
     local: int
+    """Tokens in the worker's own prefix cache."""
     pullable: int
+    """Tokens that a peer has and the worker can pull, counted from the first token as `local` is."""
     ready_ms: float
+    """Time until both are true; 0 when they are now, more while a prefix is still being computed."""
 
 
-NOTHING = WorkerMatch(0, 0, 0.0)
+NO_MATCH = WorkerMatch(0, 0, 0.0)
 
 _new = tuple.__new__
+"""A NamedTuple's own constructor, in half the time."""
 
 
-def forecast(engine: Engine, queue_ms: float, tokens: int, reach: WorkerMatch) -> Forecast:
-    """Return what a prompt of `tokens` costs on a worker. The last token is always computed."""
+def forecast(engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch) -> Forecast:
+    """Return the forecast of a prompt of `tokens` on a worker. queue_ms: the worker's queue now.
+
+    The last token is always computed: an engine needs its logits.
+    """
     # Called for each worker of each request, hence plain branches for min and max, and no keywords.
     name, ms_per_token, step_ms, kv_free, pull_fixed_ms, pull_ms_per_token = engine
-    local, pullable, ready_ms = reach
+    local, pullable, ready_ms = match
     last = tokens - 1 if tokens > 1 else 0
     if local > last:  # noqa: PLR1730 -- min() takes five times as long
         local = last
@@ -89,7 +97,7 @@ def forecast(engine: Engine, queue_ms: float, tokens: int, reach: WorkerMatch) -
 
 
 def choose(forecasts: Sequence[Forecast], rng: Random) -> Forecast:
-    """Return one of the least forecasts, any of those that are equal. forecasts: at least one."""
+    """Return the least of the forecasts; one of those that count as equal at random. forecasts: at least one."""
     least = min([found.total_ms for found in forecasts])
     limit = least + max(TIE_MS, TIE_SHARE * least)
     best = [found for found in forecasts if found.total_ms <= limit]

@@ -1,4 +1,4 @@
-"""Arenas: lent to one pull at a time, and to nobody while a READ that was given up may still land."""
+"""Bounce buffers: lent to one pull at a time, and to nobody while a READ that was given up may still land."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ghostcacher_connector.core.errors import TransferError
-from ghostcacher_connector.transfer.nixl.bounce_buffers import Arena, ArenaPool
+from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffer, BounceBuffers
 
 COUNT = 3
 
@@ -27,37 +27,37 @@ class LateRead:
         return self.over
 
 
-class PoolMachine(RuleBasedStateMachine):
+class BuffersMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.pool = ArenaPool(COUNT, 1000)
-        self.busy: list[Arena] = []
-        self.reads: list[tuple[Arena, Any]] = []
+        self.buffers = BounceBuffers(COUNT, 1000)
+        self.busy: list[BounceBuffer] = []
+        self.reads: list[tuple[BounceBuffer, Any]] = []
         self.ended = 0
         self.called = 0
 
     @rule()
     def take(self) -> None:
-        waiting = {arena.number for arena, read in self.reads if not read.over}
-        arena = self.pool.take()
+        waiting = {buffer.number for buffer, read in self.reads if not read.over}
+        buffer = self.buffers.take()
         self.reads = [(a, r) for a, r in self.reads if not r.over]
-        if arena is None:
+        if buffer is None:
             assert len(self.busy) + len(waiting) == COUNT
         else:
-            assert arena.number not in waiting | {other.number for other in self.busy}
-            self.busy.append(arena)
+            assert buffer.number not in waiting | {other.number for other in self.busy}
+            self.busy.append(buffer)
 
     @precondition(lambda self: self.busy)
     @rule()
     def give_back(self) -> None:
-        self.pool.give_back(self.busy.pop())
+        self.buffers.give_back(self.busy.pop())
 
     @precondition(lambda self: self.busy)
     @rule()
     def quarantine(self) -> None:
-        arena, read = self.busy.pop(), LateRead()
-        self.reads.append((arena, read))
-        self.pool.quarantine(arena, read, self._over)  # type: ignore[arg-type]
+        buffer, read = self.busy.pop(), LateRead()
+        self.reads.append((buffer, read))
+        self.buffers.quarantine(buffer, read, self._over)  # type: ignore[arg-type]
 
     @precondition(lambda self: any(not read.over for _, read in self.reads))
     @rule(fails=st.booleans())
@@ -65,33 +65,33 @@ class PoolMachine(RuleBasedStateMachine):
         read = next(read for _, read in self.reads if not read.over)
         read.over, read.fails = True, fails
         self.ended += 1
-        self.pool.reap()
+        self.buffers.reap()
 
     @invariant()
-    def no_arena_is_in_two_places(self) -> None:
-        self.pool.check_invariants()
+    def no_buffer_is_in_two_places(self) -> None:
+        self.buffers.check_invariants()
         assert self.called == self.ended
 
     def _over(self) -> None:
         self.called += 1
 
 
-TestPool = PoolMachine.TestCase
+TestBuffers = BuffersMachine.TestCase
 
 
-def test_arenas_do_not_overlap() -> None:
-    """Data and seals of different arenas share no byte, and seals are aligned."""
-    pool = ArenaPool(3, 5000)
-    arenas = [pool.take() for _ in range(3)]
+def test_buffers_do_not_overlap() -> None:
+    """Data and seals of different buffers share no byte, and seals are aligned."""
+    buffers = BounceBuffers(3, 5000)
+    lent = [buffers.take() for _ in range(3)]
     spans = sorted(
         span
-        for arena in arenas
-        if arena is not None
+        for buffer in lent
+        if buffer is not None
         for span in (
-            (arena.data_address, arena.data_address + arena.data_bytes),
-            (arena.seal_address, arena.seal_address + arena.seal.nbytes),
+            (buffer.data_address, buffer.data_address + buffer.data_bytes),
+            (buffer.seal_address, buffer.seal_address + buffer.seal.nbytes),
         )
     )
     assert all(left[1] <= right[0] for left, right in itertools.pairwise(spans))
-    assert all(arena.seal_address % 8 == 0 for arena in arenas if arena is not None)
-    assert pool.take() is None
+    assert all(buffer.seal_address % 8 == 0 for buffer in lent if buffer is not None)
+    assert buffers.take() is None
