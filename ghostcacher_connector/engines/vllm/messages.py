@@ -59,10 +59,10 @@ class StepMetadata(KVConnectorMetadata):
 class RankReport(KVConnectorWorkerMetadata):
     """What a rank did since its last report.
 
-step: the last step whose forward pass this rank has carried out.
-    pulls: how the pulls that have ended since went.
-    round_trips: measured round trip to each peer, in s.
-    lost_step: the rank missed a step's orders; nothing that this worker has published can be used any more.
+    step: the last step whose forward pass this rank has carried out.
+        pulls: how the pulls that have ended since went.
+        round_trips: measured round trip to each peer, in s.
+        lost_step: the rank missed a step's orders; nothing that this worker has published can be used any more.
     """
 
     step: int
