@@ -101,7 +101,7 @@ def request_aborted(_result: Any, _scheduler: Any, req: Any) -> None:
 
 
 @careful
-def abort_told(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **__: Any) -> None:
+def abort_sent(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **__: Any) -> None:
     if _linker is not None:
         _linker.ended(req.rid)
 
@@ -165,7 +165,7 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
     return [
         (f"{SCHEDULER}._add_request_to_queue", request_queued, "before"),
         (f"{SCHEDULER}._release_aborted_request", request_aborted, "after"),
-        (f"{SCHEDULER}.send_abort_output", abort_told, "after"),
+        (f"{SCHEDULER}.send_abort_output", abort_sent, "after"),
         (f"{SCHEDULER}.run_batch", batch_begins, "before"),
         (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
         (f"{WRAPPER}._offload_node", node_offered, "before"),

@@ -72,16 +72,16 @@ def _features(params: CacheInitParams, model: ModelConfig) -> Iterator[str]:
 
 def _pool(params: CacheInitParams, components: set[ComponentType], model: ModelConfig) -> Iterator[str]:
     if components != {ComponentType.FULL}:
-        yield f"cache components: expected FULL alone, found {', '.join(sorted(c.name for c in components))}"
+        yield f"cache components: expected full attention alone, found {', '.join(sorted(c.name for c in components))}"
     if model.attention_chunk_size is not None:
         yield "attention: expected full, found chunked"
     allocator: Any = params.token_to_kv_pool_allocator
     if type(allocator) not in (PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator):
-        yield f"page allocator: expected SGLang's plain ones, found {type(allocator).__name__}"
+        yield f"page allocator: expected one of SGLang's plain ones, found {type(allocator).__name__}"
         return
     pool = allocator.get_kvcache()
     if type(pool) is not MHATokenToKVPool:
-        yield f"KV pool: expected MHATokenToKVPool, found {type(pool).__name__}"
+        yield f"KV pool: expected that of plain multi-head attention, found {type(pool).__name__}"
         return
     if pool.kv_cache_layout != "nhd":
         yield f"KV layout: expected nhd, found {pool.kv_cache_layout}"

@@ -72,7 +72,7 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
         return
     spec = groups[0].kv_cache_spec
     if type(spec) is not FullAttentionSpec:
-        yield f"KV cache kind: expected FullAttentionSpec, found {type(spec).__name__}"
+        yield f"KV cache: expected full attention, found {type(spec).__name__}"
         return
     if spec.sliding_window is not None or spec.attention_chunk_size is not None:
         yield "attention: expected full, found sliding window or chunked"
