@@ -108,6 +108,15 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.app": {"ghostcacher_router.*", "core.settings", "core.open", *COORDINATION},
+    # Simulated engines.
+    "ghostcacher_simulator.text": {"core.coordination"},
+    "ghostcacher_simulator.pool": set(),
+    "ghostcacher_simulator.engine": {"ghostcacher_simulator.pool", "ghostcacher_simulator.text", *COORDINATION},
+    "ghostcacher_simulator.connector": {"ghostcacher_simulator.pool", *COORDINATION},
+    "ghostcacher_simulator.http_server": set(),
+    "ghostcacher_simulator.api": {"ghostcacher_simulator.engine", "ghostcacher_simulator.http_server"},
+    "ghostcacher_simulator.virtual_time": set(),
+    "ghostcacher_simulator.__main__": {"ghostcacher_simulator.*", "core.schema", *COORDINATION},
     # The command line.
     "ghostcacher_cli.terminal": {"core.settings"},
     "ghostcacher_cli.up": {

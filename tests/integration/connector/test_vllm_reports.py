@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
+
 pytest.importorskip("vllm")
 
 from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, LoadReport, PromptChain, WorkerEvents
@@ -18,7 +20,6 @@ from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.integration.connector.enginesim import BLOCK_TOKENS, RunnerRequest, SimEngine, make_model_dir, prompts
 from tests.support.index_parts import wait_until
-from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.engine
 
@@ -32,8 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path) as server:
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
         yield server
 
 

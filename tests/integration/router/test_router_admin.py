@@ -23,7 +23,7 @@ from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker
 from tests.support.index_parts import make_record
-from tests.support.mini_engine import MiniEngine, until
+from tests.support.mock_engine import MiniEngine, until
 
 FAST = FleetOptions(health_interval_s=0.05, joining_max_s=0.05, discover_interval_s=0.02, drain_interval_s=0.02)
 HEADERS = {b"host": b"localhost:8000"}

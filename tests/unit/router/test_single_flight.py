@@ -25,8 +25,9 @@ from ghostcacher_router.ghostlock.single_flight import (
     SingleFlight,
 )
 from ghostcacher_router.types import Prompt, SectionType
-from tests.support.routing_sim import all_of, prompt_of, text_of
-from tests.support.virtual_time import virtual
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import all_of, prompt_of
 
 T = TypeVar("T")
 DOC = text_of("document", 4000)
