@@ -30,12 +30,12 @@ from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
-from ghostcacher_router.admin.actions import AdminDesk
-from ghostcacher_router.admin.admin import Admin, Ports
+from ghostcacher_router.admin.actions import AdminActions
+from ghostcacher_router.admin.admin import Admin, AdminPorts
 from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.config import RouterSettings
-from ghostcacher_router.fleet.endpoints import parse_endpoint
 from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
@@ -166,12 +166,12 @@ class Router:
 
     def _make_proxy(self, text: PrefixMap) -> HttpProxy:
         settings, routing = self._settings, self._routing
-        desk = AdminDesk(self._fleet, text, routing, self._parse, router=self._name)
-        ports = Ports(
+        actions = AdminActions(self._fleet, text, routing, self._parse, router=self._name)
+        ports = AdminPorts(
             in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,
-            explain=desk.explain,
-            flush=desk.flush,
+            explain=actions.explain,
+            flush=actions.flush,
         )
         access = Access(token=settings.admin_token, loopback=self._listen.loopback)
         if access.open_here:

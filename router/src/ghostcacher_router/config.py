@@ -36,7 +36,7 @@ from ghostcacher_connector.core.settings import (
     parse_listen,
     types_of,
 )
-from ghostcacher_router.fleet.endpoints import parse_endpoint
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 
 KIB = 1 << 10
 MIB = 1 << 20

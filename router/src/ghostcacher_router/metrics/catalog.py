@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from ghostcacher_connector.core.admin_api import Quantiles, Requests, Stats
 from ghostcacher_router.metrics.instruments import OTHER, Counter, Gauge, Histogram, Page, Source
 from ghostcacher_router.types import Reason, WorkerState
 
@@ -230,24 +231,24 @@ class RouterMetrics:
         """Return the metrics page in the text format of `PAGE_TYPE`."""
         return generate_latest(self.registry)
 
-    def stats(self) -> dict[str, object]:
-        """Return the counters that people ask for first, for JSON. Quantiles are since the start, within buckets."""
+    def stats(self) -> Stats:
+        """Return the counters that people ask for first. Quantiles are since the start, within buckets."""
         own = self.requests.by("path").get(OWN, 0.0)
-        return {
-            "requests": {"total": self.requests.total - own, "by_status": self.requests.by("status")},
-            "picks": self._picks.by("reason"),
-            "picks_by_worker": self._worker_picks.by("worker"),
-            "fallbacks": self.fallbacks.by("reason"),
-            "retries": self.retries.by("reason"),
-            "ghost_locks": self.ghost_locks.by("result"),
-            "prompt_tokens": self.prompt_tokens.total,
-            "hit_tokens": self.hit_tokens.total,
-            "hit_ratio": self.hit_ratio(),
-            "saved_ttft_ms": self.saved_ttft_ms.total,
-            "overhead_ms": _quantiles(self.latency_ms),
-            "ttft_ms": _quantiles(self.ttft_ms),
-            "forecast_ratio": _quantiles(self.forecast_ratio),
-        }
+        return Stats(
+            requests=Requests(self.requests.total - own, self.requests.by("status")),
+            picks=self._picks.by("reason"),
+            picks_by_worker=self._worker_picks.by("worker"),
+            fallbacks=self.fallbacks.by("reason"),
+            retries=self.retries.by("reason"),
+            ghost_locks=self.ghost_locks.by("result"),
+            prompt_tokens=self.prompt_tokens.total,
+            hit_tokens=self.hit_tokens.total,
+            hit_ratio=self.hit_ratio(),
+            saved_ttft_ms=self.saved_ttft_ms.total,
+            overhead_ms=_quantiles(self.latency_ms),
+            ttft_ms=_quantiles(self.ttft_ms),
+            forecast_ratio=_quantiles(self.forecast_ratio),
+        )
 
     def _ratio(self) -> Mapping[str, float]:
         return {"": self.hit_ratio()}
@@ -261,5 +262,5 @@ class _PageCollector(Page, Collector):
     """A page as prometheus_client wants to see it."""
 
 
-def _quantiles(histogram: Histogram) -> dict[str, float | int | None]:
-    return {"count": histogram.count, "p50": histogram.quantile(0.5), "p90": histogram.quantile(0.9)}
+def _quantiles(histogram: Histogram) -> Quantiles:
+    return Quantiles(histogram.count, histogram.quantile(0.5), histogram.quantile(0.9))
