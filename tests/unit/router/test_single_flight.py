@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import pytest
 
+from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.lock_table import LOCKS_MAX
 from ghostcacher_router.ghostlock.single_flight import (
-    BREAKER_S,
     CONFIRM_S,
     RENEW_S,
     SETTLE_S,
@@ -163,6 +163,17 @@ async def test_broken_store_is_not_asked_by_who_waited_for_a_thread() -> None:
     await pair.a.drain()
     assert lock.token is None
     assert pair.store.locks(lock.keys) == [None] * len(lock.keys)
+
+
+@virtual
+async def test_store_that_failed_is_left_alone_for_as_long_as_was_said() -> None:
+    """Whoever knows when the store is tried next says so; until then no request waits for it."""
+    pair = Pair()
+    pair.a.store_failed(10.0)
+    await asyncio.sleep(9.9)
+    assert pair.a.broken
+    await asyncio.sleep(0.2)
+    assert not pair.a.broken
 
 
 @virtual
