@@ -16,7 +16,7 @@ from benchmarks.harness.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
-from ghostcacher_connector.engines.vllm.scheduling.requests import Phase
+from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.conftest import SOAK
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
 

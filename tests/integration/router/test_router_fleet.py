@@ -296,8 +296,8 @@ def test_drain_of_a_url_is_kept_by_its_record(redis_server: RedisServer) -> None
     run(main())
 
 
-def test_drain_is_shared_and_ends_with_the_life(redis_server: RedisServer) -> None:
-    """Two replicas: a drain holds at once here and soon there, can be taken back there, and ends with the incarnation."""
+def test_drain_is_shared_and_ends_with_the_incarnation(redis_server: RedisServer) -> None:
+    """A drain holds at once here and soon in the other replica, can be taken back there, and ends with its worker."""
 
     async def main() -> None:
         async with (
@@ -360,7 +360,7 @@ def test_load_reaches_the_worker(redis_server: RedisServer) -> None:
             worker = fleet.workers["a"]
             assert worker.load is not None
             assert worker.load.load == LOAD
-            assert worker.load_received_at <= asyncio.get_running_loop().time()
+            assert worker.load_measured_at <= asyncio.get_running_loop().time()
             assert fleet.workers[f"127.0.0.1:{plain.port}"].load is None
 
     run(main())

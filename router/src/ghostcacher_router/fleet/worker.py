@@ -77,7 +77,7 @@ class Worker:
         self.models_asked_at: float | None = None
         self.load: StampedLoad | None = None
         """The last load that it reported."""
-        self.load_received_at = now
+        self.load_measured_at = now
         """When `load` was measured, as far as this router can tell."""
         self.failures = 0
         """Probes and connections that failed in a row."""

@@ -46,9 +46,10 @@ PATHS = (
 """Paths with series of their own. All others, and so whatever a client makes up, share the series "other"."""
 
 OWN = "own"
-_OWN_PATHS = frozenset({"/health", "/ready", "/metrics"})
-"""Requests that the router answers itself, for people and monitors, share the series "own", and are not counted where
-requests are shown."""
+"""Requests that the router answers itself, for people, share this one series, and are not counted where requests are
+shown."""
+_PROBES = frozenset({"/health", "/ready"})
+"""Paths that are not counted at all: a 503 of `/ready` says that no worker is ready, and is no request that failed."""
 
 _PATHS = frozenset(PATHS)
 _PATH_STATUS = ("path", "status")
@@ -171,7 +172,9 @@ class RouterMetrics:
 
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended. path: as the client sent it."""
-        own = path in _OWN_PATHS or path.startswith("/gc/")
+        if path in _PROBES:
+            return
+        own = path == "/metrics" or path.startswith("/gc/")
         known = path if path in _PATHS else OWN if own else OTHER
         self.requests.add(1.0, known, status if status in _STATUSES else OTHER)
 
@@ -235,9 +238,9 @@ class RouterMetrics:
 
     def stats(self) -> Stats:
         """Return the counters that people ask for first. Quantiles are since the start, within buckets."""
-        own = self.requests.by("path").get(OWN, 0.0)
+        by_status = self._requests_by_status()
         return Stats(
-            requests=Requests(self.requests.total - own, self.requests.by("status")),
+            requests=Requests(sum(by_status.values()), by_status),
             picks=self._picks.by("reason"),
             picks_by_worker=self._worker_picks.by("worker"),
             fallbacks=self.fallbacks.by("reason"),
@@ -251,6 +254,14 @@ class RouterMetrics:
             ttft_ms=_quantiles(self.ttft_ms),
             forecast_ratio=_quantiles(self.forecast_ratio),
         )
+
+    def _requests_by_status(self) -> dict[str, float]:
+        """Return the requests that were for a worker, by status."""
+        sums: dict[str, float] = {}
+        for (path, status), count in self.requests.values.items():
+            if path != OWN:
+                sums[str(status)] = sums.get(str(status), 0.0) + count
+        return sums
 
     def _ratio(self) -> Mapping[str, float]:
         return {"": self.hit_ratio()}
