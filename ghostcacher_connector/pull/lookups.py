@@ -15,15 +15,13 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Final, Literal, NamedTuple
 
+from ghostcacher_connector.core.breaker import BREAKER_S, Breaker
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
 from ghostcacher_connector.metrics import Recorder
 
 logger = logging.getLogger(__name__)
-
-BREAKER_S = 0.5
-"""How long the index is not asked after it failed."""
 
 ANSWERS_PER_QUEUE = 8
 """Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
@@ -86,7 +84,7 @@ class LookupService:
         self._answered = threading.Condition(self._lock)
         self._queue: deque[_Asked] = deque()
         self._answers: dict[str, LookupAnswer | Literal[Pending.PENDING]] = {}
-        self._broken_until = clock()
+        self._breaker = Breaker(clock)
         self._stopping = False
         self._threads = [threading.Thread(target=self._run, name="gc-lookup", daemon=True) for _ in range(threads)]
         for thread in self._threads:
@@ -101,7 +99,7 @@ class LookupService:
         with self._lock:
             if request_id in self._answers:
                 return
-            if now < self._broken_until:
+            if self._breaker.open:
                 self._put(request_id, _unavailable("the index failed a moment ago", 0.0))
             elif self._stopping or len(self._queue) >= self._queue_max:
                 self._put(request_id, _unavailable(f"queue full at {self._queue_max}", 0.0))
@@ -160,16 +158,15 @@ class LookupService:
                 self._asked.wait()
 
     def _answer(self, asked: _Asked) -> LookupAnswer:
-        if self._clock() < self._broken_until:
+        if self._breaker.open:
             return _unavailable("the index failed a moment ago", self._clock() - asked.since)
         try:
             hits = self._index.lookup(self._candidates(), asked.blocks, locations_for=self._locations_for)
         except IndexUnavailable as exc:
-            now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
             logger.warning("lookup of request %s: %s; no lookups for %g s", asked.request_id, exc, BREAKER_S)
-            self._broken_until = now + BREAKER_S
-            return _unavailable(str(exc), now - asked.since)
+            self._breaker.trip()
+            return _unavailable(str(exc), self._clock() - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
         return LookupAnswer(hits, self._clock() - asked.since, reason)
 

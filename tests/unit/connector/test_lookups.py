@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.index.base import WorkerRef, ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.lookups import (
     ANSWERS_PER_QUEUE,
-    BREAKER_S,
     PENDING,
     LookupAnswer,
     LookupService,

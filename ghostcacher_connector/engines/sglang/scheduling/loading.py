@@ -35,7 +35,7 @@ from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import PullOutcome
-from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource, ended
+from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource, unread_result
 from ghostcacher_connector.transfer.puller import Puller
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Loader:
         patience_s = self._patience_s(plan)
         job = PullJob(job_id, pages, plan.sources, self._clock() + patience_s)
         if patience_s <= 0 or len(self._submitted) >= self._settings.pull_threads:
-            return ended(job, PullOutcome.FAILED, MissReason.TIMEOUT)
+            return unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT)
         for event in events:
             event.synchronize()
         deadline = job.deadline
