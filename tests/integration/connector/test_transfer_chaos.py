@@ -160,10 +160,10 @@ def test_read_given_up_at_its_deadline_never_reaches_engine_memory(emulated: dic
             transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
         assert time.monotonic() - started < 2.0
         assert transport.quarantined_count == 1
-        again = pull(transport, owner.endpoint, slots, seconds=0.5)
-        assert again.outcome is PullOutcome.FAILED
         with pytest.raises(PeerUnreachable):
             transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
+        again = pull(transport, owner.endpoint, slots, seconds=0.5)
+        assert again.outcome is PullOutcome.FAILED
         assert transport.quarantined_count == 1, "a peer that hangs must not eat one buffer after the other"
         owner.resume()
         wait_until(lambda: transport.quarantined_count == 0)
