@@ -26,8 +26,8 @@ from benchmarks.harness import RedisServer
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import milliseconds, table
 from benchmarks.proxy.bodies import MARK, chat_body, corpus
+from benchmarks.proxy.connectors import BLOCK_TOKENS, LEASE_S, NAMESPACE, Chains, Seen, held_blocks, load_of, record_of
 from benchmarks.proxy.running import two_cores
-from benchmarks.proxy.twin import BLOCK_TOKENS, LEASE_S, NAMESPACE, Chains, Seen, entries_of, load_of, record_of
 from ghostcacher_connector.core.coordination.base import StampedLoad
 from ghostcacher_connector.core.index.base import WorkerRef, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
@@ -39,6 +39,7 @@ from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, Reason, WorkerState
+from ghostcacher_simulator.connector import entries_of
 
 KIB = 1 << 10
 SIZES = (2 * KIB, 32 * KIB, 256 * KIB)
@@ -130,8 +131,9 @@ class Bench:
                 assert prompt is not None
                 chain, common = chains.of(Seen(0, project, self._size, 1, "id"))
                 self._text.learn(prompt, chain, NAMESPACE)
+            blocks = held_blocks(chains.shared(project, common))
             for worker in self._fleet.listed:
-                self._index.apply(worker.ref, entries_of(chains.shared(project, common)), [], lease_ttl_s=LEASE_S)
+                self._index.apply(worker.ref, entries_of(blocks), [], lease_ttl_s=LEASE_S)
 
     async def measure(self, count: int, *, forget: bool) -> Times:
         """Decide `count` times. forget: what the index has said, before each."""

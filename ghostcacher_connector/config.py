@@ -43,7 +43,8 @@ from ghostcacher_connector.core.settings import (
 RENEWALS_PER_LEASE = 3
 """A lease is renewed this often: one lost renewal must not cost it."""
 
-Worker = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+WORKER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+Worker = Annotated[str, Meta(pattern=WORKER_PATTERN)]
 Transports = Annotated[tuple[Literal["nixl", "relay"], ...], Meta(min_length=1, max_length=2)]
 
 
@@ -62,7 +63,10 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     ] = None
     redis_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=30, description="bound of every wait for Redis, in s")] = 0.25
     worker_id: Annotated[
-        Worker | None, Meta(description="name of this worker, unique in the fleet; none: the engine's own id")
+        Worker | None,
+        Meta(
+            description="name of this worker, unique in the fleet; none: host and port of http_url, or the engine's id"
+        ),
     ] = None
     http_url: Annotated[
         Text | None, Meta(description="base URL at which routers reach this engine; none: not told to routers")

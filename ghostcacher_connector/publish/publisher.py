@@ -154,7 +154,7 @@ class Publisher:
             self.available = False
             raise
         if not self.available:
-            logger.info("worker %s: the index is available", self._record.worker)
+            logger.info("worker %s: Redis answers, sharing with the fleet", self._record.worker)
         self._backoff.succeeded()
         # In this order: a change wakes the thread from here on, and an earlier one is pending.
         self.available = True
@@ -226,7 +226,7 @@ class Publisher:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._errors += 1
         if self.available or self._errors == 1:
-            logger.warning("worker %s: %s", self._record.worker, exc)
+            logger.warning("worker %s: no Redis, serving alone and retrying: %s", self._record.worker, exc)
         self.available = False
         # Whatever came back may be empty: compare as soon as it answers.
         self._renew_at = self._clock()

@@ -198,7 +198,7 @@ class Reporter:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._recorder.inc("gc_report_errors_total")
         if self._backoff.failures == 0:
-            logger.warning("worker %s: %s", self._ref.worker, exc)
+            logger.debug("worker %s: reports are kept back: %s", self._ref.worker, exc)  # the publisher warns
         self.listening &= self._clock() - self._answered_at < LISTENING_S
         return self._backoff.failed(self._clock())
 

@@ -163,10 +163,11 @@ class LookupService:
         try:
             hits = self._index.lookup(self._candidates(), asked.blocks, locations_for=self._locations_for)
         except IndexUnavailable as exc:
+            now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
-            logger.warning("lookup of request %s: %s; no lookups for %g s", asked.request_id, exc, BREAKER_S)
+            logger.debug("lookup of request %s: %s; no lookups for %g s", asked.request_id, exc, BREAKER_S)
             self._breaker.trip()
-            return _unavailable(str(exc), self._clock() - asked.since)
+            return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
         return LookupAnswer(hits, self._clock() - asked.since, reason)
 

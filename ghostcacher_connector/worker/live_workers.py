@@ -78,7 +78,8 @@ class Directory:
             records = self._index.workers(self._namespace)
         except IndexUnavailable as exc:
             if self.available:
-                logger.warning("directory of %s: %s", self._namespace or "all namespaces", exc)
+                # The publisher warns.
+                logger.debug("live workers of %s: %s", self._namespace or "all namespaces", exc)
             self.available = False
             if self._clock() - self._seen_at >= self._lease_ttl_s:
                 self._replace({})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from typing import NamedTuple
 
+from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.coordination.codec import stamp_load
@@ -13,7 +14,6 @@ from ghostcacher_connector.core.coordination.memory import MemoryCoordinationSto
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import WorkerRef
 from tests.support.index_parts import FakeClock, wait_until
-from tests.support.redis_server import RedisServer
 
 SHORT_S = 0.2
 

@@ -13,19 +13,19 @@ from ghostcacher_connector.engines.sglang import hooks, plugin
 
 
 class Linker:
-    """Notes what it is told, or fails at everything."""
+    """Notes its calls, or fails at every one."""
 
     kept_tokens = 32
 
     def __init__(self, *, fail: bool = False) -> None:
         self.fail = fail
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         def note(*args: Any) -> None:
             if self.fail:
                 raise RuntimeError("a bug")
-            self.told.append((name, *args))
+            self.calls.append((name, *args))
 
         return note
 
@@ -62,15 +62,15 @@ def test_hooks_only_on_the_proven_version(version: str, installed: bool, monkeyp
     assert calls
 
 
-def test_hooks_tell_the_linker(linker: Linker) -> None:
-    """Each hook hands its part on."""
+def test_hooks_call_the_linker(linker: Linker) -> None:
+    """Each hook passes its part on."""
     hooks.request_queued("scheduler", "req")
     hooks.request_aborted(None, "scheduler", SimpleNamespace(rid="r"))
-    hooks.abort_told(None, "scheduler", "abort", SimpleNamespace(rid="r"))
+    hooks.abort_sent(None, "scheduler", "abort", SimpleNamespace(rid="r"))
     hooks.batch_begins("scheduler", "batch")
     hooks.batch_done(None, "scheduler", "batch", "result")
     hooks.weights_change("updater", "request")
-    assert [name for name, *_ in linker.told] == ["queued", "ended", "ended", "batch_begins", "batch_done", "leave"]
+    assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done", "leave"]
 
 
 def test_failing_linker_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,7 +81,7 @@ def test_failing_linker_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -
         hooks.request_queued("scheduler", "req")
     finally:
         hooks.set_linker(None)
-    assert "request_queued failed" in caplog.text
+    assert "hook request_queued: unexpected error" in caplog.text
 
 
 def test_held_pages_count_as_in_use(linker: Linker) -> None:

@@ -38,7 +38,7 @@ def request(rid: str, blocks: int = 2, *, finished: bool = False, output_ids: tu
     req: Any = SimpleNamespace(
         rid=rid, origin_input_ids=range(blocks * PAGE + 3), finished=lambda: finished, output_ids=output_ids
     )
-    return Tracked(req, [bytes([number]) * 32 for number in range(blocks)], blocks)
+    return Tracked(req, [bytes([number]) * 32 for number in range(blocks)], pullable=blocks)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "ghostcacher_connector": ROOT / "ghostcacher_connector",
     "ghostcacher_router": ROOT / "router" / "src" / "ghostcacher_router",
+    "ghostcacher_simulator": ROOT / "router" / "src" / "ghostcacher_simulator",
     "ghostcacher_cli": ROOT / "router" / "src" / "ghostcacher_cli",
 }
 SPLIT_ROOMS = {"core", "engines"}

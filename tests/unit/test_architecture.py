@@ -20,6 +20,7 @@ COORDINATION = {"core.coordination", "core.index"}
 
 ARROWS: dict[str, set[str]] = {
     # What workers, routers and tools share.
+    "core.admin_api": set(),
     "core.types": set(),
     "core.errors": set(),
     "core.backoff": set(),
@@ -58,7 +59,7 @@ ARROWS: dict[str, set[str]] = {
     # The router.
     "ghostcacher_router.types": set(),
     "ghostcacher_router.ports": {"ghostcacher_router.types", *COORDINATION},
-    "ghostcacher_router.metrics": {"ghostcacher_router.types"},
+    "ghostcacher_router.metrics": {"core.admin_api", "ghostcacher_router.types"},
     "ghostcacher_router.prompt": {"ghostcacher_router.types"},
     "ghostcacher_router.prefix_map": {"ghostcacher_router.types", *COORDINATION},
     "ghostcacher_router.http.protocol": set(),
@@ -97,6 +98,7 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.admin": {
+        "core.admin_api",
         "ghostcacher_router.types",
         "ghostcacher_router.build",
         "ghostcacher_router.fleet",
@@ -108,8 +110,17 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.app": {"ghostcacher_router.*", "core.settings", "core.open", *COORDINATION},
+    # Simulated engines.
+    "ghostcacher_simulator.text": {"core.coordination"},
+    "ghostcacher_simulator.pool": set(),
+    "ghostcacher_simulator.engine": {"ghostcacher_simulator.pool", "ghostcacher_simulator.text", *COORDINATION},
+    "ghostcacher_simulator.connector": {"ghostcacher_simulator.pool", *COORDINATION},
+    "ghostcacher_simulator.http_server": set(),
+    "ghostcacher_simulator.api": {"ghostcacher_simulator.engine", "ghostcacher_simulator.http_server"},
+    "ghostcacher_simulator.virtual_time": set(),
+    "ghostcacher_simulator.__main__": {"ghostcacher_simulator.*", "core.schema", *COORDINATION},
     # The command line.
-    "ghostcacher_cli.terminal": {"core.settings"},
+    "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
     "ghostcacher_cli.up": {
         "core.settings",
         "core.redis",

@@ -11,7 +11,10 @@ ROUNDS = 3
 
 
 def measure_flops(width: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Return the rate of a product of a model's width, in FLOP/s."""
+    """Return the rate in FLOP/s at which a device multiplies matrices as wide as a model.
+
+    width: the model's hidden size. dtype: the model's.
+    """
     left = torch.ones(ROWS, width, dtype=dtype, device=device)
     right = torch.ones(width, width, dtype=dtype, device=device)
     best_s = float("inf")

@@ -17,9 +17,10 @@ from sglang.srt.configs.model_config import ModelConfig
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.calibration import measure_flops
+from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
 from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, memory_of
-from ghostcacher_connector.engines.sglang.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
 from ghostcacher_connector.engines.sglang.support import check_config
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster
@@ -39,14 +40,32 @@ STOP_TIMEOUT_S = 2.0
 
 
 class _Shared(msgspec.Struct, frozen=True):
-    """What rank 0 chooses for all. owner: the engine's own random name. generations: as bytes."""
+    """What rank 0 chooses for all ranks.
+
+    owner: the engine's own random name.
+    generations: the generations to begin with, as bytes.
+    """
 
     owner: str
     generations: bytes
 
 
 class EngineRank:
-    """One rank of one engine, in the fleet from `start` on."""
+    """One rank of one engine, in the fleet from `start` on.
+
+    page_tokens, page_bytes: size of one page on this rank.
+    layer_count: layers of the KV pool.
+    on_cpu: whether the KV pool is host memory.
+    recorder: metrics of this rank.
+    request_recorder: metrics that are counted by request; equal on all ranks, and shown for rank 0 alone.
+    ranks: the group of all ranks of the engine.
+    table: generations of this rank's pages, as peers read them.
+    generations: those to begin with, the same on all ranks.
+    runtime: transports, and the threads that pull.
+    forecaster: estimates what pulling and computing cost.
+    fleet: this worker's membership; None on every rank but 0.
+    lookups: asks the index beside the scheduler.
+    """
 
     def __init__(
         self, server_args: ServerArgs, params: CacheInitParams, components: set[Any], settings: Settings
@@ -60,7 +79,6 @@ class EngineRank:
         self.on_cpu = pool.k_buffer[0].device.type == "cpu"
         self.recorder = Recorder()
         self.ranks = RankGroup(params.tp_cache_group)
-        # What is counted by request, and not by transfer, is the same on every rank, and shown for one of them.
         self.request_recorder = self.recorder if self.ranks.rank == 0 else Recorder()
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot
@@ -70,7 +88,7 @@ class EngineRank:
         fingerprint = fingerprint_of(
             model, pool, describe(pool, memory), settings, page_tokens=self.page_tokens, owner=shared.owner
         )
-        worker = settings.worker_id or f"sglang-{shared.owner[:12]}"
+        worker = chosen_name(settings, f"sglang-{shared.owner[:12]}")
         self.runtime = RankRuntime(
             settings,
             memory,

@@ -15,12 +15,15 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ghostcacher_connector.engines.sglang import flags
+
 logger = logging.getLogger(__name__)
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 WRAPPER = "sglang.srt.mem_cache.unified_cache.unified_cache_linker.UnifiedCacheLinkerWrapper"
 CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
 WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+ARGUMENTS = "sglang.srt.server_args.ServerArgs"
 SERVING = "sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase"
 
 WEIGHT_CHANGES = (
@@ -73,14 +76,14 @@ def set_linker(linker: HookedLinker | None) -> None:
 
 
 def careful(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let a hook's failure be a line in the log: what it does for the cache must not end a request."""
+    """Make an unexpected error of a hook a line in the log: what a hook does for the cache must not end a request."""
 
     @functools.wraps(hook)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             hook(*args, **kwargs)
         except Exception:
-            logger.exception("hook %s failed in an unforeseen way", hook.__name__)
+            logger.exception("hook %s: unexpected error", hook.__name__)
 
     return guarded
 
@@ -98,7 +101,7 @@ def request_aborted(_result: Any, _scheduler: Any, req: Any) -> None:
 
 
 @careful
-def abort_told(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **__: Any) -> None:
+def abort_sent(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **__: Any) -> None:
     if _linker is not None:
         _linker.ended(req.rid)
 
@@ -134,6 +137,12 @@ def full_pool_checked(check: Callable[..., Any], checker: Any, stats: Any, uncac
 
 
 @careful
+def flags_parsed(server_args: Any, *_: Any, **__: Any) -> None:
+    """End the process when the flags, or the environment, give the linker wrong settings."""
+    flags.check_flags(server_args)
+
+
+@careful
 def request_received(_serving: Any, request: Any, raw_request: Any = None, *_: Any, **__: Any) -> None:
     """Name a request as its router does, with something unique behind it: SGLang ignores ``X-Request-Id``."""
     name = raw_request.headers.get("x-request-id") if raw_request is not None else None
@@ -156,11 +165,12 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
     return [
         (f"{SCHEDULER}._add_request_to_queue", request_queued, "before"),
         (f"{SCHEDULER}._release_aborted_request", request_aborted, "after"),
-        (f"{SCHEDULER}.send_abort_output", abort_told, "after"),
+        (f"{SCHEDULER}.send_abort_output", abort_sent, "after"),
         (f"{SCHEDULER}.run_batch", batch_begins, "before"),
         (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
         (f"{WRAPPER}._offload_node", node_offered, "before"),
         (f"{CHECKER}._check_full_pool", full_pool_checked, "around"),
+        (f"{ARGUMENTS}.from_cli_args", flags_parsed, "after"),
         (f"{SERVING}.handle_request", request_received, "before"),
         *((f"{WEIGHTS}.{name}", weights_change, "before") for name in WEIGHT_CHANGES),
     ]

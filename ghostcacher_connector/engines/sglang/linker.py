@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoadCounter, UnifiedCacheLinker
+from sglang.srt.runtime_context import get_device
 
-from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.engines.common.logs import join_engine_log
 from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.sglang import hooks
 from ghostcacher_connector.engines.sglang.engine import STOP_TIMEOUT_S, EngineRank
+from ghostcacher_connector.engines.sglang.flags import linker_settings
 from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS, PROVEN_VERSIONS
 from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.sglang.stats import StatsPump, engine_exporter
-from ghostcacher_connector.engines.sglang.support import check_settings
 from ghostcacher_connector.metrics import Delta
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
         extra_config: dict[str, Any] | None = None,
         forward_stream: torch.cuda.Stream | None = None,
     ) -> None:
-        settings = load_settings(extra_config or {}, os.environ)
-        check_settings(settings, extra_config or {})
+        join_engine_log("")
+        settings = linker_settings(extra_config or {}, os.environ, get_device().watchdog_timeout)
         found = installed_version("sglang", DISTRIBUTIONS)
         check_version("sglang", found, PROVEN_VERSIONS, allow_unproven=settings.allow_unproven_engine)
         if missing := hooks.missing():

@@ -1,4 +1,4 @@
-"""From SGLang's KV pool to segments: slot ``p`` is page ``p``, a run of ``page_size`` rows in each layer's K and V.
+"""Turns SGLang's KV pool into segments: slot ``p`` is page ``p``, ``page_size`` rows in each layer's K and V.
 
 Shapes and strides are read off the tensors and checked, never assumed.
 """

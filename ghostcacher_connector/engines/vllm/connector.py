@@ -1,7 +1,7 @@
-"""The class that vLLM loads. It only hands each call to the half that it concerns.
+"""The class that vLLM loads. It only passes each call on to the half that it concerns.
 
-vLLM makes one instance in the scheduler's process and one in each rank. What is called when, and in which order, is
-written down in scheduler.py and worker.py; how the data gets from one engine to another in transfer/base.py.
+vLLM makes one instance in the scheduler's process and one in each rank's. What is called when, and in which order, is
+written down in scheduling/scheduler.py and worker.py; how the data gets from one engine to another in transfer/base.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What the connector's two halves tell each other through vLLM, once a step.
+"""The messages between the connector's two halves, which travel inside one engine only, by vLLM's own means.
 
-scheduler -> every rank: `StepMetadata`; ranks -> scheduler: `RankReport`, merged over the ranks by vLLM; rank ->
-scheduler once at start: `RankHandshake`. They travel inside one engine only, by vLLM's own means.
+scheduler -> every rank, each step      `StepMetadata`
+ranks -> scheduler, each step           `RankReport`, merged over the ranks by vLLM
+rank -> scheduler, once at start        `RankHandshake`
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ from ghostcacher_connector.worker.registration import Introduction
 
 @dataclass(frozen=True, slots=True)
 class PullOrder:
-    """Fill the local slots of one request from the sources, tried in this order.
+    """An order to a rank: fill the local slots of one request.
 
-    local_slots: shape (n,), in block order; each source covers the first ``len(source.remote_slots)`` of them.
+    request_id: vLLM's id of the request.
+    local_slots: slots to fill, shape (n,), in block order.
+    sources: where to pull from, tried in this order; each covers the first ``len(source.remote_slots)`` slots.
+    timeout_s: time after which what has not arrived is given up.
     """
 
     request_id: str
@@ -35,9 +39,13 @@ class PullOrder:
 
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
-    """Orders for one step, complete: a rank that missed a step can no longer vouch for its generations.
+    """All orders for one step. A rank that missed one can no longer guarantee its generations.
 
-    step: counts from 1 without gaps. bumped, generations: shape (n,), slots handed out since the last step.
+    step: number of the step, from 1 on without gaps.
+    bumped: slots that were allocated anew since the last step, shape (n,).
+    generations: the new generation of each of these, shape (n,).
+    pulls: pulls to start.
+    cancelled: requests whose pulls are no longer wanted.
     """
 
     step: int
@@ -51,8 +59,10 @@ class StepMetadata(KVConnectorMetadata):
 class RankReport(KVConnectorWorkerMetadata):
     """What a rank did since its last report.
 
-    step: the last step whose forward pass this rank has carried out. round_trips: to each peer, in s.
-    lost_step: the rank missed a step's orders; nothing that this worker has published can be used any more.
+    step: the last step whose forward pass this rank has carried out.
+        pulls: how the pulls that have ended since went.
+        round_trips: measured round trip to each peer, in s.
+        lost_step: the rank missed a step's orders; nothing that this worker has published can be used any more.
     """
 
     step: int
@@ -72,6 +82,6 @@ class RankReport(KVConnectorWorkerMetadata):
 
 @dataclass(frozen=True, slots=True)
 class RankHandshake(KVConnectorHandshakeMetadata):
-    """A rank's introduction, in the form that vLLM hands on."""
+    """A rank's introduction, in the form in which vLLM passes it on to the scheduler."""
 
     introduction: Introduction

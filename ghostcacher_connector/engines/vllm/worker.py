@@ -3,10 +3,10 @@
 Order of the calls in one step, as vLLM makes them:
 1. `begin_step`: at the very start, before any block is copied, computed or pulled: generations are bumped;
 2. the forward pass (the model runner's);
-3. `start_pulls`: new pulls are handed to the puller's threads; they write only slots that step 1 has seen;
+3. `start_pulls`: new pulls are submitted to the puller's threads; they write only slots that step 1 has seen;
 4. `take_received`, `take_failed_slots`, `take_report`: what has ended since.
 
-A rank that misses a step's orders has missed bumps, and can no longer vouch for any generation: it becomes a new
+A rank that misses a step's orders has missed bumps, and can no longer guarantee any generation: it becomes a new
 incarnation, so that its peers refuse all that was published, and the worker leaves the fleet. Slow, never wrong.
 
 All methods are called on the rank's main thread.
@@ -153,7 +153,7 @@ class ConnectorWorker:
 
     def shutdown(self) -> None:
         if self._table is not None:
-            # vLLM frees the KV memory next, and tells the scheduler's half to leave the index only later.
+            # vLLM frees the KV memory next, and has the scheduler's half leave the index only later.
             self._table.renew_incarnation()
         if self._runtime is not None:
             self._runtime.stop()

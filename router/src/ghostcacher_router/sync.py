@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.coordination.base import (
     Batch,
     CoordinationStore,
@@ -124,17 +125,17 @@ class RouterSync:
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
         """Repeat a step for ever, after a pause, or after a growing one while the store is away."""
-        backoff_s = BACKOFF_FIRST_S
+        backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S)
         while True:
             try:
                 await step()
-                backoff_s = BACKOFF_FIRST_S
+                backoff.succeeded()
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
                 logger.debug("the store is away: %s", exc)
+                backoff_s = backoff.failed(self._clock())
                 self._state.locks.store_failed(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
-                backoff_s = min(BACKOFF_MAX_S, 2 * backoff_s)
             except Exception:
                 # A bug must not cut this router off from the others for the rest of its life.
                 logger.exception("unexpected error while keeping in step with the other routers")

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.core.index.redis import RedisIndex
 from tests.support.doctor_program import doctor
 from tests.support.fleet_worker import LEASE_S, FleetWorker, HealthPage
 from tests.support.index_parts import make_record
 from tests.support.owner_client import OwnerProcess
-from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).resolve().parents[3]
 TIMEOUT_S = 20.0
@@ -24,10 +24,9 @@ SECRET = "hunter2hunter2hunter2"
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def redis() -> Iterator[RedisServer]:
     """A real Redis that is fit to be the index."""
-    folder = tmp_path_factory.mktemp("redis")
-    with RedisServer(folder, "--maxmemory", "64mb", "--maxmemory-policy", "volatile-lru") as server:
+    with RedisServer("--maxmemory", "64mb", "--maxmemory-policy", "volatile-lru", tcp=True) as server:
         yield server
 
 
@@ -57,9 +56,9 @@ def test_redis_away_fails_with_a_clear_message() -> None:
     assert SECRET not in outcome.printed
 
 
-def test_password_wrong_fails_without_showing_it(tmp_path: Path) -> None:
+def test_password_wrong_fails_without_showing_it() -> None:
     """A refused password is a failure whose message shows neither the wrong one nor the right one."""
-    with RedisServer(tmp_path, "--requirepass", "right" + SECRET) as server:
+    with RedisServer("--requirepass", "right" + SECRET, tcp=True) as server:
         outcome = doctor("--redis-url", f"redis://:wrong{SECRET}@127.0.0.1:{server.port}/0")
     assert outcome.bad() == ["redis"]
     assert SECRET not in outcome.printed
@@ -163,9 +162,9 @@ def test_worker_dead_found_by_every_reader(url: str) -> None:
     assert after.status("read w1:0") == "OK"
 
 
-def test_redis_unbounded_or_refusing_warns(tmp_path: Path) -> None:
+def test_redis_unbounded_or_refusing_warns() -> None:
     """A Redis that would refuse writes when full, or never be full, works but gets a warning with the way out."""
-    with RedisServer(tmp_path, "--maxmemory", "64mb", "--maxmemory-policy", "noeviction") as server:
+    with RedisServer("--maxmemory", "64mb", "--maxmemory-policy", "noeviction", tcp=True) as server:
         outcome = doctor("--redis-url", server.url)
         assert outcome.status("redis memory") == "WARN"
         assert "volatile-lru" in outcome.checks["redis memory"]["mend"]
@@ -174,9 +173,9 @@ def test_redis_unbounded_or_refusing_warns(tmp_path: Path) -> None:
         assert "not set" in doctor("--redis-url", server.url).checks["redis memory"]["text"]
 
 
-def test_user_without_scripting_fails(tmp_path: Path) -> None:
+def test_user_without_scripting_fails() -> None:
     """An ACL user that may not run scripts cannot be a worker: found before any worker has to."""
-    with RedisServer(tmp_path) as server:
+    with RedisServer(tcp=True) as server:
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-@scripting")
         outcome = doctor("--redis-url", f"redis://plain:pw@127.0.0.1:{server.port}/0")

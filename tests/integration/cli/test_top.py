@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,10 @@ from ghostcacher_cli.terminal.screen import ENTER, LEAVE
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 30.0
 TOKEN = "correct horse battery staple"
-ANSWERS = {
+ANSWERS: dict[str, dict[str, Any]] = {
     "/gc/status": {"version": "1.2", "uptime_s": 5.0, "ready": True, "models": ["m"]},
     "/gc/stats": {},
+    "/gc/workers": {"workers": [{"id": "worker-one", "state": "ready"}]},
     "/gc/pods": {"pods": [{"id": "worker-one", "state": "ready"}]},
 }
 
@@ -143,7 +145,22 @@ def test_status_json(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: 
     """--json prints what the router answered, for programs."""
     monkeypatch.setenv("GC_ROUTER_ADMIN_TOKEN", TOKEN)
     assert cli.main(["status", "--url", url, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pods"] == ANSWERS["/gc/pods"]
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["pods"] == ANSWERS["/gc/pods"]
+    assert shown["workers"] == ANSWERS["/gc/workers"]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_status_fails_while_a_worker_is_gone(
+    options: list[str], url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fleet that serves, but has lost a worker, is not all well: whoever watches the exit code learns of it."""
+    gone = {"id": "worker-two", "state": "gone", "state_s": 42.0, "why": "its lease in Redis ended"}
+    monkeypatch.setitem(ANSWERS, "/gc/status", ANSWERS["/gc/status"] | {"gone": [gone]})
+    monkeypatch.setitem(ANSWERS, "/gc/workers", {"workers": [*ANSWERS["/gc/workers"]["workers"], gone]})
+    monkeypatch.setenv("GC_ROUTER_ADMIN_TOKEN", TOKEN)
+    assert cli.main(["status", "--url", url, *options]) == 1
+    assert "worker-two" in capsys.readouterr().out
 
 
 def test_status_refused_names_the_option(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
@@ -14,7 +14,7 @@ from ghostcacher_connector.publish.publisher import Publisher
 from ghostcacher_connector.pull.lookups import LookupAnswer, LookupService
 from ghostcacher_connector.worker.live_workers import Directory
 from tests.support.index_parts import NAMESPACE, chain, make_record, wait_until
-from tests.support.redis_server import RedisServer, make_cluster
+from tests.support.redis_proxy import make_cluster
 
 BLOCKS = chain(3000)
 LEASE_S = 1.5
@@ -51,9 +51,9 @@ class Bench:
 
 
 @pytest.fixture(params=["single", "cluster"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     clustered = request.param == "cluster"
-    with RedisServer(tmp_path, *(["--cluster-enabled", "yes"] if clustered else [])) as server:
+    with RedisServer(*(["--cluster-enabled", "yes"] if clustered else []), tcp=True) as server:
         if clustered:
             make_cluster(server)
         bench = Bench(server, server.url.replace("redis:", "redis+cluster:") if clustered else server.url)
@@ -89,9 +89,9 @@ def test_lost_blocks_key_is_filled_again(bench: Bench) -> None:
     bench.wait_for(len(BLOCKS))
 
 
-def test_killed_worker_is_gone_with_its_lease(tmp_path: Path) -> None:
+def test_killed_worker_is_gone_with_its_lease() -> None:
     """When the publisher stops without leaving, record and entries vanish within a lease, without any sweep."""
-    with RedisServer(tmp_path) as server:
+    with RedisServer(tcp=True) as server:
         index, record = RedisIndex(server.url), make_record()
         publisher = Publisher(index, record, lease_ttl_s=0.3)
         publisher.publish(0, BLOCKS[0], BLOCKS[0], 1)

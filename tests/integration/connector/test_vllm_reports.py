@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
+
 pytest.importorskip("vllm")
 
 from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, LoadReport, PromptChain, WorkerEvents
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
-from ghostcacher_connector.engines.vllm.scheduling.requests import Phase
+from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.integration.connector.enginesim import BLOCK_TOKENS, RunnerRequest, SimEngine, make_model_dir, prompts
 from tests.support.index_parts import wait_until
-from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.engine
 
@@ -32,8 +33,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path) as server:
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
         yield server
 
 
@@ -174,7 +175,7 @@ def test_computed_is_never_said_too_early(make: Make, in_flight: int, abort_ever
     assert len(long_enough) > 30
 
 
-def test_request_aborted_before_its_own_step_vouches_for_nothing(make: Make) -> None:
+def test_request_aborted_before_its_own_step_proves_nothing(make: Make) -> None:
     """The blocks that it was given may still be on their way: neither published nor reported, until somebody knows."""
     engine = make(in_flight=4, role="kv_producer", step_tokens=128)
     spy, entries = Spy(engine), engine.watch_published()

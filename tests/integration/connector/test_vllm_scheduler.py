@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
+
 pytest.importorskip("vllm")
 
-from ghostcacher_connector.engines.vllm.scheduling.requests import Phase
+from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.conftest import SOAK
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
-from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.engine
 
@@ -34,8 +35,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer(tcp=True)
     yield server
     server.kill()
 

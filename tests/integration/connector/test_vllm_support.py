@@ -182,3 +182,11 @@ def test_data_parallel_engines_are_workers_of_their_own(config: Any) -> None:
     config.parallel_config.data_parallel_size = 2
     config.parallel_config.data_parallel_index = 1
     assert worker_name(config, settings) == "w-dp1"
+
+
+def test_dense_data_parallel_engines_are_told_apart(config: Any) -> None:
+    """vLLM hides from each of them that there are others: all but the suffix of its id."""
+    config.kv_transfer_config.engine_id = "0123_dp1"
+    assert worker_name(config, Settings(worker_id="w")) == "w-dp1"
+    assert worker_name(config, Settings(http_url="http://10.0.0.7:8000")) == "10.0.0.7-8000-dp1"
+    assert worker_name(config, Settings()) == "0123_dp1"

@@ -7,11 +7,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
 from random import Random
 
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain, StampedLoad
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
@@ -22,9 +22,9 @@ from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Prompt, RequestShape, WorkerState
+from ghostcacher_simulator.text import text_of
 from tests.support.index_parts import entries, make_record
-from tests.support.redis_server import RedisServer
-from tests.support.routing_sim import prompt_of, text_of
+from tests.support.routing_sim import prompt_of
 
 TEXT = text_of("text", 4000)
 BLOCKS = [bytes([number]) * 32 for number in range(250)]
@@ -32,8 +32,8 @@ PATIENCE_S = 10.0
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path) as server:
+def redis() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
         yield server
 
 

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import PrefixHit
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.worker.membership import Fleet
 from tests.support.fleet_worker import FleetWorker
 from tests.support.index_parts import chain, make_record, wait_until
-from tests.support.redis_server import RedisServer
 
 KEY = "the secret of this fleet"
 OTHER_KEY = "the secret of another one"
@@ -21,9 +21,9 @@ PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url() -> Iterator[str]:
     """The URL of a real Redis."""
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+    with RedisServer(tcp=True) as server:
         yield server.url
 
 

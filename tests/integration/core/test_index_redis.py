@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import redis
 
+from benchmarks.harness.redis_server import RedisServer
+from ghostcacher_cli.up.machine import free_port
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import Drop, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.types import Location, Tier
 from tests.support.index_parts import NAMESPACE, chain, entries, make_record, wait_until
-from tests.support.redis_server import Proxy, RedisServer, free_port
+from tests.support.redis_proxy import Proxy
 
 LEASE_S = 30.0
 RECORD = make_record()
@@ -27,8 +29,8 @@ BINDING = schema.Binding(NAMESPACE, REF.incarnation)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
         yield server
 
 
@@ -174,10 +176,10 @@ def test_record_of_garbage_hides_that_worker_only(index: RedisIndex, raw: redis.
     assert index.malformed_entries == 1
 
 
-def test_dead_server_is_unavailable_and_named(tmp_path: Path) -> None:
+def test_dead_server_is_unavailable_and_named() -> None:
     """Every call on a server that is gone raises IndexUnavailable that says where, and tells the hook."""
     told: list[None] = []
-    with RedisServer(tmp_path) as server:
+    with RedisServer(tcp=True) as server:
         index = RedisIndex(f"redis://:hush@127.0.0.1:{server.port}", on_unavailable=lambda: told.append(None))
         server.kill()
         calls: list[Callable[[], object]] = [
@@ -217,9 +219,9 @@ def test_silent_server_is_given_up_in_time(server: RedisServer) -> None:
         index.close()
 
 
-def test_server_is_restarted_the_next_call_works(tmp_path: Path) -> None:
+def test_server_is_restarted_the_next_call_works() -> None:
     """A pooled connection that the restart has broken is replaced without an error."""
-    with RedisServer(tmp_path) as server:
+    with RedisServer(tcp=True) as server:
         index = RedisIndex(server.url)
         index.ping()
         server.kill()
@@ -228,9 +230,9 @@ def test_server_is_restarted_the_next_call_works(tmp_path: Path) -> None:
         index.close()
 
 
-def test_acl_user_may_do_just_what_the_index_does(tmp_path: Path) -> None:
+def test_acl_user_may_do_just_what_the_index_does() -> None:
     """User and password of the URL are used; a user who may touch only the index's keys is enough."""
-    with RedisServer(tmp_path) as server:
+    with RedisServer(tcp=True) as server:
         with server.client() as raw:
             raw.execute_command(
                 "ACL",
@@ -285,9 +287,9 @@ def test_tls_server_is_verified(server: RedisServer, raw: redis.Redis, tmp_path:
         wary.close()
 
 
-def test_sentinel_fails_over_index_follows(tmp_path: Path) -> None:
+def test_sentinel_fails_over_index_follows() -> None:
     """The primary is found through Sentinel; after it died, the one that Sentinel promotes is used."""
-    with RedisServer(tmp_path) as primary, RedisServer(tmp_path) as replica:
+    with RedisServer(tcp=True) as primary, RedisServer(tcp=True) as replica:
         with replica.client() as raw:
             raw.replicaof("127.0.0.1", primary.port)
             wait_until(lambda: raw.info("replication")["master_link_status"] == "up", what="replica is in step")
@@ -295,7 +297,7 @@ def test_sentinel_fails_over_index_follows(tmp_path: Path) -> None:
             f"sentinel monitor gc 127.0.0.1 {primary.port} 1\n"
             "sentinel down-after-milliseconds gc 300\nsentinel failover-timeout gc 2000\n"
         )
-        with RedisServer(tmp_path, sentinel_config=config) as sentinel:
+        with RedisServer(sentinel_config=config, tcp=True) as sentinel:
             hosts = f"127.0.0.1:{free_port()},127.0.0.1:{sentinel.port}"
             index = RedisIndex(f"redis+sentinel://{hosts}/gc", timeout_s=1.0)
             index.join(RECORD, lease_ttl_s=LEASE_S)

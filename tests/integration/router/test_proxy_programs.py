@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.proxy.bodies import chat_body
-from benchmarks.proxy.fleet import start_twin
+from benchmarks.proxy.connectors import Seen, parse_seen
+from benchmarks.proxy.fleet import start_connectors
 from benchmarks.proxy.running import Answered, Cores, Load, Mocks, ask, run_load
-from benchmarks.proxy.twin import Seen, parse_seen
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
@@ -84,11 +84,11 @@ def test_mock_report_names_worker_project_and_size(mocks: Mocks, tmp_path: Path)
         os.close(pipe)
 
 
-def test_twin_tells_routers_what_a_worker_received(mocks: Mocks, tmp_path: Path) -> None:
+def test_connectors_tell_routers_what_a_worker_received(mocks: Mocks, tmp_path: Path) -> None:
     """A request's chain comes over Redis under its id, its project's blocks are indexed, and the worker has a lease."""
     cores = Cores(*[min(os.sched_getaffinity(0))] * 2)
     with ExitStack() as stack:
-        url = start_twin(stack, mocks.ports, tmp_path / "report", cores, tmp_path)
+        url = start_connectors(stack, mocks.ports, tmp_path / "report", cores, tmp_path)
         store, index = RedisCoordinationStore(url, timeout_s=5.0), RedisIndex(url, timeout_s=5.0)
         stack.callback(store.close)
         stack.callback(index.close)

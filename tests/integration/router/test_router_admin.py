@@ -11,11 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from ghostcacher_connector.core.admin_api import GONE, FlushScope, Status, Workers
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.admin.access import Access
-from ghostcacher_router.admin.admin import Admin, Ports
-from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, Scope
+from ghostcacher_router.admin.admin import Admin, AdminPorts
+from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
@@ -23,9 +26,12 @@ from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker
 from tests.support.index_parts import make_record
-from tests.support.mini_engine import MiniEngine, until
+from tests.support.mock_engine import MiniEngine, until
 
-FAST = FleetOptions(health_interval_s=0.05, joining_max_s=0.05, discover_interval_s=0.02, drain_interval_s=0.02)
+FAST = FleetOptions(
+    health_interval_s=0.05, joining_max_s=0.05, discover_interval_s=0.02, drain_interval_s=0.02, lease_ttl_s=0.2
+)
+"""A lease this short also bounds how long a fleet waits for leases that all ended at once."""
 HEADERS = {b"host": b"localhost:8000"}
 
 
@@ -33,18 +39,18 @@ class Routing:
     """What routing would do, or fail to."""
 
     def __init__(self) -> None:
-        self.flushed: list[FlushAsk] = []
-        self.explained: list[ExplainAsk] = []
+        self.flushed: list[FlushTarget] = []
+        self.explained: list[ExplainedRequest] = []
         self.fails: Exception | None = None
         self.busy: set[str] = set()
 
     def in_flight(self, worker: str) -> int:
         return 3 if worker in self.busy else 0
 
-    async def flush(self, ask: FlushAsk) -> None:
+    async def flush(self, ask: FlushTarget) -> None:
         self.flushed.append(ask)
 
-    async def explain(self, ask: ExplainAsk) -> list[dict[str, object]]:
+    async def explain(self, ask: ExplainedRequest) -> list[dict[str, object]]:
         self.explained.append(ask)
         if self.fails is not None:
             raise self.fails
@@ -71,7 +77,7 @@ async def router(*engines: MiniEngine, token: str | None = None) -> AsyncIterato
     index, metrics, routing = MemoryIndex(), RouterMetrics(), Routing()
     static = [engine.endpoint for engine in engines]
     fleet = Fleet(metrics=metrics, static=static, index=index, store=MemoryCoordinationStore(), options=FAST)
-    ports = Ports(in_flight=routing.in_flight, replicas=lambda: 2, explain=routing.explain, flush=routing.flush)
+    ports = AdminPorts(in_flight=routing.in_flight, replicas=lambda: 2, explain=routing.explain, flush=routing.flush)
     admin = Admin(fleet=fleet, metrics=metrics, access=Access(token=token, loopback=True), ports=ports)
     await fleet.start()
     routing.busy = set(fleet.workers)
@@ -135,6 +141,8 @@ def test_status_stats_and_pods_show_the_fleet() -> None:
                 ("ready", 3, "static"),
                 ("not_routable", None, None),
             ]
+            workers = (await subject.get("/gc/workers"))["workers"]
+            assert [(worker["id"], worker.keys()) for worker in workers] == [(pod["id"], pod.keys()) for pod in pods]
             assert (await subject.get("/gc/stats"))["requests"]["total"] == 0
             page = await subject.send("GET", "/metrics")
             assert b'gc_router_workers{state="ready"} 1.0' in page.body
@@ -143,13 +151,14 @@ def test_status_stats_and_pods_show_the_fleet() -> None:
     run(main())
 
 
-def test_drain_and_back() -> None:
+@pytest.mark.parametrize("path", ["/gc/workers", "/gc/pods"])
+def test_drain_and_back(path: str) -> None:
     """A drained worker gets nothing, shows what it still does, and comes back when asked."""
 
     async def main() -> None:
         async with MiniEngine() as engine, router(engine) as subject:
             await until(lambda: bool(subject.fleet.serving("m")))
-            target = f"/gc/pods/127.0.0.1%3A{engine.port}/drain"
+            target = f"{path}/127.0.0.1%3A{engine.port}/drain"
             drained = json.loads((await subject.send("POST", target)).body)
             assert (drained["state"], drained["in_flight"], drained["shared"]) == ("draining", 3, True)
             assert subject.fleet.serving(None) == []
@@ -157,7 +166,61 @@ def test_drain_and_back() -> None:
             await subject.send("POST", target)
             assert json.loads((await subject.send("POST", target + "?drain=false")).body)["state"] == "ready"
             assert (await subject.send("POST", target + "?drain=maybe")).status == 400
-            assert (await subject.send("POST", "/gc/pods/nobody/drain")).status == 404
+            assert (await subject.send("POST", f"{path}/nobody/drain")).status == 404
+
+    run(main())
+
+
+def joined(subject: Subject, engine: MiniEngine) -> WorkerRecord:
+    """Let a worker in that has a lease."""
+    record = msgspec.structs.replace(make_record("w"), http=engine.endpoint.url)
+    subject.index.join(record, lease_ttl_s=60.0)
+    return record
+
+
+def test_worker_that_dies_is_named_until_it_is_back() -> None:
+    """It is in no count and gets nothing, but status and workers say who is gone, since when, and what was wrong."""
+
+    async def main() -> None:
+        async with MiniEngine() as engine, router() as subject:
+            record = joined(subject, engine)
+            await until(lambda: bool(subject.fleet.serving("m")))
+            assert (await subject.get("/gc/status"))["gone"] == []
+            await engine.stop()
+            subject.fleet.refused("w")
+            subject.index.leave(ref_of(record))
+            await until(lambda: "w" not in subject.fleet.workers)
+            status = msgspec.convert(await subject.get("/gc/status"), Status)
+            (gone,) = status.gone
+            assert (gone.id, gone.state, gone.url) == ("w", GONE, engine.endpoint.url)
+            assert 0.0 <= gone.state_s < 60.0
+            assert gone.error
+            assert gone.error in (gone.why or "")
+            assert status.why_not_ready == "no worker is left: w gone"
+            assert sum(status.workers.values()) == 0
+            rows = msgspec.convert(await subject.get("/gc/workers"), Workers).workers
+            assert [(row.id, row.state) for row in rows] == [("w", GONE)]
+            assert subject.fleet.serving(None) == []
+            assert (await subject.send("POST", "/gc/workers/w/drain")).status == 404
+            subject.index.join(msgspec.structs.replace(record, incarnation=b"n" * 16), lease_ttl_s=60.0)
+            await until(lambda: "w" in subject.fleet.workers)
+            assert (await subject.get("/gc/status"))["gone"] == []
+
+    run(main())
+
+
+def test_worker_that_was_drained_leaves_without_a_trace() -> None:
+    """Whoever drains it knows that it goes."""
+
+    async def main() -> None:
+        async with MiniEngine() as engine, router() as subject:
+            record = joined(subject, engine)
+            await until(lambda: bool(subject.fleet.serving("m")))
+            await subject.send("POST", "/gc/workers/w/drain")
+            subject.index.leave(ref_of(record))
+            await until(lambda: "w" not in subject.fleet.workers)
+            assert (await subject.get("/gc/status"))["gone"] == []
+            assert (await subject.get("/gc/workers"))["workers"] == []
 
     run(main())
 
@@ -169,7 +232,7 @@ def test_flush_and_explain_reach_routing() -> None:
         async with router() as subject:
             flushed = await subject.send("POST", "/gc/flush", b'{"scope": "all"}')
             assert json.loads(flushed.body) == {"flushed": "all"}
-            assert subject.routing.flushed == [FlushAsk(Scope.ALL)]
+            assert subject.routing.flushed == [FlushTarget(FlushScope.ALL)]
             explained = await subject.get("/gc/explain?model=m&prompt=p")
             assert explained["workers"] == [{"worker": "a", "total_ms": None}]
             for failure, status in (
@@ -192,12 +255,16 @@ def test_flush_and_explain_reach_routing() -> None:
         ("DELETE", "/v1/models", 405, b"GET, HEAD"),
         ("GET", "/gc/flush", 405, b"POST"),
         ("GET", "/gc/pods/a/drain", 405, b"POST, DELETE"),
+        ("GET", "/gc/workers/a/drain", 405, b"POST, DELETE"),
+        ("POST", "/gc/workers", 405, b"GET, HEAD"),
         ("PUT", "/gc/explain", 405, b"GET, POST, HEAD"),
         ("GET", "/gc", 404, None),
         ("GET", "/gc/", 404, None),
         ("GET", "/gc/nothing", 404, None),
         ("POST", "/gc/pods//drain", 404, None),
         ("POST", "/gc/pods/a/b/drain", 404, None),
+        ("POST", "/gc/workers//drain", 404, None),
+        ("POST", "/gc/workersx/a/drain", 404, None),
         ("POST", "/gc/flush", 400, None),
         ("GET", "/gc/explain?", 400, None),
     ],
@@ -226,7 +293,9 @@ def test_head_has_no_body() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("target", ["/gc/status", "/gc/stats", "/gc/pods", "/gc/explain", "/gc/nothing", "/gc"])
+@pytest.mark.parametrize(
+    "target", ["/gc/status", "/gc/stats", "/gc/workers", "/gc/pods", "/gc/explain", "/gc/nothing", "/gc"]
+)
 def test_everything_under_gc_asks_for_the_token(target: str) -> None:
     """With a token set nothing is told without it, not even what there is; the open endpoints stay open."""
 

@@ -30,7 +30,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChaosFleet]:
 def check_broken(load: SteadyLoad, killed: list[str]) -> None:
     """Assert that nothing failed but answers that had begun in one of these lives."""
     assert [failure for failure in load.failures if failure.wrong is not Wrong.BROKEN] == []
-    assert [failure for failure in load.failures if failure.life not in killed] == []
+    assert [failure for failure in load.failures if failure.incarnation not in killed] == []
 
 
 def test_rolling_restart_fails_no_request(fleet: ChaosFleet) -> None:
@@ -59,7 +59,7 @@ def test_killed_worker_breaks_only_begun_answers(fleet: ChaosFleet) -> None:
     killed = []
     with fleet.under_load() as load:
         for number, name in enumerate(NAMES[:2] * ROUNDS):
-            killed.append(fleet.life[name])
+            killed.append(fleet.incarnation[name])
             if number % 2:
                 stop_for_a_while(fleet, name)
             fleet.kill(name)
@@ -77,7 +77,7 @@ def stop_for_a_while(fleet: ChaosFleet, name: str) -> None:
     with fleet.more_load() as fresh:
         fresh.go_on(20)
     assert fresh.failures == []
-    assert not fresh.answered(life=fleet.life[name])
+    assert not fresh.answered(incarnation=fleet.incarnation[name])
 
 
 @pytest.mark.parametrize("event", ["restart", "flush"])
@@ -88,11 +88,11 @@ def test_redis_that_forgets_fails_no_request(fleet: ChaosFleet, event: str) -> N
         for name in NAMES * ROUNDS if SOAK else NAMES[:1]:
             fleet.drain(name)
             load.go_on(20)  # Clients count an answer a moment after its router has passed it on.
-            before = load.answered(life=fleet.life[name])
+            before = load.answered(incarnation=fleet.incarnation[name])
             forget(fleet, load, event)
             fleet.wait(lambda pods: {pod.lease for pod in pods.values()} == {"held"}, "the workers are back")
             load.go_on(100)
-            assert load.answered(life=fleet.life[name]) == before
+            assert load.answered(incarnation=fleet.incarnation[name]) == before
             fleet.take_back(name, router=1)
             fleet.wait_whole()
     assert load.failures == []
@@ -168,7 +168,7 @@ def test_any_mix_breaks_only_begun_answers(fleet: ChaosFleet, seed: int) -> None
 def ill_treat(
     fleet: ChaosFleet, load: SteadyLoad, name: str, redis: str, *, stopped: bool, dies: bool
 ) -> Iterator[str]:
-    """Do something to Redis and to a worker; yield the life of it that was ended."""
+    """Do something to Redis and to a worker; yield the incarnation of it that was ended."""
     if redis == "away":
         fleet.redis.kill()
     if stopped:
@@ -176,7 +176,7 @@ def ill_treat(
     if redis == "forgets":
         fleet.redis.flush()
     if dies:
-        yield fleet.life[name]
+        yield fleet.incarnation[name]
         fleet.kill(name)
         load.go_on(10)
         fleet.start(name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
@@ -21,8 +21,7 @@ from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
 from tests.support.index_parts import make_record
-from tests.support.mini_engine import MiniEngine, until
-from tests.support.redis_server import RedisServer
+from tests.support.mock_engine import MiniEngine, until
 
 LEASE_S = 600.0
 FAST = FleetOptions(
@@ -55,8 +54,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.fixture
-def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path) as server:
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
         yield server
 
 
@@ -136,7 +135,7 @@ def test_refused_worker_is_out_and_comes_back_with_other_models() -> None:
             fleet.refused(name)
             assert (state(fleet, name), served(fleet)) == (WorkerState.DOWN, [])
             assert fleet.models() == ["old"]
-            engine.models = ["new"]
+            engine.api.models = ["new"]
             await engine.start()
             await until(lambda: served(fleet, "new") == [name])
             assert fleet.models() == ["new"]
@@ -150,9 +149,9 @@ def test_silent_failure_is_found_by_probes() -> None:
     async def main() -> None:
         async with MiniEngine() as engine, fleet_of(engine.endpoint) as fleet:
             await until(lambda: len(fleet.serving("m")) == 1)
-            engine.models = ["m", "adapter"]
+            engine.api.models = ["m", "adapter"]
             await until(lambda: len(fleet.serving("adapter")) == 1)
-            engine.status = 503
+            engine.api.status = 503
             await until(lambda: not fleet.serving(None))
             assert next(iter(fleet.workers.values())).error == "/health: expected status 200, got 503"
 

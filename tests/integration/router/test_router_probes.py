@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ghostcacher_router.fleet.probes import HttpProber, ProbeFailed
-from tests.support.mini_engine import MiniEngine, answer
+from tests.support.mock_engine import MiniEngine, content
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -21,13 +21,13 @@ CHUNKED = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\n{"data":[\
 UNFRAMED = b'HTTP/1.1 200 OK\r\n\r\n{"data":[]}'
 
 
-@pytest.mark.parametrize("raw", [CHUNKED, UNFRAMED, answer(404, b"")])
+@pytest.mark.parametrize("raw", [CHUNKED, UNFRAMED, content(b"", status=404)])
 def test_every_framing_is_read(raw: bytes) -> None:
     """Chunked, or up to the end of the connection; a server without models serves none by name."""
 
     async def main() -> None:
         async with MiniEngine() as engine:
-            engine.raw = raw
+            engine.api.raw = raw
             assert await HttpProber().models(engine.endpoint) == ()
 
     run(main())
@@ -40,8 +40,8 @@ def test_every_framing_is_read(raw: bytes) -> None:
         (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n{}", "closed before"),
         (b"SSH-2.0-x\r\n\r\n", "no HTTP"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + bytes(5 << 20), "expected at most"),
-        (answer(500, b""), "got 500"),
-        (answer(200, b"<html>"), "JSON"),
+        (content(b"", status=500), "got 500"),
+        (content(b"<html>", status=200), "JSON"),
     ],
 )
 def test_odd_answers_are_failed_probes(raw: bytes, message: str) -> None:
@@ -49,7 +49,7 @@ def test_odd_answers_are_failed_probes(raw: bytes, message: str) -> None:
 
     async def main() -> None:
         async with MiniEngine() as engine:
-            engine.raw = raw
+            engine.api.raw = raw
             with pytest.raises(ProbeFailed, match=message):
                 await HttpProber().models(engine.endpoint)
 
@@ -61,7 +61,7 @@ def test_mute_server_is_given_up() -> None:
 
     async def main() -> None:
         async with MiniEngine() as engine:
-            engine.mute = True
+            engine.api.mute = True
             with pytest.raises(ProbeFailed, match=r"within 0\.05 s") as caught:
                 await HttpProber(timeout_s=0.05).health(engine.endpoint)
             assert not caught.value.unreachable

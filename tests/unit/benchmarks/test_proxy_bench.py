@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks.harness.client import parse_metrics
 from benchmarks.proxy.bodies import MARK, chat_body, corpus, escaped, fitted
+from benchmarks.proxy.connectors import CHAINS_MAX, HASHES_MAX, SEEN, Chains, Seen, affordable, hash_count, parse_seen
 from benchmarks.proxy.insight import Insight, insight
 from benchmarks.proxy.measure import DIRECT, SCENARIOS, Memory, Result, scenario_table
 from benchmarks.proxy.proxies import NGINX, OURS, SGLANG, nginx_peer, our_router, rust_peer
 from benchmarks.proxy.running import Answered
-from benchmarks.proxy.twin import CHAINS_MAX, HASHES_MAX, SEEN, Chains, Seen, affordable, hash_count, parse_seen
 
 ANSWERED = Answered(1000, 1.0, 0, 0, 0, 0, 0, 1000, 1000, 0.1, 150.0, 200.0, 300.0, 150.0, 300.0)
 

@@ -20,7 +20,7 @@ LOAD: dict[str, Any] = {
     "age_s": 0.1,
     "block_tokens": 128,
 }
-PODS: list[dict[str, Any]] = [
+WORKERS: list[dict[str, Any]] = [
     {"id": "w1", "state": "ready", "in_flight": 4, "load": LOAD, "url": "http://h:1", "novel": {"field": 1}},
     {"id": "10.0.0.7:8000", "state": "down", "in_flight": 0, "load": None, "error": "connection refused"},
     {"id": "w9", "state": "not_routable", "why": "it has no http_url"},
@@ -46,7 +46,7 @@ STATS: dict[str, Any] = {
 
 def snapshot(at: float = 10.0, *, total: float = 100.0, uptime_s: float = 125.0, **status: Any) -> Snapshot:
     stats = STATS | {"requests": {"total": total}}
-    documents = (STATUS | {"uptime_s": uptime_s} | status, stats, {"pods": PODS})
+    documents = (STATUS | {"uptime_s": uptime_s} | status, stats, {"workers": WORKERS})
     return decode(*(json.dumps(document).encode() for document in documents), at=at)
 
 
@@ -66,10 +66,20 @@ def test_fleet_lines_unknown_is_no_zero() -> None:
     assert lines[-2:] == ["10.0.0.7:8000: connection refused", "w9: it has no http_url"]
 
 
+def test_fleet_lines_name_who_is_gone() -> None:
+    """A worker that died does not vanish: its row says gone, and below stands since when and what was wrong."""
+    gone = {"id": "w5", "state": "gone", "state_s": 125.0, "error": "refused", "why": "its lease ended; refused"}
+    workers = {"workers": [*WORKERS, gone]}
+    now = decode(json.dumps(STATUS).encode(), b"{}", json.dumps(workers).encode(), at=1.0)
+    lines = fleet_lines(now)
+    assert next(line for line in lines if line.startswith("w5")).split()[:2] == ["w5", "gone"]
+    assert lines[-1] == "w5: gone for 2 min 5 s: its lease ended; refused"
+
+
 def test_fleet_lines_old_load_marked() -> None:
     """A load that is not fresh says how old it is."""
-    pods = {"pods": [PODS[0] | {"load": LOAD | {"age_s": 31.0}}]}
-    now = decode(json.dumps(STATUS).encode(), b"{}", json.dumps(pods).encode(), at=1.0)
+    workers = {"workers": [WORKERS[0] | {"load": LOAD | {"age_s": 31.0}}]}
+    now = decode(json.dumps(STATUS).encode(), b"{}", json.dumps(workers).encode(), at=1.0)
     assert "ready (31 s old)" in "\n".join(fleet_lines(now))
 
 
@@ -89,7 +99,7 @@ def test_work_line_has_rates_from_two_looks() -> None:
 
 def test_work_line_nothing_yet() -> None:
     """Before the first request nothing is made up."""
-    now = decode(b'{"version": "1", "uptime_s": 1, "ready": false}', b"{}", b'{"pods": []}', at=1.0)
+    now = decode(b'{"version": "1", "uptime_s": 1, "ready": false}', b"{}", b'{"workers": []}', at=1.0)
     assert work_line(now).startswith("- requests/s  |  0 in all  |  hit ratio -")
 
 
@@ -107,7 +117,7 @@ def test_request_rate_only_within_one_life(now: Snapshot, before: Snapshot | Non
     assert request_rate(now, before) == rate
 
 
-@pytest.mark.parametrize("answer", [b"", b"<html>", b"[]", b'{"pods": 1}', b'{"pods": [{"id": 1}]}'])
+@pytest.mark.parametrize("answer", [b"", b"<html>", b"[]", b'{"workers": 1}', b'{"workers": [{"id": 1}]}'])
 def test_decode_other_answer_refused(answer: bytes) -> None:
     """What no router would answer is an error with a reason, not a traceback."""
     with pytest.raises(RouterUnreachable, match="expected a router's answer"):
@@ -116,8 +126,8 @@ def test_decode_other_answer_refused(answer: bytes) -> None:
 
 def test_fleet_lines_control_characters_removed() -> None:
     """What a router tells cannot move the cursor."""
-    pods = {"pods": [{"id": "w\x1b[2Jx\x07", "state": "ready"}]}
-    now = decode(json.dumps(STATUS).encode(), b"{}", json.dumps(pods).encode(), at=0.0)
+    workers = {"workers": [{"id": "w\x1b[2Jx\x07", "state": "ready"}]}
+    now = decode(json.dumps(STATUS).encode(), b"{}", json.dumps(workers).encode(), at=0.0)
     assert not any("\x1b" in line or "\x07" in line for line in fleet_lines(now))
 
 

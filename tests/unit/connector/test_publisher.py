@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -135,6 +136,21 @@ def test_index_is_away_changes_gather_and_arrive_later(bench: Bench) -> None:
     bench.run(BACKOFF_MAX_S + 0.5)
     assert bench.publisher.available
     assert bench.held(blocks) == 24
+
+
+def test_redis_away_is_one_warning_and_its_return_one_line(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """At start and later alike: a line for each outage and each return, not for each attempt."""
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        bench.index.reachable = False
+        bench.run(30.0)
+        bench.index.reachable = True
+        bench.run(30.0)
+    away, back = "worker w1: no Redis, serving alone and retrying: ", "worker w1: Redis answers, sharing with the fleet"
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in lines] == ["WARNING", "INFO"] * 2
+    assert all(text.startswith(away) for _, text in lines[::2])
+    assert [text for _, text in lines[1::2]] == [back] * 2
 
 
 def test_index_is_back_empty_everything_returns_without_waiting_for_the_renewal(bench: Bench) -> None:

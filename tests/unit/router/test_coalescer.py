@@ -8,10 +8,11 @@ from typing import TypeVar
 
 import pytest
 
+from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.errors import IndexUnavailable
-from ghostcacher_router.signals.coalescer import BREAKER_S, Coalescer
+from ghostcacher_router.signals.coalescer import Coalescer
+from ghostcacher_simulator.virtual_time import run_virtual, soon
 from tests.support.routing_sim import all_of
-from tests.support.virtual_time import run_virtual, soon
 
 T = TypeVar("T")
 

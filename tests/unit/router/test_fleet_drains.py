@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
-from ghostcacher_router.fleet.shared import MARK_TTL_S, Drains
+from ghostcacher_router.fleet.drains import MARK_TTL_S, Drains
 from tests.support.index_parts import FakeClock
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_router.fleet.endpoints import name_of, parse_endpoint
-from ghostcacher_router.fleet.leases import Leases
-from ghostcacher_router.fleet.members import members_of
-from ghostcacher_router.fleet.models import merged_models, serving_by_model
+from ghostcacher_router.fleet.membership.endpoints import name_of, parse_endpoint
+from ghostcacher_router.fleet.membership.leases import Leases
+from ghostcacher_router.fleet.membership.members import members_of
+from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
 from ghostcacher_router.fleet.probes import ProbeFailed, parse_models
 from ghostcacher_router.fleet.worker import Move, Worker
 from ghostcacher_router.types import Endpoint
@@ -42,8 +42,8 @@ def worker(name: str, *models: str, ready: bool = True) -> Worker:
 def test_lost_lease_is_out_at_once() -> None:
     """One of several workers whose lease is gone is no member any more."""
     leases = Leases(TTL_S)
-    leases.told([record("a"), record("b")], 0.0)
-    assert leases.told([record("a")], 1.0) == set()
+    leases.update([record("a"), record("b")], 0.0)
+    assert leases.update([record("a")], 1.0) == set()
     assert names(leases) == ["a"]
 
 
@@ -51,35 +51,35 @@ def test_redis_away_keeps_all_for_ever_and_for_one_lease_after() -> None:
     """Workers outlast Redis; those that do not enter themselves again in time are out."""
     leases = Leases(TTL_S)
     a, b = record("a"), record("b")
-    leases.told([a, b], 0.0)
-    leases.away()
+    leases.update([a, b], 0.0)
+    leases.redis_silent()
     assert (names(leases), leases.available) == (["a", "b"], False)
-    assert leases.told([], 1000.0) == {"a", "b"}
-    leases.told([a], 1003.0)
+    assert leases.update([], 1000.0) == {"a", "b"}
+    leases.update([a], 1003.0)
     assert (names(leases), leases.kept("a"), leases.kept("b")) == (["a", "b"], False, True)
-    leases.told([a], 1010.0)
+    leases.update([a], 1010.0)
     assert names(leases) == ["a"]
 
 
 def test_redis_away_again_prolongs() -> None:
     """Time during which Redis does not answer is not held against a worker."""
     leases = Leases(TTL_S)
-    leases.told([record("a")], 0.0)
-    leases.told([], 1.0)
-    leases.away()
-    assert leases.told([], 100.0) == set()
+    leases.update([record("a")], 0.0)
+    leases.update([], 1.0)
+    leases.redis_silent()
+    assert leases.update([], 100.0) == set()
     assert names(leases) == ["a"]
 
 
 def test_all_gone_at_once_are_kept_for_one_lease() -> None:
     """A flush of Redis does not empty the fleet; a fleet that is truly gone is gone after one lease."""
     leases = Leases(TTL_S)
-    leases.told([record("a")], 0.0)
-    assert leases.told([], 1.0) == {"a"}
-    assert leases.told([], 2.0) == set()
-    leases.told([], 10.9)
+    leases.update([record("a")], 0.0)
+    assert leases.update([], 1.0) == {"a"}
+    assert leases.update([], 2.0) == set()
+    leases.update([], 10.9)
     assert names(leases) == ["a"]
-    leases.told([], 11.0)
+    leases.update([], 11.0)
     assert names(leases) == []
 
 
@@ -87,12 +87,12 @@ def test_redis_that_forgot_keeps_also_who_is_late() -> None:
     """After a flush one worker may be back before the others; those are kept for one lease, once."""
     leases = Leases(TTL_S)
     a, b = record("a"), record("b")
-    leases.told([a, b], 0.0)
+    leases.update([a, b], 0.0)
     assert leases.lacks([a])
-    assert leases.told([a], 1.0, forgot=True) == {"b"}
+    assert leases.update([a], 1.0, forgot=True) == {"b"}
     assert not leases.lacks([a])
-    assert leases.told([a], 2.0, forgot=True) == set()
-    leases.told([a], 11.0)
+    assert leases.update([a], 2.0, forgot=True) == set()
+    leases.update([a], 11.0)
     assert names(leases) == ["a"]
 
 
@@ -100,7 +100,7 @@ def test_newest_life_of_a_name_counts() -> None:
     """A worker that restarts in another namespace is not its own older lease."""
     leases = Leases(TTL_S)
     old, new = record("a", started_at=1.0, namespace="x"), record("a", started_at=2.0, namespace="b")
-    leases.told([new, old], 0.0)
+    leases.update([new, old], 0.0)
     assert leases.records == [new]
 
 
@@ -112,11 +112,11 @@ def test_any_story_of_redis_keeps_invariants(story: list[set[str] | None]) -> No
         now += 3.0
         if told is None:
             before = names(leases)
-            leases.away()
+            leases.redis_silent()
             assert names(leases) == before
             continue
         ever |= told
-        leases.told([record(name) for name in told], now)
+        leases.update([record(name) for name in told], now)
         leases.check_invariants()
         assert told <= set(names(leases)) <= ever
         assert {name for name in names(leases) if not leases.kept(name)} == told

@@ -12,8 +12,9 @@ from ghostcacher_router.signals.prefix_match import PrefixMatch
 from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
 from ghostcacher_router.types import Endpoint
+from ghostcacher_simulator.text import text_of
 from tests.support.index_parts import make_record
-from tests.support.routing_sim import prompt_of, text_of
+from tests.support.routing_sim import prompt_of
 
 NOW = 100.0
 TOKENS = 8000

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, lock_boundaries
 from ghostcacher_router.types import SectionType
-from tests.support.routing_sim import prompt_of, text_of
+from ghostcacher_simulator.text import text_of
+from tests.support.routing_sim import prompt_of
 
 DOC = text_of("document", 4000)
 PROMPT = prompt_of(DOC + b"question" * 100, [(SectionType.DOC, len(DOC))])

@@ -12,8 +12,9 @@ from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Reason, RequestShape, WorkerState
-from tests.support.routing_sim import make_sim, text_of
-from tests.support.virtual_time import virtual
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import make_sim
 
 TEXT = text_of("text", 4000)
 SMALL = text_of("small", 200)

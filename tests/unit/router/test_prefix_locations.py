@@ -21,9 +21,9 @@ from ghostcacher_router.signals.prefix_locations import (
     PrefixLocations,
 )
 from ghostcacher_router.types import Endpoint
+from ghostcacher_simulator.virtual_time import run_virtual, soon
 from tests.support.index_parts import chain, entries, make_record
 from tests.support.routing_sim import all_of
-from tests.support.virtual_time import run_virtual, soon
 
 
 class OneWorkerFleet:

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
+from ghostcacher_connector.core.admin_api import FlushScope
 from ghostcacher_router.admin.access import Access, is_loopback_host
-from ghostcacher_router.admin.asks import CHAT, COMPLETIONS, FlushAsk, Scope, draining_of, explain_of, flush_of
+from ghostcacher_router.admin.parameters import CHAT, COMPLETIONS, FlushTarget, draining_of, explain_of, flush_of
 from ghostcacher_router.app import Router
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.http.protocol.local_response import LocalRequest
@@ -128,14 +129,20 @@ def test_drain_or_not(request_: LocalRequest, draining: bool) -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({"scope": "all"}, FlushAsk(Scope.ALL)),
-        ({"scope": "session", "session": "s"}, FlushAsk(Scope.SESSION, session="s")),
-        ({"scope": "prefix", "key": "00ff"}, FlushAsk(Scope.PREFIX, key=b"\x00\xff")),
-        ({"scope": "doc", "request": {"prompt": "x"}}, FlushAsk(Scope.DOC, None, COMPLETIONS, b'{"prompt": "x"}')),
-        ({"scope": "doc", "request": {}, "path": "/v1/messages"}, FlushAsk(Scope.DOC, None, "/v1/messages", b"{}")),
+        ({"scope": "all"}, FlushTarget(FlushScope.ALL)),
+        ({"scope": "session", "session": "s"}, FlushTarget(FlushScope.SESSION, session="s")),
+        ({"scope": "prefix", "key": "00ff"}, FlushTarget(FlushScope.PREFIX, key=b"\x00\xff")),
+        (
+            {"scope": "doc", "request": {"prompt": "x"}},
+            FlushTarget(FlushScope.DOC, None, COMPLETIONS, b'{"prompt": "x"}'),
+        ),
+        (
+            {"scope": "doc", "request": {}, "path": "/v1/messages"},
+            FlushTarget(FlushScope.DOC, None, "/v1/messages", b"{}"),
+        ),
     ],
 )
-def test_flush_is_understood(body: dict[str, object], expected: FlushAsk) -> None:
+def test_flush_is_understood(body: dict[str, object], expected: FlushTarget) -> None:
     """Each scope with what names it."""
     assert flush_of(ask(body=body)) == expected
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from ghostcacher_connector.core.admin_api import Requests
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.metrics.instruments import OTHER, SERIES_MAX, Counter, Histogram
 from ghostcacher_router.types import Reason, WorkerState
@@ -80,8 +82,8 @@ def test_worker_that_is_gone_leaves_no_series() -> None:
 def test_stats_before_the_first_request() -> None:
     """Nothing is divided by nothing."""
     stats = RouterMetrics().stats()
-    assert stats["hit_ratio"] == 0.0
-    assert stats["overhead_ms"] == {"count": 0, "p50": None, "p90": None}
+    assert stats.hit_ratio == 0.0
+    assert msgspec.to_builtins(stats.overhead_ms) == {"count": 0, "p50": None, "p90": None}
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.sampled_from([0.5, 0.9, 1.0]))
@@ -105,4 +107,14 @@ def test_questions_to_the_router_itself_are_no_requests() -> None:
     metrics = RouterMetrics()
     for path in ("/gc/status", "/health", "/v1/completions", "/healthz"):
         metrics.answered(path, 200)
-    assert metrics.stats()["requests"]["total"] == 2.0  # type: ignore[index]
+    assert metrics.stats().requests.total == 2.0
+
+
+def test_probes_and_refused_questions_are_no_failed_requests() -> None:
+    """While no worker is ready each probe gets a 503, and `/gc/*` may refuse: the statuses are those of the total."""
+    metrics = RouterMetrics()
+    for path, status in (("/ready", 503), ("/health", 200), ("/gc/flush", 401), ("/v1/completions", 200)):
+        metrics.answered(path, status)
+    assert metrics.stats().requests == Requests(1.0, {"200": 1.0})
+    counted = {labels for name, labels in samples(metrics) if name == "gc_router_requests_total"}
+    assert counted == {(("path", "/v1/completions"), ("status", "200")), (("path", "own"), ("status", "401"))}

@@ -11,8 +11,9 @@ from ghostcacher_router.ghostlock.followers import WAIT_BUDGET_FACTOR
 from ghostcacher_router.ghostlock.single_flight import TTL_S, WATCH_S
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.types import Reason, SectionType
-from tests.support.routing_sim import RATE, Served, Sim, all_of, text_of
-from tests.support.virtual_time import virtual
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import RATE, Served, Sim, all_of
 
 DOC_TOKENS = 8000
 DOC = text_of("document", DOC_TOKENS)

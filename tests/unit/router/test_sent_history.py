@@ -6,7 +6,8 @@ import pytest
 
 from ghostcacher_router.signals.sent_history import HOLDERS_MAX, PER_PROMPT_MAX, TTL_S, SentHistory, SentPrompt
 from ghostcacher_router.types import Prompt
-from tests.support.routing_sim import prompt_of, text_of
+from ghostcacher_simulator.text import text_of
+from tests.support.routing_sim import prompt_of
 
 SHARED = text_of("shared", 1000)
 

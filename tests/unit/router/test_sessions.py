@@ -9,8 +9,8 @@ import pytest
 
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.signals.sessions import REREAD_S, SessionAffinity, session_key
+from ghostcacher_simulator.virtual_time import run_virtual, soon
 from tests.support.index_parts import FakeClock
-from tests.support.virtual_time import run_virtual, soon
 
 
 def test_sessions_is_shared_behind_the_requests() -> None:

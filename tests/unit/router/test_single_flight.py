@@ -12,11 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.lock_table import LOCKS_MAX
 from ghostcacher_router.ghostlock.single_flight import (
-    BREAKER_S,
     CONFIRM_S,
     RENEW_S,
     SETTLE_S,
@@ -25,8 +25,9 @@ from ghostcacher_router.ghostlock.single_flight import (
     SingleFlight,
 )
 from ghostcacher_router.types import Prompt, SectionType
-from tests.support.routing_sim import all_of, prompt_of, text_of
-from tests.support.virtual_time import virtual
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import all_of, prompt_of
 
 T = TypeVar("T")
 DOC = text_of("document", 4000)
@@ -165,6 +166,17 @@ async def test_broken_store_is_not_asked_by_who_waited_for_a_thread() -> None:
     await pair.a.drain()
     assert lock.token is None
     assert pair.store.locks(lock.keys) == [None] * len(lock.keys)
+
+
+@virtual
+async def test_store_that_failed_is_left_alone_for_as_long_as_was_said() -> None:
+    """Whoever knows when the store is tried next says so; until then no request waits for it."""
+    pair = Pair()
+    pair.a.store_failed(10.0)
+    await asyncio.sleep(9.9)
+    assert pair.a.broken
+    await asyncio.sleep(0.2)
+    assert not pair.a.broken
 
 
 @virtual

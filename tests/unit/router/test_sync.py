@@ -7,9 +7,10 @@ import pytest
 from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, WorkerEvents
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Outcome, Reason
+from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.virtual_time import virtual
 from tests.support.coordination_parts import make_update
-from tests.support.routing_sim import all_of, make_sim, text_of
-from tests.support.virtual_time import virtual
+from tests.support.routing_sim import all_of, make_sim
 
 TEXT = text_of("text", 4000)
 SMALL = text_of("small", 200)

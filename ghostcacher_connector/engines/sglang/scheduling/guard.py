@@ -1,4 +1,4 @@
-"""Which page holds what since when: *bump happens-before overwrite*, and pages that a READ may still write to.
+"""Keeps the generations of pages: *bump happens-before overwrite*. Holds back pages that a READ may still write to.
 
 Why no page is ever overwritten under a generation that somebody may hold:
 1. The bytes of a page are written by a forward pass of a request that was given the page, by a pull into pages that
@@ -33,16 +33,17 @@ from ghostcacher_connector.slots import Generations, Slots, SlotTable
 
 
 class PageGuard:
-    """Generations of one rank's pages. page p of the pool is slot p of the table."""
+    """Generations of one rank's pages. Page p of the pool is slot p of the table."""
 
     def __init__(
         self, allocator: Any, table: SlotTable, generations: Generations, on_withdraw: Callable[[int], None]
     ) -> None:
         """Take over the allocator's ways into its free lists.
 
-        allocator: PagedTokenToKVPoolAllocator or TokenToKVPoolAllocator of SGLang, no other (support.py).
-        generations: to begin with, shape (slots,), the same on all ranks. on_withdraw: called with each published page
-        that is released.
+        allocator: SGLang's PagedTokenToKVPoolAllocator or TokenToKVPoolAllocator, no other (support.py).
+        table: generations as peers read them.
+        generations: those to begin with, shape (slots,), the same on all ranks.
+        on_withdraw: called with each published page that is released.
         """
         self._allocator = allocator
         self._table = table

@@ -25,10 +25,11 @@ import torch
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import MissReason
-from ghostcacher_connector.engines.sglang.ranks import RankGroup
+from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.matching import common_pages
-from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
+from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import record_outcome, record_transfer, report_of
 from ghostcacher_connector.pull.forecast import Forecaster
@@ -55,7 +56,7 @@ class Verdict(IntEnum):
 
 
 class Loader:
-    """Carries out loads on one rank."""
+    """Carries out SGLang's loads on one rank."""
 
     def __init__(
         self,
@@ -90,7 +91,8 @@ class Loader:
     ) -> bool:
         """Fill pages of the pool; return whether all of them hold their blocks, the same on every rank.
 
-        keys: one a page. token_indexes: of all tokens of the pages. events: what may still write to them.
+        keys: the hash of each page. token_indexes: places of all tokens of the pages in the pool. events: over when
+        nothing else writes to the pages any more.
         """
         self._number += 1
         pages = (token_indexes[:: self._page_tokens].cpu() // self._page_tokens).numpy().astype(np.int64, copy=False)
@@ -104,7 +106,7 @@ class Loader:
                 own = self._verdict(result)
         except Exception:
             # The other ranks wait for this one's word.
-            logger.exception("a pull failed in an unforeseen way")
+            logger.exception("unexpected error in a pull")
             own = Verdict.IN_FLIGHT if job_id in self._submitted else Verdict.FAILED
         seconds = self._clock() - began
         self._waited_s += seconds
@@ -146,9 +148,9 @@ class Loader:
     def _pull(self, job_id: str, plan: PullPlan, pages: Slots, events: Sequence[Any]) -> JobResult | None:
         """Pull, and wait until it is over or the deadline has passed (None)."""
         self._take("", wait_s=0.0)
-        patience_s = self._patience_s(plan)
-        job = PullJob(job_id, pages, plan.sources, self._clock() + patience_s)
-        if patience_s <= 0 or len(self._submitted) >= self._settings.pull_threads:
+        wait_budget_s = self._wait_budget_s(plan)
+        job = PullJob(job_id, pages, plan.sources, self._clock() + wait_budget_s)
+        if wait_budget_s <= 0 or len(self._submitted) >= self._settings.pull_threads:
             return unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT)
         for event in events:
             event.synchronize()
@@ -164,7 +166,7 @@ class Loader:
                 return None
 
     def _take(self, job_id: str, *, wait_s: float) -> JobResult | None:
-        """Note what has ended; return the result of this job if it has. What others that were given up took counts."""
+        """Take the results of jobs that have ended, late ones included; return this job's if it is among them."""
         found: JobResult | None = None
         for result in self._puller.poll(wait_s=wait_s):
             sources = self._submitted.pop(result.job_id)
@@ -180,7 +182,8 @@ class Loader:
         except Exception:
             logger.exception("a pull could not be recorded")
 
-    def _patience_s(self, plan: PullPlan) -> float:
+    def _wait_budget_s(self, plan: PullPlan) -> float:
+        """Return how long the scheduler may wait for this pull; 0 or less when the pass has waited enough."""
         left_s = self._settings.pull_timeout_s - self._waited_s
         if self._settings.pull == "always":
             return left_s
@@ -193,7 +196,7 @@ class Loader:
         return Verdict.LANDED if bool(result.valid.all()) else Verdict.FAILED
 
     def _account(self, job_id: str, plan: PullPlan, result: JobResult | None, seconds: float, *, landed: bool) -> None:
-        """Each rank records its own share, when it is over; one of them what it did for the request. Never raises."""
+        """Record a pull: each rank its own share, once it is over, rank 0 what the request got of it. Never raises."""
         try:
             self._record(job_id, plan, result, seconds, landed=landed)
         except Exception:

@@ -1,28 +1,30 @@
 """Finds out what of a prompt is worth pulling: asks the index, weighs, and answers SGLang's `lookup`.
 
-The index is asked when the request enters the queue. SGLang looks for a prefix when it builds a batch, some
-hundred microseconds later when it is idle, and has no way to be told "ask again": what is left of the answer's way is
-waited for on the scheduler's thread, until the deadline at most.
+The index is asked when the request enters the queue. SGLang looks for a prefix when it builds a batch, some hundred
+microseconds later when it is idle, and cannot be asked to come again: an answer that is not there yet is waited for on
+the scheduler's thread, until the deadline at most.
 
 Every rank asks for itself; SGLang takes what all of them can pull. Driven by the scheduler's thread alone.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import BlockHash, MissReason
-from ghostcacher_connector.engines.sglang.scheduling.requests import Phase, Tracked
+from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
+from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
-from ghostcacher_connector.pull.lookups import LookupService, take_answer
-from ghostcacher_connector.pull.planner import PullPlanner
+from ghostcacher_connector.pull.lookups import LookupService
 
 
-class Matcher:
+class Matcher(PrefixMatcher):
     """Decides, request by request, what to pull from whom."""
 
     def __init__(
@@ -38,23 +40,20 @@ class Matcher:
         holds: Callable[[BlockHash], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """page_bytes: of one page on one rank. pages_max: of one pull. holds: says whether this engine has a block."""
-        self._settings = settings
-        self._lookups = lookups
-        self._recorder = recorder
-        self._planner = PullPlanner(settings, forecaster, block_tokens=page_tokens, block_bytes=page_bytes)
+        """Prepare for one rank's requests.
+
+        page_bytes: bytes of one page on one rank. pages_max: pages of one pull at most. holds: says whether this engine
+        has a block.
+        """
+        super().__init__(
+            settings, lookups, forecaster, recorder, block_tokens=page_tokens, block_bytes=page_bytes, clock=clock
+        )
         self._pages_max = pages_max
         self._holds = holds
-        self._clock = clock
 
     def ask(self, tracked: Tracked) -> None:
         """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
-        blocks = tracked.chain[: tracked.pullable]
-        if self._settings.pull == "never" or not blocks or self._holds(blocks[-1]):
-            return
-        tracked.phase = Phase.ASKED
-        tracked.deadline = self._clock() + self._settings.lookup_deadline_ms / 1e3
-        self._lookups.start(tracked.req.rid, blocks)
+        self._start_lookup(tracked, tracked.chain[: tracked.pullable], self._holds)
 
     def match(self, tracked: Tracked, keys: Sequence[str]) -> int:
         """Return how many of these pages to pull. keys: of the pages beyond those in this engine's own cache."""
@@ -63,40 +62,19 @@ class Matcher:
             return 0
         count = 0
         if tracked.phase is Phase.ASKED:
-            count = self._answered(tracked, first)
+            count = self._answered_in_time(tracked, first)
         elif tracked.phase is Phase.PLANNED:
             # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
             count = self._decide(tracked, first)
         return min(count, common_pages(tracked, first, keys), self._pages_max)
 
-    def forget(self, tracked: Tracked) -> None:
-        """Drop what is kept of a request that has ended."""
-        self._lookups.forget(tracked.req.rid)
-
-    def _answered(self, tracked: Tracked, first: int) -> int:
+    def _answered_in_time(self, tracked: Tracked, first: int) -> int:
+        """Wait for the index's answer until the deadline; return how many pages to pull."""
         asked = self._clock()
-        left_s = tracked.deadline - asked
-        answer = take_answer(self._lookups, self._recorder, tracked.req.rid, left_s=left_s, wait_s=left_s)
+        count = self._answered(tracked, first, wait_s=math.inf)
         self._recorder.observe("gc_lookup_wait_seconds", self._clock() - asked)
-        if isinstance(answer, MissReason):
-            return self._settle(tracked, first, answer)
-        assert answer is not None, "an answer that was waited for until its deadline"
-        tracked.hits = answer
-        return self._decide(tracked, first)
-
-    def _settle(self, tracked: Tracked, first: int, reason: MissReason) -> int:
-        tracked.phase = Phase.SETTLED
-        missed = tracked.pullable - first
-        if missed > 0:
-            self._recorder.inc("gc_cache_misses_total", missed, reason=reason.value)
-        return 0
-
-    def _decide(self, tracked: Tracked, first: int) -> int:
-        plan = self._planner.plan(tracked.hits, first, tracked.pullable)
-        if isinstance(plan, MissReason):
-            return self._settle(tracked, first, plan)
-        tracked.plan, tracked.phase = plan, Phase.PLANNED
-        return plan.block_count
+        assert count is not None, "an answer that was waited for until its deadline"
+        return count
 
 
 def page_of(tracked: Tracked, key: str) -> int | None:

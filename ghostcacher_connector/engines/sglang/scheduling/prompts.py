@@ -1,4 +1,4 @@
-"""Tells routers of prompts: which router's request this is, some of its page hashes, and when its pages are there.
+"""Reports prompts to routers: which of their requests it is, some of its page hashes, and when its pages are there.
 
 hooks.py names a request ``<X-Request-Id>-<8 hex>``; SGLang appends ``_<number>`` to it for each prompt of a batch, and
 names further samples of a prompt anew. Only the first prompt of a request is reported.

@@ -23,7 +23,13 @@ from ghostcacher_connector.slots import Slots
 
 
 class Offer(NamedTuple):
-    """Pages of one tree node. hashes, pages: shape (n,) each. events: over when the pages are computed."""
+    """Pages of one tree node, offered to be published.
+
+    hashes: chain hash of each page, n of them.
+    root: hash of the first page of the chain.
+    pages: numbers of the pages, shape (n,).
+    events: over when the pages are computed.
+    """
 
     hashes: list[BlockHash]
     root: BlockHash

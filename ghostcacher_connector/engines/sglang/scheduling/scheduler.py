@@ -1,7 +1,7 @@
-"""What happens on the scheduler's thread of one rank: requests from arrival to end, pages from offer to release.
+"""Follows one rank's requests from arrival to end, and its pages from offer to release.
 
-The same on every rank and in the same order, but for what rank 0 tells the fleet. All methods are called on the
-scheduler's thread, and none of those that SGLang calls raises: an error here would end the engine.
+The same happens on every rank and in the same order; rank 0 alone publishes it to the fleet. All methods are called on
+the scheduler's thread, and none of those that SGLang calls raises: an error here would end the engine.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ logger = logging.getLogger(__name__)
 TRACKED_MAX = 65_536
 """Far above what an engine queues; a request beyond is served without the fleet."""
 
-
 POOL_SHARE = 2
-"""One pull takes at most this part of the pool: its pages are nobody's for as long as a READ into them hangs."""
+"""One pull takes at most one part in so many of the pool: nobody can use its pages while a READ into them hangs."""
 
 
 class ConnectorScheduler:
-    """See the module's docstring."""
+    """One rank's share of the connector on the scheduler's thread; see the module's docstring.
+
+    guard: keeps the generations of this rank's pages.
+    """
 
     def __init__(self, engine: EngineRank, allocator: Any, settings: Settings) -> None:
         self._engine = engine
@@ -96,7 +98,7 @@ class ConnectorScheduler:
         try:
             return self._matcher.match(tracked, keys)
         except Exception:
-            logger.exception("looking for pages of request %s failed in an unforeseen way", rid)
+            logger.exception("request %s: unexpected error while matching its prefix, computing it", rid)
             return 0
 
     def load(self, rid: str, keys: Sequence[str], token_indexes: torch.Tensor, events: Sequence[Any]) -> bool:
@@ -160,7 +162,7 @@ class ConnectorScheduler:
             self._publisher.offer(keys, bytes.fromhex(root or keys[0]), token_indexes, events)
         except Exception:
             # SGLang counts offers, and every rank must have as many: this one stands for none of its pages.
-            logger.exception("an offer of pages failed in an unforeseen way")
+            logger.exception("unexpected error in an offer of pages, not publishing them")
             self._publisher.offer_nothing()
         return True
 
@@ -168,7 +170,7 @@ class ConnectorScheduler:
         try:
             self._publisher.publish_oldest()
         except Exception:
-            logger.exception("publishing pages failed in an unforeseen way")
+            logger.exception("unexpected error while publishing pages")
             return False
         return True
 
@@ -188,10 +190,10 @@ class ConnectorScheduler:
             self._prompts.published(block)
 
     def _report_load(self) -> None:
-        """Hand the present load over to the reporter, who tells it from its own thread."""
+        """Give the reporter the present load, to be published from its own thread."""
         if self._fleet is None or self._scheduler is None:
             return
         try:
             self._fleet.reporter.hand_over(self._meter.measure(self._scheduler, self._tracked.values()))
         except Exception:
-            logger.exception("measuring the load failed in an unforeseen way")
+            logger.exception("unexpected error while measuring the load")

@@ -16,13 +16,15 @@ import numpy as np
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import MissReason
+from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
+from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.messages import PullOrder
-from ghostcacher_connector.engines.vllm.scheduling.requests import Phase, Tracked, pull_wanted, shareable
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, pull_wanted, shareable
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import PullReport, record_outcome, record_transfer
 from ghostcacher_connector.pull.forecast import Forecaster
-from ghostcacher_connector.pull.lookups import LookupService, take_answer
-from ghostcacher_connector.pull.planner import PullPlan, PullPlanner
+from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.pull.planner import PullPlan
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -35,7 +37,7 @@ ALONE_WAIT_S = 0.005
 an engine of several ranks spins meanwhile: on a machine with few cores that starved the very thread that asks."""
 
 
-class Matcher:
+class Matcher(PrefixMatcher):
     """Decides, request by request, what to pull from whom."""
 
     def __init__(
@@ -50,30 +52,24 @@ class Matcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """block_bytes: bytes of one block on one rank; ranks pull side by side."""
-        self._settings = settings
-        self._lookups = lookups
+        super().__init__(
+            settings, lookups, forecaster, recorder, block_tokens=block_tokens, block_bytes=block_bytes, clock=clock
+        )
         self._forecaster = forecaster
-        self._recorder = recorder
         self._block_tokens = block_tokens
-        self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
-        self._clock = clock
         self._orders: list[PullOrder] = []
         self._reports: dict[str, list[PullReport]] = {}
 
     def ask(self, tracked: Tracked, pool: BlockPool | None) -> None:
-        """Start the lookup for a request that has just arrived; settle it when there is nothing to look up."""
+        """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
         request = tracked.request
-        count = self._pullable_blocks(tracked)
-        if self._settings.pull == "never" or count == 0 or not shareable(request) or not pull_wanted(request):
-            tracked.phase = Phase.SETTLED
-            return
-        blocks = request.block_hashes[:count]
-        if pool is not None and pool.get_cached_block(blocks[-1], GROUPS) is not None:
-            tracked.phase = Phase.SETTLED  # all of it is in this engine's own cache
-            return
-        tracked.phase = Phase.ASKED
-        tracked.deadline = self._clock() + self._settings.lookup_deadline_ms / 1e3
-        self._lookups.start(request.request_id, blocks)
+        tracked.pullable = min(len(request.block_hashes), max(0, request.num_tokens - 1) // self._block_tokens)
+        if shareable(request) and pull_wanted(request):
+            self._start_lookup(
+                tracked,
+                request.block_hashes[: tracked.pullable],
+                lambda block: pool is not None and pool.get_cached_block(block, GROUPS) is not None,
+            )
 
     def match(self, tracked: Tracked, local_tokens: int, *, alone: bool = False) -> int | None:
         """Return how many tokens beyond the local ones to pull, or None for "ask again".
@@ -81,14 +77,16 @@ class Matcher:
         alone: the engine has no other request, so that nobody else waits when we do.
         """
         first_block = local_tokens // self._block_tokens
+        count: int | None = 0
         if tracked.phase is Phase.ASKED:
-            return self._answered(tracked, first_block, ALONE_WAIT_S if alone else 0.0)
-        if tracked.phase is Phase.PLANNED:
+            count = self._answered(tracked, first_block, wait_s=ALONE_WAIT_S if alone else 0.0)
+        elif tracked.phase is Phase.PLANNED:
             # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
             if tracked.plan is not None and tracked.plan.first_block == first_block:
-                return tracked.plan.block_count * self._block_tokens
-            return self._decide(tracked, first_block)
-        return 0
+                count = tracked.plan.block_count
+            else:
+                count = self._decide(tracked, first_block)
+        return None if count is None else count * self._block_tokens
 
     def allocated(self, tracked: Tracked, slots: list[int], token_count: int) -> None:
         """Order the pull into the slots that vLLM gave. slots: of all the request's blocks, in order."""
@@ -97,12 +95,10 @@ class Matcher:
         assert plan is not None
         count = min(plan.block_count, token_count // self._block_tokens)
         local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
-        request_id = tracked.request.request_id
-        self._orders.append(PullOrder(request_id, local, plan.sources_of(count), self._settings.pull_timeout_s))
+        order = PullOrder(tracked.request_id, local, plan.sources_of(count), self._settings.pull_timeout_s)
+        self._orders.append(order)
         tracked.phase = Phase.LOADING
-        missed = self._pullable_blocks(tracked) - plan.first_block - count
-        if missed > 0:
-            self._recorder.inc("gc_cache_misses_total", missed, reason=MissReason.NOT_INDEXED.value)
+        self._count_misses(tracked, plan.first_block + count, MissReason.NOT_INDEXED)
 
     def take_orders(self) -> list[PullOrder]:
         orders, self._orders = self._orders, []
@@ -121,43 +117,6 @@ class Matcher:
         tracked.phase = Phase.SETTLED
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)
-
-    def forget(self, tracked: Tracked) -> None:
-        """Drop what is kept of a request that has ended. A pull in flight still reports, to `received`."""
-        self._lookups.forget(tracked.request.request_id)
-
-    def _pullable_blocks(self, tracked: Tracked) -> int:
-        """All full blocks but one that holds the last token: it is computed in any case, for its logits."""
-        request = tracked.request
-        tokens: int = request.num_tokens
-        return min(len(request.block_hashes), max(0, tokens - 1) // self._block_tokens)
-
-    def _answered(self, tracked: Tracked, first_block: int, wait_s: float) -> int | None:
-        """Decide as soon as the index has answered; give it up at the deadline."""
-        left_s = tracked.deadline - self._clock()
-        request_id = tracked.request.request_id
-        answer = take_answer(self._lookups, self._recorder, request_id, left_s=left_s, wait_s=wait_s)
-        if answer is None:
-            return None
-        if isinstance(answer, MissReason):
-            return self._settle(tracked, first_block, answer)
-        tracked.hits = answer
-        return self._decide(tracked, first_block)
-
-    def _settle(self, tracked: Tracked, first_block: int, reason: MissReason) -> int:
-        tracked.phase = Phase.SETTLED
-        missed = self._pullable_blocks(tracked) - first_block
-        if missed > 0:
-            self._recorder.inc("gc_cache_misses_total", missed, reason=reason.value)
-        return 0
-
-    def _decide(self, tracked: Tracked, first_block: int) -> int:
-        plan = self._planner.plan(tracked.hits, first_block, self._pullable_blocks(tracked))
-        if isinstance(plan, MissReason):
-            return self._settle(tracked, first_block, plan)
-        tracked.plan = plan
-        tracked.phase = Phase.PLANNED
-        return plan.block_count * self._block_tokens
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
         for report in reports:

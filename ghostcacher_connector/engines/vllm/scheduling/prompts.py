@@ -1,4 +1,4 @@
-"""Tells routers of prompts: which router's request this is, some of its block hashes, and when its blocks are there.
+"""Reports prompts to routers: which of their requests it is, some of its block hashes, and when its blocks are there.
 
 A router names a request by the ``X-Request-Id`` that it sends. vLLM's API server makes its own id around it, and the
 engine's front end makes that unique; here it is taken out again:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.engines.vllm.scheduling.requests import Phase, Tracked, shareable
+from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 
 if TYPE_CHECKING:

@@ -1,53 +1,33 @@
-"""What the scheduler's half remembers of each request, from its arrival to its end.
-
-    NEW --ask--> ASKED --answer--> PLANNED --allocated--> LOADING --received--> SETTLED
-                   '--nothing to pull, too late, or not wanted--------------------^
-
-SETTLED is final: a request is pulled for at most once, so that a failed pull cannot repeat itself.
-"""
+"""What the scheduler's half remembers of each request, from its arrival to its end."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.core.types import PrefixHit
-from ghostcacher_connector.pull.planner import PullPlan
+from ghostcacher_connector.engines.common.pull_state import PullState
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-class Phase(Enum):
-    """See the module's docstring."""
-
-    NEW = "new"
-    ASKED = "asked"
-    PLANNED = "planned"
-    LOADING = "loading"
-    SETTLED = "settled"
-
-
 @dataclass(slots=True)
-class Tracked:
+class Tracked(PullState):
     """One request.
 
-    published: blocks ``[0, published)`` need no publishing any more. given: tokens whose KV it has from this cache or
-    from a peer; another request may still be computing them. own_step: it has computed tokens of its own, and so
-    everything before them is final. deadline: when to stop waiting for the index. hits: the index's answer.
-    reported_as: the router's id of the request, until its prompt is reported as computed.
+    published: blocks ``[0, published)`` need no publishing any more.
+    given: tokens whose KV it has from this cache or from a peer; another request may still be computing them.
+    own_step: it has computed tokens of its own, and so everything before them is final.
     """
 
     request: Request
-    phase: Phase = Phase.NEW
     published: int = 0
     given: int = 0
     own_step: bool = False
-    deadline: float = 0.0
-    hits: list[PrefixHit] = field(default_factory=list)
-    plan: PullPlan | None = None
-    reported_as: str | None = None
+
+    @property
+    def request_id(self) -> str:
+        return str(self.request.request_id)
 
 
 def shareable(request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""The connector's half in vLLM's scheduler process. Holds no KV memory; knows requests, slots and the fleet.
+"""The connector's half in vLLM's scheduler process: knows requests, slots and the fleet, holds no KV memory.
 
 Life of a request here:
 1. it arrives: the index is asked, on another thread (matching.py);
@@ -23,13 +23,14 @@ import numpy as np
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.load import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
-from ghostcacher_connector.engines.vllm.scheduling.requests import Phase, Tracked
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
@@ -142,7 +143,7 @@ class ConnectorScheduler:
         self._left = True
         logger.error("leaving the fleet, restart this engine to share again: %s", why)
         for tracked in self._tracked.values():
-            if tracked.phase in (Phase.NEW, Phase.ASKED, Phase.PLANNED):
+            if tracked.phase is not Phase.LOADING:
                 tracked.phase = Phase.SETTLED
         self._fleet.leave()
 
@@ -154,9 +155,7 @@ class ConnectorScheduler:
 
     def on_new_request(self, request: Request) -> None:
         tracked = self._tracked[request.request_id] = Tracked(request)
-        if self._matcher is None or self._left:
-            tracked.phase = Phase.SETTLED
-        else:
+        if self._matcher is not None and not self._left:
             self._matcher.ask(tracked, self._pool)
         if self._prompts is not None and not self._left:
             self._prompts.arrived(tracked)
@@ -220,7 +219,7 @@ class ConnectorScheduler:
 
     def _confirm(self, report: RankReport) -> None:
         if report.lost_step:
-            self.leave("a rank missed a step and cannot vouch for its slots")
+            self.leave("a rank missed a step and can no longer guarantee its generations")
         if self._publisher is not None and not self._left:
             self._publisher.confirm(report.step, self._tracked)
         if self._matcher is not None:
@@ -236,7 +235,7 @@ class ConnectorScheduler:
             self._recorder.observe("gc_prefill_forecast_ratio", ratio)
 
     def _report_load(self) -> None:
-        """Hand the present load over to the reporter, who tells it from its own thread."""
+        """Give the reporter the present load, to be published from its own thread."""
         if self._fleet is not None and self._load is not None:
             self._fleet.reporter.hand_over(self._load.measure(self._tracked.values()))
 

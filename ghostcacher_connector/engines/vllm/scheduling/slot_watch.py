@@ -1,8 +1,8 @@
 """Who holds which slot since when: the scheduler's half of *bump happens-before overwrite*.
 
-vLLM's block pool tells when a block is handed out again: `BlockPool.unpin_blocks(..., on_reuse)`. A block in use is
-touched and unpinned in one breath, which leaves its reference count and its place in the free queue as they were,
-and leaves the watcher behind. When it fires, in the midst of `schedule()`, the block has not been written yet: its new
+vLLM's block pool calls back when a block is allocated again: `BlockPool.unpin_blocks(..., on_reuse)`. A block in use is
+touched and unpinned in one go, which leaves its reference count and its place in the free queue as they were, and
+leaves the callback behind. When it is called, in the midst of `schedule()`, the block has not been written yet: its new
 generation travels with that very step's metadata and every rank applies it at the start of the step, before any
 forward pass, copy or pull of that step.
 

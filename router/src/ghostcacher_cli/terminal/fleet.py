@@ -1,8 +1,4 @@
-"""What a router tells of itself and its fleet (/gc/status, /gc/stats, /gc/pods), decoded in this one place.
-
-Fields that are not known are ignored, and those that are missing have a value that shows as nothing: a router of
-another version can still be looked at.
-"""
+"""Asks a router about itself and its fleet: /gc/status, /gc/stats and /gc/workers."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from ghostcacher_connector.core.admin_api import Stats, Status, Worker, Workers
 from ghostcacher_connector.core.errors import GhostCacherError
 from ghostcacher_connector.core.settings import check_http_url
 
@@ -23,79 +20,17 @@ class RouterUnreachable(GhostCacherError):
     """A router does not answer, refuses, or answers what is no router's answer."""
 
 
-class Load(msgspec.Struct, frozen=True):
-    """Of one worker. kv_blocks_*: of its own cache. prefill_tokens_per_s: measured. age_s: of this report."""
-
-    running: int = 0
-    waiting: int = 0
-    waiting_tokens: int = 0
-    kv_blocks_used: int = 0
-    kv_blocks_total: int = 0
-    prefill_tokens_per_s: float = 0.0
-    age_s: float = 0.0
-
-
-class Pod(msgspec.Struct, frozen=True):
-    """One worker. load: None for one that tells nothing of it. why, error: what is wrong with it."""
-
-    id: str
-    state: str
-    url: str = ""
-    models: tuple[str, ...] = ()
-    in_flight: int = 0
-    load: Load | None = None
-    why: str | None = None
-    error: str | None = None
-
-
-class Pods(msgspec.Struct, frozen=True):
-    pods: tuple[Pod, ...]
-
-
-class Status(msgspec.Struct, frozen=True):
-    """The router as a whole. workers: count by state. replicas: routers alive; None when that is not known."""
-
-    version: str
-    uptime_s: float
-    ready: bool
-    why_not_ready: str | None = None
-    workers: dict[str, int] = {}
-    redis_available: bool = False
-    replicas: int | None = None
-    models: tuple[str, ...] = ()
-
-
-class Requests(msgspec.Struct, frozen=True):
-    total: float = 0.0
-    by_status: dict[str, float] = {}
-
-
-class Quantiles(msgspec.Struct, frozen=True):
-    """None before the first."""
-
-    p50: float | None = None
-    p90: float | None = None
-
-
-class Stats(msgspec.Struct, frozen=True):
-    """Counters since the router's start."""
-
-    requests: Requests = Requests()
-    picks_by_worker: dict[str, float] = {}
-    prompt_tokens: float = 0.0
-    hit_tokens: float = 0.0
-    saved_ttft_ms: float = 0.0
-    overhead_ms: Quantiles = Quantiles()
-    ttft_ms: Quantiles = Quantiles()
-
-
 class Snapshot(NamedTuple):
-    """A fleet as one router sees it. at: clock of whoever asked, in s."""
+    """A fleet as one router sees it."""
 
     at: float
+    """When it was asked, in seconds of the clock of whoever asked."""
     status: Status
+    """The router as a whole."""
     stats: Stats
-    pods: tuple[Pod, ...]
+    """Its counters."""
+    workers: tuple[Worker, ...]
+    """Its workers, gone ones included."""
 
 
 class RouterClient:
@@ -111,14 +46,17 @@ class RouterClient:
         return f"RouterClient({self.url})"
 
     def snapshot(self, at: float) -> Snapshot:
-        """Return what the router tells now, in three questions. Raises RouterUnreachable."""
-        status, stats, pods = (self._get(path) for path in ("/gc/status", "/gc/stats", "/gc/pods"))
-        return decode(status, stats, pods, at=at)
+        """Return what the router answers now to three questions. Raises RouterUnreachable."""
+        status, stats, workers = (self._get(path) for path in ("/gc/status", "/gc/stats", "/gc/workers"))
+        return decode(status, stats, workers, at=at)
 
     def documents(self) -> dict[str, Any]:
-        """Return the same as plain JSON, as the router gives it. Raises RouterUnreachable."""
-        names = ("status", "stats", "pods")
-        return {name: _decoded(self._get(f"/gc/{name}"), dict[str, Any]) for name in names}
+        """Return the same as plain JSON, as the router gives it. Raises RouterUnreachable.
+
+        The workers are there twice, since programs may know them by their older name.
+        """
+        found = {name: _decoded(self._get(f"/gc/{name}"), dict[str, Any]) for name in ("status", "stats", "workers")}
+        return found | {"pods": {"pods": found["workers"].get("workers", [])}}
 
     def is_ready(self) -> bool:
         """Say whether the router can serve a request."""
@@ -142,9 +80,9 @@ class RouterClient:
             raise RouterUnreachable(f"{self.url} does not answer: {reason}; is a router there (--url)?") from None
 
 
-def decode(status: bytes, stats: bytes, pods: bytes, *, at: float) -> Snapshot:
+def decode(status: bytes, stats: bytes, workers: bytes, *, at: float) -> Snapshot:
     """Return what three answers of a router say. Raises RouterUnreachable."""
-    return Snapshot(at, _decoded(status, Status), _decoded(stats, Stats), _decoded(pods, Pods).pods)
+    return Snapshot(at, _decoded(status, Status), _decoded(stats, Stats), _decoded(workers, Workers).workers)
 
 
 Kind = TypeVar("Kind")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ghostcacher_cli.terminal.fleet import Pod, Quantiles, Snapshot
+from ghostcacher_cli.terminal.fleet import Snapshot
 from ghostcacher_cli.terminal.text import NOTHING, bar, count, duration, fit, milliseconds, percent, printable, table
+from ghostcacher_connector.core.admin_api import GONE, Quantiles, Worker
 
 BAR_CHARS = 10
 STALE_S = 5.0
@@ -12,14 +13,16 @@ HEADERS = ("worker", "state", "run", "wait", "KV use", "prefill tok/s", "in flig
 
 
 def fleet_lines(now: Snapshot, before: Snapshot | None = None) -> list[str]:
-    """Return the router's line, the line of what it does, and a table of its workers. before: for rates."""
+    """Return the router's line, the line of what it does, a table of its workers, and what is wrong with them.
+
+    before: an earlier look, for rates.
+    """
     lines = [router_line(now), work_line(now, before), ""]
-    if now.pods:
+    if now.workers:
         total = sum(now.stats.picks_by_worker.values())
-        rows = [_row(pod, now.stats.picks_by_worker.get(pod.id, 0.0), total) for pod in now.pods]
+        rows = [_row(worker, now.stats.picks_by_worker.get(worker.id, 0.0), total) for worker in now.workers]
         lines += table(HEADERS, rows, left=2).splitlines()
-    troubled = [pod for pod in now.pods if pod.state != "ready" and (pod.why or pod.error)]
-    problems = [f"{pod.id}: {pod.why or pod.error}" for pod in troubled]
+    problems = [problem for worker in now.workers if (problem := _problem(worker)) is not None]
     if now.status.why_not_ready:
         problems.insert(0, now.status.why_not_ready)
     return [printable(line) for line in (*lines, *([""] if problems else []), *problems)]
@@ -62,21 +65,29 @@ def framed(lines: list[str], *, width: int, height: int, footer: str) -> list[st
     return [fit(line, width) for line in (*shown, footer)][:height]
 
 
-def _row(pod: Pod, picks: float, picks_total: float) -> list[str]:
+def _problem(worker: Worker) -> str | None:
+    """Return what is wrong with a worker; None when nothing is."""
+    why = worker.why or worker.error
+    if worker.state == "ready" or why is None:
+        return None
+    return f"{worker.id}: {f'gone for {duration(worker.state_s)}: ' if worker.state == GONE else ''}{why}"
+
+
+def _row(worker: Worker, picks: float, picks_total: float) -> list[str]:
     share = percent(picks / picks_total) if picks_total else NOTHING
-    load = pod.load
+    load = worker.load
     if load is None:
-        return [pod.id, pod.state, NOTHING, NOTHING, NOTHING, NOTHING, str(pod.in_flight), share]
+        return [worker.id, worker.state, NOTHING, NOTHING, NOTHING, NOTHING, str(worker.in_flight), share]
     used = load.kv_blocks_used / load.kv_blocks_total if load.kv_blocks_total else None
     stale = f" ({load.age_s:.0f} s old)" if load.age_s > STALE_S else ""
     return [
-        pod.id,
-        pod.state + stale,
+        worker.id,
+        worker.state + stale,
         str(load.running),
         str(load.waiting),
         NOTHING if used is None else f"{bar(used, BAR_CHARS)} {used:4.0%}",
         count(load.prefill_tokens_per_s) if load.prefill_tokens_per_s > 0 else NOTHING,
-        str(pod.in_flight),
+        str(worker.in_flight),
         share,
     ]
 

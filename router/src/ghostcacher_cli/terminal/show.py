@@ -13,19 +13,23 @@ from ghostcacher_cli.terminal.text import printable
 REFRESH_S = 1.0
 TOP_TIMEOUT_S = 1.0
 FOOTER = "q or Ctrl-C ends"
-EXIT_NOT_READY = 1
+EXIT_TROUBLE = 1
 
 
 def show_status(url: str, token: str | None, *, as_json: bool = False) -> int:
-    """Print a fleet once; return 0 when it can serve a request, else 1. Raises RouterUnreachable, ConfigError."""
+    """Print a fleet once. Return 0 when it can serve a request and no worker is gone, else 1.
+
+    Raises RouterUnreachable, ConfigError.
+    """
     client = RouterClient(url, token)
     if as_json:
         documents = client.documents()
         print(json.dumps(documents, indent=2))
-        return 0 if documents["status"].get("ready") else EXIT_NOT_READY
+        status = documents["status"]
+        return 0 if status.get("ready") and not status.get("gone") else EXIT_TROUBLE
     snapshot = client.snapshot(time.monotonic())
     print(*fleet_lines(snapshot), sep="\n")
-    return 0 if snapshot.status.ready else EXIT_NOT_READY
+    return 0 if snapshot.status.ready and not snapshot.status.gone else EXIT_TROUBLE
 
 
 def show_top(url: str, token: str | None) -> int:

@@ -22,6 +22,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from ghostcacher_connector.core.breaker import Breaker
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeldLock, LockGrant
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
@@ -47,9 +48,6 @@ them is asynchronous."""
 
 WATCH_S = 0.05
 """Between two reads of another router's lock, while a request waits for it."""
-
-BREAKER_S = 0.5
-"""After a failure the store is not asked for so long: requests must not wait for one time-out after the other."""
 
 
 class SingleFlight:
@@ -78,7 +76,7 @@ class SingleFlight:
         self._store, self._offload, self._clock, self._alone = store, offload, clock, alone
         self._router, self._server_offset, self._count = router, server_offset, count
         self._table = LockTable(clock)
-        self._broken_until = float("-inf")
+        self._breaker = Breaker(clock)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -95,11 +93,11 @@ class SingleFlight:
     @property
     def broken(self) -> bool:
         """Whether the store failed a moment ago."""
-        return self._clock() < self._broken_until
+        return self._breaker.open
 
-    def store_failed(self, for_s: float = BREAKER_S) -> None:
+    def store_failed(self, for_s: float | None = None) -> None:
         """Note that the store has failed: for so long it is not asked."""
-        self._broken_until = max(self._broken_until, self._clock() + for_s)
+        self._breaker.trip(for_s)
 
     def find(self, namespace: str, prompt: Prompt, after: int) -> EncounteredLock | None:
         """Return the live lock that covers the most of a prompt beyond boundary `after` (-1: from its beginning)."""

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from ghostcacher_connector.core.admin_api import Quantiles, Requests, Stats
 from ghostcacher_router.metrics.instruments import OTHER, Counter, Gauge, Histogram, Page, Source
 from ghostcacher_router.types import Reason, WorkerState
 
@@ -44,8 +45,9 @@ PATHS = (
 """Paths with series of their own. Any other, and so whatever a client makes up, is "other"."""
 
 OWN = "own"
-_OWN_PATHS = frozenset({"/health", "/ready", "/metrics"})
-"""What people and monitors ask of the router itself has one series, and is not counted where requests are shown."""
+"""What people ask of the router itself has this one series, and is not counted where requests are shown."""
+_PROBES = frozenset({"/health", "/ready"})
+"""Not counted at all: a 503 of `/ready` says that no worker is ready, and is no request that failed."""
 
 _PATHS = frozenset(PATHS)
 _PATH_STATUS = ("path", "status")
@@ -168,7 +170,9 @@ class RouterMetrics:
 
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended. path: as the client sent it."""
-        own = path in _OWN_PATHS or path.startswith("/gc/")
+        if path in _PROBES:
+            return
+        own = path == "/metrics" or path.startswith("/gc/")
         known = path if path in _PATHS else OWN if own else OTHER
         self.requests.add(1.0, known, status if status in _STATUSES else OTHER)
 
@@ -230,24 +234,32 @@ class RouterMetrics:
         """Return the metrics page in the text format of `PAGE_TYPE`."""
         return generate_latest(self.registry)
 
-    def stats(self) -> dict[str, object]:
-        """Return the counters that people ask for first, for JSON. Quantiles are since the start, within buckets."""
-        own = self.requests.by("path").get(OWN, 0.0)
-        return {
-            "requests": {"total": self.requests.total - own, "by_status": self.requests.by("status")},
-            "picks": self._picks.by("reason"),
-            "picks_by_worker": self._worker_picks.by("worker"),
-            "fallbacks": self.fallbacks.by("reason"),
-            "retries": self.retries.by("reason"),
-            "ghost_locks": self.ghost_locks.by("result"),
-            "prompt_tokens": self.prompt_tokens.total,
-            "hit_tokens": self.hit_tokens.total,
-            "hit_ratio": self.hit_ratio(),
-            "saved_ttft_ms": self.saved_ttft_ms.total,
-            "overhead_ms": _quantiles(self.latency_ms),
-            "ttft_ms": _quantiles(self.ttft_ms),
-            "forecast_ratio": _quantiles(self.forecast_ratio),
-        }
+    def stats(self) -> Stats:
+        """Return the counters that people ask for first. Quantiles are since the start, within buckets."""
+        by_status = self._requests_by_status()
+        return Stats(
+            requests=Requests(sum(by_status.values()), by_status),
+            picks=self._picks.by("reason"),
+            picks_by_worker=self._worker_picks.by("worker"),
+            fallbacks=self.fallbacks.by("reason"),
+            retries=self.retries.by("reason"),
+            ghost_locks=self.ghost_locks.by("result"),
+            prompt_tokens=self.prompt_tokens.total,
+            hit_tokens=self.hit_tokens.total,
+            hit_ratio=self.hit_ratio(),
+            saved_ttft_ms=self.saved_ttft_ms.total,
+            overhead_ms=_quantiles(self.latency_ms),
+            ttft_ms=_quantiles(self.ttft_ms),
+            forecast_ratio=_quantiles(self.forecast_ratio),
+        )
+
+    def _requests_by_status(self) -> dict[str, float]:
+        """Return the requests that were for a worker, by status."""
+        sums: dict[str, float] = {}
+        for (path, status), count in self.requests.values.items():
+            if path != OWN:
+                sums[str(status)] = sums.get(str(status), 0.0) + count
+        return sums
 
     def _ratio(self) -> Mapping[str, float]:
         return {"": self.hit_ratio()}
@@ -261,5 +273,5 @@ class _PageCollector(Page, Collector):
     """A page as prometheus_client wants to see it."""
 
 
-def _quantiles(histogram: Histogram) -> dict[str, float | int | None]:
-    return {"count": histogram.count, "p50": histogram.quantile(0.5), "p90": histogram.quantile(0.9)}
+def _quantiles(histogram: Histogram) -> Quantiles:
+    return Quantiles(histogram.count, histogram.quantile(0.5), histogram.quantile(0.9))

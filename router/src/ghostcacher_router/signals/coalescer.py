@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from ghostcacher_connector.core.breaker import Breaker
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_router.ports import Clock, Offload
 
@@ -14,9 +15,6 @@ logger = logging.getLogger(__name__)
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-BREAKER_S = 0.5
-"""After a failure nothing is asked for so long: requests must not wait for one time-out after the other."""
 
 
 class Coalescer(Generic[K, V]):
@@ -41,12 +39,12 @@ class Coalescer(Generic[K, V]):
         batch_max: keys in one batch.
         queue_max: keys that may wait for the next batch; beyond, a key is not asked for.
         """
-        self._prepare, self._received, self._offload, self._clock = prepare, received, offload, clock
+        self._prepare, self._received, self._offload = prepare, received, offload
         self._batch_max, self._queue_max = batch_max, queue_max
         self._asked: dict[K, asyncio.Future[bool] | None] = {}
         self._under_way: dict[K, asyncio.Future[bool] | None] = {}
         self._task: asyncio.Task[None] | None = None
-        self._broken_until = float("-inf")
+        self._breaker = Breaker(clock)
 
     def __repr__(self) -> str:
         return f"Coalescer(asked={len(self._asked)}, broken={self.broken})"
@@ -54,7 +52,7 @@ class Coalescer(Generic[K, V]):
     @property
     def broken(self) -> bool:
         """Whether it failed a moment ago: asking is of no use now."""
-        return self._clock() < self._broken_until
+        return self._breaker.open
 
     def refresh(self, key: K) -> None:
         """Ask for a key without waiting."""
@@ -79,7 +77,7 @@ class Coalescer(Generic[K, V]):
 
     def stop(self) -> None:
         """Ask for nothing more. Whoever waits gets no answer."""
-        self._broken_until = float("inf")
+        self._breaker.trip(float("inf"))
         if self._task is not None:
             self._task.cancel()
 
@@ -102,7 +100,7 @@ class Coalescer(Generic[K, V]):
                 self._resolve(self._under_way, True)
         except IndexUnavailable as exc:
             logger.debug("asking for %d keys: %s", len(self._under_way), exc)
-            self._broken_until = self._clock() + BREAKER_S
+            self._breaker.trip()
         finally:
             # Also when it was cancelled, or a bug ended it: nobody may wait for an answer that never comes.
             self._resolve(self._under_way, False)

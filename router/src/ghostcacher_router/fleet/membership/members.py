@@ -1,4 +1,4 @@
-"""Who belongs to the fleet, worked out from the records in force and the static URLs. No I/O."""
+"""Works out who belongs to the fleet, from the records in force and the static URLs. No I/O."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_router.fleet.endpoints import name_of, parse_endpoint, same_server
+from ghostcacher_router.fleet.membership.endpoints import name_of, parse_endpoint, same_server
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import Endpoint
 
 NAME_CHARS_MAX = 200
-"""With its incarnation behind it, it still is a name that the store takes."""
+"""The longest name of a worker: with the incarnation behind it, it still is a name that the store takes."""
 
 
 class Member(NamedTuple):
-    """A worker as it should be. record: None when its URL is all that is known."""
+    """A worker that belongs to the fleet."""
 
     name: str
+    """Its own name, or one that is made of its URL."""
     endpoint: Endpoint
+    """Where it listens."""
     record: WorkerRecord | None
+    """What it says of itself; None when its URL is all that is known."""
 
     def is_same(self, worker: Worker) -> bool:
-        """Say whether a worker of this name is this life of it, at the same place."""
+        """Say whether a worker of this name is the same incarnation, at the same place."""
         incarnation = None if self.record is None else self.record.incarnation
         return (worker.endpoint, worker.incarnation) == (self.endpoint, incarnation)
 
@@ -37,7 +40,9 @@ class Unroutable(NamedTuple):
     """A worker with a lease that cannot be sent requests."""
 
     record: WorkerRecord
+    """What it says of itself."""
     why: str
+    """Why it cannot, for people."""
 
 
 def members_of(
@@ -45,8 +50,8 @@ def members_of(
 ) -> tuple[dict[str, Member], dict[str, Unroutable]]:
     """Return the members by name, and the records that cannot be members, by name.
 
-    Each server is one member. Of several records that name one URL the latest start counts: the others are what an
-    engine that was killed left behind, or ranks that share one front.
+    Each server is one member. Of several records that name one URL, the one that started last counts: the others were
+    left behind by an engine that was killed, or belong to ranks that share one API server.
     """
     members: dict[str, Member] = {}
     unroutable: dict[str, Unroutable] = {}

@@ -1,4 +1,4 @@
-"""Base URLs of workers, and the names of those that have no other."""
+"""Reads the base URLs of workers, and names workers by them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.types import Endpoint
 
 URL_CHARS_MAX = 200
-"""A worker's name may be made of it."""
+"""The longest URL: a worker's name may be made of it."""
 
 _PORTS = {"http": 80, "https": 443}
 
@@ -16,7 +16,7 @@ _PORTS = {"http": 80, "https": 443}
 def parse_endpoint(url: str, setting: str = "http_url") -> Endpoint:
     """Return where a base URL leads; raise ConfigError, naming the setting, unless it is http[s]://host[:port][/path].
 
-    The path is what stands before `/v1`: a URL that ends in `/v1`, as clients are given it, means the same server.
+    The path is what stands before `/v1`. A URL that ends in `/v1`, as clients are given it, means the same server.
     """
     try:
         parts = urlsplit(url.strip())

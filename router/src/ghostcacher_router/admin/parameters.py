@@ -1,12 +1,12 @@
-"""What people ask of /gc/*, taken out of queries and bodies. Raises Refusal, 400, naming the field that is wrong."""
+"""Reads the queries and bodies of requests to /gc/*. Raises Refusal, 400, naming the field that is wrong."""
 
 from __future__ import annotations
 
 import json
-from enum import Enum
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from ghostcacher_connector.core.admin_api import FlushScope
 from ghostcacher_router.http.protocol.local_response import LocalRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
 
@@ -17,34 +17,28 @@ KEY_BYTES_MAX = 64
 _BOOLS = {"1": True, "true": True, "0": False, "false": False}
 
 
-class Scope(str, Enum):
-    """What is to be forgotten. The values are what people write, and what the routers tell each other."""
+class FlushTarget(NamedTuple):
+    """What the routers are to forget. Of DOC and PREFIX it has either `request` or `key`."""
 
-    SESSION = "session"
-    DOC = "doc"
-    ALL = "all"
-    PREFIX = "prefix"
-
-
-class FlushAsk(NamedTuple):
-    """What the routers are to forget.
-
-    session: the client's own name for it, of SESSION. Of DOC and PREFIX either `request`, the body of a request to
-    `path` that has them, or `key`, the digest of their end as /gc/explain shows it.
-    """
-
-    scope: Scope
+    scope: FlushScope
+    """What kind of thing it is."""
     session: str | None = None
+    """The client's own name for it, of SESSION."""
     path: str = CHAT
+    """Where `request` would be sent."""
     request: bytes | None = None
+    """The body of a request that has the documents, or the prompt."""
     key: bytes | None = None
+    """The digest of a boundary."""
 
 
-class ExplainAsk(NamedTuple):
-    """A request as it would be sent to `path`."""
+class ExplainedRequest(NamedTuple):
+    """A request whose placement is to be explained."""
 
     path: str
+    """Where it would be sent."""
     body: bytes
+    """Its body."""
 
 
 def query_of(request: LocalRequest) -> dict[str, str]:
@@ -71,42 +65,42 @@ def draining_of(request: LocalRequest) -> bool:
     return _BOOLS[text] and request.method != "DELETE"
 
 
-def flush_of(request: LocalRequest) -> FlushAsk:
+def flush_of(request: LocalRequest) -> FlushTarget:
     """Return what a request to /gc/flush wants to be forgotten."""
     body = _object(request.body)
     try:
-        scope = Scope(body.get("scope"))
+        scope = FlushScope(body.get("scope"))
     except ValueError:
-        expected = ", ".join(scope.value for scope in Scope)
+        expected = ", ".join(scope.value for scope in FlushScope)
         raise _wrong("scope", f"expected one of {expected}, got {_shown(body.get('scope'))}") from None
-    if scope is Scope.ALL:
+    if scope is FlushScope.ALL:
         _only(body, {"scope"})
-        return FlushAsk(scope)
-    if scope is Scope.SESSION:
+        return FlushTarget(scope)
+    if scope is FlushScope.SESSION:
         _only(body, {"scope", "session"})
-        return FlushAsk(scope, session=_text(body, "session"))
+        return FlushTarget(scope, session=_text(body, "session"))
     _only(body, {"scope", "request", "path", "key"})
     if ("request" in body) == ("key" in body):
         raise _wrong("request", "expected either `request`, the body of a request, or `key`, a digest in hex")
     if "key" in body:
-        return FlushAsk(scope, key=_key(body))
+        return FlushTarget(scope, key=_key(body))
     if not isinstance(body["request"], dict):
         raise _wrong("request", f"expected an object, the body of a request, got {_shown(body['request'])}")
     path = _text(body, "path") if "path" in body else path_for(body["request"])
-    return FlushAsk(scope, path=path, request=json.dumps(body["request"]).encode())
+    return FlushTarget(scope, path=path, request=json.dumps(body["request"]).encode())
 
 
-def explain_of(request: LocalRequest) -> ExplainAsk:
+def explain_of(request: LocalRequest) -> ExplainedRequest:
     """Return the request that /gc/explain is asked about: GET ?model=&prompt=, or POST with its body (and ?path=)."""
     query = query_of(request)
     if request.method == "POST":
         _only(query, {"path"})
         body = _object(request.body)
-        return ExplainAsk(query.get("path") or path_for(body), request.body)
+        return ExplainedRequest(query.get("path") or path_for(body), request.body)
     _only(query, {"model", "prompt"})
     if "prompt" not in query:
         raise _wrong("prompt", "expected ?prompt=, or POST with the body of a request, got neither")
-    return ExplainAsk(COMPLETIONS, json.dumps(query).encode())
+    return ExplainedRequest(COMPLETIONS, json.dumps(query).encode())
 
 
 def path_for(body: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""Which records are in force, given what Redis says and whether it can be believed.
+"""Decides which records are in force, given what Redis says and whether that can be believed.
 
-A worker whose lease is gone is out at once: it has stopped or hangs. But Redis itself can go away, and come back empty;
-the workers then need up to a third of a lease to enter themselves again. So:
+A worker whose lease has ended leaves the fleet at once: it has stopped, or hangs. But Redis itself can go away, and
+come back empty; the workers then need up to a third of a lease to enter themselves again. So:
 
     Redis does not answer                 every record stays in force, however long it takes
     it answers again                      records that it does not have any more stay for one lease
@@ -20,10 +20,10 @@ from ghostcacher_connector.core.types import WorkerRecord
 
 
 class Leases:
-    """The records in force, by worker's name. A name that several namespaces have belongs to the latest start.
+    """The records in force, by worker's name. A name that several namespaces have belongs to the latest start."""
 
-    available: whether Redis answered the last time.
-    """
+    available: bool
+    """Whether Redis answered the last time."""
 
     def __init__(self, lease_ttl_s: float) -> None:
         self._lease_ttl_s = lease_ttl_s
@@ -36,25 +36,25 @@ class Leases:
 
     @property
     def records(self) -> list[WorkerRecord]:
-        """The records in force, in order of name."""
+        """Return the records in force, in order of name."""
         return [self._records[name] for name in sorted(self._records)]
 
     def kept(self, worker: str) -> bool:
         """Say whether a worker is in force without a lease that Redis knows of."""
         return worker in self._kept_until
 
-    def away(self) -> None:
+    def redis_silent(self) -> None:
         """Redis did not answer."""
         self.available = False
 
     def lacks(self, records: Sequence[WorkerRecord]) -> bool:
-        """Say whether a worker is missing from what Redis says, and would be out."""
+        """Say whether a worker is missing from what Redis says, and would leave the fleet."""
         return not self._records.keys() <= {record.worker for record in records} | self._kept_until.keys()
 
-    def told(self, records: Sequence[WorkerRecord], now: float, *, forgot: bool = False) -> set[str]:
+    def update(self, records: Sequence[WorkerRecord], now: float, *, forgot: bool = False) -> set[str]:
         """Take over what Redis says; return the workers that are kept from now on though it no longer has them.
 
-        forgot: Redis is known to have lost everything a moment ago.
+        forgot: whether Redis is known to have lost everything a moment ago.
         """
         found, kept = _newest(records), self._kept_until
         lost, came_back = self._records.keys() - found.keys(), not self.available

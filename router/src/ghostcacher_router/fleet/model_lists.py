@@ -1,4 +1,4 @@
-"""Which workers serve which model."""
+"""Makes lists of models and of the workers that serve them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def serving_by_model(workers: Iterable[Worker]) -> dict[str | None, list[Worker]
 def merged_models(workers: Iterable[Worker]) -> dict[str, Mapping[str, object]]:
     """Return each model that any worker is known to serve, in order of id, as an engine describes it.
 
-    Workers that are DOWN or draining count: a model that nobody serves right now is not one that does not exist. Of
-    several descriptions that of a READY worker wins, then that of the first one.
+    Workers that are DOWN or draining count: a model that nobody serves right now exists all the same. Of several
+    descriptions the one of a READY worker wins, then the first one.
     """
     ranked = sorted(workers, key=lambda worker: worker.state is not WorkerState.READY)
     found: dict[str, Mapping[str, object]] = {}

@@ -1,6 +1,6 @@
 """Plays the connectors of the mock engines: leases, load, prompt chains and published blocks, in a real Redis.
 
-    python -m benchmarks.proxy.twin REDIS_URL REPORT PORT...
+    python -m benchmarks.proxy.connectors REDIS_URL REPORT PORT...
 
 REPORT is the FIFO in which mock_engine tells of each request (struct Seen). Text is taken as 4 bytes a token, blocks as
 16 tokens; the first seven eighths of a prompt belong to its project, and so to all its other prompts: their blocks have
@@ -16,14 +16,16 @@ import struct
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
-from ghostcacher_connector.core.index.base import Entry, WorkerRef, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
-from ghostcacher_connector.core.types import Location, Role, Tier, WorkerRecord
+from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_simulator.connector import Connector
+from ghostcacher_simulator.pool import HeldBlock
 
 SEEN = struct.Struct("=IIII48s")
 NAMESPACE = "mock"
@@ -32,13 +34,13 @@ LEASE_S = 10.0
 BLOCK_TOKENS = 16
 TOKEN_BYTES = 4
 SAMPLED_BLOCKS = 8
-"""One hash for so many blocks is told."""
+"""One hash for so many blocks is reported."""
 
 HASHES_MAX = 4096
-"""Told in one turn: five million prompt tokens a second, thirty times what so many engines could compute."""
+"""Reported in one turn: five million prompt tokens a second, thirty times what so many engines could compute."""
 
 CHAINS_MAX = 256
-"""Told in one turn."""
+"""Reported in one turn."""
 
 
 class Seen(NamedTuple):
@@ -66,16 +68,16 @@ def hash_count(seen: Seen) -> int:
 
 
 def affordable(seen: Sequence[Seen]) -> list[Seen]:
-    """Return those that can be told in one turn: of requests with an id, the first ones."""
-    told: list[Seen] = []
+    """Return those that can be reported in one turn: of requests with an id, the first ones."""
+    reported: list[Seen] = []
     hashes = 0
     for each in seen:
         hashes += hash_count(each) if each.request_id else 0
-        if hashes > HASHES_MAX or len(told) == CHAINS_MAX:
+        if hashes > HASHES_MAX or len(reported) == CHAINS_MAX:
             break
         if each.request_id:
-            told.append(each)
-    return told
+            reported.append(each)
+    return reported
 
 
 def shared_hash(project: int, blocks: int) -> bytes:
@@ -136,58 +138,48 @@ def load_of(running: int) -> LoadReport:
     )
 
 
-def entries_of(blocks: Sequence[bytes]) -> list[Entry]:
-    """Return the index entries of one chain's blocks."""
-    return [Entry(block, blocks[0], Location(Tier.DEVICE, at, 1)) for at, block in enumerate(blocks)]
+def held_blocks(hashes: Sequence[bytes]) -> list[HeldBlock]:
+    """Return where an engine that never evicts has the blocks of one chain."""
+    return [HeldBlock(block, slot, 1) for slot, block in enumerate(hashes)]
 
 
-class Twin:
+class Connectors:
     """The connectors of all mock engines."""
 
     def __init__(self, url: str, ports: Sequence[int]) -> None:
-        self._index = RedisIndex(url, timeout_s=5.0)
-        self._store = RedisCoordinationStore(url, timeout_s=5.0)
-        self._records = [record_of(number, port) for number, port in enumerate(ports)]
-        self._refs = [ref_of(record) for record in self._records]
-        self._published: dict[tuple[int, int], int] = {}
+        index = RedisIndex(url, timeout_s=5.0)
+        store = RedisCoordinationStore(url, timeout_s=5.0)
+        self._all = [
+            Connector(index, store, record_of(number, port), lease_ttl_s=LEASE_S) for number, port in enumerate(ports)
+        ]
         self._chains = Chains()
         self._renewed_at = 0.0
-        for record in self._records:
-            self._index.join(record, lease_ttl_s=LEASE_S)
+        for connector in self._all:
+            connector.join()
 
     def turn(self, seen: Sequence[Seen]) -> None:
-        """Renew what runs out, and tell what each engine has received."""
+        """Renew what runs out, and report what each engine has received."""
         if time.monotonic() - self._renewed_at > LEASE_S / 4:
             self._renewed_at = time.monotonic()
-            for record in self._records:
-                self._index.renew(record, lease_ttl_s=LEASE_S)
-        told = affordable(seen)
-        for number, ref in enumerate(self._refs):
-            self._tell(number, ref, [each for each in told if each.worker == number])
+            for connector in self._all:
+                connector.renew()
+        reported = affordable(seen)
+        for number, connector in enumerate(self._all):
+            self._report(connector, [each for each in reported if each.worker == number])
 
-    def _tell(self, number: int, ref: WorkerRef, seen: Sequence[Seen]) -> None:
-        chains = []
+    def _report(self, connector: Connector, seen: Sequence[Seen]) -> None:
         for each in seen:
             chain, common = self._chains.of(each)
-            chains.append(chain)
-            self._publish(number, ref, each.project, common)
-        computed = [chain.request for chain in chains]
-        self._store.publish(ref, load_of(running=min(len(seen), 8)), chains, computed, ttl_s=10 * TURN_S)
-
-    def _publish(self, number: int, ref: WorkerRef, project: int, count: int) -> None:
-        """Enter those blocks of a project's prefix that this engine has not entered yet."""
-        had = self._published.get((number, project), 0)
-        if count <= had:
-            return
-        blocks = self._chains.shared(project, count)
-        self._index.apply(ref, entries_of(blocks)[had:], [], lease_ttl_s=LEASE_S)
-        self._published[number, project] = count
+            connector.received(chain)
+            connector.computed(chain.request, held_blocks(self._chains.shared(each.project, common)))
+        connector.load = partial(load_of, running=min(len(seen), 8))
+        connector.flush()
 
 
 def main() -> int:
     url, report, *ports = sys.argv[1:]
     pipe = os.open(report, os.O_RDWR | os.O_NONBLOCK)
-    twin = Twin(url, [int(port) for port in ports])
+    connectors = Connectors(url, [int(port) for port in ports])
     print("ready", flush=True)
     while True:
         began = time.monotonic()
@@ -195,7 +187,7 @@ def main() -> int:
             data = os.read(pipe, 1024 * SEEN.size)
         except BlockingIOError:
             data = b""
-        twin.turn(parse_seen(data))
+        connectors.turn(parse_seen(data))
         time.sleep(max(0.0, TURN_S - (time.monotonic() - began)))
 
 

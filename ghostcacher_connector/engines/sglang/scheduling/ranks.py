@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 
 class RankGroup:
-    """The tensor-parallel ranks of one engine. group: of CPU tensors; None when there is one rank."""
+    """The tensor-parallel ranks of one engine.
+
+    size: how many there are.
+    rank: number of this one.
+    """
 
     def __init__(self, group: ProcessGroup | None) -> None:
+        """group: SGLang's group for CPU tensors; None when there is one rank."""
         self._group = group
         self.size: int = 1 if group is None else dist.get_world_size(group=group)
         self.rank: int = 0 if self.size == 1 else dist.get_rank(group=group)
@@ -31,7 +36,7 @@ class RankGroup:
         return f"RankGroup({self.rank} of {self.size})"
 
     def least(self, value: int) -> int:
-        """Return the smallest value that a rank came with."""
+        """Return the smallest of all ranks' values."""
         if self.size == 1:
             return value
         tensor = torch.tensor([value], dtype=torch.int64)
@@ -39,7 +44,7 @@ class RankGroup:
         return int(tensor.item())
 
     def gather(self, payload: bytes) -> list[bytes]:
-        """Return what each rank came with, in rank order."""
+        """Return all ranks' payloads, in rank order."""
         if self.size == 1:
             return [payload]
         lengths = self._all(torch.tensor([len(payload)], dtype=torch.int64))

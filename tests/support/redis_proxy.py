@@ -1,86 +1,18 @@
-"""Real Redis servers and a real proxy in front of them, for tests."""
+"""A TCP proxy in front of a Redis server, and a cluster of one server, for tests."""
 
 from __future__ import annotations
 
 import contextlib
-import random
 import selectors
 import socket
 import ssl
-import subprocess
 import threading
-from pathlib import Path
 from types import TracebackType
 
 import redis
 
-from ghostcacher_connector.core.redis.embedded import find_server
+from benchmarks.harness.redis_server import RedisServer
 from tests.support.index_parts import wait_until
-
-CLUSTER_BUS_OFFSET = 10_000
-
-
-def free_port() -> int:
-    """Return a port that is free, and whose cluster bus port is; below those that outgoing connections are given."""
-    for _ in range(100):
-        port = random.randrange(11_000, 22_000)
-        try:
-            for number in (port, port + CLUSTER_BUS_OFFSET):
-                socket.create_server(("127.0.0.1", number)).close()
-        except OSError:
-            continue
-        return port
-    raise AssertionError("no free port in 100 tries")
-
-
-class RedisServer:
-    """A redis-server on an ephemeral port of this machine, which can be killed and started again."""
-
-    def __init__(self, directory: Path, *arguments: str, sentinel_config: str | None = None) -> None:
-        self.port = free_port()
-        self._directory = directory
-        self._arguments = arguments
-        self._sentinel_config = sentinel_config
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, socket_timeout=5)
-
-    def start(self) -> None:
-        command = [str(find_server())]
-        if self._sentinel_config is not None:
-            config = self._directory / f"sentinel-{self.port}.conf"
-            config.write_text(f"port {self.port}\n{self._sentinel_config}")
-            command += [str(config), "--sentinel"]
-        else:
-            command += ["--port", str(self.port), "--save", "", "--appendonly", "no"]
-        command += ["--dir", str(self._directory), "--bind", "127.0.0.1", *self._arguments]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(self._listens, what="redis-server listens")
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-        except OSError:
-            return False
-        return True
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(10)
-            self._process = None
-
-    def __enter__(self) -> RedisServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
 
 
 class Proxy:
