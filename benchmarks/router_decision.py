@@ -70,7 +70,7 @@ class Worker:
     def report(self) -> None:
         """Tell its load anew: what was told seconds ago would count for nothing."""
         self.load = StampedLoad(time.time(), load_of(running=4))
-        self.load_received_at = time.monotonic()
+        self.load_measured_at = time.monotonic()
 
 
 class Fleet:

@@ -101,7 +101,7 @@ class Routing:
             offload,
             clock,
             router=router,
-            server_offset=clock_offset,
+            clock_offset=clock_offset,
             count=metrics.ghost_locks.inc,
             alone=lambda: self.replicas == 1,
         )

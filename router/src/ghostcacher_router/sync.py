@@ -137,7 +137,7 @@ class RouterSync:
                 self._state.locks.store_failed(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
             except Exception:
-                # A bug must not cut this router off from the others for the rest of its life.
+                # A bug must not cut this router off from the others for ever.
                 logger.exception("unexpected error while keeping in step with the other routers")
                 await asyncio.sleep(BACKOFF_MAX_S)
 

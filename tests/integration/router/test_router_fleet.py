@@ -360,7 +360,7 @@ def test_load_reaches_the_worker(redis_server: RedisServer) -> None:
             worker = fleet.workers["a"]
             assert worker.load is not None
             assert worker.load.load == LOAD
-            assert worker.load_received_at <= asyncio.get_running_loop().time()
+            assert worker.load_measured_at <= asyncio.get_running_loop().time()
             assert fleet.workers[f"127.0.0.1:{plain.port}"].load is None
 
     run(main())

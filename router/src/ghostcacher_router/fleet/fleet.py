@@ -246,7 +246,7 @@ class Fleet:
             worker = workers[ref]
             if load is not None and (worker.load is None or load.at != worker.load.at):
                 worker.load = load
-                worker.load_received_at = now - max(0.0, store_now - load.at) - load.load.age_s
+                worker.load_measured_at = now - max(0.0, store_now - load.at) - load.load.age_s
 
     # Who is a member
 

@@ -59,7 +59,7 @@ class Worker:
 
     record: None for a plain engine, known by its URL only; ref, namespace, block_tokens, shares_prefill: as it says.
     models: those of its last answer, kept while it is DOWN.
-    load_received_at: loop clock, s: when `load` was measured, as far as this router can tell.
+    load_measured_at: loop clock, s: when `load` was measured, as far as this router can tell.
     failures: in a row, of probes and connections. error: of the last one, for people.
     """
 
@@ -74,7 +74,7 @@ class Worker:
         self.model_objects: tuple[Mapping[str, object], ...] = ()
         self.models_asked_at: float | None = None
         self.load: StampedLoad | None = None
-        self.load_received_at = now
+        self.load_measured_at = now
         self.failures = 0
         self.refusals = 0
         self.error: str | None = None

@@ -60,7 +60,7 @@ class SingleFlight:
         clock: Clock,
         *,
         router: str,
-        server_offset: Callable[[], float],
+        clock_offset: Callable[[], float],
         count: Callable[[str], None],
         alone: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -68,13 +68,13 @@ class SingleFlight:
 
         store: None for a router that locks for itself only.
         router: this router's name in the fleet.
-        server_offset: returns the loop's clock less the store's, in seconds.
+        clock_offset: returns the loop's clock less the store's, in seconds.
         count: takes the result of each lock, a label value of ``gc_ghost_locks_total``.
         alone: returns whether this is the only router: then the store need not hear of locks. A router that has just
             joined is noticed at the next heartbeat; until then the two may compute a prefix each.
         """
         self._store, self._offload, self._clock, self._alone = store, offload, clock, alone
-        self._router, self._server_offset, self._count = router, server_offset, count
+        self._router, self._clock_offset, self._count = router, clock_offset, count
         self._table = LockTable(clock)
         self._breaker = Breaker(clock)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -169,7 +169,7 @@ class SingleFlight:
         self._release_expired()
         if self._store is None:
             return
-        store, offset = self._store, self._server_offset()
+        store, offset = self._store, self._clock_offset()
         held = [lock for lock in self._table if lock.ours and lock.token is not None]
 
         def call() -> list[bool]:
@@ -196,7 +196,7 @@ class SingleFlight:
             self.release(lock)
 
     async def drain(self) -> None:
-        """Wait until the store has been told of everything. Bounded by its time-out."""
+        """Wait until everything has been written to the store. Bounded by its time-out."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check_invariants(self) -> None:
@@ -221,7 +221,7 @@ class SingleFlight:
         lock.changed = asyncio.Event()
 
     async def _acquire(self, store: CoordinationStore, lock: GhostLock, replaced: GhostLock | None) -> None:
-        offset = self._server_offset()
+        offset = self._clock_offset()
 
         def call() -> LockGrant:
             if replaced is not None and replaced.token is not None:
@@ -250,7 +250,7 @@ class SingleFlight:
         """Withdraw a lock whose keys other routers hold, and add theirs to the table."""
         lock.released = True
         self._table.remove(lock)
-        expires_at, offset = self._clock() + TTL_S, self._server_offset()
+        expires_at, offset = self._clock() + TTL_S, self._clock_offset()
         by_token: dict[int, list[HeldLock]] = {}
         for one in held:
             by_token.setdefault(one.token, []).append(one)
