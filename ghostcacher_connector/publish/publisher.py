@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -31,12 +31,21 @@ from ghostcacher_connector.publish.held_blocks import Batch, Ledger
 
 logger = logging.getLogger(__name__)
 
+INTERVAL_S = 0.005
+"""How long changes gather before they are sent, about as long as a step of an engine takes. A peer sees a block so much
+later; with less, each block costs a round trip of its own."""
+
+BATCH = 512
+"""Entries sent at once: some 50 KiB, and Redis is busy with it for about a millisecond."""
+
+QUEUE_MAX = 100_000
+"""Changes that wait to be sent: some 20 MiB. When more come, all entries are sent anew instead (held_blocks.py)."""
+
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 2.0
 RENEWALS_PER_LEASE = 3
 REPAIR_PAUSE_MAX = 16
 """Most renewals between two repairs of one partition: an index that keeps evicting is not flooded."""
-LOAD_REPORT = "load"
 IDLE_S_MAX = 1.0
 
 
@@ -54,11 +63,10 @@ class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Publisher:
-    """Publishes one worker's blocks, record, lease and load.
+    """Publishes one worker's blocks, its record and its lease."""
 
-    record: may be replaced with `update_record`. report: returns the worker's load, called at each renewal.
-    available: whether the last exchange with the index went well.
-    """
+    available: bool
+    """Whether the last exchange with the index went well."""
 
     def __init__(
         self,
@@ -66,10 +74,9 @@ class Publisher:
         record: WorkerRecord,
         *,
         lease_ttl_s: float = 10.0,
-        interval_s: float = 0.005,
-        batch: int = 512,
-        queue_max: int = 100_000,
-        report: Callable[[], Mapping[str, bytes]] | None = None,
+        interval_s: float = INTERVAL_S,
+        batch: int = BATCH,
+        queue_max: int = QUEUE_MAX,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         schema.worker_key(record.namespace, record.worker)  # refuse names that make no key here, not in the thread
@@ -82,7 +89,6 @@ class Publisher:
         self._lease_ttl_s = lease_ttl_s
         self._interval_s = interval_s
         self._batch_max = batch
-        self._report = report
         self._clock = clock
         self._thread = Periodic("gc-publisher", self.step, gather_s=interval_s, at_end=self._leave)
         self._joined = False
@@ -108,13 +114,6 @@ class Publisher:
         """Stop advertising what a slot holds. Never blocks, never raises for the index."""
         self.ledger.withdraw(slot)
         self._wake()
-
-    def update_record(self, record: WorkerRecord) -> None:
-        """Tell the fleet something else about this worker, from the next renewal on."""
-        assert ref_of(record) == self._ref, "a publisher speaks for one life of one worker"
-        self._record = record
-        self._renew_at = self._clock()
-        self._thread.wake()
 
     def applied(self, before: float) -> bool:
         """Say whether the index holds every change that was made before a time on this publisher's clock.
@@ -195,8 +194,6 @@ class Publisher:
                 self._repair_pause[partition] = self._repair_wait[partition] = 0
             else:
                 self._repair(partition, count)
-        if self._report is not None:
-            self._index.put_report(self._ref, LOAD_REPORT, self._report(), ttl_s=self._lease_ttl_s)
         self._renew_at = self._clock() + self._lease_ttl_s / RENEWALS_PER_LEASE
 
     def _repair(self, partition: int, count: int) -> None:

@@ -49,9 +49,6 @@ class Fleet:
             self.index,
             record,
             lease_ttl_s=settings.lease_ttl_s,
-            interval_s=settings.publish_interval_ms / 1e3,
-            batch=settings.publish_batch,
-            queue_max=settings.publish_queue_max,
         )
         self._routing = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
         self.reporter = Reporter(
@@ -124,8 +121,6 @@ def open_lookups(settings: Settings, index: BlockIndex, candidates: Callable[[],
     return LookupService(
         index,
         candidates,
-        threads=settings.lookup_threads,
-        queue_max=settings.lookup_queue_max,
         locations_for=settings.pull_sources_max,
     )
 
