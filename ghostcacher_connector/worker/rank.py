@@ -27,8 +27,8 @@ from ghostcacher_connector.transfer.base import Probe, Transport
 from ghostcacher_connector.transfer.layout import RankMemory, rows_of
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
-from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.transfer.relay.process import RelayProcess
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.worker.link_probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
 from ghostcacher_connector.worker.live_workers import LiveWorkers
 
