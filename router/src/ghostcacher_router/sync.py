@@ -124,7 +124,10 @@ class RouterSync:
         self._has_unpublished.set()
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
-        """Repeat a step for ever, after a pause, or after a growing one while the store is away."""
+        """Repeat a step for ever, after a pause, or after a growing one while the store is away.
+
+        A task, not a Periodic of core, which is a thread: the steps touch what belongs to the event loop.
+        """
         backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S)
         while True:
             try:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from ghostcacher_connector.core.breaker import Breaker
@@ -96,7 +96,7 @@ class SingleFlight:
         return self._breaker.open
 
     def store_failed(self, for_s: float | None = None) -> None:
-        """Note that the store has failed: for so long it is not asked."""
+        """Note that the store has failed: for so long, or for the breaker's usual time, it is not asked."""
         self._breaker.trip(for_s)
 
     def find(self, namespace: str, prompt: Prompt, after: int) -> EncounteredLock | None:
@@ -137,8 +137,7 @@ class SingleFlight:
             return
         self._drop(lock)
         if lock.ours and lock.token is not None and self._store is not None:
-            store, keys, token = self._store, lock.keys, lock.token
-            self._keep(asyncio.get_running_loop().create_task(self._quietly(lambda: store.unlock(keys, token))))
+            self._keep(asyncio.get_running_loop().create_task(self._unlock(self._store, lock.keys, lock.token)))
 
     def settle(self, lock: GhostLock) -> None:
         """Let a lock end soon: its prefix is computed, and can be pulled when the worker says so, or after SETTLE_S."""
@@ -240,7 +239,7 @@ class SingleFlight:
         if grant.token is not None:
             lock.token = grant.token
             if lock.released:
-                await self._quietly(lambda: store.unlock(lock.keys, grant.token or 0))
+                await self._unlock(store, lock.keys, grant.token)
             elif not lock.confirmed:
                 self._confirmed(lock, "granted")
         elif not lock.released and not lock.confirmed:
@@ -289,9 +288,9 @@ class SingleFlight:
 
         return checked
 
-    async def _quietly(self, call: Callable[[], object]) -> None:
+    async def _unlock(self, store: CoordinationStore, keys: Sequence[bytes], token: int) -> None:
         try:
-            await self._offload(call)
+            await self._offload(lambda: store.unlock(keys, token))
         except IndexUnavailable as exc:
             logger.debug("a ghost lock expires by itself: %s", exc)
 
