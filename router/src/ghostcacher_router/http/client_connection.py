@@ -102,7 +102,8 @@ class ClientConnection(asyncio.Protocol):
         proxy = self._proxy
         self._exchange = self._reader.head = None
         proxy.in_flight -= 1
-        self.release_body()
+        if self._held_bytes:
+            self.release_body()
         if not keep or proxy.draining:
             self._close()
         elif not self._write_paused:
