@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.http.protocol.response_head import ResponseHead, ResponseHeads
-from ghostcacher_router.upstreams.ports import Sink
 from ghostcacher_router.upstreams.response_reader import ResponseReader
+from ghostcacher_router.upstreams.response_receiver import Sink
 
 HEAD_BYTES_MAX = 1000
 OK = b"HTTP/1.1 200 OK\r\n"

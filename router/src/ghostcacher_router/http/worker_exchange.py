@@ -15,15 +15,15 @@ import errno
 import logging
 from functools import lru_cache
 
-from ghostcacher_router.http.ports import Client
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
+from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
-from ghostcacher_router.upstreams.connection import WorkerConnection
-from ghostcacher_router.upstreams.ports import Sink
+from ghostcacher_router.upstreams.response_receiver import Sink
+from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
 logger = logging.getLogger(__name__)
 

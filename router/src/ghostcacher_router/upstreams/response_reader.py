@@ -16,7 +16,7 @@ from typing import Protocol
 from ghostcacher_router.http.protocol.framing import BadFraming, ChunkedBody, ChunkedEnd
 from ghostcacher_router.http.protocol.headers import HEAD_END
 from ghostcacher_router.http.protocol.response_head import INTERIM, BadResponse, ResponseHead, ResponseHeads
-from ghostcacher_router.upstreams.ports import ResponseReceiver, Sink
+from ghostcacher_router.upstreams.response_receiver import ResponseReceiver, Sink
 
 
 class Mode(IntEnum):

@@ -9,8 +9,8 @@ from typing import Protocol, cast
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
-from ghostcacher_router.upstreams.ports import ResponseReceiver
 from ghostcacher_router.upstreams.response_reader import ResponseReader
+from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
 
 
 class Pool(Protocol):
