@@ -31,8 +31,11 @@ def engine_log() -> Iterator[io.StringIO]:
 
 
 def test_our_lines_carry_the_packages_name_in_the_engines_form(engine_log: io.StringIO) -> None:
-    """Each of ours does, once; none of the engine's."""
+    """Each of ours does, once in each place that the engine logs to; none of the engine's."""
+    second = logging.StreamHandler(copy := io.StringIO())
+    logging.getLogger(ENGINE).addHandler(second)
     join_engine_log(ENGINE)
+    logging.getLogger(ENGINE).removeHandler(second)
     join_engine_log(ENGINE)
     logging.getLogger(f"{OURS}.worker.rank").warning("%d peers", 3)
     logging.getLogger(ENGINE).info("100%% ready in %d s", 5)
@@ -40,6 +43,7 @@ def test_our_lines_carry_the_packages_name_in_the_engines_form(engine_log: io.St
         "WARNING [test_engine_logs.py] ghostcacher: 3 peers",
         "INFO [test_engine_logs.py] 100% ready in 5 s",
     ]
+    assert copy.getvalue() == "ghostcacher: 3 peers\n"
 
 
 def test_errors_keep_their_traceback(engine_log: io.StringIO) -> None:
