@@ -72,10 +72,7 @@ class Bench:
         return self.matcher._answered(self.request, first_block, wait_s=wait_s)
 
     def misses(self, reason: MissReason) -> float:
-        drained = self.recorder.drain()
-        return sum(
-            float(value) for key, value in flat(drained) if "gc_cache_misses_total" in key and reason.value in key
-        )
+        return summary(self.recorder.drain()).get(f"gc_cache_misses_total{{reason={reason.value}}}", 0)
 
 
 def test_answer_in_time_becomes_a_plan() -> None:
