@@ -12,7 +12,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import BlockHash, Location, MissReason, PrefixHit, Tier
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
-from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING, LookupAnswer
 from tests.support.index_parts import FakeClock, chain
