@@ -1,13 +1,13 @@
 """The router as a whole: makes the parts, starts them in order, and ends them in order.
 
-    client --> http.HttpProxy --> prompt.parse_body --> routing.Picker --> fleet.Fleet
-                  |  '--> admin.Admin (what the router answers itself)      |
-                  v                                                         v
-               workers           routing.RouterSync <--> Redis (routing store, index) <-- workers' connectors
+    client --> http.HttpProxy --> prompt.parse_body --> placement.Picker --> fleet.Fleet
+                  |  '--> admin.Admin (what the router answers itself)        |
+                  v                                                           v
+               workers        sync.RouterSync <--> Redis (coordination store, index) <-- workers' connectors
 
-Start: Redis is greeted and read first, for a bounded time, so that the first request finds a warm router; then it
-listens. Without Redis it starts all the same, and catches up when Redis is there. End: no new request is taken, those
-in flight finish within `drain_timeout_s`, then the other routers are told.
+Start: the router announces itself in Redis and reads what the others have learned, for a bounded time, so that the
+first request finds a warm router; then it listens. When Redis is away it starts all the same, and catches up later.
+End: no new request is taken, those in flight finish within `drain_timeout_s`, then the router takes leave in Redis.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
-from ghostcacher_router.types import RequestShape
+from ghostcacher_router.types import RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ WARM_S_MAX = 5.0
 WARM_POLL_S = 0.01
 
 GC_YOUNG_OBJECTS = 20_000
-"""Objects between two looks of the garbage collector. A request makes hardly any cycles, and each look costs time."""
+"""New objects between two runs of the garbage collector. A request makes hardly any cycles, and each run costs time."""
 
 
 def run(settings: RouterSettings) -> int:
@@ -78,7 +78,7 @@ async def _main(settings: RouterSettings) -> int:
 
 
 class Router:
-    """One router process. On the event loop only. url: where it listens, once it does."""
+    """One router process. On the event loop only. url: where it listens; empty before it does."""
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
@@ -108,10 +108,14 @@ class Router:
 
     @property
     def in_flight(self) -> int:
+        """Requests that are being answered."""
         return self._proxy.in_flight
 
     async def start(self) -> None:
-        """Learn what there is to know, for a bounded time, and listen. Raises ConfigError when the port is taken."""
+        """Read what the other routers have learned, for a bounded time, and listen.
+
+        Raises ConfigError when the port is taken.
+        """
         allow_clients(self._settings.connections_max)
         await self._fleet.start()
         self._routing.start()
@@ -127,8 +131,10 @@ class Router:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_YOUNG_OBJECTS, 20, 20)
+        ready = self._fleet.count_by_state()[WorkerState.READY]
+        workers = f"{ready} of {len(self._fleet.workers)} workers ready" if ready else "waiting for workers"
         where = f"Redis: {self._index!r}" if self._index is not None else "no Redis"
-        logger.info("router %s listens on %s, %s", self._name, self.url, where)
+        logger.info("router %s listens on %s, %s (%s)", self._name, self.url, workers, where)
 
     async def stop(self) -> None:
         """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
@@ -205,7 +211,7 @@ class Router:
         return parse_body(path, body, headers, self._seed)
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
-        # What was hashed with another seed is not found again: it is forgotten in time, and learned anew.
+        # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
         self._seed = reply.seed
 
     async def _warm_up(self) -> None:
@@ -213,7 +219,9 @@ class Router:
         deadline = time.monotonic() + WARM_S_MAX
         while sync is not None and not (sync.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
-                logger.warning("Redis does not answer: the router starts without what the others have learned")
+                logger.warning(
+                    "Redis does not answer: the router starts without what the others have learned, and keeps trying"
+                )
                 return
             await asyncio.sleep(WARM_POLL_S)
 

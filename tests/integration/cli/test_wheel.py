@@ -100,7 +100,7 @@ def test_every_light_module_imports(ask: Ask) -> None:
 def test_router_imports_without_the_heavy_ones(ask: Ask) -> None:
     """The router comes with the wheel and imports no torch, vLLM or NIXL; `router` is not a module."""
     code = (
-        "import sys, importlib.util, ghostcacher_router.app, ghostcacher_cli.up.run, ghostcacher_cli.router_commands\n"
+        "import sys, importlib.util, ghostcacher_router.app, ghostcacher_cli.up.run, ghostcacher_cli.main\n"
         "print(sorted({'torch', 'vllm', 'nixl'} & set(sys.modules)), importlib.util.find_spec('router'))"
     )
     assert ask(code) == "[] None"
@@ -114,7 +114,8 @@ def test_router_runs_without_an_engine(python: Path, tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as router:
         try:
             assert router.stderr is not None
-            assert any(f"listens on http://127.0.0.1:{port}" in line for line in router.stderr)
+            line = next(line for line in router.stderr if "listens on" in line)
+            assert f"listens on http://127.0.0.1:{port}, waiting for workers" in line
             with pytest.raises(urllib.error.HTTPError, match="503") as answer:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=10)
             answer.value.close()

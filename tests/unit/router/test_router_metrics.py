@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from ghostcacher_connector.core.admin_api import Requests
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.metrics.instruments import OTHER, SERIES_MAX, Counter, Histogram
 from ghostcacher_router.types import Reason, WorkerState
@@ -101,9 +102,28 @@ def test_quantile_lies_in_the_right_bucket(values: list[float], q: float) -> Non
     assert histogram.sum == pytest.approx(sum(values))
 
 
+def test_quantile_is_not_above_the_largest_value() -> None:
+    """Interpolation within a wide bucket says nothing of values that never were."""
+    histogram = Histogram("h", "h", (10.0, 1000.0))
+    for value in (5.0, 172.0, 181.0):
+        histogram.observe(value)
+    assert histogram.quantile(0.9) == 181.0
+    assert histogram.quantile(0.1) == pytest.approx(3.0)
+
+
 def test_questions_to_the_router_itself_are_no_requests() -> None:
     """Who looks at the router all the time does not change the number of requests that it shows."""
     metrics = RouterMetrics()
     for path in ("/gc/status", "/health", "/v1/completions", "/healthz"):
         metrics.answered(path, 200)
     assert metrics.stats().requests.total == 2.0
+
+
+def test_probes_and_refused_questions_are_no_failed_requests() -> None:
+    """While no worker is ready each probe gets a 503, and `/gc/*` may refuse: the statuses are those of the total."""
+    metrics = RouterMetrics()
+    for path, status in (("/ready", 503), ("/health", 200), ("/gc/flush", 401), ("/v1/completions", 200)):
+        metrics.answered(path, status)
+    assert metrics.stats().requests == Requests(1.0, {"200": 1.0})
+    counted = {labels for name, labels in samples(metrics) if name == "gc_router_requests_total"}
+    assert counted == {(("path", "/v1/completions"), ("status", "200")), (("path", "own"), ("status", "401"))}

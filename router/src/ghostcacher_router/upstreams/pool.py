@@ -37,10 +37,6 @@ class WorkerPool:
     def __repr__(self) -> str:
         return f"WorkerPool({self.endpoint.url}, open={len(self.open)}, idle={len(self._idle)})"
 
-    @property
-    def idle_count(self) -> int:
-        return len(self._idle)
-
     def take(self) -> WorkerConnection | None:
         """Return the connection used last: the worker is least likely to be about to close it."""
         idle = self._idle
