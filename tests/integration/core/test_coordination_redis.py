@@ -86,7 +86,7 @@ class Router:
         self.index, self.store = RedisIndex(url), RedisCoordinationStore(url)
         dependencies = Dependencies(
             fleet=self.fleet,
-            text=self.text,
+            prefix_map=self.text,
             pending=PendingPrompts(),
             metrics=RouterMetrics(),
             clock=time.monotonic,
