@@ -16,7 +16,7 @@ from benchmarks.harness import launch, sglang
 from benchmarks.harness.client import Client
 from benchmarks.harness.launch import EngineOptions, placed
 from benchmarks.harness.sglang import SglangClient, SglangOptions
-from ghostcacher_router.up.diagnosis import answers, explain
+from ghostcacher_router.up.diagnosis import answers, exit_text, explain
 from ghostcacher_router.up.machine import free_port, require_memory
 from ghostcacher_router.up.process import GuardedProcess
 
@@ -81,9 +81,9 @@ class Engine(AbstractContextManager["Engine"]):
         """Say whether the server answers. Raises EngineStartError when it never will."""
         if self.ready_s is not None:
             return True
-        if self.process.poll() is not None:
+        if (status := self.process.poll()) is not None:
             if "address already in use" not in self.process.log_tail(400) or self._attempts >= PORT_ATTEMPTS:
-                raise EngineStartError(self._failure(f"ended with status {self.process.poll()} before it was ready"))
+                raise EngineStartError(self._failure(f"{exit_text(status)} before it was ready"))
             self._launch()
         elif answers(f"{self.url}/health"):
             self.ready_s = time.monotonic() - self._started
