@@ -25,7 +25,7 @@ PORT_ATTEMPTS = 3
 Progress = Callable[[str], None]
 Options = EngineOptions | SglangOptions
 
-ADVICE = "a smaller model (--size tiny), fewer tokens (--tokens), or a smaller KV cache (--kv-gib)"
+ADVICE = "a smaller model (--size tiny), fewer tokens (--tokens), or a smaller KV cache (--kv-tokens)"
 
 
 class EngineStartError(RuntimeError):
