@@ -33,6 +33,7 @@ from benchmarks.harness import (
     stop_all,
 )
 from benchmarks.harness.comparison import ROUNDING_MAX, Round, comparison_table, run_round, sentence, wrong_answers
+from benchmarks.harness.engine import watching
 from benchmarks.harness.model import require_model
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, milliseconds
@@ -56,13 +57,11 @@ DOCUMENT_SEED = 7
 ATTEMPTS = 2
 """A lookup that is late counts as a miss: on a machine that is busy otherwise this may be the case once."""
 
-LOAD_DOCUMENTS = 6
-LOAD_REQUESTS = 24
+LOAD_DOCUMENTS = 8
+LOAD_REQUESTS = 32
 LOAD_CONCURRENCY = 2
 LOAD_ANSWER_TOKENS = 4
-LOAD_SKEW = 0.0
-"""Each document is as likely to be asked about as any other."""
-HELD_PART = 0.6
+HELD_PART = 0.65
 """Of the load's documents, by one engine's cache: the two together can hold them all, each on its own cannot."""
 
 TIME_LIMIT_S = 170.0
@@ -76,7 +75,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", help="folder or Hugging Face id; default: a random model, made here")
     parser.add_argument("--size", choices=["tiny", "small"], default="tiny", help="of the random model")
     parser.add_argument("--tokens", type=int, default=6144, help="length of the single document")
-    parser.add_argument("--load-tokens", type=int, default=6144, help="length of the load's documents")
+    parser.add_argument("--load-tokens", type=int, default=4096, help="length of the load's documents")
     parser.add_argument("--requests", type=int, default=LOAD_REQUESTS, help="questions of the load")
     parser.add_argument("--rounds", type=int, default=3, help=f"of the load; fewer where {TIME_LIMIT_S:.0f} s are over")
     parser.add_argument("--pull", choices=["always", "auto"], default="auto", help="GhostCacher's setting of this name")
@@ -149,9 +148,9 @@ def run(chosen: argparse.Namespace, logs: Path) -> bool:
         engines = start_many(engine_options(chosen, model, redis.url, logs), progress)
         try:
             progress.done(f"engines ready after {max(engine.ready_s or 0 for engine in engines):.0f} s")
-            right = show(engines, documents, chosen.tokens, progress)
-            print(flush=True)
-            with RouterProcess(redis_url=redis.url, log_dir=logs) as router:
+            with watching(engines), RouterProcess(redis_url=redis.url, log_dir=logs) as router:
+                right = show(engines, documents, chosen.tokens, progress)
+                print(flush=True)
                 router.wait_workers(len(engines))
                 rounds = run_rounds(engines, router, documents, chosen, deadline, progress)
         finally:
@@ -179,7 +178,7 @@ def run_rounds(
             document_tokens=chosen.load_tokens,
             requests=chosen.requests,
             seed=len(rounds) + 1,
-            skew=LOAD_SKEW,
+            skew=None,
         )
         found = run_round(
             engines,
@@ -220,8 +219,9 @@ def notes(rounds: Sequence[Round], chosen: argparse.Namespace) -> list[str]:
     variables = ", ".join(sorted(name for name in os.environ if name.startswith("GC_")))
     return [
         f"Rounds: {len(rounds)}{few}; each with new documents and empty caches; median (lowest-highest).",
-        f"A round: {chosen.requests} questions on {LOAD_DOCUMENTS} documents of {chosen.load_tokens:,} tokens, "
-        f"drawn at random, {LOAD_CONCURRENCY} at a time;",
+        f"A round: {chosen.requests} questions on {LOAD_DOCUMENTS} documents of {chosen.load_tokens:,} tokens, each "
+        f"asked about equally often,",
+        f"  in random order, {LOAD_CONCURRENCY} questions at a time;",
         "  each engine alone: asked in turn, with its own prefix cache; GhostCacher does not pull;",
         "  sharing: through the router, the same questions in the same order.",
         f"Answers: {LOAD_ANSWER_TOKENS} tokens; their log-probabilities differ by {worst:.3f} at most; rounding is "

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.harness.client import ServerError
-from benchmarks.harness.engine import EngineStartError
+from benchmarks.harness.engine import EngineEnded, EngineStartError
 from benchmarks.harness.model import ModelNotFound
 from benchmarks.harness.report import Interrupted, interruptible
 from benchmarks.harness.scenario import NotShared
 from ghostcacher_connector.errors import ConfigError
 from ghostcacher_router.up.machine import NotEnoughMemory
 
-EXPECTED = (EngineStartError, ModelNotFound, NotEnoughMemory, NotShared, ServerError, ConfigError, OSError)
+EXPECTED = (EngineEnded, EngineStartError, ModelNotFound, NotEnoughMemory, NotShared, ServerError, ConfigError, OSError)
 """What the world does to us: shown as a message. Anything else is our own bug and keeps its traceback."""
 
 

@@ -66,13 +66,19 @@ class Result(NamedTuple):
 
 
 def make_load(
-    texts: Documents, *, documents: int, document_tokens: int, requests: int, seed: int, skew: float = 0.7
+    texts: Documents, *, documents: int, document_tokens: int, requests: int, seed: int, skew: float | None = 0.7
 ) -> Load:
-    """Return `requests` questions on `documents` documents; the k-th document is asked for as often as k**-skew."""
+    """Return `requests` questions on `documents` documents; the k-th document is asked for as often as k**-skew.
+
+    skew: None for each document equally often, in random order.
+    """
     chosen = random.Random(seed)
     bodies = [texts.text(document_tokens, seed=1000 * seed + index) for index in range(documents)]
-    weights = [(index + 1) ** -skew for index in range(documents)]
-    asked = chosen.choices(range(documents), weights, k=requests)
+    if skew is None:
+        asked = [number % documents for number in range(requests)]
+        chosen.shuffle(asked)
+    else:
+        asked = chosen.choices(range(documents), [(index + 1) ** -skew for index in range(documents)], k=requests)
     prompts = [f"{bodies[index]}\n\n# Question {number}: what does line {chosen.randrange(99)} do?\n"
                for number, index in enumerate(asked)]  # fmt: skip
     return Load(prompts, asked)
