@@ -73,7 +73,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.demo", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
     parser.add_argument("--model", help="folder or Hugging Face id; default: a random model, made here")
-    parser.add_argument("--size", choices=["tiny", "small"], default="tiny", help="of the random model")
+    size = "tiny" if is_cpu_build() else "small"
+    parser.add_argument("--size", choices=["tiny", "small"], default=size, help="of the random model")
     parser.add_argument("--tokens", type=int, default=6144, help="length of the single document")
     parser.add_argument("--load-tokens", type=int, default=4096, help="length of the load's documents")
     parser.add_argument("--requests", type=int, default=LOAD_REQUESTS, help="questions of the load")
