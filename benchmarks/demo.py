@@ -32,7 +32,15 @@ from benchmarks.harness import (
     start_many,
     stop_all,
 )
-from benchmarks.harness.comparison import ROUNDING_MAX, Round, comparison_table, run_round, sentence, wrong_answers
+from benchmarks.harness.comparison import (
+    ROUNDING_MAX,
+    Round,
+    comparison_table,
+    run_round,
+    sentence,
+    unpulled,
+    wrong_answers,
+)
 from benchmarks.harness.engine import watching
 from benchmarks.harness.model import require_model
 from benchmarks.harness.program import run_program
@@ -217,6 +225,7 @@ def notes(rounds: Sequence[Round], chosen: argparse.Namespace) -> list[str]:
     few = "" if len(rounds) == chosen.rounds else f" of {chosen.rounds}, for want of time"
     worst = max(difference for one in rounds for difference in one.differences)
     defaults = "defaults" if chosen.pull == "auto" else f"defaults, but pull={chosen.pull}"
+    missed = ", ".join(f"{why} {count:.0f}" for why, count in unpulled(rounds).items())
     variables = ", ".join(sorted(name for name in os.environ if name.startswith("GC_")))
     return [
         f"Rounds: {len(rounds)}{few}; each with new documents and empty caches; median (lowest-highest).",
@@ -225,6 +234,7 @@ def notes(rounds: Sequence[Round], chosen: argparse.Namespace) -> list[str]:
         f"  in random order, {LOAD_CONCURRENCY} questions at a time;",
         "  each engine alone: asked in turn, with its own prefix cache; GhostCacher does not pull;",
         "  sharing: through the router, the same questions in the same order.",
+        *([f"  Blocks that were not pulled, by reason: {missed}."] if missed else []),
         f"Answers: {LOAD_ANSWER_TOKENS} tokens; their log-probabilities differ by {worst:.3f} at most; rounding is "
         f"up to {ROUNDING_MAX:g}.",
         f"Settings: GhostCacher's and the router's {defaults}. Not defaults are vLLM's",

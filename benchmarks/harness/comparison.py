@@ -7,16 +7,18 @@ So the same questions can be asked in the same order, and each answer can be com
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.harness.client import Client, compare
+from benchmarks.harness.client import Client, Metrics, compare
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.report import milliseconds, table
-from benchmarks.harness.scenario import nudge, ratio
+from benchmarks.harness.scenario import PullNumbers, nudge, pull_numbers, ratio
 from benchmarks.harness.workload import Load, Result, round_robin, run_load, through
+from ghostcacher_connector.types import MissReason
 
 ROUNDING_MAX = 0.1
 """Between two right log-probabilities of one token. What was computed and what was found in a cache are matrix products
@@ -24,11 +26,16 @@ of other shapes, which round otherwise: by up to some hundredths. A wrong block 
 
 
 class Round(NamedTuple):
-    """One load, answered twice. pulled: tokens that engines took from each other while they shared."""
+    """One load, answered twice. pulls: what the engines took from each other while they shared, one after another."""
 
     sharing: Result
     alone: Result
-    pulled: int
+    pulls: tuple[PullNumbers, ...]
+
+    @property
+    def pulled(self) -> int:
+        """Tokens that engines took from each other."""
+        return sum(pull.tokens for pull in self.pulls)
 
     @property
     def differences(self) -> list[float]:
@@ -52,14 +59,14 @@ def run_round(
     """Ask every question twice: through the router, and round robin over engines that do not pull."""
     clients = [engine.client for engine in engines]
     forget(clients)
-    before = pulled_tokens(clients)
+    before = readings(clients)
     together, apart = through(router), round_robin(clients)
     together.name, apart.name = "sharing", "each engine alone"
     run = partial(run_load, load=load, concurrency=concurrency, max_tokens=max_tokens, progress=progress)
     sharing = run(together, pull=True)
-    pulled = pulled_tokens(clients) - before
+    pulls = tuple(pull_numbers(*pair) for pair in zip(before, readings(clients), strict=True))
     forget(clients)
-    return Round(sharing, run(apart, pull=False), pulled)
+    return Round(sharing, run(apart, pull=False), pulls)
 
 
 def forget(clients: Sequence[Client]) -> None:
@@ -68,11 +75,23 @@ def forget(clients: Sequence[Client]) -> None:
         client.reset_prefix_cache()
 
 
-def pulled_tokens(clients: Sequence[Client]) -> int:
-    """Return how many tokens the engines have pulled so far."""
+def readings(clients: Sequence[Client]) -> list[Metrics]:
+    """Return what the engines have counted up to now."""
     for client in clients:
         nudge(client)
-    return round(sum(client.metrics().sum("gc_tokens_cached_total") for client in clients))
+    return [client.metrics() for client in clients]
+
+
+def unpulled(rounds: Sequence[Round]) -> dict[str, float]:
+    """Return how many blocks were computed that a peer may have held, by reason.
+
+    Those that no peer had said to hold are left out: they had to be computed by somebody.
+    """
+    counted: Counter[str] = Counter()
+    for one in rounds:
+        for pull in one.pulls:
+            counted.update(pull.misses)
+    return {why: count for why, count in sorted(counted.items()) if why != MissReason.NOT_INDEXED.value}
 
 
 def comparison_table(rounds: Sequence[Round]) -> str:

@@ -8,8 +8,9 @@ import pytest
 
 from benchmarks import demo
 from benchmarks.harness.client import Completion
-from benchmarks.harness.comparison import Round, comparison_table, sentence, wrong_answers
+from benchmarks.harness.comparison import Round, comparison_table, sentence, unpulled, wrong_answers
 from benchmarks.harness.documents import Documents
+from benchmarks.harness.scenario import PullNumbers
 from benchmarks.harness.workload import Result, make_load
 
 
@@ -22,16 +23,21 @@ def load_result(*ttft_ms: float, cached: int, seconds: float = 1.0, logprob: flo
     )
 
 
+def pulled(tokens: int, **misses: float) -> PullNumbers:
+    """Return what an engine pulled, and by which reason it did not."""
+    return PullNumbers(tokens, 0, 0.0, misses)
+
+
 ROUNDS = [
     Round(
         sharing=load_result(200, 210, 900, cached=80, seconds=3),
         alone=load_result(1000, 1240, 5000, cached=20, seconds=9),
-        pulled=30,
+        pulls=(pulled(10, not_indexed=8), pulled(20, lookup_deadline=2)),
     ),
     Round(
         sharing=load_result(180, 190, 300, cached=80, seconds=5),
         alone=load_result(1100, 1200, 6000, cached=20, seconds=11),
-        pulled=60,
+        pulls=(pulled(60, lookup_deadline=1), pulled(0, timeout=4, not_indexed=1)),
     ),
 ]
 
@@ -75,6 +81,11 @@ def test_comparison_table_has_medians_and_spread() -> None:
     assert stripped["pulled from the other engine"] == ["0%", "15%"]
 
 
+def test_unpulled_adds_up_reasons_of_all_engines_and_rounds() -> None:
+    """What no peer had is not counted against sharing; every other reason is."""
+    assert unpulled(ROUNDS) == {"lookup_deadline": 3, "timeout": 4}
+
+
 def test_sentence_says_what_was_saved() -> None:
     """The last line holds the outcome, with its numbers."""
     assert sentence(ROUNDS) == (
@@ -85,14 +96,14 @@ def test_sentence_says_what_was_saved() -> None:
 
 def test_sentence_says_what_was_lost() -> None:
     """A comparison that sharing loses is told as such."""
-    lost = Round(sharing=load_result(300, cached=0), alone=load_result(150, cached=50), pulled=0)
+    lost = Round(sharing=load_result(300, cached=0), alone=load_result(150, cached=50), pulls=())
     assert "150 ms -> 300 ms (0.5x), 100% MORE prompt tokens computed" in sentence([lost])
 
 
 def test_wrong_answers_beyond_rounding_counted() -> None:
     """Answers whose log-probabilities are apart by more than rounding are counted, and said in the sentence."""
-    near = Round(load_result(1, 1, cached=0, logprob=-0.5), load_result(1, 1, cached=0, logprob=-0.59), 0)
-    wrong = Round(load_result(1, 1, cached=0, logprob=-0.5), load_result(1, 1, cached=0, logprob=-0.61), 0)
+    near = Round(load_result(1, 1, cached=0, logprob=-0.5), load_result(1, 1, cached=0, logprob=-0.59), ())
+    wrong = Round(load_result(1, 1, cached=0, logprob=-0.5), load_result(1, 1, cached=0, logprob=-0.61), ())
     assert wrong_answers([near]) == 0
     assert wrong_answers([near, wrong]) == 2
     assert "2 of 4 answers DIFFER" in sentence([near, wrong])
@@ -102,7 +113,7 @@ def test_wrong_answers_empty_answer_counted() -> None:
     """An answer without tokens agrees with nothing."""
     whole, empty = load_result(1, cached=0), load_result(1, cached=0)
     empty.answers[0] = empty.answers[0]._replace(tokens=(), logprobs=())
-    assert wrong_answers([Round(empty, whole, 0)]) == 1
+    assert wrong_answers([Round(empty, whole, ())]) == 1
 
 
 def test_demo_notes_name_every_setting_that_is_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +125,7 @@ def test_demo_notes_name_every_setting_that_is_no_default(monkeypatch: pytest.Mo
     assert "Rounds: 2 of 3, for want of time; each" in text
     assert "Settings: GhostCacher's and the router's defaults." in text
     assert "21,376 tokens an engine, 65% of the documents" in text
+    assert "Blocks that were not pulled, by reason: lookup_deadline 3, timeout 4." in text
     assert "The environment sets GC_LOOKUP_DEADLINE_MS." in text
     assert "Rounds: 2; each" in "\n".join(changed)
     assert "defaults, but pull=always" in "\n".join(changed)
