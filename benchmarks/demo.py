@@ -147,7 +147,7 @@ def run(chosen: argparse.Namespace, logs: Path) -> bool:
     deadline = time.monotonic() + TIME_LIMIT_S
     progress = ProgressLine(timed=True)
     model = require_model(chosen.model) if chosen.model else None
-    progress.done("two engines, Redis and a router, on this machine: 2 to 3 minutes")
+    progress.done("two engines, Redis and a router, on this machine: 2 to 3 minutes if its cores are idle")
     progress("making the model, some seconds" if model is None else f"model: {model}")
     model = model or str(ensure_model(chosen.size))
     documents = Documents(model)

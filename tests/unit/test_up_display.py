@@ -107,6 +107,8 @@ def test_explain_killed_engine_process_says_memory() -> None:
     log = "RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}"
     assert "Likely: a process of the engine was killed" in explain("w1 ended with status 1.", log, Path("/l"))
     assert "Likely" not in explain("w1 ended with status 1.", log.replace("-9", "-90"), Path("/l"))
+    later = "WARNING 11-29 [core_client.py:817] [shutdown] MPClient: engine core exited unexpectedly; starting cleanup"
+    assert "the engine's process was killed" in explain("w1 ended with status 0.", later, Path("/l"))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ _HINTS = (
         r"Failed core proc\(s\): \{.*: -9\b",
         "a process of the engine was killed, mostly by the system for want of memory: use a smaller model or KV cache",
     ),
+    (
+        r"engine core exited unexpectedly",
+        "if the log has no error of it, the engine's process was killed, mostly by the system for want of memory",
+    ),
     (r"(?i)out of memory|cannot allocate memory|bad_alloc", "memory is short: use a smaller model or KV cache"),
     (r"No module named '?vllm", "vLLM is not installed in this environment: pip install 'ghostcacher[vllm]'"),
     (r"No available memory for the cache blocks", "the KV cache does not fit: give it more memory or fewer blocks"),
