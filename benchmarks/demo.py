@@ -56,7 +56,7 @@ from benchmarks.harness.scenario import (
     warm_up,
 )
 from benchmarks.harness.workload import make_load
-from ghostcacher_router.up.launch import is_cpu_build
+from ghostcacher_cli.up.launch import is_cpu_build
 
 ANSWER_TOKENS = 16
 TEMPLATE_TOKENS = 64

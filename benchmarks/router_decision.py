@@ -2,7 +2,7 @@
 
     python -m benchmarks.router_decision [--short] [--workers 64]
 
-A real Redis holds the blocks of 64 workers; the text is learned as in a running router, and no two requests are alike.
+A real Redis holds the blocks of 64 workers; the prefix map has learned as in a running router; all requests differ.
 "local copy": what the index said less than a second ago is used, as for most requests of a busy router. "round trip":
 the router has just forgotten it, and waits for Redis. Both count from the body's last byte to the placement. Target: a
 p50 under 0.3 ms with the round trip. A bare PING by the same client, through the same thread, is the limit.
@@ -26,19 +26,20 @@ from benchmarks.harness import RedisServer
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import milliseconds, percentile, table
 from benchmarks.proxy.bodies import MARK, chat_body, corpus
+from benchmarks.proxy.connectors import BLOCK_TOKENS, LEASE_S, NAMESPACE, Chains, Seen, held_blocks, load_of, record_of
 from benchmarks.proxy.running import two_cores
-from benchmarks.proxy.twin import BLOCK_TOKENS, LEASE_S, NAMESPACE, Chains, Seen, entries_of, load_of, record_of
-from ghostcacher_connector.index.base import WorkerRef, ref_of
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.index.routing import StampedLoad
-from ghostcacher_connector.types import WorkerRecord
-from ghostcacher_router.learned import Pending, TextMap
-from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_connector.core.coordination.base import StampedLoad
+from ghostcacher_connector.core.index.base import WorkerRef, ref_of
+from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_router.build import THREADS, Routing, offload_to
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.placement.context import Dependencies
+from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
-from ghostcacher_router.routing.assembly import THREADS, Routing, offload_to
-from ghostcacher_router.routing.parts import Around
-from ghostcacher_router.routing.picker import Options
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, Reason, WorkerState
+from ghostcacher_simulator.connector import entries_of
 
 KIB = 1 << 10
 SIZES = (2 * KIB, 32 * KIB, 256 * KIB)
@@ -52,7 +53,7 @@ LEARNED = 8
 
 
 class Worker:
-    """An engine server that is always ready; see routing/ports.py."""
+    """An engine server that is always ready; see ghostcacher_router/ports.py."""
 
     state = WorkerState.READY
     namespace = NAMESPACE
@@ -67,13 +68,13 @@ class Worker:
         self.report()
 
     def report(self) -> None:
-        """Tell its load anew: what was told seconds ago would count for nothing."""
+        """Report its load anew: a report of some seconds ago would count for nothing."""
         self.load = StampedLoad(time.time(), load_of(running=4))
-        self.load_received_at = time.monotonic()
+        self.load_measured_at = time.monotonic()
 
 
 class Fleet:
-    """Workers that stay; see routing/ports.py."""
+    """Workers that stay; see ghostcacher_router/ports.py."""
 
     def __init__(self, count: int) -> None:
         listed = [Worker(record_of(number, 1000 + number), 1000 + number) for number in range(count)]
@@ -106,15 +107,15 @@ class Bench:
 
     def __init__(self, index: RedisIndex, fleet: Fleet, threads: ThreadPoolExecutor, size: int) -> None:
         self._size, self._index, self._fleet = size, index, fleet
-        self._text = TextMap("bench")
+        self._text = PrefixMap("bench")
         self._source = corpus()
         self._bodies = [chat_body(self._source, project, size, stream=True) for project in range(LEARNED)]
         self._number = 0
         offload = offload_to(threads)
-        around = Around(
-            fleet, self._text, Pending(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
+        dependencies = Dependencies(
+            fleet, self._text, PendingPrompts(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
         )
-        self.routing = Routing(around, index=index, store=None, router="bench", options=Options(ghost_lock=False))
+        self.routing = Routing(dependencies, index=index, store=None, router="bench", options=Options(ghost_lock=False))
 
     def body(self, project: int) -> bytes:
         """Return a request that was never made before."""
@@ -122,7 +123,7 @@ class Bench:
         return self._bodies[project].replace(MARK.encode(), b"%016x" % (self._number * 0x9E3779B97F4A7C15 % 2**64))
 
     def learn(self) -> None:
-        """Learn from some prompts of each project, and have every worker hold the project's blocks."""
+        """Fill the prefix map from some prompts of each project, and have every worker hold the project's blocks."""
         chains = Chains()
         for project in range(LEARNED):
             for _ in range(LEARNED):
@@ -130,8 +131,9 @@ class Bench:
                 assert prompt is not None
                 chain, common = chains.of(Seen(0, project, self._size, 1, "id"))
                 self._text.learn(prompt, chain, NAMESPACE)
+            blocks = held_blocks(chains.shared(project, common))
             for worker in self._fleet.listed:
-                self._index.apply(worker.ref, entries_of(chains.shared(project, common)), [], lease_ttl_s=LEASE_S)
+                self._index.apply(worker.ref, entries_of(blocks), [], lease_ttl_s=LEASE_S)
 
     async def measure(self, count: int, *, forget: bool) -> Times:
         """Decide `count` times. forget: what the index has said, before each."""
@@ -139,7 +141,7 @@ class Bench:
         for number in range(count):
             body = self.body(number % LEARNED)
             if forget:
-                self.routing.books.residency.clear()
+                self.routing.state.locations.clear()
             if number % REPORT_DECISIONS == 0:
                 for worker in self._fleet.listed:
                     worker.report()

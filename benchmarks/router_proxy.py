@@ -9,7 +9,7 @@ byte. For bodies of 2, 32 and 256 KiB, plain and streamed:
 - req/s: what 32 connections get through.
 - +p50, +p99: latency at a low, fixed rate, less that without a proxy in the same run. In brackets: that latency.
 Then 200 streams at once, and the memory over many requests. Our router finds its workers, what they hold and what they
-have to do in a Redis, where a twin of the connector tells it; "no index" is the same router with static URLs alone.
+have to do in a Redis, where simulated connectors tell it; "no index" is the same router with static URLs alone.
 
 Peers are compared when they are there: nginx on the PATH, sglang-router and vllm-router in a virtual environment
 (--peers-venv, $GHOSTCACHER_PEERS_VENV, or made by --install-peers). --only NAME,... limits the run to proxies whose

@@ -21,8 +21,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.settings import (
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.settings import (
+    ENVIRONMENT_PREFIX,
+    ROUTER_PREFIX,
     SECRET_CHARS_MIN,
     CheckedSettings,
     Milliseconds,
@@ -38,13 +40,11 @@ from ghostcacher_connector.settings import (
     types_of,
 )
 
-ENVIRONMENT_PREFIX = "GC_"
-ROUTER_PREFIX = "GC_ROUTER_"
-
 RENEWALS_PER_LEASE = 3
 """A lease is renewed this often: one lost renewal must not cost it."""
 
-Worker = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+WORKER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+Worker = Annotated[str, Meta(pattern=WORKER_PATTERN)]
 Transports = Annotated[tuple[Literal["nixl", "relay"], ...], Meta(min_length=1, max_length=2)]
 
 
@@ -53,6 +53,17 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
 
     masked = frozenset({"relay_token", "index_key"})
     urls = frozenset({"redis_url", "http_url"})
+    removed = frozenset(
+        {
+            "publish_interval_ms",
+            "publish_batch",
+            "publish_queue_max",
+            "lookup_threads",
+            "lookup_queue_max",
+            "allow_ucx_tcp",
+            "staging_mib",
+        }
+    )
 
     redis_url: Annotated[Text | None, Meta(description="Redis or Valkey of the index; none: one is started here")] = (
         None
@@ -63,7 +74,10 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     ] = None
     redis_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=30, description="bound of every wait for Redis, in s")] = 0.25
     worker_id: Annotated[
-        Worker | None, Meta(description="name of this worker, unique in the fleet; none: the engine's own id")
+        Worker | None,
+        Meta(
+            description="name of this worker, unique in the fleet; none: host and port of http_url, or the engine's id"
+        ),
     ] = None
     http_url: Annotated[
         Text | None, Meta(description="base URL at which routers reach this engine; none: not told to routers")
@@ -71,23 +85,12 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     lease_ttl_s: Annotated[
         Seconds, Meta(ge=0.5, le=3600, description="time after which a silent worker counts as dead, in s")
     ] = 10.0
-    publish_interval_ms: Annotated[
-        Milliseconds, Meta(ge=0.1, le=10_000, description="longest wait to fill a batch of index entries, in ms")
-    ] = 5.0
-    publish_batch: Annotated[int, Meta(ge=1, le=100_000, description="index entries sent at once, a count")] = 512
-    publish_queue_max: Annotated[
-        int, Meta(ge=1, le=10_000_000, description="index entries waiting to be sent; more are dropped, a count")
-    ] = 100_000
     report_interval_ms: Annotated[
         Milliseconds, Meta(ge=20, le=10_000, description="how often routers are told this worker's load, in ms")
     ] = 200.0
     lookup_deadline_ms: Annotated[
         Milliseconds, Meta(ge=0.1, le=60_000, description="time after which a lookup counts as a miss, in ms")
     ] = 50.0
-    lookup_threads: Annotated[int, Meta(ge=1, le=64, description="threads that ask the index, a count")] = 2
-    lookup_queue_max: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="lookups waiting for a thread; more count as misses, a count")
-    ] = 512
     pull: Annotated[
         Literal["auto", "always", "never"],
         Meta(description="auto: pull what is forecast to be faster than computing; always, never: as they say"),
@@ -99,13 +102,7 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         "nixl",
         "relay",
     )
-    allow_ucx_tcp: Annotated[
-        bool, Meta(description="let UCX use TCP, over which a dying reader can crash the worker that it reads from")
-    ] = False
-    ucx_tls: Annotated[Text | None, Meta(description="UCX transports, as UCX_TLS; none: all but TCP")] = None
-    staging_mib: Annotated[
-        int, Meta(ge=1, le=65_536, description="bounce buffer for transports that may write late, in MiB for each rank")
-    ] = 64
+    ucx_tls: Annotated[Text | None, Meta(description="UCX transports, as UCX_TLS; never TCP; none: all but TCP")] = None
     relay_listen: Annotated[
         Text | None, Meta(description="host:port of the relay for readers without RDMA; port 0: any; none: no relay")
     ] = None
@@ -161,11 +158,6 @@ def _check_relay(settings: Settings) -> None:
 
 
 def _check_sizes(settings: Settings) -> None:
-    if settings.publish_queue_max < settings.publish_batch:
-        raise ConfigError(
-            f"publish_queue_max: expected at least publish_batch={settings.publish_batch}, "
-            f"got {settings.publish_queue_max}"
-        )
     if settings.redis_timeout_s > settings.lease_ttl_s / RENEWALS_PER_LEASE:
         raise ConfigError(
             f"redis_timeout_s: expected at most lease_ttl_s / {RENEWALS_PER_LEASE} = "

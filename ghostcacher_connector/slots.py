@@ -21,8 +21,8 @@ import secrets
 import numpy as np
 import numpy.typing as npt
 
-from ghostcacher_connector.errors import ProtocolError
-from ghostcacher_connector.types import INCARNATION_BYTES
+from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.types import INCARNATION_BYTES
 
 MAGIC = int.from_bytes(b"GHOSTKV\0", "little")
 VERSION = 1

@@ -18,8 +18,8 @@ from benchmarks.harness.engine import Engine, EngineStartError, start_many, stop
 from benchmarks.harness.launch import EngineOptions
 from benchmarks.harness.model import ensure_model
 from benchmarks.harness.redis_server import RedisServer
-from ghostcacher_router.up.machine import NotEnoughMemory, core_shares, free_port
-from ghostcacher_router.up.process import GuardedProcess
+from ghostcacher_cli.up.machine import NotEnoughMemory, core_shares, free_port
+from ghostcacher_connector.core.process.guarded import GuardedProcess
 
 __all__ = [
     "Client",

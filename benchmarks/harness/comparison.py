@@ -18,7 +18,7 @@ from benchmarks.harness.engine import Engine
 from benchmarks.harness.report import milliseconds, table
 from benchmarks.harness.scenario import PullNumbers, nudge, pull_numbers, ratio
 from benchmarks.harness.workload import Load, Result, round_robin, run_load, through
-from ghostcacher_connector.types import MissReason
+from ghostcacher_connector.core.types import MissReason
 
 ROUNDING_MAX = 0.1
 """Between two right log-probabilities of one token. What was computed and what was found in a cache are matrix products

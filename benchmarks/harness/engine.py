@@ -17,9 +17,9 @@ from benchmarks.harness import launch, sglang
 from benchmarks.harness.client import Client, ServerError
 from benchmarks.harness.launch import EngineOptions, placed
 from benchmarks.harness.sglang import SglangClient, SglangOptions
-from ghostcacher_router.up.diagnosis import answers, exit_text, explain
-from ghostcacher_router.up.machine import free_port, require_memory
-from ghostcacher_router.up.process import GuardedProcess
+from ghostcacher_cli.up.diagnosis import answers, exit_text, explain
+from ghostcacher_cli.up.machine import free_port, require_memory
+from ghostcacher_connector.core.process.guarded import GuardedProcess
 
 POLL_S = 0.25
 PORT_ATTEMPTS = 3

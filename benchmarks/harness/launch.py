@@ -1,6 +1,6 @@
 """How the engines of tests and benchmarks are started: options, command line, environment. Starts nothing.
 
-What is true of every vLLM server is in ghostcacher_router/up/launch.py. Learned by trying, and relied on here:
+What is true of every vLLM server is in ghostcacher_cli/up/launch.py. Learned by trying, and relied on here:
 - Block sizes are multiples of 32 tokens (16 is refused: "No common block size"); the default is 128.
 - The first request takes seconds longer than the next ones of its length: warm up before measuring.
 - A local hit and a cold run of the same prompt differ by rounding (0.01 to 0.1 in a log-probability), since matrix
@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from ghostcacher_router.up import launch
-from ghostcacher_router.up.launch import GPU_MEMORY_FLAG, is_cpu_build
-from ghostcacher_router.up.machine import core_shares, visible_gpus
+from ghostcacher_cli.up import launch
+from ghostcacher_cli.up.launch import GPU_MEMORY_FLAG, is_cpu_build
+from ghostcacher_cli.up.machine import core_shares, visible_gpus
 
 READY_TIMEOUT_S = 600.0
 """Ready in 40 s on two idle cores, in 200 s on two very busy ones; a large model takes longer and has to say so."""

@@ -10,8 +10,8 @@ from benchmarks.harness.engine import EngineEnded, EngineStartError
 from benchmarks.harness.model import ModelNotFound
 from benchmarks.harness.report import Interrupted, interruptible
 from benchmarks.harness.scenario import NotShared
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_router.up.machine import NotEnoughMemory
+from ghostcacher_cli.up.machine import NotEnoughMemory
+from ghostcacher_connector.core.errors import ConfigError
 
 EXPECTED = (EngineEnded, EngineStartError, ModelNotFound, NotEnoughMemory, NotShared, ServerError, ConfigError, OSError)
 """What the world does to us: shown as a message. Anything else is our own bug and keeps its traceback."""

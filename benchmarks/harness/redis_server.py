@@ -11,26 +11,36 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ghostcacher_connector.index.embedded import find_server
-from ghostcacher_router.up.machine import free_port
-from ghostcacher_router.up.process import GuardedProcess
+import redis
+
+from ghostcacher_cli.up.machine import free_port, is_port_free
+from ghostcacher_connector.core.process.guarded import GuardedProcess
+from ghostcacher_connector.core.redis.embedded import find_server
 
 START_TIMEOUT_S = 10.0
 POLL_S = 0.02
+PORT_MAX = 65_535
+BUS_OFFSET = 10_000
+"""A server in cluster mode also listens on its port and this much more."""
+ANSWERS = (b"+PONG", b"-NOAUTH")
 
 
 class RedisServer(AbstractContextManager["RedisServer"]):
     """One redis-server without persistence, answering when constructed.
 
-    Unlike the connector's embedded one (index/embedded.py), it is not shared with other processes of the user, can
+    Unlike the connector's embedded one (core/redis/embedded.py), it is not shared with other processes of the user, can
     be killed and restarted at will, and listens on TCP when `tcp` is set. The address stays the same over a restart.
+
+    port: on loopback; 0 without TCP.
     """
 
-    def __init__(self, *, tcp: bool = False, extra_args: tuple[str, ...] = ()) -> None:
+    def __init__(self, *arguments: str, tcp: bool = False, sentinel_config: str | None = None) -> None:
+        """arguments: more options of redis-server. sentinel_config: be a Sentinel with these lines of configuration."""
         # Short on purpose: a Unix socket's path has at most 107 bytes.
         self._folder = Path(tempfile.mkdtemp(prefix="gc-redis-"))
-        self._port = free_port() if tcp else 0
-        self._extra_args = extra_args
+        self.port = _free_port() if tcp else 0
+        self._arguments = arguments
+        self._sentinel_config = sentinel_config
         self._process: GuardedProcess | None = None
         try:
             self.start()
@@ -51,7 +61,7 @@ class RedisServer(AbstractContextManager["RedisServer"]):
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self._port}/0" if self._port else f"unix://{self._folder}/redis.sock"
+        return f"redis://127.0.0.1:{self.port}" if self.port else f"unix://{self._folder}/redis.sock"
 
     @property
     def process(self) -> GuardedProcess:
@@ -60,17 +70,16 @@ class RedisServer(AbstractContextManager["RedisServer"]):
 
     def start(self) -> None:
         """Start it, empty, where it was before, and return when it answers."""
-        command = [
-            *(str(find_server()), "--port", str(self._port), "--bind", "127.0.0.1"),
-            *("--unixsocket", str(self._folder / "redis.sock"), "--dir", str(self._folder)),
-            *("--save", "", "--appendonly", "no", *self._extra_args),
-        ]
-        self._process = GuardedProcess(command, log=self._folder / "redis.log", grace_s=3.0)
+        self._process = GuardedProcess(self._command(), log=self._folder / "redis.log", grace_s=3.0)
         deadline = time.monotonic() + START_TIMEOUT_S
-        while self._call(b"PING") != b"+PONG":
+        while not self._call(b"PING").startswith(ANSWERS):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"redis-server does not answer at {self.url}:\n{self._process.log_tail(10)}")
             time.sleep(POLL_S)
+
+    def client(self) -> redis.Redis:
+        """Return a client of it."""
+        return redis.Redis.from_url(self.url, socket_timeout=5)
 
     def kill(self) -> None:
         """Kill it at once (SIGKILL); `start` brings back an empty one at the same address."""
@@ -102,6 +111,15 @@ class RedisServer(AbstractContextManager["RedisServer"]):
             self._process = None
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _command(self) -> list[str]:
+        listen = ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", str(self._folder / "redis.sock")]
+        listen += ["--dir", str(self._folder), *self._arguments]
+        if self._sentinel_config is None:
+            return [str(find_server()), *listen, "--save", "", "--appendonly", "no"]
+        config = self._folder / "sentinel.conf"  # a Sentinel rewrites it
+        config.write_text(self._sentinel_config)
+        return [str(find_server()), str(config), "--sentinel", *listen]
+
     def _call(self, command: bytes) -> bytes:
         try:
             with socket.socket(socket.AF_UNIX) as connection:
@@ -111,3 +129,12 @@ class RedisServer(AbstractContextManager["RedisServer"]):
                 return connection.recv(256).strip()
         except OSError:
             return b""
+
+
+def _free_port() -> int:
+    """Return a free port whose port for a cluster's bus exists and is free, too. Raises OSError."""
+    for _ in range(100):
+        port = free_port()
+        if port + BUS_OFFSET <= PORT_MAX and is_port_free("127.0.0.1", port + BUS_OFFSET):
+            return port
+    raise OSError("no port was found that is free together with the one for a cluster's bus")

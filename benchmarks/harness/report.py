@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from ghostcacher_router.terminal.text import milliseconds, table
+from ghostcacher_cli.terminal.text import milliseconds, table
 
 __all__ = [
     "Interrupted",

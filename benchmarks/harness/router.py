@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.harness.client import Client
-from ghostcacher_router.up.machine import free_port
-from ghostcacher_router.up.process import GuardedProcess
+from ghostcacher_cli.up.machine import free_port
+from ghostcacher_connector.core.process.guarded import GuardedProcess
 
 START_TIMEOUT_S = 30.0
 POLL_S = 0.05
@@ -39,7 +39,7 @@ class RouterProcess(AbstractContextManager["RouterProcess"]):
         self._command = [
             sys.executable,
             "-m",
-            "ghostcacher_connector.cli",
+            "ghostcacher_cli.main",
             "router",
             "--listen",
             f"127.0.0.1:{self.port}",

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from benchmarks.harness.client import Client, Completion, Difference, Metrics, compare
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.report import mebibytes, milliseconds, rate, table
-from ghostcacher_connector.types import MissReason
+from ghostcacher_connector.core.types import MissReason
 
 PUBLISH_DEADLINE_S = 10.0
 NUDGE_TOKENS = 3

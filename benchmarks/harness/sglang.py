@@ -17,9 +17,9 @@ import msgspec
 
 from benchmarks.harness.client import Client, Completion, Prompt, ServerError
 from benchmarks.harness.launch import READY_TIMEOUT_S
-from ghostcacher_router.up.launch import memory_needed_gib as host_memory_gib
-from ghostcacher_router.up.machine import core_shares
-from ghostcacher_router.up.sglang import linker_arguments, server_command
+from ghostcacher_cli.up.launch import memory_needed_gib as host_memory_gib
+from ghostcacher_cli.up.machine import core_shares
+from ghostcacher_cli.up.sglang import linker_arguments, server_command
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIM = ROOT / "tests" / "support" / "sglang_cpu"

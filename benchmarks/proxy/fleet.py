@@ -1,4 +1,4 @@
-"""Our router as it is meant to run: a Redis, a twin of the connectors in it, and a router that knows no URL."""
+"""Our router as it is meant to run: a Redis, simulated connectors of its workers, and a router that knows no URL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start_ours(
 ) -> Server:
     """Return our router, with all workers in its fleet. indexed: through Redis, else it is given their URLs."""
     port = free_port()
-    redis_url = start_twin(stack, workers, report, cores, folder) if indexed else None
+    redis_url = start_connectors(stack, workers, report, cores, folder) if indexed else None
     peer = our_router(port, workers, redis_url)
     assert peer.command is not None
     server = start_server(stack, peer.name, peer.command, port, cores.proxy, folder)
@@ -30,13 +30,13 @@ def start_ours(
     return server
 
 
-def start_twin(stack: ExitStack, workers: Sequence[int], report: Path, cores: Cores, folder: Path) -> str:
-    """Start a Redis and the twin of the connectors; return the Redis's address."""
+def start_connectors(stack: ExitStack, workers: Sequence[int], report: Path, cores: Cores, folder: Path) -> str:
+    """Start a Redis and the simulated connectors; return the Redis's address."""
     redis = stack.enter_context(RedisServer())  # on the core of this process: not the proxy's
-    command = [sys.executable, "-m", "benchmarks.proxy.twin", redis.url, str(report), *map(str, workers)]
-    twin = GuardedProcess(pinned(cores.others, command), log=folder / "twin.log", grace_s=GRACE_S)
-    stack.callback(twin.stop)
-    wait_for("benchmarks.proxy.twin", twin, lambda: "ready" in twin.log_tail())
+    command = [sys.executable, "-m", "benchmarks.proxy.connectors", redis.url, str(report), *map(str, workers)]
+    connectors = GuardedProcess(pinned(cores.others, command), log=folder / "connectors.log", grace_s=GRACE_S)
+    stack.callback(connectors.stop)
+    wait_for("benchmarks.proxy.connectors", connectors, lambda: "ready" in connectors.log_tail())
     return redis.url
 
 

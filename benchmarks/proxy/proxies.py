@@ -105,7 +105,7 @@ def rust_peer(name: str, venv: Path, port: int, metrics_port: int, workers: Sequ
 
 def our_router(port: int, workers: Sequence[int], redis_url: str | None) -> Peer:
     """Return our router: with a Redis it finds the workers and what they hold there, else it is given their URLs."""
-    command = [sys.executable, "-m", "ghostcacher_connector.cli", "router", "--listen", f"127.0.0.1:{port}"]
+    command = [sys.executable, "-m", "ghostcacher_cli.main", "router", "--listen", f"127.0.0.1:{port}"]
     if redis_url is not None:
         return Peer(OURS, [*command, "--redis-url", redis_url], "")
     workers_given = [part for url in urls(workers) for part in ("--worker", url)]

@@ -14,7 +14,7 @@ from enum import Enum
 from itertools import product
 from typing import NamedTuple
 
-from ghostcacher_connector.types import MissReason
+from ghostcacher_connector.core.types import MissReason
 
 
 class Kind(Enum):

@@ -1,18 +1,26 @@
 """Validated pulls between the memories of two ranks, as the rest of the code sees them.
 
 Life of a pull, in the reader:
-1. the caller owns the destination slots ``local_slots`` and has bumped their generations;
-2. `Transport.pull` reads the data of ``remote_slots`` into them, by one-sided READ;
-3. *after that READ has completed* it reads the seal: header and generations of the same slots;
-4. a block whose generation and incarnation equal the request's is valid, any other is not: its bytes mean nothing;
+1. The caller owns the destination slots ``local_slots`` and has bumped their generations.
+2. `Transport.pull` reads the rows of ``remote_slots`` into them, by one-sided READ.
+3. *After that READ has completed* it posts the READ of the seal: the header and the generations of the same slots.
+4. A block whose incarnation and generation equal the request's is valid. Any other is not: its bytes mean nothing.
 5. `pull` returns. From now on no byte of this pull can land in the caller's memory any more.
 
-Rule 5 is the hard one: a READ that was given up may still land later (it does over emulated transports).
-So a transport either reads *directly*, and then returns only when the READ is finished or impossible, or reads
-*staged* into its own bounce buffer, which stays quarantined when the READ is given up.
+Why the seal READ is posted last: the owner bumps a slot's generation before it overwrites the slot, and is never asked.
+So a generation that is unchanged *after* the rows were read proves that no overwrite had begun while they were read. A
+generation that was read before them, or in the same transfer, whose order NIXL does not promise, proves nothing.
 
-What implementors must keep: `pull` never raises for what the world does (it returns FAILED with a reason), ends
-by its deadline where rule 5 lets it, and may be called from several threads for different pulls.
+Where the seal is checked: `slots.valid_mask` compares. It is called by `NixlReader.check_seal` (nixl/reader.py) for
+READs, by `_check_seals` (relay/relay_transport.py) for rows that a relay sent, and by `MemoryTransport` (memory.py) in
+tests.
+
+Rule 5 is the hard one: a READ that was given up may still land later (it does where UCX emulates it). So a READ into
+the caller's slots is waited for until it is over, past the deadline if need be. Only one into a transport's own bounce
+buffer (a seal, a probe, a relay's rows) is given up at its deadline; that buffer stays quarantined until it is over.
+
+What implementors must keep: `pull` never raises for what the world does (it returns FAILED with a reason), it ends by
+its deadline where rule 5 allows that, and several threads may call it at the same time for different pulls.
 """
 
 from __future__ import annotations
@@ -24,8 +32,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots
-from ghostcacher_connector.types import MissReason, RankEndpoint
 
 Validity = npt.NDArray[np.bool_]
 
@@ -44,48 +52,77 @@ class PullOutcome(str, Enum):
 
 
 class PullRequest(NamedTuple):
-    """Read ``remote_slots[i]`` of the peer into ``local_slots[i]``, for each i.
-
-    remote_slots, local_slots: shape (n,), int64. generations: shape (n,), uint64, as published.
-    deadline: on the transport's monotonic clock, in seconds.
-    """
+    """Read ``remote_slots[i]`` of the peer into ``local_slots[i]``, for each i."""
 
     peer: RankEndpoint
+    """The rank to read from."""
     remote_slots: Slots
+    """Slots of the peer, shape (n,), int64."""
     local_slots: Slots
+    """Slots of this rank, shape (n,), int64, distinct."""
     generations: Generations
+    """The generations of the remote slots as they were published, shape (n,), uint64."""
     deadline: float
+    """On the transport's monotonic clock, in seconds."""
 
 
 class PullResult(NamedTuple):
-    """valid: shape (n,), true where the local slot now holds the peer's block.
-
-    bytes and seconds count what was moved, valid or not. reason: None when DONE. transport: "nixl" or "relay".
-    """
+    """How a pull ended."""
 
     outcome: PullOutcome
     valid: Validity
+    """True where the local slot now holds the peer's block, shape (n,)."""
     bytes: int
+    """What was moved, valid or not."""
     seconds: float
+    """How long the pull took."""
     reason: MissReason | None
+    """Why blocks are missing; None when the outcome is DONE."""
     transport: str
+    """The name of the transport: "nixl", "relay", or "none" when none was used."""
     detail: str = ""
+    """The reason in words, for logs."""
+
+
+def failed_result(
+    count: int, transport: str, reason: MissReason, detail: str, *, moved_bytes: int = 0, seconds: float = 0.0
+) -> PullResult:
+    """Return the result of a pull of `count` blocks whose READ did not complete: none of them is valid."""
+    none = np.zeros(count, dtype=np.bool_)
+    return PullResult(PullOutcome.FAILED, none, moved_bytes, seconds, reason, transport, detail)
+
+
+def checked_result(valid: Validity, transport: str, moved_bytes: int, seconds: float) -> PullResult:
+    """Return the result of a pull whose seal was checked: DONE when every block is valid, otherwise STALE."""
+    if valid.all():
+        return PullResult(PullOutcome.DONE, valid, moved_bytes, seconds, None, transport)
+    stale = int(len(valid) - valid.sum())
+    return PullResult(
+        PullOutcome.STALE,
+        valid,
+        moved_bytes,
+        seconds,
+        MissReason.STALE_GENERATION,
+        transport,
+        f"{stale} of {len(valid)} blocks were reused since they were published",
+    )
 
 
 class Probe(NamedTuple):
-    """A measured look at a peer which touches no engine memory.
-
-    rtt_s: of reading the seal's header alone. data: the bytes of the slots read, segment after segment, each shape
-    (slots, slot_bytes) in C order; data_s: the time to read them. generations: read after the data, shape (slots,).
-    current: the header is that of the endpoint's incarnation.
-    """
+    """A measured look at a peer that touches no engine memory."""
 
     transport: str
+    """The name of the transport that was used."""
     rtt_s: float
+    """The time to read the seal's header alone."""
     current: bool
+    """Whether that header is the one of the endpoint's incarnation."""
     generations: Generations
+    """The generations of the slots, read after their rows, shape (slots,)."""
     data: bytes
+    """The rows of the slots: segment after segment, each of shape (slots, slot_bytes) in C order."""
     data_s: float
+    """The time to read the rows."""
 
 
 class Transport(ABC):
@@ -95,7 +132,10 @@ class Transport(ABC):
 
     @abstractmethod
     def reaches(self, peer: RankEndpoint) -> bool:
-        """Say whether this transport leads to the peer; connects if need be, within a bound. Cached, with backoff."""
+        """Say whether this transport leads to the peer; connects if need be, within a bound.
+
+        The answer is kept; after a failure the peer is backed off from.
+        """
 
     @abstractmethod
     def pull(self, request: PullRequest) -> PullResult:
@@ -105,12 +145,12 @@ class Transport(ABC):
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
         """Time the way to a peer: read its seal and a few slots into private memory. Raises TransferError.
 
-        slots: read as far as they fit there.
+        slots: as many of them are read as fit there.
         """
 
     @abstractmethod
     def forget(self, peer: RankEndpoint) -> None:
-        """Drop what is known of a peer that is gone or has a new incarnation."""
+        """Drop what is known of a peer that is gone or is a new incarnation."""
 
     @abstractmethod
     def close(self) -> None:

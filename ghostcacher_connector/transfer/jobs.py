@@ -7,68 +7,75 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.transfer.base import PullOutcome, PullResult, Validity
-from ghostcacher_connector.types import MissReason
 
 
 class PullSource(NamedTuple):
-    """A worker that holds the first ``len(remote_slots)`` blocks of a job.
-
-    incarnation: of the worker's record, as the index gave it with the entries: in another life of the worker the same
-    slot and generation may hold other content.
-    remote_slots, generations: shape (m,), m at most the job's number of blocks; entry i belongs to block i.
-    """
+    """A worker that holds the first ``len(remote_slots)`` blocks of a job."""
 
     worker: str
+    """Its name."""
     incarnation: bytes
+    """The incarnation of which the index gave the entries: in another one the same slot and generation may hold other
+    content."""
     remote_slots: Slots
+    """Where its blocks are: entry i belongs to block i of the job. Shape (m,), m at most the job's number of blocks."""
     generations: Generations
+    """Their generations as published, shape (m,)."""
 
 
 class PullJob(NamedTuple):
-    """Fill ``local_slots`` from the sources, in order; what one does not deliver validly is asked of the next.
-
-    local_slots: shape (n,), distinct, owned by the caller and already bumped. deadline: on the puller's clock, in
-    seconds.
-    """
+    """Fill ``local_slots`` from the sources, in order; what one does not deliver validly is asked of the next."""
 
     job_id: str
+    """Names the job in its result; no two jobs at a time have the same."""
     local_slots: Slots
+    """The slots to fill, shape (n,): distinct, owned by the caller, and already bumped."""
     sources: tuple[PullSource, ...]
+    """Whom to ask, the best one first."""
     deadline: float
+    """On the puller's clock, in seconds."""
 
 
 class SourceResult(NamedTuple):
-    """How one source served a job: blocks asked of it, blocks valid, and the way the pull went."""
+    """How one source served a job."""
 
     worker: str
+    """The source's name."""
     asked: int
+    """How many blocks were asked of it."""
     valid: int
+    """How many of them it delivered validly."""
     result: PullResult
+    """How the pull went."""
 
 
 class BlockFailure(NamedTuple):
-    """Blocks of a job (indexes into ``local_slots``) that no source delivered, and why the last one asked did not."""
+    """Blocks of a job that no source delivered."""
 
     reason: MissReason
+    """Why the last source that was asked did not deliver them."""
     blocks: npt.NDArray[np.int64]
+    """Their indexes into the job's ``local_slots``."""
 
 
 class JobResult(NamedTuple):
-    """How a job ended.
-
-    valid: shape (n,), true where the local slot holds its block; any other local slot holds garbage. From now on
-    nothing lands in the local slots any more. seconds: from the job's start to its end. tries: in order.
-    """
+    """How a job ended. From now on nothing lands in its local slots any more."""
 
     job_id: str
     outcome: PullOutcome
     valid: Validity
+    """True where the local slot holds its block, shape (n,). Any other local slot holds garbage."""
     failures: tuple[BlockFailure, ...]
+    """The blocks that are missing, by reason."""
     bytes: int
+    """What was moved, valid or not."""
     seconds: float
+    """From the job's start to its end."""
     tries: tuple[SourceResult, ...]
+    """The sources that were asked, in order."""
 
     @property
     def reason(self) -> MissReason | None:
@@ -77,23 +84,26 @@ class JobResult(NamedTuple):
 
 
 class LinkStats(NamedTuple):
-    """What is measured of the way to a peer. bytes_per_s and rtt_s are None until measured.
-
-    connected: a transport reaches it now. ready: it is not put aside after failures.
-    """
+    """What is known of the way to a peer. How fast pulls are is the forecaster's to know (pull/forecast.py)."""
 
     transport: str | None
-    connected: bool
+    """The transport that was used last; None when none reaches the peer."""
     ready: bool
-    bytes_per_s: float | None
+    """Whether pulls may be tried: the peer is not backed off from after failures."""
     rtt_s: float | None
-    pulls: int
+    """The round trip, measured when the peer was connected to; None until then."""
     bytes: int
+    """What has been pulled from it."""
     failures: int
-    last_error: str
+    """How many pulls from it have failed."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a transport reaches the peer now."""
+        return self.transport is not None
 
 
-def ended(job: PullJob, outcome: PullOutcome, reason: MissReason) -> JobResult:
+def unread_result(job: PullJob, outcome: PullOutcome, reason: MissReason) -> JobResult:
     """Return the result of a job that never read anything."""
     count = len(job.local_slots)
     missing = (BlockFailure(reason, np.arange(count, dtype=np.int64)),) if count else ()

@@ -1,43 +1,47 @@
-"""From slots to addresses: which bytes a pull moves, as descriptor arrays. Pure; knows neither NIXL nor a socket.
+"""From slots to addresses: which bytes a pull moves, as descriptor arrays. Knows neither NIXL nor a socket.
 
 A pull names slots. A slot is one row in each segment (a layer's K, V, or both packed). This module
 
 1. refuses what must never become a READ: slots out of range, rows of different size, addresses that overflow;
-2. fuses segments whose rows lie side by side on both sides (a block-major cache is one segment, seen so);
+2. fuses segments whose rows lie side by side on both sides (so a block-major cache becomes one segment);
 3. merges slots that are adjacent on both sides, where the rows of a segment are dense (stride equals row size) on both;
 4. returns ``(address, length, device)`` rows for either side, as numpy arrays of shape (n, 3), uint64.
+
+`rows_of` views slots of this process's own memory as a numpy array.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ghostcacher_connector.core.types import INCARNATION_BYTES, MissReason, RankEndpoint, Segment
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.types import INCARNATION_BYTES, MissReason, RankEndpoint, Segment
 
 Descriptors = npt.NDArray[np.uint64]
+Bytes = npt.NDArray[np.uint8]
 
 ADDRESS_END = 1 << 63
-"""No user-space address reaches it; larger sums come from a damaged or hostile record."""
+"""No address in user space reaches this one; a larger sum comes from a damaged or hostile record."""
 
 SEGMENTS_MAX = 8192
-"""Far above any engine (layers x 2); bounds what a hostile record can make us build."""
+"""Far above what any engine has (two a layer); bounds what a hostile record can make this process build."""
 
 
 class RankMemory(NamedTuple):
-    """The slots of this rank: where pulled bytes go, and what peers read.
-
-    memory: NIXL memory type, "DRAM" or "VRAM"; device: its number.
-    """
+    """The slots of this rank: where pulled rows go, and what peers read."""
 
     segments: tuple[Segment, ...]
+    """Where the rows of the slots lie; a slot has one row in each."""
     slot_count: int
     memory: str = "DRAM"
+    """NIXL's type of the memory, "DRAM" or "VRAM"."""
     device: int = 0
+    """The number of the device that the memory is on."""
 
     @property
     def bytes_per_slot(self) -> int:
@@ -45,18 +49,22 @@ class RankMemory(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Maximal runs adjacent on both sides: run ``k`` is ``[remote[k], + length[k])`` to ``[local[k], + length[k])``."""
+    """Longest runs of slots that are adjacent on both sides."""
 
     remote: Slots
+    """The first remote slot of each run, shape (n,)."""
     local: Slots
+    """The first local slot of each run, shape (n,)."""
     length: Slots
+    """How many slots each run has, shape (n,)."""
 
 
 class Side(NamedTuple):
-    """One side of a transfer: its segments and the device number that its descriptors carry."""
+    """One side of a transfer."""
 
     segments: Sequence[Segment]
     device: int
+    """The device number that the descriptors of this side carry."""
 
 
 def endpoint_fault(peer: RankEndpoint) -> str:
@@ -183,6 +191,29 @@ def packed_segments(base: int, slot_bytes: Sequence[int], slot_count: int) -> tu
     return tuple(packed)
 
 
+def describe_segments(segments: Sequence[Segment]) -> str:
+    """Return how slots lie in memory, without addresses: equal layouts give equal texts."""
+    planes: list[tuple[int, int, int]] = []
+    for segment in segments:
+        if planes and planes[-1][1:] == (segment.slot_bytes, segment.stride_bytes):
+            planes[-1] = (planes[-1][0] + 1, *planes[-1][1:])
+        else:
+            planes.append((1, segment.slot_bytes, segment.stride_bytes))
+    return ",".join(f"{count}x{slot}/{stride}" for count, slot, stride in planes)
+
+
+def rows_of(segment: Segment, slot_count: int) -> Bytes:
+    """Return the rows of a segment as a writable array, shape (slot_count, slot_bytes).
+
+    The caller guarantees that the memory outlives the array.
+    """
+    span_bytes = (slot_count - 1) * segment.stride_bytes + segment.slot_bytes
+    span = np.ctypeslib.as_array((ctypes.c_uint8 * span_bytes).from_address(segment.base))
+    return np.lib.stride_tricks.as_strided(
+        span, shape=(slot_count, segment.slot_bytes), strides=(segment.stride_bytes, 1)
+    )
+
+
 def _is_sane(segment: Segment, slot_count: int) -> bool:
     return (
         segment.base > 0
@@ -213,14 +244,3 @@ def _widen(left: Segment, right: Segment) -> Segment:
 
 def _brief(sizes: list[int]) -> str:
     return f"{len(sizes)} segments of {sorted(set(sizes))[:4]}"
-
-
-def describe_segments(segments: Sequence[Segment]) -> str:
-    """Return how slots lie in memory, without addresses: equal layouts give equal words."""
-    planes: list[tuple[int, int, int]] = []
-    for segment in segments:
-        if planes and planes[-1][1:] == (segment.slot_bytes, segment.stride_bytes):
-            planes[-1] = (planes[-1][0] + 1, *planes[-1][1:])
-        else:
-            planes.append((1, segment.slot_bytes, segment.stride_bytes))
-    return ",".join(f"{count}x{slot}/{stride}" for count, slot, stride in planes)

@@ -1,7 +1,7 @@
-"""The in-memory twin of the real transports: ranks of one process read each other's memory by address.
+"""The in-memory fake of the real transports: ranks of one process read each other's memory by address.
 
 A `Fabric` is what a host is to NIXL: it knows which ranks live. Faults are injected per rank, so that each way in
-which a pull can end is one line in a test. The bytes are really moved and the seal is really read, after the data.
+which a pull can end is one line in a test. The rows are really moved and the seal is really read, after the rows.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from enum import Enum, auto
 
 import numpy as np
 
-from ghostcacher_connector.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots, SlotTable, check_header, seal_words, valid_mask
-from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport
-from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, slots_fault
-from ghostcacher_connector.transfer.results import failed, finished
-from ghostcacher_connector.transfer.views import rows_of
-from ghostcacher_connector.types import MissReason, RankEndpoint
+from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, checked_result, failed_result
+from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, rows_of, slots_fault
 
 
 class Fault(Enum):
@@ -29,9 +27,9 @@ class Fault(Enum):
     UNREACHABLE = auto()
     """Nothing answers: a dead process."""
     STALLED = auto()
-    """READs end only after the deadline: a stopped owner behind an emulated transport."""
+    """READs end only after the deadline: a stopped owner whose READs UCX emulates."""
     REUSED_AFTER_READ = auto()
-    """Every slot is bumped between the READ of the data and that of the seal."""
+    """Every slot is bumped between the READ of the rows and that of the seal."""
 
 
 class Fabric:
@@ -44,7 +42,7 @@ class Fabric:
         self._faults: dict[str, Fault] = {}
 
     def join(self, name: str, table: SlotTable) -> str:
-        """Enter a rank; return its agent name, which no other life shares."""
+        """Enter a rank; return its agent name, which no other incarnation shares."""
         with self._lock:
             agent = f"{name}-{next(self._numbers)}"
             self._tables[agent] = table
@@ -122,25 +120,25 @@ class MemoryTransport(Transport):
         peer = request.peer
         fault = request_fault(self._memory, peer, request.remote_slots, request.local_slots, len(request.generations))
         if fault is not None:
-            return failed(count, self.name, *fault)
+            return failed_result(count, self.name, *fault)
         try:
             table, misbehaviour = self._fabric.find(peer)
         except PeerUnreachable as exc:
-            return failed(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
+            return failed_result(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
         if misbehaviour is Fault.STALLED or self._clock() >= request.deadline:
-            return failed(count, self.name, MissReason.TIMEOUT, "deadline passed")
+            return failed_result(count, self.name, MissReason.TIMEOUT, "deadline passed")
         for theirs, ours in zip(peer.segments, self._memory.segments, strict=True):
             source = rows_of(theirs, peer.slot_count)[request.remote_slots]
             rows_of(ours, self._memory.slot_count)[request.local_slots] = source
         if misbehaviour is Fault.REUSED_AFTER_READ:
             _bump_all(table, request.remote_slots)
-        seal = _seal(table, request.remote_slots)
+        seal = _read_seal(table, request.remote_slots)
         try:
             valid = valid_mask(seal, peer.incarnation, peer.slot_count, request.generations)
         except ProtocolError as exc:
-            return failed(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
+            return failed_result(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
         moved = self._memory.bytes_per_slot * len(request.remote_slots)
-        return finished(valid, self.name, moved, self._clock() - started)
+        return checked_result(valid, self.name, moved, self._clock() - started)
 
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
         table, misbehaviour = self._fabric.find(peer)
@@ -148,7 +146,7 @@ class MemoryTransport(Transport):
         if fault or misbehaviour is Fault.STALLED or timeout_s <= 0:
             raise TransferError(f"probe of {peer.agent_name}: {fault or 'deadline passed'}")
         data = b"".join(rows_of(segment, peer.slot_count)[slots].tobytes() for segment in peer.segments)
-        seal = _seal(table, slots)
+        seal = _read_seal(table, slots)
         current = check_header(seal[: seal_words(0)].tobytes(), peer.incarnation, peer.slot_count)
         return Probe(self.name, 0.0, current, seal[seal_words(0) :], data, 0.0)
 
@@ -159,7 +157,7 @@ class MemoryTransport(Transport):
         self._fabric.leave(self.agent_name)
 
 
-def _seal(table: SlotTable, slots: Slots) -> Generations:
+def _read_seal(table: SlotTable, slots: Slots) -> Generations:
     words = np.frombuffer(table.buffer, dtype=np.uint64)
     return np.concatenate((words[: seal_words(0)], words[seal_words(0) :][slots]))
 

@@ -1,145 +1,178 @@
-"""Which peers the NIXL agent is connected to, with backoff, and who is using the connection.
-
-A connection is only torn down when nothing is in flight on it (a quarantined READ counts): NIXL gives no promise for
-READs of a peer that was removed. States of a link:
-
-    NEW --connect, proof--> UP --failed--> BROKEN --backoff over and idle--> (connect again)
-                             '--forget---> GONE   --idle--> removed
-"""
+"""The peers of one rank: which records are acceptable, how each peer is reached, and how well that went."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
-from ghostcacher_connector.errors import PeerUnreachable, TransferError
-from ghostcacher_connector.transfer.agent import NixlAgent
-from ghostcacher_connector.transfer.backoff import Backoff
-from ghostcacher_connector.types import RankEndpoint
+import numpy as np
+
+from ghostcacher_connector.core.backoff import Backoff
+from ghostcacher_connector.core.errors import TransferError
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, WorkerRecord
+from ghostcacher_connector.transfer.base import PullResult, Transport
+from ghostcacher_connector.transfer.jobs import LinkStats
+from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault
 
 logger = logging.getLogger(__name__)
 
+PROBE_TIMEOUT_S = 2.0
 
-class Link:
-    """The connection to one agent of a peer. Its fields are guarded by `lock`."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.lock = threading.RLock()
+class Peer:
+    """One peer: its endpoint and what is known of the way to it. Guarded by the lock of `Peers`."""
+
+    def __init__(self, record: WorkerRecord, rank: int) -> None:
+        self.worker = record.worker
+        """The worker's name."""
+        self.incarnation = record.incarnation
+        """Of its record: entries of another incarnation are stale."""
+        self.endpoint = record.ranks[rank]
+        """Its rank of the same number as this one: ranks pull from their counterparts."""
         self.backoff = Backoff()
-        self.metadata: bytes | None = None
-        self.loaded = False
-        self.up = False
-        self.gone = False
-        self.in_flight = 0
+        self.transport: str | None = None
+        """The transport that was used last; None when none reaches it."""
+        self.rtt_s: float | None = None
+        """The round trip, measured when it was connected to."""
+        self.bytes = 0
+        """What has been pulled from it."""
+        self.failures = 0
+        """How many pulls from it have failed."""
         self.last_error = ""
+        """Why the last one did."""
 
 
-class PeerLinks:
-    """All links of one agent. Thread-safe; a peer that does not answer holds up only those who want it."""
+class Peers:
+    """Peers by worker name. Thread-safe; transports are called without the lock held."""
 
     def __init__(
         self,
-        agent: NixlAgent,
-        prove: Callable[[Link, RankEndpoint], None],
+        transports: Sequence[Transport],
+        memory: RankMemory,
+        *,
+        namespace: str,
+        rank: int,
         clock: Callable[[], float],
-        connect_s: float,
     ) -> None:
-        self._agent = agent
-        self._prove = prove
+        self._transports = transports
+        self._slot_bytes = [segment.slot_bytes for segment in memory.segments]
+        self._namespace = namespace
+        self._rank = rank
         self._clock = clock
-        self._connect_s = connect_s
         self._lock = threading.Lock()
-        self._links: dict[str, Link] = {}
+        self._peers: dict[str, Peer] = {}
+        self.refused: dict[str, str] = {}
+        """Why a worker's record is not used, by worker; "fingerprint_mismatch: ..." or "malformed_entry: ..."."""
 
-    @contextlib.contextmanager
-    def use(self, peer: RankEndpoint) -> Iterator[Link]:
-        """Hold a peer's connection, connecting first if need be. Raises PeerUnreachable."""
-        link = self._acquire(peer)
-        try:
-            yield link
-        finally:
-            self.release(link)
-
-    def hold(self, link: Link) -> None:
-        """Count one more READ in flight on a link that is held already; undone by `release`."""
-        with link.lock:
-            link.in_flight += 1
-
-    def release(self, link: Link) -> None:
-        """Count one use less; the last one takes a forgotten link down."""
-        with link.lock:
-            link.in_flight -= 1
-            self._unload_if_idle(link)
-
-    def failed(self, link: Link, error: str) -> None:
-        """Put a peer aside after a failure: it is connected to anew, once idle and after a pause."""
-        with link.lock:
-            if link.up:
-                link.backoff.failed(self._clock())
-            link.up = False
-            link.last_error = error
-
-    def forget(self, peer: RankEndpoint) -> None:
-        """Drop a peer's link, at once or when it becomes idle."""
+    def update(self, records: Iterable[WorkerRecord]) -> list[Peer]:
+        """Take over the live workers and forget those that are gone. Return the new peers and incarnations."""
+        accepted: dict[str, WorkerRecord] = {}
+        refused: dict[str, str] = {}
+        for record in records:
+            fault = self._fault_of(record)
+            if fault:
+                refused[record.worker] = fault
+            else:
+                accepted[record.worker] = record
         with self._lock:
-            link = self._links.pop(peer.agent_name, None)
-        if link is None:
+            for worker in refused.keys() - self.refused.keys():
+                logger.warning("not pulling from %s: %s", worker, refused[worker])
+            self.refused = refused
+            old = self._peers
+            self._peers = {worker: self._kept(old.get(worker), record) for worker, record in accepted.items()}
+            fresh = [peer for worker, peer in self._peers.items() if old.get(worker) is not peer]
+            gone = [peer.endpoint for worker, peer in old.items() if self._peers.get(worker) is not peer]
+        kept = {peer.endpoint.agent_name for peer in fresh}
+        for endpoint in gone:
+            if endpoint.agent_name not in kept:
+                self._forget(endpoint)
+        return fresh
+
+    def connect(self, peer: Peer) -> None:
+        """Connect to a peer and measure its round trip, so that the first pull does not pay for that."""
+        transport = self.transport_to(peer.endpoint)
+        if transport is None:
+            self._note_error(peer, "no transport reaches it")
             return
-        with link.lock:
-            link.gone = True
-            link.up = False
-            self._unload_if_idle(link)
-
-    def close(self) -> None:
-        """Forget every peer."""
-        with self._lock:
-            links, self._links = list(self._links.values()), {}
-        for link in links:
-            with link.lock:
-                link.gone = True
-                self._unload_if_idle(link)
-
-    def _unload_if_idle(self, link: Link) -> None:
-        if link.gone and link.in_flight == 0 and link.loaded:
-            link.loaded = False
-            self._agent.disconnect(link.name)
-
-    def _acquire(self, peer: RankEndpoint) -> Link:
-        with self._lock:
-            link = self._links.setdefault(peer.agent_name, Link(peer.agent_name))
-        if not link.lock.acquire(timeout=self._connect_s):
-            raise PeerUnreachable(f"{peer.agent_name}: still connecting after {self._connect_s} s")
         try:
-            if not link.up or link.metadata != peer.agent_metadata:
-                self._bring_up(link, peer)
-            link.in_flight += 1
-        finally:
-            link.lock.release()
-        return link
-
-    def _bring_up(self, link: Link, peer: RankEndpoint) -> None:
-        if link.in_flight:
-            raise PeerUnreachable(f"{link.name}: {link.in_flight} READs still in flight on the broken connection")
-        if link.metadata != peer.agent_metadata:
-            link.backoff.succeeded()  # another life of the peer: its predecessor's failures say nothing
-        elif not link.backoff.ready(self._clock()):
-            raise PeerUnreachable(f"{link.name}: put aside after {link.backoff.failures} failures: {link.last_error}")
-        link.up = False
-        link.metadata = peer.agent_metadata
-        try:
-            if link.loaded:
-                link.loaded = False
-                self._agent.disconnect(link.name)
-            self._agent.connect(link.name, peer.agent_metadata)
-            link.loaded = True
-            self._prove(link, peer)
+            probe = transport.probe(peer.endpoint, np.zeros(0, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
         except TransferError as exc:
-            link.backoff.failed(self._clock())
-            link.last_error = str(exc)
-            raise PeerUnreachable(f"{link.name}: {exc}") from exc
-        link.backoff.succeeded()
-        link.up = True
-        logger.info("connected to %s", link.name)
+            self._note_error(peer, str(exc))
+            return
+        with self._lock:
+            peer.transport = transport.name
+            peer.rtt_s = probe.rtt_s
+
+    def ready(self, worker: str) -> Peer | None:
+        """Return a peer that is known and that nothing backs off from."""
+        with self._lock:
+            peer = self._peers.get(worker)
+            return peer if peer is not None and peer.backoff.ready(self._clock()) else None
+
+    def find(self, worker: str) -> Peer | None:
+        """Return a peer, backed off or not."""
+        with self._lock:
+            return self._peers.get(worker)
+
+    def transport_to(self, endpoint: RankEndpoint) -> Transport | None:
+        """Return the most preferred transport that reaches a peer now."""
+        return next((transport for transport in self._transports if transport.reaches(endpoint)), None)
+
+    def record(self, peer: Peer, result: PullResult) -> None:
+        """Count a pull and what it moved; back off from a peer that fails."""
+        with self._lock:
+            peer.bytes += result.bytes
+            if result.reason in {None, MissReason.STALE_GENERATION}:
+                peer.backoff.succeeded()
+                peer.transport = result.transport
+            else:
+                peer.failures += 1
+                peer.last_error = result.detail
+                peer.backoff.failed(self._clock())
+
+    def links(self) -> dict[str, LinkStats]:
+        """Return what is known of the way to each peer, by worker."""
+        now = self._clock()
+        with self._lock:
+            return {worker: _stats_of(peer, now) for worker, peer in self._peers.items()}
+
+    def _kept(self, peer: Peer | None, record: WorkerRecord) -> Peer:
+        """Return what is known of a peer, or a new one when this is another incarnation of it."""
+        same = peer is not None and peer.incarnation == record.incarnation and peer.endpoint == record.ranks[self._rank]
+        return peer if peer is not None and same else Peer(record, self._rank)
+
+    def _fault_of(self, record: WorkerRecord) -> str:
+        if record.namespace != self._namespace:
+            return f"fingerprint_mismatch: namespace {record.namespace[:16]}, expected {self._namespace[:16]}"
+        if len(record.ranks) <= self._rank:
+            return f"fingerprint_mismatch: {len(record.ranks)} ranks, expected more than {self._rank}"
+        endpoint = record.ranks[self._rank]
+        if endpoint.rank != self._rank:
+            return f"malformed_entry: expected rank {self._rank}, found rank {endpoint.rank}"
+        fault = endpoint_fault(endpoint)
+        if fault:
+            return f"malformed_entry: {fault}"
+        if [segment.slot_bytes for segment in endpoint.segments] != self._slot_bytes:
+            return "fingerprint_mismatch: its bytes per slot differ from this worker's"
+        return ""
+
+    def _forget(self, endpoint: RankEndpoint) -> None:
+        for transport in self._transports:
+            transport.forget(endpoint)
+
+    def _note_error(self, peer: Peer, error: str) -> None:
+        with self._lock:
+            peer.transport = None
+            peer.last_error = error
+        logger.info("%s cannot be reached yet: %s", peer.worker, error)
+
+
+def _stats_of(peer: Peer, now: float) -> LinkStats:
+    return LinkStats(
+        transport=peer.transport,
+        ready=peer.backoff.ready(now),
+        rtt_s=peer.rtt_s,
+        bytes=peer.bytes,
+        failures=peer.failures,
+    )

@@ -1,13 +1,13 @@
 """The pulls of one rank, carried out beside the engine: a bounded queue, a few daemon threads, and results to poll.
 
-Life of a job: `submit` -> queued -> a thread asks the sources in order -> result -> `poll`. It ends in exactly one of
-DONE, STALE, FAILED, CANCELLED, and once its result is out nothing lands in its local slots any more (rule 5 of
+Life of a job: `submit` queues it, a thread asks its sources in order, `poll` returns its result. It ends in exactly one
+of DONE, STALE, FAILED and CANCELLED, and once its result is out nothing lands in its local slots any more (rule 5 of
 base.py).
 
     owner of the local slots:   caller --submit--> puller --poll--> caller
 
-`submit`, `poll`, `cancel`, `update_peers` and `links` never wait for a peer and may be called from any thread. A
-further thread connects to new peers.
+`submit`, `poll`, `cancel`, `update_peers` and `links` never wait for a peer and may be called from any thread. One more
+thread connects to new peers.
 """
 
 from __future__ import annotations
@@ -20,10 +20,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ghostcacher_connector.errors import PeerUnreachable
+from ghostcacher_connector.core.errors import PeerUnreachable
+from ghostcacher_connector.core.types import MissReason, WorkerRecord
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.base import Probe, PullOutcome, PullRequest, PullResult, Transport, Validity
-from ghostcacher_connector.transfer.directory import PeerDirectory, PeerState
+from ghostcacher_connector.transfer.base import (
+    Probe,
+    PullOutcome,
+    PullRequest,
+    PullResult,
+    Transport,
+    Validity,
+    checked_result,
+    failed_result,
+)
 from ghostcacher_connector.transfer.jobs import (
     BlockFailure,
     JobResult,
@@ -31,18 +40,17 @@ from ghostcacher_connector.transfer.jobs import (
     PullJob,
     PullSource,
     SourceResult,
-    ended,
+    unread_result,
 )
 from ghostcacher_connector.transfer.layout import RankMemory
-from ghostcacher_connector.transfer.results import failed, finished
-from ghostcacher_connector.types import MissReason, WorkerRecord
+from ghostcacher_connector.transfer.peers import Peer, Peers
 
 logger = logging.getLogger(__name__)
 
 QUEUE_MAX = 256
 CLOSE_S = 5.0
 RETRY_ELSEWHERE = {MissReason.PEER_UNREACHABLE, MissReason.TRANSFER_FAILED}
-"""Failures that another transport to the same peer may not share."""
+"""After these failures the next transport to the same peer is tried: it may not share them."""
 
 
 class Puller:
@@ -62,12 +70,12 @@ class Puller:
         self._transports = tuple(transports)
         self._clock = clock
         self._queue_max = queue_max
-        self.directory = PeerDirectory(self._transports, memory, namespace=namespace, rank=rank, clock=clock)
+        self.peers = Peers(self._transports, memory, namespace=namespace, rank=rank, clock=clock)
         self._changed = threading.Condition()
         self._queue: collections.OrderedDict[str, PullJob] = collections.OrderedDict()
         self._running: set[str] = set()
         self._finished: list[JobResult] = []
-        self._to_connect: dict[str, PeerState] = {}
+        self._to_connect: dict[str, Peer] = {}
         self._closing = False
         self._threads = [
             threading.Thread(target=self._pull_loop, name=f"gc-pull-{number}", daemon=True)
@@ -87,9 +95,9 @@ class Puller:
             assert job.job_id not in self._queue, f"job {job.job_id} is queued already"
             assert job.job_id not in self._running, f"job {job.job_id} is running already"
             if self._closing:
-                self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+                self._finished.append(unread_result(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             elif len(self._queue) >= self._queue_max:
-                self._finished.append(ended(job, PullOutcome.FAILED, MissReason.TIMEOUT))
+                self._finished.append(unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT))
             else:
                 self._queue[job.job_id] = job
                 self._changed.notify_all()
@@ -104,7 +112,7 @@ class Puller:
                 self._changed.wait_for(lambda: bool(self._finished), wait_s)
             for job in [job for job in self._queue.values() if job.deadline <= self._clock()]:
                 del self._queue[job.job_id]
-                self._finished.append(ended(job, PullOutcome.FAILED, MissReason.TIMEOUT))
+                self._finished.append(unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT))
             finished, self._finished = self._finished, []
         return finished
 
@@ -114,36 +122,36 @@ class Puller:
             job = self._queue.pop(job_id, None)
             if job is None:
                 return False
-            self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+            self._finished.append(unread_result(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             return True
 
     def update_peers(self, records: Iterable[WorkerRecord]) -> None:
         """Take over the list of live workers; connects to new ones in the background and forgets gone ones."""
-        fresh = self.directory.update(records)
+        fresh = self.peers.update(records)
         with self._changed:
-            self._to_connect.update({state.worker: state for state in fresh})
+            self._to_connect.update({peer.worker: peer for peer in fresh})
             self._changed.notify_all()
 
     def links(self) -> dict[str, LinkStats]:
-        """Return what is measured of the way to each peer."""
-        return self.directory.links()
+        """Return what is known of the way to each peer, by worker."""
+        return self.peers.links()
 
     def probe(self, worker: str, slots: Slots, *, timeout_s: float = 2.0) -> Probe:
         """Time the way to a peer with a few slots, into private memory. Waits; raises TransferError."""
-        state = self.directory.find(worker)
-        if state is None:
-            raise PeerUnreachable(f"{worker} is unknown: {self.directory.refused.get(worker, 'no live record')}")
-        transport = self.directory.transport_to(state.endpoint)
+        peer = self.peers.find(worker)
+        if peer is None:
+            raise PeerUnreachable(f"{worker} is unknown: {self.peers.refused.get(worker, 'no live record')}")
+        transport = self.peers.transport_to(peer.endpoint)
         if transport is None:
             raise PeerUnreachable(f"no transport reaches {worker}")
-        return transport.probe(state.endpoint, slots, timeout_s=timeout_s)
+        return transport.probe(peer.endpoint, slots, timeout_s=timeout_s)
 
     def close(self) -> None:
         """End queued jobs as CANCELLED, wait a bounded time for running ones, close the transports. Idempotent."""
         with self._changed:
             self._closing = True
             for job in self._queue.values():
-                self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+                self._finished.append(unread_result(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             self._queue.clear()
             self._to_connect.clear()
             self._changed.notify_all()
@@ -166,7 +174,7 @@ class Puller:
                     return
                 _, job = self._queue.popitem(last=False)
                 self._running.add(job.job_id)
-            result = self._guarded(job)
+            result = self._run_safely(job)
             with self._changed:
                 self._running.discard(job.job_id)
                 self._finished.append(result)
@@ -179,19 +187,19 @@ class Puller:
                     self._changed.wait()
                 if self._closing:
                     return
-                _, state = self._to_connect.popitem()
+                _, peer = self._to_connect.popitem()
             try:
-                self.directory.connect(state)
+                self.peers.connect(peer)
             except Exception:
-                logger.exception("connecting to %s failed in an unforeseen way", state.worker)
+                logger.exception("connecting to %s failed: unexpected error", peer.worker)
 
-    def _guarded(self, job: PullJob) -> JobResult:
+    def _run_safely(self, job: PullJob) -> JobResult:
         """Carry out a job; a bug of ours ends it as FAILED, since a job without a result would hang its request."""
         try:
             return self._run(job)
         except Exception:
-            logger.exception("job %s failed in an unforeseen way", job.job_id)
-            return ended(job, PullOutcome.FAILED, MissReason.TRANSFER_FAILED)
+            logger.exception("job %s failed: unexpected error", job.job_id)
+            return unread_result(job, PullOutcome.FAILED, MissReason.TRANSFER_FAILED)
 
     def _run(self, job: PullJob) -> JobResult:
         started = self._clock()
@@ -207,7 +215,7 @@ class Puller:
                 why.update(dict.fromkeys(np.flatnonzero(~valid).tolist(), MissReason.TIMEOUT))
                 break
             last = number == len(job.sources) - 1
-            result = self._ask(job, source, wanted, self._deadline_of(job, last))
+            result = self._pull_from(job, source, wanted, self._deadline_of(job, last))
             valid[wanted] = result.valid
             why.update(dict.fromkeys(wanted.tolist(), result.reason))
             tries.append(SourceResult(source.worker, len(wanted), int(result.valid.sum()), result))
@@ -218,27 +226,30 @@ class Puller:
         now = self._clock()
         return job.deadline if last else now + (job.deadline - now) / 2
 
-    def _ask(self, job: PullJob, source: PullSource, wanted: Slots, deadline: float) -> PullResult:
-        state = self.directory.ready(source.worker)
-        if state is None:
-            known = self.directory.find(source.worker)
-            detail = f"{source.worker} is {'put aside' if known else 'unknown'}"
-            return failed(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
-        if state.incarnation != source.incarnation:
-            # Generations start anew with each life: these may be met again, with other content.
+    def _pull_from(self, job: PullJob, source: PullSource, wanted: Slots, deadline: float) -> PullResult:
+        peer = self.peers.ready(source.worker)
+        if peer is None:
+            known = self.peers.find(source.worker)
+            detail = f"{source.worker} is unknown"
+            if known is not None:
+                detail = f"{source.worker} is backed off from after {known.failures} failures: {known.last_error}"
+            return failed_result(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
+        if peer.incarnation != source.incarnation:
+            # Generations start anew with each incarnation: these may be met again, with other content.
             nothing = np.zeros(len(wanted), dtype=np.bool_)
-            return finished(nothing, "none", 0, 0.0)
+            return checked_result(nothing, "none", 0, 0.0)
         request = PullRequest(
-            state.endpoint, source.remote_slots[wanted], job.local_slots[wanted], source.generations[wanted], deadline
+            peer.endpoint, source.remote_slots[wanted], job.local_slots[wanted], source.generations[wanted], deadline
         )
-        result = failed(len(wanted), "none", MissReason.PEER_UNREACHABLE, f"no transport reaches {source.worker}")
+        detail = f"no transport reaches {source.worker}"
+        result = failed_result(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
         for transport in self._transports:
-            if not transport.reaches(state.endpoint):
+            if not transport.reaches(peer.endpoint):
                 continue
             result = transport.pull(request)
             if result.reason not in RETRY_ELSEWHERE:
                 break
-        self.directory.record(state, result)
+        self.peers.record(peer, result)
         return result
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from ghostcacher_connector import schema
-from ghostcacher_connector.index.base import BlockIndex, WorkerRef
-from ghostcacher_connector.index.memory import MemoryIndex
-from ghostcacher_connector.index.redis import RedisIndex
-from ghostcacher_connector.index.routing import RoutingStore
-from tests.contract.routing_subjects import StoreSubject, memory_subject, redis_subject
+from benchmarks.harness.redis_server import RedisServer
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.coordination.base import CoordinationStore
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_connector.core.index.redis import RedisIndex
+from tests.contract.coordination_subjects import StoreSubject, memory_subject, redis_subject
 from tests.support.index_parts import FakeClock
-from tests.support.redis_server import RedisServer, make_cluster
+from tests.support.redis_proxy import make_cluster
 
 
 class Subject(NamedTuple):
@@ -58,15 +58,14 @@ class StoredHash(MutableMapping[bytes, bytes]):
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+def single() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    directory: Path = tmp_path_factory.mktemp("cluster")
-    with RedisServer(directory, "--cluster-enabled", "yes") as server:
+def cluster() -> Iterator[RedisServer]:
+    with RedisServer("--cluster-enabled", "yes", tcp=True) as server:
         make_cluster(server)
         yield server
 
@@ -120,5 +119,5 @@ def routing(request: pytest.FixtureRequest) -> Iterator[StoreSubject]:
 
 
 @pytest.fixture
-def store(routing: StoreSubject) -> RoutingStore:
+def store(routing: StoreSubject) -> CoordinationStore:
     return routing.store

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_connector import schema
-from ghostcacher_connector.index.base import BlockIndex, WorkerRef, ref_of
-from ghostcacher_connector.types import Location, Tier
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
+from ghostcacher_connector.core.types import Location, Tier
 from tests.contract.conftest import Subject
 from tests.support.index_parts import chain, entries, make_record
 

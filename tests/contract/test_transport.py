@@ -1,4 +1,4 @@
-"""One suite of behaviour for every way to pull: in-memory, NIXL direct, NIXL staged, and the relay."""
+"""One suite of behaviour for every way to pull: in-memory, NIXL, and the relay."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from ghostcacher_connector.errors import TransferError
+from ghostcacher_connector.core.errors import TransferError
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
-from ghostcacher_connector.transfer.nixl import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
-from ghostcacher_connector.types import MissReason, RankEndpoint, Segment
+from ghostcacher_connector.transfer.nixl.transport import NixlTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
-KINDS = ["memory", "nixl", "nixl-staged", "relay"]
+KINDS = ["memory", "nixl", "relay"]
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -34,7 +34,7 @@ class Owner(Protocol):
 
 
 class MemoryOwner:
-    """The owner's side of the in-memory twin."""
+    """The owner's side of the in-memory fake."""
 
     def __init__(self, fabric: Fabric) -> None:
         self.memory = KvMemory()
@@ -94,9 +94,7 @@ def make_rig(kind: str, layout: str) -> Iterator[Rig]:
         if kind == "relay":
             transport = RelayTransport(memory.rank, token="secret")
         else:
-            transport = NixlTransport(
-                memory.rank, memory.table, name="reader", staged=kind == "nixl-staged", staging_mib=1
-            )
+            transport = NixlTransport(memory.rank, memory.table, name="reader")
         yield Rig(owner, transport, memory)
         transport.close()
 

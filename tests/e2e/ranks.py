@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from ghostcacher_connector import schema
-from ghostcacher_connector.types import WorkerRecord
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.types import WorkerRecord
 from tests.e2e.fleet import DIRECTORY_S, FORGED_TTL_S, Fleet, until
 
 RANKS = 2

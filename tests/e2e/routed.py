@@ -10,8 +10,8 @@ from contextlib import closing
 from typing import Any
 
 from benchmarks.harness import Client, ServerError
-from ghostcacher_connector.index.routing_redis import RedisRoutingStore
-from ghostcacher_router.routing.affinity import session_key
+from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
+from ghostcacher_router.signals.sessions import session_key
 from tests.e2e.fleet import REQUEST_TIMEOUT_S
 
 TRIES = 10
@@ -51,7 +51,7 @@ def sessions_at(redis_url: str, workers: Iterable[str]) -> dict[str, str]:
     """Return a new session for each worker, which every router will keep there when nothing speaks against it."""
     burst = next(_bursts)
     sessions = {worker: f"at-{worker}-{burst}" for worker in workers}
-    with closing(RedisRoutingStore(redis_url, timeout_s=5.0)) as store:
+    with closing(RedisCoordinationStore(redis_url, timeout_s=5.0)) as store:
         store.put_sessions({session_key("m", name): worker for worker, name in sessions.items()}, ttl_s=3600)
     return sessions
 

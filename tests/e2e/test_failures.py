@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from benchmarks.harness import run_concurrently
-from ghostcacher_connector import schema
-from ghostcacher_connector.types import Location, Tier
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.types import Location, Tier
 from tests.e2e.fleet import BLOCK_TOKENS, DIRECTORY_S, FORGED_TTL_S, Fleet, running, until, warm_up
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.harness import run_concurrently
 from benchmarks.harness.router import RouterProcess
-from ghostcacher_connector.fingerprint import differences
+from ghostcacher_connector.identity.fingerprint import differences
 from tests.e2e.fleet import Fleet, running, until
 from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, sessions_at
 from tests.e2e.sglang import engine, engine_marks

@@ -54,5 +54,5 @@ def test_record_describes_every_rank(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_failure_on_one_rank_is_a_failure_on_all(fleet: Fleet, fault: str) -> None:
-    """When rank 1 cannot vouch for a block, rank 0's good copy of it is not used: all is computed, rightly."""
+    """When rank 1 finds its copy of a block invalid, rank 0's good copy of it is not used: all is computed, rightly."""
     check_fault_of_one_rank(fleet, fault, fleet.assert_right)

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import pkgutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sglang.srt.server_args import ServerArgs
 
-from ghostcacher_connector.engines.sglang import current, hooks, plugin
+from ghostcacher_connector.engines.sglang import hooks, plugin
 
 
 class Linker:
-    """Notes what it is told, or fails at everything."""
+    """Notes its calls, or fails at every one."""
 
     kept_tokens = 32
 
     def __init__(self, *, fail: bool = False) -> None:
         self.fail = fail
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
     def __getattr__(self, name: str) -> Any:
         def note(*args: Any) -> None:
             if self.fail:
                 raise RuntimeError("a bug")
-            self.told.append((name, *args))
+            self.calls.append((name, *args))
 
         return note
 
@@ -33,9 +36,9 @@ class Linker:
 @pytest.fixture
 def linker() -> Iterator[Linker]:
     made: Any = Linker()
-    current.set_linker(made)
+    hooks.set_linker(made)
     yield made
-    current.set_linker(None)
+    hooks.set_linker(None)
 
 
 @pytest.mark.parametrize("target", [target for target, _, _ in hooks.hooks()])
@@ -62,26 +65,44 @@ def test_hooks_only_on_the_proven_version(version: str, installed: bool, monkeyp
     assert calls
 
 
-def test_hooks_tell_the_linker(linker: Linker) -> None:
-    """Each hook hands its part on."""
+def test_hooks_call_the_linker(linker: Linker) -> None:
+    """Each hook passes its part on."""
     hooks.request_queued("scheduler", "req")
     hooks.request_aborted(None, "scheduler", SimpleNamespace(rid="r"))
-    hooks.abort_told(None, "scheduler", "abort", SimpleNamespace(rid="r"))
+    hooks.abort_sent(None, "scheduler", "abort", SimpleNamespace(rid="r"))
     hooks.batch_begins("scheduler", "batch")
     hooks.batch_done(None, "scheduler", "batch", "result")
     hooks.weights_change("updater", "request")
-    assert [name for name, *_ in linker.told] == ["queued", "ended", "ended", "batch_begins", "batch_done", "leave"]
+    assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done", "leave"]
+
+
+def test_wrong_settings_end_the_process_where_flags_are_parsed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hook behind SGLang's parser lets nothing past it, guarded as it is."""
+    monkeypatch.setenv("GC_PUL", "auto")
+    _, hook, kind = next(each for each in hooks.hooks() if each[0].endswith("ServerArgs.from_cli_args"))
+    args = ["--model-path", "m", "--enable-unified-cache-external-linker"]
+    args += ["--unified-cache-external-linker-backend", "dynamic", "--unified-cache-external-linker-config"]
+    args += [json.dumps({"linker": "GhostCacherLinker", "linker_module_path": "ghostcacher_connector.engines.sglang"})]
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    result = ServerArgs.from_cli_args(parser.parse_args(args))
+    with pytest.raises(SystemExit):
+        hook(result)
+    assert kind == "after"
+    assert "unknown environment variable GC_PUL: did you mean GC_PULL?" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_failing_linker_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """A bug of ours must not end SGLang's scheduler."""
     made: Any = Linker(fail=True)
-    current.set_linker(made)
+    hooks.set_linker(made)
     try:
         hooks.request_queued("scheduler", "req")
     finally:
-        current.set_linker(None)
-    assert "request_queued failed" in caplog.text
+        hooks.set_linker(None)
+    assert "hook request_queued: unexpected error" in caplog.text
 
 
 def test_held_pages_count_as_in_use(linker: Linker) -> None:

@@ -13,19 +13,20 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.sglang.guard import PageGuard
-from ghostcacher_connector.engines.sglang.loading import Loader
-from ghostcacher_connector.engines.sglang.ranks import RankGroup
-from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
-from ghostcacher_connector.forecast import Forecaster
+from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
+from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.planning import PullPlan
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.slots import first_generations
 from ghostcacher_connector.transfer.base import PullRequest, PullResult
 from ghostcacher_connector.transfer.jobs import PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
-from ghostcacher_connector.types import Role, WorkerRecord
 from tests.support.kv_memory import KvMemory
 
 NAMESPACE = "n" * 32
@@ -98,7 +99,7 @@ class Rig:
         chain = [bytes.fromhex(key) for key in KEYS]
         req: Any = SimpleNamespace(rid="r")
         plan = PullPlan(0, COUNT, (source,), 0.01)
-        return Tracked(req, chain, COUNT, phase=Phase.PLANNED, plan=plan)
+        return Tracked(req, chain, pullable=COUNT, phase=Phase.PLANNED, plan=plan)
 
     def load(self, tracked: Tracked | None, keys: list[str] = KEYS) -> tuple[bool, torch.Tensor]:
         """Do as SGLang does: allocate, load, and free when that says no."""

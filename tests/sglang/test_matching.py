@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.sglang.matching import Matcher
-from ghostcacher_connector.engines.sglang.requests import Phase, Tracked
-from ghostcacher_connector.forecast import Forecaster
+from ghostcacher_connector.core.types import Location, PrefixHit, Tier
+from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.types import Location, PrefixHit, Tier
+from ghostcacher_connector.pull.forecast import Forecaster
 
 COUNT = 8
 CHAIN = [bytes([number]) * 32 for number in range(COUNT)]
@@ -38,7 +39,7 @@ def request() -> Tracked:
     """Return a request of which a peer has all pages."""
     hit = PrefixHit("peer", b"i" * 16, COUNT, tuple(Location(Tier.DEVICE, slot, 1) for slot in range(COUNT)))
     req: Any = SimpleNamespace(rid="r")
-    return Tracked(req, CHAIN, COUNT, phase=Phase.PLANNED, hits=[hit])
+    return Tracked(req, CHAIN, pullable=COUNT, phase=Phase.PLANNED, hits=[hit])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_connector.engines.sglang.prompts import WAITING_AT_MAX, WAITING_MAX, PromptReporter, router_request_id
-from ghostcacher_connector.engines.sglang.requests import Tracked
-from ghostcacher_connector.index.routing import REQUEST_CHARS_MAX, PromptChain
+from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX, PromptChain
+from ghostcacher_connector.engines.sglang.scheduling.prompts import (
+    WAITING_AT_MAX,
+    WAITING_MAX,
+    PromptReporter,
+    router_request_id,
+)
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 
 PAGE = 16
 
@@ -33,7 +38,7 @@ def request(rid: str, blocks: int = 2, *, finished: bool = False, output_ids: tu
     req: Any = SimpleNamespace(
         rid=rid, origin_input_ids=range(blocks * PAGE + 3), finished=lambda: finished, output_ids=output_ids
     )
-    return Tracked(req, [bytes([number]) * 32 for number in range(blocks)], blocks)
+    return Tracked(req, [bytes([number]) * 32 for number in range(blocks)], pullable=blocks)
 
 
 @pytest.mark.parametrize(

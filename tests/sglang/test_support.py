@@ -11,12 +11,11 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
-from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.engines.common.versions import check_version
 from ghostcacher_connector.engines.sglang import support
+from ghostcacher_connector.engines.sglang.plugin import PROVEN_VERSIONS
 from ghostcacher_connector.engines.sglang.pool import describe, memory_of
-from ghostcacher_connector.engines.sglang.proven import PROVEN_VERSIONS
-from ghostcacher_connector.engines.versions import check_version
-from ghostcacher_connector.errors import ConfigError, UnsupportedEngine
 
 PAGE = 4
 
@@ -143,28 +142,3 @@ def test_pool_that_is_not_dense_is_refused() -> None:
     pool.k_buffer[2] = pool.k_buffer[2].transpose(1, 2)
     with pytest.raises(UnsupportedEngine, match=r"k_buffer\[2\]"):
         memory_of(pool, PAGE)
-
-
-@pytest.mark.parametrize(
-    "extra",
-    [
-        {"index_key": "k" * 16},
-        {"relay_token": "t" * 16},
-        {"redis_url": "redis://user:secret@redis:6379/0"},
-        {"redis_url": "unix:///run/redis.sock?password=secret"},
-    ],
-)
-def test_secrets_are_refused_where_sglang_shows_them(extra: dict[str, object]) -> None:
-    """SGLang logs its configuration and serves it; the message names the variable, and not the secret."""
-    key = next(iter(extra))
-    with pytest.raises(ConfigError, match=f"GC_{key.upper()}") as caught:
-        support.check_settings(Settings(**extra), extra)  # type: ignore[arg-type]
-    assert str(extra[key]) not in str(caught.value)
-
-
-def test_longest_wait_is_bounded_by_the_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine whose scheduler waits for long is ended by SGLang."""
-    monkeypatch.setattr(support, "get_device", lambda: SimpleNamespace(watchdog_timeout=30.0))
-    support.check_settings(Settings(pull_timeout_s=9.0), {"redis_url": "redis://redis:6379/0"})
-    with pytest.raises(ConfigError, match="pull_timeout_s: expected at most 10 s together"):
-        support.check_settings(Settings(pull_timeout_s=10.0), {})

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from benchmarks.harness.client import metrics
 from benchmarks.harness.redis_server import RedisServer
 from benchmarks.harness.router import RouterProcess
-from ghostcacher_router.up.process import GuardedProcess
+from ghostcacher_connector.core.process.guarded import GuardedProcess
 from tests.conftest import SOAK
 from tests.support.index_parts import wait_until
 from tests.support.steady_load import SteadyLoad
@@ -32,7 +32,7 @@ ROUTER = (
     *("--health-interval-s", "0.5", "--upstream-idle-s", "0.2"),
     *("--ghost-lock-tokens-min", "256", "--drain-timeout-s", "20"),
 )
-COMPLAINTS = ("Traceback", "unforeseen", "never retrieved", "was destroyed", "never awaited")
+COMPLAINTS = ("Traceback", "unforeseen", "unexpected error", "never retrieved", "was destroyed", "never awaited")
 
 
 class Pod(NamedTuple):
@@ -40,16 +40,16 @@ class Pod(NamedTuple):
 
     state: str
     in_flight: int
-    life: str
+    incarnation: str
     lease: str
     draining: bool
 
 
 class ChaosFleet:
-    """Two or more routers and workers. life: the present incarnation of each worker, by name."""
+    """Two or more routers and workers. incarnation: the present incarnation of each worker, by name."""
 
     def __init__(self, stack: ExitStack, folder: Path, names: Sequence[str], *, routers: int = 2) -> None:
-        self.life: dict[str, str] = {}
+        self.incarnation: dict[str, str] = {}
         self._folder = folder
         self._engines: dict[str, GuardedProcess] = {}
         self.redis = stack.enter_context(RedisServer(tcp=True))
@@ -71,9 +71,9 @@ class ChaosFleet:
     # Workers
 
     def start(self, name: str) -> None:
-        """Begin a new life of a worker."""
-        self.life[name] = os.urandom(16).hex()
-        command = [sys.executable, "-m", "tests.support.chaos_engine", self.redis.url, name, self.life[name]]
+        """Start a new incarnation of a worker."""
+        self.incarnation[name] = os.urandom(16).hex()
+        command = [sys.executable, "-m", "ghostcacher_simulator", self.redis.url, name, self.incarnation[name]]
         log = self._folder / f"engine-{name}.log"
         self._engines[name] = GuardedProcess([*command, str(LEASE_S)], log=log, grace_s=5.0)
 
@@ -130,18 +130,18 @@ class ChaosFleet:
         wait_until(lambda: condition(router), timeout_s=PATIENCE_S, what=f"{router.url}: {what}")
 
     def wait_used(self, load: SteadyLoad, name: str) -> None:
-        """Return when every router has had answers from the present life of a worker."""
-        life = self.life[name]
+        """Return when every router has had answers from the present incarnation of a worker."""
+        incarnation = self.incarnation[name]
         for url in self.urls:
-            load.until(partial(load.answered, url, life), f"{url} uses the new {name}")
+            load.until(partial(load.answered, url, incarnation), f"{url} uses the new {name}")
 
     def wait_whole(self) -> None:
-        """Return when every router uses the present life of every worker, and Redis vouches for each."""
-        self.wait(self._is_whole, f"expected {self.life}, all ready")
+        """Return when every router uses the present incarnation of every worker, and Redis vouches for each."""
+        self.wait(self._is_whole, f"expected {self.incarnation}, all ready")
 
     def _is_whole(self, pods: dict[str, Pod]) -> bool:
-        return {name: (pod.life, pod.state, pod.lease) for name, pod in pods.items()} == {
-            name: (life, "ready", "held") for name, life in self.life.items()
+        return {name: (pod.incarnation, pod.state, pod.lease) for name, pod in pods.items()} == {
+            name: (incarnation, "ready", "held") for name, incarnation in self.incarnation.items()
         }
 
     # What must be so at the end

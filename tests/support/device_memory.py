@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.layout import RankMemory
-from ghostcacher_connector.types import Segment
 from tests.support.kv_memory import KvMemory, pattern
 
 

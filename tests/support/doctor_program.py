@@ -30,7 +30,7 @@ class Outcome:
 
 
 def doctor(*arguments: str, timeout_s: float = 60.0, as_json: bool = True, **environ: str) -> Outcome:
-    command = [sys.executable, "-m", "ghostcacher_connector.cli", "doctor", "--timeout", str(timeout_s), *arguments]
+    command = [sys.executable, "-m", "ghostcacher_cli.main", "doctor", "--timeout", str(timeout_s), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
     return Outcome(
         subprocess.run(

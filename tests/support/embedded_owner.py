@@ -6,7 +6,7 @@ import sys
 import threading
 from pathlib import Path
 
-from ghostcacher_connector.index.embedded import EmbeddedRedis
+from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
 
 
 def main() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.index.redis import RedisIndex
+from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.schema import SCHEMA_VERSION
+from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.rank import RankRuntime
-from ghostcacher_connector.schema import SCHEMA_VERSION
-from ghostcacher_connector.types import Role, WorkerRecord
+from ghostcacher_connector.worker.rank import RankRuntime
 from tests.support.kv_memory import KvMemory
 
 LEASE_S = 120.0

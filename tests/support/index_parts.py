@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 
-from ghostcacher_connector.index.base import Entry
-from ghostcacher_connector.schema import SCHEMA_VERSION
-from ghostcacher_connector.types import Location, RankEndpoint, Role, Segment, Tier, WorkerRecord
+from ghostcacher_connector.core.index.base import Entry
+from ghostcacher_connector.core.schema import SCHEMA_VERSION
+from ghostcacher_connector.core.types import Location, RankEndpoint, Role, Segment, Tier, WorkerRecord
 
 NAMESPACE = "a1b2c3"
 

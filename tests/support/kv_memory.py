@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.slots import SlotTable
-from ghostcacher_connector.transfer.layout import RankMemory
-from ghostcacher_connector.transfer.views import rows_of
-from ghostcacher_connector.types import Segment
+from ghostcacher_connector.transfer.layout import RankMemory, rows_of
 
 
 class KvMemory:

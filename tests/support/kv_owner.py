@@ -1,9 +1,9 @@
 """A process that owns KV memory and is driven by lines of JSON: the peer in tests with real NIXL and real processes.
 
 Run as ``python -m tests.support.kv_owner OPTIONS`` with OPTIONS a JSON object: ``memory``, ``transport`` and ``relay``
-are keyword arguments of theirs, ``published`` is a file. The first line of output is the endpoint. Commands: ``write``
-(bump and fill slots), ``overwrite`` (fill without a bump), ``bump``, ``ping``, ``renew``, ``torture`` and
-``torture_bump_last`` (rewrite slots at full speed until the next command arrives), ``quit``.
+are keyword arguments of theirs, ``published`` is a file, ``progress`` lets emulated READs end. The first line of output
+is the endpoint. Commands: ``write`` (bump and fill slots), ``overwrite`` (fill without a bump), ``bump``, ``ping``,
+``renew``, ``torture`` and ``torture_bump_last`` (rewrite slots at full speed until the next command arrives), ``quit``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import base64
 import json
 import select
 import sys
+import threading
 import time
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from ghostcacher_connector.transfer.nixl import NixlTransport
+from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from tests.support.kv_memory import KvMemory, make_memory
 
 LATE_BUMP_S = 0.0002
@@ -57,6 +58,8 @@ class Owner:
         self.transport = NixlTransport(
             self.memory.rank, self.memory.table, name="owner", **options.get("transport", {})
         )
+        if options.get("progress"):
+            threading.Thread(target=self._progress, daemon=True).start()
         self.published = np.zeros(0, dtype=np.uint64)
         if "published" in options:
             self.published = np.memmap(options["published"], dtype=np.uint64, mode="r+")
@@ -67,6 +70,12 @@ class Owner:
 
             self.relay = RelayProcess(self.transport.endpoint(rank=0), **options["relay"])
             self.address = self.relay.start()
+
+    def _progress(self) -> None:
+        """Do what emulated READs need from the owner's CPU; without RDMA its agent has no thread for it."""
+        while True:
+            self.transport._reader.agent._agent.get_new_notifs()
+            time.sleep(0.001)
 
     def endpoint(self) -> dict[str, Any]:
         packed = msgspec.msgpack.encode(self.transport.endpoint(rank=0, relay=self.address))

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ghostcacher_connector.types import RankEndpoint
+from ghostcacher_connector.core.types import RankEndpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLY_S = 120.0

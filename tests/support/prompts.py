@@ -35,8 +35,8 @@ def say(role: str, content: Any, **fields: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **fields}
 
 
-def blocks(prompt: Prompt) -> list[str]:
-    return [kind.name for kind, _ in prompt.block_ends]
+def sections(prompt: Prompt) -> list[str]:
+    return [section.name for section, _ in prompt.section_ends]
 
 
 def shared(one: Prompt, two: Prompt) -> int:

@@ -13,7 +13,7 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
-from tests.support.chaos_engine import events_of
+from ghostcacher_simulator.api import events_of
 from tests.support.index_parts import wait_until
 
 PATIENCE_S = 30.0
@@ -38,12 +38,12 @@ class Wrong(Enum):
 
 
 class Failure(NamedTuple):
-    """One request that failed. worker, life: as its answer's head said, empty without one. at: monotonic, s."""
+    """One request that failed. worker, incarnation: as its answer's head said, empty without one. at: monotonic, s."""
 
     wrong: Wrong
     router: str
     worker: str
-    life: str
+    incarnation: str
     at: float
     why: str
 
@@ -123,7 +123,7 @@ class _Connection:
 class SteadyLoad:
     """Clients of several routers, on a thread of their own. Use as a context manager.
 
-    right: answers that were as they should be, by router and by life of the worker. failures: all others.
+    right: answers that were as they should be, by router and by incarnation of the worker. failures: all others.
     """
 
     def __init__(self, routers: Sequence[str], *, clients: int) -> None:
@@ -150,10 +150,10 @@ class SteadyLoad:
         """The first request of the first client."""
         return body_of(self.name, 0, 1)
 
-    def answered(self, router: str | None = None, life: str | None = None) -> int:
-        """Return how many right answers came, through a router and from one life of a worker."""
+    def answered(self, router: str | None = None, incarnation: str | None = None) -> int:
+        """Return how many right answers came, through a router and from one incarnation of a worker."""
         found = dict(self.right)
-        return sum(count for key, count in found.items() if router in (None, key[0]) and life in (None, key[1]))
+        return sum(count for key, count in found.items() if router in (None, key[0]) and incarnation in (None, key[1]))
 
     def go_on(self, count: int, *, routers: Sequence[str] | None = None) -> None:
         """Return when so many more right answers have come through each router."""
@@ -217,7 +217,7 @@ class SteadyLoad:
         except (ValueError, IndexError, asyncio.LimitOverrunError) as exc:
             self._note(Wrong.MIXED, router, connection, f"no HTTP: {exc!r}")
         else:
-            self.right[router, connection.headers.get("x-life", "")] += 1
+            self.right[router, connection.headers.get("x-incarnation", "")] += 1
             if number % 11 and not connection.ends:
                 return connection
         if connection is not None:
@@ -228,5 +228,5 @@ class SteadyLoad:
         if wrong in self._gone.get(router, ()):
             return
         headers = {} if connection is None else connection.headers
-        worker, life = headers.get("x-gc-worker", ""), headers.get("x-life", "")
-        self.failures.append(Failure(wrong, router, worker, life, time.monotonic(), why))
+        worker, incarnation = headers.get("x-gc-worker", ""), headers.get("x-incarnation", "")
+        self.failures.append(Failure(wrong, router, worker, incarnation, time.monotonic(), why))

@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import patch
 
-from ghostcacher_router.up import run
-from ghostcacher_router.up.arguments import UpOptions
-from ghostcacher_router.up.launch import Place
-from ghostcacher_router.up.plan import Command, EnginePlan, base_url
+from ghostcacher_cli.up import run
+from ghostcacher_cli.up.arguments import UpOptions
+from ghostcacher_cli.up.launch import Place
+from ghostcacher_cli.up.plan import Command, EnginePlan, base_url
 
 SERVER = """
 import http.server, os, signal, sys

@@ -2,142 +2,224 @@
 
 from __future__ import annotations
 
-import ast
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-CONNECTOR = ROOT / "ghostcacher_connector"
-ROUTER = ROOT / "router" / "src" / "ghostcacher_router"
-FOLDERS = (CONNECTOR, ROUTER, ROOT / "tests", ROOT / "benchmarks", ROOT / "engine_patches")
+from tests.unit.architecture import PACKAGES, ROOT, circle_in, file_arrows, imports_of, name_of, room_of, sources
 
+FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engine_patches")
 LINES_WANTED = 300
 LINES_MAX = 400
 
-FOUNDATION = {
-    "types",
-    "errors",
-    "config",
-    "conversion",
-    "settings",
-    "schema",
-    "fingerprint",
-    "model_files",
-    "metrics",
-    "",
-}
-"""What any part may import; "" is the package itself, for its version."""
+BASICS = {"", "core.types", "core.errors", "core.backoff", "core.breaker", "core.periodic"}
+"""What every room may import; "" is the package itself, for its version."""
 
-MAY_IMPORT = {
-    "types": {"types"},
-    "errors": {"errors"},
-    "conversion": {"errors"},
-    "settings": {"errors", "conversion"},
-    "config": {"errors", "settings"},
-    "schema": {"types", "errors"},
-    "fingerprint": {"errors"},
-    "model_files": {"errors", "fingerprint"},
-    "metrics": {"types", "metrics"},
-    "slots": FOUNDATION,
-    "index": FOUNDATION | {"index"},
-    "transfer": FOUNDATION | {"transfer", "slots"},
+COORDINATION = {"core.coordination", "core.index"}
+
+ARROWS: dict[str, set[str]] = {
+    # What workers, routers and tools share.
+    "core.admin_api": set(),
+    "core.types": set(),
+    "core.errors": set(),
+    "core.backoff": set(),
+    "core.breaker": set(),
+    "core.periodic": set(),
+    "core.settings": set(),
+    "core.schema": set(),
+    "core.process": set(),
+    "core.redis": {"core.process"},
+    "core.index": {"core.redis", "core.schema"},
+    "core.coordination": {"core.redis", "core.schema", "core.index"},
+    "core.open": {"core.redis", "core.index", "core.coordination"},
+    # The connector, loaded inside each engine worker.
+    "config": {"core.settings"},
+    "slots": set(),
+    "identity": set(),
+    "metrics": set(),
+    "transfer": {"core.schema", "slots"},
+    "pull": {"config", "core.index", "metrics", "transfer"},
+    "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
+    "worker": {
+        "config",
+        "core.index",
+        "core.open",
+        "core.schema",
+        "metrics",
+        "publish",
+        "pull",
+        "slots",
+        "transfer",
+    },
+    "engines": set(),
+    "engines.common": {"publish", "pull", "metrics", "config", "core.coordination", "core.index"},
+    "engines.vllm": {"*"},
+    "engines.sglang": {"*"},
+    # The router.
+    "ghostcacher_router.types": set(),
+    "ghostcacher_router.ports": {"ghostcacher_router.types", *COORDINATION},
+    "ghostcacher_router.metrics": {"core.admin_api", "ghostcacher_router.types"},
+    "ghostcacher_router.prompt": {"ghostcacher_router.types"},
+    "ghostcacher_router.prefix_map": {"ghostcacher_router.types", *COORDINATION},
+    "ghostcacher_router.http.protocol": set(),
+    "ghostcacher_router.upstreams": {"ghostcacher_router.types", "ghostcacher_router.http.protocol"},
+    "ghostcacher_router.http": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.prompt",
+        "ghostcacher_router.http.protocol",
+        "ghostcacher_router.upstreams",
+    },
+    "ghostcacher_router.fleet": {"ghostcacher_router.types", "ghostcacher_router.metrics", *COORDINATION},
+    "ghostcacher_router.config": {"core.settings", "ghostcacher_router.fleet"},
+    "ghostcacher_router.signals": {"ghostcacher_router.types", "ghostcacher_router.ports", *COORDINATION},
+    "ghostcacher_router.ghostlock": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.ports",
+        "ghostcacher_router.signals",
+        *COORDINATION,
+    },
+    "ghostcacher_router.placement": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.ports",
+        "ghostcacher_router.metrics",
+        "ghostcacher_router.signals",
+        "ghostcacher_router.ghostlock",
+        *COORDINATION,
+    },
+    "ghostcacher_router.sync": {"ghostcacher_router.ghostlock", "ghostcacher_router.placement", *COORDINATION},
+    "ghostcacher_router.build": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.ports",
+        "ghostcacher_router.signals",
+        "ghostcacher_router.ghostlock",
+        "ghostcacher_router.placement",
+        "ghostcacher_router.sync",
+        *COORDINATION,
+    },
+    "ghostcacher_router.admin": {
+        "core.admin_api",
+        "ghostcacher_router.types",
+        "ghostcacher_router.build",
+        "ghostcacher_router.fleet",
+        "ghostcacher_router.http.protocol",
+        "ghostcacher_router.metrics",
+        "ghostcacher_router.prefix_map",
+        "ghostcacher_router.prompt",
+        "ghostcacher_router.signals",
+        *COORDINATION,
+    },
+    "ghostcacher_router.app": {"ghostcacher_router.*", "core.settings", "core.open", *COORDINATION},
+    # Simulated engines.
+    "ghostcacher_simulator.text": {"core.coordination"},
+    "ghostcacher_simulator.pool": set(),
+    "ghostcacher_simulator.engine": {"ghostcacher_simulator.pool", "ghostcacher_simulator.text", *COORDINATION},
+    "ghostcacher_simulator.connector": {"ghostcacher_simulator.pool", *COORDINATION},
+    "ghostcacher_simulator.http_server": set(),
+    "ghostcacher_simulator.api": {"ghostcacher_simulator.engine", "ghostcacher_simulator.http_server"},
+    "ghostcacher_simulator.virtual_time": set(),
+    "ghostcacher_simulator.__main__": {"ghostcacher_simulator.*", "core.schema", *COORDINATION},
+    # The command line.
+    "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
+    "ghostcacher_cli.up": {
+        "config",
+        "core.settings",
+        "core.redis",
+        "core.process",
+        "ghostcacher_router.config",
+        "ghostcacher_cli.terminal",
+    },
+    "ghostcacher_cli.doctor": {"*"},
+    "ghostcacher_cli.main": {
+        "ghostcacher_cli.*",
+        "core.settings",
+        "ghostcacher_router.app",
+        "ghostcacher_router.config",
+    },
 }
-"""Part of the connector -> the parts that it may import. What is not listed puts parts together, and may import all
-of them but `engines`."""
+"""Room -> the rooms that it may import beside `BASICS`: the code map of docs/ARCHITECTURE.md as a table. Rooms of the
+connector go without its name. "*" is any room of the connector, "PACKAGE.*" any room of that package.
+"""
 
 HEAVY = {"torch", "vllm", "nixl", "sglang", "transformers"}
-ROUTER_MAY_IMPORT = {"types", "schema", "settings", "config", "conversion", "index", "errors", ""}
 
 
-def sources(*folders: Path) -> list[Path]:
-    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+def python_files() -> list[Path]:
+    return sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+def allowed(room: str, target: str) -> bool:
+    rules = ARROWS[room]
+    package = target.partition(".")[0]
+    connector = package not in PACKAGES
+    return target in rules | BASICS | {room} or (connector and "*" in rules) or f"{package}.*" in rules
 
 
-def imports_of(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield every module that a file imports, anywhere in it, with the line."""
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            module = node.module or ""
-            yield module, node.lineno
-            for alias in node.names:
-                yield f"{module}.{alias.name}", node.lineno
-
-
-def part_of(module: str) -> str | None:
-    """Return the part of the connector that a module belongs to; None when it is not ours."""
-    package, _, rest = module.partition(".")
-    if package != CONNECTOR.name:
-        return None
-    first = rest.partition(".")[0]
-    exists = (CONNECTOR / first).is_dir() or (CONNECTOR / f"{first}.py").is_file()
-    return first if first and exists else ""
-
-
-@pytest.mark.parametrize("path", sources(CONNECTOR), ids=name_of)
-def test_connector_imports_follow_the_arrows(path: Path) -> None:
-    """engines -> {index, transfer, slots} -> types; nothing imports engines; the three do not know each other."""
-    part = path.relative_to(CONNECTOR).with_suffix("").parts[0]
-    wrong = []
-    for module, line in imports_of(path):
-        target = part_of(module)
-        if target is None:
-            continue
-        allowed = MAY_IMPORT.get(part)
-        if (target == "engines" and part != "engines") or (allowed is not None and target not in allowed | {part, ""}):
-            wrong.append(f"line {line}: {part} must not import {module}")
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_imports_follow_the_arrows(module: str) -> None:
+    """cli -> {router, connector} -> core, and inside each of them as the table says."""
+    room = room_of(module)
+    if module in PACKAGES or room in {"core", "engines"}:
+        return
+    wrong = [
+        f"line {line}: {room} must not import {name}"
+        for name, line in imports_of(sources()[module])
+        if name in sources() and not allowed(room, room_of(name))
+    ]
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("path", sources(CONNECTOR), ids=name_of)
-def test_engine_libraries_only_under_engines(path: Path) -> None:
-    """vLLM and SGLang are imported under engines/ alone; torch there and, late, where device memory is copied."""
-    part = path.relative_to(CONNECTOR).parts[0]
-    if part == "engines":
+def test_every_room_is_in_the_table() -> None:
+    """A folder that the table does not name would be free of rules; a rule about one that is gone guards nothing."""
+    rooms = {room_of(module) for module in sources() if module not in PACKAGES} - {"core", "engines"}
+    assert rooms == set(ARROWS) - {"engines"}
+
+
+def test_table_has_no_circle_and_no_way_back() -> None:
+    """The rooms have an order: no rule leads back to its own room, and nothing imports engines or the CLI."""
+    exact = {room: {rule for rule in rules if "*" not in rule} for room, rules in ARROWS.items()}
+    assert circle_in(exact) is None
+    for room, rules in exact.items():
+        package = room.partition(".")[0]
+        outside = {rule.partition(".")[0] for rule in rules} & set(PACKAGES) - {package}
+        assert outside <= ({"ghostcacher_router"} if package == "ghostcacher_cli" else set()), room
+        assert not any(rule.startswith("engines") for rule in rules), room
+
+
+def test_no_circle_of_files() -> None:
+    """No module imports, over others or for types only, itself."""
+    circle = circle_in(file_arrows())
+    assert circle is None, " -> ".join(circle or [])
+
+
+def test_circles_are_found() -> None:
+    """The search itself: a circle behind a detour is found, a graph whose branches meet has none."""
+    assert circle_in({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}) is None
+    assert circle_in({"a": ["b"], "b": ["c", "d"], "c": [], "d": ["b"]}) == ["b", "d", "b"]
+
+
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_engine_libraries_only_where_they_belong(module: str) -> None:
+    """vLLM and SGLang are imported under engines/ alone; NIXL and torch there and where memory is moved."""
+    room = room_of(module)
+    found = {name.partition(".")[0] for name, _ in imports_of(sources()[module])} & HEAVY
+    if room.startswith("engines"):
         return
-    found = {module.partition(".")[0] for module, _ in imports_of(path)}
-    assert not found & {"vllm", "sglang", "transformers"}
-    assert not found & {"nixl"} or part == "transfer"
-    assert not found & {"torch"} or part == "transfer"
+    assert found <= ({"nixl", "torch"} if room == "transfer" else set()), found
 
 
-@pytest.mark.parametrize("path", sources(ROUTER), ids=name_of)
-def test_router_shares_little(path: Path) -> None:
-    """The router knows types, schema, config and index of the connector, and no engine library at all."""
-    for module, line in imports_of(path):
-        assert module.partition(".")[0] not in HEAVY, f"line {line}: {module}"
-        target = part_of(module)
-        assert target is None or target in ROUTER_MAY_IMPORT, f"line {line}: {module}"
-
-
-@pytest.mark.parametrize("path", sources(CONNECTOR, ROUTER), ids=name_of)
-def test_nothing_unpickles(path: Path) -> None:
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_nothing_unpickles(module: str) -> None:
     """No module that could decode a peer's bytes as code is imported."""
-    found = {module.partition(".")[0] for module, _ in imports_of(path)}
+    found = {name.partition(".")[0] for name, _ in imports_of(sources()[module])}
     assert not found & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
-@pytest.mark.parametrize("path", sources(*FOLDERS), ids=name_of)
+@pytest.mark.parametrize("path", python_files(), ids=name_of)
 def test_file_size(path: Path) -> None:
     """A file that outgrows 300 lines usually holds two ideas: a warning; beyond 400 it fails."""
     lines = len(path.read_text().splitlines())
     assert lines <= LINES_MAX, f"{name_of(path)}: {lines} lines"
     if lines > LINES_WANTED:
         warnings.warn(UserWarning(f"{name_of(path)}: {lines} lines, expected at most {LINES_WANTED}"), stacklevel=1)
-
-
-def test_rules_name_parts_that_exist() -> None:
-    """A rule about a part that is gone would guard nothing."""
-    for part in MAY_IMPORT:
-        assert (CONNECTOR / part).is_dir() or (CONNECTOR / f"{part}.py").is_file(), part

@@ -15,19 +15,20 @@ import numpy as np
 from sglang.srt.configs.model_config import ModelConfig
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.calibration import measure_flops
+from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.engines.common.calibration import measure_flops
+from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
 from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, memory_of
-from ghostcacher_connector.engines.sglang.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
 from ghostcacher_connector.engines.sglang.support import check_config
-from ghostcacher_connector.fleet import Fleet, open_lookups
-from ghostcacher_connector.forecast import STEP_TOKENS_MIN, Forecaster
-from ghostcacher_connector.index.lookups import LookupService
-from ghostcacher_connector.introduction import Introduction, first_prefill_rate, worker_record
 from ghostcacher_connector.metrics import Delta, Recorder
-from ghostcacher_connector.rank import RankRuntime
+from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster
+from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.slots import Generations, SlotTable, first_generations
-from ghostcacher_connector.types import Role
+from ghostcacher_connector.worker.membership import Membership, open_lookups
+from ghostcacher_connector.worker.rank import RankRuntime
+from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
@@ -39,14 +40,30 @@ STOP_TIMEOUT_S = 2.0
 
 
 class _Shared(msgspec.Struct, frozen=True):
-    """What rank 0 chooses for all. owner: the engine's own random name. generations: as bytes."""
+    """What rank 0 chooses for all ranks."""
 
     owner: str
+    """The engine's own random name."""
     generations: bytes
+    """The generations to begin with, as bytes."""
 
 
 class EngineRank:
-    """One rank of one engine, in the fleet from `start` on."""
+    """One rank of one engine, in the fleet from `start` on.
+
+    page_tokens, page_bytes: size of one page on this rank.
+    layer_count: layers of the KV pool.
+    on_cpu: whether the KV pool is host memory.
+    recorder: metrics of this rank.
+    request_recorder: metrics that are counted by request; equal on all ranks, and shown for rank 0 alone.
+    ranks: the group of all ranks of the engine.
+    table: generations of this rank's pages, as peers read them.
+    generations: those to begin with, the same on all ranks.
+    runtime: transports, and the threads that pull.
+    forecaster: estimates what pulling and computing cost.
+    fleet: this worker's membership; None on every rank but 0.
+    lookups: asks the index beside the scheduler.
+    """
 
     def __init__(
         self, server_args: ServerArgs, params: CacheInitParams, components: set[Any], settings: Settings
@@ -60,7 +77,6 @@ class EngineRank:
         self.on_cpu = pool.k_buffer[0].device.type == "cpu"
         self.recorder = Recorder()
         self.ranks = RankGroup(params.tp_cache_group)
-        # What is counted by request, and not by transfer, is the same on every rank, and shown for one of them.
         self.request_recorder = self.recorder if self.ranks.rank == 0 else Recorder()
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot
@@ -70,7 +86,7 @@ class EngineRank:
         fingerprint = fingerprint_of(
             model, pool, describe(pool, memory), settings, page_tokens=self.page_tokens, owner=shared.owner
         )
-        worker = settings.worker_id or f"sglang-{shared.owner[:12]}"
+        worker = chosen_name(settings, f"sglang-{shared.owner[:12]}")
         self.runtime = RankRuntime(
             settings,
             memory,
@@ -102,7 +118,7 @@ class EngineRank:
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
         self.forecaster = forecaster = Forecaster(rate, step_tokens_max=_step_tokens_max(server_args))
         self.fleet = (
-            Fleet(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s)
+            Membership(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s)
             if self.ranks.rank == 0
             else None
         )

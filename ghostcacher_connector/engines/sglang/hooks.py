@@ -1,10 +1,10 @@
-"""What SGLang's linker interface leaves out, by SGLang's own plugin hooks. Why and until when: engine_patches/sglang.
+"""Adds what SGLang's linker interface leaves out, by SGLang's own plugin hooks. engine_patches/sglang says why.
 
-Loaded in every process of SGLang, before its configuration is known, so it imports little: whoever imports
-prometheus_client too early takes SGLang's metrics page away. Does nothing where no linker of ours runs.
+Every process of SGLang loads this module before its configuration is known, so it imports little: whoever imports
+prometheus_client too early takes SGLang's metrics page away. A hook does nothing in a process without a linker of ours.
 
-A hook never raises and changes nothing of the call that it sees, but for two: pages that are held count as pages in
-use, and a request that a router sent keeps the router's id.
+No hook raises. Two of them change the call that they see: pages that are held count as pages in use, and a request that
+a router sent keeps the router's id.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import functools
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
-from ghostcacher_connector.engines.sglang import current
+from ghostcacher_connector.engines.sglang import flags
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 WRAPPER = "sglang.srt.mem_cache.unified_cache.unified_cache_linker.UnifiedCacheLinkerWrapper"
 CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
 WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
+ARGUMENTS = "sglang.srt.server_args.ServerArgs"
 SERVING = "sglang.srt.entrypoints.openai.serving_base.OpenAIServingBase"
 
 WEIGHT_CHANGES = (
@@ -37,66 +38,108 @@ REQUEST_CHARS_MAX = 256
 """Longer ids of clients are left alone."""
 
 
+class HookedLinker(Protocol):
+    """What the hooks need of the linker.
+
+    root: hash of the first page of the node that SGLang is about to offer.
+    """
+
+    root: str | None
+
+    @property
+    def kept_tokens(self) -> int:
+        """Tokens of pages that are neither free nor in use: a READ may still write to them."""
+
+    def queued(self, scheduler: Any, req: Any) -> None:
+        """A request has entered the scheduler's queue."""
+
+    def ended(self, rid: str) -> None:
+        """A request is over, one way or another."""
+
+    def batch_begins(self, batch: Any) -> None:
+        """A batch is about to be computed."""
+
+    def batch_done(self, batch: Any) -> None:
+        """The results of a batch have been processed."""
+
+    def leave(self, why: str) -> None:
+        """Stop sharing for good, and keep serving."""
+
+
+_linker: HookedLinker | None = None
+
+
+def set_linker(linker: HookedLinker | None) -> None:
+    """Name the linker that the hooks of this process call. SGLang's scheduler makes one, other processes have none."""
+    global _linker  # noqa: PLW0603 - one a process, as SGLang has it
+    _linker = linker
+
+
 def careful(hook: Callable[..., None]) -> Callable[..., None]:
-    """Let a hook's failure be a line in the log: what it does for the cache must not end a request."""
+    """Make an unexpected error of a hook a line in the log: what a hook does for the cache must not end a request."""
 
     @functools.wraps(hook)
     def guarded(*args: Any, **kwargs: Any) -> None:
         try:
             hook(*args, **kwargs)
         except Exception:
-            logger.exception("hook %s failed in an unforeseen way", hook.__name__)
+            logger.exception("hook %s: unexpected error", hook.__name__)
 
     return guarded
 
 
 @careful
 def request_queued(scheduler: Any, req: Any, *_: Any, **__: Any) -> None:
-    if (linker := current.linker()) is not None:
-        linker.queued(scheduler, req)
+    if _linker is not None:
+        _linker.queued(scheduler, req)
 
 
 @careful
 def request_aborted(_result: Any, _scheduler: Any, req: Any) -> None:
-    if (linker := current.linker()) is not None:
-        linker.ended(req.rid)
+    if _linker is not None:
+        _linker.ended(req.rid)
 
 
 @careful
-def abort_told(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **__: Any) -> None:
-    if (linker := current.linker()) is not None:
-        linker.ended(req.rid)
+def abort_sent(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **__: Any) -> None:
+    if _linker is not None:
+        _linker.ended(req.rid)
 
 
 @careful
 def batch_begins(_scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
-    if (linker := current.linker()) is not None:
-        linker.batch_begins(batch)
+    if _linker is not None:
+        _linker.batch_begins(batch)
 
 
 @careful
 def batch_done(_result: Any, _scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
-    if (linker := current.linker()) is not None:
-        linker.batch_done(batch)
+    if _linker is not None:
+        _linker.batch_done(batch)
 
 
 @careful
 def node_offered(wrapper: Any, node_id: Any, *_: Any, **__: Any) -> None:
-    if (linker := current.linker()) is not None:
+    if _linker is not None:
         prefix = wrapper.cache.get_prefix_hash_values(node_id)
-        linker.root = prefix[0] if prefix else None
+        _linker.root = prefix[0] if prefix else None
 
 
 @careful
 def weights_change(*_: Any, **__: Any) -> None:
-    if (linker := current.linker()) is not None:
-        linker.leave("the weights were changed, or their memory given away, under a running engine")
+    if _linker is not None:
+        _linker.leave("the weights were changed, or their memory given away, under a running engine")
 
 
 def full_pool_checked(check: Callable[..., Any], checker: Any, stats: Any, uncached: int = 0) -> Any:
     """Count pages that are held as pages in use: SGLang ends an engine in which pages are missing."""
-    linker = current.linker()
-    return check(checker, stats, uncached + (linker.kept_tokens if linker is not None else 0))
+    return check(checker, stats, uncached + (_linker.kept_tokens if _linker is not None else 0))
+
+
+@careful
+def flags_parsed(server_args: Any, *_: Any, **__: Any) -> None:
+    """End the process when the flags, or the environment, give the linker wrong settings."""
+    flags.check_flags(server_args)
 
 
 @careful
@@ -122,11 +165,12 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
     return [
         (f"{SCHEDULER}._add_request_to_queue", request_queued, "before"),
         (f"{SCHEDULER}._release_aborted_request", request_aborted, "after"),
-        (f"{SCHEDULER}.send_abort_output", abort_told, "after"),
+        (f"{SCHEDULER}.send_abort_output", abort_sent, "after"),
         (f"{SCHEDULER}.run_batch", batch_begins, "before"),
         (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
         (f"{WRAPPER}._offload_node", node_offered, "before"),
         (f"{CHECKER}._check_full_pool", full_pool_checked, "around"),
+        (f"{ARGUMENTS}.from_cli_args", flags_parsed, "after"),
         (f"{SERVING}.handle_request", request_received, "before"),
         *((f"{WEIGHTS}.{name}", weights_change, "before") for name in WEIGHT_CHANGES),
     ]

@@ -11,11 +11,11 @@ import msgspec
 from sglang.srt.runtime_context import get_exec, get_model, get_parallel
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.sglang.proven import DISTRIBUTIONS
-from ghostcacher_connector.engines.versions import installed_version
-from ghostcacher_connector.fingerprint import Fingerprint, private_value
-from ghostcacher_connector.model_files import config_digest, resolved_digest, weights_digest
-from ghostcacher_connector.schema import SCHEMA_VERSION
+from ghostcacher_connector.core.schema import SCHEMA_VERSION
+from ghostcacher_connector.engines.common.versions import installed_version
+from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS
+from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
+from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig

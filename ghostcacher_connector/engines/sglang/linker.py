@@ -21,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoadCounter, UnifiedCacheLinker
+from sglang.srt.runtime_context import get_device
 
-from ghostcacher_connector.config import load_settings
-from ghostcacher_connector.engines.sglang import current, hooks
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.engines.common.logs import join_engine_log
+from ghostcacher_connector.engines.common.versions import check_version, installed_version
+from ghostcacher_connector.engines.sglang import hooks
 from ghostcacher_connector.engines.sglang.engine import STOP_TIMEOUT_S, EngineRank
-from ghostcacher_connector.engines.sglang.proven import DISTRIBUTIONS, PROVEN_VERSIONS
-from ghostcacher_connector.engines.sglang.scheduling import SchedulerSide
+from ghostcacher_connector.engines.sglang.flags import linker_settings
+from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS, PROVEN_VERSIONS
+from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.sglang.stats import StatsPump, engine_exporter
-from ghostcacher_connector.engines.sglang.support import check_settings
-from ghostcacher_connector.engines.versions import check_version, installed_version
-from ghostcacher_connector.errors import UnsupportedEngine
 from ghostcacher_connector.metrics import Delta
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
         extra_config: dict[str, Any] | None = None,
         forward_stream: torch.cuda.Stream | None = None,
     ) -> None:
-        settings = load_settings(extra_config or {}, os.environ)
-        check_settings(settings, extra_config or {})
+        join_engine_log("")
+        settings = linker_settings(extra_config or {}, os.environ, get_device().watchdog_timeout)
         found = installed_version("sglang", DISTRIBUTIONS)
         check_version("sglang", found, PROVEN_VERSIONS, allow_unproven=settings.allow_unproven_engine)
         if missing := hooks.missing():
@@ -72,13 +73,13 @@ class GhostCacherLinker(UnifiedCacheLinker):
         self.forward_stream = forward_stream
         self.root: str | None = None
         self._engine = engine = EngineRank(server_args, params, components, settings)
-        self._scheduling = SchedulerSide(engine, params.token_to_kv_pool_allocator, settings)
+        self._scheduling = ConnectorScheduler(engine, params.token_to_kv_pool_allocator, settings)
         self.pools = {PoolName.KV: params.token_to_kv_pool_allocator.get_kvcache()}
         # No load is left to a forward pass: SGLang's counter never has anything to wait for.
         self.layer_done_counter = LayerWiseLoadCounter(engine.layer_count)
         self._stats = self._open_stats(server_args)
         self._engine.start()
-        current.set_linker(self)
+        hooks.set_linker(self)
 
     @property
     def kept_tokens(self) -> int:
@@ -118,7 +119,7 @@ class GhostCacherLinker(UnifiedCacheLinker):
         self._scheduling.reset()
 
     def close(self) -> None:
-        current.set_linker(None)
+        hooks.set_linker(None)
         self._stats.stop(STOP_TIMEOUT_S)
         self._engine.stop()
 

@@ -1,4 +1,4 @@
-"""From SGLang's KV pool to segments: slot ``p`` is page ``p``, a run of ``page_size`` rows in each layer's K and V.
+"""Turns SGLang's KV pool into segments: slot ``p`` is page ``p``, ``page_size`` rows in each layer's K and V.
 
 Shapes and strides are read off the tensors and checked, never assumed.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.transfer.layout import RankMemory, describe_segments
-from ghostcacher_connector.types import Segment
 
 if TYPE_CHECKING:
     import torch

@@ -1,11 +1,11 @@
-"""What of SGLang this adapter is proven on; anything else is refused at start, by name.
+"""Says what of SGLang this adapter is proven on, and refuses anything else at start, by name.
 
-Each refusal here stands for a proof that is still missing. Versions are checked by engines/versions.py.
+Each refusal here stands for a proof that is still missing. Versions are checked by engines/common/versions.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,6 @@ from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.runtime_context import (
-    get_device,
     get_disagg,
     get_exec,
     get_lora,
@@ -24,46 +23,18 @@ from sglang.srt.runtime_context import (
     get_spec,
 )
 
-from ghostcacher_connector.config import Settings, variable_of
-from ghostcacher_connector.errors import ConfigError, UnsupportedEngine
-from ghostcacher_connector.settings import redact_url
+from ghostcacher_connector.engines.common.versions import refuse_unproven
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-
-WATCHDOG_SHARE = 3
-"""One pass may wait for so small a part of the watchdog's time: it is not all that a pass does."""
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def check_config(params: CacheInitParams, components: set[ComponentType], model: ModelConfig) -> None:
     """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
-    problems = [*_parallelism(params), *_features(params, model), *_pool(params, components, model)]
-    if problems:
-        raise UnsupportedEngine("GhostCacher does not support this configuration yet: " + "; ".join(problems))
-
-
-def check_settings(settings: Settings, extra: Mapping[str, object]) -> None:
-    """Raise ConfigError for what SGLang would show to others, and for waits that it would take for a dead engine.
-
-    extra: what stands in ``linker_extra_config``.
-    """
-    shown = {key for key in Settings.masked if extra.get(key) is not None}
-    shown |= {key for key in Settings.urls if redact_url(str(extra.get(key, ""))) != str(extra.get(key, ""))}
-    if shown:
-        key = min(shown)
-        raise ConfigError(
-            f"{key}: expected in the environment variable {variable_of(key)}, found in linker_extra_config, which "
-            "SGLang logs and serves at /server_info"
-        )
-    wait_s, watchdog_s = settings.lookup_deadline_ms / 1e3 + settings.pull_timeout_s, get_device().watchdog_timeout
-    if watchdog_s and wait_s > watchdog_s / WATCHDOG_SHARE:
-        raise ConfigError(
-            f"lookup_deadline_ms and pull_timeout_s: expected at most {watchdog_s / WATCHDOG_SHARE:g} s together, got "
-            f"{wait_s:g} s: the scheduler waits for both, and counts as dead after watchdog_timeout={watchdog_s:g} s"
-        )
+    refuse_unproven([*_parallelism(params), *_features(params, model), *_pool(params, components, model)])
 
 
 def _parallelism(params: CacheInitParams) -> Iterator[str]:
@@ -101,16 +72,16 @@ def _features(params: CacheInitParams, model: ModelConfig) -> Iterator[str]:
 
 def _pool(params: CacheInitParams, components: set[ComponentType], model: ModelConfig) -> Iterator[str]:
     if components != {ComponentType.FULL}:
-        yield f"cache components: expected FULL alone, found {', '.join(sorted(c.name for c in components))}"
+        yield f"cache components: expected full attention alone, found {', '.join(sorted(c.name for c in components))}"
     if model.attention_chunk_size is not None:
         yield "attention: expected full, found chunked"
     allocator: Any = params.token_to_kv_pool_allocator
     if type(allocator) not in (PagedTokenToKVPoolAllocator, TokenToKVPoolAllocator):
-        yield f"page allocator: expected SGLang's plain ones, found {type(allocator).__name__}"
+        yield f"page allocator: expected one of SGLang's plain ones, found {type(allocator).__name__}"
         return
     pool = allocator.get_kvcache()
     if type(pool) is not MHATokenToKVPool:
-        yield f"KV pool: expected MHATokenToKVPool, found {type(pool).__name__}"
+        yield f"KV pool: expected that of plain multi-head attention, found {type(pool).__name__}"
         return
     if pool.kv_cache_layout != "nhd":
         yield f"KV layout: expected nhd, found {pool.kv_cache_layout}"

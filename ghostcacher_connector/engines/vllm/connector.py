@@ -1,7 +1,7 @@
-"""The class that vLLM loads. It only hands each call to the half that it concerns.
+"""The class that vLLM loads. It only passes each call on to the half that it concerns.
 
-vLLM makes one instance in the scheduler's process and one in each rank. What is called when, and in which order, is
-written down in scheduler.py and worker.py; how the data gets from one engine to another in transfer/base.py.
+vLLM makes one instance in the scheduler's process and one in each rank's. What is called when, and in which order, is
+written down in scheduling/scheduler.py and worker.py; how the data gets from one engine to another in transfer/base.py.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from ghostcacher_connector.config import load_settings
-from ghostcacher_connector.engines.logs import join_engine_log
-from ghostcacher_connector.engines.versions import check_version, installed_version
+from ghostcacher_connector.engines.common.logs import join_engine_log
+from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.engines.vllm.scheduler import SchedulerSide
+from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS, PROVEN_VERSIONS, check_config, check_not_nested
-from ghostcacher_connector.engines.vllm.worker import WorkerSide
+from ghostcacher_connector.engines.vllm.worker import ConnectorWorker
 from ghostcacher_connector.metrics import Recorder
 
 if TYPE_CHECKING:
@@ -65,20 +65,20 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         # vLLM's default is to fail the request. It reads the policy after it has made the connector.
         self._kv_transfer_config.kv_load_failure_policy = "recompute"
         recorder = Recorder()
-        self._scheduler_half: SchedulerSide | None = None
-        self._worker_half: WorkerSide | None = None
+        self._scheduler_half: ConnectorScheduler | None = None
+        self._worker_half: ConnectorWorker | None = None
         if role is KVConnectorRole.SCHEDULER:
-            self._scheduler_half = SchedulerSide(vllm_config, settings, recorder)
+            self._scheduler_half = ConnectorScheduler(vllm_config, settings, recorder)
         else:
-            self._worker_half = WorkerSide(vllm_config, kv_cache_config, settings, recorder)
+            self._worker_half = ConnectorWorker(vllm_config, kv_cache_config, settings, recorder)
 
     @property
-    def _scheduler(self) -> SchedulerSide:
+    def _scheduler(self) -> ConnectorScheduler:
         assert self._scheduler_half is not None, "called on a worker's connector"
         return self._scheduler_half
 
     @property
-    def _worker(self) -> WorkerSide:
+    def _worker(self) -> ConnectorWorker:
         assert self._worker_half is not None, "called on the scheduler's connector"
         return self._worker_half
 
@@ -168,7 +168,7 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         """Leave the fleet: who resets external caches is about to change the weights, or has done so.
 
         The namespace names the weights that the engine was started with. A reset of the pool alone, without this
-        call, withdraws every published block (reuse.py) and goes on sharing.
+        call, withdraws every published block (slot_watch.py) and goes on sharing.
         """
         self._scheduler.leave("the connector's cache was reset: the weights may have changed")
         return True

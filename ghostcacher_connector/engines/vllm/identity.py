@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.versions import installed_version
+from ghostcacher_connector.core.schema import SCHEMA_VERSION
+from ghostcacher_connector.engines.common.versions import installed_version
+from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
-from ghostcacher_connector.fingerprint import Fingerprint, private_value
-from ghostcacher_connector.model_files import config_digest, resolved_digest, weights_digest
-from ghostcacher_connector.schema import SCHEMA_VERSION
+from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
+from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+DP_SUFFIX = re.compile(r"_dp(\d+)$")
+"""What vLLM puts behind the id of each engine of several data-parallel ones."""
 
 UNSEEDED_ALGORITHMS = ("xxhash", "xxhash_cbor")
 """Hashes that vLLM seeds at random in each process unless PYTHONHASHSEED is set."""
@@ -30,20 +35,23 @@ LAYOUT_SWITCHES = ("VLLM_KV_CACHE_LAYOUT", "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT")
 def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
     """Return this worker's name in the fleet; each data-parallel engine is a worker of its own."""
     assert vllm_config.kv_transfer_config is not None
-    if settings.worker_id is None:
-        return str(vllm_config.kv_transfer_config.engine_id)
+    engine_id = str(vllm_config.kv_transfer_config.engine_id)
+    name = chosen_name(settings, engine_id)
+    if name == engine_id:
+        return name  # vLLM makes it for each data-parallel engine anew
     parallel = vllm_config.parallel_config
-    if parallel.data_parallel_size == 1:
-        return settings.worker_id
-    return f"{settings.worker_id}-dp{parallel.data_parallel_index}"
+    if parallel.data_parallel_size > 1:
+        return f"{name}-dp{parallel.data_parallel_index}"
+    # vLLM runs the data-parallel engines of a dense model as if each were alone. What remains is this suffix.
+    suffix = DP_SUFFIX.search(engine_id)
+    return f"{name}-dp{suffix[1]}" if suffix is not None else name
 
 
 def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str, settings: Settings) -> Fingerprint:
     """Return the fingerprint of this engine's blocks, the same on each of its ranks.
 
-    layout: as `layout.describe` gives it.
-
     The data-parallel size is left out on purpose: replicas of one model hold the same KV.
+    layout: as `layout.describe` gives it.
     """
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     assert vllm_config.kv_transfer_config is not None

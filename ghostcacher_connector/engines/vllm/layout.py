@@ -1,8 +1,8 @@
-"""From vLLM's KV tensors to segments. Shapes and strides are read off the tensors, never assumed.
+"""Turns vLLM's KV tensors into segments. Shapes and strides are read off the tensors, never assumed.
 
 vLLM's layouts change with version and backend: K and V packed or apart, heads before or after tokens, one storage for
-all layers or one a layer. All that is needed here is which dimension counts blocks; that the bytes of one block
-within one plane are dense is checked, not hoped for.
+all layers or one for each. All that is needed here is which dimension counts blocks. That the bytes of one block within
+one plane are dense is checked.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from itertools import product
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.transfer.layout import describe_segments
-from ghostcacher_connector.types import Segment
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +25,9 @@ BLOCKS_MIN = 3
 def segments_of(kv_caches: Mapping[str, torch.Tensor], block_count: int, page_bytes: int) -> tuple[Segment, ...]:
     """Return one segment for each dense plane of each layer, in layer order; slot ``s`` is engine block ``s``.
 
-    block_count: blocks of the pool. page_bytes: bytes of one block in one layer, from the KV cache spec; the
-    segments of a layer must add up to it. Layers that share a tensor share its segments.
+    Layers that share a tensor share its segments.
+    block_count: blocks of the pool.
+    page_bytes: bytes of one block in one layer, from the KV cache spec; the segments of a layer must add up to it.
     Raises UnsupportedEngine, naming the layer, when the tensor is not laid out in blocks.
     """
     if block_count < BLOCKS_MIN:

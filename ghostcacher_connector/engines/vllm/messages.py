@@ -1,7 +1,8 @@
-"""What the connector's two halves tell each other through vLLM, once a step.
+"""The messages between the connector's two halves, which travel inside one engine only, by vLLM's own means.
 
-scheduler -> every rank: `StepMetadata`; ranks -> scheduler: `RankReport`, merged over the ranks by vLLM; rank ->
-scheduler once at start: `RankHandshake`. They travel inside one engine only, by vLLM's own means.
+scheduler -> every rank, each step      `StepMetadata`
+ranks -> scheduler, each step           `RankReport`, merged over the ranks by vLLM
+rank -> scheduler, once at start        `RankHandshake`
 """
 
 from __future__ import annotations
@@ -14,65 +15,67 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
-from ghostcacher_connector.accounting import PullReport
-from ghostcacher_connector.introduction import Introduction
+from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.transfer.jobs import PullSource
+from ghostcacher_connector.worker.registration import Introduction
 
 
 @dataclass(frozen=True, slots=True)
 class PullOrder:
-    """Fill the local slots of one request from the sources, tried in this order.
-
-    local_slots: shape (n,), in block order; each source covers the first ``len(source.remote_slots)`` of them.
-    """
+    """An order to a rank: fill the local slots of one request."""
 
     request_id: str
+    """vLLM's id of the request."""
     local_slots: Slots
+    """Slots to fill, shape (n,), in block order."""
     sources: tuple[PullSource, ...]
+    """Where to pull from, tried in this order; each covers the first ``len(source.remote_slots)`` slots."""
     timeout_s: float
+    """Time after which what has not arrived is given up."""
 
 
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
-    """Orders for one step, complete: a rank that missed a step can no longer vouch for its generations.
-
-    step: counts from 1 without gaps. bumped, generations: shape (n,), slots handed out since the last step.
-    """
+    """All orders for one step. A rank that missed one can no longer guarantee its generations."""
 
     step: int
+    """Number of the step, from 1 on without gaps."""
     bumped: Slots
+    """Slots that were allocated anew since the last step, shape (n,)."""
     generations: Generations
+    """The new generation of each of these, shape (n,)."""
     pulls: list[PullOrder]
+    """Pulls to start."""
     cancelled: list[str]
+    """Requests whose pulls are no longer wanted."""
 
 
 @dataclass(slots=True)
 class RankReport(KVConnectorWorkerMetadata):
-    """What a rank did since its last report.
-
-    step: the last step whose forward pass this rank has carried out. links: peer -> (bytes/s, round trip in s).
-    lost_step: the rank missed a step's orders; nothing that this worker has published can be used any more.
-    """
+    """What a rank did since its last report."""
 
     step: int
+    """The last step whose forward pass this rank has carried out."""
     pulls: list[PullReport] = field(default_factory=list)
-    links: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """How the pulls that have ended since went."""
+    round_trips: dict[str, float] = field(default_factory=dict)
+    """Measured round trip to each peer, in s."""
     lost_step: bool = False
+    """The rank missed a step's orders; nothing that this worker has published can be used any more."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
         """Merge two ranks' reports: a step is done when the last rank has done it."""
         assert isinstance(other, RankReport)
-        slowest = dict(self.links)
-        for worker, (rate, rtt) in other.links.items():
-            known_rate, known_rtt = slowest.get(worker, (rate, rtt))
-            slowest[worker] = (min(rate, known_rate), max(rtt, known_rtt))
+        slowest = dict(self.round_trips)
+        for worker, round_trip_s in other.round_trips.items():
+            slowest[worker] = max(round_trip_s, slowest.get(worker, round_trip_s))
         lost = self.lost_step or other.lost_step
         return RankReport(min(self.step, other.step), self.pulls + other.pulls, slowest, lost)
 
 
 @dataclass(frozen=True, slots=True)
 class RankHandshake(KVConnectorHandshakeMetadata):
-    """A rank's introduction, in the form that vLLM hands on."""
+    """A rank's introduction, in the form in which vLLM passes it on to the scheduler."""
 
     introduction: Introduction

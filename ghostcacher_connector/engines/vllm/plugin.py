@@ -1,14 +1,55 @@
-"""vLLM's general-plugin entry point: makes the connector known by name, without a module path."""
+"""vLLM's general-plugin entry point: makes the connector known by name, and checks its settings with the flags.
+
+Every process of vLLM loads it, also those that have never heard of the connector: it changes nothing for them.
+"""
 
 from __future__ import annotations
+
+import os
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+from typing import Any
+
+from ghostcacher_connector.config import load_settings
+from ghostcacher_connector.core.errors import ConfigError
 
 CONNECTOR = "GhostCacherConnector"
 MODULE = "ghostcacher_connector.engines.vllm"
 
 
+class RefusedFlag(ConfigError, ArgumentTypeError):
+    """A wrong setting, found while the flags are parsed: argparse prints its message last and exits with status 2."""
+
+
 def register() -> None:
     """Register the connector with vLLM's factory. May be called more than once in a process."""
-    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory  # noqa: PLC0415 - vLLM is optional
+    from vllm.config import KVTransferConfig  # noqa: PLC0415 - vLLM is optional
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory  # noqa: PLC0415
 
     if CONNECTOR not in KVConnectorFactory._registry:
         KVConnectorFactory.register_connector(CONNECTOR, MODULE, CONNECTOR)
+    if KVTransferConfig.__post_init__.__module__ != __name__:
+        KVTransferConfig.__post_init__ = checking(KVTransferConfig.__post_init__)
+
+
+def checking(complete: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Return vLLM's ``KVTransferConfig.__post_init__`` with a check of our settings behind it.
+
+    vLLM makes this object while it parses ``--kv-transfer-config``. The connector itself is made after the weights are
+    loaded, minutes later for a large model.
+    """
+
+    def complete_and_check(config: Any) -> None:
+        complete(config)
+        if config.kv_connector == CONNECTOR:
+            check_settings(config.kv_connector_extra_config)
+
+    return complete_and_check
+
+
+def check_settings(extra: dict[str, object]) -> None:
+    """Raise RefusedFlag for a wrong key or value of the connector's extra config, or a wrong ``GC_*`` variable."""
+    try:
+        load_settings(extra, os.environ)
+    except ConfigError as exc:
+        raise RefusedFlag(f"GhostCacher: {exc}") from exc

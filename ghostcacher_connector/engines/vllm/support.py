@@ -1,6 +1,6 @@
-"""What of vLLM this adapter is proven on; anything else is refused at start, by name.
+"""Says what of vLLM this adapter is proven on, and refuses anything else at start, by name.
 
-Each refusal here stands for a proof that is still missing. Versions are checked by engines/versions.py.
+Each refusal here stands for a proof that is still missing. Versions are checked by engines/common/versions.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.errors import UnsupportedEngine
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.engines.common.versions import refuse_unproven
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -25,7 +26,7 @@ def check_not_nested() -> None:
     """Raise UnsupportedEngine when MultiConnector makes the connector.
 
     It gives its children copies of the configuration, so that the recompute policy which we set is lost, and it
-    hands over the ranks' addresses to its first child only. Nothing but the call stack tells a child that it is one.
+    passes the ranks' addresses on to its first child only. Nothing but the call stack shows a child that it is one.
     """
     frame = sys._getframe(1)
     while frame is not None:
@@ -36,18 +37,12 @@ def check_not_nested() -> None:
 
 def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
-    problems = [*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)]
-    if problems:
-        raise UnsupportedEngine("GhostCacher does not support this configuration yet: " + "; ".join(problems))
+    refuse_unproven([*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)])
 
 
 def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
     parallel = vllm_config.parallel_config
-    for name in (
-        "pipeline_parallel_size",
-        "decode_context_parallel_size",
-        "prefill_context_parallel_size",
-    ):
+    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
         size = getattr(parallel, name, 1)
         if size != 1:
             yield f"{name}: expected 1, found {size}"
@@ -77,7 +72,7 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
         return
     spec = groups[0].kv_cache_spec
     if type(spec) is not FullAttentionSpec:
-        yield f"KV cache kind: expected FullAttentionSpec, found {type(spec).__name__}"
+        yield f"KV cache: expected full attention, found {type(spec).__name__}"
         return
     if spec.sliding_window is not None or spec.attention_chunk_size is not None:
         yield "attention: expected full, found sliding window or chunked"

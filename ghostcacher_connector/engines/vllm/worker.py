@@ -3,10 +3,10 @@
 Order of the calls in one step, as vLLM makes them:
 1. `begin_step`: at the very start, before any block is copied, computed or pulled: generations are bumped;
 2. the forward pass (the model runner's);
-3. `start_pulls`: new pulls are handed to the puller's threads; they write only slots that step 1 has seen;
+3. `start_pulls`: new pulls are submitted to the puller's threads; they write only slots that step 1 has seen;
 4. `take_received`, `take_failed_slots`, `take_report`: what has ended since.
 
-A rank that misses a step's orders has missed bumps, and can no longer vouch for any generation: it becomes a new
+A rank that misses a step's orders has missed bumps, and can no longer guarantee any generation: it becomes a new
 incarnation, so that its peers refuse all that was published, and the worker leaves the fleet. Slow, never wrong.
 
 All methods are called on the rank's main thread.
@@ -18,18 +18,18 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.accounting import PullReport, report_of
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.engines.calibration import measure_flops
+from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.introduction import Introduction
 from ghostcacher_connector.metrics import Delta, Recorder
-from ghostcacher_connector.rank import RankRuntime
+from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.jobs import PullJob
 from ghostcacher_connector.transfer.layout import RankMemory
+from ghostcacher_connector.worker.rank import RankRuntime
+from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ NULL_BLOCK = 0
 """vLLM's placeholder: never handed out, never read by attention."""
 
 
-class WorkerSide:
+class ConnectorWorker:
     """See the module's docstring."""
 
     def __init__(
@@ -142,8 +142,8 @@ class WorkerSide:
 
     def take_report(self) -> RankReport:
         reports, self._reports = self._reports, []
-        links = self._runtime.links() if reports and self._runtime is not None else {}
-        return RankReport(self._step, reports, links, self._lost_step)
+        round_trips = self._runtime.round_trips() if reports and self._runtime is not None else {}
+        return RankReport(self._step, reports, round_trips, self._lost_step)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""
@@ -153,7 +153,7 @@ class WorkerSide:
 
     def shutdown(self) -> None:
         if self._table is not None:
-            # vLLM frees the KV memory next, and tells the scheduler's half to leave the index only later.
+            # vLLM frees the KV memory next, and has the scheduler's half leave the index only later.
             self._table.renew_incarnation()
         if self._runtime is not None:
             self._runtime.stop()

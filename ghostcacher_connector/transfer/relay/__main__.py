@@ -1,7 +1,7 @@
 """The relay process: ``python -m ghostcacher_connector.transfer.relay``, started by `RelayProcess`, never by hand.
 
-Reads one `RelayConfig` from standard input and prints "port N". Then serves until standard input ends, which the kernel
-brings about when the parent dies, however it dies. Imports neither torch nor an engine.
+It reads one `RelayConfig` from standard input and prints "port N". Then it serves until standard input ends, which the
+kernel brings about when the parent dies, however it dies. It loads neither torch nor an engine.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 
 import msgspec
 
-from ghostcacher_connector.transfer.agent import NixlAgent
-from ghostcacher_connector.transfer.arenas import ArenaPool
-from ghostcacher_connector.transfer.reader import NixlReader
-from ghostcacher_connector.transfer.relay.config import RelayConfig
+from ghostcacher_connector.transfer.nixl.agent import NixlAgent
+from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
+from ghostcacher_connector.transfer.nixl.reader import NixlReader
+from ghostcacher_connector.transfer.relay.process import RelayConfig
 from ghostcacher_connector.transfer.relay.server import RelayServer
 from ghostcacher_connector.transfer.relay.wire import parse_address
 
-ARENAS = 8
-ARENA_BYTES = 4 << 20
+BUFFERS = 8
+BUFFER_BYTES_MIN = 4 << 20
 PARENT_POLL_S = 1.0
 
 
@@ -34,13 +34,13 @@ def main() -> None:
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     threading.Thread(target=_die_at_end_of_input, daemon=True).start()
     endpoint = config.endpoint
-    size = max(ARENA_BYTES, endpoint.bytes_per_slot)
+    size = max(BUFFER_BYTES_MIN, endpoint.bytes_per_slot)
     # Before the agent: UCX opens a peer's device memory only in a process that has a context on the device.
-    pool = ArenaPool(ARENAS, size, memory=endpoint.memory, device=endpoint.device)
+    buffers = BounceBuffers(BUFFERS, size, memory=endpoint.memory, device=endpoint.device)
     agent = NixlAgent(
         f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2, package=config.nixl_package
     )
-    reader = NixlReader(agent, pool, any_host=False)
+    reader = NixlReader(agent, buffers)
     server = RelayServer(reader, endpoint, parse_address(config.listen), token=config.token)
     reader.reaches(endpoint)  # connect now, so that the first reader does not pay for it
     print(f"port {server.port}", flush=True)

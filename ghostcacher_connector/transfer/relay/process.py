@@ -1,4 +1,4 @@
-"""Starts the relay process beside an engine's rank, and starts it again, within bounds, when it dies."""
+"""Starts the relay process beside an engine's rank, and starts it again, a bounded number of times, when it dies."""
 
 from __future__ import annotations
 
@@ -13,21 +13,38 @@ import time
 
 import msgspec
 
-from ghostcacher_connector.errors import ConfigError, TransferError
-from ghostcacher_connector.transfer.agent import nixl_package
-from ghostcacher_connector.transfer.backoff import Backoff
-from ghostcacher_connector.transfer.relay.config import RelayConfig
+from ghostcacher_connector.core.backoff import Backoff
+from ghostcacher_connector.core.errors import ConfigError, TransferError
+from ghostcacher_connector.core.types import RankEndpoint
+from ghostcacher_connector.transfer.nixl.agent import nixl_package
 from ghostcacher_connector.transfer.relay.wire import is_loopback, parse_address
-from ghostcacher_connector.types import RankEndpoint
 
 logger = logging.getLogger(__name__)
 
 END_S = 1.0
 START_S = 60.0
-"""It starts while an engine loads its model on all cores."""
+"""It starts while an engine loads its model with all cores."""
 
 RESTARTS_MAX = 20
-"""In one life of the worker: a relay that keeps dying has a cause which another start does not remove."""
+"""For one incarnation of the worker: a relay that keeps dying has a cause which another start does not remove."""
+
+
+class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a relay is told at its start, over a pipe: arguments and environment would show the token."""
+
+    endpoint: RankEndpoint
+    """The rank to serve."""
+    listen: str
+    """Where to listen, "host:port"; port 0 is any."""
+    token: str
+    """The secret that readers must know; it may be empty on loopback only."""
+    ucx_tls: str | None
+    """The setting of this name."""
+    nixl_package: str
+    """The package in which the parent found NIXL; looking for it would load torch."""
+
+    def __repr__(self) -> str:
+        return f"RelayConfig({self.endpoint.agent_name}, listen={self.listen}, token={'set' if self.token else 'none'})"
 
 
 class RelayProcess:
@@ -41,7 +58,6 @@ class RelayProcess:
         token: str | None = None,
         advertise_host: str | None = None,
         ucx_tls: str | None = None,
-        restarts_max: int = RESTARTS_MAX,
     ) -> None:
         """listen: "host:port", port 0 for any. advertise_host: what readers connect to; found out when not given.
 
@@ -54,7 +70,7 @@ class RelayProcess:
         self._endpoint = endpoint
         self._token = token or ""
         self._ucx_tls = ucx_tls
-        self._restarts_left = restarts_max
+        self._restarts_left = RESTARTS_MAX
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
@@ -128,13 +144,11 @@ class RelayProcess:
                 logger.warning("the relay on %s ended with status %d", self._listen(), status)
                 _end(process)
             if self._restarts_left <= 0:
-                logger.error("the relay on %s is given up; hosts that need it will recompute", self._listen())
+                logger.error("the relay on %s died too often and stays down; other hosts recompute", self._listen())
                 return
             self._restarts_left -= 1
-            backoff.failed(time.monotonic())
-            while not backoff.ready(time.monotonic()):
-                if self._closed.wait(0.1):
-                    return
+            if self._closed.wait(backoff.failed(time.monotonic())):
+                return
             try:
                 self._spawn()
             except TransferError as exc:

@@ -1,7 +1,7 @@
 """The relay: serves readers over TCP with what it READs from the one rank beside it.
 
-One thread a connection, a bounded number of them. Every wait has a bound: handshake, idle, one chunk's I/O, an arena.
-A reader that dies or stalls costs its thread until then, and the engine nothing.
+Each connection has a thread; their number is bounded, and so is every wait: for the handshake, the next request, the
+I/O of a chunk, a bounce buffer. A reader that dies or stalls costs its thread until then, and the engine nothing.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import logging
 import socket
 import threading
 import time
-from typing import NamedTuple
 
 import numpy as np
 
-from ghostcacher_connector.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.arenas import SEAL_SLOTS_MAX
 from ghostcacher_connector.transfer.layout import slots_fault
-from ghostcacher_connector.transfer.reader import NixlReader, NoArena
+from ghostcacher_connector.transfer.nixl.bounce_buffers import SEAL_SLOTS_MAX
+from ghostcacher_connector.transfer.nixl.reader import NixlReader, NoBounceBuffer
 from ghostcacher_connector.transfer.relay.wire import (
     SLOTS_MAX,
     Ask,
@@ -29,19 +29,24 @@ from ghostcacher_connector.transfer.relay.wire import (
     Seal,
     server_handshake,
 )
-from ghostcacher_connector.types import MissReason, RankEndpoint
 
 logger = logging.getLogger(__name__)
 
 
-class Limits(NamedTuple):
-    """Bounds of a relay; the defaults suit a node of eight GPUs."""
+CONNECTIONS_MAX = 64
+"""Readers that are connected at the same time; more are refused. Suits a node of eight GPUs, as do the bounds below."""
 
-    connections_max: int = 64
-    handshake_s: float = 5.0
-    idle_s: float = 120.0
-    chunk_s: float = 10.0
-    arena_s: float = 2.0
+HANDSHAKE_S = 5.0
+"""How long a reader may take to authenticate."""
+
+IDLE_S = 120.0
+"""How long a connection may be without a request."""
+
+CHUNK_S = 10.0
+"""How long READING and sending one chunk may take."""
+
+BUFFER_S = 2.0
+"""How long a chunk may wait for a bounce buffer."""
 
 
 class RelayServer:
@@ -54,12 +59,10 @@ class RelayServer:
         address: tuple[str, int],
         *,
         token: str,
-        limits: Limits | None = None,
     ) -> None:
         self._reader = reader
         self._endpoint = endpoint
         self._token = token
-        self._limits = limits or Limits()
         self._slot_bytes = tuple(segment.slot_bytes for segment in endpoint.segments)
         self._lock = threading.Lock()
         self._connections = 0
@@ -72,7 +75,7 @@ class RelayServer:
         return int(self._listener.getsockname()[1])
 
     def serve_forever(self) -> None:
-        """Accept readers until the listener is closed."""
+        """Accept readers for as long as the process lives."""
         while True:
             try:
                 sock, _ = self._listener.accept()
@@ -85,13 +88,9 @@ class RelayServer:
                 continue
             threading.Thread(target=self._serve, args=(sock,), name="gc-relay", daemon=True).start()
 
-    def close(self) -> None:
-        """Stop accepting; connections end with the process."""
-        self._listener.close()
-
     def _admit(self) -> bool:
         with self._lock:
-            if self._connections >= self._limits.connections_max:
+            if self._connections >= CONNECTIONS_MAX:
                 logger.warning("refused a reader: %d are connected", self._connections)
                 return False
             self._connections += 1
@@ -100,10 +99,10 @@ class RelayServer:
     def _serve(self, sock: socket.socket) -> None:
         channel = Channel(sock)
         try:
-            channel.deadline = time.monotonic() + self._limits.handshake_s
+            channel.deadline = time.monotonic() + HANDSHAKE_S
             server_handshake(channel, self._token, self._endpoint.agent_name, self._slot_bytes)
             while True:
-                channel.deadline = time.monotonic() + self._limits.idle_s
+                channel.deadline = time.monotonic() + IDLE_S
                 ask = channel.receive()
                 if not isinstance(ask, Ask):
                     raise ProtocolError(f"expected Ask, got {type(ask).__name__}")
@@ -116,7 +115,7 @@ class RelayServer:
                 self._connections -= 1
 
     def _answer(self, channel: Channel, ask: Ask) -> None:
-        until = time.monotonic() + min(self._limits.idle_s, max(1, ask.budget_ms) / 1000)
+        until = time.monotonic() + min(IDLE_S, max(1, ask.budget_ms) / 1000)
         channel.deadline = until
         fault = (
             "" if len(ask.slots) % 8 == 0 and len(ask.slots) <= 8 * SLOTS_MAX else f"{len(ask.slots)} bytes of slots"
@@ -126,7 +125,7 @@ class RelayServer:
         if fault:
             channel.send(Failure(MissReason.MALFORMED_ENTRY, fault))
             return
-        step = min(SEAL_SLOTS_MAX, max(1, self._reader.pool.data_bytes // self._endpoint.bytes_per_slot))
+        step = min(SEAL_SLOTS_MAX, max(1, self._reader.buffers.data_bytes // self._endpoint.bytes_per_slot))
         try:
             for low in range(0, max(1, len(slots)), step):
                 self._send_chunk(channel, slots[low : low + step], until)
@@ -138,27 +137,23 @@ class RelayServer:
             channel.send(Done())
 
     def _send_chunk(self, channel: Channel, slots: Slots, until: float) -> None:
-        """READ a chunk, then its seal, and only then send the two, in this order."""
-        deadline = min(until, time.monotonic() + self._limits.chunk_s)
+        """READ the rows of a chunk, after them its seal, and only then send the two, in this order."""
+        deadline = min(until, time.monotonic() + CHUNK_S)
         channel.deadline = deadline
         reader = self._reader
-        self._await_arena(min(deadline, time.monotonic() + self._limits.arena_s))
-        with reader.links_to(self._endpoint) as link, reader.lease(link) as lease:
-            try:
-                size = reader.read_packed(self._endpoint, lease, slots, deadline) if len(slots) else 0
-                seal = reader.read_seal(self._endpoint, lease, slots, deadline).tobytes()
-            except TransferError as exc:
-                reader.links.failed(link, str(exc))
-                raise
-            lease.arena.fetch(size)
+        self._await_buffer(min(deadline, time.monotonic() + BUFFER_S))
+        with reader.reading_from(self._endpoint) as loan:
+            size = reader.read_rows(self._endpoint, loan, slots, deadline) if len(slots) else 0
+            seal = reader.read_seal(self._endpoint, loan, slots, deadline).tobytes()
+            loan.buffer.fetch(size)
             channel.send(Chunk(len(slots), size))
             if size:
-                channel.send_raw(lease.arena.data[:size].data)
+                channel.send_raw(loan.buffer.data[:size].data)
             channel.send(Seal(seal))
 
-    def _await_arena(self, deadline: float) -> None:
-        """Wait until an arena is likely to be free. Slow readers hold them, at most for `chunk_s`."""
-        while self._reader.pool.free_count() == 0:
+    def _await_buffer(self, deadline: float) -> None:
+        """Wait until a bounce buffer is likely to be free. Slow readers hold them, at most for CHUNK_S."""
+        while self._reader.buffers.free_count() == 0:
             if time.monotonic() >= deadline:
-                raise NoArena(f"the relay is busy: {self._reader.pool}")
+                raise NoBounceBuffer(f"the relay is busy: {self._reader.buffers}")
             time.sleep(0.002)

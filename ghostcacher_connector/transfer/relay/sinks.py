@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ghostcacher_connector.errors import ConfigError
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.types import Segment
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.layout import RankMemory, merge_runs
-from ghostcacher_connector.transfer.views import Bytes, rows_of
-from ghostcacher_connector.types import Segment
+from ghostcacher_connector.transfer.layout import Bytes, RankMemory, merge_runs, rows_of
 
 
 class Sink(ABC):
@@ -20,10 +19,10 @@ class Sink(ABC):
 
     @abstractmethod
     def views(self, first: int, count: int) -> list[memoryview]:
-        """Return the memory for blocks ``[first, first + count)``, segment after segment, each in block order."""
+        """Return the memory for blocks ``[first, first + count)``: segment after segment, block after block in each."""
 
     def landed(self, first: int, count: int) -> None:  # noqa: B027 - most sinks have nothing to do
-        """Note that the views of these blocks are filled. Called before they are judged."""
+        """Note that the views of these blocks are filled. Called before their seal is checked."""
 
 
 class SlotSink(Sink):
@@ -64,7 +63,7 @@ class HostSink(Sink):
 
 
 class DeviceSink(Sink):
-    """Local slots on a CUDA device: a chunk lands in host memory and is copied over before it is judged."""
+    """Local slots on a CUDA device: a chunk lands in host memory and is copied over before its seal is checked."""
 
     def __init__(self, memory: RankMemory, local_slots: Slots) -> None:
         self._memory = memory

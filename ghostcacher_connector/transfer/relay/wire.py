@@ -5,8 +5,8 @@
     server: Welcome(proof, ...)           proof = HMAC(token, "server" nonces agent)
     client: Ask(slots)            server: (Chunk, rows, Seal)*, Done | Failure      repeated
 
-Rows of a chunk: segment after segment, each the slots' rows in the order asked for. The seal of a chunk was read
-after its rows. Nothing is trusted for its size: frames, slots and chunks are bounded.
+The rows of a chunk come segment after segment, in each in the order in which the slots were asked for. The seal of a
+chunk was read after its rows. No size is believed: frames, slots and chunks are bounded.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ghostcacher_connector.errors import ProtocolError
-from ghostcacher_connector.types import MissReason
+from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.types import MissReason
 
 VERSION = 1
 NONCE_BYTES = 32
@@ -31,50 +31,69 @@ VIEWS_PER_CALL = 64
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The server's first frame."""
+
     version: int
+    """Of this protocol."""
     nonce: bytes
+    """The server's, fresh and random."""
 
 
 class Login(msgspec.Struct, frozen=True, tag=True):
-    """agent: the agent name of the rank that the reader wants; a relay of another life refuses."""
+    """The reader's answer to Hello."""
 
     nonce: bytes
+    """The reader's, fresh and random."""
     agent: str
+    """The agent name of the rank that the reader wants; the relay of another incarnation refuses."""
     proof: bytes
+    """That the reader knows the token."""
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
+    """The server lets the reader in."""
+
     proof: bytes
+    """That the server knows the token."""
     slot_bytes: tuple[int, ...]
+    """The row size of each segment."""
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """slots: int64, little endian. None means only the seal's header. budget_ms: what is left until the deadline."""
+    """The reader asks for the rows and the seal of slots."""
 
     slots: bytes
+    """int64, little endian. None of them means only the seal's header."""
     budget_ms: int
+    """What is left until the reader's deadline."""
 
 
 class Chunk(msgspec.Struct, frozen=True, tag=True):
-    """The rows of the next `count` slots follow, `nbytes` in all."""
+    """The rows of the next slots follow."""
 
     count: int
+    """How many slots."""
     nbytes: int
+    """How many bytes follow, in all."""
 
 
 class Seal(msgspec.Struct, frozen=True, tag=True):
-    """Header and generations of the chunk before it, uint64, little endian."""
+    """The seal of the chunk before it, which was read after the chunk's rows."""
 
     words: bytes
+    """The header and one generation a slot, uint64, little endian."""
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):
-    pass
+    """Everything that was asked for has been sent."""
 
 
 class Failure(msgspec.Struct, frozen=True, tag=True):
+    """The server cannot serve."""
+
     reason: MissReason
     detail: str
+    """The reason in words, for the reader's log."""
 
 
 Message = Hello | Login | Welcome | Ask | Chunk | Seal | Done | Failure
@@ -83,7 +102,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Channel:
-    """A socket with a deadline: every call ends by then, however slowly the other side drips. Not thread-safe."""
+    """A socket with a deadline: every call ends by then, however slowly the other side sends. Not thread-safe."""
 
     def __init__(self, sock: socket.socket, clock: Callable[[], float] = time.monotonic) -> None:
         self._sock = sock
@@ -102,7 +121,7 @@ class Channel:
         self._sock.sendall(data)
 
     def receive(self) -> Message:
-        """Return the next frame. Raises ProtocolError for what is none, OSError, TimeoutError."""
+        """Return the next frame. Raises ProtocolError for what is not one, OSError, TimeoutError."""
         prefix = bytearray(4)
         self.receive_into([memoryview(prefix)])
         size = int.from_bytes(prefix, "little")
@@ -136,7 +155,7 @@ class Channel:
         return self.deadline - self._clock()
 
     def quiet(self) -> bool:
-        """Say whether an idle connection can be used: anything to read now is an end, or out of turn."""
+        """Say whether an idle connection can be used: anything there is to read now is its end, or out of turn."""
         poller = select.poll()
         poller.register(self._sock, select.POLLIN)
         return not poller.poll(0)

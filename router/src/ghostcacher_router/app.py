@@ -1,13 +1,13 @@
 """The router as a whole: makes the parts, starts them in order, and ends them in order.
 
-    client --> http.Front --> prompt.parse_body --> routing.Picker --> fleet.Fleet
-                  |  '--> admin.Admin (what the router answers itself)      |
-                  v                                                         v
-               workers           routing.Feed <--> Redis (routing store, index) <-- workers' connectors
+    client --> http.HttpProxy --> prompt.parse_body --> placement.Picker --> fleet.Fleet
+                  |  '--> admin.Admin (what the router answers itself)        |
+                  v                                                           v
+               workers        sync.RouterSync <--> Redis (coordination store, index) <-- workers' connectors
 
-Start: Redis is greeted and read first, for a bounded time, so that the first request finds a warm router; then it
-listens. Without Redis it starts all the same, and catches up when Redis is there. End: no new request is taken, those
-in flight finish within `drain_timeout_s`, then the other routers are told.
+Start: the router announces itself in Redis and reads what the others have learned, for a bounded time, so that the
+first request finds a warm router; then it listens. When Redis is away it starts all the same, and catches up later.
+End: no new request is taken, those in flight finish within `drain_timeout_s`, then the router takes leave in Redis.
 """
 
 from __future__ import annotations
@@ -24,36 +24,37 @@ from random import Random
 
 import uvloop
 
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.index.base import BlockIndex
-from ghostcacher_connector.index.open import open_index, open_routing
-from ghostcacher_connector.index.routing import Hello, RoutingStore
-from ghostcacher_connector.settings import Listen, parse_listen
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.open import open_coordination, open_index
+from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
-from ghostcacher_router.admin.admin import Admin, Ports
+from ghostcacher_router.admin.actions import AdminActions
+from ghostcacher_router.admin.admin import Admin, AdminPorts
+from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.config import RouterSettings
-from ghostcacher_router.desk import AdminDesk
-from ghostcacher_router.fleet.endpoints import parse_endpoint
 from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.http import Front, Limits
-from ghostcacher_router.learned import Pending, TextMap
-from ghostcacher_router.metrics import RouterMetrics
-from ghostcacher_router.open_files import allow_clients
+from ghostcacher_router.http.open_files import allow_clients
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.proxy import HttpProxy
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.placement.context import Dependencies
+from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body
-from ghostcacher_router.routing.assembly import THREADS, Routing, offload_to
-from ghostcacher_router.routing.parts import Around
-from ghostcacher_router.routing.picker import Options
-from ghostcacher_router.types import RequestShape
+from ghostcacher_router.types import RequestShape, WorkerState
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 WARM_S_MAX = 5.0
 """Longest wait for Redis before listening: a router that knows little is better than none."""
 WARM_POLL_S = 0.01
 
 GC_YOUNG_OBJECTS = 20_000
-"""Objects between two looks of the garbage collector. A request makes hardly any cycles, and each look costs time."""
+"""New objects between two runs of the garbage collector. A request makes hardly any cycles, and each run costs time."""
 
 
 def run(settings: RouterSettings) -> int:
@@ -70,14 +71,14 @@ async def _main(settings: RouterSettings) -> int:
     try:
         await router.start()
         await stopping.wait()
-        log.info("stopping: %d requests in flight have %g s to end", router.in_flight, settings.drain_timeout_s)
+        logger.info("stopping: %d requests in flight have %g s to end", router.in_flight, settings.drain_timeout_s)
     finally:
         await router.stop()
     return 0
 
 
 class Router:
-    """One router process. On the event loop only. url: where it listens, once it does."""
+    """One router process. On the event loop only. url: where it listens; empty before it does."""
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
@@ -97,9 +98,9 @@ class Router:
                 health_interval_s=settings.health_interval_s, load_interval_s=settings.load_interval_ms / 1e3
             ),
         )
-        text = TextMap(self._name, entries_max=settings.text_map_entries_max)
+        text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
-        self._front = self._make_front(text)
+        self._proxy = self._make_proxy(text)
         self.url = ""
 
     def __repr__(self) -> str:
@@ -107,17 +108,21 @@ class Router:
 
     @property
     def in_flight(self) -> int:
-        return self._front.in_flight
+        """Requests that are being answered."""
+        return self._proxy.in_flight
 
     async def start(self) -> None:
-        """Learn what there is to know, for a bounded time, and listen. Raises ConfigError when the port is taken."""
+        """Read what the other routers have learned, for a bounded time, and listen.
+
+        Raises ConfigError when the port is taken.
+        """
         allow_clients(self._settings.connections_max)
         await self._fleet.start()
         self._routing.start()
         await self._warm_up()
         host, port = self._listen
         try:
-            port = await self._front.start(host, port)
+            port = await self._proxy.start(host, port)
         except OSError as exc:
             raise ConfigError(
                 f"listen: expected a free address, got {self._settings.listen!r}: {exc.strerror or exc}"
@@ -126,12 +131,14 @@ class Router:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_YOUNG_OBJECTS, 20, 20)
+        ready = self._fleet.count_by_state()[WorkerState.READY]
+        workers = f"{ready} of {len(self._fleet.workers)} workers ready" if ready else "waiting for workers"
         where = f"Redis: {self._index!r}" if self._index is not None else "no Redis"
-        log.info("router %s listens on %s, %s", self._name, self.url, where)
+        logger.info("router %s listens on %s, %s (%s)", self._name, self.url, workers, where)
 
     async def stop(self) -> None:
         """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
-        await self._front.stop(self._settings.drain_timeout_s)
+        await self._proxy.stop(self._settings.drain_timeout_s)
         await self._routing.stop()
         await self._fleet.stop()
         for closing in (self._store, self._index):
@@ -140,12 +147,12 @@ class Router:
         for threads in (self._threads, self._reader):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _make_routing(self, text: TextMap) -> Routing:
+    def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings
-        around = Around(
+        dependencies = Dependencies(
             fleet=self._fleet,
-            text=text,
-            pending=Pending(),
+            prefix_map=text,
+            pending=PendingPrompts(),
             metrics=self._metrics,
             clock=time.monotonic,
             rng=Random(),  # noqa: S311 - ties among equal forecasts
@@ -154,27 +161,27 @@ class Router:
         )
         options = Options(settings.affinity_tolerance, settings.ghost_lock, settings.ghost_lock_tokens_min)
         return Routing(
-            around,
+            dependencies,
             index=self._index,
             store=self._store,
             router=self._name,
             options=options,
             session_ttl_s=settings.session_ttl_s,
-            greeted=self._greeted,
+            on_heartbeat=self._on_heartbeat,
         )
 
-    def _make_front(self, text: TextMap) -> Front:
+    def _make_proxy(self, text: PrefixMap) -> HttpProxy:
         settings, routing = self._settings, self._routing
-        desk = AdminDesk(self._fleet, text, routing, self._parse, router=self._name)
-        ports = Ports(
-            in_flight=routing.books.ledger.in_flight,
+        actions = AdminActions(self._fleet, text, routing, self._parse, router=self._name)
+        ports = AdminPorts(
+            in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,
-            explain=desk.explain,
-            flush=desk.flush,
+            explain=actions.explain,
+            flush=actions.flush,
         )
         access = Access(token=settings.admin_token, loopback=self._listen.loopback)
         if access.open_here:
-            log.warning(
+            logger.warning(
                 "/gc/* is open to programs on this machine, and to whoever a proxy on it lets through: set admin_token"
             )
         limits = Limits(
@@ -190,7 +197,7 @@ class Router:
             retries_max=settings.retries_max,
         )
         admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports)
-        return Front(
+        return HttpProxy(
             routing.picker,
             admin,
             self._parse,
@@ -203,23 +210,25 @@ class Router:
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
         return parse_body(path, body, headers, self._seed)
 
-    def _greeted(self, hello: Hello) -> None:
-        # What was hashed with another seed is not found again: it is forgotten in time, and learned anew.
-        self._seed = hello.seed
+    def _on_heartbeat(self, reply: HeartbeatReply) -> None:
+        # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
+        self._seed = reply.seed
 
     async def _warm_up(self) -> None:
-        feed = self._routing.feed
+        sync = self._routing.sync
         deadline = time.monotonic() + WARM_S_MAX
-        while feed is not None and not (feed.warm and self._routing.replicas is not None):
+        while sync is not None and not (sync.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
-                log.warning("Redis does not answer: the router starts without what the others have learned")
+                logger.warning(
+                    "Redis does not answer: the router starts without what the others have learned, and keeps trying"
+                )
                 return
             await asyncio.sleep(WARM_POLL_S)
 
 
-def _open(settings: RouterSettings) -> tuple[BlockIndex | None, RoutingStore | None]:
+def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStore | None]:
     if not settings.redis:
         return None, None
     key = (settings.index_key or "").encode()
     index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
-    return index, open_routing(settings.redis_url, index, timeout_s=settings.redis_timeout_s)
+    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s)

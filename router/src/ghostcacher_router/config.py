@@ -1,7 +1,7 @@
-"""All settings of a router: their names, types, units, ranges and defaults, and the one way to load them.
+"""All settings of a router: names, types, units, ranges, defaults, and the one way to load them.
 
-A setting comes from, first found wins:
-1. the command line (cli.py), where an underscore is a dash: ``--retries-max 1``; secrets have no option;
+A setting is taken from the first of these that has it:
+1. the command line, where an underscore is a dash: ``--retries-max 1``; secrets have no option;
 2. the file given by ``--config``: TOML, or JSON when its name ends in .json; one flat table;
 3. the environment, under ``GC_ROUTER_`` and its name in capitals (``GC_ROUTER_LISTEN``); where Redis is and its key are
    shared with the workers: ``GC_REDIS_URL`` and ``GC_INDEX_KEY``;
@@ -21,9 +21,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from ghostcacher_connector.config import ENVIRONMENT_PREFIX, ROUTER_PREFIX
-from ghostcacher_connector.errors import ConfigError
-from ghostcacher_connector.settings import (
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.settings import (
+    ENVIRONMENT_PREFIX,
+    ROUTER_PREFIX,
     CheckedSettings,
     Milliseconds,
     Seconds,
@@ -35,7 +36,7 @@ from ghostcacher_connector.settings import (
     parse_listen,
     types_of,
 )
-from ghostcacher_router.fleet.endpoints import parse_endpoint
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -56,7 +57,9 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     ] = None
     index_key: Annotated[
         Secret | None,
-        Meta(description="shared secret that vouches for what is in Redis, 16 characters or more; the same everywhere"),
+        Meta(
+            description="shared secret that authenticates what is in Redis, 16 characters or more; the same everywhere"
+        ),
     ] = None
     redis_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=30, description="bound of every wait for Redis, in s")] = 0.25
     workers: Annotated[
@@ -71,7 +74,10 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         int, Meta(ge=KIB, le=1024 * MIB, description="largest body of a request; larger ones get 413, in bytes")
     ] = 64 * MIB
     buffered_bytes_max: Annotated[
-        int, Meta(ge=KIB, le=1024 * 1024 * MIB, description="of all bodies held at a time; then clients wait, in bytes")
+        int,
+        Meta(
+            ge=KIB, le=1024 * 1024 * MIB, description="of all bodies held at a time; beyond, requests get 503, in bytes"
+        ),
     ] = 1024 * MIB
     head_bytes_max: Annotated[
         int, Meta(ge=KIB, le=MIB, description="largest head of a request; larger ones get 431, in bytes")
@@ -81,7 +87,12 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         Seconds, Meta(ge=0.1, le=3600, description="time that a client has to send a request's head, in s")
     ] = 10.0
     client_body_timeout_s: Annotated[
-        Seconds, Meta(ge=0.1, le=3600, description="time for a body, or for the next of it at 16 KiB/s, in s")
+        Seconds,
+        Meta(
+            ge=0.1,
+            le=3600,
+            description="time that a client has for a body, again and again while it sends 16 KiB/s, in s",
+        ),
     ] = 60.0
     keep_alive_timeout_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a client's connection stays open unused, in s")

@@ -1,8 +1,9 @@
-"""The nouns that the router's parts share, and the ports between them. No I/O, no policy.
+"""The nouns that the router's parts share, and the protocols between them. No I/O, no policy.
 
-*front*: what speaks HTTP with clients and workers (http/). *prompt*: the part of a request that an engine prefills, as
-bytes. *boundary*: a place in these bytes, named by the digest of all before it. *placement*: a request and the worker
-that was picked for it.
+*HTTP proxy*: what speaks HTTP with clients and workers (http/). *prompt*: the part of a request that an engine
+prefills, as bytes. *section*: a typed part of a prompt, such as its documents; a *block* is always a KV block.
+*boundary*: a place in the bytes of a prompt, named by the digest of all before it. *placement*: one attempt of a
+request at the worker that was picked for it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
 DIGEST_BYTES = 16
-"""Of a boundary's digest: 2**64 tries for a collision by chance, and its seed is the fleet's own."""
+"""The size of a boundary's digest. A collision by chance takes 2**64 tries, and the seed is the fleet's own."""
 
 
-class BlockKind(IntEnum):
-    """What a part of a prompt is, in the order in which templates use them. The value is stored: never renumber."""
+class SectionType(IntEnum):
+    """What a section of a prompt is, in the order in which templates use them. The value is stored: never renumber."""
 
     TOOLS = 0
     SYS = 1
@@ -25,159 +26,185 @@ class BlockKind(IntEnum):
     USER = 4
 
 
-class PromptBlock(NamedTuple):
-    """One typed part of a prompt, as canonical bytes."""
-
-    kind: BlockKind
-    data: bytes
-
-
 class Prompt(NamedTuple):
-    """A prompt as the router sees it: never tokenised, hashed at boundaries.
-
-    ends, digests: of each boundary, ascending: the bytes before it, and their digest; shape (boundaries,) each.
-    block_ends: kind and index into `ends` of the end of each typed block, in order.
-    prefix_key: SHA256(H_sys || sep || H_tools || sep || H_doc), 32 bytes; of an untyped prompt, of its first KiB.
-    tokens: exact count when the prompt came as token ids, else None.
-    """
+    """A prompt as the router sees it: never tokenised, hashed at boundaries."""
 
     ends: Sequence[int]
+    """How many bytes lie before each boundary, ascending; shape (boundaries,)."""
     digests: Sequence[bytes]
-    block_ends: Sequence[tuple[BlockKind, int]]
+    """The digest of the bytes before each boundary; shape (boundaries,)."""
+    section_ends: Sequence[tuple[SectionType, int]]
+    """The type of each section and the index into `ends` at which it ends, in order."""
     prefix_key: bytes
+    """SHA256(H_sys || sep || H_tools || sep || H_doc), 32 bytes. Without these sections, of the first KiB."""
     tokens: int | None
+    """The exact count, when the prompt came as token ids; else None."""
 
     @property
     def size(self) -> int:
-        """Bytes of the whole prompt."""
+        """Return how many bytes the whole prompt has."""
         return self.ends[-1] if self.ends else 0
 
 
 class RequestShape(NamedTuple):
-    """What routing needs to know of a request's body. prompt: None when nothing is prefilled or it is not understood.
-
-    model: as the client wrote it; None when the body names none. session: the client's own name for a conversation.
-    """
+    """What routing needs to know of the body of a request."""
 
     model: str | None
+    """As the client wrote it; None when the body names none."""
     stream: bool
+    """Whether the client wants the answer piece by piece."""
     prompt: Prompt | None
+    """What an engine prefills; None when that is nothing, or when the router does not understand it."""
     session: str | None
+    """The client's own name for the conversation; None when it gives none."""
 
 
 class WorkerState(Enum):
-    """JOINING: seen, not yet asked what it serves. READY: gets requests. DRAINING: gets no new ones. DOWN: refuses."""
+    """Whether a worker can be sent requests."""
 
     JOINING = "joining"
+    """It is known, but has not yet answered what it serves."""
     READY = "ready"
+    """It gets requests."""
     DRAINING = "draining"
+    """It gets no new requests, since a person wants it so."""
     DOWN = "down"
+    """It refuses connections or fails its probes."""
 
 
 class Reason(str, Enum):
-    """Why a worker was picked. Label values of ``gc_router_picks_total``."""
+    """Why a worker was picked. The values are labels of ``gc_router_picks_total``."""
 
     FORECAST = "forecast"
-    """Exact: known blocks, known load."""
+    """Its forecast is the least, made of known blocks and known load."""
     FOLLOW = "follow"
     """The same prefix is being computed there, or was waited for."""
     MEMORY = "memory"
-    """No index: where the router itself sent this prefix before."""
+    """The index cannot be asked, and the router itself sent this prefix there before."""
     AFFINITY = "affinity"
-    """The session's worker, within the tolerance of the forecast."""
+    """It is the worker of the session, and within the tolerance of the best forecast."""
     HASH = "hash"
-    """Bounded-load consistent hashing on the prefix."""
+    """Bounded-load consistent hashing on the prefix leads there."""
     LEAST_LOAD = "least_load"
+    """It has the least load."""
     ONLY = "only"
     """There was no choice."""
 
 
 class Forecast(NamedTuple):
-    """The forecast time to first token on one worker, in ms, and its terms.
+    """The forecast time to first token on one worker, and its terms.
 
-    total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms. Tokens: local (in its own cache), pulled from a
-    peer, computed; they add up to the prompt's.
+    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms. The tokens add up to the
+    prompt's.
     """
 
     worker: str
+    """The name of the worker."""
     total_ms: float
+    """The forecast itself."""
     queue_ms: float
+    """The work that is ahead of this request."""
     wait_ms: float
+    """Waiting until a prefix that another request computes is there."""
     pull_ms: float
+    """Pulling KV blocks from peers."""
     compute_ms: float
+    """Computing what is neither in the worker's cache nor pulled."""
     penalty_ms: float
+    """A surcharge for tokens that the worker's KV cache has no free room for."""
     local_tokens: int
+    """Tokens in the worker's own cache."""
     pulled_tokens: int
+    """Tokens whose blocks come from a peer."""
     computed_tokens: int
+    """Tokens that the worker computes."""
 
     @property
     def cached_tokens(self) -> int:
+        """Return how many tokens need no computing."""
         return self.local_tokens + self.pulled_tokens
 
 
 class Outcome(Enum):
-    """How an attempt at a worker ended. REFUSED: no byte of the answer came, the connection could not be made or broke.
-
-    FAILED: it broke after the answer had begun. CANCELLED: the client left.
-    """
+    """How an attempt at a worker ended."""
 
     DONE = "done"
+    """The whole answer came."""
     REFUSED = "refused"
+    """No byte of an answer came: the connection could not be made, or broke before."""
     FAILED = "failed"
+    """The connection broke after the answer had begun."""
     CANCELLED = "cancelled"
+    """The client left."""
 
 
 class Endpoint(NamedTuple):
-    """Where a worker listens. path: prefix of every path, without a slash at its end."""
+    """Where a worker listens."""
 
     host: str
+    """A name or an IP address; IPv6 without brackets."""
     port: int
+    """A TCP port, from 1."""
     tls: bool
+    """Whether it speaks https."""
     path: str
+    """The prefix of every path, without a slash at its end; mostly empty."""
 
     @property
     def url(self) -> str:
+        """Return it as a URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
 
 
 class Ask(NamedTuple):
-    """A request to be placed. request_id: as the worker will see it. headers: lower-case names.
-
-    exclude: workers that have refused this request already.
-    """
+    """A request to be placed."""
 
     request_id: str
+    """As the worker will see it."""
     method: str
+    """Of HTTP, in upper case."""
     path: str
+    """As in the request line."""
     shape: RequestShape
+    """What its body says."""
     headers: Mapping[bytes, bytes]
+    """By lower-case name."""
     exclude: frozenset[str] = frozenset()
+    """The names of workers that have refused this request already."""
 
 
 class Placement(Protocol):
-    """One attempt of one request at one worker. The front calls, in this order, each at most once:
+    """One attempt of one request at one worker. The HTTP proxy reports what becomes of it.
 
-    `sent` when the request has been written, `first_byte` with the first byte of the answer's body, never for an
-    error, `ended` exactly once, always. None of them blocks or raises.
+    It calls `sent`, `first_byte` and `ended` in this order, the first two at most once and `ended` exactly once,
+    always. None of them blocks or raises.
     """
 
     worker: str
+    """The name of the worker."""
     endpoint: Endpoint
+    """Where to send the request."""
     reason: Reason
+    """Why this worker."""
     forecast: Forecast | None
+    """What was forecast for it; None when nothing could be."""
 
-    def sent(self) -> None: ...
+    def sent(self) -> None:
+        """The request has been written."""
 
-    def first_byte(self) -> None: ...
+    def first_byte(self) -> None:
+        """The first byte of the answer's body has come. Never called for an error."""
 
-    def ended(self, outcome: Outcome, status: int | None) -> None: ...
+    def ended(self, outcome: Outcome, status: int | None) -> None:
+        """The attempt is over. status: of the answer's head; None when none came."""
 
 
 class NoWorker(Exception):
-    """No worker can take the request. status and message are for the client; retry_after_s: when to come back.
+    """No worker can take the request.
 
-    kind: OpenAI's ``error.code``, such as "model_not_found".
+    status: of the response to the client. message: what it says there. kind: OpenAI's ``error.code``, such as
+    "model_not_found". retry_after_s: when the client may come back; None when that is not known.
     """
 
     def __init__(self, status: int, message: str, *, kind: str, retry_after_s: int | None = None) -> None:
@@ -189,7 +216,7 @@ class NoWorker(Exception):
 
 
 class Dispatcher(Protocol):
-    """Picks workers. Called on the event loop only."""
+    """Picks workers for requests. Called on the event loop only."""
 
     def place_now(self, ask: Ask) -> Placement | None:
         """Return a placement without waiting for anything, or None when one must be awaited. Raises NoWorker."""

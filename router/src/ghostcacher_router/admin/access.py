@@ -1,4 +1,4 @@
-"""Who may use /gc/*.
+"""Decides who may use /gc/*.
 
     a token is set          whoever sends it, from anywhere: `Authorization: Bearer <token>`
     none, on loopback       programs on this machine, but no web page that a browser on it shows
@@ -8,7 +8,7 @@ What comes through a proxy on this machine is told by the headers that most prox
 a loopback address as Host (nginx with its default settings does both), cannot be told from a program here. So where a
 proxy on the same host forwards to the router, set a token.
 
-/health, /ready, /metrics and /v1/models are open, as load balancers, Prometheus and clients expect. They tell the names
+/health, /ready, /metrics and /v1/models are open, as load balancers, Prometheus and clients expect. They show the names
 of workers and models, and counts; no prompt, no session, no secret.
 """
 
@@ -18,7 +18,7 @@ import hmac
 import ipaddress
 from collections.abc import Mapping
 
-from ghostcacher_router.http.errors import Refusal
+from ghostcacher_router.http.protocol.refusal import Refusal
 
 TOKEN_SETTING = "admin_token (GC_ROUTER_ADMIN_TOKEN)"  # noqa: S105 - the name of a setting
 
@@ -26,7 +26,7 @@ _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
 
 class Access:
-    """Decides on requests for /gc/*. loopback: whether the router listens on loopback addresses only."""
+    """Decides on requests to /gc/*. loopback: whether the router listens on loopback addresses only."""
 
     def __init__(self, *, token: str | None, loopback: bool) -> None:
         self._token = None if token is None else token.encode()

@@ -1,17 +1,18 @@
 """The endpoints that the router answers itself.
 
-    GET /health                      200 while the process serves
-    GET /ready                       200 when a worker can take requests, else 503 and why
-    GET /metrics                     Prometheus' text format
-    GET /v1/models[/ID]              models, merged over all workers
-    GET /gc/status                   version, uptime, workers by state, Redis, replicas, models
-    GET /gc/stats                    counters since the start
-    GET /gc/pods                     every worker, with its state, load and requests in flight
-    POST, DELETE /gc/pods/ID/drain   give a worker no new requests (?drain=false and DELETE: take that back)
-    POST /gc/flush                   make the routers forget; see `Ports.flush`
-    GET, POST /gc/explain            every worker's forecast for a prompt, without sending it anywhere
+    GET /health                         200 while the process serves
+    GET /ready                          200 when a worker can take requests, else 503 and why
+    GET /metrics                        Prometheus' text format
+    GET /v1/models[/ID]                 models, merged over all workers
+    GET /gc/status                      version, uptime, workers by state, Redis, replicas, models
+    GET /gc/stats                       counters since the start
+    GET /gc/workers                     every worker, with its state, load and requests in flight
+    POST, DELETE /gc/workers/ID/drain   give a worker no new requests (?drain=false and DELETE take that back)
+    POST /gc/flush                      make the routers forget; see `AdminPorts.flush`
+    GET, POST /gc/explain               every worker's forecast for a prompt, without sending it anywhere
 
-Who may use /gc/*: access.py.
+/gc/pods is an older name of /gc/workers, and stays. access.py says who may use /gc/*, and core/admin_api.py has the
+schema of what it takes and answers.
 """
 
 from __future__ import annotations
@@ -28,46 +29,51 @@ from urllib.parse import unquote
 import msgspec
 
 from ghostcacher_connector import __version__
+from ghostcacher_connector.core.admin_api import Drain, Flushed, Pods, Status, Workers
 from ghostcacher_router.admin.access import Access
-from ghostcacher_router.admin.asks import ExplainAsk, FlushAsk, draining_of, explain_of, flush_of
-from ghostcacher_router.admin.views import not_ready, pods_view
+from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget, draining_of, explain_of, flush_of
+from ghostcacher_router.admin.reports import gone_reports, not_ready, worker_reports
 from ghostcacher_router.fleet.fleet import Fleet
-from ghostcacher_router.http.errors import Refusal, error_body
-from ghostcacher_router.local import LocalRequest, LocalResponse
-from ghostcacher_router.metrics import PAGE_TYPE, RouterMetrics
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
+from ghostcacher_router.http.protocol.refusal import Refusal, error_body
+from ghostcacher_router.metrics.catalog import PAGE_TYPE, RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ANSWER_S_MAX = 10.0
-"""Of flush and explain, which ask Redis several times at most."""
+"""The longest that flush and explain take, which ask Redis several times at most."""
 
 _MODELS = "/v1/models"
 _OPEN = ("/health", "/ready", "/metrics", _MODELS)
-_DRAIN_PATH = re.compile(r"/gc/pods/([^/]+)/drain")
+_DRAIN_PATH = re.compile(r"/gc/(?:workers|pods)/([^/]+)/drain")
 
 Handler = Callable[[LocalRequest], Awaitable[LocalResponse]]
 
 
-class Ports(NamedTuple):
-    """What routing tells and does. None of it blocks the loop; explain and flush may raise BadBody and NoWorker.
+class AdminPorts(NamedTuple):
+    """What the admin API needs of routing. None of it blocks the event loop.
 
-    in_flight: requests at a worker. replicas: routers alive, None when that is not known.
-    explain: for each worker that could serve the request its terms, the best first; nothing is sent or counted.
-    flush: every router forgets, through the stream that they share, what text of that scope became which blocks, where
-    it was seen, and which worker its sessions were bound to. The engines' KV caches and the index of blocks are left as
-    they are: the next such request is routed as if it were new, and may still find its blocks on the worker it meets.
+    explain and flush may raise BadBody and NoWorker.
     """
 
     in_flight: Callable[[str], int]
+    """Returns how many requests are at a worker."""
     replicas: Callable[[], int | None]
-    explain: Callable[[ExplainAsk], Awaitable[list[dict[str, object]]]]
-    flush: Callable[[FlushAsk], Awaitable[None]]
+    """Returns how many routers are alive; None when that is not known."""
+    explain: Callable[[ExplainedRequest], Awaitable[list[dict[str, object]]]]
+    """Returns the terms of the forecast for each worker that could serve a request, the best first, as in
+    `admin_api.WorkerForecast`. Nothing is sent or counted."""
+    flush: Callable[[FlushTarget], Awaitable[None]]
+    """Makes every router forget, through the stream that they share, what text of that scope became which blocks, where
+    it was seen, and which worker its sessions were bound to. The engines' KV caches and the index of blocks are left as
+    they are: the next such request is routed as if it were new, and may still find its blocks on the worker it
+    meets."""
 
 
 class Admin:
-    """LocalEndpoints of the router."""
+    """Answers what the router answers itself: the `LocalEndpoints` of the HTTP proxy."""
 
     def __init__(
         self,
@@ -75,7 +81,7 @@ class Admin:
         fleet: Fleet,
         metrics: RouterMetrics,
         access: Access,
-        ports: Ports,
+        ports: AdminPorts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet, self._metrics, self._access, self._ports, self._clock = fleet, metrics, access, ports, clock
@@ -87,6 +93,7 @@ class Admin:
             _MODELS: {"GET": self._models},
             "/gc/status": {"GET": self._status},
             "/gc/stats": {"GET": self._stats},
+            "/gc/workers": {"GET": self._workers},
             "/gc/pods": {"GET": self._pods},
             "/gc/flush": {"POST": self._flush},
             "/gc/explain": {"GET": self._explain, "POST": self._explain},
@@ -117,13 +124,13 @@ class Admin:
         except TimeoutError:
             response = _refused(request.path, Refusal(504, f"no answer within {ANSWER_S_MAX:g} s"))
         except Exception:
-            log.exception("%s %s failed in an unforeseen way", request.method, request.path)
+            logger.exception("unexpected error in %s %s", request.method, request.path)
             response = _refused(request.path, Refusal(500, "the router failed; its log says why"))
         return response._replace(body=b"") if request.method == "HEAD" else response
 
     async def _answer(self, request: LocalRequest) -> LocalResponse:
         if request.path not in _OPEN and not request.path.startswith(_MODELS + "/"):
-            # Before anything else: whoever may not come in is not even told what there is.
+            # Before anything else: whoever may not use it does not even learn what there is.
             self._access.check(request.headers, request.peer)
         routes = self._routes_of(request.path)
         method = "GET" if request.method == "HEAD" else request.method
@@ -142,7 +149,7 @@ class Admin:
             drain = partial(self._drain, unquote(found[1]))
             return {"POST": drain, "DELETE": drain}
         raise Refusal(
-            404, f"{path[:200]}: expected one of {', '.join(self._routes)}, /gc/pods/ID/drain", code="not_found"
+            404, f"{path[:200]}: expected one of {', '.join(self._routes)}, /gc/workers/ID/drain", code="not_found"
         )
 
     def _in_flight(self) -> Mapping[str, int]:
@@ -176,24 +183,28 @@ class Admin:
         fleet = self._fleet
         why = not_ready(fleet)
         return _json(
-            {
-                "version": __version__,
-                "uptime_s": round(self._clock() - self._started_at, 3),
-                "ready": why is None,
-                "why_not_ready": why,
-                "workers": {state.value: count for state, count in fleet.count_by_state().items()},
-                "not_routable": len(fleet.unroutable),
-                "redis_available": fleet.redis_available,
-                "replicas": self._ports.replicas(),
-                "models": fleet.models(),
-            }
+            Status(
+                version=__version__,
+                uptime_s=round(self._clock() - self._started_at, 3),
+                ready=why is None,
+                why_not_ready=why,
+                workers={state.value: count for state, count in fleet.count_by_state().items()},
+                not_routable=len(fleet.unroutable),
+                gone=gone_reports(fleet, self._clock()),
+                redis_available=fleet.redis_available,
+                replicas=self._ports.replicas(),
+                models=tuple(fleet.models()),
+            )
         )
 
     async def _stats(self, _: LocalRequest) -> LocalResponse:
         return _json(self._metrics.stats())
 
+    async def _workers(self, _: LocalRequest) -> LocalResponse:
+        return _json(Workers(worker_reports(self._fleet, self._ports.in_flight, self._clock())))
+
     async def _pods(self, _: LocalRequest) -> LocalResponse:
-        return _json({"pods": pods_view(self._fleet, self._ports.in_flight, self._clock())})
+        return _json(Pods(worker_reports(self._fleet, self._ports.in_flight, self._clock())))
 
     async def _drain(self, name: str, request: LocalRequest) -> LocalResponse:
         draining = draining_of(request)
@@ -204,27 +215,27 @@ class Admin:
         shared = await self._fleet.share_drains()
         worker = self._fleet.workers.get(name)
         return _json(
-            {
-                "id": name,
-                "draining": draining,
-                "state": None if worker is None else worker.state.value,
-                "in_flight": self._ports.in_flight(name),
-                "shared": shared,
-            }
+            Drain(
+                id=name,
+                draining=draining,
+                state=None if worker is None else worker.state.value,
+                in_flight=self._ports.in_flight(name),
+                shared=shared,
+            )
         )
 
     async def _flush(self, request: LocalRequest) -> LocalResponse:
-        ask = flush_of(request)
-        await self._ports.flush(ask)
-        return _json({"flushed": ask.scope.value})
+        target = flush_of(request)
+        await self._ports.flush(target)
+        return _json(Flushed(target.scope))
 
     async def _explain(self, request: LocalRequest) -> LocalResponse:
-        ask = explain_of(request)
-        return _json({"path": ask.path, "workers": await self._ports.explain(ask)})
+        explained = explain_of(request)
+        return _json({"path": explained.path, "workers": await self._ports.explain(explained)})
 
 
 def _json(value: object, status: int = 200) -> LocalResponse:
-    # Not the json module: what is infinite or no number becomes null, which JSON has.
+    # Not the json module: infinity and NaN become null, which JSON has.
     return LocalResponse(status, [(b"content-type", b"application/json")], msgspec.json.encode(value))
 
 

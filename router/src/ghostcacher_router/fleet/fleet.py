@@ -1,14 +1,14 @@
 """The fleet: workers found through their leases in Redis, or given as static URLs, or both.
 
     Redis --records--> Leases (which are in force) --+
-    static URLs -------------------------------------+--> members --> Worker, one Watch task each
+    static URLs -------------------------------------+--> members --> Worker, one Watch task each --> gone
     store --loads, drains--> Worker
 
 One server that has both a record and a static URL is one worker, and the record wins. Requests in flight at a worker
-that leaves the fleet go on; nothing here knows of them.
+that leaves the fleet go on; nothing here knows of them. Who has left without being drained is named for a while.
 
-A drain belongs to one life of a worker: one that comes back as a new incarnation is READY again. Lives of a worker that
-is known by its URL only cannot be told apart: its drain lasts until it is taken back, or `drain_ttl_s`.
+A drain belongs to one incarnation of a worker: the next one is READY again. Incarnations of a worker that is known by
+its URL only cannot be told apart: its drain lasts until it is taken back, or `drain_ttl_s`.
 
 Everything here runs on the event loop; store and index are asked in threads of the fleet's own.
 """
@@ -25,32 +25,34 @@ from functools import partial
 from types import MappingProxyType
 from typing import TypeVar
 
-from ghostcacher_connector.errors import IndexUnavailable
-from ghostcacher_connector.index.base import BlockIndex
-from ghostcacher_connector.index.routing import RoutingStore
-from ghostcacher_router.fleet.leases import Leases
-from ghostcacher_router.fleet.members import Member, Unroutable, members_of
-from ghostcacher_router.fleet.models import merged_models, serving_by_model
+from ghostcacher_connector.core.coordination.base import CoordinationStore
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_router.fleet.drains import Drains
+from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
+from ghostcacher_router.fleet.membership.leases import Leases
+from ghostcacher_router.fleet.membership.members import Member, Unroutable, members_of
+from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import HttpProber, Prober
-from ghostcacher_router.fleet.shared import Drains
-from ghostcacher_router.fleet.watch import Surroundings, Watch
+from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.metrics import RouterMetrics
+from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 THREADS = 3
-"""Records, loads and drains, each at most once at a time."""
+"""Records, loads and drains are asked for, each at most once at a time."""
 
 
 class Fleet:
     """Every worker that the router knows, and which of them can be used. On the event loop only.
 
-    index, store: None for a fleet of static URLs alone. clock: s, as the loop's. Start it, and stop it once.
+    index, store: None for a fleet of static URLs alone. clock: in seconds, as the loop's. It is started once, and
+    stopped once.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Fleet:
         metrics: RouterMetrics,
         static: Sequence[Endpoint] = (),
         index: BlockIndex | None = None,
-        store: RoutingStore | None = None,
+        store: CoordinationStore | None = None,
         prober: Prober | None = None,
         options: FleetOptions | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -68,7 +70,7 @@ class Fleet:
         self.options = options or FleetOptions()
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
-        self._around = Surroundings(prober or HttpProber(), self.options, metrics, clock, jitter, self._changed)
+        self._watched = WatchDependencies(prober or HttpProber(), self.options, metrics, clock, jitter, self._changed)
         self._leases = Leases(self.options.lease_ttl_s)
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
@@ -80,6 +82,7 @@ class Fleet:
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
         self._unroutable: Mapping[str, Unroutable] = {}
+        self._gone = GoneWorkers(self.options.gone_ttl_s, clock)
         self._redis_silent = False
 
     def __repr__(self) -> str:
@@ -92,6 +95,11 @@ class Fleet:
     def unroutable(self) -> Mapping[str, Unroutable]:
         """Workers that have a lease, but cannot be sent requests, and why, by name."""
         return self._unroutable
+
+    @property
+    def gone(self) -> list[GoneWorker]:
+        """Workers that have left within `gone_ttl_s` without being drained before, the latest first."""
+        return self._gone.recent()
 
     @property
     def redis_available(self) -> bool:
@@ -126,12 +134,13 @@ class Fleet:
         return counts
 
     def lease_of(self, name: str) -> str:
-        """Say what vouches for a worker: "held"; "kept": Redis does not know of its lease now; "static": its URL."""
+        """Say why a worker is in the fleet: its lease is "held", or "kept" though Redis lacks it; or "static", by
+        URL."""
         if self._workers[name].record is None:
             return "static"
         return "held" if self._leases.available and not self._leases.kept(name) else "kept"
 
-    # What the front and people say
+    # What the HTTP proxy and people report
 
     def refused(self, name: str) -> None:
         """A connection to a worker was refused or broke: it is DOWN at once, and probed until it is back."""
@@ -155,7 +164,7 @@ class Fleet:
         self._apply_drains()
         return shared
 
-    # Life
+    # Start and stop
 
     async def start(self) -> None:
         """Begin to look for workers and to probe them. Static ones are known at once, found ones soon."""
@@ -183,8 +192,8 @@ class Fleet:
                 try:
                     await step()
                 except Exception:
-                    # A bug must not freeze what the router knows for the rest of its life.
-                    log.exception("the fleet's %s failed in an unforeseen way", getattr(step, "__name__", step))
+                    # A bug must not freeze what the router knows until it is restarted.
+                    logger.exception("unexpected error in the fleet's %s", getattr(step, "__name__", step))
                 await asyncio.sleep(interval_s)
 
         return asyncio.create_task(run())
@@ -200,17 +209,17 @@ class Fleet:
             records = await self._in_thread(self._index.workers, None)
         except IndexUnavailable as exc:
             if not self._redis_silent:
-                log.warning("Redis is away; the %d known workers stay: %s", len(self._workers), exc)
+                logger.warning("Redis is away; the %d known workers stay: %s", len(self._workers), exc)
             self._redis_silent = True
-            self._leases.away()
+            self._leases.redis_silent()
             return
         self._redis_silent = False
         # The drains are asked, for a flush shows nowhere among the records once the first of the workers is back.
         forgot = self._leases.lacks(records) and await self._drains.forgot(self.options.lease_ttl_s)
-        kept = self._leases.told(records, self._clock(), forgot=forgot)
+        kept = self._leases.update(records, self._clock(), forgot=forgot)
         self._reconcile()
         for name in kept & self._watches.keys():
-            log.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
+            logger.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
             self._watches[name].soon()
 
     async def _poll_drains(self) -> None:
@@ -237,7 +246,7 @@ class Fleet:
             worker = workers[ref]
             if load is not None and (worker.load is None or load.at != worker.load.at):
                 worker.load = load
-                worker.load_received_at = now - max(0.0, store_now - load.at) - load.load.age_s
+                worker.load_measured_at = now - max(0.0, store_now - load.at) - load.load.age_s
 
     # Who is a member
 
@@ -245,7 +254,7 @@ class Fleet:
         members, unroutable = members_of(self._leases.records, self._static)
         for name, trouble in unroutable.items():
             if self._unroutable.get(name) != trouble:
-                log.warning("worker %s cannot be sent requests: %s", name, trouble.why)
+                logger.warning("worker %s cannot be sent requests: %s", name, trouble.why)
         self._unroutable = unroutable
         before = dict(self._workers)
         for name, worker in before.items():
@@ -256,29 +265,31 @@ class Fleet:
                 self._workers[member.name].renew(member.record)
             else:
                 self._add(member, before)
+        self._gone.forget(members.keys() | unroutable.keys(), [member.endpoint for member in members.values()])
         if self._workers != before:
             self._drains.keep_only(worker.drain_id for worker in self._workers.values())
             self._changed()
 
     def _add(self, member: Member, before: Mapping[str, Worker]) -> None:
         worker = Worker(member.name, member.endpoint, member.record, self._clock())
-        twin = next((other for other in before.values() if member.takes_over(other)), None)
-        if twin is not None:
-            worker.inherit(twin)
-            if twin.draining:
+        by_url = next((other for other in before.values() if member.takes_over(other)), None)
+        if by_url is not None:
+            worker.inherit(by_url)
+            if by_url.draining:
                 self._drains.want(worker.drain_id, True)
-        watch = Watch(worker, self._around)
+        watch = Watch(worker, self._watched)
         self._workers[member.name], self._watches[member.name] = worker, watch
         watch.drain(self._drains.hold(worker.drain_id))
         self._tasks[member.name] = self._forever(watch.run, self.options.backoff_max_s)
-        log.info("worker %s: %s at %s", worker.name, worker.state.value, worker.endpoint.url)
+        logger.info("worker %s: %s at %s", worker.name, worker.state.value, worker.endpoint.url)
 
     def _remove(self, worker: Worker, *, for_good: bool) -> None:
         del self._workers[worker.name], self._watches[worker.name]
         self._tasks.pop(worker.name).cancel()
         if for_good:
+            self._gone.add(worker)
             self._metrics.forget_worker(worker.name)
-        log.info("worker %s: %s", worker.name, "gone" if for_good else "another life of it takes over")
+        logger.info("worker %s: %s", worker.name, "gone" if for_good else "a new incarnation takes over")
 
     def _malformed(self) -> dict[str, int]:
         sources = {"index": self._index, "store": self._store}

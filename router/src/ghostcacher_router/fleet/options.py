@@ -6,23 +6,29 @@ from typing import NamedTuple
 
 
 class FleetOptions(NamedTuple):
-    """health_interval_s, models_interval_s: between questions to a worker that is well.
-
-    backoff_first_s, backoff_max_s: pauses between probes of one that is not; joining_max_s: of one that never was yet,
-    since engines load for minutes and are wanted as soon as they are there.
-    failures_max: slow or wrong answers in a row that make a worker DOWN. A refused connection does so at once.
-    lease_ttl_s: of the workers' leases: how long one that Redis may have lost is waited for.
-    drain_ttl_s: a drain that everybody has forgotten ends by itself.
-    """
+    """Intervals, time-outs and limits of the fleet."""
 
     health_interval_s: float = 5.0
+    """Between two health probes of a worker that is well."""
     models_interval_s: float = 30.0
+    """Between two questions for the models of a worker that is well."""
     backoff_first_s: float = 0.2
+    """The first pause between probes of a worker that is not well; each further one is twice as long."""
     backoff_max_s: float = 5.0
+    """The longest of these pauses."""
     joining_max_s: float = 1.0
+    """The same for a worker that never answered yet: engines load for minutes, and are wanted at once then."""
     failures_max: int = 3
+    """Slow or wrong answers in a row that make a worker DOWN. A refused connection does so at once."""
     discover_interval_s: float = 0.5
+    """Between two looks for workers in Redis."""
     lease_ttl_s: float = 10.0
+    """How long a worker's lease lasts, and so how long one that Redis may have lost is waited for."""
     load_interval_s: float = 0.2
+    """Between two questions for the workers' loads."""
     drain_interval_s: float = 1.0
+    """Between two exchanges of drains with the other routers."""
     drain_ttl_s: float = 86_400.0
+    """A drain that everybody has forgotten ends by itself after this time."""
+    gone_ttl_s: float = 600.0
+    """How long a worker that has left is named: long enough to be seen by whoever comes to look."""

@@ -1,21 +1,26 @@
-"""The front: a streaming HTTP/1.1 proxy between clients and workers, on uvloop and llhttp. No policy.
+"""The HTTP proxy: streams HTTP/1.1 between clients and workers, on uvloop and llhttp. No policy.
 
-    front.py       Front: listens, ticks, stops; what all connections share
-    client.py      one client's connection: heads and bodies in, one request at a time
-    exchange.py    one request's life at the workers: parse, place, send, answer, retry
-    own.py         the same for what the router answers itself
-    upstream.py    one connection to a worker: a request out, its answer straight on to the client
-    pool.py        connections to workers kept for the next request
-    head.py answers.py intake.py framing.py    what is read and written, and how it is gathered: no I/O
-    errors.py limits.py ports.py       errors as clients expect them, every bound, what the parts ask of one another
+    proxy.py              HttpProxy: listens, ticks, stops
+    proxy_state.py        ProxyState: what all connections share
+    client_connection.py  ClientConnection: one client's connection, one request at a time
+    worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
+    local_exchange.py     LocalExchange: the same for what the router answers itself
+    proxy_ports.py        what these ask of one another, and of the rest of the router
+    peer_state.py         whether a client that is not read from has left
+    open_files.py         how many clients the process may have
+    protocol/             heads, bodies, framing, limits and errors of HTTP: no I/O
+    ../upstreams/         connections to workers
 
-The life of a request: bytes come (client) -> head checked (head) -> body held whole (intake) -> parsed and placed
-(exchange, through the ports in types.py) -> head built anew and written with the body (exchange, upstream) -> the
-worker's head checked and built anew (answers) -> its body passed on byte for byte, while llhttp looks for the end
-(upstream, framing) -> the worker's connection kept (pool), the client's next request (client).
+The life of a request:
+
+1. bytes come from a client (`ClientConnection.data_received`)
+2. its head is gathered and checked (`HeadReader`, `read_request_head`), its body held whole (`BodyReader`)
+3. the body is parsed (`prompt.parse_body`) and the request placed (`Dispatcher.place_now` or `place`)
+4. a connection to that worker is taken or made (`WorkerPool.take`, `Pools.connect`)
+5. the head is written anew (`worker_request`) and sent with the body (`WorkerConnection.begin`)
+6. the head of the worker's response is checked (`ResponseHeads.parse`) and written anew (`client_head`)
+7. its body is passed on byte for byte, while llhttp looks for its end (`ResponseReader.feed`, `ChunkedEnd.feed`)
+8. the worker's connection is kept (`WorkerPool.put`), and the client's next request is read
+
+Nothing is imported here, so that upstreams/ can use protocol/ without the rest.
 """
-
-from ghostcacher_router.http.front import Front
-from ghostcacher_router.http.limits import Limits
-
-__all__ = ["Front", "Limits"]

@@ -1,11 +1,11 @@
-"""From the body of a request to what routing needs of it: the prompt's typed blocks, hashed, never tokenised.
+"""From the body of a request to what routing needs of it: the sections of the prompt, hashed and never tokenised.
 
-parse.py        body -> RequestShape: one function a kind of API
-bodies.py       the fields that are read, and how wrong ones are reported
-assembly.py     messages, parts, tools and documents -> canonical bytes with typed blocks
-naming.py       how a request names the types of its messages itself
-canonical.py    one form for JSON whose white space or key order no template sees
-boundaries.py   canonical bytes -> boundaries and their digests
+parse.py            turns a body into a RequestShape, with one function for each kind of API
+bodies.py           names the fields that are read, and says how wrong ones are reported
+assembly.py         joins messages, parts, tools and documents to canonical bytes, divided into sections
+named_sections.py   reads how a request itself names the sections that its messages belong to
+canonical.py        gives one form to JSON whose white space and key order no template sees
+boundaries.py       places boundaries in the canonical bytes and hashes them
 """
 
 from ghostcacher_router.prompt.bodies import BadBody

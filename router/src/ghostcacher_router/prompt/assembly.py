@@ -1,9 +1,9 @@
-"""Messages, parts, tools and documents -> canonical bytes with typed blocks.
+"""Joins messages, parts, tools and documents to canonical bytes, divided into sections.
 
 Every piece of text is UTF-8 and begins with a frame: one byte that UTF-8 never contains. So no content can forge a
 frame, ("a", "bc") and ("ab", "c") differ, and text needs no length before it, which would tell apart two messages that
-begin alike. A message is its role, what else it says of itself, and its content; the extras stand before the content,
-since names and ids of calls are printed before it.
+begin alike. A message is its role, its other fields, and its content; the other fields stand before the content, since
+templates print names and ids of calls before it.
 
     message := ROLE role [EXTRA json] (TEXT text | OTHER json | MEDIA digest ...)*
 """
@@ -18,7 +18,7 @@ from xxhash import xxh3_128_hexdigest
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.prompt.canonical import BREAKPOINT, NODES_MAX, Budget, canonical_json
-from ghostcacher_router.types import BlockKind, Prompt
+from ghostcacher_router.types import Prompt, SectionType
 
 ROLE, EXTRA, TEXT, OTHER, MEDIA, TOOLS, DOCUMENTS = (bytes([frame]) for frame in range(0xFF, 0xF8, -1))
 
@@ -39,26 +39,30 @@ MEDIA_TYPES = frozenset(
     }
 )
 MEDIA_COPIES = 64
-"""An image counts as 2 KiB, so 500 tokens of text: neither the length of its URL nor of its base64 says what it weighs
-in the prompt, and tokens are estimated by bytes."""
+"""How often the digest of an image or another medium is repeated. It then counts as 2 KiB, or 500 tokens of text:
+tokens are estimated by bytes, and neither the length of a URL nor that of base64 says how many tokens an image has."""
 
 ITEMS_MAX = 16_384
-"""Messages, items of an input and parts of contents in one body. Each takes some 10 us, and the event loop waits: 0.2 s
-are the most. A conversation that fills a million tokens has a few thousand."""
+"""The most messages, items of an input and parts of contents that are walked in one body. Each takes some 10 us while
+the event loop waits, so all of them take 0.2 s at most. A conversation that fills a million tokens has a few
+thousand."""
 
 PLAIN = ("role", "content")
+"""The fields of a message that have nothing else to say."""
 
 HEAD = frozenset({"system", "developer"})
+"""The roles of messages that belong to the system section when they come first."""
 
 BILLING = "x-anthropic-billing-header"
-"""A line that one client puts before its system text, another one in each request; engines take it out."""
+"""Begins a line that one client puts before its system text, a different one in each request. Engines take it out."""
 
 
 class Assembly:
     """Puts together one prompt. seed: of the fleet's hashes.
 
     Adding raises TooMuch, before anything is walked, when the body has more than `ITEMS_MAX` items or `NODES_MAX` nodes
-    of other JSON. items, nodes: what is left of these, for callers that walk themselves.
+    of other JSON. `items` and `nodes` say how many of these are left, for callers that walk a part of the body
+    themselves.
     """
 
     def __init__(self, seed: int) -> None:
@@ -68,29 +72,29 @@ class Assembly:
         self._pieces: list[bytes] = []
         self._size = 0
         self._part_ends: list[int] = []
-        self._block_ends: list[tuple[BlockKind, int]] = []
-        self._kind = BlockKind.TOOLS
+        self._section_ends: list[tuple[SectionType, int]] = []
+        self._section = SectionType.TOOLS
 
     def tools(self, form: bytes) -> None:
         """Add tools in canonical form."""
-        self._part(BlockKind.TOOLS, TOOLS, form)
+        self._part(SectionType.TOOLS, TOOLS, form)
 
     def documents(self, form: bytes) -> None:
         """Add documents that are no messages, in canonical form."""
-        self._part(BlockKind.DOC, DOCUMENTS, form)
+        self._part(SectionType.DOC, DOCUMENTS, form)
 
-    def text(self, kind: BlockKind, text: str) -> None:
+    def text(self, section: SectionType, text: str) -> None:
         """Add plain text."""
-        self._part(kind, TEXT, text.encode())
+        self._part(section, TEXT, text.encode())
 
-    def message(self, kind: BlockKind, message: Any, where: str) -> None:
-        """Add one message. where: its place in the body, for errors. Raises BadBody."""
+    def message(self, section: SectionType, message: Any, where: str) -> None:
+        """Add one message. Raises BadBody, which names `where`, the place of the message in the body."""
         if type(message) is not dict:
             raise BadBody.wrong_type(where, "an object", message)
         role = message.get("role")
         if type(role) is not str:
             raise BadBody.wrong_type(f"{where}.role", "a string", role)
-        self._begin(kind)
+        self._begin(section)
         self._put(ROLE, role.encode())
         if len(message) > len(PLAIN):
             self._extras(message)
@@ -99,20 +103,20 @@ class Assembly:
 
     def system(self, content: str | list[Any], where: str) -> None:
         """Add system text that stands outside of the messages, as the system message that it becomes."""
-        self._begin(BlockKind.SYS)
+        self._begin(SectionType.SYS)
         self._put(ROLE, b"system")
         self._content(content, where, system=True)
         self._part_ends.append(self._size)
 
-    def item(self, kind: BlockKind, item: Mapping[str, Any]) -> None:
+    def item(self, section: SectionType, item: Mapping[str, Any]) -> None:
         """Add an item of a conversation that has no role, such as a call or its result."""
-        self._part(kind, OTHER, canonical_json(item, self.nodes))
+        self._part(section, OTHER, canonical_json(item, self.nodes))
 
     def prompt(self, preamble: bytes) -> Prompt | None:
         """Return the prompt, None when it is empty. Call once, at the end."""
-        self._end_block()
+        self._end_section()
         text = b"".join(self._pieces)
-        return hash_prompt(text, self._part_ends, self._block_ends, preamble=preamble, seed=self._seed)
+        return hash_prompt(text, self._part_ends, self._section_ends, preamble=preamble, seed=self._seed)
 
     def _extras(self, message: dict[str, Any]) -> None:
         self.nodes.take(len(message))
@@ -136,25 +140,25 @@ class Assembly:
             raise BadBody.wrong_type(where, "a string or an array", content)
 
     def _content_part(self, part: dict[str, Any], where: str, *, system: bool) -> None:
-        kind = part.get("type")
-        if type(kind) is not str:
-            kind = None
-        if kind in TEXT_TYPES:
+        part_type = part.get("type")
+        if type(part_type) is not str:
+            part_type = None
+        if part_type in TEXT_TYPES:
             text = part.get("text")
             if type(text) is not str:
                 raise BadBody.wrong_type(f"{where}.text", "a string", text)
             self._text(text, system=system)
-        elif kind in MEDIA_TYPES:
+        elif part_type in MEDIA_TYPES:
             form = canonical_json(part, self.nodes)
             self._put(MEDIA, MEDIA_COPIES * xxh3_128_hexdigest(form, self._seed).encode())
-        elif kind == "tool_result":
+        elif part_type == "tool_result":
             self.nodes.take(len(part))
             self._put(OTHER, canonical_json({k: v for k, v in part.items() if k != "content"}, self.nodes))
             self._content(part.get("content"), f"{where}.content")
         else:
             self._put(OTHER, canonical_json(part, self.nodes))
         if part.get(BREAKPOINT) is not None:
-            self._end_block()
+            self._end_section()
 
     def _text(self, text: str, *, system: bool) -> None:
         if system and text.startswith(BILLING):
@@ -163,32 +167,32 @@ class Assembly:
                 return
         self._put(TEXT, text.encode())
 
-    def _part(self, kind: BlockKind, frame: bytes, data: bytes) -> None:
-        self._begin(kind)
+    def _part(self, section: SectionType, frame: bytes, data: bytes) -> None:
+        self._begin(section)
         self._put(frame, data)
         self._part_ends.append(self._size)
 
-    def _begin(self, kind: BlockKind) -> None:
-        if kind is not self._kind:
-            self._end_block()
-            self._kind = kind
+    def _begin(self, section: SectionType) -> None:
+        if section is not self._section:
+            self._end_section()
+            self._section = section
 
-    def _end_block(self) -> None:
-        """End the block here, unless it is empty or ended here already."""
-        if self._size > (self._block_ends[-1][1] if self._block_ends else 0):
-            self._block_ends.append((self._kind, self._size))
+    def _end_section(self) -> None:
+        """End the section here, unless it is empty or ended here already."""
+        if self._size > (self._section_ends[-1][1] if self._section_ends else 0):
+            self._section_ends.append((self._section, self._size))
 
     def _put(self, frame: bytes, data: bytes) -> None:
         self._pieces += (frame, data)
         self._size += len(frame) + len(data)
 
 
-def kinds_of(roles: Sequence[str | None]) -> list[BlockKind]:
-    """Return the types of a conversation's messages, by their roles.
+def section_types_of(roles: Sequence[str | None]) -> list[SectionType]:
+    """Return the section of each message of a conversation, judged by the roles.
 
-    SYS: system and developer messages at its front. USER: the last turn, that is what follows the last message of the
-    model, be it the user's words or results of tools; a last message of the model's is part of it (it is a beginning
-    that the model is to continue). SESSION: what is between.
+    System and developer messages at its front are SYS. The last turn is USER: what follows the last message of the
+    model, be it the user's words or results of tools. A message of the model at the very end is part of that turn,
+    since it is a beginning that the model is to continue. What lies between is SESSION.
     """
     count = len(roles)
     front = 0
@@ -198,4 +202,4 @@ def kinds_of(roles: Sequence[str | None]) -> list[BlockKind]:
     while turn > front and roles[turn - 1] != "assistant":
         turn -= 1
     turn = max(turn, front)
-    return [BlockKind.SYS] * front + [BlockKind.SESSION] * (turn - front) + [BlockKind.USER] * (count - turn)
+    return [SectionType.SYS] * front + [SectionType.SESSION] * (turn - front) + [SectionType.USER] * (count - turn)

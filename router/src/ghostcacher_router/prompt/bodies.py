@@ -1,7 +1,7 @@
 """The fields of a body that routing reads, and how a wrong one is reported.
 
-What is not named here is ignored. What is typed here is refused when it has another type, as every engine would; what
-is Any is checked, or passed over, where it is used.
+Fields that are not named here are ignored. A field that has a type here is refused when its value has another one, as
+every engine would refuse it; a field that is Any is checked, or passed over, where it is used.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from msgspec import Raw
 B = TypeVar("B")
 
 ABSENT: Final = Raw()
-"""A raw field that the body does not have."""
+"""The value of a raw field that the body does not have."""
 
 _EXPECTED = re.compile(r"Expected `(.+?)`, got `(.+?)`")
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
@@ -24,7 +24,10 @@ _WORDS = {"str": "string", "int": "integer", "float": "number", "bool": "boolean
 
 
 class BadBody(Exception):
-    """A body that no engine could serve. message: for the client. param: the field, None when it is the whole."""
+    """A body that no engine could serve.
+
+    message: what is wrong, for the client. param: the field that is wrong; None when it is the body as a whole.
+    """
 
     def __init__(self, message: str, param: str | None) -> None:
         super().__init__(message)
@@ -44,11 +47,11 @@ class AnyBody(msgspec.Struct, gc=False):
 
 
 class Body(msgspec.Struct, gc=False):
-    """What the bodies of all known kinds share.
+    """The fields that the bodies of all known APIs share.
 
-    The fields of `PREAMBLE` change what an engine computes from the first block on: its key (cache_salt, a LoRA
-    adapter) or what its template prints at the front. Fields that change the end of the prompt alone, such as
-    add_generation_prompt, are left out: all that is before it is shared.
+    The fields from `cache_salt` on, which `PREAMBLE` lists, change what an engine computes from the first KV block on:
+    the hash of the block (cache_salt, a LoRA adapter) or what the template prints at the front. Fields that change only
+    the end of the prompt, such as add_generation_prompt, are left out: all that is before the end is shared.
     """
 
     model: str | None = None
@@ -80,7 +83,7 @@ preamble_values = attrgetter(*PREAMBLE)
 
 
 class ChatBody(Body, gc=False):
-    """Of /v1/chat/completions, /v1/messages (system), and /v1/embeddings (input, or messages)."""
+    """The body of /v1/chat/completions, /v1/messages (with `system`) and /v1/embeddings (`input` or `messages`)."""
 
     messages: list[Any] | None = None
     input: Any = None
@@ -92,14 +95,14 @@ class ChatBody(Body, gc=False):
 
 
 class CompletionBody(Body, gc=False):
-    """Of /v1/completions."""
+    """The body of /v1/completions."""
 
     prompt: Any = None
     suffix: Any = None
 
 
 class ResponsesBody(Body, gc=False):
-    """Of /v1/responses. prompt: a template kept by the server, not the text."""
+    """The body of /v1/responses. Its `prompt` names a template that the server keeps; it is not the text."""
 
     input: str | list[Any] | None = None
     instructions: str | None = None

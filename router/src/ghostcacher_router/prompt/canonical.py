@@ -1,10 +1,10 @@
-"""One form for JSON, where templates see neither its white space nor the order of its keys.
+"""Gives one form to JSON whose white space and key order no template sees.
 
 Engines parse the API's own objects (a tool, a tool call, a content part) into records whose fields have a fixed order,
 and templates print these: white space and key order are lost, and are lost here. What a client chose freely inside
 (a tool's parameters, a call's arguments) stays a dictionary in the client's order, and templates print it as it
-is (``tojson`` does not sort), so here it keeps its order. Where in doubt, order is kept: two names for one prompt
-cost learning it twice, but one name for two prompts makes what is learned of either useless.
+is (``tojson`` does not sort), so here it keeps its order. Where in doubt, the order is kept: if one prompt gets two
+forms it is learned twice, but if two prompts get one form, what is learned of either is useless.
 """
 
 from __future__ import annotations
@@ -18,23 +18,26 @@ FREE: Final = frozenset({"parameters", "input_schema", "schema", "input", "argum
 """Keys whose values are the client's own dictionaries."""
 
 BREAKPOINT: Final = "cache_control"
-"""Says where to cache, and moves from message to message as a conversation grows: never part of the prompt."""
+"""A client's mark that says where to cache. It moves from message to message as a conversation grows, and is never part
+of the prompt."""
 
 NODES_MAX = 65_536
-"""Of one body, as canonical JSON is made: each takes under a microsecond, and the event loop waits. Four for each item
-that a body may have."""
+"""The most nodes of JSON that are walked for one body. Each takes under a microsecond while the event loop waits. This
+is four for each item that a body may have."""
 
 CACHED_BYTES_MAX = 256 << 10
+"""The largest form that is remembered."""
 CACHED_MAX = 64
-"""At most 16 MiB. A fleet serves a few applications, each of which sends the same tools with every request."""
+"""The most forms that are remembered: 16 MiB with the largest. A fleet serves a few applications, each of which sends
+the same tools with every request."""
 
 
 class TooMuch(Exception):
-    """A body has more parts than are looked at one by one."""
+    """A body has more parts than the router walks."""
 
 
 class Budget:
-    """How many parts of a body may still be looked at."""
+    """How many parts of a body may still be walked."""
 
     __slots__ = ("_left",)
 
@@ -45,14 +48,14 @@ class Budget:
         return f"Budget({self._left})"
 
     def take(self, count: int) -> None:
-        """Spend `count`; called before these parts are looked at. Raises TooMuch when fewer are left."""
+        """Spend `count`, before these parts are walked. Raises TooMuch when fewer are left."""
         self._left -= count
         if self._left < 0:
             raise TooMuch
 
 
 def canonical_json(value: Any, nodes: Budget) -> bytes:
-    """Return decoded JSON in one form: compact, UTF-8, the API's keys sorted, without breakpoints. Raises TooMuch."""
+    """Return compact UTF-8 of decoded JSON, with the API's keys sorted, without breakpoints. Raises TooMuch."""
     return msgspec.json.encode(_arranged(value, nodes))
 
 
@@ -67,7 +70,7 @@ def _arranged(value: Any, nodes: Budget) -> Any:
 
 
 class CanonicalCache:
-    """Remembers the canonical form of raw JSON by its bytes: decoding 40 KB of tools takes longer than all the rest."""
+    """Remembers the canonical form of raw JSON: decoding 40 KB of tools takes longer than all the rest."""
 
     def __init__(self) -> None:
         self._forms: dict[bytes, bytes] = {}
@@ -76,9 +79,10 @@ class CanonicalCache:
         return f"CanonicalCache(forms={len(self._forms)})"
 
     def form(self, raw: bytes, seed: int) -> bytes:
-        """Return the canonical form of one JSON value. seed: keeps others from guessing what collides. Raises TooMuch.
+        """Return the canonical form of one JSON value. Raises TooMuch.
 
-        Nodes are counted for this value alone: whether it is understood must not depend on what is remembered.
+        seed: keeps clients from guessing which values collide. Nodes are counted for this value alone: whether a body
+        is understood must not depend on what is remembered.
         """
         key = xxh3_128_digest(raw, seed)
         form = self._forms.get(key)

@@ -1,8 +1,9 @@
-"""Body -> RequestShape: one function for each kind of API.
+"""Turns the body of a request into a RequestShape, with one function for each kind of API.
 
-Requests of different kinds never share a boundary, and neither do those that name different models: under one name in
-an engine's list is its base model, under another a LoRA adapter, whose blocks have other keys. (Two names of one model
-therefore learn the same text twice.) Both stand in the preamble, with what else changes an engine's first block.
+Requests to different kinds of API never share a boundary, and neither do those that name different models: one name in
+an engine's list is its base model, another is a LoRA adapter, whose KV blocks have other hashes. (The same text under
+two names of one model is therefore learned twice.) API and model stand in the preamble, with what else changes an
+engine's first block.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from ghostcacher_router.prompt.assembly import HEAD, Assembly, kinds_of
+from ghostcacher_router.prompt.assembly import HEAD, Assembly, section_types_of
 from ghostcacher_router.prompt.bodies import (
     ABSENT,
     PREAMBLE,
@@ -30,12 +31,12 @@ from ghostcacher_router.prompt.bodies import (
 )
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.prompt.canonical import NODES_MAX, Budget, CanonicalCache, TooMuch, canonical_json
-from ghostcacher_router.prompt.naming import named_kinds
-from ghostcacher_router.types import BlockKind, Prompt, RequestShape
+from ghostcacher_router.prompt.named_sections import named_section_types
+from ghostcacher_router.types import Prompt, RequestShape, SectionType
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
 SESSION_CHARS_MAX = 256
-"""Of a session's name; a longer one is replaced by its digest, so that two never become one."""
+"""The longest name of a session that is kept; a longer one is replaced by its digest, so that two never become one."""
 
 _any = msgspec.json.Decoder(AnyBody)
 _chat = msgspec.json.Decoder(ChatBody)
@@ -49,10 +50,11 @@ _tools = CanonicalCache()
 def parse_body(path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     """Return what routing needs to know of a request.
 
-    path: as in the request line; what follows a "?" is ignored. headers: lower-case names. seed: the fleet's.
-    Of a path that is not known, the model alone is read, if the body is JSON; nothing is prefilled for it.
-    prompt is None, too, where a body has so many parts that walking them would hold up every other request.
-    Raises BadBody for what no engine could serve: malformed JSON, or wrong types of what must be read.
+    path: as in the request line; what follows a "?" is ignored. headers: by lower-case name. seed: the fleet's.
+
+    For a path that is not known only the model is read, if the body is JSON, and the prompt is None, since nothing is
+    prefilled. It is None, too, for a body with so many parts that walking them would hold up every other request.
+    Raises BadBody for what no engine could serve: malformed JSON, or a field of the wrong type.
     """
     parse = _PARSERS.get(path.partition("?")[0])
     if parse is None:
@@ -105,17 +107,17 @@ def _responses_prompt(responses: ResponsesBody, headers: Mapping[bytes, bytes], 
     assembly = Assembly(seed)
     assembly.items.take(len(items))
     roles = [_item_role(item) for item in items]
-    kinds = kinds_of(roles)
-    for index, kind in named_kinds(headers, responses.metadata, len(items)).items():
-        kinds[index] = kind
+    sections = section_types_of(roles)
+    for index, section in named_section_types(headers, responses.metadata, len(items)).items():
+        sections[index] = section
     _add_tools(assembly, "tools", responses.tools, seed)
     if responses.instructions:
         assembly.system(responses.instructions, "instructions")
-    for index, (item, kind) in enumerate(zip(items, kinds, strict=True)):
+    for index, (item, section) in enumerate(zip(items, sections, strict=True)):
         if type(item) is dict and "role" not in item:
-            assembly.item(kind, item)
+            assembly.item(section, item)
         else:
-            assembly.message(kind, item, f"input[{index}]")
+            assembly.message(section, item, f"input[{index}]")
     more = (_without_tools(responses.tool_choice, responses.tools), responses.prompt)
     return assembly.prompt(_preamble("responses", responses, assembly.nodes, *more))
 
@@ -126,7 +128,7 @@ def _role(message: Any) -> str | None:
 
 
 def _item_role(item: Any) -> str | None:
-    """Return whose turn an item is: what has no role is the model's, unless it is the output of a tool."""
+    """Return whose turn an item is. An item without a role is the model's, unless it is the output of a tool."""
     if type(item) is not dict or "role" in item:
         return _role(item)
     return "tool" if str(item.get("type")).endswith("_output") else "assistant"
@@ -139,19 +141,19 @@ def _chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], se
     assembly = Assembly(seed)
     assembly.items.take(len(messages))
     roles = [_role(message) for message in messages]
-    kinds = kinds_of(roles)
-    for index, kind in named_kinds(headers, chat.metadata, len(messages)).items():
-        kinds[index] = kind
+    sections = section_types_of(roles)
+    for index, section in named_section_types(headers, chat.metadata, len(messages)).items():
+        sections[index] = section
     _add_tools(assembly, "tools", chat.tools, seed)
     _add_tools(assembly, "functions", chat.functions, seed)
     if chat.system:
         assembly.system(chat.system, "system")
     documents = chat.documents
-    for index, (message, kind) in enumerate(zip(messages, kinds, strict=True)):
+    for index, (message, section) in enumerate(zip(messages, sections, strict=True)):
         if documents and roles[index] not in HEAD:
             assembly.documents(msgspec.json.encode(documents))
             documents = None
-        assembly.message(kind, message, f"messages[{index}]")
+        assembly.message(section, message, f"messages[{index}]")
     more = _without_tools(chat.tool_choice, chat.tools)
     return assembly.prompt(_preamble(family, chat, assembly.nodes, more))
 
@@ -167,40 +169,40 @@ def _add_tools(assembly: Assembly, param: str, raw: Raw, seed: int) -> None:
 
 
 def _without_tools(tool_choice: Any, tools: Raw) -> str | None:
-    """Return "none" if that is the choice among tools: some servers then leave them out of the prompt."""
+    """Return "none" if tools are given and none is to be used: some servers then leave them out of the prompt."""
     return "none" if tool_choice == "none" and tools is not ABSENT else None
 
 
 def _plain(family: str, body: Body, given: Any, param: str, seed: int, more: Any = None) -> Prompt | None:
-    """Hash a prompt that is text or token ids; of several, the first. None when there is none, or it is empty."""
+    """Return a prompt that is text or token ids; the first of several; None when it is missing or empty."""
     if type(given) is list and given and type(given[0]) in (str, list):
         given, param = given[0], f"{param}[0]"
     if type(given) is str:
         assembly = Assembly(seed)
         if given:
-            assembly.text(BlockKind.USER, given)
+            assembly.text(SectionType.USER, given)
         return assembly.prompt(_preamble(family, body, assembly.nodes, "text", more))
     if type(given) is list:
         try:
             ids = array("I", given).tobytes()
         except (TypeError, OverflowError) as exc:
             raise BadBody(f"Invalid '{param}': expected a string or token ids.", param) from exc
-        preamble, blocks = _preamble(family, body, Budget(NODES_MAX), "ids", more), [(BlockKind.USER, len(ids))]
-        return hash_prompt(ids, (), blocks, preamble=preamble, seed=seed, tokens=len(given))
+        preamble = _preamble(family, body, Budget(NODES_MAX), "ids", more)
+        return hash_prompt(ids, (), [(SectionType.USER, len(ids))], preamble=preamble, seed=seed, tokens=len(given))
     if given is not None:
         raise BadBody.wrong_type(param, "a string or an array", given)
     return None
 
 
 def _preamble(family: str, body: Body, nodes: Budget, *more: Any) -> bytes:
-    """Return what stands before the text of every prompt, in a form that no text can imitate."""
+    """Return what is hashed before the text of every prompt, in a form that no text can imitate."""
     values = preamble_values(body)
     given = None if values == _NOTHING else dict(zip(PREAMBLE, values, strict=True))
     return canonical_json([family, body.model, *more, given], nodes)
 
 
 def _shape(body: Body, headers: Mapping[bytes, bytes], read: Callable[[], Prompt | None]) -> RequestShape:
-    """Return a body's shape. read: returns its prompt, or raises TooMuch: then none is known."""
+    """Return a body's shape. read: returns the prompt, or raises TooMuch, which leaves the prompt unknown."""
     try:
         prompt = read()
     except TooMuch:

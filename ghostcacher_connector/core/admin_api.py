@@ -1,0 +1,274 @@
+"""The schema of the router's admin API, `/gc/*`: what it answers, and the body that it takes.
+
+    GET /gc/status                     Status
+    GET /gc/stats                      Stats
+    GET /gc/workers                    Workers
+    GET /gc/pods                       Pods: the same under an older name
+    POST /gc/workers/ID/drain          Drain; DELETE takes the drain back
+    POST /gc/flush                     takes FlushRequest, answers Flushed
+    GET, POST /gc/explain              Explanation; POST takes the body of a request as a client would send it
+
+The router encodes these, and whoever reads its answers decodes them. Readers ignore fields that they do not know, and
+fields that are missing get a value that shows as nothing: so a router of another version can still be read. Fields may
+be added, and keep their names.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+NOT_ROUTABLE = "not_routable"
+"""The state of a worker that has a lease, but cannot be sent requests."""
+GONE = "gone"
+"""The state of a worker that has left the fleet without being drained before."""
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a worker has to do, and how fast it does it, as its connector reports."""
+
+    running: int = 0
+    """Requests that the engine's scheduler runs."""
+    waiting: int = 0
+    """Requests that wait in the engine's scheduler."""
+    waiting_tokens: int = 0
+    """Prompt tokens of all of these that are still to be computed."""
+    kv_blocks_used: int = 0
+    """KV blocks in use by requests."""
+    kv_blocks_total: int = 0
+    """KV blocks that the worker's own cache has."""
+    prefill_tokens_per_s: float = 0.0
+    """How fast the worker computes prompts, as measured; 0 when that is not known."""
+    block_tokens: int = 0
+    """Tokens in a KV block."""
+    block_bytes: int = 0
+    """Bytes of a KV block on one rank."""
+    pull_bytes_per_s: float = 0.0
+    """How fast the worker pulls, as measured; 0 when that is not known."""
+    pull_fixed_s: float = 0.0
+    """How long a pull takes however small it is, as measured; 0 when that is not known."""
+    age_s: float = 0.0
+    """How old this report is."""
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """One worker, as the router sees it."""
+
+    id: str
+    """Its name."""
+    state: str
+    """joining, ready, draining or down; `NOT_ROUTABLE` or `GONE` for one that gets no requests at all."""
+    state_s: float = 0.0
+    """For how long it has been in this state."""
+    draining: bool = False
+    """Whether it is to get no new requests. Holds, too, for one that is joining or down."""
+    url: str = ""
+    """Where it listens."""
+    models: tuple[str, ...] = ()
+    """What it served when it last answered."""
+    in_flight: int = 0
+    """Requests of this router that are on their way there."""
+    lease: str | None = None
+    """held: by its lease in Redis. kept: for now, though Redis does not know of a lease. static: by its URL."""
+    namespace: str | None = None
+    """Workers with equal namespaces share KV blocks; None for an engine without a connector."""
+    incarnation: str | None = None
+    """Of this run of the worker, in hex; None for an engine without a connector."""
+    block_tokens: int | None = None
+    """Tokens in a KV block; None for an engine without a connector."""
+    load: Load | None = None
+    """None when it reports none."""
+    failures: int = 0
+    """Probes and connections that failed in a row."""
+    refusals: int = 0
+    """Connections that it refused or broke, since it is known."""
+    error: str | None = None
+    """The last thing that went wrong with it."""
+    why: str | None = None
+    """Why it gets no requests, when its state is `NOT_ROUTABLE` or `GONE`."""
+
+
+class AbsentWorker(Worker, frozen=True, omit_defaults=True):
+    """A worker that gets no requests. It is sent with those fields only that mean something, and read as a `Worker`."""
+
+
+class Workers(msgspec.Struct, frozen=True):
+    """Answers GET /gc/workers."""
+
+    workers: tuple[Worker, ...]
+    """Every worker that the router knows, by name; then those that get no requests."""
+
+
+class Pods(msgspec.Struct, frozen=True):
+    """Answers GET /gc/pods, the older name of /gc/workers."""
+
+    pods: tuple[Worker, ...]
+    """The same as `Workers.workers`."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Answers GET /gc/status: the router as a whole."""
+
+    version: str
+    """Of GhostCacher."""
+    uptime_s: float
+    """Since the router started."""
+    ready: bool
+    """Whether a worker can take requests."""
+    why_not_ready: str | None = None
+    """None when the router is ready."""
+    workers: dict[str, int] = {}
+    """How many workers are joining, ready, draining and down."""
+    not_routable: int = 0
+    """How many workers have a lease, but cannot be sent requests."""
+    gone: tuple[Worker, ...] = ()
+    """Workers that have left in the last minutes without being drained before; the latest first."""
+    redis_available: bool = False
+    """Whether Redis answers; false without one."""
+    replicas: int | None = None
+    """Routers alive, this one included; None when that is not known."""
+    models: tuple[str, ...] = ()
+    """Every known model, by id."""
+
+
+class Requests(msgspec.Struct, frozen=True):
+    """Requests that have ended, without those that the router answers itself."""
+
+    total: float = 0.0
+    """All of them."""
+    by_status: dict[str, float] = {}
+    """By the status of the response; 499 when the client left."""
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """How values are spread, since the router started."""
+
+    count: int = 0
+    """How many there were."""
+    p50: float | None = None
+    """Half of them are below; None before the first."""
+    p90: float | None = None
+    """Nine tenths of them are below; None before the first."""
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """Answers GET /gc/stats: counters since the router started."""
+
+    requests: Requests = Requests()
+    """Requests that have ended."""
+    picks: dict[str, float] = {}
+    """Placements, by why that worker was picked."""
+    picks_by_worker: dict[str, float] = {}
+    """Placements, by worker."""
+    fallbacks: dict[str, float] = {}
+    """Placements without an exact forecast, by what was missing."""
+    retries: dict[str, float] = {}
+    """Requests that were sent to another worker, by what had failed."""
+    ghost_locks: dict[str, float] = {}
+    """Ghost locks that were asked for, by how that ended."""
+    prompt_tokens: float = 0.0
+    """Prompt tokens of placed requests."""
+    hit_tokens: float = 0.0
+    """Those of them that needed no computing, by the forecast."""
+    hit_ratio: float = 0.0
+    """hit_tokens over prompt_tokens; 0 before the first."""
+    saved_ttft_ms: float = 0.0
+    """Forecast time to first token that cached prefixes saved."""
+    overhead_ms: Quantiles = Quantiles()
+    """What the router adds to a request."""
+    ttft_ms: Quantiles = Quantiles()
+    """From the request written to the first byte of the answer's body."""
+    forecast_ratio: Quantiles = Quantiles()
+    """Observed over forecast time to first token."""
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """Answers POST and DELETE /gc/workers/ID/drain."""
+
+    id: str
+    """The worker."""
+    draining: bool
+    """Whether it is to get no new requests from now on."""
+    state: str | None
+    """Its state now; None when it has just left."""
+    in_flight: int
+    """Requests of this router that are still on their way there."""
+    shared: bool
+    """Whether every router knows of it now; if not, each will soon."""
+
+
+class FlushScope(str, Enum):
+    """What routers are to forget. Routers also tell each other the values."""
+
+    SESSION = "session"
+    """To which worker a session is bound."""
+    DOC = "doc"
+    """Where the documents of a prompt were seen, and which KV blocks they became."""
+    PREFIX = "prefix"
+    """The same of a whole prompt."""
+    ALL = "all"
+    """Everything."""
+
+
+class FlushRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of POST /gc/flush. Of DOC and PREFIX it has either `request` or `key`."""
+
+    scope: FlushScope
+    """What to forget."""
+    session: str | None = None
+    """The client's own name for it, of SESSION."""
+    request: dict[str, Any] | None = None
+    """The body of a request that has the documents, or the prompt."""
+    path: str | None = None
+    """Where that request would be sent, such as /v1/chat/completions; guessed from its body when not given."""
+    key: str | None = None
+    """The digest of a boundary, in hex."""
+
+
+class Flushed(msgspec.Struct, frozen=True):
+    """Answers POST /gc/flush."""
+
+    flushed: FlushScope
+    """What is forgotten."""
+
+
+class WorkerForecast(msgspec.Struct, frozen=True):
+    """What a request would cost on one worker. Times in ms; null in JSON for one that has no end."""
+
+    worker: str
+    """Its name."""
+    total_ms: float | None = None
+    """The forecast time to first token: the sum of the terms below."""
+    queue_ms: float | None = None
+    """The work that is ahead of the request."""
+    wait_ms: float | None = None
+    """Waiting until a prefix that another request computes is there."""
+    pull_ms: float | None = None
+    """Pulling KV blocks from peers."""
+    compute_ms: float | None = None
+    """Computing what is neither in the worker's cache nor pulled."""
+    penalty_ms: float | None = None
+    """A surcharge for tokens that its KV cache has no free room for."""
+    local_tokens: int = 0
+    """Tokens in its own cache."""
+    pulled_tokens: int = 0
+    """Tokens whose blocks come from a peer."""
+    computed_tokens: int = 0
+    """Tokens that it computes."""
+    endpoint: str = ""
+    """Where it listens."""
+    load_reported: bool = False
+    """Whether its load is known from its own report."""
+    in_flight: int = 0
+    """Requests of this router that are on their way there."""
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Answers /gc/explain. Nothing was sent anywhere."""
+
+    path: str
+    """Where the request would be sent."""
+    workers: tuple[WorkerForecast, ...]
+    """Each worker that could serve it, the best first."""

@@ -1,0 +1,324 @@
+"""What routers and workers share beside the block index: loads, worker events, the prefix map, ghost locks, sessions.
+
+    worker --publish--> load (a value that expires)
+                        events (a stream of prompt chains and computed prompts) --read--> routers
+    router --append_updates--> updates of the prefix map (a stream) --read--> every router, so that all have one map
+
+Everything in it is a hint: losing it costs a worse choice of worker, never a wrong answer.
+
+What implementors must keep:
+- Every call ends within the implementation's time-out (`read`: plus the time that it was asked to wait) and raises
+  IndexUnavailable, and nothing else, when the store cannot answer.
+- Malformed values are left out and counted in `malformed_entries`; they never raise.
+- Every stream is bounded in length and in age; a reader that fell behind goes on with the oldest item that is left.
+- Locks are judged by the store's own clock. The tokens of one key rise with each grant: the holder of an old token can
+  neither renew nor unlock.
+- All methods may be called from any thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from operator import lt
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from ghostcacher_connector.core.index.base import WorkerRef
+
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Rate = Annotated[float, Meta(ge=0)]
+REQUEST_CHARS_MAX = 256
+Text = Annotated[str, Meta(max_length=REQUEST_CHARS_MAX)]
+"""Request ids and names. The name of a worker has at most 255 characters."""
+Hash = Annotated[bytes, Meta(min_length=1, max_length=128)]
+
+BOUNDARIES_MAX = 16_384
+"""Boundaries in one prompt chain or map update: enough for 2 M tokens at one hash every 128."""
+
+EVENTS_ENTRIES_MAX = 10_000
+EVENTS_AGE_S = 60.0
+"""An event is of use while the router that sent the request still waits for it. An entry takes some 1 KiB."""
+
+UPDATES_ENTRIES_MAX = 20_000
+UPDATES_AGE_S = 86_400.0
+"""A prefix that no prompt has confirmed for a day is in no cache any more.
+
+An entry takes some 2 KiB: 40 MiB at most, which each new router reads.
+"""
+
+SEED_TTL_S = 7 * 86_400.0
+"""Counted from the last heartbeat of any router: longer than a map entry lives whose text was hashed with the seed."""
+
+STREAM_START = "0-0"
+"""A cursor before the first entry of a stream."""
+
+
+class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker has to do, and how fast it does it."""
+
+    running: Count
+    """Requests that the engine's scheduler is computing."""
+
+    waiting: Count
+    """Requests that wait in the engine's scheduler."""
+
+    waiting_tokens: Count
+    """Prompt tokens of both that are still to be computed."""
+
+    kv_blocks_used: Count
+    """KV blocks that hold something that running requests need."""
+
+    kv_blocks_total: Count
+    """KV blocks of the whole cache."""
+
+    block_tokens: Count
+    """Tokens of one block."""
+
+    block_bytes: Count
+    """Bytes of one block on one rank."""
+
+    prefill_tokens_per_s: Rate
+    """Measured rate at which prompts are computed; 0.0 while it is unknown."""
+
+    pull_bytes_per_s: Rate
+    """Measured rate at which blocks are pulled from peers; 0.0 while it is unknown."""
+
+    pull_fixed_s: Rate
+    """The part of a pull's duration that does not depend on its size, in seconds."""
+
+    age_s: Rate = 0.0
+    """Seconds from the measurement to the publication."""
+
+    def __post_init__(self) -> None:
+        if not isfinite(self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s + self.age_s):
+            raise ValueError("rates, age_s: expected finite numbers")
+
+
+class PromptChain(msgspec.Struct, frozen=True, array_like=True):
+    """Some of the chain hashes of a prompt that a worker has received."""
+
+    request: Text
+    """The router's id of the request."""
+
+    tokens: Count
+    """Tokens of the whole prompt."""
+
+    block_counts: Annotated[tuple[Count, ...], Meta(max_length=BOUNDARIES_MAX)]
+    """How many leading blocks of the prompt each hash covers, ascending, shape (n,)."""
+
+    hashes: Annotated[tuple[Hash, ...], Meta(max_length=BOUNDARIES_MAX)]
+    """The chain hash of the prompt's first `block_counts[i]` blocks, shape (n,)."""
+
+    def __post_init__(self) -> None:
+        if len(self.hashes) != len(self.block_counts):
+            raise ValueError(f"hashes: expected {len(self.block_counts)}, got {len(self.hashes)}")
+        if not all(map(lt, (0, *self.block_counts), self.block_counts)):
+            raise ValueError("block_counts: expected them to rise from above 0")
+
+
+class StampedLoad(NamedTuple):
+    """The load of a worker, and when it was stored."""
+
+    at: float
+    """Seconds of the store's clock."""
+
+    load: LoadReport
+
+
+class WorkerEvents(NamedTuple):
+    """What one worker published at one time."""
+
+    namespace: Text
+    worker: Text
+    incarnation: Hash
+    chains: tuple[PromptChain, ...]
+    """Chain hashes of prompts that the worker has received."""
+
+    computed: tuple[Text, ...]
+    """Ids of requests whose prompts are computed: peers can pull their blocks from now on."""
+
+
+class PrefixMapUpdate(msgspec.Struct, frozen=True, array_like=True, tag="text"):
+    """New or changed boundaries of one prompt, which one router has learned from a worker's prompt chain.
+
+    The three sequences have one item per boundary, in the order of the text.
+    """
+
+    namespace: Text
+    digests: Annotated[tuple[Hash, ...], Meta(max_length=BOUNDARIES_MAX)]
+    """Digest of the text before the boundary."""
+
+    block_counts: Annotated[tuple[Count, ...], Meta(max_length=BOUNDARIES_MAX)]
+    """Whole blocks in the text before the boundary."""
+
+    hashes: Annotated[tuple[Hash, ...], Meta(max_length=BOUNDARIES_MAX)]
+    """Chain hash of those blocks."""
+
+    bytes_per_token: Rate
+    """Bytes of text per token in the whole prompt."""
+
+    router: Text
+    """Name of the router that learned it."""
+
+    def __post_init__(self) -> None:
+        if not len(self.digests) == len(self.block_counts) == len(self.hashes):
+            lengths = len(self.digests), len(self.block_counts), len(self.hashes)
+            raise ValueError(f"digests, block_counts, hashes: expected as many of each, got {lengths}")
+        if not isfinite(self.bytes_per_token):
+            raise ValueError(f"bytes_per_token: expected a number, got {self.bytes_per_token}")
+
+
+class Flush(msgspec.Struct, frozen=True, array_like=True, tag="flush"):
+    """An order to forget a part of the prefix map."""
+
+    scope: Text
+    """What is forgotten: "all", "session", "doc" or "prefix"."""
+
+    key: Annotated[bytes, Meta(max_length=128)]
+    """Which session, document or prefix; empty for "all"."""
+
+    router: Text
+    """Name of the router that gave the order."""
+
+
+class Cursor(NamedTuple):
+    """How far a reader has come: the id of the last entry that it has read, in each stream."""
+
+    events: str
+    updates: str
+
+
+class Batch(NamedTuple):
+    """What has come since the cursor that was given, in order."""
+
+    cursor: Cursor
+    """Where to go on reading."""
+
+    events: tuple[WorkerEvents, ...]
+    updates: tuple[PrefixMapUpdate | Flush, ...]
+
+
+class HeartbeatReply(NamedTuple):
+    """What a router learns from its heartbeat."""
+
+    now: float
+    """Seconds of the store's clock."""
+
+    seed: int
+    """The fleet's seed of text digests, 64 bits, the same for every router."""
+
+    routers: int
+    """Routers that are alive, the caller included."""
+
+
+class HeldLock(NamedTuple):
+    """A ghost lock that a router holds."""
+
+    key: bytes
+    token: int
+    router: str
+    worker: str
+    """The worker that computes the prefix."""
+
+    ready_at: float
+    """When the owner expects to be done, in seconds of the store's clock."""
+
+
+class LockGrant(NamedTuple):
+    """Whether locks were granted, and if not, who holds them."""
+
+    token: int | None
+    """The fencing token, when all keys were free and are now the caller's; else None."""
+
+    held: tuple[HeldLock, ...]
+    """Those of the keys that others hold."""
+
+
+class CoordinationStore(ABC):
+    """The store that routers and workers share. The module's docstring says what implementors must keep."""
+
+    malformed_entries: int
+    """Malformed values met so far."""
+
+    @abstractmethod
+    def publish(
+        self,
+        ref: WorkerRef,
+        load: LoadReport | None,
+        chains: Sequence[PromptChain],
+        computed: Sequence[str],
+        *,
+        ttl_s: float,
+    ) -> bool:
+        """Store a worker's load, to live for `ttl_s`, and append its events; return whether a router listens.
+
+        Without a load the last one stays as it is. Events are dropped when no router listens. One round trip.
+        """
+
+    @abstractmethod
+    def heartbeat(self, router: str, *, ttl_s: float) -> HeartbeatReply:
+        """Register a router as alive for the next `ttl_s`; return the fleet's seed, made by whoever comes first."""
+
+    @abstractmethod
+    def deregister(self, router: str) -> None:
+        """Remove a router that stops."""
+
+    @abstractmethod
+    def loads(self, refs: Sequence[WorkerRef]) -> tuple[float, list[StampedLoad | None]]:
+        """Return the store's time and each worker's load, None when there is none. One round trip a namespace."""
+
+    @abstractmethod
+    def start_cursor(self) -> Cursor:
+        """Return the cursor of a new router: map updates from the beginning, worker events from now on."""
+
+    @abstractmethod
+    def read(self, after: Cursor, *, count: int, block_s: float) -> Batch:
+        """Return up to `count` items of each stream, waiting up to `block_s` while there is none in either."""
+
+    @abstractmethod
+    def append_updates(self, items: Sequence[PrefixMapUpdate | Flush]) -> None:
+        """Append to the updates of the prefix map, which every router reads."""
+
+    @abstractmethod
+    def lock(self, keys: Sequence[bytes], *, router: str, worker: str, ready_at: float, ttl_s: float) -> LockGrant:
+        """Take all of the keys, for `ttl_s`, or none of them."""
+
+    @abstractmethod
+    def renew_lock(self, keys: Sequence[bytes], token: int, *, ready_at: float, ttl_s: float) -> bool:
+        """Hold the keys for `ttl_s` from now; return False, and change nothing, unless the token holds all of them."""
+
+    @abstractmethod
+    def unlock(self, keys: Sequence[bytes], token: int) -> bool:
+        """Release those keys that the token holds; return whether it held all of them."""
+
+    @abstractmethod
+    def locks(self, keys: Sequence[bytes]) -> list[HeldLock | None]:
+        """Return who holds each key."""
+
+    @abstractmethod
+    def sessions(self, keys: Sequence[bytes]) -> list[str | None]:
+        """Return the worker of each session. The keys are digests, never a client's own words."""
+
+    @abstractmethod
+    def put_sessions(self, sessions: Mapping[bytes, str], *, ttl_s: float) -> None:
+        """Bind sessions to workers for `ttl_s` from now."""
+
+    @abstractmethod
+    def drop_sessions(self, keys: Sequence[bytes]) -> None:
+        """Forget sessions."""
+
+    @abstractmethod
+    def set_drain(self, worker: str, draining: bool, *, ttl_s: float) -> None:
+        """Say, for every router, that a worker is to get no new requests for `ttl_s`; or take that back."""
+
+    @abstractmethod
+    def drains(self) -> set[str]:
+        """Return the workers that are being drained."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release connections. Idempotent; a waiting `read` ends with IndexUnavailable."""

@@ -1,0 +1,258 @@
+"""The index in this process's memory: the same contract as Redis, for tests, simulations and single-process use."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
+from typing import Generic, NamedTuple, TypeVar
+
+from ghostcacher_connector.core import schema
+from ghostcacher_connector.core.errors import DigestMismatch, IndexUnavailable, ProtocolError
+from ghostcacher_connector.core.index.base import GONE_S, BlockIndex, Drop, Entry, GoneWorker, WorkerRef
+from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
+
+V = TypeVar("V")
+BlocksKey = tuple[str, bytes, int]
+
+
+class _Stored(NamedTuple):
+    """A record as it lies in Redis, and what a script can tell of it."""
+
+    namespace: str
+    worker: str
+    incarnation: bytes
+    packed: bytes
+
+
+class Expiring(Generic[V]):
+    """Values that are gone when their time has come, as keys with a TTL are."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._values: dict[object, tuple[float, V]] = {}
+
+    def get(self, key: object) -> V | None:
+        found = self._values.get(key)
+        if found is None:
+            return None
+        expires_at, value = found
+        if expires_at <= self._clock():
+            del self._values[key]
+            return None
+        return value
+
+    def put(self, key: object, value: V, ttl_s: float) -> None:
+        self._values[key] = (self._clock() + ttl_s, value)
+
+    def pop(self, key: object) -> None:
+        self._values.pop(key, None)
+
+    def clear(self) -> None:
+        self._values.clear()
+
+    def live(self) -> list[V]:
+        return [value for key in list(self._values) if (value := self.get(key)) is not None]
+
+
+class MemoryIndex(BlockIndex):
+    """An index in memory; share the object where processes would share Redis.
+
+    Values are packed as they are in Redis, so that the same digests vouch for them.
+    clock: seconds, monotonic. Set `reachable` to False to see what callers do when the index is away.
+    """
+
+    def __init__(self, *, partitions: int = 1, key: bytes = b"", clock: Callable[[], float] = time.monotonic) -> None:
+        self._partitions = partitions
+        self._key = key
+        self._lock = threading.Lock()
+        self._records: Expiring[_Stored] = Expiring(clock)
+        self._blocks: Expiring[dict[BlockHash, bytes]] = Expiring(clock)
+        self._reports: Expiring[dict[str, bytes]] = Expiring(clock)
+        self._entered_at: Expiring[tuple[str, str, float]] = Expiring(clock)
+        self._clock = clock
+        self.reachable = True
+        self.malformed_entries = self.unverified_records = 0
+
+    def __repr__(self) -> str:
+        return f"MemoryIndex(partitions={self._partitions}, reachable={self.reachable})"
+
+    def client(self, key: bytes) -> MemoryIndex:
+        """Return another client of the same memory, as another process is of the same Redis."""
+        other = copy.copy(self)
+        other._key = key
+        other.malformed_entries = other.unverified_records = 0
+        return other
+
+    def flush(self) -> None:
+        """Lose everything, as FLUSHALL does."""
+        self._records.clear()
+        self._blocks.clear()
+        self._reports.clear()
+        self._entered_at.clear()
+
+    @property
+    def partitions(self) -> int:
+        return self._partitions
+
+    def partition(self, root: BlockHash) -> int:
+        return schema.partition_of(root, self._partitions)
+
+    def join(self, record: WorkerRecord, *, lease_ttl_s: float) -> None:
+        key = (schema.check_namespace(record.namespace), schema.check_worker(record.worker))
+        with self._reached():
+            earlier = self._records.get(key)
+            if earlier is not None and earlier.incarnation != record.incarnation:
+                self._forget_blocks(record.namespace, earlier.incarnation)
+            self._enter(record, lease_ttl_s)
+
+    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
+        key = (record.namespace, record.worker)
+        with self._reached():
+            holder = self._records.get(key)
+            if holder is None or holder.incarnation == record.incarnation:
+                self._enter(record, lease_ttl_s)
+            counts = []
+            for partition in range(self._partitions):
+                blocks_key = (record.namespace, record.incarnation, partition)
+                blocks = self._blocks.get(blocks_key) or {}
+                self._blocks.put(blocks_key, blocks, lease_ttl_s)
+                counts.append(len(blocks))
+            return tuple(counts)
+
+    def leave(self, ref: WorkerRef) -> None:
+        key = (ref.namespace, ref.worker)
+        with self._reached():
+            holder = self._records.get(key)
+            if holder is not None and holder.incarnation == ref.incarnation:
+                self._records.pop(key)
+            if holder is None or holder.incarnation == ref.incarnation:
+                self._entered_at.pop(key)
+            self._forget_blocks(ref.namespace, ref.incarnation)
+
+    def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
+        binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
+        with self._reached():
+            for drop in drops:
+                self._blocks_of(ref, drop.root, lease_ttl_s).pop(drop.block, None)
+            for entry in entries:
+                self._blocks_of(ref, entry.root, lease_ttl_s)[entry.block] = binding.pack(entry.block, entry.location)
+
+    def clear(self, ref: WorkerRef, partition: int) -> None:
+        with self._reached():
+            self._blocks.pop((ref.namespace, ref.incarnation, partition))
+
+    def lookup(
+        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+    ) -> list[PrefixHit]:
+        if not candidates or not blocks:
+            return []
+        hits = []
+        with self._reached():
+            for ref in candidates:
+                held = self._blocks.get((ref.namespace, ref.incarnation, self.partition(blocks[0]))) or {}
+                values = _prefix(held, blocks)
+                binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
+                whole = takewhile(lambda value: len(value) == schema.ENTRY_BYTES, values)
+                locations = binding.unpack(blocks, b"".join(whole))
+                self.malformed_entries += len(locations) < len(values)
+                if locations:
+                    hits.append(PrefixHit(ref.worker, ref.incarnation, len(locations), locations))
+        hits.sort(key=lambda hit: -hit.length)
+        return hits[:locations_for] + [hit._replace(locations=()) for hit in hits[locations_for:]]
+
+    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+        with self._reached():
+            held = [
+                set().union(
+                    *(self._blocks.get((ref.namespace, ref.incarnation, p)) or {} for p in range(self._partitions))
+                )
+                for ref in candidates
+            ]
+            return [[_depth(blocks, chain) for blocks in held] for chain in chains]
+
+    def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
+        with self._reached():
+            stored = [one for one in self._records.live() if namespace in (None, one.namespace)]
+            records = [record for one in stored if (record := self._verified(one)) is not None]
+        return sorted(records, key=lambda record: (record.worker, record.namespace))
+
+    def gone(self) -> list[GoneWorker]:
+        with self._reached():
+            now = self._clock()
+            return sorted(
+                GoneWorker(worker, namespace, now - entered_at)
+                for namespace, worker, entered_at in self._entered_at.live()
+                if self._records.get((namespace, worker)) is None
+            )
+
+    def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
+        key = schema.report_key(ref.namespace, ref.worker, name)
+        with self._reached():
+            self._reports.put(key, dict(fields), ttl_s)
+
+    def reports(self, namespace: str, worker: str, name: str) -> dict[str, bytes]:
+        key = schema.report_key(namespace, worker, name)
+        with self._reached():
+            return dict(self._reports.get(key) or {})
+
+    def ping(self) -> float:
+        with self._reached():
+            return 0.0
+
+    def close(self) -> None:
+        self.reachable = False
+
+    def _enter(self, record: WorkerRecord, lease_ttl_s: float) -> None:
+        key = (record.namespace, record.worker)
+        self._records.put(key, self._stored(record), lease_ttl_s)
+        self._entered_at.put(key, (*key, self._clock()), GONE_S)
+
+    def _stored(self, record: WorkerRecord) -> _Stored:
+        packed = schema.pack_record(record, self._key)
+        return _Stored(record.namespace, record.worker, record.incarnation, packed)
+
+    def _verified(self, stored: _Stored) -> WorkerRecord | None:
+        namespace, worker, _, packed = stored
+        try:
+            return schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
+        except ProtocolError as exc:
+            self.malformed_entries += 1
+            self.unverified_records += isinstance(exc, DigestMismatch)
+            return None
+
+    def _reached(self) -> threading.Lock:
+        if not self.reachable:
+            raise IndexUnavailable("index in memory: expected reachable, found unreachable")
+        return self._lock
+
+    def _blocks_of(self, ref: WorkerRef, root: BlockHash, lease_ttl_s: float) -> dict[BlockHash, bytes]:
+        key: BlocksKey = (ref.namespace, ref.incarnation, self.partition(root))
+        blocks = self._blocks.get(key)
+        if blocks is None:
+            blocks = {}
+        self._blocks.put(key, blocks, lease_ttl_s)
+        return blocks
+
+    def _forget_blocks(self, namespace: str, incarnation: bytes) -> None:
+        for partition in range(self._partitions):
+            self._blocks.pop((namespace, incarnation, partition))
+
+
+def _prefix(held: Mapping[BlockHash, bytes], blocks: Sequence[BlockHash]) -> list[bytes]:
+    return [held[block] for block in takewhile(held.__contains__, blocks)]
+
+
+def _depth(held: set[BlockHash], chain: Sequence[BlockHash]) -> int:
+    """Return the same bound as binary search finds in Redis."""
+    if not chain or chain[0] not in held:
+        return 0
+    if chain[-1] in held:
+        return len(chain)
+    low, high = 1, len(chain)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if chain[middle - 1] in held else (low, middle)
+    return low

@@ -1,6 +1,0 @@
-"""`ghostcacher doctor`: looks at Redis, NIXL and every live worker, and says what is wrong and how to mend it."""
-
-from ghostcacher_connector.doctor.report import Check, Status, exit_code, render, render_json
-from ghostcacher_connector.doctor.run import Options, examine
-
-__all__ = ["Check", "Options", "Status", "examine", "exit_code", "render", "render_json"]

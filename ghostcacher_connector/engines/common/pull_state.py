@@ -1,0 +1,52 @@
+"""What both adapters remember of a request on its way to a pull.
+
+    ask --> ASKED --answer--> PLANNED --submitted--> LOADING --over--> SETTLED
+              '--nothing to pull, too late, or not wanted----------------^
+
+SETTLED is final: a request is pulled for at most once, so that a failed pull cannot repeat itself. SGLang waits for a
+pull where it submits it, so that nothing there is ever seen LOADING.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ghostcacher_connector.core.types import PrefixHit
+from ghostcacher_connector.pull.planner import PullPlan
+
+
+class Phase(Enum):
+    """See the module's docstring."""
+
+    ASKED = "asked"
+    PLANNED = "planned"
+    LOADING = "loading"
+    SETTLED = "settled"
+
+
+@dataclass(slots=True, kw_only=True)
+class PullState(ABC):
+    """One request; each adapter adds what it needs to know of its engine's."""
+
+    phase: Phase = Phase.SETTLED
+    """Where the request is on its way; those that nobody asks for are settled from the beginning."""
+    pullable: int = 0
+    """Blocks ``[0, pullable)`` of the prompt may be pulled.
+
+    The block that holds the last token is not one of them: it is computed in any case, for its logits.
+    """
+    deadline: float = 0.0
+    """When to stop waiting for the index, on the matcher's clock."""
+    hits: list[PrefixHit] = field(default_factory=list)
+    """The index's answer."""
+    plan: PullPlan | None = None
+    """What is pulled from whom; None until it is decided."""
+    reported_as: str | None = None
+    """The router's id of the request, until its prompt is reported as computed."""
+
+    @property
+    @abstractmethod
+    def request_id(self) -> str:
+        """The engine's own id of the request."""

@@ -1,0 +1,95 @@
+"""Finds out what of a prompt is worth pulling: asks the index, weighs, and answers SGLang's `lookup`.
+
+The index is asked when the request enters the queue. SGLang looks for a prefix when it builds a batch, some hundred
+microseconds later when it is idle, and cannot be asked to come again: an answer that is not there yet is waited for on
+the scheduler's thread, until the deadline at most.
+
+Every rank asks for itself; SGLang takes what all of them can pull. Driven by the scheduler's thread alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
+from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.lookups import LookupService
+
+
+class Matcher(PrefixMatcher):
+    """Decides, request by request, what to pull from whom."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        lookups: LookupService,
+        forecaster: Forecaster,
+        recorder: Recorder,
+        *,
+        page_tokens: int,
+        page_bytes: int,
+        pages_max: int,
+        holds: Callable[[BlockHash], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare for one rank's requests.
+
+        page_bytes: bytes of one page on one rank. pages_max: pages of one pull at most. holds: says whether this engine
+        has a block.
+        """
+        super().__init__(
+            settings, lookups, forecaster, recorder, block_tokens=page_tokens, block_bytes=page_bytes, clock=clock
+        )
+        self._pages_max = pages_max
+        self._holds = holds
+
+    def ask(self, tracked: Tracked) -> None:
+        """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
+        self._start_lookup(tracked, tracked.chain[: tracked.pullable], self._holds)
+
+    def match(self, tracked: Tracked, keys: Sequence[str]) -> int:
+        """Return how many of these pages to pull. keys: of the pages beyond those in this engine's own cache."""
+        first = page_of(tracked, keys[0])
+        if first is None:
+            return 0
+        count = 0
+        if tracked.phase is Phase.ASKED:
+            count = self._answered_in_time(tracked, first)
+        elif tracked.phase is Phase.PLANNED:
+            # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
+            count = self._decide(tracked, first)
+        return min(count, common_pages(tracked, first, keys), self._pages_max)
+
+    def _answered_in_time(self, tracked: Tracked, first: int) -> int:
+        """Wait for the index's answer until the deadline; return how many pages to pull."""
+        asked = self._clock()
+        count = self._answered(tracked, first, wait_s=math.inf)
+        self._recorder.observe("gc_lookup_wait_seconds", self._clock() - asked)
+        assert count is not None, "an answer that was waited for until its deadline"
+        return count
+
+
+def page_of(tracked: Tracked, key: str) -> int | None:
+    """Return the position of a page in a request's prompt; None when it is not in it."""
+    try:
+        return tracked.chain.index(bytes.fromhex(key))
+    except ValueError:
+        return None
+
+
+def common_pages(tracked: Tracked, first: int, keys: Sequence[str]) -> int:
+    """Return how many of these pages, from the first one on, are those of a request's prompt from `first` on.
+
+    Names, not numbers, say what a page is to hold: a request may be known under a name that another one has, too.
+    """
+    expected = tracked.chain[first : first + len(keys)]
+    same = (bytes.fromhex(key) == block for key, block in zip(keys, expected, strict=False))
+    return sum(1 for _ in takewhile(bool, same))

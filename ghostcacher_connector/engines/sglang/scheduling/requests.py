@@ -1,0 +1,55 @@
+"""What is remembered of each request, from its arrival to its end, and how its blocks are named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sglang.srt.mem_cache.radix_cache import RadixKey
+from sglang.srt.mem_cache.utils import get_storage_hash_str
+
+from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.engines.common.pull_state import PullState
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req
+
+
+@dataclass(slots=True)
+class Tracked(PullState):
+    """One request."""
+
+    req: Req
+    """SGLang's own object of it."""
+    chain: list[BlockHash]
+    """Hashes of the prompt's full pages; empty when they mean something on this engine only."""
+
+    @property
+    def request_id(self) -> str:
+        return str(self.req.rid)
+
+
+def track(req: Req, page_tokens: int) -> Tracked:
+    """Return what is known of a request that has just arrived."""
+    if not shareable(req):
+        return Tracked(req, [])
+    tokens = len(req.origin_input_ids)
+    full = tokens // page_tokens
+    key = RadixKey(req.origin_input_ids, extra_key=req.extra_key, cache_salt=req.cache_salt)[: full * page_tokens]
+    names = get_storage_hash_str(key, None, page_size=page_tokens) if full else []
+    return Tracked(req, [bytes.fromhex(name) for name in names], pullable=max(0, tokens - 1) // page_tokens)
+
+
+def shareable(req: Req) -> bool:
+    """Say whether the names of this request's pages mean the same on every worker.
+
+    Pages of images are named by a number made from the image, a LoRA by an id of its server, overridden embeddings by
+    nothing at all; a session may hold tokens that are not in its prompt.
+    """
+    return (
+        req.lora_id is None
+        and req.multimodal_inputs is None
+        and req.input_embeds is None
+        and req.positional_embed_overrides is None
+        and req.session is None
+    )

@@ -1,0 +1,199 @@
+"""Follows one rank's requests from arrival to end, and its pages from offer to release.
+
+The same happens on every rank and in the same order; rank 0 alone publishes it to the fleet. All methods are called on
+the scheduler's thread, and none of those that SGLang calls raises: an error here would end the engine.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.engines.sglang.engine import EngineRank
+from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.load import LoadMeter
+from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
+from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
+from ghostcacher_connector.engines.sglang.scheduling.prompts import PromptReporter
+from ghostcacher_connector.engines.sglang.scheduling.publishing import PageBook, PagePublisher
+from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked, track
+from ghostcacher_connector.pull.forecast import PrefillClock
+
+if TYPE_CHECKING:
+    import torch
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.managers.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+TRACKED_MAX = 65_536
+"""Far above what an engine queues; a request beyond is served without the fleet."""
+
+POOL_SHARE = 2
+"""One pull takes at most one part in so many of the pool: nobody can use its pages while a READ into them hangs."""
+
+
+class ConnectorScheduler:
+    """One rank's share of the connector on the scheduler's thread; see the module's docstring.
+
+    guard: keeps the generations of this rank's pages.
+    """
+
+    def __init__(self, engine: EngineRank, allocator: Any, settings: Settings) -> None:
+        self._engine = engine
+        self._fleet = fleet = engine.fleet
+        self._left = False
+        self._scheduler: Scheduler | None = None
+        self._tracked: dict[str, Tracked] = {}
+        self._batches_begun = self._batches_done = 0
+        self._prefill = PrefillClock(time.monotonic)
+        sink = fleet.publisher if fleet is not None else None
+        self._book = book = PageBook(sink.withdraw if sink is not None else None)
+        self.guard = PageGuard(allocator, engine.table, engine.generations, book.drop)
+        tokens, page_bytes = engine.page_tokens, engine.page_bytes
+        self._prompts = PromptReporter(fleet.reporter, book.holds, tokens) if fleet is not None else None
+        self._publisher = PagePublisher(self.guard, book, sink, tokens, self._published)
+        self._meter = LoadMeter(engine.forecaster, book.holds, page_tokens=tokens, page_bytes=page_bytes)
+        self._matcher = Matcher(
+            settings,
+            engine.lookups,
+            engine.forecaster,
+            engine.request_recorder,
+            page_tokens=tokens,
+            page_bytes=page_bytes,
+            pages_max=engine.table.slot_count // POOL_SHARE,
+            holds=book.holds,
+        )
+        self._loader = Loader(
+            engine.runtime.puller,
+            self.guard,
+            engine.ranks,
+            settings,
+            engine.forecaster,
+            engine.recorder,
+            page_tokens=tokens,
+        )
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def queued(self, scheduler: Scheduler, req: Req) -> None:
+        """A request has entered the queue: for the first time, or again after it was retracted."""
+        self._scheduler = scheduler
+        if self._left or req.rid in self._tracked or len(self._tracked) >= TRACKED_MAX:
+            return
+        tracked = self._tracked[req.rid] = track(req, self._engine.page_tokens)
+        self._matcher.ask(tracked)
+        if self._prompts is not None:
+            self._prompts.arrived(tracked)
+
+    def match(self, rid: str, keys: Sequence[str]) -> int:
+        """Return how many of these pages can be had from peers. Waits until the lookup's deadline at most."""
+        tracked = self._tracked.get(rid)
+        if tracked is None or self._left:
+            return 0
+        try:
+            return self._matcher.match(tracked, keys)
+        except Exception:
+            logger.exception("request %s: unexpected error while matching its prefix, computing it", rid)
+            return 0
+
+    def load(self, rid: str, keys: Sequence[str], token_indexes: torch.Tensor, events: Sequence[Any]) -> bool:
+        """Fill pages, or return False, the same on every rank."""
+        return self._loader.load(None if self._left else self._tracked.get(rid), keys, token_indexes, events)
+
+    def ended(self, rid: str) -> None:
+        """A request is over, one way or another."""
+        self._drop(rid)
+        if not self._tracked:
+            self._report_load()  # an idle engine builds no batches
+
+    def _drop(self, rid: str) -> None:
+        tracked = self._tracked.pop(rid, None)
+        if tracked is None:
+            return
+        self._matcher.forget(tracked)
+        if self._prompts is not None:
+            self._prompts.ended(tracked)
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    def begin_pass(self) -> int:
+        """A pass of the scheduler begins: return how many offers this rank has computed."""
+        self._loader.begin_pass()
+        if self._fleet is not None and self._fleet.reporter.load_wanted:
+            self._report_load()
+        return self._publisher.computed_count()
+
+    def batch_begins(self, batch: ScheduleBatch) -> None:
+        self._batches_begun += 1
+        tokens = int(batch.extend_num_tokens or 0) if batch.forward_mode.is_extend() else 0
+        self._prefill.scheduled(self._batches_begun, tokens)
+
+    def batch_done(self, batch: ScheduleBatch) -> None:
+        self._batches_done += 1
+        if (observed := self._prefill.done(self._batches_done)) is not None:
+            self._observe_prefill(*observed)
+        self._engine.forecaster.observe_round_trips(self._engine.runtime.round_trips())
+        for req in batch.reqs:
+            tracked = self._tracked.get(req.rid)
+            if tracked is None:
+                continue
+            if self._prompts is not None and req.output_ids:
+                self._prompts.computed(tracked)
+            if req.finished():
+                self.ended(req.rid)
+
+    def _observe_prefill(self, tokens: int, seconds: float) -> None:
+        ratio = self._engine.forecaster.observe_step(tokens, seconds)
+        if ratio is not None and self._fleet is not None:
+            self._engine.recorder.observe("gc_prefill_forecast_ratio", ratio)
+
+    # -- pages -----------------------------------------------------------------------------------------------------
+
+    def offer(self, keys: Sequence[str], root: str | None, token_indexes: torch.Tensor, events: Sequence[Any]) -> bool:
+        """Take the pages of a tree node, to be published when they are computed; False when this engine has left."""
+        if self._left or not keys:
+            return False
+        try:
+            self._publisher.offer(keys, bytes.fromhex(root or keys[0]), token_indexes, events)
+        except Exception:
+            # SGLang counts offers, and every rank must have as many: this one stands for none of its pages.
+            logger.exception("unexpected error in an offer of pages, not publishing them")
+            self._publisher.offer_nothing()
+        return True
+
+    def publish_oldest(self) -> bool:
+        try:
+            self._publisher.publish_oldest()
+        except Exception:
+            logger.exception("unexpected error while publishing pages")
+            return False
+        return True
+
+    def reset(self) -> None:
+        """The tree is about to be emptied. What was published is withdrawn when the pool is cleared (guard.py)."""
+        self._publisher.forget()
+
+    def leave(self, why: str) -> None:
+        if self._left:
+            return
+        self._left = True
+        logger.error("leaving the fleet, restart this engine to share again: %s", why)
+        self._engine.leave()
+
+    def _published(self, block: BlockHash) -> None:
+        if self._prompts is not None:
+            self._prompts.published(block)
+
+    def _report_load(self) -> None:
+        """Give the reporter the present load, to be published from its own thread."""
+        if self._fleet is None or self._scheduler is None:
+            return
+        try:
+            self._fleet.reporter.submit_load(self._meter.measure(self._scheduler, self._tracked.values()))
+        except Exception:
+            logger.exception("unexpected error while measuring the load")

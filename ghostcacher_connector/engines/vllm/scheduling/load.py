@@ -1,0 +1,47 @@
+"""Measures what this engine has to do: how many requests, how many tokens, how full its cache is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from vllm.v1.request import RequestStatus
+
+from ghostcacher_connector.core.coordination.base import LoadReport
+from ghostcacher_connector.engines.common.work_meter import Occupancy, Progress, WorkMeter
+from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.publish.load import held_blocks
+from ghostcacher_connector.pull.forecast import Forecaster
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+
+
+class LoadMeter(WorkMeter):
+    """Measures one engine. Called on the scheduler's thread."""
+
+    def __init__(self, pool: BlockPool, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> None:
+        """block_bytes: bytes of one block on one rank."""
+        super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
+        self._pool = pool
+
+    def measure(self, tracked: Collection[Tracked]) -> LoadReport:
+        """Return the load of an engine with these requests."""
+        total = self._pool.num_gpu_blocks - 1  # vLLM keeps one block for padding
+        occupancy = Occupancy(total - self._pool.get_num_free_blocks(), total)
+        return self._report(tracked, _progress, self._cached_blocks, occupancy)
+
+    def _cached_blocks(self, tracked: Tracked) -> int:
+        """Search for the end of the prefix in this engine's cache. A gap makes it an upper bound."""
+        request = tracked.request
+        end = max(0, request.num_prompt_tokens - 1) // self._block_tokens
+        return held_blocks(
+            request.block_hashes, end, lambda block: self._pool.get_cached_block(block, GROUPS) is not None
+        )
+
+
+def _progress(tracked: Tracked) -> Progress:
+    request = tracked.request
+    running = request.status == RequestStatus.RUNNING
+    return Progress(running, request.num_prompt_tokens, request.num_computed_tokens or None)

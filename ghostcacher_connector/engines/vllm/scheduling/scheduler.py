@@ -1,0 +1,260 @@
+"""The connector's half in vLLM's scheduler process: knows requests, slots and the fleet, holds no KV memory.
+
+Life of a request here:
+1. it arrives: the index is asked, on another thread (matching.py);
+2. vLLM wants to schedule it: we name the tokens to pull, say "ask again", or none;
+3. vLLM allocates slots: the step's metadata carries the pull, and each reused slot's new generation (slot_watch.py);
+4. the ranks pull while other requests compute; they report; vLLM schedules the request, or recomputes what failed;
+5. steps complete: full blocks are published (publishing.py);
+6. it ends: what is left to publish is published; its slots stay readable until vLLM reuses them.
+
+All methods are called on the scheduler's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.scheduling.load import LoadMeter
+from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
+from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
+from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.metrics import Delta, Recorder
+from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
+from ghostcacher_connector.worker.membership import Membership
+from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
+
+NO_BUMPS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
+
+
+class ConnectorScheduler:
+    """See the module's docstring. Until `join`, nothing is shared."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        settings: Settings,
+        recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        assert transfer.kv_role is not None
+        self._role = Role(transfer.kv_role)
+        self._worker = worker_name(vllm_config, settings)
+        self._rank_count = vllm_config.parallel_config.tensor_parallel_size
+        self._model_config = vllm_config.model_config
+        self._block_tokens = vllm_config.cache_config.block_size
+        self._step_tokens_max = vllm_config.scheduler_config.max_num_batched_tokens
+        self._settings = settings
+        self._recorder = recorder
+        self._clock = clock
+        self._step = 0
+        self._left = False
+        self._tracked: dict[str, Tracked] = {}
+        self._cancelled: list[str] = []
+        self._manager: KVCacheManager | None = None
+        self._fleet: Membership | None = None
+        self._watch: SlotWatch | None = None
+        self._publisher: BlockPublisher | None = None
+        self._prompts: PromptReporter | None = None
+        self._load: LoadMeter | None = None
+        self._matcher: Matcher | None = None
+        self._forecaster: Forecaster | None = None
+        self._prefill = PrefillClock(clock)
+
+    # -- start and end -------------------------------------------------------------------------------------------
+
+    def bind(self, manager: KVCacheManager) -> None:
+        self._manager = manager
+
+    def join(self, ranks: dict[int, RankHandshake]) -> None:
+        """Enter the fleet, now that every rank has registered its memory."""
+        assert self._manager is not None
+        assert self._manager.block_pool is not None
+        introductions = [handshake.introduction for handshake in ranks.values()]
+        if len(introductions) != self._rank_count:
+            raise ProtocolError(f"ranks: expected {self._rank_count}, found {len(introductions)}")
+        record = worker_record(
+            introductions,
+            worker=self._worker,
+            role=self._role,
+            http=self._settings.http_url,
+            block_tokens=self._block_tokens,
+        )
+        self._forecaster = forecaster = Forecaster(
+            self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
+        )
+        self._fleet = fleet = Membership(
+            self._settings, record, self._recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s
+        )
+        pool, block_bytes = self._manager.block_pool, record.ranks[0].bytes_per_slot
+        self._load = LoadMeter(pool, self._forecaster, block_tokens=self._block_tokens, block_bytes=block_bytes)
+        self._prompts = PromptReporter(fleet.reporter, self._block_tokens)
+        if self._role.publishes:
+            self._watch = SlotWatch(pool, fleet.publisher.withdraw)
+            self._publisher = BlockPublisher(
+                self._manager, self._watch, fleet.publisher, self._block_tokens, self._prompts.published
+            )
+        if self._role.pulls:
+            self._matcher = Matcher(
+                self._settings,
+                fleet.lookups,
+                self._forecaster,
+                self._recorder,
+                block_tokens=self._block_tokens,
+                block_bytes=block_bytes,
+                clock=self._clock,
+            )
+        self._report_load()
+        fleet.start()
+
+    def shutdown(self) -> None:
+        if self._fleet is not None:
+            self._fleet.stop()
+
+    def leave(self, why: str) -> None:
+        """Stop sharing for good, and keep serving: what this worker holds and what its peers hold may differ."""
+        if self._fleet is None or self._left:
+            return
+        self._left = True
+        logger.error("leaving the fleet, restart this engine to share again: %s", why)
+        for tracked in self._tracked.values():
+            if tracked.phase is not Phase.LOADING:
+                tracked.phase = Phase.SETTLED
+        self._fleet.leave()
+
+    def _first_prefill_rate(self, ranks: list[Introduction]) -> float:
+        config = self._model_config.hf_text_config
+        return first_prefill_rate(ranks, layers=config.num_hidden_layers, hidden=config.hidden_size)
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def on_new_request(self, request: Request) -> None:
+        tracked = self._tracked[request.request_id] = Tracked(request)
+        if self._matcher is not None and not self._left:
+            self._matcher.ask(tracked, self._pool)
+        if self._prompts is not None and not self._left:
+            self._prompts.arrived(tracked)
+
+    def match(self, request: Request, local_tokens: int) -> tuple[int | None, bool]:
+        """Answer vLLM's question for tokens beyond the local ones: (count, loaded asynchronously)."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None:
+            return 0, False
+        # Set anew each time: after a preemption the rest is computed again, into other slots.
+        tracked.published, tracked.given, tracked.own_step = local_tokens // self._block_tokens, local_tokens, False
+        if self._matcher is None:
+            return 0, False
+        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1)
+        tracked.given += count or 0
+        return count, bool(count)
+
+    def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
+        tracked = self._tracked.get(request.request_id)
+        if self._matcher is not None and tracked is not None and token_count > 0:
+            self._matcher.allocated(tracked, blocks.get_block_ids()[0], token_count)
+
+    def finished(self, request: Request) -> None:
+        """A request has ended, its blocks are still its own: publish the rest, give up what is in flight."""
+        tracked = self._tracked.pop(request.request_id, None)
+        if tracked is None:
+            return
+        if self._publisher is not None and not self._left:
+            self._publisher.publish_computed(tracked)
+        if tracked.phase is Phase.LOADING:
+            self._cancelled.append(request.request_id)
+        if self._matcher is not None:
+            self._matcher.forget(tracked)
+        if not self._tracked:
+            self._report_load()  # an idle engine takes no steps
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
+        self._step += 1
+        if self._fleet is not None and self._fleet.reporter.load_wanted:
+            self._report_load()
+        if self._publisher is not None:
+            self._publisher.note_step(self._step, output)
+        self._prefill.scheduled(self._step, _prefill_tokens(output))
+        bumped, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
+        cancelled, self._cancelled = self._cancelled, []
+        pulls = self._matcher.take_orders() if self._matcher is not None else []
+        return StepMetadata(self._step, bumped, generations, pulls, cancelled)
+
+    def update(self, output: KVConnectorOutput) -> None:
+        """A step's output of all ranks has been processed."""
+        if self._fleet is not None and output.kv_connector_stats is not None:
+            self._fleet.export(output.kv_connector_stats.data)
+        report = output.kv_connector_worker_meta
+        if isinstance(report, RankReport):
+            self._confirm(report)
+        for request_id in output.finished_recving or ():
+            if self._matcher is not None:
+                self._matcher.received(request_id, self._tracked.get(request_id))
+
+    def _confirm(self, report: RankReport) -> None:
+        if report.lost_step:
+            self.leave("a rank missed a step and can no longer guarantee its generations")
+        if self._publisher is not None and not self._left:
+            self._publisher.confirm(report.step, self._tracked)
+        if self._matcher is not None:
+            self._matcher.reported(report.pulls)
+        if self._forecaster is not None:
+            self._forecaster.observe_round_trips(report.round_trips)
+            if (observed := self._prefill.done(report.step)) is not None:
+                self._observe_prefill(*observed)
+
+    def _observe_prefill(self, tokens: int, seconds: float) -> None:
+        assert self._forecaster is not None
+        if (ratio := self._forecaster.observe_step(tokens, seconds)) is not None:
+            self._recorder.observe("gc_prefill_forecast_ratio", ratio)
+
+    def _report_load(self) -> None:
+        """Give the reporter the present load, to be published from its own thread."""
+        if self._fleet is not None and self._load is not None:
+            self._fleet.reporter.submit_load(self._load.measure(self._tracked.values()))
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    def take_metrics(self) -> Delta:
+        """Return what this half has recorded since the last call."""
+        if self._fleet is not None:
+            self._fleet.record_metrics()
+        delta = self._recorder.drain()
+        if self._fleet is not None:
+            self._fleet.export(delta)
+        return delta
+
+    @property
+    def _pool(self) -> BlockPool | None:
+        return self._manager.block_pool if self._manager is not None else None
+
+
+def _prefill_tokens(output: SchedulerOutput) -> int:
+    """Count the prompt tokens of a step, near enough: requests that compute more than one token are prefilling."""
+    return sum(count for count in output.num_scheduled_tokens.values() if count > 1)

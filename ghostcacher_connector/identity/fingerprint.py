@@ -1,0 +1,108 @@
+"""What makes two KV caches the same kind: the fingerprint, and the namespace that is its digest.
+
+Two workers share blocks only when every field is equal. Nothing empty compares equal: a field that nobody could fill
+in must hold a value of its own (see `private_value`), never an empty one. Knows no engine: the adapters under
+``engines/`` fill it in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ghostcacher_connector.core.errors import ConfigError
+
+NAMESPACE_CHARS = 32
+"""128 bits of SHA-256 in hex: no two fleets ever meet by chance, and Redis keys stay short."""
+
+ABSENT = "(absent)"
+_DOMAIN = "ghostcacher fingerprint"
+
+
+class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that must be equal before two workers may share blocks.
+
+    model: the name that both are started with. revision: of the model's repository, or of its files.
+    config_digest, weights_digest: see `model_files`. quantization: "none" when there is none.
+    block_tokens: tokens in one block. layers, kv_heads: of the whole model. head_size: elements.
+    layout: attention backend, then shape and strides of a slot in every segment.
+    tp, pp, dcp: sizes of tensor, pipeline and decode-context parallelism.
+    hash_algorithm, hash_seed: of the engine's chain hash; the seed as a digest of its root hash.
+    engine, engine_version: family and version. schema_version: of our own Redis schema.
+
+    Raises ConfigError when a text is blank or a number is less than 1.
+    """
+
+    model: str
+    revision: str
+    config_digest: str
+    weights_digest: str
+    kv_dtype: str
+    quantization: str
+    block_tokens: int
+    layers: int
+    kv_heads: int
+    head_size: int
+    layout: str
+    tp: int
+    pp: int
+    dcp: int
+    hash_algorithm: str
+    hash_seed: str
+    engine: str
+    engine_version: str
+    schema_version: int
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" or field.type is int:
+                _check_number(field.name, value)
+            else:
+                _check_text(field.name, value)
+
+    def digest(self) -> str:
+        """Return the namespace: lower-case hex, the same in every process and on every machine."""
+        named = sorted((name, getattr(self, name)) for name in self.__struct_fields__)
+        packed = msgspec.msgpack.encode([_DOMAIN, named])
+        return hashlib.sha256(packed).hexdigest()[:NAMESPACE_CHARS]
+
+    def as_fields(self) -> dict[str, str]:
+        """Return every field as text, by name: what a worker's record carries so that differences can be shown."""
+        return {name: str(getattr(self, name)) for name in self.__struct_fields__}
+
+
+def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """Return ``(field, value in a, value in b)`` for every field that differs, in order of name.
+
+    A field that only one of them has, as happens between versions of GhostCacher, differs from ABSENT.
+    """
+    fields = sorted(a.keys() | b.keys())
+    pairs = ((field, a.get(field, ABSENT), b.get(field, ABSENT)) for field in fields)
+    return [(field, left, right) for field, left, right in pairs if left != right]
+
+
+def private_value(owner: str | None = None) -> str:
+    """Return a value that no other worker has: for what is unknown, so that nothing is shared because of it.
+
+    owner: what the processes of one worker have in common and no other worker has, such as the engine's own random id;
+    without it each call returns another value.
+    """
+    if owner is not None:
+        _check_text("owner", owner)
+        return f"private-{hashlib.sha256(owner.encode()).hexdigest()[:NAMESPACE_CHARS]}"
+    return f"private-{secrets.token_hex(NAMESPACE_CHARS // 2)}"
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"fingerprint field {name}: expected an int of 1 or more, got {value!r}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigError(f"fingerprint field {name}: expected a text that is not blank, got {value!r}")

@@ -1,0 +1,188 @@
+"""Pull or compute? Forecasts from measured rates, and the rates themselves.
+
+    pull    = fixed cost + round trip + bytes / measured bytes per second of this peer
+    compute = tokens / measured prefill tokens per second of this engine
+
+The prefill rate starts from a calibration, a peer's rate from a guess. Both follow what is observed, as exponential
+averages, since a machine's speed drifts with its load. This is the only place where a peer's rate is kept. The clock is
+injected; nothing here does I/O.
+
+A rate that is too high is corrected by what it attracts. One that is too low is not: routers send long prompts
+elsewhere, readers pull from others. So what may have been no more than a bad moment is believed for a while only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import NamedTuple
+
+PULL_FIXED_S = 0.004
+"""Two scheduler steps and a change of threads: the least that an asynchronous load costs an engine."""
+
+PEER_BYTES_PER_S_GUESS = 1e9
+"""Before the first measurement: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
+
+RATE_TTL_S = 30.0
+"""A low rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
+because of one slow pull, or step, would otherwise never be measured again."""
+
+WEIGHT = 0.3
+"""Share of the newest observation in an average: half of an old rate is forgotten after two observations."""
+
+STEPS_IN_FLIGHT_MAX = 1024
+"""Far above any engine's own limit; bounds the memory in case outputs stop arriving."""
+
+STEP_TOKENS_MIN = 512
+"""Steps with fewer tokens, or with less than half of what one may have, are bound by reading the weights and say
+nothing about the prefill rate."""
+
+SLOW_WEIGHT = 0.03
+"""Share of the newest step in the rate that an engine is taken to be capable of: the few slow steps of one bad prompt,
+such as the first one, which pays for what is compiled and paged in, leave nine tenths of it."""
+
+FASTER_MAX = 4.0
+"""No step counts as more than so many times faster than expected: one whose predecessor's end was seen late seems to
+have taken no time."""
+
+PULL_BYTES_MIN = 64 << 10
+"""Pulls smaller than this are bound by latency and say nothing about the rate."""
+
+
+class Choice(NamedTuple):
+    """What pulling and computing the same blocks is forecast to cost, in seconds."""
+
+    pull_s: float
+    compute_s: float
+
+    @property
+    def gain_s(self) -> float:
+        """What pulling saves; negative when computing is faster."""
+        return self.compute_s - self.pull_s
+
+    @property
+    def pull(self) -> bool:
+        return self.pull_s < self.compute_s
+
+
+def blend(old: float | None, new: float) -> float:
+    """Return the exponential average; the first observation stands for itself."""
+    return new if old is None else (1 - WEIGHT) * old + WEIGHT * new
+
+
+class _Rate(NamedTuple):
+    """How fast pulls from a peer were."""
+
+    bytes_per_s: float
+    """The exponential average."""
+    at: float
+    """When the newest pull that counts ended, on the forecaster's clock."""
+
+
+class Forecaster:
+    """The running estimates of one engine."""
+
+    def __init__(
+        self,
+        prefill_tokens_per_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        step_tokens_max: int = 2 * STEP_TOKENS_MIN,
+    ) -> None:
+        """prefill_tokens_per_s: the start-up calibration. step_tokens_max: that the engine computes in one step."""
+        assert prefill_tokens_per_s > 0
+        self._clock = clock
+        self._step_tokens_min = max(1, min(STEP_TOKENS_MIN, step_tokens_max // 2))
+        # What the engine can do, in the long run; and what it does now, as of its last step that tells.
+        self._capable = prefill_tokens_per_s
+        self._observed: float | None = None
+        self._observed_at = 0.0
+        self._rates: dict[str, _Rate] = {}
+        self._round_trips: dict[str, float] = {}
+
+    def __repr__(self) -> str:
+        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._rates)})"
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """May be read from any thread."""
+        observed = self._observed
+        if observed is None:
+            return self._capable
+        return max(observed, self._capable) if self._is_old() else observed
+
+    def observe_step(self, tokens: int, seconds: float) -> float | None:
+        """Learn from a step that computed `tokens` prompt tokens; return its time divided by the forecast one.
+
+        Returns None when the step was too short to tell.
+        """
+        if tokens < self._step_tokens_min or seconds <= 0:
+            return None
+        expected = self.prefill_tokens_per_s
+        rate = min(tokens / seconds, FASTER_MAX * expected)
+        self._observed = rate if self._observed is None or self._is_old() else blend(self._observed, rate)
+        self._observed_at = self._clock()
+        self._capable += SLOW_WEIGHT * (rate - self._capable)
+        return seconds * expected / tokens
+
+    def _is_old(self) -> bool:
+        return self._clock() - self._observed_at > RATE_TTL_S
+
+    def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
+        """Learn from a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
+        if pulled_bytes >= PULL_BYTES_MIN and seconds > 0:
+            self._rates[worker] = _Rate(blend(self.bytes_per_s(worker), pulled_bytes / seconds), self._clock())
+
+    def observe_round_trips(self, round_trips: Mapping[str, float]) -> None:
+        """Learn the round trips to peers, in seconds, which are measured when a peer is connected to."""
+        self._round_trips.update(round_trips)
+
+    def bytes_per_s(self, worker: str) -> float:
+        """Return the rate at which a pull from a peer is forecast."""
+        rate = self._rates.get(worker)
+        if rate is None:
+            return PEER_BYTES_PER_S_GUESS
+        expired = self._clock() - rate.at > RATE_TTL_S
+        return max(rate.bytes_per_s, PEER_BYTES_PER_S_GUESS) if expired else rate.bytes_per_s
+
+    @property
+    def typical_bytes_per_s(self) -> float:
+        """The median of the peers' measured rates; 0.0 when there is none."""
+        return median(rate.bytes_per_s for rate in self._rates.values()) if self._rates else 0.0
+
+    def compute_s(self, tokens: int) -> float:
+        """Return the forecast time to compute `tokens` prompt tokens."""
+        return tokens / self.prefill_tokens_per_s
+
+    def compare(self, worker: str, tokens: int, pull_bytes: int) -> Choice:
+        """Forecast what it costs to pull `pull_bytes` from a peer, and to compute the same `tokens`."""
+        round_trip_s = self._round_trips.get(worker, 0.0)
+        return Choice(PULL_FIXED_S + round_trip_s + pull_bytes / self.bytes_per_s(worker), self.compute_s(tokens))
+
+
+class PrefillClock:
+    """Times the steps of an engine whose steps may overlap.
+
+    A step that was scheduled while the one before it still ran has taken the time since that one's end.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._running: deque[tuple[int, float, int]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
+        self._last_done = 0.0
+
+    def scheduled(self, step: int, tokens: int) -> None:
+        """A step that computes `tokens` prompt tokens is about to run."""
+        self._running.append((step, self._clock(), tokens))
+
+    def done(self, step: int) -> tuple[int, float] | None:
+        """Every step up to this one is done; return (tokens, seconds) of the last one if its time can be told apart."""
+        now, observed, count = self._clock(), None, 0
+        while self._running and self._running[0][0] <= step:
+            _, started, tokens = self._running.popleft()
+            observed, count = (tokens, now - max(started, self._last_done)), count + 1
+        if count:
+            self._last_done = now
+        return observed if count == 1 else None

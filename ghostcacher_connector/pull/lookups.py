@@ -1,0 +1,199 @@
+"""Lookups beside the engine's scheduler: asked in one call, answered in a later one, never waited for.
+
+Life of a lookup: `start` puts it in a bounded queue, a thread asks the index, and `poll` returns the answer, again and
+again until `forget`. An engine's scheduler takes it by `take_answer`: there, not yet, or not in time. When the index
+fails, lookups are misses at once for `BREAKER_S`, so that requests do not wait for one time-out after another.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Final, Literal, NamedTuple
+
+from ghostcacher_connector.core.breaker import BREAKER_S, Breaker
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
+from ghostcacher_connector.metrics import Recorder
+
+logger = logging.getLogger(__name__)
+
+THREADS = 2
+"""One for a lookup that takes long, one for the others: a lookup takes Redis less than a millisecond."""
+
+QUEUE_MAX = 512
+"""Lookups that wait for a thread: as many as an engine's scheduler can ask for in one step. More count as misses."""
+
+ANSWERS_PER_QUEUE = 8
+"""Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
+
+
+class Pending(Enum):
+    """The answer is not there yet."""
+
+    PENDING = "pending"
+
+
+PENDING: Final = Pending.PENDING
+
+
+class LookupAnswer(NamedTuple):
+    """What the index said."""
+
+    hits: list[PrefixHit]
+    """The workers that hold a prefix, the longest one first."""
+    seconds: float
+    """From `start` to the answer."""
+    reason: MissReason | None
+    """Why there is no hit; None when there is one."""
+    detail: str = ""
+    """The reason in words, for logs."""
+
+
+class _Asked(NamedTuple):
+    """A lookup in the queue."""
+
+    request_id: str
+    blocks: Sequence[BlockHash]
+    since: float
+    """When `start` was called, on the service's clock."""
+
+
+class LookupService:
+    """Asks the index for prefixes, on its own threads.
+
+    candidates: returns the workers that may be asked for; called on these threads, so it must be thread-safe.
+    """
+
+    def __init__(
+        self,
+        index: BlockIndex,
+        candidates: Callable[[], Sequence[WorkerRef]],
+        *,
+        threads: int = THREADS,
+        queue_max: int = QUEUE_MAX,
+        locations_for: int = 4,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._index = index
+        self._candidates = candidates
+        self._queue_max = queue_max
+        self._locations_for = locations_for
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._asked = threading.Condition(self._lock)
+        self._answered = threading.Condition(self._lock)
+        self._queue: deque[_Asked] = deque()
+        self._answers: dict[str, LookupAnswer | Literal[Pending.PENDING]] = {}
+        self._breaker = Breaker(clock)
+        self._stopping = False
+        self._threads = [threading.Thread(target=self._run, name="gc-lookup", daemon=True) for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    def __repr__(self) -> str:
+        return f"LookupService(queued={len(self._queue)}, answers={len(self._answers)})"
+
+    def start(self, request_id: str, blocks: Sequence[BlockHash]) -> None:
+        """Ask for the longest prefixes of `blocks`. Never blocks; asking twice changes nothing."""
+        now = self._clock()
+        with self._lock:
+            if request_id in self._answers:
+                return
+            if self._breaker.open:
+                self._put(request_id, _unavailable("the index failed a moment ago", 0.0))
+            elif self._stopping or len(self._queue) >= self._queue_max:
+                self._put(request_id, _unavailable(f"queue full at {self._queue_max}", 0.0))
+            else:
+                self._put(request_id, PENDING)
+                self._queue.append(_Asked(request_id, blocks, now))
+                self._asked.notify()
+
+    def poll(self, request_id: str, *, wait_s: float = 0.0) -> LookupAnswer | Literal[Pending.PENDING]:
+        """Return the answer, or PENDING. Blocks for `wait_s` at most. A request that was never asked for is a miss."""
+        with self._lock:
+            if wait_s > 0:
+                self._answered.wait_for(lambda: self._answers.get(request_id) is not PENDING, wait_s)
+            return self._answers.get(request_id) or _unavailable("not asked for, or forgotten", 0.0)
+
+    def forget(self, request_id: str) -> None:
+        """Drop a lookup and its answer, whatever its state."""
+        with self._lock:
+            self._answers.pop(request_id, None)
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End the threads, within `timeout_s` each. What is still queued stays pending. Idempotent."""
+        with self._lock:
+            self._stopping = True
+            self._asked.notify_all()
+        for thread in self._threads:
+            thread.join(timeout_s)
+
+    def _put(self, request_id: str, answer: LookupAnswer | Literal[Pending.PENDING]) -> None:
+        while len(self._answers) >= ANSWERS_PER_QUEUE * self._queue_max:
+            del self._answers[next(iter(self._answers))]
+        self._answers[request_id] = answer
+
+    def _run(self) -> None:
+        while (asked := self._next()) is not None:
+            try:
+                answer = self._answer(asked)
+            except Exception:
+                # A bug, ours or the client's, must not end the lookups of this worker for good.
+                logger.exception("a lookup failed: unexpected error")
+                answer = _unavailable("unexpected error", self._clock() - asked.since)
+            with self._lock:
+                if asked.request_id in self._answers:
+                    self._answers[asked.request_id] = answer
+                    self._answered.notify_all()
+
+    def _next(self) -> _Asked | None:
+        with self._lock:
+            while True:
+                while self._queue:
+                    asked = self._queue.popleft()
+                    if asked.request_id in self._answers:
+                        return asked
+                if self._stopping:
+                    return None
+                self._asked.wait()
+
+    def _answer(self, asked: _Asked) -> LookupAnswer:
+        if self._breaker.open:
+            return _unavailable("the index failed a moment ago", self._clock() - asked.since)
+        try:
+            hits = self._index.lookup(self._candidates(), asked.blocks, locations_for=self._locations_for)
+        except IndexUnavailable as exc:
+            now = self._clock()
+            # Once for each time that it breaks: those that wait in the queue do not get here.
+            logger.debug("lookup of request %s: %s; no lookups for %g s", asked.request_id, exc, BREAKER_S)
+            self._breaker.trip()
+            return _unavailable(str(exc), now - asked.since)
+        reason = None if hits else MissReason.NOT_INDEXED
+        return LookupAnswer(hits, self._clock() - asked.since, reason)
+
+
+def take_answer(
+    lookups: LookupService, recorder: Recorder, request_id: str, *, left_s: float, wait_s: float
+) -> list[PrefixHit] | MissReason | None:
+    """Return the hits of a request's lookup, why there are none, or None while the answer may still come in time.
+
+    left_s: time until the request's deadline. wait_s: how long the caller can wait here; never beyond the deadline.
+    """
+    answer = lookups.poll(request_id, wait_s=max(0.0, min(wait_s, left_s)))
+    if answer is PENDING:
+        if left_s > wait_s:
+            return None
+        lookups.forget(request_id)
+        return MissReason.LOOKUP_DEADLINE
+    recorder.observe("gc_lookup_seconds", answer.seconds)
+    return answer.hits if answer.reason is None else answer.reason
+
+
+def _unavailable(detail: str, seconds: float) -> LookupAnswer:
+    return LookupAnswer([], seconds, MissReason.INDEX_UNAVAILABLE, detail)

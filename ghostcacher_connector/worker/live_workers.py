@@ -1,0 +1,109 @@
+"""A snapshot of the live workers, refreshed beside the code that asks for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
+from ghostcacher_connector.core.periodic import Periodic
+from ghostcacher_connector.core.types import WorkerRecord
+
+logger = logging.getLogger(__name__)
+
+
+class LiveWorkers:
+    """The live workers of one namespace, or of all when `namespace` is None.
+
+    When the index does not answer, the last snapshot stays in force for `lease_ttl_s` at most: no worker in it can be
+    known to live for longer.
+    """
+
+    available: bool
+    """Whether the index answered the last time it was asked."""
+
+    def __init__(
+        self,
+        index: BlockIndex,
+        namespace: str | None,
+        *,
+        on_change: Callable[[Sequence[WorkerRecord]], None] | None = None,
+        interval_s: float = 1.0,
+        lease_ttl_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare the snapshot; `start` keeps it fresh.
+
+        on_change: called on the thread of its own with all records whenever any of them has changed.
+        """
+        self._index = index
+        self._namespace = namespace
+        self._on_change = on_change
+        self._interval_s = interval_s
+        self._lease_ttl_s = lease_ttl_s
+        self._clock = clock
+        # Replaced as a whole, never changed: readers need no lock.
+        self._records: Mapping[tuple[str, str], WorkerRecord] = {}
+        self._seen_at = clock()
+        self._thread = Periodic("gc-live-workers", self._step)
+        self.available = False
+
+    def __repr__(self) -> str:
+        return f"LiveWorkers(namespace={self._namespace}, workers={len(self._records)}, available={self.available})"
+
+    def records(self) -> list[WorkerRecord]:
+        """Return the live workers in order of name."""
+        return list(self._live().values())
+
+    def candidates(self, exclude_worker: str | None = None) -> list[WorkerRef]:
+        """Return the workers that may hold blocks: those that publish, without `exclude_worker`."""
+        return [
+            ref_of(record)
+            for record in self._live().values()
+            if record.role.publishes and record.worker != exclude_worker
+        ]
+
+    def get(self, worker: str) -> WorkerRecord | None:
+        """Return the record of a worker, or None. Of several in different namespaces, the first by name."""
+        if self._namespace is not None:
+            return self._live().get((self._namespace, worker))
+        return next((record for record in self._live().values() if record.worker == worker), None)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 1.0) -> None:
+        """End the thread, within `timeout_s`. Idempotent."""
+        self._thread.stop(timeout_s)
+
+    def refresh(self) -> None:
+        """Ask the index now. An index that does not answer is no error."""
+        try:
+            records = self._index.workers(self._namespace)
+        except IndexUnavailable as exc:
+            if self.available:
+                # The publisher warns.
+                logger.debug("live workers of %s: %s", self._namespace or "all namespaces", exc)
+            self.available = False
+            if self._clock() - self._seen_at >= self._lease_ttl_s:
+                self._replace({})
+            return
+        self.available = True
+        self._seen_at = self._clock()
+        self._replace({(record.namespace, record.worker): record for record in records})
+
+    def _live(self) -> Mapping[tuple[str, str], WorkerRecord]:
+        return self._records if self._clock() - self._seen_at < self._lease_ttl_s else {}
+
+    def _replace(self, records: Mapping[tuple[str, str], WorkerRecord]) -> None:
+        if records == self._records:
+            return
+        self._records = records
+        if self._on_change is not None:
+            self._on_change(list(records.values()))
+
+    def _step(self) -> float:
+        self.refresh()
+        return self._interval_s

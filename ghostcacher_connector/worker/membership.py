@@ -1,0 +1,139 @@
+"""A worker's membership in the fleet: its connection to the index, and the threads that use it.
+
+Each worker has one, in the process that schedules; what each rank has is in rank.py.
+Redis is never on the path of an answer: one that cannot be reached at start is a warning, and everything resumes by
+itself when it is there. A malformed URL is an error at start, which names the setting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
+from ghostcacher_connector.core.open import open_coordination, open_index
+from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.metrics import Delta, MetricsPage, Recorder, serve
+from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
+from ghostcacher_connector.publish.reporter import Reporter
+from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.worker.live_workers import LiveWorkers
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 2.0
+
+
+class Membership:
+    """Opens the index, publishes the worker, follows the other workers, and closes it all."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        record: WorkerRecord,
+        recorder: Recorder,
+        *,
+        prefill_rate: Callable[[], float] | None = None,
+    ) -> None:
+        """Prepare the membership; `start` joins.
+
+        prefill_rate: returns the present rate in tokens/s, on the reporter's thread. None: each load's own rate.
+        """
+        self.record = record
+        self._recorder = recorder
+        self.index: BlockIndex = open_index(
+            settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
+        )
+        self.live_workers = LiveWorkers(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
+        self.lookups = open_lookups(settings, self.index, self._candidates)
+        self.publisher = Publisher(
+            self.index,
+            record,
+            lease_ttl_s=settings.lease_ttl_s,
+        )
+        self._coordination = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
+        self.reporter = Reporter(
+            self._coordination,
+            ref_of(record),
+            recorder,
+            interval_s=settings.report_interval_ms / 1e3,
+            applied=self.publisher.applied,
+            prefill_rate=prefill_rate,
+        )
+        self._counted = self.publisher.stats()
+        self._page = _open_page(settings.metrics_port)
+        self._peers = -1
+
+    def start(self) -> None:
+        self.live_workers.start()
+        self.publisher.start()
+        self.reporter.start()
+        logger.info("worker %s joins namespace %s", self.record.worker, self.record.namespace)
+
+    def leave(self) -> None:
+        """Take this worker and its entries out of the fleet; go on following the others. Bounded in time."""
+        self.reporter.stop(STOP_TIMEOUT_S)
+        self.publisher.stop(STOP_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Leave the fleet and end all threads. Idempotent; bounded in time."""
+        self.leave()
+        self.lookups.stop(STOP_TIMEOUT_S)
+        self.live_workers.stop(STOP_TIMEOUT_S)
+        self._coordination.close()
+        self.index.close()
+        if self._page is not None:
+            self._page.close()
+            self._page = None
+
+    def record_metrics(self) -> None:
+        """Record what has changed since the last call; cheap enough for every step."""
+        now, before = self.publisher.stats(), self._counted
+        if now != before:
+            self._counted = now
+            self._record_publisher(now, before)
+        peers = len(self._candidates())
+        if peers != self._peers:
+            self._peers = peers
+            self._recorder.set("gc_peers_live", peers)
+
+    def export(self, delta: Delta) -> None:
+        """Add a delta to the metrics page of our own, if there is one."""
+        if self._page is not None:
+            self._page.apply(delta)
+
+    def _record_publisher(self, now: PublisherStats, before: PublisherStats) -> None:
+        record = self._recorder
+        record.inc("gc_published_entries_total", now.published - before.published)
+        record.inc("gc_withdrawn_entries_total", now.withdrawn - before.withdrawn)
+        record.inc("gc_dropped_entries_total", now.dropped - before.dropped)
+        record.inc("gc_index_resyncs_total", now.resyncs - before.resyncs)
+        record.inc("gc_index_errors_total", now.errors - before.errors)
+        record.set("gc_active_cache_entries", now.blocks_held)
+        if now.published > before.published:
+            record.observe("gc_publish_lag_seconds", now.publish_lag_s)
+
+    def _candidates(self) -> list[WorkerRef]:
+        return self.live_workers.candidates(exclude_worker=self.record.worker)
+
+
+def open_lookups(settings: Settings, index: BlockIndex, candidates: Callable[[], Sequence[WorkerRef]]) -> LookupService:
+    """Start the lookups beside an engine's scheduler."""
+    return LookupService(
+        index,
+        candidates,
+        locations_for=settings.pull_sources_max,
+    )
+
+
+def _open_page(port: int | None) -> MetricsPage | None:
+    if port is None:
+        return None
+    try:
+        page = serve(port)
+    except OSError as exc:
+        raise ConfigError(f"metrics_port: expected a free loopback port, got {port}: {exc.strerror}") from exc
+    logger.info("metrics at http://127.0.0.1:%d/metrics", page.port)
+    return page

@@ -1,0 +1,200 @@
+"""All that one rank runs beside its engine: memory registration, transports, pulls, its view of the fleet.
+
+    slot table, slots --read by--> peers     peers' records --live workers--> puller --writes--> this rank's slots
+                   '--read by--> relay --TCP--> peers that share neither memory nor RDMA
+
+Knows no engine. Every rank has its own connection to the index: only the rank itself can measure its links, and an idle
+engine carries no messages between its scheduler and its ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
+from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.core.open import open_index
+from ghostcacher_connector.core.types import RankEndpoint, WorkerRecord
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.slots import SlotTable
+from ghostcacher_connector.transfer.base import Probe, Transport
+from ghostcacher_connector.transfer.layout import RankMemory, rows_of
+from ghostcacher_connector.transfer.nixl.transport import NixlTransport
+from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.transfer.relay.process import RelayProcess
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from ghostcacher_connector.worker.link_probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
+from ghostcacher_connector.worker.live_workers import LiveWorkers
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 2.0
+SELF_CHECK_TIMEOUT_S = 5.0
+PROBE_SLOTS = 4
+"""Slots read to time a link: enough bytes for a rate, few enough not to disturb."""
+
+
+class RankRuntime:
+    """Owner of a rank's transports and threads; see the module's docstring."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        memory: RankMemory,
+        table: SlotTable,
+        recorder: Recorder,
+        *,
+        worker: str,
+        rank: int,
+        namespace: str,
+        scratch_slot: int,
+    ) -> None:
+        """Register the rank's memory and open its transports.
+
+        scratch_slot: a slot that the engine never reads; the self-check writes to it.
+        Raises ConfigError and TransferError: at start, and only then.
+        """
+        self._settings = settings
+        self._memory = memory
+        self._recorder = recorder
+        self._worker = worker
+        self._rank = rank
+        self._scratch_slot = scratch_slot
+        self._self_check: SelfCheckReport | None = None
+        self._responder: ProbeResponder | None = None
+        self._overdue = 0
+        self._quarantined = 0
+        # The agent is needed even where only the relay pulls: it is what peers, and the relay, read this rank by.
+        self._nixl = NixlTransport(
+            memory,
+            table,
+            name=f"{worker}-{rank}",
+            ucx_tls=settings.ucx_tls,
+            threads=settings.pull_threads,
+        )
+        self._relay = self._make_relay()
+        address = self._relay.start() if self._relay is not None else None
+        self.endpoint: RankEndpoint = self._nixl.endpoint(rank=rank, relay=address)
+        self.puller = Puller(
+            self._transports(), memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
+        )
+        self.index: BlockIndex = open_index(
+            settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
+        )
+        self._live_workers = LiveWorkers(
+            self.index, namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
+        )
+
+    def start(self) -> None:
+        """Prove that a pull works, then look for peers. Raises TransferError when it does not."""
+        if self._settings.self_check:
+            self._run_self_check()
+        self._live_workers.start()
+
+    def stop(self) -> None:
+        """End threads, transports and the relay. Idempotent; bounded in time."""
+        if self._responder is not None:
+            self._responder.stop(STOP_TIMEOUT_S)
+        self._live_workers.stop(STOP_TIMEOUT_S)
+        # Closes its transports, unless a READ is still in flight: what it writes to must then stay registered.
+        self.puller.close()
+        if "nixl" not in self._settings.transports:
+            self._nixl.close()
+        if self._relay is not None:
+            self._relay.close()
+        self.index.close()
+
+    def candidates(self) -> list[WorkerRef]:
+        """Return the other live workers, to be asked for blocks."""
+        return self._live_workers.candidates(exclude_worker=self._worker)
+
+    def round_trips(self) -> dict[str, float]:
+        """Return the measured round trip to each peer, in seconds."""
+        return {worker: link.rtt_s for worker, link in self.puller.links().items() if link.rtt_s is not None}
+
+    def record_metrics(self) -> None:
+        """Record what has changed since the last call; cheap enough for every step."""
+        overdue, quarantined = self._nixl.overdue_count, self._nixl.quarantined_count
+        if overdue != self._overdue:
+            self._recorder.inc("gc_stuck_reads_total", overdue - self._overdue, rank=str(self._rank))
+            self._overdue = overdue
+        if quarantined != self._quarantined:
+            self._recorder.set("gc_quarantined_reads", quarantined, rank=str(self._rank))
+            self._quarantined = quarantined
+
+    def _transports(self) -> list[Transport]:
+        """Return the ways to read peers, in the order of the setting."""
+        made: dict[str, Transport] = {"nixl": self._nixl}
+        if "relay" in self._settings.transports:
+            made["relay"] = RelayTransport(self._memory, token=self._settings.relay_token)
+        return [made[name] for name in self._settings.transports]
+
+    def _make_relay(self) -> RelayProcess | None:
+        if self._settings.relay_listen is None:
+            return None
+        return RelayProcess(
+            self._nixl.endpoint(rank=self._rank),
+            listen=self._settings.relay_listen,
+            token=self._settings.relay_token,
+            ucx_tls=self._settings.ucx_tls,
+        )
+
+    def _fleet_changed(self, records: Sequence[WorkerRecord]) -> None:
+        """Take the new records of live workers; called on the thread of `LiveWorkers`."""
+        self.puller.update_peers(record for record in records if record.worker != self._worker)
+        own = next((record for record in records if self._is_own(record)), None)
+        if self._responder is None and own is not None:
+            self._responder = ProbeResponder(
+                self.index, own, self._probe_peer, rank=self._rank, self_check=lambda: self._self_check
+            )
+            self._responder.start()
+
+    def _is_own(self, record: WorkerRecord) -> bool:
+        """Return whether a record is of this incarnation of this worker."""
+        ranks = record.ranks
+        return self._rank < len(ranks) and ranks[self._rank].incarnation == self.endpoint.incarnation
+
+    def _probe_peer(self, peer: WorkerRecord) -> Probe:
+        if self._rank >= len(peer.ranks):
+            raise PeerUnreachable(f"{peer.worker} has no rank {self._rank}")
+        if self._live_workers.get(peer.worker) != peer:
+            self._live_workers.refresh()  # it has joined, or come back, since the last look
+        count = min(PROBE_SLOTS, peer.ranks[self._rank].slot_count)
+        return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
+
+    def _run_self_check(self) -> None:
+        """Read a slot of this rank the way a peer would and compare its bytes. Raises TransferError.
+
+        On a GPU only the seal: CUDA does not open for a process the memory that is its own.
+        """
+        expected = self._write_pattern()
+        slots = np.asarray([self._scratch_slot] if self._memory.memory == "DRAM" else [], dtype=np.int64)
+        seen = self._nixl.probe(self.endpoint, slots, timeout_s=SELF_CHECK_TIMEOUT_S)
+        error = ""
+        if not seen.current:
+            error = "the seal is that of another incarnation"
+        elif expected is not None and seen.data != expected:
+            error = f"slot {self._scratch_slot}: the bytes read are not those that were written"
+        self._self_check = SelfCheckReport(ok=not error, transport=seen.transport, error=error, at=time.time())
+        self._recorder.set("gc_self_check_ok", 0 if error else 1, rank=str(self._rank))
+        if error:
+            raise TransferError(f"self-check of {self._worker} rank {self._rank} failed: {error}")
+        what = f"slot {self._scratch_slot}" if len(slots) else "the seal"
+        logger.info("self-check: read %s over %s in %.0f us", what, seen.transport, (seen.rtt_s + seen.data_s) * 1e6)
+
+    def _write_pattern(self) -> bytes | None:
+        """Fill the scratch slot with random bytes and return them; None where the host cannot write them."""
+        if self._memory.memory != "DRAM":
+            return None
+        parts = []
+        for segment in self._memory.segments:
+            pattern = secrets.token_bytes(segment.slot_bytes)
+            rows_of(segment, self._memory.slot_count)[self._scratch_slot] = np.frombuffer(pattern, dtype=np.uint8)
+            parts.append(pattern)
+        return b"".join(parts)

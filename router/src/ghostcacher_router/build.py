@@ -1,0 +1,126 @@
+"""Assembles the parts that route requests, for one router."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
+from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_router.ghostlock.single_flight import SingleFlight
+from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.placement.in_flight import InFlightTracker
+from ghostcacher_router.placement.picker import Options, Picker
+from ghostcacher_router.ports import Offload
+from ghostcacher_router.signals.prefix_locations import PrefixLocations
+from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.sent_history import SentHistory
+from ghostcacher_router.signals.sessions import SessionAffinity
+from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, StoreClockOffset
+
+T = TypeVar("T")
+
+THREADS = 4
+"""For `Dependencies.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` needs one more."""
+
+
+class Routing:
+    """The routing of one router: its state, who reads and writes it, and what keeps it in step with other routers."""
+
+    def __init__(
+        self,
+        dependencies: Dependencies,
+        *,
+        index: BlockIndex | None,
+        store: CoordinationStore | None,
+        router: str,
+        options: Options | None = None,
+        session_ttl_s: float = 3600.0,
+        on_heartbeat: Callable[[HeartbeatReply], None] = lambda _: None,
+        read_block_s: float = READ_BLOCK_S,
+    ) -> None:
+        """Assemble it; `start` begins.
+
+        index, store: None for a fleet of plain engines, or without Redis.
+        router: this router's name, unique in the fleet.
+        session_ttl_s: how long a session is kept at its worker after its last request.
+        on_heartbeat, read_block_s: see RouterSync.
+        """
+        self.replicas: int | None = None
+        """Routers alive at the last heartbeat; None before the first one."""
+        self._forward_heartbeat = on_heartbeat
+        clock_offset = StoreClockOffset()
+        self.state = state = self._make_state(dependencies, index, store, router, session_ttl_s, clock_offset)
+        self.tracker = tracker = InFlightTracker(dependencies, state)
+        self.picker = Picker(dependencies, state, tracker, options or Options())
+        """The Dispatcher of types.py."""
+        self.sync: RouterSync | None = None
+        """None without a store."""
+        if store is not None:
+            self.sync = RouterSync(
+                store,
+                tracker,
+                dependencies,
+                state,
+                clock_offset=clock_offset,
+                router=router,
+                on_heartbeat=self._on_heartbeat,
+                read_block_s=read_block_s,
+            )
+
+    def __repr__(self) -> str:
+        return f"Routing({self.picker!r}, {self.sync!r})"
+
+    def start(self) -> None:
+        """Begin to keep in step with the other routers; on the event loop."""
+        if self.sync is not None:
+            self.sync.start()
+
+    async def stop(self) -> None:
+        """Leave the other routers. Bounded by the store's time-out."""
+        self.state.locations.stop()
+        self.state.sessions.stop()
+        if self.sync is not None:
+            await self.sync.stop()
+
+    def _make_state(
+        self,
+        dependencies: Dependencies,
+        index: BlockIndex | None,
+        store: CoordinationStore | None,
+        router: str,
+        session_ttl_s: float,
+        clock_offset: StoreClockOffset,
+    ) -> RoutingState:
+        clock, offload, metrics = dependencies.clock, dependencies.offload, dependencies.metrics
+        locks = SingleFlight(
+            store,
+            offload,
+            clock,
+            router=router,
+            clock_offset=clock_offset,
+            count=metrics.ghost_locks.inc,
+            alone=lambda: self.replicas == 1,
+        )
+        return RoutingState(
+            QueueEstimator(),
+            SentHistory(),
+            PrefixLocations(index, dependencies.fleet, offload, clock, observe=metrics.lookup_s.observe),
+            SessionAffinity(store, offload, clock, ttl_s=session_ttl_s),
+            locks,
+        )
+
+    def _on_heartbeat(self, reply: HeartbeatReply) -> None:
+        self.replicas = reply.routers
+        self._forward_heartbeat(reply)
+
+
+def offload_to(threads: ThreadPoolExecutor) -> Offload:
+    """Return what runs blocking calls in a pool of threads. Its owner shuts it down after `Routing.stop`."""
+
+    def offload(call: Callable[[], T], /) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(threads, call)
+
+    return offload

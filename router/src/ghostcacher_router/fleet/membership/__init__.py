@@ -1,0 +1,1 @@
+"""Who belongs to the fleet: leases in Redis and static URLs, and who has left."""

@@ -1,0 +1,42 @@
+"""Reads the base URLs of workers, and names workers by them."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_router.types import Endpoint
+
+URL_CHARS_MAX = 200
+"""The longest URL: a worker's name may be made of it."""
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def parse_endpoint(url: str, setting: str = "http_url") -> Endpoint:
+    """Return where a base URL leads; raise ConfigError, naming the setting, unless it is http[s]://host[:port][/path].
+
+    The path is what stands before `/v1`. A URL that ends in `/v1`, as clients are given it, means the same server.
+    """
+    try:
+        parts = urlsplit(url.strip())
+        port, host = parts.port, parts.hostname
+    except ValueError:
+        parts, port, host = urlsplit(""), None, None
+    plain = url.isascii() and url.isprintable() and not any(mark in url.strip() for mark in ' "<>\\^`{|}?#@')
+    if parts.scheme not in _PORTS or not host or port == 0 or not plain or len(url) > URL_CHARS_MAX:
+        shown = url.rpartition("@")[2][:200] if "@" in url else url[:200]
+        raise ConfigError(f"{setting}: expected http[s]://host[:port][/path] without user or query, got {shown!r}")
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return Endpoint(host, port or _PORTS[parts.scheme], parts.scheme == "https", path)
+
+
+def name_of(endpoint: Endpoint) -> str:
+    """Return the name of a worker that is known by its URL only: host:port, and the path where there is one."""
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+    return f"{host}:{endpoint.port}{endpoint.path}"
+
+
+def same_server(endpoint: Endpoint) -> Endpoint:
+    """Return an endpoint to compare by: localhost and 127.0.0.1 are one host. Other names are not resolved."""
+    return endpoint._replace(host="127.0.0.1") if endpoint.host == "localhost" else endpoint

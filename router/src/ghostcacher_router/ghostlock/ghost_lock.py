@@ -1,0 +1,83 @@
+"""One ghost lock: the single-flight lease on a cold prefix. single_flight.py says how it begins and ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ghostcacher_router.types import Prompt
+
+KEYS_MAX = 16
+KIB = 1024
+
+
+class GhostLock:
+    """A lease on one cold part of a prompt, which a worker is computing. Times are the loop's clock, in seconds."""
+
+    __slots__ = (
+        "changed",
+        "confirmed",
+        "digests",
+        "expires_at",
+        "keys",
+        "ours",
+        "ready_at",
+        "released",
+        "seen_at",
+        "token",
+        "worker",
+    )
+
+    def __init__(
+        self, digests: Sequence[bytes], keys: Sequence[bytes], worker: str, ready_at: float, *, ours: bool
+    ) -> None:
+        self.digests = digests
+        """Of the boundaries that it covers, with their namespace's salt: its places in the lock table."""
+        self.keys = tuple(keys)
+        """Those of them under which the store has it."""
+        self.worker = worker
+        """The worker that computes, the *owner*."""
+        self.ready_at = ready_at
+        """When the owner will have computed it, as forecast."""
+        self.ours = ours
+        """Whether a request of this router holds it."""
+        self.token: int | None = None
+        """The store's fencing token; None while the store has not granted it."""
+        self.confirmed = not ours
+        """Whether requests may count on it: the store has granted it, or has not answered in time."""
+        self.released = False
+        """Whether it is over: computed, failed, lost or taken over."""
+        self.expires_at = float("inf")
+        """When it is over by itself."""
+        self.seen_at = float("-inf")
+        """When the store was last asked whether another router still holds it."""
+        self.changed = asyncio.Event()
+        """Set when it is confirmed, and when it is over."""
+
+    def __repr__(self) -> str:
+        whose = "ours" if self.ours else "another router's"
+        return f"GhostLock(worker={self.worker}, {whose}, token={self.token}, released={self.released})"
+
+
+class EncounteredLock(NamedTuple):
+    """A ghost lock that covers a part of a request's prompt."""
+
+    namespace: str
+    """Whose blocks the owner computes: workers of other namespaces cannot use them."""
+    lock: GhostLock
+    boundary: int
+    """Index of the deepest boundary of the request's prompt that the lock covers."""
+
+
+def lock_boundaries(prompt: Prompt, free: Sequence[int]) -> list[int]:
+    """Return which boundaries to lock in the store: the last end of each kind of section, and powers of two KiB.
+
+    free: indexes of the boundaries that can be locked, ascending, at least one.
+    Two prompts with a common prefix have one of these in common, wherever the cold part of each begins, unless the
+    common prefix is less than half of it. The deepest ones are kept.
+    """
+    chosen = set(dict(prompt.section_ends).values())
+    chosen |= {index for index in free if (end := prompt.ends[index]) % KIB == 0 and (end & (end - 1)) == 0}
+    chosen &= set(free)
+    return sorted(chosen or {free[-1]})[-KEYS_MAX:]

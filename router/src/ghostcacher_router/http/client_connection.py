@@ -1,0 +1,315 @@
+"""One client's connection: requests in, one at a time and in order.
+
+    HEAD --head--> BODY --whole--> BUSY --answered--> HEAD ...        any --error in mid-request--> LINGER --> CLOSED
+
+Bodies are held whole, counted against one budget. While a request is answered the next ones are read, up to a limit,
+so that it is seen when the client leaves. A FIN counts as leaving, as with nginx: it cannot be told from a close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import IntEnum
+from typing import cast
+
+from ghostcacher_router.http.local_exchange import LocalExchange
+from ghostcacher_router.http.peer_state import peer_has_closed
+from ghostcacher_router.http.protocol.local_response import error_response
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
+from ghostcacher_router.http.protocol.request_reader import RequestReader
+from ghostcacher_router.http.proxy_ports import Exchange
+from ghostcacher_router.http.proxy_state import ProxyState
+from ghostcacher_router.http.worker_exchange import WorkerExchange
+
+
+class State(IntEnum):
+    """Where a connection is. BUSY: a request is answered, or its response has not been read by the client."""
+
+    HEAD = 0
+    BODY = 1
+    BUSY = 2
+    LINGER = 3
+    CLOSED = 4
+
+
+_HEAD, _BODY, _BUSY, _LINGER, _CLOSED = State
+
+_TOO_MANY = Refusal(503, "too many connections", code="overloaded", retry_after_s=1)
+_TOO_MANY_BYTES = Refusal(503, "too many bytes of requests are held", code="overloaded", retry_after_s=1)
+_LATE_HEAD = Refusal(408, "the request's head did not come in time", code="timeout")
+_LATE_BODY = Refusal(408, "the request's body did not come in time", code="timeout")
+
+
+class ClientConnection(asyncio.Protocol):
+    """A connection to a client: a `Client` of its exchanges. Loop only."""
+
+    __slots__ = (
+        "_begun",
+        "_exchange",
+        "_held_bytes",
+        "_moved_at",
+        "_moved_bytes",
+        "_peer_bytes",
+        "_proxy",
+        "_read_paused",
+        "_reader",
+        "_seen_bytes",
+        "_state",
+        "_write_paused",
+        "deadline",
+        "peer",
+        "transport",
+        "write",
+    )
+    transport: asyncio.Transport
+    write: Callable[[bytes], None]
+    deadline: float
+
+    def __init__(self, proxy: ProxyState) -> None:
+        self._proxy = proxy
+        self._state = _HEAD
+        self._reader = RequestReader(proxy.limits)
+        self._begun = False
+        self._held_bytes = 0
+        self._seen_bytes = 0
+        self._exchange: Exchange | None = None
+        self._moved_bytes = 0
+        self._moved_at = 0.0
+        self._read_paused = False
+        self._write_paused = False
+        self.peer: str | None = None
+
+    def __repr__(self) -> str:
+        pending = len(self._reader.pending)
+        return f"ClientConnection({self.peer}, {self._state.name}, pending={pending}, {self._exchange!r})"
+
+    # what an exchange uses
+
+    @property
+    def may_keep_alive(self) -> bool:
+        return self._reader.keep_alive and not self._proxy.draining
+
+    def forwarded_for(self, before: bytes | None) -> bytes:
+        return self._peer_bytes if before is None else b"%b, %b" % (before, self._peer_bytes)
+
+    def release_body(self) -> None:
+        self._proxy.buffered_bytes -= self._held_bytes
+        self._held_bytes = 0
+
+    def exchange_done(self, keep: bool) -> None:
+        proxy = self._proxy
+        self._exchange = self._reader.head = None
+        proxy.in_flight -= 1
+        if self._held_bytes:
+            self.release_body()
+        if not keep or proxy.draining:
+            self._close()
+        elif not self._write_paused:
+            self._next()
+
+    def exchange_refused(self, refusal: Refusal) -> None:
+        assert self._exchange is not None, self
+        keep = self.may_keep_alive
+        self._write_error(refusal, self._exchange.request_id, keep)
+        self.exchange_done(keep)
+
+    def abort(self) -> None:
+        self._leave()
+        self.transport.abort()
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.write = self.transport.write
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if isinstance(peer, tuple) else None
+        self._peer_bytes = (self.peer or "unknown").encode()
+        self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
+        if not self._proxy.admit(self):
+            self._write_error(_TOO_MANY, None, False)
+            self._close()
+        elif self._proxy.draining:
+            self._close()  # It was accepted before the proxy ceased to listen.
+
+    def data_received(self, data: bytes) -> None:
+        state = self._state
+        if state is _HEAD or state is _BODY:
+            self._read(data)
+        elif state is _BUSY:
+            self._reader.pending += data
+            if len(self._reader.pending) > self._proxy.limits.pipelined_bytes_max and not self._read_paused:
+                self._read_paused = True
+                self.transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """Leave; asyncio closes the connection when what was written is sent."""
+        self._leave()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._leave()
+        self._proxy.forget(self)
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self._moved_at = self._proxy.clock()
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._moved_at = self._proxy.clock()
+        if self._exchange is not None:
+            self._exchange.resume()
+        elif self._state is _BUSY:
+            self._next()
+
+    # time
+
+    def expired(self, now: float) -> None:
+        if self._state is _HEAD:
+            if self._reader.pending:
+                self._refuse(_LATE_HEAD)
+            else:
+                self._close()
+        elif self._state is _BODY:
+            limits, received_bytes = self._proxy.limits, self._reader.received_bytes
+            if received_bytes - self._seen_bytes < limits.client_body_s * limits.body_rate_min:
+                self._refuse(_LATE_BODY)
+            else:
+                # What came fast earns no time to be silent.
+                self._seen_bytes = received_bytes
+                self.deadline = now + limits.client_body_s
+        elif self._state is _BUSY:
+            self._check_progress(now)
+        else:
+            self.transport.abort()
+
+    def _check_progress(self, now: float) -> None:
+        """Give up a response that nobody reads, or of which nothing comes."""
+        exchange, limits = self._exchange, self._proxy.limits
+        if self._read_paused and peer_has_closed(self.transport):
+            self.abort()
+        elif self._write_paused or exchange is None:
+            if now - self._moved_at > limits.client_stall_s:
+                self.abort()
+        elif exchange.passed_bytes != self._moved_bytes:
+            self._moved_bytes, self._moved_at = exchange.passed_bytes, now
+        elif now - self._moved_at > limits.worker_silence_s:
+            exchange.expire()
+
+    def drain(self) -> None:
+        if self._state is _HEAD and not self._reader.pending:
+            self._close()
+
+    # a request
+
+    def _read(self, data: bytes) -> None:
+        """Read on in a request; once it is whole, have it answered."""
+        reader = self._reader
+        try:
+            body = reader.feed(data)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        if not self._hold(reader.body_bytes if body is None else len(body)):
+            return
+        if body is not None:
+            assert reader.head is not None, self
+            self._run(reader.head, body)
+        elif not reader.in_body:
+            if not self._begun and reader.begun:
+                self._begun = True
+                self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
+        elif self._state is _HEAD:
+            self._state = _BODY
+            self._seen_bytes = 0
+            self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
+            if reader.head is not None and reader.head.expects_continue:
+                self.write(CONTINUE)
+
+    def _hold(self, size: int) -> bool:
+        """Count the bytes of a body that are held; False when there are too many: the request is refused."""
+        self._proxy.buffered_bytes += size - self._held_bytes
+        self._held_bytes = size
+        if self._proxy.buffered_bytes <= self._proxy.limits.buffered_bytes_max:
+            return True
+        self._refuse(_TOO_MANY_BYTES)
+        return False
+
+    def _run(self, head: RequestHead, body: bytes) -> None:
+        proxy = self._proxy
+        now = proxy.clock()
+        self._state = _BUSY
+        self._begun = False
+        self._moved_at = now
+        self.deadline = now + proxy.limits.tick_s
+        proxy.in_flight += 1
+        exchange: Exchange
+        if proxy.local.match(head.method, head.path):
+            exchange = LocalExchange(proxy, self, head, body)
+        else:
+            exchange = WorkerExchange(proxy, self, head, body, now)
+        self._exchange = exchange
+        exchange.start()
+
+    def _next(self) -> None:
+        """Go on to the next request: the client has taken the response."""
+        if self._proxy.draining:
+            self._close()
+            return
+        self._state = _HEAD
+        self.deadline = self._proxy.now + self._proxy.limits.keep_alive_s
+        if self._reader.pending:
+            asyncio.get_running_loop().call_soon(self._read_pending)
+
+    def _read_pending(self) -> None:
+        """Read what was sent ahead; in a new call, so that many small requests do not nest."""
+        pending = self._reader.pending
+        if self._state is _HEAD and pending:
+            data = bytes(pending)
+            pending.clear()
+            self._read(data)
+        if self._state is not _BUSY or len(pending) <= self._proxy.limits.pipelined_bytes_max:
+            self._resume_reading()
+
+    # ends
+
+    def _write_error(self, refusal: Refusal, request_id: bytes | None, keep: bool) -> None:
+        head = self._reader.head
+        path, no_body = ("", False) if head is None else (head.path, head.method == "HEAD")
+        self.write(error_response(path, refusal).encode(request_id, keep_alive=keep, no_body=no_body))
+        self._proxy.answered(self.peer, head, refusal.status, request_id)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer with an error while the request may still be coming, and take no other."""
+        self._write_error(refusal, None, False)
+        self._leave()
+        self._state = _LINGER
+        self.deadline = self._proxy.clock() + self._proxy.limits.linger_s
+        self._resume_reading()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
+            self.transport.write_eof()
+
+    def _close(self) -> None:
+        """Close when what was written is sent."""
+        self._leave()
+        self.transport.close()
+
+    def _leave(self) -> None:
+        """Let go of everything: the client is gone, or its connection is about to be."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._proxy.in_flight -= 1
+            exchange.cancel()
+        self._state = _CLOSED
+        self.deadline = self._proxy.clock() + self._proxy.limits.client_stall_s
+        self._reader.release()
+        self.release_body()
+
+    def _resume_reading(self) -> None:
+        if self._read_paused and not self.transport.is_closing():
+            self._read_paused = False
+            self.transport.resume_reading()

@@ -1,0 +1,59 @@
+"""Every limit of the HTTP proxy and of its connections to workers, with its reason. Settings are in config.py."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+
+class Limits(NamedTuple):
+    """Bounds of memory, counts and time. Bytes, counts and seconds, as the names say."""
+
+    head_bytes_max: int = 64 * KIB
+    """Of the head of a request or response: twice what nginx takes, and room for a long list of cookies."""
+    headers_max: int = 128
+    """A head of one-letter headers is cheap to send and dear to take apart."""
+    body_bytes_max: int = 64 * MIB
+    """A prompt of a million tokens is 8 MiB; images and audio come as base64."""
+    buffered_bytes_max: int = 1024 * MIB
+    """Of all bodies held: many large ones at once must not take the machine's memory."""
+    chunking_bytes_max: int = 64 * KIB
+    """Of a request's framing (chunk sizes, extensions, trailers), beyond `CHUNKING_PER_BYTE` for each byte of body."""
+    pipelined_bytes_max: int = 64 * KIB
+    """What a client may send ahead of its answer, and one read more. Then it is not read from."""
+    connections_max: int = 4096
+    """Clients at a time. Beyond, 503."""
+    client_header_s: float = 10.0
+    """For a whole head, from its first byte, or from the connection's start."""
+    client_body_s: float = 60.0
+    """For a body, or at least for as much of it as comes at `body_rate_min` meanwhile, again and again: neither silence
+    nor a trickle holds memory, however much came before."""
+    body_rate_min: float = 16 * KIB
+    """Bytes/s. A slow mobile line has more."""
+    keep_alive_s: float = 75.0
+    """Between two requests; as nginx."""
+    client_stall_s: float = 300.0
+    """A client that reads nothing of its answer for so long is gone: the engine still computes for it."""
+    linger_s: float = 2.0
+    """After an error in mid-request, what the client still sends is read for so long: closing at once would reset the
+    connection, and the client might never see the answer."""
+    connect_s: float = 2.0
+    """To a worker: a host that is gone does not answer at all."""
+    worker_silence_s: float = 3600.0
+    """Between two bytes of a worker. Long: a queue of long prompts, or a long answer that is not streamed."""
+    worker_gone_s: int = 30
+    """A worker whose machine has vanished without a word is noticed so soon; one that only hangs is not."""
+    upstream_idle_s: float = 4.0
+    """Of a connection kept for later; less than the 5 s after which uvicorn closes it."""
+    upstream_idle_max: int = 256
+    """Connections kept for one worker; the next burst opens them again."""
+    retries_max: int = 2
+    """Other workers tried when one refuses a request."""
+    tick_s: float = 0.5
+    """How late a time-out may be. One timer for all connections, so that a request sets none."""
+
+
+CHUNKING_PER_BYTE = 8
+"""A chunk of one byte has five bytes of framing, and some write leading zeros."""

@@ -1,0 +1,106 @@
+"""The HTTP proxy: listens to clients, watches over time, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+
+from ghostcacher_router.http.client_connection import ClientConnection
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.proxy_state import ProxyState
+from ghostcacher_router.types import Dispatcher
+
+ACCEPT_BACKLOG = 1024
+"""A burst of new clients waits in the kernel instead of being refused."""
+
+
+class HttpProxy:
+    """Takes requests from clients, has them placed, and streams the responses back. Loop only.
+
+    router: a name that goes into request ids. access_log: a line for each request. worker_tls: for workers that listen
+    with TLS; None: the system's certificates.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        local: LocalEndpoints,
+        parse: Parse,
+        meter: Meter,
+        *,
+        router: str,
+        limits: Limits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        worker_tls: ssl.SSLContext | None = None,
+        access_log: bool = False,
+    ) -> None:
+        self.state = ProxyState(
+            dispatcher,
+            local,
+            parse,
+            meter,
+            router=router,
+            limits=limits if limits is not None else Limits(),
+            clock=clock,
+            worker_tls=worker_tls,
+            access_log=access_log,
+        )
+        self._servers: list[asyncio.Server] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"HttpProxy({self.state!r})"
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are being answered."""
+        return self.state.in_flight
+
+    async def start(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> int:
+        """Listen; return the port. port 0: any free one. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: ClientConnection(self.state), host, port, ssl=tls, backlog=ACCEPT_BACKLOG
+        )
+        self._servers.append(server)
+        if self._timer is None:
+            self._timer = loop.call_later(self.state.limits.tick_s, self._on_timer)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more requests, let those in flight end within `drain_s`, and close everything."""
+        state = self.state
+        state.draining = True
+        for server in self._servers:
+            server.close()
+        for client in list(state.clients):
+            client.drain()
+        try:
+            async with asyncio.timeout(drain_s):
+                await state.wait_until_empty()
+        except TimeoutError:
+            for client in list(state.clients):
+                client.abort()
+            await state.wait_until_empty()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        await state.pools.close()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()
+
+    def tick(self) -> None:
+        """Do what has become due: time-outs of clients, old connections to workers."""
+        state = self.state
+        state.now = now = state.clock()
+        for client in [client for client in state.clients if now > client.deadline]:
+            client.expired(now)
+        state.pools.tick(now)
+
+    def _on_timer(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self.state.limits.tick_s, self._on_timer)
+        self.tick()

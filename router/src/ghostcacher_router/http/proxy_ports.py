@@ -1,0 +1,117 @@
+"""What the parts of the HTTP proxy ask of one another, and of whoever counts and answers for them. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.types import RequestShape
+
+Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
+"""Path, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
+
+
+class LocalEndpoints(Protocol):
+    """What the router answers itself. Called on the event loop only."""
+
+    def match(self, method: str, path: str) -> bool:
+        """Say whether this request is answered here, and so never sent to a worker."""
+
+    async def handle(self, request: LocalRequest) -> LocalResponse:
+        """Return the response, within a bounded time; never raises for what a client sent."""
+
+
+class Exchange(Protocol):
+    """A request that is being answered, by a worker (`WorkerExchange`) or by the router itself (`LocalExchange`).
+
+    request_id: the client's own, or one that the router made. passed_bytes: a number that grows while a worker sends.
+    """
+
+    request_id: bytes
+
+    @property
+    def passed_bytes(self) -> int: ...
+
+    def start(self) -> None:
+        """Begin to answer."""
+
+    def cancel(self) -> None:
+        """The client left: end everything at once, and tell the client's connection nothing."""
+
+    def expire(self) -> None:
+        """Nothing has moved for too long: give up."""
+
+    def pause(self) -> None:
+        """The client does not keep up: send it no more for now."""
+
+    def resume(self) -> None:
+        """Go on."""
+
+
+class Client(Protocol):
+    """What an exchange asks of the connection whose request it answers.
+
+    peer: the client's address, None when it is not known. write: sends bytes, without waiting.
+    """
+
+    peer: str | None
+    write: Callable[[bytes], None]
+
+    @property
+    def may_keep_alive(self) -> bool:
+        """Whether the client may send another request behind this response."""
+
+    def forwarded_for(self, before: bytes | None) -> bytes:
+        """Return the value of X-Forwarded-For. before: what the client sent as such."""
+
+    def release_body(self) -> None:
+        """The request's body is no longer held."""
+
+    def exchange_done(self, keep: bool) -> None:
+        """The response has been written as a whole. keep: another request may follow on this connection."""
+
+    def exchange_refused(self, refusal: Refusal) -> None:
+        """Have an error written instead of a response, of which nothing has been written."""
+
+    def abort(self) -> None:
+        """Close at once: what was written must not look like a whole response."""
+
+
+class Connection(Protocol):
+    """What the proxy asks of each client's connection. deadline: when `expired` is to be called, by its clock."""
+
+    deadline: float
+
+    def expired(self, now: float) -> None:
+        """The deadline has passed."""
+
+    def drain(self) -> None:
+        """Take no more requests; the one that is under way may end."""
+
+    def abort(self) -> None:
+        """Close at once."""
+
+
+class Observed(Protocol):
+    def observe(self, value: float) -> None: ...
+
+
+class Counted(Protocol):
+    def inc(self, *labels: str) -> None: ...
+
+
+class Meter(Protocol):
+    """Counts what the proxy does."""
+
+    @property
+    def latency_ms(self) -> Observed:
+        """From a request's last byte read to the request written to a worker."""
+
+    @property
+    def retries(self) -> Counted:
+        """Requests sent to another worker, by reason: "refused" or "broke"."""
+
+    def answered(self, path: str, status: int) -> None:
+        """Count a request that has ended; 499: the client left."""

@@ -1,0 +1,103 @@
+"""What all connections of one HTTP proxy share: its parts, its counts and its names for requests."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import ssl
+from collections.abc import Callable
+
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.protocol.request_head import RequestHead
+from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse
+from ghostcacher_router.types import Dispatcher
+from ghostcacher_router.upstreams.worker_pools import Pools
+
+access = logging.getLogger("ghostcacher_router.access")
+
+CLIENT_LEFT = 499
+"""The status under which a request is counted whose client left, as nginx calls it. It is never sent."""
+
+
+class ProxyState:
+    """Shared by the proxy, its clients' connections and their exchanges. Loop only.
+
+    now: the time of the last tick, for what may be half a second off. in_flight: requests that are being answered.
+    buffered_bytes: of bodies held. draining: no new request is taken. clients: open connections.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        local: LocalEndpoints,
+        parse: Parse,
+        meter: Meter,
+        *,
+        router: str,
+        limits: Limits,
+        clock: Callable[[], float],
+        worker_tls: ssl.SSLContext | None,
+        access_log: bool,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.local = local
+        self.parse = parse
+        self.meter = meter
+        self.limits = limits
+        self.clock = clock
+        self.access_log = access_log
+        self.now = clock()
+        self.pools = Pools(limits, self.now, worker_tls)
+        self.in_flight = 0
+        self.buffered_bytes = 0
+        self.draining = False
+        self.clients: set[Connection] = set()
+        self._emptied: asyncio.Future[None] | None = None
+        self._ids = itertools.count(1)
+        self._id_prefix = f"gc-{router}-".encode()
+
+    def __repr__(self) -> str:
+        counts = f"clients={len(self.clients)}, in_flight={self.in_flight}, buffered_bytes={self.buffered_bytes}"
+        return f"ProxyState({counts})"
+
+    def next_request_id(self) -> bytes:
+        return b"%b%d" % (self._id_prefix, next(self._ids))
+
+    def answered(
+        self,
+        peer: str | None,
+        head: RequestHead | None,
+        status: int,
+        request_id: bytes | None,
+        *,
+        worker: str | None = None,
+        began_at: float | None = None,
+    ) -> None:
+        """Count a request that has ended, and log it where that is wanted; no query, since it may hold a secret.
+
+        head: None when it could not be read. began_at: when a worker was first wanted for it, by the proxy's clock.
+        """
+        self.meter.answered("" if head is None else head.path, status)
+        if self.access_log:
+            what = "-" if head is None else f"{head.method} {head.path}"
+            took_ms = 0.0 if began_at is None else (self.clock() - began_at) * 1e3
+            number = "-" if request_id is None else request_id.decode()
+            access.info('%s "%s" %d %s %.1f ms %s', peer or "-", what, status, worker or "-", took_ms, number)
+
+    def admit(self, client: Connection) -> bool:
+        """Take in a connection; False when there are too many."""
+        self.clients.add(client)
+        return len(self.clients) <= self.limits.connections_max
+
+    def forget(self, client: Connection) -> None:
+        """A connection is closed."""
+        self.clients.discard(client)
+        if not self.clients and self._emptied is not None and not self._emptied.done():
+            self._emptied.set_result(None)
+
+    async def wait_until_empty(self) -> None:
+        """Return when all connections are closed."""
+        if self.clients:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied

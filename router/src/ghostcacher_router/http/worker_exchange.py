@@ -1,0 +1,321 @@
+"""One request's life at the workers: parsed, placed, sent, answered; or placed again while nothing came back.
+
+    start -> parse -> place -> connect or take a kept connection -> send -> response_head .. response_end
+                       ^                                       |
+                       '-- refused, or broke before any byte <-'
+
+There is a task only while a dispatcher has to wait or a connection is made. A connection that was kept and turns out
+closed proves nothing: the same worker gets one more try, on a new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from functools import lru_cache
+
+from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.request_head import RequestHead, worker_request
+from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
+from ghostcacher_router.http.proxy_ports import Client
+from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
+from ghostcacher_router.prompt.bodies import BadBody
+from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.upstreams.response_receiver import Sink
+from ghostcacher_router.upstreams.worker_connection import WorkerConnection
+
+logger = logging.getLogger(__name__)
+
+HTTP_ERROR = 400
+WORKER_NAMES_MAX = 8192
+OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""What the router lacks itself when it cannot connect: it says nothing of the worker."""
+_NOBODY: frozenset[str] = frozenset()
+_OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
+
+
+class WorkerExchange:
+    """One request of one client, answered by a worker: an `Exchange`, and the `ResponseReceiver`. Loop only.
+
+    Tells the client's connection exactly once that it is over, unless it was cancelled by it.
+    """
+
+    __slots__ = (
+        "_began_at",
+        "_body",
+        "_client",
+        "_connection",
+        "_excluded",
+        "_head",
+        "_keep",
+        "_over",
+        "_placement",
+        "_proxy",
+        "_received_at",
+        "_responding",
+        "_reused",
+        "_sent",
+        "_shape",
+        "_status",
+        "_task",
+        "no_body",
+        "plain",
+        "request_id",
+    )
+    _shape: RequestShape
+
+    def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes, received_at: float) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._head = head
+        self._body = body
+        self._began_at = received_at
+        self._received_at: float | None = received_at
+        self._connection: WorkerConnection | None = None
+        self._placement: Placement | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._excluded = _NOBODY
+        self._status: int | None = None
+        self._responding = False
+        self._reused = False
+        self._sent = False
+        self._keep = False
+        self._over = False
+        self.no_body = head.method == "HEAD"
+        self.plain = not head.http11
+        self.request_id = head.request_id or proxy.next_request_id()
+
+    def __repr__(self) -> str:
+        return f"WorkerExchange({self._head.method} {self._head.path}, worker={self._worker}, status={self._status})"
+
+    @property
+    def passed_bytes(self) -> int:
+        return 0 if self._connection is None else self._connection.passed_bytes
+
+    @property
+    def _worker(self) -> str | None:
+        return None if self._placement is None else self._placement.worker
+
+    # the client's side
+
+    def start(self) -> None:
+        """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
+        head = self._head
+        try:
+            self._shape = self._proxy.parse(head.path, self._body, head.headers)
+        except BadBody as exc:
+            self._refuse(Refusal(400, exc.message, param=exc.param))
+        except Exception:
+            self._fail_unexpectedly("parsing a body")
+        else:
+            self._place()
+
+    def cancel(self) -> None:
+        """The client left: whatever is under way ends at once, so that the engine stops computing."""
+        if not self._over:
+            worker = self._worker
+            self._stop(Outcome.CANCELLED)
+            self._count(CLIENT_LEFT, worker)
+
+    def expire(self) -> None:
+        """The worker has been silent for too long."""
+        if not self._over:
+            self._fail(504, "the worker did not answer in time", code="worker_timeout")
+
+    def pause(self) -> None:
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
+
+    # placing and sending
+
+    def _place(self) -> None:
+        head = self._head
+        ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._excluded)
+        try:
+            placement = self._proxy.dispatcher.place_now(ask)
+        except NoWorker as exc:
+            self._no_worker(exc)
+        except Exception:
+            self._fail_unexpectedly("placing a request")
+        else:
+            if placement is None:
+                self._task = asyncio.get_running_loop().create_task(self._place_later(ask))
+            else:
+                self._use(placement)
+
+    async def _place_later(self, ask: Ask) -> None:
+        try:
+            placement = await self._proxy.dispatcher.place(ask)
+        except NoWorker as exc:
+            self._no_worker(exc)
+        except Exception:
+            self._fail_unexpectedly("placing a request")
+        else:
+            self._use(placement)
+
+    def _use(self, placement: Placement) -> None:
+        self._placement = placement
+        self._sent = False
+        try:
+            connection = self._proxy.pools[placement.endpoint].take()
+        except OSError as exc:
+            self._refused("refused", str(exc))
+            return
+        if connection is None:
+            self._connect(placement)
+        else:
+            self._reused = True
+            self._send(connection, placement)
+
+    def _connect(self, placement: Placement) -> None:
+        self._reused = False
+        self._task = asyncio.get_running_loop().create_task(self._send_later(placement))
+
+    async def _send_later(self, placement: Placement) -> None:
+        try:
+            connection = await self._proxy.pools.connect(placement.endpoint)
+        except OSError as exc:
+            if exc.errno in OWN_FAULTS:
+                logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
+                self._refuse(_OVERLOADED)
+            else:
+                self._refused("refused", str(exc))
+        except Exception:
+            self._fail_unexpectedly("connecting to a worker")
+        else:
+            self._send(connection, placement)
+
+    def _send(self, connection: WorkerConnection, placement: Placement) -> None:
+        proxy, pool = self._proxy, connection.pool
+        head, body = self._head, self._body
+        forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
+        own_lines = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
+        self._connection = connection
+        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own_lines, len(body)), body)
+        if not self._sent:
+            self._sent = True
+            placement.sent()
+        if self._received_at is not None:
+            proxy.meter.latency_ms.observe((proxy.clock() - self._received_at) * 1e3)
+            self._received_at = None
+
+    # the worker's side
+
+    def response_head(self, head: ResponseHead, length: int | None, *, whole: bool) -> tuple[bytes, Sink]:
+        placement, client = self._placement, self._client
+        assert placement is not None, self
+        self._status = head.status
+        if not whole and self._connection is not None and not self._connection.unsent_bytes:
+            self._body = b""
+            client.release_body()
+        ends = length is not None or (head.chunked and not self.plain) or head.no_body or self.no_body
+        self._keep = keep = ends and client.may_keep_alive
+        own_lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (self.request_id, _printable(placement.worker))
+        if (found := placement.forecast) is not None:
+            own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
+        return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), client.write
+
+    def response_first_byte(self) -> None:
+        # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
+        if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
+            self._placement.first_byte()
+
+    def response_begins(self) -> None:
+        self._responding = True
+
+    def response_end(self, *, clean: bool) -> None:
+        self._connection = None
+        worker = self._worker
+        self._stop(Outcome.DONE)
+        assert self._status is not None, self
+        self._count(self._status, worker)
+        self._client.exchange_done(self._keep and clean)
+
+    def response_lost(self, error: str, *, began: bool) -> None:
+        self._connection = None
+        if began:
+            self._fail(502, f"the worker broke off its answer: {error}", code="bad_gateway")
+        elif self._reused and self._placement is not None:
+            self._connect(self._placement)
+        else:
+            self._refused("broke", error)
+
+    def response_bad(self, error: str) -> None:
+        self._connection = None
+        self._fail(502, f"the worker's answer cannot be passed on: {error}", code="bad_gateway")
+
+    # ends
+
+    def _refused(self, reason: str, error: str) -> None:
+        """A worker took nothing: tell the dispatcher, and ask for another."""
+        placement = self._placement
+        assert placement is not None, self
+        self._placement = None
+        placement.ended(Outcome.REFUSED, None)
+        self._excluded |= {placement.worker}
+        logger.info("request %s: worker %s: %s", self.request_id.decode(), placement.worker, error)
+        if len(self._excluded) > self._proxy.limits.retries_max:
+            self._refuse(_no_answer(len(self._excluded)))
+            return
+        self._proxy.meter.retries.inc(reason)
+        self._place()
+
+    def _no_worker(self, exc: NoWorker) -> None:
+        if self._excluded:
+            self._refuse(_no_answer(len(self._excluded)))
+        else:
+            self._refuse(Refusal(exc.status, exc.message, code=exc.kind, retry_after_s=exc.retry_after_s))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """End the request with an error; no response of a worker has begun."""
+        self._stop(Outcome.FAILED)
+        self._client.exchange_refused(refusal)
+
+    def _fail_unexpectedly(self, what: str) -> None:
+        logger.exception("%s: unexpected error: %r", what, self)
+        self._fail(500, "the router failed", code="internal_error")
+
+    def _fail(self, status: int, message: str, *, code: str) -> None:
+        """End the request; where its response has begun, without an end that looks like one."""
+        if not self._responding:
+            self._status = None
+            self._refuse(Refusal(status, message, code=code))
+            return
+        worker = self._worker
+        self._stop(Outcome.FAILED)
+        assert self._status is not None, self
+        self._count(self._status, worker)
+        self._client.abort()
+
+    def _count(self, status: int, worker: str | None) -> None:
+        peer, began_at = self._client.peer, self._began_at
+        self._proxy.answered(peer, self._head, status, self.request_id, worker=worker, began_at=began_at)
+
+    def _stop(self, outcome: Outcome) -> None:
+        """Let go of everything. Nothing may come after it."""
+        assert not self._over, self
+        self._over = True
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+        if self._connection is not None:
+            self._connection.abort()
+            self._connection = None
+        placement, self._placement = self._placement, None
+        if placement is not None:
+            placement.ended(outcome, self._status)
+
+
+def _no_answer(tried: int) -> Refusal:
+    return Refusal(502, f"no worker took the request; tried {tried}", code="bad_gateway", retry_after_s=1)
+
+
+@lru_cache(WORKER_NAMES_MAX)
+def _printable(worker: str) -> bytes:
+    """Return a worker's name as a header's value: names come from Redis."""
+    return bytes(byte if 0x21 <= byte <= 0x7E else 0x3F for byte in worker.encode())  # noqa: PLR2004

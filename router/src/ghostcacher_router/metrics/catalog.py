@@ -1,0 +1,279 @@
+"""Every metric that the router exports: name, unit, labels and what it means. Nothing else is recorded.
+
+All of it is changed on the event loop only. Labels are bounded: a path is one of `PATHS` or "other", a status is a
+number, and the series of a worker go when the worker leaves.
+
+What to call for what has happened, all on `RouterMetrics`:
+
+    answered(path, status)                    a request has ended; 499: the client left
+    latency_ms.observe(ms)                    from the last byte of the request's body to the request written
+    picked(worker, reason)                    a placement was made
+    observed(prompt, hit, saved_ms)           a placement's prompt tokens, those of them forecast cached, TTFT saved
+    first_token(observed_ms, forecast_ms)     the first byte of an answer has come
+    fallbacks.inc(why) retries.inc(why) ghost_locks.inc(result) lookup_s.observe(s) ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from ghostcacher_connector.core.admin_api import Quantiles, Requests, Stats
+from ghostcacher_router.metrics.instruments import OTHER, Counter, Gauge, Histogram, Page, Source
+from ghostcacher_router.types import Reason, WorkerState
+
+PAGE_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+"""The content type of the metrics page."""
+
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/models",
+    "/tokenize",
+    "/detokenize",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/audio/transcriptions",
+    "/generate",
+)
+"""Paths with series of their own. All others, and so whatever a client makes up, share the series "other"."""
+
+OWN = "own"
+"""Requests that the router answers itself, for people, share this one series, and are not counted where requests are
+shown."""
+_PROBES = frozenset({"/health", "/ready"})
+"""Paths that are not counted at all: a 503 of `/ready` says that no worker is ready, and is no request that failed."""
+
+_PATHS = frozenset(PATHS)
+_PATH_STATUS = ("path", "status")
+_STATUSES = range(100, 600)
+
+LATENCY_MS_BOUNDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 50, 100, 250, 1000, 5000)
+"""Fine steps below 1 ms, where the router's own work lies; waiting for a ghost lock or a worker lies above."""
+TTFT_MS_BOUNDS = (5, 10, 20, 50, 100, 200, 350, 500, 750, 1000, 1500, 2000, 3000, 5000, 10_000, 30_000, 120_000)
+RATIO_BOUNDS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
+"""The same bounds as those of the connector's forecasts, so that both can be compared."""
+ERROR_MS_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 30_000)
+SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
+
+REASONS = tuple(reason.value for reason in Reason)
+RETRIES = ("refused", "broke")
+"""refused: no connection could be made. broke: it was closed before a byte of the answer came."""
+LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
+PROBE_RESULTS = ("ok", "failed")
+
+Instrument = TypeVar("Instrument", Counter, Histogram)
+
+
+class RouterMetrics:
+    """The metrics of one router, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self._page = _PageCollector()
+        self.registry = CollectorRegistry()
+        self._make_requests()
+        self._make_routing()
+        self._make_fleet()
+        self.registry.register(self._page)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def __repr__(self) -> str:
+        return f"RouterMetrics(requests={self.requests.total:.0f})"
+
+    def _make_requests(self) -> None:
+        self.requests = self._put(
+            Counter("gc_router_requests_total", "Requests, by path and status (499: the client left).", _PATH_STATUS)
+        )
+        self.latency_ms = self._put(
+            Histogram(
+                "gc_request_latency_ms",
+                "What the router adds: from a request's last byte read to the request written to a worker, in ms.",
+                LATENCY_MS_BOUNDS,
+            )
+        )
+        self.ttft_ms = self._put(
+            Histogram(
+                "gc_router_ttft_ms",
+                "From the request written to the first byte of the answer's body, in ms.",
+                TTFT_MS_BOUNDS,
+            )
+        )
+        self.retries = self._put(
+            Counter(
+                "gc_router_retries_total",
+                "Requests sent to another worker, nothing having been sent to the client, by what had failed.",
+                ["reason"],
+                known=[RETRIES],
+            )
+        )
+
+    def _make_routing(self) -> None:
+        self._picks = self._put(
+            Counter("gc_router_picks_total", "Placements, by why that worker.", ["reason"], known=[REASONS])
+        )
+        self._worker_picks = self._put(
+            Counter("gc_router_worker_picks_total", "Placements, by worker and why.", ["worker", "reason"])
+        )
+        self.fallbacks = self._put(
+            Counter(
+                "gc_router_fallbacks_total", "Placements without an exact forecast, by what was missing.", ["reason"]
+            )
+        )
+        self.forecast_ratio = self._put(
+            Histogram("gc_forecast_ratio", "Observed over forecast TTFT: 1 is a right forecast.", RATIO_BOUNDS)
+        )
+        self.forecast_error_ms = self._put(
+            Histogram(
+                "gc_forecast_error_ms",
+                "How far the observed TTFT was from its forecast, either way, in ms.",
+                ERROR_MS_BOUNDS,
+            )
+        )
+        self.hit_tokens = self._put(
+            Counter(
+                "gc_router_hit_tokens_total", "Prompt tokens that were forecast to be in the picked worker's reach."
+            )
+        )
+        self.prompt_tokens = self._put(Counter("gc_router_prompt_tokens_total", "Prompt tokens of placed requests."))
+        self.saved_ttft_ms = self._put(
+            Counter(
+                "gc_router_saved_ttft_ms_total",
+                "Forecast TTFT saved: of the picked worker without any cached prefix, less the forecast, in ms.",
+            )
+        )
+        self.ghost_locks = self._put(
+            Counter("gc_ghost_locks_total", "Ghost locks asked for, by how it ended.", ["result"], known=[LOCK_RESULTS])
+        )
+        self.lookup_s = self._put(
+            Histogram("gc_router_lookup_seconds", "Time of one round trip to the index, in s.", SECONDS_BOUNDS)
+        )
+        self._page.put(Gauge("gc_cache_hit_ratio", "Hit tokens over prompt tokens since the start.", None, self._ratio))
+
+    def _make_fleet(self) -> None:
+        self.refusals = self._put(
+            Counter("gc_router_refusals_total", "Connections that a worker refused or broke.", ["worker"])
+        )
+        self.bad_items = self._put(
+            Counter(
+                "gc_router_bad_items_total", "Items read from the store that could not be taken, and were left out."
+            )
+        )
+        self.probes = self._put(
+            Counter("gc_router_probes_total", "Health probes, by result.", ["result"], known=[PROBE_RESULTS])
+        )
+
+    def answered(self, path: str, status: int) -> None:
+        """Count a request that has ended. path: as the client sent it."""
+        if path in _PROBES:
+            return
+        own = path == "/metrics" or path.startswith("/gc/")
+        known = path if path in _PATHS else OWN if own else OTHER
+        self.requests.add(1.0, known, status if status in _STATUSES else OTHER)
+
+    def picked(self, worker: str, reason: Reason) -> None:
+        """Count a placement at a worker."""
+        value = reason.value
+        self._picks.add(1.0, value)
+        self._worker_picks.add(1.0, worker, value)
+
+    def observed(self, prompt_tokens: int, hit_tokens: int, saved_ms: float) -> None:
+        """Count a placed prompt's tokens, those of them that need no computing, and the time that this saves."""
+        self.prompt_tokens.add(prompt_tokens)
+        self.hit_tokens.add(hit_tokens)
+        self.saved_ttft_ms.add(max(0.0, saved_ms))
+
+    def first_token(self, observed_ms: float, forecast_ms: float | None) -> None:
+        """Record the time to the first byte of an answer, and how far off its forecast was."""
+        self.ttft_ms.observe(observed_ms)
+        if forecast_ms is not None:
+            self.forecast_error_ms.observe(abs(observed_ms - forecast_ms))
+            if forecast_ms > 0.0:
+                self.forecast_ratio.observe(observed_ms / forecast_ms)
+
+    def gauge(self, name: str, text: str, source: Source, *, label: str | None = None) -> None:
+        """Export the numbers that `source` returns at each scrape, by the value of `label`, or by "" without one."""
+        self._page.put(Gauge(name, text, label, source))
+
+    def watch_fleet(
+        self,
+        states: Callable[[], Mapping[WorkerState, int]],
+        available: Callable[[], bool],
+        malformed: Callable[[], Mapping[str, int]],
+    ) -> None:
+        """Export how many workers are in each state, whether Redis answers, and how many values were malformed."""
+        self.gauge(
+            "gc_router_workers",
+            "Workers, by state.",
+            lambda: {state.value: count for state, count in states().items()},
+            label="state",
+        )
+        self.gauge("gc_router_redis_available", "1 while Redis answers.", lambda: {"": float(available())})
+        self.gauge(
+            "gc_router_malformed_values",
+            "Values left out since the start, their form or digest being wrong, by where they lay.",
+            malformed,
+            label="source",
+        )
+
+    def forget_worker(self, worker: str) -> None:
+        """Drop the series of a worker that is gone."""
+        self._worker_picks.forget("worker", worker)
+        self.refusals.forget("worker", worker)
+
+    def hit_ratio(self) -> float:
+        """Return hit tokens over prompt tokens since the start; 0 before the first."""
+        return self.hit_tokens.total / self.prompt_tokens.total if self.prompt_tokens.total else 0.0
+
+    def page(self) -> bytes:
+        """Return the metrics page in the text format of `PAGE_TYPE`."""
+        return generate_latest(self.registry)
+
+    def stats(self) -> Stats:
+        """Return the counters that people ask for first. Quantiles are since the start, within buckets."""
+        by_status = self._requests_by_status()
+        return Stats(
+            requests=Requests(sum(by_status.values()), by_status),
+            picks=self._picks.by("reason"),
+            picks_by_worker=self._worker_picks.by("worker"),
+            fallbacks=self.fallbacks.by("reason"),
+            retries=self.retries.by("reason"),
+            ghost_locks=self.ghost_locks.by("result"),
+            prompt_tokens=self.prompt_tokens.total,
+            hit_tokens=self.hit_tokens.total,
+            hit_ratio=self.hit_ratio(),
+            saved_ttft_ms=self.saved_ttft_ms.total,
+            overhead_ms=_quantiles(self.latency_ms),
+            ttft_ms=_quantiles(self.ttft_ms),
+            forecast_ratio=_quantiles(self.forecast_ratio),
+        )
+
+    def _requests_by_status(self) -> dict[str, float]:
+        """Return the requests that were for a worker, by status."""
+        sums: dict[str, float] = {}
+        for (path, status), count in self.requests.values.items():
+            if path != OWN:
+                sums[str(status)] = sums.get(str(status), 0.0) + count
+        return sums
+
+    def _ratio(self) -> Mapping[str, float]:
+        return {"": self.hit_ratio()}
+
+    def _put(self, instrument: Instrument) -> Instrument:
+        self._page.put(instrument)
+        return instrument
+
+
+class _PageCollector(Page, Collector):
+    """A page that prometheus_client takes for a collector."""
+
+
+def _quantiles(histogram: Histogram) -> Quantiles:
+    return Quantiles(histogram.count, histogram.quantile(0.5), histogram.quantile(0.9))

@@ -1,0 +1,109 @@
+"""Assesses a request's candidates: what each has of the prompt, what is ahead there, and what TTFT follows from both.
+
+These are the first four steps of a decision (see picker.py). Nothing here chooses, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import NamedTuple
+
+from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
+from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.signals.prefix_locations import WAIT_S
+from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch, PrefixMatcher
+from ghostcacher_router.signals.queue_estimate import QueueEstimate
+from ghostcacher_router.signals.ttft_forecast import NO_MATCH, forecast
+from ghostcacher_router.types import Ask, Forecast, Prompt
+
+_is_reported = attrgetter("reported")
+
+
+class Assessment(NamedTuple):
+    """What is known of a request's candidates at one moment."""
+
+    candidates: Candidates
+    match: PrefixMatch | None
+    """None when there is no prompt, or when no candidate shares its blocks."""
+    estimates: list[QueueEstimate]
+    """The queue of each candidate, in their order."""
+    now: float
+    """Loop clock, s."""
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether any of the queues is known from a fresh load report."""
+        return any(map(_is_reported, self.estimates))
+
+    def forecasts(self) -> list[Forecast]:
+        """Return the TTFT forecast of each candidate, in their order; without a match, of one token."""
+        if self.match is None:
+            return [forecast(found.engine, found.queue_ms, 1, NO_MATCH) for found in self.estimates]
+        tokens, match_at = self.match.tokens, self.match.at
+        return [
+            forecast(found.engine, found.queue_ms, tokens, match_at(worker))
+            for worker, found in zip(self.candidates.workers, self.estimates, strict=True)
+        ]
+
+
+class Assessor:
+    """Assesses requests. On the event loop only."""
+
+    def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
+        self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
+        self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
+        self._finder = CandidateFinder(dependencies.fleet)
+        self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
+
+    def assess(self, ask: Ask, *, may_look_up: bool, newer_than: float | None = None) -> Assessment | LookupNeeded:
+        """Return the assessment of a request. Raises NoWorker.
+
+        may_look_up: whether LookupNeeded is an answer; otherwise what is known must do.
+        newer_than: loop clock, s; what the index said before that time does not count.
+        """
+        candidates, prompt, now = self._finder.find(ask), ask.shape.prompt, self._clock()
+        match: PrefixMatch | None = None
+        if prompt is not None and candidates.shares:
+            # Before the queues are estimated: where the index has to be asked, all of this is done again.
+            may_look_up = may_look_up and len(candidates.workers) > 1
+            found = self._match(prompt, candidates, now, may_look_up=may_look_up, newer_than=newer_than)
+            if isinstance(found, LookupNeeded):
+                return found
+            match = found
+        return self._assessment(candidates, match, now)
+
+    async def look_up(self, needed: LookupNeeded, timeout_s: float) -> None:
+        """Ask the index what an assessment lacks, and wait for that at most `timeout_s`."""
+        known = self._prefix_map.known(needed.namespace, needed.prompt)
+        if known:
+            await self._locations.fetch(needed.namespace, known, timeout_s)
+
+    async def explain(self, ask: Ask) -> list[dict[str, object]]:
+        """Return what each candidate would cost and why, best first. Raises NoWorker."""
+        candidates, prompt = self._finder.find(ask), ask.shape.prompt
+        match = None if prompt is None else self._match(prompt, candidates, self._clock(), may_look_up=True)
+        if isinstance(match, LookupNeeded):
+            await self.look_up(match, WAIT_S)
+            match = self._match(match.prompt, candidates, self._clock(), may_look_up=False)
+        assert not isinstance(match, LookupNeeded)
+        assessment = self._assessment(candidates, match, self._clock())
+        rows = []
+        for worker, estimate, cost in zip(
+            candidates.workers, assessment.estimates, assessment.forecasts(), strict=True
+        ):
+            terms: dict[str, object] = {"endpoint": worker.endpoint.url, "load_reported": estimate.reported}
+            terms["in_flight"] = self._queues.in_flight(worker.name)
+            rows.append((cost.total_ms, worker.name, cost._asdict() | terms))
+        return [row for _, _, row in sorted(rows, key=lambda row: row[:2])]
+
+    def _match(
+        self, prompt: Prompt, candidates: Candidates, now: float, *, may_look_up: bool, newer_than: float | None = None
+    ) -> PrefixMatch | LookupNeeded:
+        pulls = self._locations.available and not self._locks.broken
+        return self._matcher.match(
+            prompt, candidates.namespaces, now, pulls=pulls, may_look_up=may_look_up, newer_than=newer_than
+        )
+
+    def _assessment(self, candidates: Candidates, match: PrefixMatch | None, now: float) -> Assessment:
+        estimate = self._queues.estimate
+        return Assessment(candidates, match, [estimate(worker, now) for worker in candidates.workers], now)

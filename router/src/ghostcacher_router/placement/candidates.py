@@ -1,0 +1,66 @@
+"""Finds the workers that may take a request, or the error for the client when none can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ghostcacher_router.ports import FleetPort, WorkerPort
+from ghostcacher_router.types import Ask, NoWorker
+
+RETRY_AFTER_S = 2
+"""When the client may come back. A worker that was down is probed again sooner than that."""
+
+NAMES_SHOWN_MAX = 64
+NAME_CHARS_MAX = 256
+
+
+class Candidates(NamedTuple):
+    """The workers that may take a request."""
+
+    workers: Sequence[WorkerPort]
+    """At least one; they serve the request's model."""
+    namespaces: tuple[str | None, ...]
+    """Of these workers, each once. Plain engines have none, and report nothing."""
+    shares: bool
+    """Whether any of these workers has a namespace, and so shares its blocks."""
+
+
+class CandidateFinder:
+    """Finds candidates. Results are kept: the fleet's lists stay the same objects until the fleet changes."""
+
+    def __init__(self, fleet: FleetPort) -> None:
+        self._fleet = fleet
+        self._seen: dict[str | None, Candidates] = {}
+
+    def find(self, ask: Ask) -> Candidates:
+        """Return the candidates of a request. Raises NoWorker."""
+        model = ask.shape.model
+        workers = self._fleet.serving(model)
+        if not workers:
+            self._seen.pop(model, None)
+            raise _nobody(model, self._fleet.models())
+        if ask.exclude:
+            workers = [worker for worker in workers if worker.name not in ask.exclude]
+            if not workers:
+                message = "Every worker that could take the request has refused it. Please try again."
+                raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
+            return _candidates(workers)
+        found = self._seen.get(model)
+        if found is None or found.workers is not workers:
+            found = self._seen[model] = _candidates(workers)
+        return found
+
+
+def _candidates(workers: Sequence[WorkerPort]) -> Candidates:
+    namespaces = tuple(dict.fromkeys(worker.namespace for worker in workers))
+    return Candidates(workers, namespaces, any(namespace is not None for namespace in namespaces))
+
+
+def _nobody(model: str | None, models: Sequence[str]) -> NoWorker:
+    if model is not None and models and model not in models:
+        known = ", ".join(models[:NAMES_SHOWN_MAX]) + (", ..." if len(models) > NAMES_SHOWN_MAX else "")
+        message = f"The model `{model[:NAME_CHARS_MAX]}` does not exist. Known models: {known}"
+        return NoWorker(404, message, kind="model_not_found")
+    what = "No worker is ready" if model is None else f"No worker of the model `{model[:NAME_CHARS_MAX]}` is ready"
+    return NoWorker(503, f"{what}. Please try again.", kind="no_worker", retry_after_s=RETRY_AFTER_S)

@@ -1,0 +1,53 @@
+"""What the parts of placement share: what they depend on, and the state that they keep."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import NamedTuple
+
+from ghostcacher_connector.core.coordination.base import Flush
+from ghostcacher_router.ghostlock.single_flight import SingleFlight
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, PrefixMapPort
+from ghostcacher_router.signals.prefix_locations import PrefixLocations
+from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.sent_history import SentHistory
+from ghostcacher_router.signals.sessions import SessionAffinity
+
+
+class Dependencies(NamedTuple):
+    """What placement needs of the rest of the router."""
+
+    fleet: FleetPort
+    prefix_map: PrefixMapPort
+    pending: PendingPort
+    metrics: RouterMetrics
+    clock: Clock
+    """The loop's clock, s."""
+    rng: Random
+    """Breaks ties among forecasts."""
+    offload: Offload
+    """Runs blocking calls that take a fraction of a millisecond."""
+    read_offload: Offload
+    """Runs a call that blocks for long; nothing else may wait behind it."""
+
+
+class RoutingState(NamedTuple):
+    """What a router knows about workers, prefixes and sessions when it places a request."""
+
+    queues: QueueEstimator
+    history: SentHistory
+    locations: PrefixLocations
+    sessions: SessionAffinity
+    locks: SingleFlight
+
+    def flush(self, flush: Flush) -> None:
+        """Forget what a flush names. What it names in the prefix map is the map's own to forget."""
+        if flush.scope == "session":
+            self.sessions.drop(flush.key)
+        else:
+            # The history cannot be told apart by documents: losing more than was asked for only costs time.
+            self.history.clear()
+            self.locations.clear()
+        if flush.scope == "all":
+            self.sessions.clear()

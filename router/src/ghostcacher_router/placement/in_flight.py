@@ -1,0 +1,195 @@
+"""Tracks placed requests until they end, and draws the conclusions.
+
+    reserved       the worker's queue and the history of sent prompts have it, so that the next request sees it
+    committed      it will be sent: it is counted, and its session is bound to the worker
+    sent           it counts as not yet in the worker's load report
+    computed       by a worker event or the answer's first byte: others can find its prompt there; its ghost lock ends
+    ended          it leaves the queue; what was noted of a failed one is taken back
+
+On the way the forecast is compared with what was observed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from ghostcacher_connector.core.coordination.base import WorkerEvents
+from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_router.ghostlock.single_flight import SETTLE_S
+from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.placement.placed_request import PlacedRequest
+from ghostcacher_router.ports import KnownPort, WorkerPort
+from ghostcacher_router.signals.prefix_locations import HeldPrefix
+from ghostcacher_router.signals.sessions import session_key
+from ghostcacher_router.types import Ask, Forecast, Outcome, Prompt, Reason
+
+LAST_SEEDED = 3
+SECTIONS_SEEDED = 8
+"""Known boundaries at which others learn at once who holds a prompt: the last ones, and the ends of its first sections.
+At any other boundary the index is asked."""
+
+BIAS_MS_MIN = 50.0
+"""Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
+BIAS_WEIGHT = 0.1
+BIAS_MAX = 4.0
+EVENT_BIAS_MAX = 2.0
+"""The most that a worker event can say: the event may have been late."""
+
+
+class InFlightTracker:
+    """The placed requests of one router. On the event loop only. Nothing in it blocks or raises."""
+
+    def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
+        self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
+        self._metrics, self._clock = dependencies.metrics, dependencies.clock
+        self._queues, self._history, self._locations, self._sessions, self._locks = state
+        self._open: dict[str, PlacedRequest] = {}
+        """The last placed request of each request id."""
+        self._shared: dict[str, int] = {}
+        """How many open requests have an id, where that is more than one."""
+        self.bias = 1.0
+        """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
+
+    def __repr__(self) -> str:
+        return f"InFlightTracker(open={len(self._open)}, bias={self.bias:.2f})"
+
+    def reserve(self, ask: Ask, worker: WorkerPort, reason: Reason, forecast: Forecast | None) -> PlacedRequest:
+        """Place a request at a worker, so that the very next request sees it. Commit or withdraw it afterwards."""
+        now, prompt = self._clock(), ask.shape.prompt
+        tokens = computed = 0
+        if forecast is not None:
+            computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
+        reservation = self._queues.reserve(worker.name, tokens, computed, now)
+        placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
+        self._open_id(placed)
+        if prompt is not None:
+            placed.sent_prompt = self._history.record(prompt, worker.name, now)
+            if placed.ref is not None:
+                self._pending.put(ask.request_id, prompt)
+        return placed
+
+    def withdraw(self, placed: PlacedRequest) -> None:
+        """Take back a placement that was not committed."""
+        placed.is_ended = True
+        self._close(placed, computed=False)
+
+    def commit(self, placed: PlacedRequest) -> PlacedRequest:
+        """Count a placement that will be sent, and bind its session to the worker. Returns it."""
+        self._metrics.picked(placed.worker, placed.reason)
+        if placed.lock_result is not None:
+            self._metrics.ghost_locks.inc(placed.lock_result)
+        session, forecast = placed.ask.shape.session, placed.forecast
+        if session is not None:
+            self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
+        if forecast is not None and placed.ask.shape.prompt is not None:
+            spared_ms = forecast.cached_tokens * forecast.compute_ms / forecast.computed_tokens - forecast.pull_ms
+            tokens = forecast.cached_tokens + forecast.computed_tokens
+            self._metrics.observed(tokens, forecast.cached_tokens, spared_ms)
+        return placed
+
+    def on_worker_events(self, events: WorkerEvents) -> None:
+        """Note which prompts a worker has computed."""
+        ref = WorkerRef(events.namespace, events.worker, events.incarnation)
+        for request_id in events.computed:
+            self.on_computed(ref, request_id)
+
+    def on_computed(self, ref: WorkerRef, request_id: str) -> None:
+        """Note that a request's prompt can be pulled now from the worker incarnation that says so."""
+        placed = self._open.get(request_id)
+        if placed is None or placed.ref != ref or request_id in self._shared or self._pending.is_ambiguous(request_id):
+            return
+        prompt, now = placed.ask.shape.prompt, self._clock()
+        if prompt is not None:
+            self._note_computed(placed, now, now)
+            known = self._prefix_map.known(ref.namespace, prompt)
+            for depth in _seeded_depths(prompt, known):
+                held = HeldPrefix(ref.incarnation, known[depth - 1].block_count)
+                self._locations.seed(ref.namespace, known[:depth], ref.worker, held)
+        self._compare_forecast(placed, now, EVENT_BIAS_MAX)
+        if placed.lock is not None:
+            self._locks.release(placed.lock)
+        self._queues.first_byte(placed.reservation)
+
+    def on_sent(self, placed: PlacedRequest) -> None:
+        placed.sent_at = self._clock()
+        self._queues.sent(placed.reservation, placed.sent_at)
+
+    def on_first_byte(self, placed: PlacedRequest) -> None:
+        now, forecast = self._clock(), placed.forecast
+        self._queues.first_byte(placed.reservation)
+        self._fleet.answered(placed.worker)
+        if placed.sent_at is not None and placed.ask.shape.stream:
+            observed_ms = (now - placed.sent_at) * 1e3
+            self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
+            self._compare_forecast(placed, now, BIAS_MAX)
+        self._note_answered(placed, now)
+
+    def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
+        self._close(placed, computed=computed)
+        if outcome is Outcome.DONE:
+            self._fleet.answered(placed.worker)
+        elif outcome is Outcome.REFUSED:
+            self._fleet.refused(placed.worker)
+            self._history.forget_worker(placed.worker, self._clock())
+
+    def _note_answered(self, placed: PlacedRequest, now: float) -> None:
+        """Note that a prompt is computed, and its blocks are about to be published."""
+        self._note_computed(placed, now, now + SETTLE_S)
+        if placed.lock is not None:
+            self._locks.settle(placed.lock)
+
+    def _note_computed(self, placed: PlacedRequest, now: float, done_at: float) -> None:
+        if placed.sent_prompt is not None:
+            self._history.computed(placed.sent_prompt, now, done_at)
+
+    def _compare_forecast(self, placed: PlacedRequest, now: float, ratio_max: float) -> None:
+        """Compare the forecast with the time that passed, once for each request: its prompt has just been computed."""
+        forecast = placed.forecast
+        if placed.is_compared or placed.sent_at is None or forecast is None or forecast.compute_ms < BIAS_MS_MIN:
+            return
+        placed.is_compared = True
+        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.total_ms)
+        self.bias += BIAS_WEIGHT * (ratio - self.bias)
+
+    def _close(self, placed: PlacedRequest, *, computed: bool) -> None:
+        self._queues.ended(placed.reservation)
+        self._queues.keep_only(self._fleet.workers)
+        if computed:
+            self._note_answered(placed, self._clock())
+        else:
+            if placed.sent_prompt is not None:
+                self._history.withdraw(placed.sent_prompt)
+            if placed.lock is not None:
+                self._locks.release(placed.lock)
+        if placed.sent_prompt is not None:
+            self._history.ended(placed.sent_prompt)
+        self._close_id(placed)
+
+    def _open_id(self, placed: PlacedRequest) -> None:
+        request_id = placed.ask.request_id
+        if request_id in self._open:
+            # Clients choose ids. Of two requests with the same one, nobody knows which one a worker event means.
+            self._shared[request_id] = self._shared.get(request_id, 1) + 1
+            self._pending.mark_ambiguous(request_id)
+        self._open[request_id] = placed
+
+    def _close_id(self, placed: PlacedRequest) -> None:
+        request_id = placed.ask.request_id
+        left = self._shared.pop(request_id, 1) - 1
+        if left:
+            self._shared[request_id] = left
+            self._pending.mark_ambiguous(request_id)
+        else:
+            del self._open[request_id]
+
+
+def _seeded_depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
+    """Return at which of a prompt's known boundaries other prompts will likely part from it, shallowest first.
+
+    These are the last ones, and those at the ends of its sections, as numbers of known boundaries.
+    """
+    depths = set(range(max(1, len(known) - LAST_SEEDED + 1), len(known) + 1))
+    indexes = [boundary.index for boundary in known]
+    depths |= {bisect_right(indexes, end) for _, end in prompt.section_ends[:SECTIONS_SEEDED]}
+    return sorted(depths - {0})

@@ -1,0 +1,288 @@
+"""Chooses the worker of each request. `Picker` is the Dispatcher that the HTTP proxy asks.
+
+One decision (`Picker._decide`), in steps:
+
+    1. candidates    the ready workers that serve the request's model                        candidates.py
+    2. prefix match  how much of the prompt each of them has, and how much it could pull     signals/prefix_match.py
+    3. queues        how much prefill work is ahead at each of them                          signals/queue_estimate.py
+    4. forecasts     the time to first token at each of them; the least one is the best      signals/ttft_forecast.py
+    5. ghost locks   is another request computing this prefix now? Then follow it, wait, or
+                     compute all the same                                                    ghostlock/followers.py
+    6. session       the worker of the client's session is kept if it is about as good       signals/sessions.py
+    7. reservation   the next request finds this one in the worker's queue, and where much
+                     is computed, a ghost lock on it                                         in_flight.py
+
+A request without a prompt, and every request while no worker reports its load, goes by fallback.py instead of 5 and 6.
+
+`place_now` decides whatever needs no waiting. `place` also waits, each time bounded: for the index (2), for another
+request's ghost lock (5), and for the store to tell a session's worker (6) or to confirm a ghost lock (7). After each
+wait it decides anew. All state is touched on the event loop only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ghostcacher_router.ghostlock.followers import (
+    Action,
+    Choice,
+    encountered_locks,
+    follow_any,
+    recompute_forecast,
+    wait_budget_s,
+)
+from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
+from ghostcacher_router.ghostlock.single_flight import CONFIRM_S
+from ghostcacher_router.placement.assessment import Assessment, Assessor
+from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.placement.fallback import Fallback
+from ghostcacher_router.placement.in_flight import InFlightTracker
+from ghostcacher_router.placement.placed_request import PlacedRequest
+from ghostcacher_router.signals.prefix_locations import WAIT_S
+from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
+from ghostcacher_router.signals.sessions import session_key
+from ghostcacher_router.signals.ttft_forecast import choose
+from ghostcacher_router.types import Ask, Forecast, Reason
+
+ROUNDS_MAX = 64
+"""Decisions about one request: each but the first follows the end of a lock, or an answer of the index. After so many
+the request is placed without regard to locks."""
+
+LOOKUP_AFTER_LOCK_S = 0.1
+"""Bound of the wait for the index after a lock: who has waited for a prefix must not miss it for a slow answer."""
+
+AFFINITY_MS = 5.0
+"""A session stays at its worker for so small a difference, whatever share of the forecast it is."""
+
+LOCK_MS_MIN = 50.0
+"""Computing that is shorter is worth neither a round trip to the store nor that others wait."""
+
+
+class Options(NamedTuple):
+    """See the router's settings of the same names."""
+
+    affinity_tolerance: float = 0.25
+    ghost_lock: bool = True
+    ghost_lock_tokens_min: int = 1024
+
+
+class WaitForLock(NamedTuple):
+    """A ghost lock has to change before a request can be placed."""
+
+    lock: GhostLock
+    until: float
+    """End of the wait; loop clock, s."""
+
+
+class _Progress:
+    """How far one request has come in `place`."""
+
+    __slots__ = ("budget_ends_at", "honours_locks", "may_look_up", "newer_than", "waited")
+
+    def __init__(self, *, honours_locks: bool) -> None:
+        self.honours_locks = honours_locks
+        """Whether ghost locks are regarded, and taken."""
+        self.may_look_up = True
+        """Whether it may still wait for the index."""
+        self.newer_than: float | None = None
+        """What the index said before that time does not count; loop clock, s."""
+        self.waited = False
+        """Whether it has waited for a confirmed lock."""
+        self.budget_ends_at: float | None = None
+        """End of its wait budget; loop clock, s. None before it has encountered a lock."""
+
+
+class _Round(NamedTuple):
+    """One decision about a request, before locks and its session have their say."""
+
+    ask: Ask
+    assessment: Assessment
+    match: PrefixMatch
+    forecasts: list[Forecast]
+    """Of each candidate."""
+    best: Forecast
+    """The least of them."""
+
+
+class Picker:
+    """Chooses workers. See types.Dispatcher."""
+
+    def __init__(
+        self, dependencies: Dependencies, state: RoutingState, tracker: InFlightTracker, options: Options
+    ) -> None:
+        self._fleet, self._metrics = dependencies.fleet, dependencies.metrics
+        self._clock, self._rng = dependencies.clock, dependencies.rng
+        self._state, self._tracker, self._options = state, tracker, options
+        self._locks, self._sessions = state.locks, state.sessions
+        self._assessor = Assessor(dependencies, state)
+        self._fallback = Fallback(dependencies, state, tracker)
+
+    def __repr__(self) -> str:
+        return f"Picker({self._state.queues!r}, {self._state.history!r}, {self._locks!r})"
+
+    def place_now(self, ask: Ask) -> PlacedRequest | None:
+        """Return a placement without waiting, or None when something must be awaited. Raises NoWorker."""
+        if self._session_unknown(ask):
+            return None
+        step = self._decide(ask, _Progress(honours_locks=self._options.ghost_lock), now_only=True)
+        return self._tracker.commit(step) if isinstance(step, PlacedRequest) else None
+
+    async def place(self, ask: Ask) -> PlacedRequest:
+        """Return a placement, after at most what computing the prompt would take. Raises NoWorker."""
+        progress = _Progress(honours_locks=self._options.ghost_lock)
+        if self._session_unknown(ask):
+            await self._sessions.fetch(session_key(ask.shape.model, ask.shape.session or ""))
+        for round_number in range(ROUNDS_MAX + 2):
+            if round_number >= ROUNDS_MAX:
+                progress.honours_locks = progress.may_look_up = False
+            step = self._decide(ask, progress, now_only=False)
+            if isinstance(step, LookupNeeded):
+                await self._assessor.look_up(step, LOOKUP_AFTER_LOCK_S if progress.waited else WAIT_S)
+                # Once: what has not come in time is no reason to wait longer.
+                progress.may_look_up = False
+            elif isinstance(step, WaitForLock):
+                await self._wait(step, progress)
+            elif step is not None and await self._confirmed(step):
+                return self._tracker.commit(step)
+        raise AssertionError(f"{ask.request_id}: without locks and lookups the last round places")
+
+    async def explain(self, ask: Ask) -> list[dict[str, object]]:
+        """Return what each candidate would cost and why, best first; place nothing. Raises NoWorker."""
+        return await self._assessor.explain(ask)
+
+    # One decision
+
+    def _decide(
+        self, ask: Ask, progress: _Progress, *, now_only: bool
+    ) -> PlacedRequest | WaitForLock | LookupNeeded | None:
+        """Return a placement, reserved, or what to wait for.
+
+        now_only: None is returned when the placement needs a lock that the store has to confirm.
+        """
+        found = self._assessor.assess(ask, may_look_up=progress.may_look_up, newer_than=progress.newer_than)
+        if isinstance(found, LookupNeeded):
+            return found
+        candidates, match, prompt = found.candidates, found.match, ask.shape.prompt
+        if prompt is None:
+            return self._fallback.least_loaded(ask, candidates.workers, found.forecasts())
+        if match is None or not found.is_reported:
+            return self._fallback.without_reports(ask, prompt, candidates.workers)
+        forecasts = found.forecasts()
+        if len(forecasts) == 1:
+            return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, forecasts[0])
+        this = _Round(ask, found, match, forecasts, choose(forecasts, self._rng))
+        if progress.honours_locks and len(self._locks):
+            tokens_min = self._options.ghost_lock_tokens_min
+            encountered = encountered_locks(self._locks, match, candidates.namespaces, tokens_min)
+            if encountered:
+                return self._honour(this, encountered, progress, now_only=now_only)
+        chosen, reason = self._keep_session(this, Reason.FOLLOW if progress.waited else Reason.FORECAST)
+        return self._reserve(this, chosen, reason, progress, now_only=now_only)
+
+    def _honour(
+        self, this: _Round, encountered: Sequence[EncounteredLock], progress: _Progress, *, now_only: bool
+    ) -> PlacedRequest | WaitForLock | None:
+        """Decide about a request that encounters ghost locks."""
+        found = this.assessment
+        recompute = recompute_forecast(this.forecasts, encountered, this.best, self._rng)
+        if progress.budget_ends_at is None:
+            progress.budget_ends_at = found.now + wait_budget_s(recompute, self._tracker.bias)
+        for one in encountered:
+            if not one.lock.confirmed:
+                return WaitForLock(one.lock, found.now + CONFIRM_S)
+        candidates = list(zip(found.candidates.workers, found.estimates, strict=True))
+        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at)
+        lock, step = follow_any(choice, encountered)
+        if step.action is Action.WAIT:
+            return WaitForLock(lock, step.until)
+        if step.action is Action.FOLLOW:
+            return self._reserve(this, step.forecast, Reason.FOLLOW, progress, now_only=now_only)
+        if step.action is Action.TAKE_OVER:
+            self._locks.take_over(lock)
+            return self._reserve(this, recompute, Reason.FORECAST, progress, now_only=now_only, replaces=lock)
+        return self._reserve(this, recompute, Reason.FORECAST, progress, now_only=now_only)
+
+    def _keep_session(self, this: _Round, reason: Reason) -> tuple[Forecast, Reason]:
+        """Return the forecast of the session's worker when it is about as good as the best, else the best."""
+        session, best = this.ask.shape.session, this.best
+        if session is None:
+            return best, reason
+        worker = self._sessions.get(session_key(this.ask.shape.model, session))
+        if worker is None or worker == best.worker:
+            return best, reason
+        limit_ms = best.total_ms * (1.0 + self._options.affinity_tolerance) + AFFINITY_MS
+        for found in this.forecasts:
+            if found.worker == worker and found.total_ms <= limit_ms:
+                return found, Reason.AFFINITY
+        return best, reason
+
+    def _reserve(
+        self,
+        this: _Round,
+        chosen: Forecast,
+        reason: Reason,
+        progress: _Progress,
+        *,
+        now_only: bool,
+        replaces: GhostLock | None = None,
+    ) -> PlacedRequest | None:
+        """Reserve a place at the chosen worker, under a ghost lock if much is computed there.
+
+        replaces: an overdue lock that the new one takes over.
+        """
+        worker, now = self._fleet.workers[chosen.worker], this.assessment.now
+        enough = chosen.computed_tokens >= self._options.ghost_lock_tokens_min and chosen.compute_ms >= LOCK_MS_MIN
+        locking = progress.honours_locks and enough and worker.namespace is not None
+        if locking and now_only and self._locks.shared:
+            return None
+        if not self._state.locations.available:
+            self._metrics.fallbacks.inc("index")
+        placed = self._tracker.reserve(this.ask, worker, reason, chosen)
+        if locking and worker.namespace is not None:
+            ready_at = now + chosen.total_ms / 1e3
+            warm = this.match.warm_in(worker.namespace)
+            placed.lock = self._locks.take(worker.namespace, this.match.prompt, warm, worker.name, ready_at)
+            placed.replaces = replaces
+        placed.lock_result = _lock_result(reason, progress, replaces, now)
+        return placed
+
+    # What is awaited
+
+    async def _wait(self, wait: WaitForLock, progress: _Progress) -> None:
+        lock = wait.lock
+        followed = lock.confirmed
+        await self._locks.wait(lock, wait.until)
+        progress.waited |= followed
+        if not lock.ours:
+            # Another router's request: only the index can tell whether the prefix is there now.
+            progress.newer_than, progress.may_look_up = self._clock(), True
+
+    async def _confirmed(self, placed: PlacedRequest) -> bool:
+        """Return whether a placement stands: it needs no lock, or no other router holds it."""
+        if placed.lock is None:
+            return True
+        try:
+            ours = await self._locks.confirm(placed.lock, placed.replaces)
+        except BaseException:
+            # The client has left meanwhile: nobody will ever send this, or end it.
+            self._tracker.withdraw(placed)
+            raise
+        if not ours:
+            self._tracker.withdraw(placed)
+        return ours
+
+    def _session_unknown(self, ask: Ask) -> bool:
+        session = ask.shape.session
+        return session is not None and not self._sessions.known(session_key(ask.shape.model, session))
+
+
+def _lock_result(reason: Reason, progress: _Progress, replaces: GhostLock | None, now: float) -> str | None:
+    """Return what became of the lock that a request encountered; None when there was none, or it had no effect."""
+    if progress.budget_ends_at is None:
+        return None
+    if replaces is not None:
+        return "taken_over"
+    if reason is Reason.FOLLOW:
+        return "waited" if progress.waited else "followed"
+    return "timed_out" if now >= progress.budget_ends_at else None

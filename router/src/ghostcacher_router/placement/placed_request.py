@@ -1,0 +1,91 @@
+"""One placed request, from its placement to its end: it tells its tracker when it is sent, answered and over."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ghostcacher_router.ghostlock.ghost_lock import GhostLock
+from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.queue_estimate import Reservation
+from ghostcacher_router.signals.sent_history import SentPrompt
+from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Reason
+
+HTTP_ERROR = 400
+
+
+class Tracker(Protocol):
+    """Learns what happens to placed requests. It never raises."""
+
+    def on_sent(self, placed: PlacedRequest) -> None: ...
+
+    def on_first_byte(self, placed: PlacedRequest) -> None: ...
+
+    def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None: ...
+
+
+class PlacedRequest:
+    """A request and the worker that was chosen for it: the Placement of types.py."""
+
+    __slots__ = (
+        "ask",
+        "endpoint",
+        "forecast",
+        "is_compared",
+        "is_ended",
+        "lock",
+        "lock_result",
+        "reason",
+        "ref",
+        "replaces",
+        "reservation",
+        "sent_at",
+        "sent_prompt",
+        "tracker",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        ask: Ask,
+        worker: WorkerPort,
+        reason: Reason,
+        forecast: Forecast | None,
+        reservation: Reservation,
+    ) -> None:
+        self.tracker, self.ask, self.reason, self.forecast = tracker, ask, reason, forecast
+        self.reservation = reservation
+        """Its place in the worker's queue."""
+        self.worker: str = worker.name
+        self.endpoint: Endpoint = worker.endpoint
+        self.ref = worker.ref
+        """The worker incarnation for which it was placed; None of a plain engine."""
+        self.sent_prompt: SentPrompt | None = None
+        """What the history keeps of it; None without a prompt."""
+        self.lock: GhostLock | None = None
+        """The ghost lock under which its prompt is computed; None when nothing is computed that others could want."""
+        self.replaces: GhostLock | None = None
+        """The overdue lock that `lock` takes over."""
+        self.lock_result: str | None = None
+        """What became of the ghost lock that it encountered, for the metrics."""
+        self.sent_at: float | None = None
+        """When it was written to the worker; loop clock, s."""
+        self.is_compared = False
+        """Whether its forecast has been compared with what was observed."""
+        self.is_ended = False
+
+    def __repr__(self) -> str:
+        return f"PlacedRequest({self.ask.request_id} at {self.worker}: {self.reason.value})"
+
+    def sent(self) -> None:
+        self.tracker.on_sent(self)
+
+    def first_byte(self) -> None:
+        self.tracker.on_first_byte(self)
+
+    def ended(self, outcome: Outcome, status: int | None) -> None:
+        if not self.is_ended:
+            self.is_ended = True
+            answered = status is not None and status < HTTP_ERROR
+            begun = outcome is Outcome.DONE or not self.reservation.prefilling
+            self.tracker.on_ended(self, outcome, computed=answered and begun)

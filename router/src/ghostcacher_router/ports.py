@@ -1,0 +1,129 @@
+"""What routing needs of the router's other parts, as protocols. On the event loop only, unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain, StampedLoad
+from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_router.types import Endpoint, Prompt, WorkerState
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+"""Returns the event loop's time, s."""
+
+
+class Offload(Protocol):
+    """Runs blocking calls elsewhere, a bounded number at a time."""
+
+    def __call__(self, call: Callable[[], T], /) -> Awaitable[T]: ...
+
+
+class WorkerPort(Protocol):
+    """One worker. What its connector reports is None of a plain engine."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def endpoint(self) -> Endpoint: ...
+    @property
+    def state(self) -> WorkerState: ...
+    @property
+    def record(self) -> WorkerRecord | None: ...
+    @property
+    def ref(self) -> WorkerRef | None:
+        """The worker's present incarnation."""
+
+    @property
+    def namespace(self) -> str | None:
+        """Workers of one namespace can use each other's blocks."""
+
+    @property
+    def block_tokens(self) -> int | None: ...
+    @property
+    def shares_prefill(self) -> bool:
+        """Whether a request finds the prefix that the engine is just computing for another one."""
+
+    @property
+    def load(self) -> StampedLoad | None:
+        """The last load report."""
+
+    @property
+    def load_measured_at(self) -> float:
+        """When that load was measured; loop clock, s."""
+
+
+class WorkersPort(Protocol):
+    """All workers, by name."""
+
+    @property
+    def workers(self) -> Mapping[str, WorkerPort]: ...
+
+
+class FleetPort(WorkersPort, Protocol):
+    """The workers, and which of them can be used."""
+
+    def serving(self, model: str | None) -> Sequence[WorkerPort]:
+        """Return the workers that can take a request for a model (any model: None), in a stable order."""
+
+    def models(self) -> Sequence[str]:
+        """Return the models that the fleet serves."""
+
+    def refused(self, name: str) -> None:
+        """Note that a worker refused a request."""
+
+    def answered(self, name: str) -> None:
+        """Note that a worker answered a request."""
+
+
+class KnownPort(Protocol):
+    """A boundary of a prompt whose blocks are known."""
+
+    @property
+    def index(self) -> int:
+        """Its index among the prompt's boundaries."""
+
+    @property
+    def block_count(self) -> int:
+        """Blocks of the prompt before it."""
+
+    @property
+    def block_hash(self) -> bytes:
+        """Chain hash of the last of these blocks."""
+
+
+class PrefixMapPort(Protocol):
+    """What the fleet has learned of how the text of prompts becomes blocks, by namespace."""
+
+    def known(self, namespace: str, prompt: Prompt) -> Sequence[KnownPort]:
+        """Return all known boundaries of a prompt, shallowest first."""
+
+    def deepest(self, namespace: str, prompt: Prompt) -> KnownPort | None:
+        """Return the deepest known boundary of a prompt."""
+
+    def tokens_of(self, namespace: str, prompt: Prompt) -> int:
+        """Return the estimated tokens of a prompt, 0 when there is nothing to go by."""
+
+    def learn(self, prompt: Prompt, chain: PromptChain, namespace: str) -> PrefixMapUpdate | None:
+        """Return what a worker's report of a prompt's blocks adds, to be published; None when it adds nothing."""
+
+    def apply(self, text: PrefixMapUpdate) -> None:
+        """Add what a router has published."""
+
+    def flush(self, flush: Flush) -> None:
+        """Forget what a flush names."""
+
+
+class PendingPort(Protocol):
+    """Prompts by request id, until the worker has reported their blocks. Ids of several prompts are ambiguous."""
+
+    def put(self, request_id: str, prompt: Prompt) -> None: ...
+
+    def get(self, request_id: str) -> Prompt | None:
+        """Return a prompt; None when it is unknown or ambiguous."""
+
+    def mark_ambiguous(self, request_id: str) -> None: ...
+
+    def is_ambiguous(self, request_id: str) -> bool: ...

@@ -1,0 +1,12 @@
+"""What the fleet knows of how text becomes KV blocks, learned without ever tokenising.
+
+prefix_map.py             maps a boundary of a text to the number of blocks before it and the chain hash of the last one
+map_update.py             works out what one prompt and the chain that an engine made of it change in the map; pure
+two_generation_cache.py   holds the entries of the map, and forgets those that were not used for long
+pending_prompts.py        keeps prompts that were sent until an engine reports their chains
+"""
+
+from ghostcacher_router.prefix_map.pending_prompts import PendingPrompts
+from ghostcacher_router.prefix_map.prefix_map import KnownBoundary, PrefixMap
+
+__all__ = ["KnownBoundary", "PendingPrompts", "PrefixMap"]

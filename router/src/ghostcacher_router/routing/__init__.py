@@ -1,1 +1,0 @@
-"""Which worker a request goes to: forecasts, what was sent where, and ghost locks."""

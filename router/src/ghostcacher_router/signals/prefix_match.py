@@ -1,0 +1,165 @@
+"""Matches one prompt against the fleet: how much of it each worker has, and how much could be pulled from a peer.
+
+Three sources are put together: the prefix map (which block hashes the prompt's text has), the prefix locations (which
+workers hold these blocks, as the index says), and the history of what this router itself has sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ghostcacher_router.ports import FleetPort, KnownPort, PrefixMapPort, WorkerPort
+from ghostcacher_router.signals.prefix_locations import HeldPrefix, PrefixLocations
+from ghostcacher_router.signals.sent_history import HistoryMatch, SentHistory
+from ghostcacher_router.signals.ttft_forecast import WorkerMatch
+from ghostcacher_router.types import Prompt, WorkerState
+
+BRIDGE_S = 5.0
+"""For so long a prompt that this router sent counts as held by its worker, beyond what the index says: publishing and
+looking it up take time."""
+
+BYTES_PER_TOKEN_GUESS = 4
+"""For plain engines, which report no token counts: English prose under most vocabularies."""
+
+_new = tuple.__new__
+"""What a NamedTuple's own constructor calls, which takes twice as long. Called for each worker of each request."""
+
+
+class LookupNeeded(NamedTuple):
+    """The index has to be asked first which workers of a namespace hold the prompt."""
+
+    namespace: str
+    prompt: Prompt
+
+
+class PrefixMatch(NamedTuple):
+    """What the fleet has of one prompt at one moment. Tokens count from the prompt's first one."""
+
+    prompt: Prompt
+    tokens: int
+    """Tokens of the whole prompt: an estimate, unless the prompt came as token ids."""
+    local: dict[str, int]
+    """Tokens in each worker's own cache, by worker name; workers without any are absent."""
+    pullable: dict[str | None, int]
+    """The most tokens that one worker of a namespace has for its peers, by namespace."""
+    warm: dict[str, int]
+    """Index of the deepest boundary that a worker of a namespace has computed, by namespace; absent when none has."""
+    pulls: bool
+    """Whether workers can find what their peers have, which needs Redis."""
+
+    def at(self, worker: WorkerPort) -> WorkerMatch:
+        """Return the match at one worker."""
+        return _new(WorkerMatch, (self.local.get(worker.name, 0), self.pullable.get(worker.namespace, 0), 0.0))
+
+    def warm_in(self, namespace: str) -> int:
+        """Return the index of the deepest boundary that a worker of a namespace has computed, -1 when none has."""
+        return self.warm.get(namespace, -1)
+
+    def tokens_at(self, boundary: int) -> int:
+        """Return the estimated tokens before a boundary, given by its index."""
+        return self.tokens * self.prompt.ends[boundary] // max(1, self.prompt.size)
+
+
+class _Partial:
+    """A match that is being put together. `local`, `pullable`, `warm` and `pulls` are as in PrefixMatch.
+
+    known: index of the deepest boundary whose blocks the prefix map knows, by namespace.
+    """
+
+    __slots__ = ("known", "local", "pullable", "pulls", "warm")
+
+    def __init__(self, pulls: bool) -> None:
+        self.pulls = pulls
+        self.known: dict[str, int] = {}
+        self.local: dict[str, int] = {}
+        self.pullable: dict[str | None, int] = {}
+        self.warm: dict[str, int] = {}
+
+
+class PrefixMatcher:
+    """Matches prompts. On the event loop only; it never waits."""
+
+    def __init__(
+        self, fleet: FleetPort, prefix_map: PrefixMapPort, locations: PrefixLocations, history: SentHistory
+    ) -> None:
+        self._fleet, self._prefix_map, self._locations, self._history = fleet, prefix_map, locations, history
+
+    def match(
+        self,
+        prompt: Prompt,
+        namespaces: Iterable[str | None],
+        now: float,
+        *,
+        pulls: bool,
+        may_look_up: bool,
+        newer_than: float | None = None,
+    ) -> PrefixMatch | LookupNeeded:
+        """Return the match of a prompt with the workers of some namespaces.
+
+        namespaces: None stands for plain engines, of which only the history knows anything.
+        pulls: whether workers can pull from their peers now.
+        may_look_up: whether LookupNeeded is an answer; otherwise what is known must do.
+        newer_than: loop clock, s; what the index said before that time does not count.
+        """
+        tokens = prompt.tokens or 0
+        partial = _Partial(pulls)
+        for namespace in namespaces:
+            if namespace is None:
+                continue
+            tokens = tokens or self._prefix_map.tokens_of(namespace, prompt)
+            deepest = self._prefix_map.deepest(namespace, prompt)
+            if deepest is not None:
+                held = self._locations.get(namespace, deepest, newer_than=newer_than, old=not may_look_up)
+                if held is None:
+                    return LookupNeeded(namespace, prompt)
+                partial.known[namespace] = deepest.index
+                blocks = self._add_holders(namespace, held, partial)
+                partial.warm[namespace] = self._boundary_within(namespace, prompt, deepest, blocks)
+        tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
+        sent = self._history.find(prompt, now)
+        if sent is not None:
+            self._add_history(sent, tokens * prompt.ends[sent.boundary] // prompt.size, partial, now)
+        return PrefixMatch(prompt, tokens, partial.local, partial.pullable, partial.warm, pulls)
+
+    def _add_holders(self, namespace: str, held: Mapping[str, HeldPrefix], partial: _Partial) -> int:
+        """Add the tokens that each live worker holds; return the most blocks that can be pulled."""
+        most, most_tokens = 0, 0
+        workers, local = self._fleet.workers, partial.local
+        for name, (incarnation, blocks) in held.items():
+            worker = workers.get(name)
+            if worker is None or worker.ref != (namespace, name, incarnation):
+                continue
+            local[name] = tokens = blocks * (worker.block_tokens or 0)
+            if blocks > most and worker.state is not WorkerState.DOWN:
+                most, most_tokens = blocks, tokens
+        if most and partial.pulls:
+            partial.pullable[namespace] = most_tokens
+        return most
+
+    def _add_history(self, match: HistoryMatch, tokens: int, partial: _Partial, now: float) -> None:
+        """Add what this router itself has sent, where that is deeper than what the index knows of.
+
+        tokens: before the boundary that was sent.
+        """
+        for sent in match.holders:
+            worker = self._fleet.workers.get(sent.worker)
+            if worker is None or worker.state is WorkerState.DOWN:
+                continue
+            if now < sent.done_at and not worker.shares_prefill:
+                continue
+            namespace = worker.namespace
+            known = None if namespace is None else partial.known.get(namespace)
+            if known is not None and (match.boundary <= known or now - sent.at > BRIDGE_S):
+                continue
+            partial.local[worker.name] = max(partial.local.get(worker.name, 0), tokens)
+            if now >= sent.done_at and namespace is not None and partial.pulls:
+                partial.pullable[namespace] = max(partial.pullable.get(namespace, 0), tokens)
+                partial.warm[namespace] = max(partial.warm.get(namespace, -1), match.boundary)
+
+    def _boundary_within(self, namespace: str, prompt: Prompt, deepest: KnownPort, blocks: int) -> int:
+        """Return the index of the deepest known boundary that ends within so many blocks, -1 when there is none."""
+        if deepest.block_count <= blocks:
+            return deepest.index
+        within = [known.index for known in self._prefix_map.known(namespace, prompt) if known.block_count <= blocks]
+        return within[-1] if within else -1

@@ -1,0 +1,275 @@
+"""Estimates each worker's queue, so that requests see each other's placement before any load report does.
+
+    queue = the last load report - what was computed since + what this router sent after the report was measured
+
+A request that was sent before the report was measured is in the report, or done. A report that is received again with
+an older measurement is as old as that measurement. Without a fresh report (a plain engine, or Redis away) the queue is
+everything that this router sent and that has not answered: nothing tells how far the engine has come with it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Collection
+from statistics import median
+
+from ghostcacher_connector.core.types import Role
+from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.ttft_forecast import Engine
+
+STALE_S = 2.0
+"""A load report that was received longer ago says nothing. Workers report every 100 to 250 ms. An idle worker measures
+nothing new, so that its reports may carry an old measurement and still be true."""
+
+PROGRESS_MAX_S = 0.5
+"""A worker is believed to go on computing for so long after its last report was measured, or after an idle one was sent
+something, and no longer: it may have stalled."""
+
+ARRIVAL_FIXED_S = 0.02
+ARRIVAL_S_PER_TOKEN = 1e-6
+"""Time from a request written until the engine's scheduler, and so a load report, knows of it: HTTP and tokenising."""
+
+PREFILL_TOKENS_PER_S_GUESS = 10_000.0
+"""Used while no engine reports a rate: a mid-size model on one accelerator. Among such workers only ratios matter."""
+
+MS_PER_TOKEN_GUESS = 1e3 / PREFILL_TOKENS_PER_S_GUESS
+
+PULL_BYTES_PER_S_GUESS = 1e9
+"""Used until a worker has measured its own: a 10 Gbit/s link, the slowest on which sharing is usually deployed."""
+
+QUEUES_SPARE = 64
+"""Queues of workers that are gone are kept until there are so many more queues than workers."""
+
+
+class Reservation:
+    """One request in the queue of one worker, from its placement until its end."""
+
+    __slots__ = ("computed", "prefilling", "since", "tokens", "worker")
+
+    def __init__(self, worker: str, tokens: int, computed: int, since: float) -> None:
+        self.worker = worker
+        self.tokens = tokens
+        """Tokens of the prompt."""
+        self.computed = computed
+        """Those of them that the worker has to compute."""
+        self.since = since
+        """When the request was sent, or before that, placed; loop clock, s."""
+        self.prefilling = True
+        """Whether the prompt is still to be computed, as far as is known."""
+
+    def __repr__(self) -> str:
+        return f"Reservation({self.worker}, computed={self.computed}/{self.tokens}, prefilling={self.prefilling})"
+
+
+class QueueEstimate:
+    """A worker as the next request finds it. There is one object for each worker, good until it is asked for again."""
+
+    __slots__ = ("engine", "queue_ms", "reported")
+
+    def __init__(self, engine: Engine, queue_ms: float, reported: bool) -> None:
+        self.engine = engine
+        self.queue_ms = queue_ms
+        """Prefill time of everything that is ahead."""
+        self.reported = reported
+        """Whether a fresh load report stands behind it, and not this router's own count alone."""
+
+    def __repr__(self) -> str:
+        return f"QueueEstimate({self.engine.name}, queue={self.queue_ms:.1f} ms, reported={self.reported})"
+
+
+class _WorkerQueue:
+    """What is known of one worker's queue. Times are the loop's clock, in seconds."""
+
+    __slots__ = (
+        "busy_until",
+        "dirty",
+        "estimate",
+        "load",
+        "measured_at",
+        "ms_per_token",
+        "prefilling_tokens",
+        "received_at",
+        "reservations",
+        "trusted_until",
+        "unreported",
+    )
+
+    def __init__(self) -> None:
+        self.reservations: dict[Reservation, None] = {}
+        self.unreported: dict[Reservation, None] = {}
+        """Those that the last load report cannot have counted."""
+        self.prefilling_tokens = 0
+        """Tokens to be computed of all reservations that are still prefilling."""
+        self.load: object = None
+        """The last load report, to recognise a new one."""
+        self.measured_at = self.received_at = 0.0
+        """Of the last load report."""
+        self.ms_per_token: float | None = None
+        """As the worker reports it; None while it does not."""
+        self.busy_until = 0.0
+        """When everything in the queue is computed, should the worker go on."""
+        self.trusted_until = 0.0
+        """Until when the worker is believed to go on without another report."""
+        self.estimate: QueueEstimate | None = None
+        self.dirty = True
+        """Whether the estimate has to be made anew."""
+
+
+class QueueEstimator:
+    """Estimates queues from load reports and this router's own requests. On the event loop only.
+
+    `now` is always the loop's clock, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _WorkerQueue] = {}
+        self._rates: list[float] = []
+        """ms_per_token of all queues that have one, ascending."""
+        self._typical_ms_per_token = MS_PER_TOKEN_GUESS
+
+    def __repr__(self) -> str:
+        return f"QueueEstimator(in_flight={self.in_flight_total})"
+
+    @property
+    def in_flight_total(self) -> int:
+        return sum(len(queue.reservations) for queue in self._queues.values())
+
+    def in_flight(self, worker: str) -> int:
+        """Return how many requests of this router are at a worker, or on their way."""
+        queue = self._queues.get(worker)
+        return len(queue.reservations) if queue is not None else 0
+
+    def reserve(self, worker: str, tokens: int, computed: int, now: float) -> Reservation:
+        """Add a request that was placed. tokens: of its prompt; computed: those that the worker has to compute."""
+        reservation = Reservation(worker, tokens, computed, now)
+        queue = self._queue(worker)
+        queue.reservations[reservation] = queue.unreported[reservation] = None
+        queue.prefilling_tokens += computed
+        queue.dirty = True
+        return reservation
+
+    def sent(self, reservation: Reservation, now: float) -> None:
+        """Note that the request has been written; a report that was measured before now cannot have counted it."""
+        if reservation.prefilling:
+            reservation.since = now
+            queue = self._queues[reservation.worker]
+            queue.unreported[reservation] = None
+            queue.dirty = True
+
+    def first_byte(self, reservation: Reservation) -> None:
+        """Note that the answer has begun: nothing of the prompt is still to be computed. May be called again."""
+        if reservation.prefilling:
+            reservation.prefilling = False
+            queue = self._queues[reservation.worker]
+            queue.prefilling_tokens -= reservation.computed
+            queue.unreported.pop(reservation, None)
+            queue.dirty = True
+
+    def ended(self, reservation: Reservation) -> None:
+        """Remove a request, however it went. May be called again."""
+        self.first_byte(reservation)
+        queue = self._queues[reservation.worker]
+        if reservation in queue.reservations:
+            del queue.reservations[reservation]
+            queue.dirty = True
+
+    def estimate(self, worker: WorkerPort, now: float) -> QueueEstimate:
+        """Return what a request would find at a worker now."""
+        queue = self._queues.get(worker.name) or self._queue(worker.name)
+        load = worker.load
+        if load is not queue.load:
+            self._take_report(queue, worker)
+        fresh = load is not None and now - queue.received_at <= STALE_S
+        found = queue.estimate
+        if (
+            found is None
+            or queue.dirty
+            or found.reported is not fresh
+            or (queue.ms_per_token is None and found.engine.ms_per_token != self._typical_ms_per_token)
+        ):
+            found = self._renew_estimate(queue, worker, fresh)
+        if fresh:
+            until = queue.trusted_until
+            queue_ms = (queue.busy_until - (now if now < until else until)) * 1e3
+            found.queue_ms = queue_ms if queue_ms > 0.0 else 0.0
+        else:
+            found.queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
+        return found
+
+    def keep_only(self, workers: Collection[str]) -> None:
+        """Forget workers that are gone and have no request in flight."""
+        if len(self._queues) > len(workers) + QUEUES_SPARE:
+            gone = [name for name, queue in self._queues.items() if name not in workers and not queue.reservations]
+            for name in gone:
+                self._note_rate(self._queues.pop(name), None)
+
+    def check_invariants(self) -> None:
+        """Assert that what is counted is what is there."""
+        for name, queue in self._queues.items():
+            assert queue.unreported.keys() <= queue.reservations.keys(), name
+            assert all(one.worker == name for one in queue.reservations), name
+            assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name
+            assert all(one.prefilling for one in queue.unreported), name
+        rates = [queue.ms_per_token for queue in self._queues.values() if queue.ms_per_token is not None]
+        assert self._rates == sorted(rates), "rates"
+        assert self._typical_ms_per_token == (median(rates) if rates else MS_PER_TOKEN_GUESS)
+
+    def _queue(self, worker: str) -> _WorkerQueue:
+        return self._queues.setdefault(worker, _WorkerQueue())
+
+    def _take_report(self, queue: _WorkerQueue, worker: WorkerPort) -> None:
+        queue.load, queue.dirty = worker.load, True
+        queue.measured_at = queue.received_at = worker.load_measured_at
+        rate = 0.0
+        if worker.load is not None:
+            queue.received_at += worker.load.load.age_s
+            rate = worker.load.load.prefill_tokens_per_s
+        self._note_rate(queue, 1e3 / rate if rate else None)
+        for reservation in list(queue.unreported):
+            arrived = reservation.since + ARRIVAL_FIXED_S + reservation.tokens * ARRIVAL_S_PER_TOKEN
+            if arrived < queue.measured_at:
+                del queue.unreported[reservation]
+
+    def _note_rate(self, queue: _WorkerQueue, ms_per_token: float | None) -> None:
+        if ms_per_token == queue.ms_per_token:
+            return
+        if queue.ms_per_token is not None:
+            del self._rates[bisect_left(self._rates, queue.ms_per_token)]
+        if ms_per_token is not None:
+            insort(self._rates, ms_per_token)
+        queue.ms_per_token = ms_per_token
+        self._typical_ms_per_token = median(self._rates) if self._rates else MS_PER_TOKEN_GUESS
+
+    def _renew_estimate(self, queue: _WorkerQueue, worker: WorkerPort, fresh: bool) -> QueueEstimate:
+        ms_per_token = self._typical_ms_per_token if queue.ms_per_token is None else queue.ms_per_token
+        queue.estimate = QueueEstimate(_engine_of(worker, queue, fresh, ms_per_token), 0.0, fresh)
+        queue.dirty = False
+        if worker.load is not None:
+            load, trusted_from = worker.load.load, queue.measured_at
+            if queue.unreported and not (load.running or load.waiting or load.waiting_tokens):
+                # Until the first of these it had nothing to go on with, so its silence says nothing.
+                trusted_from = max(trusted_from, min(one.since for one in queue.unreported))
+            until = queue.trusted_until = trusted_from + PROGRESS_MAX_S
+            busy = queue.measured_at + load.waiting_tokens * ms_per_token / 1e3
+            for reservation in queue.unreported:
+                busy = max(busy, min(reservation.since, until)) + reservation.computed * ms_per_token / 1e3
+            queue.busy_until = busy
+        return queue.estimate
+
+
+def _engine_of(worker: WorkerPort, queue: _WorkerQueue, fresh: bool, ms_per_token: float) -> Engine:
+    """Return how fast a worker is with the requests that it has now. fresh: whether its load report counts."""
+    if worker.load is None:
+        return Engine(worker.name, ms_per_token, len(queue.reservations) * ms_per_token, None, 0.0, None)
+    load = worker.load.load
+    running = load.running + load.waiting + len(queue.unreported) if fresh else len(queue.reservations)
+    free: int | None = None
+    if fresh and load.kv_blocks_total:
+        free = (load.kv_blocks_total - load.kv_blocks_used) * load.block_tokens
+        free = max(0, free - sum(one.tokens for one in queue.unreported))
+    pulls = worker.record is not None and worker.record.role is not Role.PRODUCER and load.block_tokens > 0
+    pull_ms_per_token = None
+    if pulls:
+        bytes_per_token = load.block_bytes / load.block_tokens
+        pull_ms_per_token = bytes_per_token / (load.pull_bytes_per_s or PULL_BYTES_PER_S_GUESS) * 1e3
+    return Engine(worker.name, ms_per_token, running * ms_per_token, free, load.pull_fixed_s * 1e3, pull_ms_per_token)

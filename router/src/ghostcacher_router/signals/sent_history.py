@@ -1,0 +1,171 @@
+"""Remembers which prompt this router sent to which worker.
+
+That is all that it knows of plain engines, and all that it knows of others until they report. A placement is one
+object, `SentPrompt`, to which all its boundaries refer: that its prompt is computed, or has failed, is noted once,
+however long the prompt is. A prompt that was added at one boundary was added at all before it, too, so adding stops at
+the first boundary that says as much already: a hot prefix costs one look-up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import inf
+from typing import NamedTuple
+
+from ghostcacher_router.types import Prompt
+
+ENTRIES_MAX = 1 << 17
+"""Boundaries remembered: 22 to 50 MiB, the more the shorter prompts are."""
+
+PER_PROMPT_MAX = 64
+"""Of a longer prompt only some boundaries are remembered, the ends of its sections among them."""
+
+TTL_S = 600.0
+"""A plain engine's cache is a few minutes of its traffic; what was sent before has likely been evicted."""
+
+WORKERS_MAX = 4096
+
+HOLDERS_MAX = 4
+"""Workers remembered for one boundary: a prefix that one worker cannot serve alone overflows to a few more."""
+
+
+class SentPrompt:
+    """A prompt that was sent to a worker."""
+
+    __slots__ = ("at", "digests", "done_at", "left", "worker")
+
+    def __init__(self, worker: str, at: float, digests: Sequence[bytes]) -> None:
+        self.worker = worker
+        self.at = at
+        """When it was placed; loop clock, s."""
+        self.done_at = inf
+        """Since when the worker has computed it; loop clock, s. Infinite until then."""
+        self.digests = digests
+        """Of the boundaries at which it is to be remembered."""
+        self.left = len(digests)
+        """It has been added at all of these boundaries but the first `left`."""
+
+    def __repr__(self) -> str:
+        return f"SentPrompt({self.worker}, at={self.at:.3f}, done_at={self.done_at:.3f})"
+
+
+class HistoryMatch(NamedTuple):
+    """The longest part of a prompt that was sent before."""
+
+    boundary: int
+    """Index of the boundary at which that part ends."""
+    holders: tuple[SentPrompt, ...]
+    """The placements that had it, latest first."""
+
+
+class SentHistory:
+    """Boundary digest -> the latest placements of prompts with it. The least recently used are forgotten first."""
+
+    def __init__(self, entries_max: int = ENTRIES_MAX) -> None:
+        self._entries_max = entries_max
+        self._entries: OrderedDict[bytes, tuple[SentPrompt, ...]] = OrderedDict()
+        self._gone_at: dict[str, float] = {}
+        """When a worker lost its cache, by name."""
+
+    def __repr__(self) -> str:
+        return f"SentHistory(boundaries={len(self._entries)})"
+
+    def find(self, prompt: Prompt, now: float) -> HistoryMatch | None:
+        """Return the deepest boundary of the prompt that was sent somewhere, not too long ago."""
+        entries = self._entries
+        if not entries:
+            return None
+        digests = prompt.digests
+        for index in range(len(digests) - 1, -1, -1):
+            found = entries.get(digests[index])
+            if found is not None and (holders := self._valid(found, now)):
+                entries.move_to_end(digests[index])
+                return HistoryMatch(index, holders)
+        return None
+
+    def record(self, prompt: Prompt, worker: str, now: float) -> SentPrompt:
+        """Note that the prompt goes to a worker; `computed` and `withdraw` say how it went."""
+        sent = SentPrompt(worker, now, _sample(prompt))
+        self._add(sent, now)
+        return sent
+
+    def computed(self, sent: SentPrompt, now: float, done_at: float) -> None:
+        """Note since when a worker has computed what it was sent. May be called again: the earliest time counts."""
+        sent.done_at = min(sent.done_at, done_at)
+        if sent.left:
+            self._add(sent, now)
+
+    def withdraw(self, sent: SentPrompt) -> None:
+        """Take back what was noted of a placement: it has failed."""
+        sent.at = -inf
+
+    def ended(self, sent: SentPrompt) -> None:
+        """Note that a placement is over: of its prompt no more is kept than where it has been added."""
+        sent.digests, sent.left = (), 0
+
+    def forget_worker(self, worker: str, now: float) -> None:
+        """Forget what a worker was sent before now: its cache is gone."""
+        self._gone_at.pop(worker, None)
+        self._gone_at[worker] = now
+        if len(self._gone_at) > WORKERS_MAX:
+            del self._gone_at[next(iter(self._gone_at))]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+
+    def _add(self, sent: SentPrompt, now: float) -> None:
+        """Add a placement at its boundaries, deepest first, down to one that says as much already."""
+        entries, digests, left = self._entries, sent.digests, sent.left
+        known: tuple[SentPrompt, ...] | None = None
+        added: tuple[SentPrompt, ...] = ()
+        while left:
+            digest = digests[left - 1]
+            found = entries.get(digest)
+            # Neighbours mostly have one history, and share what comes of it.
+            if not added or found is not known:
+                before = () if found is None else self._valid(found, now)
+                if _says_as_much(before, sent, now):
+                    break
+                # Of the same worker's, one that may still come to be computed stays: this one can be withdrawn.
+                others = [one for one in before if one.worker != sent.worker or one.done_at == inf]
+                known, added = found, (sent, *others[: HOLDERS_MAX - 1])
+            entries[digest] = added
+            entries.move_to_end(digest)
+            left -= 1
+        sent.left = left
+        while len(entries) > self._entries_max:
+            entries.popitem(last=False)
+
+    def _valid(self, found: tuple[SentPrompt, ...], now: float) -> tuple[SentPrompt, ...]:
+        """Return the placements that still count."""
+        gone_at = self._gone_at
+        for sent in found:
+            if now - sent.at > TTL_S or gone_at.get(sent.worker, -inf) > sent.at:
+                return tuple(one for one in found if now - one.at <= TTL_S and gone_at.get(one.worker, -inf) <= one.at)
+        return found
+
+
+def _says_as_much(known: tuple[SentPrompt, ...], new: SentPrompt, now: float) -> bool:
+    """Return whether what is known of a boundary is as good without the new placement as with it."""
+    if new.done_at == inf:
+        # What one worker has computed stays true when the prompt is sent once more.
+        return bool(known) and _is_fresh(known[0], now) and (known[0].worker == new.worker or known[0].done_at < inf)
+    done = [sent.worker for sent in known if sent.done_at < inf and _is_fresh(sent, now)]
+    return new.worker in done or len(done) >= HOLDERS_MAX
+
+
+def _is_fresh(sent: SentPrompt, now: float) -> bool:
+    """Return whether a placement need not yet be replaced by one that says the same, lest it expires while in use."""
+    return now - sent.at <= TTL_S / 2
+
+
+def _sample(prompt: Prompt) -> Sequence[bytes]:
+    """Return the digests at which a prompt is remembered: of a shared part the same ones for prompts of any length."""
+    digests = prompt.digests
+    if len(digests) <= PER_PROMPT_MAX:
+        return digests
+    stride = 1 << (-(-len(digests) // PER_PROMPT_MAX) - 1).bit_length()
+    chosen = {*range(stride - 1, len(digests), stride), *(index for _, index in prompt.section_ends[-PER_PROMPT_MAX:])}
+    return [digests[index] for index in sorted(chosen)]

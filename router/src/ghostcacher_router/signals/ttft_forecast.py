@@ -1,0 +1,104 @@
+"""Forecasts the time to first token (TTFT) of a prompt on a worker, and chooses among forecasts. Pure; times in ms.
+
+total = queue + wait + pull + compute + penalty
+
+queue     the prefill work ahead of the prompt, and the decoding of running requests that shares its steps
+wait      until a prefix that is being computed now is there, as far as the queue does not cover it
+pull      reading from a peer what the peer has, where that is faster than computing it
+compute   the prefill of the rest
+penalty   what is lost when the prompt does not fit into the free KV memory
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import NamedTuple
+
+from ghostcacher_router.types import Forecast
+
+STEP_TOKENS = 2048
+"""Prompt tokens that an engine computes in one step, as vLLM and SGLang set it by default, or close to it."""
+
+KV_FULL_MS = 1000.0
+"""The assumed cost of waiting until running requests have freed the KV memory of a whole prompt. Most answers take
+seconds, and several run at a time. The value only has to exceed what computing a prefix again elsewhere costs."""
+
+TIE_MS = 0.5
+TIE_SHARE = 0.01
+"""Forecasts that differ by less, in ms or as a share of the least one, count as equal: no engine is so predictable."""
+
+
+class Engine(NamedTuple):
+    """How fast a worker's engine is: the same for every prompt, until the worker's load changes."""
+
+    name: str
+    """The worker's name."""
+    ms_per_token: float
+    """Prefill time of one prompt token."""
+    step_ms: float
+    """What decoding for the requests that run already adds to each step."""
+    kv_free_tokens: int | None
+    """Tokens for which there is free KV memory; None when the worker does not report it."""
+    pull_fixed_ms: float
+    """Time of a pull that does not depend on its size."""
+    pull_ms_per_token: float | None
+    """Time to pull the KV of one token; None when the worker cannot pull."""
+
+
+class WorkerMatch(NamedTuple):
+    """The prefix match of one prompt at one worker: how many tokens, from the first, need not be computed there."""
+
+    local: int
+    """Tokens in the worker's own prefix cache."""
+    pullable: int
+    """Tokens that a peer has and the worker can pull, counted from the first token as `local` is."""
+    ready_ms: float
+    """Time until both are true; 0 when they are now, more while a prefix is still being computed."""
+
+
+NO_MATCH = WorkerMatch(0, 0, 0.0)
+
+_new = tuple.__new__
+"""A NamedTuple's own constructor, in half the time."""
+
+
+def forecast(engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch) -> Forecast:
+    """Return the forecast of a prompt of `tokens` on a worker. queue_ms: the worker's queue now.
+
+    The last token is always computed: an engine needs its logits.
+    """
+    # Called for each worker of each request, hence plain branches for min and max, and no keywords.
+    name, ms_per_token, step_ms, kv_free, pull_fixed_ms, pull_ms_per_token = engine
+    local, pullable, ready_ms = match
+    last = tokens - 1 if tokens > 1 else 0
+    if local > last:  # noqa: PLR1730 -- min() takes five times as long
+        local = last
+    pulled, pull_ms, computed = (pullable if pullable < last else last) - local, 0.0, tokens - local
+    queue_ms += step_ms * (1.0 + computed / STEP_TOKENS)
+    if pulled > 0 and pull_ms_per_token is not None:
+        pull_ms = pull_fixed_ms + pulled * pull_ms_per_token
+        shorter_ms = queue_ms - step_ms * pulled / STEP_TOKENS
+        # What is pulled shares no step with requests that run, unless there is a wait that hides this.
+        sooner_ms = max(queue_ms, ready_ms) - max(shorter_ms, ready_ms)
+        if pull_ms < sooner_ms + pulled * ms_per_token:
+            computed, queue_ms = computed - pulled, shorter_ms
+        else:
+            pulled, pull_ms = 0, 0.0
+    else:
+        pulled = 0
+    wait_ms = ready_ms - queue_ms if ready_ms > queue_ms else 0.0
+    penalty_ms, needed = 0.0, tokens - local
+    if kv_free is not None and needed > kv_free:
+        penalty_ms = KV_FULL_MS * (needed - kv_free) / needed
+    compute_ms = computed * ms_per_token
+    total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms
+    return _new(Forecast, (name, total_ms, queue_ms, wait_ms, pull_ms, compute_ms, penalty_ms, local, pulled, computed))
+
+
+def choose(forecasts: Sequence[Forecast], rng: Random) -> Forecast:
+    """Return the least of the forecasts; one of those that count as equal at random. forecasts: at least one."""
+    least = min([found.total_ms for found in forecasts])
+    limit = least + max(TIE_MS, TIE_SHARE * least)
+    best = [found for found in forecasts if found.total_ms <= limit]
+    return best[0] if len(best) == 1 else best[int(rng.random() * len(best))]

@@ -1,0 +1,227 @@
+"""Keeps one router in step with the other routers and the workers, through the store.
+
+    store --read--> worker events --> what the sender of a prompt learns of its blocks --append--> store
+                                  --> which prompts are computed                       --> InFlightTracker
+                --> updates       --> the prefix map, the same in every router; flushes --> RoutingState
+    sessions, ghost locks --write, renew--> store
+    heartbeat             <------------>    store: which routers are alive, and the store's clock
+
+More is read only when what came has been handled. While the store is away every task waits and tries again; of what
+is to be published meanwhile the oldest is dropped when there is too much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from ghostcacher_connector.core.backoff import Backoff
+from ghostcacher_connector.core.coordination.base import (
+    Batch,
+    CoordinationStore,
+    Cursor,
+    Flush,
+    HeartbeatReply,
+    PrefixMapUpdate,
+    WorkerEvents,
+)
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_router.ghostlock.single_flight import RENEW_S
+from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.placement.in_flight import InFlightTracker
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HEARTBEAT_S = 2.0
+HEARTBEAT_TTL_S = 10.0
+"""A router counts as alive for so long after its last heartbeat."""
+WRITE_S = 0.5
+"""Between two writes of sessions: another router may learn of one so much later."""
+
+READ_ITEMS = 256
+READ_BLOCK_S = 0.5
+"""A read waits for so long for something new."""
+APPEND_ITEMS = 64
+UNPUBLISHED_MAX = 4096
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 2.0
+AWAY_S = 0.5
+"""The store counts as away for so much longer than until the next try: the try takes time."""
+
+YIELD_ITEMS = 8
+"""Updates applied before other tasks get their turn: one of a long prompt takes a fraction of a millisecond."""
+
+
+class RouterSync:
+    """The tasks that keep a router in step. Start it once, on the event loop; stop it once."""
+
+    def __init__(
+        self,
+        store: CoordinationStore,
+        tracker: InFlightTracker,
+        dependencies: Dependencies,
+        state: RoutingState,
+        *,
+        clock_offset: StoreClockOffset,
+        router: str,
+        on_heartbeat: Callable[[HeartbeatReply], None],
+        read_block_s: float = READ_BLOCK_S,
+    ) -> None:
+        """Make one that has not begun.
+
+        clock_offset: set at each heartbeat.
+        router: this router's name in the fleet.
+        on_heartbeat: takes each reply of the store.
+        read_block_s: how long a read waits for something new.
+        """
+        self._store, self._tracker, self._state = store, tracker, state
+        self._prefix_map, self._pending = dependencies.prefix_map, dependencies.pending
+        self._offload, self._read_offload = dependencies.offload, dependencies.read_offload
+        self._clock, self._metrics = dependencies.clock, dependencies.metrics
+        self._clock_offset, self._router = clock_offset, router
+        self._on_heartbeat, self._read_block_s = on_heartbeat, read_block_s
+        self._unpublished: deque[PrefixMapUpdate | Flush] = deque(maxlen=UNPUBLISHED_MAX)
+        self._has_unpublished = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.warm = False
+        """Whether everything has been read that the routers published before this one started."""
+
+    def __repr__(self) -> str:
+        return f"RouterSync({self._router}, warm={self.warm}, unpublished={len(self._unpublished)})"
+
+    def start(self) -> None:
+        """Begin to read, write and send heartbeats."""
+        assert not self._tasks, "it starts once"
+        steps: Sequence[tuple[Callable[[], Awaitable[None]], float]] = (
+            (self._heartbeat, HEARTBEAT_S),
+            (self._state.locks.renew, RENEW_S),
+            (self._state.sessions.write, WRITE_S),
+            (self._append, 0.0),
+        )
+        self._tasks = [asyncio.create_task(self._repeat(step, pause_s)) for step, pause_s in steps]
+        self._tasks.append(asyncio.create_task(self._read_all()))
+
+    async def stop(self) -> None:
+        """Release all locks, write all sessions, and deregister this router. Bounded by the store's time-out."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._state.locks.stop()
+        await self._state.locks.drain()
+        await self._state.sessions.write()
+        try:
+            await self._offload(lambda: self._store.deregister(self._router))
+        except IndexUnavailable as exc:
+            logger.debug("the router is not deregistered: %s", exc)
+
+    def publish(self, item: PrefixMapUpdate | Flush) -> None:
+        """Have something appended to what every router reads, this one included."""
+        self._unpublished.append(item)
+        self._has_unpublished.set()
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
+        """Repeat a step for ever, after a pause, or after a growing one while the store is away.
+
+        A task, not a Periodic of core, which is a thread: the steps touch what belongs to the event loop.
+        """
+        backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S)
+        while True:
+            try:
+                await step()
+                backoff.succeeded()
+                await asyncio.sleep(pause_s)
+            except IndexUnavailable as exc:
+                logger.debug("the store is away: %s", exc)
+                backoff_s = backoff.failed(self._clock())
+                self._state.locks.store_failed(backoff_s + AWAY_S)
+                await asyncio.sleep(backoff_s)
+            except Exception:
+                # A bug must not cut this router off from the others for ever.
+                logger.exception("unexpected error while keeping in step with the other routers")
+                await asyncio.sleep(BACKOFF_MAX_S)
+
+    async def _heartbeat(self) -> None:
+        asked_at = self._clock()
+        reply = await self._offload(lambda: self._store.heartbeat(self._router, ttl_s=HEARTBEAT_TTL_S))
+        self._clock_offset.set((asked_at + self._clock()) / 2 - reply.now)
+        self._on_heartbeat(reply)
+
+    async def _append(self) -> None:
+        await self._has_unpublished.wait()
+        items = [self._unpublished.popleft() for _ in range(min(len(self._unpublished), APPEND_ITEMS))]
+        if not self._unpublished:
+            self._has_unpublished.clear()
+        try:
+            await self._offload(lambda: self._store.append_updates(items))
+        except IndexUnavailable:
+            # In front again, as far as there is room: what came later is worth no less.
+            self._unpublished.extendleft(reversed(items[: UNPUBLISHED_MAX - len(self._unpublished)]))
+            self._has_unpublished.set()
+            raise
+
+    async def _read_all(self) -> None:
+        cursor: Cursor | None = None
+
+        async def step() -> None:
+            nonlocal cursor
+            if cursor is None:
+                cursor = await self._read_offload(self._store.start_cursor)
+            after = cursor
+            batch = await self._read_offload(
+                lambda: self._store.read(after, count=READ_ITEMS, block_s=self._read_block_s if self.warm else 0.0)
+            )
+            # First: what cannot be handled must not be read for ever.
+            cursor = batch.cursor
+            await self._handle(batch)
+            self.warm |= len(batch.updates) < READ_ITEMS
+
+        await self._repeat(step, 0.0)
+
+    async def _handle(self, batch: Batch) -> None:
+        for number, update in enumerate(batch.updates):
+            self._try(self._apply, update)
+            if number % YIELD_ITEMS == YIELD_ITEMS - 1:
+                await asyncio.sleep(0)
+        for events in batch.events:
+            self._try(self._learn, events)
+            self._try(self._tracker.on_worker_events, events)
+            await asyncio.sleep(0)
+
+    def _try(self, handle: Callable[[T], None], item: T) -> None:
+        """Handle an item. One that cannot be handled, because of a bug, costs itself only."""
+        try:
+            handle(item)
+        except Exception:
+            self._metrics.bad_items.inc()
+            logger.exception("unexpected error with an item from another router or a worker")
+
+    def _apply(self, update: PrefixMapUpdate | Flush) -> None:
+        if isinstance(update, Flush):
+            self._prefix_map.flush(update)
+            self._state.flush(update)
+        else:
+            self._prefix_map.apply(update)
+
+    def _learn(self, events: WorkerEvents) -> None:
+        """Publish what the worker's events say of the blocks of prompts that this router sent."""
+        for chain in events.chains:
+            prompt = self._pending.get(chain.request)
+            if prompt is not None and (update := self._prefix_map.learn(prompt, chain, events.namespace)) is not None:
+                self.publish(update)
+
+
+class StoreClockOffset:
+    """The loop's clock less the store's, in seconds; 0.0 before the first heartbeat."""
+
+    def __init__(self) -> None:
+        self._offset_s = 0.0
+
+    def __call__(self) -> float:
+        return self._offset_s
+
+    def set(self, offset_s: float) -> None:
+        self._offset_s = offset_s

@@ -1,0 +1,119 @@
+"""One connection to a worker: writes a request, and has its response read and passed on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, cast
+
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.protocol.response_head import ResponseHeads
+from ghostcacher_router.types import Endpoint
+from ghostcacher_router.upstreams.response_reader import ResponseReader
+from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
+
+
+class Pool(Protocol):
+    """What a connection asks of the pool that it belongs to.
+
+    prefix: the path under which the worker is served. host_line: the header Host of every request sent there.
+    heads: what is remembered of the worker's responses.
+    """
+
+    endpoint: Endpoint
+    limits: Limits
+    prefix: bytes
+    host_line: bytes
+    heads: ResponseHeads
+
+    def put(self, connection: WorkerConnection) -> None:
+        """Keep an idle connection for the next request."""
+
+    def closed(self, connection: WorkerConnection) -> None:
+        """Forget a connection."""
+
+
+class WorkerConnection(asyncio.Protocol):
+    """A connection to a worker, for one request at a time. Loop only.
+
+    data_received: the reader's own method, so that no call lies between the transport and it.
+    """
+
+    __slots__ = ("_paused", "_reader", "data_received", "pool", "transport")
+    transport: asyncio.Transport
+    data_received: Callable[[bytes], None]  # type: ignore[assignment]
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self._reader = ResponseReader(pool.heads, pool.limits.head_bytes_max, self)
+        self._paused = False
+        self.data_received = self._reader.feed
+
+    def __repr__(self) -> str:
+        return f"WorkerConnection({self.pool.endpoint.url}, {self._reader!r})"
+
+    @property
+    def usable(self) -> bool:
+        """Whether an idle connection is still open."""
+        return not self.transport.is_closing()
+
+    @property
+    def passed_bytes(self) -> int:
+        """Bytes of bodies passed on since the connection was made; it grows while the worker sends."""
+        return self._reader.passed_bytes
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of the request that are still to be written."""
+        return self.transport.get_write_buffer_size()
+
+    def begin(self, receiver: ResponseReceiver, head: bytes, body: bytes) -> None:
+        """Write a request, and pass its response on to `receiver`. The connection is usable."""
+        self._reader.begin(receiver)
+        # uvloop writes at once: two writes would be two system calls.
+        if body:
+            self.transport.writelines((head, body))
+        else:
+            self.transport.write(head)
+
+    def abort(self) -> None:
+        """Close at once, whatever is under way; the receiver hears nothing more."""
+        self._reader.detach(reusable=False)
+        self.transport.abort()
+
+    def pause(self) -> None:
+        """Read no more: the client does not keep up."""
+        if not self._paused and not self.transport.is_closing():
+            self._paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused and not self.transport.is_closing():
+            self._paused = False
+            self.transport.resume_reading()
+
+    # asyncio's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def eof_received(self) -> None:
+        """Close, as the default is."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.pool.closed(self)
+        self._reader.end_of_stream(None if exc is None else str(exc))
+
+    # the reader's side
+
+    def response_read(self, *, reusable: bool) -> None:
+        transport = self.transport
+        # A response that came before the whole request was written: the worker may not read the rest.
+        if reusable and not transport.get_write_buffer_size() and not transport.is_closing():
+            self._reader.detach(reusable=True)
+            if self._paused:
+                self.resume()
+            self.pool.put(self)
+        else:
+            self.abort()

@@ -1,0 +1,147 @@
+"""Connections to workers, kept for the next request. Bounded in number and in age, for each worker."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import ssl
+
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.protocol.response_head import ResponseHeads
+from ghostcacher_router.types import Endpoint
+from ghostcacher_router.upstreams.worker_connection import WorkerConnection
+
+_PLAIN = re.compile(r"[!-~]*")
+
+_PROBES = 3
+_WATCHES = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+"""Linux's. Where the system has none of these names, its own times hold, two hours mostly."""
+
+
+class WorkerPool:
+    """The idle connections to one endpoint, and what every head sent there has in common. Loop only."""
+
+    def __init__(self, endpoint: Endpoint, limits: Limits, now: float) -> None:
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        self.endpoint = endpoint
+        self.limits = limits
+        self.host_line = f"Host: {host}:{endpoint.port}\r\n".encode()
+        self.prefix = endpoint.path.encode()
+        self.heads = ResponseHeads()
+        self.open: set[WorkerConnection] = set()
+        self.connecting = 0
+        self._idle: dict[WorkerConnection, float] = {}
+        self._now = now
+
+    def __repr__(self) -> str:
+        return f"WorkerPool({self.endpoint.url}, open={len(self.open)}, idle={len(self._idle)})"
+
+    def take(self) -> WorkerConnection | None:
+        """Return the connection used last: the worker is least likely to be about to close it."""
+        idle = self._idle
+        while idle:
+            connection, _ = idle.popitem()
+            if connection.usable:
+                return connection
+        return None
+
+    def put(self, connection: WorkerConnection) -> None:
+        """Keep an idle connection; close it when there are enough."""
+        if len(self._idle) >= self.limits.upstream_idle_max:
+            connection.abort()
+        else:
+            self._idle[connection] = self._now
+
+    def closed(self, connection: WorkerConnection) -> None:
+        self.open.discard(connection)
+        self._idle.pop(connection, None)
+
+    def tick(self, now: float) -> None:
+        """Close what has been idle for too long."""
+        self._now = now
+        before = now - self.limits.upstream_idle_s
+        for connection in [connection for connection, since in self._idle.items() if since < before]:
+            del self._idle[connection]
+            connection.abort()
+
+
+class Pools:
+    """A pool for each endpoint that requests go to. Loop only. tls: for workers that listen with TLS."""
+
+    def __init__(self, limits: Limits, now: float, tls: ssl.SSLContext | None) -> None:
+        self._limits = limits
+        self._now = now
+        self._tls = tls
+        self._pools: dict[Endpoint, WorkerPool] = {}
+
+    def __repr__(self) -> str:
+        return f"Pools({list(self._pools.values())})"
+
+    def __getitem__(self, endpoint: Endpoint) -> WorkerPool:
+        """Return the pool of an endpoint. Raises OSError when no request could be written to such a one."""
+        pool = self._pools.get(endpoint)
+        if pool is None:
+            if not endpoint.host or not _PLAIN.fullmatch(endpoint.host + endpoint.path):
+                raise OSError(f"expected an address of visible ASCII, got {endpoint!r}")
+            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._now)
+        return pool
+
+    @property
+    def open_count(self) -> int:
+        return sum(len(pool.open) for pool in self._pools.values())
+
+    async def connect(self, endpoint: Endpoint) -> WorkerConnection:
+        """Return a new connection. Raises OSError, within `connect_s`."""
+        pool = self[endpoint]
+        if endpoint.tls and self._tls is None:
+            self._tls = ssl.create_default_context()
+        loop = asyncio.get_running_loop()
+        pool.connecting += 1
+        try:
+            async with asyncio.timeout(self._limits.connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: WorkerConnection(pool),
+                    endpoint.host,
+                    endpoint.port,
+                    ssl=self._tls if endpoint.tls else None,
+                )
+        except TimeoutError:
+            raise OSError(f"no connection within {self._limits.connect_s:g} s") from None
+        except ValueError as exc:  # A host name that cannot be encoded, a port out of range.
+            raise OSError(f"{endpoint.url}: {exc}") from exc
+        finally:
+            pool.connecting -= 1
+        if not connection.usable:
+            raise OSError("it closed the connection at once")
+        _watch_host(connection.transport, self._limits.worker_gone_s)
+        # Not before: of an attempt that was cancelled, uvloop closes the socket and tells its protocol nothing.
+        pool.open.add(connection)
+        return connection
+
+    def tick(self, now: float) -> None:
+        """Close what has been idle for too long, and forget endpoints without connections."""
+        self._now = now
+        for endpoint, pool in list(self._pools.items()):
+            pool.tick(now)
+            if not pool.open and not pool.connecting:
+                del self._pools[endpoint]
+
+    async def close(self) -> None:
+        """Close every connection; return when they are closed."""
+        for pool in self._pools.values():
+            for connection in list(pool.open):
+                connection.abort()
+        while self.open_count:
+            await asyncio.sleep(0)
+
+
+def _watch_host(transport: asyncio.Transport, gone_s: int) -> None:
+    """Have the kernel break a connection whose other end has been unreachable for `gone_s`."""
+    connected = transport.get_extra_info("socket")
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle_s = max(1, gone_s // 2)
+    values = (idle_s, max(1, (gone_s - idle_s) // _PROBES), _PROBES, gone_s * 1000)
+    for name, value in zip(_WATCHES, values, strict=True):
+        if hasattr(socket, name):
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

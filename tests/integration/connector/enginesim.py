@@ -1,0 +1,397 @@
+"""A vLLM engine without a model: real scheduler, real connector, real memory and NIXL; only the forward pass is ours.
+
+The forward pass writes, for each token, a number that identifies the token's whole prefix, and first checks that every
+earlier token of the request has the number that it must have: what attention would have read. So a torn, stale, late
+or misplaced block is seen at the first step that would have used it, thousands of steps a minute.
+
+The rank's side follows vLLM's model runner: block tables are kept from the scheduler's outputs alone, and the
+connector's calls come in its order. `in_flight` > 1 runs steps ahead of their outputs, as async scheduling does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+import torch
+from vllm.config import KVTransferConfig, VllmConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.engine.arg_utils import EngineArgs
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
+from ghostcacher_connector.metrics import Delta, merge
+from ghostcacher_connector.metrics.catalog import SEPARATOR
+
+BLOCK_TOKENS = 16
+LAYERS = 2
+VOCABULARY = 1000
+MODULUS = (1 << 61) - 1
+
+
+def make_model_dir(root: Path) -> Path:
+    """Write the configuration of a model that is never loaded."""
+    root.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 2048,
+        "torch_dtype": "float32",
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+    }
+    (root / "config.json").write_text(json.dumps(config))
+    (root / "pytorch_model.bin").write_bytes(b"never loaded")
+    return root
+
+
+def prefix_number(previous: int, token: int, position: int) -> int:
+    """Return a number that identifies the tokens up to this one."""
+    return (previous * 1_000_003 + token * 7919 + position + 1) % MODULUS
+
+
+@dataclass
+class RunnerRequest:
+    """What the model runner knows of a request: tokens, block table, numbers of its prefixes."""
+
+    tokens: list[int]
+    blocks: list[int]
+    numbers: list[int] = field(default_factory=list)
+
+    def number(self, position: int) -> int:
+        while len(self.numbers) <= position:
+            at = len(self.numbers)
+            self.numbers.append(prefix_number(self.numbers[-1] if at else 0, self.tokens[at], at))
+        return self.numbers[position]
+
+
+class SimEngine:
+    """One engine; see the module's docstring. wrong: descriptions of every wrong number that a step would have read."""
+
+    def __init__(
+        self,
+        name: str,
+        model: Path,
+        settings: dict[str, Any],
+        *,
+        blocks: int = 32,
+        in_flight: int = 1,
+        role: str = "kv_both",
+        step_tokens: int = 64,
+    ) -> None:
+        self.name = name
+        self.config = self.make_config(name, model, settings, in_flight, role, step_tokens)
+        self.config.cache_config.num_gpu_blocks = blocks
+        self.kv_config = self._make_kv_config(blocks)
+        self.memory = {f"layer.{i}": torch.zeros(blocks, BLOCK_TOKENS, 2, dtype=torch.int64) for i in range(LAYERS)}
+        self.worker = GhostCacherConnector(self.config, KVConnectorRole.WORKER, self.kv_config)
+        self.worker.register_kv_caches(self.memory)
+        scheduler_class = self.config.scheduler_config.get_scheduler_cls()
+        self.scheduler = scheduler_class(
+            vllm_config=self.config,
+            kv_cache_config=self.kv_config,
+            structured_output_manager=StructuredOutputManager(self.config),
+            block_size=BLOCK_TOKENS,
+            hash_block_size=BLOCK_TOKENS,
+            log_stats=True,
+        )
+        init_none_hash(sha256)
+        self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
+        handshake = self.worker.get_handshake_metadata()
+        assert handshake is not None
+        self.connector = self.scheduler.connector
+        self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
+        self._in_flight = in_flight
+        self._scheduled: deque[SchedulerOutput] = deque()
+        self._running: dict[str, RunnerRequest] = {}
+        self.requests: dict[str, Request] = {}
+        self.delta: Delta = {}
+        self.after_forward: Callable[[], None] | None = None
+        self.wrong: list[str] = []
+        self.steps = 0
+
+    # -- construction ----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def make_config(
+        name: str, model: Path, settings: dict[str, Any], in_flight: int, role: str, step_tokens: int
+    ) -> VllmConfig:
+        transfer = KVTransferConfig(
+            kv_connector="GhostCacherConnector",
+            kv_connector_module_path="ghostcacher_connector.engines.vllm",
+            kv_role=role,
+            kv_connector_extra_config={"worker_id": name, **settings},
+        )
+        return EngineArgs(
+            model=str(model),
+            skip_tokenizer_init=True,
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=512,
+            block_size=BLOCK_TOKENS,
+            max_num_batched_tokens=step_tokens,
+            max_num_seqs=8,
+            enable_prefix_caching=True,
+            async_scheduling=in_flight > 1,
+            kv_transfer_config=transfer,
+        ).create_engine_config()
+
+    @staticmethod
+    def _make_kv_config(blocks: int) -> KVCacheConfig:
+        spec = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32)
+        layers = [f"layer.{i}" for i in range(LAYERS)]
+        page = spec.page_size_bytes
+        tensors = [KVCacheTensor(page * blocks * LAYERS, layers, layer_stride=page * blocks, block_stride=page)]
+        return KVCacheConfig(
+            num_blocks=blocks, kv_cache_tensors=tensors, kv_cache_groups=[KVCacheGroupSpec(layers, spec)]
+        )
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def add(self, request_id: str, tokens: list[int], *, max_tokens: int = 4, pull: bool = True) -> Request:
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=list(tokens),
+            sampling_params=SamplingParams(
+                max_tokens=max_tokens,
+                temperature=0.0,
+                ignore_eos=True,
+                extra_args=None if pull else {"kv_transfer_params": {"gc_pull": False}},
+            ),
+            pooling_params=None,
+            block_hasher=self._hasher,
+        )
+        request.sampling_params.update_from_generation_config({}, 0)
+        self.requests[request_id] = request
+        self.scheduler.add_request(request)
+        return request
+
+    def _number_of(self, block: bytes) -> int:
+        """Return the number that the last token of a full block of a running request must have."""
+        for request in self.scheduler.requests.values():
+            if block in request.block_hashes:
+                end = (request.block_hashes.index(block) + 1) * BLOCK_TOKENS
+                return RunnerRequest(list(request.all_token_ids), []).number(end - 1)
+        raise AssertionError("a block was published that belongs to no running request")
+
+    def abort(self, request_id: str) -> None:
+        self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+
+    def outputs(self, request_id: str) -> list[int]:
+        return list(self.requests[request_id].output_token_ids)
+
+    # -- what tests look at ----------------------------------------------------------------------------------------
+
+    def counted(self, name: str, **labels: str) -> float:
+        """Return a counter's value, summed over the series that have these label values."""
+        wanted = set(labels.values())
+        series = self.delta.get(name, {})
+        return sum(
+            value for key, value in series.items() if isinstance(value, float) and wanted <= set(key.split(SEPARATOR))
+        )
+
+    def free_blocks(self) -> int:
+        return int(self.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def peers_ready(self, count: int) -> bool:
+        """Say whether scheduler and rank both know that many peers, and the rank reaches them."""
+        fleet = self.connector._scheduler._fleet
+        links = self.worker._worker._runtime.puller.links()
+        connected = [link for link in links.values() if link.connected and link.ready]
+        return len(connected) >= count and len(fleet.live_workers.records()) > count
+
+    def all_published(self) -> bool:
+        """Say whether the index holds all that the worker does."""
+        publisher = self.connector._scheduler._fleet.publisher
+        return publisher.available and not publisher.held_blocks.pending
+
+    def watch_published(self) -> list[tuple[int, int, int]]:
+        """Return a growing list of (slot, generation, number of the block's last token) of all that is published."""
+        published: list[tuple[int, int, int]] = []
+        publisher = self.connector._scheduler._publisher
+        sink, number_of = publisher._sink, self._number_of
+
+        class Spy:
+            def publish(self, slot: int, block: bytes, root: bytes, generation: int) -> None:
+                published.append((slot, generation, number_of(block)))
+                sink.publish(slot, block, root, generation)
+
+            def withdraw(self, slot: int) -> None:
+                sink.withdraw(slot)
+
+        publisher._sink = Spy()
+        return published
+
+    def lies(self, published: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+        """Return the entries that a reader would accept now and whose slot holds something else."""
+        table = self.worker._worker._table
+        return [
+            entry
+            for entry in published
+            if table.generation(entry[0]) == entry[1] and not self.holds(entry[0], BLOCK_TOKENS - 1, entry[2])
+        ]
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Schedule one step; execute the oldest one in flight and process its output.
+
+        A step that runs ahead is executed as late as can be: what is published too early is then not yet there.
+        """
+        self.steps += 1
+        if self.scheduler.has_requests():
+            output = self.scheduler.schedule()
+            self._scheduled.append(output)
+            if len(self._scheduled) < self._in_flight and output.total_num_scheduled_tokens:
+                return
+        if self._scheduled:
+            done = self._scheduled.popleft()
+            result = self._execute(done)
+            for outputs in self.scheduler.update_from_output(done, result).values():
+                if outputs.scheduler_stats is not None and outputs.scheduler_stats.kv_connector_stats:
+                    self.delta = merge(self.delta, outputs.scheduler_stats.kv_connector_stats)
+
+    def run(self, *, timeout_s: float = 30.0) -> None:
+        """Step until every request has ended. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_s
+        while self.scheduler.has_requests() or self._scheduled:
+            self.step()
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name}: unfinished after {timeout_s} s: {list(self.scheduler.requests)}")
+
+    def close(self) -> None:
+        self.scheduler.shutdown()
+        self.worker.shutdown()
+
+    def _execute(self, output: SchedulerOutput) -> ModelRunnerOutput:
+        metadata = output.kv_connector_metadata
+        assert metadata is not None
+        self.worker.handle_preemptions(metadata)
+        self._update_tables(output)
+        sampled = {request_id: self._forward(request_id, output) for request_id in output.num_scheduled_tokens}
+        if self.after_forward is not None:
+            self.after_forward()
+        self.worker.bind_connector_metadata(metadata)
+        self.worker.start_load_kv(None)  # type: ignore[arg-type]
+        self.worker.wait_for_save()
+        results = self.worker.get_transfer_results(output.finished_req_ids)
+        connector_output = KVConnectorOutput(
+            finished_sending=results.finished_sending,
+            finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving,
+            invalid_block_ids=self.worker.get_block_ids_with_load_errors(),
+            kv_connector_worker_meta=self.worker.build_connector_worker_meta(),
+            kv_connector_stats=self.worker.get_kv_connector_stats(),
+        )
+        self.worker.clear_connector_metadata()
+        ids = list(sampled)
+        return ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
+            sampled_token_ids=[sampled[request_id] for request_id in ids],
+            kv_connector_output=connector_output,
+        )
+
+    def _update_tables(self, output: SchedulerOutput) -> None:
+        for request_id in output.finished_req_ids:
+            self._running.pop(request_id, None)
+        for new in output.scheduled_new_reqs:
+            tokens = list(new.prefill_token_ids or new.prompt_token_ids or [])
+            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]))
+        cached = output.scheduled_cached_reqs
+        for i, request_id in enumerate(cached.req_ids):
+            state, fresh = self._running[request_id], cached.new_block_ids[i]
+            if request_id in cached.resumed_req_ids:
+                assert fresh is not None
+                state.blocks = list(fresh[0])
+                if (all_tokens := cached.all_token_ids.get(request_id)) is not None:
+                    state.tokens, state.numbers = list(all_tokens), []
+            elif fresh is not None:
+                state.blocks.extend(fresh[0])
+
+    def _forward(self, request_id: str, output: SchedulerOutput) -> list[int]:
+        """Check the KV that attention would read, write the KV of the step's tokens, sample when the prompt is done."""
+        state, count = self._running[request_id], output.num_scheduled_tokens[request_id]
+        computed = self._computed(request_id, output)
+        self._check(request_id, state, computed)
+        for position in range(computed, computed + count):
+            self._write(state.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS, state.number(position))
+        if computed + count < len(state.tokens):
+            return []
+        token = state.number(len(state.tokens) - 1) % VOCABULARY
+        state.tokens.append(token)
+        return [token]
+
+    @staticmethod
+    def _computed(request_id: str, output: SchedulerOutput) -> int:
+        for new in output.scheduled_new_reqs:
+            if new.req_id == request_id:
+                return int(new.num_computed_tokens)
+        cached = output.scheduled_cached_reqs
+        return int(cached.num_computed_tokens[cached.req_ids.index(request_id)])
+
+    def _write(self, block: int, offset: int, number: int) -> None:
+        for layer, memory in enumerate(self.memory.values()):
+            memory[block, offset, 0] = number
+            memory[block, offset, 1] = number ^ (layer + 1)
+
+    def _check(self, request_id: str, state: RunnerRequest, computed: int) -> None:
+        for position in range(computed):
+            block, offset, expected = (
+                state.blocks[position // BLOCK_TOKENS],
+                position % BLOCK_TOKENS,
+                state.number(position),
+            )
+            if not self.holds(block, offset, expected):
+                self.wrong.append(f"{self.name} {request_id}: position {position}, slot {block}")
+                return
+
+    def holds(self, block: int, offset: int, number: int) -> bool:
+        """Say whether a place holds a number, on every layer."""
+        return all(
+            int(memory[block, offset, 0]) == number and int(memory[block, offset, 1]) == number ^ (layer + 1)
+            for layer, memory in enumerate(self.memory.values())
+        )
+
+
+def expected_output(tokens: list[int], count: int) -> list[int]:
+    """Return what a request must sample, computed from its tokens alone."""
+    state = RunnerRequest(list(tokens), [])
+    for _ in range(count):
+        state.tokens.append(state.number(len(state.tokens) - 1) % VOCABULARY)
+    return state.tokens[len(tokens) :]
+
+
+def prompts(seed: int, *, documents: int, blocks: int, tail: int) -> Iterator[list[int]]:
+    """Yield endless prompts that share one of a few documents and differ in their tails."""
+    source = random.Random(seed)
+    texts = [[source.randrange(VOCABULARY) for _ in range(blocks * BLOCK_TOKENS)] for _ in range(documents)]
+    while True:
+        text = source.choice(texts)
+        cut = source.randrange(1, blocks) * BLOCK_TOKENS + source.randrange(BLOCK_TOKENS)
+        yield text[:cut] + [source.randrange(VOCABULARY) for _ in range(source.randrange(1, tail))]

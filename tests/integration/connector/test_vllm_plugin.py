@@ -1,0 +1,74 @@
+"""The check of the connector's settings, in vLLM's own parser of flags."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.config import KVTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.engines.vllm import plugin
+
+CONNECTOR = {"kv_connector": plugin.CONNECTOR, "kv_role": "kv_both", "kv_connector_module_path": plugin.MODULE}
+
+
+@pytest.fixture
+def parser() -> FlexibleArgumentParser:
+    plugin.register()
+    plugin.register()  # vLLM may call it again
+    return EngineArgs.add_cli_args(FlexibleArgumentParser())
+
+
+def flags(**changes: Any) -> list[str]:
+    return ["--kv-transfer-config", json.dumps({**CONNECTOR, **changes})]
+
+
+@pytest.mark.parametrize(
+    ("extra", "variable", "named"),
+    [
+        ({"pul": "auto"}, "GC_PULL", "GhostCacher: unknown setting pul: did you mean pull?"),
+        ({}, "GC_PUL", "GhostCacher: unknown environment variable GC_PUL: did you mean GC_PULL?"),
+    ],
+)
+def test_wrong_setting_is_the_parsers_last_line(
+    parser: FlexibleArgumentParser,
+    extra: dict[str, Any],
+    variable: str,
+    named: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """vLLM ends as it does for a wrong flag of its own: with status 2, and the reason last."""
+    monkeypatch.setenv(variable, "auto")
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(flags(kv_connector_extra_config=extra))
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith(named)
+    assert "--kv-transfer-config" in last
+
+
+def test_right_settings_and_other_connectors_pass(
+    parser: FlexibleArgumentParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A variable of ours that is wrong is no concern of an engine that does not use the connector."""
+    found = parser.parse_args(flags(kv_connector_extra_config={"pull": "never"}))
+    assert found.kv_transfer_config.kv_connector_extra_config == {"pull": "never"}
+    assert found.kv_transfer_config.engine_id is not None
+    monkeypatch.setenv("GC_PUL", "auto")
+    other = parser.parse_args(["--kv-transfer-config", '{"kv_connector": "ExampleConnector", "kv_role": "kv_both"}'])
+    assert other.kv_transfer_config.kv_connector == "ExampleConnector"
+
+
+def test_callers_in_python_get_a_config_error() -> None:
+    """Without a command line there is no process to end."""
+    plugin.register()
+    with pytest.raises(ConfigError, match="unknown setting pul"):
+        KVTransferConfig(**CONNECTOR, kv_connector_extra_config={"pul": "auto"})

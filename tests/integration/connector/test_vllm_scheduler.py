@@ -1,0 +1,353 @@
+"""The connector under vLLM's real scheduler, with real NIXL and Redis; only the forward pass is ours (enginesim.py)."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.redis_server import RedisServer
+
+pytest.importorskip("vllm")
+
+from ghostcacher_connector.engines.common.pull_state import Phase
+from tests.conftest import SOAK
+from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
+from tests.support.redis_proxy import Proxy
+
+pytestmark = pytest.mark.engine
+
+REQUESTS = 20_000 if SOAK else 120
+OUTPUT_TOKENS = 6
+SETTLE_S = 60.0
+
+INDEX_LAG_S = 0.06
+"""By when an engine has reused slots that the index still offers."""
+
+Make = Callable[..., SimEngine]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    server = RedisServer(tcp=True)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
+    """Engines of one fleet, closed at the end."""
+    engines: list[SimEngine] = []
+
+    def factory(name: str, *, settings: dict[str, Any] | None = None, **options: Any) -> SimEngine:
+        chosen = {
+            "redis_url": redis_server.url,
+            "pull": "always",
+            # Generous: a busy machine must not turn a hit into a miss.
+            "redis_timeout_s": 10.0,
+            "lookup_deadline_ms": 30_000.0,
+            "pull_timeout_s": 60.0,
+            "lease_ttl_s": 60.0,
+            **(settings or {}),
+        }
+        engines.append(SimEngine(name, model, chosen, **options))
+        return engines[-1]
+
+    yield factory
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def lagging_url(redis_server: RedisServer) -> Iterator[str]:
+    """The URL of the fleet's Redis, where what engines publish arrives late."""
+    with Proxy(redis_server.port, apply_lag_s=INDEX_LAG_S) as proxy:
+        yield proxy.url
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SETTLE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SETTLE_S} s: {what}"
+        time.sleep(0.01)
+
+
+def meet(*engines: SimEngine) -> None:
+    """Wait until each engine sees and reaches the others."""
+    for engine in engines:
+        wait_for(lambda e=engine: e.peers_ready(len(engines) - 1), f"{engine.name} reaches its peers")
+
+
+def settled(engine: SimEngine) -> None:
+    """Wait until the index holds what the engine has published."""
+    wait_for(engine.all_published, f"{engine.name} has published")
+
+
+def tokens_of(seed: int, count: int) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(1000) for _ in range(count)]
+
+
+def drive(engines: list[SimEngine], requests: int, source: Iterator[list[int]], *, abort_every: int = 0) -> int:
+    """Run requests over all engines until all have ended; return how many outputs were wrong."""
+    live: list[dict[str, list[int]]] = [{} for _ in engines]
+    started = wrong = 0
+    deadline = time.monotonic() + 600
+    while started < requests or any(live):
+        assert time.monotonic() < deadline, f"stuck: {[list(requests) for requests in live]}"
+        for engine, running in zip(engines, live, strict=True):
+            while len(running) < 6 and started < requests:
+                prompt, request_id = next(source), f"r{started}"
+                engine.add(request_id, prompt, max_tokens=OUTPUT_TOKENS)
+                running[request_id] = prompt
+                started += 1
+            engine.step()
+            for request_id in [r for r in running if engine.requests[r].is_finished()]:
+                prompt = running.pop(request_id)
+                wrong += engine.outputs(request_id) != expected_output(prompt, OUTPUT_TOKENS)
+            if abort_every and running and started % abort_every == 0:
+                request_id, _ = running.popitem()
+                engine.abort(request_id)
+    return wrong
+
+
+@pytest.mark.parametrize("tokens", [1, BLOCK_TOKENS - 1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 5 * BLOCK_TOKENS, 90])
+def test_prompt_held_by_a_peer_is_pulled_up_to_its_last_token(make: Make, tokens: int) -> None:
+    """Every full block but one that holds the last token is pulled, whatever boundary the prompt ends at."""
+    a, b = make("a"), make("b")
+    meet(a, b)
+    prompt = tokens_of(tokens, tokens)
+    for engine in (a, b):
+        engine.add("r", prompt)
+        engine.run()
+        settled(engine)
+        assert engine.outputs("r") == expected_output(prompt, 4)
+        assert engine.wrong == []
+    assert b.counted("gc_cache_hits_total") == (tokens - 1) // BLOCK_TOKENS
+    assert b.counted("gc_cache_misses_total") == 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("abort_every", [0, 7])
+def test_slots_reused_all_the_time_never_give_a_wrong_token(
+    make: Make, lagging_url: str, in_flight: int, abort_every: int
+) -> None:
+    """With a pool of a few prompts, an index that lags, and aborts, stale blocks are met and every output is right."""
+    engines = [make(name, blocks=30, in_flight=in_flight, settings={"redis_url": lagging_url}) for name in "ab"]
+    meet(*engines)
+    wrong = drive(engines, REQUESTS, prompts(in_flight, documents=6, blocks=8, tail=20), abort_every=abort_every)
+    assert [engine.wrong for engine in engines] == [[], []]
+    assert wrong == 0
+    assert sum(engine.counted("gc_cache_hits_total") for engine in engines) > 0
+    assert sum(engine.counted("gc_cache_misses_total", reason="stale_generation") for engine in engines) > 0
+    assert all(engine.free_blocks() == 29 for engine in engines)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_an_entry_that_passes_the_seal_never_lies(make: Make, in_flight: int) -> None:
+    """At any moment, also right after a forward pass has written, an entry that a reader would accept is true."""
+    engine = make("a", blocks=24, in_flight=in_flight)
+    entries = engine.watch_published()
+    lies: list[tuple[int, int, int]] = []
+    engine.after_forward = lambda: lies.extend(engine.lies(entries))
+    source = prompts(3, documents=5, blocks=8, tail=20)
+    for number in range(REQUESTS):
+        engine.add(f"r{number}", next(source), max_tokens=OUTPUT_TOKENS)
+        for _ in range(2):
+            engine.step()
+        assert lies == engine.lies(entries) == []
+    engine.run(timeout_s=120)
+    assert lies == engine.lies(entries) == []
+    assert len(entries) > REQUESTS / 4
+
+
+def test_preempted_requests_resume_with_right_tokens(make: Make) -> None:
+    """Requests that are preempted for want of room come back, are pulled for or recomputed, and are right."""
+    a, b = make("a", blocks=40), make("b", blocks=20)
+    meet(a, b)
+    texts = [tokens_of(seed, 60) for seed in range(6)]
+    for number, text in enumerate(texts):
+        a.add(f"r{number}", text, max_tokens=2)
+    a.run()
+    settled(a)
+    for number, text in enumerate(texts):
+        b.add(f"r{number}", text, max_tokens=60)
+    b.run()
+    assert b.wrong == []
+    assert [b.outputs(f"r{n}") for n in range(6)] == [expected_output(text, 60) for text in texts]
+    assert sum(request.num_preemptions for request in b.requests.values()) > 0
+    assert b.counted("gc_cache_hits_total") > 0
+
+
+def test_reset_of_the_prefix_cache_withdraws_everything(make: Make) -> None:
+    """After a reset (new weights, for instance) no peer can use what was published before."""
+    a, b = make("a"), make("b")
+    meet(a, b)
+    prompt = tokens_of(1, 90)
+    entries = a.watch_published()
+    a.add("r", prompt)
+    a.run()
+    settled(a)
+    assert a.scheduler.reset_prefix_cache()
+    a.add("other", tokens_of(2, 20))  # bumps travel with the next step
+    a.run()
+    settled(a)
+    table = a.worker._worker._table
+    assert all(table.generation(slot) != generation for slot, generation, _ in entries[:5])
+    b.add("r", prompt)
+    b.run()
+    assert b.counted("gc_cache_hits_total") == 0
+    assert b.outputs("r") == expected_output(prompt, 4)
+
+
+def test_reset_of_external_caches_leaves_the_fleet(make: Make) -> None:
+    """Who resets external caches changes the weights: from then on nothing is published or pulled, and all is right."""
+    a, b = make("a"), make("b")
+    meet(a, b)
+    held, fresh = tokens_of(1, 90), tokens_of(2, 90)
+    a.add("r", held)
+    a.run()
+    settled(a)
+    assert b.scheduler.reset_prefix_cache(reset_connector=True)
+    for request_id, prompt in (("r", held), ("fresh", fresh)):
+        b.add(request_id, prompt)
+        b.run()
+        assert b.outputs(request_id) == expected_output(prompt, 4)
+    a.add("fresh", fresh)
+    a.run()
+    assert a.counted("gc_cache_hits_total") == b.counted("gc_cache_hits_total") == 0
+
+
+def test_shutdown_breaks_the_seal_first(make: Make) -> None:
+    """Once a rank shuts down, its memory is about to be freed: every entry is refused from that moment on."""
+    a = make("a")
+    a.add("r", tokens_of(1, 90))
+    a.run()
+    table = a.worker._worker._table
+    before = table.incarnation
+    a.worker.shutdown()
+    assert table.incarnation != before
+
+
+def test_lost_step_makes_the_worker_leave(make: Make) -> None:
+    """A rank that missed a step's bumps is a new incarnation, and the worker publishes no more."""
+    a, b = make("a"), make("b")
+    meet(a, b)
+    a.scheduler.connector._scheduler._step += 1  # as if a step had never reached the rank
+    prompt = tokens_of(1, 90)
+    for engine in (a, b):
+        engine.add("r", prompt)
+        engine.run()
+        assert engine.outputs("r") == expected_output(prompt, 4)
+    assert b.counted("gc_cache_hits_total") == 0
+    assert a.connector._scheduler._left
+
+
+def test_aborted_loads_leave_nothing_behind(make: Make) -> None:
+    """A request that is aborted while it loads frees its blocks and is forgotten by both halves."""
+    a, b = make("a"), make("b")
+    meet(a, b)
+    prompt = tokens_of(1, 90)
+    a.add("r", prompt)
+    a.run()
+    settled(a)
+    tracked = b.connector._scheduler._tracked
+    for number in range(5):
+        b.add(f"r{number}", prompt)
+        while tracked[f"r{number}"].phase is not Phase.LOADING:
+            b.step()
+        b.abort(f"r{number}")
+        b.run()
+    half = b.connector._scheduler
+    assert half._tracked == half._matcher._reports == {}
+    assert b.free_blocks() == 31
+
+
+@pytest.mark.parametrize(("role", "publishes"), [("kv_producer", True), ("kv_consumer", False)])
+def test_role_limits_what_a_worker_does(make: Make, role: str, publishes: bool) -> None:
+    """A producer publishes and never pulls; a consumer pulls and never publishes."""
+    both, other = make("both"), make("other", role=role)
+    meet(both, other)
+    for number, (first, second) in enumerate([(other, both), (both, other)]):
+        prompt = tokens_of(number, 90)
+        for engine in (first, second):
+            engine.add(f"r{number}", prompt)
+            engine.run()
+            settled(engine)
+    assert (both.counted("gc_cache_hits_total") > 0) is publishes
+    assert (other.counted("gc_cache_hits_total") > 0) is not publishes
+    assert other.wrong == both.wrong == []
+
+
+def test_client_can_turn_pulling_off(make: Make) -> None:
+    """`kv_transfer_params: {"gc_pull": false}` computes a prompt that a peer holds."""
+    a, b = make("a"), make("b")
+    meet(a, b)
+    prompt = tokens_of(1, 90)
+    a.add("r", prompt)
+    a.run()
+    settled(a)
+    b.add("r", prompt, pull=False)
+    b.run()
+    assert b.counted("gc_cache_hits_total") == 0
+    assert b.outputs("r") == expected_output(prompt, 4)
+
+
+AWAY = {"lease_ttl_s": 3.0, "redis_timeout_s": 1.0, "lookup_deadline_ms": 1000.0}
+
+
+def test_index_away_is_a_miss_within_the_deadline(make: Make, redis_server: RedisServer) -> None:
+    """Without Redis an engine computes, at once, and goes on sharing when Redis is back and empty."""
+    a, b = make("a", settings=AWAY), make("b", settings=AWAY)
+    meet(a, b)
+    prompt = tokens_of(1, 90)
+    redis_server.kill()
+    for engine in (a, b):
+        engine.add("away", prompt)
+        engine.run()
+        assert engine.outputs("away") == expected_output(prompt, 4)
+    assert b.counted("gc_cache_hits_total") == 0
+    redis_server.start()
+    rounds = itertools.count()
+
+    def shares_again() -> bool:
+        number = next(rounds)
+        fresh = tokens_of(100 + number, 90)
+        for engine in (a, b):
+            engine.add(f"back{number}", fresh)
+            engine.run()
+            settled(engine)
+            assert engine.outputs(f"back{number}") == expected_output(fresh, 4)
+        return b.counted("gc_cache_hits_total") >= (90 - 1) // BLOCK_TOKENS
+
+    wait_for(shares_again, "the engines share again")
+    assert b.wrong == []
+
+
+def test_own_metrics_page_shows_both_halves(make: Make) -> None:
+    """With `metrics_port` the counters of scheduler and rank are on a page of our own."""
+    engine = make("a", settings={"metrics_port": 0})
+    engine.add("r", tokens_of(1, 90))
+    engine.run()
+    settled(engine)
+    page = engine.connector._scheduler._fleet._page
+    numbers = itertools.count()
+
+    def shown() -> bool:
+        engine.add(f"again-{next(numbers)}", tokens_of(2, 20))  # what has been counted is shown with the next step
+        engine.run()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=10).read().decode()
+        return "gc_published_entries_total 5.0" in text and 'gc_self_check_ok{rank="0"} 1.0' in text
+
+    wait_for(shown, "the counters of both halves")

@@ -1,0 +1,192 @@
+"""What the adapter refuses at start, by name, and what it takes for the identity of a worker's blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.engines.common.versions import check_version, installed_version
+from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
+from ghostcacher_connector.engines.vllm.support import (
+    DISTRIBUTIONS,
+    PROVEN_VERSIONS,
+    check_config,
+    check_not_nested,
+)
+from ghostcacher_connector.identity.fingerprint import differences
+from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
+
+pytestmark = pytest.mark.engine
+
+FULL = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32)
+SLIDING = SlidingWindowSpec(
+    block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32, sliding_window=64
+)
+LAYOUT = "2x256/256;torch.float32[blocks 16:4 1:4 4:1]"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def config(model: Path) -> Any:
+    return SimEngine.make_config("a", model, {}, in_flight=1, role="kv_both", step_tokens=64)
+
+
+def cache_of(*specs: Any) -> KVCacheConfig:
+    groups = [KVCacheGroupSpec([f"layer.{i}"], spec) for i, spec in enumerate(specs)]
+    return KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups)
+
+
+def test_installed_version_is_proven() -> None:
+    """The suite runs on a version that the adapter accepts without an override."""
+    check_version("vllm", installed_version("vllm", DISTRIBUTIONS), PROVEN_VERSIONS, allow_unproven=False)
+
+
+def test_other_version_is_refused_and_the_override_named() -> None:
+    """A version that was never tried is refused, and the message says what lifts the refusal."""
+    with pytest.raises(UnsupportedEngine, match=r"found 0\.99\.0.*GC_ALLOW_UNPROVEN_ENGINE=1"):
+        check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=False)
+    check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=True)
+
+
+def test_plain_full_attention_is_accepted(config: Any) -> None:
+    """One group of full attention layers is what everything is proven on."""
+    check_config(config, cache_of(FULL))
+
+
+@pytest.mark.parametrize(
+    ("cache", "named"),
+    [
+        (cache_of(FULL, SLIDING), "KV cache groups: expected 1, found 2"),
+        (cache_of(SLIDING), "found SlidingWindowSpec"),
+        (cache_of(replace(FULL, sliding_window=64)), "sliding window"),
+        (replace(cache_of(FULL), hash_block_size=8), "hash_block_size: expected the block size 16, found 8"),
+    ],
+)
+def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, named: str) -> None:
+    """A cache in which a longest prefix is not enough is refused."""
+    with pytest.raises(UnsupportedEngine, match=named):
+        check_config(config, cache)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "named"),
+    [
+        ("parallel_config", "pipeline_parallel_size", 2, "pipeline_parallel_size: expected 1, found 2"),
+        ("parallel_config", "decode_context_parallel_size", 2, "decode_context_parallel_size"),
+        ("cache_config", "enable_prefix_caching", False, "enable_prefix_caching: expected true"),
+        ("cache_config", "calculate_kv_scales", True, "calculate_kv_scales"),
+        ("model_config", "enable_sleep_mode", True, "enable_sleep_mode: expected false"),
+        ("parallel_config", "distributed_executor_backend", "external_launcher", "external_launcher"),
+    ],
+)
+def test_features_without_a_proof_are_refused_by_name(
+    config: Any, section: str, field: str, value: Any, named: str
+) -> None:
+    """Each feature that sharing is not proven with is refused, and named."""
+    setattr(getattr(config, section), field, value)
+    with pytest.raises(UnsupportedEngine, match=named):
+        check_config(config, cache_of(FULL))
+
+
+def test_unknown_setting_is_refused_by_the_connector(model: Path) -> None:
+    """A typing error in the extra config stops the engine at start."""
+    with pytest.raises(ConfigError, match="publish_batsch"):
+        SimEngine("a", model, {"publish_batsch": 1, "redis_url": "redis://127.0.0.1:1"})
+
+
+def identity(config: Any, layout: str = LAYOUT, **settings: Any) -> Any:
+    return fingerprint_of(config, FULL, layout, Settings(**settings))
+
+
+def test_equal_engines_have_equal_identities(config: Any, model: Path) -> None:
+    """Name, addresses and engine id do not matter; what is computed with does."""
+    other = SimEngine.make_config("b", model, {}, in_flight=2, role="kv_consumer", step_tokens=128)
+    assert identity(config).digest() == identity(other).digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda c: setattr(c.cache_config, "prefix_caching_hash_algo", "sha256_cbor"), "hash_algorithm"),
+        (lambda c: setattr(c.model_config, "dtype", torch.bfloat16), "quantization"),
+        (lambda c: setattr(c.model_config, "quantization", "fp8"), "quantization"),
+        (lambda c: setattr(c.cache_config, "cache_dtype", "fp8_e5m2"), "kv_dtype"),
+        (lambda c: setattr(c.model_config, "hf_overrides", {"rope_theta": 1.0}), "config_digest"),
+        (lambda c: setattr(c.load_config, "load_format", "dummy"), "weights_digest"),
+        (lambda c: setattr(c.parallel_config, "tensor_parallel_size", 2), "tp"),
+    ],
+)
+def test_whatever_changes_the_bytes_changes_the_identity(config: Any, model: Path, change: Any, field: str) -> None:
+    """Each difference gives another namespace, and is the only field that differs."""
+    other = SimEngine.make_config("a", model, {}, in_flight=1, role="kv_both", step_tokens=64)
+    change(other)
+    mine, theirs = identity(config), identity(other)
+    assert mine.digest() != theirs.digest()
+    assert [name for name, _, _ in differences(mine.as_fields(), theirs.as_fields())] == [field]
+
+
+def test_random_hash_seed_shares_nothing(config: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes that each process seeds for itself mean nothing to another one, until PYTHONHASHSEED fixes the seed."""
+    monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    other = SimEngine.make_config("a", model, {}, in_flight=1, role="kv_both", step_tokens=64)
+    for each in (config, other):
+        each.cache_config.prefix_caching_hash_algo = "xxhash"
+    assert identity(config).hash_seed != identity(other).hash_seed
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    assert identity(config).hash_seed == identity(other).hash_seed
+
+
+def test_other_layout_is_another_identity(config: Any) -> None:
+    """Slots of another size or stride are never mixed."""
+    mine, theirs = identity(config), identity(config, LAYOUT.replace("2x256", "4x128"))
+    assert [name for name, _, _ in differences(mine.as_fields(), theirs.as_fields())] == ["layout"]
+
+
+def test_longest_context_counts_where_rope_depends_on_it(config: Any) -> None:
+    """Factors of some rope scalings are chosen by the longest context, so that equal tokens get different keys."""
+    before = identity(config).config_digest
+    config.model_config.max_model_len *= 2
+    assert identity(config).config_digest == before
+    config.model_config.hf_overrides = {"rope_scaling": {"rope_type": "longrope"}}
+    scaled = identity(config).config_digest
+    config.model_config.max_model_len *= 2
+    assert identity(config).config_digest != scaled
+
+
+def test_connector_inside_multi_connector_is_refused() -> None:
+    """A child of MultiConnector loses the recompute policy: it says so instead of failing requests later."""
+    frame = {"__name__": "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector", "check": check_not_nested}
+    with pytest.raises(UnsupportedEngine, match="MultiConnector"):
+        exec("check()", frame)  # noqa: S102 - a frame of that module, without making one
+    check_not_nested()
+
+
+def test_data_parallel_engines_are_workers_of_their_own(config: Any) -> None:
+    """One name for several engines would mix up their slots."""
+    settings = Settings(worker_id="w")
+    assert worker_name(config, settings) == "w"
+    config.parallel_config.data_parallel_size = 2
+    config.parallel_config.data_parallel_index = 1
+    assert worker_name(config, settings) == "w-dp1"
+
+
+def test_dense_data_parallel_engines_are_told_apart(config: Any) -> None:
+    """vLLM hides from each of them that there are others: all but the suffix of its id."""
+    config.kv_transfer_config.engine_id = "0123_dp1"
+    assert worker_name(config, Settings(worker_id="w")) == "w-dp1"
+    assert worker_name(config, Settings(http_url="http://10.0.0.7:8000")) == "10.0.0.7-8000-dp1"
+    assert worker_name(config, Settings()) == "0123_dp1"

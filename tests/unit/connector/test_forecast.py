@@ -1,0 +1,173 @@
+"""The pull-or-compute forecast and the step clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostcacher_connector.pull.forecast import (
+    PEER_BYTES_PER_S_GUESS,
+    PULL_BYTES_MIN,
+    PULL_FIXED_S,
+    RATE_TTL_S,
+    STEP_TOKENS_MIN,
+    Forecaster,
+    PrefillClock,
+    blend,
+)
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_unknown_peer_is_forecast_with_the_guess() -> None:
+    """A peer that was never measured is taken for a slow link, not for a free one."""
+    choice = Forecaster(1000.0).compare("b", tokens=1000, pull_bytes=int(PEER_BYTES_PER_S_GUESS))
+    assert choice.pull_s == pytest.approx(1.0 + PULL_FIXED_S)
+    assert choice.compute_s == pytest.approx(1.0)
+    assert not choice.pull
+
+
+def test_observed_rates_replace_the_calibration() -> None:
+    """The first observation stands for itself, later ones are blended in."""
+    forecaster = Forecaster(STEP_TOKENS_MIN)
+    assert forecaster.observe_step(STEP_TOKENS_MIN, 0.5) == pytest.approx(0.5)
+    assert forecaster.prefill_tokens_per_s == pytest.approx(STEP_TOKENS_MIN * 2)
+    forecaster.observe_pull("b", 1 << 30, 0.5)
+    first = blend(PEER_BYTES_PER_S_GUESS, 2 * (1 << 30))
+    assert forecaster.bytes_per_s("b") == pytest.approx(first)
+
+
+def test_small_observations_are_ignored() -> None:
+    """Steps bound by memory and pulls bound by latency say nothing about the rates."""
+    forecaster = Forecaster(1000.0)
+    assert forecaster.observe_step(STEP_TOKENS_MIN - 1, 10.0) is None
+    forecaster.observe_pull("b", PULL_BYTES_MIN - 1, 10.0)
+    assert forecaster.prefill_tokens_per_s == 1000.0
+    assert forecaster.bytes_per_s("b") == PEER_BYTES_PER_S_GUESS
+
+
+@pytest.mark.parametrize(("step_tokens_max", "least"), [(8192, STEP_TOKENS_MIN), (256, 128), (1, 1)])
+def test_step_that_tells_is_half_of_the_largest(step_tokens_max: int, least: int) -> None:
+    """An engine whose steps are always short is measured, too."""
+    forecaster = Forecaster(1000.0, step_tokens_max=step_tokens_max)
+    if least > 1:
+        assert forecaster.observe_step(least - 1, 10.0) is None
+    assert forecaster.observe_step(least, least / 10) == pytest.approx(100.0)
+    assert forecaster.prefill_tokens_per_s == pytest.approx(10.0)
+
+
+def test_slow_first_prompt_is_forgotten_when_nothing_confirms_it() -> None:
+    """An engine that pays for its first prompt is not avoided for ever: then nobody would learn what it can do."""
+    clock = FakeClock()
+    forecaster = Forecaster(1000.0, clock)
+    for _ in range(4):
+        forecaster.observe_step(2048, 2048 / 10)
+    assert forecaster.prefill_tokens_per_s == pytest.approx(10.0)
+    clock.now += RATE_TTL_S + 1
+    assert forecaster.prefill_tokens_per_s > 800.0
+    forecaster.observe_step(2048, 2048 / 900)
+    assert forecaster.prefill_tokens_per_s == pytest.approx(900.0)
+
+
+def test_well_known_rate_outlives_the_calibration() -> None:
+    """After many steps an idle engine is held to what it has shown, not to a guess, in either direction."""
+    clock = FakeClock()
+    for calibrated in (20.0, 5000.0):
+        forecaster = Forecaster(calibrated, clock)
+        for _ in range(300):
+            forecaster.observe_step(STEP_TOKENS_MIN, STEP_TOKENS_MIN / 200)
+        clock.now += RATE_TTL_S + 1
+        assert forecaster.prefill_tokens_per_s == pytest.approx(200.0, rel=0.01)
+
+
+def test_step_that_seems_to_have_taken_no_time_counts_little() -> None:
+    """Ends that are seen late make the next step short: that is no rate, and is gone after a few right ones."""
+    forecaster = Forecaster(1000.0)
+    for _ in range(10):
+        forecaster.observe_step(STEP_TOKENS_MIN, STEP_TOKENS_MIN / 1000)
+    forecaster.observe_step(STEP_TOKENS_MIN, 1e-6)
+    assert forecaster.prefill_tokens_per_s < 2000.0
+    for _ in range(10):
+        forecaster.observe_step(STEP_TOKENS_MIN, STEP_TOKENS_MIN / 1000)
+    assert forecaster.prefill_tokens_per_s == pytest.approx(1000.0, rel=0.05)
+
+
+def test_round_trip_counts_and_leaves_the_rate_alone() -> None:
+    """Connecting to a peer measures its round trip; only pulls say how fast it is, before and after."""
+    forecaster = Forecaster(1000.0)
+    forecaster.observe_round_trips({"b": 0.001})
+    assert forecaster.bytes_per_s("b") == PEER_BYTES_PER_S_GUESS
+    forecaster.observe_pull("b", 1 << 30, (1 << 30) / 1e9)
+    rate = forecaster.bytes_per_s("b")
+    forecaster.observe_round_trips({"b": 0.002})
+    assert forecaster.bytes_per_s("b") == rate
+    assert forecaster.compare("b", 1, 0).pull_s == pytest.approx(PULL_FIXED_S + 0.002)
+
+
+def test_slow_rate_is_forgotten_when_nothing_confirms_it() -> None:
+    """One slow pull must not keep a peer refused for ever: then nothing would ever be measured again."""
+    clock = FakeClock()
+    forecaster = Forecaster(1000.0, clock)
+    for _ in range(20):
+        forecaster.observe_pull("b", PULL_BYTES_MIN, 10.0)
+    assert not forecaster.compare("b", 10, 1 << 20).pull
+    clock.now += RATE_TTL_S + 1
+    assert forecaster.compare("b", 10, 1 << 20).pull
+
+
+@given(
+    rate=st.floats(1e6, 1e12),
+    tokens=st.integers(1, 100_000),
+    bytes_per_token=st.integers(1, 1 << 20),
+    prefill=st.floats(1.0, 1e6),
+)
+def test_more_tokens_never_make_pulling_less_attractive(
+    rate: float, tokens: int, bytes_per_token: int, prefill: float
+) -> None:
+    """With the fixed cost paid, a longer prefix that is worth pulling stays worth pulling."""
+    forecaster = Forecaster(prefill)
+    for _ in range(20):
+        forecaster.observe_pull("b", 1 << 30, (1 << 30) / rate)
+    if forecaster.compare("b", tokens, tokens * bytes_per_token).pull:
+        assert forecaster.compare("b", 2 * tokens, 2 * tokens * bytes_per_token).pull
+
+
+def test_overlapping_steps_are_timed_from_the_predecessors_end() -> None:
+    """A step scheduled ahead does not pay for the one before it."""
+    clock = FakeClock()
+    steps = PrefillClock(clock)
+    steps.scheduled(1, 100)
+    steps.scheduled(2, 200)
+    clock.now += 1.0
+    assert steps.done(1) == (100, pytest.approx(1.0))
+    clock.now += 2.0
+    assert steps.done(2) == (200, pytest.approx(2.0))
+
+
+def test_steps_confirmed_together_are_not_timed() -> None:
+    """Two steps whose ends were seen at once cannot be told apart."""
+    clock = FakeClock()
+    steps = PrefillClock(clock)
+    steps.scheduled(1, 100)
+    steps.scheduled(2, 200)
+    clock.now += 3.0
+    assert steps.done(2) is None
+    assert steps.done(2) is None
+
+
+def test_typical_rate_is_the_median_of_what_was_measured() -> None:
+    """One slow peer does not spoil it; round trips alone say nothing of a rate."""
+    forecaster = Forecaster(1000.0)
+    forecaster.observe_round_trips({"unmeasured": 0.001})
+    assert forecaster.typical_bytes_per_s == 0.0
+    for worker, rate in {"slow": 1e6, "a": 2e9, "b": 3e9}.items():
+        for _ in range(60):
+            forecaster.observe_pull(worker, 1 << 30, (1 << 30) / rate)
+    assert forecaster.typical_bytes_per_s == pytest.approx(2e9)

@@ -1,0 +1,91 @@
+"""The snapshot of live workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.worker.live_workers import LiveWorkers
+from tests.support.index_parts import NAMESPACE, FakeClock, make_record, wait_until
+
+LEASE_S = 10.0
+
+
+def test_refresh_shows_live_workers_of_the_namespace() -> None:
+    """Records come in order of name; other namespaces stay out unless all are asked for."""
+    index = MemoryIndex()
+    b, a, other = make_record("b"), make_record("a"), make_record("c", namespace="other")
+    for record in (b, a, other):
+        index.join(record, lease_ttl_s=LEASE_S)
+    live, everyone = LiveWorkers(index, NAMESPACE), LiveWorkers(index, None)
+    live.refresh()
+    everyone.refresh()
+    assert live.records() == [a, b]
+    assert (live.get("a"), live.get("c")) == (a, None)
+    assert everyone.records() == [a, b, other]
+    assert everyone.get("c") == other
+
+
+def test_candidates_leave_out_oneself_and_mere_consumers() -> None:
+    """Nobody asks itself, nor those who publish nothing."""
+    index = MemoryIndex()
+    me, peer = make_record("me"), make_record("peer")
+    consumer = msgspec.structs.replace(make_record("consumer"), role=Role.CONSUMER)
+    for record in (me, peer, consumer):
+        index.join(record, lease_ttl_s=LEASE_S)
+    live = LiveWorkers(index, NAMESPACE)
+    live.refresh()
+    assert live.candidates("me") == [ref_of(peer)]
+    assert live.candidates() == [ref_of(me), ref_of(peer)]
+
+
+def test_change_is_told_and_no_change_is_not() -> None:
+    """`on_change` hears of joins, changes and departures, once each."""
+    index, told = MemoryIndex(), []
+    live = LiveWorkers(index, NAMESPACE, on_change=lambda records: told.append(list(records)))
+    record, later = make_record("a"), make_record("a")
+    live.refresh()
+    for step in (record, later):
+        index.join(step, lease_ttl_s=LEASE_S)
+        live.refresh()
+        live.refresh()
+    index.leave(ref_of(later))
+    live.refresh()
+    assert told == [[record], [later], []]
+
+
+def test_unreachable_index_leaves_snapshot_for_one_lease() -> None:
+    """The last snapshot stays in force while the workers in it may still live, and no longer."""
+    clock, told = FakeClock(), []
+
+    def on_change(records: Sequence[WorkerRecord]) -> None:
+        told.append(len(records))
+
+    index = MemoryIndex(clock=clock)
+    live = LiveWorkers(index, NAMESPACE, on_change=on_change, lease_ttl_s=LEASE_S, clock=clock)
+    index.join(make_record("a"), lease_ttl_s=LEASE_S)
+    live.refresh()
+    index.reachable = False
+    clock.advance(LEASE_S - 0.1)
+    live.refresh()
+    assert [record.worker for record in live.records()] == ["a"]
+    assert not live.available
+    clock.advance(0.1)
+    assert live.records() == []
+    live.refresh()
+    assert told == [1, 0]
+
+
+def test_thread_refreshes_by_itself() -> None:
+    """A worker that joins later appears without anybody asking."""
+    index = MemoryIndex()
+    live = LiveWorkers(index, NAMESPACE, interval_s=0.01)
+    live.start()
+    record = make_record("a")
+    index.join(record, lease_ttl_s=LEASE_S)
+    wait_until(lambda: live.records() == [record])
+    live.stop()

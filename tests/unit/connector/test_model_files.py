@@ -1,0 +1,174 @@
+"""Digests of model files: what changes them, what does not, and what happens when there are none."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.identity.model_files import (
+    INNER_SAMPLES,
+    SAMPLE_BYTES,
+    WHOLE_BYTES_MAX,
+    config_digest,
+    locate_model,
+    sample_offsets,
+    weights_digest,
+)
+
+LARGE = WHOLE_BYTES_MAX + 5 * SAMPLE_BYTES
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model directory with a large weight file, a small one, an index and a config."""
+    return fill(tmp_path / "model")
+
+
+def fill(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "model-1.safetensors").write_bytes(bytes(LARGE))
+    (folder / "model-2.safetensors").write_bytes(b"small")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"layers": 4, "transformers_version": "1", "_name_or_path": "x"}))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def poke(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\x01")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "first byte": lambda model: poke(model / "model-1.safetensors", 0),
+    "last byte": lambda model: poke(model / "model-1.safetensors", LARGE - 1),
+    "inner sample": lambda model: poke(model / "model-1.safetensors", sample_offsets(LARGE)[2]),
+    "small file": lambda model: (model / "model-2.safetensors").write_bytes(b"smalL"),
+    "size": lambda model: (model / "model-1.safetensors").write_bytes(bytes(LARGE + 1)),
+    "index": lambda model: (model / "model.safetensors.index.json").write_text('{"a": 1}'),
+    "name": lambda model: (model / "model-2.safetensors").rename(model / "model-3.safetensors"),
+    "one more": lambda model: (model / "extra.gguf").write_bytes(b"x"),
+    "one less": lambda model: (model / "model-2.safetensors").unlink(),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_weights_changed_digest_changes(model: Path, what: str) -> None:
+    """Any change that fine-tuning or re-quantising makes to the weight files shows."""
+    before = weights_digest(str(model), None)
+    CHANGES[what](model)
+    assert weights_digest(str(model), None) != before
+
+
+def test_weights_elsewhere_digest_equal(model: Path, tmp_path: Path) -> None:
+    """The same files in another place, or with other files beside them, are the same weights."""
+    copy = fill(tmp_path / "elsewhere" / "copy")
+    (copy / "README.md").write_text("hello")
+    assert weights_digest(str(copy), None) == weights_digest(str(model), None)
+
+
+def test_weights_behind_links_digest_equal(model: Path, tmp_path: Path) -> None:
+    """Links, as the Hugging Face cache has them, count as what they point to."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for number, path in enumerate(sorted(model.iterdir())):
+        blob = tmp_path / f"blob{number}"
+        blob.write_bytes(path.read_bytes())
+        (linked / path.name).symlink_to(blob)
+    assert weights_digest(str(linked), None) == weights_digest(str(model), None)
+    assert config_digest(str(linked), None) == config_digest(str(model), None)
+
+
+def test_weights_link_broken_refused(model: Path) -> None:
+    """A weight file that cannot be read is an error, not a smaller model."""
+    (model / "model-9.safetensors").symlink_to(model / "gone")
+    with pytest.raises(ConfigError, match=r"model-9\.safetensors"):
+        weights_digest(str(model), None)
+
+
+def test_gguf_file_is_a_model(tmp_path: Path) -> None:
+    """A single file is a model; it holds its own configuration."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF weights")
+    assert weights_digest(str(path), None) == weights_digest(str(path), None)
+    assert config_digest(str(path), None) == "inside-the-weights"
+
+
+def test_weights_missing_shares_with_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Unknown weights give a value that no other worker has, and a warning that names the way out."""
+    with caplog.at_level(logging.WARNING):
+        one = weights_digest(str(tmp_path), None)
+    assert "weights_id" in caplog.text
+    assert one != weights_digest(str(tmp_path), None)
+    assert weights_digest(str(tmp_path), None, owner="e1") == weights_digest(str(tmp_path), None, owner="e1")
+    assert weights_digest(str(tmp_path), None, owner="e1") != weights_digest(str(tmp_path), None, owner="e2")
+
+
+def test_weights_id_given_is_the_identity(model: Path, tmp_path: Path) -> None:
+    """The operator's name for the weights stands for them, whether files are there or not."""
+    assert weights_digest(str(model), "v7") == weights_digest(str(tmp_path / "none"), "v7")
+    assert weights_digest(str(model), "v7") != weights_digest(str(model), "v8")
+    assert config_digest(str(tmp_path), "v7") == config_digest(str(tmp_path / "none"), "v7")
+    with pytest.raises(ConfigError, match="weights_id"):
+        weights_digest(str(model), " ")
+
+
+def test_config_volatile_keys_ignored(model: Path, tmp_path: Path) -> None:
+    """What tools write into config.json does not change its digest, at any depth; what matters does."""
+    before = config_digest(str(model), None)
+    path = model / "config.json"
+    path.write_text('{"_name_or_path": "y",\n "transformers_version": "2", "layers": 4}')
+    assert config_digest(str(model), None) == before
+    path.write_text('{"layers": 4, "text_config": {"a": 1, "transformers_version": "2"}}')
+    nested = config_digest(str(model), None)
+    path.write_text('{"layers": 4, "text_config": {"a": 1}}')
+    assert config_digest(str(model), None) == nested != before
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "", "3"])
+def test_config_malformed_refused(model: Path, text: str) -> None:
+    """A config that is no JSON object is an error."""
+    (model / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        config_digest(str(model), None)
+
+
+@given(st.integers(WHOLE_BYTES_MAX + 1, 1 << 50))
+def test_samples_lie_inside_and_meet_both_ends(size: int) -> None:
+    """Samples are of full length, begin at the start, and end at the end."""
+    offsets = sample_offsets(size)
+    assert offsets[0] == 0
+    assert offsets[-1] + SAMPLE_BYTES == size
+    assert offsets == sorted(set(offsets))
+    assert len(offsets) == INNER_SAMPLES + 2
+
+
+def test_name_in_the_hub_cache_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that is given by name is found in the local Hugging Face cache, without the network."""
+    hub = pytest.importorskip("huggingface_hub")
+    snapshot = tmp_path / "models--org--model" / "snapshots" / ("a" * 40)
+    fill(snapshot)
+    refs = tmp_path / "models--org--model" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert locate_model("org/model") == snapshot
+    assert weights_digest("org/model", None) == weights_digest(str(snapshot), None)
+    assert locate_model("org/other") is None
+    assert locate_model("no such name at all!") is None
+
+
+def test_large_file_read_in_samples_only(tmp_path: Path) -> None:
+    """A file of a terabyte, all of it a hole, takes no time to speak of: only samples are read."""
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        os.truncate(file.fileno(), 1 << 40)
+    assert weights_digest(str(tmp_path), None)

@@ -1,0 +1,85 @@
+"""From an engine's load to the queue that a router sees: reporter, store, fleet and queues, on one clock."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.publish.reporter import Reporter
+from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.signals.queue_estimate import PROGRESS_MAX_S, QueueEstimator
+from tests.support.coordination_parts import make_load
+from tests.support.index_parts import FakeClock, make_record
+
+RATE = make_load().prefill_tokens_per_s
+
+
+class SilentProber:
+    """Never hears anything of any worker."""
+
+    async def health(self, endpoint: object) -> None:  # noqa: ARG002 - whoever it is
+        await asyncio.Event().wait()
+
+    async def models(self, endpoint: object) -> tuple[()]:  # noqa: ARG002 - whoever it is
+        await asyncio.Event().wait()
+        return ()
+
+
+class Bench:
+    """One worker that reports every 0.2 s, and one router that looks after each report."""
+
+    def __init__(self) -> None:
+        self.clock, self.queues = FakeClock(), QueueEstimator()
+        self.record = make_record("w")
+        self.store, index = MemoryCoordinationStore(clock=self.clock), MemoryIndex(clock=self.clock)
+        index.join(self.record, lease_ttl_s=1e6)
+        self.store.heartbeat("router-1", ttl_s=1e6)
+        self.reporter = Reporter(
+            self.store, ref_of(self.record), Recorder(), interval_s=0.2, applied=lambda _: True, clock=self.clock
+        )
+        self.fleet = Fleet(
+            metrics=RouterMetrics(), index=index, store=self.store, prober=SilentProber(), clock=self.clock
+        )
+
+    async def run(self, seconds: float) -> None:
+        """Let worker and router report and look for so long."""
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            self.clock.advance(max(0.001, self.reporter.step()))
+            await self.fleet._poll_loads()
+
+    def place(self, computed: int) -> None:
+        now = self.clock()
+        self.queues.sent(self.queues.reserve("w", computed, computed, now), now)
+
+    @property
+    def queue_ms(self) -> float:
+        return self.queues.estimate(self.fleet.workers["w"], self.clock()).queue_ms
+
+
+def test_idle_load_told_again_takes_nothing_off_the_queue() -> None:
+    """An engine in a long step tells what it measured before; what it was sent since waits until it measures again."""
+
+    async def main() -> None:
+        bench = Bench()
+        await bench.fleet._discover()
+        bench.reporter.submit_load(make_load(0))
+        measured_at = bench.clock()
+        await bench.run(1.0)
+        for number in range(1, 10):
+            bench.place(int(RATE))
+            await bench.run(0.5)
+            assert bench.queue_ms >= number * 1e3 - PROGRESS_MAX_S * 1e3
+            assert bench.fleet.workers["w"].load_measured_at == pytest.approx(measured_at)
+        bench.reporter.submit_load(make_load(1, waiting_tokens=int(RATE)))
+        await bench.run(0.5)
+        assert bench.queue_ms <= 1e3
+        await bench.fleet.stop()
+
+    asyncio.run(main())

@@ -1,0 +1,215 @@
+"""The state machine of one worker, and its watch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.probes import ProbeFailed, backoff_s
+from ghostcacher_router.fleet.watch import Watch, WatchDependencies
+from ghostcacher_router.fleet.worker import MOVES, Move, Worker
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.types import Endpoint, WorkerState
+from tests.support.index_parts import FakeClock, make_record
+
+ENDPOINT = Endpoint("127.0.0.1", 8000, False, "")
+MODEL: Mapping[str, object] = {"id": "m"}
+
+
+class ScriptedProber:
+    """Answers as told. during: called while a probe is under way."""
+
+    def __init__(self) -> None:
+        self.fails: ProbeFailed | None = None
+        self.objects: tuple[Mapping[str, object], ...] = (MODEL,)
+        self.during: Any = lambda: None
+        self.models_asked = 0
+
+    async def health(self, endpoint: Endpoint) -> None:
+        assert endpoint is ENDPOINT
+        self.during()
+        if self.fails is not None:
+            raise self.fails
+
+    async def models(self, endpoint: Endpoint) -> tuple[Mapping[str, object], ...]:
+        assert endpoint is ENDPOINT
+        self.models_asked += 1
+        return self.objects
+
+
+class Subject:
+    """A watched worker with a clock and a prober that do as they are told."""
+
+    def __init__(self) -> None:
+        self.clock, self.prober, self.changes = FakeClock(), ScriptedProber(), 0
+        self.options = FleetOptions()
+        self.worker = Worker("w", ENDPOINT, None, self.clock())
+        dependencies = WatchDependencies(
+            self.prober, self.options, RouterMetrics(), self.clock, lambda: 0.5, self._changed
+        )
+        self.watch = Watch(self.worker, dependencies)
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def probe(self) -> WorkerState:
+        asyncio.run(self.watch.probe())
+        return self.worker.state
+
+    @property
+    def pause_s(self) -> float:
+        return round(self.watch._due - self.clock(), 6)
+
+
+@pytest.fixture
+def subject() -> Subject:
+    return Subject()
+
+
+def test_table_names_every_state_and_move() -> None:
+    """No move is left to chance in any state."""
+    assert set(MOVES) == {(state, move) for state in WorkerState for move in Move}
+
+
+STEPS = ["ok", "slow", "unreachable", "refused", "answered", "drain", "undrain", "other models", "refused meanwhile"]
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=40))
+def test_any_story_keeps_invariants(steps: list[str]) -> None:
+    """Whatever happens in whatever order: only a probe that nothing contradicts makes a worker READY."""
+    subject = Subject()
+    for step in steps:
+        before = subject.worker.state
+        play(subject, step)
+        subject.worker.check_invariants()
+        after = subject.worker.state
+        if step in ("refused", "refused meanwhile", "unreachable"):
+            assert after in (WorkerState.DOWN, WorkerState.JOINING)
+        if before in (WorkerState.DOWN, WorkerState.JOINING) and after is not before and after is not WorkerState.DOWN:
+            assert step in ("ok", "other models")
+        assert subject.pause_s <= subject.options.health_interval_s * 1.2
+
+
+def play(subject: Subject, step: str) -> None:
+    subject.prober.fails, subject.prober.during = None, lambda: None
+    match step:
+        case "slow":
+            subject.prober.fails = ProbeFailed("slow")
+        case "unreachable":
+            subject.prober.fails = ProbeFailed("gone", unreachable=True)
+        case "refused meanwhile":
+            subject.prober.during = subject.watch.refused
+        case "other models":
+            subject.clock.advance(60.0)
+            subject.prober.objects = ({"id": "n"},)
+        case "refused":
+            return subject.watch.refused()
+        case "answered":
+            return subject.watch.answered()
+        case "drain" | "undrain":
+            return subject.watch.drain(step == "drain")
+    subject.probe()
+    return None
+
+
+def test_first_answer_makes_ready_with_models(subject: Subject) -> None:
+    """A worker joins, says what it serves, and gets requests."""
+    assert subject.worker.state is WorkerState.JOINING
+    assert subject.probe() is WorkerState.READY
+    assert subject.worker.models == {"m"}
+    assert subject.changes > 0
+
+
+def test_refused_is_down_at_once_and_backs_off(subject: Subject) -> None:
+    """A refused connection takes the worker out; pauses double up to their bound; an answer brings it back."""
+    subject.probe()
+    subject.watch.refused()
+    assert (subject.worker.state, subject.pause_s) == (WorkerState.DOWN, 0.2)
+    subject.prober.fails = ProbeFailed("connection refused", unreachable=True)
+    pauses = []
+    for _ in range(6):
+        subject.probe()
+        pauses.append(subject.pause_s)
+    assert pauses == [0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    subject.prober.fails = None
+    assert subject.probe() is WorkerState.READY
+    assert subject.worker.failures == 0
+
+
+def test_answer_older_than_refusal_does_not_count(subject: Subject) -> None:
+    """A probe that was under way when a connection was refused cannot bring the worker back."""
+    subject.probe()
+    subject.prober.during = subject.watch.refused
+    assert subject.probe() is WorkerState.DOWN
+
+
+def test_slow_answers_are_forgiven_some_times(subject: Subject) -> None:
+    """One slow probe is no reason; three in a row are, unless a request got its answer in between."""
+    subject.probe()
+    subject.prober.fails = ProbeFailed("no answer within 3 s")
+    assert [subject.probe() for _ in range(2)] == [WorkerState.READY] * 2
+    subject.watch.answered()
+    assert [subject.probe() for _ in range(3)] == [WorkerState.READY, WorkerState.READY, WorkerState.DOWN]
+
+
+def test_late_answer_does_not_revive(subject: Subject) -> None:
+    """An answer that was still under way says nothing about new connections."""
+    subject.probe()
+    subject.watch.refused()
+    subject.watch.answered()
+    assert subject.worker.state is WorkerState.DOWN
+    assert subject.worker.failures == 1
+
+
+def test_drain_is_remembered_while_down(subject: Subject) -> None:
+    """A drained worker that fails and answers again is the same incarnation: it still gets nothing."""
+    subject.probe()
+    subject.watch.drain(True)
+    assert subject.worker.state is WorkerState.DRAINING
+    subject.watch.refused()
+    assert subject.probe() is WorkerState.DRAINING
+    subject.watch.drain(False)
+    assert subject.worker.state is WorkerState.READY
+
+
+def test_models_are_asked_again_when_due_or_after_failure(subject: Subject) -> None:
+    """A worker that is well is asked now and then; one that comes back, at once: it may be another engine."""
+    subject.probe()
+    subject.probe()
+    assert subject.prober.models_asked == 1
+    subject.clock.advance(subject.options.models_interval_s)
+    subject.prober.objects = ({"id": "other"},)
+    subject.probe()
+    assert subject.worker.models == {"other"}
+    subject.watch.refused()
+    subject.probe()
+    assert subject.prober.models_asked == 3
+
+
+def test_joining_worker_is_asked_often(subject: Subject) -> None:
+    """An engine that loads for minutes stays JOINING, says why, and is asked every second at least."""
+    subject.prober.fails = ProbeFailed("connection refused", unreachable=True)
+    for _ in range(10):
+        assert subject.probe() is WorkerState.JOINING
+    assert subject.pause_s == subject.options.joining_max_s
+    assert subject.worker.error == "connection refused"
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1, exclude_max=True))
+def test_backoff_is_bounded(failures: int, jitter: float) -> None:
+    """However often it failed, a pause is within a tenth of its bounds."""
+    pause_s = backoff_s(failures, first_s=0.2, max_s=5.0, jitter=lambda: jitter)
+    assert 0.2 * 0.9 <= pause_s <= 5.0 * 1.1
+
+
+def test_drain_id_is_of_one_incarnation() -> None:
+    """Two incarnations of a worker are drained apart; a plain engine goes by its name."""
+    first, second = (Worker("w", ENDPOINT, make_record("w"), 0.0) for _ in range(2))
+    assert first.drain_id != second.drain_id
+    assert Worker("h:1", ENDPOINT, None, 0.0).drain_id == "h:1"
