@@ -2,7 +2,7 @@
 
     python -m benchmarks.router_decision [--short] [--workers 64]
 
-A real Redis holds the blocks of 64 workers; the prefix map has learned as in a running router; no two requests are alike.
+A real Redis holds the blocks of 64 workers; the prefix map has learned as in a running router; all requests differ.
 "local copy": what the index said less than a second ago is used, as for most requests of a busy router. "round trip":
 the router has just forgotten it, and waits for Redis. Both count from the body's last byte to the placement. Target: a
 p50 under 0.3 ms with the round trip. A bare PING by the same client, through the same thread, is the limit.

@@ -70,7 +70,7 @@ class Bench:
 def bench() -> Iterator[Bench]:
     bench = Bench(batch=10)
     yield bench
-    bench.publisher.ledger.check_invariants()
+    bench.publisher.held_blocks.check_invariants()
 
 
 def test_first_step_joins(bench: Bench) -> None:
@@ -235,14 +235,14 @@ def test_applied_says_when_the_index_holds_what_was_published(bench: Bench) -> N
 
 def test_batch_on_its_way_is_not_applied_yet(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was taken is in no queue any more, and not in the index either, until that has answered."""
-    seen, take = [], bench.publisher.ledger.take
+    seen, take = [], bench.publisher.held_blocks.take
 
     def taken(limit: int) -> Batch:
         batch = take(limit)
         seen.append(bench.publisher.applied(bench.clock.now))
         return batch
 
-    monkeypatch.setattr(bench.publisher.ledger, "take", taken)
+    monkeypatch.setattr(bench.publisher.held_blocks, "take", taken)
     bench.index.on_apply = lambda: seen.append(bench.publisher.applied(bench.clock.now))
     bench.publish(chain(5))
     bench.publisher.step()
