@@ -26,6 +26,8 @@ ENVIRONMENT_PREFIX = "GC_"
 ROUTER_PREFIX = "GC_ROUTER_"
 
 MASK = "***"
+NAME_SIMILARITY = 0.75
+"""From here on an unknown name looks like a known one, misspelt. Below, a guess would mislead."""
 SECRET_CHARS_MIN = 16
 """Whoever can reach a port or read Redis can try secrets against what they see: they must withstand it."""
 
@@ -128,7 +130,7 @@ def from_environment(
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """Return the message about a name that is not among the known ones, with the one that was probably meant."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=NAME_SIMILARITY)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
     return f"unknown {what} {name}: {hint}"
 

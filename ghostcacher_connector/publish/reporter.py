@@ -113,7 +113,7 @@ class Reporter:
         return f"Reporter(worker={self._ref.worker}, listening={self.listening}, chains={len(self._chains)})"
 
     def submit_load(self, load: LoadReport) -> None:
-        """Take the engine's load, measured now: when it is `load_wanted`, or the engine has become idle. Never blocks."""
+        """Take the engine's load, measured now: when it is `load_wanted`, or the engine became idle. Never blocks."""
         self._measured = _Measured(load, self._clock())
         self.load_wanted = False
 

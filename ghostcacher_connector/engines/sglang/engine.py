@@ -40,14 +40,12 @@ STOP_TIMEOUT_S = 2.0
 
 
 class _Shared(msgspec.Struct, frozen=True):
-    """What rank 0 chooses for all ranks.
-
-    owner: the engine's own random name.
-    generations: the generations to begin with, as bytes.
-    """
+    """What rank 0 chooses for all ranks."""
 
     owner: str
+    """The engine's own random name."""
     generations: bytes
+    """The generations to begin with, as bytes."""
 
 
 class EngineRank:

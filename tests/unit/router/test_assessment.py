@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ghostcacher_router.placement.picker import Options
-from ghostcacher_router.types import WorkerState
+from ghostcacher_router.types import Reason, WorkerState
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import make_sim
@@ -63,3 +63,14 @@ async def test_what_is_being_computed_is_local_where_it_is_shared(shares_prefill
     first.first_byte()
     await sim.settle(1)
     assert await local_tokens() > 0
+
+
+@virtual
+async def test_lone_worker_is_not_looked_up() -> None:
+    """Whatever it has of a prompt, nobody else can be chosen: the request is placed without asking the index."""
+    sim = await make_sim(1, routers=2)
+    await sim.routers[0].send(TEXT)
+    await sim.settle(3)
+    placed = sim.routers[1].picker.place_now(sim.routers[1].ask(TEXT))
+    assert placed is not None
+    assert (placed.worker, placed.reason) == ("w0", Reason.ONLY)

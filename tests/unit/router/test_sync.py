@@ -30,6 +30,7 @@ async def test_flush_reaches_every_router(scope: str) -> None:
     for router in sim.routers:
         assert (router.routing.state.sessions.get(key) is None) is (scope != "doc")
         assert ("boundaries=0" in repr(router.routing.state.history)) is (scope != "session")
+        assert ("prefixes=0" in repr(router.routing.state.locations)) is (scope != "session")
 
 
 @virtual

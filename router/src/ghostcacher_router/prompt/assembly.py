@@ -39,12 +39,13 @@ MEDIA_TYPES = frozenset(
     }
 )
 MEDIA_COPIES = 64
-"""How often the digest of an image or another medium is repeated. It then counts as 2 KiB, or 500 tokens of text: tokens
-are estimated by bytes, and neither the length of a URL nor that of base64 says how many tokens an image has."""
+"""How often the digest of an image or another medium is repeated. It then counts as 2 KiB, or 500 tokens of text:
+tokens are estimated by bytes, and neither the length of a URL nor that of base64 says how many tokens an image has."""
 
 ITEMS_MAX = 16_384
 """The most messages, items of an input and parts of contents that are walked in one body. Each takes some 10 us while
-the event loop waits, so all of them take 0.2 s at most. A conversation that fills a million tokens has a few thousand."""
+the event loop waits, so all of them take 0.2 s at most. A conversation that fills a million tokens has a few
+thousand."""
 
 PLAIN = ("role", "content")
 """The fields of a message that have nothing else to say."""
