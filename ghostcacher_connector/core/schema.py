@@ -244,7 +244,7 @@ def _record_digest(body: bytes | memoryview, key: bytes) -> bytes:
 def unpack_record(packed: bytes, *, namespace: str, worker: str, key: bytes = b"") -> WorkerRecord:
     """Return the record stored under a worker's name.
 
-    Raises DigestMismatch when it is damaged or not of this key, ProtocolError when it is malformed or of another worker.
+    Raises DigestMismatch when it is damaged or not of this key, ProtocolError when malformed or of another worker.
     """
     if not packed.startswith(RECORD_MAGIC) or not RECORD_HEADER_BYTES < len(packed) <= RECORD_BYTES_MAX:
         raise ProtocolError(f"record of worker {worker}: expected {RECORD_MAGIC!r}..., found {packed[:8]!r}")
