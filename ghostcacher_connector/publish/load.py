@@ -32,7 +32,7 @@ def load_report(work: Work, forecaster: Forecaster, *, block_tokens: int, block_
     )
 
 
-def held_blocks(hashes: Sequence[BlockHash], end: int, holds: Callable[[BlockHash], bool]) -> int:
+def held_prefix_length(hashes: Sequence[BlockHash], end: int, holds: Callable[[BlockHash], bool]) -> int:
     """Search for the end of the prefix of ``hashes[:end]`` that an engine holds. A gap makes it an upper bound."""
     held, beyond = 0, min(len(hashes), end) + 1
     while beyond - held > 1:

@@ -79,8 +79,8 @@ def reporter_of(engine: SimEngine) -> Any:
     return engine.connector._scheduler._fleet.reporter
 
 
-def news(router: RedisCoordinationStore, ends: Callable[[list[WorkerEvents]], bool]) -> list[WorkerEvents]:
-    """Read news until there is enough of it."""
+def events(router: RedisCoordinationStore, ends: Callable[[list[WorkerEvents]], bool]) -> list[WorkerEvents]:
+    """Read worker events until there are enough of them."""
     found: list[WorkerEvents] = []
     cursor = Cursor(STREAM_START, STREAM_START)
     for _ in range(int(SETTLE_S)):
@@ -140,12 +140,12 @@ def test_router_hears_of_a_prompt_when_it_arrives_and_can_find_it_when_it_is_com
     """The chain comes before any step, with the hashes that the index knows; the second report means: look now."""
     engine = heard(make())
     request = engine.add("cmpl-mine-0-0a1b2c3d", tokens_of(1, 200))
-    (first,) = news(router, bool)
+    (first,) = events(router, bool)
     assert first.chains == (
         PromptChain("mine", 200, (1, 8, 12), tuple(request.block_hashes[count - 1] for count in (1, 8, 12))),
     )
     engine.run()
-    found = news(router, lambda found: bool(computed_in(found)))
+    found = events(router, lambda found: bool(computed_in(found)))
     assert computed_in(found) == ["mine"]
     fleet = engine.connector._scheduler._fleet
     (hit,) = fleet.index.lookup([ref_of(fleet.record)], first.chains[0].hashes, locations_for=0)
@@ -288,7 +288,7 @@ def test_idle_engine_has_no_load(make: Make, router: RedisCoordinationStore) -> 
     engine = make()
     ref = ref_of(engine.connector._scheduler._fleet.record)
 
-    def told() -> tuple[int, int, int, int] | None:
+    def published() -> tuple[int, int, int, int] | None:
         stored = router.loads([ref])[1][0]
         if stored is None:
             return None
@@ -297,14 +297,14 @@ def test_idle_engine_has_no_load(make: Make, router: RedisCoordinationStore) -> 
 
     def busy() -> bool:
         engine.step()
-        return told() not in (None, (0, 0, 0, 0))
+        return published() not in (None, (0, 0, 0, 0))
 
-    wait_until(lambda: told() == (0, 0, 0, 0), timeout_s=SETTLE_S, what="a fresh engine is idle")
+    wait_until(lambda: published() == (0, 0, 0, 0), timeout_s=SETTLE_S, what="a fresh engine is idle")
     for request_id in ("ends", "aborted"):
         engine.add(request_id, tokens_of(1, 90), max_tokens=400)
-        wait_until(busy, timeout_s=SETTLE_S, what="the load is told")
+        wait_until(busy, timeout_s=SETTLE_S, what="the load is published")
         if request_id == "aborted":
             engine.abort(request_id)
         else:
             engine.run()
-        wait_until(lambda: told() == (0, 0, 0, 0), timeout_s=SETTLE_S, what="the idle engine is told")
+        wait_until(lambda: published() == (0, 0, 0, 0), timeout_s=SETTLE_S, what="the idle load is published")

@@ -43,10 +43,10 @@ def test_candidates_leave_out_oneself_and_mere_consumers() -> None:
     assert live.candidates() == [ref_of(me), ref_of(peer)]
 
 
-def test_change_is_told_and_no_change_is_not() -> None:
+def test_change_is_passed_on_and_no_change_is_not() -> None:
     """`on_change` hears of joins, changes and departures, once each."""
-    index, told = MemoryIndex(), []
-    live = LiveWorkers(index, NAMESPACE, on_change=lambda records: told.append(list(records)))
+    index, seen = MemoryIndex(), []
+    live = LiveWorkers(index, NAMESPACE, on_change=lambda records: seen.append(list(records)))
     record, later = make_record("a"), make_record("a")
     live.refresh()
     for step in (record, later):
@@ -55,15 +55,15 @@ def test_change_is_told_and_no_change_is_not() -> None:
         live.refresh()
     index.leave(ref_of(later))
     live.refresh()
-    assert told == [[record], [later], []]
+    assert seen == [[record], [later], []]
 
 
 def test_unreachable_index_leaves_snapshot_for_one_lease() -> None:
     """The last snapshot stays in force while the workers in it may still live, and no longer."""
-    clock, told = FakeClock(), []
+    clock, seen = FakeClock(), []
 
     def on_change(records: Sequence[WorkerRecord]) -> None:
-        told.append(len(records))
+        seen.append(len(records))
 
     index = MemoryIndex(clock=clock)
     live = LiveWorkers(index, NAMESPACE, on_change=on_change, lease_ttl_s=LEASE_S, clock=clock)
@@ -77,7 +77,7 @@ def test_unreachable_index_leaves_snapshot_for_one_lease() -> None:
     clock.advance(0.1)
     assert live.records() == []
     live.refresh()
-    assert told == [1, 0]
+    assert seen == [1, 0]
 
 
 def test_thread_refreshes_by_itself() -> None:

@@ -52,12 +52,12 @@ class Bench:
         self.cursor = batch.cursor
         return list(batch.events)
 
-    def told(self) -> int | None:
+    def published(self) -> int | None:
         _, (load,) = self.store.loads([self.ref])
         return None if load is None else load.load.running
 
-    def age_told(self) -> float:
-        """Return how old the load was when it was told, in s."""
+    def published_age(self) -> float:
+        """Return how old the load was when it was published, in s."""
         _, (load,) = self.store.loads([self.ref])
         assert load is not None
         return load.load.age_s
@@ -81,7 +81,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def test_load_is_asked_for_and_told_every_interval(bench: Bench) -> None:
+def test_load_is_asked_for_and_published_every_interval(bench: Bench) -> None:
     """The engine is asked once an interval, shortly before the report, and the report has its answer."""
     bench.listen()
     asked = 0
@@ -95,12 +95,12 @@ def test_load_is_asked_for_and_told_every_interval(bench: Bench) -> None:
             assert not bench.reporter.load_wanted
             bench.clock.advance(0.06)
             bench.reporter.step()
-            assert bench.told() == asked
+            assert bench.published() == asked
     assert asked == pytest.approx((100 * 0.01 + asked * 0.06) / INTERVAL_S, abs=2)
 
 
 def test_engine_that_answers_late_is_asked_until_it_does(bench: Bench) -> None:
-    """Its last load is told meanwhile, with its true age; the wish stands until the engine grants it."""
+    """Its last load is published meanwhile, with its true age; the wish stands until the engine grants it."""
     bench.listen()
     bench.reporter.submit_load(make_load(1))
     measured_at = bench.clock.now
@@ -109,16 +109,16 @@ def test_engine_that_answers_late_is_asked_until_it_does(bench: Bench) -> None:
         bench.clock.advance(0.03)
         bench.reporter.step()
         assert bench.reporter.load_wanted
-        assert bench.age_told() == pytest.approx(bench.clock.now - measured_at, abs=INTERVAL_S + 0.03)
+        assert bench.published_age() == pytest.approx(bench.clock.now - measured_at, abs=INTERVAL_S + 0.03)
     bench.reporter.submit_load(make_load(2))
     assert not bench.reporter.load_wanted
     bench.run(2 * INTERVAL_S)
-    assert bench.told() == 2
-    assert bench.age_told() <= 2 * INTERVAL_S
+    assert bench.published() == 2
+    assert bench.published_age() <= 2 * INTERVAL_S
 
 
 def test_long_steps_do_not_make_the_load_old(bench: Bench) -> None:
-    """What is told is older than a step and two intervals at no time, whatever the engine's rhythm."""
+    """What is published is older than a step and two intervals at no time, whatever the engine's rhythm."""
     bench.listen()
     bench.reporter.submit_load(make_load(0))
     bench.run(2 * INTERVAL_S)
@@ -126,7 +126,7 @@ def test_long_steps_do_not_make_the_load_old(bench: Bench) -> None:
     for tick in range(2000):
         bench.clock.advance(0.01)
         bench.reporter.step()
-        assert bench.age_told() <= step_s + 2 * INTERVAL_S
+        assert bench.published_age() <= step_s + 2 * INTERVAL_S
         if tick % 37 == 0 and bench.reporter.load_wanted:
             bench.reporter.submit_load(make_load(tick))
 
@@ -136,10 +136,10 @@ def test_idle_engine_is_reported_again_and_again(bench: Bench) -> None:
     bench.listen()
     bench.reporter.submit_load(make_load(0))
     bench.run(60.0)
-    assert bench.told() == 0
+    assert bench.published() == 0
 
 
-def test_idle_engine_is_told_with_the_rate_of_now(bench: Bench) -> None:
+def test_idle_engine_is_published_with_the_rate_of_now(bench: Bench) -> None:
     """What an idle engine is held to may change, though it hands nothing over."""
     rates = iter([5.0, 7.0])
     reporter = Reporter(
@@ -166,11 +166,11 @@ def test_load_of_a_dead_worker_is_gone(bench: Bench) -> None:
     bench.reporter.submit_load(make_load(1))
     bench.run(1.0)
     bench.clock.advance(10.0)
-    assert bench.told() is None
+    assert bench.published() is None
 
 
-def test_chains_and_computed_are_told_with_the_next_step(bench: Bench) -> None:
-    """News does not wait for the load's turn."""
+def test_chains_and_computed_are_published_with_the_next_step(bench: Bench) -> None:
+    """Events do not wait for the load's turn."""
     bench.listen()
     bench.reporter.chain(make_chain("r1"))
     bench.reporter.computed("r0")
@@ -181,7 +181,7 @@ def test_chains_and_computed_are_told_with_the_next_step(bench: Bench) -> None:
 
 @pytest.mark.parametrize("before_due_s", [0.15, 0.04, 0.02])
 def test_computed_waits_for_the_index_in_small_pauses(bench: Bench, before_due_s: float) -> None:
-    """News that could not be told yet is tried again some milliseconds later, also shortly before the load's turn."""
+    """What could not be published yet is tried again some milliseconds later, also shortly before the load's turn."""
     bench.listen()
     bench.clock.advance(INTERVAL_S - before_due_s)
     bench.held = bench.clock.now - 1.0
@@ -202,7 +202,7 @@ def test_nobody_listens_nothing_is_queued(bench: Bench) -> None:
 
 
 def test_router_that_begins_is_noticed(bench: Bench) -> None:
-    """Within a second of a router's hello, chains are told."""
+    """Within a second of a router's first heartbeat, chains are published."""
     bench.run(3.0)
     bench.store.heartbeat("router-1", ttl_s=60)
     bench.run(1.1)
@@ -219,14 +219,14 @@ def test_computed_waits_for_the_index(bench: Bench) -> None:
     bench.clock.advance(0.01)
     bench.reporter.computed("late")
     bench.reporter.step()
-    assert [news.computed for news in bench.heard()] == [("early",)]
+    assert [events.computed for events in bench.heard()] == [("early",)]
     bench.run(UNAPPLIED_S_MAX / 2)
     assert bench.heard() == []
     bench.run(UNAPPLIED_S_MAX)
-    assert [news.computed for news in bench.heard()] == [("late",)]
+    assert [events.computed for events in bench.heard()] == [("late",)]
 
 
-def test_store_away_pauses_grow_and_news_is_kept(bench: Bench) -> None:
+def test_store_away_pauses_grow_and_events_are_kept(bench: Bench) -> None:
     """A store that is away costs one try every two seconds; what came before, or meanwhile, arrives when it is back."""
     bench.listen()
     bench.reporter.chain(make_chain("before"))
@@ -237,12 +237,12 @@ def test_store_away_pauses_grow_and_news_is_kept(bench: Bench) -> None:
     assert bench.counted("gc_report_errors_total") == 8
     bench.store.reachable = True
     bench.run(0.01)
-    assert [chain.request for news in bench.heard() for chain in news.chains] == ["before", "meanwhile"]
+    assert [chain.request for events in bench.heard() for chain in events.chains] == ["before", "meanwhile"]
     assert bench.reporter.listening
 
 
 def test_store_away_for_long_nobody_is_held_to_listen(bench: Bench) -> None:
-    """News is queued for a few seconds after the last answer, and no longer; when the store is back it is told."""
+    """Events are queued for a few seconds after the last answer, no longer, and published when the store is back."""
     bench.listen()
     bench.run(2 * LISTENING_S)
     bench.store.reachable = False
@@ -254,7 +254,7 @@ def test_store_away_for_long_nobody_is_held_to_listen(bench: Bench) -> None:
     bench.reporter.chain(make_chain("late"))
     bench.store.reachable = True
     bench.run(BACKOFF_MAX_S)
-    assert [chain.request for news in bench.heard() for chain in news.chains] == ["soon"]
+    assert [chain.request for events in bench.heard() for chain in events.chains] == ["soon"]
     assert bench.reporter.listening
 
 
@@ -284,17 +284,17 @@ def test_prompts_wake_the_thread_only_while_the_store_is_there(bench: Bench, mon
 
 
 def test_full_queue_drops_and_counts(bench: Bench) -> None:
-    """What does not fit is dropped and counted; the rest is told, batch by batch, in order."""
+    """What does not fit is dropped and counted; the rest is published, batch by batch, in order."""
     bench.listen()
     for number in range(QUEUE_MAX + 5):
         bench.reporter.chain(make_chain(f"r{number}"))
     assert bench.counted("gc_prompt_reports_dropped_total") == 5
     bench.run(1.0)
-    told = [chain.request for news in bench.heard() for chain in news.chains]
-    assert told == [f"r{number}" for number in range(QUEUE_MAX)]
+    published = [chain.request for events in bench.heard() for chain in events.chains]
+    assert published == [f"r{number}" for number in range(QUEUE_MAX)]
 
 
-def test_thread_tells_by_itself_and_ends(bench: Bench) -> None:
+def test_thread_publishes_by_itself_and_ends(bench: Bench) -> None:
     """The thread does by itself what the steps do."""
     store = MemoryCoordinationStore()
     reporter = Reporter(store, bench.ref, bench.recorder, interval_s=0.02, applied=lambda _: True)

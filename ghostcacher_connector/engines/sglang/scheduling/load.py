@@ -9,7 +9,7 @@ from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.work_meter import Occupancy, Progress, WorkMeter
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
-from ghostcacher_connector.publish.load import held_blocks
+from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.forecast import Forecaster
 
 if TYPE_CHECKING:
@@ -42,4 +42,4 @@ class LoadMeter(WorkMeter):
         return self._report(tracked, progress_of, self._cached_pages, Occupancy(max(0, total - free), total))
 
     def _cached_pages(self, tracked: Tracked) -> int:
-        return held_blocks(tracked.chain, tracked.pullable, self._holds)
+        return held_prefix_length(tracked.chain, tracked.pullable, self._holds)

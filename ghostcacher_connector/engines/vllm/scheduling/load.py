@@ -11,7 +11,7 @@ from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.engines.common.work_meter import Occupancy, Progress, WorkMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
-from ghostcacher_connector.publish.load import held_blocks
+from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.forecast import Forecaster
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class LoadMeter(WorkMeter):
         """Search for the end of the prefix in this engine's cache. A gap makes it an upper bound."""
         request = tracked.request
         end = max(0, request.num_prompt_tokens - 1) // self._block_tokens
-        return held_blocks(
+        return held_prefix_length(
             request.block_hashes, end, lambda block: self._pool.get_cached_block(block, GROUPS) is not None
         )
 
