@@ -1,4 +1,4 @@
-"""The class that SGLang loads: one in each rank's scheduler process. It hands each call to the part that it concerns.
+"""The class that SGLang loads, one in each rank's scheduler process. It only passes each call on to the part concerned.
 
 What SGLang calls, in the order of a request's life (s: SGLang's linker interface, h: a hook of ours, hooks.py):
 1. h `queued`: the index is asked, on another thread (matching.py);

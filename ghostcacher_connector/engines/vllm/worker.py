@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NULL_BLOCK = 0
-"""vLLM's placeholder: never handed out, never read by attention."""
+"""vLLM's placeholder: never allocated, never read by attention."""
 
 
 class ConnectorWorker:
