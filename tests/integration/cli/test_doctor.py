@@ -113,7 +113,7 @@ def test_fingerprints_differ_field_and_values_named(url: str) -> None:
     assert outcome.code == 1
     assert outcome.bad() == ["fingerprint org/model"]
     text = outcome.checks["fingerprint org/model"]["text"]
-    assert "kv_dtype: bfloat16 / fp8" in text
+    assert "kv_dtype: fp8 on w2, bfloat16 on w1" in text
     assert "w2 and w1 never share" in text
 
 
