@@ -228,7 +228,7 @@ class SimEngine:
     def all_published(self) -> bool:
         """Say whether the index holds all that the worker does."""
         publisher = self.connector._scheduler._fleet.publisher
-        return publisher.available and not publisher.held_blocks.pending
+        return publisher.available and publisher.applied(time.monotonic())
 
     def watch_published(self) -> list[tuple[int, int, int]]:
         """Return a growing list of (slot, generation, number of the block's last token) of all that is published."""
