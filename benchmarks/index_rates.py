@@ -28,7 +28,7 @@ from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
 from ghostcacher_connector.core.schema import ENTRY_BYTES, SCHEMA_VERSION, Binding
 from ghostcacher_connector.core.types import Location, Role, Tier, WorkerRecord
-from ghostcacher_connector.publish.held_blocks import Ledger
+from ghostcacher_connector.publish.held_blocks import HeldBlocks
 from ghostcacher_connector.publish.publisher import Publisher
 
 BATCH = 512
@@ -88,16 +88,16 @@ def row(name: str, value: str, limit: str, ratio: float) -> None:
     print(f"{name:<44} {value:>24} {limit:>34} {ratio:>7.2f}", flush=True)
 
 
-def measure_ledger(plan: Plan) -> None:
+def measure_held_blocks(plan: Plan) -> None:
     """What the engine's scheduler thread pays for one block's whole life, over a bare dict insert and delete."""
     blocks = new_blocks(plan.publish_blocks)
-    ledger = Ledger(partitions=1, partition_of=lambda _: 0, dirty_max=plan.publish_blocks)
+    held = HeldBlocks(partitions=1, partition_of=lambda _: 0, dirty_max=plan.publish_blocks)
 
     def live() -> None:
         for slot, block in enumerate(blocks):
-            ledger.publish(slot, block, block, 1)
+            held.publish(slot, block, block, 1)
         for slot in range(len(blocks)):
-            ledger.withdraw(slot)
+            held.withdraw(slot)
 
     def bare() -> None:
         slots = dict(enumerate(blocks))
@@ -105,7 +105,7 @@ def measure_ledger(plan: Plan) -> None:
             del slots[slot]
 
     cost, limit = (1e6 * seconds_of(work) / len(blocks) for work in (live, bare))
-    row("ledger publish + withdraw", f"{cost:.2f} us", f"bare dict {limit:.2f} us", cost / limit)
+    row("held blocks: publish + withdraw", f"{cost:.2f} us", f"bare dict {limit:.2f} us", cost / limit)
 
 
 def measure_publish(plan: Plan, index: RedisIndex, client: redis.Redis) -> None:
@@ -234,7 +234,7 @@ def main() -> None:
     with opened(options.url) as url:
         index, client = RedisIndex(url, timeout_s=10.0), redis.Redis.from_url(url)
         print(f"{'what':<44} {'measured':>24} {'limit in the same run':>34} {'ratio':>7}")
-        measure_ledger(plan)
+        measure_held_blocks(plan)
         measure_publish(plan, index, client)
         measure_lookups(plan, index)
         measure_verification()

@@ -3,7 +3,7 @@
     python -m benchmarks.pull_throughput [--short] [--json FILE]
 
 A process of its own owns the memory. Columns: GB/s of memcpy (slot by slot, as a local copy would do it), of pulls by
-NIXL (direct, seal included) and through the relay over loopback; ratio = time of the pull over time of the memcpy.
+NIXL (seal included) and through the relay over loopback; ratio = time of the pull over time of the memcpy.
 Slots are pulled in a scattered order, so that no two are merged into one READ.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 

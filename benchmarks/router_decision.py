@@ -2,7 +2,7 @@
 
     python -m benchmarks.router_decision [--short] [--workers 64]
 
-A real Redis holds the blocks of 64 workers; the text is learned as in a running router, and no two requests are alike.
+A real Redis holds the blocks of 64 workers; the prefix map has learned as in a running router; all requests differ.
 "local copy": what the index said less than a second ago is used, as for most requests of a busy router. "round trip":
 the router has just forgotten it, and waits for Redis. Both count from the body's last byte to the placement. Target: a
 p50 under 0.3 ms with the round trip. A bare PING by the same client, through the same thread, is the limit.
@@ -68,9 +68,9 @@ class Worker:
         self.report()
 
     def report(self) -> None:
-        """Tell its load anew: what was told seconds ago would count for nothing."""
+        """Report its load anew: a report of some seconds ago would count for nothing."""
         self.load = StampedLoad(time.time(), load_of(running=4))
-        self.load_received_at = time.monotonic()
+        self.load_measured_at = time.monotonic()
 
 
 class Fleet:
@@ -123,7 +123,7 @@ class Bench:
         return self._bodies[project].replace(MARK.encode(), b"%016x" % (self._number * 0x9E3779B97F4A7C15 % 2**64))
 
     def learn(self) -> None:
-        """Learn from some prompts of each project, and have every worker hold the project's blocks."""
+        """Fill the prefix map from some prompts of each project, and have every worker hold the project's blocks."""
         chains = Chains()
         for project in range(LEARNED):
             for _ in range(LEARNED):

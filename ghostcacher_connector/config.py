@@ -53,6 +53,17 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
 
     masked = frozenset({"relay_token", "index_key"})
     urls = frozenset({"redis_url", "http_url"})
+    removed = frozenset(
+        {
+            "publish_interval_ms",
+            "publish_batch",
+            "publish_queue_max",
+            "lookup_threads",
+            "lookup_queue_max",
+            "allow_ucx_tcp",
+            "staging_mib",
+        }
+    )
 
     redis_url: Annotated[Text | None, Meta(description="Redis or Valkey of the index; none: one is started here")] = (
         None
@@ -74,23 +85,12 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     lease_ttl_s: Annotated[
         Seconds, Meta(ge=0.5, le=3600, description="time after which a silent worker counts as dead, in s")
     ] = 10.0
-    publish_interval_ms: Annotated[
-        Milliseconds, Meta(ge=0.1, le=10_000, description="longest wait to fill a batch of index entries, in ms")
-    ] = 5.0
-    publish_batch: Annotated[int, Meta(ge=1, le=100_000, description="index entries sent at once, a count")] = 512
-    publish_queue_max: Annotated[
-        int, Meta(ge=1, le=10_000_000, description="index entries waiting to be sent; more are dropped, a count")
-    ] = 100_000
     report_interval_ms: Annotated[
         Milliseconds, Meta(ge=20, le=10_000, description="how often routers are told this worker's load, in ms")
     ] = 200.0
     lookup_deadline_ms: Annotated[
         Milliseconds, Meta(ge=0.1, le=60_000, description="time after which a lookup counts as a miss, in ms")
     ] = 50.0
-    lookup_threads: Annotated[int, Meta(ge=1, le=64, description="threads that ask the index, a count")] = 2
-    lookup_queue_max: Annotated[
-        int, Meta(ge=1, le=1_000_000, description="lookups waiting for a thread; more count as misses, a count")
-    ] = 512
     pull: Annotated[
         Literal["auto", "always", "never"],
         Meta(description="auto: pull what is forecast to be faster than computing; always, never: as they say"),
@@ -158,11 +158,6 @@ def _check_relay(settings: Settings) -> None:
 
 
 def _check_sizes(settings: Settings) -> None:
-    if settings.publish_queue_max < settings.publish_batch:
-        raise ConfigError(
-            f"publish_queue_max: expected at least publish_batch={settings.publish_batch}, "
-            f"got {settings.publish_queue_max}"
-        )
     if settings.redis_timeout_s > settings.lease_ttl_s / RENEWALS_PER_LEASE:
         raise ConfigError(
             f"redis_timeout_s: expected at most lease_ttl_s / {RENEWALS_PER_LEASE} = "

@@ -139,7 +139,7 @@ class Requests(msgspec.Struct, frozen=True):
     total: float = 0.0
     """All of them."""
     by_status: dict[str, float] = {}
-    """By the status of the response; 499 when the client left. Counts the router's own responses, too."""
+    """By the status of the response; 499 when the client left."""
 
 
 class Quantiles(msgspec.Struct, frozen=True):

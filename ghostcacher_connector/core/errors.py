@@ -39,7 +39,3 @@ class TransferError(GhostCacherError):
 
 class PeerUnreachable(TransferError):
     """No transport leads to the peer, or the one that did has failed."""
-
-
-class StaleGeneration(TransferError):
-    """The peer reused a slot, or restarted, after it published the entry."""

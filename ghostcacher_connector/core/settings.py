@@ -26,6 +26,8 @@ ENVIRONMENT_PREFIX = "GC_"
 ROUTER_PREFIX = "GC_ROUTER_"
 
 MASK = "***"
+NAME_SIMILARITY = 0.75
+"""From here on an unknown name looks like a known one, misspelt. Below, a guess would mislead."""
 SECRET_CHARS_MIN = 16
 """Whoever can reach a port or read Redis can try secrets against what they see: they must withstand it."""
 
@@ -37,13 +39,16 @@ Secret = Annotated[str, Meta(min_length=SECRET_CHARS_MIN, max_length=4096)]
 
 
 class CheckedSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all settings. Any way to construct one checks it; raises ConfigError naming the setting.
-
-    masked: secrets of which nothing is shown. urls: may hold a user and a password; of these the rest is shown.
-    """
+    """Base of all settings. Any way to construct one checks it; raises ConfigError naming the setting."""
 
     masked: ClassVar[frozenset[str]] = frozenset()
+    """Secrets of which nothing is shown."""
+
     urls: ClassVar[frozenset[str]] = frozenset()
+    """Settings that may hold a user and a password; of these the rest is shown."""
+
+    removed: ClassVar[frozenset[str]] = frozenset()
+    """Names of earlier settings, refused as unknown ones are, with a message of their own."""
 
     def __post_init__(self) -> None:
         for key, annotation in types_of(type(self)).items():
@@ -101,7 +106,7 @@ def from_mapping(kind: type[CheckedSettings], values: Mapping[str, object]) -> d
     found = {}
     for key, value in values.items():
         if key not in types:
-            raise ConfigError(unknown("setting", str(key), list(types)))
+            raise ConfigError(_removed(kind, str(key)) or unknown("setting", str(key), list(types)))
         found[key] = checked(key, value, types[key], secret=key in kind.masked | kind.urls)
     return found
 
@@ -117,7 +122,7 @@ def from_environment(
     found = {}
     for name in sorted(names):
         if name not in variables:
-            raise ConfigError(unknown("environment variable", name, list(variables)))
+            raise ConfigError(_removed(kind, name) or unknown("environment variable", name, list(variables)))
         key = variables[name]
         found[key] = from_text(name, environ[name], types[key], secret=key in kind.masked | kind.urls)
     return found
@@ -125,9 +130,16 @@ def from_environment(
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """Return the message about a name that is not among the known ones, with the one that was probably meant."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=NAME_SIMILARITY)
     hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
     return f"unknown {what} {name}: {hint}"
+
+
+def _removed(kind: type[CheckedSettings], name: str) -> str | None:
+    """Return the message about the name, or the environment variable, of a setting that is no longer there."""
+    if name.lower().removeprefix(ENVIRONMENT_PREFIX.lower()) not in kind.removed:
+        return None
+    return f"{name}: this setting was removed and has no successor: expected it not to be set"
 
 
 def parse_listen(text: str, key: str) -> Listen:

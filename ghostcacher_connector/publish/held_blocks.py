@@ -1,4 +1,4 @@
-"""What this worker holds, and which part of it the index has yet to be told.
+"""The blocks that this worker holds, and which of them the index has yet to learn of.
 
 A pure state machine: no I/O, no thread of its own. The engine's scheduler thread calls `publish` and `withdraw`, which
 cost about a microsecond; the publisher's thread calls the rest.
@@ -40,22 +40,25 @@ class _Dirty(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What to apply to the index. oldest_since: when its oldest change was made, on the ledger's clock."""
+    """Changes to apply to the index."""
 
     entries: list[Entry]
     drops: list[Drop]
     oldest_since: float | None
+    """When the oldest of these changes was made, on the clock of `HeldBlocks`; None when there is no change."""
 
     def __bool__(self) -> bool:
         return bool(self.entries or self.drops)
 
 
-class Ledger:
-    """Slots held by one worker in one tier, and what the index must be told of them.
+class HeldBlocks:
+    """The slots that one worker holds in one tier, and the changes that the index has yet to learn of."""
 
-    partition_of: the index's `partition`. dirty_max: most blocks that wait to be sent.
-    dropped: changes forgotten in overflows; each is made good by the resync that follows.
-    """
+    dropped: int
+    """Changes forgotten in overflows; the resync that follows makes each good."""
+
+    resync: bool
+    """Whether the index's entries are to be cleared and all entered anew."""
 
     def __init__(
         self,
@@ -66,6 +69,11 @@ class Ledger:
         tier: Tier = Tier.DEVICE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Begin with no block.
+
+        partitions, partition_of: how the index spreads roots of chains over its partitions.
+        dirty_max: the most blocks that may wait to be sent.
+        """
         self._partition_of = partition_of
         self._dirty_max = dirty_max
         self._tier = tier
@@ -82,7 +90,7 @@ class Ledger:
         self.resync = False
 
     def __repr__(self) -> str:
-        return f"Ledger(slots={len(self._slots)}, dirty={len(self._dirty)}, resync={self.resync})"
+        return f"HeldBlocks(slots={len(self._slots)}, dirty={len(self._dirty)}, resync={self.resync})"
 
     def __len__(self) -> int:
         """Return the number of blocks held, each counted once."""
@@ -90,11 +98,11 @@ class Ledger:
 
     @property
     def pending(self) -> bool:
-        """Say whether there is something to send. Cheap, without the lock, and so only a hint."""
+        """Whether there is something to send. Read without the lock, so that it is cheap, and only a hint."""
         return bool(self._dirty or self._backlog or self.resync)
 
     def taken(self, before: float) -> bool:
-        """Say whether no change that was made before a time, on the ledger's clock, still waits to be taken."""
+        """Return whether no change that was made before this time, on our clock, still waits to be taken."""
         with self._lock:
             if self.resync or self._backlog:
                 return False
@@ -114,13 +122,13 @@ class Ledger:
                 self._mark(block, root)
 
     def withdraw(self, slot: int) -> None:
-        """Note that a slot holds nothing of use any more. A slot that holds nothing is no error."""
+        """Note that a slot no longer holds a block. A slot that holds none is no error."""
         with self._lock:
             if slot in self._slots:
                 self._withdraw(slot)
 
     def take(self, limit: int) -> Batch:
-        """Return at most `limit` changes, oldest first, as the index must now be told. They count as sent."""
+        """Return at most `limit` changes, the oldest first, to be applied to the index. They count as sent."""
         entries: list[Entry] = []
         drops: list[Drop] = []
         oldest_since: float | None = None
@@ -211,7 +219,7 @@ class Ledger:
         entries.append(Entry(block, root, Location(self._tier, slot, generation)))
 
     def check_invariants(self) -> None:
-        """Assert what holds between any two calls. For tests: its cost grows with the ledger."""
+        """Assert what holds between any two calls. For tests: its cost grows with the held."""
         with self._lock:
             holders: dict[BlockHash, set[int]] = {}
             for slot, held in self._slots.items():

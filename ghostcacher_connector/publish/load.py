@@ -1,4 +1,4 @@
-"""What an engine tells routers of its work, in the form that they read. Knows no engine."""
+"""The load of an engine, in the form that routers read. Knows no engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ghostcacher_connector.pull.forecast import PULL_FIXED_S, Forecaster
 
 
 class Work(NamedTuple):
-    """What an engine has to do at a moment; as in `LoadReport`."""
+    """What an engine has to do at one moment. `LoadReport` documents the fields."""
 
     running: int
     waiting: int
@@ -21,7 +21,7 @@ class Work(NamedTuple):
 
 
 def load_report(work: Work, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> LoadReport:
-    """Return the report of this work by an engine with these rates."""
+    """Return the load report of an engine that has this work and these rates."""
     return LoadReport(
         **work._asdict(),
         block_tokens=block_tokens,

@@ -1,4 +1,4 @@
-"""What routers are told of prompts: after how many blocks a chain is sampled, and to whom it goes. Knows no engine."""
+"""What is published of a prompt for routers: some of its chain hashes. Knows no engine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, PromptC
 from ghostcacher_connector.core.types import BlockHash
 
 SAMPLE_TOKENS = 128
-"""One hash for so many tokens: some 512 bytes of text, half of what lies between two boundaries of a router."""
+"""One hash per this many tokens: some 512 bytes of text, half of what lies between two boundaries of a router."""
 
 
 class PromptSink(Protocol):
-    """Takes reports, without ever blocking (reporter.py). listening: whether anybody wants them."""
+    """Takes what is to be published of prompts, without ever blocking (reporter.py)."""
 
     listening: bool
+    """Whether a router wants it."""
 
     def chain(self, chain: PromptChain) -> None: ...
 
@@ -23,7 +24,7 @@ class PromptSink(Protocol):
 
 
 def sampled_counts(full_blocks: int, block_tokens: int) -> tuple[int, ...]:
-    """Return after how many blocks a prompt's chain is sampled: evenly, and always the first and the last full one."""
+    """Return the numbers of blocks after which a prompt's chain is sampled: evenly, the first and the last included."""
     if full_blocks == 0:
         return ()
     stride = max(1, SAMPLE_TOKENS // block_tokens, -(-full_blocks // (BOUNDARIES_MAX - 2)))
@@ -31,9 +32,10 @@ def sampled_counts(full_blocks: int, block_tokens: int) -> tuple[int, ...]:
 
 
 def prompt_chain(name: str, tokens: int, hashes: Sequence[BlockHash], block_tokens: int) -> PromptChain | None:
-    """Return what to report of a prompt; None for one that fills no block.
+    """Return what to publish of a prompt; None for one that fills no block.
 
-    name: the router's id of the request. hashes: of the prompt's full blocks, in order.
+    name: the router's id of the request.
+    hashes: the chain hash after each full block of the prompt, in order.
     """
     counts = sampled_counts(len(hashes), block_tokens)
     return PromptChain(name, tokens, counts, tuple(hashes[count - 1] for count in counts)) if counts else None

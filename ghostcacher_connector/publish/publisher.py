@@ -1,23 +1,23 @@
-"""Keeps the index in step with what this worker holds, beside the engine and never in its way.
+"""Keeps the index in step with the blocks that this worker holds, beside the engine and never in its way.
 
 Life of a change:
-1. the engine's thread calls `publish` or `withdraw`: the ledger notes it, in about a microsecond;
-2. the publisher's thread wakes, waits `interval_s` for more, and takes a batch;
-3. the batch is applied to the index; when the index is away, the same batch is tried again, with growing pauses, while
-   the ledger goes on coalescing.
+1. The engine's thread calls `publish` or `withdraw`, and `HeldBlocks` notes it, in about a microsecond.
+2. The publisher's thread wakes, waits `interval_s` for more, and takes a batch.
+3. The batch is applied to the index. When the index is away, the same batch is tried again, after pauses that grow,
+   while changes go on gathering.
 
-Every third of a lease the lease is renewed. The index answers with how many entries it holds; when that is not what
-the ledger expects (a flush, a failover, an eviction), that partition is cleared and entered anew.
+Every third of a lease the lease is renewed. The index answers with the number of entries that it holds. When that is
+not the number expected (after a flush, a failover or an eviction), the partition is cleared and entered anew.
 
-Owner of all I/O: one daemon thread. `step` is its whole behaviour and takes the time from `clock`, so that a test can
-drive it without a thread.
+One daemon thread does all I/O. `step` is its whole behaviour and takes the time from `clock`, so that a test can drive
+it without a thread.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 
@@ -27,38 +27,61 @@ from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, ref_of
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import BlockHash, WorkerRecord
-from ghostcacher_connector.publish.held_blocks import Batch, Ledger
+from ghostcacher_connector.publish.held_blocks import Batch, HeldBlocks
 
 logger = logging.getLogger(__name__)
+
+INTERVAL_S = 0.005
+"""How long changes gather before they are sent, about as long as a step of an engine takes. A peer sees a block so much
+later; with less, each block costs a round trip of its own."""
+
+BATCH = 512
+"""Entries sent at once: some 50 KiB, and Redis is busy with it for about a millisecond."""
+
+QUEUE_MAX = 100_000
+"""Changes that wait to be sent: some 20 MiB. When more come, all entries are sent anew instead (held_blocks.py)."""
 
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 2.0
 RENEWALS_PER_LEASE = 3
 REPAIR_PAUSE_MAX = 16
 """Most renewals between two repairs of one partition: an index that keeps evicting is not flooded."""
-LOAD_REPORT = "load"
 IDLE_S_MAX = 1.0
 
 
 class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Counts since the start. publish_lag_s: age of the oldest change in the last batch when it had been applied."""
+    """What a publisher has done since its start, and its present state."""
 
     published: int
+    """Entries that the index has taken."""
+
     withdrawn: int
+    """Entries that the index has dropped at our word."""
+
     dropped: int
+    """Changes that were never sent since too many waited; a resync makes each good."""
+
     resyncs: int
+    """How often entries were entered anew, of one partition or of all."""
+
     errors: int
+    """Exchanges with the index that failed."""
+
     publish_lag_s: float
+    """Age of the oldest change in the last batch when the index had applied it."""
+
     blocks_held: int
+    """Blocks that the worker holds now, each counted once."""
+
     available: bool
+    """Whether the last exchange with the index went well."""
 
 
 class Publisher:
-    """Publishes one worker's blocks, record, lease and load.
+    """Publishes one worker's blocks, its record and its lease."""
 
-    record: may be replaced with `update_record`. report: returns the worker's load, called at each renewal.
-    available: whether the last exchange with the index went well.
-    """
+    available: bool
+    """Whether the last exchange with the index went well."""
 
     def __init__(
         self,
@@ -66,14 +89,13 @@ class Publisher:
         record: WorkerRecord,
         *,
         lease_ttl_s: float = 10.0,
-        interval_s: float = 0.005,
-        batch: int = 512,
-        queue_max: int = 100_000,
-        report: Callable[[], Mapping[str, bytes]] | None = None,
+        interval_s: float = INTERVAL_S,
+        batch: int = BATCH,
+        queue_max: int = QUEUE_MAX,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         schema.worker_key(record.namespace, record.worker)  # refuse names that make no key here, not in the thread
-        self.ledger = Ledger(
+        self.held_blocks = HeldBlocks(
             partitions=index.partitions, partition_of=index.partition, dirty_max=queue_max, clock=clock
         )
         self._index = index
@@ -82,7 +104,6 @@ class Publisher:
         self._lease_ttl_s = lease_ttl_s
         self._interval_s = interval_s
         self._batch_max = batch
-        self._report = report
         self._clock = clock
         self._thread = Periodic("gc-publisher", self.step, gather_s=interval_s, at_end=self._leave)
         self._joined = False
@@ -97,42 +118,35 @@ class Publisher:
         self.available = False
 
     def __repr__(self) -> str:
-        return f"Publisher(worker={self._record.worker}, available={self.available}, {self.ledger!r})"
+        return f"Publisher(worker={self._record.worker}, available={self.available}, {self.held_blocks!r})"
 
     def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
         """Advertise a block whose KV is complete on every rank. Never blocks, never raises for the index."""
-        self.ledger.publish(slot, block, root, generation)
+        self.held_blocks.publish(slot, block, root, generation)
         self._wake()
 
     def withdraw(self, slot: int) -> None:
         """Stop advertising what a slot holds. Never blocks, never raises for the index."""
-        self.ledger.withdraw(slot)
+        self.held_blocks.withdraw(slot)
         self._wake()
 
-    def update_record(self, record: WorkerRecord) -> None:
-        """Tell the fleet something else about this worker, from the next renewal on."""
-        assert ref_of(record) == self._ref, "a publisher speaks for one life of one worker"
-        self._record = record
-        self._renew_at = self._clock()
-        self._thread.wake()
-
     def applied(self, before: float) -> bool:
-        """Say whether the index holds every change that was made before a time on this publisher's clock.
+        """Return whether the index holds every change that was made before a time on this publisher's clock.
 
-        The race: a batch that was taken is in neither place. So look into the ledger first: what is gone from there was
-        taken after `_sending` was set, and that is taken back only when the index has it or `_unapplied` does.
+        The race: a batch that was taken is in neither place. So the held blocks are asked first: what no longer waits
+        there was taken after `_sending` was set, which is reset only when the index or `_unapplied` has the batch.
         """
-        return self.ledger.taken(before) and not self._sending and self._unapplied is None
+        return self.held_blocks.taken(before) and not self._sending and self._unapplied is None
 
     def stats(self) -> PublisherStats:
         return PublisherStats(
             published=self._published,
             withdrawn=self._withdrawn,
-            dropped=self.ledger.dropped,
+            dropped=self.held_blocks.dropped,
             resyncs=self._resyncs,
             errors=self._errors,
             publish_lag_s=self._publish_lag_s,
-            blocks_held=len(self.ledger),
+            blocks_held=len(self.held_blocks),
             available=self.available,
         )
 
@@ -158,7 +172,7 @@ class Publisher:
         self._backoff.succeeded()
         # In this order: a change wakes the thread from here on, and an earlier one is pending.
         self.available = True
-        if self.ledger.pending:
+        if self.held_blocks.pending:
             return max(0.0, self._interval_s - (self._clock() - began))
         return min(IDLE_S_MAX, max(0.0, self._renew_at - self._clock()))
 
@@ -166,11 +180,11 @@ class Publisher:
         if not self._joined:
             self._index.join(self._record, lease_ttl_s=self._lease_ttl_s)
             self._joined = True
-        if self.ledger.resync:
+        if self.held_blocks.resync:
             self._clear_all()
         self._sending = True
         try:
-            self._send(self._unapplied or self.ledger.take(self._batch_max))
+            self._send(self._unapplied or self.held_blocks.take(self._batch_max))
         finally:
             self._sending = False
         if self._clock() >= self._renew_at:
@@ -191,12 +205,10 @@ class Publisher:
     def _renew(self) -> None:
         counts = self._index.renew(self._record, lease_ttl_s=self._lease_ttl_s)
         for partition, count in enumerate(counts):
-            if count == self.ledger.expected(partition):
+            if count == self.held_blocks.expected(partition):
                 self._repair_pause[partition] = self._repair_wait[partition] = 0
             else:
                 self._repair(partition, count)
-        if self._report is not None:
-            self._index.put_report(self._ref, LOAD_REPORT, self._report(), ttl_s=self._lease_ttl_s)
         self._renew_at = self._clock() + self._lease_ttl_s / RENEWALS_PER_LEASE
 
     def _repair(self, partition: int, count: int) -> None:
@@ -207,11 +219,11 @@ class Publisher:
             "worker %s: partition %d: expected %d entries, found %d; entering all again",
             self._record.worker,
             partition,
-            self.ledger.expected(partition),
+            self.held_blocks.expected(partition),
             count,
         )
         self._index.clear(self._ref, partition)
-        self.ledger.mark_all_dirty(partition)
+        self.held_blocks.mark_all_dirty(partition)
         self._resyncs += 1
         self._repair_wait[partition] = self._repair_pause[partition]
         self._repair_pause[partition] = min(REPAIR_PAUSE_MAX, max(1, 2 * self._repair_pause[partition]))
@@ -219,7 +231,7 @@ class Publisher:
     def _clear_all(self) -> None:
         for partition in range(self._index.partitions):
             self._index.clear(self._ref, partition)
-        self.ledger.mark_all_dirty()
+        self.held_blocks.mark_all_dirty()
         self._unapplied = None
         self._resyncs += 1
 

@@ -1,14 +1,14 @@
-"""Tells routers what this worker has to do and which prompts it has, beside the engine and never in its way.
+"""Publishes this worker's load and the prompts that it has, for routers, beside the engine and never in its way.
 
-    every interval_s            the load as the engine's thread has last handed it over, and how old it is by now; it
-                                is asked for shortly before, and until it is there: an engine looks once a step
+    every interval_s            the load that the engine's thread has submitted last, with its age; it is asked for
+                                shortly before, and until it is there: an engine looks once a step
     within some milliseconds    prompt chains and computed prompts, while a router listens; while none does, they cost
-                                the engine's thread one look at an attribute
+                                the engine's thread one read of an attribute
 
-A prompt counts as computed for routers only when the index holds its blocks: whoever is told of it may look at once.
+A prompt is published as computed only when the index holds its blocks: a router that reads it may look at once.
 
-Owner of all I/O: one daemon thread. `step` is its whole behaviour and takes the time from `clock`, so that a test can
-drive it without a thread. Everything here is a hint; what is lost is learned with the next prompt.
+One daemon thread does all I/O. `step` is its whole behaviour and takes the time from `clock`, so that a test can drive
+it without a thread. Everything here is a hint; what is lost is learned with the next prompt.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from ghostcacher_connector.metrics import Recorder
 logger = logging.getLogger(__name__)
 
 QUEUE_MAX = 4_096
-"""News that waits to be told, of each kind: seconds of the busiest engine."""
+"""Events of each kind that wait to be published: seconds of the busiest engine."""
 BATCH = 64
-"""News of each kind in one call: some 200 KiB when every prompt is long."""
+"""Events of each kind in one call: some 200 KiB when every prompt is long."""
 GATHER_S = 0.003
-"""How long news waits for more: what arrives with one step is told with one call."""
+"""How long events wait for more: what arrives with one step of the engine is published with one call."""
 UNHEARD_INTERVAL_S = 1.0
-"""How often load is told while no router listens: the sign that one does comes with the answer."""
+"""How often the load is published while no router listens: whether one does comes with the answer."""
 LOAD_TTL_S_MIN = 5.0
-"""Load outlives a few lost reports, also at the pace of a worker that nobody hears."""
+"""The load outlives a few lost reports, also at the pace of a worker to which no router listens."""
 REPORTS_PER_TTL = 5
 LISTENING_S = 5.0
-"""Routers that listened are held to listen for so long while the store does not answer: one call that took too long
-must not cost the report of a prompt, which may come only once."""
+"""While the store does not answer, a router is taken to listen for so long after the last answer that said so: one call
+that took too long must not cost the events of a prompt, which may come only once."""
 ASK_AHEAD_S_MAX = 0.05
-"""Load is asked for so long before it is told, a step of most engines: it is fresh, and one look a step."""
+"""The load is asked for so long before it is published, a step of most engines: it is fresh, and measured once."""
 UNAPPLIED_S_MAX = 1.0
-"""A computed prompt waits no longer than this for the index: an index that lags that much is told of anyway."""
+"""A computed prompt waits no longer than this for the index; then it is published although its blocks are not."""
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 2.0
 
@@ -64,13 +64,13 @@ class _Measured(NamedTuple):
 
 
 class Reporter:
-    """Reports one worker's load and prompts.
+    """Publishes one worker's load and prompts."""
 
-    prefill_rate: as of now, in tokens/s: what an idle engine has handed over grows old. None: as that says.
-    load_wanted: the engine's thread is asked to `hand_over` its load; nothing else takes the wish back. listening:
-    whether a router heard the last report that the store took, not long ago. applied: says whether the index holds what
-    was published before a time on `clock`.
-    """
+    load_wanted: bool
+    """Whether the engine's thread is asked to submit its load. Only `submit_load` takes it back."""
+
+    listening: bool
+    """Whether a router listened when the store last took a report, not long ago."""
 
     def __init__(
         self,
@@ -83,6 +83,13 @@ class Reporter:
         prefill_rate: Callable[[], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare the reporter; `start` starts it.
+
+        interval_s: how often the load is published while a router listens.
+        applied: returns whether the index holds all that was published before a time on `clock`.
+        prefill_rate: returns the present rate in tokens/s, since the load that an idle engine has submitted grows old.
+            None: the rate in the load counts.
+        """
         self.load_wanted = False
         self.listening = False
         self._measured: _Measured | None = None
@@ -96,7 +103,7 @@ class Reporter:
         self._load_ttl_s = max(LOAD_TTL_S_MIN, REPORTS_PER_TTL * interval_s)
         self._load_at = self._answered_at = clock()
         self._ask_ahead_s = min(ASK_AHEAD_S_MAX, interval_s / 4)
-        # Appended to by the engine's thread, taken from by the reporter's alone; an item leaves when it was told.
+        # Appended to by the engine's thread, taken from by the reporter's alone; an item leaves when it was published.
         self._chains: deque[PromptChain] = deque()
         self._computed: deque[_Computed] = deque()
         self._backoff = Backoff(BACKOFF_MIN_S, BACKOFF_MAX_S)
@@ -105,19 +112,19 @@ class Reporter:
     def __repr__(self) -> str:
         return f"Reporter(worker={self._ref.worker}, listening={self.listening}, chains={len(self._chains)})"
 
-    def hand_over(self, load: LoadReport) -> None:
-        """Take the engine's load, measured now: whenever `load_wanted`, or when it has become idle. Never blocks."""
+    def submit_load(self, load: LoadReport) -> None:
+        """Take the engine's load, measured now: when it is `load_wanted`, or the engine became idle. Never blocks."""
         self._measured = _Measured(load, self._clock())
         self.load_wanted = False
 
     def chain(self, chain: PromptChain) -> None:
-        """Tell routers, if any listens, of a prompt that has arrived. Never blocks, never raises for the store."""
+        """Publish, if a router listens, a prompt that has arrived. Never blocks, never raises for the store."""
         if self.listening and self._room(len(self._chains)):
             self._chains.append(chain)
             self._wake()
 
     def computed(self, request: str) -> None:
-        """Tell routers, if any listens, that a prompt's blocks have been published. Never blocks, never raises."""
+        """Publish, if a router listens, that a prompt is computed and its blocks are published. Never blocks."""
         if self.listening and self._room(len(self._computed)):
             self._computed.append(_Computed(request, self._clock()))
             self._wake()
@@ -131,14 +138,14 @@ class Reporter:
         self.listening = False
 
     def step(self) -> float:
-        """Do what is due; return how long nothing else is, in seconds, unless news arrives."""
+        """Do what is due; return how long nothing else is, in seconds, unless an event arrives."""
         now = self._clock()
         due = now >= self._load_at
         chains = list(islice(self._chains, BATCH))
         computed = self._settled(now)
         if due or chains or computed:
             try:
-                self._tell(self._load(now) if due else None, chains, computed)
+                self._publish(self._load(now) if due else None, chains, computed)
             except IndexUnavailable as exc:
                 return self._failed(exc)
             except Exception:
@@ -164,14 +171,14 @@ class Reporter:
         return min(GATHER_S, pause_s) if self._chains or self._computed else pause_s
 
     def _load(self, now: float) -> LoadReport | None:
-        """Return the last load with its present age: routers must know which requests it cannot have counted."""
+        """Return the last load with its present age, by which routers know which requests it cannot have counted."""
         measured = self._measured
         if measured is None:
             return None
         rate = measured.load.prefill_tokens_per_s if self._prefill_rate is None else self._prefill_rate()
         return replace(measured.load, age_s=max(0.0, now - measured.at), prefill_tokens_per_s=rate)
 
-    def _tell(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
+    def _publish(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
         self.listening = self._store.publish(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
         for _ in chains:
             self._chains.popleft()
@@ -203,6 +210,6 @@ class Reporter:
         return self._backoff.failed(self._clock())
 
     def _wake(self) -> None:
-        # While the store is away news goes on gathering, and nothing cuts the pause short.
+        # While the store is away events go on gathering, and nothing cuts the pause short.
         if self._backoff.failures == 0:
             self._thread.wake()

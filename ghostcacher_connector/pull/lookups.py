@@ -23,6 +23,12 @@ from ghostcacher_connector.metrics import Recorder
 
 logger = logging.getLogger(__name__)
 
+THREADS = 2
+"""One for a lookup that takes long, one for the others: a lookup takes Redis less than a millisecond."""
+
+QUEUE_MAX = 512
+"""Lookups that wait for a thread: as many as an engine's scheduler can ask for in one step. More count as misses."""
+
 ANSWERS_PER_QUEUE = 8
 """Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
 
@@ -69,8 +75,8 @@ class LookupService:
         index: BlockIndex,
         candidates: Callable[[], Sequence[WorkerRef]],
         *,
-        threads: int = 2,
-        queue_max: int = 512,
+        threads: int = THREADS,
+        queue_max: int = QUEUE_MAX,
         locations_for: int = 4,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

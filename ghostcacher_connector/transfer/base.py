@@ -12,7 +12,8 @@ So a generation that is unchanged *after* the rows were read proves that no over
 generation that was read before them, or in the same transfer, whose order NIXL does not promise, proves nothing.
 
 Where the seal is checked: `slots.valid_mask` compares. It is called by `NixlReader.check_seal` (nixl/reader.py) for
-READs, by `_check_seals` (relay/client.py) for rows that a relay sent, and by `MemoryTransport` (memory.py) in tests.
+READs, by `_check_seals` (relay/relay_transport.py) for rows that a relay sent, and by `MemoryTransport` (memory.py) in
+tests.
 
 Rule 5 is the hard one: a READ that was given up may still land later (it does where UCX emulates it). So a READ into
 the caller's slots is waited for until it is over, past the deadline if need be. Only one into a transport's own bounce

@@ -103,7 +103,7 @@ class LinkStats(NamedTuple):
         return self.transport is not None
 
 
-def ended(job: PullJob, outcome: PullOutcome, reason: MissReason) -> JobResult:
+def unread_result(job: PullJob, outcome: PullOutcome, reason: MissReason) -> JobResult:
     """Return the result of a job that never read anything."""
     count = len(job.local_slots)
     missing = (BlockFailure(reason, np.arange(count, dtype=np.int64)),) if count else ()

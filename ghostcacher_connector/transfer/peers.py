@@ -25,14 +25,22 @@ class Peer:
 
     def __init__(self, record: WorkerRecord, rank: int) -> None:
         self.worker = record.worker
+        """The worker's name."""
         self.incarnation = record.incarnation
+        """Of its record: entries of another incarnation are stale."""
         self.endpoint = record.ranks[rank]
+        """Its rank of the same number as this one: ranks pull from their counterparts."""
         self.backoff = Backoff()
         self.transport: str | None = None
+        """The transport that was used last; None when none reaches it."""
         self.rtt_s: float | None = None
+        """The round trip, measured when it was connected to."""
         self.bytes = 0
+        """What has been pulled from it."""
         self.failures = 0
+        """How many pulls from it have failed."""
         self.last_error = ""
+        """Why the last one did."""
 
 
 class Peers:

@@ -40,7 +40,7 @@ from ghostcacher_connector.transfer.jobs import (
     PullJob,
     PullSource,
     SourceResult,
-    ended,
+    unread_result,
 )
 from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.transfer.peers import Peer, Peers
@@ -95,9 +95,9 @@ class Puller:
             assert job.job_id not in self._queue, f"job {job.job_id} is queued already"
             assert job.job_id not in self._running, f"job {job.job_id} is running already"
             if self._closing:
-                self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+                self._finished.append(unread_result(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             elif len(self._queue) >= self._queue_max:
-                self._finished.append(ended(job, PullOutcome.FAILED, MissReason.TIMEOUT))
+                self._finished.append(unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT))
             else:
                 self._queue[job.job_id] = job
                 self._changed.notify_all()
@@ -112,7 +112,7 @@ class Puller:
                 self._changed.wait_for(lambda: bool(self._finished), wait_s)
             for job in [job for job in self._queue.values() if job.deadline <= self._clock()]:
                 del self._queue[job.job_id]
-                self._finished.append(ended(job, PullOutcome.FAILED, MissReason.TIMEOUT))
+                self._finished.append(unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT))
             finished, self._finished = self._finished, []
         return finished
 
@@ -122,7 +122,7 @@ class Puller:
             job = self._queue.pop(job_id, None)
             if job is None:
                 return False
-            self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+            self._finished.append(unread_result(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             return True
 
     def update_peers(self, records: Iterable[WorkerRecord]) -> None:
@@ -151,7 +151,7 @@ class Puller:
         with self._changed:
             self._closing = True
             for job in self._queue.values():
-                self._finished.append(ended(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
+                self._finished.append(unread_result(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             self._queue.clear()
             self._to_connect.clear()
             self._changed.notify_all()
@@ -174,7 +174,7 @@ class Puller:
                     return
                 _, job = self._queue.popitem(last=False)
                 self._running.add(job.job_id)
-            result = self._guarded(job)
+            result = self._run_safely(job)
             with self._changed:
                 self._running.discard(job.job_id)
                 self._finished.append(result)
@@ -193,13 +193,13 @@ class Puller:
             except Exception:
                 logger.exception("connecting to %s failed: unexpected error", peer.worker)
 
-    def _guarded(self, job: PullJob) -> JobResult:
+    def _run_safely(self, job: PullJob) -> JobResult:
         """Carry out a job; a bug of ours ends it as FAILED, since a job without a result would hang its request."""
         try:
             return self._run(job)
         except Exception:
             logger.exception("job %s failed: unexpected error", job.job_id)
-            return ended(job, PullOutcome.FAILED, MissReason.TRANSFER_FAILED)
+            return unread_result(job, PullOutcome.FAILED, MissReason.TRANSFER_FAILED)
 
     def _run(self, job: PullJob) -> JobResult:
         started = self._clock()
@@ -215,7 +215,7 @@ class Puller:
                 why.update(dict.fromkeys(np.flatnonzero(~valid).tolist(), MissReason.TIMEOUT))
                 break
             last = number == len(job.sources) - 1
-            result = self._ask(job, source, wanted, self._deadline_of(job, last))
+            result = self._pull_from(job, source, wanted, self._deadline_of(job, last))
             valid[wanted] = result.valid
             why.update(dict.fromkeys(wanted.tolist(), result.reason))
             tries.append(SourceResult(source.worker, len(wanted), int(result.valid.sum()), result))
@@ -226,7 +226,7 @@ class Puller:
         now = self._clock()
         return job.deadline if last else now + (job.deadline - now) / 2
 
-    def _ask(self, job: PullJob, source: PullSource, wanted: Slots, deadline: float) -> PullResult:
+    def _pull_from(self, job: PullJob, source: PullSource, wanted: Slots, deadline: float) -> PullResult:
         peer = self.peers.ready(source.worker)
         if peer is None:
             known = self.peers.find(source.worker)

@@ -14,13 +14,15 @@ from ghostcacher_connector.core.types import WorkerRecord
 logger = logging.getLogger(__name__)
 
 
-class Directory:
-    """Live workers of one namespace, or of all when `namespace` is None.
+class LiveWorkers:
+    """The live workers of one namespace, or of all when `namespace` is None.
 
-    on_change: called on the directory's thread with all records whenever any of them has changed.
-    An index that does not answer leaves the last snapshot in force for `lease_ttl_s` at most: no worker in it can be
+    When the index does not answer, the last snapshot stays in force for `lease_ttl_s` at most: no worker in it can be
     known to live for longer.
     """
+
+    available: bool
+    """Whether the index answered the last time it was asked."""
 
     def __init__(
         self,
@@ -32,6 +34,10 @@ class Directory:
         lease_ttl_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare the snapshot; `start` keeps it fresh.
+
+        on_change: called on the thread of its own with all records whenever any of them has changed.
+        """
         self._index = index
         self._namespace = namespace
         self._on_change = on_change
@@ -41,18 +47,18 @@ class Directory:
         # Replaced as a whole, never changed: readers need no lock.
         self._records: Mapping[tuple[str, str], WorkerRecord] = {}
         self._seen_at = clock()
-        self._thread = Periodic("gc-directory", self._step)
+        self._thread = Periodic("gc-live-workers", self._step)
         self.available = False
 
     def __repr__(self) -> str:
-        return f"Directory(namespace={self._namespace}, workers={len(self._records)}, available={self.available})"
+        return f"LiveWorkers(namespace={self._namespace}, workers={len(self._records)}, available={self.available})"
 
     def records(self) -> list[WorkerRecord]:
         """Return the live workers in order of name."""
         return list(self._live().values())
 
     def candidates(self, exclude_worker: str | None = None) -> list[WorkerRef]:
-        """Return the workers whose blocks are worth asking for: those that publish, but for `exclude_worker`."""
+        """Return the workers that may hold blocks: those that publish, without `exclude_worker`."""
         return [
             ref_of(record)
             for record in self._live().values()

@@ -1,8 +1,8 @@
-"""A worker's connection to the fleet: opens the index, enters the worker, keeps the directory, closes all.
+"""A worker's membership in the fleet: its connection to the index, and the threads that use it.
 
-Held by the process that schedules, once a worker; what each rank holds is in rank.py.
-Redis is never on the path of an answer: one that cannot be reached at start is a warning, and everything resumes
-by itself when it is there. A URL that makes no sense is an error, at start and by name.
+Each worker has one, in the process that schedules; what each rank has is in rank.py.
+Redis is never on the path of an answer: one that cannot be reached at start is a warning, and everything resumes by
+itself when it is there. A malformed URL is an error at start, which names the setting.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ghostcacher_connector.metrics import Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
 from ghostcacher_connector.pull.lookups import LookupService
-from ghostcacher_connector.worker.live_workers import Directory
+from ghostcacher_connector.worker.live_workers import LiveWorkers
 
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 2.0
 
 
-class Fleet:
-    """Owner of the index connection and of the threads that use it."""
+class Membership:
+    """Opens the index, publishes the worker, follows the other workers, and closes it all."""
 
     def __init__(
         self,
@@ -37,25 +37,25 @@ class Fleet:
         *,
         prefill_rate: Callable[[], float] | None = None,
     ) -> None:
-        """prefill_rate: as of now, in tokens/s; called from the reporter's thread. None: as each load says."""
+        """Prepare the membership; `start` joins.
+
+        prefill_rate: returns the present rate in tokens/s, on the reporter's thread. None: each load's own rate.
+        """
         self.record = record
         self._recorder = recorder
         self.index: BlockIndex = open_index(
             settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
         )
-        self.directory = Directory(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
+        self.live_workers = LiveWorkers(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
         self.lookups = open_lookups(settings, self.index, self._candidates)
         self.publisher = Publisher(
             self.index,
             record,
             lease_ttl_s=settings.lease_ttl_s,
-            interval_s=settings.publish_interval_ms / 1e3,
-            batch=settings.publish_batch,
-            queue_max=settings.publish_queue_max,
         )
-        self._routing = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
+        self._coordination = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
         self.reporter = Reporter(
-            self._routing,
+            self._coordination,
             ref_of(record),
             recorder,
             interval_s=settings.report_interval_ms / 1e3,
@@ -67,13 +67,13 @@ class Fleet:
         self._peers = -1
 
     def start(self) -> None:
-        self.directory.start()
+        self.live_workers.start()
         self.publisher.start()
         self.reporter.start()
         logger.info("worker %s joins namespace %s", self.record.worker, self.record.namespace)
 
     def leave(self) -> None:
-        """Take this worker out of the fleet, its entries at once; go on seeing the others. Bounded in time."""
+        """Take this worker and its entries out of the fleet; go on following the others. Bounded in time."""
         self.reporter.stop(STOP_TIMEOUT_S)
         self.publisher.stop(STOP_TIMEOUT_S)
 
@@ -81,8 +81,8 @@ class Fleet:
         """Leave the fleet and end all threads. Idempotent; bounded in time."""
         self.leave()
         self.lookups.stop(STOP_TIMEOUT_S)
-        self.directory.stop(STOP_TIMEOUT_S)
-        self._routing.close()
+        self.live_workers.stop(STOP_TIMEOUT_S)
+        self._coordination.close()
         self.index.close()
         if self._page is not None:
             self._page.close()
@@ -100,7 +100,7 @@ class Fleet:
             self._recorder.set("gc_peers_live", peers)
 
     def export(self, delta: Delta) -> None:
-        """Show a delta on the page of our own, if there is one."""
+        """Add a delta to the metrics page of our own, if there is one."""
         if self._page is not None:
             self._page.apply(delta)
 
@@ -116,16 +116,14 @@ class Fleet:
             record.observe("gc_publish_lag_seconds", now.publish_lag_s)
 
     def _candidates(self) -> list[WorkerRef]:
-        return self.directory.candidates(exclude_worker=self.record.worker)
+        return self.live_workers.candidates(exclude_worker=self.record.worker)
 
 
 def open_lookups(settings: Settings, index: BlockIndex, candidates: Callable[[], Sequence[WorkerRef]]) -> LookupService:
-    """Start what asks the index beside an engine's scheduler."""
+    """Start the lookups beside an engine's scheduler."""
     return LookupService(
         index,
         candidates,
-        threads=settings.lookup_threads,
-        queue_max=settings.lookup_queue_max,
         locations_for=settings.pull_sources_max,
     )
 

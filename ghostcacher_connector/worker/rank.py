@@ -1,6 +1,6 @@
 """All that one rank runs beside its engine: memory registration, transports, pulls, its view of the fleet.
 
-    slot table, slots --read by--> peers     peers' records --directory--> puller --writes--> this rank's slots
+    slot table, slots --read by--> peers     peers' records --live workers--> puller --writes--> this rank's slots
                    '--read by--> relay --TCP--> peers that share neither memory nor RDMA
 
 Knows no engine. Every rank has its own connection to the index: only the rank itself can measure its links, and an idle
@@ -27,10 +27,10 @@ from ghostcacher_connector.transfer.base import Probe, Transport
 from ghostcacher_connector.transfer.layout import RankMemory, rows_of
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
-from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.transfer.relay.process import RelayProcess
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.worker.link_probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
-from ghostcacher_connector.worker.live_workers import Directory
+from ghostcacher_connector.worker.live_workers import LiveWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class RankRuntime:
             ucx_tls=settings.ucx_tls,
             threads=settings.pull_threads,
         )
-        self._relay = self._open_relay()
+        self._relay = self._make_relay()
         address = self._relay.start() if self._relay is not None else None
         self.endpoint: RankEndpoint = self._nixl.endpoint(rank=rank, relay=address)
         self.puller = Puller(
@@ -87,21 +87,21 @@ class RankRuntime:
         self.index: BlockIndex = open_index(
             settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
         )
-        self._directory = Directory(
+        self._live_workers = LiveWorkers(
             self.index, namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
         )
 
     def start(self) -> None:
         """Prove that a pull works, then look for peers. Raises TransferError when it does not."""
         if self._settings.self_check:
-            self._check_itself()
-        self._directory.start()
+            self._run_self_check()
+        self._live_workers.start()
 
     def stop(self) -> None:
         """End threads, transports and the relay. Idempotent; bounded in time."""
         if self._responder is not None:
             self._responder.stop(STOP_TIMEOUT_S)
-        self._directory.stop(STOP_TIMEOUT_S)
+        self._live_workers.stop(STOP_TIMEOUT_S)
         # Closes its transports, unless a READ is still in flight: what it writes to must then stay registered.
         self.puller.close()
         if "nixl" not in self._settings.transports:
@@ -112,7 +112,7 @@ class RankRuntime:
 
     def candidates(self) -> list[WorkerRef]:
         """Return the other live workers, to be asked for blocks."""
-        return self._directory.candidates(exclude_worker=self._worker)
+        return self._live_workers.candidates(exclude_worker=self._worker)
 
     def round_trips(self) -> dict[str, float]:
         """Return the measured round trip to each peer, in seconds."""
@@ -135,7 +135,7 @@ class RankRuntime:
             made["relay"] = RelayTransport(self._memory, token=self._settings.relay_token)
         return [made[name] for name in self._settings.transports]
 
-    def _open_relay(self) -> RelayProcess | None:
+    def _make_relay(self) -> RelayProcess | None:
         if self._settings.relay_listen is None:
             return None
         return RelayProcess(
@@ -146,7 +146,7 @@ class RankRuntime:
         )
 
     def _fleet_changed(self, records: Sequence[WorkerRecord]) -> None:
-        """Runs on the directory's thread."""
+        """Take the new records of live workers; called on the thread of `LiveWorkers`."""
         self.puller.update_peers(record for record in records if record.worker != self._worker)
         own = next((record for record in records if self._is_own(record)), None)
         if self._responder is None and own is not None:
@@ -156,19 +156,19 @@ class RankRuntime:
             self._responder.start()
 
     def _is_own(self, record: WorkerRecord) -> bool:
-        """Say whether a record is of this very life of this worker."""
+        """Return whether a record is of this incarnation of this worker."""
         ranks = record.ranks
         return self._rank < len(ranks) and ranks[self._rank].incarnation == self.endpoint.incarnation
 
     def _probe_peer(self, peer: WorkerRecord) -> Probe:
         if self._rank >= len(peer.ranks):
             raise PeerUnreachable(f"{peer.worker} has no rank {self._rank}")
-        if self._directory.get(peer.worker) != peer:
-            self._directory.refresh()  # it has joined, or come back, since the last look
+        if self._live_workers.get(peer.worker) != peer:
+            self._live_workers.refresh()  # it has joined, or come back, since the last look
         count = min(PROBE_SLOTS, peer.ranks[self._rank].slot_count)
         return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 
-    def _check_itself(self) -> None:
+    def _run_self_check(self) -> None:
         """Read a slot of this rank the way a peer would and compare its bytes. Raises TransferError.
 
         On a GPU only the seal: CUDA does not open for a process the memory that is its own.

@@ -44,6 +44,27 @@ def test_lease_runs_out_worker_entries_and_report_are_gone(subject: Subject) -> 
     wait_until(gone, timeout_s=SHORT_LEASE_S + 2)
 
 
+def test_worker_that_died_is_named_as_gone_until_its_name_is_back(subject: Subject) -> None:
+    """One whose lease ran out is gone, one that left is not; whoever lists the workers does not change that."""
+    index, dead, polite = subject.index, make_record("dead"), make_record("polite")
+    index.join(dead, lease_ttl_s=SHORT_LEASE_S)
+    index.join(polite, lease_ttl_s=LEASE_S)
+    assert index.gone() == []
+    index.leave(ref_of(polite))
+
+    def gone() -> bool:
+        subject.pass_time()
+        return not index.workers()
+
+    wait_until(gone, timeout_s=SHORT_LEASE_S + 2)
+    assert index.workers(dead.namespace) == []
+    (found,) = index.gone()
+    assert (found.worker, found.namespace) == ("dead", dead.namespace)
+    assert 0 <= found.silent_s < 60
+    index.join(make_record("dead"), lease_ttl_s=LEASE_S)
+    assert index.gone() == []
+
+
 def test_renewed_lease_keeps_worker_and_entries(subject: Subject) -> None:
     """Renewing prolongs the record and the entries, not only the record."""
     index, record, blocks = subject.index, make_record(), chain(3)

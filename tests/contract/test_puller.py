@@ -297,7 +297,7 @@ def test_records_of_other_kinds_are_refused_by_name(fleet: Fleet) -> None:
 
 
 def test_restarted_peer_starts_with_a_clean_slate(fleet: Fleet) -> None:
-    """A new life is not held to its predecessor's failures; its own entries are good, earlier ones are stale."""
+    """A new incarnation is not held to the failures of the one before; its entries are good, earlier ones are stale."""
     source = fleet.write("w1", [1, 2, 3], [7, 7, 7])
     fleet.fabric.inject(fleet.agent("w1"), Fault.STALLED)
     assert fleet.run(source).outcome is PullOutcome.FAILED

@@ -15,7 +15,7 @@ from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 

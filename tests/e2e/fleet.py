@@ -28,6 +28,7 @@ from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.url import make_client, parse_redis_url
 from ghostcacher_connector.core.types import WorkerRecord
+from tests.support.redis_proxy import Proxy
 
 CONNECTOR = {"pull": "always", "redis_timeout_s": 1.0, "lookup_deadline_ms": 1000.0}
 """Pull whatever is there, and be patient with Redis: two cores carry everything."""
@@ -237,14 +238,17 @@ def running(
     *,
     log_dir: Path,
     connector: Mapping[str, Any] | None = None,
+    index_lag_s: float = 0.0,
 ) -> Iterator[Fleet]:
     """Start a Redis and engines of these names side by side; yield them warm; leave nothing behind.
 
     engines: name -> changes to the options; `engine: sglang` makes it one of SGLang.
     connector: settings of all of them, over CONNECTOR.
+    index_lag_s: how long the index takes to learn of what they publish and withdraw.
     """
-    with RedisServer() as redis:
-        options = [_options(model, redis, name, changes, connector or {}, log_dir) for name, changes in engines.items()]
+    with RedisServer(tcp=index_lag_s > 0) as redis, Proxy(redis.port, apply_lag_s=index_lag_s) as lagging:
+        url = lagging.url if index_lag_s else redis.url
+        options = [_options(model, url, name, changes, connector or {}, log_dir) for name, changes in engines.items()]
         started = start_many(options)
         try:
             fleet = Fleet(redis, started, Documents(model))
@@ -269,13 +273,13 @@ def warm_up(fleet: Fleet, names: Sequence[str]) -> None:
 
 def _options(
     model: Path,
-    redis: RedisServer,
+    redis_url: str,
     name: str,
     changes: Mapping[str, Any],
     connector: Mapping[str, Any],
     log_dir: Path,
 ) -> EngineOptions | SglangOptions:
-    settings = {**CONNECTOR, "redis_url": redis.url, "worker_id": name, **connector, **changes.get("connector", {})}
+    settings = {**CONNECTOR, "redis_url": redis_url, "worker_id": name, **connector, **changes.get("connector", {})}
     common = {"model": str(model), "name": name, "log_dir": log_dir, "ready_timeout_s": 400.0, "connector": settings}
     if changes.get("engine") == "sglang":
         changed = {key: value for key, value in changes.items() if key not in ("connector", "engine")}

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000 if SOAK else 600)]
 BLOCKS = 40
 """Of 32 tokens each: four or five of the prompts below fill an engine."""
 
-LAG_MS = 400.0
+INDEX_LAG_S = 0.4
 """Of the index behind the engines. Meanwhile a busy engine reuses every slot it has, several times."""
 
 DOCUMENTS = 10
@@ -35,8 +35,7 @@ CLIENTS = 5
 @pytest.fixture(scope="module")
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
     small = {"num_blocks": BLOCKS, "max_model_len": 640}
-    connector = {"publish_interval_ms": LAG_MS}
-    with running(model, {"a": small, "b": small}, log_dir=log_dir, connector=connector) as fleet:
+    with running(model, {"a": small, "b": small}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
         fleet.prime("b", "a")
         fleet.prime("a", "b")
         yield fleet

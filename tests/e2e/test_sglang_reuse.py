@@ -21,7 +21,7 @@ pytestmark = engine_marks(3000 if SOAK else 600)
 POOL_TOKENS = 1024
 """Two or three of the prompts below fill it: the others' pages are evicted, and requests are retracted."""
 
-LAG_MS = 300.0
+INDEX_LAG_S = 0.3
 """Of the index behind the engines. Meanwhile a busy engine reuses every page that it has, several times."""
 
 DOCUMENTS = 10
@@ -42,8 +42,7 @@ def fleet(request: pytest.FixtureRequest, model: Path, log_dir: Path) -> Iterato
         running_max=6,
         overlap=page == 1,
     )
-    connector = {"publish_interval_ms": LAG_MS}
-    with running(model, {"a": small, "b": small}, log_dir=log_dir, connector=connector) as fleet:
+    with running(model, {"a": small, "b": small}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
         fleet.prime("b", "a")
         fleet.prime("a", "b")
         yield fleet

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import pkgutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sglang.srt.server_args import ServerArgs
 
 from ghostcacher_connector.engines.sglang import hooks, plugin
 
@@ -71,6 +74,24 @@ def test_hooks_call_the_linker(linker: Linker) -> None:
     hooks.batch_done(None, "scheduler", "batch", "result")
     hooks.weights_change("updater", "request")
     assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done", "leave"]
+
+
+def test_wrong_settings_end_the_process_where_flags_are_parsed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The hook behind SGLang's parser lets nothing past it, guarded as it is."""
+    monkeypatch.setenv("GC_PUL", "auto")
+    _, hook, kind = next(each for each in hooks.hooks() if each[0].endswith("ServerArgs.from_cli_args"))
+    args = ["--model-path", "m", "--enable-unified-cache-external-linker"]
+    args += ["--unified-cache-external-linker-backend", "dynamic", "--unified-cache-external-linker-config"]
+    args += [json.dumps({"linker": "GhostCacherLinker", "linker_module_path": "ghostcacher_connector.engines.sglang"})]
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    result = ServerArgs.from_cli_args(parser.parse_args(args))
+    with pytest.raises(SystemExit):
+        hook(result)
+    assert kind == "after"
+    assert "unknown environment variable GC_PUL: did you mean GC_PULL?" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_failing_linker_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

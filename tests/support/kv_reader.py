@@ -20,7 +20,7 @@ import numpy as np
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory
 
 

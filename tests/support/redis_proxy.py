@@ -7,11 +7,13 @@ import selectors
 import socket
 import ssl
 import threading
+import time
 from types import TracebackType
 
 import redis
 
 from benchmarks.harness.redis_server import RedisServer
+from ghostcacher_connector.core.redis.client import script
 from tests.support.index_parts import wait_until
 
 
@@ -19,11 +21,14 @@ class Proxy:
     """A TCP (or TLS) proxy that counts round trips and can swallow what it is sent.
 
     round_trips: how often a request followed something that was not a request.
+    apply_lag_s: how long each change of the index is held back; other requests are not.
     """
 
-    def __init__(self, upstream_port: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, upstream_port: int, tls: ssl.SSLContext | None = None, *, apply_lag_s: float = 0.0) -> None:
         self._upstream_port = upstream_port
         self._tls = tls
+        self._apply_lag_s = apply_lag_s
+        self._apply = script("ghostcacher_connector.core.index", "apply").sha.encode()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.round_trips = 0
@@ -31,6 +36,10 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Proxy:
         return self
@@ -78,6 +87,8 @@ class Proxy:
                     if source is near and not asking:
                         self.round_trips += 1
                     asking = source is near
+                    if asking and self._apply_lag_s and self._apply in data:
+                        time.sleep(self._apply_lag_s)
                     if not self.swallow:
                         (far if asking else near).sendall(data)
 

@@ -93,7 +93,7 @@ class SimEngine(Engine):
     def report(self) -> None:
         """Tell its load, unless nobody is there to tell it."""
         if self.worker.record is not None and not self.hung and not self.dead:
-            self.worker.load, self.worker.load_received_at = StampedLoad(self._now(), self.load()), self._now()
+            self.worker.load, self.worker.load_measured_at = StampedLoad(self._now(), self.load()), self._now()
 
 
 class SimFleet:

@@ -122,6 +122,7 @@ ARROWS: dict[str, set[str]] = {
     # The command line.
     "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
     "ghostcacher_cli.up": {
+        "config",
         "core.settings",
         "core.redis",
         "core.process",
@@ -129,14 +130,12 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_cli.terminal",
     },
     "ghostcacher_cli.doctor": {"*"},
-    "ghostcacher_cli.router_commands": {
+    "ghostcacher_cli.main": {
+        "ghostcacher_cli.*",
         "core.settings",
         "ghostcacher_router.app",
         "ghostcacher_router.config",
-        "ghostcacher_cli.terminal",
-        "ghostcacher_cli.up",
     },
-    "ghostcacher_cli.main": {"ghostcacher_cli.*"},
 }
 """Room -> the rooms that it may import beside `BASICS`: the code map of docs/ARCHITECTURE.md as a table. Rooms of the
 connector go without its name. "*" is any room of the connector, "PACKAGE.*" any room of that package.

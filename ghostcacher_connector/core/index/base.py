@@ -25,6 +25,9 @@ DEPTHS_MAX = 4_096
 """Chains times candidates of one `depths`: some 5 us each bound how long it holds Redis."""
 CHAIN_HASHES_MAX = 8_192
 
+GONE_S = 600
+"""A worker that went without leaving is remembered for ten minutes: long enough for people to come and look."""
+
 
 class WorkerRef(NamedTuple):
     """Names one life of one worker in one namespace."""
@@ -55,6 +58,17 @@ class Drop(NamedTuple):
 
     block: BlockHash
     root: BlockHash
+
+
+class GoneWorker(NamedTuple):
+    """A worker whose lease has run out without its having left: it died, or nothing is heard of it."""
+
+    worker: str
+    """Its name."""
+    namespace: str
+    """Its namespace."""
+    silent_s: float
+    """How long ago its lease was renewed last, in s."""
 
 
 class BlockSink(Protocol):
@@ -135,6 +149,13 @@ class BlockIndex(ABC):
     @abstractmethod
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
         """Return the live workers of one namespace, or of all, in order of name. One round trip a namespace."""
+
+    @abstractmethod
+    def gone(self) -> list[GoneWorker]:
+        """Return the workers whose lease has run out in the last `GONE_S`, in order of name.
+
+        A worker that left, or whose name came back, is not among them. One round trip a namespace.
+        """
 
     @abstractmethod
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:

@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.errors import DigestMismatch, IndexUnavailable, ProtocolError
-from ghostcacher_connector.core.index.base import BlockIndex, Drop, Entry, WorkerRef
+from ghostcacher_connector.core.index.base import GONE_S, BlockIndex, Drop, Entry, GoneWorker, WorkerRef
 from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
 
 V = TypeVar("V")
@@ -71,6 +71,8 @@ class MemoryIndex(BlockIndex):
         self._records: Expiring[_Stored] = Expiring(clock)
         self._blocks: Expiring[dict[BlockHash, bytes]] = Expiring(clock)
         self._reports: Expiring[dict[str, bytes]] = Expiring(clock)
+        self._entered_at: Expiring[tuple[str, str, float]] = Expiring(clock)
+        self._clock = clock
         self.reachable = True
         self.malformed_entries = self.unverified_records = 0
 
@@ -89,6 +91,7 @@ class MemoryIndex(BlockIndex):
         self._records.clear()
         self._blocks.clear()
         self._reports.clear()
+        self._entered_at.clear()
 
     @property
     def partitions(self) -> int:
@@ -103,14 +106,14 @@ class MemoryIndex(BlockIndex):
             earlier = self._records.get(key)
             if earlier is not None and earlier.incarnation != record.incarnation:
                 self._forget_blocks(record.namespace, earlier.incarnation)
-            self._records.put(key, self._stored(record), lease_ttl_s)
+            self._enter(record, lease_ttl_s)
 
     def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
         key = (record.namespace, record.worker)
         with self._reached():
             holder = self._records.get(key)
             if holder is None or holder.incarnation == record.incarnation:
-                self._records.put(key, self._stored(record), lease_ttl_s)
+                self._enter(record, lease_ttl_s)
             counts = []
             for partition in range(self._partitions):
                 blocks_key = (record.namespace, record.incarnation, partition)
@@ -125,6 +128,8 @@ class MemoryIndex(BlockIndex):
             holder = self._records.get(key)
             if holder is not None and holder.incarnation == ref.incarnation:
                 self._records.pop(key)
+            if holder is None or holder.incarnation == ref.incarnation:
+                self._entered_at.pop(key)
             self._forget_blocks(ref.namespace, ref.incarnation)
 
     def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
@@ -174,6 +179,15 @@ class MemoryIndex(BlockIndex):
             records = [record for one in stored if (record := self._verified(one)) is not None]
         return sorted(records, key=lambda record: (record.worker, record.namespace))
 
+    def gone(self) -> list[GoneWorker]:
+        with self._reached():
+            now = self._clock()
+            return sorted(
+                GoneWorker(worker, namespace, now - entered_at)
+                for namespace, worker, entered_at in self._entered_at.live()
+                if self._records.get((namespace, worker)) is None
+            )
+
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
         key = schema.report_key(ref.namespace, ref.worker, name)
         with self._reached():
@@ -190,6 +204,11 @@ class MemoryIndex(BlockIndex):
 
     def close(self) -> None:
         self.reachable = False
+
+    def _enter(self, record: WorkerRecord, lease_ttl_s: float) -> None:
+        key = (record.namespace, record.worker)
+        self._records.put(key, self._stored(record), lease_ttl_s)
+        self._entered_at.put(key, (*key, self._clock()), GONE_S)
 
     def _stored(self, record: WorkerRecord) -> _Stored:
         packed = schema.pack_record(record, self._key)

@@ -13,7 +13,16 @@ from typing import Any
 
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.errors import DigestMismatch, ProtocolError
-from ghostcacher_connector.core.index.base import CHAIN_HASHES_MAX, DEPTHS_MAX, BlockIndex, Drop, Entry, WorkerRef
+from ghostcacher_connector.core.index.base import (
+    CHAIN_HASHES_MAX,
+    DEPTHS_MAX,
+    GONE_S,
+    BlockIndex,
+    Drop,
+    Entry,
+    GoneWorker,
+    WorkerRef,
+)
 from ghostcacher_connector.core.redis.client import Argument, RedisCalls, milliseconds
 from ghostcacher_connector.core.redis.url import parse_redis_url
 from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
@@ -140,6 +149,17 @@ class RedisIndex(BlockIndex):
         records = [record for name in names for record in self._workers_of_named(name)]
         return sorted(records, key=lambda record: (record.worker, record.namespace))
 
+    def gone(self) -> list[GoneWorker]:
+        names = self._calls.run("namespaces", [schema.namespaces_key()], ["", DIRECTORY_TTL_S, NAMESPACES_MAX])
+        gone = []
+        for namespace in (name.decode("ascii", errors="replace") for name in names):
+            if schema.is_namespace(namespace):
+                args: list[Argument] = [schema.worker_key_prefix(namespace), GONE_S, WORKERS_MAX]
+                found = self._calls.run("gone", [schema.workers_key(namespace)], args)
+                for worker, silent_s in zip(found[::2], found[1::2], strict=True):
+                    gone.append(GoneWorker(worker.decode("utf-8", errors="replace"), namespace, float(silent_s)))
+        return sorted(gone)
+
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
         flat: list[Argument] = [milliseconds(ttl_s)]
         for field, value in fields.items():
@@ -192,7 +212,7 @@ class RedisIndex(BlockIndex):
 
     def _workers_of(self, namespace: str) -> list[WorkerRecord]:
         prefix = schema.worker_key_prefix(namespace)
-        malformed, *found = self._calls.run("workers", [schema.workers_key(namespace)], [prefix, WORKERS_MAX])
+        malformed, *found = self._calls.run("workers", [schema.workers_key(namespace)], [prefix, WORKERS_MAX, GONE_S])
         self._count_malformed(malformed)
         records = []
         for worker, packed in zip(found[::2], found[1::2], strict=True):

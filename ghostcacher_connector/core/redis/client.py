@@ -104,7 +104,7 @@ class Script:
         self.name = name
         self._source = path.read_text(encoding="utf-8")
         # Redis names a script by its SHA-1; nothing here relies on that for security.
-        self._sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+        self.sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
         return f"Script({self.name})"
@@ -112,7 +112,7 @@ class Script:
     def __call__(self, client: Client, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run the script where `keys` are. A server that does not have it gets its source along."""
         try:
-            return client.evalsha(self._sha, len(keys), *keys, *args)
+            return client.evalsha(self.sha, len(keys), *keys, *args)
         except NoScriptError:
             # EVAL, unlike SCRIPT LOAD, goes to the shard of the keys, and the server keeps the source.
             return client.eval(self._source, len(keys), *keys, *args)

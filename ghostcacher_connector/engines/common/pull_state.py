@@ -28,23 +28,23 @@ class Phase(Enum):
 
 @dataclass(slots=True, kw_only=True)
 class PullState(ABC):
-    """One request; each adapter adds what it needs to know of its engine's.
-
-    phase: where the request is on its way; those that nobody asks for are settled from the beginning.
-    pullable: blocks ``[0, pullable)`` of the prompt may be pulled. The block that holds the last token is not one of
-        them: it is computed in any case, for its logits.
-    deadline: when to stop waiting for the index, on the matcher's clock.
-    hits: the index's answer.
-    plan: what is pulled from whom; None until it is decided.
-    reported_as: the router's id of the request, until its prompt is reported as computed.
-    """
+    """One request; each adapter adds what it needs to know of its engine's."""
 
     phase: Phase = Phase.SETTLED
+    """Where the request is on its way; those that nobody asks for are settled from the beginning."""
     pullable: int = 0
+    """Blocks ``[0, pullable)`` of the prompt may be pulled.
+
+    The block that holds the last token is not one of them: it is computed in any case, for its logits.
+    """
     deadline: float = 0.0
+    """When to stop waiting for the index, on the matcher's clock."""
     hits: list[PrefixHit] = field(default_factory=list)
+    """The index's answer."""
     plan: PullPlan | None = None
+    """What is pulled from whom; None until it is decided."""
     reported_as: str | None = None
+    """The router's id of the request, until its prompt is reported as computed."""
 
     @property
     @abstractmethod

@@ -18,16 +18,14 @@ WAITING_LOOKED_UP_MAX = 64
 
 
 class Progress(NamedTuple):
-    """How far an engine is with a request.
-
-    running: the request is in a batch, and does not wait for one.
-    prompt_tokens: tokens of its prompt.
-    computed_tokens: tokens whose KV it has; None before its first step, when what is cached of it is looked up.
-    """
+    """How far an engine is with a request."""
 
     running: bool
+    """The request is in a batch, and does not wait for one."""
     prompt_tokens: int
+    """Tokens of its prompt."""
     computed_tokens: int | None
+    """Tokens whose KV it has; None before its first step, when what is cached of it is looked up."""
 
 
 class Occupancy(NamedTuple):

@@ -26,7 +26,7 @@ from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.slots import Generations, SlotTable, first_generations
-from ghostcacher_connector.worker.membership import Fleet, open_lookups
+from ghostcacher_connector.worker.membership import Membership, open_lookups
 from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
@@ -40,14 +40,12 @@ STOP_TIMEOUT_S = 2.0
 
 
 class _Shared(msgspec.Struct, frozen=True):
-    """What rank 0 chooses for all ranks.
-
-    owner: the engine's own random name.
-    generations: the generations to begin with, as bytes.
-    """
+    """What rank 0 chooses for all ranks."""
 
     owner: str
+    """The engine's own random name."""
     generations: bytes
+    """The generations to begin with, as bytes."""
 
 
 class EngineRank:
@@ -120,7 +118,7 @@ class EngineRank:
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
         self.forecaster = forecaster = Forecaster(rate, step_tokens_max=_step_tokens_max(server_args))
         self.fleet = (
-            Fleet(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s)
+            Membership(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s)
             if self.ranks.rank == 0
             else None
         )

@@ -23,52 +23,46 @@ from ghostcacher_connector.worker.registration import Introduction
 
 @dataclass(frozen=True, slots=True)
 class PullOrder:
-    """An order to a rank: fill the local slots of one request.
-
-    request_id: vLLM's id of the request.
-    local_slots: slots to fill, shape (n,), in block order.
-    sources: where to pull from, tried in this order; each covers the first ``len(source.remote_slots)`` slots.
-    timeout_s: time after which what has not arrived is given up.
-    """
+    """An order to a rank: fill the local slots of one request."""
 
     request_id: str
+    """vLLM's id of the request."""
     local_slots: Slots
+    """Slots to fill, shape (n,), in block order."""
     sources: tuple[PullSource, ...]
+    """Where to pull from, tried in this order; each covers the first ``len(source.remote_slots)`` slots."""
     timeout_s: float
+    """Time after which what has not arrived is given up."""
 
 
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
-    """All orders for one step. A rank that missed one can no longer guarantee its generations.
-
-    step: number of the step, from 1 on without gaps.
-    bumped: slots that were allocated anew since the last step, shape (n,).
-    generations: the new generation of each of these, shape (n,).
-    pulls: pulls to start.
-    cancelled: requests whose pulls are no longer wanted.
-    """
+    """All orders for one step. A rank that missed one can no longer guarantee its generations."""
 
     step: int
+    """Number of the step, from 1 on without gaps."""
     bumped: Slots
+    """Slots that were allocated anew since the last step, shape (n,)."""
     generations: Generations
+    """The new generation of each of these, shape (n,)."""
     pulls: list[PullOrder]
+    """Pulls to start."""
     cancelled: list[str]
+    """Requests whose pulls are no longer wanted."""
 
 
 @dataclass(slots=True)
 class RankReport(KVConnectorWorkerMetadata):
-    """What a rank did since its last report.
-
-    step: the last step whose forward pass this rank has carried out.
-        pulls: how the pulls that have ended since went.
-        round_trips: measured round trip to each peer, in s.
-        lost_step: the rank missed a step's orders; nothing that this worker has published can be used any more.
-    """
+    """What a rank did since its last report."""
 
     step: int
+    """The last step whose forward pass this rank has carried out."""
     pulls: list[PullReport] = field(default_factory=list)
+    """How the pulls that have ended since went."""
     round_trips: dict[str, float] = field(default_factory=dict)
+    """Measured round trip to each peer, in s."""
     lost_step: bool = False
+    """The rank missed a step's orders; nothing that this worker has published can be used any more."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
         """Merge two ranks' reports: a step is done when the last rank has done it."""

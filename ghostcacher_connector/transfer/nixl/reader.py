@@ -109,13 +109,11 @@ class NixlReader:
         buffers: BounceBuffers,
         *,
         clock: Callable[[], float] = time.monotonic,
-        connect_s: float = CONNECT_S,
     ) -> None:
         self.agent = agent
         self.buffers = buffers
         self._clock = clock
-        self._connect_s = connect_s
-        self.links = PeerLinks(agent, self._prove, clock, connect_s)
+        self.links = PeerLinks(agent, self._prove, clock, CONNECT_S)
         agent.register([buffers.span], "DRAM")
         if buffers.device_span is not None:
             agent.register([buffers.device_span], buffers.memory, buffers.device)
@@ -251,7 +249,7 @@ class NixlReader:
 
         The seal is host memory: it proves nothing about device memory, which goes another way.
         """
-        deadline = self._clock() + self._connect_s
+        deadline = self._clock() + CONNECT_S
         with self._borrow(link) as loan:
             seal = self.read_seal(peer, loan, np.zeros(0, dtype=np.int64), deadline)
             if _is_current(seal, peer) and peer.memory != "DRAM" and peer.agent_name != self.agent.name:

@@ -44,12 +44,14 @@ from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Loan, Nix
 
 logger = logging.getLogger(__name__)
 
-CHUNK_MIB = 64
-"""Bytes per direct READ: about 25 ms at shared-memory speed, which is how late a deadline may be noticed."""
+CHUNK_BYTES = 64 << 20
+"""Rows that one READ brings: about 25 ms at the speed of shared memory, which is how late a deadline may be noticed."""
 
 SEAL_GRACE_S = 0.05
+"""How long the seal READ may take after the deadline, once all rows are there."""
+
 PROBE_BYTES_MIN = 256 << 10
-MIB = 1 << 20
+"""Least size of a bounce buffer's data part: a smaller probe measures latency, not rate."""
 
 
 class NixlTransport(Transport):
@@ -64,7 +66,6 @@ class NixlTransport(Transport):
         *,
         name: str,
         ucx_tls: str | None = None,
-        chunk_mib: int = CHUNK_MIB,
         threads: int = 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -78,7 +79,6 @@ class NixlTransport(Transport):
         self._memory = memory
         self._table = table
         self._clock = clock
-        self._chunk_bytes = chunk_mib * MIB
         buffer_bytes = max(PROBE_BYTES_MIN, 2 * memory.bytes_per_slot)
         buffers = BounceBuffers(threads + 2, buffer_bytes, memory=memory.memory, device=memory.device)
         agent = NixlAgent(f"{name}-{secrets.token_hex(4)}", ucx_tls=ucx_tls, threads=threads)
@@ -168,7 +168,7 @@ class NixlTransport(Transport):
 
     def _chunks(self, request: PullRequest) -> Iterator[slice]:
         """Cut a pull in chunks; before each, raise DeadlinePassed when it is too late."""
-        step = max(1, self._chunk_bytes // self._memory.bytes_per_slot)
+        step = max(1, CHUNK_BYTES // self._memory.bytes_per_slot)
         for low in range(0, len(request.remote_slots), step):
             if self._clock() >= request.deadline:
                 raise DeadlinePassed(f"deadline passed with {low} of {len(request.remote_slots)} blocks read")

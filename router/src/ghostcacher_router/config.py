@@ -87,7 +87,12 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         Seconds, Meta(ge=0.1, le=3600, description="time that a client has to send a request's head, in s")
     ] = 10.0
     client_body_timeout_s: Annotated[
-        Seconds, Meta(ge=0.1, le=3600, description="time for a body, or for the next of it at 16 KiB/s, in s")
+        Seconds,
+        Meta(
+            ge=0.1,
+            le=3600,
+            description="time that a client has for a body, again and again while it sends 16 KiB/s, in s",
+        ),
     ] = 60.0
     keep_alive_timeout_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a client's connection stays open unused, in s")

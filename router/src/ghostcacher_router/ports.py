@@ -51,7 +51,7 @@ class WorkerPort(Protocol):
         """The last load report."""
 
     @property
-    def load_received_at(self) -> float:
+    def load_measured_at(self) -> float:
         """When that load was measured; loop clock, s."""
 
 

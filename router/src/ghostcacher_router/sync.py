@@ -124,7 +124,10 @@ class RouterSync:
         self._has_unpublished.set()
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], pause_s: float) -> None:
-        """Repeat a step for ever, after a pause, or after a growing one while the store is away."""
+        """Repeat a step for ever, after a pause, or after a growing one while the store is away.
+
+        A task, not a Periodic of core, which is a thread: the steps touch what belongs to the event loop.
+        """
         backoff = Backoff(BACKOFF_FIRST_S, BACKOFF_MAX_S)
         while True:
             try:
@@ -137,7 +140,7 @@ class RouterSync:
                 self._state.locks.store_failed(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
             except Exception:
-                # A bug must not cut this router off from the others for the rest of its life.
+                # A bug must not cut this router off from the others for ever.
                 logger.exception("unexpected error while keeping in step with the other routers")
                 await asyncio.sleep(BACKOFF_MAX_S)
 

@@ -47,11 +47,11 @@ def page() -> Iterator[HealthPage]:
 
 
 def test_redis_away_fails_with_a_clear_message() -> None:
-    """Nobody listens: exit code 1, the place and how to mend it, but never the password."""
+    """Nobody listens: exit code 1, the place and how to fix it, but never the password."""
     outcome = doctor("--redis-url", f"redis://user:{SECRET}@127.0.0.1:1/0", as_json=False)
     assert outcome.code == 1
     assert "FAIL redis: 127.0.0.1:1: cannot be used" in outcome.printed
-    assert "mend: start Redis" in outcome.printed
+    assert "fix: start Redis" in outcome.printed
     assert "OK   nixl" in outcome.printed
     assert SECRET not in outcome.printed
 
@@ -113,7 +113,7 @@ def test_fingerprints_differ_field_and_values_named(url: str) -> None:
     assert outcome.code == 1
     assert outcome.bad() == ["fingerprint org/model"]
     text = outcome.checks["fingerprint org/model"]["text"]
-    assert "kv_dtype: bfloat16 / fp8" in text
+    assert "kv_dtype: fp8 on w2, bfloat16 on w1" in text
     assert "w2 and w1 never share" in text
 
 
@@ -130,7 +130,7 @@ def test_engine_unreachable_and_unknown_told_apart(url: str, page: HealthPage) -
     sick.close()
     assert sorted(outcome.bad()) == ["engine down", "engine sick"]
     assert outcome.status("engine silent") == "WARN"
-    assert "GC_HTTP_URL" in outcome.checks["engine silent"]["mend"]
+    assert "GC_HTTP_URL" in outcome.checks["engine silent"]["fix"]
     assert "503" in outcome.checks["engine sick"]["text"]
 
 
@@ -167,7 +167,7 @@ def test_redis_unbounded_or_refusing_warns() -> None:
     with RedisServer("--maxmemory", "64mb", "--maxmemory-policy", "noeviction", tcp=True) as server:
         outcome = doctor("--redis-url", server.url)
         assert outcome.status("redis memory") == "WARN"
-        assert "volatile-lru" in outcome.checks["redis memory"]["mend"]
+        assert "volatile-lru" in outcome.checks["redis memory"]["fix"]
         with server.client() as client:
             client.config_set("maxmemory", 0)
         assert "not set" in doctor("--redis-url", server.url).checks["redis memory"]["text"]
@@ -181,4 +181,4 @@ def test_user_without_scripting_fails() -> None:
         outcome = doctor("--redis-url", f"redis://plain:pw@127.0.0.1:{server.port}/0")
     assert outcome.code == 1
     assert outcome.status("redis scripting") == "FAIL"
-    assert "+@scripting" in outcome.checks["redis scripting"]["mend"]
+    assert "+@scripting" in outcome.checks["redis scripting"]["fix"]

@@ -100,7 +100,7 @@ def test_every_light_module_imports(ask: Ask) -> None:
 def test_router_imports_without_the_heavy_ones(ask: Ask) -> None:
     """The router comes with the wheel and imports no torch, vLLM or NIXL; `router` is not a module."""
     code = (
-        "import sys, importlib.util, ghostcacher_router.app, ghostcacher_cli.up.run, ghostcacher_cli.router_commands\n"
+        "import sys, importlib.util, ghostcacher_router.app, ghostcacher_cli.up.run, ghostcacher_cli.main\n"
         "print(sorted({'torch', 'vllm', 'nixl'} & set(sys.modules)), importlib.util.find_spec('router'))"
     )
     assert ask(code) == "[] None"

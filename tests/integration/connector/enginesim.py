@@ -223,12 +223,12 @@ class SimEngine:
         fleet = self.connector._scheduler._fleet
         links = self.worker._worker._runtime.puller.links()
         connected = [link for link in links.values() if link.connected and link.ready]
-        return len(connected) >= count and len(fleet.directory.records()) > count
+        return len(connected) >= count and len(fleet.live_workers.records()) > count
 
     def all_published(self) -> bool:
-        """Say whether the index holds all that the ledger does."""
+        """Say whether the index holds all that the worker does."""
         publisher = self.connector._scheduler._fleet.publisher
-        return publisher.available and not publisher.ledger.pending
+        return publisher.available and not publisher.held_blocks.pending
 
     def watch_published(self) -> list[tuple[int, int, int]]:
         """Return a growing list of (slot, generation, number of the block's last token) of all that is published."""

@@ -11,7 +11,7 @@ import pytest
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.integration.connector.torture import MUTATIONS, TOKEN, run
 from tests.support.owner_client import OwnerProcess
 

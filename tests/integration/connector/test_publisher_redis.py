@@ -12,7 +12,7 @@ from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.publish.publisher import Publisher
 from ghostcacher_connector.pull.lookups import LookupAnswer, LookupService
-from ghostcacher_connector.worker.live_workers import Directory
+from ghostcacher_connector.worker.live_workers import LiveWorkers
 from tests.support.index_parts import NAMESPACE, chain, make_record, wait_until
 from tests.support.redis_proxy import make_cluster
 
@@ -78,8 +78,8 @@ def test_killed_and_restarted_server_is_filled_again_with_what_changed_meanwhile
     bench.server.start()
     bench.wait_for(2500)
     assert bench.publisher.available
-    wait_until(lambda: not bench.publisher.ledger.pending)
-    bench.publisher.ledger.check_invariants()
+    wait_until(lambda: not bench.publisher.held_blocks.pending)
+    bench.publisher.held_blocks.check_invariants()
 
 
 def test_lost_blocks_key_is_filled_again(bench: Bench) -> None:
@@ -95,7 +95,7 @@ def test_killed_worker_is_gone_with_its_lease() -> None:
         index, record = RedisIndex(server.url), make_record()
         publisher = Publisher(index, record, lease_ttl_s=0.3)
         publisher.publish(0, BLOCKS[0], BLOCKS[0], 1)
-        while publisher.ledger.pending or not publisher.available:
+        while publisher.held_blocks.pending or not publisher.available:
             publisher.step()
         with server.client() as raw:
             assert raw.dbsize() >= 3
@@ -105,11 +105,11 @@ def test_killed_worker_is_gone_with_its_lease() -> None:
 
 
 def test_reader_sees_what_the_publisher_published(bench: Bench) -> None:
-    """Directory and lookups, as an engine uses them, find the peer's blocks."""
-    directory = Directory(bench.reader, NAMESPACE, interval_s=0.05)
-    directory.start()
-    service = LookupService(bench.reader, lambda: directory.candidates("somebody else"))
-    wait_until(lambda: bool(directory.records()))
+    """LiveWorkers and lookups, as an engine uses them, find the peer's blocks."""
+    live = LiveWorkers(bench.reader, NAMESPACE, interval_s=0.05)
+    live.start()
+    service = LookupService(bench.reader, lambda: live.candidates("somebody else"))
+    wait_until(lambda: bool(live.records()))
     service.start("r", BLOCKS)
     answers: list[LookupAnswer] = []
 
@@ -123,4 +123,4 @@ def test_reader_sees_what_the_publisher_published(bench: Bench) -> None:
     assert answers[0].hits[0].length == len(BLOCKS)
     assert answers[0].hits[0].locations[17] == (0, 17, 18)
     service.stop()
-    directory.stop()
+    live.stop()

@@ -19,8 +19,8 @@ import pytest
 from ghostcacher_connector.core.errors import ConfigError, ProtocolError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
-from ghostcacher_connector.transfer.relay.client import RelayTransport
 from ghostcacher_connector.transfer.relay.process import RelayConfig, RelayProcess
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.transfer.relay.wire import (
     FRAME_BYTES_MAX,
     Ask,
@@ -120,7 +120,7 @@ def test_proof_cannot_be_replayed_or_reflected(owner: OwnerProcess) -> None:
     second.close()
 
 
-def test_reader_of_another_life_is_refused(owner: OwnerProcess) -> None:
+def test_reader_of_another_incarnation_is_refused(owner: OwnerProcess) -> None:
     """A relay that took over the port of an earlier one says that it is not the one asked for."""
     stranger = msgspec.structs.replace(owner.endpoint, agent_name="somebody-else")
     result, _ = pull(stranger, TOKEN)
@@ -207,7 +207,7 @@ def test_poisoned_relay_address_fails_as_unreachable(owner: OwnerProcess, relay:
 READER = """
 import base64, msgspec, numpy, sys, time
 from ghostcacher_connector.transfer.base import PullRequest
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.core.types import RankEndpoint
 from tests.support.kv_memory import KvMemory
 peer = msgspec.msgpack.decode(base64.b64decode(sys.argv[1]), type=RankEndpoint)

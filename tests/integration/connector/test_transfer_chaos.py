@@ -22,7 +22,7 @@ from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import ROOT, OwnerProcess, stop_process
 
@@ -160,10 +160,10 @@ def test_read_given_up_at_its_deadline_never_reaches_engine_memory(emulated: dic
             transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
         assert time.monotonic() - started < 2.0
         assert transport.quarantined_count == 1
-        again = pull(transport, owner.endpoint, slots, seconds=0.5)
-        assert again.outcome is PullOutcome.FAILED
         with pytest.raises(PeerUnreachable):
             transport.probe(owner.endpoint, slots[:2], timeout_s=0.5)
+        again = pull(transport, owner.endpoint, slots, seconds=0.5)
+        assert again.outcome is PullOutcome.FAILED
         assert transport.quarantined_count == 1, "a peer that hangs must not eat one buffer after the other"
         owner.resume()
         wait_until(lambda: transport.quarantined_count == 0)
@@ -195,7 +195,7 @@ def test_stopped_relay_ends_the_pull_at_its_deadline_and_nothing_lands_later() -
 
 
 @pytest.mark.parametrize("kind", ["nixl", "relay"])
-def test_owner_killed_during_pulls_fails_them_and_its_next_life_serves(kind: str) -> None:
+def test_owner_killed_during_pulls_fails_them_and_its_next_incarnation_serves(kind: str) -> None:
     """Kill -9 in the middle: no pull hangs or lies, and the restarted owner is pulled from as a new incarnation."""
     memory = KvMemory(64, 4, 64 << 10)
     options = {"relay": RELAY} if kind == "relay" else {}

@@ -126,10 +126,10 @@ class Spy:
         blocks = self._engine.scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
         numbers = RunnerRequest(list(request.prompt_token_ids), [])
         full = request.num_prompt_tokens // BLOCK_TOKENS
-        ledger = self._engine.connector._scheduler._fleet.publisher.ledger
+        held = self._engine.connector._scheduler._fleet.publisher.held_blocks
         return all(
             self._engine.holds(blocks[n].block_id, BLOCK_TOKENS - 1, numbers.number((n + 1) * BLOCK_TOKENS - 1))
-            and request.block_hashes[n] in ledger._advertised
+            and request.block_hashes[n] in held._advertised
             for n in range(full)
         )
 

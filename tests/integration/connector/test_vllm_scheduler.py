@@ -19,12 +19,16 @@ pytest.importorskip("vllm")
 from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.conftest import SOAK
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
+from tests.support.redis_proxy import Proxy
 
 pytestmark = pytest.mark.engine
 
 REQUESTS = 20_000 if SOAK else 120
 OUTPUT_TOKENS = 6
 SETTLE_S = 60.0
+
+INDEX_LAG_S = 0.06
+"""By when an engine has reused slots that the index still offers."""
 
 Make = Callable[..., SimEngine]
 
@@ -55,7 +59,6 @@ def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
             "lookup_deadline_ms": 30_000.0,
             "pull_timeout_s": 60.0,
             "lease_ttl_s": 60.0,
-            "publish_interval_ms": 1.0,
             **(settings or {}),
         }
         engines.append(SimEngine(name, model, chosen, **options))
@@ -64,6 +67,13 @@ def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
     yield factory
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def lagging_url(redis_server: RedisServer) -> Iterator[str]:
+    """The URL of the fleet's Redis, where what engines publish arrives late."""
+    with Proxy(redis_server.port, apply_lag_s=INDEX_LAG_S) as proxy:
+        yield proxy.url
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -130,10 +140,11 @@ def test_prompt_held_by_a_peer_is_pulled_up_to_its_last_token(make: Make, tokens
 
 @pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize("abort_every", [0, 7])
-def test_slots_reused_all_the_time_never_give_a_wrong_token(make: Make, in_flight: int, abort_every: int) -> None:
+def test_slots_reused_all_the_time_never_give_a_wrong_token(
+    make: Make, lagging_url: str, in_flight: int, abort_every: int
+) -> None:
     """With a pool of a few prompts, an index that lags, and aborts, stale blocks are met and every output is right."""
-    lagging = {"publish_interval_ms": 60.0}
-    engines = [make(name, blocks=30, in_flight=in_flight, settings=lagging) for name in "ab"]
+    engines = [make(name, blocks=30, in_flight=in_flight, settings={"redis_url": lagging_url}) for name in "ab"]
     meet(*engines)
     wrong = drive(engines, REQUESTS, prompts(in_flight, documents=6, blocks=8, tail=20), abort_every=abort_every)
     assert [engine.wrong for engine in engines] == [[], []]

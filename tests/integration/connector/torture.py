@@ -25,7 +25,7 @@ from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport, Validity
 from ghostcacher_connector.transfer.nixl.reader import Loan
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory, make_memory
 from tests.support.owner_client import OwnerProcess
 
@@ -63,7 +63,7 @@ EARLY_SEAL_S = 0.0002
 
 
 class SealFirst(NixlTransport):
-    """The broken reader: judges by a seal that was read before the data."""
+    """The broken reader: checks a seal that was read before the rows."""
 
     def _read_rows(self, request: PullRequest) -> Iterator[int]:
         with self._reader.reading_from(request.peer) as loan:

@@ -77,7 +77,7 @@ class Fleet:
             pull_fixed_s=0.004,
         )
         for worker in self._all:
-            worker.load, worker.load_received_at = StampedLoad(0.0, load), time.monotonic()
+            worker.load, worker.load_measured_at = StampedLoad(0.0, load), time.monotonic()
 
 
 class Router:

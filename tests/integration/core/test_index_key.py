@@ -11,7 +11,7 @@ from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import PrefixHit
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.worker.membership import Fleet
+from ghostcacher_connector.worker.membership import Membership
 from tests.support.fleet_worker import FleetWorker
 from tests.support.index_parts import chain, make_record, wait_until
 
@@ -27,12 +27,12 @@ def url() -> Iterator[str]:
         yield server.url
 
 
-def peers_of(fleet: Fleet) -> set[str]:
-    return {ref.worker for ref in fleet.directory.candidates(exclude_worker=fleet.record.worker)}
+def peers_of(fleet: Membership) -> set[str]:
+    return {ref.worker for ref in fleet.live_workers.candidates(exclude_worker=fleet.record.worker)}
 
 
-def hits_of(fleet: Fleet, blocks: list[bytes]) -> list[PrefixHit]:
-    return fleet.index.lookup(fleet.directory.candidates(), blocks)
+def hits_of(fleet: Membership, blocks: list[bytes]) -> list[PrefixHit]:
+    return fleet.index.lookup(fleet.live_workers.candidates(), blocks)
 
 
 def test_fleets_of_two_keys_on_one_redis_do_not_meet(url: str) -> None:
@@ -42,7 +42,7 @@ def test_fleets_of_two_keys_on_one_redis_do_not_meet(url: str) -> None:
         fleets = {}
         for name, key in keys.items():
             settings = Settings(redis_url=url, redis_timeout_s=2.0, index_key=key)
-            fleets[name] = Fleet(settings, make_record(name), Recorder())
+            fleets[name] = Membership(settings, make_record(name), Recorder())
             stack.callback(fleets[name].stop)
             fleets[name].start()
         blocks = chain(3)

@@ -159,7 +159,7 @@ def test_silent_failure_is_found_by_probes() -> None:
 
 
 def test_leases_come_and_go(redis_server: RedisServer) -> None:
-    """A worker is found by its lease, out when that is gone, and a new life of it begins afresh."""
+    """A worker is found by its lease, out when that is gone, and a new incarnation of it begins afresh."""
 
     async def main() -> None:
         async with MiniEngine() as one, MiniEngine() as two, fleet_of(url=redis_server.url) as fleet:
@@ -215,7 +215,7 @@ def test_fleet_outlasts_redis(redis_server: RedisServer) -> None:
                 await until(lambda: served(fleet) == ["a"])
                 await asyncio.to_thread(redis_server.start)
                 await until(lambda: fleet.redis_available)
-                await directory.join("a", one)  # Another life of it: what matters here is that a lease is there.
+                await directory.join("a", one)  # Another incarnation: what matters here is that a lease is there.
                 await until(lambda: "b" not in fleet.workers)
                 await until(lambda: served(fleet) == ["a"] and fleet.lease_of("a") == "held")
                 assert workers["a"] is not fleet.workers["a"]
@@ -296,8 +296,8 @@ def test_drain_of_a_url_is_kept_by_its_record(redis_server: RedisServer) -> None
     run(main())
 
 
-def test_drain_is_shared_and_ends_with_the_life(redis_server: RedisServer) -> None:
-    """Two replicas: a drain holds at once here and soon there, can be taken back there, and not in the next life."""
+def test_drain_is_shared_and_ends_with_the_incarnation(redis_server: RedisServer) -> None:
+    """A drain holds at once here and soon in the other replica, can be taken back there, and ends with its worker."""
 
     async def main() -> None:
         async with (
@@ -355,12 +355,12 @@ def test_load_reaches_the_worker(redis_server: RedisServer) -> None:
             with Directory(redis_server.url) as directory:
                 record = await directory.join("a", engine)
             with contextlib.closing(RedisCoordinationStore(redis_server.url, timeout_s=5.0)) as store:
-                await asyncio.to_thread(store.tell, ref_of(record), LOAD, (), (), ttl_s=60.0)
+                await asyncio.to_thread(store.publish, ref_of(record), LOAD, (), (), ttl_s=60.0)
             await until(lambda: "a" in fleet.workers and fleet.workers["a"].load is not None)
             worker = fleet.workers["a"]
             assert worker.load is not None
             assert worker.load.load == LOAD
-            assert worker.load_received_at <= asyncio.get_running_loop().time()
+            assert worker.load_measured_at <= asyncio.get_running_loop().time()
             assert fleet.workers[f"127.0.0.1:{plain.port}"].load is None
 
     run(main())

@@ -66,6 +66,15 @@ async def test_answer_carries_where_it_was_made_and_what_was_forecast() -> None:
         ]
 
 
+@on_loop
+async def test_answer_without_a_forecast_carries_where_it_was_made_alone() -> None:
+    """As without Redis, where no worker reports its load: no number is made up."""
+    async with proxy_rig() as rig:
+        head, _ = await rig.ask(post(b"{}"))
+        assert b"\r\nx-gc-worker: w0\r\n" in head
+        assert (b"x-gc-forecast-ms" in head, b"x-gc-cached-tokens" in head) == (False, False)
+
+
 @pytest.mark.parametrize("given", [b"a b", b"x" * 129, b"a\xe4", b"a,b", b""])
 @on_loop
 async def test_absurd_request_id_is_replaced(given: bytes) -> None:

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from ghostcacher_cli.doctor import Check, Options, Status, exit_code, render, render_json
-from ghostcacher_cli.doctor.fleet_checks import check_fingerprints, check_workers
+from ghostcacher_cli.doctor.fleet_checks import check_fingerprints, check_gone, check_workers
 from ghostcacher_cli.doctor.link_checks import ask, check_links, collect, pairs_of
 from ghostcacher_cli.main import main
-from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_connector.core.index.base import GoneWorker, ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.worker.link_probe import LinkReport, links_report
@@ -36,9 +36,9 @@ def test_exit_code_counts_failures_only(checks: list[Check], code: int) -> None:
     assert exit_code(checks) == code
 
 
-def test_lines_say_how_to_mend() -> None:
-    """One line a check, and under a bad one how to mend it."""
-    assert list(render([FINE, FAILED])) == ["OK   a: well", "FAIL c: broken", "     mend: do that"]
+def test_lines_say_how_to_fix() -> None:
+    """One line a check, and under a bad one how to fix it."""
+    assert list(render([FINE, FAILED])) == ["OK   a: well", "FAIL c: broken", "     fix: do that"]
 
 
 def test_lines_control_characters_replaced() -> None:
@@ -52,8 +52,8 @@ def test_json_has_everything() -> None:
     assert json.loads(render_json([FINE, FAILED])) == {
         "ok": False,
         "checks": [
-            {"name": "a", "status": "OK", "text": "well", "mend": ""},
-            {"name": "c", "status": "FAIL", "text": "broken", "mend": "do that"},
+            {"name": "a", "status": "OK", "text": "well", "fix": ""},
+            {"name": "c", "status": "FAIL", "text": "broken", "fix": "do that"},
         ],
     }
 
@@ -71,9 +71,30 @@ def test_fingerprints_of_one_model_differ_field_named() -> None:
     _, bad = check_fingerprints(records)
     assert bad.status is Status.FAIL
     assert "w3 and w1, w2 never share" in bad.text
-    assert "kv_dtype: bfloat16 / fp8" in bad.text
-    assert "hash_seed: (absent) / x" in bad.text
-    assert "hash_seed, kv_dtype" in bad.mend
+    assert "kv_dtype: fp8 on w3, bfloat16 on w1, w2" in bad.text
+    assert "hash_seed: x on w3, (absent) on w1, w2" in bad.text
+    assert "hash_seed, --kv-cache-dtype" in bad.fix
+
+
+def test_fingerprints_differ_flags_named() -> None:
+    """One flag that changes three fields is named once, as people write it, and nothing that follows from it."""
+    one = {"engine": "vllm", "kv_dtype": "auto/torch.bfloat16", "quantization": "none/torch.bfloat16", "layout": "A::1"}
+    two = {"engine": "vllm", "kv_dtype": "auto/torch.float32", "quantization": "none/torch.float32", "layout": "A::2"}
+    _, bad = check_fingerprints([worker("w1", **one), worker("w2", "n2", **two)])
+    assert bad.fix == "make --dtype equal on all of them"
+    _, bad = check_fingerprints([worker("w1", **one), worker("w2", "n2", **one | {"layout": "B::1"})])
+    assert bad.fix == "make --attention-backend equal on all of them"
+    _, bad = check_fingerprints([worker("w1", **one, tp="1"), worker("w2", "n2", **one, tp="2")])
+    assert bad.fix == "make --tensor-parallel-size equal on all of them"
+
+
+def test_gone_workers_are_failures_until_their_name_is_back() -> None:
+    """A dead worker does not just vanish from the list."""
+    gone = [GoneWorker("w2", "n1", 12.3), GoneWorker("w1", "other", 5.0)]
+    (check,) = check_gone([worker("w1")], gone)
+    assert check.status is Status.FAIL
+    assert check.name == "worker w2"
+    assert "12 s ago" in check.text
 
 
 def test_fingerprints_of_two_engines_of_one_model_nothing_fails() -> None:
@@ -87,9 +108,9 @@ def test_fingerprints_of_two_engines_of_one_model_nothing_fails() -> None:
 
 
 def test_fingerprint_private_value_names_the_setting() -> None:
-    """When a worker could not read its weights, the doctor says which setting mends that."""
+    """When a worker could not read its weights, the doctor says which setting fixes that."""
     _, bad = check_fingerprints([worker("w1", weights_digest="abc"), worker("w2", "n2", weights_digest="private-1")])
-    assert "weights_id" in bad.mend
+    assert "weights_id" in bad.fix
 
 
 def test_no_workers_is_a_warning() -> None:

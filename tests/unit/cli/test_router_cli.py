@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ghostcacher_cli import main as cli
-from ghostcacher_cli.router_commands import COMMANDS, router_options
-from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_cli.main import COMMANDS, router_options
+from ghostcacher_connector import __version__
+from ghostcacher_connector.core.errors import ConfigError, IndexUnavailable
 from ghostcacher_router.config import RouterSettings
 
 
@@ -70,9 +73,41 @@ def test_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None
     assert f"usage: ghostcacher {name}" in capsys.readouterr().out
 
 
-def test_commands_listed_where_they_are_dispatched() -> None:
+def test_commands_listed_where_they_are_dispatched(capsys: pytest.CaptureFixture[str]) -> None:
     """What `ghostcacher --help` lists is what there is."""
-    assert set(cli.ROUTER_COMMANDS) == set(COMMANDS)
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"    {name} " in printed for name in COMMANDS)
+
+
+def test_version_option(capsys: pytest.CaptureFixture[str]) -> None:
+    """The way that every program has."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"ghostcacher {__version__}\n"
+
+
+def test_output_that_nobody_reads_ends_quietly() -> None:
+    """`ghostcacher version | head -0`: no traceback."""
+    command = f"{sys.executable} -m ghostcacher_cli.main version | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode in {0, cli.EXIT_BROKEN_PIPE}
+    assert done.stderr == ""
+
+
+def test_errors_are_told_without_the_names_of_classes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """People read what is wrong, not what it is called in the code."""
+
+    def fail(_: object) -> int:
+        raise IndexUnavailable("Redis at h does not answer")
+
+    monkeypatch.setitem(cli.COMMANDS, "status", cli.Command("", fail))
+    assert cli.main(["status"]) == 1
+    assert capsys.readouterr().err == "ghostcacher: Redis at h does not answer\n"
 
 
 @pytest.mark.parametrize(

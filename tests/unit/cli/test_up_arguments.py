@@ -51,9 +51,9 @@ def test_split_loses_nothing(words: list[str]) -> None:
 
 
 def test_parse_defaults() -> None:
-    """A model alone is one engine behind a router on loopback."""
+    """A model alone is two engines behind a router on loopback: one has nobody to share with."""
     options = given_options()
-    assert (options.model, options.workers, options.host, options.port) == ("org/model", 1, "127.0.0.1", 8000)
+    assert (options.model, options.workers, options.host, options.port) == ("org/model", 2, "127.0.0.1", 8000)
     assert options.redis_url is None
     assert options.engine_arguments == ()
 

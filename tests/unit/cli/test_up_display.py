@@ -10,7 +10,7 @@ import pytest
 from ghostcacher_cli.terminal.live import Live
 from ghostcacher_cli.up.arguments import parse
 from ghostcacher_cli.up.diagnosis import explain
-from ghostcacher_cli.up.display import Standing, banner, readiness, standing_lines, summary
+from ghostcacher_cli.up.display import Standing, readiness, ready_lines, standing_lines, summary
 from ghostcacher_cli.up.follow import READ_BYTES_MAX, LogFollower, phase_of, tail
 from ghostcacher_cli.up.supervisor import State
 
@@ -117,7 +117,7 @@ def test_readiness_says_who_is_missing() -> None:
 
 def test_banner_names_the_served_model() -> None:
     """The example can be copied: it has the name under which the model is served."""
-    text = "\n".join(banner(parse(["o/m", "--served-model-name", "x", "--port", "81"], {})))
+    text = "\n".join(ready_lines(parse(["o/m", "--served-model-name", "x", "--port", "81"], {})))
     assert "http://127.0.0.1:81/v1" in text
     assert '"model": "x"' in text
 

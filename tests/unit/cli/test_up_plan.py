@@ -60,14 +60,14 @@ def test_plan_engines_have_names_places_and_redis(model: str) -> None:
 
 def test_plan_shared_redis_machine_in_names(model: str) -> None:
     """Where other machines may use the same Redis, the machine is part of a worker's name."""
-    (engine,) = plan_engines(options(model, "--redis-url", "redis://h:1"), "redis://h:1", {})
+    (engine, _) = plan_engines(options(model, "--redis-url", "redis://h:1"), "redis://h:1", {})
     assert engine.worker.startswith("w1-8000-")
 
 
 def test_engine_command_persons_flags_come_last(model: str) -> None:
     """The connector is configured, secrets are not on the command line, and what the person wrote wins."""
     secret = "redis://:hunter2@h:1"
-    (engine,) = plan_engines(options(model, "--dtype", "float32"), secret, {})
+    (engine, _) = plan_engines(options(model, "--dtype", "float32"), secret, {})
     command = engine.command(4711)
     config = json.loads(flag(command.argv, "--kv-transfer-config"))["kv_connector_extra_config"]
     assert config == {"http_url": "http://127.0.0.1:4711", "worker_id": "w1-8000"}
@@ -83,8 +83,8 @@ def test_plan_kv_by_free_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> 
     def kv(*words: str, **environ: str) -> str:
         return plan_engines(options(model, *words), REDIS, environ)[0].env["VLLM_CPU_KVCACHE_SPACE"]
 
-    assert kv() == "3"
-    assert kv("--workers", "2") == "1"
+    assert kv("--workers", "1") == "3"
+    assert kv() == kv("--workers", "2") == "1"
     assert kv(VLLM_CPU_KVCACHE_SPACE="2") == "2"
     assert kv("--kv-gib", "5", VLLM_CPU_KVCACHE_SPACE="2") == "5"
 
@@ -98,7 +98,7 @@ def test_plan_too_little_memory_refused(model: str) -> None:
 def test_plan_engine_not_installed_names_the_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without vLLM the message has the command that installs it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"pip install 'ghostcacher\[vllm\]'"):
+    with pytest.raises(ConfigError, match=r"pip install .*'vllm"):
         plan_engines(options(model), REDIS, {})
 
 
@@ -187,11 +187,14 @@ def test_host_of_another_machine_refused(model: str) -> None:
         require_port(options(model, "--host", "192.0.2.77"))
 
 
+ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1"}
+
+
 def test_sglang_engine_command(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine of SGLang has the linker, a place of its own, and what the person wrote last."""
     monkeypatch.setattr(plan, "visible_gpus", lambda: ())
     given = options(model, "--engine", "sglang", "--workers", "2", "--max-total-tokens", "4096")
-    first, second = plan_engines(given, REDIS, {})
+    first, second = plan_engines(given, REDIS, ON_CPU)
     command = first.command(4711)
     linker = json.loads(flag(command.argv, "--unified-cache-external-linker-config"))
     assert linker["linker_module_path"] == "ghostcacher_connector.engines.sglang"
@@ -214,8 +217,34 @@ def test_sglang_ranks_by_its_own_flags(model: str) -> None:
     assert ranks_of(options(model, "--engine", "sglang", "--tp-size", "2")) == 2
 
 
-def test_kv_gib_is_not_for_sglang(model: str) -> None:
-    """The size of its pool is a flag of its own."""
+def test_sglang_pool_is_sized_as_vllms(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU each engine's pool takes what memory allows, not most of the machine's, or what the person says."""
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ())
+    config = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 512}
+    Path(model, "config.json").write_text(json.dumps(config))
+    tokens = (1 << 30) // (2 * 4 * 2 * 64 * 4)
+    given = options(model, "--engine", "sglang", "--workers", "2")
+    assert flag(plan_engines(given, REDIS, ON_CPU)[0].command(1).argv, "--max-total-tokens") == str(4 * tokens)
+    said = options(model, "--engine", "sglang", "--kv-gib", "1")
+    assert flag(plan_engines(said, REDIS, ON_CPU)[0].command(1).argv, "--max-total-tokens") == str(tokens)
+
+
+def test_sglang_without_a_gpu_says_what_is_needed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, before anything is started."""
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ())
+    with pytest.raises(ConfigError, match=r"no GPU was found.*SGLANG_USE_CPU_ENGINE=1.*README") as caught:
+        plan_engines(options(model, "--engine", "sglang"), REDIS, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_connector_variable_is_refused_before_engines_start(model: str) -> None:
+    """A typing error in GC_* costs no minute of loading."""
+    with pytest.raises(ConfigError, match="GC_PULL_TIMEOUT: did you mean GC_PULL_TIMEOUT_S"):
+        plan_engines(options(model), REDIS, {"GC_PULL_TIMEOUT": "1"})
+
+
+def test_kv_gib_is_not_for_gpus(model: str, gpus: None) -> None:
+    """On a GPU the size of SGLang's pool is a flag of its own."""
     with pytest.raises(ConfigError, match="--max-total-tokens"):
         plan_engines(options(model, "--engine", "sglang", "--kv-gib", "1"), REDIS, {})
 
@@ -223,5 +252,5 @@ def test_kv_gib_is_not_for_sglang(model: str) -> None:
 def test_missing_sglang_is_named(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without SGLang the message says how to install it."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sglang" else object())
-    with pytest.raises(ConfigError, match=r"SGLang is not installed.*ghostcacher\[sglang\]"):
+    with pytest.raises(ConfigError, match=r"SGLang is not installed.*'sglang=="):
         plan_engines(options(model, "--engine", "sglang"), REDIS, {})

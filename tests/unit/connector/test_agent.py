@@ -61,7 +61,7 @@ def test_any_flipped_bit_or_cut_is_found(payload: bytes, data: st.DataObject) ->
 
 @given(st.binary(max_size=400))
 def test_random_bytes_are_no_metadata(garbage: bytes) -> None:
-    """Garbage is refused, not handed on."""
+    """Garbage is refused; the library never sees it."""
     with pytest.raises(ProtocolError):
         unwrap_metadata(garbage, "1.5.1", "a")
 

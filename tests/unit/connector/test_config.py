@@ -34,8 +34,8 @@ def test_nothing_given_gives_defaults() -> None:
 
 def test_extra_and_environment_extra_wins() -> None:
     """The engine's configuration wins over the environment, which wins over the default."""
-    settings = load_settings({"pull_threads": 3}, {"GC_PULL_THREADS": "4", "GC_LOOKUP_THREADS": "5"})
-    assert (settings.pull_threads, settings.lookup_threads, settings.pull_sources_max) == (3, 5, 2)
+    settings = load_settings({"pull_threads": 3}, {"GC_PULL_THREADS": "4", "GC_METRICS_PORT": "5"})
+    assert (settings.pull_threads, settings.metrics_port, settings.pull_sources_max) == (3, 5, 2)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_extra_and_environment_extra_wins() -> None:
         ("GC_SELF_CHECK", "false", False),
         ("GC_TRANSPORTS", "relay, nixl", ("relay", "nixl")),
         ("GC_LEASE_TTL_S", " 2.5 ", 2.5),
-        ("GC_PUBLISH_BATCH", "17", 17),
+        ("GC_PULL_THREADS", "17", 17),
         ("GC_REDIS_URL", "redis://h:1/2", "redis://h:1/2"),
         ("GC_REDIS_URL", "", None),
         ("GC_METRICS_PORT", "", None),
@@ -93,7 +93,6 @@ def test_list_from_json_becomes_tuple() -> None:
         ({"http_url": "http://h:99999"}, {}, ("http_url",)),
         ({"relay_listen": "8000"}, {}, ("relay_listen", "host:port")),
         ({"relay_listen": "h:65536"}, {}, ("relay_listen", "65535")),
-        ({"publish_queue_max": 10, "publish_batch": 11}, {}, ("publish_queue_max", "11", "10")),
         ({"redis_timeout_s": 2, "lease_ttl_s": 5}, {}, ("redis_timeout_s", "lease_ttl_s")),
     ],
 )
@@ -101,6 +100,14 @@ def test_bad_setting_refused_by_name(extra: dict[str, object], environ: dict[str
     """A bad setting is refused; the message names it, what was expected and what came."""
     message = refusal(extra, environ)
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("name", sorted(Settings.removed))
+def test_removed_setting_refused_with_the_reason(name: str) -> None:
+    """A setting of an earlier version is refused like any unknown name, and the message says what became of it."""
+    for message in (refusal({name: 5}), refusal({}, {f"GC_{name.upper()}": "5"})):
+        assert name in message.lower()
+        assert "was removed" in message
 
 
 def test_losing_value_also_checked() -> None:

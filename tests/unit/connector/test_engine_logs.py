@@ -31,8 +31,11 @@ def engine_log() -> Iterator[io.StringIO]:
 
 
 def test_our_lines_carry_the_packages_name_in_the_engines_form(engine_log: io.StringIO) -> None:
-    """Each of ours does, once; none of the engine's."""
+    """Each of ours does, once in each place that the engine logs to; none of the engine's."""
+    second = logging.StreamHandler(copy := io.StringIO())
+    logging.getLogger(ENGINE).addHandler(second)
     join_engine_log(ENGINE)
+    logging.getLogger(ENGINE).removeHandler(second)
     join_engine_log(ENGINE)
     logging.getLogger(f"{OURS}.worker.rank").warning("%d peers", 3)
     logging.getLogger(ENGINE).info("100%% ready in %d s", 5)
@@ -40,6 +43,18 @@ def test_our_lines_carry_the_packages_name_in_the_engines_form(engine_log: io.St
         "WARNING [test_engine_logs.py] ghostcacher: 3 peers",
         "INFO [test_engine_logs.py] 100% ready in 5 s",
     ]
+    assert copy.getvalue() == "ghostcacher: 3 peers\n"
+
+
+def test_our_lines_are_written_once(engine_log: io.StringIO) -> None:
+    """A root logger with the engine's handlers, as SGLang's, does not write them again."""
+    root = logging.StreamHandler(again := io.StringIO())
+    logging.getLogger().addHandler(root)
+    join_engine_log(ENGINE)
+    logging.getLogger(f"{OURS}.worker").warning("once")
+    logging.getLogger().removeHandler(root)
+    assert engine_log.getvalue().count("once") == 1
+    assert again.getvalue() == ""
 
 
 def test_errors_keep_their_traceback(engine_log: io.StringIO) -> None:

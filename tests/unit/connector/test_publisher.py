@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
 import pytest
 
 from ghostcacher_connector.core.errors import ConfigError, IndexUnavailable
@@ -49,7 +48,6 @@ class Bench:
             self.record,
             lease_ttl_s=LEASE_S,
             clock=self.clock,
-            report=lambda: {"waiting": b"3"},
             **options,
         )
 
@@ -72,14 +70,13 @@ class Bench:
 def bench() -> Iterator[Bench]:
     bench = Bench(batch=10)
     yield bench
-    bench.publisher.ledger.check_invariants()
+    bench.publisher.held_blocks.check_invariants()
 
 
-def test_first_step_joins_and_reports(bench: Bench) -> None:
-    """The worker is in the directory, with its load, after one step."""
+def test_first_step_joins(bench: Bench) -> None:
+    """The worker is in the directory after one step."""
     bench.publisher.step()
     assert bench.index.workers() == [bench.record]
-    assert bench.index.reports(bench.record.namespace, bench.record.worker, "load") == {"waiting": b"3"}
     assert bench.publisher.available
 
 
@@ -238,14 +235,14 @@ def test_applied_says_when_the_index_holds_what_was_published(bench: Bench) -> N
 
 def test_batch_on_its_way_is_not_applied_yet(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was taken is in no queue any more, and not in the index either, until that has answered."""
-    seen, take = [], bench.publisher.ledger.take
+    seen, take = [], bench.publisher.held_blocks.take
 
     def taken(limit: int) -> Batch:
         batch = take(limit)
         seen.append(bench.publisher.applied(bench.clock.now))
         return batch
 
-    monkeypatch.setattr(bench.publisher.ledger, "take", taken)
+    monkeypatch.setattr(bench.publisher.held_blocks, "take", taken)
     bench.index.on_apply = lambda: seen.append(bench.publisher.applied(bench.clock.now))
     bench.publish(chain(5))
     bench.publisher.step()
@@ -263,15 +260,6 @@ def test_index_that_lost_all_has_not_applied(bench: Bench) -> None:
     assert not bench.publisher.applied(bench.clock.now)
     bench.run(1.0)
     assert bench.publisher.applied(bench.clock.now)
-
-
-def test_record_is_updated_at_once(bench: Bench) -> None:
-    """A changed record reaches the directory with the next step."""
-    bench.publisher.step()
-    changed = msgspec.structs.replace(bench.record, http="http://10.0.0.1:1")
-    bench.publisher.update_record(changed)
-    bench.publisher.step()
-    assert bench.index.workers() == [changed]
 
 
 def test_unexpected_error_leaves_the_publisher_unavailable(bench: Bench) -> None:

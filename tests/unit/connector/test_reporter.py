@@ -90,7 +90,7 @@ def test_load_is_asked_for_and_told_every_interval(bench: Bench) -> None:
         bench.reporter.step()
         if bench.reporter.load_wanted:
             asked += 1
-            bench.reporter.hand_over(make_load(asked))
+            bench.reporter.submit_load(make_load(asked))
             bench.reporter.step()
             assert not bench.reporter.load_wanted
             bench.clock.advance(0.06)
@@ -102,7 +102,7 @@ def test_load_is_asked_for_and_told_every_interval(bench: Bench) -> None:
 def test_engine_that_answers_late_is_asked_until_it_does(bench: Bench) -> None:
     """Its last load is told meanwhile, with its true age; the wish stands until the engine grants it."""
     bench.listen()
-    bench.reporter.hand_over(make_load(1))
+    bench.reporter.submit_load(make_load(1))
     measured_at = bench.clock.now
     bench.run(2 * INTERVAL_S)
     for _ in range(100):
@@ -110,7 +110,7 @@ def test_engine_that_answers_late_is_asked_until_it_does(bench: Bench) -> None:
         bench.reporter.step()
         assert bench.reporter.load_wanted
         assert bench.age_told() == pytest.approx(bench.clock.now - measured_at, abs=INTERVAL_S + 0.03)
-    bench.reporter.hand_over(make_load(2))
+    bench.reporter.submit_load(make_load(2))
     assert not bench.reporter.load_wanted
     bench.run(2 * INTERVAL_S)
     assert bench.told() == 2
@@ -120,7 +120,7 @@ def test_engine_that_answers_late_is_asked_until_it_does(bench: Bench) -> None:
 def test_long_steps_do_not_make_the_load_old(bench: Bench) -> None:
     """What is told is older than a step and two intervals at no time, whatever the engine's rhythm."""
     bench.listen()
-    bench.reporter.hand_over(make_load(0))
+    bench.reporter.submit_load(make_load(0))
     bench.run(2 * INTERVAL_S)
     step_s = 0.37
     for tick in range(2000):
@@ -128,13 +128,13 @@ def test_long_steps_do_not_make_the_load_old(bench: Bench) -> None:
         bench.reporter.step()
         assert bench.age_told() <= step_s + 2 * INTERVAL_S
         if tick % 37 == 0 and bench.reporter.load_wanted:
-            bench.reporter.hand_over(make_load(tick))
+            bench.reporter.submit_load(make_load(tick))
 
 
 def test_idle_engine_is_reported_again_and_again(bench: Bench) -> None:
     """An engine that takes no steps hands nothing over; its last load stays in force all the same."""
     bench.listen()
-    bench.reporter.hand_over(make_load(0))
+    bench.reporter.submit_load(make_load(0))
     bench.run(60.0)
     assert bench.told() == 0
 
@@ -151,7 +151,7 @@ def test_idle_engine_is_told_with_the_rate_of_now(bench: Bench) -> None:
         prefill_rate=lambda: next(rates),
         clock=bench.clock,
     )
-    reporter.hand_over(make_load())
+    reporter.submit_load(make_load())
     for rate in (5.0, 7.0):
         reporter.step()
         _, (load,) = bench.store.loads([bench.ref])
@@ -163,7 +163,7 @@ def test_idle_engine_is_told_with_the_rate_of_now(bench: Bench) -> None:
 def test_load_of_a_dead_worker_is_gone(bench: Bench) -> None:
     """What is not repeated expires."""
     bench.listen()
-    bench.reporter.hand_over(make_load(1))
+    bench.reporter.submit_load(make_load(1))
     bench.run(1.0)
     bench.clock.advance(10.0)
     assert bench.told() is None
@@ -191,7 +191,7 @@ def test_computed_waits_for_the_index_in_small_pauses(bench: Bench, before_due_s
 
 def test_nobody_listens_nothing_is_queued(bench: Bench) -> None:
     """Without a router chains are forgotten at once and the store is asked once a second."""
-    bench.reporter.hand_over(make_load())
+    bench.reporter.submit_load(make_load())
     for number in range(10):
         bench.reporter.chain(make_chain(f"r{number}"))
         bench.reporter.computed(f"r{number}")
@@ -299,7 +299,7 @@ def test_thread_tells_by_itself_and_ends(bench: Bench) -> None:
     store = MemoryCoordinationStore()
     reporter = Reporter(store, bench.ref, bench.recorder, interval_s=0.02, applied=lambda _: True)
     store.heartbeat("router-1", ttl_s=600)
-    reporter.hand_over(make_load(3))
+    reporter.submit_load(make_load(3))
     reporter.start()
     wait_until(lambda: reporter.listening)
     reporter.chain(make_chain("r1"))

@@ -69,15 +69,15 @@ def test_idle_load_told_again_takes_nothing_off_the_queue() -> None:
     async def main() -> None:
         bench = Bench()
         await bench.fleet._discover()
-        bench.reporter.hand_over(make_load(0))
+        bench.reporter.submit_load(make_load(0))
         measured_at = bench.clock()
         await bench.run(1.0)
         for number in range(1, 10):
             bench.place(int(RATE))
             await bench.run(0.5)
             assert bench.queue_ms >= number * 1e3 - PROGRESS_MAX_S * 1e3
-            assert bench.fleet.workers["w"].load_received_at == pytest.approx(measured_at)
-        bench.reporter.hand_over(make_load(1, waiting_tokens=int(RATE)))
+            assert bench.fleet.workers["w"].load_measured_at == pytest.approx(measured_at)
+        bench.reporter.submit_load(make_load(1, waiting_tokens=int(RATE)))
         await bench.run(0.5)
         assert bench.queue_ms <= 1e3
         await bench.fleet.stop()

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from msgspec.structs import replace
 
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.ghostlock.followers import Action, Choice, follow_any
+from ghostcacher_router.ghostlock.followers import (
+    Action,
+    Choice,
+    encountered_locks,
+    follow_any,
+    recompute_forecast,
+)
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
+from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.signals.prefix_match import PrefixMatch
 from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
-from ghostcacher_router.types import Endpoint
+from ghostcacher_router.types import Endpoint, Forecast
 from ghostcacher_simulator.text import text_of
 from tests.support.index_parts import make_record
 from tests.support.routing_sim import prompt_of
@@ -69,3 +78,27 @@ def test_overdue_lock_is_taken_over_by_who_has_no_wait_budget_left() -> None:
     """And by nobody else; a lock that is not overdue is left in peace."""
     assert decide({"s": 0.5, "v": -0.1}, budget_s=0.0, queue_ms=2000.0) == ("v", Action.TAKE_OVER)
     assert decide({"s": -0.1}, budget_s=0.05)[1] is Action.WAIT
+
+
+@pytest.mark.parametrize(("tokens_min", "warm", "honoured"), [(TOKENS, -1, 1), (TOKENS + 1, -1, 0), (TOKENS, 1, 0)])
+def test_lock_that_covers_little_of_what_is_missing_is_not_honoured(tokens_min: int, warm: int, honoured: int) -> None:
+    """What its namespace has already does not count; plain engines have no locks."""
+
+    async def never(_: object, /) -> None:
+        raise AssertionError("no store is asked")
+
+    locks = SingleFlight(None, never, lambda: NOW, router="r", clock_offset=float, count=lambda _: None)  # type: ignore[arg-type]
+    assert locks.take("n", PROMPT, -1, "v", NOW) is not None
+    match = PrefixMatch(PROMPT, TOKENS, {}, {}, {"n": warm}, True)
+    assert len(encountered_locks(locks, match, ("n", None), tokens_min)) == honoured
+
+
+def test_prefix_is_computed_again_away_from_its_owners() -> None:
+    """Their forecasts count what they compute as theirs; only where all are owners is one of them good enough."""
+    forecasts = [
+        Forecast(name, ms, ms, 0.0, 0.0, 0.0, 0.0, 0, 0, 1) for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
+    ]
+    locks, rng = [encountered(name, NOW) for name in NAMES], Random(1)
+    assert recompute_forecast(forecasts, locks, forecasts[0], rng).worker == "o"
+    assert recompute_forecast(forecasts[:2], locks, forecasts[0], rng).worker == "s"
+    assert recompute_forecast(forecasts[:1], locks, forecasts[0], rng).worker == "v"

@@ -8,17 +8,9 @@ import pytest
 from ghostcacher_router.fleet.membership.gone import GONE_MAX, GoneWorkers
 from ghostcacher_router.fleet.worker import Move, Worker
 from ghostcacher_router.types import Endpoint
-from tests.support.index_parts import make_record
+from tests.support.index_parts import FakeClock, make_record
 
 TTL_S = 600.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def worker(name: str, host: str = "10.0.0.1") -> Worker:
@@ -31,34 +23,35 @@ def names(gone: GoneWorkers) -> list[str]:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
-def gone(clock: Clock) -> GoneWorkers:
+def gone(clock: FakeClock) -> GoneWorkers:
     return GoneWorkers(TTL_S, clock)
 
 
-def test_worker_that_left_is_named_with_its_last_error(gone: GoneWorkers, clock: Clock) -> None:
+def test_worker_that_left_is_named_with_its_last_error(gone: GoneWorkers, clock: FakeClock) -> None:
     """And with the moment at which it left."""
     dead = worker("w")
     dead.error = "connection refused"
     gone.add(dead)
-    clock.now += 5.0
+    left_at = clock()
+    clock.advance(5.0)
     (found,) = gone.recent()
-    assert (found.name, found.left_at, found.error) == ("w", 100.0, "connection refused")
+    assert (found.name, found.left_at, found.error) == ("w", left_at, "connection refused")
     assert (found.namespace, found.incarnation, found.endpoint) == (dead.namespace, dead.incarnation, dead.endpoint)
 
 
-def test_worker_is_named_for_its_time_and_no_longer(gone: GoneWorkers, clock: Clock) -> None:
+def test_worker_is_named_for_its_time_and_no_longer(gone: GoneWorkers, clock: FakeClock) -> None:
     """Nobody needs to clean up; one that dies again is named anew."""
     gone.add(worker("old"))
-    clock.now += TTL_S / 2
+    clock.advance(TTL_S / 2)
     gone.add(worker("new"))
-    clock.now += TTL_S / 2
+    clock.advance(TTL_S / 2)
     assert names(gone) == ["new", "old"]
-    clock.now += 0.001
+    clock.advance(0.001)
     assert names(gone) == ["new"]
     gone.add(worker("old"))
     assert names(gone) == ["old", "new"]

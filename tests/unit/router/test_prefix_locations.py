@@ -43,7 +43,7 @@ class StrictIndex(MemoryIndex):
 
 
 BLOCKS = chain(40)
-KNOWN = [KnownBoundary(number, 1024 * number, count, BLOCKS[count - 1]) for number, count in enumerate((8, 16, 32))]
+KNOWN = [KnownBoundary(number, count, BLOCKS[count - 1]) for number, count in enumerate((8, 16, 32))]
 
 
 class Shelf:
@@ -141,7 +141,7 @@ def test_locations_asks_within_what_the_index_answers() -> None:
         index.apply(ref_of(records[7]), entries(BLOCKS), [], lease_ttl_s=1e6)
         workers = [Worker(record.worker, Endpoint("h", 1, False, ""), record, 0.0) for record in records]
         locations = PrefixLocations(index, OneWorkerFleet(*workers), soon, clock, observe=lambda _: None)
-        texts = [[KnownBoundary(0, 1024, count, BLOCKS[count - 1])] for count in range(1, 25)]
+        texts = [[KnownBoundary(0, count, BLOCKS[count - 1])] for count in range(1, 25)]
         await all_of([locations.fetch(records[0].namespace, text) for text in texts])
         assert [set(locations.get(records[0].namespace, text[-1]) or {}) for text in texts] == [{"w7"}] * 24
 
@@ -152,7 +152,7 @@ def test_locations_answer_counts_for_the_text_that_was_asked_for() -> None:
     """One that was forgotten meanwhile and came back may know other depths: it is asked for anew."""
 
     async def main() -> None:
-        shelf, others = Shelf(), [KnownBoundary(0, 512, 4, BLOCKS[3]), KnownBoundary(1, 1024, 24, BLOCKS[23]), KNOWN[2]]
+        shelf, others = Shelf(), [KnownBoundary(0, 4, BLOCKS[3]), KnownBoundary(1, 24, BLOCKS[23]), KNOWN[2]]
         asking = asyncio.ensure_future(shelf.locations.fetch(shelf.namespace, KNOWN))
         await asyncio.sleep(0.0005)
         shelf.locations.clear()
@@ -165,7 +165,7 @@ def test_locations_answer_counts_for_the_text_that_was_asked_for() -> None:
     run_virtual(main())
 
 
-LONG = [KnownBoundary(number, 64 * number, number + 1, hash_) for number, hash_ in enumerate(chain(300))]
+LONG = [KnownBoundary(number, number + 1, hash_) for number, hash_ in enumerate(chain(300))]
 
 
 class SizeIndex(MemoryIndex):
@@ -204,7 +204,7 @@ def test_locations_is_bounded_in_texts_and_hashes(hashes_max: int, kept: int) ->
         locations = PrefixLocations(
             None, OneWorkerFleet(), soon, lambda: 0.0, observe=lambda _: None, prefixes_max=4, hashes_max=hashes_max
         )
-        texts = [[KnownBoundary(at, at, at + 1, h) for at, h in enumerate(chain(4, seed))] for seed in range(8)]
+        texts = [[KnownBoundary(at, at + 1, h) for at, h in enumerate(chain(4, seed))] for seed in range(8)]
         for text in texts:
             await locations.fetch("n", text)
             await locations.fetch("n", text)

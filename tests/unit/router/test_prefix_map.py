@@ -56,7 +56,6 @@ def test_known_boundaries_ascend_and_are_of_the_chain() -> None:
     counts = [known.block_count for known in found]
     assert counts == sorted(set(counts))
     assert [known.block_hash for known in found] == [chain.hashes[chain.block_counts.index(n)] for n in counts]
-    assert [known.end_bytes for known in found] == [prompt.ends[known.index] for known in found]
 
 
 def test_next_turn_is_known_to_the_end_of_the_last() -> None:
@@ -258,7 +257,7 @@ def test_of_boundaries_with_one_count_the_first_is_known() -> None:
     prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(3)])
     digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500))
     prefixes.apply(make_update(digests=digests, block_counts=(8, 8, 16), hashes=(b"x", b"x", b"y")))
-    assert [known.end_bytes for known in prefixes.known(NAMESPACE, prompt)] == [500, 1500]
+    assert [prompt.ends[known.index] for known in prefixes.known(NAMESPACE, prompt)] == [500, 1500]
 
 
 def test_boundaries_before_the_first_block_hide_none_behind_them() -> None:
@@ -266,7 +265,7 @@ def test_boundaries_before_the_first_block_hide_none_behind_them() -> None:
     prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(4)])
     digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500, 2000))
     prefixes.apply(make_update(digests=digests, block_counts=(0, 0, 8, 16), hashes=(b"0", b"0", b"x", b"y")))
-    assert [known.end_bytes for known in prefixes.known(NAMESPACE, prompt)] == [1500, 2000]
+    assert [prompt.ends[known.index] for known in prefixes.known(NAMESPACE, prompt)] == [1500, 2000]
 
 
 @given(st.lists(st.sampled_from([None, 0, 1, 2, 3, 4]), min_size=1, max_size=8))
@@ -282,7 +281,7 @@ def test_known_are_the_first_of_each_count_that_nothing_behind_contradicts(claim
         if claim and all(later >= claim for later in claims[at:] if later is not None):
             first.setdefault(claim, 500 * (at + 1))
     known = prefixes.known(NAMESPACE, prompt)
-    assert [(boundary.block_count, boundary.end_bytes) for boundary in known] == sorted(first.items())
+    assert [(boundary.block_count, prompt.ends[boundary.index]) for boundary in known] == sorted(first.items())
     assert prefixes.deepest(NAMESPACE, prompt) == (known[-1] if known else None)
 
 

@@ -44,7 +44,7 @@ def report(
         pull_fixed_s=0.004,
         age_s=age_s,
     )
-    worker.load, worker.load_received_at = StampedLoad(now, load), now - age_s
+    worker.load, worker.load_measured_at = StampedLoad(now, load), now - age_s
 
 
 def queue_ms(queues: QueueEstimator, worker: Worker, now: float) -> float:

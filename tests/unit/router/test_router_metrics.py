@@ -102,6 +102,15 @@ def test_quantile_lies_in_the_right_bucket(values: list[float], q: float) -> Non
     assert histogram.sum == pytest.approx(sum(values))
 
 
+def test_quantile_is_not_above_the_largest_value() -> None:
+    """Interpolation within a wide bucket says nothing of values that never were."""
+    histogram = Histogram("h", "h", (10.0, 1000.0))
+    for value in (5.0, 172.0, 181.0):
+        histogram.observe(value)
+    assert histogram.quantile(0.9) == 181.0
+    assert histogram.quantile(0.1) == pytest.approx(3.0)
+
+
 def test_questions_to_the_router_itself_are_no_requests() -> None:
     """Who looks at the router all the time does not change the number of requests that it shows."""
     metrics = RouterMetrics()

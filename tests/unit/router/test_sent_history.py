@@ -110,7 +110,7 @@ def test_history_keeps_what_another_request_has_shown(failed_first: bool, told_f
 
 
 def test_history_keeps_nothing_of_an_ended_placement_but_its_places() -> None:
-    """A prompt's digests are not held on to; what was entered is found, and news that come too late enter nothing."""
+    """A prompt's digests are not held on to; what was added is found, and worker events that are late add nothing."""
     history, prompt = SentHistory(), prompt_of(SHARED)
     computed(history, prompt, "w1", 0.0)
     sent = history.record(prompt, "w2", 1.0)

@@ -8,9 +8,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
@@ -53,7 +50,7 @@ class Pair:
             self._soon,
             self.now,
             router=f"r{number}",
-            server_offset=lambda: 500.0,
+            clock_offset=lambda: 500.0,
             count=lambda result: self.results.update([result]),
         )
 
@@ -227,7 +224,7 @@ async def test_taken_over_lock_is_lost_by_its_owner() -> None:
 
 @virtual
 async def test_only_one_of_two_takes_over() -> None:
-    """Two routers that both lose patience with a third: one gets the lock, the other follows it."""
+    """Of two routers whose requests have waited for a third long enough, one gets the lock, the other follows it."""
     pair = Pair()
     dead = pair.store.lock(pair.take(pair.a).keys, router="r9", worker="w9", ready_at=0.0, ttl_s=100.0)
     pair.a.stop()
@@ -305,72 +302,3 @@ async def test_locks_are_bounded_and_make_room() -> None:
     await asyncio.sleep(SETTLE_S)
     assert pair.a.take("n", prompts[-1], -1, "w", 0.0) is not None
     pair.a.check_invariants()
-
-
-class SingleFlightMachine(RuleBasedStateMachine):
-    """Two routers that take, confirm, renew, release and take over in any order, while time passes."""
-
-    @initialize()
-    def begin(self) -> None:
-        self.now = 0.0
-        self.store = MemoryCoordinationStore(clock=lambda: self.now)
-        self.runner = asyncio.Runner()
-        self.runner.run(asyncio.sleep(0))
-        self.routers = [
-            SingleFlight(
-                self.store, self._at_once, lambda: self.now, router=f"r{n}", server_offset=float, count=lambda _: None
-            )
-            for n in range(2)
-        ]
-        self.taken: list[tuple[SingleFlight, GhostLock]] = []
-
-    async def _at_once(self, call: Callable[[], T], /) -> T:
-        return call()
-
-    @rule(router=st.integers(0, 1), prompt=st.sampled_from([PROMPT, OTHER, ALONE]))
-    def take(self, router: int, prompt: Prompt) -> None:
-        async def step() -> None:
-            locks = self.routers[router]
-            found, over = locks.find("n", prompt, -1), None
-            if found is not None and self.now > found.lock.ready_at:
-                locks.take_over(found.lock)
-                over = found.lock
-            lock = locks.take("n", prompt, -1, f"w{router}", self.now + 1.0)
-            if lock is not None and await locks.confirm(lock, over):
-                self.taken.append((locks, lock))
-
-        self.runner.run(step())
-
-    @rule(number=st.integers(0, 99))
-    def release(self, number: int) -> None:
-        async def step() -> None:
-            if self.taken:
-                locks, lock = self.taken.pop(number % len(self.taken))
-                locks.release(lock)
-                await locks.drain()
-
-        self.runner.run(step())
-
-    @rule(router=st.integers(0, 1), seconds=st.floats(0, 1.5))
-    def renew(self, router: int, seconds: float) -> None:
-        self.now += seconds
-        self.runner.run(self.routers[router].renew())
-
-    @rule(reachable=st.booleans())
-    def reach(self, reachable: bool) -> None:
-        self.store.reachable = reachable
-
-    @invariant()
-    def sound(self) -> None:
-        if not hasattr(self, "routers"):
-            return
-        for locks in self.routers:
-            locks.check_invariants()
-
-    def teardown(self) -> None:
-        if hasattr(self, "runner"):
-            self.runner.close()
-
-
-SingleFlightMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
-test_single_flight_machine = SingleFlightMachine.TestCase

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, WorkerEvents
+from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate
 from ghostcacher_router.signals.sessions import session_key
-from ghostcacher_router.types import Outcome, Reason
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.coordination_parts import make_update
@@ -31,10 +30,11 @@ async def test_flush_reaches_every_router(scope: str) -> None:
     for router in sim.routers:
         assert (router.routing.state.sessions.get(key) is None) is (scope != "doc")
         assert ("boundaries=0" in repr(router.routing.state.history)) is (scope != "session")
+        assert ("prefixes=0" in repr(router.routing.state.locations)) is (scope != "session")
 
 
 @virtual
-async def test_feed_survives_a_store_that_goes_and_comes() -> None:
+async def test_sync_survives_a_store_that_goes_and_comes() -> None:
     """While the store is away requests are served; what was learned meanwhile reaches the others after."""
     sim = await make_sim(3, routers=2)
     one, two = sim.routers
@@ -69,40 +69,7 @@ async def test_item_that_cannot_be_applied_costs_that_item_only(monkeypatch: pyt
 
 
 @virtual
-async def test_two_requests_of_one_id_teach_nothing() -> None:
-    """Clients choose ids: what is told under one that two prompts have is nobody's, also when one of them has ended."""
-    sim = await make_sim()
-    router = sim.routers[0]
-    state, texts = router.routing.state, [text_of(name, 4000) for name in ("mine", "yours")]
-    placed = [await router.picker.place(router.ask(text)._replace(request_id="same")) for text in texts]
-    assert [one.lock is not None for one in placed] == [True, True]
-    before = repr(state.locations)
-    for one in placed:
-        await sim.engines[one.worker].prefill("same", texts[placed.index(one)])
-        await sim.settle(0.3)
-        assert not any(mine.lock is not None and mine.lock.released for mine in placed if not mine.is_ended)
-        one.first_byte()
-        one.ended(Outcome.DONE, 200)
-    await sim.settle(0.3)
-    assert (repr(state.locations), len(router.text)) == (before, 0)
-    assert all(one.lock is not None and one.lock.released for one in placed)
-    await router.send(texts[0])
-    await sim.settle(0.3)
-    assert len(router.text) > 0
-
-
-@virtual
-async def test_news_that_make_no_sense_change_nothing() -> None:
-    """Chains and ids of requests that nobody sent, from workers that nobody knows, are passed over."""
-    sim = await make_sim()
-    router = sim.routers[0]
-    before = repr(router.picker)
-    router.routing.tracker.on_worker_events(WorkerEvents("n", "stranger", b"x" * 16, (), ("one", "two")))
-    assert repr(router.picker) == before
-
-
-@virtual
-async def test_stop_says_goodbye() -> None:
+async def test_stop_deregisters() -> None:
     """A router that stops frees its locks, writes its sessions, and is counted no more."""
     sim = await make_sim(3)
     router = sim.routers[0]
@@ -115,18 +82,3 @@ async def test_stop_says_goodbye() -> None:
     assert sim.store.locks(placed.lock.keys) == [None] * len(placed.lock.keys)
     assert sim.store.sessions([session_key("m", "s")]) == [placed.worker]
     assert sim.store.heartbeat("another", ttl_s=1.0).routers == 1
-
-
-@virtual
-async def test_lone_router_locks_without_the_store() -> None:
-    """The only router need not tell anybody of a lock: a cold text is placed at once, and the next one sees it."""
-    sim = await make_sim(3)
-    await sim.settle()
-    router = sim.routers[0]
-    placed = router.picker.place_now(router.ask(TEXT))
-    assert placed is not None
-    assert placed.lock is not None
-    assert placed.lock.token is None
-    follower = router.picker.place_now(router.ask(TEXT))
-    assert follower is not None
-    assert (follower.worker, follower.reason) == (placed.worker, Reason.FOLLOW)

@@ -1,6 +1,7 @@
--- Return the records of a namespace's live workers, and forget those whose lease has run out.
+-- Return the records of a namespace's live workers, and forget those whose lease has run out some time ago.
 --
--- KEYS[1]: the namespace's workers. ARGV: prefix of a record's key, most workers to return.
+-- KEYS[1]: the namespace's workers. ARGV: prefix of a record's key, most workers to return, how long a worker whose
+--       lease has run out is remembered (s): see gone.lua.
 -- Returns {malformed, worker, record, worker, record, ...}.
 --
 -- The records' keys are built here, not passed: passing them would cost the caller a second round trip. They share the
@@ -9,6 +10,7 @@
 local names = redis.pcall('ZREVRANGE', KEYS[1], 0, tonumber(ARGV[2]) - 1)
 if names.err then return { 1 } end
 local answer = { 0 }
+local forgotten = tonumber(redis.call('TIME')[1]) - tonumber(ARGV[3])
 for _, name in ipairs(names) do
     local record = redis.pcall('GET', ARGV[1] .. name)
     if type(record) == 'string' then
@@ -16,7 +18,7 @@ for _, name in ipairs(names) do
         answer[#answer + 1] = record
     elseif type(record) == 'table' then
         answer[1] = answer[1] + 1
-    else
+    elseif tonumber(redis.call('ZSCORE', KEYS[1], name)) < forgotten then
         redis.call('ZREM', KEYS[1], name)
     end
 end

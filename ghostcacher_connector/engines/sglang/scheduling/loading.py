@@ -36,7 +36,7 @@ from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import PullOutcome
-from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource, ended
+from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource, unread_result
 from ghostcacher_connector.transfer.puller import Puller
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ class Loader:
         wait_budget_s = self._wait_budget_s(plan)
         job = PullJob(job_id, pages, plan.sources, self._clock() + wait_budget_s)
         if wait_budget_s <= 0 or len(self._submitted) >= self._settings.pull_threads:
-            return ended(job, PullOutcome.FAILED, MissReason.TIMEOUT)
+            return unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT)
         for event in events:
             event.synchronize()
         deadline = job.deadline

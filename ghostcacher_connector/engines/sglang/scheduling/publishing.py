@@ -23,18 +23,16 @@ from ghostcacher_connector.slots import Slots
 
 
 class Offer(NamedTuple):
-    """Pages of one tree node, offered to be published.
-
-    hashes: chain hash of each page, n of them.
-    root: hash of the first page of the chain.
-    pages: numbers of the pages, shape (n,).
-    events: over when the pages are computed.
-    """
+    """Pages of one tree node, offered to be published."""
 
     hashes: list[BlockHash]
+    """Chain hash of each page, n of them."""
     root: BlockHash
+    """Hash of the first page of the chain."""
     pages: Slots
+    """Numbers of the pages, shape (n,)."""
     events: Sequence[Any]
+    """Over when the pages are computed."""
 
 
 class PageBook:

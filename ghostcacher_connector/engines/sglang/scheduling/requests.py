@@ -17,14 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Tracked(PullState):
-    """One request.
-
-    req: SGLang's own object of it.
-    chain: hashes of the prompt's full pages; empty when they mean something on this engine only.
-    """
+    """One request."""
 
     req: Req
+    """SGLang's own object of it."""
     chain: list[BlockHash]
+    """Hashes of the prompt's full pages; empty when they mean something on this engine only."""
 
     @property
     def request_id(self) -> str:

@@ -194,6 +194,6 @@ class ConnectorScheduler:
         if self._fleet is None or self._scheduler is None:
             return
         try:
-            self._fleet.reporter.hand_over(self._meter.measure(self._scheduler, self._tracked.values()))
+            self._fleet.reporter.submit_load(self._meter.measure(self._scheduler, self._tracked.values()))
         except Exception:
             logger.exception("unexpected error while measuring the load")

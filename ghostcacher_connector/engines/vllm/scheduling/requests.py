@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Tracked(PullState):
-    """One request.
-
-    published: blocks ``[0, published)`` need no publishing any more.
-    given: tokens whose KV it has from this cache or from a peer; another request may still be computing them.
-    own_step: it has computed tokens of its own, and so everything before them is final.
-    """
+    """One request."""
 
     request: Request
+    """vLLM's own object of it."""
     published: int = 0
+    """Blocks ``[0, published)`` need no publishing any more."""
     given: int = 0
+    """Tokens whose KV it has from this cache or from a peer; another request may still be computing them."""
     own_step: bool = False
+    """It has computed tokens of its own, and so everything before them is final."""
 
     @property
     def request_id(self) -> str:

@@ -34,7 +34,7 @@ from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
-from ghostcacher_connector.worker.membership import Fleet
+from ghostcacher_connector.worker.membership import Membership
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class ConnectorScheduler:
         self._tracked: dict[str, Tracked] = {}
         self._cancelled: list[str] = []
         self._manager: KVCacheManager | None = None
-        self._fleet: Fleet | None = None
+        self._fleet: Membership | None = None
         self._watch: SlotWatch | None = None
         self._publisher: BlockPublisher | None = None
         self._prompts: PromptReporter | None = None
@@ -108,7 +108,7 @@ class ConnectorScheduler:
         self._forecaster = forecaster = Forecaster(
             self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
         )
-        self._fleet = fleet = Fleet(
+        self._fleet = fleet = Membership(
             self._settings, record, self._recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s
         )
         pool, block_bytes = self._manager.block_pool, record.ranks[0].bytes_per_slot
@@ -237,7 +237,7 @@ class ConnectorScheduler:
     def _report_load(self) -> None:
         """Give the reporter the present load, to be published from its own thread."""
         if self._fleet is not None and self._load is not None:
-            self._fleet.reporter.hand_over(self._load.measure(self._tracked.values()))
+            self._fleet.reporter.submit_load(self._load.measure(self._tracked.values()))
 
     # -- the rest ------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+from ghostcacher_cli.doctor.fingerprint_flags import fix_of
 from ghostcacher_cli.doctor.report import Check, fail, ok, warn
 from ghostcacher_connector.core.errors import ProtocolError
-from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.index.base import GONE_S, BlockIndex, GoneWorker
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.identity.fingerprint import differences
 from ghostcacher_connector.worker.link_probe import SelfCheckReport, self_check_report, unpack
@@ -35,6 +36,19 @@ def check_workers(records: Sequence[WorkerRecord]) -> Iterator[Check]:
         age_s = max(0.0, time.time() - record.started_at)
         ranks = f"{len(record.ranks)} rank{'s' * (len(record.ranks) != 1)}"
         yield ok(f"worker {record.worker}", f"live for {age_s:.0f} s, {ranks}, {record.role.value}, {record.namespace}")
+
+
+def check_gone(records: Sequence[WorkerRecord], gone: Sequence[GoneWorker]) -> Iterator[Check]:
+    """Yield a failure for each worker that went without leaving, and whose name did not come back anywhere."""
+    live = {record.worker for record in records}
+    for worker in gone:
+        if worker.worker not in live:
+            yield fail(
+                f"worker {worker.worker}",
+                f"gone: its lease was renewed last {worker.silent_s:.0f} s ago, and it did not leave",
+                "look at its log and at its machine, and start it again; a worker that stays away is forgotten "
+                f"{GONE_S // 60} minutes after it went",
+            )
 
 
 def check_unverified(count: int) -> Iterator[Check]:
@@ -63,9 +77,9 @@ def _health(record: WorkerRecord, timeout_s: float) -> Check:
             "set http_url in kv_connector_extra_config, or GC_HTTP_URL, to the URL at which routers reach it",
         )
     url = record.http.rstrip("/") + "/health"
-    mend = "check that the engine is up, and that http_url (GC_HTTP_URL) is right as seen from here"
+    fix = "check that the engine is up, and that http_url (GC_HTTP_URL) is right as seen from here"
     if urlsplit(url).scheme not in ("http", "https"):
-        return fail(name, f"{url}: expected an http or https URL", mend)
+        return fail(name, f"{url}: expected an http or https URL", fix)
     # Workers are asked directly: a proxy meant for the world outside would answer for itself.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     started = time.perf_counter()
@@ -74,11 +88,11 @@ def _health(record: WorkerRecord, timeout_s: float) -> Check:
             status = response.status
     except urllib.error.HTTPError as exc:
         exc.close()
-        return fail(name, f"{url}: expected status 200, got {exc.code}", mend)
+        return fail(name, f"{url}: expected status 200, got {exc.code}", fix)
     except (OSError, ValueError) as exc:
-        return fail(name, f"{url}: {exc}", mend)
+        return fail(name, f"{url}: {exc}", fix)
     if status != HTTP_OK:
-        return fail(name, f"{url}: expected status 200, got {status}", mend)
+        return fail(name, f"{url}: expected status 200, got {status}", fix)
     return ok(name, f"{url}: healthy in {(time.perf_counter() - started) * 1e3:.0f} ms")
 
 
@@ -101,14 +115,14 @@ def check_fingerprints(records: Sequence[WorkerRecord]) -> Iterator[Check]:
 
 
 def _kept_apart(model: str, lead: Sequence[WorkerRecord], group: Sequence[WorkerRecord]) -> Check:
-    found = differences(lead[0].fingerprint, group[0].fingerprint)
-    fields = "; ".join(f"{field}: {_short(a)} / {_short(b)}" for field, a, b in found) or "no field: records disagree"
-    mend = f"make {', '.join(field for field, _, _ in found) or 'the versions of GhostCacher'} equal on all of them"
-    if any("private-" in a + b for _, a, b in found):
-        mend += (
-            "; a private value stands for what a worker could not read: set weights_id (GC_WEIGHTS_ID) on all of them"
-        )
-    return fail(f"fingerprint {model}", f"{_names(group)} and {_names(lead)} never share a block; {fields}", mend)
+    found = differences(group[0].fingerprint, lead[0].fingerprint)
+    mine, theirs = _names(group), _names(lead)
+    fields = "; ".join(f"{field}: {_short(a)} on {mine}, {_short(b)} on {theirs}" for field, a, b in found)
+    return fail(
+        f"fingerprint {model}",
+        f"{mine} and {theirs} never share a block; {fields or 'no field differs: records disagree'}",
+        fix_of(lead[0].fingerprint.get("engine", ""), found),
+    )
 
 
 def check_self_checks(index: BlockIndex, records: Sequence[WorkerRecord]) -> Iterator[Check]:

@@ -100,7 +100,7 @@ def check_links(records: Sequence[WorkerRecord], found: dict[Pair, LinkReport], 
                 f"look at the log of {pair.reader}; raise --timeout when there are many workers",
             )
         elif not link.ok:
-            yield fail(name, link.error, unreachable_mend(pair.owner))
+            yield fail(name, link.error, unreachable_fix(pair.owner))
         else:
             yield ok(name, describe(link))
 
@@ -112,7 +112,7 @@ def describe(link: LinkReport) -> str:
     return f"{link.transport}{rate}{rtt}"
 
 
-def unreachable_mend(owner: str) -> str:
+def unreachable_fix(owner: str) -> str:
     return (
         f"give both hosts a way: shared memory (one host, one IPC namespace, e.g. --ipc=host), RDMA, or a relay "
         f"(relay_listen on {owner}, the same relay_token on all, its port open); look at NIXL's lines in both logs"

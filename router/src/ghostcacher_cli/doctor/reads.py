@@ -24,7 +24,7 @@ from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transp
 from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, packed_segments
 from ghostcacher_connector.transfer.nixl.cuda import CudaDevice, has_driver
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
-from ghostcacher_connector.transfer.relay.client import RelayTransport
+from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.worker.link_probe import LinkReport, link_report
 
 MARK = b"@gc "

@@ -19,38 +19,42 @@ class Status(str, Enum):
 
 
 class Check(NamedTuple):
-    """One line of the doctor. mend: how to put it right; never empty unless the status is OK."""
+    """One line of the doctor."""
 
     name: str
+    """What was looked at."""
     status: Status
+    """How it is."""
     text: str
-    mend: str = ""
+    """What was seen."""
+    fix: str = ""
+    """How to put it right; never empty unless the status is OK."""
 
 
 def ok(name: str, text: str) -> Check:
     return Check(name, Status.OK, text)
 
 
-def warn(name: str, text: str, mend: str) -> Check:
-    assert mend
-    return Check(name, Status.WARN, text, mend)
+def warn(name: str, text: str, fix: str) -> Check:
+    assert fix
+    return Check(name, Status.WARN, text, fix)
 
 
-def fail(name: str, text: str, mend: str) -> Check:
-    assert mend
-    return Check(name, Status.FAIL, text, mend)
+def fail(name: str, text: str, fix: str) -> Check:
+    assert fix
+    return Check(name, Status.FAIL, text, fix)
 
 
 def render(checks: Iterable[Check]) -> Iterable[str]:
-    """Yield a line for each check, and under it how to mend it. Text from the network is made printable."""
+    """Yield a line for each check, and under it how to fix it. Text from the network is made printable."""
     for check in checks:
         yield printable(f"{check.status.value:<4} {check.name}: {check.text}")
-        if check.mend:
-            yield printable(f"     mend: {check.mend}")
+        if check.fix:
+            yield printable(f"     fix: {check.fix}")
 
 
 def render_json(checks: Sequence[Check]) -> str:
-    """Return ``{"ok": bool, "checks": [{"name", "status", "text", "mend"}]}``."""
+    """Return ``{"ok": bool, "checks": [{"name", "status", "text", "fix"}]}``."""
     rows = [check._asdict() | {"status": check.status.value} for check in checks]
     return json.dumps({"ok": exit_code(checks) == EXIT_FINE, "checks": rows}, indent=2)
 

@@ -16,7 +16,7 @@ from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.worker.link_probe import LinkReport
 
-NIXL_MEND = "install it: pip install nixl; look at the lines that NIXL prints, and at UCX_TLS"
+NIXL_FIX = "install it: pip install nixl; look at the lines that NIXL prints, and at UCX_TLS"
 
 
 class Options(NamedTuple):
@@ -55,6 +55,7 @@ def _check_fleet(index: BlockIndex, options: Options) -> Iterator[Check]:
     # The ranks measure while the rest is looked at.
     asked = link_checks.ask(index, records)
     yield from fleet_checks.check_workers(records)
+    yield from fleet_checks.check_gone(records, index.gone())
     yield from fleet_checks.check_unverified(index.unverified_records)
     yield from fleet_checks.check_http(records, options.timeout_s)
     yield from fleet_checks.check_fingerprints(records)
@@ -81,13 +82,13 @@ def _check_reads(records: Sequence[WorkerRecord], options: Options) -> Iterator[
             yield ok(f"read {name}", f"from here: {link_checks.describe(link)}")
         else:
             error = link.error if link is not None else wrong or "no result"
-            mend = f"{link_checks.unreachable_mend(name)}; for a relay give the doctor its token (--relay-token-env)"
-            yield fail(f"read {name}", f"from here: {error}", mend)
+            fix = f"{link_checks.unreachable_fix(name)}; for a relay give the doctor its token (--relay-token-env)"
+            yield fail(f"read {name}", f"from here: {error}", fix)
 
 
 def _check_loopback(link: LinkReport | None, wrong: str) -> Check:
     if link is None:
-        return fail("nixl", wrong or "no result", NIXL_MEND)
+        return fail("nixl", wrong or "no result", NIXL_FIX)
     if not link.ok:
-        return fail("nixl", f"a READ from one agent to another on this machine: {link.error}", NIXL_MEND)
+        return fail("nixl", f"a READ from one agent to another on this machine: {link.error}", NIXL_FIX)
     return ok("nixl", f"a READ between two agents here gave the right bytes: {link_checks.describe(link)}")

@@ -129,7 +129,7 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="folder, or name on Hugging Face")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="engines to start (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="engines to start (default: %(default)s)")
     parser.add_argument("--engine", default="vllm", help=f"one of {', '.join(ENGINES)} (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="where the router listens (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="of the router; 0: any (default: %(default)s)")

@@ -29,6 +29,9 @@ _CAUSE = re.compile(
     r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^]]*\] )?(?P<error>(?:\w+\.)*\w*(?:Error|Engine): .+)$", re.MULTILINE
 )
 
+_ROUTE = re.compile(r"\bRoute: /")
+"""vLLM logs each of its routes when it starts: dozens of lines that would hide the last words of the engine."""
+
 
 def answers(url: str, *, timeout_s: float = 2.0) -> bool:
     """Say whether a server answers 200 there, within `timeout_s`."""
@@ -46,5 +49,6 @@ def explain(what: str, log: str, path: Path) -> str:
     """
     causes = list(dict.fromkeys(found["error"] for found in _CAUSE.finditer(log)))[:CAUSES_MAX]
     hints = [f"Likely: {hint}" for pattern, hint in _HINTS if re.search(pattern, log)]
-    tail = log.splitlines()[-(TAIL_LINES_WITH_CAUSE if causes else TAIL_LINES) :]
+    lines = [line for line in log.splitlines() if not _ROUTE.search(line)]
+    tail = lines[-(TAIL_LINES_WITH_CAUSE if causes else TAIL_LINES) :]
     return "\n".join([what, *causes, *hints, f"End of {path}:", *tail])

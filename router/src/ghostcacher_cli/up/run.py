@@ -23,7 +23,7 @@ from ghostcacher_cli.terminal.live import Live
 from ghostcacher_cli.terminal.render import request_rate, work_line
 from ghostcacher_cli.up.arguments import UpOptions, parse, suspicions
 from ghostcacher_cli.up.diagnosis import answers
-from ghostcacher_cli.up.display import Standing, banner, heading, readiness, standing_lines, summary
+from ghostcacher_cli.up.display import ROUTER, Standing, readiness, ready_lines, standing_lines, start_lines, summary
 from ghostcacher_cli.up.follow import LogFollower, phase_of, tail
 from ghostcacher_cli.up.machine import NotEnoughMemory, free_port
 from ghostcacher_cli.up.plan import Command, EnginePlan, base_url, plan_engines, plan_router, require_port
@@ -63,7 +63,7 @@ def main(words: Sequence[str], environ: Mapping[str, str]) -> int:
             command, drain_s = plan_router(options, redis.url, environ)
             with _log_folder(options.log_dir) as (folder, keep):
                 supervisor = _supervisor(options, plans, command, drain_s, folder)
-                live.note(*heading(options, redis.where, folder), *([redis.warning] if redis.warning else []))
+                live.note(*start_lines(options, redis.where, folder), *([redis.warning] if redis.warning else []))
                 with counted_signals() as signals:
                     failure = Watch(options, plans, supervisor, router, live).run(signals, redis.step)
                 if failure is not None or any(member.restarts for member in supervisor.members):
@@ -130,7 +130,7 @@ class Watch:
         now = time.monotonic()
         if not self._was_ready and self._supervisor.ready and self._router.is_ready():
             self._was_ready = True
-            self._live.note(*banner(self._options))
+            self._live.note(*ready_lines(self._options))
         elif now - self._shown_at < SHOW_INTERVAL_S:
             return
         self._shown_at = now
@@ -187,7 +187,7 @@ def _supervisor(
     )
     router_rules = Rules(ready_timeout_s=ROUTER_READY_TIMEOUT_S, grace_s=drain_s + ROUTER_MARGIN_S)
     engine_rules = Rules(ready_timeout_s=options.ready_timeout_s, grace_s=ENGINE_GRACE_S)
-    router = Member("router", lambda: router_command, folder, router_rules, world)
+    router = Member(ROUTER, lambda: router_command, folder, router_rules, world)
     engines = [Member(plan.name, partial(_on_free_port, plan), folder, engine_rules, world) for plan in plans]
     return Supervisor(router, engines, world)
 

@@ -2,6 +2,8 @@
 
 What was learned by trying (SGLang 0.5.23), and is relied on here:
 - An idle scheduler polls on a whole core without ``--sleep-on-idle``.
+- On a CPU SGLang takes most of the machine's memory for its pool, however many engines share it, unless it is told how
+  many tokens to hold.
 - The connector's settings go into the linker's configuration; those that are secret come from the environment.
 """
 
@@ -15,10 +17,15 @@ from typing import Any
 
 from ghostcacher_cli.up.launch import Place, gpu_places
 from ghostcacher_cli.up.machine import core_shares
+from ghostcacher_connector.core.errors import ConfigError
 
 LINKER_MODULE = "ghostcacher_connector.engines.sglang"
 MEMORY_FLAG = "--mem-fraction-static"
 LINKER_FLAG = "--unified-cache-external-linker-config"
+POOL_FLAG = "--max-total-tokens"
+CPU_SWITCH = "SGLANG_USE_CPU_ENGINE"
+ELEMENT_BYTES = 4
+"""Of a key or value, at most: float32."""
 
 
 def server_command(model: str, port: int, arguments: Sequence[str], *, python: str = sys.executable) -> list[str]:
@@ -36,6 +43,27 @@ def linker_arguments(settings: Mapping[str, Any], port: int) -> list[str]:
     }
     linker = ["--enable-unified-cache-external-linker", "--unified-cache-external-linker-backend", "dynamic"]
     return [*linker, LINKER_FLAG, json.dumps(config)]
+
+
+def require_cpu_build(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError, saying what is needed, unless SGLang is set up to compute without a GPU."""
+    if environ.get(CPU_SWITCH) != "1":
+        raise ConfigError(
+            f"--engine: no GPU was found, and SGLang without one is for tests: set {CPU_SWITCH}=1, and prepare it as "
+            "tests/support/sglang_cpu/README.md says"
+        )
+
+
+def pool_tokens(model: str, kv_gib: int) -> int | None:
+    """Return how many tokens a KV cache of so many GiB holds; None for a model whose config.json is not at hand."""
+    try:
+        config = json.loads(Path(model, "config.json").read_text())
+        heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+        head_size = config.get("head_dim") or config["hidden_size"] // heads
+        elements = 2 * layers * config.get("num_key_value_heads", heads) * head_size
+        return int((kv_gib << 30) // (elements * ELEMENT_BYTES))
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
 
 
 def server_environment(model: str) -> dict[str, str]:

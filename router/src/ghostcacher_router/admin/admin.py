@@ -1,15 +1,15 @@
 """The endpoints that the router answers itself.
 
-    GET /health                      200 while the process serves
-    GET /ready                       200 when a worker can take requests, else 503 and why
-    GET /metrics                     Prometheus' text format
-    GET /v1/models[/ID]              models, merged over all workers
-    GET /gc/status                   version, uptime, workers by state, Redis, replicas, models
-    GET /gc/stats                    counters since the start
-    GET /gc/workers                  every worker, with its state, load and requests in flight
-    POST, DELETE /gc/workers/ID/drain   give a worker no new requests (?drain=false and DELETE: take that back)
-    POST /gc/flush                   make the routers forget; see `AdminPorts.flush`
-    GET, POST /gc/explain            every worker's forecast for a prompt, without sending it anywhere
+    GET /health                         200 while the process serves
+    GET /ready                          200 when a worker can take requests, else 503 and why
+    GET /metrics                        Prometheus' text format
+    GET /v1/models[/ID]                 models, merged over all workers
+    GET /gc/status                      version, uptime, workers by state, Redis, replicas, models
+    GET /gc/stats                       counters since the start
+    GET /gc/workers                     every worker, with its state, load and requests in flight
+    POST, DELETE /gc/workers/ID/drain   give a worker no new requests (?drain=false and DELETE take that back)
+    POST /gc/flush                      make the routers forget; see `AdminPorts.flush`
+    GET, POST /gc/explain               every worker's forecast for a prompt, without sending it anywhere
 
 /gc/pods is an older name of /gc/workers, and stays. access.py says who may use /gc/*, and core/admin_api.py has the
 schema of what it takes and answers.

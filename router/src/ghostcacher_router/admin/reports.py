@@ -65,7 +65,7 @@ def _load(worker: Worker, now: float) -> Load | None:
     if worker.load is None:
         return None
     load = worker.load.load
-    fields = msgspec.structs.asdict(load) | {"age_s": round(now - worker.load_received_at - load.age_s, 3)}
+    fields = msgspec.structs.asdict(load) | {"age_s": round(now - worker.load_measured_at - load.age_s, 3)}
     return msgspec.convert(fields, Load)
 
 

@@ -35,7 +35,7 @@ from ghostcacher_router.fleet.membership.members import Member, Unroutable, memb
 from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import HttpProber, Prober
-from ghostcacher_router.fleet.watch import Surroundings, Watch
+from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
@@ -70,7 +70,7 @@ class Fleet:
         self.options = options or FleetOptions()
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
-        self._around = Surroundings(prober or HttpProber(), self.options, metrics, clock, jitter, self._changed)
+        self._watched = WatchDependencies(prober or HttpProber(), self.options, metrics, clock, jitter, self._changed)
         self._leases = Leases(self.options.lease_ttl_s)
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
@@ -192,7 +192,7 @@ class Fleet:
                 try:
                     await step()
                 except Exception:
-                    # A bug must not freeze what the router knows for the rest of its life.
+                    # A bug must not freeze what the router knows until it is restarted.
                     logger.exception("unexpected error in the fleet's %s", getattr(step, "__name__", step))
                 await asyncio.sleep(interval_s)
 
@@ -246,7 +246,7 @@ class Fleet:
             worker = workers[ref]
             if load is not None and (worker.load is None or load.at != worker.load.at):
                 worker.load = load
-                worker.load_received_at = now - max(0.0, store_now - load.at) - load.load.age_s
+                worker.load_measured_at = now - max(0.0, store_now - load.at) - load.load.age_s
 
     # Who is a member
 
@@ -277,7 +277,7 @@ class Fleet:
             worker.inherit(by_url)
             if by_url.draining:
                 self._drains.want(worker.drain_id, True)
-        watch = Watch(worker, self._around)
+        watch = Watch(worker, self._watched)
         self._workers[member.name], self._watches[member.name] = worker, watch
         watch.drain(self._drains.hold(worker.drain_id))
         self._tasks[member.name] = self._forever(watch.run, self.options.backoff_max_s)

@@ -1,6 +1,6 @@
 """Asks a worker whether it is well and what it serves: two small GETs, each bounded in time and size.
 
-A probe opens a connection of its own, so that it finds what a new request would find, and closes it.
+A probe opens a connection of its own, so that it finds what a new request would find, and closes it afterwards.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class ProbeFailed(Exception):
-    """A worker is not well. unreachable: nobody speaks HTTP there; else it may just be slow, or busy starting."""
+    """A worker is not well.
+
+    unreachable: whether nobody speaks HTTP there; if not, it may just be slow, or busy starting.
+    """
 
     def __init__(self, message: str, *, unreachable: bool = False) -> None:
         super().__init__(message)
@@ -36,8 +39,12 @@ class ProbeFailed(Exception):
 
 
 class Answer(NamedTuple):
+    """A whole answer of a worker."""
+
     status: int
+    """Of its head."""
     body: bytes
+    """Decoded from its framing."""
 
 
 class Prober(Protocol):
@@ -51,10 +58,11 @@ class Prober(Protocol):
 
 
 class HttpProber:
-    """Asks over HTTP/1.1. timeout_s: bound of each question, from connecting to the last byte.
+    """Asks over HTTP/1.1.
 
+    timeout_s: the longest that a question may take, from connecting to the last byte.
     headers: sent with every question, such as the key that engines ask for; never shown.
-    tls: for https; None: the system's certificates.
+    tls: used for https; None for one with the system's certificates.
     """
 
     def __init__(
@@ -79,7 +87,7 @@ class HttpProber:
     async def models(self, endpoint: Endpoint) -> tuple[Mapping[str, object], ...]:
         answer = await self._get(endpoint, "/v1/models")
         if answer.status == HTTP_NOT_FOUND:
-            return ()  # No OpenAI-compatible server: it serves what names no model.
+            return ()  # Not an OpenAI-compatible server: it serves requests that name no model.
         if answer.status in NOT_ALLOWED:
             raise ProbeFailed(f"/v1/models: got status {answer.status}: it asks for a key: set engine_api_key")
         if answer.status != HTTP_OK:
@@ -105,7 +113,7 @@ class HttpProber:
             return await _read_answer(reader)
         finally:
             writer.close()
-            writer.transport.abort()  # The answer is known, or the failure is: no waiting for the other side's close.
+            writer.transport.abort()  # The answer or the failure is known, so the other side's close is not waited for.
 
     def _request(self, endpoint: Endpoint, path: str) -> bytes:
         host = endpoint.url.partition("://")[2].removesuffix(endpoint.path)
@@ -114,7 +122,7 @@ class HttpProber:
 
 
 class _Answer:
-    """Takes httptools' events of one answer."""
+    """Collects httptools' events of one answer."""
 
     def __init__(self) -> None:
         self.body = bytearray()
@@ -134,7 +142,7 @@ class _Answer:
 
 
 async def _read_answer(reader: asyncio.StreamReader) -> Answer:
-    """Return an answer; raise ValueError when it is cut off or too long."""
+    """Return an answer. Raises ValueError when it is cut off or too long."""
     events, size = _Answer(), 0
     parser = httptools.HttpResponseParser(events)
     while not events.done and (data := await reader.read(READ_BYTES)):
@@ -149,7 +157,7 @@ async def _read_answer(reader: asyncio.StreamReader) -> Answer:
 
 
 def parse_models(body: bytes) -> tuple[Mapping[str, object], ...]:
-    """Return the models in an OpenAI model list, each id once; raise ProbeFailed when it is none."""
+    """Return the models of an OpenAI model list, each id once. Raises ProbeFailed when it is not one."""
     try:
         data = _decode_json(body).get("data")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:

@@ -1,4 +1,4 @@
-"""Watches one worker: probes it regularly while it is well, with backoff while it is not, and moves its state."""
+"""Watches one worker: probes it regularly while it is well, with backoff while it is not, and changes its state."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ logger = logging.getLogger(__name__)
 _UP = (WorkerState.READY, WorkerState.DRAINING)
 
 
-class Surroundings(NamedTuple):
-    """What all watches share. changed: called after a worker's state or models changed. jitter: in [0, 1)."""
+class WatchDependencies(NamedTuple):
+    """What all watches share."""
 
     prober: Prober
+    """Asks workers."""
     options: FleetOptions
+    """Intervals and limits."""
     metrics: RouterMetrics
+    """Counts probes and refusals."""
     clock: Callable[[], float]
+    """The loop's clock, in seconds."""
     jitter: Callable[[], float]
+    """Returns numbers in [0, 1), which spread the probes."""
     changed: Callable[[], None]
+    """Called after a worker's state or models have changed."""
 
 
 class Watch:
-    """The health of one worker. `run` is its task; the rest is called by whoever learns something in passing."""
+    """The health of one worker. `run` is its task; the rest is called by whoever else learns of the worker's health."""
 
-    def __init__(self, worker: Worker, around: Surroundings) -> None:
+    def __init__(self, worker: Worker, dependencies: WatchDependencies) -> None:
         self.worker = worker
-        self._around = around
-        self._due = around.clock()
+        self._dependencies = dependencies
+        self._due = dependencies.clock()
         self._wake = asyncio.Event()
         self._setbacks = 0
 
@@ -49,48 +55,48 @@ class Watch:
             await self.probe()
 
     async def probe(self) -> None:
-        """Ask the worker once, and move it."""
-        worker, around = self.worker, self._around
+        """Ask the worker once, and change its state as the answer says."""
+        worker, dependencies = self.worker, self._dependencies
         setbacks, models = self._setbacks, None
         try:
-            await around.prober.health(worker.endpoint)
+            await dependencies.prober.health(worker.endpoint)
             if self._models_due():
-                models = await around.prober.models(worker.endpoint)
+                models = await dependencies.prober.models(worker.endpoint)
         except ProbeFailed as exc:
-            around.metrics.probes.inc("failed")
+            dependencies.metrics.probes.inc("failed")
             self._failed(str(exc), certain=exc.unreachable)
             return
-        around.metrics.probes.inc("ok")
+        dependencies.metrics.probes.inc("ok")
         if setbacks != self._setbacks:
-            # A connection was refused while this probe was under way: its answer may be older than that.
+            # A connection was refused while this probe was under way, and its answer may be older than that.
             self._again_after(self._pause_s())
             return
         if models is not None:
             changed = worker.model_objects != models
             worker.model_objects = models
             worker.models = frozenset(str(model["id"]) for model in models)
-            worker.models_asked_at = around.clock()
+            worker.models_asked_at = dependencies.clock()
             if changed:
-                around.changed()
+                dependencies.changed()
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
         self._again_after(self._pause_s())
 
     def refused(self) -> None:
-        """A connection was refused or broke before the answer: out at once, and probed soon."""
+        """A connection was refused or broke before the answer: the worker is DOWN at once, and probed soon."""
         self._setbacks += 1
         self.worker.refusals += 1
-        self._around.metrics.refusals.inc(self.worker.name)
+        self._dependencies.metrics.refusals.inc(self.worker.name)
         if self.worker.state in _UP:
             self._failed("a connection was refused or broke before an answer", certain=True)
 
     def answered(self) -> None:
-        """A request got an answer: a worker that is slow to answer probes is not gone."""
+        """A request got an answer, so a worker that is slow to answer probes is not down."""
         if self.worker.failures and self.worker.state in _UP:
             self.worker.failures = 0
 
     def soon(self) -> None:
-        """Probe at once: something about the worker has become doubtful."""
+        """Probe at once, since something about the worker has become doubtful."""
         self._again_after(0.0)
 
     def drain(self, draining: bool) -> None:
@@ -101,38 +107,42 @@ class Watch:
         worker = self.worker
         worker.failures += 1
         worker.error = message
-        if certain or worker.failures >= self._around.options.failures_max:
+        if certain or worker.failures >= self._dependencies.options.failures_max:
             self._move(Move.FAILED)
         self._again_after(self._pause_s())
 
     def _move(self, move: Move) -> None:
         worker, before = self.worker, self.worker.state
-        if not worker.move(move, self._around.clock()):
+        if not worker.move(move, self._dependencies.clock()):
             return
         level = logging.WARNING if worker.state is WorkerState.DOWN else logging.INFO
         because = f": {worker.error}" if worker.error else ""
         logger.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
-        self._around.changed()
+        self._dependencies.changed()
 
     def _models_due(self) -> bool:
         asked_at = self.worker.models_asked_at
-        overdue = asked_at is None or self._around.clock() - asked_at >= self._around.options.models_interval_s
+        overdue = (
+            asked_at is None or self._dependencies.clock() - asked_at >= self._dependencies.options.models_interval_s
+        )
         return overdue or self.worker.state not in _UP
 
     def _pause_s(self) -> float:
-        options, worker = self._around.options, self.worker
+        options, worker = self._dependencies.options, self.worker
         if not worker.failures:
-            return options.health_interval_s * (0.8 + 0.4 * self._around.jitter())
+            return options.health_interval_s * (0.8 + 0.4 * self._dependencies.jitter())
         most_s = options.joining_max_s if worker.state is WorkerState.JOINING else options.backoff_max_s
-        return backoff_s(worker.failures, first_s=options.backoff_first_s, max_s=most_s, jitter=self._around.jitter)
+        return backoff_s(
+            worker.failures, first_s=options.backoff_first_s, max_s=most_s, jitter=self._dependencies.jitter
+        )
 
     def _again_after(self, pause_s: float) -> None:
-        self._due = self._around.clock() + pause_s
+        self._due = self._dependencies.clock() + pause_s
         self._wake.set()
 
     async def _until_due(self) -> None:
-        """Wait until a probe is due, however often that moment is moved."""
-        while (left_s := self._due - self._around.clock()) > 0.0:
+        """Wait until a probe is due, however often the due time changes meanwhile."""
+        while (left_s := self._due - self._dependencies.clock()) > 0.0:
             self._wake.clear()
             try:
                 async with asyncio.timeout(left_s):

@@ -1,13 +1,13 @@
 """One engine server as the router sees it, and the table that says how its state may change.
 
-    who may move it          by
+    who reports              what
     the worker's own probe   ANSWERED: /health was fine and the models are known; FAILED: it was not, too often
-    the front                FAILED: a connection was refused or broke. Never ANSWERED: an answer that was still under
+    the HTTP proxy           FAILED: a connection was refused or broke. Never ANSWERED: an answer that was still under
                              way says nothing of new connections
     people, on any replica   DRAIN, UNDRAIN
 
-A worker whose lease is gone is no state: it is no longer in the fleet, and requests in flight go on. A new incarnation
-under the same name is a new Worker, whose health and drain begin afresh.
+There is no state for a worker whose lease has ended: it is no longer in the fleet, and requests in flight go on. A new
+incarnation under the same name is a new Worker, whose health and drain begin afresh.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ class Move(Enum):
     """What happens to a worker."""
 
     ANSWERED = "answered"
+    """It answered a probe, and its models are known."""
     FAILED = "failed"
+    """Its probes failed too often, or a connection to it did."""
     DRAIN = "drain"
+    """A person wants it to get no new requests."""
     UNDRAIN = "undrain"
+    """A person takes that back."""
 
 
 _JOINING, _READY, _DRAINING, _DOWN = WorkerState.JOINING, WorkerState.READY, WorkerState.DRAINING, WorkerState.DOWN
@@ -55,13 +59,7 @@ worker is JOINING or DOWN is remembered, and holds from its first answer on."""
 
 
 class Worker:
-    """One engine server. Mutable, on the event loop only.
-
-    record: None for a plain engine, known by its URL only; ref, namespace, block_tokens, shares_prefill: as it says.
-    models: those of its last answer, kept while it is DOWN.
-    load_received_at: loop clock, s: when `load` was measured, as far as this router can tell.
-    failures: in a row, of probes and connections. error: of the last one, for people.
-    """
+    """One engine server. Mutable, on the event loop only. Times are of the loop's clock, in seconds."""
 
     def __init__(self, name: str, endpoint: Endpoint, record: WorkerRecord | None, now: float) -> None:
         self.name = name
@@ -69,21 +67,30 @@ class Worker:
         self.renew(record)
         self.state = WorkerState.JOINING
         self.since = now
+        """When it came into this state."""
         self.draining = False
+        """Whether it is to get no new requests. Holds, too, while it is JOINING or DOWN."""
         self.models: frozenset[str] = frozenset()
+        """The ids of the models that it served when it last answered; kept while it is DOWN."""
         self.model_objects: tuple[Mapping[str, object], ...] = ()
+        """The same models, as the engine describes them."""
         self.models_asked_at: float | None = None
         self.load: StampedLoad | None = None
-        self.load_received_at = now
+        """The last load that it reported."""
+        self.load_measured_at = now
+        """When `load` was measured, as far as this router can tell."""
         self.failures = 0
+        """Probes and connections that failed in a row."""
         self.refusals = 0
+        """Connections that it refused or broke, in all."""
         self.error: str | None = None
+        """The last failure, for people."""
 
     def __repr__(self) -> str:
         return f"Worker({self.name}, {self.state.value}, {self.endpoint.url}, models={sorted(self.models)})"
 
     def renew(self, record: WorkerRecord | None) -> None:
-        """Take over what the worker says of itself now."""
+        """Take over what the worker says of itself now. record: None for an engine that is known by its URL only."""
         self.record = record
         self.ref: WorkerRef | None = None if record is None else ref_of(record)
         self.namespace = None if record is None else record.namespace
@@ -92,15 +99,16 @@ class Worker:
 
     @property
     def incarnation(self) -> bytes | None:
+        """Return which run of the worker this is; None for one that is known by its URL only."""
         return None if self.ref is None else self.ref.incarnation
 
     @property
     def drain_id(self) -> str:
-        """What a drain of this worker is stored under: this life of it, where lives can be told apart."""
+        """Return what a drain is stored under: this incarnation, where incarnations can be told apart."""
         return self.name if self.record is None else f"{self.name}@{self.record.incarnation.hex()}"
 
     def move(self, move: Move, now: float) -> bool:
-        """Move as the table says; return whether the state is another one."""
+        """Change the state as the table says; return whether it is another one now."""
         before = self.state
         if move in (Move.DRAIN, Move.UNDRAIN):
             self.draining = move is Move.DRAIN

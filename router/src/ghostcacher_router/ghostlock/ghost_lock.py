@@ -1,4 +1,4 @@
-"""One ghost lock: the single-flight lease on a cold prefix. See single_flight.py for its life."""
+"""One ghost lock: the single-flight lease on a cold prefix. single_flight.py says how it begins and ends."""
 
 from __future__ import annotations
 

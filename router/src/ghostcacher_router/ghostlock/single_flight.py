@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from ghostcacher_connector.core.breaker import Breaker
@@ -60,7 +60,7 @@ class SingleFlight:
         clock: Clock,
         *,
         router: str,
-        server_offset: Callable[[], float],
+        clock_offset: Callable[[], float],
         count: Callable[[str], None],
         alone: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -68,13 +68,13 @@ class SingleFlight:
 
         store: None for a router that locks for itself only.
         router: this router's name in the fleet.
-        server_offset: returns the loop's clock less the store's, in seconds.
+        clock_offset: returns the loop's clock less the store's, in seconds.
         count: takes the result of each lock, a label value of ``gc_ghost_locks_total``.
         alone: returns whether this is the only router: then the store need not hear of locks. A router that has just
             joined is noticed at the next heartbeat; until then the two may compute a prefix each.
         """
         self._store, self._offload, self._clock, self._alone = store, offload, clock, alone
-        self._router, self._server_offset, self._count = router, server_offset, count
+        self._router, self._clock_offset, self._count = router, clock_offset, count
         self._table = LockTable(clock)
         self._breaker = Breaker(clock)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,7 +96,7 @@ class SingleFlight:
         return self._breaker.open
 
     def store_failed(self, for_s: float | None = None) -> None:
-        """Note that the store has failed: for so long it is not asked."""
+        """Note that the store has failed: for so long, or for the breaker's usual time, it is not asked."""
         self._breaker.trip(for_s)
 
     def find(self, namespace: str, prompt: Prompt, after: int) -> EncounteredLock | None:
@@ -137,8 +137,7 @@ class SingleFlight:
             return
         self._drop(lock)
         if lock.ours and lock.token is not None and self._store is not None:
-            store, keys, token = self._store, lock.keys, lock.token
-            self._keep(asyncio.get_running_loop().create_task(self._quietly(lambda: store.unlock(keys, token))))
+            self._keep(asyncio.get_running_loop().create_task(self._unlock(self._store, lock.keys, lock.token)))
 
     def settle(self, lock: GhostLock) -> None:
         """Let a lock end soon: its prefix is computed, and can be pulled when the worker says so, or after SETTLE_S."""
@@ -169,7 +168,7 @@ class SingleFlight:
         self._release_expired()
         if self._store is None:
             return
-        store, offset = self._store, self._server_offset()
+        store, offset = self._store, self._clock_offset()
         held = [lock for lock in self._table if lock.ours and lock.token is not None]
 
         def call() -> list[bool]:
@@ -196,7 +195,7 @@ class SingleFlight:
             self.release(lock)
 
     async def drain(self) -> None:
-        """Wait until the store has been told of everything. Bounded by its time-out."""
+        """Wait until everything has been written to the store. Bounded by its time-out."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def check_invariants(self) -> None:
@@ -221,7 +220,7 @@ class SingleFlight:
         lock.changed = asyncio.Event()
 
     async def _acquire(self, store: CoordinationStore, lock: GhostLock, replaced: GhostLock | None) -> None:
-        offset = self._server_offset()
+        offset = self._clock_offset()
 
         def call() -> LockGrant:
             if replaced is not None and replaced.token is not None:
@@ -240,7 +239,7 @@ class SingleFlight:
         if grant.token is not None:
             lock.token = grant.token
             if lock.released:
-                await self._quietly(lambda: store.unlock(lock.keys, grant.token or 0))
+                await self._unlock(store, lock.keys, grant.token)
             elif not lock.confirmed:
                 self._confirmed(lock, "granted")
         elif not lock.released and not lock.confirmed:
@@ -250,7 +249,7 @@ class SingleFlight:
         """Withdraw a lock whose keys other routers hold, and add theirs to the table."""
         lock.released = True
         self._table.remove(lock)
-        expires_at, offset = self._clock() + TTL_S, self._server_offset()
+        expires_at, offset = self._clock() + TTL_S, self._clock_offset()
         by_token: dict[int, list[HeldLock]] = {}
         for one in held:
             by_token.setdefault(one.token, []).append(one)
@@ -289,9 +288,9 @@ class SingleFlight:
 
         return checked
 
-    async def _quietly(self, call: Callable[[], object]) -> None:
+    async def _unlock(self, store: CoordinationStore, keys: Sequence[bytes], token: int) -> None:
         try:
-            await self._offload(call)
+            await self._offload(lambda: store.unlock(keys, token))
         except IndexUnavailable as exc:
             logger.debug("a ghost lock expires by itself: %s", exc)
 

@@ -5,7 +5,7 @@
     client_connection.py  ClientConnection: one client's connection, one request at a time
     worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
     local_exchange.py     LocalExchange: the same for what the router answers itself
-    ports.py              what these ask of one another, and of the rest of the router
+    proxy_ports.py        what these ask of one another, and of the rest of the router
     peer_state.py         whether a client that is not read from has left
     open_files.py         how many clients the process may have
     protocol/             heads, bodies, framing, limits and errors of HTTP: no I/O

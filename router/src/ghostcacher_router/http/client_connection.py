@@ -15,11 +15,11 @@ from typing import cast
 
 from ghostcacher_router.http.local_exchange import LocalExchange
 from ghostcacher_router.http.peer_state import peer_has_closed
-from ghostcacher_router.http.ports import Exchange
 from ghostcacher_router.http.protocol.local_response import error_response
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
 from ghostcacher_router.http.protocol.request_reader import RequestReader
+from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.http.worker_exchange import WorkerExchange
 
@@ -102,7 +102,8 @@ class ClientConnection(asyncio.Protocol):
         proxy = self._proxy
         self._exchange = self._reader.head = None
         proxy.in_flight -= 1
-        self.release_body()
+        if self._held_bytes:
+            self.release_body()
         if not keep or proxy.draining:
             self._close()
         elif not self._write_paused:

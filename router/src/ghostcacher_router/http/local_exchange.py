@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ghostcacher_router.http.ports import Client
 from ghostcacher_router.http.protocol.local_response import LocalRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
+from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 from ghostcacher_router.http.client_connection import ClientConnection
-from ghostcacher_router.http.ports import LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Dispatcher
 

@@ -8,11 +8,11 @@ import logging
 import ssl
 from collections.abc import Callable
 
-from ghostcacher_router.http.ports import Connection, LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
+from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse
 from ghostcacher_router.types import Dispatcher
-from ghostcacher_router.upstreams.pool import Pools
+from ghostcacher_router.upstreams.worker_pools import Pools
 
 access = logging.getLogger("ghostcacher_router.access")
 

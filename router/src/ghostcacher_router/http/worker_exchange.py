@@ -15,15 +15,15 @@ import errno
 import logging
 from functools import lru_cache
 
-from ghostcacher_router.http.ports import Client
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
+from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, Forecast, NoWorker, Outcome, Placement, RequestShape
-from ghostcacher_router.upstreams.connection import WorkerConnection
-from ghostcacher_router.upstreams.ports import Sink
+from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.upstreams.response_receiver import Sink
+from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ HTTP_ERROR = 400
 WORKER_NAMES_MAX = 8192
 OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """What the router lacks itself when it cannot connect: it says nothing of the worker."""
+_NOBODY: frozenset[str] = frozenset()
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
@@ -74,7 +75,7 @@ class WorkerExchange:
         self._connection: WorkerConnection | None = None
         self._placement: Placement | None = None
         self._task: asyncio.Task[None] | None = None
-        self._excluded: frozenset[str] = frozenset()
+        self._excluded = _NOBODY
         self._status: int | None = None
         self._responding = False
         self._reused = False
@@ -214,7 +215,9 @@ class WorkerExchange:
             client.release_body()
         ends = length is not None or (head.chunked and not self.plain) or head.no_body or self.no_body
         self._keep = keep = ends and client.may_keep_alive
-        own_lines = _own_lines(self.request_id, placement.worker, placement.forecast)
+        own_lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (self.request_id, _printable(placement.worker))
+        if (found := placement.forecast) is not None:
+            own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
         return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), client.write
 
     def response_first_byte(self) -> None:
@@ -306,14 +309,6 @@ class WorkerExchange:
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.ended(outcome, self._status)
-
-
-def _own_lines(request_id: bytes, worker: str, forecast: Forecast | None) -> bytes:
-    """Return the headers that the router adds to a response."""
-    lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (request_id, _printable(worker))
-    if forecast is not None:
-        lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (forecast.total_ms, forecast.cached_tokens)
-    return lines
 
 
 def _no_answer(tried: int) -> Refusal:

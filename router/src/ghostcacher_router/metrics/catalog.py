@@ -1,9 +1,9 @@
 """Every metric that the router exports: name, unit, labels and what it means. Nothing else is recorded.
 
-All of it is touched on the event loop only. Labels are bounded: a path is one of `PATHS` or "other", a status is a
-number, a worker's series go when the worker does.
+All of it is changed on the event loop only. Labels are bounded: a path is one of `PATHS` or "other", a status is a
+number, and the series of a worker go when the worker leaves.
 
-For whoever records (all on `RouterMetrics`):
+What to call for what has happened, all on `RouterMetrics`:
 
     answered(path, status)                    a request has ended; 499: the client left
     latency_ms.observe(ms)                    from the last byte of the request's body to the request written
@@ -27,6 +27,7 @@ from ghostcacher_router.metrics.instruments import OTHER, Counter, Gauge, Histog
 from ghostcacher_router.types import Reason, WorkerState
 
 PAGE_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+"""The content type of the metrics page."""
 
 PATHS = (
     "/v1/chat/completions",
@@ -42,28 +43,29 @@ PATHS = (
     "/v1/audio/transcriptions",
     "/generate",
 )
-"""Paths with series of their own. Any other, and so whatever a client makes up, is "other"."""
+"""Paths with series of their own. All others, and so whatever a client makes up, share the series "other"."""
 
 OWN = "own"
-"""What people ask of the router itself has this one series, and is not counted where requests are shown."""
+"""Requests that the router answers itself, for people, share this one series, and are not counted where requests are
+shown."""
 _PROBES = frozenset({"/health", "/ready"})
-"""Not counted at all: a 503 of `/ready` says that no worker is ready, and is no request that failed."""
+"""Paths that are not counted at all: a 503 of `/ready` says that no worker is ready, and is no request that failed."""
 
 _PATHS = frozenset(PATHS)
 _PATH_STATUS = ("path", "status")
 _STATUSES = range(100, 600)
 
 LATENCY_MS_BOUNDS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 10, 20, 50, 100, 250, 1000, 5000)
-"""Fine below 1 ms, where the router's own work lies; waiting for a ghost lock or a worker lies above."""
+"""Fine steps below 1 ms, where the router's own work lies; waiting for a ghost lock or a worker lies above."""
 TTFT_MS_BOUNDS = (5, 10, 20, 50, 100, 200, 350, 500, 750, 1000, 1500, 2000, 3000, 5000, 10_000, 30_000, 120_000)
 RATIO_BOUNDS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
-"""The same as of the connector's forecasts, so that they can be laid side by side."""
+"""The same bounds as those of the connector's forecasts, so that both can be compared."""
 ERROR_MS_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 30_000)
 SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 
 REASONS = tuple(reason.value for reason in Reason)
 RETRIES = ("refused", "broke")
-"""refused: no connection could be made. broke: it closed before a byte of the answer."""
+"""refused: no connection could be made. broke: it was closed before a byte of the answer came."""
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
 
@@ -71,7 +73,7 @@ Instrument = TypeVar("Instrument", Counter, Histogram)
 
 
 class RouterMetrics:
-    """The router's metrics, on a registry of their own."""
+    """The metrics of one router, on a registry of their own."""
 
     def __init__(self) -> None:
         self._page = _PageCollector()
@@ -177,7 +179,7 @@ class RouterMetrics:
         self.requests.add(1.0, known, status if status in _STATUSES else OTHER)
 
     def picked(self, worker: str, reason: Reason) -> None:
-        """Count a placement."""
+        """Count a placement at a worker."""
         value = reason.value
         self._picks.add(1.0, value)
         self._worker_picks.add(1.0, worker, value)
@@ -189,7 +191,7 @@ class RouterMetrics:
         self.saved_ttft_ms.add(max(0.0, saved_ms))
 
     def first_token(self, observed_ms: float, forecast_ms: float | None) -> None:
-        """Record the first byte of an answer, and how far off its forecast was."""
+        """Record the time to the first byte of an answer, and how far off its forecast was."""
         self.ttft_ms.observe(observed_ms)
         if forecast_ms is not None:
             self.forecast_error_ms.observe(abs(observed_ms - forecast_ms))
@@ -197,7 +199,7 @@ class RouterMetrics:
                 self.forecast_ratio.observe(observed_ms / forecast_ms)
 
     def gauge(self, name: str, text: str, source: Source, *, label: str | None = None) -> None:
-        """Export numbers that `source` returns at each scrape: label value -> number, or {"": number} without one."""
+        """Export the numbers that `source` returns at each scrape, by the value of `label`, or by "" without one."""
         self._page.put(Gauge(name, text, label, source))
 
     def watch_fleet(
@@ -206,7 +208,7 @@ class RouterMetrics:
         available: Callable[[], bool],
         malformed: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Export the number of workers in each state, whether Redis answers, and what it held that was none of ours."""
+        """Export how many workers are in each state, whether Redis answers, and how many values were malformed."""
         self.gauge(
             "gc_router_workers",
             "Workers, by state.",
@@ -270,7 +272,7 @@ class RouterMetrics:
 
 
 class _PageCollector(Page, Collector):
-    """A page as prometheus_client wants to see it."""
+    """A page that prometheus_client takes for a collector."""
 
 
 def _quantiles(histogram: Histogram) -> Quantiles:

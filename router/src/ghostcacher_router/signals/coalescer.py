@@ -16,9 +16,15 @@ logger = logging.getLogger(__name__)
 K = TypeVar("K")
 V = TypeVar("V")
 
+BATCH_MAX = 64
+"""Keys in one batch."""
+
 
 class Coalescer(Generic[K, V]):
-    """Asks for the values of many keys at once, in a thread, one batch at a time."""
+    """Asks for the values of many keys at once, in a thread, one batch at a time.
+
+    After a failure nothing is asked for a moment, and nobody waits.
+    """
 
     def __init__(
         self,
@@ -27,7 +33,6 @@ class Coalescer(Generic[K, V]):
         offload: Offload,
         *,
         clock: Clock,
-        batch_max: int = 64,
         queue_max: int = 1024,
     ) -> None:
         """Make one that is idle.
@@ -36,11 +41,10 @@ class Coalescer(Generic[K, V]):
             IndexUnavailable.
         received: called on the loop with each key and its value.
         offload: runs the blocking call.
-        batch_max: keys in one batch.
         queue_max: keys that may wait for the next batch; beyond, a key is not asked for.
         """
         self._prepare, self._received, self._offload = prepare, received, offload
-        self._batch_max, self._queue_max = batch_max, queue_max
+        self._queue_max = queue_max
         self._asked: dict[K, asyncio.Future[bool] | None] = {}
         self._under_way: dict[K, asyncio.Future[bool] | None] = {}
         self._task: asyncio.Task[None] | None = None
@@ -92,7 +96,7 @@ class Coalescer(Generic[K, V]):
     async def _run(self) -> None:
         try:
             while self._asked:
-                keys = list(self._asked)[: self._batch_max]
+                keys = list(self._asked)[:BATCH_MAX]
                 self._under_way = {key: self._asked.pop(key) for key in keys}
                 answers = await self._offload(self._prepare(keys))
                 for key, answer in zip(keys, answers, strict=True):

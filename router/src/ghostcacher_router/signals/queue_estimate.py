@@ -219,7 +219,7 @@ class QueueEstimator:
 
     def _take_report(self, queue: _WorkerQueue, worker: WorkerPort) -> None:
         queue.load, queue.dirty = worker.load, True
-        queue.measured_at = queue.received_at = worker.load_received_at
+        queue.measured_at = queue.received_at = worker.load_measured_at
         rate = 0.0
         if worker.load is not None:
             queue.received_at += worker.load.load.age_s

@@ -63,10 +63,9 @@ class SessionAffinity:
         clock: Clock,
         *,
         ttl_s: float = 3600.0,
-        sessions_max: int = SESSIONS_MAX,
     ) -> None:
         self._store, self._offload, self._clock = store, offload, clock
-        self._ttl_s, self._sessions_max = ttl_s, sessions_max
+        self._ttl_s = ttl_s
         self._bindings: OrderedDict[bytes, _Binding] = OrderedDict()
         self._unwritten: dict[bytes, str] = {}
         self._dropped: set[bytes] = set()
@@ -160,5 +159,5 @@ class SessionAffinity:
     def _put(self, key: bytes, binding: _Binding) -> None:
         self._bindings[key] = binding
         self._bindings.move_to_end(key)
-        while len(self._bindings) > self._sessions_max:
+        while len(self._bindings) > SESSIONS_MAX:
             self._bindings.popitem(last=False)

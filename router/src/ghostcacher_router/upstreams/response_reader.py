@@ -16,7 +16,7 @@ from typing import Protocol
 from ghostcacher_router.http.protocol.framing import BadFraming, ChunkedBody, ChunkedEnd
 from ghostcacher_router.http.protocol.headers import HEAD_END
 from ghostcacher_router.http.protocol.response_head import INTERIM, BadResponse, ResponseHead, ResponseHeads
-from ghostcacher_router.upstreams.ports import ResponseReceiver, Sink
+from ghostcacher_router.upstreams.response_receiver import ResponseReceiver, Sink
 
 
 class Mode(IntEnum):
@@ -95,12 +95,8 @@ class ResponseReader:
     def __repr__(self) -> str:
         return f"ResponseReader({self._mode.name}, passed_bytes={self.passed_bytes})"
 
-    @property
-    def idle(self) -> bool:
-        return self._mode is _IDLE
-
     def begin(self, receiver: ResponseReceiver) -> None:
-        """Expect the response to a request that is about to be written. The reader is idle."""
+        """Expect the response to a request that is about to be written. Nothing else is under way."""
         self._receiver = receiver
         self._mode = _HEAD
         self._began = False

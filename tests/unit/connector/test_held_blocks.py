@@ -1,4 +1,4 @@
-"""The ledger: what this worker holds, and what the index must be told."""
+"""Held blocks: what this worker holds, and what the index must be told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ghostcacher_connector.core.index.base import Drop, Entry
 from ghostcacher_connector.core.types import Location, Tier
-from ghostcacher_connector.publish.held_blocks import Batch, Ledger
+from ghostcacher_connector.publish.held_blocks import Batch, HeldBlocks
 from tests.support.index_parts import FakeClock
 
 PARTITIONS = 3
@@ -18,8 +18,8 @@ def partition_of(root: bytes) -> int:
     return root[0] % PARTITIONS
 
 
-def new_ledger(dirty_max: int = 100, clock: FakeClock | None = None) -> Ledger:
-    return Ledger(partitions=PARTITIONS, partition_of=partition_of, dirty_max=dirty_max, clock=clock or FakeClock())
+def new_held(dirty_max: int = 100, clock: FakeClock | None = None) -> HeldBlocks:
+    return HeldBlocks(partitions=PARTITIONS, partition_of=partition_of, dirty_max=dirty_max, clock=clock or FakeClock())
 
 
 def entry(block: bytes, slot: int, generation: int) -> Entry:
@@ -28,99 +28,99 @@ def entry(block: bytes, slot: int, generation: int) -> Entry:
 
 def test_published_block_is_taken_once() -> None:
     """A block is sent with its slot and generation, and not again."""
-    ledger = new_ledger()
-    ledger.publish(4, b"a", b"a", 9)
-    assert ledger.take(10).entries == [entry(b"a", 4, 9)]
-    assert not ledger.take(10)
-    assert ledger.expected(partition_of(b"a")) == 1
+    held = new_held()
+    held.publish(4, b"a", b"a", 9)
+    assert held.take(10).entries == [entry(b"a", 4, 9)]
+    assert not held.take(10)
+    assert held.expected(partition_of(b"a")) == 1
 
 
 def test_block_withdrawn_before_it_was_taken_costs_nothing() -> None:
     """What comes and goes between two batches is never sent."""
-    ledger = new_ledger()
-    ledger.publish(4, b"a", b"a", 9)
-    ledger.withdraw(4)
-    assert not ledger.take(10)
+    held = new_held()
+    held.publish(4, b"a", b"a", 9)
+    held.withdraw(4)
+    assert not held.take(10)
 
 
 def test_withdrawn_block_is_dropped() -> None:
     """A block that was sent and is gone is dropped, once."""
-    ledger = new_ledger()
-    ledger.publish(4, b"a", b"a", 9)
-    ledger.take(10)
-    ledger.withdraw(4)
-    ledger.withdraw(4)
-    assert ledger.take(10) == Batch([], [Drop(b"a", b"a")], 1000.0)
-    assert ledger.expected(partition_of(b"a")) == 0
+    held = new_held()
+    held.publish(4, b"a", b"a", 9)
+    held.take(10)
+    held.withdraw(4)
+    held.withdraw(4)
+    assert held.take(10) == Batch([], [Drop(b"a", b"a")], 1000.0)
+    assert held.expected(partition_of(b"a")) == 0
 
 
 def test_block_in_two_slots_survives_loss_of_one() -> None:
     """When the advertised slot of a block goes, another that holds it takes its place."""
-    ledger = new_ledger()
-    ledger.publish(1, b"a", b"a", 5)
-    ledger.publish(2, b"a", b"a", 6)
-    assert ledger.take(10).entries == [entry(b"a", 1, 5)]
-    ledger.withdraw(1)
-    assert ledger.take(10).entries == [entry(b"a", 2, 6)]
-    ledger.withdraw(2)
-    assert ledger.take(10).drops == [Drop(b"a", b"a")]
+    held = new_held()
+    held.publish(1, b"a", b"a", 5)
+    held.publish(2, b"a", b"a", 6)
+    assert held.take(10).entries == [entry(b"a", 1, 5)]
+    held.withdraw(1)
+    assert held.take(10).entries == [entry(b"a", 2, 6)]
+    held.withdraw(2)
+    assert held.take(10).drops == [Drop(b"a", b"a")]
 
 
 def test_slot_reused_without_withdrawal_drops_what_it_held() -> None:
     """Publishing into a slot says that its former block is gone."""
-    ledger = new_ledger()
-    ledger.publish(1, b"a", b"a", 5)
-    ledger.take(10)
-    ledger.publish(1, b"b", b"b", 6)
-    batch = ledger.take(10)
+    held = new_held()
+    held.publish(1, b"a", b"a", 5)
+    held.take(10)
+    held.publish(1, b"b", b"b", 6)
+    batch = held.take(10)
     assert (batch.entries, batch.drops) == ([entry(b"b", 1, 6)], [Drop(b"a", b"a")])
 
 
 def test_batch_is_bounded_and_oldest_first() -> None:
     """`take` gives what is oldest, up to the limit, with the age of the oldest."""
     clock = FakeClock()
-    ledger = new_ledger(clock=clock)
+    held = new_held(clock=clock)
     for number in range(100):
-        ledger.publish(number, bytes([number]), bytes([number]), 1)
+        held.publish(number, bytes([number]), bytes([number]), 1)
         clock.advance(1.0)
-    first = ledger.take(70)
+    first = held.take(70)
     assert [found.location.slot for found in first.entries] == list(range(70))
     assert first.oldest_since == 1000.0
-    assert [found.location.slot for found in ledger.take(70).entries] == list(range(70, 100))
+    assert [found.location.slot for found in held.take(70).entries] == list(range(70, 100))
 
 
 def test_overflow_forgets_changes_and_asks_for_resync() -> None:
     """More changes than the bound are forgotten and counted; after the resync everything is sent."""
-    ledger = new_ledger(dirty_max=5)
+    held = new_held(dirty_max=5)
     for number in range(8):
-        ledger.publish(number, bytes([number]), bytes([number]), 1)
-    assert (ledger.resync, ledger.dropped) == (True, 6)
-    assert not ledger.take(10)
-    ledger.mark_all_dirty()
-    assert not ledger.resync
-    assert {found.block for found in ledger.take(10).entries} == {bytes([number]) for number in range(8)}
+        held.publish(number, bytes([number]), bytes([number]), 1)
+    assert (held.resync, held.dropped) == (True, 6)
+    assert not held.take(10)
+    held.mark_all_dirty()
+    assert not held.resync
+    assert {found.block for found in held.take(10).entries} == {bytes([number]) for number in range(8)}
 
 
 def test_partition_marked_dirty_is_sent_again_and_no_other() -> None:
     """Only blocks of the marked partition are sent again, though gone ones are not."""
-    ledger = new_ledger()
+    held = new_held()
     for number in range(9):
-        ledger.publish(number, bytes([number]), bytes([number]), 1)
-    ledger.take(100)
-    ledger.mark_all_dirty(1)
-    ledger.withdraw(4)
-    assert ledger.expected(1) == 0
-    batch = ledger.take(100)
+        held.publish(number, bytes([number]), bytes([number]), 1)
+    held.take(100)
+    held.mark_all_dirty(1)
+    held.withdraw(4)
+    assert held.expected(1) == 0
+    batch = held.take(100)
     assert {found.location.slot for found in batch.entries} == {1, 7}
     assert batch.drops == []
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class HeldBlocksMachine(RuleBasedStateMachine):
     """Any sequence of calls: an index that applies every batch ends up with what is held, and nothing else."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = new_ledger(dirty_max=6)
+        self.held = new_held(dirty_max=6)
         self.slots: dict[int, tuple[bytes, int]] = {}
         self.index: dict[bytes, Location] = {}
         self.generation = 0
@@ -129,18 +129,18 @@ class LedgerMachine(RuleBasedStateMachine):
     def publish(self, slot: int, block: int) -> None:
         self.generation += 1
         name = bytes([block])
-        self.ledger.publish(slot, name, name, self.generation)
+        self.held.publish(slot, name, name, self.generation)
         self.slots[slot] = (name, self.generation)
 
     @rule(slot=st.integers(0, 9))
     def withdraw(self, slot: int) -> None:
-        self.ledger.withdraw(slot)
+        self.held.withdraw(slot)
         self.slots.pop(slot, None)
 
-    @precondition(lambda self: not self.ledger.resync)
+    @precondition(lambda self: not self.held.resync)
     @rule(limit=st.integers(1, 12))
     def apply_batch(self, limit: int) -> None:
-        batch = self.ledger.take(limit)
+        batch = self.held.take(limit)
         assert len(batch.entries) + len(batch.drops) <= limit
         for drop in batch.drops:
             del self.index[drop.block]
@@ -150,20 +150,20 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(partition=st.integers(0, PARTITIONS - 1))
     def lose_partition(self, partition: int) -> None:
         self.index = {block: found for block, found in self.index.items() if partition_of(block) != partition}
-        self.ledger.mark_all_dirty(partition)
+        self.held.mark_all_dirty(partition)
 
-    @precondition(lambda self: self.ledger.resync)
+    @precondition(lambda self: self.held.resync)
     @rule()
     def resync(self) -> None:
         self.index.clear()
-        self.ledger.mark_all_dirty()
+        self.held.mark_all_dirty()
 
     @rule()
     def settle(self) -> None:
         """Send all there is: the index is then exact."""
-        if self.ledger.resync:
+        if self.held.resync:
             self.resync()
-        while self.ledger.pending:
+        while self.held.pending:
             self.apply_batch(4)
         assert self.index.keys() == {block for block, _ in self.slots.values()}
         for block, location in self.index.items():
@@ -171,11 +171,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def holds(self) -> None:
-        self.ledger.check_invariants()
-        if not self.ledger.resync:
+        self.held.check_invariants()
+        if not self.held.resync:
             counts = [sum(partition_of(block) == number for block in self.index) for number in range(PARTITIONS)]
-            assert counts == [self.ledger.expected(number) for number in range(PARTITIONS)]
+            assert counts == [self.held.expected(number) for number in range(PARTITIONS)]
 
 
-TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHeldBlocksMachine = HeldBlocksMachine.TestCase
+TestHeldBlocksMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import ProbeFailed, backoff_s
-from ghostcacher_router.fleet.watch import Surroundings, Watch
+from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import MOVES, Move, Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
@@ -50,8 +50,10 @@ class Subject:
         self.clock, self.prober, self.changes = FakeClock(), ScriptedProber(), 0
         self.options = FleetOptions()
         self.worker = Worker("w", ENDPOINT, None, self.clock())
-        around = Surroundings(self.prober, self.options, RouterMetrics(), self.clock, lambda: 0.5, self._changed)
-        self.watch = Watch(self.worker, around)
+        dependencies = WatchDependencies(
+            self.prober, self.options, RouterMetrics(), self.clock, lambda: 0.5, self._changed
+        )
+        self.watch = Watch(self.worker, dependencies)
 
     def _changed(self) -> None:
         self.changes += 1
@@ -166,7 +168,7 @@ def test_late_answer_does_not_revive(subject: Subject) -> None:
 
 
 def test_drain_is_remembered_while_down(subject: Subject) -> None:
-    """A drained worker that fails and answers again is the same life of it: it still gets nothing."""
+    """A drained worker that fails and answers again is the same incarnation: it still gets nothing."""
     subject.probe()
     subject.watch.drain(True)
     assert subject.worker.state is WorkerState.DRAINING
@@ -206,8 +208,8 @@ def test_backoff_is_bounded(failures: int, jitter: float) -> None:
     assert 0.2 * 0.9 <= pause_s <= 5.0 * 1.1
 
 
-def test_drain_id_is_of_one_life() -> None:
-    """Two lives of a worker are drained apart; a plain engine goes by its name."""
+def test_drain_id_is_of_one_incarnation() -> None:
+    """Two incarnations of a worker are drained apart; a plain engine goes by its name."""
     first, second = (Worker("w", ENDPOINT, make_record("w"), 0.0) for _ in range(2))
     assert first.drain_id != second.drain_id
     assert Worker("h:1", ENDPOINT, None, 0.0).drain_id == "h:1"

@@ -10,7 +10,7 @@ import ssl
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
-from ghostcacher_router.upstreams.connection import WorkerConnection
+from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
 _PLAIN = re.compile(r"[!-~]*")
 

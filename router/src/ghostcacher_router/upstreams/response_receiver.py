@@ -1,4 +1,4 @@
-"""What a connection to a worker asks of the one whose request it sends. No I/O."""
+"""The port through which a connection to a worker hands on a response. No I/O."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import msgspec
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import Role, WorkerRecord
-from ghostcacher_connector.worker.live_workers import Directory
+from ghostcacher_connector.worker.live_workers import LiveWorkers
 from tests.support.index_parts import NAMESPACE, FakeClock, make_record, wait_until
 
 LEASE_S = 10.0
@@ -21,11 +21,11 @@ def test_refresh_shows_live_workers_of_the_namespace() -> None:
     b, a, other = make_record("b"), make_record("a"), make_record("c", namespace="other")
     for record in (b, a, other):
         index.join(record, lease_ttl_s=LEASE_S)
-    directory, everyone = Directory(index, NAMESPACE), Directory(index, None)
-    directory.refresh()
+    live, everyone = LiveWorkers(index, NAMESPACE), LiveWorkers(index, None)
+    live.refresh()
     everyone.refresh()
-    assert directory.records() == [a, b]
-    assert (directory.get("a"), directory.get("c")) == (a, None)
+    assert live.records() == [a, b]
+    assert (live.get("a"), live.get("c")) == (a, None)
     assert everyone.records() == [a, b, other]
     assert everyone.get("c") == other
 
@@ -37,24 +37,24 @@ def test_candidates_leave_out_oneself_and_mere_consumers() -> None:
     consumer = msgspec.structs.replace(make_record("consumer"), role=Role.CONSUMER)
     for record in (me, peer, consumer):
         index.join(record, lease_ttl_s=LEASE_S)
-    directory = Directory(index, NAMESPACE)
-    directory.refresh()
-    assert directory.candidates("me") == [ref_of(peer)]
-    assert directory.candidates() == [ref_of(me), ref_of(peer)]
+    live = LiveWorkers(index, NAMESPACE)
+    live.refresh()
+    assert live.candidates("me") == [ref_of(peer)]
+    assert live.candidates() == [ref_of(me), ref_of(peer)]
 
 
 def test_change_is_told_and_no_change_is_not() -> None:
     """`on_change` hears of joins, changes and departures, once each."""
     index, told = MemoryIndex(), []
-    directory = Directory(index, NAMESPACE, on_change=lambda records: told.append(list(records)))
+    live = LiveWorkers(index, NAMESPACE, on_change=lambda records: told.append(list(records)))
     record, later = make_record("a"), make_record("a")
-    directory.refresh()
+    live.refresh()
     for step in (record, later):
         index.join(step, lease_ttl_s=LEASE_S)
-        directory.refresh()
-        directory.refresh()
+        live.refresh()
+        live.refresh()
     index.leave(ref_of(later))
-    directory.refresh()
+    live.refresh()
     assert told == [[record], [later], []]
 
 
@@ -66,26 +66,26 @@ def test_unreachable_index_leaves_snapshot_for_one_lease() -> None:
         told.append(len(records))
 
     index = MemoryIndex(clock=clock)
-    directory = Directory(index, NAMESPACE, on_change=on_change, lease_ttl_s=LEASE_S, clock=clock)
+    live = LiveWorkers(index, NAMESPACE, on_change=on_change, lease_ttl_s=LEASE_S, clock=clock)
     index.join(make_record("a"), lease_ttl_s=LEASE_S)
-    directory.refresh()
+    live.refresh()
     index.reachable = False
     clock.advance(LEASE_S - 0.1)
-    directory.refresh()
-    assert [record.worker for record in directory.records()] == ["a"]
-    assert not directory.available
+    live.refresh()
+    assert [record.worker for record in live.records()] == ["a"]
+    assert not live.available
     clock.advance(0.1)
-    assert directory.records() == []
-    directory.refresh()
+    assert live.records() == []
+    live.refresh()
     assert told == [1, 0]
 
 
 def test_thread_refreshes_by_itself() -> None:
     """A worker that joins later appears without anybody asking."""
     index = MemoryIndex()
-    directory = Directory(index, NAMESPACE, interval_s=0.01)
-    directory.start()
+    live = LiveWorkers(index, NAMESPACE, interval_s=0.01)
+    live.start()
     record = make_record("a")
     index.join(record, lease_ttl_s=LEASE_S)
-    wait_until(lambda: directory.records() == [record])
-    directory.stop()
+    wait_until(lambda: live.records() == [record])
+    live.stop()

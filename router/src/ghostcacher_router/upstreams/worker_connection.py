@@ -9,8 +9,8 @@ from typing import Protocol, cast
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
-from ghostcacher_router.upstreams.ports import ResponseReceiver
 from ghostcacher_router.upstreams.response_reader import ResponseReader
+from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
 
 
 class Pool(Protocol):
@@ -54,7 +54,8 @@ class WorkerConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return self._reader.idle and not self.transport.is_closing()
+        """Whether an idle connection is still open."""
+        return not self.transport.is_closing()
 
     @property
     def passed_bytes(self) -> int:
@@ -107,10 +108,12 @@ class WorkerConnection(asyncio.Protocol):
     # the reader's side
 
     def response_read(self, *, reusable: bool) -> None:
+        transport = self.transport
         # A response that came before the whole request was written: the worker may not read the rest.
-        if reusable and not self.unsent_bytes and not self.transport.is_closing():
+        if reusable and not transport.get_write_buffer_size() and not transport.is_closing():
             self._reader.detach(reusable=True)
-            self.resume()
+            if self._paused:
+                self.resume()
             self.pool.put(self)
         else:
             self.abort()
