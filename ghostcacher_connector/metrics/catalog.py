@@ -1,7 +1,8 @@
 """Every metric that a worker exports: name, kind, unit, labels and what it means. Nothing else may be recorded.
 
 How a value travels: `Recorder` (recorder.py) collects deltas where things happen, the engine carries them to the
-process that serves its metrics page, and there `Exporter` (exporter.py) adds them to that page's counters.
+process that serves its metrics page, and there `Exporter` (exporter.py) adds them to that page's counters. Gauges that
+have to be true while an engine is idle are asked for beside that (live_gauges.py).
 
 A label with a tuple takes these values only, and its series exist from the start, at zero: an alert on a counter that
 has never been incremented would otherwise see nothing. A label with None is free and must stay bounded (a rank).

@@ -13,7 +13,7 @@ from ghostcacher_router.types import Prompt, SectionType
 
 BLOCK_TOKENS = 16
 EVERY_BLOCKS = 8
-"""One hash in 128 tokens is told, as by the connector."""
+"""One hash in 128 tokens is reported, as by the connector."""
 
 
 class Segment(NamedTuple):
@@ -38,7 +38,7 @@ def make_prompt(segments: Sequence[Segment]) -> Prompt:
 
 
 def make_chain(segments: Sequence[Segment], *, before: int = 0, date: int = 0) -> PromptChain:
-    """Return what an engine tells. before: tokens that its template puts first; date: something that these say."""
+    """Return what an engine reports. before: tokens that its template puts first; date: something that these say."""
     tokens = [f"template {date}"] * before + [f"{tuple(one)} {n}" for one in segments for n in range(one.tokens)]
     last = len(tokens) // BLOCK_TOKENS
     counts = sorted({*range(EVERY_BLOCKS, last + 1, EVERY_BLOCKS), last} - {0})

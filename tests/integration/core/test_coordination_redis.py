@@ -28,7 +28,7 @@ from tests.support.routing_sim import prompt_of
 
 TEXT = text_of("text", 4000)
 BLOCKS = [bytes([number]) * 32 for number in range(250)]
-PATIENCE_S = 10.0
+WAIT_S_MAX = 10.0
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ class Router:
         self.index, self.store = RedisIndex(url), RedisCoordinationStore(url)
         dependencies = Dependencies(
             fleet=self.fleet,
-            text=self.text,
+            prefix_map=self.text,
             pending=PendingPrompts(),
             metrics=RouterMetrics(),
             clock=time.monotonic,
@@ -122,7 +122,7 @@ async def routers(url: str, *names: str) -> AsyncIterator[list[Router]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(WAIT_S_MAX):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -150,7 +150,7 @@ def run(main: Callable[[str], Awaitable[None]], redis: RedisServer) -> None:
     asyncio.run(main(redis.url))  # type: ignore[arg-type]
 
 
-def test_two_routers_share_locks_map_and_residency(redis: RedisServer) -> None:
+def test_two_routers_share_locks_map_and_prefix_locations(redis: RedisServer) -> None:
     """One router's worker computes; the other router's request waits for it, and then knows where it lies."""
 
     async def main(url: str) -> None:
@@ -164,7 +164,7 @@ def test_two_routers_share_locks_map_and_residency(redis: RedisServer) -> None:
             waiting = asyncio.ensure_future(two.routing.picker.place(two.ask(prompt_of(TEXT + b"more" * 64))))
             await until(lambda: len(two.routing.state.locks) == 1)
             await compute(one, ask.request_id, first.worker, url)
-            second = await asyncio.wait_for(waiting, PATIENCE_S)
+            second = await asyncio.wait_for(waiting, WAIT_S_MAX)
             assert second.worker == first.worker
             await until(lambda: len(two.text) == len(one.text) > 0)
             first.first_byte()
@@ -187,7 +187,7 @@ def test_redis_restarts_requests_go_on(redis: RedisServer) -> None:
             for number in range(20):
                 router = (one, two)[number % 2]
                 placed = await asyncio.wait_for(
-                    router.routing.picker.place(router.ask(prompt_of(text_of(f"text {number}", 3000)))), PATIENCE_S
+                    router.routing.picker.place(router.ask(prompt_of(text_of(f"text {number}", 3000)))), WAIT_S_MAX
                 )
                 placed.sent()
                 placed.first_byte()
@@ -205,7 +205,7 @@ def test_redis_restarts_requests_go_on(redis: RedisServer) -> None:
                     placed.ended(Outcome.CANCELLED, None)
                 return True
 
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(WAIT_S_MAX):
                 while not await learned():
                     await asyncio.sleep(0.1)
             await until(lambda: len(two.text) == len(one.text) > 0)

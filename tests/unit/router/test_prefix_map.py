@@ -66,7 +66,7 @@ def test_next_turn_is_known_to_the_end_of_the_last() -> None:
 
 
 def test_hot_prefix_costs_nothing_after_the_first_time() -> None:
-    """What is known and true is neither told nor written again."""
+    """What is known and true is neither shared nor written again."""
     prefixes = PrefixMap("r")
     first = teach(prefixes, SYSTEM, DOCUMENT, question(1))
     second = teach(prefixes, SYSTEM, DOCUMENT, question(2))
@@ -87,11 +87,11 @@ def test_claim_beyond_the_shared_text_is_taken_back() -> None:
 
 
 def test_short_text_that_shares_no_reported_block_ends_as_nothing() -> None:
-    """Then it is no longer told, however many prompts begin with it."""
+    """Then it is no longer shared, however many prompts begin with it."""
     prefixes, short = PrefixMap("r"), Segment(3, 200, 100)
-    told = [teach(prefixes, short, Segment(number, 100, 200)) for number in range(6)]
+    shared = [teach(prefixes, short, Segment(number, 100, 200)) for number in range(6)]
     assert deepest(prefixes, short) == 0
-    assert all(short_digest(short) not in text.digests for text in told[3:] if text is not None)
+    assert all(short_digest(short) not in text.digests for text in shared[3:] if text is not None)
 
 
 def short_digest(segment: Segment) -> bytes:
@@ -137,7 +137,7 @@ def families(draw: st.DrawFn) -> list[list[Segment]]:
 
 @given(families(), st.integers(0, 60), st.booleans())
 def test_updates_end_in_the_truth(family: list[list[Segment]], before: int, twice: bool) -> None:
-    """However text and tokens are spread, a few rounds of the same prompts leave nothing to tell and nothing wrong."""
+    """However text and tokens are spread, a few rounds of the same prompts leave nothing to share and nothing wrong."""
     prefixes = PrefixMap("r")
     order = [segments for segments in family for _ in range(1 + twice)]
     for _ in range(60):
@@ -178,7 +178,7 @@ def test_replicas_that_read_the_same_log_have_the_same_map(family: list[list[Seg
 
 @given(families())
 def test_learning_is_applying_ones_own_update(family: list[list[Segment]]) -> None:
-    """Nothing is learned that is not told, and reading it twice, as sent over the wire, changes nothing."""
+    """Nothing is learned that is not shared, and reading it twice, as sent over the wire, changes nothing."""
     learner, reader = PrefixMap("a"), PrefixMap("b")
     prompts = [make_prompt(segments) for segments in family]
     for segments in family:
@@ -240,7 +240,7 @@ def test_empty_chain_teaches_nothing() -> None:
 
 
 def test_contradictions_between_routers_are_left_out() -> None:
-    """Two routers may have told what does not fit: of a prompt's boundaries, those that fit are returned."""
+    """Two routers may have shared what does not fit: of a prompt's boundaries, those that fit are returned."""
     prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(3)])
     digests = tuple(prompt.digests[prompt.ends.index(end)] for end in (500, 1000, 1500))
     prefixes.apply(make_update(digests=digests, block_counts=(8, 16, 24), hashes=(b"x", b"y", b"z")))
@@ -270,7 +270,7 @@ def test_boundaries_before_the_first_block_hide_none_behind_them() -> None:
 
 @given(st.lists(st.sampled_from([None, 0, 1, 2, 3, 4]), min_size=1, max_size=8))
 def test_known_are_the_first_of_each_count_that_nothing_behind_contradicts(claims: list[int | None]) -> None:
-    """Whatever routers have told of a prompt's boundaries; the deepest is the last of these."""
+    """Whatever routers have shared of a prompt's boundaries; the deepest is the last of these."""
     prefixes, prompt = PrefixMap("r"), make_prompt([Segment(n, 500, 1) for n in range(len(claims))])
     for end, claim in enumerate(claims, 1):
         if claim is not None:

@@ -70,7 +70,7 @@ def _load(worker: Worker, now: float) -> Load | None:
 
 
 def _left(gone: GoneWorker) -> str:
-    last = "it answered until then" if gone.error is None else gone.error
+    last = "no probe had failed until then" if gone.error is None else gone.error
     return f"its lease in Redis ended and it had not been drained; {last}"
 
 

@@ -33,7 +33,7 @@ class GoneWorker(NamedTuple):
     left_at: float
     """When its lease ended, in seconds of the fleet's clock."""
     error: str | None
-    """The last thing that went wrong with it; None when it answered until it left."""
+    """The last thing that went wrong with it; None when no probe or connection had failed."""
 
 
 class GoneWorkers:
