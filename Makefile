@@ -54,7 +54,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates
 	sglang_ttft.py router_proxy.py router_decision.py routing_quality.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang demo test test-sglang test-fast lint format types soak bench bench-short wheel clean distclean
+.PHONY: help setup setup-sglang demo test test-sglang test-fast lint format types soak bench bench-short wheel release clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,6 +114,12 @@ bench-short: $(STAMP) setup-sglang ## every benchmark, just long enough to see t
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
+
+release: $(STAMP) ## build the source and the wheel that would be uploaded into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	GHOSTCACHER_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest tests/integration/test_wheel.py
 
 clean: ## remove what builds and tests leave behind
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
