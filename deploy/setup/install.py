@@ -72,15 +72,15 @@ def set_up_sglang(folder: Path) -> None:
     more_indexes = find_torch(environment) if new else ()
     require_offer(environment, pins[0])
     if new:
-        print("      about 0.6 GB to load, 2 GB on disk, 2 to 6 minutes", flush=True)
+        print("      about 0.5 GB to load, 2 GB on disk, 2 to 5 minutes", flush=True)
     environment.step("PyTorch for CPUs (190 MB)", there=not new)
     if new:
         environment.install(*more_indexes, TORCH)
-    environment.step("SGLang and NIXL, without their builds for CUDA (200 MB)", there=all(map(environment.has, pins)))
+    environment.step("SGLang and NIXL, without their builds for CUDA (130 MB)", there=all(map(environment.has, pins)))
     environment.install("--no-deps", "--requirement", os.fspath(no_dependencies))
-    environment.step("what SGLang needs on a CPU (200 MB)")
+    environment.step("what SGLang needs on a CPU (150 MB)")
     environment.install("--requirement", os.fspath(SGLANG_CPU / "requirements.txt"))
-    environment.step("GhostCacher, in place, and test tools (20 MB)")
+    environment.step("GhostCacher, in place, and test tools (10 MB)")
     environment.install("--editable", os.fspath(ROOT), *TEST_TOOLS)
     environment.finish()
 
@@ -126,7 +126,7 @@ def require_offer(environment: Environment, requirement: str) -> None:
     if not environment.has(requirement) and (reason := environment.why_missing(requirement)):
         raise SetupError(
             f"{requirement} is not to be had: pip's index here {reason}; "
-            "set PIP_INDEX_URL to an index that has it, or use Python 3.11 or 3.12 (PYTHON=/path/to/python)"
+            "set PIP_INDEX_URL to an index that has it, or use Python 3.11 to 3.13 (PYTHON=/path/to/python)"
         )
 
 

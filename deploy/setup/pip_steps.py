@@ -80,7 +80,7 @@ class Environment:
 
     def install(self, *arguments: str) -> None:
         """Install what pip understands as these arguments; raise SetupError, with all that pip said printed before."""
-        done = self._run("-m", "pip", "install", "--quiet", *arguments)
+        done = self._run("-m", "pip", "install", "--quiet", "--progress-bar=off", *arguments)
         if done.returncode != 0:
             print(done.stdout, file=sys.stderr)
             errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR: ")]

