@@ -49,13 +49,13 @@ def set_up_vllm(folder: Path) -> None:
     environment.step("PyTorch for CPUs (190 MB)", there=not new)
     if new:
         environment.install(*more_indexes, TORCH)
-    environment.step("vLLM for CPUs and what it needs (650 MB, the longest step)", there=not new)
+    environment.step("vLLM for CPUs and what it needs (730 MB, the longest step)", there=not new)
     if new:
         environment.install(*more_indexes, TORCH, VLLM)
     environment.uninstall(*BUILT_FOR_CUDA)
-    environment.step("NIXL (200 MB)", there=environment.has(NIXL))
+    environment.step("NIXL (130 MB)", there=environment.has(NIXL))
     environment.install(NIXL)
-    environment.step("GhostCacher, in place, and its development tools (30 MB)")
+    environment.step("GhostCacher, in place, and its development tools (40 MB)")
     environment.install("--editable", f"{ROOT}[dev]")
     environment.finish()
 
@@ -96,7 +96,9 @@ def set_up_beside(folder: Path) -> None:
     environment.create(*([] if in_venv and not sees_system_packages() else ["--system-site-packages"]))
     if in_venv:
         see_packages_of_this_venv(folder)
-    environment.step("GhostCacher, in place, and NIXL where it is missing (200 MB)")
+    # Older Pythons put one into each new environment, where it would hide the one that vLLM needs.
+    environment.uninstall("setuptools")
+    environment.step("GhostCacher, in place, and NIXL where it is missing (130 MB)")
     environment.install("--editable", os.fspath(ROOT), nixl)
     environment.finish()
 
