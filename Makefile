@@ -119,7 +119,7 @@ release: $(STAMP) ## build the source and the wheel that would be uploaded into 
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python -m twine check --strict dist/*
-	GHOSTCACHER_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest tests/integration/test_wheel.py
+	GHOSTCACHER_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest tests/integration/cli/test_wheel.py
 
 clean: ## remove what builds and tests leave behind
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
