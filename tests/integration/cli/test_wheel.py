@@ -84,6 +84,7 @@ def test_wheel_holds_packages_scripts_and_nothing_else(wheel: Path) -> None:
         "ghostcacher_cli",
         "ghostcacher_connector",
         "ghostcacher_router",
+        "ghostcacher_simulator",
     }
     scripts = {path.name for path in (ROOT / "ghostcacher_connector" / "core").rglob("*.lua")}
     assert scripts
