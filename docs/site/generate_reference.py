@@ -25,7 +25,12 @@ import msgspec
 from ghostcacher_cli.main import main as command_line
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core import admin_api
-from ghostcacher_connector.core.settings import ENVIRONMENT_PREFIX, ROUTER_PREFIX, CheckedSettings, expectation, types_of
+from ghostcacher_connector.core.settings import (
+    ENVIRONMENT_PREFIX,
+    CheckedSettings,
+    expectation,
+    types_of,
+)
 from ghostcacher_connector.metrics.catalog import METRICS
 from ghostcacher_router.config import SHARED_WITH_WORKERS, RouterSettings
 from ghostcacher_router.metrics import catalog as metrics_catalog
@@ -189,7 +194,9 @@ def fields_table(kind: type[msgspec.Struct]) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    text = annotation.__name__ if inspect.isclass(annotation) and not hasattr(annotation, "__args__") else str(annotation)
+    text = (
+        annotation.__name__ if inspect.isclass(annotation) and not hasattr(annotation, "__args__") else str(annotation)
+    )
     return f"`{re.sub(r'[a-z_]+[.](?=[A-Za-z])', '', text)}`"
 
 

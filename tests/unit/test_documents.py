@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from tests.unit.architecture import PACKAGES, ROOT, room_of, sources
 
 DOCS = ROOT / "docs"
@@ -41,9 +42,7 @@ def test_lives_name_what_exists() -> None:
     steps = STEP.findall((DOCS / "LIVES.md").read_text())
     assert len(steps) > 30
     wrong = [
-        f"{file} {name}"
-        for file, name in steps
-        if not any(name in names_in(path) for path in files_called(file, DOCS))
+        f"{file} {name}" for file, name in steps if not any(name in names_in(path) for path in files_called(file, DOCS))
     ]
     assert not wrong, wrong
 
