@@ -51,19 +51,20 @@ def settings_page() -> str:
     """Return the page of all settings."""
     return f"""# Settings
 
-An unknown name, or a value of the wrong type or out of range, is refused at start, by name. Secrets never appear in logs,
-messages or metrics.
+An unknown name, or a value of the wrong type or out of range, is refused at start, by name. Secrets never appear in
+logs, messages or metrics.
 
 ## Connector
 
-In `kv_connector_extra_config` (vLLM) or `linker_extra_config` (SGLang), or as environment variables: `GC_` and the name in
-capitals. The first wins.
+In `kv_connector_extra_config` (vLLM) or `linker_extra_config` (SGLang), or as environment variables: `GC_` and the name
+in capitals. The first wins.
 
 {settings_table(Settings)}
 ## Router
 
-As options (`--retries-max 1`), in the file of `--config` (TOML, or JSON), or as environment variables: `GC_ROUTER_` and the
-name in capitals; Redis and its key are shared with the engines: {shared_variables()}. The first wins. Secrets have no option.
+As options (`--retries-max 1`), in the file of `--config` (TOML, or JSON), or as environment variables: `GC_ROUTER_` and
+the name in capitals; Redis and its key are shared with the engines: {shared_variables()}. The first wins. Secrets have no
+option.
 
 {settings_table(RouterSettings)}"""
 
@@ -168,15 +169,15 @@ def http_page() -> str:
     """Return the page of the HTTP API: what the router answers itself."""
     module = inspect.getdoc(admin_api) or ""
     parts = [
-        "# HTTP API\n\nThe router passes on everything that an engine serves: see [The router](../operating/router.md). "
+        "# HTTP API\n\nThe router passes on all that an engine serves: see [The router](../operating/router.md). "
         "What it answers itself:\n\n```text\n"
         "GET /health                        200 while the process serves\n"
         "GET /ready                         200 when a worker can take requests, else 503 and why\n"
         "GET /metrics                       Prometheus' text format\n"
         "GET /v1/models[/ID]                models, merged over all workers\n",
         "\n".join(line.strip() for line in module.splitlines() if line.startswith("    ")),
-        "\n```\n\n`/gc/*` needs the admin token: see [Operating it](../operating/router.md#operating-it). Its bodies are JSON. "
-        "Readers should ignore fields that they do not know.\n",
+        "\n```\n\n`/gc/*` needs the admin token: see [Operating it](../operating/router.md#operating-it). "
+        "Its bodies are JSON. Readers should ignore fields that they do not know.\n",
     ]
     for name, kind in vars(admin_api).items():
         if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__module__ == admin_api.__name__:
@@ -194,9 +195,8 @@ def fields_table(kind: type[msgspec.Struct]) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    text = (
-        annotation.__name__ if inspect.isclass(annotation) and not hasattr(annotation, "__args__") else str(annotation)
-    )
+    plain = inspect.isclass(annotation) and not hasattr(annotation, "__args__")
+    text = annotation.__name__ if plain else str(annotation)
     return f"`{re.sub(r'[a-z_]+[.](?=[A-Za-z])', '', text)}`"
 
 
