@@ -9,12 +9,15 @@ from ghostcacher_connector.metrics.exporter import (
     registry_factory,
     serve,
 )
+from ghostcacher_connector.metrics.live_gauges import ASK_INTERVAL_S, GaugeServer, read_gauges
 from ghostcacher_connector.metrics.recorder import Delta, Recorder, merge, summary
 
 __all__ = [
+    "ASK_INTERVAL_S",
     "METRICS",
     "Delta",
     "Exporter",
+    "GaugeServer",
     "Kind",
     "Metric",
     "MetricFactory",
@@ -22,6 +25,7 @@ __all__ = [
     "Recorder",
     "class_factory",
     "merge",
+    "read_gauges",
     "registry_factory",
     "serve",
     "summary",

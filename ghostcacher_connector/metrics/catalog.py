@@ -1,7 +1,8 @@
 """Every metric that a worker exports: name, kind, unit, labels and what it means. Nothing else may be recorded.
 
 How a value travels: `Recorder` (recorder.py) collects deltas where things happen, the engine carries them to the
-process that serves its metrics page, and there `Exporter` (exporter.py) adds them to that page's counters.
+process that serves its metrics page, and there `Exporter` (exporter.py) adds them to that page's counters. Gauges that
+have to be true while an engine is idle are asked for beside that (live_gauges.py).
 
 A label with a tuple takes these values only, and its series exist from the start, at zero: an alert on a counter that
 has never been incremented would otherwise see nothing. A label with None is free and must stay bounded (a rank).
@@ -63,7 +64,7 @@ SEPARATOR = "\x1f"
 
 REASONS = tuple(reason.value for reason in MissReason)
 TRANSPORTS = ("nixl", "relay", "memory", "none")
-"""memory: the in-memory twin. none: the pull ended before a transport was chosen."""
+"""memory: the in-memory fake. none: the pull ended before a transport was chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
 SEAL_RESULTS = ("valid", "stale")
@@ -132,7 +133,7 @@ _ALL = (
         "gc_lookup_wait_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Time that an engine's scheduler waited for a lookup, where it cannot be told to ask again (SGLang).",
+        "Time that an engine's scheduler waited for a lookup, which cannot ask again later (SGLang).",
         {},
         LOOKUP_BUCKETS,
     ),
@@ -165,7 +166,7 @@ _ALL = (
     Metric("gc_dropped_entries_total", Kind.COUNTER, "entries", "Entries that were never sent: the queue was full."),
     Metric("gc_index_resyncs_total", Kind.COUNTER, "resyncs", "Times that the index had lost entries of this worker."),
     Metric("gc_index_errors_total", Kind.COUNTER, "errors", "Exchanges with the index that failed."),
-    Metric("gc_prompt_reports_total", Kind.COUNTER, "prompts", "Prompts whose block hashes were told to routers."),
+    Metric("gc_prompt_reports_total", Kind.COUNTER, "prompts", "Prompts whose hashes were published for routers."),
     Metric(
         "gc_prompt_reports_dropped_total",
         Kind.COUNTER,

@@ -6,6 +6,7 @@ exporter takes a factory. `serve` is a page of our own, for processes whose engi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -48,7 +49,7 @@ class Exporter:
     """Every metric of the catalog, for one or several engines of one process.
 
     labelnames: the engine's labels, put before ours. labelvalues: of each engine, so that its series exist from the
-    start. Not thread-safe: one caller, as engines have one loop for statistics.
+    start. Thread-safe.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Exporter:
         self._metrics = {name: factory(metric, [*labelnames, *metric.labels]) for name, metric in METRICS.items()}
         self._labelnames = tuple(labelnames)
         self._counted: dict[tuple[str, ...], list[float]] = {}
+        self._lock = threading.Lock()
         for values in labelvalues:
             self._begin(tuple(str(value) for value in values))
 
@@ -64,11 +66,12 @@ class Exporter:
         """Add one delta to the series of the engine with these label values."""
         engine = tuple(str(value) for value in labelvalues)
         assert len(engine) == len(self._labelnames), f"expected values of {self._labelnames}, got {engine}"
-        for name, series in delta.items():
-            assert name in METRICS, f"unknown metric {name}"
-            for key, value in series.items():
-                self._add(METRICS[name], engine, key, value)
-        self._set_ratio(engine, delta)
+        with self._lock:
+            for name, series in delta.items():
+                assert name in METRICS, f"unknown metric {name}"
+                for key, value in series.items():
+                    self._add(METRICS[name], engine, key, value)
+            self._set_ratio(engine, delta)
 
     def _begin(self, engine: tuple[str, ...]) -> None:
         for metric in METRICS.values():

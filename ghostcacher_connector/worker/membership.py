@@ -14,8 +14,9 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
 from ghostcacher_connector.core.open import open_coordination, open_index
+from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_connector.metrics import Delta, MetricsPage, Recorder, serve
+from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
 from ghostcacher_connector.pull.lookups import LookupService
@@ -64,12 +65,16 @@ class Membership:
         )
         self._counted = self.publisher.stats()
         self._page = _open_page(settings.metrics_port)
+        self._page_thread = Periodic("gc-page", self._refresh_page)
+        self._self_check = settings.self_check
         self._peers = -1
 
     def start(self) -> None:
         self.live_workers.start()
         self.publisher.start()
         self.reporter.start()
+        if self._page is not None:
+            self._page_thread.start()
         logger.info("worker %s joins namespace %s", self.record.worker, self.record.namespace)
 
     def leave(self) -> None:
@@ -84,6 +89,7 @@ class Membership:
         self.live_workers.stop(STOP_TIMEOUT_S)
         self._coordination.close()
         self.index.close()
+        self._page_thread.stop(STOP_TIMEOUT_S)
         if self._page is not None:
             self._page.close()
             self._page = None
@@ -98,6 +104,22 @@ class Membership:
         if peers != self._peers:
             self._peers = peers
             self._recorder.set("gc_peers_live", peers)
+
+    def gauges(self) -> Delta:
+        """Return the gauges that change, or have to be seen, without any traffic. Any thread may ask.
+
+        A rank whose self-check fails ends its engine: who is a member has passed it on every rank.
+        """
+        ranks = self.record.ranks if self._self_check else ()
+        return {
+            "gc_peers_live": {"": float(len(self._candidates()))},
+            "gc_active_cache_entries": {"": float(self.publisher.stats().blocks_held)},
+            "gc_self_check_ok": {str(endpoint.rank): 1.0 for endpoint in ranks},
+        }
+
+    def _refresh_page(self) -> float:
+        self.export(self.gauges())
+        return ASK_INTERVAL_S
 
     def export(self, delta: Delta) -> None:
         """Add a delta to the metrics page of our own, if there is one."""

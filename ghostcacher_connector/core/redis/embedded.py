@@ -134,7 +134,7 @@ class EmbeddedRedis:
 
     @property
     def owned(self) -> bool:
-        """Say whether this process started the server, and is what keeps it alive."""
+        """Whether this process started the server, which lives as long as this process."""
         return self._supervisor is not None
 
     def ensure(self) -> str:

@@ -2,6 +2,8 @@
 
 rank: recorder -> `GhostCacherStats` -> merged over ranks by vLLM -> scheduler adds its own -> API server:
 `GhostCacherPromMetrics` adds them to the counters there.
+
+Statistics come with the step after: an idle engine takes none. Its gauges are asked for beside them, once a second.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     PromMetricT,
 )
 
-from ghostcacher_connector.metrics import Exporter, Kind, class_factory, merge, summary
+from ghostcacher_connector.core.periodic import Periodic
+from ghostcacher_connector.metrics import (
+    ASK_INTERVAL_S,
+    Exporter,
+    Kind,
+    class_factory,
+    merge,
+    read_gauges,
+    summary,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -58,6 +69,22 @@ class GhostCacherPromMetrics(KVConnectorPromMetrics):
         }
         engines = [[str(value) for value in values] for values in per_engine_labelvalues.values()]
         self._exporter = Exporter(class_factory(classes), labelnames, engines)
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        replicas = vllm_config.parallel_config.data_parallel_size
+        # As vLLM names the engines of data-parallel replicas.
+        self._engine_ids = {
+            index: f"{transfer.engine_id}_dp{index}" if replicas > 1 else str(transfer.engine_id)
+            for index in per_engine_labelvalues
+        }
+        self._asking = Periodic("gc-gauges", self.refresh_gauges)
+        self._asking.start()
+
+    def refresh_gauges(self) -> float:
+        """Show the present gauges of every engine that answers; return when to ask again, in seconds."""
+        for index, engine_id in self._engine_ids.items():
+            self._exporter.apply(read_gauges(engine_id), self.per_engine_labelvalues[index])
+        return ASK_INTERVAL_S
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         self._exporter.apply(transfer_stats_data, self.per_engine_labelvalues[engine_idx])

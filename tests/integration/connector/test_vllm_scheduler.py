@@ -8,15 +8,20 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from benchmarks.harness.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
+from vllm.config import KVTransferConfig
+
 from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics
 from tests.conftest import SOAK
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
 from tests.support.redis_proxy import Proxy
@@ -26,6 +31,7 @@ pytestmark = pytest.mark.engine
 REQUESTS = 20_000 if SOAK else 120
 OUTPUT_TOKENS = 6
 SETTLE_S = 60.0
+PROMETHEUS = {kind: kind for kind in (Counter, Gauge, Histogram)}
 
 INDEX_LAG_S = 0.06
 """By when an engine has reused slots that the index still offers."""
@@ -351,3 +357,34 @@ def test_own_metrics_page_shows_both_halves(make: Make) -> None:
         return "gc_published_entries_total 5.0" in text and 'gc_self_check_ok{rank="0"} 1.0' in text
 
     wait_for(shown, "the counters of both halves")
+
+
+def test_idle_engines_gauges_are_on_vllms_page(make: Make) -> None:
+    """The process of the page asks for them: nothing but time passes, and no engine takes a step."""
+    a, b = make("a"), make("b")
+    wait_for(
+        lambda: all(engine.connector._scheduler._fleet.gauges()["gc_peers_live"][""] for engine in (a, b)), "peers"
+    )
+    page = GhostCacherPromMetrics(
+        a.config, {Counter: Counter, Gauge: Gauge, Histogram: Histogram}, ["idle"], {0: ["a"]}
+    )
+
+    def shown(name: str, **labels: str) -> float | None:
+        return REGISTRY.get_sample_value(name, {"idle": "a", **labels})
+
+    wait_for(lambda: shown("gc_peers_live") == 1.0, "the peer on the page")
+    assert shown("gc_self_check_ok", rank="0") == 1.0
+    b.close()
+    wait_for(lambda: shown("gc_peers_live") == 0.0, "the peer to leave the page")
+    page._asking.stop(10)
+
+
+def test_gauges_of_data_parallel_replicas_are_asked_for_by_their_own_ids() -> None:
+    """Each replica is an engine of its own, with the id that vLLM gives it."""
+    config = SimpleNamespace(
+        kv_transfer_config=KVTransferConfig(engine_id="e", kv_role="kv_both", kv_connector="GhostCacherConnector"),
+        parallel_config=SimpleNamespace(data_parallel_size=2),
+    )
+    page = GhostCacherPromMetrics(config, PROMETHEUS, ["idle"], {0: ["x"], 1: ["y"]})
+    page._asking.stop(10)
+    assert page._engine_ids == {0: "e_dp0", 1: "e_dp1"}

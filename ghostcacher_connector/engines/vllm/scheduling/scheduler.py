@@ -32,7 +32,7 @@ from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
-from ghostcacher_connector.metrics import Delta, Recorder
+from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
 from ghostcacher_connector.worker.membership import Membership
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
@@ -77,7 +77,9 @@ class ConnectorScheduler:
         self._tracked: dict[str, Tracked] = {}
         self._cancelled: list[str] = []
         self._manager: KVCacheManager | None = None
+        self._engine_id = str(transfer.engine_id)
         self._fleet: Membership | None = None
+        self._gauges: GaugeServer | None = None
         self._watch: SlotWatch | None = None
         self._publisher: BlockPublisher | None = None
         self._prompts: PromptReporter | None = None
@@ -131,8 +133,11 @@ class ConnectorScheduler:
             )
         self._report_load()
         fleet.start()
+        self._gauges = GaugeServer(self._engine_id, fleet.gauges)
 
     def shutdown(self) -> None:
+        if self._gauges is not None:
+            self._gauges.close()
         if self._fleet is not None:
             self._fleet.stop()
 
