@@ -63,8 +63,8 @@ in capitals. The first wins.
 ## Router
 
 As options (`--retries-max 1`), in the file of `--config` (TOML, or JSON), or as environment variables: `GC_ROUTER_` and
-the name in capitals; Redis and its key are shared with the engines: {shared_variables()}. The first wins. Secrets have no
-option.
+the name in capitals; Redis and its key are shared with the engines: {shared_variables()}. The first wins. Secrets
+have no option.
 
 {settings_table(RouterSettings)}"""
 
