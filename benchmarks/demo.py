@@ -1,19 +1,24 @@
 """Two vLLM engines behind the router share one KV cache: each takes the other's work instead of repeating it.
 
-    python -m benchmarks.demo [--model DIR_OR_HF_ID] [--size small] [--tokens 4096] [--engine-args "..."]
+    python -m benchmarks.demo [--model DIR_OR_HF_ID] [--size tiny] [--tokens 6144] [--engine-args "..."]
 
-First one long document, engine by engine: what a pull saves, and that the answer is the same. Then a mixed load of
-questions on several documents, spread by the router and, for comparison, round robin over engines that do not share.
+First one long document, engine by engine: what a pull saves, and that the answer is the same to the last bit. Then a
+load of short questions on several long documents, of which one engine's cache holds a part: asked through the router of
+engines that share, and round robin of the same engines on their own, several rounds of it, all answers compared.
+GhostCacher and its router run with their default settings; what is set otherwise, and why, is printed.
 Starts its own Redis, router and engines, and ends them all, however it ends. Needs no download and no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,19 +32,48 @@ from benchmarks.harness import (
     start_many,
     stop_all,
 )
+from benchmarks.harness.comparison import (
+    ROUNDING_MAX,
+    Round,
+    comparison_table,
+    run_round,
+    sentence,
+    unpulled,
+    wrong_answers,
+)
+from benchmarks.harness.engine import watching
+from benchmarks.harness.model import require_model
 from benchmarks.harness.program import run_program
-from benchmarks.harness.report import ProgressLine, mebibytes, milliseconds, rate, table
+from benchmarks.harness.report import ProgressLine, milliseconds
 from benchmarks.harness.router import RouterProcess
-from benchmarks.harness.scenario import Sharing, block_tokens, ratio, share, wait_until_joined, warm_up
-from benchmarks.harness.workload import Result, make_load, round_robin, run_load, through
+from benchmarks.harness.scenario import (
+    block_tokens,
+    pull_line,
+    share,
+    timing_table,
+    verdict,
+    wait_until_joined,
+    warm_up,
+)
+from benchmarks.harness.workload import make_load
+from ghostcacher_cli.up.launch import is_cpu_build
 
 ANSWER_TOKENS = 16
 TEMPLATE_TOKENS = 64
-"""Room for the answer and more, above the prompt."""
+"""Room for a question and its answer, above the document."""
 DOCUMENT_SEED = 7
-LOAD_CONCURRENCY = 3
-LOAD_DOCUMENTS = 6
-LOAD_REQUESTS = 36
+ATTEMPTS = 2
+"""A lookup that is late counts as a miss: on a machine that is busy otherwise this may be the case once."""
+
+LOAD_DOCUMENTS = 8
+LOAD_REQUESTS = 32
+LOAD_CONCURRENCY = 2
+LOAD_ANSWER_TOKENS = 4
+HELD_PART = 0.65
+"""Of the load's documents, by one engine's cache: the two together can hold them all, each on its own cannot."""
+
+TIME_LIMIT_S = 170.0
+"""No round of the load begins that would probably end later."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,43 +81,59 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.demo", description=(__doc__ or "").split("\n", maxsplit=1)[0]
     )
     parser.add_argument("--model", help="folder or Hugging Face id; default: a random model, made here")
-    parser.add_argument("--size", choices=["tiny", "small"], default="small", help="of the random model")
-    parser.add_argument("--tokens", type=int, default=4096, help="length of the document")
-    parser.add_argument("--load-tokens", type=int, default=1024, help="length of the mixed load's documents")
-    parser.add_argument("--requests", type=int, default=LOAD_REQUESTS, help="of the mixed load, under each policy")
-    parser.add_argument(
-        "--pull",
-        choices=["always", "auto"],
-        default="always",
-        help="auto: only what is forecast to be faster than computing it; on a busy machine that may be nothing",
-    )
+    size = "tiny" if is_cpu_build() else "small"
+    parser.add_argument("--size", choices=["tiny", "small"], default=size, help="of the random model")
+    parser.add_argument("--tokens", type=int, default=6144, help="length of the single document")
+    parser.add_argument("--load-tokens", type=int, default=4096, help="length of the load's documents")
+    parser.add_argument("--requests", type=int, default=LOAD_REQUESTS, help="questions of the load")
+    parser.add_argument("--rounds", type=int, default=3, help=f"of the load; fewer where {TIME_LIMIT_S:.0f} s are over")
+    parser.add_argument("--pull", choices=["always", "auto"], default="auto", help="GhostCacher's setting of this name")
     parser.add_argument("--block-size", type=int, help="tokens a block; default: the engine's")
-    parser.add_argument("--kv-gib", type=int, default=1, help="KV cache of each engine, on CPU")
+    parser.add_argument(
+        "--kv-tokens",
+        type=int,
+        help=f"KV cache of each engine; default: {HELD_PART:.0%} of the load's documents".replace("%", "%%"),
+    )
     parser.add_argument("--engine-args", default="", help='more arguments for both engines, as one text: "--a 1 --b 2"')
     parser.add_argument("--logs", type=Path, help="where the engines' logs go; default: kept only after a failure")
     chosen = parser.parse_args(argv)
     for name in ("tokens", "load_tokens"):
         if not 256 <= (count := getattr(chosen, name)) <= 30_000:
             parser.error(f"--{name.replace('_', '-')}: expected 256 to 30000, got {count}")
-    if chosen.requests < LOAD_DOCUMENTS:
-        parser.error(f"--requests: expected {LOAD_DOCUMENTS} or more, got {chosen.requests}")
+    for name, least in (("requests", LOAD_DOCUMENTS), ("rounds", 1)):
+        if (count := getattr(chosen, name)) < least:
+            parser.error(f"--{name}: expected {least} or more, got {count}")
     return chosen
+
+
+def block_size(chosen: argparse.Namespace) -> int:
+    """Return how many tokens a block has: what was asked for, or vLLM's default."""
+    return chosen.block_size or (128 if is_cpu_build() else 16)
+
+
+def context_tokens(chosen: argparse.Namespace) -> int:
+    """Return the length of the longest request."""
+    longest: int = max(chosen.tokens, chosen.load_tokens)
+    return longest + TEMPLATE_TOKENS
+
+
+def kv_tokens(chosen: argparse.Namespace) -> int:
+    """Return how many tokens the KV cache of each engine holds: at least the longest request."""
+    wanted: int = chosen.kv_tokens or round(HELD_PART * LOAD_DOCUMENTS * chosen.load_tokens)
+    size = block_size(chosen)
+    return math.ceil(max(wanted, context_tokens(chosen)) / size) * size
 
 
 def engine_options(chosen: argparse.Namespace, model: str, redis_url: str, logs: Path) -> list[EngineOptions]:
     """Return the options of engines A and B."""
+    changed = {"pull": chosen.pull} if chosen.pull != "auto" else {}
     return [
         EngineOptions(
             model=model,
             name=name,
-            connector={
-                "redis_url": redis_url,
-                "worker_id": f"demo-{name}",
-                "lookup_deadline_ms": 1000.0,
-                "pull": chosen.pull,
-            },
-            max_model_len=max(2048, chosen.tokens + TEMPLATE_TOKENS, 2 * chosen.load_tokens),
-            kv_gib=chosen.kv_gib,
+            connector={"redis_url": redis_url, **changed},
+            max_model_len=context_tokens(chosen),
+            num_blocks=kv_tokens(chosen) // block_size(chosen) + 1,  # vLLM keeps one for itself
             block_size=chosen.block_size,
             extra_args=tuple(shlex.split(chosen.engine_args)),
             log_dir=logs,
@@ -93,92 +143,110 @@ def engine_options(chosen: argparse.Namespace, model: str, redis_url: str, logs:
 
 
 def run(chosen: argparse.Namespace, logs: Path) -> bool:
-    """Run the demo; return whether B's answers were right."""
-    progress = ProgressLine()
-    progress("making the model")
-    model = chosen.model or str(ensure_model(chosen.size))
+    """Run the demo; return whether all answers were right and sharing saved work."""
+    deadline = time.monotonic() + TIME_LIMIT_S
+    progress = ProgressLine(timed=True)
+    model = require_model(chosen.model) if chosen.model else None
+    progress.done("two engines, Redis and a router, on this machine: 2 to 3 minutes if its cores are idle")
+    progress("making the model, some seconds" if model is None else f"model: {model}")
+    model = model or str(ensure_model(chosen.size))
     documents = Documents(model)
     progress.done(f"model: {model}")
     with RedisServer() as redis:
-        progress.done(f"redis: {redis.url}")
+        progress.done("starting the engines: 40 s on two idle cores")
         engines = start_many(engine_options(chosen, model, redis.url, logs), progress)
         try:
-            times = ", ".join(f"{engine.options.name} after {engine.ready_s:.0f} s" for engine in engines)
-            progress.done(f"engines ready: {times}")
-            right = show(engines, documents, chosen.tokens, progress)
-            print()
-            return compare_policies(engines, documents, chosen, redis.url, logs, progress) and right
+            progress.done(f"engines ready after {max(engine.ready_s or 0 for engine in engines):.0f} s")
+            with watching(engines), RouterProcess(redis_url=redis.url, log_dir=logs) as router:
+                right = show(engines, documents, chosen.tokens, progress)
+                print(flush=True)
+                router.wait_workers(len(engines))
+                rounds = run_rounds(engines, router, documents, chosen, deadline, progress)
         finally:
             progress.done("ending engines and Redis")
             stop_all(engines)
+    return report(rounds, chosen) and right
 
 
-def compare_policies(
+def run_rounds(
     engines: Sequence[Engine],
+    router: RouterProcess,
     documents: Documents,
     chosen: argparse.Namespace,
-    redis_url: str,
-    logs: Path,
+    deadline: float,
     progress: ProgressLine,
-) -> bool:
-    """Run the mixed load round robin and through the router, print both; return whether the router computed less."""
-    with RouterProcess(redis_url=redis_url, log_dir=logs) as router:
-        router.wait_workers(len(engines))
-        progress.done(f"router: {router.url}, {len(engines)} workers")
-        results: list[Result] = []
-        for seed, policy in enumerate((round_robin([e.client for e in engines]), through(router.client)), start=1):
-            for engine in engines:
-                engine.client.reset_prefix_cache()
-            load = make_load(
-                documents,
-                documents=LOAD_DOCUMENTS,
-                document_tokens=chosen.load_tokens,
-                requests=chosen.requests,
-                seed=seed,
-            )
-            alone = len(results) == 0
-            results.append(
-                run_load(
-                    policy,
-                    load,
-                    concurrency=LOAD_CONCURRENCY,
-                    max_tokens=ANSWER_TOKENS,
-                    pull=not alone,
-                    progress=progress,
-                )
-            )
-    progress.done("done")
+) -> list[Round]:
+    """Run the load as often as was asked for, as long as there is time."""
+    rounds: list[Round] = []
+    taken_s = 0.0
+    while not rounds or (len(rounds) < chosen.rounds and time.monotonic() + taken_s < deadline):
+        began, name = time.monotonic(), f"round {len(rounds) + 1} of {chosen.rounds}"
+        load = make_load(
+            documents,
+            documents=LOAD_DOCUMENTS,
+            document_tokens=chosen.load_tokens,
+            requests=chosen.requests,
+            seed=len(rounds) + 1,
+            skew=None,
+        )
+        found = run_round(
+            engines,
+            router.client,
+            load,
+            concurrency=LOAD_CONCURRENCY,
+            max_tokens=LOAD_ANSWER_TOKENS,
+            progress=lambda text, name=name: progress(f"{name}, {text}"),
+        )
+        rounds.append(found)
+        taken_s = time.monotonic() - began
+        progress.done(
+            f"{name}: median time to first token {milliseconds(found.alone.p50_s)} alone, "
+            f"{milliseconds(found.sharing.p50_s)} sharing"
+        )
+    return rounds
+
+
+def report(rounds: Sequence[Round], chosen: argparse.Namespace) -> bool:
+    """Print the comparison; return whether every answer was the same and sharing saved work."""
     print()
-    print(load_table(results, chosen))
-    apart, shared = results
-    less = shared.computed < apart.computed
-    share_of = f"{shared.computed / apart.computed:.0%}"
-    print(
-        f"\n{'LESS' if less else 'NOT LESS'}: GhostCacher computed {share_of} of the tokens that round robin computed"
-    )
-    return less
+    print(comparison_table(rounds))
+    print()
+    print("\n".join(notes(rounds, chosen)))
+    print()
+    print(sentence(rounds))
+    less = sum(one.sharing.computed for one in rounds) < sum(one.alone.computed for one in rounds)
+    return less and wrong_answers(rounds) == 0
 
 
-def load_table(results: Sequence[Result], chosen: argparse.Namespace) -> str:
-    apart, _ = results
-    title = f"{chosen.requests} questions on {LOAD_DOCUMENTS} documents of {chosen.load_tokens:,} tokens"
-    rows = [
-        [
-            name,
-            f"{result.hit_ratio:.0%}",
-            f"{result.computed:,}",
-            milliseconds(result.p50_s),
-            milliseconds(result.p90_s),
-            f"{result.seconds:.1f} s",
-            ratio(apart.seconds, result.seconds),
-        ]
-        for name, result in zip(("round robin, not sharing", "GhostCacher"), results, strict=True)
+def notes(rounds: Sequence[Round], chosen: argparse.Namespace) -> list[str]:
+    """Return what was compared, and with which settings, in lines that fit a terminal."""
+    held = kv_tokens(chosen)
+    part = held / (LOAD_DOCUMENTS * chosen.load_tokens)
+    few = "" if len(rounds) == chosen.rounds else f" of {chosen.rounds}, for want of time"
+    worst = max(difference for one in rounds for difference in one.differences)
+    defaults = "defaults" if chosen.pull == "auto" else f"defaults, but pull={chosen.pull}"
+    missed = ", ".join(f"{why} {count:.0f}" for why, count in unpulled(rounds).items())
+    variables = ", ".join(sorted(name for name in os.environ if name.startswith("GC_")))
+    return [
+        f"Rounds: {len(rounds)}{few}; each with new documents and empty caches; median (lowest-highest).",
+        f"A round: {chosen.requests} questions on {LOAD_DOCUMENTS} documents of {chosen.load_tokens:,} tokens, each "
+        f"asked about equally often,",
+        f"  in random order, {LOAD_CONCURRENCY} questions at a time;",
+        "  each engine alone: asked in turn, with its own prefix cache; GhostCacher does not pull;",
+        "  sharing: through the router, the same questions in the same order.",
+        *([f"  Blocks that were not pulled, by reason: {missed}."] if missed else []),
+        f"Answers: {LOAD_ANSWER_TOKENS} tokens; their log-probabilities differ by {worst:.3f} at most; rounding is "
+        f"up to {ROUNDING_MAX:g}.",
+        f"Settings: GhostCacher's and the router's {defaults}. Not defaults are vLLM's",
+        "  --enforce-eager (it starts sooner) and the size of its KV cache:",
+        f"  {held:,} tokens an engine, {part:.0%} of the documents, as in a fleet whose documents do not fit",
+        "  one engine; the two together can hold them.",
+        *([f"  The environment sets {variables}."] if variables else []),
     ]
-    return table([title, "hit ratio", "tokens computed", "TTFT p50", "p90", "all done in", "faster"], rows)
 
 
 def show(engines: Sequence[Engine], documents: Documents, tokens: int, progress: ProgressLine) -> bool:
-    """Send the document, print what happened, and return whether B's answers were right."""
+    """Send one document, print what happened, and return whether B's answers were right."""
     a, b = engines
     wait_until_joined(engines)
     progress("warming up the engines")
@@ -187,78 +255,29 @@ def show(engines: Sequence[Engine], documents: Documents, tokens: int, progress:
     progress("the first pull, of a short document, connects the engines")
     size = block_tokens(a.client.metrics())
     share(a, b, documents.tokens(min(tokens, 2 * size + 1), seed=200), max_tokens=1)
-    progress(f"a document of {tokens} tokens")
-    result = share(a, b, documents.tokens(tokens, seed=DOCUMENT_SEED), max_tokens=ANSWER_TOKENS)
-    progress.done("done")
+    for attempt in range(ATTEMPTS):
+        progress(f"a document of {tokens} tokens")
+        result = share(a, b, documents.tokens(tokens, seed=DOCUMENT_SEED + attempt), max_tokens=ANSWER_TOKENS)
+        if result.pull.tokens:
+            break
+        progress.done(f"B pulled nothing: {result.pull.misses}")
+    progress.done("one document, first computed by A, then asked of B:")
     print()
     print(timing_table(result))
     print()
-    print(pull_table(result))
-    print()
+    print(pull_line(result))
     return verdict(result)
 
 
-def timing_table(result: Sharing) -> str:
-    rows = [
-        ("A, cold", result.cold, "computed everything"),
-        ("B, pulled", result.pulled, "took A's blocks" if result.pull.tokens else "pulled nothing"),
-        ("B, local hit", result.local, "had them itself by then"),
-        ("B, cold", result.alone_cold, "pulling off, cache emptied"),
-    ]
-    base = result.alone_cold.ttft_s
-    lines = [
-        [who, f"{c.prompt_tokens:,}", f"{c.cached_tokens or 0:,}", milliseconds(c.ttft_s), ratio(base, c.ttft_s), what]
-        for who, c, what in rows
-    ]
-    return table(["request", "prompt tokens", "from a cache", "TTFT", "against B cold", "what the engine did"], lines)
-
-
-def pull_table(result: Sharing) -> str:
-    pull = result.pull
-    share_of_prefill = pull.seconds / result.alone_cold.ttft_s
-    return table(
-        ["B's pull, from its own metrics", ""],
-        [
-            ["tokens pulled", f"{pull.tokens:,}"],
-            ["bytes", mebibytes(pull.bytes)],
-            ["time, with the seal check", milliseconds(pull.seconds)],
-            ["rate", rate(pull.bytes, pull.seconds)],
-            ["share of B's cold TTFT", f"{share_of_prefill:.1%}"],
-        ],
-    )
-
-
-def verdict(result: Sharing) -> bool:
-    """Print whether the pulled answer is the one that B gives by itself, and return it."""
-    local, cold, rounding = result.against_local, result.against_cold, result.rounding
-    if result.pull.tokens == 0:
-        print(f"FAILED: B pulled nothing. Blocks missed, by reason: {result.pull.misses or 'none counted'}")
-        return False
-    right = local.identical and cold.logprob_max <= rounding.logprob_max
-    print(
-        f"{'RIGHT' if right else 'WRONG'}: {len(result.pulled.tokens)} greedy tokens and their log-probabilities, "
-        "pulled against B's own:\n"
-        f"  local hit, computed by B itself:  tokens {_same(local.same_tokens)}, "
-        f"largest difference {local.logprob_max:g}\n"
-        f"  cold, everything computed by B:   tokens {_same(cold.same_tokens)}, "
-        f"largest difference {cold.logprob_max:.4f} (B's own local hit: {rounding.logprob_max:.4f}, rounding)"
-    )
-    return right
-
-
-def _same(equal: bool) -> str:
-    return "equal" if equal else "differ"
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Return 0 when B pulled and answered rightly, 1 when not, 128 + n after signal n."""
+    """Return 0 when all answers were right and sharing saved work, 1 when not, 128 + n after signal n."""
     chosen = arguments(argv)
     logs = chosen.logs or Path(tempfile.mkdtemp(prefix="ghostcacher-demo-"))
     status = run_program(lambda: 0 if run(chosen, logs) else 1)
-    if status != 1 and chosen.logs is None:
-        shutil.rmtree(logs, ignore_errors=True)
-    elif status == 1:
+    if status == 1 and logs.is_dir() and any(logs.iterdir()):
         print(f"engine logs: {logs}", file=sys.stderr)
+    elif chosen.logs is None:
+        shutil.rmtree(logs, ignore_errors=True)
     return status
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from typing import NamedTuple
 
 import redis
 
+from benchmarks.harness.report import percentile
 from ghostcacher_connector.core.index.base import Entry, WorkerRef, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
@@ -81,7 +81,7 @@ def cpu_seconds_of(work: Callable[[], object]) -> float:
 
 def quantiles_ms(seconds: Sequence[float]) -> tuple[float, float]:
     """Return p50 and p99 in milliseconds."""
-    return 1e3 * statistics.median(seconds), 1e3 * sorted(seconds)[min(len(seconds) - 1, int(0.99 * len(seconds)))]
+    return 1e3 * percentile(seconds, 50), 1e3 * percentile(seconds, 99)
 
 
 def row(name: str, value: str, limit: str, ratio: float) -> None:

@@ -18,7 +18,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, NamedTuple
 
 from benchmarks.harness import (
@@ -33,7 +33,7 @@ from benchmarks.harness import (
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.model import recipe
 from benchmarks.harness.program import run_program
-from benchmarks.harness.report import ProgressLine, milliseconds, now, table
+from benchmarks.harness.report import ProgressLine, milliseconds, now, percentile, table
 
 
 class Load(NamedTuple):
@@ -161,8 +161,7 @@ def report(pairs: Sequence[Pair], idle: Sequence[float]) -> str:
 
 
 def _spread(values: Sequence[float], show: Callable[[float], str]) -> list[str]:
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return [show(median(values)), f"{show(low)} to {show(high)}"]
+    return [show(median(values)), f"{show(percentile(values, 25))} to {show(percentile(values, 75))}"]
 
 
 def _percent(value: float) -> str:

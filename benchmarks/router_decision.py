@@ -24,7 +24,7 @@ import uvloop
 
 from benchmarks.harness import RedisServer
 from benchmarks.harness.program import run_program
-from benchmarks.harness.report import milliseconds, table
+from benchmarks.harness.report import milliseconds, percentile, table
 from benchmarks.proxy.bodies import MARK, chat_body, corpus
 from benchmarks.proxy.connectors import BLOCK_TOKENS, LEASE_S, NAMESPACE, Chains, Seen, held_blocks, load_of, record_of
 from benchmarks.proxy.running import two_cores
@@ -163,8 +163,7 @@ class Bench:
 
 def quantiles(seconds: Sequence[float]) -> tuple[float, float]:
     """Return p50 and p99."""
-    ordered = sorted(seconds)
-    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    return percentile(seconds, 50), percentile(seconds, 99)
 
 
 def report(rows: Sequence[tuple[int, Times, Times]], ping: Sequence[float]) -> str:

@@ -18,6 +18,7 @@ from statistics import median
 
 from benchmarks.harness import Documents, EngineOptions, RedisServer, ensure_model, start_many, stop_all
 from benchmarks.harness.engine import Engine
+from benchmarks.harness.model import require_model
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, mebibytes, milliseconds, rate, table
 from benchmarks.harness.scenario import Sharing, ratio, share, wait_until_joined, warm_up
@@ -42,7 +43,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Measure and print; return 0 when every answer was right and every document was pulled."""
-    model = chosen.model or str(ensure_model(chosen.size))
+    model = require_model(chosen.model) if chosen.model else str(ensure_model(chosen.size))
     documents = Documents(model)
     with RedisServer() as redis:
         options = [

@@ -70,7 +70,9 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     )
     index_key: Annotated[
         Secret | None,
-        Meta(description="shared secret that vouches for what is in Redis, 16 characters or more; the same everywhere"),
+        Meta(
+            description="shared secret that authenticates what is in Redis, 16 characters or more; the same everywhere"
+        ),
     ] = None
     redis_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=30, description="bound of every wait for Redis, in s")] = 0.25
     worker_id: Annotated[
@@ -80,13 +82,13 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         ),
     ] = None
     http_url: Annotated[
-        Text | None, Meta(description="base URL at which routers reach this engine; none: not told to routers")
+        Text | None, Meta(description="base URL at which routers reach this engine; none: routers do not learn it")
     ] = None
     lease_ttl_s: Annotated[
         Seconds, Meta(ge=0.5, le=3600, description="time after which a silent worker counts as dead, in s")
     ] = 10.0
     report_interval_ms: Annotated[
-        Milliseconds, Meta(ge=20, le=10_000, description="how often routers are told this worker's load, in ms")
+        Milliseconds, Meta(ge=20, le=10_000, description="how often this worker's load is published for routers, in ms")
     ] = 200.0
     lookup_deadline_ms: Annotated[
         Milliseconds, Meta(ge=0.1, le=60_000, description="time after which a lookup counts as a miss, in ms")

@@ -111,7 +111,7 @@ class SlotTable:
 
 
 def check_header(header: bytes, incarnation: bytes, slot_count: int) -> bool:
-    """Say whether a header that was read from a peer is the one of this incarnation.
+    """Return whether a header that was read from a peer is the one of this incarnation.
 
     Raises ProtocolError when the bytes are no slot table at all.
     """

@@ -6,30 +6,37 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Self
 
 from benchmarks.harness import launch, sglang
-from benchmarks.harness.client import Client
+from benchmarks.harness.client import Client, ServerError
 from benchmarks.harness.launch import EngineOptions, placed
 from benchmarks.harness.sglang import SglangClient, SglangOptions
-from ghostcacher_cli.up.diagnosis import answers, explain
+from ghostcacher_cli.up.diagnosis import answers, exit_text, explain
 from ghostcacher_cli.up.machine import free_port, require_memory
 from ghostcacher_connector.core.process.guarded import GuardedProcess
 
 POLL_S = 0.25
 PORT_ATTEMPTS = 3
+END_TIMEOUT_S = 5.0
+"""A server whose engine process is gone answers with errors for a moment before it ends, too."""
 Progress = Callable[[str], None]
 Options = EngineOptions | SglangOptions
 
-ADVICE = "a smaller model (--size tiny), fewer tokens (--tokens), or a smaller KV cache (--kv-gib)"
+ADVICE = "a smaller model (--size tiny), fewer tokens (--tokens), or a smaller KV cache (--kv-tokens)"
 
 
 class EngineStartError(RuntimeError):
     """An engine ended before it was ready, or took too long; the message has the end of its log."""
+
+
+class EngineEnded(RuntimeError):
+    """An engine that was ready has ended; the message says how, and has the end of its log."""
 
 
 class Engine(AbstractContextManager["Engine"]):
@@ -81,9 +88,9 @@ class Engine(AbstractContextManager["Engine"]):
         """Say whether the server answers. Raises EngineStartError when it never will."""
         if self.ready_s is not None:
             return True
-        if self.process.poll() is not None:
+        if (status := self.process.poll()) is not None:
             if "address already in use" not in self.process.log_tail(400) or self._attempts >= PORT_ATTEMPTS:
-                raise EngineStartError(self._failure(f"ended with status {self.process.poll()} before it was ready"))
+                raise EngineStartError(self._failure(f"{exit_text(status)} before it was ready"))
             self._launch()
         elif answers(f"{self.url}/health"):
             self.ready_s = time.monotonic() - self._started
@@ -122,6 +129,11 @@ class Engine(AbstractContextManager["Engine"]):
         self._attempts, self.ready_s, self._started = 0, None, time.monotonic()
         self._launch()
 
+    def require_running(self) -> None:
+        """Raise EngineEnded when the server has ended."""
+        if (status := self.process.poll()) is not None:
+            raise EngineEnded(self._failure(exit_text(status)))
+
     def _failure(self, what: str) -> str:
         return explain(f"engine {self.options.name} {what}.", self.process.log_tail(400), self.log)
 
@@ -138,6 +150,20 @@ def start_many(options: Sequence[Options], progress: Progress | None = None) -> 
         wait_all_ready(engines, progress)
         undo.pop_all()
         return engines
+
+
+@contextmanager
+def watching(engines: Sequence[Engine]) -> Iterator[None]:
+    """Raise EngineEnded in place of a client's error that an engine's end has caused."""
+    try:
+        yield
+    except (ServerError, OSError, HTTPException):
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while time.monotonic() < deadline:
+            for engine in engines:
+                engine.require_running()
+            time.sleep(POLL_S)
+        raise
 
 
 def _launcher(options: Options) -> ModuleType:

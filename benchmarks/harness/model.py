@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -32,6 +33,8 @@ RECIPE_VERSION = 1
 
 TRAINING_BYTES_MAX = 6 << 20
 """Of source text for the tokenizer: enough for 16k merges, trained in seconds."""
+
+HUGGING_FACE_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 LOGIT_STD = 4.0
 """Spread of the logits. Plain initialisation gives under 1: a nearly flat distribution, in which a wrong KV cache is
@@ -82,6 +85,29 @@ def recipe(size: Size, *, seed: int = 0) -> Recipe:
             seed=seed, vocab=16384, layers=16, hidden=1024, intermediate=2816, heads=16, kv_heads=8, head_size=64
         )
     raise ValueError(f"model size: expected one of {', '.join(get_args(Size))}, got {size!r}")
+
+
+class ModelNotFound(RuntimeError):
+    """What was given as a model is neither a model's folder nor a Hugging Face id; the message says what it is."""
+
+
+def require_model(name: str) -> str:
+    """Return a model that was given, if it can be one: a folder with config.json, or a Hugging Face id.
+
+    Raises ModelNotFound at once, before anything slow looks at it. Whether an id exists is not checked.
+    """
+    if Path(name).is_dir():
+        found = None if (Path(name) / "config.json").is_file() else "a folder without config.json"
+    elif Path(name).exists():
+        found = "a file"
+    else:
+        found = None if HUGGING_FACE_ID.fullmatch(name) else "a path at which nothing is"
+    if found is not None:
+        raise ModelNotFound(
+            f"model {name!r}: expected a folder with config.json, or a Hugging Face id such as Qwen/Qwen3-0.6B; "
+            f"this is {found}"
+        )
+    return name
 
 
 def default_cache_dir() -> Path:

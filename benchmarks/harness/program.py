@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.harness.client import ServerError
-from benchmarks.harness.engine import EngineStartError
+from benchmarks.harness.engine import EngineEnded, EngineStartError
+from benchmarks.harness.model import ModelNotFound
 from benchmarks.harness.report import Interrupted, interruptible
 from benchmarks.harness.scenario import NotShared
 from ghostcacher_cli.up.machine import NotEnoughMemory
 from ghostcacher_connector.core.errors import ConfigError
 
-EXPECTED = (EngineStartError, NotEnoughMemory, NotShared, ServerError, ConfigError, OSError)
+EXPECTED = (EngineEnded, EngineStartError, ModelNotFound, NotEnoughMemory, NotShared, ServerError, ConfigError, OSError)
 """What the world does to us: shown as a message. Anything else is our own bug and keeps its traceback."""
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import NoReturn, TextIO
 
 from ghostcacher_cli.terminal.text import milliseconds, table
 
-__all__ = ["Interrupted", "ProgressLine", "interruptible", "mebibytes", "milliseconds", "now", "rate", "table"]
+__all__ = [
+    "Interrupted",
+    "ProgressLine",
+    "interruptible",
+    "mebibytes",
+    "milliseconds",
+    "now",
+    "percentile",
+    "rate",
+    "table",
+]
 
 PLAIN_INTERVAL_S = 10.0
 """Between lines of progress where they cannot be overwritten."""
@@ -27,6 +38,16 @@ def rate(count: float, seconds: float) -> str:
     return f"{count / seconds / 1e9:.2f} GB/s" if seconds > 0 else "-"
 
 
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the nearest-rank percentile: a value that was measured, below or at which `percent` % of them lie.
+
+    Nothing is interpolated, so that no percentile is above the largest value, however few there are.
+    """
+    assert values, "a percentile of nothing"
+    rank = math.ceil(percent * len(values) / 100)
+    return sorted(values)[max(rank, 1) - 1]
+
+
 def now() -> float:
     """Return the clock for measurements, in seconds."""
     return time.perf_counter()
@@ -35,14 +56,17 @@ def now() -> float:
 class ProgressLine:
     """One line that is overwritten on a terminal; elsewhere a line now and then, and whenever `done` is called."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, timed: bool = False) -> None:
+        """timed: each line begins with the seconds since now."""
         self._stream = stream or sys.stderr
+        self._since = time.monotonic() if timed else None
         self._terminal = self._stream.isatty()
         self._printed_at = float("-inf")
         self._width = 0
 
     def __call__(self, text: str) -> None:
         """Show the state of affairs."""
+        text = self._stamped(text)
         if self._terminal:
             print("\r" + text.ljust(self._width), end="", file=self._stream, flush=True)
             self._width = len(text)
@@ -53,9 +77,12 @@ class ProgressLine:
     def done(self, text: str) -> None:
         """Show the outcome, and leave it standing."""
         lead = "\r" if self._terminal else ""
-        print(lead + text.ljust(self._width), file=self._stream, flush=True)
+        print(lead + self._stamped(text).ljust(self._width), file=self._stream, flush=True)
         self._width = 0
         self._printed_at = float("-inf")
+
+    def _stamped(self, text: str) -> str:
+        return text if self._since is None else f"[{time.monotonic() - self._since:3.0f} s] {text}"
 
 
 class Interrupted(BaseException):

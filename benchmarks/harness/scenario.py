@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from benchmarks.harness.client import Client, Completion, Difference, Metrics, compare
 from benchmarks.harness.engine import Engine
+from benchmarks.harness.report import mebibytes, milliseconds, rate, table
+from ghostcacher_connector.core.types import MissReason
 
 PUBLISH_DEADLINE_S = 10.0
 NUDGE_TOKENS = 3
@@ -151,3 +153,50 @@ def block_tokens(page: Metrics) -> int:
 def ratio(one: float, other: float) -> str:
     """Return one/other as "3.4x"."""
     return f"{one / other:.1f}x" if other > 0 and math.isfinite(one) else "-"
+
+
+def timing_table(result: Sharing) -> str:
+    rows = [
+        ("A, cold", result.cold, "computed everything"),
+        ("B, pulled", result.pulled, "took A's blocks" if result.pull.tokens else "pulled nothing"),
+        ("B, local hit", result.local, "had them itself by then"),
+        ("B, cold", result.alone_cold, "pulling off, cache emptied"),
+    ]
+    base = result.alone_cold.ttft_s
+    lines = [
+        [who, f"{c.prompt_tokens:,}", f"{c.cached_tokens or 0:,}", milliseconds(c.ttft_s), ratio(base, c.ttft_s), what]
+        for who, c, what in rows
+    ]
+    return table(["request", "prompt tokens", "from a cache", "TTFT", "against B cold", "what the engine did"], lines)
+
+
+def pull_line(result: Sharing) -> str:
+    pull = result.pull
+    part = pull.seconds / result.alone_cold.ttft_s
+    return (
+        f"the pull: {pull.tokens:,} tokens, {mebibytes(pull.bytes)} in {milliseconds(pull.seconds)} "
+        f"with the seal check ({rate(pull.bytes, pull.seconds)}), {part:.1%} of B's cold TTFT"
+    )
+
+
+def verdict(result: Sharing) -> bool:
+    """Print whether the pulled answer is the one that B gives by itself, and return it."""
+    local, cold, rounding = result.against_local, result.against_cold, result.rounding
+    if result.pull.tokens == 0:
+        print(f"FAILED: B pulled nothing. Blocks missed, by reason: {result.pull.misses or 'none counted'}")
+        if MissReason.SLOWER_THAN_RECOMPUTE.value in result.pull.misses:
+            print("Computing them was forecast to be faster, as with a small model on a fast machine: try a larger one")
+        return False
+    right = local.identical and cold.logprob_max <= rounding.logprob_max
+    print(
+        f"{'RIGHT' if right else 'WRONG'}: {len(result.pulled.tokens)} greedy tokens and their log-probabilities, "
+        "pulled against B's own:\n"
+        f"  local hit: tokens {_same(local.same_tokens)}, largest difference {local.logprob_max:g}\n"
+        f"  cold: tokens {_same(cold.same_tokens)}, largest difference {cold.logprob_max:.4f} "
+        f"(B's own local hit: {rounding.logprob_max:.4f}, rounding)"
+    )
+    return right
+
+
+def _same(equal: bool) -> str:
+    return "equal" if equal else "differ"

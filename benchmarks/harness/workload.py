@@ -12,11 +12,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from statistics import median, quantiles
 from typing import NamedTuple
 
 from benchmarks.harness.client import Client, Completion, run_concurrently
 from benchmarks.harness.documents import Documents
+from benchmarks.harness.report import percentile
 
 HASHED_CHARACTERS = 1024
 """Of a prompt, for consistent hashing: within the document, far before the question."""
@@ -31,13 +31,25 @@ class Load(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a load cost. computed, prompt: tokens, over all requests."""
+    """What a load cost, and what was answered, in the order of the questions. seconds: until all was answered."""
 
     policy: str
-    ttft_s: list[float]
-    computed: int
-    prompt: int
+    answers: list[Completion]
     seconds: float
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of all prompts."""
+        return sum(answer.prompt_tokens for answer in self.answers)
+
+    @property
+    def computed(self) -> int:
+        """Tokens of all prompts that did not come from a cache."""
+        return self.prompt - sum(answer.cached_tokens or 0 for answer in self.answers)
+
+    @property
+    def ttft_s(self) -> list[float]:
+        return [answer.ttft_s for answer in self.answers]
 
     @property
     def hit_ratio(self) -> float:
@@ -46,21 +58,27 @@ class Result(NamedTuple):
 
     @property
     def p50_s(self) -> float:
-        return median(self.ttft_s)
+        return percentile(self.ttft_s, 50)
 
     @property
     def p90_s(self) -> float:
-        return quantiles(self.ttft_s, n=10)[-1] if len(self.ttft_s) > 1 else self.ttft_s[0]
+        return percentile(self.ttft_s, 90)
 
 
 def make_load(
-    texts: Documents, *, documents: int, document_tokens: int, requests: int, seed: int, skew: float = 0.7
+    texts: Documents, *, documents: int, document_tokens: int, requests: int, seed: int, skew: float | None = 0.7
 ) -> Load:
-    """Return `requests` questions on `documents` documents; the k-th document is asked for as often as k**-skew."""
+    """Return `requests` questions on `documents` documents; the k-th document is asked for as often as k**-skew.
+
+    skew: None for each document equally often, in random order.
+    """
     chosen = random.Random(seed)
     bodies = [texts.text(document_tokens, seed=1000 * seed + index) for index in range(documents)]
-    weights = [(index + 1) ** -skew for index in range(documents)]
-    asked = chosen.choices(range(documents), weights, k=requests)
+    if skew is None:
+        asked = [number % documents for number in range(requests)]
+        chosen.shuffle(asked)
+    else:
+        asked = chosen.choices(range(documents), [(index + 1) ** -skew for index in range(documents)], k=requests)
     prompts = [f"{bodies[index]}\n\n# Question {number}: what does line {chosen.randrange(99)} do?\n"
                for number, index in enumerate(asked)]  # fmt: skip
     return Load(prompts, asked)
@@ -128,14 +146,11 @@ def run_load(
             answer = policy.client(index).complete(prompt, max_tokens=max_tokens, pull=None if pull else False)
         finally:
             policy.left(index)
-        progress(f"{policy.name}: {next(done)} of {len(load.prompts)} requests")
+        progress(f"{policy.name}: {next(done)} of {len(load.prompts)} answered")
         return answer
 
     answers = run_concurrently(ask, load.prompts, concurrency=concurrency)
-    prompt = sum(answer.prompt_tokens for answer in answers)
-    cached = sum(answer.cached_tokens or 0 for answer in answers)
-    seconds = time.perf_counter() - began
-    return Result(policy.name, [answer.ttft_s for answer in answers], prompt - cached, prompt, seconds)
+    return Result(policy.name, answers, time.perf_counter() - began)
 
 
 def _digest(text: str) -> int:

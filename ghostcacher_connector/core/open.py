@@ -26,9 +26,9 @@ class EmbeddedIndex(RedisIndex):
 def open_index(
     url: str | None, *, timeout_s: float = 0.25, key: bytes = b"", embedded_directory: Path | None = None
 ) -> BlockIndex:
-    """Return the index at a URL (see connect.py), or without one an index in an embedded Redis.
+    """Return the index at a URL (see redis/url.py), or without one an index in an embedded Redis.
 
-    key: the fleet's secret that vouches for entries and records (see schema.py); those of another key are not seen.
+    key: the fleet's secret that authenticates entries and records (see schema.py); those of another key are not seen.
     A Redis that is away is no error here, but at each call. Raises ConfigError for a URL that makes no sense or when
     there is no server to embed, IndexUnavailable when the embedded one does not start.
     """

@@ -183,7 +183,7 @@ def unpack_locations(packed: bytes) -> tuple[Location, ...]:
 
 
 class Binding:
-    """Binds entries to one life of a worker: packs a location for one block, and unpacks it for that block alone.
+    """Binds entries to one worker incarnation: packs a location for one block, and unpacks it for that block alone.
 
     The digest of an entry covers key, namespace, incarnation, block hash and location. Every field but the block hash
     has a fixed or a given width, so that no two sets of fields have the same bytes.
@@ -209,14 +209,14 @@ class Binding:
         """
         if len(values) % ENTRY_BYTES:
             raise ProtocolError(f"entries: expected a multiple of {ENTRY_BYTES} bytes, found {len(values)}")
-        fresh, sound = self._state.copy, []
+        fresh, verified = self._state.copy, []
         for block, (location, digest) in zip(blocks, _ENTRY.iter_unpack(values), strict=False):
             state = fresh()
             state.update(block + location)
             if state.digest() != digest or location[0] > TIER_MAX:
                 break
-            sound.append(location)
-        return unpack_locations(b"".join(sound))
+            verified.append(location)
+        return unpack_locations(b"".join(verified))
 
 
 def _digest(what: str, size: int, key: bytes) -> hashlib.blake2b:
@@ -244,7 +244,7 @@ def _record_digest(body: bytes | memoryview, key: bytes) -> bytes:
 def unpack_record(packed: bytes, *, namespace: str, worker: str, key: bytes = b"") -> WorkerRecord:
     """Return the record stored under a worker's name.
 
-    Raises DigestMismatch when it is damaged or not of this key, ProtocolError unless it is sound and says the same.
+    Raises DigestMismatch when it is damaged or not of this key, ProtocolError when malformed or of another worker.
     """
     if not packed.startswith(RECORD_MAGIC) or not RECORD_HEADER_BYTES < len(packed) <= RECORD_BYTES_MAX:
         raise ProtocolError(f"record of worker {worker}: expected {RECORD_MAGIC!r}..., found {packed[:8]!r}")
@@ -270,7 +270,7 @@ def unpack_record(packed: bytes, *, namespace: str, worker: str, key: bytes = b"
 
 def _check_endpoint(endpoint: RankEndpoint, worker: str) -> None:
     """Refuse what could not be a rank's memory: these numbers become addresses that a reader asks for."""
-    sound = (
+    well_formed = (
         len(endpoint.incarnation) == INCARNATION_BYTES
         and 0 < endpoint.slot_count <= SLOT_COUNT_MAX
         and 0 <= endpoint.table <= _U64_MAX
@@ -279,5 +279,5 @@ def _check_endpoint(endpoint: RankEndpoint, worker: str) -> None:
             for segment in endpoint.segments
         )
     )
-    if not sound:
+    if not well_formed:
         raise ProtocolError(f"record of worker {worker}: rank {endpoint.rank} describes no memory")

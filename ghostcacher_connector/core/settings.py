@@ -86,7 +86,7 @@ class Listen(NamedTuple):
 
     @property
     def loopback(self) -> bool:
-        """Say whether only this machine can connect. A name other than localhost counts as reachable from afar."""
+        """Whether only this machine can connect. A name other than localhost counts as reachable from afar."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:

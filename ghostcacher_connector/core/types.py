@@ -1,7 +1,7 @@
 """The nouns that all parts share. Nothing here knows an engine, Redis or NIXL.
 
 *slot*: a place for one block in a tier. *generation*: how often a slot was reused. *incarnation*: one
-life of a worker, 16 random bytes. An index entry is a hint; generation and incarnation make it checkable.
+run of a worker's process, 16 random bytes. An index entry is a hint; generation and incarnation make it checkable.
 """
 
 from __future__ import annotations
@@ -61,26 +61,34 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a peer needs in order to read one rank's KV memory and its seal.
-
-    table: address of the slot table (see slots.py), always host memory.
-    memory: NIXL memory type of the segments, "DRAM" or "VRAM"; device: its device number.
-    agent_metadata: NIXL's own serialised description; opaque, never unpickled.
-    relay: "host:port" of the relay process that serves readers who share neither memory nor RDMA.
-    host: identity of the machine's kernel boot, equal for workers that may share memory.
-    """
+    """All that a peer needs in order to read one rank's KV memory and its seal."""
 
     rank: int
     incarnation: bytes
     slot_count: int
     segments: tuple[Segment, ...]
+    """The arrays of slots in this rank's memory; a block is one slot of each."""
+
     table: int
+    """Address of the slot table (slots.py), always in host memory."""
+
     memory: str
+    """NIXL's memory type of the segments, "DRAM" or "VRAM"."""
+
     device: int
+    """Device number of the segments' memory."""
+
     agent_name: str
+    """Name of the rank's NIXL agent."""
+
     agent_metadata: bytes
+    """NIXL's own serialised description of the agent; opaque, never unpickled."""
+
     relay: str | None
+    """"host:port" of the relay process that serves readers who share neither memory nor RDMA."""
+
     host: str
+    """Identity of the machine's kernel boot, equal for workers that may share memory."""
 
     @property
     def bytes_per_slot(self) -> int:
@@ -88,25 +96,36 @@ class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker tells the fleet about itself, stored under its lease.
-
-    worker: stable name, unique in the fleet. incarnation: of rank 0; names this life of the worker.
-    fingerprint: every field of the fingerprint, by name, so that a difference can be shown.
-    http: base URL of its OpenAI-compatible server, if known. ranks: in rank order.
-    shares_prefill: whether a prompt finds in its cache what another is computing at this moment, or only what is done.
-    """
+    """What the fleet knows of a worker, stored under its lease."""
 
     schema: int
+    """Version of the Redis schema that the worker writes."""
+
     worker: str
+    """Stable name, unique in the fleet."""
+
     incarnation: bytes
+    """The incarnation of rank 0, which stands for the worker's."""
+
     namespace: str
+    """Digest of the fingerprint: workers share blocks within one namespace alone."""
+
     fingerprint: dict[str, str]
+    """Every field of the fingerprint, by name, so that a difference can be shown."""
+
     role: Role
     http: str | None
+    """Base URL of its OpenAI-compatible server, if known."""
+
     block_tokens: int
     started_at: float
+    """Seconds since the epoch, by the worker's clock."""
+
     ranks: tuple[RankEndpoint, ...]
+    """In rank order."""
+
     shares_prefill: bool = True
+    """Whether a prompt finds in its cache what another prompt is computing now, or only what is done."""
 
 
 class PrefixHit(NamedTuple):

@@ -26,36 +26,63 @@ _DOMAIN = "ghostcacher fingerprint"
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that must be equal before two workers may share blocks.
 
-    model: the name that both are started with. revision: of the model's repository, or of its files.
-    config_digest, weights_digest: see `model_files`. quantization: "none" when there is none.
-    block_tokens: tokens in one block. layers, kv_heads: of the whole model. head_size: elements.
-    layout: attention backend, then shape and strides of a slot in every segment.
-    tp, pp, dcp: sizes of tensor, pipeline and decode-context parallelism.
-    hash_algorithm, hash_seed: of the engine's chain hash; the seed as a digest of its root hash.
-    engine, engine_version: family and version. schema_version: of our own Redis schema.
-
     Raises ConfigError when a text is blank or a number is less than 1.
     """
 
     model: str
+    """Name of the model that both are started with."""
+
     revision: str
+    """Revision of the model's repository, or of its files."""
+
     config_digest: str
+    """Digest of the model's configuration; see model_files.py."""
+
     weights_digest: str
+    """Digest of the model's weights; see model_files.py."""
+
     kv_dtype: str
+    """Data type of the KV cache."""
+
     quantization: str
+    """Quantization of the weights, "none" when there is none."""
+
     block_tokens: int
+    """Tokens in one block."""
+
     layers: int
+    """Attention layers of the whole model."""
+
     kv_heads: int
+    """KV heads of the whole model."""
+
     head_size: int
+    """Elements of one head."""
+
     layout: str
+    """The attention backend, then shape and strides of a slot in every segment."""
+
     tp: int
+    """Tensor-parallel size."""
+
     pp: int
+    """Pipeline-parallel size."""
+
     dcp: int
+    """Decode-context-parallel size."""
+
     hash_algorithm: str
+    """Algorithm of the engine's chain hash."""
+
     hash_seed: str
+    """Seed of the chain hash, as a digest of its root hash."""
+
     engine: str
+    """Family of the engine."""
+
     engine_version: str
     schema_version: int
+    """Version of GhostCacher's Redis schema."""
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(self):

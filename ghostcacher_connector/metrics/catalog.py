@@ -64,7 +64,7 @@ SEPARATOR = "\x1f"
 
 REASONS = tuple(reason.value for reason in MissReason)
 TRANSPORTS = ("nixl", "relay", "memory", "none")
-"""memory: the in-memory twin. none: the pull ended before a transport was chosen."""
+"""memory: the in-memory fake. none: the pull ended before a transport was chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
 SEAL_RESULTS = ("valid", "stale")
@@ -133,7 +133,7 @@ _ALL = (
         "gc_lookup_wait_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Time that an engine's scheduler waited for a lookup, where it cannot be told to ask again (SGLang).",
+        "Time that an engine's scheduler waited for a lookup, which cannot ask again later (SGLang).",
         {},
         LOOKUP_BUCKETS,
     ),
@@ -166,7 +166,7 @@ _ALL = (
     Metric("gc_dropped_entries_total", Kind.COUNTER, "entries", "Entries that were never sent: the queue was full."),
     Metric("gc_index_resyncs_total", Kind.COUNTER, "resyncs", "Times that the index had lost entries of this worker."),
     Metric("gc_index_errors_total", Kind.COUNTER, "errors", "Exchanges with the index that failed."),
-    Metric("gc_prompt_reports_total", Kind.COUNTER, "prompts", "Prompts whose block hashes were told to routers."),
+    Metric("gc_prompt_reports_total", Kind.COUNTER, "prompts", "Prompts whose hashes were published for routers."),
     Metric(
         "gc_prompt_reports_dropped_total",
         Kind.COUNTER,

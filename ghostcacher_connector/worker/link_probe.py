@@ -41,22 +41,34 @@ STOP_TIMEOUT_S = 2.0
 
 
 class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Asks every rank of a worker to time its links now. at: seconds since the epoch."""
+    """Asks every rank of a worker to time its links now."""
 
     id: str
     at: float
+    """Seconds since the epoch."""
 
 
 class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One timed pull. bytes_per_s, rtt_us: None when not measured. request: what asked for it, "" for nobody."""
+    """One timed pull from a peer."""
 
     ok: bool
     transport: str | None
+    """Name of the transport that carried it; None when none did."""
+
     bytes_per_s: float | None
+    """None when it was not measured."""
+
     rtt_us: float | None
+    """None when it was not measured."""
+
     error: str
+    """What went wrong, empty when nothing did."""
+
     at: float
+    """Seconds since the epoch."""
+
     request: str = ""
+    """Id of the request that it answers; empty when it was measured by itself."""
 
 
 class SelfCheckReport(msgspec.Struct, frozen=True, kw_only=True):

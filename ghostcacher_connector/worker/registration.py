@@ -13,15 +13,13 @@ from ghostcacher_connector.core.types import RankEndpoint, Role, WorkerRecord
 
 
 class Introduction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank tells the process that speaks for its worker.
-
-    flops_per_s: measured by a matrix product at start; the first guess of the prefill rate.
-    """
+    """What a rank hands to the process that registers its worker."""
 
     endpoint: RankEndpoint
     fingerprint: dict[str, str]
     namespace: str
     flops_per_s: float
+    """Measured by a matrix product at start; the first guess of the prefill rate comes from it."""
 
 
 def worker_record(

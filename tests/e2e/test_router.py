@@ -27,7 +27,7 @@ COLD_TOKENS = 80 * BLOCK_TOKENS
 ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2", "--affinity-tolerance", "10")
 
 
-class Front(NamedTuple):
+class RoutedFleet(NamedTuple):
     """Engines, and routers before them."""
 
     fleet: Fleet
@@ -48,7 +48,7 @@ class Front(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def front(model: Path, log_dir: Path) -> Iterator[Front]:
+def routed(model: Path, log_dir: Path) -> Iterator[RoutedFleet]:
     with running(model, {name: {} for name in NAMES}, log_dir=log_dir) as fleet, ExitStack() as stack:
         for name, other in (NAMES, NAMES[::-1]):
             fleet.prime(name, other)
@@ -59,34 +59,34 @@ def front(model: Path, log_dir: Path) -> Iterator[Front]:
         for router in routers:
             router.wait_workers(len(NAMES))
             until(lambda url=router.url: loads_reported(url, NAMES), "the load of every engine")
-        yield Front(fleet, routers)
+        yield RoutedFleet(fleet, routers)
 
 
-def chat(front: Front, messages: Sequence[dict[str, str]], *, router: int = 0, **headers: str) -> dict[str, str]:
+def chat(routed: RoutedFleet, messages: Sequence[dict[str, str]], *, router: int = 0, **headers: str) -> dict[str, str]:
     """Ask for one token of chat; return the answer's headers, and `cached`, what the engine found in a cache."""
     body = {"model": "m", "messages": list(messages), "max_tokens": 1, "temperature": 0}
-    answer, got = ask(front.routers[router].url, "/v1/chat/completions", body, headers)
+    answer, got = ask(routed.routers[router].url, "/v1/chat/completions", body, headers)
     details = answer["usage"].get("prompt_tokens_details") or {}
     return {**got, "cached": str(details.get("cached_tokens") or 0), "prompt": str(answer["usage"]["prompt_tokens"])}
 
 
-def test_answer_through_the_router_is_the_engines_own(front: Front) -> None:
+def test_answer_through_the_router_is_the_engines_own(routed: RoutedFleet) -> None:
     """Streamed through the router, an answer has the tokens and log-probabilities that the engine gives directly."""
-    prompt = front.fleet.document(100)
-    through = front.client.complete(prompt, max_tokens=16)
-    again = {name: front.fleet.client(name).complete(prompt, max_tokens=16) for name in NAMES}
+    prompt = routed.fleet.document(100)
+    through = routed.client.complete(prompt, max_tokens=16)
+    again = {name: routed.fleet.client(name).complete(prompt, max_tokens=16) for name in NAMES}
     for direct in again.values():
         assert_same(through, direct, tolerance=TOLERANCE)
 
 
-def test_chat_prefix_is_learned_and_found_again(front: Front) -> None:
+def test_chat_prefix_is_learned_and_found_again(routed: RoutedFleet) -> None:
     """After one chat, the next with the same system prompt goes to a worker that has it, and its hit is foretold."""
-    system = {"role": "system", "content": front.text(DOCUMENT_TOKENS)}
-    first = chat(front, [system, {"role": "user", "content": "One?"}])
+    system = {"role": "system", "content": routed.text(DOCUMENT_TOKENS)}
+    first = chat(routed, [system, {"role": "user", "content": "One?"}])
     assert first["x-gc-cached-tokens"] == "0"
 
     def second() -> dict[str, str] | None:
-        found = chat(front, [system, {"role": "user", "content": front.text(20)}])
+        found = chat(routed, [system, {"role": "user", "content": routed.text(20)}])
         return found if int(found["x-gc-cached-tokens"]) else None
 
     found = until(second, "the prefix to be learned")
@@ -95,40 +95,40 @@ def test_chat_prefix_is_learned_and_found_again(front: Front) -> None:
     assert abs(int(found["x-gc-cached-tokens"]) - int(found["cached"])) <= 8 * BLOCK_TOKENS
 
 
-def test_other_replica_knows_what_one_has_learned(front: Front) -> None:
+def test_other_replica_knows_what_one_has_learned(routed: RoutedFleet) -> None:
     """A prefix that came through one router is known to the other, which never saw it."""
-    system = {"role": "system", "content": front.text(DOCUMENT_TOKENS)}
+    system = {"role": "system", "content": routed.text(DOCUMENT_TOKENS)}
 
     def known() -> bool:
         # Again and again: what an engine tells of one prompt is a hint that may be lost.
-        chat(front, [system, {"role": "user", "content": "One?"}])
+        chat(routed, [system, {"role": "user", "content": "One?"}])
         body = {"model": "m", "messages": [system, {"role": "user", "content": "Two?"}]}
-        answer, _ = ask(front.routers[1].url, "/gc/explain", body)
+        answer, _ = ask(routed.routers[1].url, "/gc/explain", body)
         return any(worker["local_tokens"] > 0 for worker in answer["workers"])
 
     until(known, "the other router to know the prefix")
 
 
-def test_cold_prefix_is_computed_once(front: Front) -> None:
+def test_cold_prefix_is_computed_once(routed: RoutedFleet) -> None:
     """Of many simultaneous requests on one cold prefix, through both routers, one computes it; each answer is right.
 
     Each router's requests are of a session that lives at another worker: nothing but a lock brings them together.
     """
 
     def burst() -> str:
-        document = front.text(COLD_TOKENS)
+        document = routed.text(COLD_TOKENS)
         prompts = [f"{document}\n# {number}" for number in range(8)]
-        sessions = sessions_at(front.fleet.redis.url, NAMES)
-        urls = [router.url for router in front.routers]
-        before, followed = front.computed(), followers(urls)
+        sessions = sessions_at(routed.fleet.redis.url, NAMES)
+        urls = [router.url for router in routed.routers]
+        before, followed = routed.computed(), followers(urls)
 
         def one(number: int) -> Completion:
-            client = Client(front.routers[number % 2].url, timeout_s=REQUEST_TIMEOUT_S)
+            client = Client(routed.routers[number % 2].url, timeout_s=REQUEST_TIMEOUT_S)
             return client.complete(prompts[number], max_tokens=4, user=sessions[NAMES[number % 2]])
 
         answers = run_concurrently(one, range(len(prompts)), concurrency=len(prompts))
-        computed, tokens = front.computed() - before, answers[0].prompt_tokens
-        reference = front.fleet.recompute("a", prompts[3], max_tokens=4)
+        computed, tokens = routed.computed() - before, answers[0].prompt_tokens
+        reference = routed.fleet.recompute("a", prompts[3], max_tokens=4)
         assert_same(answers[3], reference, tolerance=TOLERANCE)
         once = computed <= tokens + len(prompts) * 6 * BLOCK_TOKENS
         followed = followers(urls) - followed
@@ -137,10 +137,10 @@ def test_cold_prefix_is_computed_once(front: Front) -> None:
     once_undisturbed(burst)
 
 
-def test_models_messages_and_tokenize_pass_through(front: Front) -> None:
+def test_models_messages_and_tokenize_pass_through(routed: RoutedFleet) -> None:
     """The other endpoints of an engine work through the router, and unknown models are named."""
-    url = front.routers[0].url
-    assert [model["id"] for model in front.routers[0].get("/v1/models")["data"]] == ["m"]
+    url = routed.routers[0].url
+    assert [model["id"] for model in routed.routers[0].get("/v1/models")["data"]] == ["m"]
     assert ask(url, "/tokenize", {"model": "m", "prompt": "def main():"})[0]["count"] > 0
     answer, _ = ask(
         url, "/v1/messages", {"model": "m", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi"}]}
@@ -150,41 +150,41 @@ def test_models_messages_and_tokenize_pass_through(front: Front) -> None:
         ask(url, "/v1/completions", {"model": "nobody", "prompt": "x"})
 
 
-def test_client_that_leaves_aborts_its_request(front: Front) -> None:
+def test_client_that_leaves_aborts_its_request(routed: RoutedFleet) -> None:
     """When a client hangs up in the middle of a stream, the engine stops computing for it."""
-    host, port = front.routers[0].url.removeprefix("http://").split(":")
+    host, port = routed.routers[0].url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=REQUEST_TIMEOUT_S)
     body = {"model": "m", "prompt": "def", "max_tokens": 3000, "stream": True, "ignore_eos": True}
     connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
     reply = connection.getresponse()
     assert reply.read(10)
-    until(lambda: _running(front) == 1, "the engine to count the request")
+    until(lambda: _running(routed) == 1, "the engine to count the request")
     reply.close()
     connection.close()
 
-    until(lambda: _running(front) == 0, "the engine to end the request")
+    until(lambda: _running(routed) == 0, "the engine to end the request")
 
 
-def test_drained_worker_gets_no_new_request(front: Front) -> None:
+def test_drained_worker_gets_no_new_request(routed: RoutedFleet) -> None:
     """A drained worker is left alone by both routers until it is taken back."""
-    for router in front.routers:
+    for router in routed.routers:
         until(lambda r=router: len(_ready(r)) == len(NAMES), "both workers to be ready")
-    ask(front.routers[0].url, "/gc/pods/a/drain", {})
+    ask(routed.routers[0].url, "/gc/pods/a/drain", {})
     try:
-        until(lambda: _ready(front.routers[1]) == ["b"], "the other router to see the drain")
+        until(lambda: _ready(routed.routers[1]) == ["b"], "the other router to see the drain")
         for router in (0, 1):
             for _ in range(4):
-                answer = chat(front, [{"role": "user", "content": front.text(8)}], router=router)
+                answer = chat(routed, [{"role": "user", "content": routed.text(8)}], router=router)
                 assert answer["x-gc-worker"] == "b"
     finally:
-        ask(front.routers[0].url, "/gc/pods/a/drain?drain=false", {})
-    until(lambda: len(_ready(front.routers[1])) == len(NAMES), "the worker to be taken back")
+        ask(routed.routers[0].url, "/gc/pods/a/drain?drain=false", {})
+    until(lambda: len(_ready(routed.routers[1])) == len(NAMES), "the worker to be taken back")
 
 
 @pytest.mark.parametrize("event", ["kill", "pause"])
-def test_redis_that_goes_away_fails_no_request(front: Front, event: str) -> None:
+def test_redis_that_goes_away_fails_no_request(routed: RoutedFleet, event: str) -> None:
     """Without Redis the router goes on with what it knows; with Redis back it learns again."""
-    redis = front.fleet.redis
+    redis = routed.fleet.redis
     asked = threading.Semaphore(0)
 
     def one(number: int) -> None:
@@ -196,15 +196,15 @@ def test_redis_that_goes_away_fails_no_request(front: Front, event: str) -> None
                 assert asked.acquire(timeout=60)
             {"kill": redis.start, "pause": redis.resume}[event]()
             return
-        front.client.complete(front.text(60), max_tokens=2)
+        routed.client.complete(routed.text(60), max_tokens=2)
         asked.release()
 
     run_concurrently(one, range(30), concurrency=3)
-    until(lambda: front.routers[0].get("/gc/status")["redis_available"], "the router to see Redis again")
-    until(lambda: all(front.fleet.record(name) for name in NAMES), "the workers to be back in Redis")
+    until(lambda: routed.routers[0].get("/gc/status")["redis_available"], "the router to see Redis again")
+    until(lambda: all(routed.fleet.record(name) for name in NAMES), "the workers to be back in Redis")
 
 
-def test_killed_worker_fails_only_what_was_streaming(front: Front) -> None:
+def test_killed_worker_fails_only_what_was_streaming(routed: RoutedFleet) -> None:
     """Requests that had not been answered when their worker was killed are answered by the other one."""
     asked, failed = threading.Semaphore(0), []
 
@@ -212,17 +212,17 @@ def test_killed_worker_fails_only_what_was_streaming(front: Front) -> None:
         if number == 0:
             for _ in range(6):
                 assert asked.acquire(timeout=60)
-            front.fleet.engines["b"].kill()
+            routed.fleet.engines["b"].kill()
             return
         try:
-            front.client.complete(front.text(200), max_tokens=1, **{"stream": True})
+            routed.client.complete(routed.text(200), max_tokens=1, **{"stream": True})
         except (ServerError, OSError, http.client.HTTPException) as exc:
             failed.append(exc)
         asked.release()
 
     run_concurrently(one, range(40), concurrency=4)
 
-    assert _ready(front.routers[0]) == ["a"]
+    assert _ready(routed.routers[0]) == ["a"]
     assert len(failed) <= 3, failed  # at most those whose first token was on its way
     assert all(not isinstance(exc, ServerError) for exc in failed), failed
 
@@ -231,5 +231,5 @@ def _ready(router: RouterProcess) -> list[str]:
     return sorted(pod["id"] for pod in router.get("/gc/pods")["pods"] if pod["state"] == "ready")
 
 
-def _running(front: Front) -> float:
-    return sum(front.fleet.client(name).metrics().sum("vllm:num_requests_running") for name in NAMES)
+def _running(routed: RoutedFleet) -> float:
+    return sum(routed.fleet.client(name).metrics().sum("vllm:num_requests_running") for name in NAMES)

@@ -23,7 +23,7 @@ ROUTER = ("--ghost-lock-tokens-min", "128", "--health-interval-s", "0.2", "--aff
 TOKENS = 1200
 
 
-class Front(NamedTuple):
+class RoutedFleet(NamedTuple):
     """Engines, and a router before them."""
 
     fleet: Fleet
@@ -38,18 +38,18 @@ class Front(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def front(model: Path, log_dir: Path) -> Iterator[Front]:
+def routed(model: Path, log_dir: Path) -> Iterator[RoutedFleet]:
     engines = {name: engine() for name in SGLANG} | {"v": {}}
     with running(model, engines, log_dir=log_dir) as fleet, ExitStack() as stack:
         fleet.prime("s2", "s1")
         router = stack.enter_context(RouterProcess(redis_url=fleet.redis.url, arguments=ROUTER, log_dir=log_dir))
         router.wait_workers(len(engines))
-        yield Front(fleet, router)
+        yield RoutedFleet(fleet, router)
 
 
-def test_engines_of_two_kinds_differ_by_name(front: Front) -> None:
+def test_engines_of_two_kinds_differ_by_name(routed: RoutedFleet) -> None:
     """Their fingerprints differ in the engine, so that neither sees the other's blocks; equal kinds are equal."""
-    records = {name: front.fleet.record(name) for name in (*SGLANG, "v")}
+    records = {name: routed.fleet.record(name) for name in (*SGLANG, "v")}
     one, two, other = records["s1"], records["s2"], records["v"]
     assert one is not None
     assert two is not None
@@ -59,24 +59,24 @@ def test_engines_of_two_kinds_differ_by_name(front: Front) -> None:
     assert (one.shares_prefill, other.shares_prefill) == (False, True)
 
 
-def test_prompt_comes_back_to_the_worker_that_has_it(front: Front) -> None:
+def test_prompt_comes_back_to_the_worker_that_has_it(routed: RoutedFleet) -> None:
     """The router learns a prompt from what its engine reports, whichever kind it is, and sends it there again."""
     for _ in range(4):
-        text = front.fleet.text(TOKENS)
-        worker, cached = front.complete(text)
+        text = routed.fleet.text(TOKENS)
+        worker, cached = routed.complete(text)
         assert cached == 0
-        until(lambda text=text, worker=worker: goes_to(front, text) == worker, "the router to learn the prompt")
-        again, found = front.complete(text + " And then?")
+        until(lambda text=text, worker=worker: goes_to(routed, text) == worker, "the router to learn the prompt")
+        again, found = routed.complete(text + " And then?")
         assert again == worker
         assert found > TOKENS // 2
 
 
-def test_load_is_reported(front: Front) -> None:
+def test_load_is_reported(routed: RoutedFleet) -> None:
     """Every engine tells the router of its load: forecasts are made from measured rates, not from guesses."""
-    until(lambda: loads_reported(front.router.url, (*SGLANG, "v")), "the load of every engine")
+    until(lambda: loads_reported(routed.router.url, (*SGLANG, "v")), "the load of every engine")
 
 
-def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
+def test_cold_prefix_is_computed_once_by_one_kind(routed: RoutedFleet) -> None:
     """Many requests for one cold prefix at once: one engine computes it, whoever follows finds it there or pulls it.
 
     One of each kind may: when that is sooner than waiting for the only one of the other. The requests are of two
@@ -84,35 +84,35 @@ def test_cold_prefix_is_computed_once_by_one_kind(front: Front) -> None:
     """
 
     def burst() -> str:
-        text, sessions = front.fleet.text(TOKENS), sessions_at(front.fleet.redis.url, SGLANG)
-        followed = followers([front.router.url])
+        text, sessions = routed.fleet.text(TOKENS), sessions_at(routed.fleet.redis.url, SGLANG)
+        followed = followers([routed.router.url])
 
         def one(number: int) -> tuple[str, int]:
             session = sessions[SGLANG[number % 2]]
-            return front.complete(f"{text} {number}", **{"x-session-id": session})
+            return routed.complete(f"{text} {number}", **{"x-session-id": session})
 
         answers = run_concurrently(one, range(6), concurrency=6)
         kinds = ["vllm" if worker == "v" else "sglang" for worker, cached in answers if cached < TOKENS // 2]
-        followed = followers([front.router.url]) - followed
+        followed = followers([routed.router.url]) - followed
         once = len(set(kinds)) == len(kinds) and followed
         return "" if once else f"{followed:.0f} followers; worker, cached tokens: {answers}"
 
     once_undisturbed(burst)
 
 
-def test_sglang_engines_pull_from_each_other_through_the_router(front: Front) -> None:
+def test_sglang_engines_pull_from_each_other_through_the_router(routed: RoutedFleet) -> None:
     """A request that is sent to the other SGLang engine finds there what the first has computed."""
-    text = front.fleet.text(TOKENS)
-    first = front.fleet.client("s1").complete(text, max_tokens=2)
-    before = front.fleet.counters("s2")
-    until(lambda: len(front.fleet.entries("s1")) > 0, "entries of s1")
-    second = front.fleet.client("s2").complete(text, max_tokens=2)
+    text = routed.fleet.text(TOKENS)
+    first = routed.fleet.client("s1").complete(text, max_tokens=2)
+    before = routed.fleet.counters("s2")
+    until(lambda: len(routed.fleet.entries("s1")) > 0, "entries of s1")
+    second = routed.fleet.client("s2").complete(text, max_tokens=2)
     assert second.tokens == first.tokens
     assert before.hits() > 0
 
 
-def goes_to(front: Front, text: str) -> str | None:
+def goes_to(routed: RoutedFleet, text: str) -> str | None:
     """Return the worker that a prompt with this text would go to for what it has of it; None: for something else."""
-    answer, _ = ask(front.router.url, "/gc/explain", {"model": "m", "prompt": text + " And then?"})
+    answer, _ = ask(routed.router.url, "/gc/explain", {"model": "m", "prompt": text + " And then?"})
     best = answer["workers"][0]
     return str(best["worker"]) if best["local_tokens"] > TOKENS // 2 else None

@@ -55,7 +55,7 @@ def pack_update(item: PrefixMapUpdate | Flush) -> bytes:
 
 
 def unpack_load(value: bytes, incarnation: bytes) -> tuple[float, LoadReport] | None:
-    """Return when a load was stored, server time in s, and the load; None when it is of another life of the worker."""
+    """Return when a load was stored, server time in s, and the load; None when it is of another incarnation."""
     if len(value) <= INCARNATION_BYTES + STAMP_DIGITS:
         raise ProtocolError(f"load: expected more than {INCARNATION_BYTES + STAMP_DIGITS} bytes, found {len(value)}")
     if value[:INCARNATION_BYTES] != incarnation:

@@ -68,7 +68,7 @@ class _Stream(Generic[T]):
         return bool(self.entries) and self.entries[-1].number > _number(cursor)
 
     def after(self, cursor: str, count: int) -> tuple[str, list[T], int]:
-        """Return the new cursor, the sound items after the old one, and how many are malformed."""
+        """Return the new cursor, the well-formed items after the old one, and how many are malformed."""
         number = _number(cursor)
         items: list[T] = []
         malformed = 0

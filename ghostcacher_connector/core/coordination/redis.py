@@ -101,7 +101,7 @@ class RedisCoordinationStore(CoordinationStore):
     def _load(self, ref: WorkerRef, value: bytes | None) -> StampedLoad | None:
         if value is None:
             return None
-        stamped = self._sound(lambda: codec.unpack_load(value, ref.incarnation))
+        stamped = self._decode_or_none(lambda: codec.unpack_load(value, ref.incarnation))
         return StampedLoad(*stamped) if stamped is not None else None
 
     # -- routers -----------------------------------------------------------------------------------------------------
@@ -170,12 +170,12 @@ class RedisCoordinationStore(CoordinationStore):
     def _decoded(
         self, entries: Sequence[Any], unpack: Callable[[bytes], Decoded], last: str
     ) -> tuple[list[Decoded], str]:
-        """Return the sound items of some entries, and the id of the last entry."""
+        """Return the well-formed items of some entries, and the id of the last entry."""
         items = []
         for entry_id, fields in entries:
             last = entry_id.decode()
             value = (fields or {}).get(FIELD, b"")
-            item = self._sound(lambda value=value: unpack(value))  # type: ignore[misc]
+            item = self._decode_or_none(lambda value=value: unpack(value))  # type: ignore[misc]
             if item is not None:
                 items.append(item)
         return items, last
@@ -207,7 +207,7 @@ class RedisCoordinationStore(CoordinationStore):
         return held
 
     def _held(self, key: bytes, fields: Sequence[bytes | None]) -> HeldLock | None:
-        return self._sound(lambda: codec.unpack_lock(key, fields))
+        return self._decode_or_none(lambda: codec.unpack_lock(key, fields))
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -234,10 +234,10 @@ class RedisCoordinationStore(CoordinationStore):
         self._waiting.close()
 
     def _worker(self, value: bytes) -> str | None:
-        return self._sound(lambda: codec.unpack_worker(value))
+        return self._decode_or_none(lambda: codec.unpack_worker(value))
 
-    def _sound(self, unpack: Callable[[], T]) -> T | None:
-        """Return what a value says; None, and count it, when it is malformed."""
+    def _decode_or_none(self, unpack: Callable[[], T]) -> T | None:
+        """Return the decoded value; None, and count it, when it is malformed."""
         try:
             return unpack()
         except ProtocolError as exc:

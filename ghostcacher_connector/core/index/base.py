@@ -30,7 +30,7 @@ GONE_S = 600
 
 
 class WorkerRef(NamedTuple):
-    """Names one life of one worker in one namespace."""
+    """Names one incarnation of one worker in one namespace."""
 
     namespace: str
     worker: str
@@ -42,14 +42,14 @@ def ref_of(record: WorkerRecord) -> WorkerRef:
 
 
 class Entry(NamedTuple):
-    """One block that a worker holds.
-
-    root: hash of the first block of the chain. Blocks of one chain live in one partition, so that a lookup
-    meets a single shard.
-    """
+    """One block that a worker holds."""
 
     block: BlockHash
+    """Chain hash of the block."""
+
     root: BlockHash
+    """Hash of the first block of its chain. All blocks of a chain are in one partition: a lookup meets one shard."""
+
     location: Location
 
 
@@ -80,14 +80,13 @@ class BlockSink(Protocol):
 
 
 class BlockIndex(ABC):
-    """Block hash -> holders, and the directory of live workers.
-
-    malformed_entries: values met that are none of ours in form or digest; each ended a prefix or hid a worker.
-    unverified_records: those of them that are records whose digest does not fit: of another key, or damaged.
-    """
+    """Block hash -> holders, and the directory of live workers."""
 
     malformed_entries: int
+    """Values met that are malformed, or whose digest does not fit; each ended a prefix or hid a worker."""
+
     unverified_records: int
+    """Those of them that are worker records whose digest does not fit: of another key, or damaged."""
 
     @property
     @abstractmethod
@@ -142,7 +141,7 @@ class BlockIndex(ABC):
 
         candidates: workers of one namespace. chains: hashes in prefix order, of one width; blocks may be left out.
         Found by binary search, unverified: fit to weigh costs, not to read by. One round trip, with a cluster one a
-        partition, since a chain that leaves out its root does not tell where it lies. Beyond `DEPTHS_MAX` (chains times
+        partition, since a chain that leaves out its root does not say where it lies. Beyond `DEPTHS_MAX` (chains times
         candidates) and CHAIN_HASHES_MAX hashes nothing is looked up: 0.
         """
 

@@ -19,7 +19,7 @@ BlocksKey = tuple[str, bytes, int]
 
 
 class _Stored(NamedTuple):
-    """A record as it lies in Redis, and what a script can tell of it."""
+    """A record as it lies in Redis, and what a script can see of it."""
 
     namespace: str
     worker: str
@@ -60,7 +60,7 @@ class Expiring(Generic[V]):
 class MemoryIndex(BlockIndex):
     """An index in memory; share the object where processes would share Redis.
 
-    Values are packed as they are in Redis, so that the same digests vouch for them.
+    Values are packed as they are in Redis, so that the same digests authenticate them.
     clock: seconds, monotonic. Set `reachable` to False to see what callers do when the index is away.
     """
 

@@ -41,7 +41,7 @@ DIRECTORY_TTL_S = 3_600
 class RedisIndex(BlockIndex):
     """A client of the index in Redis. Makes no connection before its first call.
 
-    key: secret that vouches for entries and records, the same for all that share (see schema.py).
+    key: secret that authenticates entries and records, the same for all that share (see schema.py).
     on_unavailable: called, in the calling thread, whenever Redis could not be reached; must not block.
     """
 

@@ -71,7 +71,7 @@ class NixlTransport(Transport):
     ) -> None:
         """Register `memory` and `table` and start the agent.
 
-        name: of the worker and rank; the agent's name is this with a random suffix, so that no two lives share one.
+        name: of the worker and rank; a random suffix makes it the agent's name, which no other incarnation has.
         threads: how many will pull at the same time.
         Raises ConfigError for settings that cannot work, TransferError when NIXL does not start.
         """

@@ -224,4 +224,5 @@ class StoreClockOffset:
         return self._offset_s
 
     def set(self, offset_s: float) -> None:
+        """Replace the offset by the last heartbeat's."""
         self._offset_s = offset_s

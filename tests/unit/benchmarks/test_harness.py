@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.harness.client import Completion, compare, parse_metrics
+from benchmarks.harness.engine import Engine, EngineEnded, watching
 from benchmarks.harness.launch import EngineOptions, command_line, environment, transfer_config
-from benchmarks.harness.model import recipe
-from benchmarks.harness.report import milliseconds, table
+from benchmarks.harness.model import ModelNotFound, recipe, require_model
+from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
 from benchmarks.harness.scenario import pull_numbers
 from ghostcacher_cli.up.machine import NotEnoughMemory, require_memory
+from ghostcacher_connector.core.process.guarded import GuardedProcess
 
 PAGE = """\
 # TYPE gc_pulled_bytes_total counter
@@ -41,6 +47,28 @@ def test_recipe_other_seed_other_digest() -> None:
 def test_recipe_small_has_32_kib_of_kv_a_token() -> None:
     """The documented size of the small model's KV cache is the real one."""
     assert recipe("small").kv_bytes_per_token == 32 << 10
+
+
+def test_require_model_folder_or_id_accepted(tmp_path: Path) -> None:
+    """A model's folder and what may be a Hugging Face id are models."""
+    (tmp_path / "config.json").touch()
+    assert require_model(str(tmp_path)) == str(tmp_path)
+    assert require_model("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert require_model("gpt2") == "gpt2"
+
+
+@pytest.mark.parametrize("name", ["/nonexistent/dir", "./models/mine", "~/mine", "a/b/c", "", "../x", "/etc/hostname"])
+def test_require_model_neither_says_what_was_expected(name: str) -> None:
+    """A path at which there is no model is refused at once, in one line that says what would be one."""
+    with pytest.raises(ModelNotFound, match=r"expected a folder with config\.json, or a Hugging Face id") as refused:
+        require_model(name)
+    assert "\n" not in str(refused.value)
+
+
+def test_require_model_folder_without_config_refused(tmp_path: Path) -> None:
+    """A folder that holds no model is refused by what it lacks."""
+    with pytest.raises(ModelNotFound, match=r"this is a folder without config\.json"):
+        require_model(str(tmp_path))
 
 
 def test_compare_equal_answers_identical() -> None:
@@ -119,7 +147,60 @@ def test_table_aligns_columns() -> None:
     assert table(["a", "n"], [["x", "10"], ["long", "2"]]) == "a      n\n----  --\nx     10\nlong   2"
 
 
+@pytest.mark.parametrize(
+    ("values", "percent", "expected"),
+    [([5.0], 90, 5.0), ([1, 2], 90, 2), ([3, 1, 2], 50, 2), ([1, 2, 3, 4], 50, 2), (range(1, 11), 90, 9)],
+)
+def test_percentile_is_a_measured_value(values: Sequence[float], percent: float, expected: float) -> None:
+    """Percentiles are by nearest rank: no interpolation puts one above the slowest request."""
+    assert percentile(values, percent) == expected
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 100))
+def test_percentile_lies_among_the_values(values: list[float], percent: float) -> None:
+    """A percentile is one of the values, and as many of them as it says are not above it."""
+    found = percentile(values, percent)
+    assert found in values
+    assert sum(value <= found for value in values) >= percent * len(values) / 100
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.000521, "0.52 ms"), (0.0521, "52.1 ms"), (5.21, "5,210 ms")])
 def test_milliseconds_about_three_digits(seconds: float, text: str) -> None:
     """Durations are shown with the digits that a measurement has."""
     assert milliseconds(seconds) == text
+
+
+def test_progress_line_timed_begins_with_seconds() -> None:
+    """Where a person waits, each line says since when."""
+    stream = io.StringIO()
+    ProgressLine(stream, timed=True).done("engines ready")
+    ProgressLine(stream).done("as before")
+    assert stream.getvalue() == "[  0 s] engines ready\nas before\n"
+
+
+class EngineOf(Engine):
+    """An engine that is a process of our choice."""
+
+    def __init__(self, argv: list[str], folder: Path) -> None:
+        self.options = EngineOptions(model="m", name="A")
+        self.process = GuardedProcess(argv, log=folder / "a.log")
+
+
+def test_watching_engine_killed_says_so(tmp_path: Path) -> None:
+    """What a client saw of an engine's death gives way to how the engine died."""
+    engine = EngineOf(["sh", "-c", "echo so far; kill -9 $$"], tmp_path)
+    killed = r"engine A ended with status 137 \(128 \+ 9: it was killed"
+    with pytest.raises(EngineEnded, match=killed) as ended, watching([engine]):
+        raise ConnectionResetError("connection reset by peer")
+    assert "so far" in str(ended.value)
+
+
+def test_watching_engines_alive_error_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that no engine's end explains stays what it is."""
+    monkeypatch.setattr("benchmarks.harness.engine.END_TIMEOUT_S", 0.01)
+    engine = EngineOf(["sleep", "60"], tmp_path)
+    try:
+        with pytest.raises(ConnectionResetError), watching([engine]):
+            raise ConnectionResetError("connection reset by peer")
+    finally:
+        engine.process.kill()

@@ -9,7 +9,7 @@ import pytest
 
 from ghostcacher_cli.terminal.live import Live
 from ghostcacher_cli.up.arguments import parse
-from ghostcacher_cli.up.diagnosis import explain
+from ghostcacher_cli.up.diagnosis import exit_text, explain
 from ghostcacher_cli.up.display import Standing, readiness, ready_lines, standing_lines, summary
 from ghostcacher_cli.up.follow import READ_BYTES_MAX, LogFollower, phase_of, tail
 from ghostcacher_cli.up.supervisor import State
@@ -100,6 +100,31 @@ def test_explain_begins_with_the_cause() -> None:
     assert lines[1] == "ValueError: KV cache is too small"
     assert lines[2].startswith("Likely: the KV cache must hold max_model_len")
     assert len(lines) < 20
+
+
+def test_explain_killed_engine_process_says_memory() -> None:
+    """vLLM's own server lives on to say that the process behind it was killed: what that mostly means is told."""
+    log = "RuntimeError: Engine core initialization failed. Failed core proc(s): {'EngineCore_DP0': -9}"
+    assert "Likely: a process of the engine was killed" in explain("w1 ended with status 1.", log, Path("/l"))
+    assert "Likely" not in explain("w1 ended with status 1.", log.replace("-9", "-90"), Path("/l"))
+    later = "WARNING 11-29 [core_client.py:817] [shutdown] MPClient: engine core exited unexpectedly; starting cleanup"
+    assert "the engine's process was killed" in explain("w1 ended with status 0.", later, Path("/l"))
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (0, "ended with status 0"),
+        (1, "ended with status 1"),
+        (128, "ended with status 128"),
+        (137, "ended with status 137 (128 + 9: it was killed, mostly by the system's out-of-memory killer)"),
+        (139, "ended with status 139 (128 + 11: SIGSEGV)"),
+        (255, "ended with status 255"),
+    ],
+)
+def test_exit_text_names_the_signal(status: int, text: str) -> None:
+    """A status above 128 is explained by the signal that it stands for; others stand for themselves."""
+    assert exit_text(status) == text
 
 
 def test_standing_lines_in_columns() -> None:

@@ -145,7 +145,7 @@ def test_member_ends_later_restarted_with_backoff(world: FakeWorld) -> None:
         world.ready(member)
         world.last.status = 139
         cause, again = member.step()
-        assert "ended with status 139" in cause
+        assert "ended with status 139 (128 + 11: SIGSEGV)" in cause
         assert again == f"w1: restart {member.restarts} of 3 in {wait_s} s"
         started = len(world.started)
         world.now += wait_s - 0.1

@@ -5,15 +5,15 @@
 -- each that is held.
 --
 -- The race: two routers meet one prefix. Redis runs one script after the other, so one of them gets all and the other
--- sees who did. A token that was handed out before Redis lost its memory must not come back: tokens begin at the
--- server's time in us, which passes faster than tokens are handed out.
+-- sees who did. A token that was granted before Redis lost its memory must not come back: tokens begin at the
+-- server's time in us, which passes faster than tokens are granted.
 
 local TOKEN_MAX = 2 ^ 53 - 1 -- beyond, a Lua number is not exact; ours are never so large
 
 local held = {}
 for i = 2, #KEYS do
     local kind = redis.call('TYPE', KEYS[i]).ok
-    if kind == 'hash' and redis.call('PTTL', KEYS[i]) > 0 then -- one that never expires is none of ours
+    if kind == 'hash' and redis.call('PTTL', KEYS[i]) > 0 then -- one that never expires was not written by us
         held[#held + 1] = { i - 1, unpack(redis.call('HMGET', KEYS[i], 't', 'r', 'w', 'a')) }
     elseif kind ~= 'none' then
         redis.call('UNLINK', KEYS[i])

@@ -12,7 +12,7 @@ if ARGV[3] ~= '' then
     redis.call('SET', KEYS[1], ARGV[2] .. stamp .. ARGV[3], 'PX', ARGV[1])
 end
 
--- A key of another type is none of ours: it counts as "no router".
+-- A key of another type was not written by us: it counts as "no router".
 local listening = redis.pcall('ZCOUNT', KEYS[3], string.format('(%.0f', now_ms), '+inf')
 if type(listening) == 'table' or listening == 0 then return 0 end
 if ARGV[4] ~= '' then

@@ -57,7 +57,7 @@ local function bound(key)
     return lo
 end
 
--- Read the values of blocks [first, last]; return how many are sound before the first gap.
+-- Read the values of blocks [first, last]; return how many are well-formed before the first gap.
 local function read_chunk(key, first, last, values)
     local fields = {}
     for i = first, last do fields[#fields + 1] = hash(i) end

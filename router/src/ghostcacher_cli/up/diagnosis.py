@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,11 +11,21 @@ from pathlib import Path
 CAUSES_MAX = 3
 TAIL_LINES = 30
 TAIL_LINES_WITH_CAUSE = 10
+SIGNAL_STATUS_BASE = 128
+"""A process that died of signal n is reported with status 128 + n, as shells do."""
 
 _HINTS = (
     (
         r"address already in use",
         "another process took the port each time: run it again, or look for a program that opens very many ports",
+    ),
+    (
+        r"Failed core proc\(s\): \{.*: -9\b",
+        "a process of the engine was killed, mostly by the system for want of memory: use a smaller model or KV cache",
+    ),
+    (
+        r"engine core exited unexpectedly",
+        "if the log has no error of it, the engine's process was killed, mostly by the system for want of memory",
     ),
     (r"(?i)out of memory|cannot allocate memory|bad_alloc", "memory is short: use a smaller model or KV cache"),
     (r"No module named '?vllm", "vLLM is not installed in this environment: pip install 'ghostcacher[vllm]'"),
@@ -40,6 +51,17 @@ def answers(url: str, *, timeout_s: float = 2.0) -> bool:
             return bool(reply.status == 200)  # noqa: PLR2004
     except (urllib.error.URLError, OSError):
         return False
+
+
+def exit_text(status: int) -> str:
+    """Return how a process ended, in words: by itself, or by which signal, which a status above 128 stands for."""
+    ended = f"ended with status {status}"
+    number = status - SIGNAL_STATUS_BASE
+    if number not in set(signal.Signals):
+        return ended
+    if number == signal.SIGKILL:
+        return f"{ended} (128 + 9: it was killed, mostly by the system's out-of-memory killer)"
+    return f"{ended} (128 + {number}: {signal.Signals(number).name})"
 
 
 def explain(what: str, log: str, path: Path) -> str:

@@ -17,7 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ghostcacher_cli.up.diagnosis import explain
+from ghostcacher_cli.up.diagnosis import exit_text, explain
 from ghostcacher_cli.up.plan import Command
 
 LOG_LINES = 400
@@ -124,7 +124,7 @@ class Member:
             if status is not None:
                 if self.state is State.READY and elapsed >= self._rules.stable_s:
                     self.restarts = 0
-                return self._ended(f"ended with status {status}")
+                return self._ended(exit_text(status))
             if self.state is State.STARTING:
                 return self._check_start(elapsed)
         return []

@@ -64,7 +64,9 @@ class Choice(NamedTuple):
     """What a request that encounters ghost locks has to choose from."""
 
     match: PrefixMatch
+    """Of the request's prompt."""
     candidates: Candidates
+    """The workers that may take it, each with its queue."""
     recompute: Forecast
     """The best forecast of computing the prefix again, as if there were no lock."""
     now: float

@@ -35,9 +35,11 @@ class LockTable:
 
     @property
     def is_full(self) -> bool:
+        """Whether no lock can be added before others are removed."""
         return len(self._locks) >= LOCKS_MAX
 
     def is_live(self, lock: GhostLock) -> bool:
+        """Return whether a lock is neither released nor has run out."""
         return not lock.released and self._clock() < lock.expires_at
 
     def expired(self) -> list[GhostLock]:

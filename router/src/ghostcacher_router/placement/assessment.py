@@ -23,6 +23,7 @@ class Assessment(NamedTuple):
     """What is known of a request's candidates at one moment."""
 
     candidates: Candidates
+    """The workers that may take the request, and their namespaces."""
     match: PrefixMatch | None
     """None when there is no prompt, or when no candidate shares its blocks."""
     estimates: list[QueueEstimate]

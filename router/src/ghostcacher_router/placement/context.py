@@ -36,10 +36,15 @@ class RoutingState(NamedTuple):
     """What a router knows about workers, prefixes and sessions when it places a request."""
 
     queues: QueueEstimator
+    """The prefill work ahead at each worker, and this router's requests in flight."""
     history: SentHistory
+    """Which prompt this router sent to which worker."""
     locations: PrefixLocations
+    """Which workers hold how much of each prefix, as the index says."""
     sessions: SessionAffinity
+    """Which worker each client's session is at."""
     locks: SingleFlight
+    """Who computes which cold prefix now."""
 
     def flush(self, flush: Flush) -> None:
         """Forget what a flush names. What it names in the prefix map is the map's own to forget."""

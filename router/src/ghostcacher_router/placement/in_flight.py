@@ -111,6 +111,8 @@ class InFlightTracker:
             self._locks.release(placed.lock)
         self._queues.first_byte(placed.reservation)
 
+    # What a PlacedRequest tells: see its Tracker.
+
     def on_sent(self, placed: PlacedRequest) -> None:
         placed.sent_at = self._clock()
         self._queues.sent(placed.reservation, placed.sent_at)
@@ -132,6 +134,8 @@ class InFlightTracker:
         elif outcome is Outcome.REFUSED:
             self._fleet.refused(placed.worker)
             self._history.forget_worker(placed.worker, self._clock())
+
+    # Conclusions
 
     def _note_answered(self, placed: PlacedRequest, now: float) -> None:
         """Note that a prompt is computed, and its blocks are about to be published."""

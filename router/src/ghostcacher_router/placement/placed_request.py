@@ -16,11 +16,14 @@ HTTP_ERROR = 400
 class Tracker(Protocol):
     """Learns what happens to placed requests. It never raises."""
 
-    def on_sent(self, placed: PlacedRequest) -> None: ...
+    def on_sent(self, placed: PlacedRequest) -> None:
+        """Note that the request has been written to its worker."""
 
-    def on_first_byte(self, placed: PlacedRequest) -> None: ...
+    def on_first_byte(self, placed: PlacedRequest) -> None:
+        """Note that the answer has begun: the prompt is computed."""
 
-    def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None: ...
+    def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
+        """Note that the request is over. computed: whether the worker has computed its prompt."""
 
 
 class PlacedRequest:
@@ -76,6 +79,8 @@ class PlacedRequest:
 
     def __repr__(self) -> str:
         return f"PlacedRequest({self.ask.request_id} at {self.worker}: {self.reason.value})"
+
+    # The Placement of types.py, for the HTTP proxy.
 
     def sent(self) -> None:
         self.tracker.on_sent(self)

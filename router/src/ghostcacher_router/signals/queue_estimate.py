@@ -132,6 +132,7 @@ class QueueEstimator:
 
     @property
     def in_flight_total(self) -> int:
+        """Requests of this router at all workers, or on their way."""
         return sum(len(queue.reservations) for queue in self._queues.values())
 
     def in_flight(self, worker: str) -> int:
