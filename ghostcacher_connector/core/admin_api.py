@@ -200,7 +200,7 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 class FlushScope(str, Enum):
-    """What routers are to forget. Routers also tell each other the values."""
+    """What routers are to forget. Routers also send each other the values."""
 
     SESSION = "session"
     """To which worker a session is bound."""

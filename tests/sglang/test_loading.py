@@ -15,9 +15,9 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
-from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
-from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.rank_group import RankGroup
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster

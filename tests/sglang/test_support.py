@@ -14,8 +14,8 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.engines.common.versions import check_version
 from ghostcacher_connector.engines.sglang import support
+from ghostcacher_connector.engines.sglang.kv_pool import describe, memory_of
 from ghostcacher_connector.engines.sglang.plugin import PROVEN_VERSIONS
-from ghostcacher_connector.engines.sglang.pool import describe, memory_of
 
 PAGE = 4
 

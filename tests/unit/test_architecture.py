@@ -53,7 +53,7 @@ ARROWS: dict[str, set[str]] = {
         "transfer",
     },
     "engines": set(),
-    "engines.common": {"publish", "pull", "metrics", "config", "core.coordination", "core.index"},
+    "engines.common": {"config", "core.coordination", "metrics", "publish", "pull"},
     "engines.vllm": {"*"},
     "engines.sglang": {"*"},
     # The router.

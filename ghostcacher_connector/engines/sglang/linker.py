@@ -1,4 +1,4 @@
-"""The class that SGLang loads: one in each rank's scheduler process. It hands each call to the part that it concerns.
+"""The class that SGLang loads, one in each rank's scheduler process. It only passes each call on to the part concerned.
 
 What SGLang calls, in the order of a request's life (s: SGLang's linker interface, h: a hook of ours, hooks.py):
 1. h `queued`: the index is asked, on another thread (matching.py);
@@ -7,7 +7,7 @@ What SGLang calls, in the order of a request's life (s: SGLang's linker interfac
 4. h `batch_begins`, the forward pass, h `batch_done`: the prefill rate is measured;
 5. s `offload`: new pages are in the tree; in a later pass s `num_completed_offloads` says how many are computed, and
    s `pop_completed_offload` publishes them (publishing.py);
-6. h `batch_done` or `ended`: the request is over; its pages stay readable until they are released (guard.py).
+6. h `batch_done` or `ended`: the request is over; its pages stay readable until they are released (page_guard.py).
 
 Every method is called on the scheduler's thread. None raises after the start: a failed cache is a slow request.
 """
@@ -27,7 +27,7 @@ from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.engines.common.logs import join_engine_log
 from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.sglang import hooks
-from ghostcacher_connector.engines.sglang.engine import STOP_TIMEOUT_S, EngineRank
+from ghostcacher_connector.engines.sglang.engine_rank import STOP_TIMEOUT_S, EngineRank
 from ghostcacher_connector.engines.sglang.flags import linker_settings
 from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS, PROVEN_VERSIONS
 from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler

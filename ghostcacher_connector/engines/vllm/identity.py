@@ -51,7 +51,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
     """Return the fingerprint of this engine's blocks, the same on each of its ranks.
 
     The data-parallel size is left out on purpose: replicas of one model hold the same KV.
-    layout: as `layout.describe` gives it.
+    layout: as `kv_layout.describe` gives it.
     """
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     assert vllm_config.kv_transfer_config is not None

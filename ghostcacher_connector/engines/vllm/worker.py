@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
-from ghostcacher_connector.engines.vllm.layout import describe, segments_of
+from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NULL_BLOCK = 0
-"""vLLM's placeholder: never handed out, never read by attention."""
+"""vLLM's placeholder: never allocated, never read by attention."""
 
 
 class ConnectorWorker:

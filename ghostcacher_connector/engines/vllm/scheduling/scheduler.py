@@ -26,7 +26,7 @@ from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.engines.vllm.scheduling.load import LoadMeter
+from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher

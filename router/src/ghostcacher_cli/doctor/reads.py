@@ -103,7 +103,7 @@ def read_all(job: ReadsJob) -> Iterator[ReadResult]:
 
 
 class _Ways:
-    """The transports that the doctor reads by. NIXL needs one for each kind of memory: see nixl/bounce_buffers.py."""
+    """The transports that the doctor reads by. NIXL needs one for each kind of memory."""
 
     def __init__(self, slot_bytes: int, relay_token: str | None) -> None:
         self._slot_bytes = slot_bytes

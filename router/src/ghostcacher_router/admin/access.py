@@ -4,9 +4,9 @@
     none, on loopback       programs on this machine, but no web page that a browser on it shows
     none, beyond loopback   nobody
 
-What comes through a proxy on this machine is told by the headers that most proxies add; one that adds none, and sends
-a loopback address as Host (nginx with its default settings does both), cannot be told from a program here. So where a
-proxy on the same host forwards to the router, set a token.
+What comes through a proxy on this machine is recognised by the headers that most proxies add. A proxy that adds none,
+and sends a loopback address as Host (nginx with its default settings does both), looks like a program on this machine.
+So where a proxy on the same host forwards to the router, set a token.
 
 /health, /ready, /metrics and /v1/models are open, as load balancers, Prometheus and clients expect. They show the names
 of workers and models, and counts; no prompt, no session, no secret.

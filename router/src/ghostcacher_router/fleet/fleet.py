@@ -109,7 +109,7 @@ class Fleet:
     def serving(self, model: str | None) -> list[Worker]:
         """Return the READY workers of a model, or all when it is None, in order of name.
 
-        The same list object until something changes; not to be changed by the caller.
+        It is the same list object until something changes, and not to be changed by the caller.
         """
         if self._serving is None:
             self._serving = serving_by_model(self._workers[name] for name in sorted(self._workers))
@@ -134,8 +134,7 @@ class Fleet:
         return counts
 
     def lease_of(self, name: str) -> str:
-        """Say why a worker is in the fleet: its lease is "held", or "kept" though Redis lacks it; or "static", by
-        URL."""
+        """Say why a worker is in the fleet: "static" by its URL, or its lease is "held", or "kept" without Redis."""
         if self._workers[name].record is None:
             return "static"
         return "held" if self._leases.available and not self._leases.kept(name) else "kept"

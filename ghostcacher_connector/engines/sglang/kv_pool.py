@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 PADDING_PAGE = 0
-"""Takes the writes of padding tokens: never handed out, never read by a request."""
+"""Takes the writes of padding tokens: never allocated, never read by a request."""
 
 
 def page_count(pool: MHATokenToKVPool, page_tokens: int) -> int:

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from ghostcacher_connector.core.errors import UnsupportedEngine  # noqa: E402
 from ghostcacher_connector.core.types import Segment  # noqa: E402
-from ghostcacher_connector.engines.vllm.layout import describe, segments_of  # noqa: E402
+from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of  # noqa: E402
 
 BLOCKS, HEADS, TOKENS, HEAD = 7, 2, 16, 8
 

@@ -16,7 +16,7 @@ On a GPU a forward pass that was launched before a page was released may still w
 unfilled one of a request, and those are never published. A pull waits for that pass before it writes (loading.py).
 
 Owner of a page: SGLang, except while it is *held*: a pull was given up and its READ may land later. SGLang frees such
-a page at once; it gets no further than here until `let_go`. Every rank holds the same pages (ranks.py).
+a page at once; it gets no further than here until `let_go`. Every rank holds the same pages (rank_group.py).
 
 Driven by the scheduler's thread alone.
 """

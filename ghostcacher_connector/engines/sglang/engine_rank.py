@@ -19,8 +19,8 @@ from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
-from ghostcacher_connector.engines.sglang.pool import PADDING_PAGE, describe, memory_of
-from ghostcacher_connector.engines.sglang.scheduling.ranks import RankGroup
+from ghostcacher_connector.engines.sglang.kv_pool import PADDING_PAGE, describe, memory_of
+from ghostcacher_connector.engines.sglang.scheduling.rank_group import RankGroup
 from ghostcacher_connector.engines.sglang.support import check_config
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster

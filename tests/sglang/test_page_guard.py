@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 
-from ghostcacher_connector.engines.sglang.scheduling.guard import PageGuard
+from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.slots import SlotTable, first_generations
 
 PAGES = 24

@@ -1,0 +1,92 @@
+"""Documents say what is so: names and files that they cite exist, and the code map names every room."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.unit.architecture import PACKAGES, ROOT, room_of, sources
+
+DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+STEP = re.compile(r"`([a-z_0-9/]+\.py)` `([A-Za-z_.]+)`")
+FILE = re.compile(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.(?:py|lua|md|svg))`")
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)")
+CITED = re.compile(r"\b((?:[a-z_0-9]+/)*[a-z_0-9]+\.(?:py|lua))\b|\b((?:[\w-]+/)*[\w-]+\.md)\b")
+
+
+@cache
+def names_in(path: Path) -> frozenset[str]:
+    """Return the classes, functions and methods of a file: ``Class``, ``Class.method``, ``function``."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            inner = (each for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef))
+            found.update(f"{node.name}.{each.name}" for each in inner)
+    return frozenset(found)
+
+
+def files_called(name: str, *folders: Path) -> list[Path]:
+    """Return the files of that relative path in the folders, or in a package or the repository."""
+    return [path for folder in (*folders, *PACKAGES.values(), ROOT) if (path := folder / name).is_file()]
+
+
+def test_lives_name_what_exists() -> None:
+    """Each step of the lives names a file and something in it."""
+    steps = STEP.findall((DOCS / "LIVES.md").read_text())
+    assert len(steps) > 30
+    wrong = [
+        f"{file} {name}" for file, name in steps if not any(name in names_in(path) for path in files_called(file, DOCS))
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_cited_files_exist(document: Path) -> None:
+    """Whatever stands in a document as a file's path, or as a link, is there."""
+    text = document.read_text()
+    wrong = [name for name in FILE.findall(text) if not files_called(name, document.parent)]
+    wrong += [name for name in LINK.findall(text) if not (document.parent / name).exists()]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("module", sorted(sources()))
+def test_cited_files_in_docstrings_exist(module: str) -> None:
+    """A file that a docstring or comment names (`reader.py`, `nixl/reader.py`, `docs/DESIGN.md`) exists."""
+    path = sources()[module]
+    known = {other.name for other in (*ROOT.glob("*/**/*.py"), *ROOT.glob("*/**/*.lua"))}
+    wrong = []
+    for code, document in CITED.findall("\n".join(prose_of(path))):
+        fine = code in known if code and "/" not in code else bool(files_called(code or document, *path.parents[:4]))
+        if not fine:
+            wrong.append(code or document)
+    assert not wrong, wrong
+
+
+def prose_of(path: Path) -> list[str]:
+    """Return the docstrings and comments of a file."""
+    text = path.read_text()
+    comments = re.findall(r"(?:^|\s)#\s(.*)", text)
+    strings = [
+        node.value.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return [*comments, *strings]
+
+
+def test_code_map_names_every_room() -> None:
+    """A room that docs/ARCHITECTURE.md does not name cannot be found by people."""
+    text = (DOCS / "ARCHITECTURE.md").read_text()
+    named = set(re.findall(r"`([a-z_.]+)`", text))
+    rooms = {room_of(module) for module in sources() if module not in PACKAGES} - {"engines"}
+    short = {room.removeprefix(f"{package}.") for room in rooms for package in PACKAGES if room.startswith(package)}
+    plain = {room for room in rooms if room.partition(".")[0] not in PACKAGES}
+    missing = (short | plain) - named - {"core.types", "core.errors"}
+    assert not missing, missing
