@@ -4,11 +4,13 @@
 
 The guard ends the command when the pipe is closed or when its parent is gone, whatever killed that parent. Closing the
 pipe is all that a parent has to do, and the kernel does it for a parent that was killed. (PR_SET_PDEATHSIG would
-not do: it fires when the *thread* that started the child ends, and it does not reach grandchildren.)
+not do: it fires when the *thread* that started the child ends, and it does not reach grandchildren. It is set for the
+command, though: the guard has one thread, and the command shall not outlive a guard that was killed.)
 
 The guard is a child subreaper (Linux): processes that the command leaves behind become its own, and are killed too.
 
-Started as a script, so that it costs one small interpreter: ``python -I guard.py GRACE_S COMMAND...``. Writes the
+Started as a script, so that it costs one small interpreter: ``python -I -S guard.py GRACE_S FILES COMMAND...``. FILES
+are numbers of open files, separated by commas, that the command inherits and the guard does not keep. Writes the
 command's process id to stdout, its output goes to stderr. Exits with the command's status.
 """
 
@@ -24,6 +26,7 @@ import sys
 import time
 
 POLL_S = 0.1
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -82,7 +85,8 @@ def _end(command: subprocess.Popen[bytes], grace_s: float) -> None:
 
 def main() -> int:
     parent = os.getppid()
-    grace_s, *argv = sys.argv[1:]
+    grace_s, numbers, *argv = sys.argv[1:]
+    files = [int(number) for number in numbers.split(",") if number]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the pipe decides, so that a parent can end things in its own order
     if sys.platform == "linux":
@@ -92,8 +96,11 @@ def main() -> int:
         stdin=subprocess.DEVNULL,
         stdout=2,
         stderr=2,
+        pass_fds=files,
         preexec_fn=_default_signals,  # noqa: PLW1509
     )
+    for file in files:
+        os.close(file)
     print(command.pid, flush=True)
     _wait_for_end(command, parent)
     _end(command, float(grace_s))
@@ -104,6 +111,8 @@ def main() -> int:
 def _default_signals() -> None:
     """In the command, before it starts (one thread, so this is safe): a session of its own, signals as usual."""
     os.setsid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 

@@ -14,6 +14,14 @@ from ghostcacher_connector.core.process.guard import descendants, signal_group
 GUARD = Path(__file__).with_name("guard.py")
 
 
+def guard_command(grace_s: float, files: Sequence[int] = ()) -> list[str]:
+    """Return what runs the command that follows it under a guard, which ends it when the guard's stdin is closed.
+
+    grace_s: how long the command may take to end by itself. files: open files that it inherits.
+    """
+    return [sys.executable, "-I", "-S", str(GUARD), str(grace_s), ",".join(map(str, files))]
+
+
 class GuardedProcess:
     """One command under a guard (see guard.py), in a session of its own, with its output in a file."""
 
@@ -26,7 +34,7 @@ class GuardedProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             self._guard = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-I", str(GUARD), str(grace_s), *argv],
+                [*guard_command(grace_s), *argv],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,

@@ -7,7 +7,7 @@
 ``<dir>`` is private to the user: ``$XDG_RUNTIME_DIR/ghostcacher``, else ``<tmp>/ghostcacher-<uid>``, mode 0700.
 
 The process that gets the lock owns the server; the others join the same socket. The server dies with its owner (see
-_supervise.py) and only then is the lock free, so that two servers never meet on one socket. Whoever then finds the
+process/guard.py) and only then is the lock free, so that two servers never meet on one socket. Whoever then finds the
 socket dead gets the lock and starts the next one. It starts empty, and publishers enter their blocks again.
 """
 
@@ -22,7 +22,6 @@ import shutil
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,7 +29,7 @@ import weakref
 from pathlib import Path
 
 from ghostcacher_connector.core.errors import ConfigError, IndexUnavailable
-from ghostcacher_connector.core.process import _supervise
+from ghostcacher_connector.core.process.guarded import guard_command
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +37,9 @@ VERSION_MIN = (6, 2)
 SOCKET_PATH_BYTES_MAX = 107
 """sun_path has 108 bytes, one of them for the terminating zero."""
 START_TIMEOUT_S = 5.0
-STOP_TIMEOUT_S = 2.0
+STOP_TIMEOUT_S = 5.0
+GRACE_S = 1.0
+"""Redis saves nothing when it ends, and needs milliseconds."""
 POLL_S = 0.02
 PING_TIMEOUT_S = 0.5
 REVIVE_INTERVAL_S = 0.5
@@ -122,7 +123,7 @@ class EmbeddedRedis:
         self._reviving = threading.Lock()
         self._revived_at = float("-inf")
         self._owner_fd: int | None = None
-        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._closed = False
         _all.add(self)
 
@@ -136,7 +137,7 @@ class EmbeddedRedis:
     @property
     def owned(self) -> bool:
         """Whether this process started the server, which lives as long as this process."""
-        return self._supervisor is not None
+        return self._guard is not None
 
     def ensure(self) -> str:
         """Return the server's URL once it answers, starting it if it is this process's turn.
@@ -151,7 +152,7 @@ class EmbeddedRedis:
                         f"Redis at {self._socket}: expected an answer within {START_TIMEOUT_S} s, got none; "
                         f"see {self._directory / 'redis.log'}"
                     )
-                if self._take_ownership() and (self._supervisor is None or self._supervisor.poll() is not None):
+                if self._take_ownership() and (self._guard is None or self._guard.poll() is not None):
                     self._start()
                 time.sleep(POLL_S)
         return self.url
@@ -169,7 +170,7 @@ class EmbeddedRedis:
         """End the server if this process owns it. Idempotent."""
         self._closed = True
         with self._lock:
-            self._end_supervisor()
+            self._end_guard()
             if self._owner_fd is not None:
                 self._socket.unlink(missing_ok=True)
                 os.close(self._owner_fd)
@@ -207,12 +208,11 @@ class EmbeddedRedis:
         return True
 
     def _start(self) -> None:
-        self._end_supervisor()
+        self._end_guard()
         assert self._owner_fd is not None
-        supervise = Path(_supervise.__file__)
-        command = [sys.executable, "-I", "-S", os.fspath(supervise), str(self._owner_fd), os.fspath(find_server())]
-        self._supervisor = subprocess.Popen(  # noqa: S603
-            [*command, *self._settings()],
+        guard = guard_command(GRACE_S, [self._owner_fd])
+        self._guard = subprocess.Popen(  # noqa: S603
+            [*guard, os.fspath(find_server()), *self._settings()],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -239,24 +239,24 @@ class EmbeddedRedis:
         }
         return [text for name, value in settings.items() for text in (f"--{name}", value)]
 
-    def _end_supervisor(self) -> None:
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is None:
+    def _end_guard(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is None:
             return
-        assert supervisor.stdin is not None
-        supervisor.stdin.close()
+        assert guard.stdin is not None
+        guard.stdin.close()
         try:
-            supervisor.wait(STOP_TIMEOUT_S)
+            guard.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            supervisor.kill()
-            supervisor.wait(STOP_TIMEOUT_S)
+            guard.kill()
+            guard.wait(STOP_TIMEOUT_S)
 
     def _disown(self) -> None:
         """In a forked child: let go of what keeps the server alive, for that is the parent's."""
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None and supervisor.stdin is not None:
-            supervisor.stdin.close()
-            supervisor.returncode = 0  # not this process's child: nothing to wait for
+        guard, self._guard = self._guard, None
+        if guard is not None and guard.stdin is not None:
+            guard.stdin.close()
+            guard.returncode = 0  # not this process's child: nothing to wait for
         if self._owner_fd is not None:
             os.close(self._owner_fd)
             self._owner_fd = None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostcacher_connector.core.process.guarded import GuardedProcess
+from ghostcacher_connector.core.process.guarded import GuardedProcess, guard_command
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 20.0
@@ -69,6 +69,36 @@ def test_guard_owner_dies_everything_ends(tmp_path: Path, number: signal.Signals
     owner.send_signal(number)
     owner.wait(DEADLINE_S)
     wait_for(lambda: not any(map(alive, family)), f"end of {family}")
+
+
+def test_guard_killed_command_ends(tmp_path: Path) -> None:
+    """A guard that is killed itself takes its command along."""
+    process, family = started(tmp_path / "log")
+    process._guard.kill()
+    wait_for(lambda: not alive(family[0]), "end of the command")
+    os.kill(family[1], signal.SIGKILL)  # in a session of its own, and nobody's charge any more
+    process.stop()
+
+
+def test_inherited_files_are_the_commands_alone(tmp_path: Path) -> None:
+    """A lock that the command inherits is free when the command is gone, though its guard may not be yet."""
+    file = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    code = "import os, sys, time; os.fstat(int(sys.argv[1])); print('open', flush=True); time.sleep(600)"
+    command = [*guard_command(5.0, [file]), sys.executable, "-c", code, str(file)]
+    guard = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[file]
+    )
+    with guard:
+        assert guard.stdout is not None
+        assert guard.stderr is not None
+        pid = int(guard.stdout.readline())
+        assert guard.stderr.readline() == b"open\n"
+        assert str(file) not in os.listdir(f"/proc/{guard.pid}/fd")
+        assert str(file) in os.listdir(f"/proc/{pid}/fd")
+        assert guard.stdin is not None
+        guard.stdin.close()
+        assert guard.wait(DEADLINE_S) == 128 + signal.SIGTERM
+    os.close(file)
 
 
 def test_stop_command_ignores_sigterm_is_killed(tmp_path: Path) -> None:
