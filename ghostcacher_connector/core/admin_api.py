@@ -57,7 +57,7 @@ class Worker(msgspec.Struct, frozen=True):
     """One worker, as the router sees it."""
 
     id: str
-    """Its name."""
+    """The worker's name."""
     state: str
     """joining, ready, draining or down; `NOT_ROUTABLE` or `GONE` for one that gets no requests at all."""
     state_s: float = 0.0
@@ -112,7 +112,7 @@ class Status(msgspec.Struct, frozen=True):
     """Answers GET /gc/status: the router as a whole."""
 
     version: str
-    """Of GhostCacher."""
+    """The version of GhostCacher."""
     uptime_s: float
     """Since the router started."""
     ready: bool
@@ -171,7 +171,7 @@ class Stats(msgspec.Struct, frozen=True):
     prompt_tokens: float = 0.0
     """Prompt tokens of placed requests."""
     hit_tokens: float = 0.0
-    """Those of them that needed no computing, by the forecast."""
+    """How many of those prompt tokens needed no computing, by the forecast."""
     hit_ratio: float = 0.0
     """hit_tokens over prompt_tokens; 0 before the first."""
     saved_ttft_ms: float = 0.0
@@ -238,7 +238,7 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     """What a request would cost on one worker. Times in ms; null in JSON for one that has no end."""
 
     worker: str
-    """Its name."""
+    """The worker's name."""
     total_ms: float | None = None
     """The forecast time to first token: the sum of the terms below."""
     queue_ms: float | None = None

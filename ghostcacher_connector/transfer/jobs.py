@@ -16,7 +16,7 @@ class PullSource(NamedTuple):
     """A worker that holds the first ``len(remote_slots)`` blocks of a job."""
 
     worker: str
-    """Its name."""
+    """The name of the worker to read from."""
     incarnation: bytes
     """The incarnation of which the index gave the entries: in another one the same slot and generation may hold other
     content."""

@@ -27,7 +27,7 @@ class Peer:
         self.worker = record.worker
         """The worker's name."""
         self.incarnation = record.incarnation
-        """Of its record: entries of another incarnation are stale."""
+        """The incarnation in its record: entries of another one are stale."""
         self.endpoint = record.ranks[rank]
         """Its rank of the same number as this one: ranks pull from their counterparts."""
         self.backoff = Backoff()

@@ -235,7 +235,7 @@ class LockGrant(NamedTuple):
     """The fencing token, when all keys were free and are now the caller's; else None."""
 
     held: tuple[HeldLock, ...]
-    """Those of the keys that others hold."""
+    """The keys that others hold."""
 
 
 class CoordinationStore(ABC):

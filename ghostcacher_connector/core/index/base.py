@@ -64,9 +64,9 @@ class GoneWorker(NamedTuple):
     """A worker whose lease has run out without its having left: it died, or nothing is heard of it."""
 
     worker: str
-    """Its name."""
+    """The worker's name."""
     namespace: str
-    """Its namespace."""
+    """The namespace that it was in."""
     silent_s: float
     """How long ago its lease was renewed last, in s."""
 

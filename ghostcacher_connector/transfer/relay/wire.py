@@ -34,7 +34,7 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     """The server's first frame."""
 
     version: int
-    """Of this protocol."""
+    """The version of this protocol."""
     nonce: bytes
     """The server's, fresh and random."""
 

@@ -163,7 +163,7 @@ class Ask(NamedTuple):
     request_id: str
     """As the worker will see it."""
     method: str
-    """Of HTTP, in upper case."""
+    """The HTTP method, in upper case."""
     path: str
     """As in the request line."""
     shape: RequestShape

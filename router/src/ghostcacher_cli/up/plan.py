@@ -65,7 +65,7 @@ class EnginePlan(NamedTuple):
     name: str
     """Short, for people."""
     worker: str
-    """Its name in the fleet."""
+    """The worker's name in the fleet."""
     place: Place
     """Where it computes."""
     options: UpOptions

@@ -42,7 +42,7 @@ class Answer(NamedTuple):
     """A whole answer of a worker."""
 
     status: int
-    """Of its head."""
+    """The status in its head."""
     body: bytes
     """Decoded from its framing."""
 

@@ -64,7 +64,7 @@ class Choice(NamedTuple):
     """What a request that encounters ghost locks has to choose from."""
 
     match: PrefixMatch
-    """Of the request's prompt."""
+    """What is known of where the request's prefix is."""
     candidates: Candidates
     """The workers that may take it, each with its queue."""
     recompute: Forecast

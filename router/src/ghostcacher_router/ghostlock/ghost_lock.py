@@ -33,9 +33,9 @@ class GhostLock:
         self, digests: Sequence[bytes], keys: Sequence[bytes], worker: str, ready_at: float, *, ours: bool
     ) -> None:
         self.digests = digests
-        """Of the boundaries that it covers, with their namespace's salt: its places in the lock table."""
+        """The digests of the boundaries that it covers, with their namespace's salt: its places in the lock table."""
         self.keys = tuple(keys)
-        """Those of them under which the store has it."""
+        """The subset of the digests that are keys in the store."""
         self.worker = worker
         """The worker that computes, the *owner*."""
         self.ready_at = ready_at

@@ -100,7 +100,7 @@ class _Round(NamedTuple):
     assessment: Assessment
     match: PrefixMatch
     forecasts: list[Forecast]
-    """Of each candidate."""
+    """The forecast for each candidate."""
     best: Forecast
     """The least of them."""
 

@@ -51,7 +51,7 @@ class Reservation:
         self.tokens = tokens
         """Tokens of the prompt."""
         self.computed = computed
-        """Those of them that the worker has to compute."""
+        """How many of the prompt's tokens the worker has to compute."""
         self.since = since
         """When the request was sent, or before that, placed; loop clock, s."""
         self.prefilling = True
@@ -97,15 +97,15 @@ class _WorkerQueue:
     def __init__(self) -> None:
         self.reservations: dict[Reservation, None] = {}
         self.unreported: dict[Reservation, None] = {}
-        """Those that the last load report cannot have counted."""
+        """The reservations that the last load report cannot have counted."""
         self.prefilling_tokens = 0
         """Tokens to be computed of all reservations that are still prefilling."""
         self.load: object = None
         """The last load report, to recognise a new one."""
         self.measured_at = self.received_at = 0.0
-        """Of the last load report."""
+        """When the last load report was measured, and when it came; loop clock, s."""
         self.ms_per_token: float | None = None
-        """As the worker reports it; None while it does not."""
+        """Time to compute a prompt token, as the worker reports it; None while it does not."""
         self.busy_until = 0.0
         """When everything in the queue is computed, should the worker go on."""
         self.trusted_until = 0.0

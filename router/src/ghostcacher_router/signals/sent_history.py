@@ -42,7 +42,7 @@ class SentPrompt:
         self.done_at = inf
         """Since when the worker has computed it; loop clock, s. Infinite until then."""
         self.digests = digests
-        """Of the boundaries at which it is to be remembered."""
+        """The digests of the boundaries at which it is to be remembered."""
         self.left = len(digests)
         """It has been added at all of these boundaries but the first `left`."""
 

@@ -23,13 +23,13 @@ class GoneWorker(NamedTuple):
     """A worker that has left the fleet."""
 
     name: str
-    """As it was known."""
+    """The name under which it was known."""
     endpoint: Endpoint
     """Where it listened."""
     namespace: str | None
-    """Of its KV blocks; None for an engine without a connector."""
+    """The namespace of its KV blocks; None for an engine without a connector."""
     incarnation: bytes | None
-    """Of its last run; None for an engine without a connector."""
+    """The incarnation of its last run; None for an engine without a connector."""
     left_at: float
     """When its lease ended, in seconds of the fleet's clock."""
     error: str | None
