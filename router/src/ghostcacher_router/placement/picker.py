@@ -129,7 +129,7 @@ class Picker:
         return self._tracker.commit(step) if isinstance(step, PlacedRequest) else None
 
     async def place(self, ask: Ask) -> PlacedRequest:
-        """Return a placement, after at most what computing the prompt would take. Raises NoWorker."""
+        """Return a placement, within the wait budget of ghost locks and the timeouts of Redis. Raises NoWorker."""
         progress = _Progress(honours_locks=self._options.ghost_lock)
         if self._session_unknown(ask):
             await self._sessions.fetch(session_key(ask.shape.model, ask.shape.session or ""))
