@@ -76,6 +76,12 @@ class Periodic:
             self._woken_at = self._clock()
             self._woken.set()
 
+    def forget_wakes(self) -> None:
+        """Let nothing that arrived so far cut the next pause short: for a step that failed. The end still does."""
+        self._woken.clear()
+        if self._stopping.is_set():
+            self._woken.set()
+
     def stop(self, timeout_s: float) -> None:
         """Ask the thread to end, and wait for that for at most `timeout_s`. Idempotent."""
         self._stopping.set()

@@ -100,7 +100,7 @@ class Exporter:
         counted = self._counted.setdefault(engine, [0.0, 0.0])
         for position, name in enumerate((HITS, MISSES)):
             counted[position] += sum(value for value in delta.get(name, {}).values() if not isinstance(value, list))
-        if sum(counted) > 0:
+        if sum(counted) > 0 and not delta.keys().isdisjoint((HITS, MISSES)):
             self._child(METRICS[HIT_RATIO], engine, "").set(counted[0] / sum(counted))
 
 

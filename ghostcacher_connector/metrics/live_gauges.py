@@ -46,6 +46,7 @@ class GaugeServer:
         read: returns the values; called on the thread.
         """
         self._read = read
+        self._closed = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX)
         self._thread = threading.Thread(target=self._serve, name="gc-gauges", daemon=True)
         try:
@@ -59,6 +60,7 @@ class GaugeServer:
 
     def close(self) -> None:
         """Free the address and end the thread. Idempotent."""
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread, which `close` alone would not
         self._listener.close()
@@ -69,8 +71,12 @@ class GaugeServer:
         while True:
             try:
                 asker, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError as exc:
+                if self._closed.is_set():
+                    return
+                logger.warning("gauges are not shown for %g s: %s", TIMEOUT_S, exc)
+                self._closed.wait(TIMEOUT_S)
+                continue
             try:
                 with asker:
                     asker.settimeout(TIMEOUT_S)

@@ -242,6 +242,7 @@ class Publisher:
         self.available = False
         # Whatever came back may be empty: compare as soon as it answers.
         self._renew_at = self._clock()
+        self._thread.forget_wakes()
         return self._backoff.failed(self._clock())
 
     def _wake(self) -> None:

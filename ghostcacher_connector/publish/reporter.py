@@ -207,7 +207,9 @@ class Reporter:
         if self._backoff.failures == 0:
             logger.debug("worker %s: reports are kept back: %s", self._ref.worker, exc)  # the publisher warns
         self.listening &= self._clock() - self._answered_at < LISTENING_S
-        return self._backoff.failed(self._clock())
+        pause_s = self._backoff.failed(self._clock())
+        self._thread.forget_wakes()
+        return pause_s
 
     def _wake(self) -> None:
         # While the store is away events go on gathering, and nothing cuts the pause short.

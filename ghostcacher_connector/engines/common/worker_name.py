@@ -21,22 +21,42 @@ def chosen_name(settings: Settings, engine_id: str) -> str:
 
 
 def address_name(url: str) -> str | None:
-    """Return ``host-port`` of a base URL; None where that would not name one engine, or makes no name.
+    """Return ``host-port`` of a base URL of this machine; None where that would not name one engine, or makes no name.
 
-    An address of this machine that means another engine on each machine is replaced by the machine's name. A URL
-    without a port, or with a path, leads to a gateway that may have several engines behind it.
+    Of one machine's addresses no two engines listen on one port. The name of a service, the address of a gateway, and a
+    URL without a port or with a path may have several engines behind them, whose names must differ. A loopback address
+    means another machine on each: the machine's name stands for it.
     """
     parts = urlsplit(url)
     if parts.port is None or parts.hostname is None or parts.path.strip("/"):
         return None
-    host = socket.gethostname() if _is_local(parts.hostname) else parts.hostname
+    host = _own_host(parts.hostname)
+    if host is None:
+        return None
     name = f"{host}-{parts.port}".replace(":", "-")
     return name if re.match(WORKER_PATTERN, name) else None
 
 
-def _is_local(host: str) -> bool:
+def _own_host(host: str) -> str | None:
+    """Return what names this machine in the fleet, for one of its names and addresses; None for another one's."""
+    machine = socket.gethostname().lower()
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost"
-    return address.is_loopback or address.is_unspecified
+        if host != "localhost":
+            return host if host.partition(".")[0] == machine.partition(".")[0] else None
+    else:
+        if not address.is_loopback and not address.is_unspecified:
+            return host if _is_assigned(address) else None
+    return machine if machine.partition(".")[0] != "localhost" else None
+
+
+def _is_assigned(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Return whether this machine has an address: nobody else's can be bound to. No packet is sent."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004 - the protocol's version
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(address), 0))
+    except OSError:
+        return False
+    return True

@@ -5,6 +5,7 @@ Every process of vLLM loads it, also those that have never heard of the connecto
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 CONNECTOR = "GhostCacherConnector"
 MODULE = "ghostcacher_connector.engines.vllm"
@@ -23,24 +26,34 @@ class RefusedFlag(ConfigError, ArgumentTypeError):
 
 def register() -> None:
     """Register the connector with vLLM's factory. May be called more than once in a process."""
-    from vllm.config import KVTransferConfig  # noqa: PLC0415 - vLLM is optional
-    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory  # noqa: PLC0415
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory  # noqa: PLC0415 - optional
 
     if CONNECTOR not in KVConnectorFactory._registry:
         KVConnectorFactory.register_connector(CONNECTOR, MODULE, CONNECTOR)
+    try:
+        check_with_the_flags()
+    except Exception as exc:
+        # A vLLM that is built otherwise. The connector itself checks, too, only later.
+        logger.debug("settings are not checked with the flags: %s", exc)
+
+
+def check_with_the_flags() -> None:
+    """Have vLLM check our settings while it parses its flags. May be called more than once in a process."""
+    from vllm.config import KVTransferConfig  # noqa: PLC0415 - vLLM is optional
+
     if KVTransferConfig.__post_init__.__module__ != __name__:
         KVTransferConfig.__post_init__ = checking(KVTransferConfig.__post_init__)
 
 
-def checking(complete: Callable[[Any], None]) -> Callable[[Any], None]:
+def checking(complete: Callable[..., None]) -> Callable[..., None]:
     """Return vLLM's ``KVTransferConfig.__post_init__`` with a check of our settings behind it.
 
     vLLM makes this object while it parses ``--kv-transfer-config``. The connector itself is made after the weights are
     loaded, minutes later for a large model.
     """
 
-    def complete_and_check(config: Any) -> None:
-        complete(config)
+    def complete_and_check(config: Any, *args: Any, **kwargs: Any) -> None:
+        complete(config, *args, **kwargs)
         if config.kv_connector == CONNECTOR:
             check_settings(config.kv_connector_extra_config)
 

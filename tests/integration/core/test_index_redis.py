@@ -287,6 +287,16 @@ def test_tls_server_is_verified(server: RedisServer, raw: redis.Redis, tmp_path:
         wary.close()
 
 
+def test_directory_entries_of_the_future_do_not_stay(raw: redis.Redis, index: RedisIndex) -> None:
+    """A name that nobody can have entered hides no worker and is no gone worker."""
+    index.join(RECORD, lease_ttl_s=LEASE_S)
+    key = schema.workers_key(RECORD.namespace)
+    raw.zadd(key, {"forged": 4e9})
+    assert index.gone() == []
+    assert index.workers(RECORD.namespace) == [RECORD]
+    assert raw.zrange(key, 0, -1) == [RECORD.worker.encode()]
+
+
 def test_sentinel_fails_over_index_follows() -> None:
     """The primary is found through Sentinel; after it died, the one that Sentinel promotes is used."""
     with RedisServer(tcp=True) as primary, RedisServer(tcp=True) as replica:

@@ -81,6 +81,28 @@ def stop(bench: Bench) -> None:
     bench.thread.stop(0)
 
 
+def test_step_that_failed_is_not_cut_short_by_what_came_meanwhile() -> None:
+    """What arrives during a step that forgets wakes waits for the whole pause; the end does not."""
+    steps, waits = [], []
+
+    def step() -> float:
+        thread.wake()
+        thread.forget_wakes()
+        steps.append(None)
+        if len(steps) == 2:
+            thread.stop(0)
+            thread.forget_wakes()
+        return 7.0
+
+    def wait(event: threading.Event, pause_s: float) -> bool:
+        waits.append((event.is_set(), pause_s))
+        return event.is_set()
+
+    thread = Periodic("t", step, wait=wait)
+    thread.run()
+    assert waits == [(False, 7.0), (True, 7.0)]
+
+
 def test_steps_follow_each_other_after_the_pause_that_each_asks_for() -> None:
     """The pause counts from the end of a step."""
     assert Bench(Step(1.0), Step(2.0, takes_s=3.0), Step()).run() == [0.0, 1.0, 6.0]

@@ -7,13 +7,13 @@
 
 local now = tonumber(redis.call('TIME')[1])
 local since = now - tonumber(ARGV[2])
-local found = redis.pcall('ZREVRANGEBYSCORE', KEYS[1], '+inf', since, 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV[3]))
+local found = redis.pcall('ZREVRANGEBYSCORE', KEYS[1], now + 60, since, 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV[3]))
 if found.err then return {} end
 local answer = {}
 for at = 1, #found, 2 do
     if redis.call('EXISTS', ARGV[1] .. found[at]) == 0 then
         answer[#answer + 1] = found[at]
-        answer[#answer + 1] = now - tonumber(found[at + 1])
+        answer[#answer + 1] = math.max(0, now - tonumber(found[at + 1]))
     end
 end
 return answer

@@ -10,7 +10,8 @@
 local names = redis.pcall('ZREVRANGE', KEYS[1], 0, tonumber(ARGV[2]) - 1)
 if names.err then return { 1 } end
 local answer = { 0 }
-local forgotten = tonumber(redis.call('TIME')[1]) - tonumber(ARGV[3])
+local now = tonumber(redis.call('TIME')[1])
+local forgotten = now - tonumber(ARGV[3])
 for _, name in ipairs(names) do
     local record = redis.pcall('GET', ARGV[1] .. name)
     if type(record) == 'string' then
@@ -18,8 +19,10 @@ for _, name in ipairs(names) do
         answer[#answer + 1] = record
     elseif type(record) == 'table' then
         answer[1] = answer[1] + 1
-    elseif tonumber(redis.call('ZSCORE', KEYS[1], name)) < forgotten then
-        redis.call('ZREM', KEYS[1], name)
+    else
+        local entered = tonumber(redis.call('ZSCORE', KEYS[1], name))
+        -- One of the future is never ours, and would stay for ever.
+        if entered < forgotten or entered > now + 60 then redis.call('ZREM', KEYS[1], name) end
     end
 end
 return answer
