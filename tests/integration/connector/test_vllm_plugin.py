@@ -72,3 +72,9 @@ def test_callers_in_python_get_a_config_error() -> None:
     plugin.register()
     with pytest.raises(ConfigError, match="unknown setting pul"):
         KVTransferConfig(**CONNECTOR, kv_connector_extra_config={"pul": "auto"})
+
+
+def test_vllm_that_is_built_otherwise_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin is loaded in every process of vLLM: a hook that is gone costs the early check, and nothing else."""
+    monkeypatch.setattr(plugin, "check_with_the_flags", lambda: KVTransferConfig.no_such_method)
+    plugin.register()

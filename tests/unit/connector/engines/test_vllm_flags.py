@@ -51,3 +51,11 @@ def test_wrong_variable_is_refused_when_the_connector_is_asked_for(monkeypatch: 
 def test_right_settings_pass() -> None:
     """vLLM's own part is done first."""
     assert parsed({"pull": "always"}).completed
+
+
+def test_what_vllm_passes_is_passed_on() -> None:
+    """A later vLLM may give its own method more arguments: they are not ours to judge."""
+    seen: list[tuple[object, ...]] = []
+    config = SimpleNamespace(kv_connector="NixlConnector")
+    checking(lambda *args, **kwargs: seen.append((args, kwargs)))(config, 1, more=2)
+    assert seen == [((config, 1), {"more": 2})]
