@@ -28,7 +28,7 @@ _HINTS = (
         "if the log has no error of it, the engine's process was killed, mostly by the system for want of memory",
     ),
     (r"(?i)out of memory|cannot allocate memory|bad_alloc", "memory is short: use a smaller model or KV cache"),
-    (r"No module named '?vllm", "vLLM is not installed in this environment: pip install 'ghostcacher[vllm]'"),
+    (r"No module named '?vllm", "vLLM is not installed in this environment: docs/getting-started.md says how"),
     (r"No available memory for the cache blocks", "the KV cache does not fit: give it more memory or fewer blocks"),
     (
         r"larger than the available KV cache memory",

@@ -185,7 +185,9 @@ def _supervisor(
         time.monotonic,
         time.sleep,
     )
-    router_rules = Rules(ready_timeout_s=ROUTER_READY_TIMEOUT_S, grace_s=drain_s + ROUTER_MARGIN_S)
+    router_rules = Rules(
+        ready_timeout_s=ROUTER_READY_TIMEOUT_S, grace_s=drain_s + ROUTER_MARGIN_S, ready_word="listens"
+    )
     engine_rules = Rules(ready_timeout_s=options.ready_timeout_s, grace_s=ENGINE_GRACE_S)
     router = Member(ROUTER, lambda: router_command, folder, router_rules, world)
     engines = [Member(plan.name, partial(_on_free_port, plan), folder, engine_rules, world) for plan in plans]

@@ -35,15 +35,24 @@ class State(Enum):
 
 
 class Rules(NamedTuple):
-    """Bounds, in s and counts. stable_s: ready for so long, earlier ends are forgotten. grace_s: to end by itself."""
+    """How a server is looked after."""
 
     ready_timeout_s: float
+    """Time to begin to answer, in s."""
     grace_s: float
+    """Time to end by itself, in s."""
     restarts_max: int = 5
+    """Restarts of a server that was ready once."""
     backoff_s: float = 1.0
+    """Pause before the first restart, in s; doubled with each."""
     backoff_max_s: float = 30.0
+    """The longest such pause, in s."""
     stable_s: float = 300.0
+    """After being ready for so long, in s, earlier ends are forgotten."""
     port_attempts: int = 3
+    """Tries with another port, where one was taken meanwhile."""
+    ready_word: str = "ready"
+    """What to say of it once it answers: a router answers before it is of any use."""
 
 
 class Process(Protocol):
@@ -146,7 +155,7 @@ class Member:
             again = f", again after {self.restarts} of {self._rules.restarts_max} restarts" if self.was_ready else ""
             self.was_ready = True
             self._enter(State.READY)
-            return [f"{self.name}: ready after {elapsed:.0f} s{again}"]
+            return [f"{self.name}: {self._rules.ready_word} after {elapsed:.0f} s{again}"]
         if elapsed > self._rules.ready_timeout_s:
             assert self._process is not None
             self._process.kill()
