@@ -32,6 +32,13 @@ def names_in(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+@cache
+def file_names() -> frozenset[str]:
+    """Return the names of the project's own files of code."""
+    folders = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "deploy", DOCS)
+    return frozenset(path.name for folder in folders for end in ("py", "lua") for path in folder.rglob(f"*.{end}"))
+
+
 def files_called(name: str, *folders: Path) -> list[Path]:
     """Return the files of that relative path in the folders, or in a package or the repository."""
     return [path for folder in (*folders, *PACKAGES.values(), ROOT) if (path := folder / name).is_file()]
@@ -60,7 +67,7 @@ def test_cited_files_exist(document: Path) -> None:
 def test_cited_files_in_docstrings_exist(module: str) -> None:
     """A file that a docstring or comment names (`reader.py`, `nixl/reader.py`, `docs/DESIGN.md`) exists."""
     path = sources()[module]
-    known = {other.name for other in (*ROOT.glob("*/**/*.py"), *ROOT.glob("*/**/*.lua"))}
+    known = file_names()
     wrong = []
     for code, document in CITED.findall("\n".join(prose_of(path))):
         fine = code in known if code and "/" not in code else bool(files_called(code or document, *path.parents[:4]))
