@@ -72,8 +72,11 @@ def until(condition: Callable[[], Any], what: str, *, timeout_s: float = EVENT_T
 class Fleet:
     """Engines by name, on one Redis."""
 
-    def __init__(self, redis: RedisServer, engines: Sequence[Engine], documents: Documents) -> None:
+    def __init__(
+        self, redis: RedisServer, engines: Sequence[Engine], documents: Documents, index_lag_s: float = 0.0
+    ) -> None:
         self.redis = redis
+        self._index_lag_s = index_lag_s
         self.engines = {engine.options.name: engine for engine in engines}
         self.index = RedisIndex(redis.url, timeout_s=2.0)
         self._raw = make_client(parse_redis_url(redis.url), 2.0)
@@ -118,12 +121,20 @@ class Fleet:
 
     def compute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:
         """Complete a prompt that is new to the fleet, and return once the index holds its full blocks."""
-        before = self.entries(name)
+        before = self.settled_entries(name)
         answer = self.client(name).complete(prompt, max_tokens=max_tokens, pull=False)
         tokens = self.block_tokens(name)
         # In pages of one token, what it has in common with others (its first words) is there already.
         self.wait_published(name, before, len(prompt) // tokens if tokens > 1 else len(prompt) // 2)
         return answer
+
+    def settled_entries(self, name: str) -> Mapping[bytes, bytes]:
+        """Return what the index has of a worker once no earlier change is on its way there: an index may lag."""
+        while True:
+            found = self.entries(name)
+            time.sleep(2 * self._index_lag_s)
+            if self.entries(name) == found:
+                return found
 
     def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
         """Return once the index holds `count` blocks of a worker that were not in it before."""
@@ -251,7 +262,7 @@ def running(
         options = [_options(model, url, name, changes, connector or {}, log_dir) for name, changes in engines.items()]
         started = start_many(options)
         try:
-            fleet = Fleet(redis, started, Documents(model))
+            fleet = Fleet(redis, started, Documents(model), index_lag_s)
             warm_up(fleet, list(engines))
             for name in engines:
                 until(lambda name=name: fleet.record(name), f"the record of {name} in Redis")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,8 @@ def test_data_parallel_engines_are_workers_of_their_own(config: Any) -> None:
 
 def test_dense_data_parallel_engines_are_told_apart(config: Any) -> None:
     """vLLM hides from each of them that there are others: all but the suffix of its id."""
+    here = f"{socket.gethostname().lower()}-8000"
     config.kv_transfer_config.engine_id = "0123_dp1"
     assert worker_name(config, Settings(worker_id="w")) == "w-dp1"
-    assert worker_name(config, Settings(http_url="http://10.0.0.7:8000")) == "10.0.0.7-8000-dp1"
+    assert worker_name(config, Settings(http_url="http://127.0.0.1:8000")) == f"{here}-dp1"
     assert worker_name(config, Settings()) == "0123_dp1"
