@@ -130,11 +130,15 @@ class Fleet:
 
     def settled_entries(self, name: str) -> Mapping[bytes, bytes]:
         """Return what the index has of a worker once no earlier change is on its way there: an index may lag."""
-        while True:
+        if not self._index_lag_s:
+            return self.entries(name)
+
+        def settled() -> list[Mapping[bytes, bytes]]:
             found = self.entries(name)
             time.sleep(2 * self._index_lag_s)
-            if self.entries(name) == found:
-                return found
+            return [found] if self.entries(name) == found else []
+
+        return until(settled, f"no more changes of {name} in the index")[0]
 
     def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
         """Return once the index holds `count` blocks of a worker that were not in it before."""
