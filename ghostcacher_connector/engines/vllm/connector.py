@@ -21,6 +21,7 @@ from vllm.v1.metrics.cache_hit_source import CacheHitSource
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.engines.common.logs import join_engine_log
 from ghostcacher_connector.engines.common.versions import check_version, installed_version
+from ghostcacher_connector.engines.vllm.identity import check_hashes
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
@@ -139,6 +140,8 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
         ranks = {rank: data for rank, data in metadata.items() if isinstance(data, RankHandshake)}
         assert len(ranks) == len(metadata), "handshake of another connector"
+        for handshake in ranks.values():
+            check_hashes(self._vllm_config, handshake.introduction.fingerprint)
         self._scheduler.join(ranks)
 
     def on_new_request(self, request: Request) -> None:
