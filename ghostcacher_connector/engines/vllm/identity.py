@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from ghostcacher_connector.core.errors import FingerprintMismatch
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.common.worker_name import chosen_name
+from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
     KNOWN_BLOCK_TOKENS,
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-DP_SUFFIX = re.compile(r"_dp(\d+)$")
-"""What vLLM puts behind the id of each engine of several data-parallel ones."""
-
 LAYOUT_SWITCHES = ("VLLM_KV_CACHE_LAYOUT", "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT")
 """Environment of vLLM that changes the order of bytes inside a block, in part without changing any stride."""
 
@@ -41,12 +38,8 @@ def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
     name = chosen_name(settings, engine_id)
     if name == engine_id:
         return name  # vLLM makes it for each data-parallel engine anew
-    parallel = vllm_config.parallel_config
-    if parallel.data_parallel_size > 1:
-        return f"{name}-dp{parallel.data_parallel_index}"
-    # vLLM runs the data-parallel engines of a dense model as if each were alone. What remains is this suffix.
-    suffix = DP_SUFFIX.search(engine_id)
-    return f"{name}-dp{suffix[1]}" if suffix is not None else name
+    rank = data_parallel_rank(vllm_config)
+    return name if rank is None else f"{name}-dp{rank}"
 
 
 def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str, settings: Settings) -> Fingerprint:
