@@ -84,6 +84,14 @@ def test_any_one_tensor_trained_digest_changes(model: Path, name: str) -> None:
     assert digest(model) != before
 
 
+def test_middle_of_a_tensor_changed_digest_changes(model: Path) -> None:
+    """Where only some experts, heads or rows were trained, the ends of a tensor may be as they were."""
+    before, tensors = digest(model), weights()
+    tensors["embed"][450:550] *= np.float32(1.0001)
+    save(model / "model.safetensors", tensors)
+    assert digest(model) != before
+
+
 def test_tensor_renamed_digest_changes(model: Path) -> None:
     """Equal bytes under other names, or in another order, are other weights."""
     before, tensors = digest(model), weights()
@@ -224,5 +232,7 @@ def test_links_that_are_no_hub_cache_not_believed(tmp_path: Path, model: Path) -
         parent.mkdir(parents=True)
         (parent / "model.safetensors").symlink_to(tmp_path / "store" / ("1" * 64))
         assert digest(parent) == digest(model)
+    tree = snapshot(tmp_path / "tree", weights(), "1" * 64)
+    assert digest(tree.parent.rename(tree.parent.with_name("copies")) / tree.name) == digest(model)
     (tmp_path / "linked").symlink_to(snapshot(tmp_path / "cache", weights(), "1" * 64))
     assert digest(tmp_path / "linked") == digest(model)
