@@ -12,6 +12,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.common.worker_name import chosen_name
+from ghostcacher_connector.engines.vllm.layout_choice import backends_of
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
 from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
@@ -103,14 +104,7 @@ def _hash_seed(algorithm: str, engine_id: str) -> str:
 
 
 def _attention_backend(vllm_config: VllmConfig) -> str:
-    backends = sorted(
-        {
-            layer.get_attn_backend().get_name()
-            for layer in vllm_config.compilation_config.static_forward_context.values()
-            if hasattr(layer, "get_attn_backend")
-        }
-    )
-    return "+".join(backends) or "unknown"
+    return "+".join(sorted({backend.get_name() for backend in backends_of(vllm_config)})) or "unknown"
 
 
 def _layout_switches() -> str:
