@@ -80,11 +80,13 @@ class SimEngine:
         in_flight: int = 1,
         role: str = "kv_both",
         step_tokens: int = 64,
+        adapt: Callable[[VllmConfig], None] = lambda _: None,
         **engine_args: Any,
     ) -> None:
-        """engine_args: more of vLLM's own."""
+        """adapt: changes the configuration before anything is made with it. engine_args: more of vLLM's own."""
         self.name = name
         self.config = self.make_config(name, model, settings, in_flight, role, step_tokens, **engine_args)
+        adapt(self.config)
         self.config.cache_config.num_gpu_blocks = blocks
         self.kv_config = self._make_kv_config(blocks)
         self.memory = {f"layer.{i}": torch.zeros(blocks, BLOCK_TOKENS, 2, dtype=torch.int64) for i in range(LAYERS)}

@@ -24,6 +24,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
@@ -66,6 +67,7 @@ class ConnectorScheduler:
         assert transfer.kv_role is not None
         self._role = Role(transfer.kv_role)
         self._worker = worker_name(vllm_config, settings)
+        self._data_parallel_rank = data_parallel_rank(vllm_config) or 0
         self._rank_count = vllm_config.parallel_config.tensor_parallel_size
         self._model_config = vllm_config.model_config
         self._block_tokens = vllm_config.cache_config.block_size
@@ -113,7 +115,11 @@ class ConnectorScheduler:
             self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
         )
         self._fleet = fleet = Membership(
-            self._settings, record, self._recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s
+            self._settings,
+            record,
+            self._recorder,
+            port_offset=self._data_parallel_rank,
+            prefill_rate=lambda: forecaster.prefill_tokens_per_s,
         )
         pool, block_bytes = self._manager.block_pool, record.ranks[0].bytes_per_slot
         self._load = LoadMeter(pool, self._forecaster, block_tokens=self._block_tokens, block_bytes=block_bytes)
