@@ -24,7 +24,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.pull_state import Phase
-from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
+from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
@@ -68,6 +68,7 @@ class ConnectorScheduler:
         self._role = Role(transfer.kv_role)
         self._worker = worker_name(vllm_config, settings)
         self._data_parallel_rank = data_parallel_rank(vllm_config) or 0
+        self._front_rank = front_rank(vllm_config)
         self._rank_count = vllm_config.parallel_config.tensor_parallel_size
         self._model_config = vllm_config.model_config
         self._block_tokens = vllm_config.cache_config.block_size
@@ -110,6 +111,7 @@ class ConnectorScheduler:
             role=self._role,
             http=self._settings.http_url,
             block_tokens=self._block_tokens,
+            data_parallel_rank=self._front_rank,
         )
         self._forecaster = forecaster = Forecaster(
             self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
