@@ -89,3 +89,11 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
         yield "KV cache zeroing: expected off (blocks would be zeroed before their generations are bumped)"
     if vllm_config.cache_config.block_size != spec.block_size:
         yield f"block_size: expected {vllm_config.cache_config.block_size}, found {spec.block_size} in the KV cache"
+
+
+def mixes_adapters_wrong(vllm_config: VllmConfig) -> bool:
+    """Say whether the engine computes requests without a LoRA adapter wrong in a step together with one.
+
+    It does on CPU (engine_patches/vllm/README.md).
+    """
+    return vllm_config.lora_config is not None and vllm_config.device_config.device_type == "cpu"

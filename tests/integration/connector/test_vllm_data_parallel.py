@@ -143,6 +143,10 @@ def test_ranks_with_fixed_ports_start_and_show_pages_of_their_own(model: Path, r
         assert {record.worker: record.ranks[0].relay for record in records} == {
             f"fixed-dp{rank}": f"127.0.0.1:{base + SIZE + rank}" for rank in range(SIZE)
         }
+        assert [(record.worker, record.data_parallel_rank) for record in records] == [
+            ("fixed-dp0", 0),
+            ("fixed-dp1", 1),
+        ]
         for rank in range(SIZE):
             with closing(urllib.request.urlopen(f"http://127.0.0.1:{base + rank}/metrics", timeout=10)) as page:
                 assert b"gc_peers_live" in page.read()

@@ -30,7 +30,8 @@ from ghostcacher_connector.engines.vllm.support import (
     check_not_nested,
 )
 from ghostcacher_connector.identity.fingerprint import differences
-from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir
+from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
 
 pytestmark = pytest.mark.engine
 
