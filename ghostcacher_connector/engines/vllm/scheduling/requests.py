@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,11 @@ class Tracked(PullState):
     """Tokens whose KV it has from this cache or from a peer; another request may still be computing them."""
     own_step: bool = False
     """It has computed tokens of its own, and so everything before them is final."""
+
+    joins_until: float = math.inf
+    """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
+    preemptions: int = 0
+    """How often it had been preempted when it was last asked for."""
 
     @property
     def request_id(self) -> str:

@@ -72,6 +72,8 @@ class ConnectorScheduler:
         self._settings = settings
         self._recorder = recorder
         self._clock = clock
+        # The data-parallel ranks of a mixture of experts step together: who waits, makes all of them wait.
+        self._lockstep = vllm_config.parallel_config.data_parallel_size > 1
         self._step = 0
         self._left = False
         self._tracked: dict[str, Tracked] = {}
@@ -108,7 +110,10 @@ class ConnectorScheduler:
             block_tokens=self._block_tokens,
         )
         self._forecaster = forecaster = Forecaster(
-            self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
+            self._first_prefill_rate(introductions),
+            self._clock,
+            step_tokens_max=self._step_tokens_max,
+            pull_threads=self._settings.pull_threads,
         )
         self._fleet = fleet = Membership(
             self._settings, record, self._recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s
@@ -174,7 +179,7 @@ class ConnectorScheduler:
         tracked.published, tracked.given, tracked.own_step = local_tokens // self._block_tokens, local_tokens, False
         if self._matcher is None:
             return 0, False
-        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1)
+        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1 and not self._lockstep)
         tracked.given += count or 0
         return count, bool(count)
 
