@@ -157,17 +157,21 @@ class Matcher(PrefixMatcher):
         for report in reports:
             self._reports.setdefault(report.request_id, []).append(report)
 
-    def received(self, request_id: str, tracked: Tracked | None) -> None:
-        """Settle a request whose pull has ended on every rank, well or not; None when it was aborted meanwhile."""
+    def received(self, request_id: str, tracked: Tracked | None) -> int:
+        """Settle a request whose pull has ended on every rank, well or not; None when it was aborted meanwhile.
+
+        Returns how many of the blocks asked for are there on every rank, before the first one that is not.
+        """
         reports = self._reports.pop(request_id, [])
         self._forecaster.ended(request_id)
         if tracked is None:
             for report in reports:
                 record_transfer(self._recorder, self._forecaster, report, cancelled=True)
-            return
+            return 0
         tracked.phase = Phase.SETTLED
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)
+        return min((report.blocks_usable for report in reports), default=0)
 
     def _lookup_wait_s(self, token_count: int) -> float:
         """A long prompt is not computed because Redis took a moment longer: others are scheduled meanwhile."""
