@@ -25,7 +25,8 @@ from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING
-from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir
+from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
+from tests.integration.connector.prefix_numbers import expected_output
 from tests.support.index_parts import FakeClock, chain, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
