@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
+from ghostcacher_connector.core.addresses import check_reachable
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
@@ -106,7 +107,11 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     )
     ucx_tls: Annotated[Text | None, Meta(description="UCX transports, as UCX_TLS; never TCP; none: all but TCP")] = None
     relay_listen: Annotated[
-        Text | None, Meta(description="host:port of the relay for readers without RDMA; port 0: any; none: no relay")
+        Text | None,
+        Meta(
+            description="host:port of the relay for readers without RDMA; each rank has its own port, counted from "
+            "this one; port 0: any; none: no relay"
+        ),
     ] = None
     relay_token: Annotated[
         Secret | None,
@@ -122,7 +127,11 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
     ] = None
     metrics_port: Annotated[
-        Port | None, Meta(description="loopback port of a Prometheus page of its own; 0: any; none: no page")
+        Port | None,
+        Meta(
+            description="loopback port of a Prometheus page of its own; a data-parallel rank's is its number above it; "
+            "0: any; none: no page"
+        ),
     ] = None
 
     def check_together(self) -> None:
@@ -130,6 +139,7 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         check_redis_url(self.redis_url)
         if self.http_url is not None:
             check_http_url("http_url", self.http_url)
+            check_reachable("http_url", self.http_url)
         _check_relay(self)
         _check_sizes(self)
 

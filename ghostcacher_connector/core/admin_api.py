@@ -66,6 +66,8 @@ class Worker(msgspec.Struct, frozen=True):
     """Whether it is to get no new requests. Holds, too, for one that is joining or down."""
     url: str = ""
     """Where it listens."""
+    data_parallel_rank: int | None = None
+    """Which of the engines there it is; None where there is one."""
     models: tuple[str, ...] = ()
     """What it served when it last answered."""
     in_flight: int = 0

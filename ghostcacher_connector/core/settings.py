@@ -28,13 +28,14 @@ ROUTER_PREFIX = "GC_ROUTER_"
 MASK = "***"
 NAME_SIMILARITY = 0.75
 """From here on an unknown name looks like a known one, misspelt. Below, a guess would mislead."""
+PORT_MAX = 65_535
 SECRET_CHARS_MIN = 16
 """Whoever can reach a port or read Redis can try secrets against what they see: they must withstand it."""
 
 Seconds = float
 Milliseconds = float
 Text = Annotated[str, Meta(min_length=1, max_length=4096)]
-Port = Annotated[int, Meta(ge=0, le=65_535)]
+Port = Annotated[int, Meta(ge=0, le=PORT_MAX)]
 Secret = Annotated[str, Meta(min_length=SECRET_CHARS_MIN, max_length=4096)]
 
 
@@ -92,6 +93,9 @@ class Listen(NamedTuple):
         except ValueError:
             return self.host == "localhost"
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 @cache
 def types_of(kind: type[CheckedSettings]) -> dict[str, Any]:
@@ -145,7 +149,7 @@ def _removed(kind: type[CheckedSettings], name: str) -> str | None:
 def parse_listen(text: str, key: str) -> Listen:
     """Return the parts of ``host:port`` or ``[ipv6]:port``. Raises ConfigError."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text)
-    if match is None or int(match[3]) > 65_535:  # noqa: PLR2004 - the largest port
+    if match is None or int(match[3]) > PORT_MAX:
         raise ConfigError(f'{key}: expected "host:port" with a port from 0 to 65535, got {text!r}')
     return Listen(match[1] or match[2], int(match[3]))
 

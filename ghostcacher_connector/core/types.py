@@ -7,7 +7,7 @@ run of a worker's process, 16 random bytes. An index entry is a hint; generation
 from __future__ import annotations
 
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ BlockHash = bytes
 """Chain hash of a block as the engine computes it: it covers the block's tokens and its whole prefix."""
 
 INCARNATION_BYTES = 16
+DATA_PARALLEL_RANKS_MAX = 1 << 16
 
 
 class Tier(IntEnum):
@@ -126,6 +127,10 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     shares_prefill: bool = True
     """Whether a prompt finds in its cache what another prompt is computing now, or only what is done."""
+
+    data_parallel_rank: Annotated[int, msgspec.Meta(ge=0, lt=DATA_PARALLEL_RANKS_MAX)] | None = None
+    """The number by which the server at `http` knows it among its engines; None where the server has one engine.
+    Requests are addressed to it by the header X-data-parallel-rank. Versions that do not know the field ignore it."""
 
 
 class PrefixHit(NamedTuple):

@@ -20,6 +20,13 @@ NAMESPACE_CHARS = 32
 """128 bits of SHA-256 in hex: no two fleets ever meet by chance, and Redis keys stay short."""
 
 ABSENT = "(absent)"
+
+KNOWN_BLOCK_TOKENS = 16
+KNOWN_TOKENS = tuple(range(1, 2 * KNOWN_BLOCK_TOKENS + 1))
+"""The known prompt: two blocks of these tokens, the same in every fleet. Workers whose engines give it different hashes
+give every prompt different hashes, and would never find each other's blocks.
+"""
+
 _DOMAIN = "ghostcacher fingerprint"
 
 
@@ -75,7 +82,10 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Algorithm of the engine's chain hash."""
 
     hash_seed: str
-    """Seed of the chain hash, as a digest of its root hash."""
+    """Seed of the chain hash, as a digest of what the engine begins its chains with."""
+
+    known_hash: str
+    """Chain hash, in hex, of the last block of `KNOWN_TOKENS`, as the engine's own function gives it."""
 
     engine: str
     """Family of the engine."""

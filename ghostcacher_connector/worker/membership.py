@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.addresses import port_of_rank
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
 from ghostcacher_connector.core.open import open_coordination, open_index
@@ -36,10 +37,12 @@ class Membership:
         record: WorkerRecord,
         recorder: Recorder,
         *,
+        port_offset: int = 0,
         prefill_rate: Callable[[], float] | None = None,
     ) -> None:
         """Prepare the membership; `start` joins.
 
+        port_offset: how far above `metrics_port` this worker's own port is, different for each data-parallel rank.
         prefill_rate: returns the present rate in tokens/s, on the reporter's thread. None: each load's own rate.
         """
         self.record = record
@@ -64,7 +67,7 @@ class Membership:
             prefill_rate=prefill_rate,
         )
         self._counted = self.publisher.stats()
-        self._page = _open_page(settings.metrics_port)
+        self._page = _open_page(settings.metrics_port, port_offset)
         self._page_thread = Periodic("gc-page", self._refresh_page)
         self._self_check = settings.self_check
         self._peers = -1
@@ -150,9 +153,10 @@ def open_lookups(settings: Settings, index: BlockIndex, candidates: Callable[[],
     )
 
 
-def _open_page(port: int | None) -> MetricsPage | None:
-    if port is None:
+def _open_page(base: int | None, offset: int) -> MetricsPage | None:
+    if base is None:
         return None
+    port = port_of_rank(base, offset, "metrics_port")
     try:
         page = serve(port)
     except OSError as exc:

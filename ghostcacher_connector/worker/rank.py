@@ -17,9 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.addresses import port_of_rank
 from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.open import open_index
+from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_connector.core.types import RankEndpoint, WorkerRecord
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.slots import SlotTable
@@ -54,9 +56,11 @@ class RankRuntime:
         rank: int,
         namespace: str,
         scratch_slot: int,
+        port_offset: int = 0,
     ) -> None:
         """Register the rank's memory and open its transports.
 
+        port_offset: how far above `relay_listen` this rank's own port is, different for each rank of one deployment.
         scratch_slot: a slot that the engine never reads; the self-check writes to it.
         Raises ConfigError and TransferError: at start, and only then.
         """
@@ -66,6 +70,7 @@ class RankRuntime:
         self._worker = worker
         self._rank = rank
         self._scratch_slot = scratch_slot
+        self._port_offset = port_offset
         self._self_check: SelfCheckReport | None = None
         self._responder: ProbeResponder | None = None
         self._overdue = 0
@@ -138,9 +143,11 @@ class RankRuntime:
     def _make_relay(self) -> RelayProcess | None:
         if self._settings.relay_listen is None:
             return None
+        host, port = parse_listen(self._settings.relay_listen, "relay_listen")
+        own = Listen(host, port_of_rank(port, self._port_offset, "relay_listen"))
         return RelayProcess(
             self._nixl.endpoint(rank=self._rank),
-            listen=self._settings.relay_listen,
+            listen=str(own),
             token=self._settings.relay_token,
             ucx_tls=self._settings.ucx_tls,
         )

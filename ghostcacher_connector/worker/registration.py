@@ -30,8 +30,9 @@ def worker_record(
     http: str | None,
     block_tokens: int,
     shares_prefill: bool = True,
+    data_parallel_rank: int | None = None,
 ) -> WorkerRecord:
-    """Return the record of a worker. ranks: of all of its ranks, in any order.
+    """Return the record of a worker. ranks: of all of its ranks, in any order. The rest is as in `WorkerRecord`.
 
     Raises ProtocolError when one is missing or there twice, FingerprintMismatch when they differ.
     """
@@ -57,6 +58,7 @@ def worker_record(
         started_at=time.time(),
         ranks=tuple(rank.endpoint for rank in ranks),
         shares_prefill=shares_prefill,
+        data_parallel_rank=data_parallel_rank,
     )
 
 

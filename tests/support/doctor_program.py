@@ -31,7 +31,7 @@ class Outcome:
 
 def doctor(*arguments: str, timeout_s: float = 60.0, as_json: bool = True, **environ: str) -> Outcome:
     command = [sys.executable, "-m", "ghostcacher_cli.main", "doctor", "--timeout", str(timeout_s), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/router/src", **environ}
     return Outcome(
         subprocess.run(
             [*command, "--json"] if as_json else command,

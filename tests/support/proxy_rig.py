@@ -62,6 +62,7 @@ class RecordedPlacement:
 
     def __init__(self, worker: str, endpoint: Endpoint, ask: Ask, forecast: Forecast | None) -> None:
         self.worker, self.endpoint, self.ask, self.forecast = worker, endpoint, ask, forecast
+        self.data_parallel_rank: int | None = None
         self.reason = Reason.ONLY
         self.told: list[str] = []
         self.outcome: Outcome | None = None
@@ -89,6 +90,7 @@ class FirstOf:
         self.slow: asyncio.Event | None = None
         self.waiting = 0
         self.forecast: Forecast | None = None
+        self.rank: int | None = None
 
     def place_now(self, ask: Ask) -> Placement | None:
         return self._place(ask) if self.slow is None else None
@@ -106,6 +108,7 @@ class FirstOf:
         for engine in self.engines:
             if engine.name not in ask.exclude:
                 self.placements.append(RecordedPlacement(engine.name, engine.endpoint, ask, self.forecast))
+                self.placements[-1].data_parallel_rank = self.rank
                 return self.placements[-1]
         raise NoWorker(503, "no worker is ready", kind="no_worker", retry_after_s=2)
 

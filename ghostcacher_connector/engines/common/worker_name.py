@@ -46,7 +46,7 @@ def _own_host(host: str) -> str | None:
         if host != "localhost":
             return host if host.partition(".")[0] == machine.partition(".")[0] else None
     else:
-        if not address.is_loopback and not address.is_unspecified:
+        if not address.is_loopback:
             return host if _is_assigned(address) else None
     return machine if machine.partition(".")[0] != "localhost" else None
 

@@ -96,6 +96,7 @@ class EngineRank:
             rank=self.ranks.rank,
             namespace=fingerprint.digest(),
             scratch_slot=PADDING_PAGE,
+            port_offset=self.ranks.rank,
         )
         own = Introduction(
             endpoint=self.runtime.endpoint,

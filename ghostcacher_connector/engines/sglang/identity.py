@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from sglang.srt.mem_cache.utils import get_hash_str
 from sglang.srt.runtime_context import get_exec, get_model, get_parallel
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS
-from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
+from ghostcacher_connector.identity.fingerprint import (
+    KNOWN_BLOCK_TOKENS,
+    KNOWN_TOKENS,
+    Fingerprint,
+    private_value,
+)
 from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
@@ -76,10 +82,19 @@ def fingerprint_of(
         dcp=1,
         hash_algorithm=HASH_ALGORITHM,
         hash_seed=HASH_SEED,
+        known_hash=known_hash(),
         engine="sglang",
         engine_version=installed_version("sglang", DISTRIBUTIONS),
         schema_version=SCHEMA_VERSION,
     )
+
+
+def known_hash() -> str:
+    """Return the hash that SGLang's own function gives the known prompt; there is no seed in it."""
+    page: str | None = None
+    for start in range(0, len(KNOWN_TOKENS), KNOWN_BLOCK_TOKENS):
+        page = get_hash_str(list(KNOWN_TOKENS[start : start + KNOWN_BLOCK_TOKENS]), page)
+    return str(page)
 
 
 def _weights(name: str, revision: str | None, settings: Settings, owner: str) -> str:

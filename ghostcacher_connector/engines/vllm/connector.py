@@ -16,11 +16,13 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     SupportsHMA,
 )
-from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from ghostcacher_connector.config import load_settings
+from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.engines.common.logs import join_engine_log
 from ghostcacher_connector.engines.common.versions import check_version, installed_version
+from ghostcacher_connector.engines.vllm.compat import source_of_hits
+from ghostcacher_connector.engines.vllm.identity import check_hashes
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
@@ -30,7 +32,7 @@ from ghostcacher_connector.metrics import Recorder
 
 if TYPE_CHECKING:
     import torch
-    from vllm.config import VllmConfig
+    from vllm.config import KVTransferConfig, VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
         KVConnectorPromMetrics,
         KVConnectorStats,
@@ -52,7 +54,7 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     Raises ConfigError or UnsupportedEngine at start, by name; afterwards a failure of the cache is a miss.
     """
 
-    _cache_hit_source = CacheHitSource.P2P
+    _cache_hit_source = source_of_hits()
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -93,10 +95,25 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker_half is not None:
             self._worker_half.shutdown()
 
+    @classmethod
+    def supports_sleep_mode(cls, kv_transfer_config: KVTransferConfig) -> bool:  # noqa: ARG003 - vLLM's interface
+        """No: peers READ memory that sleep mode unmaps, and registered memory does not follow what is mapped again."""
+        return False
+
     # -- worker ----------------------------------------------------------------------------------------------------
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         self._worker.register(kv_caches)
+
+    def unregister_kv_caches(self) -> None:
+        """Refuse, before vLLM unmaps the KV memory: it asks for this in sleep mode only, which is refused at start.
+
+        Raises UnsupportedEngine; vLLM then leaves the memory as it is.
+        """
+        raise UnsupportedEngine("sleep mode: expected none, the KV memory would be unmapped while peers may read it")
+
+    def restore_kv_caches(self) -> None:
+        """Nothing to restore: nothing is ever unregistered."""
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
         return self._worker.handshake()
@@ -139,6 +156,8 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
         ranks = {rank: data for rank, data in metadata.items() if isinstance(data, RankHandshake)}
         assert len(ranks) == len(metadata), "handshake of another connector"
+        for handshake in ranks.values():
+            check_hashes(self._vllm_config, handshake.introduction.fingerprint)
         self._scheduler.join(ranks)
 
     def on_new_request(self, request: Request) -> None:

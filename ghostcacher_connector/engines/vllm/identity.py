@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import FingerprintMismatch
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.common.worker_name import chosen_name
+from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
-from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
+from ghostcacher_connector.identity.fingerprint import (
+    KNOWN_BLOCK_TOKENS,
+    KNOWN_TOKENS,
+    Fingerprint,
+    private_value,
+)
 from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec
-
-DP_SUFFIX = re.compile(r"_dp(\d+)$")
-"""What vLLM puts behind the id of each engine of several data-parallel ones."""
-
-UNSEEDED_ALGORITHMS = ("xxhash", "xxhash_cbor")
-"""Hashes that vLLM seeds at random in each process unless PYTHONHASHSEED is set."""
-
-DEFAULT_SEED = "vllm-none-hash"
 
 LAYOUT_SWITCHES = ("VLLM_KV_CACHE_LAYOUT", "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT")
 """Environment of vLLM that changes the order of bytes inside a block, in part without changing any stride."""
@@ -39,12 +38,8 @@ def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
     name = chosen_name(settings, engine_id)
     if name == engine_id:
         return name  # vLLM makes it for each data-parallel engine anew
-    parallel = vllm_config.parallel_config
-    if parallel.data_parallel_size > 1:
-        return f"{name}-dp{parallel.data_parallel_index}"
-    # vLLM runs the data-parallel engines of a dense model as if each were alone. What remains is this suffix.
-    suffix = DP_SUFFIX.search(engine_id)
-    return f"{name}-dp{suffix[1]}" if suffix is not None else name
+    rank = data_parallel_rank(vllm_config)
+    return name if rank is None else f"{name}-dp{rank}"
 
 
 def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str, settings: Settings) -> Fingerprint:
@@ -58,6 +53,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
     engine_id = str(vllm_config.kv_transfer_config.engine_id)
     name, revision = str(model.model), model.revision
     files = config_digest(name, settings.weights_id, revision=revision, owner=engine_id)
+    seed, known = _hashing(cache.prefix_caching_hash_algo, engine_id)
     return Fingerprint(
         # Where the files lie on this machine does not matter; what is in them is in the digests.
         model=Path(name).name if Path(name).exists() else name,
@@ -75,11 +71,28 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         pp=parallel.pipeline_parallel_size,
         dcp=parallel.decode_context_parallel_size,
         hash_algorithm=cache.prefix_caching_hash_algo,
-        hash_seed=_hash_seed(cache.prefix_caching_hash_algo, engine_id),
+        hash_seed=seed,
+        known_hash=known,
         engine="vllm",
         engine_version=installed_version("vllm", DISTRIBUTIONS),
         schema_version=SCHEMA_VERSION,
     )
+
+
+def check_hashes(vllm_config: VllmConfig, by_rank: Mapping[str, str]) -> None:
+    """Raise FingerprintMismatch when this process would hash the known prompt otherwise than the ranks did.
+
+    The scheduler hashes blocks in its own process, and a rank fills in the fingerprint in another one, which may run on
+    another machine. by_rank: the fields of that fingerprint.
+    """
+    assert vllm_config.kv_transfer_config is not None
+    algorithm, engine_id = vllm_config.cache_config.prefix_caching_hash_algo, vllm_config.kv_transfer_config.engine_id
+    _, known = _hashing(algorithm, str(engine_id))
+    if known != by_rank["known_hash"]:
+        raise FingerprintMismatch(
+            f"known_hash: expected {known} as in the scheduler's process, got {by_rank['known_hash']} from a rank: "
+            "PYTHONHASHSEED differs between the processes of this engine"
+        )
 
 
 def _resolved(files: str, vllm_config: VllmConfig) -> str:
@@ -95,11 +108,27 @@ def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str
     return weights_digest(str(model.model), settings.weights_id, revision=model.revision, owner=engine_id)
 
 
-def _hash_seed(algorithm: str, engine_id: str) -> str:
-    seed = os.environ.get("PYTHONHASHSEED")
-    if seed is None and algorithm in UNSEEDED_ALGORITHMS:
-        return private_value(engine_id)
-    return hashlib.sha256((seed or DEFAULT_SEED).encode()).hexdigest()[:16]
+def _hashing(algorithm: str, engine_id: str) -> tuple[str, str]:
+    """Return what tells the seed of vLLM's chain hash, and the hash of the known prompt under this seed.
+
+    Both are private where vLLM draws a seed at random in each process. Nothing is read from the environment here: only
+    vLLM knows what an empty PYTHONHASHSEED, or none, means to it.
+    """
+    from vllm.utils.hashing import get_hash_fn_by_name  # noqa: PLC0415 - vLLM is optional
+    from vllm.v1.core.kv_cache_utils import (  # noqa: PLC0415
+        BlockHash,
+        hash_block_tokens,
+        resolve_none_hash_seed,
+    )
+
+    hash_function = get_hash_fn_by_name(algorithm)
+    seed = resolve_none_hash_seed(hash_function)
+    if seed != resolve_none_hash_seed(hash_function):
+        return private_value(engine_id), private_value(engine_id)
+    block = BlockHash(hash_function(seed))
+    for start in range(0, len(KNOWN_TOKENS), KNOWN_BLOCK_TOKENS):
+        block = hash_block_tokens(hash_function, block, KNOWN_TOKENS[start : start + KNOWN_BLOCK_TOKENS])
+    return hashlib.sha256(seed.encode()).hexdigest()[:16], block.hex()
 
 
 def _attention_backend(vllm_config: VllmConfig) -> str:

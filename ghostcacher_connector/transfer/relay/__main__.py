@@ -1,7 +1,8 @@
 """The relay process: ``python -m ghostcacher_connector.transfer.relay``, started by `RelayProcess`, never by hand.
 
-It reads one `RelayConfig` from standard input and prints "port N". Then it serves until standard input ends, which the
-kernel brings about when the parent dies, however it dies. It loads neither torch nor an engine.
+It reads one `RelayConfig` from standard input and prints "port N", or "refused WHY" where it cannot listen. Then it
+serves until standard input ends, which the kernel brings about when the parent dies, however it dies. It loads neither
+torch nor an engine.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import msgspec
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent
 from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
 from ghostcacher_connector.transfer.nixl.reader import NixlReader
-from ghostcacher_connector.transfer.relay.process import RelayConfig
+from ghostcacher_connector.transfer.relay.process import REFUSED, RelayConfig
 from ghostcacher_connector.transfer.relay.server import RelayServer
 from ghostcacher_connector.transfer.relay.wire import parse_address
 
 BUFFERS = 8
 BUFFER_BYTES_MIN = 4 << 20
 PARENT_POLL_S = 1.0
+EXIT_REFUSED = 1
 
 
 def main() -> None:
@@ -41,14 +43,19 @@ def main() -> None:
         f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2, package=config.nixl_package
     )
     reader = NixlReader(agent, buffers)
-    server = RelayServer(reader, endpoint, parse_address(config.listen), token=config.token)
+    try:
+        server = RelayServer(reader, endpoint, parse_address(config.listen), token=config.token)
+    except OSError as exc:
+        print(f"{REFUSED}{exc.strerror or exc}", flush=True)
+        sys.exit(EXIT_REFUSED)
     reader.reaches(endpoint)  # connect now, so that the first reader does not pay for it
     print(f"port {server.port}", flush=True)
     server.serve_forever()
 
 
 def _die_at_end_of_input() -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not by way of `sys.stdin`: an interpreter that ends needs the lock that such a read holds, and aborts without it.
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(0)
 

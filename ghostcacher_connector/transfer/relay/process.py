@@ -13,8 +13,10 @@ import time
 
 import msgspec
 
+from ghostcacher_connector.core.addresses import is_unspecified
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import ConfigError, TransferError
+from ghostcacher_connector.core.settings import Listen
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.nixl.agent import nixl_package
 from ghostcacher_connector.transfer.relay.wire import is_loopback, parse_address
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 END_S = 1.0
 START_S = 60.0
 """It starts while an engine loads its model with all cores."""
+
+REFUSED = "refused "
+"""Begins the line by which a relay says why it cannot listen."""
 
 RESTARTS_MAX = 20
 """For one incarnation of the worker: a relay that keeps dying has a cause which another start does not remove."""
@@ -81,8 +86,7 @@ class RelayProcess:
     @property
     def address(self) -> str:
         """What readers connect to, "host:port"; valid after `start`."""
-        host = f"[{self._advertise_host}]" if ":" in self._advertise_host else self._advertise_host
-        return f"{host}:{self._port}"
+        return str(Listen(self._advertise_host, self._port))
 
     @property
     def pid(self) -> int | None:
@@ -90,7 +94,10 @@ class RelayProcess:
             return self._process.pid if self._process is not None else None
 
     def start(self) -> str:
-        """Start the relay, wait until it listens, and return its address. Raises TransferError."""
+        """Start the relay, wait until it listens, and return its address.
+
+        Raises ConfigError, naming the setting, when it cannot listen there, TransferError when it does not start.
+        """
         self._spawn()
         threading.Thread(target=self._supervise, name="gc-relay-supervisor", daemon=True).start()
         return self.address
@@ -118,7 +125,10 @@ class RelayProcess:
             assert process.stdin is not None
             process.stdin.write(len(body).to_bytes(4, "little") + body)
             process.stdin.flush()
-            self._port = _read_port(process)
+            self._port = _read_port(process, self._listen())
+        except ConfigError:
+            _end(process)
+            raise
         except (OSError, TransferError) as exc:
             _end(process)
             raise TransferError(f"the relay on {self._listen()} did not start: {exc}") from exc
@@ -129,8 +139,7 @@ class RelayProcess:
             _end(process)
 
     def _listen(self) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{host}:{self._port}"
+        return str(Listen(self._host, self._port))
 
     def _supervise(self) -> None:
         backoff = Backoff()
@@ -151,14 +160,17 @@ class RelayProcess:
                 return
             try:
                 self._spawn()
-            except TransferError as exc:
+            except (ConfigError, TransferError) as exc:
                 with self._lock:
                     self._process = None
                 logger.warning("%s", exc)
 
 
-def _read_port(process: subprocess.Popen[bytes]) -> int:
-    """Wait for the line "port N"; libraries may print others before it."""
+def _read_port(process: subprocess.Popen[bytes], listen: str) -> int:
+    """Wait for the line "port N" or "refused WHY"; libraries may print others before it.
+
+    Raises ConfigError when the relay cannot listen, TransferError when it says nothing.
+    """
     assert process.stdout is not None
     until = time.monotonic() + START_S
     text = b""
@@ -170,9 +182,13 @@ def _read_port(process: subprocess.Popen[bytes]) -> int:
                     process.wait(END_S)
                 raise TransferError(f"it ended with status {process.poll()}; it printed {text[-200:]!r}")
             text += data
-            for line in text.splitlines():
-                if line.startswith(b"port ") and text.endswith(b"\n"):
-                    return int(line.removeprefix(b"port "))
+            for line in text.decode(errors="replace").splitlines() if text.endswith(b"\n") else ():
+                if line.startswith(REFUSED):
+                    raise ConfigError(
+                        f"relay_listen: expected a free port, cannot listen on {listen}: {line.removeprefix(REFUSED)}"
+                    )
+                if line.startswith("port "):
+                    return int(line.removeprefix("port "))
     raise TransferError(f"no port within {START_S:.0f} s; it printed {text[-200:]!r}")
 
 
@@ -189,9 +205,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _own_address(host: str) -> str:
     """Return the address under which others reach a listener on `host`."""
-    if host not in {"0.0.0.0", "::", ""}:  # noqa: S104 - compared with, not bound to
+    if not is_unspecified(host):
         return host
-    family = socket.AF_INET6 if host == "::" else socket.AF_INET
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
             # No packet is sent: the kernel only picks the address it would send from.

@@ -29,6 +29,10 @@ class WorkerPort(Protocol):
     @property
     def endpoint(self) -> Endpoint: ...
     @property
+    def data_parallel_rank(self) -> int | None:
+        """Which of the engines at its endpoint it is; None where there is one."""
+
+    @property
     def state(self) -> WorkerState: ...
     @property
     def record(self) -> WorkerRecord | None: ...

@@ -185,6 +185,8 @@ class Placement(Protocol):
     """The name of the worker."""
     endpoint: Endpoint
     """Where to send the request."""
+    data_parallel_rank: int | None
+    """Which of the engines there is meant; None where there is one."""
     reason: Reason
     """Why this worker."""
     forecast: Forecast | None

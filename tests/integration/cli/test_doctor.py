@@ -117,6 +117,24 @@ def test_fingerprints_differ_field_and_values_named(url: str) -> None:
     assert "w2 and w1 never share" in text
 
 
+def test_fleet_of_two_versions_never_shares_and_says_why(url: str) -> None:
+    """Half upgraded: workers of one namespace pull from each other only, and the doctor says what is to be done."""
+    old = {"engine": "vllm", "hash_seed": "0"}
+    with (
+        FleetWorker(url, "old1", namespace="b" * 32, **old),
+        FleetWorker(url, "old2", namespace="b" * 32, **old) as older,
+        FleetWorker(url, "new1", **old, known_hash="ab") as newer,
+        FleetWorker(url, "new2", **old, known_hash="ab"),
+    ):
+        outcome = doctor("--redis-url", url)
+        assert (older.peers(), newer.peers()) == ({"old1"}, {"new2"})
+    assert outcome.code == 1
+    assert outcome.bad() == ["fingerprint org/model"]
+    check = outcome.checks["fingerprint org/model"]
+    assert "known_hash: (absent) on old1, old2, ab on new1, new2" in check["text"]
+    assert check["fix"] == "make the version of GhostCacher equal on all of them"
+
+
 def test_engine_unreachable_and_unknown_told_apart(url: str, page: HealthPage) -> None:
     """An engine that does not answer fails; one whose address is not known warns, and says which setting to set."""
     page.close()

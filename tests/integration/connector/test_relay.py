@@ -16,9 +16,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from ghostcacher_connector.core.addresses import is_unspecified
 from ghostcacher_connector.core.errors import ConfigError, ProtocolError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
+from ghostcacher_connector.transfer.nixl.agent import nixl_package
 from ghostcacher_connector.transfer.relay.process import RelayConfig, RelayProcess
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.transfer.relay.wire import (
@@ -176,6 +178,33 @@ def test_listener_beyond_loopback_needs_a_token(owner: OwnerProcess) -> None:
     """An open relay on the network is a configuration error that names both settings."""
     with pytest.raises(ConfigError, match=r"relay_listen.*relay_token"):
         RelayProcess(owner.endpoint, listen="0.0.0.0:0")
+
+
+def test_port_that_is_taken_is_named_and_the_relay_ends_in_order(owner: OwnerProcess) -> None:
+    """The error names setting and port; the process that could not listen neither hangs nor aborts."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=rf"relay_listen: expected a free port, .*{listen}.*already in use"):
+            RelayProcess(owner.endpoint, listen=listen, token=TOKEN).start()
+        config = RelayConfig(
+            endpoint=owner.endpoint, listen=listen, token=TOKEN, ucx_tls=None, nixl_package=nixl_package()
+        )
+        body = msgspec.msgpack.encode(config)
+        command = [sys.executable, "-m", "ghostcacher_connector.transfer.relay"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            # The input stays open, as a parent's does: a relay that waits for its end is waiting when it exits.
+            process.stdin.write(len(body).to_bytes(4, "little") + body)
+            process.stdin.flush()
+            assert process.wait(120) == 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0:0:0:0:0:0:0:0", "::", "0"])
+def test_what_is_published_is_an_address_that_peers_can_reach(owner: OwnerProcess, host: str) -> None:
+    """A relay may listen on every address of its machine; its readers are told one of them."""
+    listen = f"[{host}]:7700" if ":" in host else f"{host}:7700"
+    published, _ = parse_address(RelayProcess(owner.endpoint, listen=listen, token=TOKEN).address)
+    assert not is_unspecified(published)
 
 
 def test_token_never_shows(owner: OwnerProcess) -> None:

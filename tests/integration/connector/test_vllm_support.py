@@ -12,11 +12,16 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+from vllm.config import KVTransferConfig
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.engines.common.versions import check_version, installed_version
+from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.support import (
     DISTRIBUTIONS,
@@ -25,7 +30,8 @@ from ghostcacher_connector.engines.vllm.support import (
     check_not_nested,
 )
 from ghostcacher_connector.identity.fingerprint import differences
-from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
+from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
 
 pytestmark = pytest.mark.engine
 
@@ -51,6 +57,13 @@ def cache_of(*specs: Any) -> KVCacheConfig:
     return KVCacheConfig(num_blocks=8, kv_cache_tensors=[], kv_cache_groups=groups)
 
 
+def hashed_by(tokens: int) -> KVCacheConfig:
+    """Return a cache whose hashes cover so many tokens; before vLLM 0.32 it does not say so."""
+    cache = cache_of(FULL)
+    cache.hash_block_size = tokens
+    return cache
+
+
 def test_installed_version_is_proven() -> None:
     """The suite runs on a version that the adapter accepts without an override."""
     check_version("vllm", installed_version("vllm", DISTRIBUTIONS), PROVEN_VERSIONS, allow_unproven=False)
@@ -74,7 +87,7 @@ def test_plain_full_attention_is_accepted(config: Any) -> None:
         (cache_of(FULL, SLIDING), "KV cache groups: expected 1, found 2"),
         (cache_of(SLIDING), "found SlidingWindowSpec"),
         (cache_of(replace(FULL, sliding_window=64)), "sliding window"),
-        (replace(cache_of(FULL), hash_block_size=8), "hash_block_size: expected the block size 16, found 8"),
+        (hashed_by(8), "hash_block_size: expected the block size 16, found 8"),
     ],
 )
 def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, named: str) -> None:
@@ -103,6 +116,36 @@ def test_features_without_a_proof_are_refused_by_name(
         check_config(config, cache_of(FULL))
 
 
+def test_sleep_mode_is_answered_with_no(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM 0.33 takes a connector for able to follow a remapped KV cache unless it says otherwise."""
+    transfer = KVTransferConfig(
+        kv_connector="GhostCacherConnector",
+        kv_connector_module_path="ghostcacher_connector.engines.vllm",
+        kv_role="kv_both",
+    )
+    assert not GhostCacherConnector.supports_sleep_mode(transfer)
+    if hasattr(KVConnectorBase_V1, "supports_sleep_mode"):
+        monkeypatch.setattr(type(current_platform), "is_sleep_mode_available", lambda _: True)
+        asleep = EngineArgs(
+            model=str(model), skip_tokenizer_init=True, kv_transfer_config=transfer, enable_sleep_mode=True
+        )
+        with pytest.raises(ValueError, match="GhostCacherConnector does not support sleep mode"):
+            asleep.create_engine_config()
+
+
+def test_unmapping_the_kv_memory_is_refused_before_it_happens(model: Path) -> None:
+    """What vLLM calls on its way to sleep raises, and the engine goes on with its memory as it was."""
+    engine = SimEngine("a", model, {"redis_url": "redis://127.0.0.1:1"})
+    try:
+        with pytest.raises(UnsupportedEngine, match="sleep mode"):
+            engine.worker.unregister_kv_caches()
+        engine.add("r", list(range(40)))
+        engine.run()
+        assert engine.outputs("r") == expected_output(list(range(40)), 4)
+    finally:
+        engine.close()
+
+
 def test_unknown_setting_is_refused_by_the_connector(model: Path) -> None:
     """A typing error in the extra config stops the engine at start."""
     with pytest.raises(ConfigError, match="publish_batsch"):
@@ -120,9 +163,9 @@ def test_equal_engines_have_equal_identities(config: Any, model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("change", "fields"),
     [
-        (lambda c: setattr(c.cache_config, "prefix_caching_hash_algo", "sha256_cbor"), "hash_algorithm"),
+        (lambda c: setattr(c.cache_config, "prefix_caching_hash_algo", "sha256_cbor"), "hash_algorithm known_hash"),
         (lambda c: setattr(c.model_config, "dtype", torch.bfloat16), "quantization"),
         (lambda c: setattr(c.model_config, "quantization", "fp8"), "quantization"),
         (lambda c: setattr(c.cache_config, "cache_dtype", "fp8_e5m2"), "kv_dtype"),
@@ -131,13 +174,13 @@ def test_equal_engines_have_equal_identities(config: Any, model: Path) -> None:
         (lambda c: setattr(c.parallel_config, "tensor_parallel_size", 2), "tp"),
     ],
 )
-def test_whatever_changes_the_bytes_changes_the_identity(config: Any, model: Path, change: Any, field: str) -> None:
-    """Each difference gives another namespace, and is the only field that differs."""
+def test_whatever_changes_the_bytes_changes_the_identity(config: Any, model: Path, change: Any, fields: str) -> None:
+    """Each difference gives another namespace, and no field differs but its own."""
     other = SimEngine.make_config("a", model, {}, in_flight=1, role="kv_both", step_tokens=64)
     change(other)
     mine, theirs = identity(config), identity(other)
     assert mine.digest() != theirs.digest()
-    assert [name for name, _, _ in differences(mine.as_fields(), theirs.as_fields())] == [field]
+    assert [name for name, _, _ in differences(mine.as_fields(), theirs.as_fields())] == fields.split()
 
 
 def test_random_hash_seed_shares_nothing(config: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

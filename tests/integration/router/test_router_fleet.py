@@ -16,6 +16,7 @@ from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_router.admin.reports import worker_reports
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.metrics.catalog import RouterMetrics
@@ -86,9 +87,9 @@ class Directory:
     def __exit__(self, *_: object) -> None:
         self._index.close()
 
-    async def join(self, name: str, engine: MiniEngine | None) -> WorkerRecord:
+    async def join(self, name: str, engine: MiniEngine | None, rank: int | None = None) -> WorkerRecord:
         http = None if engine is None else engine.endpoint.url
-        record = msgspec.structs.replace(make_record(name), http=http)
+        record = msgspec.structs.replace(make_record(name), http=http, data_parallel_rank=rank)
         await asyncio.to_thread(self._index.join, record, lease_ttl_s=LEASE_S)
         return record
 
@@ -139,6 +140,31 @@ def test_refused_worker_is_out_and_comes_back_with_other_models() -> None:
             await engine.start()
             await until(lambda: served(fleet, "new") == [name])
             assert fleet.models() == ["new"]
+
+    run(main())
+
+
+def test_ranks_behind_one_server_fail_together_and_are_drained_apart(redis_server: RedisServer) -> None:
+    """What their server refuses concerns all of them, and nobody else; a drain is one rank's."""
+
+    async def main() -> None:
+        async with MiniEngine() as front, MiniEngine() as other, fleet_of(url=redis_server.url) as fleet:
+            with Directory(redis_server.url) as directory:
+                for rank in range(2):
+                    await directory.join(f"w-dp{rank}", front, rank)
+                await directory.join("other", other)
+                await until(lambda: served(fleet) == ["other", "w-dp0", "w-dp1"])
+                shown = worker_reports(fleet, lambda _: 0, 0.0)
+                assert [report.data_parallel_rank for report in shown] == [None, 0, 1]
+                fleet.drain("w-dp1", True)
+                assert served(fleet) == ["other", "w-dp0"]
+                fleet.drain("w-dp1", False)
+                await front.stop()
+                fleet.refused("w-dp0")
+                assert served(fleet) == ["other"]
+                assert (fleet.workers["w-dp0"].refusals, fleet.workers["w-dp1"].refusals) == (1, 0)
+                await front.start()
+                await until(lambda: served(fleet) == ["other", "w-dp0", "w-dp1"])
 
     run(main())
 

@@ -18,6 +18,28 @@ def reset(peer: Peer, request: Received) -> None:
     peer.abort()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "named", "sent"),
+    [
+        (1, b"", b"1"),
+        (0, b"0", b"0"),
+        (1, b"nonsense", b"1"),
+        (None, b"7", b"7"),
+        (None, b"nonsense", b"nonsense"),
+        (None, b"", None),
+    ],
+)
+@on_loop
+async def test_worker_learns_which_of_its_ranks_is_meant(chosen: int | None, named: bytes, sent: bytes | None) -> None:
+    """What the router has chosen goes out, once; where it knows of no ranks, what the client wrote passes."""
+    async with proxy_rig(MockEngine("w0")) as rig:
+        rig.dispatcher.rank = chosen
+        await rig.ask(post(b"{}", *([b"x-Data-Parallel-Rank: " + named] if named else [])))
+        (request,) = rig.engines[0].received
+        lines = [line for line in request.head.split(b"\r\n") if line.lower().startswith(b"x-data-parallel-rank:")]
+        assert lines == ([] if sent is None else [b"X-data-parallel-rank: " + sent])
+
+
 BROKEN = {
     "chunked": CHUNKED + b"5\r\nhello\r\n",
     "chunked within a chunk": CHUNKED + b"5\r\nhel",

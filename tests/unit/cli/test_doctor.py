@@ -88,6 +88,36 @@ def test_fingerprints_differ_flags_named() -> None:
     assert bad.fix == "make --tensor-parallel-size equal on all of them"
 
 
+@pytest.mark.parametrize(
+    ("engine", "fields", "fix"),
+    [
+        ("vllm", {"hash_seed": "1", "known_hash": "a"}, "PYTHONHASHSEED (unset and empty are two values)"),
+        ("vllm", {"hash_algorithm": "xxhash", "known_hash": "a"}, "--prefix-caching-hash-algo"),
+        (
+            "vllm",
+            {"known_hash": "a"},
+            "PYTHONHASHSEED (unset and empty are two values), the versions of vLLM and Python",
+        ),
+        ("sglang", {"known_hash": "a"}, "the version of SGLang"),
+    ],
+)
+def test_known_prompt_hashed_otherwise_cause_named(engine: str, fields: dict[str, str], fix: str) -> None:
+    """Workers that hash one known prompt differently never find each other's blocks; the doctor says why that is."""
+    same = {"engine": engine, "hash_algorithm": "sha256", "hash_seed": "0", "known_hash": "0"}
+    _, bad = check_fingerprints([worker("w1", **same), worker("w2", "n2", **same | fields)])
+    assert "known_hash: a on w2, 0 on w1" in bad.text
+    assert bad.fix == f"make {fix} equal on all of them"
+
+
+def test_worker_of_an_older_version_named() -> None:
+    """During an upgrade the field that only the newer version has is shown, and what to do is to go on upgrading."""
+    old = {"engine": "vllm", "hash_seed": "0"}
+    _, bad = check_fingerprints([worker("new", **old, known_hash="a"), worker("old", "n2", **old)])
+    assert bad.status is Status.FAIL
+    assert "known_hash: (absent) on old, a on new" in bad.text
+    assert bad.fix == "make the version of GhostCacher equal on all of them"
+
+
 def test_gone_workers_are_failures_until_their_name_is_back() -> None:
     """A dead worker does not just vanish from the list."""
     gone = [GoneWorker("w2", "n1", 12.3), GoneWorker("w1", "other", 5.0)]
@@ -111,6 +141,14 @@ def test_fingerprint_private_value_names_the_setting() -> None:
     """When a worker could not read its weights, the doctor says which setting fixes that."""
     _, bad = check_fingerprints([worker("w1", weights_digest="abc"), worker("w2", "n2", weights_digest="private-1")])
     assert "weights_id" in bad.fix
+
+
+def test_hash_seed_drawn_at_random_names_the_variable() -> None:
+    """A seed that each engine draws for itself is private, too, and no name for the weights helps there."""
+    one, other = ({"engine": "vllm", "hash_seed": seed, "known_hash": seed} for seed in ("private-1", "private-2"))
+    _, bad = check_fingerprints([worker("w1", **one), worker("w2", "n2", **other)])
+    assert "PYTHONHASHSEED to one value" in bad.fix
+    assert "weights_id" not in bad.fix
 
 
 def test_no_workers_is_a_warning() -> None:

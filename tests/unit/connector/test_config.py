@@ -175,6 +175,22 @@ def test_relay_beyond_loopback_needs_token(listen: str, token: str | None, fine:
         assert "relay_token" in refusal(given_settings)
 
 
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "[::]", "[0:0:0:0:0:0:0:0]", "[::ffff:0.0.0.0]", "0", "0.0", "0x0", "[::ffff:0:0]"]
+)
+def test_address_that_no_router_could_reach_is_refused(host: str) -> None:
+    """What an engine listens on is not where it is reached; the message names the setting."""
+    message = refusal(environ={"GC_HTTP_URL": f"http://{host}:8123"})
+    assert message.startswith("http_url: expected the address at which other machines reach this server")
+    assert host.strip("[]") in message
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "10.0.0.7", "node-0", "0.example.com", "0.0.0.1"])
+def test_address_that_may_be_reached_is_accepted(host: str) -> None:
+    """Loopback is fine on one machine."""
+    assert load_settings({}, {"GC_HTTP_URL": f"http://{host}:8123"}).http_url == f"http://{host}:8123"
+
+
 def test_constructed_directly_checked_too() -> None:
     """Settings that are made in code obey the same rules as loaded ones."""
     with pytest.raises(ConfigError, match="relay_token"):

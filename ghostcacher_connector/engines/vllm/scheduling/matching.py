@@ -109,14 +109,18 @@ class Matcher(PrefixMatcher):
         for report in reports:
             self._reports.setdefault(report.request_id, []).append(report)
 
-    def received(self, request_id: str, tracked: Tracked | None) -> None:
-        """Settle a request whose pull has ended on every rank, well or not; None when it was aborted meanwhile."""
+    def received(self, request_id: str, tracked: Tracked | None) -> int:
+        """Settle a request whose pull has ended on every rank, well or not; None when it was aborted meanwhile.
+
+        Returns how many of the blocks asked for are there on every rank, before the first one that is not.
+        """
         reports = self._reports.pop(request_id, [])
         if tracked is None:
-            return
+            return 0
         tracked.phase = Phase.SETTLED
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)
+        return min((report.blocks_usable for report in reports), default=0)
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
         for report in reports:

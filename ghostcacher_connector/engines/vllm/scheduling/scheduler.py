@@ -6,7 +6,7 @@ Life of a request here:
 3. vLLM allocates slots: the step's metadata carries the pull, and each reused slot's new generation (slot_watch.py);
 4. the ranks pull while other requests compute; they report; vLLM schedules the request, or recomputes what failed;
 5. steps complete: full blocks are published (publishing.py);
-6. it ends: what is left to publish is published; its slots stay readable until vLLM reuses them.
+6. it ends: its slots stay readable until vLLM reuses them.
 
 All methods are called on the scheduler's thread.
 """
@@ -24,14 +24,16 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
-from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
 from ghostcacher_connector.worker.membership import Membership
@@ -65,9 +67,12 @@ class ConnectorScheduler:
         assert transfer.kv_role is not None
         self._role = Role(transfer.kv_role)
         self._worker = worker_name(vllm_config, settings)
+        self._data_parallel_rank = data_parallel_rank(vllm_config) or 0
+        self._front_rank = front_rank(vllm_config)
         self._rank_count = vllm_config.parallel_config.tensor_parallel_size
         self._model_config = vllm_config.model_config
         self._block_tokens = vllm_config.cache_config.block_size
+        self._mixes_adapters_wrong = mixes_adapters_wrong(vllm_config)
         self._step_tokens_max = vllm_config.scheduler_config.max_num_batched_tokens
         self._settings = settings
         self._recorder = recorder
@@ -106,12 +111,17 @@ class ConnectorScheduler:
             role=self._role,
             http=self._settings.http_url,
             block_tokens=self._block_tokens,
+            data_parallel_rank=self._front_rank,
         )
         self._forecaster = forecaster = Forecaster(
             self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
         )
         self._fleet = fleet = Membership(
-            self._settings, record, self._recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s
+            self._settings,
+            record,
+            self._recorder,
+            port_offset=self._data_parallel_rank,
+            prefill_rate=lambda: forecaster.prefill_tokens_per_s,
         )
         pool, block_bytes = self._manager.block_pool, record.ranks[0].bytes_per_slot
         self._load = LoadMeter(pool, self._forecaster, block_tokens=self._block_tokens, block_bytes=block_bytes)
@@ -119,7 +129,12 @@ class ConnectorScheduler:
         if self._role.publishes:
             self._watch = SlotWatch(pool, fleet.publisher.withdraw)
             self._publisher = BlockPublisher(
-                self._manager, self._watch, fleet.publisher, self._block_tokens, self._prompts.published
+                self._manager,
+                self._watch,
+                fleet.publisher,
+                self._block_tokens,
+                self._prompts.published,
+                mixes_adapters_wrong=self._mixes_adapters_wrong,
             )
         if self._role.pulls:
             self._matcher = Matcher(
@@ -170,12 +185,10 @@ class ConnectorScheduler:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             return 0, False
-        # Set anew each time: after a preemption the rest is computed again, into other slots.
-        tracked.published, tracked.given, tracked.own_step = local_tokens // self._block_tokens, local_tokens, False
+        tracked.evidence = Evidence()
         if self._matcher is None:
             return 0, False
         count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1)
-        tracked.given += count or 0
         return count, bool(count)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
@@ -184,12 +197,10 @@ class ConnectorScheduler:
             self._matcher.allocated(tracked, blocks.get_block_ids()[0], token_count)
 
     def finished(self, request: Request) -> None:
-        """A request has ended, its blocks are still its own: publish the rest, give up what is in flight."""
+        """A request has ended: give up a pull that is in flight. What steps have filled for it is still published."""
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None:
             return
-        if self._publisher is not None and not self._left:
-            self._publisher.publish_computed(tracked)
         if tracked.phase is Phase.LOADING:
             self._cancelled.append(request.request_id)
         if self._matcher is not None:
@@ -203,8 +214,8 @@ class ConnectorScheduler:
         self._step += 1
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
-        if self._publisher is not None:
-            self._publisher.note_step(self._step, output)
+        if self._publisher is not None and not self._left:
+            self._publisher.note_step(self._step, output, self._tracked)
         self._prefill.scheduled(self._step, _prefill_tokens(output))
         bumped, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
         cancelled, self._cancelled = self._cancelled, []
@@ -219,14 +230,21 @@ class ConnectorScheduler:
         if isinstance(report, RankReport):
             self._confirm(report)
         for request_id in output.finished_recving or ():
-            if self._matcher is not None:
-                self._matcher.received(request_id, self._tracked.get(request_id))
+            self._received(request_id, self._tracked.get(request_id))
+
+    def _received(self, request_id: str, tracked: Tracked | None) -> None:
+        """The pull of a request, or of one that was aborted meanwhile, has ended on every rank."""
+        if self._matcher is None:
+            return
+        usable = self._matcher.received(request_id, tracked)
+        if usable and tracked is not None and tracked.plan is not None and self._publisher is not None:
+            self._publisher.pulled(tracked, tracked.plan.first_block, usable)
 
     def _confirm(self, report: RankReport) -> None:
         if report.lost_step:
             self.leave("a rank missed a step and can no longer guarantee its generations")
         if self._publisher is not None and not self._left:
-            self._publisher.confirm(report.step, self._tracked)
+            self._publisher.confirm(report.step)
         if self._matcher is not None:
             self._matcher.reported(report.pulls)
         if self._forecaster is not None:

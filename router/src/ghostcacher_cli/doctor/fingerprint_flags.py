@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ghostcacher_connector.identity.fingerprint import ABSENT
+
 Difference = tuple[str, str, str]
 """A field and its two values, as `identity.fingerprint.differences` returns them."""
 
 MODEL_FILES = "the model's files"
 WEIGHTS_ID = "weights_id (GC_WEIGHTS_ID)"
+HASH_SEED = "PYTHONHASHSEED (unset and empty are two values)"
+OUR_VERSION = "the version of GhostCacher"
 
 FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "vllm": {
@@ -21,7 +25,8 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "pp": ("--pipeline-parallel-size",),
         "dcp": ("--decode-context-parallel-size",),
         "hash_algorithm": ("--prefix-caching-hash-algo",),
-        "hash_seed": ("PYTHONHASHSEED",),
+        "hash_seed": (HASH_SEED,),
+        "known_hash": (HASH_SEED, "the versions of vLLM and Python"),
         "engine_version": ("the version of vLLM",),
     },
     "sglang": {
@@ -31,10 +36,14 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "weights_digest": (MODEL_FILES, WEIGHTS_ID),
         "block_tokens": ("--page-size",),
         "tp": ("--tp-size",),
+        "known_hash": ("the version of SGLang",),
         "engine_version": ("the version of SGLang",),
     },
 }
 """By engine and field. What holds for both, and what takes a look at the values, is in `flags_of`."""
+
+HASHING = frozenset({"hash_algorithm", "hash_seed", "known_hash"})
+"""Fields of the chain hash. The hash of the known prompt follows from the other two."""
 
 SWITCHES = {"vllm": "VLLM_KV_CACHE_LAYOUT", "sglang": "SGLANG_USE_HND_KVCACHE"}
 """The environment variable that changes how bytes lie in a block."""
@@ -46,8 +55,11 @@ SHAPES = frozenset({"layers", "kv_heads", "head_size", "block_tokens", "tp", "kv
 def fix_of(engine: str, found: Sequence[Difference]) -> str:
     """Return what to do so that workers share, naming flags rather than fields."""
     flags = list(dict.fromkeys(flag for difference in found for flag in flags_of(engine, difference, found)))
-    fix = f"make {', '.join(flags) or 'the versions of GhostCacher'} equal on all of them"
-    if any("private-" in a + b for _, a, b in found):
+    fix = f"make {', '.join(flags) or OUR_VERSION} equal on all of them"
+    private = {field for field, a, b in found if "private-" in a + b}
+    if private & HASHING:
+        fix += "; vLLM draws a seed at random for this hash algorithm: set PYTHONHASHSEED to one value on all of them"
+    if private - HASHING:
         fix += f"; a private value stands for what a worker could not read: set {WEIGHTS_ID} on all of them"
     return fix
 
@@ -55,6 +67,13 @@ def fix_of(engine: str, found: Sequence[Difference]) -> str:
 def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -> Sequence[str]:
     """Return the flags behind one difference; none where it follows from another one of those found."""
     field, a, b = difference
+    names = {name for name, _, _ in found}
+    # Two versions of GhostCacher know other fields: what else differs cannot be told before they are one.
+    upgrading = field == "schema_version" or (ABSENT in (a, b) and engine in FLAGS)
+    if upgrading or field in ("layers", "kv_heads", "head_size"):
+        return (OUR_VERSION,) if upgrading else (MODEL_FILES,)
+    if field == "known_hash" and names & HASHING - {field}:
+        return ()
     if field in ("kv_dtype", "quantization"):
         # A part of its own, then the data type of the model: see the adapters' `identity.py`.
         own = "--kv-cache-dtype" if field == "kv_dtype" else "--quantization"
@@ -65,11 +84,7 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
             *(["--dtype"] if dtype != other_dtype else []),
         ]
     if field == "layout":
-        return _layout_flags(engine, a, b, follows=any(name in SHAPES for name, _, _ in found))
-    if field in ("layers", "kv_heads", "head_size"):
-        return (MODEL_FILES,)
-    if field == "schema_version":
-        return ("the version of GhostCacher",)
+        return _layout_flags(engine, a, b, follows=bool(names & SHAPES))
     return FLAGS.get(engine, {}).get(field, (field,))
 
 

@@ -4,8 +4,10 @@
     static URLs -------------------------------------+--> members --> Worker, one Watch task each --> gone
     store --loads, drains--> Worker
 
-One server that has both a record and a static URL is one worker, and the record wins. Requests in flight at a worker
-that leaves the fleet go on; nothing here knows of them. Who has left without being drained is named for a while.
+One server that has both a record and a static URL is one worker, and the record wins. Data-parallel ranks behind one
+server are workers of their own at one address: each has its load and its drain, and what their server refuses concerns
+them all. Requests in flight at a worker that leaves the fleet go on; nothing here knows of them. Who has left without
+being drained is named for a while.
 
 A drain belongs to one incarnation of a worker: the next one is READY again. Incarnations of a worker that is known by
 its URL only cannot be told apart: its drain lasts until it is taken back, or `drain_ttl_s`.
@@ -142,9 +144,16 @@ class Fleet:
     # What the HTTP proxy and people report
 
     def refused(self, name: str) -> None:
-        """A connection to a worker was refused or broke: it is DOWN at once, and probed until it is back."""
-        if (watch := self._watches.get(name)) is not None:
-            watch.refused()
+        """A connection to a worker was refused or broke: it is DOWN at once, and probed until it is back.
+
+        So are all data-parallel ranks behind the same server.
+        """
+        if (watch := self._watches.get(name)) is None:
+            return
+        watch.refused()
+        for other in self._watches.values():
+            if other is not watch and other.worker.endpoint == watch.worker.endpoint:
+                other.server_refused()
 
     def answered(self, name: str) -> None:
         """A request got an answer from a worker."""
@@ -264,7 +273,8 @@ class Fleet:
                 self._workers[member.name].renew(member.record)
             else:
                 self._add(member, before)
-        self._gone.forget(members.keys() | unroutable.keys(), [member.endpoint for member in members.values()])
+        places = [(member.endpoint, member.data_parallel_rank) for member in members.values()]
+        self._gone.forget(members.keys() | unroutable.keys(), places)
         if self._workers != before:
             self._drains.keep_only(worker.drain_id for worker in self._workers.values())
             self._changed()

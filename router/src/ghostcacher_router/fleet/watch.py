@@ -90,6 +90,12 @@ class Watch:
         if self.worker.state in _UP:
             self._failed("a connection was refused or broke before an answer", certain=True)
 
+    def server_refused(self) -> None:
+        """The same happened to another worker behind the same server. It is counted there."""
+        self._setbacks += 1
+        if self.worker.state in _UP:
+            self._failed("its server refused or broke a connection to another of its ranks", certain=True)
+
     def answered(self) -> None:
         """A request got an answer, so a worker that is slow to answer probes is not down."""
         if self.worker.failures and self.worker.state in _UP:

@@ -1,4 +1,4 @@
-"""One engine server as the router sees it, and the table that says how its state may change.
+"""One engine as the router sees it, and the table that says how its state may change.
 
     who reports              what
     the worker's own probe   ANSWERED: /health was fine and the models are known; FAILED: it was not, too often
@@ -59,7 +59,10 @@ worker is JOINING or DOWN is remembered, and holds from its first answer on."""
 
 
 class Worker:
-    """One engine server. Mutable, on the event loop only. Times are of the loop's clock, in seconds."""
+    """One engine. Mutable, on the event loop only. Times are of the loop's clock, in seconds.
+
+    Data-parallel ranks are several at one endpoint.
+    """
 
     def __init__(self, name: str, endpoint: Endpoint, record: WorkerRecord | None, now: float) -> None:
         self.name = name
@@ -95,6 +98,7 @@ class Worker:
         self.ref: WorkerRef | None = None if record is None else ref_of(record)
         self.namespace = None if record is None else record.namespace
         self.block_tokens = None if record is None else record.block_tokens
+        self.data_parallel_rank = None if record is None else record.data_parallel_rank
         self.shares_prefill = record is None or record.shares_prefill
 
     @property

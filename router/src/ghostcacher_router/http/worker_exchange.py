@@ -16,7 +16,7 @@ import logging
 from functools import lru_cache
 
 from ghostcacher_router.http.protocol.refusal import Refusal
-from ghostcacher_router.http.protocol.request_head import RequestHead, worker_request
+from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
@@ -195,6 +195,7 @@ class WorkerExchange:
         head, body = self._head, self._body
         forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
         own_lines = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
+        own_lines += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
         connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own_lines, len(body)), body)
         if not self._sent:

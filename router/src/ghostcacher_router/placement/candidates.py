@@ -11,6 +11,9 @@ from ghostcacher_router.types import Ask, NoWorker
 RETRY_AFTER_S = 2
 """When the client may come back. A worker that was down is probed again sooner than that."""
 
+RANK_HEADER = b"x-data-parallel-rank"
+RANK_DIGITS_MAX = 9
+
 NAMES_SHOWN_MAX = 64
 NAME_CHARS_MAX = 256
 
@@ -34,22 +37,39 @@ class CandidateFinder:
         self._seen: dict[str | None, Candidates] = {}
 
     def find(self, ask: Ask) -> Candidates:
-        """Return the candidates of a request. Raises NoWorker."""
+        """Return the candidates of a request. Raises NoWorker.
+
+        A client that names a data-parallel rank gets a worker of that rank, or one whose ranks are not known here.
+        """
         model = ask.shape.model
         workers = self._fleet.serving(model)
         if not workers:
             self._seen.pop(model, None)
             raise _nobody(model, self._fleet.models())
+        wanted = _wanted_rank(ask)
+        if wanted is not None:
+            workers = [worker for worker in workers if worker.data_parallel_rank in (None, wanted)]
+            if not workers:
+                raise NoWorker(400, f"No worker has the data-parallel rank {wanted}.", kind="no_such_rank")
         if ask.exclude:
             workers = [worker for worker in workers if worker.name not in ask.exclude]
             if not workers:
                 message = "Every worker that could take the request has refused it. Please try again."
                 raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
+        if ask.exclude or wanted is not None:
             return _candidates(workers)
         found = self._seen.get(model)
         if found is None or found.workers is not workers:
             found = self._seen[model] = _candidates(workers)
         return found
+
+
+def _wanted_rank(ask: Ask) -> int | None:
+    """Return the data-parallel rank that a client names; None when it names none, or nothing that is a number."""
+    named = ask.headers.get(RANK_HEADER)
+    if named is None or not named.isdigit() or len(named) > RANK_DIGITS_MAX:
+        return None
+    return int(named)
 
 
 def _candidates(workers: Sequence[WorkerPort]) -> Candidates:

@@ -31,6 +31,7 @@ class PlacedRequest:
 
     __slots__ = (
         "ask",
+        "data_parallel_rank",
         "endpoint",
         "forecast",
         "is_compared",
@@ -61,6 +62,7 @@ class PlacedRequest:
         """Its place in the worker's queue."""
         self.worker: str = worker.name
         self.endpoint: Endpoint = worker.endpoint
+        self.data_parallel_rank = worker.data_parallel_rank
         self.ref = worker.ref
         """The worker incarnation for which it was placed; None of a plain engine."""
         self.sent_prompt: SentPrompt | None = None

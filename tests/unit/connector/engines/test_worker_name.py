@@ -31,7 +31,6 @@ def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ("http://127.0.0.1:8000", "node-7-8000"),
         ("http://localhost:8001", "node-7-8001"),
         ("http://[::1]:8001", "node-7-8001"),
-        ("http://0.0.0.0:8001", "node-7-8001"),
         ("http://10.0.0.8:8000", None),
         ("http://service:8000", None),
         ("http://gateway", None),

@@ -31,6 +31,7 @@ BASE = {
     "dcp": 1,
     "hash_algorithm": "sha256",
     "hash_seed": "5eed",
+    "known_hash": "0a1b",
     "engine": "vllm",
     "engine_version": "0.32.0",
     "schema_version": 1,
@@ -139,6 +140,14 @@ def test_digest_equal_in_another_process() -> None:
 def test_field_of_one_side_only_is_a_difference() -> None:
     """Between versions that know other fields, a missing field is a difference, not an equal nothing."""
     assert differences({"a": "1", "b": "2"}, {"b": "2", "c": "3"}) == [("a", "1", ABSENT), ("c", ABSENT, "3")]
+
+
+@pytest.mark.parametrize("name", BASE)
+def test_version_without_a_field_has_another_namespace(name: str) -> None:
+    """While a fleet is upgraded, workers that know a field and workers that do not never meet, whatever its value."""
+    fields = [(key, type(value)) for key, value in BASE.items() if key != name]
+    older = msgspec.defstruct("Older", fields, kw_only=True, namespace={"digest": Fingerprint.digest})
+    assert older(**{key: BASE[key] for key, _ in fields}).digest() != make().digest()
 
 
 def test_private_value_of_one_owner_is_stable() -> None:

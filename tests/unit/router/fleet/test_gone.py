@@ -69,8 +69,21 @@ def test_worker_that_is_back_is_not_gone(gone: GoneWorkers) -> None:
     """Under its name, wherever it listens; or at its address, under whatever name."""
     for name, host in (("a", "10.0.0.1"), ("b", "localhost"), ("c", "10.0.0.3")):
         gone.add(worker(name, host))
-    gone.forget({"a", "other"}, [Endpoint("127.0.0.1", 8000, False, "")])
+    gone.forget({"a", "other"}, [(Endpoint("127.0.0.1", 8000, False, ""), None)])
     assert names(gone) == ["c"]
+
+
+@pytest.mark.parametrize(("back", "left"), [([0], ["dp1"]), ([0, 1], []), ([None], []), ([], ["dp0", "dp1"])])
+def test_rank_is_gone_while_another_one_of_its_server_is_there(
+    gone: GoneWorkers, back: list[int | None], left: list[str]
+) -> None:
+    """Ranks share an address; a server without ranks at their address has taken the place of all."""
+    for rank in (1, 0):
+        lost = worker(f"dp{rank}")
+        lost.data_parallel_rank = rank
+        gone.add(lost)
+    gone.forget(set(), [(lost.endpoint, rank) for rank in back])
+    assert names(gone) == left
 
 
 def test_number_is_bounded(gone: GoneWorkers) -> None:

@@ -32,6 +32,37 @@ def test_one_server_is_one_member() -> None:
     assert "worker new" in unroutable["old"].why
 
 
+def rank(name: str, number: int | None, started_at: float = 1.5) -> WorkerRecord:
+    return msgspec.structs.replace(record(name, "http://h:1", started_at), data_parallel_rank=number)
+
+
+def test_ranks_behind_one_server_are_members_of_their_own() -> None:
+    """They have one address, and their numbers tell them apart."""
+    members, unroutable = members_of(
+        [rank("w-dp0", 0), rank("w-dp1", 1, started_at=1.0)], [Endpoint("h", 1, False, "")]
+    )
+    assert {name: member.data_parallel_rank for name, member in members.items()} == {"w-dp0": 0, "w-dp1": 1}
+    assert not unroutable
+
+
+def test_of_one_rank_the_latest_life_counts() -> None:
+    """What a killed engine left behind does not double its rank."""
+    members, unroutable = members_of([rank("old", 1, 1.0), rank("new", 1, 2.0), rank("other", 0, 0.5)], [])
+    assert sorted(members) == ["new", "other"]
+    assert "worker new" in unroutable["old"].why
+
+
+@pytest.mark.parametrize("records", [[rank("w-dp0", 0, 1.0), rank("w-dp1", 1, 1.0), rank("w", None, 2.0)]])
+def test_server_that_has_ranks_no_more_is_one_member(records: list[WorkerRecord]) -> None:
+    """And the other way round: the latest start says how the server runs now."""
+    members, unroutable = members_of(records, [])
+    assert list(members) == ["w"]
+    assert sorted(unroutable) == ["w-dp0", "w-dp1"]
+    members, unroutable = members_of([*records[:2], rank("w", None, 0.5)], [])
+    assert sorted(members) == ["w-dp0", "w-dp1"]
+    assert list(unroutable) == ["w"]
+
+
 @pytest.mark.parametrize("http", [None, "ftp://h", "http://"])
 def test_record_without_usable_url_is_shown(http: str | None) -> None:
     """The reason names the setting that would mend it."""

@@ -15,6 +15,9 @@ from ghostcacher_router.fleet.membership.endpoints import same_server
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import Endpoint
 
+Place = tuple[Endpoint, int | None]
+"""Where a worker listens, and which of the engines there it is."""
+
 GONE_MAX = 64
 """The most gone workers that are named; of more, those that left last."""
 
@@ -26,6 +29,8 @@ class GoneWorker(NamedTuple):
     """The name under which it was known."""
     endpoint: Endpoint
     """Where it listened."""
+    data_parallel_rank: int | None
+    """Which of the engines there it was; None where there was one."""
     namespace: str | None
     """The namespace of its KV blocks; None for an engine without a connector."""
     incarnation: bytes | None
@@ -53,19 +58,34 @@ class GoneWorkers:
             return
         name, error = worker.name, worker.error
         self._gone.pop(name, None)
-        self._gone[name] = GoneWorker(name, worker.endpoint, worker.namespace, worker.incarnation, self._clock(), error)
+        self._gone[name] = GoneWorker(
+            name,
+            worker.endpoint,
+            worker.data_parallel_rank,
+            worker.namespace,
+            worker.incarnation,
+            self._clock(),
+            error,
+        )
         while len(self._gone) > GONE_MAX:
             del self._gone[next(iter(self._gone))]
 
-    def forget(self, names: Collection[str], endpoints: Collection[Endpoint]) -> None:
-        """Forget those that are back: under one of these names, or at one of these addresses."""
+    def forget(self, names: Collection[str], places: Collection[Place]) -> None:
+        """Forget those that are back: under one of these names, or at one of these places.
+
+        Without a rank a place is that of all ranks: the server runs in another way now.
+        """
         if self._gone:
-            servers = {same_server(endpoint) for endpoint in endpoints}
-            self._gone = {
-                name: gone
-                for name, gone in self._gone.items()
-                if name not in names and same_server(gone.endpoint) not in servers
-            }
+            taken = {(same_server(endpoint), rank) for endpoint, rank in places}
+            servers = {server for server, _ in taken}
+
+            def is_back(gone: GoneWorker) -> bool:
+                server, rank = same_server(gone.endpoint), gone.data_parallel_rank
+                if rank is None:
+                    return server in servers
+                return (server, rank) in taken or (server, None) in taken
+
+            self._gone = {name: gone for name, gone in self._gone.items() if name not in names and not is_back(gone)}
 
     def recent(self) -> list[GoneWorker]:
         """Return those that are to be named now, the one that left last first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError
@@ -25,10 +25,16 @@ class Member(NamedTuple):
     record: WorkerRecord | None
     """What it says of itself; None when its URL is all that is known."""
 
+    @property
+    def data_parallel_rank(self) -> int | None:
+        """Return which of the engines at its endpoint it is; None where there is one."""
+        return None if self.record is None else self.record.data_parallel_rank
+
     def is_same(self, worker: Worker) -> bool:
         """Say whether a worker of this name is the same incarnation, at the same place."""
         incarnation = None if self.record is None else self.record.incarnation
-        return (worker.endpoint, worker.incarnation) == (self.endpoint, incarnation)
+        place = (self.endpoint, self.data_parallel_rank)
+        return (worker.endpoint, worker.data_parallel_rank) == place and worker.incarnation == incarnation
 
     def takes_over(self, worker: Worker) -> bool:
         """Say whether this is the record of a server that was known by its URL only until now."""
@@ -50,28 +56,42 @@ def members_of(
 ) -> tuple[dict[str, Member], dict[str, Unroutable]]:
     """Return the members by name, and the records that cannot be members, by name.
 
-    Each server is one member. Of several records that name one URL, the one that started last counts: the others were
-    left behind by an engine that was killed, or belong to ranks that share one API server.
+    Each server is one member, or one for each data-parallel rank behind it. Of several records that cannot all be right
+    about one URL, the one that started last counts: the others were left behind by an engine that was killed, or belong
+    to ranks that share one server and, being of an older version, do not say which they are.
     """
     members: dict[str, Member] = {}
     unroutable: dict[str, Unroutable] = {}
-    servers: dict[Endpoint, str] = {}
+    servers: dict[Endpoint, dict[int | None, str]] = {}
     for record in sorted(records, key=lambda record: (-record.started_at, record.worker)):
         try:
             endpoint = _endpoint_of(record)
         except ConfigError as exc:
             unroutable[record.worker] = Unroutable(record, str(exc))
             continue
-        holder = servers.setdefault(same_server(endpoint), record.worker)
-        if holder == record.worker:
+        holders = servers.setdefault(same_server(endpoint), {})
+        holder = _holder(holders, record.data_parallel_rank)
+        if holder is None:
+            holders[record.data_parallel_rank] = record.worker
             members[record.worker] = Member(record.worker, endpoint, record)
         else:
             unroutable[record.worker] = Unroutable(record, f"worker {holder}, which started later, has its http_url")
     for endpoint in static:
         name = name_of(endpoint)
-        if name not in members and servers.setdefault(same_server(endpoint), name) == name:
+        if name not in members and same_server(endpoint) not in servers:
+            servers[same_server(endpoint)] = {None: name}
             members[name] = Member(name, endpoint, None)
     return members, unroutable
+
+
+def _holder(holders: Mapping[int | None, str], rank: int | None) -> str | None:
+    """Return the worker that has a rank of one server already, or all of them; None when it is free.
+
+    holders: workers by rank; under None the one of a server without ranks.
+    """
+    if rank is None:
+        return next(iter(holders.values()), None)
+    return holders.get(rank, holders.get(None))
 
 
 def _endpoint_of(record: WorkerRecord) -> Endpoint:

@@ -23,12 +23,14 @@ from ghostcacher_router.http.protocol.refusal import Refusal
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+RANK_HEADER = b"x-data-parallel-rank"
 _NOT_FORWARDED = HOP_BY_HOP | {
     b"content-length",
     b"expect",
     b"host",
     b"http2-settings",
     b"trailer",
+    RANK_HEADER,
     b"x-forwarded-for",
     b"x-request-id",
 }
@@ -196,6 +198,17 @@ def _expects_continue(expect: bytes) -> bool:
     if expect.lower() != b"100-continue":
         raise Refusal(417, "expected '100-continue' in header 'expect'")
     return True
+
+
+def rank_line(head: RequestHead, rank: int | None) -> bytes:
+    """Return the header line that says which of a worker's data-parallel ranks is to answer; empty when none is named.
+
+    rank: as the router has chosen; None when it does not know of any, and what the client named is passed on.
+    """
+    if rank is not None:
+        return b"X-data-parallel-rank: %d\r\n" % rank
+    named = head.headers.get(RANK_HEADER)
+    return b"" if named is None else b"X-data-parallel-rank: %b\r\n" % named
 
 
 def worker_request(head: RequestHead, prefix: bytes, host_line: bytes, own_lines: bytes, body_bytes: int) -> bytes:

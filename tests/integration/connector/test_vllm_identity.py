@@ -1,0 +1,112 @@
+"""The fingerprint reads each option as vLLM reads it: what is one to vLLM is one here, and what is two is two."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import get_hash_fn_by_name, sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash, resolve_none_hash_seed
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.request import Request
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import FingerprintMismatch
+from ghostcacher_connector.engines.vllm.identity import check_hashes, fingerprint_of
+from ghostcacher_connector.identity.fingerprint import KNOWN_BLOCK_TOKENS, KNOWN_TOKENS, Fingerprint, differences
+from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
+
+pytestmark = pytest.mark.engine
+
+FULL = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32)
+LAYOUT = "2x256/256;torch.float32[blocks 16:4 1:4 4:1]"
+SEEDS = (None, "", " ", "0", "00", "7", "random", "vllm-none-hash")
+ALGORITHMS = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def config(model: Path) -> Any:
+    return make_config(model)
+
+
+def make_config(model: Path, algorithm: str = "sha256") -> Any:
+    config = SimEngine.make_config("a", model, {}, in_flight=1, role="kv_both", step_tokens=64)
+    config.cache_config.prefix_caching_hash_algo = algorithm
+    return config
+
+
+def identity(config: Any) -> Fingerprint:
+    return fingerprint_of(config, FULL, LAYOUT, Settings())
+
+
+def set_seed(monkeypatch: pytest.MonkeyPatch, seed: str | None) -> None:
+    if seed is None:
+        monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+    else:
+        monkeypatch.setenv("PYTHONHASHSEED", seed)
+
+
+def test_seeds_are_told_apart_as_vllm_does(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty PYTHONHASHSEED is a seed of its own; the default, written out, is the default."""
+    found: dict[str | None, tuple[str, Fingerprint]] = {}
+    for seed in SEEDS:
+        set_seed(monkeypatch, seed)
+        found[seed] = resolve_none_hash_seed(sha256), identity(config)
+    for one, other in combinations(SEEDS, 2):
+        (seed, mine), (other_seed, theirs) = found[one], found[other]
+        names = [name for name, _, _ in differences(mine.as_fields(), theirs.as_fields())]
+        assert names == ([] if seed == other_seed else ["hash_seed", "known_hash"]), (one, other)
+        assert (mine.digest() == theirs.digest()) is (seed == other_seed)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("seed", ["", "7"])
+def test_known_hash_is_what_the_engine_gives_the_known_prompt(
+    model: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str, seed: str
+) -> None:
+    """The hash in the fingerprint is that which vLLM's scheduler computes for a request with these tokens."""
+    set_seed(monkeypatch, seed)
+    hash_function = get_hash_fn_by_name(algorithm)
+    init_none_hash(hash_function)
+    request = Request(
+        request_id="known",
+        prompt_token_ids=list(KNOWN_TOKENS),
+        sampling_params=SamplingParams(),
+        pooling_params=None,
+        block_hasher=get_request_block_hasher(KNOWN_BLOCK_TOKENS, hash_function),
+    )
+    assert [block.hex() for block in request.block_hashes][-1] == identity(make_config(model, algorithm)).known_hash
+    assert len(request.block_hashes) == len(KNOWN_TOKENS) // KNOWN_BLOCK_TOKENS == 2
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_random_seed_is_private_to_the_engine(model: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str) -> None:
+    """Where vLLM draws a seed in each process no two engines share, and the ranks of one still agree."""
+    set_seed(monkeypatch, None)
+    one, other = make_config(model, algorithm), make_config(model, algorithm)
+    apart = algorithm.startswith("xxhash")
+    assert (identity(one).digest() != identity(other).digest()) is apart
+    assert identity(one).digest() == identity(one).digest()
+    assert identity(one).known_hash.startswith("private-") is apart
+
+
+def test_scheduler_that_hashes_otherwise_than_its_ranks_refuses(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fingerprint is made by a rank, and the hashes by the scheduler, in a process of its own."""
+    set_seed(monkeypatch, "1")
+    by_rank = identity(config).as_fields()
+    check_hashes(config, by_rank)
+    set_seed(monkeypatch, "")
+    with pytest.raises(FingerprintMismatch, match=r"PYTHONHASHSEED"):
+        check_hashes(config, by_rank)

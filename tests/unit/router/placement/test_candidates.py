@@ -1,0 +1,77 @@
+"""Which workers may take a request of a client that names a data-parallel rank."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.placement.candidates import CandidateFinder
+from ghostcacher_router.types import Ask, Endpoint, NoWorker, RequestShape
+from tests.support.index_parts import make_record
+
+SHAPE = RequestShape("m", False, None, None)
+FRONT = Endpoint("10.0.0.7", 8000, False, "")
+
+
+def worker(name: str, rank: int | None) -> Worker:
+    record = msgspec.structs.replace(make_record(name), data_parallel_rank=rank)
+    return Worker(name, FRONT, record, 0.0)
+
+
+class Fleet:
+    """Workers that all serve one model."""
+
+    def __init__(self, *workers: Worker) -> None:
+        self._workers = list(workers)
+        self.workers = {each.name: each for each in workers}
+
+    def serving(self, model: str | None) -> list[Worker]:  # noqa: ARG002 - each serves it
+        return self._workers
+
+    def models(self) -> list[str]:
+        return ["m"]
+
+    def refused(self, name: str) -> None: ...
+
+    def answered(self, name: str) -> None: ...
+
+
+def found(fleet: Fleet, named: bytes | None, exclude: frozenset[str] = frozenset()) -> list[str]:
+    headers = {} if named is None else {b"x-data-parallel-rank": named}
+    ask = Ask("r", "POST", "/v1/completions", SHAPE, headers, exclude)
+    return [each.name for each in CandidateFinder(fleet).find(ask).workers]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, ["a-dp0", "a-dp1", "b-dp1", "plain"]),
+        (b"1", ["a-dp1", "b-dp1", "plain"]),
+        (b"0", ["a-dp0", "plain"]),
+        (b"7", ["plain"]),
+        (b"one", ["a-dp0", "a-dp1", "b-dp1", "plain"]),
+        (b"-1", ["a-dp0", "a-dp1", "b-dp1", "plain"]),
+        (b"9" * 5000, ["a-dp0", "a-dp1", "b-dp1", "plain"]),
+    ],
+)
+def test_named_rank_narrows_the_choice(named: bytes | None, expected: list[str]) -> None:
+    """To workers of that rank, and those of whose ranks nothing is known; what is no number, engines ignore, too."""
+    assert found(Fleet(worker("a-dp0", 0), worker("a-dp1", 1), worker("b-dp1", 1), worker("plain", None)), named) == (
+        expected
+    )
+
+
+def test_rank_that_nobody_has_is_the_clients_error() -> None:
+    """An engine would answer the same."""
+    with pytest.raises(NoWorker, match=r"rank 2\.") as caught:
+        found(Fleet(worker("a-dp0", 0), worker("a-dp1", 1)), b"2")
+    assert (caught.value.status, caught.value.kind) == (400, "no_such_rank")
+
+
+def test_named_rank_that_has_refused_is_not_replaced_by_another() -> None:
+    """The client has said which it wants."""
+    fleet = Fleet(worker("a-dp0", 0), worker("a-dp1", 1))
+    with pytest.raises(NoWorker) as caught:
+        found(fleet, b"1", frozenset({"a-dp1"}))
+    assert caught.value.status == 503
