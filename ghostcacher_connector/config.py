@@ -105,6 +105,12 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         "nixl",
         "relay",
     )
+    kv_layout: Annotated[
+        Literal["auto", "engine"],
+        Meta(
+            description="auto: vLLM on CUDA is asked for a block-major KV cache, which pulls read fastest; engine: not"
+        ),
+    ] = "auto"
     ucx_tls: Annotated[Text | None, Meta(description="UCX transports, as UCX_TLS; never TCP; none: all but TCP")] = None
     relay_listen: Annotated[
         Text | None,
