@@ -185,4 +185,5 @@ class MissReason(str, Enum):
     TIMEOUT = "timeout"
     TRANSFER_FAILED = "transfer_failed"
     CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
     DISABLED = "disabled"

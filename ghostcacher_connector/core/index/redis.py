@@ -59,6 +59,7 @@ class RedisIndex(BlockIndex):
         self._calls = RedisCalls(self._target, scripts=__package__, timeout_s=timeout_s, on_unavailable=on_unavailable)
         self._key = key
         self._lock = threading.Lock()
+        self._records: dict[tuple[str, str], tuple[bytes, WorkerRecord]] = {}
         self.malformed_entries = self.unverified_records = 0
         cluster = self._target.kind == "cluster"
         self._partitions = schema.PARTITIONS_CLUSTER if cluster else schema.PARTITIONS_SINGLE
@@ -210,7 +211,7 @@ class RedisIndex(BlockIndex):
         assert isinstance(other, bytes)
         if not packed:
             return other, None
-        return other, NameHolder(other, self._unpacked(record.namespace, record.worker, packed))
+        return other, NameHolder(other, self._verified(record.namespace, record.worker, packed))
 
     @staticmethod
     def _name_keys(namespace: str, worker: str) -> list[str]:
@@ -220,10 +221,10 @@ class RedisIndex(BlockIndex):
             schema.owner_key(namespace, worker),
         ]
 
-    def _unpacked(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord | None:
+    def _verified(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord | None:
         """Return a record; None when it is malformed or cannot be verified, which is counted."""
         try:
-            return schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
+            return self._unpacked(namespace, worker, packed)
         except ProtocolError as exc:
             self._count_malformed(1, unverified=int(isinstance(exc, DigestMismatch)))
             logger.debug("%s", exc)
@@ -242,10 +243,21 @@ class RedisIndex(BlockIndex):
         self._count_malformed(malformed)
         records = []
         for worker, packed in zip(found[::2], found[1::2], strict=True):
-            record = self._unpacked(namespace, worker.decode("utf-8", errors="replace"), packed)
+            record = self._verified(namespace, worker.decode("utf-8", errors="replace"), packed)
             if record is not None:
                 records.append(record)
         return sorted(records, key=lambda record: record.worker)
+
+    def _unpacked(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord:
+        """Return a record; one that has not changed since the last call is not unpacked again."""
+        known = self._records.get((namespace, worker))
+        if known is not None and known[0] == packed:
+            return known[1]
+        record = schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
+        if len(self._records) >= WORKERS_MAX:
+            self._records.clear()
+        self._records[namespace, worker] = packed, record
+        return record
 
     def _hits(
         self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], found: Sequence[Any]

@@ -54,6 +54,11 @@ def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
 def _features(vllm_config: VllmConfig) -> Iterator[str]:
     if vllm_config.model_config.enable_sleep_mode:
         yield "enable_sleep_mode: expected false (the KV memory is unmapped while peers may read it)"
+    if getattr(vllm_config.model_config, "enable_cumem_allocator", False):
+        yield (
+            "enable_cumem_allocator: expected false (the KV memory would lie in a pool of CUDA virtual memory that "
+            "peers cannot open and sleep mode unmaps)"
+        )
     if vllm_config.weight_transfer_config is not None:
         yield "weight transfer: expected none (blocks are named by the weights that the engine was started with)"
     if vllm_config.speculative_config is not None:
@@ -84,3 +89,11 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
         yield "KV cache zeroing: expected off (blocks would be zeroed before their generations are bumped)"
     if vllm_config.cache_config.block_size != spec.block_size:
         yield f"block_size: expected {vllm_config.cache_config.block_size}, found {spec.block_size} in the KV cache"
+
+
+def mixes_adapters_wrong(vllm_config: VllmConfig) -> bool:
+    """Say whether the engine computes requests without a LoRA adapter wrong in a step together with one.
+
+    It does on CPU (engine_patches/vllm/README.md).
+    """
+    return vllm_config.lora_config is not None and vllm_config.device_config.device_type == "cpu"

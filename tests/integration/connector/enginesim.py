@@ -2,7 +2,8 @@
 
 The forward pass writes, for each token, a number that identifies the token's whole prefix, and first checks that every
 earlier token of the request has the number that it must have: what attention would have read. So a torn, stale, late
-or misplaced block is seen at the first step that would have used it, thousands of steps a minute.
+or misplaced block is seen at the first step that would have used it, thousands of steps a minute. A step that has read
+something wrong writes something wrong, as a model would.
 
 The rank's side follows vLLM's model runner: block tables are kept from the scheduler's outputs alone, and the
 connector's calls come in its order. `in_flight` > 1 runs steps ahead of their outputs, as async scheduling does.
@@ -12,11 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.metrics import Delta, merge
 from ghostcacher_connector.metrics.catalog import SEPARATOR
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest
 
-BLOCK_TOKENS = 16
 LAYERS = 2
-VOCABULARY = 1000
-MODULUS = (1 << 61) - 1
 
 
 def make_model_dir(root: Path) -> Path:
@@ -70,26 +67,6 @@ def make_model_dir(root: Path) -> Path:
     return root
 
 
-def prefix_number(previous: int, token: int, position: int) -> int:
-    """Return a number that identifies the tokens up to this one."""
-    return (previous * 1_000_003 + token * 7919 + position + 1) % MODULUS
-
-
-@dataclass
-class RunnerRequest:
-    """What the model runner knows of a request: tokens, block table, numbers of its prefixes."""
-
-    tokens: list[int]
-    blocks: list[int]
-    numbers: list[int] = field(default_factory=list)
-
-    def number(self, position: int) -> int:
-        while len(self.numbers) <= position:
-            at = len(self.numbers)
-            self.numbers.append(prefix_number(self.numbers[-1] if at else 0, self.tokens[at], at))
-        return self.numbers[position]
-
-
 class SimEngine:
     """One engine; see the module's docstring. wrong: descriptions of every wrong number that a step would have read."""
 
@@ -104,10 +81,11 @@ class SimEngine:
         role: str = "kv_both",
         step_tokens: int = 64,
         adapt: Callable[[VllmConfig], None] = lambda _: None,
+        **engine_args: Any,
     ) -> None:
-        """adapt: changes the configuration before anything is made with it."""
+        """adapt: changes the configuration before anything is made with it. engine_args: more of vLLM's own."""
         self.name = name
-        self.config = self.make_config(name, model, settings, in_flight, role, step_tokens)
+        self.config = self.make_config(name, model, settings, in_flight, role, step_tokens, **engine_args)
         adapt(self.config)
         self.config.cache_config.num_gpu_blocks = blocks
         self.kv_config = self._make_kv_config(blocks)
@@ -142,7 +120,13 @@ class SimEngine:
 
     @staticmethod
     def make_config(
-        name: str, model: Path, settings: dict[str, Any], in_flight: int, role: str, step_tokens: int
+        name: str,
+        model: Path,
+        settings: dict[str, Any],
+        in_flight: int,
+        role: str,
+        step_tokens: int,
+        **engine_args: Any,
     ) -> VllmConfig:
         transfer = KVTransferConfig(
             kv_connector="GhostCacherConnector",
@@ -162,6 +146,7 @@ class SimEngine:
             enable_prefix_caching=True,
             async_scheduling=in_flight > 1,
             kv_transfer_config=transfer,
+            **engine_args,
         ).create_engine_config()
 
     @staticmethod
@@ -176,7 +161,16 @@ class SimEngine:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def add(self, request_id: str, tokens: list[int], *, max_tokens: int = 4, pull: bool = True) -> Request:
+    def add(
+        self,
+        request_id: str,
+        tokens: list[int],
+        *,
+        max_tokens: int = 4,
+        pull: bool = True,
+        **options: Any,
+    ) -> Request:
+        """options: more of the request's own, as vLLM names them."""
         request = Request(
             request_id=request_id,
             prompt_token_ids=list(tokens),
@@ -188,6 +182,7 @@ class SimEngine:
             ),
             pooling_params=None,
             block_hasher=self._hasher,
+            **options,
         )
         request.sampling_params.update_from_generation_config({}, 0)
         self.requests[request_id] = request
@@ -195,12 +190,12 @@ class SimEngine:
         return request
 
     def _number_of(self, block: bytes) -> int:
-        """Return the number that the last token of a full block of a running request must have."""
-        for request in self.scheduler.requests.values():
+        """Return the number that the last token of a full block of a request must have, be it running or not."""
+        for request in reversed(self.requests.values()):
             if block in request.block_hashes:
                 end = (request.block_hashes.index(block) + 1) * BLOCK_TOKENS
                 return RunnerRequest(list(request.all_token_ids), []).number(end - 1)
-        raise AssertionError("a block was published that belongs to no running request")
+        raise AssertionError("a block was published that belongs to no request")
 
     def abort(self, request_id: str) -> None:
         self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
@@ -341,9 +336,10 @@ class SimEngine:
         """Check the KV that attention would read, write the KV of the step's tokens, sample when the prompt is done."""
         state, count = self._running[request_id], output.num_scheduled_tokens[request_id]
         computed = self._computed(request_id, output)
-        self._check(request_id, state, computed)
+        error = 0 if self._check(request_id, state, computed) else 1
         for position in range(computed, computed + count):
-            self._write(state.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS, state.number(position))
+            number = state.number(position) ^ error
+            self._write(state.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS, number)
         if computed + count < len(state.tokens):
             return []
         token = state.number(len(state.tokens) - 1) % VOCABULARY
@@ -363,7 +359,7 @@ class SimEngine:
             memory[block, offset, 0] = number
             memory[block, offset, 1] = number ^ (layer + 1)
 
-    def _check(self, request_id: str, state: RunnerRequest, computed: int) -> None:
+    def _check(self, request_id: str, state: RunnerRequest, computed: int) -> bool:
         for position in range(computed):
             block, offset, expected = (
                 state.blocks[position // BLOCK_TOKENS],
@@ -372,7 +368,8 @@ class SimEngine:
             )
             if not self.holds(block, offset, expected):
                 self.wrong.append(f"{self.name} {request_id}: position {position}, slot {block}")
-                return
+                return False
+        return True
 
     def holds(self, block: int, offset: int, number: int) -> bool:
         """Say whether a place holds a number, on every layer."""
@@ -380,21 +377,3 @@ class SimEngine:
             int(memory[block, offset, 0]) == number and int(memory[block, offset, 1]) == number ^ (layer + 1)
             for layer, memory in enumerate(self.memory.values())
         )
-
-
-def expected_output(tokens: list[int], count: int) -> list[int]:
-    """Return what a request must sample, computed from its tokens alone."""
-    state = RunnerRequest(list(tokens), [])
-    for _ in range(count):
-        state.tokens.append(state.number(len(state.tokens) - 1) % VOCABULARY)
-    return state.tokens[len(tokens) :]
-
-
-def prompts(seed: int, *, documents: int, blocks: int, tail: int) -> Iterator[list[int]]:
-    """Yield endless prompts that share one of a few documents and differ in their tails."""
-    source = random.Random(seed)
-    texts = [[source.randrange(VOCABULARY) for _ in range(blocks * BLOCK_TOKENS)] for _ in range(documents)]
-    while True:
-        text = source.choice(texts)
-        cut = source.randrange(1, blocks) * BLOCK_TOKENS + source.randrange(BLOCK_TOKENS)
-        yield text[:cut] + [source.randrange(VOCABULARY) for _ in range(source.randrange(1, tail))]

@@ -18,7 +18,8 @@ from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, L
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.engines.common.pull_state import Phase
-from tests.integration.connector.enginesim import BLOCK_TOKENS, RunnerRequest, SimEngine, make_model_dir, prompts
+from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, RunnerRequest, prompts
 from tests.support.index_parts import wait_until
 
 pytestmark = pytest.mark.engine
@@ -122,15 +123,13 @@ class Spy:
             self.lies.append(request)
 
     def _true(self, request: Any) -> bool:
-        """Say whether all full blocks of the prompt are in this engine's memory, and the index offers each of them."""
-        blocks = self._engine.scheduler.kv_cache_manager.get_blocks(request.request_id).blocks[0]
+        """Say whether the index offers all full blocks of the prompt, and each slot that it names holds the block."""
         numbers = RunnerRequest(list(request.prompt_token_ids), [])
-        full = request.num_prompt_tokens // BLOCK_TOKENS
-        held = self._engine.connector._scheduler._fleet.publisher.held_blocks
+        offered = self._engine.connector._scheduler._fleet.publisher.held_blocks._advertised
+        slots = [offered.get(block) for block in request.block_hashes[: request.num_prompt_tokens // BLOCK_TOKENS]]
         return all(
-            self._engine.holds(blocks[n].block_id, BLOCK_TOKENS - 1, numbers.number((n + 1) * BLOCK_TOKENS - 1))
-            and request.block_hashes[n] in held._advertised
-            for n in range(full)
+            slot is not None and self._engine.holds(slot, BLOCK_TOKENS - 1, numbers.number((n + 1) * BLOCK_TOKENS - 1))
+            for n, slot in enumerate(slots)
         )
 
 
@@ -175,20 +174,19 @@ def test_computed_is_never_said_too_early(make: Make, in_flight: int, abort_ever
     assert len(long_enough) > 30
 
 
-def test_request_aborted_before_its_own_step_proves_nothing(make: Make) -> None:
-    """The blocks that it was given may still be on their way: neither published nor reported, until somebody knows."""
+def test_what_aborted_requests_leave_in_flight_is_published_when_its_step_is_done(make: Make) -> None:
+    """An abort publishes nothing by itself and takes nothing away: steps in flight go on, and prove their blocks."""
     engine = make(in_flight=4, role="kv_producer", step_tokens=128)
     spy, entries = Spy(engine), engine.watch_published()
     for name in ("first", "aborted", "last"):
         engine.add(f"chatcmpl-{name}-00000000", tokens_of(1, 90))
         engine.step()
-    assert engine.connector._scheduler._tracked["chatcmpl-last-00000000"].given == 5 * BLOCK_TOKENS
-    engine.abort("chatcmpl-aborted-00000000")
-    assert (entries, spy.done) == ([], [])
-    engine.abort("chatcmpl-first-00000000")
-    assert (entries, spy.done) == ([], [])
+    assert engine.connector._scheduler._tracked["chatcmpl-last-00000000"].evidence.given == 5
+    for name in ("aborted", "first", "last"):
+        engine.abort(f"chatcmpl-{name}-00000000")
+        assert (entries, spy.done) == ([], [])
     engine.run()
-    assert (spy.done, spy.lies) == (["last"], [])
+    assert (spy.done, spy.lies) == (["first", "aborted", "last"], [])
     assert len(entries) == 5
     assert engine.lies(entries) == []
 

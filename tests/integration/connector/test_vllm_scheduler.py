@@ -23,7 +23,8 @@ from vllm.config import KVTransferConfig
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics
 from tests.conftest import SOAK
-from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir, prompts
+from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts
 from tests.support.redis_proxy import Proxy
 
 pytestmark = pytest.mark.engine

@@ -30,7 +30,8 @@ from ghostcacher_connector.engines.vllm.support import (
     check_not_nested,
 )
 from ghostcacher_connector.identity.fingerprint import differences
-from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, expected_output, make_model_dir
+from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
 
 pytestmark = pytest.mark.engine
 
@@ -103,6 +104,7 @@ def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, nam
         ("cache_config", "enable_prefix_caching", False, "enable_prefix_caching: expected true"),
         ("cache_config", "calculate_kv_scales", True, "calculate_kv_scales"),
         ("model_config", "enable_sleep_mode", True, "enable_sleep_mode: expected false"),
+        ("model_config", "enable_cumem_allocator", True, "enable_cumem_allocator: expected false"),
         ("parallel_config", "distributed_executor_backend", "external_launcher", "external_launcher"),
     ],
 )

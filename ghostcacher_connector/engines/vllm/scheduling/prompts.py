@@ -73,9 +73,12 @@ class PromptReporter:
             self._sink.chain(chain)
 
     def published(self, tracked: Tracked) -> None:
-        """Report a prompt as computed, once, when all of its full blocks are, those that it was given included."""
+        """Report a prompt as computed, once, when all of its full blocks are, those that it was given included.
+
+        To be called when a step of the request's own is done.
+        """
         name = tracked.reported_as
-        if name is not None and tracked.own_step and tracked.published >= self._full_blocks(tracked.request):
+        if name is not None and tracked.evidence.sound >= self._full_blocks(tracked.request):
             tracked.reported_as = None
             self._sink.computed(name)
 

@@ -1,10 +1,19 @@
-"""Publishes blocks once they are computed on every rank, and never before.
+"""Publishes blocks by evidence: a completed step filled the slot, on every rank, on top of blocks that are proven, too.
 
-vLLM gives a block its hash when it *schedules* the tokens, so a hash proves nothing. What proves it is the step's
-output: when vLLM processes it, every rank has run the forward pass, and
-``num_computed_tokens - num_in_flight_tokens`` counts the tokens whose KV is final (steps that are still in flight under
-async scheduling are left out, and so are rejected drafts). Only steps in which a request can have filled a block are
-looked at, so that a plain decode step costs next to nothing.
+vLLM gives a block its hash when it *schedules* the tokens, so neither a hash nor a hit in vLLM's prefix cache proves
+anything: a request that is preempted in the midst of `schedule()` leaves hashed blocks behind that no step computes
+(engine_patches/vllm/README.md). Whatever is computed on top of such a block is as wrong as the block.
+
+1. `note_step`: a step is scheduled. For each request that fills blocks in it, the slots are watched, and remembered
+   with their generations. vLLM's order is kept: a request may be given blocks that one before it fills in that step.
+2. `confirm`: every rank has carried the step out. Request by request, in that order, the blocks that it filled are
+   marked as computed and published, up to the first one that stands on a block which is not marked.
+
+Nothing here looks at what becomes of a request between the two: its slots were watched while it held them, and a slot
+that has been handed out since has another generation. So a step also proves the blocks of a request that was aborted
+or preempted while the step was on its way. (A draft token proves nothing, but support.py refuses speculative decoding.)
+
+Only steps in which a request begins or fills a block are looked at, so that a plain decode step costs next to nothing.
 
 Driven by the scheduler's thread alone.
 """
@@ -12,16 +21,16 @@ Driven by the scheduler's thread alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.engines.common.pull_state import Phase
-from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, shareable
+from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
 
 HASH_GROUP_BYTES = 4
@@ -31,8 +40,19 @@ STEPS_IN_FLIGHT_MAX = 1024
 """Far above vLLM's own limit of concurrent batches; a longer queue means that outputs no longer arrive."""
 
 
+class Fill(NamedTuple):
+    """Blocks of one request that one step fills, after those that the request was given and nobody has proven yet."""
+
+    tracked: Tracked
+    evidence: Evidence
+    first: int
+    """Index of the first of these blocks in the request's table."""
+    blocks: Sequence[KVCacheBlock]
+    generations: Sequence[int]
+
+
 class BlockPublisher:
-    """Follows each request's computed tokens and offers its full blocks to the index."""
+    """Follows what each step fills and offers proven blocks to the index."""
 
     def __init__(
         self,
@@ -41,60 +61,126 @@ class BlockPublisher:
         sink: BlockSink,
         block_tokens: int,
         on_published: Callable[[Tracked], None],
+        *,
+        mixes_adapters_wrong: bool = False,
     ) -> None:
-        """on_published: called with a request whenever its computed blocks have been published."""
+        """on_published: called with a request whenever a step has proven what it can of its blocks.
+
+        mixes_adapters_wrong: the engine computes requests without an adapter wrong in a step together with one.
+        """
         self._manager = manager
         self._watch = watch
         self._sink = sink
         self._block_tokens = block_tokens
         self._on_published = on_published
-        self._steps: deque[tuple[int, list[str]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
+        self._mixes_adapters_wrong = mixes_adapters_wrong
+        self._steps: deque[tuple[int, list[Fill]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
 
-    def note_step(self, step: int, output: SchedulerOutput) -> None:
-        """Remember the requests whose computed tokens may reach the end of a block in this step."""
-        tokens, scheduled = self._block_tokens, output.num_scheduled_tokens
-        filling = [data.req_id for data in output.scheduled_new_reqs]
-        cached = output.scheduled_cached_reqs
-        for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
-            if computed // tokens != (computed + scheduled.get(request_id, 0)) // tokens:
-                filling.append(request_id)
-        filling.extend(cached.resumed_req_ids)
-        if filling:
-            self._steps.append((step, filling))
+    def note_step(self, step: int, output: SchedulerOutput, tracked: Mapping[str, Tracked]) -> None:
+        """Remember what the requests of a step that has just been scheduled fill in it."""
+        if self._mixes_adapters_wrong:
+            _taint_mixed(output, tracked)
+        fills = []
+        for request_id, start in self._filling(output).items():
+            request = tracked.get(request_id)
+            if request is not None and not request.evidence.tainted and not request.request.resumable:
+                fills.append(self._fill(request, start, start + output.num_scheduled_tokens[request_id]))
+        if fills:
+            self._steps.append((step, fills))
 
-    def confirm(self, step: int, tracked: dict[str, Tracked]) -> None:
-        """Publish what the steps up to this one have computed; every rank has reported them done."""
+    def confirm(self, step: int) -> None:
+        """Mark and publish what the steps up to this one have computed; every rank has reported them done."""
         while self._steps and self._steps[0][0] <= step:
-            for request_id in self._steps.popleft()[1]:
-                if (request := tracked.get(request_id)) is not None:
-                    self.publish_computed(request)
+            for fill in self._steps.popleft()[1]:
+                self._prove(fill)
+                self._on_published(fill.tracked)
 
-    def publish_computed(self, tracked: Tracked) -> None:
-        """Publish the full blocks of one request whose KV is final and that are not published yet."""
-        self._publish(tracked)
-        self._on_published(tracked)
+    def pulled(self, tracked: Tracked, first: int, count: int) -> None:
+        """Mark blocks ``[first, first + count)`` of a waiting request, whose seals were right on every rank."""
+        if tracked.evidence.tainted:
+            return
+        for block in self._table(tracked)[first : first + count]:
+            self._watch.mark(block.block_id, self._watch.watch(block))
 
-    def _publish(self, tracked: Tracked) -> None:
-        request = tracked.request
-        if tracked.phase is Phase.LOADING or not shareable(request):
+    def forget_all(self, tracked: Iterable[Tracked]) -> None:
+        """Withdraw everything; what has been computed so far, or is being computed now, is never published again.
+
+        tracked: all requests that have not ended. What they compute is not published until they are matched anew.
+        The new generations travel with the next step.
+        """
+        self._steps.clear()
+        for request in tracked:
+            request.evidence.tainted = True
+        self._watch.forget_all()
+
+    def _filling(self, output: SchedulerOutput) -> dict[str, int]:
+        """Return the first token of each request that begins in this step, or reaches the end of a block in it."""
+        tokens, scheduled = self._block_tokens, output.num_scheduled_tokens
+        cached, resumed = output.scheduled_cached_reqs, output.scheduled_cached_reqs.resumed_req_ids
+        starts = {
+            request_id: start
+            for request_id, start in zip(cached.req_ids, cached.num_computed_tokens, strict=True)
+            if start // tokens != (start + scheduled[request_id]) // tokens or request_id in resumed
+        }
+        if not output.scheduled_new_reqs and not resumed:
+            return starts
+        starts.update((data.req_id, data.num_computed_tokens) for data in output.scheduled_new_reqs)
+        return {request_id: starts[request_id] for request_id in scheduled if request_id in starts}
+
+    def _fill(self, tracked: Tracked, start: int, end: int) -> Fill:
+        """Watch the blocks that a request fills with its tokens ``[start, end)``."""
+        evidence, table = tracked.evidence, self._table(tracked)
+        first = start // self._block_tokens
+        if evidence.given is None:
+            evidence.given = -(-start // self._block_tokens)
+            self._accept_given(tracked, table[: evidence.given])
+            first = evidence.sound
+        blocks = table[first : end // self._block_tokens]
+        return Fill(tracked, evidence, first, blocks, [self._watch.watch(block) for block in blocks])
+
+    def _accept_given(self, tracked: Tracked, given: Sequence[KVCacheBlock]) -> None:
+        """Count the leading blocks that are marked by now; the steps that fill the rest may still be in flight."""
+        for index, block in enumerate(given):
+            if not self._watch.is_computed(block.block_id):
+                return
+            tracked.evidence.sound = index + 1
+            self._publish(tracked, index, block)
+
+    def _prove(self, fill: Fill) -> None:
+        """Mark what a step has filled, as far as all that comes before it is marked."""
+        evidence = fill.evidence
+        assert evidence.given is not None
+        for index, (block, generation) in enumerate(zip(fill.blocks, fill.generations, strict=True), fill.first):
+            if index != evidence.sound:
+                return
+            slot = block.block_id
+            if index < evidence.given and not self._watch.is_computed(slot):
+                return
+            if not self._watch.mark(slot, generation):
+                return
+            evidence.sound = index + 1
+            self._publish(fill.tracked, index, block)
+
+    def _publish(self, tracked: Tracked, index: int, block: KVCacheBlock) -> None:
+        """Publish a marked block, the index-th of a request, once, and only if its hash means the same elsewhere."""
+        request, hashes = tracked.request, tracked.request.block_hashes
+        if self._watch.is_published(block.block_id) or not shareable(request) or index >= len(hashes):
             return
-        computed = max(0, request.num_computed_tokens - request.num_in_flight_tokens)
-        if computed > tracked.given and not tracked.own_step:
-            # The blocks that it was given are final now, too. Most are published, but not those that a request left
-            # behind which was aborted in the middle of a step.
-            tracked.own_step, tracked.published = True, 0
-        hashes = request.block_hashes
-        end = min(computed // self._block_tokens, len(hashes))
-        if end <= tracked.published:
+        # The pool must agree that the slot holds this hash: it does not after a reset of the prefix cache.
+        if block.block_hash is None or block.block_hash[:-HASH_GROUP_BYTES] != hashes[index]:
             return
-        blocks = self._manager.get_blocks(request.request_id).blocks[0]
-        for index in range(tracked.published, min(end, len(blocks))):
-            block = blocks[index]
-            if block.is_null or self._watch.is_published(block.block_id):
-                continue
-            # The pool must agree that this slot holds this hash: it does not after a reset of the prefix cache.
-            if block.block_hash is None or block.block_hash[:-HASH_GROUP_BYTES] != hashes[index]:
-                continue
-            generation = self._watch.publish(block)
-            self._sink.publish(block.block_id, hashes[index], hashes[0], generation)
-        tracked.published = end
+        self._sink.publish(block.block_id, hashes[index], hashes[0], self._watch.publish(block.block_id))
+
+    def _table(self, tracked: Tracked) -> Sequence[KVCacheBlock]:
+        """Return vLLM's own list of a request's blocks; it grows, so take slices of it."""
+        blocks: Sequence[KVCacheBlock] = self._manager.get_blocks(tracked.request_id).blocks[0]
+        return blocks
+
+
+def _taint_mixed(output: SchedulerOutput, tracked: Mapping[str, Tracked]) -> None:
+    """Taint the requests without an adapter in a step that also computes one with an adapter."""
+    requests = [tracked[request_id] for request_id in output.num_scheduled_tokens if request_id in tracked]
+    plain = [request for request in requests if request.request.lora_request is None]
+    if len(plain) < len(requests):
+        for request in plain:
+            request.evidence.tainted = True

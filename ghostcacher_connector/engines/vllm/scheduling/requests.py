@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.engines.common.pull_state import PullState
@@ -12,17 +13,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
+class Evidence:
+    """How far the blocks of one request are proven, from one match of its prompt until it is preempted or ends.
+
+    Block i is *sound* when block i - 1 is, and its slot is marked as computed (slot_watch.py).
+    """
+
+    given: int | None = None
+    """Blocks ``[0, given)`` held KV before the request's first step; others computed them, or a pull brought them.
+    None before that step."""
+    sound: int = 0
+    """Blocks ``[0, sound)`` are sound."""
+    tainted: bool = False
+    """Nothing that the request computes from now on proves anything."""
+
+
+@dataclass(slots=True)
 class Tracked(PullState):
     """One request."""
 
     request: Request
     """vLLM's own object of it."""
-    published: int = 0
-    """Blocks ``[0, published)`` need no publishing any more."""
-    given: int = 0
-    """Tokens whose KV it has from this cache or from a peer; another request may still be computing them."""
-    own_step: bool = False
-    """It has computed tokens of its own, and so everything before them is final."""
+    evidence: Evidence = field(default_factory=Evidence)
+    """A new one with each match: after a preemption the request begins again, in other slots."""
+    joins_until: float = math.inf
+    """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
+    preemptions: int = 0
+    """How often it had been preempted when it was last asked for."""
 
     @property
     def request_id(self) -> str:
@@ -32,10 +49,12 @@ class Tracked(PullState):
 def shareable(request: Request) -> bool:
     """Say whether the chain hash of this request's blocks means the same on every worker.
 
-    A LoRA is hashed by its name and a multimodal item may be hashed by a name that the client chose: two workers
-    can hold different things under one name.
+    A LoRA is hashed by its name (vLLM 0.30) or by its name and path (0.31 and later), never by its content, and a
+    multimodal item may be hashed by a name that the client chose: two workers can hold different things under one name.
+    A streaming session may exchange its last tokens after they were hashed.
     """
-    return request.lora_request is None and not request.mm_features and request.prompt_embeds is None
+    plain = request.lora_request is None and not request.mm_features and request.prompt_embeds is None
+    return plain and not request.resumable
 
 
 def pull_wanted(request: Request) -> bool:

@@ -6,7 +6,7 @@ Life of a request here:
 3. vLLM allocates slots: the step's metadata carries the pull, and each reused slot's new generation (slot_watch.py);
 4. the ranks pull while other requests compute; they report; vLLM schedules the request, or recomputes what failed;
 5. steps complete: full blocks are published (publishing.py);
-6. it ends: what is left to publish is published; its slots stay readable until vLLM reuses them.
+6. it ends: its slots stay readable until vLLM reuses them.
 
 All methods are called on the scheduler's thread.
 """
@@ -31,8 +31,9 @@ from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
-from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
 from ghostcacher_connector.worker.membership import Membership
@@ -71,10 +72,13 @@ class ConnectorScheduler:
         self._rank_count = vllm_config.parallel_config.tensor_parallel_size
         self._model_config = vllm_config.model_config
         self._block_tokens = vllm_config.cache_config.block_size
+        self._mixes_adapters_wrong = mixes_adapters_wrong(vllm_config)
         self._step_tokens_max = vllm_config.scheduler_config.max_num_batched_tokens
         self._settings = settings
         self._recorder = recorder
         self._clock = clock
+        # The data-parallel ranks of a mixture of experts step together: who waits, makes all of them wait.
+        self._lockstep = vllm_config.parallel_config.data_parallel_size > 1
         self._step = 0
         self._left = False
         self._tracked: dict[str, Tracked] = {}
@@ -112,7 +116,10 @@ class ConnectorScheduler:
             data_parallel_rank=self._front_rank,
         )
         self._forecaster = forecaster = Forecaster(
-            self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
+            self._first_prefill_rate(introductions),
+            self._clock,
+            step_tokens_max=self._step_tokens_max,
+            pull_threads=self._settings.pull_threads,
         )
         self._fleet = fleet = Membership(
             self._settings,
@@ -127,7 +134,12 @@ class ConnectorScheduler:
         if self._role.publishes:
             self._watch = SlotWatch(pool, fleet.publisher.withdraw)
             self._publisher = BlockPublisher(
-                self._manager, self._watch, fleet.publisher, self._block_tokens, self._prompts.published
+                self._manager,
+                self._watch,
+                fleet.publisher,
+                self._block_tokens,
+                self._prompts.published,
+                mixes_adapters_wrong=self._mixes_adapters_wrong,
             )
         if self._role.pulls:
             self._matcher = Matcher(
@@ -178,12 +190,10 @@ class ConnectorScheduler:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             return 0, False
-        # Set anew each time: after a preemption the rest is computed again, into other slots.
-        tracked.published, tracked.given, tracked.own_step = local_tokens // self._block_tokens, local_tokens, False
+        tracked.evidence = Evidence()
         if self._matcher is None:
             return 0, False
-        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1)
-        tracked.given += count or 0
+        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1 and not self._lockstep)
         return count, bool(count)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
@@ -192,12 +202,10 @@ class ConnectorScheduler:
             self._matcher.allocated(tracked, blocks.get_block_ids()[0], token_count)
 
     def finished(self, request: Request) -> None:
-        """A request has ended, its blocks are still its own: publish the rest, give up what is in flight."""
+        """A request has ended: give up a pull that is in flight. What steps have filled for it is still published."""
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None:
             return
-        if self._publisher is not None and not self._left:
-            self._publisher.publish_computed(tracked)
         if tracked.phase is Phase.LOADING:
             self._cancelled.append(request.request_id)
         if self._matcher is not None:
@@ -211,8 +219,8 @@ class ConnectorScheduler:
         self._step += 1
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
-        if self._publisher is not None:
-            self._publisher.note_step(self._step, output)
+        if self._publisher is not None and not self._left:
+            self._publisher.note_step(self._step, output, self._tracked)
         self._prefill.scheduled(self._step, _prefill_tokens(output))
         bumped, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
         cancelled, self._cancelled = self._cancelled, []
@@ -227,14 +235,21 @@ class ConnectorScheduler:
         if isinstance(report, RankReport):
             self._confirm(report)
         for request_id in output.finished_recving or ():
-            if self._matcher is not None:
-                self._matcher.received(request_id, self._tracked.get(request_id))
+            self._received(request_id, self._tracked.get(request_id))
+
+    def _received(self, request_id: str, tracked: Tracked | None) -> None:
+        """The pull of a request, or of one that was aborted meanwhile, has ended on every rank."""
+        if self._matcher is None:
+            return
+        usable = self._matcher.received(request_id, tracked)
+        if usable and tracked is not None and tracked.plan is not None and self._publisher is not None:
+            self._publisher.pulled(tracked, tracked.plan.first_block, usable)
 
     def _confirm(self, report: RankReport) -> None:
         if report.lost_step:
             self.leave("a rank missed a step and can no longer guarantee its generations")
         if self._publisher is not None and not self._left:
-            self._publisher.confirm(report.step, self._tracked)
+            self._publisher.confirm(report.step)
         if self._matcher is not None:
             self._matcher.reported(report.pulls)
         if self._forecaster is not None:

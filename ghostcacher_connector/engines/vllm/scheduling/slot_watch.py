@@ -6,7 +6,12 @@ leaves the callback behind. When it is called, in the midst of `schedule()`, the
 generation travels with that very step's metadata and every rank applies it at the start of the step, before any
 forward pass, copy or pull of that step.
 
-Only published slots are watched. A slot that nobody published has no entry that could be stale.
+    unwatched --watch--> watched --mark--> computed --publish--> published
+        ^                   |                 |                      |
+        '-------------------+--- the pool hands the slot out --------'
+
+A slot is watched before a step fills it, so that its generation names the very contents that the step leaves, whatever
+becomes of the request meanwhile. A slot that is not watched has no entry that could be stale, and is not marked.
 
 Driven by the scheduler's thread alone.
 """
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class SlotWatch:
-    """Generations of all slots, and the published ones among them."""
+    """Generations of all slots, and what is known of the contents of each."""
 
     def __init__(self, pool: BlockPool, on_withdraw: Callable[[int], None]) -> None:
         """on_withdraw: called with each published slot that is about to be reused."""
@@ -34,23 +39,57 @@ class SlotWatch:
         self._on_withdraw = on_withdraw
         # Ranks begin at 0, and get these with the first step.
         self._generations: list[int] = first_generations(pool.num_gpu_blocks).tolist()
+        self._watched: set[int] = set()
+        self._computed: set[int] = set()
         self._published: set[int] = set()
         self._bumped: dict[int, int] = dict(enumerate(self._generations))
 
     def __repr__(self) -> str:
-        return f"SlotWatch(published={len(self._published)}, bumps waiting={len(self._bumped)})"
+        return (
+            f"SlotWatch(watched={len(self._watched)}, computed={len(self._computed)}, "
+            f"published={len(self._published)}, bumps waiting={len(self._bumped)})"
+        )
+
+    def watch(self, block: KVCacheBlock) -> int:
+        """Watch a block in use from now on, if that is not so already; return its generation."""
+        slot: int = block.block_id
+        if slot not in self._watched:
+            assert block.ref_cnt > 0, f"block {slot} is watched while it is free"
+            self._pool.touch((block,))
+            self._pool.unpin_blocks((block,), self._reused)
+            self._watched.add(slot)
+        return self._generations[slot]
+
+    def is_watched(self, slot: int) -> bool:
+        return slot in self._watched
+
+    def mark(self, slot: int, generation: int) -> bool:
+        """Note that a watched slot holds what was computed for this generation.
+
+        Returns whether it does: false when the slot has been handed out since.
+        """
+        if slot not in self._watched or self._generations[slot] != generation:
+            return False
+        self._computed.add(slot)
+        return True
+
+    def is_computed(self, slot: int) -> bool:
+        return slot in self._computed
 
     def is_published(self, slot: int) -> bool:
         return slot in self._published
 
-    def publish(self, block: KVCacheBlock) -> int:
-        """Watch a block in use from now on; return the generation to publish it with."""
-        assert block.ref_cnt > 0, f"block {block.block_id} is published while it is free"
-        self._pool.touch((block,))
-        self._pool.unpin_blocks((block,), self._reused)
-        self._published.add(block.block_id)
-        slot: int = block.block_id
+    def publish(self, slot: int) -> int:
+        """Return the generation to publish a computed slot with."""
+        assert slot in self._computed, f"slot {slot} is published, and nothing proves its contents"
+        self._published.add(slot)
         return self._generations[slot]
+
+    def forget_all(self) -> None:
+        """Withdraw whatever is published, and unmark whatever is computed."""
+        self._computed.clear()
+        for slot in list(self._published):
+            self._bump(slot)
 
     def take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots reused since the last call with their new generations, shape (n,) each."""
@@ -60,7 +99,13 @@ class SlotWatch:
 
     def _reused(self, block: KVCacheBlock) -> None:
         slot = block.block_id
+        self._watched.discard(slot)
+        self._computed.discard(slot)
+        self._bump(slot)
+
+    def _bump(self, slot: int) -> None:
         self._generations[slot] += 1
         self._bumped[slot] = self._generations[slot]
-        self._published.discard(slot)
-        self._on_withdraw(slot)
+        if slot in self._published:
+            self._published.remove(slot)
+            self._on_withdraw(slot)

@@ -1,0 +1,159 @@
+"""Whatever is published was computed by a step that is done, on top of such blocks, under vLLM's own scheduler."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.redis_server import RedisServer
+
+pytest.importorskip("vllm")
+
+from vllm.lora.request import LoRARequest
+
+from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
+from tests.support.index_parts import wait_until
+
+pytestmark = pytest.mark.engine
+
+SETTLE_S = 60.0
+ASYNC = [(1, "kv_both"), (2, "kv_producer"), (2, "kv_both")]
+"""Steps in flight and role: with the second pair vLLM frees blocks that a step in flight still writes."""
+
+Make = Callable[..., SimEngine]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def make(model: Path, redis_server: RedisServer, request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Engines of one fleet, closed at the end."""
+    engines: list[SimEngine] = []
+    settings = {
+        "redis_url": redis_server.url,
+        "pull": "always",
+        "redis_timeout_s": 10.0,
+        "lookup_deadline_ms": 30_000.0,
+        "pull_timeout_s": 60.0,
+        "lease_ttl_s": 60.0,
+    }
+
+    def factory(name: str = "a", **options: Any) -> SimEngine:
+        engines.append(SimEngine(name, model, settings, **options))
+        return engines[-1]
+
+    yield factory
+    for engine in engines:
+        engine.close()
+    redis_server.flush()
+
+
+def tokens_of(seed: int, count: int) -> list[int]:
+    source = random.Random(seed)
+    return [source.randrange(1000) for _ in range(count)]
+
+
+def published_of(engine: SimEngine, request: Any) -> list[int]:
+    """Return the indices of the blocks of a request that the engine offers."""
+    offered = engine.connector._scheduler._fleet.publisher.held_blocks._advertised
+    return [index for index, block in enumerate(request.block_hashes) if block in offered]
+
+
+def preempted_in_its_own_step(engine: SimEngine) -> Any:
+    """Have vLLM preempt a request in the very step in which it had scheduled it; return the request, resumed and done.
+
+    Its 15th block is hashed and never computed; vLLM gives it back to the request, which computes two more after it.
+    """
+    low = engine.add("low", tokens_of(1, 280), max_tokens=2, priority=10, pull=False)
+    engine.step()
+    engine.add("high", tokens_of(2, 29), max_tokens=8, priority=0, pull=False)
+    engine.run()
+    assert low.num_preemptions == 1
+    return low
+
+
+PRIORITY = {"scheduling_policy": "priority", "long_prefill_token_threshold": 32, "blocks": 19}
+
+
+@pytest.mark.parametrize(("in_flight", "role"), ASYNC)
+def test_block_hashed_for_a_preempted_request_is_never_published(make: Make, in_flight: int, role: str) -> None:
+    """No entry lies at any time, and a peer that pulls the prompt reads nothing wrong."""
+    a, b = make("a", in_flight=in_flight, role=role, **PRIORITY), make("b", blocks=60)
+    for engine in (a, b):
+        wait_until(lambda e=engine: e.peers_ready(1), timeout_s=SETTLE_S, what="peers")  # type: ignore[misc]
+    entries = a.watch_published()
+    low = preempted_in_its_own_step(a)
+    assert a.lies(entries) == []
+    wait_until(a.all_published, timeout_s=SETTLE_S, what="a has published")
+    b.add("victim", tokens_of(1, 280), max_tokens=2)
+    b.run()
+    assert b.counted("gc_cache_hits_total") == len(published_of(a, low)) >= 14
+    assert (b.wrong, b.outputs("victim")) == ([], expected_output(tokens_of(1, 280), 2))
+
+
+@pytest.mark.parametrize(("in_flight", "role"), ASYNC)
+def test_block_that_another_request_fills_in_the_same_step_is_evidence(make: Make, in_flight: int, role: str) -> None:
+    """vLLM gives the second request what the first computes in that step: all blocks of both are published."""
+    engine = make(in_flight=in_flight, role=role, step_tokens=512)
+    entries = engine.watch_published()
+    document = tokens_of(1, 8 * BLOCK_TOKENS)
+    requests = [
+        engine.add(f"r{number}", document + tokens_of(2 + number, 40), max_tokens=1, pull=False) for number in range(3)
+    ]
+    seen = dict(engine.connector._scheduler._tracked)
+    engine.run()
+    assert [tracked.evidence.given for tracked in seen.values()] == [0, 8, 8]
+    assert [published_of(engine, request) for request in requests] == [list(range(10))] * 3
+    assert engine.lies(entries) == []
+
+
+def test_what_was_computed_before_all_is_forgotten_is_never_published_again(make: Make) -> None:
+    """What is held, what is in flight, and what stands on either is withdrawn; what is computed anew is published."""
+    engine = make(in_flight=2, blocks=64)
+    publisher = engine.connector._scheduler._publisher
+    done = engine.add("done", tokens_of(1, 90))
+    engine.run()
+    running = engine.add("running", tokens_of(2, 200), max_tokens=40, pull=False)
+    engine.step()
+    entries = engine.watch_published()
+    publisher.forget_all(engine.connector._scheduler._tracked.values())
+    assert published_of(engine, done) == published_of(engine, running) == []
+    engine.add("again", tokens_of(1, 200))
+    new = engine.add("new", tokens_of(3, 90))
+    engine.run()
+    assert len(entries) == len(published_of(engine, new)) == 5
+    table = engine.worker._worker._table
+    assert all(table.generation(slot) == generation for slot, generation, _ in entries)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_step_that_mixes_adapters_proves_nothing(make: Make, in_flight: int) -> None:
+    """On CPU vLLM computes plain requests wrong beside one with an adapter: only what came before is published."""
+    engine = make(in_flight=in_flight, blocks=64, enable_lora=True, long_prefill_token_threshold=32)
+    adapter = LoRARequest(lora_name="adapter", lora_int_id=1, lora_path="/nowhere")
+    alone = engine.add("alone", tokens_of(1, 90), pull=False)
+    engine.run()
+    mixed = engine.add("mixed", tokens_of(2, 200), pull=False)
+    engine.add("short", tokens_of(3, 20), max_tokens=1, pull=False)
+    engine.step()
+    engine.add("adapted", tokens_of(4, 90), lora_request=adapter, max_tokens=2)
+    engine.run()
+    assert published_of(engine, alone) == list(range(5))
+    assert published_of(engine, mixed) == [0, 1]
+    after = engine.add("after", tokens_of(2, 250))
+    engine.run()
+    assert published_of(engine, after) == [0, 1]
