@@ -54,7 +54,7 @@ ARGS ?=
 VERSIONS ?= 0.30 0.31 0.32 0.33
 E2E ?=
 MATRIX ?= $(wildcard tests/integration/connector/test_vllm_*.py tests/unit/connector/engines/test_vllm_*.py)
-MATRIX_SHORT := $(addprefix tests/integration/connector/test_vllm_,capabilities.py evidence.py scheduler.py support.py) \
+MATRIX_SHORT := $(addprefix tests/integration/connector/test_vllm_,capabilities.py evidence.py rolling_upgrade.py scheduler.py support.py) \
 	tests/unit/connector/engines/test_vllm_kv_layout.py
 MATRIX_E2E := $(addprefix tests/e2e/test_,outputs.py reuse.py failures.py)
 MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
@@ -110,7 +110,7 @@ test-matrix-short: ## test-matrix as CI runs it: two versions, the suites that s
 .PRECIOUS: .venv-vllm-%/$(MINOR_STAMP)
 test-vllm-%: .venv-vllm-%/$(MINOR_STAMP)
 	@echo "== vLLM $*"
-	.venv-vllm-$*/bin/python -m pytest $(MATRIX) --maxfail=3 $(ARGS)
+	GHOSTCACHER_OTHER_PYTHON=$(abspath $(BIN)/python) .venv-vllm-$*/bin/python -m pytest $(MATRIX) --maxfail=3 $(ARGS)
 	@if [ -z "$(E2E)" ]; then exit; fi; \
 	if compgen -G '.venv-vllm-$*/lib/python*/site-packages/vllm_laid_over.pth' >/dev/null; then \
 		echo "real engines of vLLM $*: skipped, it has no build for CPUs"; \
