@@ -104,6 +104,8 @@ def owner_killed(pair: Pair) -> Found:
     compute_and_publish(pair.a, prompt, max_tokens=1)
     expected = pair.b.client.complete(prompt, max_tokens=ANSWER_TOKENS, pull=False)
     pair.b.client.reset_prefix_cache()
+    nudge(pair.b.client)
+    before = pair.b.client.metrics()
     killer = threading.Timer(KILL_AFTER_S, pair.a.kill)
     killer.start()
     started = time.monotonic()
@@ -113,6 +115,8 @@ def owner_killed(pair: Pair) -> Found:
     pair.b.client.reset_prefix_cache()
     after = pair.b.client.complete(prompt, max_tokens=ANSWER_TOKENS)
     off = [compare(expected, answer).logprob_max for answer in (during, after)]
+    nudge(pair.b.client)
+    pull = pull_numbers(before, pair.b.client.metrics())
     alive = pair.b.process.poll() is None
     checks = [
         Check(
@@ -121,4 +125,5 @@ def owner_killed(pair: Pair) -> Found:
         Check("answer after that", f"off by {off[1]:.4f}", f"<= {ROUNDING_MAX}", off[1] <= ROUNDING_MAX, "right"),
         Check("the reader lives", str(alive), "True", alive, "right"),
     ]
-    return checks, {"off": off, "during_s": during_s}
+    numbers = {"off": off, "during_s": during_s, "pulled_tokens": pull.tokens, "misses": pull.misses}
+    return checks, numbers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 from benchmarks.gpu_check.engines import Pair
 from benchmarks.gpu_check.results import Check, numbers_of
 from benchmarks.harness.client import Client, Completion, compare, run_concurrently
-from benchmarks.harness.report import milliseconds, percentile
-from benchmarks.harness.scenario import compute_and_publish, nudge, pull_numbers, share
+from benchmarks.harness.comparison import ROUNDING_MAX
+from benchmarks.harness.report import milliseconds, now, percentile
+from benchmarks.harness.scenario import NotShared, compute_and_publish, nudge, pull_numbers, share
 
 Found = tuple[list[Check], dict[str, Any]]
 
@@ -23,6 +26,9 @@ DECODE_P99_MAX = 1.10
 """Goal: time between tokens while others are pulled, over the time without."""
 
 ANSWER_TOKENS = 4
+STREAM_TOKENS = 64
+"""Prompt of each request that decodes."""
+
 DECODE_DOCUMENTS = 8
 """Documents that are pulled one after another while others decode."""
 
@@ -64,7 +70,7 @@ def decode(pair: Pair) -> Found:
         pair.progress(f"decode: A computes document {number + 1} of {len(prompts)}")
         compute_and_publish(pair.a, prompt, max_tokens=1)
     client = pair.b.client
-    gaps = {"quiet": decoding(pair, lambda: None)}
+    gaps = {"quiet": decoding(pair)}
     before = client.metrics()
     gaps["pulls"] = decoding(pair, lambda: _ask_all(client, prompts))
     nudge(client)
@@ -108,7 +114,7 @@ def concurrent(pair: Pair) -> Found:
     slowest = max(one.ttft_s for one in found)
     checks = [
         Check("blocks missed", f"{pull.misses or 'none'}", "none", not pull.misses, "right"),
-        Check("answers against those of A", f"off by {off:.4f}", "<= 0.1", off <= 0.1, "right"),
+        Check("answers against those of A", f"off by {off:.4f}", f"<= {ROUNDING_MAX}", off <= ROUNDING_MAX, "right"),
     ]
     numbers = {"slowest_ttft_s": slowest, "pull_s": pull.seconds, "bytes": pull.bytes, "misses": pull.misses}
     return checks, numbers
@@ -116,7 +122,7 @@ def concurrent(pair: Pair) -> Found:
 
 def decode_layout(pair: Pair, folder: Path) -> Found:
     """The time between tokens in vLLM's own layout, and what block-major costs against it."""
-    own = decoding(pair, lambda: None)
+    own = decoding(pair)
     quiet = {"p50": percentile(own, 50), "p99": percentile(own, 99)}
     earlier = numbers_of(folder, "decode", pair.device)
     ratio = {name: earlier[f"{name}_s"]["quiet"] / value for name, value in quiet.items()}
@@ -125,28 +131,34 @@ def decode_layout(pair: Pair, folder: Path) -> Found:
     return checks, {"own_s": quiet, "block_major_over_own": ratio}
 
 
-def decoding(pair: Pair, meanwhile: Callable[[], None]) -> list[float]:
-    """Let B decode on several streams and do something else meanwhile; return the times between tokens, in seconds."""
+def decoding(pair: Pair, meanwhile: Callable[[], None] | None = None) -> list[float]:
+    """Let B decode on several streams; return the times between tokens, in seconds.
+
+    meanwhile: done on another thread; then only the times that ended while it lasted are returned.
+    """
     pair.progress("decoding")
-    failed: list[BaseException] = []
 
-    def disturb() -> None:
-        try:
+    def stream(number: int) -> list[tuple[float, float]]:
+        prompt, started = pair.documents.tokens(STREAM_TOKENS, seed=40_000 + number), now()
+        answer = pair.b.client.complete(prompt, max_tokens=pair.sizes.decode_tokens, ignore_eos=True, pull=False)
+        ends = accumulate(answer.gaps_s, initial=started + answer.ttft_s)
+        next(ends)  # that of the first token
+        return list(zip(ends, answer.gaps_s, strict=True))
+
+    def timed() -> tuple[float, float]:
+        started = now()
+        if meanwhile is not None:
             meanwhile()
-        except BaseException as exc:
-            failed.append(exc)
+        return (started, now()) if meanwhile is not None else (-math.inf, math.inf)
 
-    def stream(number: int) -> Completion:
-        prompt = pair.documents.tokens(64, seed=40_000 + number)
-        return pair.b.client.complete(prompt, max_tokens=pair.sizes.decode_tokens, ignore_eos=True, pull=False)
-
-    other = threading.Thread(target=disturb)
-    other.start()
-    answers = run_concurrently(stream, range(pair.sizes.decode_streams), concurrency=pair.sizes.decode_streams)
-    other.join()
-    if failed:
-        raise failed[0]
-    return [gap for answer in answers for gap in answer.gaps_s]
+    with ThreadPoolExecutor(max_workers=1) as other:
+        window = other.submit(timed)
+        streams = run_concurrently(stream, range(pair.sizes.decode_streams), concurrency=pair.sizes.decode_streams)
+        begun, ended = window.result()
+    gaps = [gap for stream_gaps in streams for end, gap in stream_gaps if begun <= end <= ended]
+    if not gaps:
+        raise NotShared(f"decoding: expected tokens while something else was done ({ended - begun:.2f} s), found none")
+    return gaps
 
 
 def _ask_all(client: Client, prompts: list[list[int]]) -> None:

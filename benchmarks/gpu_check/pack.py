@@ -3,7 +3,7 @@
     python -m benchmarks.gpu_check.pack FOLDER [--vllm 0.32.0] [--python 3.12] [--have FILE] [--part-mib 56]
 
 --have: a file with the names of the packages that are there, one a line (``pip list --format=freeze`` will do). PyTorch
-is never packed: what version vLLM asks for is printed. What vLLM works without on a Hopper GPU with a dense bf16 model
+is never packed: which one vLLM asks for is printed. What vLLM works without on a Hopper GPU with a dense bf16 model
 is left out (LEFT_OUT), which makes it small enough to be carried. The result is ``site.tar.xz.00``, ``.01``, ... of at
 most so many MiB each, and ``unpack.sh``, which puts them together there. Downloads about 1 GB, takes minutes.
 """
@@ -11,15 +11,19 @@ most so many MiB each, and ``unpack.sh``, which puts them together there. Downlo
 from __future__ import annotations
 
 import argparse
+import email
 import fnmatch
-import json
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
 
 LEFT_OUT = (
     "vllm/vllm_flash_attn/_vllm_fa2_C*",
@@ -76,11 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as scratch:
         tree = Path(scratch) / "site"
-        needed = resolved([f"vllm=={chosen.vllm}", *OURS], chosen.python, Path(scratch))
-        print(f"must be there: {' '.join(one for one in needed if one.startswith('torch=='))}, for CUDA")
-        packages = missing(needed, have)
-        print(f"{len(packages)} packages: {' '.join(packages)}")
-        install(packages, chosen.python, tree)
+        wheels = collect([f"vllm=={chosen.vllm}", *OURS], chosen.python, Path(scratch) / "wheels", have)
+        print(f"{len(wheels)} packages: {' '.join(sorted(wheel.name.partition('-')[0] for wheel in wheels))}")
+        install(wheels, chosen.python, tree)
         for removed in strip(tree, LEFT_OUT):
             print(f"left out: {removed}")
         parts = archive(tree, chosen.folder, chosen.part_mib * MIB)
@@ -102,30 +104,58 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def resolved(wanted: Sequence[str], python: str, scratch: Path) -> list[str]:
-    """Return what these packages need, all of it, as ``name==version``."""
-    report = scratch / "report.json"
+def collect(wanted: Sequence[str], python: str, wheels: Path, have: set[str]) -> list[Path]:
+    """Download packages and all that they need and that is not there; return the wheels.
+
+    Prints what each NOT_CARRIED package must be there as. Where two packages ask for one, the first one's version wins:
+    what is there already keeps pip from resolving all of them at once.
+    """
+    wheels.mkdir(parents=True, exist_ok=True)
+    environment = {**default_environment(), "python_version": python, "python_full_version": f"{python}.0"}
+    seen, asked = set(have), [Requirement(one) for one in wanted]
+    found: dict[Path, set[str]] = {}
+    while asked:
+        carried = [one for one in asked if not left_there(one)]
+        if carried:
+            _pip(["download", "--no-deps", "-d", str(wheels), *_foreign(python)], [_plain(one) for one in carried])
+        extras = {normal(one.name): one.extras for one in carried}
+        seen.update(normal(one.name) for one in asked)
+        new = [wheel for wheel in sorted(wheels.glob("*.whl")) if wheel not in found]
+        asked = []
+        for wheel in new:
+            found[wheel] = extras.get(normal(wheel.name.partition("-")[0]), set())
+            for need in needs(wheel, environment, found[wheel]):
+                if normal(need.name) not in seen and normal(need.name) not in {normal(one.name) for one in asked}:
+                    asked.append(need)
+    return list(found)
+
+
+def left_there(requirement: Requirement) -> bool:
+    """Say whether a package is never carried, and print what version must be there."""
+    left = any(fnmatch.fnmatch(normal(requirement.name), pattern) for pattern in NOT_CARRIED)
+    if left:
+        print(f"not packed, vLLM asks for: {_plain(requirement)}")
+    return left
+
+
+def needs(wheel: Path, environment: Mapping[str, str], extras: set[str]) -> list[Requirement]:
+    """Return what a wheel needs in an environment, with some of its extras."""
+    with zipfile.ZipFile(wheel) as archived:
+        name = next(name for name in archived.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = email.message_from_bytes(archived.read(name)).get_all("Requires-Dist") or []
+    found = [Requirement(line) for line in lines]
+    return [
+        one
+        for one in found
+        if one.marker is None or any(one.marker.evaluate({**environment, "extra": extra}) for extra in ("", *extras))
+    ]
+
+
+def install(wheels: Sequence[Path], python: str, tree: Path) -> None:
+    """Unpack wheels for the Python there."""
     _pip(
-        ["install", "--dry-run", "--ignore-installed", "--report", str(report), *_foreign(python, scratch / "none")],
-        wanted,
+        ["install", "--no-deps", "--no-compile", "--target", str(tree), *_foreign(python)], [str(one) for one in wheels]
     )
-    found = json.loads(report.read_text())["install"]
-    return [f"{normal(one['metadata']['name'])}=={one['metadata']['version']}" for one in found]
-
-
-def missing(packages: Iterable[str], have: set[str]) -> list[str]:
-    """Return those that must be carried."""
-    return sorted(
-        package
-        for package in packages
-        if (name := package.partition("==")[0]) not in have
-        and not any(fnmatch.fnmatch(name, pattern) for pattern in NOT_CARRIED)
-    )
-
-
-def install(packages: Sequence[str], python: str, tree: Path) -> None:
-    """Unpack packages for the Python there, without what they need."""
-    _pip(["install", "--no-deps", "--no-compile", *_foreign(python, tree)], packages)
 
 
 def strip(tree: Path, patterns: Sequence[str]) -> list[str]:
@@ -147,31 +177,30 @@ def archive(tree: Path, folder: Path, part_bytes: int) -> list[Path]:
     for old in folder.glob("site.tar.xz.*"):
         old.unlink()
     parts: list[Path] = []
-    tar = subprocess.Popen(["tar", "-c", "-C", str(tree), "."], stdout=subprocess.PIPE)  # noqa: S607
-    xz = subprocess.Popen(["xz", "-6", "-T0", "-c"], stdin=tar.stdout, stdout=subprocess.PIPE)  # noqa: S607
-    assert tar.stdout is not None
-    assert xz.stdout is not None
-    tar.stdout.close()
-    while chunk := xz.stdout.read(part_bytes):
-        parts.append(folder / f"site.tar.xz.{len(parts):02}")
-        parts[-1].write_bytes(chunk)
-    if tar.wait() or xz.wait():
+    command = ["tar", "-c", "-C", str(tree), "."]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as tar,
+        subprocess.Popen(["xz", "-6", "-T0", "-c"], stdin=tar.stdout, stdout=subprocess.PIPE) as xz,  # noqa: S607
+    ):
+        assert tar.stdout is not None
+        assert xz.stdout is not None
+        tar.stdout.close()  # xz alone reads it, and sees where it ends
+        while chunk := xz.stdout.read(part_bytes):
+            parts.append(folder / f"site.tar.xz.{len(parts):02}")
+            parts[-1].write_bytes(chunk)
+    if tar.returncode or xz.returncode:
         raise RuntimeError(f"packing {tree}: tar ended with {tar.returncode}, xz with {xz.returncode}")
     return parts
 
 
-def _foreign(python: str, target: Path) -> list[str]:
+def _plain(requirement: Requirement) -> str:
+    """Return a requirement without its extras and marker, as pip takes it."""
+    return f"{requirement.name}{requirement.specifier}"
+
+
+def _foreign(python: str) -> list[str]:
     platforms = [text for platform in PLATFORMS for text in ("--platform", platform)]
-    return [
-        "--only-binary=:all:",
-        "--python-version",
-        python,
-        "--implementation",
-        "cp",
-        *platforms,
-        "--target",
-        str(target),
-    ]
+    return ["--only-binary=:all:", "--python-version", python, "--implementation", "cp", *platforms]
 
 
 def _pip(command: Sequence[str], packages: Sequence[str]) -> None:

@@ -91,6 +91,8 @@ def test_v2_writes_before_the_bump_only_where_it_zeroes_or_copies() -> None:
         and KV_MEMORY & {node.attr for node in ast.walk(body_of(method)) if isinstance(node, ast.Attribute)}
     }
     assert touching == {"update_requests"}
+    step = body_of(runner.execute_model)
+    assert not KV_MEMORY & {node.attr for node in ast.walk(step) if isinstance(node, ast.Attribute)}
     for node in ast.walk(body_of(runner.update_requests)):
         if isinstance(node, ast.If) and (writes := {name for _, name in calls_in(node)} & WRITES_EARLY):
             condition = ast.unparse(node.test)
