@@ -63,6 +63,7 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
             "lookup_queue_max",
             "allow_ucx_tcp",
             "staging_mib",
+            "allow_unproven_engine",
         }
     )
 
@@ -92,7 +93,8 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         Milliseconds, Meta(ge=20, le=10_000, description="how often this worker's load is published for routers, in ms")
     ] = 200.0
     lookup_deadline_ms: Annotated[
-        Milliseconds, Meta(ge=0.1, le=60_000, description="time after which a lookup counts as a miss, in ms")
+        Milliseconds,
+        Meta(ge=0.1, le=60_000, description="time that a lookup has before it counts as a miss, at least, in ms"),
     ] = 50.0
     pull: Annotated[
         Literal["auto", "always", "never"],
@@ -126,9 +128,6 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     self_check: Annotated[bool, Meta(description="prove at start that a pull works, before anything is published")] = (
         True
     )
-    allow_unproven_engine: Annotated[
-        bool, Meta(description="start with an engine version on which GhostCacher was not proven")
-    ] = False
     weights_id: Annotated[
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
     ] = None

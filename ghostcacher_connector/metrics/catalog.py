@@ -111,6 +111,12 @@ _ALL = (
         {"outcome": OUTCOMES, "reason": ("none", *REASONS)},
     ),
     Metric(
+        "gc_joined_pulls_total",
+        Kind.COUNTER,
+        "requests",
+        "Requests that waited for another request's pull of the same blocks instead of pulling them, too (vLLM).",
+    ),
+    Metric(
         "gc_pulled_bytes_total",
         Kind.COUNTER,
         "bytes",
@@ -174,12 +180,18 @@ _ALL = (
         "Reports of prompts that were never sent to routers: the queue was full.",
     ),
     Metric("gc_report_errors_total", Kind.COUNTER, "errors", "Reports to routers that Redis did not take."),
+    Metric(
+        "gc_worker_name_taken",
+        Kind.GAUGE,
+        "boolean",
+        "1 while another live engine has this worker's name, and this one serves without sharing.",
+    ),
     Metric("gc_peers_live", Kind.GAUGE, "workers", "Other workers of the same namespace with a live lease."),
     Metric(
         "gc_quarantined_reads",
         Kind.GAUGE,
         "reads",
-        "READs that were given up and may still land; their buffers are held back.",
+        "READs that were given up, or failed in part, and may still land; what they write to is held back.",
         {"rank": None},
     ),
     Metric(
