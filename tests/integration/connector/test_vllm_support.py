@@ -20,12 +20,9 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
-from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.support import (
-    DISTRIBUTIONS,
-    PROVEN_VERSIONS,
     check_config,
     check_not_nested,
 )
@@ -64,18 +61,6 @@ def hashed_by(tokens: int) -> KVCacheConfig:
     return cache
 
 
-def test_installed_version_is_proven() -> None:
-    """The suite runs on a version that the adapter accepts without an override."""
-    check_version("vllm", installed_version("vllm", DISTRIBUTIONS), PROVEN_VERSIONS, allow_unproven=False)
-
-
-def test_other_version_is_refused_and_the_override_named() -> None:
-    """A version that was never tried is refused, and the message says what lifts the refusal."""
-    with pytest.raises(UnsupportedEngine, match=r"found 0\.99\.0.*GC_ALLOW_UNPROVEN_ENGINE=1"):
-        check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=False)
-    check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=True)
-
-
 def test_plain_full_attention_is_accepted(config: Any) -> None:
     """One group of full attention layers is what everything is proven on."""
     check_config(config, cache_of(FULL))
@@ -104,6 +89,7 @@ def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, nam
         ("cache_config", "enable_prefix_caching", False, "enable_prefix_caching: expected true"),
         ("cache_config", "calculate_kv_scales", True, "calculate_kv_scales"),
         ("model_config", "enable_sleep_mode", True, "enable_sleep_mode: expected false"),
+        ("model_config", "enable_cumem_allocator", True, "enable_cumem_allocator: expected false"),
         ("parallel_config", "distributed_executor_backend", "external_launcher", "external_launcher"),
     ],
 )
