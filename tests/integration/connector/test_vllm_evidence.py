@@ -15,6 +15,7 @@ pytest.importorskip("vllm")
 
 from vllm.lora.request import LoRARequest
 
+from tests.conftest import SOAK
 from tests.integration.connector.enginesim import SimEngine, make_model_dir
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
 from tests.support.index_parts import wait_until
@@ -157,3 +158,79 @@ def test_step_that_mixes_adapters_proves_nothing(make: Make, in_flight: int) -> 
     after = engine.add("after", tokens_of(2, 250))
     engine.run()
     assert published_of(engine, after) == [0, 1]
+
+
+class Truth:
+    """What every marked slot of an engine must hold, by the hash that vLLM's pool keeps with it."""
+
+    def __init__(self, engine: SimEngine) -> None:
+        self._engine = engine
+        self._numbers: dict[bytes, int] = {}
+
+    def lies(self) -> list[str]:
+        """Return the marked slots that hold something else, and the published ones that are not marked."""
+        engine, watch = self._engine, self._engine.connector._scheduler._watch
+        assert watch._published <= watch._computed <= watch._watched
+        table, pool = engine.worker._worker._table, engine.scheduler.kv_cache_manager.block_pool
+        found = []
+        for slot in watch._computed:
+            block = pool.blocks[slot].block_hash
+            if block is None or int(table.generation(slot)) != watch._generations[slot]:
+                continue  # unhashed, so that nobody is given it; or handed out again by a step that has yet to run
+            number = self._numbers.get(block) or self._numbers.setdefault(block, engine._number_of(block[:-4]))
+            if not engine.holds(slot, BLOCK_TOKENS - 1, number):
+                found.append(f"{engine.name}: slot {slot}")
+        return found
+
+
+def unpublished(engine: SimEngine) -> list[int]:
+    """Return the slots that vLLM would give to a request and that are not published."""
+    pool, watch = engine.scheduler.kv_cache_manager.block_pool, engine.connector._scheduler._watch
+    return [block.block_id for block in pool.blocks if block.block_hash and not watch.is_published(block.block_id)]
+
+
+def shake(engines: list[SimEngine], seed: int, *, rounds: int, preempt: bool) -> int:
+    """Run random requests with random priorities and aborts; check each mark after each step. Return the preemptions.
+
+    preempt: also reset the prefix cache at random, which preempts whatever runs.
+    """
+    source, truths = random.Random(seed), [Truth(engine) for engine in engines]
+    documents = [tokens_of(100 + number, 12 * BLOCK_TOKENS) for number in range(4)]
+    for number in range(rounds):
+        for engine, truth in zip(engines, truths, strict=True):
+            live = list(engine.scheduler.requests)
+            if len(live) < 6 and source.random() < 0.6:
+                cut = source.randrange(8, 12 * BLOCK_TOKENS)
+                prompt = source.choice(documents)[:cut] + tokens_of(source.randrange(3), source.randrange(1, 40))
+                engine.add(f"r{number}", prompt, max_tokens=source.choice([1, 2, 6, 40]), priority=source.randrange(3))
+            if live and source.random() < 0.05:
+                engine.abort(source.choice(live))
+            if preempt and source.random() < 0.02:
+                engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+            engine.step()
+            assert truth.lies() == []
+    for engine, truth in zip(engines, truths, strict=True):
+        engine.run(timeout_s=120)
+        assert truth.lies() == []
+    return sum(request.num_preemptions for engine in engines for request in engine.requests.values())
+
+
+ROUNDS = 10_000 if SOAK else 250
+
+
+@pytest.mark.parametrize(("in_flight", "role"), ASYNC)
+@pytest.mark.parametrize("blocks", [22, 400])
+def test_every_mark_is_true_whatever_happens(make: Make, in_flight: int, role: str, blocks: int) -> None:
+    """Priorities, preemptions, aborts, pulls and small chunks: what is marked is there, and no request reads anything
+    else than what it must. With room for all, whatever vLLM would give to a request is published."""
+    options: dict[str, Any] = {"scheduling_policy": "priority", "long_prefill_token_threshold": 40}
+    engines = [make(name, in_flight=in_flight, role=role, blocks=blocks, **options) for name in "ab"]
+    for engine in engines:
+        wait_until(lambda e=engine: e.peers_ready(1), timeout_s=SETTLE_S, what="peers")  # type: ignore[misc]
+    preemptions = shake(engines, in_flight, rounds=ROUNDS, preempt=role == "kv_producer" and blocks < 100)
+    assert [engine.wrong for engine in engines] == [[], []]
+    if blocks < 100:
+        assert preemptions > 5
+        return
+    assert preemptions == 0
+    assert [unpublished(engine) for engine in engines] == [[], []]
