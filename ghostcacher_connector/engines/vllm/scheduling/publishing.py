@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 HASH_GROUP_BYTES = 4
 """vLLM appends the KV cache group's number to the hash that it keeps with a block."""
 
+COPIES_MAX = 8
+"""More copies of one block than these are not looked for. Requests that compute the same side by side make some."""
+
 STEPS_IN_FLIGHT_MAX = 1024
 """Far above vLLM's own limit of concurrent batches; a longer queue means that outputs no longer arrive."""
 
@@ -172,9 +175,10 @@ class BlockPublisher:
         """
         pool = self._manager.block_pool
         for block_hash in tracked.request.block_hashes[tracked.evidence.sound :]:
-            while (cached := pool.get_cached_block(block_hash, GROUPS)) and not self._watch.is_watched(
-                cached[0].block_id
-            ):
+            for _ in range(COPIES_MAX):
+                cached = pool.get_cached_block(block_hash, GROUPS)
+                if cached is None or self._watch.is_watched(cached[0].block_id):
+                    break
                 self._manager.evict_blocks({cached[0].block_id})
 
     def _publish(self, tracked: Tracked, index: int, block: KVCacheBlock) -> None:
