@@ -23,6 +23,7 @@ from ghostcacher_connector.engines.common.logs import join_engine_log
 from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.vllm.compat import source_of_hits
 from ghostcacher_connector.engines.vllm.identity import check_hashes
+from ghostcacher_connector.engines.vllm.layout_choice import required_layout
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
@@ -83,6 +84,13 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def _worker(self) -> ConnectorWorker:
         assert self._worker_half is not None, "called on the scheduler's connector"
         return self._worker_half
+
+    @classmethod
+    def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
+        """Say which layout of the KV cache to use: vLLM asks the class, before there is an instance."""
+        assert vllm_config.kv_transfer_config is not None
+        settings = load_settings(vllm_config.kv_transfer_config.kv_connector_extra_config, os.environ)
+        return required_layout(vllm_config, settings)
 
     @property
     def requires_kv_delivery(self) -> bool:

@@ -14,6 +14,7 @@ from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
+from ghostcacher_connector.engines.vllm.layout_choice import backends_of
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
     KNOWN_BLOCK_TOKENS,
@@ -132,14 +133,7 @@ def _hashing(algorithm: str, engine_id: str) -> tuple[str, str]:
 
 
 def _attention_backend(vllm_config: VllmConfig) -> str:
-    backends = sorted(
-        {
-            layer.get_attn_backend().get_name()
-            for layer in vllm_config.compilation_config.static_forward_context.values()
-            if hasattr(layer, "get_attn_backend")
-        }
-    )
-    return "+".join(backends) or "unknown"
+    return "+".join(sorted({backend.get_name() for backend in backends_of(vllm_config)})) or "unknown"
 
 
 def _layout_switches() -> str:

@@ -54,6 +54,11 @@ def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
 def _features(vllm_config: VllmConfig) -> Iterator[str]:
     if vllm_config.model_config.enable_sleep_mode:
         yield "enable_sleep_mode: expected false (the KV memory is unmapped while peers may read it)"
+    if getattr(vllm_config.model_config, "enable_cumem_allocator", False):
+        yield (
+            "enable_cumem_allocator: expected false (the KV memory would lie in a pool of CUDA virtual memory that "
+            "peers cannot open and sleep mode unmaps)"
+        )
     if vllm_config.weight_transfer_config is not None:
         yield "weight transfer: expected none (blocks are named by the weights that the engine was started with)"
     if vllm_config.speculative_config is not None:

@@ -84,6 +84,9 @@ def test_fingerprints_differ_flags_named() -> None:
     assert bad.fix == "make --dtype equal on all of them"
     _, bad = check_fingerprints([worker("w1", **one), worker("w2", "n2", **one | {"layout": "B::1"})])
     assert bad.fix == "make --attention-backend equal on all of them"
+    _, bad = check_fingerprints([worker("w1", **one), worker("w2", "n2", **one | {"layout": "A::2"})])
+    switches = "--attention-backend, VLLM_KV_CACHE_LAYOUT, kv_layout (GC_KV_LAYOUT), the version of GhostCacher"
+    assert bad.fix == f"make {switches} equal on all of them"
     _, bad = check_fingerprints([worker("w1", **one, tp="1"), worker("w2", "n2", **one, tp="2")])
     assert bad.fix == "make --tensor-parallel-size equal on all of them"
 

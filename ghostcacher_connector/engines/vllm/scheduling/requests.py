@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ class Tracked(PullState):
     """vLLM's own object of it."""
     evidence: Evidence = field(default_factory=Evidence)
     """A new one with each match: after a preemption the request begins again, in other slots."""
+    joins_until: float = math.inf
+    """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
+    preemptions: int = 0
+    """How often it had been preempted when it was last asked for."""
 
     @property
     def request_id(self) -> str:
@@ -44,8 +49,9 @@ class Tracked(PullState):
 def shareable(request: Request) -> bool:
     """Say whether the chain hash of this request's blocks means the same on every worker.
 
-    A LoRA is hashed by its name and a multimodal item may be hashed by a name that the client chose: two workers
-    can hold different things under one name. A streaming session may exchange its last tokens after they were hashed.
+    A LoRA is hashed by its name (vLLM 0.30) or by its name and path (0.31 and later), never by its content, and a
+    multimodal item may be hashed by a name that the client chose: two workers can hold different things under one name.
+    A streaming session may exchange its last tokens after they were hashed.
     """
     plain = request.lora_request is None and not request.mm_features and request.prompt_embeds is None
     return plain and not request.resumable

@@ -48,6 +48,10 @@ HASHING = frozenset({"hash_algorithm", "hash_seed", "known_hash"})
 SWITCHES = {"vllm": "VLLM_KV_CACHE_LAYOUT", "sglang": "SGLANG_USE_HND_KVCACHE"}
 """The environment variable that changes how bytes lie in a block."""
 
+LAYOUTS: Mapping[str, Sequence[str]] = {"vllm": ("kv_layout (GC_KV_LAYOUT)", "the version of GhostCacher")}
+"""What else decides how blocks lie in memory, and is seen in shapes and strides only. Older versions of GhostCacher
+leave vLLM its own layout."""
+
 SHAPES = frozenset({"layers", "kv_heads", "head_size", "block_tokens", "tp", "kv_dtype", "quantization"})
 """Fields from which shapes and strides follow: where one of them differs, those need no flag of their own."""
 
@@ -94,4 +98,7 @@ def _layout_flags(engine: str, a: str, b: str, *, follows: bool) -> Sequence[str
     flags = ["--attention-backend"] if backend != other_backend else []
     if rest.partition(":")[0] != other_rest.partition(":")[0]:
         flags.append(SWITCHES.get(engine, "the layout of the KV cache"))
-    return flags or ([] if follows else ["--attention-backend", SWITCHES.get(engine, "the layout of the KV cache")])
+    if flags or follows:
+        return flags
+    switch = SWITCHES.get(engine, "the layout of the KV cache")
+    return ["--attention-backend", switch, *LAYOUTS.get(engine, ())]
