@@ -13,6 +13,16 @@ from ghostcacher_connector.core.types import WorkerRecord
 
 logger = logging.getLogger(__name__)
 
+Records = Mapping[tuple[str, str], WorkerRecord]
+"""Workers' records by namespace and name."""
+
+NOBODY: Records = {}
+
+
+def hosts_of(records: Sequence[WorkerRecord]) -> set[str]:
+    """Return the identities of the machines that workers are on."""
+    return {endpoint.host for record in records for endpoint in record.ranks}
+
 
 class LiveWorkers:
     """The live workers of one namespace, or of all when `namespace` is None.
@@ -45,13 +55,18 @@ class LiveWorkers:
         self._lease_ttl_s = lease_ttl_s
         self._clock = clock
         # Replaced as a whole, never changed: readers need no lock.
-        self._records: Mapping[tuple[str, str], WorkerRecord] = {}
+        self._records: Records = NOBODY
         self._seen_at = clock()
         self._thread = Periodic("gc-live-workers", self._step)
         self.available = False
 
     def __repr__(self) -> str:
         return f"LiveWorkers(namespace={self._namespace}, workers={len(self._records)}, available={self.available})"
+
+    @property
+    def snapshot(self) -> Records:
+        """The live workers. Another object whenever any of them has changed, so that comparing identities tells."""
+        return self._live()
 
     def records(self) -> list[WorkerRecord]:
         """Return the live workers in order of name."""
@@ -94,8 +109,8 @@ class LiveWorkers:
         self._seen_at = self._clock()
         self._replace({(record.namespace, record.worker): record for record in records})
 
-    def _live(self) -> Mapping[tuple[str, str], WorkerRecord]:
-        return self._records if self._clock() - self._seen_at < self._lease_ttl_s else {}
+    def _live(self) -> Records:
+        return self._records if self._clock() - self._seen_at < self._lease_ttl_s else NOBODY
 
     def _replace(self, records: Mapping[tuple[str, str], WorkerRecord]) -> None:
         if records == self._records:
