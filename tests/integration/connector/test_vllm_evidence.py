@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks.harness.redis_server import RedisServer
@@ -144,9 +145,63 @@ def test_block_that_another_request_fills_in_the_same_step_is_evidence(make: Mak
     assert engine.lies(entries) == []
 
 
-def test_what_was_computed_before_all_is_forgotten_is_never_published_again(make: Make) -> None:
+def test_request_that_resumes_behind_a_new_one_stands_on_what_that_computes(make: Make) -> None:
+    """vLLM may schedule a new request before one that resumes, and give the second what the first fills just then."""
+    engine = make(scheduling_policy="priority", step_tokens=512)
+    document = tokens_of(1, 8 * BLOCK_TOKENS)
+    resumed = engine.add("resumed", document + tokens_of(2, 40), priority=5, pull=False)
+    engine.step()
+    engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+    new = engine.add("new", document + tokens_of(3, 40), priority=0, pull=False)
+    engine.step()
+    tracked = engine.connector._scheduler._tracked
+    assert [tracked[name].evidence.given for name in ("new", "resumed")] == [0, 8]
+    engine.run()
+    assert published_of(engine, new) == published_of(engine, resumed) == list(range(10))
+
+
+def test_slots_of_an_aborted_request_that_were_handed_out_are_not_its_own_any_more(make: Make) -> None:
+    """The step that it leaves in flight fills three blocks; two of them belong to the next step's request by then."""
+    engine = make(in_flight=2, role="kv_producer", blocks=6)
+    entries, truth = engine.watch_published(), Truth(engine)
+    engine.add("aborted", tokens_of(1, 60), pull=False)
+    engine.step()
+    engine.abort("aborted")
+    other = engine.add("other", tokens_of(2, 70), pull=False)
+    engine.step()
+    assert [slot for slot, _, _ in entries] == [1]
+    assert truth.lies() == []
+    engine.run()
+    assert truth.lies() == engine.lies(entries) == []
+    assert published_of(engine, other) == list(range(4))
+
+
+def test_only_pulled_blocks_that_are_right_on_every_rank_are_proven(make: Make) -> None:
+    """A pull that fails in its middle proves what came before; the rest is computed here, and published by that."""
+    a, b = make("a", blocks=64), make("b", blocks=64)
+    for engine in (a, b):
+        wait_until(lambda e=engine: e.peers_ready(1), timeout_s=SETTLE_S, what="peers")  # type: ignore[misc]
+    prompt = tokens_of(1, 10 * BLOCK_TOKENS + 5)
+    held = a.add("held", prompt)
+    a.run()
+    wait_until(a.all_published, timeout_s=SETTLE_S, what="a has published")
+    slot = a.connector._scheduler._fleet.publisher.held_blocks._advertised[held.block_hashes[6]]
+    table = a.worker._worker._table
+    table.bump(np.array([slot]), np.array([table.generation(slot) + 1], dtype=np.uint64))
+    publisher, marks = b.connector._scheduler._publisher, []
+    pulled = publisher.pulled
+    publisher.pulled = lambda *call: (marks.append(call[1:]), pulled(*call))
+    request = b.add("r", prompt)
+    b.run()
+    assert marks == [(0, 6)]
+    assert b.counted("gc_cache_hits_total") == 6
+    assert (b.wrong, published_of(b, request)) == ([], list(range(10)))
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_what_was_computed_before_all_is_forgotten_is_never_published_again(make: Make, in_flight: int) -> None:
     """What is held, what is in flight, and what stands on either is withdrawn; what is computed anew is published."""
-    engine = make(in_flight=2, blocks=64)
+    engine = make(in_flight=in_flight, blocks=64)
     publisher = engine.connector._scheduler._publisher
     done = engine.add("done", tokens_of(1, 90))
     engine.run()
@@ -221,7 +276,7 @@ def shake(engines: list[SimEngine], seed: int, *, rounds: int, preempt: bool) ->
     for number in range(rounds):
         for engine, truth in zip(engines, truths, strict=True):
             live = list(engine.scheduler.requests)
-            if len(live) < 6 and source.random() < 0.6:
+            if len(live) < 8 and source.random() < 0.7:
                 cut = source.randrange(8, 12 * BLOCK_TOKENS)
                 prompt = source.choice(documents)[:cut] + tokens_of(source.randrange(3), source.randrange(1, 40))
                 engine.add(f"r{number}", prompt, max_tokens=source.choice([1, 2, 6, 40]), priority=source.randrange(3))
@@ -241,7 +296,7 @@ ROUNDS = 10_000 if SOAK else 200
 
 
 @pytest.mark.parametrize(("in_flight", "role"), ASYNC)
-@pytest.mark.parametrize("blocks", [22, 400])
+@pytest.mark.parametrize("blocks", [20, 400])
 def test_every_mark_is_true_whatever_happens(make: Make, in_flight: int, role: str, blocks: int) -> None:
     """Priorities, preemptions, aborts, pulls and small chunks: what is marked is there, and no request reads anything
     else than what it must, beside an engine whose own cache does hold something else. With room for all, whatever vLLM
@@ -254,7 +309,7 @@ def test_every_mark_is_true_whatever_happens(make: Make, in_flight: int, role: s
     preemptions = shake(engines, in_flight, rounds=ROUNDS, preempt=role == "kv_producer" and blocks < 100)
     assert engines[1].wrong == []
     if blocks < 100:
-        assert preemptions > 5
+        assert preemptions > 0
         return
     assert preemptions == 0
     assert [unpublished(engine) for engine in engines] == [[], []]
