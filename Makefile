@@ -54,7 +54,8 @@ ARGS ?=
 VERSIONS ?= 0.30 0.31 0.32 0.33
 E2E ?=
 MATRIX ?= $(wildcard tests/integration/connector/test_vllm_*.py tests/unit/connector/engines/test_vllm_*.py)
-MATRIX_SHORT := $(addprefix tests/integration/connector/test_vllm_,capabilities.py evidence.py rolling_upgrade.py scheduler.py support.py) \
+MATRIX_SHORT := $(addprefix tests/integration/connector/test_vllm_,capabilities.py evidence.py rolling_upgrade.py runner_order.py \
+	scheduler.py support.py) \
 	tests/unit/connector/engines/test_vllm_kv_layout.py
 MATRIX_E2E := $(addprefix tests/e2e/test_,outputs.py reuse.py failures.py)
 MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
