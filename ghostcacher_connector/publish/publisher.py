@@ -26,8 +26,9 @@ from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, ref_of
 from ghostcacher_connector.core.periodic import Periodic
-from ghostcacher_connector.core.types import BlockHash, WorkerRecord
+from ghostcacher_connector.core.types import BlockHash, OwnerProcess, WorkerRecord
 from ghostcacher_connector.publish.held_blocks import Batch, HeldBlocks
+from ghostcacher_connector.publish.worker_name import RETRY_S, WorkerName
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Publisher:
     """Publishes one worker's blocks, its record and its lease."""
 
     available: bool
-    """Whether the last exchange with the index went well."""
+    """Whether the last exchange with the index went well, and the worker was entered."""
 
     def __init__(
         self,
@@ -91,6 +92,7 @@ class Publisher:
         interval_s: float = INTERVAL_S,
         batch: int = BATCH,
         queue_max: int = QUEUE_MAX,
+        has_ended: Callable[[OwnerProcess], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         schema.worker_key(record.namespace, record.worker)  # refuse names that make no key here, not in the thread
@@ -105,6 +107,7 @@ class Publisher:
         self._batch_max = batch
         self._clock = clock
         self._thread = Periodic("gc-publisher", self.step, gather_s=interval_s, at_end=self._leave)
+        self._name = WorkerName(index, record, lease_ttl_s=lease_ttl_s, has_ended=has_ended)
         self._joined = False
         self._renew_at = clock()
         self._backoff = Backoff(BACKOFF_MIN_S, BACKOFF_MAX_S)
@@ -118,6 +121,11 @@ class Publisher:
 
     def __repr__(self) -> str:
         return f"Publisher(worker={self._record.worker}, available={self.available}, {self.held_blocks!r})"
+
+    @property
+    def name_taken(self) -> bool:
+        """Whether another live engine has this worker's name: then nobody finds this one."""
+        return self._name.taken
 
     def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
         """Advertise a block whose KV is complete on every rank. Never blocks, never raises for the index."""
@@ -160,6 +168,9 @@ class Publisher:
         """Do what is due; return how long nothing else is, in seconds, unless a change arrives."""
         began = self._clock()
         try:
+            self._joined = self._joined or self._name.take()
+            if not self._joined:
+                return self._refused()
             self._exchange()
         except IndexUnavailable as exc:
             return self._failed(exc)
@@ -176,9 +187,6 @@ class Publisher:
         return max(0.0, self._renew_at - self._clock())
 
     def _exchange(self) -> None:
-        if not self._joined:
-            self._index.join(self._record, lease_ttl_s=self._lease_ttl_s)
-            self._joined = True
         if self.held_blocks.resync:
             self._clear_all()
         self._sending = True
@@ -202,7 +210,8 @@ class Publisher:
             self._publish_lag_s = self._clock() - batch.oldest_since
 
     def _renew(self) -> None:
-        counts = self._index.renew(self._record, lease_ttl_s=self._lease_ttl_s)
+        counts, holder = self._index.renew(self._record, lease_ttl_s=self._lease_ttl_s)
+        self._name.seen(holder)
         for partition, count in enumerate(counts):
             if count == self.held_blocks.expected(partition):
                 self._repair_pause[partition] = self._repair_wait[partition] = 0
@@ -233,6 +242,12 @@ class Publisher:
         self.held_blocks.mark_all_dirty()
         self._unapplied = None
         self._resyncs += 1
+
+    def _refused(self) -> float:
+        """Another engine has the name: changes go on gathering, and nothing is sent."""
+        self._backoff.succeeded()
+        self._thread.forget_wakes()
+        return RETRY_S
 
     def _failed(self, exc: IndexUnavailable) -> float:
         self._errors += 1

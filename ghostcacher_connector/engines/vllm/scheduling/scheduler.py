@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.errors import ProtocolError, UnsupportedEngine
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.common.versions import refuse_unproven
+from ghostcacher_connector.engines.vllm.capabilities import pool_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
@@ -98,11 +100,17 @@ class ConnectorScheduler:
     # -- start and end -------------------------------------------------------------------------------------------
 
     def bind(self, manager: KVCacheManager) -> None:
+        """Take vLLM's manager of blocks. Raises UnsupportedEngine when its pool does not do what generations need."""
+        if manager.block_pool is not None:
+            refuse_unproven(pool_faults(manager.block_pool, self._block_tokens))
         self._manager = manager
 
     def join(self, ranks: dict[int, RankHandshake]) -> None:
-        """Enter the fleet, now that every rank has registered its memory."""
-        assert self._manager is not None
+        """Enter the fleet, now that every rank has registered its memory. Done once, however often vLLM asks."""
+        if self._fleet is not None:
+            return
+        if self._manager is None:
+            raise UnsupportedEngine("bind_kv_cache_manager: expected before set_xfer_handshake_metadata, found no call")
         assert self._manager.block_pool is not None
         introductions = [handshake.introduction for handshake in ranks.values()]
         if len(introductions) != self._rank_count:
@@ -217,6 +225,8 @@ class ConnectorScheduler:
 
     def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
         self._step += 1
+        if self._fleet is None and self._step == 1:
+            logger.error("set_xfer_handshake_metadata: expected before the first step; this engine shares nothing")
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
         if self._publisher is not None and not self._left:

@@ -21,6 +21,7 @@ BASE = {
     "weights_digest": "w0",
     "kv_dtype": "bfloat16",
     "quantization": "none",
+    "numerics": "a=1;b=2",
     "block_tokens": 16,
     "layers": 4,
     "kv_heads": 2,
