@@ -43,14 +43,14 @@ from benchmarks.harness import (
     start_many,
     stop_all,
 )
-from benchmarks.harness.cost_report import Pair, Turn, as_json, idle_report, report
+from benchmarks.harness.cost_report import Pair, Turn, as_json, calls_report, idle_report, report
 from benchmarks.harness.cpu_time import Group, Snapshot, Use, snapshot, used
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.model import Size, recipe
 from benchmarks.harness.program import run_program
 from benchmarks.harness.quiet_fleet import QuietFleet
 from benchmarks.harness.report import ProgressLine, now
-from benchmarks.harness.timed_connector import FILE_VARIABLE, Times, make_times
+from benchmarks.harness.timed_connector import CALLS, FILE_VARIABLE, Times, make_times
 from ghostcacher_cli.up.launch import transfer_config
 
 WORKER = "overhead"
@@ -68,7 +68,7 @@ ONE_PROCESS_ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"
 
 
 CORE = "engine core"
-CALLS = Group(CORE, "gc-calls")
+IN_CALLS = Group(CORE, "gc-calls")
 """What the main thread does in the connector's calls; counted as if it were a thread."""
 
 
@@ -90,6 +90,16 @@ SHORT = Load(requests=4, prompt_tokens=256, answer_tokens=32)
 SHORT_PAIRS = 4
 
 
+class Found(NamedTuple):
+    """What was measured with one model."""
+
+    pairs: list[Pair]
+    idle: Mapping[str, Turn]
+    """What each engine uses while it has nothing to do."""
+    calls: Mapping[str, Use]
+    """CPU time and number of each call that vLLM has made of the connector, over all pairs."""
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--short", action="store_true", help="4 pairs of a small load: for continuous tests")
@@ -107,19 +117,18 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         load = SHORT if chosen.short else LOADS[size]
         count = chosen.pairs or (SHORT_PAIRS if chosen.short else PAIRS[size])
         began = now()
-        pairs, idle = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress)
+        found = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress)
         progress.done(f"{size} model, {count} pairs of 4 turns of {load}, {now() - began:.0f} s")
-        print(report(pairs, load.tokens), idle_report(idle), sep="\n\n", end="\n\n", flush=True)
-        results[size] = {"load": load._asdict(), **as_json(pairs, idle)}
+        tables = report(found.pairs, load.tokens), calls_report(found.calls), idle_report(found.idle)
+        print(*tables, sep="\n\n", end="\n\n", flush=True)
+        results[size] = {"load": load._asdict(), **as_json(found.pairs, found.idle, found.calls)}
         if chosen.json:
             chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     return 0
 
 
-def compare(
-    size: Size, load: Load, count: int, idle_s: float, progress: ProgressLine
-) -> tuple[list[Pair], Mapping[str, Turn]]:
-    """Return the pairs of one model, and what both engines use while they are idle."""
+def compare(size: Size, load: Load, count: int, idle_s: float, progress: ProgressLine) -> Found:
+    """Return what one model shows."""
     with RedisServer() as redis, tempfile.TemporaryDirectory() as folder:
         times = make_times(Path(folder) / "times")
         common: dict[str, Any] = {
@@ -141,7 +150,10 @@ def compare(
             with QuietFleet(redis.url, WORKER):
                 bench = Bench(*engines, redis, times, load, recipe(size).vocab)
                 pairs = bench.measure(count, progress)
-                return pairs, {engine.options.name: bench.idle(engine, idle_s) for engine in engines}
+                by_call = zip(CALLS, times.sum(axis=0).tolist(), strict=True)
+                calls = {name: Use(seconds, int(number)) for name, (seconds, number) in by_call}
+                idle = {engine.options.name: bench.idle(engine, idle_s) for engine in engines}
+                return Found(pairs, idle, calls)
         finally:
             stop_all(engines)
 
@@ -217,8 +229,8 @@ class Bench:
         if engine is not self._shared:
             return snapshot(roles)
         seen = snapshot({**roles, "Redis": self._redis.process.processes()})
-        seconds, calls = self._times.sum(axis=0).tolist()
-        return seen.split(Group(CORE, "main"), CALLS, Use(seconds, int(calls)))
+        seconds, calls = self._times.sum(axis=(0, 1)).tolist()
+        return seen.split(Group(CORE, "main"), IN_CALLS, Use(seconds, int(calls)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

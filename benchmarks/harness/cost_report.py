@@ -98,13 +98,22 @@ def idle_report(idle: Mapping[str, Turn]) -> str:
     return table(["idle: CPU ms a second", *idle, "wake-ups a second", *list(idle)[1:]], rows)
 
 
-def as_json(pairs: Sequence[Pair], idle: Mapping[str, Turn]) -> dict[str, Any]:
+def calls_report(calls: Mapping[str, Use]) -> str:
+    """Return the table of the calls that an engine makes of its connector."""
+    rows = [
+        [name, f"{use.cpu_s / use.wakeups * 1e6:.1f}", f"{use.wakeups:,}"] for name, use in calls.items() if use.wakeups
+    ]
+    return table(["the connector's calls", "CPU us each", "calls"], rows)
+
+
+def as_json(pairs: Sequence[Pair], idle: Mapping[str, Turn], calls: Mapping[str, Use]) -> dict[str, Any]:
     """Return all that was measured, as plain values."""
     costs = [pair.cost for pair in pairs]
     return {
         "cost": _summary(costs),
         "direct_cost": _summary([pair.shared.direct.cpu_s / pair.plain.all.cpu_s for pair in pairs]),
         "pairs": [{"plain": _plain(pair.plain), "shared": _plain(pair.shared)} for pair in pairs],
+        "calls": {name: use._asdict() for name, use in calls.items()},
         "idle": {name: _plain(turn) for name, turn in idle.items()},
     }
 

@@ -1,7 +1,7 @@
 """The connector with a clock around every call that vLLM makes of it, for the benchmark of its overhead.
 
-The CPU time of the calls goes to a small file that the benchmark reads: one row for each role, (seconds, calls). The
-clocks themselves cost under a microsecond a call, half of which is counted as the connector's.
+The CPU time of the calls goes to a small file that the benchmark reads. Most of what the clocks cost is counted as the
+connector's: how much that is shows `wait_for_save`, which does nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector as Timed
 
 FILE_VARIABLE = "GHOSTCACHER_TIMES"
-ROLES = 2
 CALLS = (
     "handle_preemptions",
     "start_load_kv",
@@ -38,13 +37,18 @@ CALLS = (
 )
 """All calls of requests and steps. Those of each layer do nothing: that vLLM makes them is its own cost."""
 
+SHAPE = 2, len(CALLS), 2
+
 Times = npt.NDArray[np.float64]
 Answer = TypeVar("Answer")
 
 
 def make_times(path: Path) -> Times:
-    """Make the file and return its contents, which change as the engine runs. Shape (roles, 2): seconds, calls."""
-    return np.memmap(path, dtype=np.float64, mode="w+", shape=(ROLES, 2))
+    """Make the file and return its contents, which change as the engine runs.
+
+    Shape (roles, calls, 2): seconds and count of each of `CALLS`, by the scheduler's half and by the rank's.
+    """
+    return np.memmap(path, dtype=np.float64, mode="w+", shape=SHAPE)
 
 
 class GhostCacherConnector(Timed):
@@ -52,9 +56,9 @@ class GhostCacherConnector(Timed):
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        times = np.memmap(os.environ[FILE_VARIABLE], dtype=np.float64, mode="r+", shape=(ROLES, 2))
-        row = times[0 if role is KVConnectorRole.SCHEDULER else 1]
-        for name in CALLS:
+        times = np.memmap(os.environ[FILE_VARIABLE], dtype=np.float64, mode="r+", shape=SHAPE)
+        own = times[0 if role is KVConnectorRole.SCHEDULER else 1]
+        for name, row in zip(CALLS, own, strict=True):
             setattr(self, name, _timed(getattr(self, name), row))
 
 

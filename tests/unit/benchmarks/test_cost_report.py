@@ -99,7 +99,7 @@ def test_report_says_what_is_added_in_all_and_by_whom() -> None:
     assert lines["direct"][1:4] == ["0.00", "10.00", "+2.00%"]
     assert lines["gc-publisher"][1:4] == ["0.00", "10.00", "+2.00%"]
     assert lines["gc-publisher"][-2:] == ["0", "2"]
-    assert as_json(pairs, {})["cost"]["median"] == pytest.approx(0.03)
+    assert as_json(pairs, {}, {})["cost"]["median"] == pytest.approx(0.03)
 
 
 def test_turns_add_up() -> None:
