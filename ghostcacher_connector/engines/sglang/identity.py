@@ -18,6 +18,7 @@ from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
     KNOWN_BLOCK_TOKENS,
     KNOWN_TOKENS,
+    WEIGHTS_AS_STARTED,
     Fingerprint,
     private_value,
 )
@@ -70,6 +71,7 @@ def fingerprint_of(
         revision=revision or "none",
         config_digest=resolved,
         weights_digest=_weights(name, revision, settings, owner),
+        weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=str(pool.dtype),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         block_tokens=page_tokens,

@@ -19,6 +19,7 @@ from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
     KNOWN_BLOCK_TOKENS,
     KNOWN_TOKENS,
+    WEIGHTS_AS_STARTED,
     Fingerprint,
     private_value,
 )
@@ -61,6 +62,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         revision=revision or "none",
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
+        weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=f"{cache.cache_dtype}/{spec.dtype}",
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         block_tokens=spec.block_size,

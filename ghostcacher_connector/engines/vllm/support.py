@@ -54,8 +54,6 @@ def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
 def _features(vllm_config: VllmConfig) -> Iterator[str]:
     if vllm_config.model_config.enable_sleep_mode:
         yield "enable_sleep_mode: expected false (the KV memory is unmapped while peers may read it)"
-    if vllm_config.weight_transfer_config is not None:
-        yield "weight transfer: expected none (blocks are named by the weights that the engine was started with)"
     if vllm_config.speculative_config is not None:
         yield "speculative decoding: expected none (draft layers share the KV cache; not proven)"
     if not vllm_config.cache_config.enable_prefix_caching:

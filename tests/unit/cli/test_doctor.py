@@ -146,6 +146,16 @@ def test_fingerprint_private_value_names_the_setting() -> None:
     assert "weights_id" in bad.fix
 
 
+def test_weights_given_to_one_engine_are_named() -> None:
+    """No setting and no file makes these equal: the other engine has to be given the same weights."""
+    _, bad = check_fingerprints(
+        [worker("w1", weights_epoch="as started"), worker("w2", "n2", weights_epoch="private-1")]
+    )
+    assert "weights_epoch" in bad.text
+    assert "the weights given to running engines" in bad.fix
+    assert "weights_id" not in bad.fix
+
+
 def test_hash_seed_drawn_at_random_names_the_variable() -> None:
     """A seed that each engine draws for itself is private, too, and no name for the weights helps there."""
     one, other = ({"engine": "vllm", "hash_seed": seed, "known_hash": seed} for seed in ("private-1", "private-2"))

@@ -10,6 +10,7 @@ Difference = tuple[str, str, str]
 """A field and its two values, as `identity.fingerprint.differences` returns them."""
 
 MODEL_FILES = "the model's files"
+GIVEN_WEIGHTS = "the weights given to running engines"
 WEIGHTS_ID = "weights_id (GC_WEIGHTS_ID)"
 HASH_SEED = "PYTHONHASHSEED (unset and empty are two values)"
 OUR_VERSION = "the version of GhostCacher"
@@ -60,7 +61,7 @@ def fix_of(engine: str, found: Sequence[Difference]) -> str:
     """Return what to do so that workers share, naming flags rather than fields."""
     flags = list(dict.fromkeys(flag for difference in found for flag in flags_of(engine, difference, found)))
     fix = f"make {', '.join(flags) or OUR_VERSION} equal on all of them"
-    private = {field for field, a, b in found if "private-" in a + b}
+    private = {field for field, a, b in found if "private-" in a + b and field != "weights_epoch"}
     if private & HASHING:
         fix += "; vLLM draws a seed at random for this hash algorithm: set PYTHONHASHSEED to one value on all of them"
     if private - HASHING:
@@ -89,6 +90,8 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
         ]
     if field == "layout":
         return _layout_flags(engine, a, b, follows=bool(names & SHAPES))
+    if field == "weights_epoch":
+        return (GIVEN_WEIGHTS,)
     return FLAGS.get(engine, {}).get(field, (field,))
 
 
