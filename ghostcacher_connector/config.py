@@ -92,7 +92,8 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         Milliseconds, Meta(ge=20, le=10_000, description="how often this worker's load is published for routers, in ms")
     ] = 200.0
     lookup_deadline_ms: Annotated[
-        Milliseconds, Meta(ge=0.1, le=60_000, description="time after which a lookup counts as a miss, in ms")
+        Milliseconds,
+        Meta(ge=0.1, le=60_000, description="time that a lookup has before it counts as a miss, at least, in ms"),
     ] = 50.0
     pull: Annotated[
         Literal["auto", "always", "never"],

@@ -160,4 +160,5 @@ class MissReason(str, Enum):
     TIMEOUT = "timeout"
     TRANSFER_FAILED = "transfer_failed"
     CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
     DISABLED = "disabled"

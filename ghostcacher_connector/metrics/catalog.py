@@ -125,6 +125,12 @@ _ALL = (
         {"outcome": OUTCOMES, "reason": ("none", *REASONS)},
     ),
     Metric(
+        "gc_joined_pulls_total",
+        Kind.COUNTER,
+        "requests",
+        "Requests that waited for another request's pull of the same blocks instead of pulling them, too (vLLM).",
+    ),
+    Metric(
         "gc_pulled_bytes_total",
         Kind.COUNTER,
         "bytes",
@@ -193,7 +199,7 @@ _ALL = (
         "gc_quarantined_reads",
         Kind.GAUGE,
         "reads",
-        "READs that were given up and may still land; their buffers are held back.",
+        "READs that were given up, or failed in part, and may still land; what they write to is held back.",
         {"rank": None},
     ),
     Metric(

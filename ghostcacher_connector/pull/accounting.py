@@ -61,11 +61,14 @@ def report_of(request_id: str, sources: Sequence[PullSource], result: JobResult)
     )
 
 
-def record_transfer(recorder: Recorder, forecaster: Forecaster, report: PullReport) -> None:
-    """Record one rank's share of a pull."""
+def record_transfer(recorder: Recorder, forecaster: Forecaster, report: PullReport, *, cancelled: bool = False) -> None:
+    """Record one rank's share of a pull. cancelled: the request that it was for has ended meanwhile."""
     why = report.reason.value if report.reason is not None else "none"
-    recorder.inc("gc_rdma_transfers_total", 1, transport=report.transport, outcome=report.outcome.value)
-    recorder.inc("gc_pulls_total", 1, outcome=report.outcome.value, reason=why)
+    outcome = report.outcome.value
+    recorder.inc("gc_rdma_transfers_total", 1, transport=report.transport, outcome=outcome)
+    if cancelled:
+        outcome, why = PullOutcome.CANCELLED.value, MissReason.CANCELLED.value
+    recorder.inc("gc_pulls_total", 1, outcome=outcome, reason=why)
     recorder.inc("gc_seal_checks_total", report.blocks_valid, result="valid")
     if report.reason is MissReason.STALE_GENERATION:
         recorder.inc("gc_seal_checks_total", report.blocks_asked - report.blocks_valid, result="stale")

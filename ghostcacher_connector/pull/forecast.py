@@ -1,6 +1,6 @@
 """Pull or compute? Forecasts from measured rates, and the rates themselves.
 
-    pull    = fixed cost + round trip + bytes / measured bytes per second of this peer
+    pull    = wait for the pulls ahead + fixed cost + round trip + bytes / measured bytes per second of this peer
     compute = tokens / measured prefill tokens per second of this engine
 
 The prefill rate starts from a calibration, a peer's rate from a guess. Both follow what is observed, as exponential
@@ -54,17 +54,29 @@ PULL_BYTES_MIN = 64 << 10
 class Choice(NamedTuple):
     """What pulling and computing the same blocks is forecast to cost, in seconds."""
 
+    wait_s: float
+    """Until the pull is carried out alone: others are ahead of it, on the way to the same peer or on every thread."""
     pull_s: float
+    """Of the pull alone."""
     compute_s: float
 
     @property
     def gain_s(self) -> float:
         """What pulling saves; negative when computing is faster."""
-        return self.compute_s - self.pull_s
+        return self.compute_s - self.wait_s - self.pull_s
 
     @property
     def pull(self) -> bool:
-        return self.pull_s < self.compute_s
+        return self.gain_s > 0
+
+
+class _Ahead(NamedTuple):
+    """A pull that was ordered and is not over."""
+
+    worker: str
+    """The peer that it is asked of first."""
+    ends_at: float
+    """When it is forecast to be over, on the forecaster's clock."""
 
 
 def blend(old: float | None, new: float) -> float:
@@ -90,8 +102,12 @@ class Forecaster:
         clock: Callable[[], float] = time.monotonic,
         *,
         step_tokens_max: int = 2 * STEP_TOKENS_MIN,
+        pull_threads: int = 1,
     ) -> None:
-        """prefill_tokens_per_s: the start-up calibration. step_tokens_max: that the engine computes in one step."""
+        """prefill_tokens_per_s: the start-up calibration. step_tokens_max: that the engine computes in one step.
+
+        pull_threads: pulls that are carried out at the same time.
+        """
         assert prefill_tokens_per_s > 0
         self._clock = clock
         self._step_tokens_min = max(1, min(STEP_TOKENS_MIN, step_tokens_max // 2))
@@ -101,6 +117,8 @@ class Forecaster:
         self._observed_at = 0.0
         self._rates: dict[str, _Rate] = {}
         self._round_trips: dict[str, float] = {}
+        self._pull_threads = pull_threads
+        self._ahead: dict[str, _Ahead] = {}
 
     def __repr__(self) -> str:
         return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._rates)})"
@@ -158,8 +176,30 @@ class Forecaster:
 
     def compare(self, worker: str, tokens: int, pull_bytes: int) -> Choice:
         """Forecast what it costs to pull `pull_bytes` from a peer, and to compute the same `tokens`."""
-        round_trip_s = self._round_trips.get(worker, 0.0)
-        return Choice(PULL_FIXED_S + round_trip_s + pull_bytes / self.bytes_per_s(worker), self.compute_s(tokens))
+        wait_s = max(0.0, self._starts_at(worker) - self._clock())
+        return Choice(wait_s, self._pull_s(worker, pull_bytes), self.compute_s(tokens))
+
+    def ordered(self, pull_id: str, worker: str, pull_bytes: int) -> None:
+        """A pull is under way from now on: later ones wait for it, until `ended`."""
+        starts_at = max(self._clock(), self._starts_at(worker))
+        self._ahead[pull_id] = _Ahead(worker, starts_at + self._pull_s(worker, pull_bytes))
+
+    def ended(self, pull_id: str) -> None:
+        """A pull that was ordered is over; others are ignored."""
+        self._ahead.pop(pull_id, None)
+
+    def _pull_s(self, worker: str, pull_bytes: int) -> float:
+        return PULL_FIXED_S + self._round_trips.get(worker, 0.0) + pull_bytes / self.bytes_per_s(worker)
+
+    def _starts_at(self, worker: str) -> float:
+        """Return when a pull from a peer can be carried out alone: one link carries one after the other.
+
+        Two at a time on one link are each about half as fast. What is overdue is taken to end now.
+        """
+        link = [ahead.ends_at for ahead in self._ahead.values() if ahead.worker == worker]
+        threads = sorted((ahead.ends_at for ahead in self._ahead.values()), reverse=True)
+        # With as many ahead as there are threads, the first one that ends frees a thread; each one more takes one.
+        return max([*link, *threads[self._pull_threads - 1 : self._pull_threads]], default=0.0)
 
 
 class PrefillClock:

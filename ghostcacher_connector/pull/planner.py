@@ -22,7 +22,7 @@ class PullPlan:
     sources: tuple[PullSource, ...]
     """Whom to ask, the best one first; entry i of each belongs to block ``first_block + i``."""
     pull_s: float
-    """How long the pull is forecast to take."""
+    """How long the pull is forecast to take, once it is carried out."""
 
     def sources_of(self, count: int) -> tuple[PullSource, ...]:
         """Return the sources of the plan's first `count` blocks alone."""

@@ -5,7 +5,8 @@ Life of a pull, in the reader:
 2. `Transport.pull` reads the rows of ``remote_slots`` into them, by one-sided READ.
 3. *After that READ has completed* it posts the READ of the seal: the header and the generations of the same slots.
 4. A block whose incarnation and generation equal the request's is valid. Any other is not: its bytes mean nothing.
-5. `pull` returns. From now on no byte of this pull can land in the caller's memory any more.
+5. `pull` returns. From now on no byte of this pull can land in the caller's memory any more, unless the result says so
+   (`PullResult.over`).
 
 Why the seal READ is posted last: the owner bumps a slot's generation before it overwrites the slot, and is never asked.
 So a generation that is unchanged *after* the rows were read proves that no overwrite had begun while they were read. A
@@ -15,16 +16,23 @@ Where the seal is checked: `slots.valid_mask` compares. It is called by `NixlRea
 READs, by `_check_seals` (relay/relay_transport.py) for rows that a relay sent, and by `MemoryTransport` (memory.py) in
 tests.
 
-Rule 5 is the hard one: a READ that was given up may still land later (it does where UCX emulates it). So a READ into
-the caller's slots is waited for until it is over, past the deadline if need be. Only one into a transport's own bounce
-buffer (a seal, a probe, a relay's rows) is given up at its deadline; that buffer stays quarantined until it is over.
+Rule 5 is the hard one: a READ that was given up may still land later (it does where UCX emulates it), and one that
+failed may have a part that still lands (where several rails carry it). Then `pull` returns with `PullResult.over`: an
+event that is set once nothing can land any more. Until then the slots are *quarantined*: their owner must not give them
+back. What ends a quarantine is up to the transport, which takes the connection down by force if need be
+(nixl/readers.py says how, and what bounds it). A READ into a transport's own bounce buffer (a seal, a probe, a relay's
+rows) quarantines that buffer instead.
 
-What implementors must keep: `pull` never raises for what the world does (it returns FAILED with a reason), it ends by
-its deadline where rule 5 allows that, and several threads may call it at the same time for different pulls.
+Which transports need no quarantine: the relay (its rows are written by `recv` in the pulling thread alone) and shared
+memory within one host (a READ is copied while it is posted). RDMA does.
+
+What implementors must keep: `pull` never raises for what the world does (it returns FAILED with a reason), it ends a
+bounded time after its deadline, and several threads may call it at the same time for different pulls.
 """
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from enum import Enum
 from typing import NamedTuple
@@ -82,6 +90,8 @@ class PullResult(NamedTuple):
     """The name of the transport: "nixl", "relay", or "none" when none was used."""
     detail: str = ""
     """The reason in words, for logs."""
+    over: threading.Event | None = None
+    """Set once nothing of this pull can land in the local slots any more; None: nothing can already."""
 
 
 def failed_result(

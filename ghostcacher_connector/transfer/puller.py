@@ -2,7 +2,8 @@
 
 Life of a job: `submit` queues it, a thread asks its sources in order, `poll` returns its result. It ends in exactly one
 of DONE, STALE, FAILED and CANCELLED, and once its result is out nothing lands in its local slots any more (rule 5 of
-base.py).
+base.py): a job with a READ that may still land is asked of nobody else, and its result is kept back until it cannot.
+The thread is free meanwhile.
 
     owner of the local slots:   caller --submit--> puller --poll--> caller
 
@@ -75,6 +76,7 @@ class Puller:
         self._queue: collections.OrderedDict[str, PullJob] = collections.OrderedDict()
         self._running: set[str] = set()
         self._finished: list[JobResult] = []
+        self._quarantined: list[tuple[JobResult, threading.Event]] = []
         self._to_connect: dict[str, Peer] = {}
         self._closing = False
         self._threads = [
@@ -94,6 +96,7 @@ class Puller:
         with self._changed:
             assert job.job_id not in self._queue, f"job {job.job_id} is queued already"
             assert job.job_id not in self._running, f"job {job.job_id} is running already"
+            assert all(job.job_id != result.job_id for result, _ in self._quarantined), f"job {job.job_id} is not over"
             if self._closing:
                 self._finished.append(unread_result(job, PullOutcome.CANCELLED, MissReason.CANCELLED))
             elif len(self._queue) >= self._queue_max:
@@ -113,8 +116,15 @@ class Puller:
             for job in [job for job in self._queue.values() if job.deadline <= self._clock()]:
                 del self._queue[job.job_id]
                 self._finished.append(unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT))
+            self._end_quarantines()
             finished, self._finished = self._finished, []
         return finished
+
+    @property
+    def quarantined_count(self) -> int:
+        """How many jobs no thread works on any more, and into whose slots something may still land."""
+        with self._changed:
+            return sum(not over.is_set() for _, over in self._quarantined)
 
     def cancel(self, job_id: str) -> bool:
         """End a job that has not started as CANCELLED; a running one runs to its end. Return whether it was ended."""
@@ -158,7 +168,8 @@ class Puller:
         until = time.monotonic() + CLOSE_S
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
-        if any(thread.is_alive() for thread in self._threads):
+        landed = [over.wait(max(0.0, until - time.monotonic())) for _, over in self._quarantined]
+        if not all(landed) or any(thread.is_alive() for thread in self._threads):
             # Closing a transport under a READ in flight could free what the READ writes to.
             logger.warning("a pull did not end within %.0f s; its transport stays open", CLOSE_S)
             return
@@ -174,11 +185,19 @@ class Puller:
                     return
                 _, job = self._queue.popitem(last=False)
                 self._running.add(job.job_id)
-            result = self._run_safely(job)
+            result, over = self._run_safely(job)
             with self._changed:
                 self._running.discard(job.job_id)
-                self._finished.append(result)
+                if over is None:
+                    self._finished.append(result)
+                else:
+                    self._quarantined.append((result, over))
                 self._changed.notify_all()
+
+    def _end_quarantines(self) -> None:
+        """Give out the results of jobs in whose slots nothing can land any more."""
+        self._finished.extend(result for result, over in self._quarantined if over.is_set())
+        self._quarantined = [entry for entry in self._quarantined if not entry[1].is_set()]
 
     def _connect_loop(self) -> None:
         while True:
@@ -193,15 +212,16 @@ class Puller:
             except Exception:
                 logger.exception("connecting to %s failed: unexpected error", peer.worker)
 
-    def _run_safely(self, job: PullJob) -> JobResult:
+    def _run_safely(self, job: PullJob) -> tuple[JobResult, threading.Event | None]:
         """Carry out a job; a bug of ours ends it as FAILED, since a job without a result would hang its request."""
         try:
             return self._run(job)
         except Exception:
             logger.exception("job %s failed: unexpected error", job.job_id)
-            return unread_result(job, PullOutcome.FAILED, MissReason.TRANSFER_FAILED)
+            return unread_result(job, PullOutcome.FAILED, MissReason.TRANSFER_FAILED), None
 
-    def _run(self, job: PullJob) -> JobResult:
+    def _run(self, job: PullJob) -> tuple[JobResult, threading.Event | None]:
+        """Ask the sources; return the result and, if something may still land in the slots, what tells its end."""
         started = self._clock()
         count = len(job.local_slots)
         valid = np.zeros(count, dtype=np.bool_)
@@ -219,7 +239,20 @@ class Puller:
             valid[wanted] = result.valid
             why.update(dict.fromkeys(wanted.tolist(), result.reason))
             tries.append(SourceResult(source.worker, len(wanted), int(result.valid.sum()), result))
-        return _job_result(job, valid, why, tries, self._clock() - started)
+            if result.reason is not None:
+                logger.debug(
+                    "job %s: %s delivered %d of %d blocks: %s: %s",
+                    job.job_id,
+                    source.worker,
+                    tries[-1].valid,
+                    len(wanted),
+                    result.reason.value,
+                    result.detail,
+                )
+            if result.over is not None:
+                break  # what still lands would overwrite what another source delivers
+        over = tries[-1].result.over if tries else None
+        return _job_result(job, valid, why, tries, self._clock() - started), over
 
     def _deadline_of(self, job: PullJob, last: bool) -> float:
         """A source that hangs may take half of what is left, so that the next one has a chance."""
@@ -247,7 +280,7 @@ class Puller:
             if not transport.reaches(peer.endpoint):
                 continue
             result = transport.pull(request)
-            if result.reason not in RETRY_ELSEWHERE:
+            if result.over is not None or result.reason not in RETRY_ELSEWHERE:
                 break
         self.peers.record(peer, result)
         return result

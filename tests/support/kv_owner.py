@@ -74,7 +74,7 @@ class Owner:
     def _progress(self) -> None:
         """Do what emulated READs need from the owner's CPU; without RDMA its agent has no thread for it."""
         while True:
-            self.transport._reader.agent._agent.get_new_notifs()
+            self.transport._serving._agent.get_new_notifs()
             time.sleep(0.001)
 
     def endpoint(self) -> dict[str, Any]:

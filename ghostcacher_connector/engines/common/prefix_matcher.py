@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,8 @@ from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService, take_answer
 from ghostcacher_connector.pull.planner import PullPlanner
+
+logger = logging.getLogger(__name__)
 
 
 class PrefixMatcher:
@@ -33,6 +36,7 @@ class PrefixMatcher:
         self._lookups = lookups
         self._recorder = recorder
         self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
+        self._block_tokens = block_tokens
         self._clock = clock
 
     def forget(self, tracked: PullState) -> None:
@@ -46,11 +50,21 @@ class PrefixMatcher:
 
         holds: says whether this engine's own cache has a block.
         """
-        if self._settings.pull == "never" or not blocks or holds(blocks[-1]):
+        if self._settings.pull == "never" or not blocks:
             return
+        if holds(blocks[-1]):
+            tracked.phase = Phase.HELD
+            return
+        self._ask_index(tracked, blocks)
+
+    def _ask_index(self, tracked: PullState, blocks: Sequence[BlockHash]) -> None:
         tracked.phase = Phase.ASKED
-        tracked.deadline = self._clock() + self._settings.lookup_deadline_ms / 1e3
+        tracked.asked_at = self._clock()
         self._lookups.start(tracked.request_id, blocks)
+
+    def _lookup_wait_s(self, token_count: int) -> float:  # noqa: ARG002 - an engine that waits without blocking uses it
+        """Return how long to wait for the index before `token_count` tokens are computed without having asked it."""
+        return self._settings.lookup_deadline_ms / 1e3
 
     def _answered(self, tracked: PullState, first_block: int, *, wait_s: float) -> int | None:
         """Decide once the index has answered; give the answer up at the deadline.
@@ -59,7 +73,8 @@ class PrefixMatcher:
         beyond the deadline.
         Returns how many blocks to pull, or None while the answer may still come in time.
         """
-        left_s = tracked.deadline - self._clock()
+        uncached = max(0, tracked.pullable - first_block) * self._block_tokens
+        left_s = tracked.asked_at + self._lookup_wait_s(uncached) - self._clock()
         answer = take_answer(self._lookups, self._recorder, tracked.request_id, left_s=left_s, wait_s=wait_s)
         if answer is None:
             return None
@@ -85,4 +100,12 @@ class PrefixMatcher:
         """Count the pullable blocks from this one on as misses."""
         missed = tracked.pullable - first_block
         if missed > 0:
+            logger.debug(
+                "request %s: %d of %d blocks are not pulled: %s (%d holders in the index)",
+                tracked.request_id,
+                missed,
+                tracked.pullable,
+                reason.value,
+                len(tracked.hits),
+            )
             self._recorder.inc("gc_cache_misses_total", missed, reason=reason.value)

@@ -1,7 +1,10 @@
 """What both adapters remember of a request on its way to a pull.
 
-    ask --> ASKED --answer--> PLANNED --submitted--> LOADING --over--> SETTLED
-              '--nothing to pull, too late, or not wanted----------------^
+    HELD --lost some of it--> ASKED --answer--> PLANNED --submitted--> LOADING --over--> SETTLED
+                                '--nothing to pull, too late, or not wanted----------------^
+
+HELD: the engine has all of the prompt when the request arrives, and so the index is not asked. While the request waits
+for its turn, the engine may reuse these blocks; then the index is asked after all.
 
 SETTLED is final: a request is pulled for at most once, so that a failed pull cannot repeat itself. SGLang waits for a
 pull where it submits it, so that nothing there is ever seen LOADING.
@@ -20,6 +23,7 @@ from ghostcacher_connector.pull.planner import PullPlan
 class Phase(Enum):
     """See the module's docstring."""
 
+    HELD = "held"
     ASKED = "asked"
     PLANNED = "planned"
     LOADING = "loading"
@@ -37,8 +41,8 @@ class PullState(ABC):
 
     The block that holds the last token is not one of them: it is computed in any case, for its logits.
     """
-    deadline: float = 0.0
-    """When to stop waiting for the index, on the matcher's clock."""
+    asked_at: float = 0.0
+    """When the index was asked, on the matcher's clock."""
     hits: list[PrefixHit] = field(default_factory=list)
     """The index's answer."""
     plan: PullPlan | None = None

@@ -6,6 +6,7 @@ land in the buffer, and it is lent to nobody.
 
     FREE -- take --> BUSY -- give_back --> FREE
                       |-- quarantine --> QUARANTINED -- READ over --> FREE
+                                                  '-- its agent is destroyed --> gone with all of them
 
 CUDA IPC reads a GPU's memory into a GPU's memory only. So for peers on a GPU each buffer has a second data part on a
 device, where rows land, and `fetch` copies them to the host.
@@ -22,7 +23,7 @@ import numpy as np
 from ghostcacher_connector.core.errors import TransferError
 from ghostcacher_connector.slots import GENERATION_BYTES, Generations, seal_words
 from ghostcacher_connector.transfer.layout import Bytes
-from ghostcacher_connector.transfer.nixl.agent import Read
+from ghostcacher_connector.transfer.nixl.agent import Read, UnfinishedRead
 from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
 
 SEAL_SLOTS_MAX = 4096
@@ -93,7 +94,7 @@ class BounceBuffers:
         skip = -int(raw.ctypes.data) % _PAGE
         self._host_memory = raw[skip : skip + count * size]
         self.memory, self.device = memory, device
-        cuda = CudaDevice(device) if memory == "VRAM" else None
+        self._cuda = cuda = CudaDevice(device) if memory == "VRAM" else None
         self._device_start = cuda.allocate(count * size) if cuda is not None else 0
         self._buffers = [
             BounceBuffer(self._host_memory[i * size : (i + 1) * size], i, cuda, self._device_start + i * size)
@@ -149,6 +150,24 @@ class BounceBuffers:
             entry.when_over()
         return left
 
+    def abandon(self) -> None:
+        """Let go of the library in every READ that a buffer is quarantined for: its agent is about to be destroyed."""
+        with self._lock:
+            quarantined, self._quarantined = self._quarantined, []
+        for entry in quarantined:
+            entry.read.abandon()
+
+    def close(self) -> None:
+        """Wait for all that this process has given the buffers' device to do, and free what they have there."""
+        if self._cuda is not None:
+            self._cuda.wait_for_all()
+            self._cuda.free(self._device_start)
+
+    def quarantined_count(self) -> int:
+        """Return how many buffers were quarantined when that was last looked at."""
+        with self._lock:
+            return len(self._quarantined)
+
     def free_count(self) -> int:
         """Return how many buffers could be lent now."""
         with self._lock:
@@ -164,5 +183,7 @@ class BounceBuffers:
 def _is_over(read: Read) -> bool:
     try:
         return read.done()
+    except UnfinishedRead:
+        return False
     except TransferError:
         return True

@@ -52,11 +52,16 @@ class CudaDevice:
         return f"CudaDevice({self.number})"
 
     def allocate(self, nbytes: int) -> int:
-        """Return the address of new memory, which is kept as long as the process lives. Raises TransferError."""
+        """Return the address of new memory. Raises TransferError."""
         address = ctypes.c_uint64()
         with self._current():
             self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(nbytes))
         return address.value
+
+    def free(self, address: int) -> None:
+        """Free memory that `allocate` gave. Raises TransferError."""
+        with self._current():
+            self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def copy_to_host(self, target: Bytes, address: int) -> None:
         """Fill `target`, shape (n,), contiguous, from n bytes at `address`; returns when they are there."""

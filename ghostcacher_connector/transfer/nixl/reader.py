@@ -37,7 +37,7 @@ from ghostcacher_connector.transfer.layout import (
     packed_segments,
     slots_fault,
 )
-from ghostcacher_connector.transfer.nixl.agent import NixlAgent, Read
+from ghostcacher_connector.transfer.nixl.agent import NixlAgent, Read, UnfinishedRead
 from ghostcacher_connector.transfer.nixl.bounce_buffers import SEAL_SLOTS_MAX, BounceBuffer, BounceBuffers
 from ghostcacher_connector.transfer.nixl.host import has_rdma, host_id
 from ghostcacher_connector.transfer.nixl.links import Link, PeerLinks
@@ -63,7 +63,7 @@ class Loan:
         self.buffer = buffer
         self.link = link
         self.given_up: Read | None = None
-        """The READ that was given up and may still land in the buffer."""
+        """The READ that was given up, or failed in part, and may still land in the buffer."""
 
 
 def wait_until_over(read: Read, deadline: float | None, clock: Callable[[], float]) -> bool:
@@ -108,15 +108,21 @@ class NixlReader:
         agent: NixlAgent,
         buffers: BounceBuffers,
         *,
+        own_name: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """own_name: of the agent that serves this process's own memory, if any."""
         self.agent = agent
+        self._own_name = own_name
         self.buffers = buffers
         self._clock = clock
         self.links = PeerLinks(agent, self._prove, clock, CONNECT_S)
         agent.register([buffers.span], "DRAM")
         if buffers.device_span is not None:
             agent.register([buffers.device_span], buffers.memory, buffers.device)
+
+    def __repr__(self) -> str:
+        return f"NixlReader({self.agent.name})"
 
     def reaches(self, peer: RankEndpoint) -> bool:
         """Say whether the peer's seal can be read."""
@@ -159,7 +165,9 @@ class NixlReader:
         remote, local = descriptors(
             Side(peer.segments, peer.device), here, slots, np.arange(len(slots), dtype=np.int64)
         )
-        self._land(self.agent.read(peer.agent_name, remote, peer.memory, local, self.buffers.memory), loan, deadline)
+        self._land(
+            loan, deadline, lambda: self.agent.read(peer.agent_name, remote, peer.memory, local, self.buffers.memory)
+        )
         return sum(sizes) * len(slots)
 
     def read_seal(self, peer: RankEndpoint, loan: Loan, slots: Slots, deadline: float) -> Generations:
@@ -172,7 +180,7 @@ class NixlReader:
         local = remote.copy()
         lengths = remote[:, 1].astype(np.int64)
         local[:, 0] = loan.buffer.seal_address + np.cumsum(lengths) - lengths
-        self._land(self.agent.read(peer.agent_name, remote, "DRAM", local, "DRAM"), loan, deadline)
+        self._land(loan, deadline, lambda: self.agent.read(peer.agent_name, remote, "DRAM", local, "DRAM"))
         return loan.buffer.seal[: seal_words(len(slots))]
 
     def check_seal(
@@ -220,6 +228,17 @@ class NixlReader:
         self.links.close()
         self.agent.close()
 
+    def destroy(self) -> bool:
+        """End the agent with all that it has in flight; return whether it is gone: then nothing lands any more.
+
+        Nobody may be inside any more. To be called again while it returns False.
+        """
+        self.buffers.abandon()
+        if not self.agent.destroy():
+            return False
+        self.buffers.close()
+        return True
+
     @contextlib.contextmanager
     def _borrow(self, link: Link) -> Iterator[Loan]:
         """Lend a bounce buffer to one pull. Raises NoBounceBuffer at once when there is none."""
@@ -236,9 +255,15 @@ class NixlReader:
                 self.links.hold(link)
                 self.buffers.quarantine(buffer, loan.given_up, lambda: self.links.release(link))
 
-    def _land(self, read: Read, loan: Loan, deadline: float) -> None:
-        """Wait for a READ into a bounce buffer; at the deadline give it up, and so the buffer."""
-        if not wait_until_over(read, deadline, self._clock):
+    def _land(self, loan: Loan, deadline: float, post: Callable[[], Read]) -> None:
+        """Post a READ into a bounce buffer and wait for it; at the deadline give it up, and so the buffer."""
+        try:
+            read = post()
+            over = wait_until_over(read, deadline, self._clock)
+        except UnfinishedRead as exc:
+            loan.given_up = exc.read
+            raise
+        if not over:
             loan.given_up = read
             raise DeadlinePassed(
                 f"READ from {loan.link.name} was given up at its deadline; {loan.buffer} is quarantined"
@@ -252,7 +277,8 @@ class NixlReader:
         deadline = self._clock() + CONNECT_S
         with self._borrow(link) as loan:
             seal = self.read_seal(peer, loan, np.zeros(0, dtype=np.int64), deadline)
-            if _is_current(seal, peer) and peer.memory != "DRAM" and peer.agent_name != self.agent.name:
+            # CUDA does not open for a process the memory that is its own.
+            if _is_current(seal, peer) and peer.memory != "DRAM" and peer.agent_name != self._own_name:
                 self.read_rows(peer, loan, np.zeros(min(1, self._slots_at_once(peer)), dtype=np.int64), deadline)
 
     def _slots_at_once(self, peer: RankEndpoint) -> int:

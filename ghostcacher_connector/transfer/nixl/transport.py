@@ -2,17 +2,18 @@
 
 Owner: the engine's rank process. Memory picture:
 
-    engine slots   (registered: peers READ them, pulled rows land in them)
-    slot table     (registered: peers READ the seal)
-    bounce buffers (private: seals and probes land there)
+    engine slots   (registered with the serving agent: peers READ them; with the reading one: pulled rows land in them)
+    slot table     (registered with the serving agent: peers READ the seal)
+    bounce buffers (private to the reading agent: seals and probes land there)
 
 Life of a pull (`pull`):
 1. `_read_rows` READs the rows, chunk by chunk, into the engine's slots and waits until the last READ is over;
 2. only then `_check_seal` READs the seal of the same slots, and says which rows are valid.
 
-A READ into the engine's slots is waited for even past the deadline, since the slots cannot be given back until it is
-over; over shared memory it is over when it was posted. The deadline is looked at between chunks. A seal or a probe
-lands in a bounce buffer: its READ is given up at the deadline, and the buffer stays quarantined until it is over.
+A READ into the engine's slots is waited for past the deadline, for a grace, since the slots cannot be given back until
+it is over; over shared memory it is over when it was posted. After that, or when it failed in a way that proves
+nothing, the slots are quarantined and the reading agent is taken down (readers.py). The deadline is looked at between
+chunks. A seal or a probe lands in a bounce buffer: its READ is given up at the deadline, and the buffer quarantined.
 
 Threads: any number may call any method; a peer that hangs holds up only the pulls from it.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -37,10 +39,11 @@ from ghostcacher_connector.transfer.base import (
     failed_result,
 )
 from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault
-from ghostcacher_connector.transfer.nixl.agent import NixlAgent
+from ghostcacher_connector.transfer.nixl.agent import NixlAgent, UnfinishedRead
 from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
 from ghostcacher_connector.transfer.nixl.host import host_id
 from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Loan, NixlReader, NoBounceBuffer, wait_until_over
+from ghostcacher_connector.transfer.nixl.readers import OVERDUE_GRACE_S, SPARE_BUFFERS, Readers
 
 logger = logging.getLogger(__name__)
 
@@ -67,34 +70,38 @@ class NixlTransport(Transport):
         name: str,
         ucx_tls: str | None = None,
         threads: int = 2,
+        overdue_grace_s: float = OVERDUE_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Register `memory` and `table` and start the agent.
+        """Register `memory` and `table` and start the agents.
 
         name: of the worker and rank; a random suffix makes it the agent's name, which no other incarnation has.
-        threads: how many will pull at the same time.
+        threads: how many will pull at the same time. overdue_grace_s: how long a READ may be overdue before its
+        connection is taken down.
         Raises ConfigError for settings that cannot work, TransferError when NIXL does not start.
         """
         assert table.slot_count == memory.slot_count
         self._memory = memory
         self._table = table
         self._clock = clock
-        buffer_bytes = max(PROBE_BYTES_MIN, 2 * memory.bytes_per_slot)
-        buffers = BounceBuffers(threads + 2, buffer_bytes, memory=memory.memory, device=memory.device)
-        agent = NixlAgent(f"{name}-{secrets.token_hex(4)}", ucx_tls=ucx_tls, threads=threads)
-        agent.register(regions(memory), memory.memory, memory.device)
-        agent.register([(table.address, table.nbytes)], "DRAM")
-        self._reader = NixlReader(agent, buffers, clock=clock)
+        self._name = name
+        self._ucx_tls = ucx_tls
+        self._threads = threads
+        self._overdue_grace_s = overdue_grace_s
+        self._serving = NixlAgent(f"{name}-{secrets.token_hex(4)}", ucx_tls=ucx_tls, threads=threads)
+        self._serving.register(regions(memory), memory.memory, memory.device)
+        self._serving.register([(table.address, table.nbytes)], "DRAM")
+        self._readers = Readers(self._make_reader, clock)
         self.overdue_count = 0
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"NixlTransport({self._reader.agent.name}, {self._memory.slot_count} slots)"
+        return f"NixlTransport({self._serving.name}, {self._memory.slot_count} slots)"
 
     @property
     def quarantined_count(self) -> int:
-        """How many bounce buffers wait for a READ that was given up."""
-        return self._reader.buffers.reap()
+        """How many READs were given up, or failed in part, and may still land."""
+        return self._readers.quarantined_count
 
     def endpoint(self, *, rank: int, relay: str | None = None) -> RankEndpoint:
         """Return what peers need in order to read this rank."""
@@ -106,25 +113,31 @@ class NixlTransport(Transport):
             table=self._table.address,
             memory=self._memory.memory,
             device=self._memory.device,
-            agent_name=self._reader.agent.name,
-            agent_metadata=self._reader.agent.metadata(),
+            agent_name=self._serving.name,
+            agent_metadata=self._serving.metadata(),
             relay=relay,
             host=host_id(),
         )
 
     def reaches(self, peer: RankEndpoint) -> bool:
-        return not self._closed and self._reader.reaches(peer)
+        try:
+            with self._readers.use() as lent:
+                return not self._closed and lent.reader.reaches(peer)
+        except PeerUnreachable:
+            return False
 
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
-        return self._reader.probe(peer, slots, name=self.name, timeout_s=timeout_s)
+        with self._readers.use() as lent:
+            return lent.reader.probe(peer, slots, name=self.name, timeout_s=timeout_s)
 
     def forget(self, peer: RankEndpoint) -> None:
-        self._reader.links.forget(peer)
+        self._readers.forget(peer)
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._reader.close()
+            self._readers.close()
+            self._serving.close()
 
     def pull(self, request: PullRequest) -> PullResult:
         started = self._clock()
@@ -137,34 +150,57 @@ class NixlTransport(Transport):
         if fault is not None:
             return failed_result(count, self.name, *fault)
         moved_bytes = 0
+        over: threading.Event | None = None
         try:
-            with self._reader.reading_from(request.peer) as loan:
-                for chunk_bytes in self._read_rows(request):
-                    moved_bytes += chunk_bytes
-                # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
-                valid = self._check_seal(request, loan)
+            with self._readers.use() as lent:
+                try:
+                    with lent.reader.reading_from(request.peer) as loan:
+                        for chunk_bytes in self._read_rows(request, lent.reader):
+                            moved_bytes += chunk_bytes
+                        # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
+                        valid = self._check_seal(request, lent.reader, loan)
+                except UnfinishedRead as exc:
+                    in_slots = loan.given_up is not exc.read
+                    gone = self._readers.retire(lent, str(exc), unfinished=int(in_slots))
+                    if in_slots:
+                        over = gone
+                        exc.read.abandon()
+                    raise
         except TransferError as exc:
-            seconds = self._clock() - started
-            return failed_result(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved_bytes, seconds=seconds)
+            result = failed_result(count, self.name, _reason_of(exc), str(exc), moved_bytes=moved_bytes)
+            return result._replace(seconds=self._clock() - started, over=over)
         return checked_result(valid, self.name, moved_bytes, self._clock() - started)
 
-    def _read_rows(self, request: PullRequest) -> Iterator[int]:
+    def _read_rows(self, request: PullRequest, reader: NixlReader) -> Iterator[int]:
         """READ the rows into the local slots, chunk by chunk; yield the bytes of each chunk that is in place."""
         peer = request.peer
         theirs, ours = Side(peer.segments, peer.device), Side(self._memory.segments, self._memory.device)
         for part in self._chunks(request):
             remote, local = descriptors(theirs, ours, request.remote_slots[part], request.local_slots[part])
-            read = self._reader.agent.read(peer.agent_name, remote, peer.memory, local, self._memory.memory)
+            read = reader.agent.read(peer.agent_name, remote, peer.memory, local, self._memory.memory)
             if not wait_until_over(read, request.deadline, self._clock):
                 self.overdue_count += 1
                 logger.warning("READ from %s is overdue; its slots are held until it is over", peer.agent_name)
-                wait_until_over(read, None, self._clock)
+                until = max(request.deadline, self._clock()) + self._overdue_grace_s
+                if not wait_until_over(read, until, self._clock):
+                    detail = f"READ from {peer.agent_name} was not over {self._overdue_grace_s:g} s after its deadline"
+                    raise UnfinishedRead(detail, read) from DeadlinePassed(detail)
             yield int(remote[:, 1].sum())
 
-    def _check_seal(self, request: PullRequest, loan: Loan) -> Validity:
+    def _check_seal(self, request: PullRequest, reader: NixlReader, loan: Loan) -> Validity:
         """Say which rows are valid. All bytes are there: microseconds more decide whether they count, so give them."""
         deadline = max(request.deadline, self._clock() + SEAL_GRACE_S)
-        return self._reader.check_seal(request.peer, loan, request.remote_slots, request.generations, deadline)
+        return reader.check_seal(request.peer, loan, request.remote_slots, request.generations, deadline)
+
+    def _make_reader(self) -> NixlReader:
+        """Return a reader with an agent and bounce buffers of its own. Raises ConfigError and TransferError."""
+        buffer_bytes = max(PROBE_BYTES_MIN, 2 * self._memory.bytes_per_slot)
+        memory, device = self._memory.memory, self._memory.device
+        buffers = BounceBuffers(self._threads + SPARE_BUFFERS, buffer_bytes, memory=memory, device=device)
+        name = f"{self._name}-reads-{secrets.token_hex(4)}"
+        agent = NixlAgent(name, ucx_tls=self._ucx_tls, threads=self._threads, serves=False)
+        agent.register(regions(self._memory), memory, device)
+        return NixlReader(agent, buffers, own_name=self._serving.name, clock=self._clock)
 
     def _chunks(self, request: PullRequest) -> Iterator[slice]:
         """Cut a pull in chunks; before each, raise DeadlinePassed when it is too late."""
@@ -175,7 +211,9 @@ class NixlTransport(Transport):
             yield slice(low, low + step)
 
 
-def _reason_of(error: TransferError) -> MissReason:
+def _reason_of(error: BaseException | None) -> MissReason:
+    if isinstance(error, UnfinishedRead):
+        return _reason_of(error.__cause__)
     if isinstance(error, (DeadlinePassed, NoBounceBuffer)):
         return MissReason.TIMEOUT
     return MissReason.PEER_UNREACHABLE if isinstance(error, PeerUnreachable) else MissReason.TRANSFER_FAILED

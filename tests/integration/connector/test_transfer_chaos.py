@@ -20,9 +20,9 @@ import pytest
 
 from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
-from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
-from ghostcacher_connector.transfer.nixl.transport import NixlTransport
+from ghostcacher_connector.transfer.base import PullOutcome, Transport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from tests.support.emulated_reads import BIG, nixl, pull, wait_until
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import ROOT, OwnerProcess, stop_process
 
@@ -31,18 +31,6 @@ READERS_KILLED = int(os.environ.get("GHOSTCACHER_TEST_READERS_KILLED", "16"))
 """Per transport; hundreds in the long form."""
 
 pytestmark = pytest.mark.timeout(240 + 6 * READERS_KILLED)
-
-BIG = {"slot_count": 64, "segment_count": 4, "slot_bytes": 64 << 10}
-
-
-def pull(transport: Transport, peer: RankEndpoint, slots: np.ndarray, seconds: float = 10.0) -> PullResult:
-    """Pull slots of generation 0 into the same places."""
-    request = PullRequest(peer, slots, slots, np.zeros(len(slots), dtype=np.uint64), time.monotonic() + seconds)
-    return transport.pull(request)
-
-
-def nixl(memory: KvMemory, **options: object) -> NixlTransport:
-    return NixlTransport(memory.rank, memory.table, name="reader", **options)  # type: ignore[arg-type]
 
 
 class Readers:
@@ -114,22 +102,11 @@ def test_stopped_owner_still_serves_through_its_relay() -> None:
         transport.close()
 
 
-@pytest.fixture
-def emulated(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """Options of NixlTransport under which UCX emulates READs: they need the owner's CPU, and hang when it stops.
-
-    So does an RDMA device that cannot READ by itself. Here it is shared memory which sees only what was made for
-    sharing; the emulation, which is off on hosts without a network, is forced on in this process and the owner's.
-    """
-    monkeypatch.setenv("UCX_PROTO_EMULATION_ENABLE", "y")
-    return {"ucx_tls": "posix,sysv,self"}
-
-
 def test_pull_that_hangs_holds_its_slots_until_nothing_can_land_in_them(emulated: dict[str, object]) -> None:
     """Owner stopped for longer than the deadline: `pull` returns when its READ is over, with all rows, no sooner."""
     memory = KvMemory(64, 4, 64 << 10)
     with OwnerProcess({"memory": BIG, "transport": emulated, "progress": True}) as owner:
-        transport = nixl(memory, **emulated)
+        transport = nixl(memory, overdue_grace_s=120.0, **emulated)
         slots = np.arange(64, dtype=np.int64)
         owner.call("overwrite", slots, [0] * 64)
         wait_until(lambda: pull(transport, owner.endpoint, slots).outcome is PullOutcome.DONE)
@@ -270,12 +247,3 @@ def running(pid: int) -> bool:
             return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
-
-
-def wait_until(condition: object, seconds: float = 20.0) -> None:
-    """Poll a condition until it holds."""
-    assert callable(condition)
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true"
-        threading.Event().wait(0.05)

@@ -23,7 +23,7 @@ import numpy as np
 
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport, Validity
-from ghostcacher_connector.transfer.nixl.reader import Loan
+from ghostcacher_connector.transfer.nixl.reader import Loan, NixlReader
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory, make_memory
@@ -65,13 +65,13 @@ EARLY_SEAL_S = 0.0002
 class SealFirst(NixlTransport):
     """The broken reader: checks a seal that was read before the rows."""
 
-    def _read_rows(self, request: PullRequest) -> Iterator[int]:
-        with self._reader.reading_from(request.peer) as loan:
-            self._early = super()._check_seal(request, loan)
+    def _read_rows(self, request: PullRequest, reader: NixlReader) -> Iterator[int]:
+        with reader.reading_from(request.peer) as loan:
+            self._early = super()._check_seal(request, reader, loan)
         time.sleep(EARLY_SEAL_S)
-        yield from super()._read_rows(request)
+        yield from super()._read_rows(request, reader)
 
-    def _check_seal(self, _request: PullRequest, _loan: Loan) -> Validity:
+    def _check_seal(self, _request: PullRequest, _reader: NixlReader, _loan: Loan) -> Validity:
         return self._early
 
 

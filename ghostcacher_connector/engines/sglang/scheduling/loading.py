@@ -119,6 +119,10 @@ class Loader:
             tracked.phase = Phase.SETTLED
         if plan is not None:
             self._account(job_id, plan, result, seconds, landed=verdict == Verdict.LANDED)
+            self._count_misses(tracked, plan.first_block + plan.block_count, MissReason.NOT_INDEXED)
+        elif tracked is not None and tracked.plan is not None:
+            logger.debug("request %s: its plan is of other pages by now, computing it", tracked.request_id)
+            self._count_misses(tracked, tracked.plan.first_block, MissReason.CANCELLED)
         return verdict == Verdict.LANDED
 
     def begin_pass(self) -> None:
@@ -150,7 +154,8 @@ class Loader:
         self._take("", wait_s=0.0)
         wait_budget_s = self._wait_budget_s(plan)
         job = PullJob(job_id, pages, plan.sources, self._clock() + wait_budget_s)
-        if wait_budget_s <= 0 or len(self._submitted) >= self._settings.pull_threads:
+        busy = len(self._submitted) - self._puller.quarantined_count
+        if wait_budget_s <= 0 or busy >= self._settings.pull_threads:
             return unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT)
         for event in events:
             event.synchronize()
@@ -194,6 +199,12 @@ class Loader:
         if result is None:
             return Verdict.IN_FLIGHT
         return Verdict.LANDED if bool(result.valid.all()) else Verdict.FAILED
+
+    def _count_misses(self, tracked: Tracked | None, first_block: int, reason: MissReason) -> None:
+        """Count the pullable blocks from this one on as misses, once for all ranks."""
+        missed = tracked.pullable - first_block if tracked is not None and self._ranks.rank == 0 else 0
+        if missed > 0:
+            self._recorder.inc("gc_cache_misses_total", missed, reason=reason.value)
 
     def _account(self, job_id: str, plan: PullPlan, result: JobResult | None, seconds: float, *, landed: bool) -> None:
         """Record a pull: each rank its own share, once it is over, rank 0 what the request got of it. Never raises."""

@@ -3,21 +3,28 @@
 The index is asked when the request arrives. vLLM asks us when it wants to schedule the request; until the answer is
 there we say "ask again" (it does, a few milliseconds later), and after the deadline we go on without.
 
+Requests that need the same blocks share one pull: a request whose blocks another one is loading waits for that one, and
+then finds them in vLLM's own cache (`_Flight`). vLLM enters what was pulled there when it takes the loader out of
+WAITING_FOR_REMOTE_KVS, which it does before it looks at requests that wait. If the pull fails, or its request is
+aborted, whoever is asked first pulls, and the others wait for that one.
+
 Driven by the scheduler's thread alone.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from vllm.v1.request import RequestStatus
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
-from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.vllm.messages import PullOrder
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, pull_wanted, shareable
 from ghostcacher_connector.metrics import Recorder
@@ -32,9 +39,35 @@ if TYPE_CHECKING:
 GROUPS = [0]
 """The only KV cache group (support.py refuses others)."""
 
+JOIN_SHARE = 0.5
+"""A request joins another one's pull when they have at least so much of the larger of both in common: else it would
+wait for bytes that it does not need, or save few."""
+
+LOOKUP_SHARE = 0.1
+"""A lookup may take this share of what computing the tokens in question is forecast to take, however short the deadline
+of the settings: a tenth of the time that a hit would save."""
+
+LOOKUP_WAIT_MAX_S = 2.0
+"""But never longer than this, unless the settings say so."""
+
 ALONE_WAIT_S = 0.005
 """How long an engine with nothing else to do waits for the index in one step. An empty step costs it milliseconds, and
 an engine of several ranks spins meanwhile: on a machine with few cores that starved the very thread that asks."""
+
+
+class _Flight(NamedTuple):
+    """Blocks ``[first_block, end_block)`` of a request, which are being pulled."""
+
+    tracked: Tracked
+    first_block: int
+    end_block: int
+    joinable_until: float
+    """By then the pull should be over; nobody waits for it any longer."""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether vLLM has not taken note of the pull's end yet."""
+        return bool(self.tracked.request.status == RequestStatus.WAITING_FOR_REMOTE_KVS)
 
 
 class Matcher(PrefixMatcher):
@@ -56,8 +89,9 @@ class Matcher(PrefixMatcher):
             settings, lookups, forecaster, recorder, block_tokens=block_tokens, block_bytes=block_bytes, clock=clock
         )
         self._forecaster = forecaster
-        self._block_tokens = block_tokens
+        self._block_bytes = block_bytes
         self._orders: list[PullOrder] = []
+        self._flights: dict[str, _Flight] = {}
         self._reports: dict[str, list[PullReport]] = {}
 
     def ask(self, tracked: Tracked, pool: BlockPool | None) -> None:
@@ -71,6 +105,10 @@ class Matcher(PrefixMatcher):
                 lambda block: pool is not None and pool.get_cached_block(block, GROUPS) is not None,
             )
 
+    def forget(self, tracked: PullState) -> None:
+        super().forget(tracked)
+        self._flights.pop(tracked.request_id, None)
+
     def match(self, tracked: Tracked, local_tokens: int, *, alone: bool = False) -> int | None:
         """Return how many tokens beyond the local ones to pull, or None for "ask again".
 
@@ -78,6 +116,10 @@ class Matcher(PrefixMatcher):
         """
         first_block = local_tokens // self._block_tokens
         count: int | None = 0
+        self._note_preemption(tracked, first_block)
+        if tracked.phase is Phase.HELD and first_block < tracked.pullable:
+            # It was all here when the request arrived, and some of it has been reused since.
+            self._ask_index(tracked, tracked.request.block_hashes[: tracked.pullable])
         if tracked.phase is Phase.ASKED:
             count = self._answered(tracked, first_block, wait_s=ALONE_WAIT_S if alone else 0.0)
         elif tracked.phase is Phase.PLANNED:
@@ -86,7 +128,9 @@ class Matcher(PrefixMatcher):
                 count = tracked.plan.block_count
             else:
                 count = self._decide(tracked, first_block)
-        return None if count is None else count * self._block_tokens
+        if count is None or (count and self._joins(tracked)):
+            return None
+        return count * self._block_tokens
 
     def allocated(self, tracked: Tracked, slots: list[int], token_count: int) -> None:
         """Order the pull into the slots that vLLM gave. slots: of all the request's blocks, in order."""
@@ -97,6 +141,10 @@ class Matcher(PrefixMatcher):
         local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
         order = PullOrder(tracked.request_id, local, plan.sources_of(count), self._settings.pull_timeout_s)
         self._orders.append(order)
+        self._forecaster.ordered(tracked.request_id, order.sources[0].worker, count * self._block_bytes)
+        self._flights[tracked.request_id] = _Flight(
+            tracked, plan.first_block, plan.first_block + count, self._clock() + self._settings.pull_timeout_s
+        )
         tracked.phase = Phase.LOADING
         self._count_misses(tracked, plan.first_block + count, MissReason.NOT_INDEXED)
 
@@ -115,12 +163,43 @@ class Matcher(PrefixMatcher):
         Returns how many of the blocks asked for are there on every rank, before the first one that is not.
         """
         reports = self._reports.pop(request_id, [])
+        self._forecaster.ended(request_id)
         if tracked is None:
+            for report in reports:
+                record_transfer(self._recorder, self._forecaster, report, cancelled=True)
             return 0
         tracked.phase = Phase.SETTLED
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)
         return min((report.blocks_usable for report in reports), default=0)
+
+    def _lookup_wait_s(self, token_count: int) -> float:
+        """A long prompt is not computed because Redis took a moment longer: others are scheduled meanwhile."""
+        least_s = super()._lookup_wait_s(token_count)
+        return max(least_s, min(LOOKUP_WAIT_MAX_S, LOOKUP_SHARE * self._forecaster.compute_s(token_count)))
+
+    def _note_preemption(self, tracked: Tracked, first_block: int) -> None:
+        """Count what a preempted request computes again: it is pulled for once only."""
+        if tracked.request.num_preemptions > tracked.preemptions:
+            tracked.preemptions = tracked.request.num_preemptions
+            if tracked.phase is Phase.SETTLED and tracked.plan is not None:
+                self._count_misses(tracked, first_block, MissReason.PREEMPTED)
+
+    def _joins(self, tracked: Tracked) -> bool:
+        """Say whether a request is to wait for the pull of another one, instead of what it has planned."""
+        plan, now = tracked.plan, self._clock()
+        assert plan is not None
+        self._flights = {name: flight for name, flight in self._flights.items() if flight.under_way}
+        if now >= tracked.joins_until:
+            return False
+        for flight in self._flights.values():
+            if now < flight.joinable_until and _alike(flight, tracked, plan):
+                if tracked.joins_until == math.inf:
+                    # Whichever pulls it waits for, one after the other: no longer than one may take.
+                    tracked.joins_until = flight.joinable_until
+                    self._recorder.inc("gc_joined_pulls_total", 1)
+                return True
+        return False
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
         for report in reports:
@@ -134,3 +213,16 @@ class Matcher(PrefixMatcher):
             seconds=max(report.seconds for report in reports),
             reason=next((r.reason for r in reports if r.reason is not None), None),
         )
+
+
+def _alike(flight: _Flight, tracked: Tracked, plan: PullPlan) -> bool:
+    """Say whether a pull brings enough of what a plan wants, and not much more.
+
+    A chain hash covers all before it, so blocks that two prompts share have the same numbers in both.
+    """
+    hashes, others = tracked.request.block_hashes, flight.tracked.request.block_hashes
+    first, end = plan.first_block, min(plan.first_block + plan.block_count, flight.end_block)
+    if not flight.first_block <= first < end or hashes[first] != others[first]:
+        return False
+    common = next((number for number in range(first, end) if hashes[number] != others[number]), end) - first
+    return common >= JOIN_SHARE * max(plan.block_count, flight.end_block - flight.first_block)

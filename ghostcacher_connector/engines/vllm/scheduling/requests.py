@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ class Tracked(PullState):
     """vLLM's own object of it."""
     evidence: Evidence = field(default_factory=Evidence)
     """A new one with each match: after a preemption the request begins again, in other slots."""
+    joins_until: float = math.inf
+    """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
+    preemptions: int = 0
+    """How often it had been preempted when it was last asked for."""
 
     @property
     def request_id(self) -> str:

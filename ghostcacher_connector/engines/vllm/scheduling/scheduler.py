@@ -83,6 +83,8 @@ class ConnectorScheduler:
         self._settings = settings
         self._recorder = recorder
         self._clock = clock
+        # The data-parallel ranks of a mixture of experts step together: who waits, makes all of them wait.
+        self._lockstep = vllm_config.parallel_config.data_parallel_size > 1
         self._step = 0
         self._left = False
         self._calls: RankCalls | None = None
@@ -133,7 +135,10 @@ class ConnectorScheduler:
         record = self._record_of(introductions)
         self._weights = WeightWatch(self._calls.read_weights, self._recorder, self._clock)
         self._forecaster = forecaster = Forecaster(
-            self._first_prefill_rate(introductions), self._clock, step_tokens_max=self._step_tokens_max
+            self._first_prefill_rate(introductions),
+            self._clock,
+            step_tokens_max=self._step_tokens_max,
+            pull_threads=self._settings.pull_threads,
         )
         self._fleet = fleet = Membership(
             self._settings,
@@ -271,7 +276,7 @@ class ConnectorScheduler:
         tracked.evidence = Evidence()
         if self._matcher is None:
             return 0, False
-        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1)
+        count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1 and not self._lockstep)
         return count, bool(count)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:

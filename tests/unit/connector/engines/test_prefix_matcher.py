@@ -116,13 +116,13 @@ def test_miss_is_counted_by_its_reason() -> None:
     assert bench.misses(MissReason.INDEX_UNAVAILABLE) == COUNT
 
 
-@pytest.mark.parametrize(("pull", "pullable", "held"), [("never", COUNT, False), ("always", COUNT, True)])
-def test_nothing_is_asked_when_nothing_can_be_pulled(pull: str, pullable: int, held: bool) -> None:
+@pytest.mark.parametrize(("pull", "held", "phase"), [("never", False, Phase.SETTLED), ("always", True, Phase.HELD)])
+def test_nothing_is_asked_when_nothing_can_be_pulled(pull: str, held: bool, phase: Phase) -> None:
     """Pulling is off, or this engine has all of it."""
     bench = Bench(pull)
     bench.start(held=held)
     assert bench.lookups.asked == []
-    assert bench.request.phase is Phase.SETTLED
+    assert bench.request.phase is phase
 
 
 def test_prompt_without_a_whole_block_is_not_asked_for() -> None:
@@ -130,6 +130,26 @@ def test_prompt_without_a_whole_block_is_not_asked_for() -> None:
     bench = Bench()
     bench.matcher._start_lookup(bench.request, [], lambda _: False)
     assert bench.lookups.asked == []
+
+
+def test_prompt_that_is_held_on_arrival_is_known_as_such() -> None:
+    """Its blocks may be gone when it is its turn: an adapter then asks after all."""
+    bench = Bench()
+    bench.start(held=True)
+    assert bench.request.phase is Phase.HELD
+    bench.matcher._ask_index(bench.request, chain(COUNT))
+    assert bench.lookups.asked == [("r", chain(COUNT))]
+    assert bench.request.phase is Phase.ASKED
+
+
+def test_miss_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    """At debug level, for each request."""
+    bench = Bench()
+    bench.start()
+    bench.lookups.answer = LookupAnswer([], 0.001, MissReason.NOT_INDEXED)
+    with caplog.at_level("DEBUG", logger="ghostcacher_connector"):
+        assert bench.answered(first_block=1) == 0
+    assert f"request r: {COUNT - 1} of {COUNT} blocks are not pulled: not_indexed" in caplog.text
 
 
 def test_request_that_has_ended_is_forgotten() -> None:

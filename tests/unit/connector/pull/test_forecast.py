@@ -122,6 +122,57 @@ def test_slow_rate_is_forgotten_when_nothing_confirms_it() -> None:
     assert forecaster.compare("b", 10, 1 << 20).pull
 
 
+PULL = 1 << 30
+"""About a second at the guess."""
+
+PULL_S = PULL / PEER_BYTES_PER_S_GUESS + PULL_FIXED_S
+
+
+def busy(threads: int, *peers: str) -> tuple[Forecaster, FakeClock]:
+    """Return a forecaster with a pull of one second from each of these peers under way."""
+    clock = FakeClock()
+    forecaster = Forecaster(1000.0, clock, pull_threads=threads)
+    for number, peer in enumerate(peers):
+        forecaster.ordered(f"p{number}", peer, PULL)
+    return forecaster, clock
+
+
+def test_pull_waits_for_those_ahead_on_its_link() -> None:
+    """One link carries one after the other, however many threads there are; another link is free."""
+    forecaster, clock = busy(8, "b", "b")
+    choice = forecaster.compare("b", tokens=2500, pull_bytes=PULL)
+    assert choice.wait_s == pytest.approx(2 * PULL_S)
+    assert choice.pull_s == pytest.approx(PULL_S)
+    assert not choice.pull
+    assert forecaster.compare("c", tokens=2500, pull_bytes=PULL).wait_s == 0.0
+    assert forecaster.compare("c", tokens=2500, pull_bytes=PULL).pull
+    clock.now += PULL_S
+    assert forecaster.compare("b", tokens=2500, pull_bytes=PULL).wait_s == pytest.approx(PULL_S)
+
+
+def test_pull_waits_for_a_free_thread() -> None:
+    """With every thread taken, the first pull that ends makes room, whatever its link."""
+    forecaster, _ = busy(2, "b", "c")
+    assert forecaster.compare("d", 1, 0).wait_s == pytest.approx(PULL_S)
+    forecaster.ordered("p2", "d", PULL)
+    assert forecaster.compare("e", 1, 0).wait_s == pytest.approx(PULL_S)
+    forecaster.ordered("p3", "e", PULL)
+    assert forecaster.compare("f", 1, 0).wait_s == pytest.approx(2 * PULL_S)
+    three, _ = busy(3, "b", "c")
+    assert three.compare("d", 1, 0).wait_s == 0.0
+
+
+def test_pull_that_is_over_or_overdue_holds_nobody_up() -> None:
+    """One that ended early makes room at once; one that should be over by now is not waited for in forecasts."""
+    forecaster, clock = busy(1, "b")
+    forecaster.ended("p0")
+    forecaster.ended("p0")
+    assert forecaster.compare("b", 1, 0).wait_s == 0.0
+    forecaster, clock = busy(1, "b")
+    clock.now += 10 * PULL_S
+    assert forecaster.compare("b", 1, 0).wait_s == 0.0
+
+
 @given(
     rate=st.floats(1e6, 1e12),
     tokens=st.integers(1, 100_000),

@@ -8,7 +8,7 @@ import pytest
 
 from ghostcacher_connector.core.errors import TransferError
 from ghostcacher_connector.transfer.nixl import agent
-from ghostcacher_connector.transfer.nixl.agent import Read
+from ghostcacher_connector.transfer.nixl.agent import Read, UnfinishedRead
 
 
 class Nixl:
@@ -68,6 +68,17 @@ def test_failed_read_into_a_device_waits_for_what_is_queued_there(
         with pytest.raises(TransferError):
             read.done()
     assert waited == [3]
+
+
+@pytest.mark.parametrize("before", [(), ("PROC",)])
+def test_failed_read_that_may_still_land_in_part_is_never_over(before: tuple[str, ...]) -> None:
+    """NIXL reports the first rail that fails; a later look must not take the READ for done."""
+    nixl = Nixl(*before, "ERR", "DONE")
+    with pytest.raises(UnfinishedRead) as failed:
+        Read(nixl, Handle(), fails_whole=False).done()
+    for _ in range(2):
+        with pytest.raises(UnfinishedRead):
+            failed.value.read.done()
 
 
 def test_read_that_ends_well_and_reads_into_host_memory_wait_for_no_device(waited: list[int]) -> None:
