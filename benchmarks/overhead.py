@@ -1,14 +1,19 @@
-"""What GhostCacher costs a workload that shares nothing: throughput and time per step against plain vLLM.
+"""What GhostCacher costs an engine when nothing is shared: CPU time of all its processes a token, against plain vLLM.
 
-    python -m benchmarks.overhead [--short] [--size tiny] [--pairs 15]
+    python -m benchmarks.overhead [--short] [--size tiny] [--pairs 15] [--json FILE]
 
-Two engines on the same cores, one plain and one with the connector. They work in turns, never at the same time, the
-order changing from pair to pair, so that drift of the machine meets both alike. What is compared is each pair; printed
-are the median of the pairs and the quartiles, which say how far the median can be trusted on this machine.
-Targets: less than 1 % of throughput, less than 0.2 ms a step. Idle engines are looked at too: a thread that spins while
-there is nothing to do takes a core from those who have work.
+Two engines with the same flags on the same core, one plain and one with the connector, which is in a fleet: its prompts
+are looked up among a peer's blocks, and a router listens. No prompt shares a prefix with another. Both get the same
+prompts, in turns and never at the same time: plain, shared, shared, plain make a pair, the next one the other way
+round, so that drift of the machine meets both alike. All requests of a turn are sent at once.
 
-A tiny model is the hard case: its steps are short, and so any fixed cost is a large part of them.
+Counted is the CPU time of all threads of each engine, and of Redis, which has no other user; nothing of the client.
+Elapsed time is printed beside it: it says more about the machine's other users. Printed are the median of the pairs
+and their quartiles, which say how far the median can be trusted on this machine. Target: less than 1 % on the small
+model. A tiny model is the hard case: its steps are short, and so any fixed cost is a large part of them.
+
+Scheduler and rank are in one process, as on a GPU: where they are two (vLLM's default on CPUs), each spins while it
+waits for the other, and CPU time is no more than elapsed time.
 """
 
 from __future__ import annotations
@@ -17,9 +22,11 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from benchmarks.harness import (
     EngineOptions,
@@ -30,146 +37,163 @@ from benchmarks.harness import (
     start_many,
     stop_all,
 )
+from benchmarks.harness.cost_report import Pair, Turn, as_json, idle_report, report
+from benchmarks.harness.cpu_time import Snapshot, snapshot, used
 from benchmarks.harness.engine import Engine
-from benchmarks.harness.model import recipe
+from benchmarks.harness.model import Size, recipe
 from benchmarks.harness.program import run_program
-from benchmarks.harness.report import ProgressLine, milliseconds, now, percentile, table
+from benchmarks.harness.quiet_fleet import QuietFleet
+from benchmarks.harness.report import ProgressLine, now
+
+WORKER = "overhead"
+SETTLE_S = 0.05
+"""After the last answer of a turn: what the connector still has to send belongs to the turn."""
+REST_S = 1.0
+"""Before an idle engine is looked at: what its last request left behind is over by then."""
+IDLE_S = 10.0
+IDLE_SHORT_S = 3.0
+NUM_BLOCKS = 128
+"""Blocks of 128 tokens: full after some turns, so that blocks are evicted and withdrawn, too."""
+ONE_PROCESS = ("--distributed-executor-backend", "uni")
+ONE_PROCESS_ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
+"""Else vLLM refuses the above on CPUs: there it cannot bind the computing threads, of which there is one here."""
 
 
 class Load(NamedTuple):
-    """The workload of one turn. stream_tokens: length of the single answer whose steps are timed."""
+    """The requests of one turn."""
 
     requests: int
-    concurrency: int
     prompt_tokens: int
     answer_tokens: int
-    stream_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.requests * (self.prompt_tokens + self.answer_tokens)
 
 
-FULL = Load(requests=32, concurrency=8, prompt_tokens=512, answer_tokens=64, stream_tokens=256)
-SHORT = Load(requests=12, concurrency=4, prompt_tokens=256, answer_tokens=32, stream_tokens=128)
-
-
-class Turn(NamedTuple):
-    """What one engine did in one turn. throughput: prompt and answer tokens a second. step_s: mean of one stream."""
-
-    throughput: float
-    step_s: float
-
-
-class Pair(NamedTuple):
-    plain: Turn
-    shared: Turn
-
-
-IDLE_S = 5.0
+LOADS: dict[Size, Load] = {"tiny": Load(8, 512, 64), "small": Load(4, 256, 64)}
+PAIRS: dict[Size, int] = {"tiny": 40, "small": 16}
+SHORT = Load(requests=4, prompt_tokens=256, answer_tokens=32)
+SHORT_PAIRS = 4
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--short", action="store_true", help="4 pairs of a small load: for continuous tests")
-    parser.add_argument("--size", choices=["tiny", "small"], default="tiny")
-    parser.add_argument("--pairs", type=int, default=15)
-    chosen = parser.parse_args(argv)
-    if chosen.short:
-        chosen.size, chosen.pairs = "tiny", 4
-    return chosen
+    parser.add_argument("--size", choices=list(LOADS), help="one model only; default: both")
+    parser.add_argument("--pairs", type=int, help="pairs of each model; default: 40 of tiny, 16 of small")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every pair, thread by thread")
+    return parser.parse_args(argv)
 
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Measure and print; return 0."""
-    model, load = ensure_model(chosen.size), SHORT if chosen.short else FULL
-    vocab = recipe(chosen.size).vocab
+    sizes: list[Size] = [chosen.size] if chosen.size else ["tiny"] if chosen.short else ["tiny", "small"]
+    results = {}
+    for size in sizes:
+        load = SHORT if chosen.short else LOADS[size]
+        count = chosen.pairs or (SHORT_PAIRS if chosen.short else PAIRS[size])
+        began = now()
+        pairs, idle = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress)
+        progress.done(f"{size} model, {count} pairs of 4 turns of {load}, {now() - began:.0f} s")
+        print(report(pairs, load.tokens), idle_report(idle), sep="\n\n", end="\n\n", flush=True)
+        results[size] = {"load": load._asdict(), **as_json(pairs, idle)}
+        if chosen.json:
+            chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
+    return 0
+
+
+def compare(
+    size: Size, load: Load, count: int, idle_s: float, progress: ProgressLine
+) -> tuple[list[Pair], Mapping[str, Turn]]:
+    """Return the pairs of one model, and what both engines use while they are idle."""
     with RedisServer() as redis:
-        # All cores but one for computing, the same for both: the servers' own threads and the client need one.
-        cores = core_shares(1)[0].split(",")
         common: dict[str, Any] = {
-            "model": str(model),
+            "model": str(ensure_model(size)),
             "max_model_len": 2048,
-            "cores": ",".join(cores[1:] or cores),
+            "num_blocks": NUM_BLOCKS,
+            # The last core for computing, for both: the servers' own threads and the client use the others.
+            "cores": core_shares(1)[0].split(",")[-1],
+            "extra_args": ONE_PROCESS,
+            "env": ONE_PROCESS_ENV,
         }
-        settings = {"redis_url": redis.url, "worker_id": "overhead"}
+        settings = {"redis_url": redis.url, "worker_id": WORKER}
         options = [
             EngineOptions(name="plain", **common),
             EngineOptions(name="shared", connector=settings, **common),
         ]
-        plain, shared = start_many(options, progress)
+        engines = start_many(options, progress)
         try:
-            pairs = measure(plain, shared, load, chosen.pairs, vocab, progress)
-            idle = [idle_cores(engine) for engine in (plain, shared)]
+            with QuietFleet(redis.url, WORKER):
+                bench = Bench(*engines, redis, load, recipe(size).vocab)
+                pairs = bench.measure(count, progress)
+                return pairs, {engine.options.name: bench.idle(engine, idle_s) for engine in engines}
         finally:
-            stop_all([plain, shared])
-    progress.done(f"{chosen.size} model, {chosen.pairs} pairs of {load}")
-    print(report(pairs, idle))
-    return 0
+            stop_all(engines)
 
 
-def measure(plain: Engine, shared: Engine, load: Load, count: int, vocab: int, progress: ProgressLine) -> list[Pair]:
-    """Return `count` pairs; one more is run before them, and thrown away."""
-    chance = random.Random(1)
-    pairs = []
-    for index in range(count + 1):
-        progress(f"pair {index} of {count}")
-        order = (plain, shared) if index % 2 == 0 else (shared, plain)
-        turns = {engine.options.name: take_turn(engine, load, vocab, chance) for engine in order}
-        pairs.append(Pair(turns["plain"], turns["shared"]))
-    return pairs[1:]
+class Bench:
+    """Two engines and the load that they get in turns."""
 
+    def __init__(self, plain: Engine, shared: Engine, redis: RedisServer, load: Load, vocab: int) -> None:
+        self._plain = plain
+        self._shared = shared
+        self._redis = redis
+        self._load = load
+        self._vocab = vocab
+        self._chance = random.Random(1)
 
-def take_turn(engine: Engine, load: Load, vocab: int, chance: random.Random) -> Turn:
-    """Run the load on one engine, with prompts that were never seen before."""
-    client = engine.client
+    def measure(self, count: int, progress: ProgressLine) -> list[Pair]:
+        """Return `count` pairs; one more is run before them, and thrown away."""
+        pairs = []
+        for index in range(count + 1):
+            progress(f"pair {index} of {count}")
+            first, second = (self._plain, self._shared) if index % 2 == 0 else (self._shared, self._plain)
+            turns: dict[str, list[Turn]] = {"plain": [], "shared": []}
+            for order in ((first, second), (second, first)):
+                prompts = self._prompts()
+                for engine in order:
+                    turns[engine.options.name].append(self._turn(engine, prompts))
+            pairs.append(Pair(sum(turns["plain"], Turn.nothing()), sum(turns["shared"], Turn.nothing())))
+        return pairs[1:]
 
-    def prompt(length: int) -> list[int]:
-        return [chance.randrange(10, vocab) for _ in range(length)]
+    def idle(self, engine: Engine, seconds: float) -> Turn:
+        """Look at an engine for some seconds in which it has nothing to do."""
+        time.sleep(REST_S)
+        before, start = self._look(engine), now()
+        time.sleep(seconds)
+        return Turn(used(before, self._look(engine)), now() - start)
 
-    prompts = [prompt(load.prompt_tokens) for _ in range(load.requests)]
-    start = now()
-    answers = run_concurrently(
-        lambda ids: client.complete(ids, max_tokens=load.answer_tokens, ignore_eos=True),
-        prompts,
-        concurrency=load.concurrency,
-    )
-    elapsed = now() - start
-    tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
-    stream = client.complete(prompt(32), max_tokens=load.stream_tokens, ignore_eos=True)
-    return Turn(tokens / elapsed, (stream.total_s - stream.ttft_s) / (load.stream_tokens - 1))
+    def _turn(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> Turn:
+        # Named as a router names its requests: the connector reports them.
+        named = [(f"overhead-{self._chance.getrandbits(64):x}", prompt) for prompt in prompts]
+        before, start = self._look(engine), now()
+        answers = run_concurrently(
+            lambda request: engine.client.complete(
+                request[1], max_tokens=self._load.answer_tokens, ignore_eos=True, request_id=request[0]
+            ),
+            named,
+            concurrency=len(named),
+        )
+        elapsed_s = now() - start
+        time.sleep(SETTLE_S)
+        use = used(before, self._look(engine))
+        tokens = sum(answer.prompt_tokens + answer.completion_tokens for answer in answers)
+        assert tokens == self._load.tokens, f"expected {self._load.tokens} tokens, got {tokens}"
+        assert not any(answer.cached_tokens for answer in answers), "no prompt shares a prefix with another"
+        return Turn(use, elapsed_s)
 
+    def _prompts(self) -> list[list[int]]:
+        """Return prompts that were never seen before."""
+        count, tokens = self._load.requests, self._load.prompt_tokens
+        return [[self._chance.randrange(10, self._vocab) for _ in range(tokens)] for _ in range(count)]
 
-def idle_cores(engine: Engine) -> float:
-    """Return how much of a CPU core an engine uses while it has nothing to do."""
-    time.sleep(1.0)  # what the last request left behind
-    before, start = engine.process.cpu_s(), now()
-    time.sleep(IDLE_S)
-    return (engine.process.cpu_s() - before) / (now() - start)
-
-
-def report(pairs: Sequence[Pair], idle: Sequence[float]) -> str:
-    """Return the table of medians and quartiles of the pairs. idle: cores used by the plain and the shared engine."""
-
-    def line(name: str, value: Callable[[Turn], float], show: Callable[[float], str]) -> list[str]:
-        return [name, show(median(value(p.plain) for p in pairs)), show(median(value(p.shared) for p in pairs))]
-
-    lost = [1 - p.shared.throughput / p.plain.throughput for p in pairs]
-    added = [p.shared.step_s - p.plain.step_s for p in pairs]
-    rows = [
-        [*line("throughput", lambda t: t.throughput, lambda v: f"{v:,.0f} tokens/s"), *_spread(lost, _percent)],
-        [*line("one step", lambda t: t.step_s, milliseconds), *_spread(added, _signed_milliseconds)],
-        ["CPU cores when idle", *(f"{cores:.2f}" for cores in idle), f"{idle[1] - idle[0]:+.2f}", ""],
-    ]
-    return table(["", "plain", "with GhostCacher", "cost, median of pairs", "quartiles"], rows)
-
-
-def _spread(values: Sequence[float], show: Callable[[float], str]) -> list[str]:
-    return [show(median(values)), f"{show(percentile(values, 25))} to {show(percentile(values, 75))}"]
-
-
-def _percent(value: float) -> str:
-    return f"{value:+.1%}"
-
-
-def _signed_milliseconds(value: float) -> str:
-    return f"{value * 1e3:+.3f} ms"
+    def _look(self, engine: Engine) -> Snapshot:
+        server, *others = engine.process.processes()
+        roles = {"API server": [server], "engine core": others}
+        if engine is self._shared:
+            roles["Redis"] = self._redis.process.processes()
+        return snapshot(roles)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from ghostcacher_connector.core.threads import daemon_thread
+
 logger = logging.getLogger(__name__)
 
 ERROR_PAUSE_S = 2.0
@@ -67,7 +69,7 @@ class Periodic:
     def start(self) -> None:
         """Start the thread, whose first step is due at once. To be called once."""
         assert self._thread is None, f"{self._name} starts once"
-        self._thread = threading.Thread(target=self.run, name=self._name, daemon=True)
+        self._thread = daemon_thread(self._name, self.run)
         self._thread.start()
 
     def wake(self) -> None:

@@ -1,8 +1,12 @@
 """Digests of a model's files: equal for equal models wherever the files lie, and cheap to make.
 
-A digest covers the names, sizes and contents of files, not their place: a symbolic link (as in the Hugging Face cache)
-counts as what it points to. Of a large weight file only samples are read. That tells fine-tunes and re-quantised
-copies apart; weights edited by hand in a few bytes need `weights_id`.
+A digest covers the names, sizes and contents of files, not their place: a symbolic link counts as what it points to.
+Of a large weight file each tensor is sampled (weight_files.py). That tells fine-tunes, checkpoints of one training and
+re-quantised copies apart; weights edited by hand in a few elements need `weights_id`.
+
+A snapshot of the Hugging Face cache brings along the hub's own digests of its files, and a plain folder does not:
+copies of one model in both get two digests. A worker that is started with the model's name and one that is started
+with a folder have two names and two revisions for it anyhow; `weights_id` and a folder on both make them one.
 
 A model that cannot be read gives a private value, with a warning: this worker then shares with nobody, which is safe.
 """
@@ -12,24 +16,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.identity.fingerprint import private_value
+from ghostcacher_connector.identity.weight_files import INDEX_SUFFIX, WeightFile, inspect, read_all, samples_of
 
 logger = logging.getLogger(__name__)
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
-WEIGHT_INDEX_SUFFIX = ".index.json"
 CONFIG_NAME = "config.json"
 CONFIG_BYTES_MAX = 16 << 20
-
-SAMPLE_BYTES = 64 << 10
-INNER_SAMPLES = 4
-WHOLE_BYTES_MAX = 1 << 20
-"""Files up to this size are read whole."""
 
 VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path", "_commit_hash"})
 """What tools write into a config without changing the model."""
@@ -54,13 +53,11 @@ def weights_digest(model: str, weights_id: str | None, *, revision: str | None =
     if not files:
         _warn_private("weights", model)
         return private_value(owner)
-    digest = hashlib.sha256(b"ghostcacher weights")
-    for path in files:
-        try:
-            _add_file(digest, path)
-        except OSError as exc:
-            raise ConfigError(f"weights of {model}: {path.name}: expected a readable file, got {exc.strerror}") from exc
-    return digest.hexdigest()[:_DIGEST_CHARS]
+    try:
+        return _digest_of([inspect(path) for path in files])
+    except OSError as exc:
+        name = Path(exc.filename).name if isinstance(exc.filename, str) else "a weight file"
+        raise ConfigError(f"weights of {model}: {name}: expected a readable file, got {exc.strerror}") from exc
 
 
 def config_digest(model: str, weights_id: str | None, *, revision: str | None = None, owner: str | None = None) -> str:
@@ -115,30 +112,21 @@ def _weight_files(place: Path) -> Iterator[Path]:
         yield place
         return
     for path in sorted(place.iterdir(), key=lambda path: path.name):
-        if path.name.endswith((*WEIGHT_SUFFIXES, WEIGHT_INDEX_SUFFIX)):
+        if path.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX)):
             yield path
 
 
-def _add_file(digest: Any, path: Path) -> None:
-    """Feed name, size and content, each with its length: no two files feed the same bytes."""
-    size = path.stat().st_size
-    whole = size <= WHOLE_BYTES_MAX or path.name.endswith(WEIGHT_INDEX_SUFFIX)
-    name = path.name.encode()
-    digest.update(len(name).to_bytes(8, "little") + name + size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        if whole:
-            while chunk := file.read(WHOLE_BYTES_MAX):
-                digest.update(chunk)
-            return
-        for offset in sample_offsets(size):
-            file.seek(offset)
-            digest.update(file.read(SAMPLE_BYTES))
-
-
-def sample_offsets(size: int) -> list[int]:
-    """Return where the samples of a large file begin: its start and end, and evenly in between."""
-    last = size - SAMPLE_BYTES
-    return [last * step // (INNER_SAMPLES + 1) for step in range(INNER_SAMPLES + 2)]
+def _digest_of(files: Sequence[WeightFile]) -> str:
+    """Feed each file's name, size, known content and samples, texts with their lengths: no two models feed the same."""
+    digest = hashlib.sha256(b"ghostcacher weights")
+    for file, ranges in zip(files, samples_of(files), strict=True):
+        for text in (file.path.name.encode(), file.content.encode()):
+            digest.update(len(text).to_bytes(8, "little") + text)
+        digest.update(file.size.to_bytes(8, "little"))
+        for data in read_all(file.path, ranges):
+            digest.update(data)
+    known = all(file.content for file in files if not file.path.name.endswith(INDEX_SUFFIX))
+    return ("hub-" if known else "") + digest.hexdigest()[:_DIGEST_CHARS]
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from ghostcacher_connector.core.threads import daemon_thread
 from ghostcacher_connector.metrics.catalog import METRICS, Kind
 from ghostcacher_connector.metrics.recorder import Delta
 
@@ -48,7 +49,7 @@ class GaugeServer:
         self._read = read
         self._closed = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX)
-        self._thread = threading.Thread(target=self._serve, name="gc-gauges", daemon=True)
+        self._thread = daemon_thread("gc-gauges", self._serve)
         try:
             self._listener.bind(_address(engine))
             self._listener.listen()

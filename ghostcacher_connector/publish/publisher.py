@@ -50,7 +50,6 @@ BACKOFF_MAX_S = 2.0
 RENEWALS_PER_LEASE = 3
 REPAIR_PAUSE_MAX = 16
 """Most renewals between two repairs of one partition: an index that keeps evicting is not flooded."""
-IDLE_S_MAX = 1.0
 
 
 class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,7 +201,7 @@ class Publisher:
         self.available = True
         if self.held_blocks.pending:
             return max(0.0, self._interval_s - (self._clock() - began))
-        return min(IDLE_S_MAX, max(0.0, self._renew_at - self._clock()))
+        return max(0.0, self._renew_at - self._clock())
 
     def _exchange(self) -> None:
         if (life := self._life) is not self._entered:

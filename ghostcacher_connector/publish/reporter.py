@@ -1,7 +1,8 @@
 """Publishes this worker's load and the prompts that it has, for routers, beside the engine and never in its way.
 
     every interval_s            the load that the engine's thread has submitted last, with its age; it is asked for
-                                shortly before, and until it is there: an engine looks once a step
+                                shortly before, and until it is there: an engine looks once a step. Less often while
+                                the engine is idle, or no router listens
     within some milliseconds    prompt chains and computed prompts, while a router listens; while none does, they cost
                                 the engine's thread one read of an attribute
 
@@ -14,6 +15,7 @@ it without a thread. Everything here is a hint; what is lost is learned with the
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +39,8 @@ BATCH = 64
 """Events of each kind in one call: some 200 KiB when every prompt is long."""
 GATHER_S = 0.003
 """How long events wait for more: what arrives with one step of the engine is published with one call."""
+IDLE_INTERVAL_S = 0.5
+"""How often the load of an idle engine is published again: routers take a worker that is silent for 2 s for unknown."""
 UNHEARD_INTERVAL_S = 1.0
 """How often the load is published while no router listens: whether one does comes with the answer."""
 LOAD_TTL_S_MIN = 5.0
@@ -66,9 +70,6 @@ class _Measured(NamedTuple):
 class Reporter:
     """Publishes one worker's load and prompts."""
 
-    load_wanted: bool
-    """Whether the engine's thread is asked to submit its load. Only `submit_load` takes it back."""
-
     listening: bool
     """Whether a router listened when the store last took a report, not long ago."""
 
@@ -90,7 +91,6 @@ class Reporter:
         prefill_rate: returns the present rate in tokens/s, since the load that an idle engine has submitted grows old.
             None: the rate in the load counts.
         """
-        self.load_wanted = False
         self.listening = False
         self._measured: _Measured | None = None
         self._store = store
@@ -101,8 +101,11 @@ class Reporter:
         self._prefill_rate = prefill_rate
         self._clock = clock
         self._load_ttl_s = max(LOAD_TTL_S_MIN, REPORTS_PER_TTL * interval_s)
-        self._load_at = self._answered_at = clock()
+        self._load_at = self._rest_until = self._answered_at = clock()
         self._ask_ahead_s = min(ASK_AHEAD_S_MAX, interval_s / 4)
+        self._ask_at = math.inf
+        # The load of an idle engine, once published: until another one is submitted, it is published less often.
+        self._rests_on: _Measured | None = None
         # Appended to by the engine's thread, taken from by the reporter's alone; an item leaves when it was published.
         self._chains: deque[PromptChain] = deque()
         self._computed: deque[_Computed] = deque()
@@ -112,10 +115,18 @@ class Reporter:
     def __repr__(self) -> str:
         return f"Reporter(worker={self._ref.worker}, listening={self.listening}, chains={len(self._chains)})"
 
+    @property
+    def load_wanted(self) -> bool:
+        """Whether the engine's thread is asked to submit its load. Only `submit_load` takes it back."""
+        # Told by the time, and not by the reporter's thread: that would have to wake for it, as often as to publish.
+        measured, ask_at = self._measured, self._ask_at
+        return ask_at <= self._clock() and (measured is None or measured.at < ask_at)
+
     def submit_load(self, load: LoadReport) -> None:
         """Take the engine's load, measured now: when it is `load_wanted`, or the engine became idle. Never blocks."""
         self._measured = _Measured(load, self._clock())
-        self.load_wanted = False
+        if self._rests_on is not None:
+            self._wake()
 
     def chain(self, chain: PromptChain) -> None:
         """Publish, if a router listens, a prompt that has arrived. Never blocks, never raises for the store."""
@@ -144,12 +155,13 @@ class Reporter:
     def step(self) -> float:
         """Do what is due; return how long nothing else is, in seconds, unless an event arrives."""
         now = self._clock()
-        due = now >= self._load_at
+        measured = self._measured  # one object throughout: the engine's thread may submit another meanwhile
+        due = now >= self._next_load_at()
         chains = list(islice(self._chains, BATCH))
         computed = self._settled(now)
         if due or chains or computed:
             try:
-                self._publish(self._load(now) if due else None, chains, computed)
+                self._publish(self._load(measured, now) if due else None, chains, computed)
             except IndexUnavailable as exc:
                 return self._failed(exc)
             except Exception:
@@ -159,24 +171,29 @@ class Reporter:
             self._backoff.succeeded()
             self._answered_at = now
             if due:
-                self._load_at = now + (
-                    self._interval_s if self.listening else max(self._interval_s, UNHEARD_INTERVAL_S)
-                )
-        return self._pause_s(now)
-
-    def _pause_s(self, now: float) -> float:
-        """Ask for the load if it is time to; return how long nothing is due."""
-        ask_at, next_at = self._load_at - self._ask_ahead_s, self._load_at
-        if now < ask_at:
-            next_at = ask_at
-        elif self._measured is None or self._measured.at < ask_at:
-            self.load_wanted = True
-        pause_s = max(0.0, next_at - now)
+                self._plan_next(measured, now)
+        pause_s = max(0.0, self._next_load_at() - now)
         return min(GATHER_S, pause_s) if self._chains or self._computed else pause_s
 
-    def _load(self, now: float) -> LoadReport | None:
-        """Return the last load with its present age, by which routers know which requests it cannot have counted."""
-        measured = self._measured
+    def _next_load_at(self) -> float:
+        """Return when the load is to be published next, if no other one is submitted."""
+        rests_on = self._rests_on
+        return self._rest_until if rests_on is not None and rests_on is self._measured else self._load_at
+
+    def _plan_next(self, measured: _Measured | None, now: float) -> None:
+        """Set when the load is published next, now that this one was, and when the engine is asked for it.
+
+        An engine that was asked and has not answered yet remains asked.
+        """
+        self._load_at = now + (self._interval_s if self.listening else max(self._interval_s, UNHEARD_INTERVAL_S))
+        self._rest_until = max(self._load_at, now + IDLE_INTERVAL_S)
+        idle = measured is not None and not (measured.load.running or measured.load.waiting)
+        self._rests_on = measured if idle else None
+        if now < self._ask_at or (measured is not None and measured.at >= self._ask_at):
+            self._ask_at = self._load_at - self._ask_ahead_s
+
+    def _load(self, measured: _Measured | None, now: float) -> LoadReport | None:
+        """Return a load with its present age, by which routers know which requests it cannot have counted."""
         if measured is None:
             return None
         rate = measured.load.prefill_tokens_per_s if self._prefill_rate is None else self._prefill_rate()

@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple
 from ghostcacher_connector.core.breaker import BREAKER_S, Breaker
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.core.threads import daemon_thread
 from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
 from ghostcacher_connector.metrics import Recorder
 
@@ -92,7 +93,7 @@ class LookupService:
         self._answers: dict[str, LookupAnswer | Literal[Pending.PENDING]] = {}
         self._breaker = Breaker(clock)
         self._stopping = False
-        self._threads = [threading.Thread(target=self._run, name="gc-lookup", daemon=True) for _ in range(threads)]
+        self._threads = [daemon_thread("gc-lookup", self._run) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from ghostcacher_connector.core.errors import PeerUnreachable
+from ghostcacher_connector.core.threads import daemon_thread
 from ghostcacher_connector.core.types import MissReason, WorkerRecord
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import (
@@ -79,11 +80,8 @@ class Puller:
         self._quarantined: list[tuple[JobResult, threading.Event]] = []
         self._to_connect: dict[str, Peer] = {}
         self._closing = False
-        self._threads = [
-            threading.Thread(target=self._pull_loop, name=f"gc-pull-{number}", daemon=True)
-            for number in range(pull_threads)
-        ]
-        self._threads.append(threading.Thread(target=self._connect_loop, name="gc-connect", daemon=True))
+        self._threads = [daemon_thread(f"gc-pull-{number}", self._pull_loop) for number in range(pull_threads)]
+        self._threads.append(daemon_thread("gc-connect", self._connect_loop))
         for thread in self._threads:
             thread.start()
 

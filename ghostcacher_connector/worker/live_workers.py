@@ -14,6 +14,11 @@ from ghostcacher_connector.core.types import WorkerRecord
 
 logger = logging.getLogger(__name__)
 
+Records = Mapping[tuple[str, str], WorkerRecord]
+"""Workers' records by namespace and name."""
+
+NOBODY: Records = {}
+
 
 class LiveWorkers:
     """The live workers of one namespace, or of all when `namespace` is None.
@@ -46,7 +51,7 @@ class LiveWorkers:
         self._lease_ttl_s = lease_ttl_s
         self._clock = clock
         # Replaced as a whole, never changed: readers need no lock.
-        self._records: Mapping[tuple[str, str], WorkerRecord] = {}
+        self._records: Records = NOBODY
         self._moving = threading.Lock()
         self._seen_at = clock()
         self._thread = Periodic("gc-live-workers", self._step)
@@ -54,6 +59,11 @@ class LiveWorkers:
 
     def __repr__(self) -> str:
         return f"LiveWorkers(namespace={self._namespace}, workers={len(self._records)}, available={self.available})"
+
+    @property
+    def snapshot(self) -> Records:
+        """The live workers. Another object whenever any of them has changed, so that comparing identities tells."""
+        return self._live()
 
     def records(self) -> list[WorkerRecord]:
         """Return the live workers in order of name."""
@@ -77,7 +87,7 @@ class LiveWorkers:
         """Follow another namespace from now on; nobody is known of it until the index was asked. Does not wait."""
         with self._moving:
             self._namespace = namespace
-            self._records = {}
+            self._records = NOBODY
         self._thread.wake()
 
     def start(self) -> None:
@@ -98,16 +108,16 @@ class LiveWorkers:
                 logger.debug("live workers of %s: %s", self._namespace or "all namespaces", exc)
             self.available = False
             if self._clock() - self._seen_at >= self._lease_ttl_s:
-                self._replace(namespace, {})
+                self._replace(namespace, NOBODY)
             return
         self.available = True
         self._seen_at = self._clock()
         self._replace(namespace, {(record.namespace, record.worker): record for record in records})
 
-    def _live(self) -> Mapping[tuple[str, str], WorkerRecord]:
-        return self._records if self._clock() - self._seen_at < self._lease_ttl_s else {}
+    def _live(self) -> Records:
+        return self._records if self._clock() - self._seen_at < self._lease_ttl_s else NOBODY
 
-    def _replace(self, namespace: str | None, records: Mapping[tuple[str, str], WorkerRecord]) -> None:
+    def _replace(self, namespace: str | None, records: Records) -> None:
         """Take a snapshot, unless it is of a namespace that was left while the index was asked."""
         with self._moving:
             if namespace != self._namespace or records == self._records:

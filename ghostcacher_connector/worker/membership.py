@@ -21,7 +21,7 @@ from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Re
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
 from ghostcacher_connector.pull.lookups import LookupService
-from ghostcacher_connector.worker.live_workers import LiveWorkers
+from ghostcacher_connector.worker.live_workers import LiveWorkers, Records
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Membership:
         self._page = _open_page(settings.metrics_port, port_offset)
         self._page_thread = Periodic("gc-page", self._refresh_page)
         self._self_check = settings.self_check
-        self._peers = -1
+        self._workers: Records | None = None
 
     def start(self) -> None:
         self.live_workers.start()
@@ -114,10 +114,10 @@ class Membership:
         if now != before:
             self._counted = now
             self._record_publisher(now, before)
-        peers = len(self._candidates())
-        if peers != self._peers:
-            self._peers = peers
-            self._recorder.set("gc_peers_live", peers)
+        # Looked at every step: counting is for when one has come or gone, however many they are.
+        if (workers := self.live_workers.snapshot) is not self._workers:
+            self._workers = workers
+            self._recorder.set("gc_peers_live", len(self._candidates()))
 
     def gauges(self) -> Delta:
         """Return the gauges that change, or have to be seen, without any traffic. Any thread may ask.

@@ -13,7 +13,7 @@ FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engi
 LINES_WANTED = 300
 LINES_MAX = 400
 
-BASICS = {"", "core.types", "core.errors", "core.backoff", "core.breaker", "core.periodic"}
+BASICS = {"", "core.types", "core.errors", "core.backoff", "core.breaker", "core.periodic", "core.threads"}
 """What every room may import; "" is the package itself, for its version."""
 
 COORDINATION = {"core.coordination", "core.index"}
@@ -25,6 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "core.errors": set(),
     "core.backoff": set(),
     "core.breaker": set(),
+    "core.threads": set(),
     "core.periodic": set(),
     "core.settings": set(),
     "core.addresses": {"core.settings"},

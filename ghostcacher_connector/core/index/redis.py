@@ -58,6 +58,7 @@ class RedisIndex(BlockIndex):
         self._key = key
         self._lock = threading.Lock()
         self._superseded: set[bytes] = set()
+        self._records: dict[tuple[str, str], tuple[bytes, WorkerRecord]] = {}
         self.malformed_entries = self.unverified_records = 0
         cluster = self._target.kind == "cluster"
         self._partitions = schema.PARTITIONS_CLUSTER if cluster else schema.PARTITIONS_SINGLE
@@ -218,11 +219,22 @@ class RedisIndex(BlockIndex):
         for worker, packed in zip(found[::2], found[1::2], strict=True):
             try:
                 name = worker.decode("utf-8", errors="replace")
-                records.append(schema.unpack_record(packed, namespace=namespace, worker=name, key=self._key))
+                records.append(self._unpacked(namespace, name, packed))
             except ProtocolError as exc:
                 self._count_malformed(1, unverified=int(isinstance(exc, DigestMismatch)))
                 logger.debug("%s", exc)
         return sorted(records, key=lambda record: record.worker)
+
+    def _unpacked(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord:
+        """Return a record; one that has not changed since the last call is not unpacked again."""
+        known = self._records.get((namespace, worker))
+        if known is not None and known[0] == packed:
+            return known[1]
+        record = schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
+        if len(self._records) >= WORKERS_MAX:
+            self._records.clear()
+        self._records[namespace, worker] = packed, record
+        return record
 
     def _hits(
         self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], found: Sequence[Any]

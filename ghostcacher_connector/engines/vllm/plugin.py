@@ -38,11 +38,16 @@ def register() -> None:
 
 
 def check_with_the_flags() -> None:
-    """Have vLLM check our settings while it parses its flags. May be called more than once in a process."""
-    from vllm.config import KVTransferConfig  # noqa: PLC0415 - vLLM is optional
+    """Have vLLM check our settings while it parses its flags, and keep the connector that they ask for.
+
+    May be called more than once in a process.
+    """
+    from vllm.config import KVTransferConfig, VllmConfig  # noqa: PLC0415 - vLLM is optional
 
     if KVTransferConfig.__post_init__.__module__ != __name__:
         KVTransferConfig.__post_init__ = checking(KVTransferConfig.__post_init__)
+    if VllmConfig._post_init_kv_transfer_config.__module__ != __name__:
+        VllmConfig._post_init_kv_transfer_config = keeping(VllmConfig._post_init_kv_transfer_config)
 
 
 def checking(complete: Callable[..., None]) -> Callable[..., None]:
@@ -58,6 +63,32 @@ def checking(complete: Callable[..., None]) -> Callable[..., None]:
             check_settings(config.kv_connector_extra_config)
 
     return complete_and_check
+
+
+def keeping(complete: Callable[..., None]) -> Callable[..., None]:
+    """Return vLLM's ``_post_init_kv_transfer_config``, which may change the connector, with a check that ours is kept.
+
+    ``--kv-offloading-size`` puts vLLM's own connector in the place of whichever one was asked for, without a word: the
+    engine would serve, and never share a block.
+    """
+
+    def complete_and_check(config: Any, *args: Any, **kwargs: Any) -> None:
+        asked = _connector_of(config)
+        complete(config, *args, **kwargs)
+        found = _connector_of(config)
+        if asked == CONNECTOR and found != CONNECTOR:
+            size = getattr(config.cache_config, "kv_offloading_size", None)
+            raise RefusedFlag(
+                f"GhostCacher: kv_connector: expected {CONNECTOR} to stay, but vLLM has replaced it by {found}, and "
+                f"nothing would be shared; --kv-offloading-size (here: {size}) does this: leave out one of the two"
+            )
+
+    return complete_and_check
+
+
+def _connector_of(config: Any) -> str | None:
+    transfer = config.kv_transfer_config
+    return None if transfer is None else transfer.kv_connector
 
 
 def check_settings(extra: dict[str, object]) -> None:

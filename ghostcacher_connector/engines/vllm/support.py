@@ -54,6 +54,11 @@ def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
 def _features(vllm_config: VllmConfig) -> Iterator[str]:
     if vllm_config.model_config.enable_sleep_mode:
         yield "enable_sleep_mode: expected false (the KV memory is unmapped while peers may read it)"
+    if getattr(vllm_config.model_config, "enable_cumem_allocator", False):
+        yield (
+            "enable_cumem_allocator: expected false (the KV memory would lie in a pool of CUDA virtual memory that "
+            "peers cannot open and sleep mode unmaps)"
+        )
     if vllm_config.speculative_config is not None:
         yield "speculative decoding: expected none (draft layers share the KV cache; not proven)"
     if not vllm_config.cache_config.enable_prefix_caching:

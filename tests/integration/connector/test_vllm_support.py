@@ -104,6 +104,7 @@ def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, nam
         ("cache_config", "enable_prefix_caching", False, "enable_prefix_caching: expected true"),
         ("cache_config", "calculate_kv_scales", True, "calculate_kv_scales"),
         ("model_config", "enable_sleep_mode", True, "enable_sleep_mode: expected false"),
+        ("model_config", "enable_cumem_allocator", True, "enable_cumem_allocator: expected false"),
         ("parallel_config", "distributed_executor_backend", "external_launcher", "external_launcher"),
     ],
 )

@@ -50,6 +50,16 @@ def index(server: RedisServer, raw: redis.Redis) -> Iterator[RedisIndex]:
     index.close()
 
 
+def test_record_is_unpacked_when_it_has_changed(index: RedisIndex) -> None:
+    """Every worker looks at all records once a second: those that are as before cost no more than their bytes."""
+    (first,) = index.workers(NAMESPACE)
+    (again,) = index.workers(NAMESPACE)
+    assert again is first == RECORD
+    later = make_record()
+    index.join(later, lease_ttl_s=LEASE_S)
+    assert index.workers(NAMESPACE) == [later]
+
+
 def test_lookup_of_2000_blocks_is_one_round_trip(server: RedisServer, index: RedisIndex) -> None:
     """However many blocks and workers, the index is asked once."""
     blocks, refs = chain(2000, seed=5), [ref_of(make_record(f"w{n}")) for n in range(8)]

@@ -49,8 +49,9 @@ class Tracked(PullState):
 def shareable(request: Request) -> bool:
     """Say whether the chain hash of this request's blocks means the same on every worker.
 
-    A LoRA is hashed by its name and a multimodal item may be hashed by a name that the client chose: two workers
-    can hold different things under one name. A streaming session may exchange its last tokens after they were hashed.
+    A LoRA is hashed by its name (vLLM 0.30) or by its name and path (0.31 and later), never by its content, and a
+    multimodal item may be hashed by a name that the client chose: two workers can hold different things under one name.
+    A streaming session may exchange its last tokens after they were hashed.
     """
     plain = request.lora_request is None and not request.mm_features and request.prompt_embeds is None
     return plain and not request.resumable

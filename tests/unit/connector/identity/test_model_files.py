@@ -9,21 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.identity.model_files import (
-    INNER_SAMPLES,
-    SAMPLE_BYTES,
-    WHOLE_BYTES_MAX,
-    config_digest,
-    locate_model,
-    sample_offsets,
-    weights_digest,
-)
+from ghostcacher_connector.identity.model_files import config_digest, locate_model, weights_digest
+from ghostcacher_connector.identity.weight_files import PIECE_BYTES, WHOLE_BYTES_MAX
 
-LARGE = WHOLE_BYTES_MAX + 5 * SAMPLE_BYTES
+LARGE = WHOLE_BYTES_MAX + 5 * PIECE_BYTES
 
 
 @pytest.fixture
@@ -51,7 +42,7 @@ def poke(path: Path, offset: int) -> None:
 CHANGES: dict[str, Callable[[Path], object]] = {
     "first byte": lambda model: poke(model / "model-1.safetensors", 0),
     "last byte": lambda model: poke(model / "model-1.safetensors", LARGE - 1),
-    "inner sample": lambda model: poke(model / "model-1.safetensors", sample_offsets(LARGE)[2]),
+    "inner sample": lambda model: poke(model / "model-1.safetensors", LARGE // 2),
     "small file": lambda model: (model / "model-2.safetensors").write_bytes(b"smalL"),
     "size": lambda model: (model / "model-1.safetensors").write_bytes(bytes(LARGE + 1)),
     "index": lambda model: (model / "model.safetensors.index.json").write_text('{"a": 1}'),
@@ -140,16 +131,6 @@ def test_config_malformed_refused(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         config_digest(str(model), None)
-
-
-@given(st.integers(WHOLE_BYTES_MAX + 1, 1 << 50))
-def test_samples_lie_inside_and_meet_both_ends(size: int) -> None:
-    """Samples are of full length, begin at the start, and end at the end."""
-    offsets = sample_offsets(size)
-    assert offsets[0] == 0
-    assert offsets[-1] + SAMPLE_BYTES == size
-    assert offsets == sorted(set(offsets))
-    assert len(offsets) == INNER_SAMPLES + 2
 
 
 def test_name_in_the_hub_cache_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

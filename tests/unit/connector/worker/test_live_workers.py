@@ -30,6 +30,26 @@ def test_refresh_shows_live_workers_of_the_namespace() -> None:
     assert everyone.get("c") == other
 
 
+def test_snapshot_is_another_one_when_anybody_has_changed() -> None:
+    """Who comes, changes or goes is noticed by comparing identities; while nobody does, nothing is to be done."""
+    index, clock = MemoryIndex(), FakeClock()
+    live = LiveWorkers(index, NAMESPACE, lease_ttl_s=LEASE_S, clock=clock)
+    nobody = live.snapshot
+    index.join(make_record("a"), lease_ttl_s=LEASE_S)
+    live.refresh()
+    first = live.snapshot
+    live.refresh()
+    assert live.snapshot is first is not nobody
+    index.join(make_record("a"), lease_ttl_s=LEASE_S)
+    live.refresh()
+    second = live.snapshot
+    assert second is not first
+    clock.advance(LEASE_S)
+    assert live.snapshot is not second
+    assert live.snapshot is live.snapshot
+    assert not live.snapshot
+
+
 def test_candidates_leave_out_oneself_and_mere_consumers() -> None:
     """Nobody asks itself, nor those who publish nothing."""
     index = MemoryIndex()
