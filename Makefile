@@ -13,6 +13,7 @@ SHELL := bash
 ## TORCH_INDEX=URL  where PyTorch's builds for CPUs are, if not where pip looks; default: PyTorch's own index
 ## VENV=.venv       the virtual environment for vLLM; SGLANG_VENV=.venv-sglang the one for SGLang
 ## MODEL=name       demo: another model than the small one that is made for it
+## VERSIONS="..."   test-matrix: minor versions of vLLM; E2E=1: real engines, too, where they have a build for CPUs
 ## ARGS="..."       options for what a target runs: demo, test..., bench...
 ifndef PYTHON
 PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -50,11 +51,16 @@ endif
 export TOKENIZERS_PARALLELISM := false
 
 ARGS ?=
+VERSIONS ?= 0.30 0.31 0.32 0.33
+E2E ?=
+MATRIX ?= $(wildcard tests/integration/connector/test_vllm_*.py tests/unit/connector/engines/test_vllm_*.py)
+MATRIX_E2E := $(addprefix tests/e2e/test_,outputs.py reuse.py failures.py)
+MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates.py pull_throughput.py overhead.py ttft.py \
 	sglang_ttft.py router_proxy.py router_decision.py routing_quality.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang demo test test-sglang test-fast lint format types soak bench bench-short docs reference wheel release clean distclean
+.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-fast lint format types soak bench bench-short docs reference wheel release clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +94,20 @@ test-sglang: setup-sglang ## tests of SGLang's own classes only
 	@if [ -e $(SGLANG_STAMP) ]; then \
 		PYTHONPATH=$(SGLANG_CPU) SGLANG_USE_CPU_ENGINE=1 $(SGLANG_BIN)/python -m pytest tests/sglang --maxfail=3 $(ARGS); \
 	else echo "tests of SGLang's own classes: skipped, SGLang is not installed"; fi
+
+test-matrix: $(addprefix test-vllm-,$(VERSIONS)) ## the simulation, support and layout suites on each minor version of vLLM
+
+# Each in an environment of its own over $(VENV), with another vLLM in front.
+.venv-vllm-%/$(MINOR_STAMP): deploy/setup/vllm_minors.py $(STAMP)
+	@[ -e $@ ] || { $(BIN)/python deploy/setup/install.py minor .venv-vllm-$* $*; rm -f .venv-vllm-$*/.ghostcacher-*; }; touch $@
+
+test-vllm-%: .venv-vllm-%/$(MINOR_STAMP)
+	@echo "== vLLM $*"
+	.venv-vllm-$*/bin/python -m pytest $(MATRIX) --maxfail=3 $(ARGS)
+	@if [ -z "$(E2E)" ]; then exit; fi; \
+	if compgen -G '.venv-vllm-$*/lib/python*/site-packages/vllm_laid_over.pth' >/dev/null; then \
+		echo "real engines of vLLM $*: skipped, it has no build for CPUs"; \
+	else set -x; .venv-vllm-$*/bin/python -m pytest $(MATRIX_E2E) --maxfail=3 $(ARGS); fi
 
 test-fast: $(STAMP) ## unit and contract tests only
 	$(BIN)/python -m pytest tests/unit tests/contract --maxfail=3 $(ARGS)
@@ -133,4 +153,4 @@ clean: ## remove what builds and tests leave behind
 	find . -path ./.git -prune -o -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
 
 distclean: clean ## clean, and remove the virtual environments, too
-	rm -rf '$(VENV)' '$(SGLANG_VENV)' .venv-beside-*
+	rm -rf '$(VENV)' '$(SGLANG_VENV)' .venv-beside-* .venv-vllm-*

@@ -63,6 +63,7 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
             "lookup_queue_max",
             "allow_ucx_tcp",
             "staging_mib",
+            "allow_unproven_engine",
         }
     )
 
@@ -127,9 +128,6 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     self_check: Annotated[bool, Meta(description="prove at start that a pull works, before anything is published")] = (
         True
     )
-    allow_unproven_engine: Annotated[
-        bool, Meta(description="start with an engine version on which GhostCacher was not proven")
-    ] = False
     weights_id: Annotated[
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
     ] = None

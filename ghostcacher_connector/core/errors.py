@@ -14,7 +14,7 @@ class ConfigError(GhostCacherError):
 
 
 class UnsupportedEngine(GhostCacherError):
-    """The engine, its version or its configuration is not proven; the message names the override."""
+    """The engine lacks something, or a feature in use is not proven; the message names it."""
 
 
 class IndexUnavailable(GhostCacherError):

@@ -3,6 +3,7 @@
     gc1:namespaces                        zset   namespace -> when it was last used (server time, s)
     gc1:{<ns>}:workers                    zset   worker name -> when it last renewed (server time, s)
     gc1:{<ns>}:worker:<name>              string RECORD_MAGIC, incarnation, digest, msgpack WorkerRecord; TTL = lease
+    gc1:{<ns>}:owner:<worker>             string token of the process whose record that is; TTL = lease
     gc1:{<ns>}:report:<worker>:<report>   hash   small values of a worker, such as its load; TTL = the report's
     gc1:{<ns>:<p>}:blocks:<incarnation>   hash   block hash -> packed Location, digest; TTL = lease
 
@@ -100,6 +101,10 @@ def worker_key_prefix(namespace: str) -> str:
 
 def worker_key(namespace: str, worker: str) -> str:
     return worker_key_prefix(namespace) + check_worker(worker)
+
+
+def owner_key(namespace: str, worker: str) -> str:
+    return f"{PREFIX}:{{{check_namespace(namespace)}}}:owner:{check_worker(worker)}"
 
 
 def report_key(namespace: str, worker: str, report: str) -> str:

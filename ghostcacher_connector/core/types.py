@@ -96,6 +96,28 @@ class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
         return sum(segment.slot_bytes for segment in self.segments)
 
 
+class OwnerProcess(msgspec.Struct, frozen=True, kw_only=True):
+    """The process that speaks for a worker: it alone renews the worker's lease."""
+
+    token: str
+    """Random, and this process's own for as long as it lives."""
+
+    host: str
+    """Identity of the machine's kernel boot, as in `RankEndpoint`."""
+
+    machine: str
+    """The machine's name, for people."""
+
+    pid: int
+    """Its number in its own PID namespace."""
+
+    pid_namespace: str
+    """Identity of that namespace on the machine: only within it the number means something. Empty when not known."""
+
+    started: int
+    """When it started, in clock ticks since the machine's start; 0 when not known. Tells a reused number apart."""
+
+
 class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What the fleet knows of a worker, stored under its lease."""
 
@@ -131,6 +153,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     data_parallel_rank: Annotated[int, msgspec.Meta(ge=0, lt=DATA_PARALLEL_RANKS_MAX)] | None = None
     """The number by which the server at `http` knows it among its engines; None where the server has one engine.
     Requests are addressed to it by the header X-data-parallel-rank. Versions that do not know the field ignore it."""
+
+    owner: OwnerProcess | None = None
+    """The process that speaks for the worker; None of versions that do not say."""
 
 
 class PrefixHit(NamedTuple):

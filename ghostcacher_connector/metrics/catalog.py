@@ -194,6 +194,12 @@ _ALL = (
         "Reports of prompts that were never sent to routers: the queue was full.",
     ),
     Metric("gc_report_errors_total", Kind.COUNTER, "errors", "Reports to routers that Redis did not take."),
+    Metric(
+        "gc_worker_name_taken",
+        Kind.GAUGE,
+        "boolean",
+        "1 while another live engine has this worker's name, and this one serves without sharing.",
+    ),
     Metric("gc_peers_live", Kind.GAUGE, "workers", "Other workers of the same namespace with a live lease."),
     Metric(
         "gc_quarantined_reads",

@@ -30,8 +30,9 @@ from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, ref_of
 from ghostcacher_connector.core.periodic import Periodic
-from ghostcacher_connector.core.types import BlockHash, WorkerRecord
+from ghostcacher_connector.core.types import BlockHash, OwnerProcess, WorkerRecord
 from ghostcacher_connector.publish.held_blocks import Batch, HeldBlocks
+from ghostcacher_connector.publish.worker_name import RETRY_S, WorkerName
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Publisher:
     """Publishes one worker's blocks, its record and its lease."""
 
     available: bool
-    """Whether the last exchange with the index went well."""
+    """Whether the last exchange with the index went well, and the worker was entered."""
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Publisher:
         interval_s: float = INTERVAL_S,
         batch: int = BATCH,
         queue_max: int = QUEUE_MAX,
+        has_ended: Callable[[OwnerProcess], bool] = lambda _: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         schema.worker_key(record.namespace, record.worker)  # refuse names that make no key here, not in the thread
@@ -117,6 +119,8 @@ class Publisher:
         self._life = self._entered = self._new_life(record)
         self._dropped_before = 0
         self._thread = Periodic("gc-publisher", self.step, gather_s=interval_s, at_end=self._leave)
+        self._has_ended = has_ended
+        self._name = self._name_of(record)
         self._joined = False
         self._renew_at = clock()
         self._backoff = Backoff(BACKOFF_MIN_S, BACKOFF_MAX_S)
@@ -135,6 +139,11 @@ class Publisher:
     def held_blocks(self) -> HeldBlocks:
         """What the worker has published in its present life."""
         return self._life.held_blocks
+
+    @property
+    def name_taken(self) -> bool:
+        """Whether another live engine has this worker's name: then nobody finds this one."""
+        return self._name.taken
 
     def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
         """Advertise a block whose KV is complete on every rank. Never blocks, never raises for the index."""
@@ -188,6 +197,11 @@ class Publisher:
         """Do what is due; return how long nothing else is, in seconds, unless a change arrives."""
         began = self._clock()
         try:
+            if (life := self._life) is not self._entered:
+                self._enter(life)
+            self._joined = self._joined or self._name.take()
+            if not self._joined:
+                return self._refused()
             self._exchange()
         except IndexUnavailable as exc:
             return self._failed(exc)
@@ -204,12 +218,7 @@ class Publisher:
         return max(0.0, self._renew_at - self._clock())
 
     def _exchange(self) -> None:
-        if (life := self._life) is not self._entered:
-            self._enter(life)
-        record, held_blocks = self._entered
-        if not self._joined:
-            self._index.join(record, lease_ttl_s=self._lease_ttl_s)
-            self._joined = True
+        held_blocks = self._entered.held_blocks
         if held_blocks.resync:
             self._clear_all()
         self._sending = True
@@ -227,6 +236,9 @@ class Publisher:
         )
         return _Life(record, held_blocks)
 
+    def _name_of(self, record: WorkerRecord) -> WorkerName:
+        return WorkerName(self._index, record, lease_ttl_s=self._lease_ttl_s, has_ended=self._has_ended)
+
     def _enter(self, life: _Life) -> None:
         """Leave the index under the old record. One that cannot be reached now is left once it answers."""
         if self._joined:
@@ -236,6 +248,7 @@ class Publisher:
         self._repair_pause = [0] * self._index.partitions
         self._repair_wait = [0] * self._index.partitions
         self._renew_at = self._clock()
+        self._name = self._name_of(life.record)
         self._entered = life
 
     def _send(self, batch: Batch) -> None:
@@ -252,7 +265,8 @@ class Publisher:
 
     def _renew(self) -> None:
         record, held_blocks = self._entered
-        counts = self._index.renew(record, lease_ttl_s=self._lease_ttl_s)
+        counts, holder = self._index.renew(record, lease_ttl_s=self._lease_ttl_s)
+        self._name.seen(holder)
         for partition, count in enumerate(counts):
             if count == held_blocks.expected(partition):
                 self._repair_pause[partition] = self._repair_wait[partition] = 0
@@ -284,6 +298,12 @@ class Publisher:
         self._entered.held_blocks.mark_all_dirty()
         self._unapplied = None
         self._resyncs += 1
+
+    def _refused(self) -> float:
+        """Another engine has the name: changes go on gathering, and nothing is sent."""
+        self._backoff.succeeded()
+        self._thread.forget_wakes()
+        return RETRY_S
 
     def _failed(self, exc: IndexUnavailable) -> float:
         self._errors += 1

@@ -82,6 +82,7 @@ class Reporter:
         interval_s: float,
         applied: Callable[[float], bool],
         prefill_rate: Callable[[], float] | None = None,
+        name_taken: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare the reporter; `start` starts it.
@@ -90,6 +91,7 @@ class Reporter:
         applied: returns whether the index holds all that was published before a time on `clock`.
         prefill_rate: returns the present rate in tokens/s, since the load that an idle engine has submitted grows old.
             None: the rate in the load counts.
+        name_taken: returns whether another live engine has this worker's name; then nothing is said under it.
         """
         self.listening = False
         self._measured: _Measured | None = None
@@ -99,6 +101,7 @@ class Reporter:
         self._interval_s = interval_s
         self._applied = applied
         self._prefill_rate = prefill_rate
+        self._name_taken = name_taken
         self._clock = clock
         self._load_ttl_s = max(LOAD_TTL_S_MIN, REPORTS_PER_TTL * interval_s)
         self._load_at = self._rest_until = self._answered_at = clock()
@@ -155,6 +158,9 @@ class Reporter:
     def step(self) -> float:
         """Do what is due; return how long nothing else is, in seconds, unless an event arrives."""
         now = self._clock()
+        if self._name_taken():
+            self.listening = False
+            return UNHEARD_INTERVAL_S
         measured = self._measured  # one object throughout: the engine's thread may submit another meanwhile
         due = now >= self._next_load_at()
         chains = list(islice(self._chains, BATCH))

@@ -20,6 +20,11 @@ Records = Mapping[tuple[str, str], WorkerRecord]
 NOBODY: Records = {}
 
 
+def hosts_of(records: Sequence[WorkerRecord]) -> set[str]:
+    """Return the identities of the machines that workers are on."""
+    return {endpoint.host for record in records for endpoint in record.ranks}
+
+
 class LiveWorkers:
     """The live workers of one namespace, or of all when `namespace` is None.
 

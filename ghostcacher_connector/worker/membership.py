@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.addresses import port_of_rank
+from ghostcacher_connector.core.addresses import is_loopback_url, port_of_rank
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
 from ghostcacher_connector.core.open import open_coordination, open_index
@@ -21,7 +21,8 @@ from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Re
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
 from ghostcacher_connector.pull.lookups import LookupService
-from ghostcacher_connector.worker.live_workers import LiveWorkers, Records
+from ghostcacher_connector.worker.live_workers import LiveWorkers, Records, hosts_of
+from ghostcacher_connector.worker.owner import has_ended
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,15 @@ class Membership:
         self.index: BlockIndex = open_index(
             settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
         )
-        self.live_workers = LiveWorkers(self.index, record.namespace, lease_ttl_s=settings.lease_ttl_s)
+        self.live_workers = LiveWorkers(
+            self.index, record.namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
+        )
         self.lookups = open_lookups(settings, self.index, self._candidates)
         self.publisher = Publisher(
             self.index,
             record,
             lease_ttl_s=settings.lease_ttl_s,
+            has_ended=has_ended,
         )
         self._coordination = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
         self.reporter = Reporter(
@@ -65,12 +69,15 @@ class Membership:
             interval_s=settings.report_interval_ms / 1e3,
             applied=self.publisher.applied,
             prefill_rate=prefill_rate,
+            name_taken=lambda: self.publisher.name_taken,
         )
         self._counted = self.publisher.stats()
         self._page = _open_page(settings.metrics_port, port_offset)
         self._page_thread = Periodic("gc-page", self._refresh_page)
         self._self_check = settings.self_check
         self._workers: Records | None = None
+        self._name_taken = False
+        self._is_warned = False
 
     def start(self) -> None:
         self.live_workers.start()
@@ -114,6 +121,9 @@ class Membership:
         if now != before:
             self._counted = now
             self._record_publisher(now, before)
+        if self.publisher.name_taken != self._name_taken:
+            self._name_taken = self.publisher.name_taken
+            self._recorder.set("gc_worker_name_taken", float(self._name_taken))
         # Looked at every step: counting is for when one has come or gone, however many they are.
         if (workers := self.live_workers.snapshot) is not self._workers:
             self._workers = workers
@@ -128,6 +138,7 @@ class Membership:
         return {
             "gc_peers_live": {"": float(len(self._candidates()))},
             "gc_active_cache_entries": {"": float(self.publisher.stats().blocks_held)},
+            "gc_worker_name_taken": {"": float(self.publisher.name_taken)},
             "gc_self_check_ok": {str(endpoint.rank): 1.0 for endpoint in ranks},
         }
 
@@ -150,6 +161,18 @@ class Membership:
         record.set("gc_active_cache_entries", now.blocks_held)
         if now.published > before.published:
             record.observe("gc_publish_lag_seconds", now.publish_lag_s)
+
+    def _fleet_changed(self, records: Sequence[WorkerRecord]) -> None:
+        """Warn once when routers on other machines are likely, and this worker's address leads them to themselves."""
+        http, hosts = self.record.http, hosts_of([self.record, *records])
+        if http is not None and is_loopback_url(http) and len(hosts) > 1 and not self._is_warned:
+            self._is_warned = True
+            logger.warning(
+                "http_url: expected an address that other machines reach, since workers are on %d machines; got %s, "
+                "where a router finds only what is on its own machine",
+                len(hosts),
+                http,
+            )
 
     def _candidates(self) -> list[WorkerRef]:
         return self.live_workers.candidates(exclude_worker=self.record.worker)

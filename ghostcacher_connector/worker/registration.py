@@ -10,6 +10,7 @@ import msgspec
 from ghostcacher_connector.core.errors import FingerprintMismatch, ProtocolError
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.core.types import RankEndpoint, Role, WorkerRecord
+from ghostcacher_connector.worker.owner import this_process
 
 
 class Introduction(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,8 +33,9 @@ def worker_record(
     shares_prefill: bool = True,
     data_parallel_rank: int | None = None,
 ) -> WorkerRecord:
-    """Return the record of a worker. ranks: of all of its ranks, in any order. The rest is as in `WorkerRecord`.
+    """Return the record of a worker for which this process speaks.
 
+    ranks: of all of its ranks, in any order. The rest is as in `WorkerRecord`.
     Raises ProtocolError when one is missing or there twice, FingerprintMismatch when they differ.
     """
     ranks = sorted(ranks, key=lambda rank: rank.endpoint.rank)
@@ -59,6 +61,7 @@ def worker_record(
         ranks=tuple(rank.endpoint for rank in ranks),
         shares_prefill=shares_prefill,
         data_parallel_rank=data_parallel_rank,
+        owner=this_process(),
     )
 
 

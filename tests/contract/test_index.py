@@ -88,7 +88,7 @@ def test_renew_after_flush_enters_record_and_counts_nothing(subject: Subject) ->
     index.join(record, lease_ttl_s=LEASE_S)
     index.apply(ref_of(record), entries(chain(3)), [], lease_ttl_s=LEASE_S)
     subject.flush()
-    assert sum(index.renew(record, lease_ttl_s=LEASE_S)) == 0
+    assert sum(index.renew(record, lease_ttl_s=LEASE_S).counts) == 0
     assert index.workers(record.namespace) == [record]
 
 
@@ -102,7 +102,7 @@ def test_renew_counts_entries_of_each_partition(index: BlockIndex) -> None:
         index.apply(ref, entries(blocks), [Drop(blocks[4], blocks[0])], lease_ttl_s=LEASE_S)
         index.apply(ref, [], [Drop(blocks[4], blocks[0])], lease_ttl_s=LEASE_S)
         expected[index.partition(blocks[0])] += 4
-    assert index.renew(record, lease_ttl_s=LEASE_S) == tuple(expected)
+    assert index.renew(record, lease_ttl_s=LEASE_S).counts == tuple(expected)
 
 
 def test_restarted_worker_drops_entries_of_earlier_life(index: BlockIndex) -> None:
@@ -283,12 +283,12 @@ def test_cleared_partition_is_empty_others_are_not(index: BlockIndex) -> None:
         for blocks in chains:
             index.apply(ref_of(owner), entries(blocks), [], lease_ttl_s=LEASE_S)
     cleared = index.partition(chains[0][0])
-    before = index.renew(record, lease_ttl_s=LEASE_S)
+    before = index.renew(record, lease_ttl_s=LEASE_S).counts
     index.clear(ref_of(record), cleared)
     index.clear(ref_of(record), cleared)
-    after = index.renew(record, lease_ttl_s=LEASE_S)
+    after = index.renew(record, lease_ttl_s=LEASE_S).counts
     assert after == tuple(0 if partition == cleared else count for partition, count in enumerate(before))
-    assert index.renew(other, lease_ttl_s=LEASE_S) == before
+    assert index.renew(other, lease_ttl_s=LEASE_S).counts == before
 
 
 def test_report_is_replaced_as_a_whole(index: BlockIndex) -> None:

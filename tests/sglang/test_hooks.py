@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from sglang.srt.server_args import ServerArgs
 
-from ghostcacher_connector.engines.sglang import hooks, plugin
+from ghostcacher_connector.engines.sglang import hooks
 
 
 class Linker:
@@ -50,19 +50,6 @@ def test_target_exists_in_this_sglang(target: str) -> None:
 def test_missing_hooks_are_named_until_they_are_applied() -> None:
     """The linker can say at start which hooks SGLang did not apply."""
     assert set(hooks.missing()) <= {target for target, _, _ in hooks.hooks()}
-
-
-@pytest.mark.parametrize(("version", "installed"), [("0.5.23", True), ("0.5.24", False)])
-def test_hooks_only_on_the_proven_version(version: str, installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another SGLang gets no hooks, unless the override is set."""
-    calls: list[int] = []
-    monkeypatch.setattr(plugin, "version", lambda _: version)
-    monkeypatch.setattr(hooks, "install", lambda: calls.append(1))
-    plugin.register()
-    assert bool(calls) is installed
-    monkeypatch.setenv(plugin.OVERRIDE, "1")
-    plugin.register()
-    assert calls
 
 
 def test_hooks_call_the_linker(linker: Linker) -> None:

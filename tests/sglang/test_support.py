@@ -12,10 +12,8 @@ from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
 from ghostcacher_connector.core.errors import UnsupportedEngine
-from ghostcacher_connector.engines.common.versions import check_version
 from ghostcacher_connector.engines.sglang import support
 from ghostcacher_connector.engines.sglang.kv_pool import describe, memory_of
-from ghostcacher_connector.engines.sglang.plugin import PROVEN_VERSIONS
 
 PAGE = 4
 
@@ -115,14 +113,6 @@ def test_other_pool_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     allocator = PagedTokenToKVPoolAllocator(8 * PAGE, PAGE, torch.float32, "cpu", SimpleNamespace(), False)
     with pytest.raises(UnsupportedEngine, match="KV pool"):
         support.check_config(*config(monkeypatch, allocator=allocator))
-
-
-def test_other_version_is_refused_with_the_override() -> None:
-    """The message says which version is proven, and how to go on."""
-    with pytest.raises(UnsupportedEngine, match=r"sglang version: expected 0\.5\.23.*GC_ALLOW_UNPROVEN_ENGINE"):
-        check_version("sglang", "0.5.24", PROVEN_VERSIONS, allow_unproven=False)
-    check_version("sglang", "0.5.24", PROVEN_VERSIONS, allow_unproven=True)
-    check_version("sglang", "0.5.23", PROVEN_VERSIONS, allow_unproven=False)
 
 
 def test_page_is_a_run_of_rows_in_every_plane() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.core.index.base import Entry
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
-from ghostcacher_connector.core.types import Location, RankEndpoint, Role, Segment, Tier, WorkerRecord
+from ghostcacher_connector.core.types import Location, OwnerProcess, RankEndpoint, Role, Segment, Tier, WorkerRecord
 
 NAMESPACE = "a1b2c3"
 
@@ -51,7 +51,19 @@ def endpoint(incarnation: bytes) -> RankEndpoint:
     )
 
 
-def make_record(worker: str = "w1", *, namespace: str = NAMESPACE, incarnation: bytes | None = None) -> WorkerRecord:
+def owner(token: str, *, host: str = "boot-id", pid: int = 1) -> OwnerProcess:
+    """Return a process of a machine that is not this one."""
+    return OwnerProcess(token=token, host=host, machine=f"m-{token}", pid=pid, pid_namespace="pid:[1]", started=1)
+
+
+def make_record(
+    worker: str = "w1",
+    *,
+    namespace: str = NAMESPACE,
+    incarnation: bytes | None = None,
+    token: str | None = None,
+) -> WorkerRecord:
+    """token: of the process that speaks for the worker; None for a record that names none."""
     incarnation = incarnation or os.urandom(16)
     return WorkerRecord(
         schema=SCHEMA_VERSION,
@@ -64,6 +76,7 @@ def make_record(worker: str = "w1", *, namespace: str = NAMESPACE, incarnation: 
         block_tokens=16,
         started_at=1.5,
         ranks=(endpoint(incarnation),),
+        owner=None if token is None else owner(token),
     )
 
 

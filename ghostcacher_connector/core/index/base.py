@@ -71,6 +71,25 @@ class GoneWorker(NamedTuple):
     """How long ago its lease was renewed last, in s."""
 
 
+class NameHolder(NamedTuple):
+    """The worker that has a name which another one wants, too."""
+
+    incarnation: bytes
+    """Its present incarnation."""
+    record: WorkerRecord | None
+    """Its record; None when it cannot be verified."""
+
+
+class Renewal(NamedTuple):
+    """What came of renewing a lease."""
+
+    counts: tuple[int, ...]
+    """The number of entries held, per partition: fewer than were applied means that some were lost (a flush, a
+    failover) and must be applied again."""
+    holder: NameHolder | None
+    """Who has the worker's name instead; None when the worker itself has it."""
+
+
 class BlockSink(Protocol):
     """Takes what an engine publishes, without ever blocking (publisher.py)."""
 
@@ -98,16 +117,20 @@ class BlockIndex(ABC):
         """Return the partition of a chain, in ``[0, partitions)``."""
 
     @abstractmethod
-    def join(self, record: WorkerRecord, *, lease_ttl_s: float) -> None:
-        """Enter a worker in the directory, in place of its earlier incarnation, whose entries are dropped."""
+    def join(self, record: WorkerRecord, *, lease_ttl_s: float, replaces: str | None = None) -> NameHolder | None:
+        """Enter a worker in the directory, in place of its earlier incarnation, whose entries are dropped.
+
+        Where another process holds a lease on the name, nothing is entered, and the holder is returned. That process is
+        known by the token of its record's `owner`; a record without one, of an earlier version, is replaced.
+        replaces: token of a process that is known to have ended, and whose lease counts no more.
+        """
 
     @abstractmethod
-    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
+    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> Renewal:
         """Prolong the lease of a worker and of its entries; enter it again if it was lost.
 
-        Returns the number of entries held, per partition: fewer than were applied means that some were lost
-        (a flush, a failover) and must be applied again. A worker whose name a later incarnation has taken keeps its
-        entries, but does not get the name back.
+        A worker whose name another incarnation has taken keeps its entries, but does not get the name back as long as
+        the other's lease lasts.
         """
 
     @abstractmethod

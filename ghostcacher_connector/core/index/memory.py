@@ -11,7 +11,16 @@ from typing import Generic, NamedTuple, TypeVar
 
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.errors import DigestMismatch, IndexUnavailable, ProtocolError
-from ghostcacher_connector.core.index.base import GONE_S, BlockIndex, Drop, Entry, GoneWorker, WorkerRef
+from ghostcacher_connector.core.index.base import (
+    GONE_S,
+    BlockIndex,
+    Drop,
+    Entry,
+    GoneWorker,
+    NameHolder,
+    Renewal,
+    WorkerRef,
+)
 from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
 
 V = TypeVar("V")
@@ -24,6 +33,7 @@ class _Stored(NamedTuple):
     namespace: str
     worker: str
     incarnation: bytes
+    owner: str | None
     packed: bytes
 
 
@@ -100,27 +110,33 @@ class MemoryIndex(BlockIndex):
     def partition(self, root: BlockHash) -> int:
         return schema.partition_of(root, self._partitions)
 
-    def join(self, record: WorkerRecord, *, lease_ttl_s: float) -> None:
+    def join(self, record: WorkerRecord, *, lease_ttl_s: float, replaces: str | None = None) -> NameHolder | None:
         key = (schema.check_namespace(record.namespace), schema.check_worker(record.worker))
         with self._reached():
             earlier = self._records.get(key)
             if earlier is not None and earlier.incarnation != record.incarnation:
+                if earlier.owner is not None and earlier.owner not in (_token_of(record), replaces):
+                    return NameHolder(earlier.incarnation, self._verified(earlier))
                 self._forget_blocks(record.namespace, earlier.incarnation)
             self._enter(record, lease_ttl_s)
+            return None
 
-    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
+    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> Renewal:
         key = (record.namespace, record.worker)
         with self._reached():
             holder = self._records.get(key)
+            other = None
             if holder is None or holder.incarnation == record.incarnation:
                 self._enter(record, lease_ttl_s)
+            else:
+                other = NameHolder(holder.incarnation, self._verified(holder))
             counts = []
             for partition in range(self._partitions):
                 blocks_key = (record.namespace, record.incarnation, partition)
                 blocks = self._blocks.get(blocks_key) or {}
                 self._blocks.put(blocks_key, blocks, lease_ttl_s)
                 counts.append(len(blocks))
-            return tuple(counts)
+            return Renewal(tuple(counts), other)
 
     def leave(self, ref: WorkerRef) -> None:
         key = (ref.namespace, ref.worker)
@@ -212,10 +228,10 @@ class MemoryIndex(BlockIndex):
 
     def _stored(self, record: WorkerRecord) -> _Stored:
         packed = schema.pack_record(record, self._key)
-        return _Stored(record.namespace, record.worker, record.incarnation, packed)
+        return _Stored(record.namespace, record.worker, record.incarnation, _token_of(record), packed)
 
     def _verified(self, stored: _Stored) -> WorkerRecord | None:
-        namespace, worker, _, packed = stored
+        namespace, worker, _, _, packed = stored
         try:
             return schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
         except ProtocolError as exc:
@@ -239,6 +255,10 @@ class MemoryIndex(BlockIndex):
     def _forget_blocks(self, namespace: str, incarnation: bytes) -> None:
         for partition in range(self._partitions):
             self._blocks.pop((namespace, incarnation, partition))
+
+
+def _token_of(record: WorkerRecord) -> str | None:
+    return record.owner.token if record.owner is not None else None
 
 
 def _prefix(held: Mapping[BlockHash, bytes], blocks: Sequence[BlockHash]) -> list[bytes]:

@@ -21,6 +21,8 @@ from ghostcacher_connector.core.index.base import (
     Drop,
     Entry,
     GoneWorker,
+    NameHolder,
+    Renewal,
     WorkerRef,
 )
 from ghostcacher_connector.core.redis.client import Argument, RedisCalls, milliseconds
@@ -57,7 +59,6 @@ class RedisIndex(BlockIndex):
         self._calls = RedisCalls(self._target, scripts=__package__, timeout_s=timeout_s, on_unavailable=on_unavailable)
         self._key = key
         self._lock = threading.Lock()
-        self._superseded: set[bytes] = set()
         self._records: dict[tuple[str, str], tuple[bytes, WorkerRecord]] = {}
         self.malformed_entries = self.unverified_records = 0
         cluster = self._target.kind == "cluster"
@@ -73,21 +74,20 @@ class RedisIndex(BlockIndex):
     def partition(self, root: BlockHash) -> int:
         return schema.partition_of(root, self._partitions)
 
-    def join(self, record: WorkerRecord, *, lease_ttl_s: float) -> None:
-        earlier = self._enter(record, lease_ttl_s, take_over=True)
-        if len(earlier) == len(record.incarnation):
+    def join(self, record: WorkerRecord, *, lease_ttl_s: float, replaces: str | None = None) -> NameHolder | None:
+        earlier, holder = self._enter(record, lease_ttl_s, take_over=True, replaces=replaces or "")
+        if holder is None and len(earlier) == len(record.incarnation):
             self._unlink_blocks(record.namespace, earlier)
+        return holder
 
-    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> tuple[int, ...]:
-        other = self._enter(record, lease_ttl_s, take_over=False)
-        if other and record.incarnation not in self._superseded:
-            self._superseded.add(record.incarnation)
-            logger.warning("worker %s: another process has joined under this name; peers see that one", record.worker)
+    def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> Renewal:
+        _, holder = self._enter(record, lease_ttl_s, take_over=False)
         keys = self._block_keys(record.namespace, record.incarnation)
-        return tuple(_count(self._calls.run("hold", [key], [milliseconds(lease_ttl_s)])) for key in keys)
+        counts = [_count(self._calls.run("hold", [key], [milliseconds(lease_ttl_s)])) for key in keys]
+        return Renewal(tuple(counts), holder)
 
     def leave(self, ref: WorkerRef) -> None:
-        keys = [schema.worker_key(ref.namespace, ref.worker), schema.workers_key(ref.namespace)]
+        keys = self._name_keys(ref.namespace, ref.worker)
         self._calls.run("leave", keys, [ref.worker, schema.RECORD_MAGIC + ref.incarnation])
         self._unlink_blocks(ref.namespace, ref.incarnation)
 
@@ -184,12 +184,17 @@ class RedisIndex(BlockIndex):
     def close(self) -> None:
         self._calls.close()
 
-    def _enter(self, record: WorkerRecord, lease_ttl_s: float, *, take_over: bool) -> bytes:
-        """Enter a record, unless another incarnation holds the name and must not be replaced; return that other."""
+    def _enter(
+        self, record: WorkerRecord, lease_ttl_s: float, *, take_over: bool, replaces: str = ""
+    ) -> tuple[bytes, NameHolder | None]:
+        """Enter a record, unless another incarnation holds the name and must not be replaced.
+
+        Returns the other incarnation that has or had the name (empty: none), and who it is if it was not replaced.
+        """
         directory_ttl_s = max(DIRECTORY_TTL_S, 2 * lease_ttl_s)
-        _, other = self._calls.run(
+        other, packed = self._calls.run(
             "enter",
-            [schema.worker_key(record.namespace, record.worker), schema.workers_key(record.namespace)],
+            self._name_keys(record.namespace, record.worker),
             [
                 record.worker,
                 schema.pack_record(record, self._key),
@@ -198,11 +203,32 @@ class RedisIndex(BlockIndex):
                 record.incarnation,
                 int(take_over),
                 milliseconds(directory_ttl_s),
+                record.owner.token if record.owner is not None else "",
+                replaces,
             ],
         )
         self._calls.run("namespaces", [schema.namespaces_key()], [record.namespace, DIRECTORY_TTL_S, 0])
         assert isinstance(other, bytes)
-        return other
+        if not packed:
+            return other, None
+        return other, NameHolder(other, self._verified(record.namespace, record.worker, packed))
+
+    @staticmethod
+    def _name_keys(namespace: str, worker: str) -> list[str]:
+        return [
+            schema.worker_key(namespace, worker),
+            schema.workers_key(namespace),
+            schema.owner_key(namespace, worker),
+        ]
+
+    def _verified(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord | None:
+        """Return a record; None when it is malformed or cannot be verified, which is counted."""
+        try:
+            return self._unpacked(namespace, worker, packed)
+        except ProtocolError as exc:
+            self._count_malformed(1, unverified=int(isinstance(exc, DigestMismatch)))
+            logger.debug("%s", exc)
+            return None
 
     def _workers_of_named(self, name: bytes) -> list[WorkerRecord]:
         namespace = name.decode("ascii", errors="replace")
@@ -217,12 +243,9 @@ class RedisIndex(BlockIndex):
         self._count_malformed(malformed)
         records = []
         for worker, packed in zip(found[::2], found[1::2], strict=True):
-            try:
-                name = worker.decode("utf-8", errors="replace")
-                records.append(self._unpacked(namespace, name, packed))
-            except ProtocolError as exc:
-                self._count_malformed(1, unverified=int(isinstance(exc, DigestMismatch)))
-                logger.debug("%s", exc)
+            record = self._verified(namespace, worker.decode("utf-8", errors="replace"), packed)
+            if record is not None:
+                records.append(record)
         return sorted(records, key=lambda record: record.worker)
 
     def _unpacked(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord:

@@ -1,8 +1,8 @@
-"""Refuses, at start and by name, versions of an engine and features of it that an adapter is not proven on.
+"""Judges an engine by what it can do, whatever its version, and refuses by name what an adapter is not proven with.
 
-A connector that guesses a layout or an ordering returns wrong tokens. `allow_unproven_engine`
-(GC_ALLOW_UNPROVEN_ENGINE=1) lifts the check of the version only: it never lifts a check whose failure is known to make
-answers wrong.
+A connector that guesses a layout or an ordering returns wrong tokens. So what an adapter relies on is looked for at
+start; what is missing ends the engine, with its name. A version on which nothing is missing and the suites were never
+run is used, with a warning that nobody overlooks.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ def installed_version(engine: str, distributions: Sequence[str]) -> str:
     raise UnsupportedEngine(f"{engine}: expected one of the distributions {', '.join(distributions)}, found none")
 
 
-def check_version(engine: str, found: str, proven: Sequence[str], *, allow_unproven: bool) -> None:
-    """Raise UnsupportedEngine unless this version is proven or the override is set.
+def check_capabilities(engine: str, found: str, tried: Sequence[str], missing: Iterable[str]) -> None:
+    """Raise UnsupportedEngine naming all that is missing; warn of a version on which the suites were never run.
 
-    proven: versions on which the adapter is proven; one that ends in a dot stands for all that begin with it.
+    found: the version that is installed.
+    tried: beginnings of the versions on which the suites pass, each with its dot.
     """
-    if any(found == one or (one.endswith(".") and found.startswith(one)) for one in proven):
-        return
-    listed = ", ".join(f"{one}*" if one.endswith(".") else one for one in proven)
-    if not allow_unproven:
-        raise UnsupportedEngine(
-            f"{engine} version: expected {listed}, found {found}; its connector interface is not proven. "
-            "Set allow_unproven_engine (GC_ALLOW_UNPROVEN_ENGINE=1) to try it at your own risk"
+    lacking = list(missing)
+    if lacking:
+        raise UnsupportedEngine(f"{engine} {found} lacks what GhostCacher relies on: " + "; ".join(lacking))
+    if not any(f"{found}.".startswith(each) for each in tried):
+        listed = ", ".join(each.removesuffix(".") for each in tried)
+        logger.warning(
+            "%s %s was NEVER TRIED with GhostCacher (%s were). All that it relies on is there, so it goes on: compare "
+            "answers with and without it before you trust them",
+            engine,
+            found,
+            listed,
         )
-    logger.warning("%s %s is not proven (%s is); going on because allow_unproven_engine is set", engine, found, listed)
 
 
 def refuse_unproven(problems: Iterable[str]) -> None:

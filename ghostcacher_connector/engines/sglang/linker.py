@@ -25,11 +25,12 @@ from sglang.srt.runtime_context import get_device
 
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.engines.common.logs import join_engine_log
-from ghostcacher_connector.engines.common.versions import check_version, installed_version
+from ghostcacher_connector.engines.common.versions import check_capabilities, installed_version
 from ghostcacher_connector.engines.sglang import hooks
+from ghostcacher_connector.engines.sglang.capabilities import missing
 from ghostcacher_connector.engines.sglang.engine_rank import STOP_TIMEOUT_S, EngineRank
 from ghostcacher_connector.engines.sglang.flags import linker_settings
-from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS, PROVEN_VERSIONS
+from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS, TRIED_VERSIONS
 from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.sglang.stats import StatsPump, engine_exporter
 from ghostcacher_connector.metrics import Delta
@@ -63,12 +64,11 @@ class GhostCacherLinker(UnifiedCacheLinker):
     ) -> None:
         join_engine_log("")
         settings = linker_settings(extra_config or {}, os.environ, get_device().watchdog_timeout)
-        found = installed_version("sglang", DISTRIBUTIONS)
-        check_version("sglang", found, PROVEN_VERSIONS, allow_unproven=settings.allow_unproven_engine)
-        if missing := hooks.missing():
+        check_capabilities("sglang", installed_version("sglang", DISTRIBUTIONS), TRIED_VERSIONS, missing())
+        if unhooked := hooks.missing():
             raise UnsupportedEngine(
                 "sglang plugins: expected the plugin ghostcacher to be loaded (SGLANG_PLUGINS, if set, must name it); "
-                f"not hooked: {', '.join(missing)}"
+                f"not hooked: {', '.join(unhooked)}"
             )
         self.forward_stream = forward_stream
         self.root: str | None = None

@@ -1,26 +1,31 @@
-"""SGLang's general-plugin entry point: registers the hooks, on the SGLang versions that they are proven on."""
+"""SGLang's general-plugin entry point: registers the hooks, where SGLang has all that they and the linker need."""
 
 from __future__ import annotations
 
 import logging
-import os
+import sys
 from importlib.metadata import version
 
-from ghostcacher_connector.engines.sglang import hooks
+from ghostcacher_connector.engines.sglang import capabilities, flags, hooks
 
 logger = logging.getLogger(__name__)
 
 DISTRIBUTIONS = ("sglang",)
-PROVEN_VERSIONS = ("0.5.23",)
-"""Versions on which the e2e suite passes. Patch releases of SGLang change its scheduler: each is proven anew."""
-
-OVERRIDE = "GC_ALLOW_UNPROVEN_ENGINE"
+TRIED_VERSIONS = ("0.5.23.",)
+"""Versions on which the suites pass. A patch release of SGLang changes as much as a minor one."""
 
 
 def register() -> None:
-    """Register the hooks, unless this SGLang is another one; the linker then says so when it is used."""
-    found = version("sglang")
-    if found in PROVEN_VERSIONS or os.environ.get(OVERRIDE, "").lower() in ("1", "true"):
+    """Register the hooks, unless this SGLang lacks something; then say what, to whoever asks for the linker."""
+    lacking = capabilities.missing()
+    if not lacking:
         hooks.install()
-    else:
-        logger.debug("sglang %s: no hooks, expected %s", found, ", ".join(PROVEN_VERSIONS))
+        return
+    # An older SGLang does not get as far as the linker, which would say it: its flags know no such backend.
+    asked_for = any(flags.LINKER in argument for argument in sys.argv)
+    logger.log(
+        logging.WARNING if asked_for else logging.DEBUG,
+        "GhostCacher: sglang %s lacks what it relies on, no hooks are set: %s",
+        version("sglang"),
+        "; ".join(lacking),
+    )

@@ -1,6 +1,6 @@
-"""Says what of SGLang this adapter is proven on, and refuses anything else at start, by name.
+"""Says which features of SGLang this adapter is proven with, and refuses the others at start, by name.
 
-Each refusal here stands for a proof that is still missing. Versions are checked by engines/common/versions.py.
+Each refusal here stands for a proof that is still missing. What SGLang itself must have is in capabilities.py.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.engines.common.logs import join_engine_log
-from ghostcacher_connector.engines.common.versions import check_version, installed_version
+from ghostcacher_connector.engines.common.versions import check_capabilities, installed_version
+from ghostcacher_connector.engines.vllm.capabilities import missing_hooks
 from ghostcacher_connector.engines.vllm.compat import source_of_hits
 from ghostcacher_connector.engines.vllm.identity import check_hashes
 from ghostcacher_connector.engines.vllm.layout_choice import required_layout
@@ -28,7 +29,7 @@ from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankRepor
 from ghostcacher_connector.engines.vllm.rank_calls import watch_executors
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
-from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS, PROVEN_VERSIONS, check_config, check_not_nested
+from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS, TRIED_VERSIONS, check_config, check_not_nested
 from ghostcacher_connector.engines.vllm.worker import ConnectorWorker
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.worker.registration import Introduction
@@ -65,11 +66,11 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         join_engine_log("vllm")
         settings = load_settings(self._kv_transfer_config.kv_connector_extra_config, os.environ)
         check_not_nested()
-        found = installed_version("vllm", DISTRIBUTIONS)
-        check_version("vllm", found, PROVEN_VERSIONS, allow_unproven=settings.allow_unproven_engine)
+        check_capabilities("vllm", installed_version("vllm", DISTRIBUTIONS), TRIED_VERSIONS, missing_hooks())
         check_config(vllm_config, kv_cache_config)
         # vLLM's default is to fail the request. It reads the policy after it has made the connector.
         self._kv_transfer_config.kv_load_failure_policy = "recompute"
+        self._forward_checked = False
         recorder = Recorder()
         self._scheduler_half: ConnectorScheduler | None = None
         self._worker_half: ConnectorWorker | None = None
@@ -139,8 +140,13 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         assert isinstance(metadata, StepMetadata)
         self._worker.start_pulls(metadata)
 
-    def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for: all loads are asynchronous."""
+    def wait_for_layer_load(self, layer_name: str) -> None:  # noqa: ARG002 - vLLM's interface
+        """Nothing to wait for: all loads are asynchronous. The first layer shows that its step began before it."""
+        if not self._forward_checked and self.has_connector_metadata():
+            self._forward_checked = True
+            metadata = self._get_connector_metadata()
+            assert isinstance(metadata, StepMetadata)
+            self._worker.check_begun(metadata, "forward pass")
 
     def save_kv_layer(
         self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: AttentionMetadata, **kwargs: Any

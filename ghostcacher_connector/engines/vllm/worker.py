@@ -60,6 +60,7 @@ class ConnectorWorker:
         self._recorder = recorder
         self._step = 0
         self._lost_step = False
+        self._introduced = False
         self._table: SlotTable | None = None
         self._runtime: RankRuntime | None = None
         self._handshake: RankHandshake | None = None
@@ -109,7 +110,9 @@ class ConnectorWorker:
         """
         assert self._handshake is not None, "handshake before register"
         assert self._runtime is not None
-        self._runtime.start()
+        if not self._introduced:  # vLLM 0.33 asks again when it is told to wake up
+            self._introduced = True
+            self._runtime.start()
         return self._handshake
 
     def read_weights(self, model: torch.nn.Module) -> str:
@@ -144,16 +147,27 @@ class ConnectorWorker:
         """Bump the generations of the slots that this step or its pulls may overwrite."""
         assert self._table is not None
         if metadata.step != self._step + 1:
-            logger.error(
-                "step %d after step %d: bumps were lost, becoming a new incarnation", metadata.step, self._step
-            )
-            self._table.renew_incarnation()
-            self._lost_step = True
+            self._lose_generations(f"step {metadata.step} after step {self._step}: bumps were lost")
         self._step = metadata.step
         self._table.bump(metadata.bumped, metadata.generations)
 
+    def check_begun(self, metadata: StepMetadata, call: str) -> None:
+        """Give up on this rank's generations if vLLM makes a call of this step that has not begun yet.
+
+        Then it does not call `handle_preemptions`, or calls it too late: blocks are overwritten before they are bumped.
+        """
+        if metadata.step != self._step and not self._lost_step:
+            self._lose_generations(f"{call} of step {metadata.step}: expected after handle_preemptions of that step")
+
+    def _lose_generations(self, why: str) -> None:
+        assert self._table is not None
+        logger.error("%s, becoming a new incarnation", why)
+        self._table.renew_incarnation()
+        self._lost_step = True
+
     def start_pulls(self, metadata: StepMetadata) -> None:
         assert self._runtime is not None
+        self.check_begun(metadata, "start_load_kv")
         for order in metadata.pulls:
             self._orders[order.request_id] = order
             deadline = time.monotonic() + order.timeout_s

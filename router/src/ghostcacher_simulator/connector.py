@@ -75,7 +75,7 @@ class Connector:
 
     def renew(self) -> None:
         """Prolong the lease, enter again what was lost, and look for peers. Raises IndexUnavailable."""
-        if sum(self._index.renew(self.record, lease_ttl_s=self._lease_ttl_s)) < len(self._published):
+        if sum(self._index.renew(self.record, lease_ttl_s=self._lease_ttl_s).counts) < len(self._published):
             self._index.apply(self.ref, list(self._published.values()), [], lease_ttl_s=self._lease_ttl_s)
         workers = self._index.workers(self.ref.namespace)
         self._known = [ref_of(record) for record in workers if record.worker != self.ref.worker]

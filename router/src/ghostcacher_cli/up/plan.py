@@ -157,7 +157,7 @@ def require_engine(engine: str) -> None:
 
 
 def _extra(name: str) -> list[str]:
-    """Return what an extra of this package asks for, as installed: ``vllm>=0.32,<0.33``."""
+    """Return what an extra of this package asks for, as installed: ``vllm>=0.30,<0.35``."""
     try:
         requirements = importlib.metadata.requires("ghostcacher") or []
     except importlib.metadata.PackageNotFoundError:  # run from its sources

@@ -31,12 +31,14 @@ class Bench:
         self.recorder = Recorder()
         self.ref = make_ref()
         self.held = float("inf")
+        self.name_taken = False
         self.reporter = Reporter(
             self.store,
             self.ref,
             self.recorder,
             interval_s=INTERVAL_S,
             applied=lambda before: before <= self.held,
+            name_taken=lambda: self.name_taken,
             clock=self.clock,
         )
         self.cursor = Cursor("0-0", "0-0")
@@ -187,6 +189,21 @@ def test_computed_waits_for_the_index_in_small_pauses(bench: Bench, before_due_s
     bench.held = bench.clock.now - 1.0
     bench.reporter.computed("r1")
     assert bench.reporter.step() == pytest.approx(GATHER_S)
+
+
+def test_under_a_name_that_another_engine_has_nothing_is_said(bench: Bench) -> None:
+    """Routers would take its load for the other's; once the name is free it reports as ever."""
+    bench.listen()
+    bench.name_taken = True
+    bench.reporter.submit_load(make_load(1))
+    bench.run(10 * INTERVAL_S)
+    bench.reporter.chain(make_chain("r"))
+    bench.run(10 * INTERVAL_S)
+    assert (bench.published(), bench.heard(), bench.reporter.listening) == (None, [], False)
+    bench.name_taken = False
+    bench.reporter.submit_load(make_load(2))
+    bench.run(2.0)
+    assert bench.published() == 2
 
 
 def test_nobody_listens_nothing_is_queued(bench: Bench) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from ghostcacher_connector.core.errors import FingerprintMismatch, ProtocolError
 from ghostcacher_connector.core.types import RankEndpoint, Role, WorkerRecord
+from ghostcacher_connector.worker.owner import this_process
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 
@@ -42,6 +43,11 @@ def test_ranks_that_do_not_add_up_are_refused(numbers: tuple[int, ...]) -> None:
     """One that is missing, or there twice."""
     with pytest.raises(ProtocolError, match="ranks"):
         record(*map(rank, numbers))
+
+
+def test_record_names_the_process_that_speaks_for_the_worker() -> None:
+    """So that no other process takes its name."""
+    assert record(rank(0)).owner == this_process()
 
 
 def test_ranks_that_differ_are_refused() -> None:
