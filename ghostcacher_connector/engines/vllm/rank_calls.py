@@ -13,10 +13,10 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
@@ -81,16 +81,11 @@ def _connector() -> Any:
 def watch_executors() -> None:
     """Have vLLM's executors introduced to our connectors. May be called more than once in a process.
 
-    Raises UnsupportedEngine for a vLLM that is built otherwise: changes of the weights would go unseen.
+    That they have what is needed is checked before (capabilities.py).
     """
     from vllm.v1.executor.abstract import Executor  # noqa: PLC0415 - vLLM is optional
 
-    begin = getattr(Executor, "init_kv_output_aggregator", None)
-    if begin is None or not hasattr(Executor, "collective_rpc"):
-        raise UnsupportedEngine(
-            "vllm.v1.executor.abstract.Executor: expected init_kv_output_aggregator and collective_rpc, found "
-            "another interface (weights that change could not be seen)"
-        )
+    begin = Executor.init_kv_output_aggregator
     if begin.__module__ != __name__:
         Executor.init_kv_output_aggregator = _introducing(begin)
 
@@ -98,9 +93,11 @@ def watch_executors() -> None:
 def _introducing(begin: Callable[..., None]) -> Callable[..., None]:
     """Return vLLM's method with an introduction behind it, for connectors that want to be introduced."""
 
+    @functools.wraps(begin)
     def init_kv_output_aggregator(executor: Executor, connector: Any) -> None:
         begin(executor, connector)
         if (watch := getattr(connector, "watch_executor", None)) is not None:
             watch(executor)
 
+    init_kv_output_aggregator.__module__ = __name__  # by which it is known again
     return init_kv_output_aggregator

@@ -60,6 +60,7 @@ class ConnectorWorker:
         self._recorder = recorder
         self._step = 0
         self._lost_step = False
+        self._begins_late = False
         self._introduced = False
         self._table: SlotTable | None = None
         self._runtime: RankRuntime | None = None
@@ -148,6 +149,7 @@ class ConnectorWorker:
         assert self._table is not None
         if metadata.step != self._step + 1:
             self._lose_generations(f"step {metadata.step} after step {self._step}: bumps were lost")
+            self._lost_step = True
         self._step = metadata.step
         self._table.bump(metadata.bumped, metadata.generations)
 
@@ -156,14 +158,14 @@ class ConnectorWorker:
 
         Then it does not call `handle_preemptions`, or calls it too late: blocks are overwritten before they are bumped.
         """
-        if metadata.step != self._step and not self._lost_step:
+        if metadata.step != self._step and not self._begins_late:
             self._lose_generations(f"{call} of step {metadata.step}: expected after handle_preemptions of that step")
+            self._begins_late = True
 
     def _lose_generations(self, why: str) -> None:
         assert self._table is not None
         logger.error("%s, becoming a new incarnation", why)
         self._table.renew_incarnation()
-        self._lost_step = True
 
     def start_pulls(self, metadata: StepMetadata) -> None:
         assert self._runtime is not None
@@ -199,7 +201,7 @@ class ConnectorWorker:
     def take_report(self) -> RankReport:
         reports, self._reports = self._reports, []
         round_trips = self._runtime.round_trips() if reports and self._runtime is not None else {}
-        return RankReport(self._step, reports, round_trips, self._lost_step)
+        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""

@@ -340,6 +340,8 @@ class ConnectorScheduler:
             self._publisher.pulled(tracked, tracked.plan.first_block, usable)
 
     def _confirm(self, report: RankReport) -> None:
+        if report.begins_late:
+            self.leave("vLLM overwrites blocks before their generations are bumped")
         if report.lost_step and report.step > self._moved_at:
             self._lost_step = True
             self._weights_may_change("a rank missed a step and can no longer guarantee its generations")
