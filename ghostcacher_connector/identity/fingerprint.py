@@ -61,6 +61,9 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     quantization: str
     """Quantization of the weights, "none" when there is none."""
 
+    numerics: str
+    """What else changes the numbers that are computed, as the engine reads it: ``name=value;name=value``."""
+
     block_tokens: int
     """Tokens in one block."""
 
@@ -128,6 +131,11 @@ def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[tuple[str, s
     fields = sorted(a.keys() | b.keys())
     pairs = ((field, a.get(field, ABSENT), b.get(field, ABSENT)) for field in fields)
     return [(field, left, right) for field, left, right in pairs if left != right]
+
+
+def named_values(values: Mapping[str, object]) -> str:
+    """Return values with their names, in order of name: what `Fingerprint.numerics` holds. Never empty."""
+    return ";".join(f"{name}={values[name]!r}" for name in sorted(values)) or "none"
 
 
 def private_value(owner: str | None = None) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,45 @@ VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path", "_commit_has
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", '"su"')
 
 _DIGEST_CHARS = 32
+_HUB_MODELS = "models--"
 
 
-def weights_digest(model: str, weights_id: str | None, *, revision: str | None = None, owner: str | None = None) -> str:
+def model_name(model: str, revision: str | None = None, cache_dir: str | None = None) -> tuple[str, str]:
+    """Return the name and the revision by which workers of one model agree, however each was told where it is.
+
+    Files in a Hugging Face cache have the hub's name and the commit, whether the engine was given a name, a branch, or
+    (as vLLM does to itself without a network) the path of the snapshot. Another folder has its own name: where it lies
+    on this machine does not matter. Parameters as for `weights_digest`. The revision is "none" when nobody knows it.
+    """
+    place = locate_model(model, revision, cache_dir)
+    folder = Path(os.path.abspath(place)) if place is not None else None
+    repository = folder.parent.parent.name if folder is not None and folder.parent.name == "snapshots" else ""
+    if folder is not None and repository.startswith(_HUB_MODELS):
+        return repository.removeprefix(_HUB_MODELS).replace("--", "/"), folder.name
+    # huggingface_hub's resolved revisions say the branch that was asked for, and carry its commit.
+    known = str(getattr(revision, "resolved", revision) or "none")
+    return (Path(os.path.abspath(model)).name or "/") if Path(model).exists() else model, known
+
+
+def weights_digest(
+    model: str,
+    weights_id: str | None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    owner: str | None = None,
+) -> str:
     """Return the digest of a model's weights.
 
     model: a directory, a ``.gguf`` file, or a name whose files the local Hugging Face cache has; nothing is downloaded.
     weights_id: the operator's name for the weights; used instead of the files.
+    cache_dir: the Hugging Face cache that the engine was told to use; None: the one that everybody uses.
     owner: see `private_value`; used when no weights are found.
     Raises ConfigError when a weight file is there but cannot be read.
     """
     if weights_id is not None:
         return _named(weights_id)
-    place = locate_model(model, revision)
+    place = locate_model(model, revision, cache_dir)
     files = list(_weight_files(place)) if place is not None else []
     if not files:
         _warn_private("weights", model)
@@ -60,13 +87,20 @@ def weights_digest(model: str, weights_id: str | None, *, revision: str | None =
         raise ConfigError(f"weights of {model}: {name}: expected a readable file, got {exc.strerror}") from exc
 
 
-def config_digest(model: str, weights_id: str | None, *, revision: str | None = None, owner: str | None = None) -> str:
+def config_digest(
+    model: str,
+    weights_id: str | None,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    owner: str | None = None,
+) -> str:
     """Return the digest of a model's ``config.json``, less what tools write into it.
 
     Parameters as for `weights_digest`. A ``.gguf`` file holds its own configuration and needs none.
     Raises ConfigError when the file is there and is no JSON object.
     """
-    place = locate_model(model, revision)
+    place = locate_model(model, revision, cache_dir)
     if place is not None and place.is_file():
         return "inside-the-weights"
     path = place / CONFIG_NAME if place is not None else None
@@ -85,13 +119,12 @@ def resolved_digest(files: str, resolved: Mapping[str, Any], overrides: Any, *, 
     files: as `config_digest` gives it. resolved: the configuration in use. context_tokens: the longest context that the
     engine was started for; some rope scalings choose their factors by it.
     """
-    stable = {key: value for key, value in resolved.items() if key not in VOLATILE_KEYS}
-    text = json.dumps([stable, overrides], sort_keys=True, default=repr)
+    text = json.dumps([_stable(dict(resolved)), _stable(overrides)], sort_keys=True, default=_text_of)
     length = context_tokens if any(kind in text for kind in LENGTH_DEPENDENT_ROPE) else 0
     return hashlib.sha256(f"{files}:{length}:{text}".encode()).hexdigest()
 
 
-def locate_model(model: str, revision: str | None = None) -> Path | None:
+def locate_model(model: str, revision: str | None = None, cache_dir: str | None = None) -> Path | None:
     """Return the directory or file of a model on this machine, without any network access; None when there is none."""
     path = Path(model)
     if path.exists():
@@ -101,7 +134,7 @@ def locate_model(model: str, revision: str | None = None) -> Path | None:
     except ImportError:
         return None
     try:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+        return Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, local_files_only=True))
     except (OSError, ValueError):
         # Not in the cache, or no name of a repository at all.
         return None
@@ -147,6 +180,13 @@ def _stable(value: Any) -> Any:
     if isinstance(value, list):
         return [_stable(inner) for inner in value]
     return value
+
+
+def _text_of(value: object) -> str:
+    """Return what stands for a value that JSON does not know: the same in every process, and so no address."""
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    return repr(value)
 
 
 def _named(weights_id: str) -> str:

@@ -127,6 +127,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
     "ghostcacher_cli.up": {
         "config",
+        "core.addresses",
         "core.settings",
         "core.redis",
         "core.process",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from sglang.srt.environ import envs
 from sglang.srt.mem_cache.utils import get_hash_str
 from sglang.srt.runtime_context import get_exec, get_model, get_parallel
 
@@ -20,9 +20,10 @@ from ghostcacher_connector.identity.fingerprint import (
     KNOWN_TOKENS,
     WEIGHTS_AS_STARTED,
     Fingerprint,
+    named_values,
     private_value,
 )
-from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
+from ghostcacher_connector.identity.model_files import config_digest, model_name, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
@@ -50,7 +51,8 @@ OTHER_SOURCES = (
 NO_KV_KERNELS = frozenset({"sampling_backend", "grammar_backend"})
 """Of the kernels' options: those that come behind the last layer."""
 
-NUMERIC_SWITCHES = ("SGLANG_USE_HND_KVCACHE", "SGLANG_ENABLE_DETERMINISTIC_INFERENCE")
+NUMERIC_SWITCHES = ("SGLANG_ENABLE_DETERMINISTIC_INFERENCE",)
+"""Environment of SGLang that changes numbers, and no option of the kernels."""
 
 
 def fingerprint_of(
@@ -60,25 +62,26 @@ def fingerprint_of(
 
     layout: as `kv_pool.describe` gives it. owner: this engine's own random name.
     """
-    name, revision = str(get_model().model_path), model.revision
-    files = config_digest(name, settings.weights_id, revision=revision, owner=owner)
+    path, cache_dir = str(get_model().model_path), get_model().download_dir
+    name, revision = model_name(path, model.revision, cache_dir)
+    files = config_digest(path, settings.weights_id, revision=model.revision, cache_dir=cache_dir, owner=owner)
     resolved = resolved_digest(
         files, model.hf_config.to_dict(), model.model_override_args, context_tokens=model.context_len
     )
     return Fingerprint(
-        # Where the files lie on this machine does not matter; what is in them is in the digests.
-        model=Path(name).name if Path(name).exists() else name,
-        revision=revision or "none",
+        model=name,
+        revision=revision,
         config_digest=resolved,
-        weights_digest=_weights(name, revision, settings, owner),
+        weights_digest=_weights(path, model.revision, settings, owner),
         weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=str(pool.dtype),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
+        numerics=numerics(),
         block_tokens=page_tokens,
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
         head_size=model.head_dim,
-        layout=f"{_kernels()}:{_switches()}:{layout}",
+        layout=f"{_kernels()}:{layout_switches()}:{layout}",
         tp=get_parallel().tp_size,
         pp=1,
         dcp=1,
@@ -99,13 +102,15 @@ def known_hash() -> str:
     return str(page)
 
 
-def _weights(name: str, revision: str | None, settings: Settings, owner: str) -> str:
+def _weights(path: str, revision: str | None, settings: Settings, owner: str) -> str:
     """Return the digest of the model's files, where the weights come from these, and nothing is done to them."""
     model = get_model()
     read = model.load_format in FILE_FORMATS and not any(_is_set(getattr(model, field)) for field in OTHER_SOURCES)
-    if not read and settings.weights_id is None:
+    # A name is that of another hub then, of which nothing is known here.
+    elsewhere = envs.SGLANG_USE_MODELSCOPE.get() and not Path(path).exists()
+    if (elsewhere or not read) and settings.weights_id is None:
         return private_value(owner)
-    return weights_digest(name, settings.weights_id, revision=revision, owner=owner)
+    return weights_digest(path, settings.weights_id, revision=revision, cache_dir=model.download_dir, owner=owner)
 
 
 def _is_set(value: object) -> bool:
@@ -119,5 +124,11 @@ def _kernels() -> str:
     return f"{fields['attention_backend']}/{fields['prefill_attention_backend']}:{digest}"
 
 
-def _switches() -> str:
-    return ",".join(f"{name}={os.environ[name]}" for name in NUMERIC_SWITCHES if name in os.environ) or "default"
+def numerics() -> str:
+    """Return what changes numbers and is no option of the kernels, as SGLang reads it."""
+    return named_values({name: getattr(envs, name).get() for name in NUMERIC_SWITCHES})
+
+
+def layout_switches() -> str:
+    """Return what changes the order of bytes in a page, as SGLang reads it."""
+    return "HND" if envs.SGLANG_USE_HND_KVCACHE.get() else "default"

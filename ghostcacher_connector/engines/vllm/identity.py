@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,16 +20,40 @@ from ghostcacher_connector.identity.fingerprint import (
     KNOWN_TOKENS,
     WEIGHTS_AS_STARTED,
     Fingerprint,
+    named_values,
     private_value,
 )
-from ghostcacher_connector.identity.model_files import config_digest, resolved_digest, weights_digest
+from ghostcacher_connector.identity.model_files import config_digest, model_name, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import CacheConfig, VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-LAYOUT_SWITCHES = ("VLLM_KV_CACHE_LAYOUT", "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT")
-"""Environment of vLLM that changes the order of bytes inside a block, in part without changing any stride."""
+SHUFFLED = "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT"
+"""Environment of vLLM that changes the order of bytes inside a block without changing any stride."""
+
+NUMERIC_VARIABLES = (
+    *("VLLM_BATCH_INVARIANT", "VLLM_FLOAT32_MATMUL_PRECISION", "VLLM_MARLIN_INPUT_DTYPE", "VLLM_CPU_INT4_W4A8"),
+    *("VLLM_HUMMING_ONLINE_QUANT_CONFIG", "VLLM_HUMMING_INPUT_QUANT_CONFIG", "VLLM_HUMMING_USE_F16_ACCUM"),
+    *("VLLM_B12X_MOE_FP4_FORCE_A16", "VLLM_ROCM_QUICK_REDUCE_QUANTIZATION", "VLLM_ROCM_FP8_MFMA_PAGE_ATTN"),
+    *("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", "VLLM_MLA_DISABLE"),
+)
+"""Environment of vLLM that changes precision, or what is computed at all. Kernels that only round differently are left
+out on purpose: they differ between GPUs of one fleet, as batches of different sizes do on one of them.
+"""
+ATTENTION_OPTIONS = ("use_non_causal", "use_prefill_query_quantization", "disable_flashinfer_q_quantization")
+"""Of vLLM's attention options: those that do so."""
+
+FILE_FORMATS = frozenset(
+    {
+        *("auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "pt", "npcache", "mistral"),
+        *("runai_streamer", "sharded_state"),
+    }
+)
+"""Of ``load_format``: those that read the files of the model's folder and nothing else."""
+
+PLAIN_CACHES = frozenset({"auto", "bfloat16", "float16", "half", "float32", "float"})
+"""Of ``kv_cache_dtype``: those that say no more than the data type itself."""
 
 
 def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
@@ -53,23 +76,24 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     assert vllm_config.kv_transfer_config is not None
     engine_id = str(vllm_config.kv_transfer_config.engine_id)
-    name, revision = str(model.model), model.revision
-    files = config_digest(name, settings.weights_id, revision=revision, owner=engine_id)
+    path, cache_dir = str(model.model), vllm_config.load_config.download_dir
+    name, revision = model_name(path, model.revision, cache_dir)
+    files = config_digest(path, settings.weights_id, revision=model.revision, cache_dir=cache_dir, owner=engine_id)
     seed, known = _hashing(cache.prefix_caching_hash_algo, engine_id)
     return Fingerprint(
-        # Where the files lie on this machine does not matter; what is in them is in the digests.
-        model=Path(name).name if Path(name).exists() else name,
-        revision=revision or "none",
+        model=name,
+        revision=revision,
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
         weights_epoch=WEIGHTS_AS_STARTED,
-        kv_dtype=f"{cache.cache_dtype}/{spec.dtype}",
+        kv_dtype=f"{_cache_dtype(cache.cache_dtype, spec.dtype == model.dtype)}/{spec.dtype}",
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
+        numerics=_numerics(vllm_config),
         block_tokens=spec.block_size,
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
         head_size=spec.head_size,
-        layout=f"{_attention_backend(vllm_config)}:{_layout_switches()}:{layout}",
+        layout=f"{_attention_backend(vllm_config)}:{_layout_switches(cache)}:{layout}",
         tp=parallel.tensor_parallel_size,
         pp=parallel.pipeline_parallel_size,
         dcp=parallel.decode_context_parallel_size,
@@ -108,7 +132,45 @@ def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str
     model, load = vllm_config.model_config, vllm_config.load_config
     if load.load_format == "dummy":
         return f"dummy-seed-{model.seed}"
-    return weights_digest(str(model.model), settings.weights_id, revision=model.revision, owner=engine_id)
+    from vllm import envs  # noqa: PLC0415 - vLLM is optional
+
+    # From an object store, a loader of somebody's own, or by a name of another hub: nothing is known of these weights.
+    elsewhere = bool(model.model_weights) or (envs.VLLM_USE_MODELSCOPE and not Path(str(model.model)).exists())
+    if (elsewhere or load.load_format not in FILE_FORMATS) and settings.weights_id is None:
+        return private_value(engine_id)
+    return weights_digest(
+        str(model.model),
+        settings.weights_id,
+        revision=model.revision,
+        cache_dir=load.download_dir,
+        owner=engine_id,
+    )
+
+
+def _cache_dtype(asked: str, is_the_models: bool) -> str:
+    """Return what was asked for as ``kv_cache_dtype``, by one name where vLLM has several."""
+    if asked in PLAIN_CACHES and is_the_models:
+        return "auto"
+    return "fp8_e4m3" if asked == "fp8" else asked
+
+
+def _numerics(vllm_config: VllmConfig) -> str:
+    """Return what else changes the numbers, each as vLLM itself reads it: unset, 0 and false are one thing there."""
+    from vllm import envs  # noqa: PLC0415 - vLLM is optional
+
+    model, attention = vllm_config.model_config, vllm_config.attention_config
+    getters = envs.environment_variables
+    return named_values(
+        {name: getters[name]() for name in NUMERIC_VARIABLES if name in getters}
+        | {name: getattr(attention, name) for name in ATTENTION_OPTIONS if hasattr(attention, name)}
+        | {
+            "additional_config": vllm_config.additional_config,
+            "architecture": model.architecture,
+            "code_revision": model.code_revision,
+            "model_class_overrides": model.model_class_overrides,
+            "quantization_config": model.quantization_config,
+        }
+    )
 
 
 def _hashing(algorithm: str, engine_id: str) -> tuple[str, str]:
@@ -138,5 +200,11 @@ def _attention_backend(vllm_config: VllmConfig) -> str:
     return "+".join(sorted({backend.get_name() for backend in backends_of(vllm_config)})) or "unknown"
 
 
-def _layout_switches() -> str:
-    return ",".join(f"{name}={os.environ[name]}" for name in LAYOUT_SWITCHES if name in os.environ) or "default"
+def _layout_switches(cache: CacheConfig) -> str:
+    """Return the layout that vLLM has resolved, or was asked for where it has not, and what no stride shows."""
+    from vllm import envs  # noqa: PLC0415 - vLLM is optional
+
+    layout = cache.kv_cache_layout or envs.environment_variables["VLLM_KV_CACHE_LAYOUT"]()
+    words = [str(layout)] if layout else []
+    shuffled = envs.environment_variables.get(SHUFFLED, lambda: False)()
+    return ",".join([*words, *(["shuffled"] if shuffled else [])]) or "default"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,13 @@ def make_config(model: Path, algorithm: str = "sha256") -> Any:
     return config
 
 
-def identity(config: Any) -> Fingerprint:
-    return fingerprint_of(config, FULL, LAYOUT, Settings())
+def identity(config: Any, **settings: Any) -> Fingerprint:
+    return fingerprint_of(config, FULL, LAYOUT, Settings(**settings))
+
+
+def different(one: Fingerprint, other: Fingerprint) -> list[str]:
+    assert (one.digest() != other.digest()) is (one != other)
+    return [name for name, _, _ in differences(one.as_fields(), other.as_fields())]
 
 
 def set_seed(monkeypatch: pytest.MonkeyPatch, seed: str | None) -> None:
@@ -110,3 +116,80 @@ def test_scheduler_that_hashes_otherwise_than_its_ranks_refuses(config: Any, mon
     set_seed(monkeypatch, "")
     with pytest.raises(FingerprintMismatch, match=r"PYTHONHASHSEED"):
         check_hashes(config, by_rank)
+
+
+@pytest.mark.parametrize(
+    ("variable", "same", "other"),
+    [
+        ("VLLM_BATCH_INVARIANT", (None, "0"), "1"),
+        ("VLLM_FLOAT32_MATMUL_PRECISION", (None, "highest"), "medium"),
+        ("VLLM_MOE_ROUTING_SIMULATION_STRATEGY", (None, ""), "uniform_random"),
+        ("VLLM_CPU_INT4_W4A8", (None, "1"), "0"),
+    ],
+)
+def test_variables_are_read_as_vllm_reads_them(
+    config: Any, monkeypatch: pytest.MonkeyPatch, variable: str, same: tuple[str | None, ...], other: str
+) -> None:
+    """What is the default to vLLM keeps nobody apart, and what changes the numbers does."""
+    found = set()
+    for value in same:
+        if value is None:
+            monkeypatch.delenv(variable, raising=False)
+        else:
+            monkeypatch.setenv(variable, value)
+        found.add(identity(config))
+    assert len(found) == 1
+    monkeypatch.setenv(variable, other)
+    assert different(found.pop(), identity(config)) == ["numerics"]
+
+
+@pytest.mark.parametrize(
+    ("section", "option", "value", "field"),
+    [
+        ("model_config", "quantization_config", {"linear": "fp8_per_tensor"}, "numerics"),
+        ("model_config", "model_class_overrides", {"Qwen3ForCausalLM": "a.b:C"}, "numerics"),
+        ("model_config", "code_revision", "v2", "numerics"),
+        ("model_config", "_architecture", "TransformersForCausalLM", "numerics"),
+        ("load_config", "load_format", "tensorizer", "weights_digest"),
+        ("load_config", "load_format", "a_plugins_own", "weights_digest"),
+        ("model_config", "model_weights", "s3://bucket/model", "weights_digest"),
+        ("cache_config", "kv_cache_layout", "LBHNC", "layout"),
+    ],
+)
+def test_options_that_change_numbers_or_weights_keep_apart(
+    config: Any, model: Path, section: str, option: str, value: Any, field: str
+) -> None:
+    """Each of these leaves the model's files, its configuration and the data types as they are."""
+    other = make_config(model)
+    setattr(getattr(other, section), option, value)
+    assert different(identity(config), identity(other)) == [field]
+
+
+@pytest.mark.parametrize("load_format", ["tensorizer", "a_plugins_own"])
+def test_weights_from_elsewhere_are_nobodys_until_named(model: Path, load_format: str) -> None:
+    """Two engines whose weights cannot be seen share nothing, unless the operator says what they are."""
+    one, other = make_config(model), make_config(model)
+    one.load_config.load_format = other.load_config.load_format = load_format
+    assert different(identity(one), identity(other)) == ["weights_digest"]
+    assert different(identity(one, weights_id="v1"), identity(other, weights_id="v1")) == []
+
+
+@pytest.mark.parametrize(("one", "other"), [("auto", "bfloat16"), ("fp8", "fp8_e4m3")])
+def test_names_of_one_cache_dtype_are_one(model: Path, one: str, other: str) -> None:
+    """What is one data type to vLLM keeps nobody apart."""
+    found = []
+    for name in (one, other):
+        config = make_config(model)
+        config.cache_config.cache_dtype, config.model_config.dtype = name, torch.bfloat16
+        found.append(fingerprint_of(config, replace(FULL, dtype=torch.bfloat16), LAYOUT, Settings()))
+    assert different(*found) == []
+
+
+def test_cache_of_another_dtype_than_the_models_is_another(model: Path) -> None:
+    """Rounding to 16 bit, asked for by name, is not what a cache of the model's own type holds."""
+    config, other = make_config(model), make_config(model)
+    other.cache_config.cache_dtype = "bfloat16"
+    half = fingerprint_of(other, replace(FULL, dtype=torch.bfloat16), LAYOUT, Settings())
+    assert ("kv_dtype", "auto/torch.float32", "bfloat16/torch.bfloat16") in differences(
+        identity(config).as_fields(), half.as_fields()
+    )

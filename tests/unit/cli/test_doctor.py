@@ -119,6 +119,15 @@ def test_known_prompt_hashed_otherwise_cause_named(engine: str, fields: dict[str
     assert bad.fix == f"make {fix} equal on all of them"
 
 
+def test_variable_that_changes_numbers_named() -> None:
+    """Of many names with values, those that differ are what is to be made equal."""
+    one, other = "A=1;B='x';C=None", "A=1;B='y';D=True"
+    _, bad = check_fingerprints(
+        [worker("w1", engine="vllm", numerics=one), worker("w2", "n2", engine="vllm", numerics=other)]
+    )
+    assert bad.fix == "make B, C, D equal on all of them"
+
+
 def test_worker_of_an_older_version_named() -> None:
     """During an upgrade the field that only the newer version has is shown, and what to do is to go on upgrading."""
     old = {"engine": "vllm", "hash_seed": "0"}

@@ -309,6 +309,9 @@ class ConnectorScheduler:
     def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
         self._settle()
         self._step += 1
+        if output.kv_cache_block_copies or output.new_block_ids_to_zero:
+            # With what support.py accepts vLLM never asks for it: see docs/ARCHITECTURE.md, the model runners.
+            self.leave("vLLM zeroes or copies blocks, which its V2 runner does before their generations are bumped")
         if self._fleet is None and self._step == 1:
             logger.error("set_xfer_handshake_metadata: expected before the first step; this engine shares nothing")
         if self._fleet is not None and self._fleet.reporter.load_wanted:

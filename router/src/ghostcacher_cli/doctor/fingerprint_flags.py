@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ghostcacher_connector.identity.fingerprint import ABSENT
+from ghostcacher_connector.identity.fingerprint import ABSENT, differences
 
 Difference = tuple[str, str, str]
 """A field and its two values, as `identity.fingerprint.differences` returns them."""
@@ -88,6 +88,9 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
             *([own] if ours != theirs or dtype == other_dtype else []),
             *(["--dtype"] if dtype != other_dtype else []),
         ]
+    if field == "numerics":
+        values, other_values = (dict(part.partition("=")[::2] for part in text.split(";")) for text in (a, b))
+        return [name for name, _, _ in differences(values, other_values)]
     if field == "layout":
         return _layout_flags(engine, a, b, follows=bool(names & SHAPES))
     if field == "weights_epoch":

@@ -22,6 +22,7 @@ BASE = {
     "weights_epoch": "as started",
     "kv_dtype": "bfloat16",
     "quantization": "none",
+    "numerics": "a=1;b=2",
     "block_tokens": 16,
     "layers": 4,
     "kv_heads": 2,

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.identity.model_files import config_digest, locate_model, weights_digest
+from ghostcacher_connector.identity.model_files import (
+    config_digest,
+    locate_model,
+    model_name,
+    resolved_digest,
+    weights_digest,
+)
 from ghostcacher_connector.identity.weight_files import PIECE_BYTES, WHOLE_BYTES_MAX
 
 LARGE = WHOLE_BYTES_MAX + 5 * PIECE_BYTES
@@ -146,6 +152,42 @@ def test_name_in_the_hub_cache_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert weights_digest("org/model", None) == weights_digest(str(snapshot), None)
     assert locate_model("org/other") is None
     assert locate_model("no such name at all!") is None
+
+
+def test_names_of_one_snapshot_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine without a network is given the snapshot's path, one with a network a name or a branch: one model."""
+    hub = pytest.importorskip("huggingface_hub")
+    snapshot = fill(tmp_path / "models--org--model" / "snapshots" / ("a" * 40))
+    refs = tmp_path / "models--org--model" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    expected = ("org/model", "a" * 40)
+    assert model_name("org/model", cache_dir=str(tmp_path)) == expected
+    assert model_name("org/model", "main", str(tmp_path)) == model_name(str(snapshot)) == expected
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    assert model_name("org/model") == ("org/model", "none")
+    assert weights_digest("org/model", None, cache_dir=str(tmp_path)) == weights_digest(str(snapshot), None)
+
+
+def test_folder_has_its_own_name(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a path is written, and where it lies, does not matter; it is never empty."""
+    assert model_name(str(model)) == model_name(f"{model}/") == ("model", "none")
+    monkeypatch.chdir(model)
+    assert model_name(".") == ("model", "none")
+    assert model_name("/")[0] == "/"
+
+
+def test_function_that_overrides_the_config_is_the_same_in_each_process() -> None:
+    """The ranks of one engine have it at other addresses; two functions are two overrides."""
+    found = {resolved_digest("f", {"a": 1}, override, context_tokens=1) for override in (fill, fill, poke)}
+    assert len(found) == 2
+
+
+def test_volatile_keys_ignored_at_any_depth() -> None:
+    """What the tools' versions write into a part of a configuration does not keep workers apart."""
+    one, other = ({"text_config": {"a": 1, "transformers_version": version}} for version in "12")
+    digests = {resolved_digest("f", resolved, {}, context_tokens=1) for resolved in (one, other)}
+    assert len(digests) == 1
 
 
 def test_large_file_read_in_samples_only(tmp_path: Path) -> None:
