@@ -211,9 +211,8 @@ def test_fingerprint_private_value_names_the_setting() -> None:
 
 def test_weights_given_to_one_engine_are_named() -> None:
     """No setting and no file makes these equal: the other engine has to be given the same weights."""
-    _, bad = check_fingerprints(
-        [worker("w1", weights_epoch="as started"), worker("w2", "n2", weights_epoch="private-1")]
-    )
+    started, changed = ({"engine": "vllm", "weights_epoch": epoch} for epoch in ("as started", "private-1"))
+    _, bad = check_fingerprints([worker("w1", **started), worker("w2", "n2", **changed)])
     assert "weights_epoch" in bad.text
     assert "the weights given to running engines" in bad.fix
     assert "weights_id" not in bad.fix

@@ -21,6 +21,7 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "revision": ("--revision",),
         "config_digest": ("the model's config.json", "--hf-overrides", "--max-model-len"),
         "weights_digest": (MODEL_FILES, WEIGHTS_ID),
+        "weights_epoch": (GIVEN_WEIGHTS,),
         "block_tokens": ("--block-size",),
         "tp": ("--tensor-parallel-size",),
         "pp": ("--pipeline-parallel-size",),
@@ -35,6 +36,7 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "revision": ("--revision",),
         "config_digest": ("the model's config.json", "--json-model-override-args", "--context-length"),
         "weights_digest": (MODEL_FILES, WEIGHTS_ID),
+        "weights_epoch": (GIVEN_WEIGHTS,),
         "block_tokens": ("--page-size",),
         "tp": ("--tp-size",),
         "known_hash": ("the version of SGLang",),
@@ -93,8 +95,6 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
         return [name for name, _, _ in differences(values, other_values)]
     if field == "layout":
         return _layout_flags(engine, a, b, follows=bool(names & SHAPES))
-    if field == "weights_epoch":
-        return (GIVEN_WEIGHTS,)
     return FLAGS.get(engine, {}).get(field, (field,))
 
 
