@@ -24,7 +24,6 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "block_tokens": ("--block-size",),
         "tp": ("--tensor-parallel-size",),
         "pp": ("--pipeline-parallel-size",),
-        "schema_version": (OUR_VERSION,),
         "dcp": ("--decode-context-parallel-size",),
         "hash_algorithm": ("--prefix-caching-hash-algo",),
         "hash_seed": (HASH_SEED,),
@@ -38,12 +37,19 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "weights_digest": (MODEL_FILES, WEIGHTS_ID),
         "block_tokens": ("--page-size",),
         "tp": ("--tp-size",),
-        "schema_version": (OUR_VERSION,),
         "known_hash": ("the version of SGLang",),
         "engine_version": ("the version of SGLang",),
     },
 }
-"""By engine and field. What holds for both, and what takes a look at the values, is in `flags_of`."""
+"""By engine and field. What takes a look at the values is in `flags_of`."""
+
+COMMON: Mapping[str, Sequence[str]] = {
+    "layers": (MODEL_FILES,),
+    "kv_heads": (MODEL_FILES,),
+    "head_size": (MODEL_FILES,),
+    "schema_version": (OUR_VERSION,),
+}
+"""The same for both engines."""
 
 HASHING = frozenset({"hash_algorithm", "hash_seed", "known_hash"})
 """Fields of the chain hash. The hash of the known prompt follows from the other two."""
@@ -77,8 +83,6 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
     """Return the flags behind one difference; none where it follows from another one of those found."""
     field, a, b = difference
     names = {name for name, _, _ in found}
-    if field in ("layers", "kv_heads", "head_size"):
-        return (MODEL_FILES,)
     if field == "weights_digest" and a.startswith(HUB_DIGEST) != b.startswith(HUB_DIGEST):
         return (f"where {MODEL_FILES} come from (a Hugging Face cache, or a folder)", WEIGHTS_ID)
     if field == "known_hash" and names & HASHING - {field}:
@@ -97,7 +101,7 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
         return [name for name, _, _ in differences(values, other_values)]
     if field == "layout":
         return _layout_flags(engine, a, b, follows=bool(names & SHAPES))
-    return FLAGS.get(engine, {}).get(field, (field,))
+    return FLAGS.get(engine, {}).get(field, COMMON.get(field, (field,)))
 
 
 def _layout_flags(engine: str, a: str, b: str, *, follows: bool) -> Sequence[str]:
