@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ghostcacher_connector.identity.fingerprint import ABSENT, differences
+from ghostcacher_connector.identity.model_files import HUB_DIGEST
 
 Difference = tuple[str, str, str]
 """A field and its two values, as `identity.fingerprint.differences` returns them."""
@@ -43,7 +44,15 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "engine_version": ("the version of SGLang",),
     },
 }
-"""By engine and field. What holds for both, and what takes a look at the values, is in `flags_of`."""
+"""By engine and field. What takes a look at the values is in `flags_of`."""
+
+COMMON: Mapping[str, Sequence[str]] = {
+    "layers": (MODEL_FILES,),
+    "kv_heads": (MODEL_FILES,),
+    "head_size": (MODEL_FILES,),
+    "schema_version": (OUR_VERSION,),
+}
+"""The same for both engines."""
 
 HASHING = frozenset({"hash_algorithm", "hash_seed", "known_hash"})
 """Fields of the chain hash. The hash of the known prompt follows from the other two."""
@@ -51,9 +60,8 @@ HASHING = frozenset({"hash_algorithm", "hash_seed", "known_hash"})
 SWITCHES = {"vllm": "VLLM_KV_CACHE_LAYOUT", "sglang": "SGLANG_USE_HND_KVCACHE"}
 """The environment variable that changes how bytes lie in a block."""
 
-LAYOUTS: Mapping[str, Sequence[str]] = {"vllm": ("kv_layout (GC_KV_LAYOUT)", "the version of GhostCacher")}
-"""What else decides how blocks lie in memory, and is seen in shapes and strides only. Older versions of GhostCacher
-leave vLLM its own layout."""
+LAYOUTS: Mapping[str, Sequence[str]] = {"vllm": ("kv_layout (GC_KV_LAYOUT)", OUR_VERSION)}
+"""What else decides how blocks lie in memory. Older versions of GhostCacher leave vLLM its own layout."""
 
 SHAPES = frozenset({"layers", "kv_heads", "head_size", "block_tokens", "tp", "kv_dtype", "quantization"})
 """Fields from which shapes and strides follow: where one of them differs, those need no flag of their own."""
@@ -61,6 +69,9 @@ SHAPES = frozenset({"layers", "kv_heads", "head_size", "block_tokens", "tp", "kv
 
 def fix_of(engine: str, found: Sequence[Difference]) -> str:
     """Return what to do so that workers share, naming flags rather than fields."""
+    if engine in FLAGS and any(ABSENT in (a, b) for _, a, b in found):
+        # Two versions know other fields, and may fill in the others in two ways: flags would send people astray.
+        return f"make {OUR_VERSION} equal on all of them: what else differs may follow from it"
     flags = list(dict.fromkeys(flag for difference in found for flag in flags_of(engine, difference, found)))
     fix = f"make {', '.join(flags) or OUR_VERSION} equal on all of them"
     private = {field for field, a, b in found if "private-" in a + b and field != "weights_epoch"}
@@ -75,10 +86,8 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
     """Return the flags behind one difference; none where it follows from another one of those found."""
     field, a, b = difference
     names = {name for name, _, _ in found}
-    # Two versions of GhostCacher know other fields: what else differs cannot be told before they are one.
-    upgrading = field == "schema_version" or (ABSENT in (a, b) and engine in FLAGS)
-    if upgrading or field in ("layers", "kv_heads", "head_size"):
-        return (OUR_VERSION,) if upgrading else (MODEL_FILES,)
+    if field == "weights_digest" and a.startswith(HUB_DIGEST) != b.startswith(HUB_DIGEST):
+        return (f"where {MODEL_FILES} come from (a Hugging Face cache, or a folder)", WEIGHTS_ID)
     if field == "known_hash" and names & HASHING - {field}:
         return ()
     if field in ("kv_dtype", "quantization"):
@@ -95,16 +104,14 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
         return [name for name, _, _ in differences(values, other_values)]
     if field == "layout":
         return _layout_flags(engine, a, b, follows=bool(names & SHAPES))
-    return FLAGS.get(engine, {}).get(field, (field,))
+    return FLAGS.get(engine, {}).get(field, COMMON.get(field, (field,)))
 
 
 def _layout_flags(engine: str, a: str, b: str, *, follows: bool) -> Sequence[str]:
     """Return the flags behind two layouts: ``attention backend:switches:shapes and strides``."""
     (backend, _, rest), (other_backend, _, other_rest) = a.partition(":"), b.partition(":")
+    switches = (SWITCHES.get(engine, "the layout of the KV cache"), *LAYOUTS.get(engine, ()))
     flags = ["--attention-backend"] if backend != other_backend else []
     if rest.partition(":")[0] != other_rest.partition(":")[0]:
-        flags.append(SWITCHES.get(engine, "the layout of the KV cache"))
-    if flags or follows:
-        return flags
-    switch = SWITCHES.get(engine, "the layout of the KV cache")
-    return ["--attention-backend", switch, *LAYOUTS.get(engine, ())]
+        flags.extend(switches)
+    return flags or ([] if follows else ["--attention-backend", *switches])
