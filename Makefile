@@ -60,7 +60,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates
 	sglang_ttft.py router_proxy.py router_decision.py routing_quality.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-fast lint format types soak bench bench-short docs reference wheel release clean distclean
+.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-fast lint format types soak bench bench-short docs reference wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -131,6 +131,9 @@ bench: $(ENGINE_STAMP) setup-sglang ## every benchmark, full length
 
 bench-short: $(STAMP) setup-sglang ## every benchmark, just long enough to see that it works
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name --short $(ARGS); done
+
+gpu-check: $(ENGINE_STAMP) ## whole engines on one GPU: answers, speed (docs/gpu-check.md; ARGS="--device cpu" for a trial)
+	$(ENGINE_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 docs: $(STAMP) ## build the documents as a site (build/docs); warnings and an outdated reference are errors
 	$(BIN)/python docs/site/generate_reference.py --check

@@ -31,7 +31,8 @@ class Completion(NamedTuple):
 
     tokens: ids; empty when the server does not give them. logprobs: of the chosen tokens, natural logarithm.
     ttft_s, total_s: from before the connection was made to the first token, to the last. cached_tokens: of the prompt,
-    as the engine reports it (local and pulled together), None when it does not.
+    as the engine reports it (local and pulled together), None when it does not. gaps_s: between the events that brought
+    tokens, one fewer than there were.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Completion(NamedTuple):
     completion_tokens: int
     cached_tokens: int | None
     finish_reason: str | None
+    gaps_s: tuple[float, ...] = ()
 
 
 class Difference(NamedTuple):
@@ -113,6 +115,10 @@ class Client:
     def metrics(self) -> Metrics:
         """Return the server's metrics page."""
         return metrics(self.url, timeout_s=self._timeout_s)
+
+    def call_ranks(self, method: str, *args: str) -> list[Any]:
+        """Call a method on every rank; return their answers (needs VLLM_SERVER_DEV_MODE=1, which the harness sets)."""
+        return list(self._json(self._post("/collective_rpc", {"method": method, "args": list(args)}, {}))["results"])
 
     def reset_prefix_cache(self, *, deadline_s: float = 10.0) -> None:
         """Make the engine forget its own cached prefixes (needs VLLM_SERVER_DEV_MODE=1, which the harness sets).
@@ -196,12 +202,17 @@ class _Stream:
 
     def completion(self) -> Completion:
         first = last = math.nan
+        gaps_s = []
         for event in self._reply.events():
             if "error" in event:
                 raise ServerError(f"stream ended with an error: {event['error']}")
             if event["choices"]:
-                last = time.perf_counter()
-                first = last if math.isnan(first) else first
+                now = time.perf_counter()
+                if math.isnan(first):
+                    first = now
+                else:
+                    gaps_s.append(now - last)
+                last = now
                 self._add(event["choices"][0])
             self._usage = event.get("usage") or self._usage
         start = self._reply.start
@@ -216,6 +227,7 @@ class _Stream:
             completion_tokens=int(self._usage.get("completion_tokens", 0)),
             cached_tokens=details.get("cached_tokens"),
             finish_reason=self._finish,
+            gaps_s=tuple(gaps_s),
         )
 
     def _add(self, choice: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-Size = Literal["tiny", "small"]
+Size = Literal["tiny", "small", "large"]
 
 RECIPE_VERSION = 1
 """Part of every folder's name: raise it when the recipe below changes what it builds."""
@@ -43,6 +43,9 @@ hard to see and the greedy token hangs on rounding."""
 ATTENTION_GAIN = 1.6
 """Of the query and key norms, each. With 1 a random model attends to everything alike, and so averages its context
 away; much more, and rounding is amplified from layer to layer."""
+
+LARGE_HIDDEN = 2048
+"""From this width on a model is made on a GPU where there is one."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -74,7 +77,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def recipe(size: Size, *, seed: int = 0) -> Recipe:
-    """Return the recipe of a size: "tiny" (5 M parameters) or "small" (205 M parameters, 32 KiB of KV a token).
+    """Return the recipe of a size: "tiny" (5 M parameters), "small" (205 M, 32 KiB of KV a token) or "large".
+
+    "large" has 1.4 billion parameters and 112 KiB of KV a token, and is for GPUs.
 
     Another seed gives another model of the same shape, which must not share a cache with the first.
     """
@@ -83,6 +88,18 @@ def recipe(size: Size, *, seed: int = 0) -> Recipe:
     if size == "small":
         return Recipe(
             seed=seed, vocab=16384, layers=16, hidden=1024, intermediate=2816, heads=16, kv_heads=8, head_size=64
+        )
+    if size == "large":
+        return Recipe(
+            seed=seed,
+            vocab=16384,
+            layers=28,
+            hidden=2048,
+            intermediate=6144,
+            heads=16,
+            kv_heads=8,
+            head_size=128,
+            max_position=40960,
         )
     raise ValueError(f"model size: expected one of {', '.join(get_args(Size))}, got {size!r}")
 
@@ -194,7 +211,9 @@ def _build_weights(plan: Recipe, folder: Path, *, eos_token_id: int) -> None:
         eos_token_id=eos_token_id,
         dtype="bfloat16",
     )
-    with torch.random.fork_rng(devices=[]):
+    # A billion random numbers take a GPU seconds, and a CPU minutes. They are others there, and so is the model.
+    device = "cuda" if plan.hidden >= LARGE_HIDDEN and torch.cuda.is_available() else "cpu"
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(plan.seed)
         model = Qwen3ForCausalLM(config)
     with torch.no_grad():

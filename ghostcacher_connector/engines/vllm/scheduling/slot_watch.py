@@ -94,6 +94,10 @@ class SlotWatch:
         for slot in list(self._published):
             self._bump(slot)
 
+    def send_all(self) -> None:
+        """Send every generation with the next step: a rank may have missed some."""
+        self._bumped = dict(enumerate(self._generations))
+
     def take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots reused since the last call with their new generations, shape (n,) each."""
         if not self._bumped:
