@@ -111,8 +111,9 @@ class RankRuntime:
         taken down where no READ is in flight, and made anew to those that are met again.
         """
         self.endpoint = replace(self.endpoint, incarnation=self._table.renew_incarnation())
-        self._live_workers.move(namespace)
+        # In this order: who is met there is handed to the puller once, and it must take them by then.
         self.puller.peers.move(namespace)
+        self._live_workers.move(namespace)
 
     def stop(self) -> None:
         """End threads, transports and the relay. Idempotent; bounded in time."""
