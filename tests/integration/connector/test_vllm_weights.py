@@ -244,10 +244,10 @@ def test_pull_on_its_way_is_not_used_for_other_weights(make: Make) -> None:
     pulled: list[int] = []
 
     def run_and_wait(job: Any) -> Any:
-        result = run(job)
+        result, over = run(job)
         pulled.append(int(result.valid.sum()))
         go.wait(30)
-        return result
+        return result, over
 
     puller._run = run_and_wait
     b.add("pulled", tokens, max_tokens=OUTPUT_TOKENS)
