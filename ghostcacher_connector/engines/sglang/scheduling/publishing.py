@@ -28,6 +28,8 @@ from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.slots import Slots
 
+NO_PAGES: Slots = np.empty(0, dtype=np.int64)
+
 
 class Offer(NamedTuple):
     """Pages of one tree node, offered to be published."""
@@ -97,7 +99,7 @@ class PagePublisher:
 
     def offer_nothing(self) -> None:
         """Take the place of an offer that cannot be taken."""
-        self._offers.append(Offer([], b"", np.empty(0, dtype=np.int64), ()))
+        self._offers.append(Offer([], b"", NO_PAGES, ()))
 
     def computed_count(self) -> int:
         """Return how many of the oldest offers are computed on this rank."""
@@ -117,6 +119,10 @@ class PagePublisher:
             if self._sink is not None:
                 self._sink.publish(page, block, offer.root, generation)
             self._on_published(block)
+
+    def void(self) -> None:
+        """Never publish what is offered now. SGLang counts offers: each keeps its place."""
+        self._offers = deque(offer._replace(hashes=[], pages=NO_PAGES) for offer in self._offers)
 
     def forget(self) -> None:
         """Drop what was offered and not published: the tree is being reset."""
