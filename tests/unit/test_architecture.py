@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
         "transfer",
     },
     "engines": set(),
-    "engines.common": {"config", "core.coordination", "metrics", "publish", "pull"},
+    "engines.common": {"config", "core.coordination", "identity", "metrics", "publish", "pull"},
     "engines.vllm": {"*"},
     "engines.sglang": {"*"},
     # The router.
