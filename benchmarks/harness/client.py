@@ -116,6 +116,10 @@ class Client:
         """Return the server's metrics page."""
         return metrics(self.url, timeout_s=self._timeout_s)
 
+    def call_ranks(self, method: str, *args: str) -> list[Any]:
+        """Call a method on every rank; return their answers (needs VLLM_SERVER_DEV_MODE=1, which the harness sets)."""
+        return list(self._json(self._post("/collective_rpc", {"method": method, "args": list(args)}, {}))["results"])
+
     def reset_prefix_cache(self, *, deadline_s: float = 10.0) -> None:
         """Make the engine forget its own cached prefixes (needs VLLM_SERVER_DEV_MODE=1, which the harness sets).
 

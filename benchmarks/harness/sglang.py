@@ -130,13 +130,13 @@ class SglangClient(Client):
         """Complete by the OpenAI API, as through a router; without token ids."""
         return super().complete(prompt, **options)
 
+    def update_weights(self, model: str, *, flush: bool = True) -> None:
+        """Load the weights of a folder into the running engine. flush: forget its cached prefixes, too."""
+        self._json(self._post("/update_weights_from_disk", {"model_path": model, "flush_cache": flush}, {}))
+
     def flush(self) -> None:
         """Make the engine forget its own cached prefixes. Raises ServerError while requests are under way."""
         self._post("/flush_cache", {}, {}).read()
-
-    def update_weights(self, model: str) -> None:
-        """Load the weights of a folder into the running engine."""
-        self._post("/update_weights_from_disk", {"model_path": model}, {}).read()
 
     def settle(self) -> None:
         """Wait until the metrics page shows what has happened."""

@@ -19,6 +19,9 @@ from ghostcacher_connector.core.errors import ConfigError
 NAMESPACE_CHARS = 32
 """128 bits of SHA-256 in hex: no two fleets ever meet by chance, and Redis keys stay short."""
 
+WEIGHTS_AS_STARTED = "as started"
+"""The weight epoch of a worker whose weights nobody has changed since it was started."""
+
 ABSENT = "(absent)"
 
 KNOWN_BLOCK_TOKENS = 16
@@ -47,6 +50,10 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     weights_digest: str
     """Digest of the model's weights; see model_files.py."""
+
+    weights_epoch: str
+    """Which weights the running engine has been given since it was started: `WEIGHTS_AS_STARTED` while it has those of
+    its files, otherwise a digest of all that it computes with."""
 
     kv_dtype: str
     """Data type of the KV cache."""

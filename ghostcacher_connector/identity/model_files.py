@@ -36,6 +36,9 @@ VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path", "_commit_has
 
 LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic", '"su"')
 
+HUB_DIGEST = "hub-"
+"""What a digest of weights begins with that covers the hub's own digests of all files."""
+
 _DIGEST_CHARS = 32
 _HUB_MODELS = "models--"
 
@@ -159,7 +162,7 @@ def _digest_of(files: Sequence[WeightFile]) -> str:
         for data in read_all(file.path, ranges):
             digest.update(data)
     known = all(file.content for file in files if not file.path.name.endswith(INDEX_SUFFIX))
-    return ("hub-" if known else "") + digest.hexdigest()[:_DIGEST_CHARS]
+    return (HUB_DIGEST if known else "") + digest.hexdigest()[:_DIGEST_CHARS]
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -71,6 +71,7 @@ SEAL_RESULTS = ("valid", "stale")
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 PULL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LOOKUP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
+CHECK_BUCKETS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0)
 
 HITS = "gc_cache_hits_total"
@@ -101,6 +102,19 @@ _ALL = (
         "transfers",
         "One-sided transfers by each rank, by transport and outcome.",
         {"transport": TRANSPORTS, "outcome": OUTCOMES},
+    ),
+    Metric(
+        "gc_weight_changes_total",
+        Kind.COUNTER,
+        "changes",
+        "How often this worker's weights were found changed, after which it shares under another namespace.",
+    ),
+    Metric(
+        "gc_weight_check_seconds",
+        Kind.HISTOGRAM,
+        "seconds",
+        "Time for which the engine waited while its weights were read, after a call that may have changed them.",
+        buckets=CHECK_BUCKETS,
     ),
     Metric("gc_active_cache_entries", Kind.GAUGE, "blocks", "Blocks of this worker that the index offers to peers."),
     Metric(

@@ -9,6 +9,9 @@ Life of a change:
 Every third of a lease the lease is renewed. The index answers with the number of entries that it holds. When that is
 not the number expected (after a flush, a failover or an eviction), the partition is cleared and entered anew.
 
+A worker whose namespace and incarnation change begins another life (`move`): what it held is forgotten at once, and the
+thread leaves the index under the old record before it joins under the new one.
+
 One daemon thread does all I/O. `step` is its whole behaviour and takes the time from `clock`, so that a test can drive
 it without a thread.
 """
@@ -18,6 +21,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -77,6 +81,15 @@ class PublisherStats(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the last exchange with the index went well."""
 
 
+class _Life(NamedTuple):
+    """One incarnation of the worker."""
+
+    record: WorkerRecord
+    """As it is entered in the index."""
+    held_blocks: HeldBlocks
+    """What it has published."""
+
+
 class Publisher:
     """Publishes one worker's blocks, its record and its lease."""
 
@@ -96,18 +109,18 @@ class Publisher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         schema.worker_key(record.namespace, record.worker)  # refuse names that make no key here, not in the thread
-        self.held_blocks = HeldBlocks(
-            partitions=index.partitions, partition_of=index.partition, dirty_max=queue_max, clock=clock
-        )
         self._index = index
-        self._record = record
-        self._ref = ref_of(record)
+        self._queue_max = queue_max
         self._lease_ttl_s = lease_ttl_s
         self._interval_s = interval_s
         self._batch_max = batch
         self._clock = clock
+        # The engine's thread replaces `_life`; the publisher's follows with `_entered`, and works with that alone.
+        self._life = self._entered = self._new_life(record)
+        self._dropped_before = 0
         self._thread = Periodic("gc-publisher", self.step, gather_s=interval_s, at_end=self._leave)
-        self._name = WorkerName(index, record, lease_ttl_s=lease_ttl_s, has_ended=has_ended)
+        self._has_ended = has_ended
+        self._name = self._name_of(record)
         self._joined = False
         self._renew_at = clock()
         self._backoff = Backoff(BACKOFF_MIN_S, BACKOFF_MAX_S)
@@ -120,7 +133,12 @@ class Publisher:
         self.available = False
 
     def __repr__(self) -> str:
-        return f"Publisher(worker={self._record.worker}, available={self.available}, {self.held_blocks!r})"
+        return f"Publisher(worker={self._life.record.worker}, available={self.available}, {self.held_blocks!r})"
+
+    @property
+    def held_blocks(self) -> HeldBlocks:
+        """What the worker has published in its present life."""
+        return self._life.held_blocks
 
     @property
     def name_taken(self) -> bool:
@@ -137,19 +155,30 @@ class Publisher:
         self.held_blocks.withdraw(slot)
         self._wake()
 
+    def move(self, record: WorkerRecord) -> None:
+        """Begin another life: publish from now on under this record, and nothing of what was published before.
+
+        Peers must have been made to refuse that already. Never blocks, never raises for the index.
+        """
+        self._dropped_before += self.held_blocks.dropped
+        self._life = self._new_life(record)
+        self._wake()
+
     def applied(self, before: float) -> bool:
         """Return whether the index holds every change that was made before a time on this publisher's clock.
 
         The race: a batch that was taken is in neither place. So the held blocks are asked first: what no longer waits
         there was taken after `_sending` was set, which is reset only when the index or `_unapplied` has the batch.
         """
-        return self.held_blocks.taken(before) and not self._sending and self._unapplied is None
+        life = self._life
+        taken = life.held_blocks.taken(before) and life is self._entered
+        return taken and not self._sending and self._unapplied is None
 
     def stats(self) -> PublisherStats:
         return PublisherStats(
             published=self._published,
             withdrawn=self._withdrawn,
-            dropped=self.held_blocks.dropped,
+            dropped=self._dropped_before + self.held_blocks.dropped,
             resyncs=self._resyncs,
             errors=self._errors,
             publish_lag_s=self._publish_lag_s,
@@ -168,6 +197,8 @@ class Publisher:
         """Do what is due; return how long nothing else is, in seconds, unless a change arrives."""
         began = self._clock()
         try:
+            if (life := self._life) is not self._entered:
+                self._enter(life)
             self._joined = self._joined or self._name.take()
             if not self._joined:
                 return self._refused()
@@ -178,7 +209,7 @@ class Publisher:
             self.available = False
             raise
         if not self.available:
-            logger.info("worker %s: Redis answers, sharing with the fleet", self._record.worker)
+            logger.info("worker %s: Redis answers, sharing with the fleet", self._entered.record.worker)
         self._backoff.succeeded()
         # In this order: a change wakes the thread from here on, and an earlier one is pending.
         self.available = True
@@ -187,22 +218,45 @@ class Publisher:
         return max(0.0, self._renew_at - self._clock())
 
     def _exchange(self) -> None:
-        if self.held_blocks.resync:
+        held_blocks = self._entered.held_blocks
+        if held_blocks.resync:
             self._clear_all()
         self._sending = True
         try:
-            self._send(self._unapplied or self.held_blocks.take(self._batch_max))
+            self._send(self._unapplied or held_blocks.take(self._batch_max))
         finally:
             self._sending = False
         if self._clock() >= self._renew_at:
             self._renew()
+
+    def _new_life(self, record: WorkerRecord) -> _Life:
+        index = self._index
+        held_blocks = HeldBlocks(
+            partitions=index.partitions, partition_of=index.partition, dirty_max=self._queue_max, clock=self._clock
+        )
+        return _Life(record, held_blocks)
+
+    def _name_of(self, record: WorkerRecord) -> WorkerName:
+        return WorkerName(self._index, record, lease_ttl_s=self._lease_ttl_s, has_ended=self._has_ended)
+
+    def _enter(self, life: _Life) -> None:
+        """Leave the index under the old record. One that cannot be reached now is left once it answers."""
+        if self._joined:
+            self._index.leave(ref_of(self._entered.record))
+            self._joined = False
+        self._unapplied = None
+        self._repair_pause = [0] * self._index.partitions
+        self._repair_wait = [0] * self._index.partitions
+        self._renew_at = self._clock()
+        self._name = self._name_of(life.record)
+        self._entered = life
 
     def _send(self, batch: Batch) -> None:
         if not batch:
             return
         # Kept until applied: whether a batch that failed arrived is unknown, and sending it again makes it known.
         self._unapplied = batch
-        self._index.apply(self._ref, batch.entries, batch.drops, lease_ttl_s=self._lease_ttl_s)
+        self._index.apply(ref_of(self._entered.record), batch.entries, batch.drops, lease_ttl_s=self._lease_ttl_s)
         self._unapplied = None
         self._published += len(batch.entries)
         self._withdrawn += len(batch.drops)
@@ -210,10 +264,11 @@ class Publisher:
             self._publish_lag_s = self._clock() - batch.oldest_since
 
     def _renew(self) -> None:
-        counts, holder = self._index.renew(self._record, lease_ttl_s=self._lease_ttl_s)
+        record, held_blocks = self._entered
+        counts, holder = self._index.renew(record, lease_ttl_s=self._lease_ttl_s)
         self._name.seen(holder)
         for partition, count in enumerate(counts):
-            if count == self.held_blocks.expected(partition):
+            if count == held_blocks.expected(partition):
                 self._repair_pause[partition] = self._repair_wait[partition] = 0
             else:
                 self._repair(partition, count)
@@ -223,23 +278,24 @@ class Publisher:
         if self._repair_wait[partition] > 0:
             self._repair_wait[partition] -= 1
             return
+        record, held_blocks = self._entered
         logger.info(
             "worker %s: partition %d: expected %d entries, found %d; entering all again",
-            self._record.worker,
+            record.worker,
             partition,
-            self.held_blocks.expected(partition),
+            held_blocks.expected(partition),
             count,
         )
-        self._index.clear(self._ref, partition)
-        self.held_blocks.mark_all_dirty(partition)
+        self._index.clear(ref_of(record), partition)
+        held_blocks.mark_all_dirty(partition)
         self._resyncs += 1
         self._repair_wait[partition] = self._repair_pause[partition]
         self._repair_pause[partition] = min(REPAIR_PAUSE_MAX, max(1, 2 * self._repair_pause[partition]))
 
     def _clear_all(self) -> None:
         for partition in range(self._index.partitions):
-            self._index.clear(self._ref, partition)
-        self.held_blocks.mark_all_dirty()
+            self._index.clear(ref_of(self._entered.record), partition)
+        self._entered.held_blocks.mark_all_dirty()
         self._unapplied = None
         self._resyncs += 1
 
@@ -252,7 +308,7 @@ class Publisher:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._errors += 1
         if self.available or self._errors == 1:
-            logger.warning("worker %s: no Redis, serving alone and retrying: %s", self._record.worker, exc)
+            logger.warning("worker %s: no Redis, serving alone and retrying: %s", self._entered.record.worker, exc)
         self.available = False
         # Whatever came back may be empty: compare as soon as it answers.
         self._renew_at = self._clock()
@@ -268,7 +324,7 @@ class Publisher:
         if not self._joined:
             return
         try:
-            self._index.leave(self._ref)
+            self._index.leave(ref_of(self._entered.record))
         except IndexUnavailable as exc:
-            logger.info("worker %s: could not leave, the lease will run out: %s", self._record.worker, exc)
+            logger.info("worker %s: could not leave, the lease will run out: %s", self._entered.record.worker, exc)
         self.available = False

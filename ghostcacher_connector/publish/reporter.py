@@ -143,6 +143,10 @@ class Reporter:
             self._computed.append(_Computed(request, self._clock()))
             self._wake()
 
+    def move(self, ref: WorkerRef) -> None:
+        """Report for another incarnation of the worker from now on."""
+        self._ref = ref
+
     def start(self) -> None:
         self._thread.start()
 

@@ -103,6 +103,13 @@ class LinkStats(NamedTuple):
         return self.transport is not None
 
 
+def outdated_result(result: JobResult) -> JobResult:
+    """Return the result of a job whose blocks were right and are not wanted any more: every one of them is stale."""
+    count = len(result.valid)
+    missing = (BlockFailure(MissReason.STALE_GENERATION, np.arange(count, dtype=np.int64)),) if count else ()
+    return result._replace(outcome=PullOutcome.STALE, valid=np.zeros(count, dtype=np.bool_), failures=missing)
+
+
 def unread_result(job: PullJob, outcome: PullOutcome, reason: MissReason) -> JobResult:
     """Return the result of a job that never read anything."""
     count = len(job.local_slots)

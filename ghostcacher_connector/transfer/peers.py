@@ -89,6 +89,12 @@ class Peers:
                 self._forget(endpoint)
         return fresh
 
+    def move(self, namespace: str) -> None:
+        """Accept the workers of another namespace from now on, and forget those of the present one."""
+        with self._lock:
+            self._namespace = namespace
+        self.update(())
+
     def connect(self, peer: Peer) -> None:
         """Connect to a peer and measure its round trip, so that the first pull does not pay for that."""
         transport = self.transport_to(peer.endpoint)

@@ -161,6 +161,12 @@ class ProbeResponder:
         self._refresh_at = clock()
         self._thread = Periodic(f"gc-probe-{rank}", self._turn)
 
+    def move(self, record: WorkerRecord) -> None:
+        """Answer for another incarnation of the worker from now on, its links first."""
+        if record != self._record:
+            self._record = record
+            self._refresh_at = self._clock()
+
     def start(self) -> None:
         self._thread.start()
 

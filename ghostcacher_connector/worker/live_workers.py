@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -56,6 +57,7 @@ class LiveWorkers:
         self._clock = clock
         # Replaced as a whole, never changed: readers need no lock.
         self._records: Records = NOBODY
+        self._moving = threading.Lock()
         self._seen_at = clock()
         self._thread = Periodic("gc-live-workers", self._step)
         self.available = False
@@ -86,6 +88,13 @@ class LiveWorkers:
             return self._live().get((self._namespace, worker))
         return next((record for record in self._live().values() if record.worker == worker), None)
 
+    def move(self, namespace: str) -> None:
+        """Follow another namespace from now on; nobody is known of it until the index was asked. Does not wait."""
+        with self._moving:
+            self._namespace = namespace
+            self._records = NOBODY
+        self._thread.wake()
+
     def start(self) -> None:
         self._thread.start()
 
@@ -95,27 +104,30 @@ class LiveWorkers:
 
     def refresh(self) -> None:
         """Ask the index now. An index that does not answer is no error."""
+        namespace = self._namespace
         try:
-            records = self._index.workers(self._namespace)
+            records = self._index.workers(namespace)
         except IndexUnavailable as exc:
             if self.available:
                 # The publisher warns.
                 logger.debug("live workers of %s: %s", self._namespace or "all namespaces", exc)
             self.available = False
             if self._clock() - self._seen_at >= self._lease_ttl_s:
-                self._replace({})
+                self._replace(namespace, NOBODY)
             return
         self.available = True
         self._seen_at = self._clock()
-        self._replace({(record.namespace, record.worker): record for record in records})
+        self._replace(namespace, {(record.namespace, record.worker): record for record in records})
 
     def _live(self) -> Records:
         return self._records if self._clock() - self._seen_at < self._lease_ttl_s else NOBODY
 
-    def _replace(self, records: Mapping[tuple[str, str], WorkerRecord]) -> None:
-        if records == self._records:
-            return
-        self._records = records
+    def _replace(self, namespace: str | None, records: Records) -> None:
+        """Take a snapshot, unless it is of a namespace that was left while the index was asked."""
+        with self._moving:
+            if namespace != self._namespace or records == self._records:
+                return
+            self._records = records
         if self._on_change is not None:
             self._on_change(list(records.values()))
 

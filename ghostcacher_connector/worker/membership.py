@@ -87,6 +87,17 @@ class Membership:
             self._page_thread.start()
         logger.info("worker %s joins namespace %s", self.record.worker, self.record.namespace)
 
+    def move(self, record: WorkerRecord) -> None:
+        """Join another namespace as another incarnation, in place of the present one. Does not wait for the index.
+
+        To be called once every rank has renewed its incarnation: from then on peers refuse what was published before.
+        """
+        self.record = record
+        self.live_workers.move(record.namespace)
+        self.publisher.move(record)
+        self.reporter.move(ref_of(record))
+        logger.info("worker %s moves to namespace %s", record.worker, record.namespace)
+
     def leave(self) -> None:
         """Take this worker and its entries out of the fleet; go on following the others. Bounded in time."""
         self.reporter.stop(STOP_TIMEOUT_S)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from msgspec.structs import replace
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.addresses import port_of_rank
@@ -67,6 +68,7 @@ class RankRuntime:
         self._settings = settings
         self._memory = memory
         self._recorder = recorder
+        self._table = table
         self._worker = worker
         self._rank = rank
         self._scratch_slot = scratch_slot
@@ -101,6 +103,16 @@ class RankRuntime:
         if self._settings.self_check:
             self._run_self_check()
         self._live_workers.start()
+
+    def move(self, namespace: str) -> None:
+        """Become another incarnation, in another namespace: peers refuse all that was published, from now on.
+
+        What is being pulled is of the namespace that is left: the caller must not use it. Connections to peers are
+        taken down where no READ is in flight, and made anew to those that are met again.
+        """
+        self.endpoint = replace(self.endpoint, incarnation=self._table.renew_incarnation())
+        self._live_workers.move(namespace)
+        self.puller.peers.move(namespace)
 
     def stop(self) -> None:
         """End threads, transports and the relay. Idempotent; bounded in time."""
@@ -156,11 +168,15 @@ class RankRuntime:
         """Take the new records of live workers; called on the thread of `LiveWorkers`."""
         self.puller.update_peers(record for record in records if record.worker != self._worker)
         own = next((record for record in records if self._is_own(record)), None)
-        if self._responder is None and own is not None:
+        if own is None:
+            return
+        if self._responder is None:
             self._responder = ProbeResponder(
                 self.index, own, self._probe_peer, rank=self._rank, self_check=lambda: self._self_check
             )
             self._responder.start()
+        else:
+            self._responder.move(own)
 
     def _is_own(self, record: WorkerRecord) -> bool:
         """Return whether a record is of this incarnation of this worker."""

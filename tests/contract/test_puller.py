@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from ghostcacher_connector.core.types import MissReason, RankEndpoint, Role, Segment, WorkerRecord
-from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
+from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport, failed_result
 from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
@@ -96,6 +97,48 @@ def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < until, "the condition did not come true"
         time.sleep(0.002)
+
+
+class UnfinishedTransport(MemoryTransport):
+    """READs from slot 1 fail, and may still land until `over` is set."""
+
+    over = threading.Event()
+
+    def pull(self, request: PullRequest) -> PullResult:
+        if 1 not in request.remote_slots:
+            return super().pull(request)
+        failed = failed_result(len(request.local_slots), self.name, MissReason.TRANSFER_FAILED, "a rail failed")
+        return failed._replace(over=self.over)
+
+
+def test_job_that_may_still_land_is_kept_back_and_asked_of_nobody_else() -> None:
+    """What another source delivered would be overwritten; its thread serves others, its result comes when it may."""
+    fabric, memory = Fabric(), KvMemory()
+    transport = UnfinishedTransport(fabric, memory.rank, memory.table, name="me")
+    transport.over = threading.Event()
+    puller = Puller([transport], memory.rank, namespace=NAMESPACE, rank=0, pull_threads=1)
+    owner = KvMemory()
+    peer = MemoryTransport(fabric, owner.rank, owner.table, name="w1")
+    puller.update_peers([record("w1", peer.endpoint(rank=0))])
+    owner.write(np.arange(8, dtype=np.int64), np.full(8, 7, dtype=np.uint64))
+
+    def source(*slots: int) -> PullSource:
+        where = np.array(slots, dtype=np.int64)
+        return PullSource("w1", owner.table.incarnation, where, np.full(len(slots), 7, dtype=np.uint64))
+
+    until = time.monotonic() + 60
+    puller.submit(PullJob("stuck", np.array([10, 11]), (source(1, 2), source(3, 4)), until))
+    puller.submit(PullJob("good", np.array([12, 13]), (source(5, 6),), until))
+    assert [result.job_id for result in wait_for(puller)] == ["good"]
+    assert puller.quarantined_count == 1
+    assert puller.poll() == []
+    assert not memory.rows[0][10:12].any()
+    transport.over.set()
+    (stuck,) = puller.poll()
+    assert (stuck.job_id, stuck.outcome, stuck.reason) == ("stuck", PullOutcome.FAILED, MissReason.TRANSFER_FAILED)
+    assert len(stuck.tries) == 1
+    assert puller.quarantined_count == 0
+    puller.close()
 
 
 @pytest.fixture

@@ -98,6 +98,12 @@ class Fleet:
         """Return the live record of a worker, as peers see it."""
         return next((record for record in self.index.workers() if record.worker == name), None)
 
+    def worker(self, name: str) -> WorkerRecord:
+        """Return the record of a worker that must be there."""
+        record = self.record(name)
+        assert record is not None, f"worker {name} has no live record"
+        return record
+
     def block_tokens(self, name: str) -> int:
         """Return how many tokens fill a block of this engine."""
         options = self.engines[name].options

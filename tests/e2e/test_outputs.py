@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from benchmarks.harness import Client, ensure_model, run_concurrently
+from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
 from ghostcacher_connector.metrics.catalog import METRICS, Kind
 from tests.e2e.fleet import (
     BLOCK_TOKENS,
@@ -29,6 +30,7 @@ from tests.support.doctor_program import doctor
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 CHUNK_TOKENS = 512
+EXTENSION = ("--worker-extension-cls", "tests.support.weight_extension.WeightExtension")
 CHUNKED = ("--max-num-batched-tokens", str(CHUNK_TOKENS), "--max-num-seqs", "32")
 """Longer prompts are computed in several steps, on both sides; each takes long enough to be looked at meanwhile."""
 
@@ -42,8 +44,8 @@ def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
     if not any(value.startswith("ghostcacher_connector.") for value in installed):
         pytest.fail("the ghostcacher package is not installed here: pip install --no-deps -e .", pytrace=False)
     engines = {
-        "a": {"module_path": False, "extra_args": CHUNKED},
-        "b": {"extra_args": CHUNKED},
+        "a": {"module_path": False, "extra_args": (*CHUNKED, *EXTENSION)},
+        "b": {"extra_args": (*CHUNKED, *EXTENSION)},
         "stranger": {"model": str(ensure_model("tiny", seed=1))},
     }
     with running(model, engines, log_dir=log_dir) as fleet:
@@ -255,3 +257,42 @@ def test_doctor_finds_every_pair_of_engines_well(fleet: Fleet) -> None:
     for name in ("link a:0 <- b:0", "link b:0 <- a:0", "read a:0", "read b:0", "read stranger:0"):
         assert outcome.status(name) == "OK", outcome.printed
         assert "GB/s" in outcome.checks[name]["text"], outcome.printed
+
+
+def test_changed_weights_are_shared_with_those_who_have_them_alone(fleet: Fleet) -> None:
+    """A harmless call costs nothing. Changed weights leave the fleet, and meet whoever is given the same ones."""
+
+    def change(name: str, factor: str) -> None:
+        assert int(fleet.client(name).call_ranks("scale_norms", factor)[0]) > 0
+        fleet.client(name).reset_prefix_cache()
+
+    def epoch(name: str) -> str:
+        return str(fleet.worker(name).fingerprint["weights_epoch"])
+
+    def hits(reader: str, owner: str) -> float:
+        prompt = fleet.document(6 * BLOCK_TOKENS + 1)
+        computed = fleet.compute(owner, prompt)
+        counters = fleet.counters(reader)
+        answer = fleet.client(reader).complete(prompt, max_tokens=8)
+        found = counters.hits()
+        fleet.assert_right(reader, answer, prompt)
+        fleet.assert_right(owner, computed, prompt)
+        if found == 0:
+            assert_different(answer, computed)
+        return found
+
+    assert fleet.client("a").call_ranks("say", "nothing") == ["nothing"]
+    assert hits("b", "a") == 6
+    change("a", "2")
+    assert hits("b", "a") == 0
+    assert hits("a", "b") == 0
+    assert epoch("a") != epoch("b") == WEIGHTS_AS_STARTED
+    change("b", "2")
+    fleet.prime("b", "a")
+    assert epoch("a") == epoch("b") != WEIGHTS_AS_STARTED
+    assert hits("b", "a") == hits("a", "b") == 6
+    for name in "ab":
+        change(name, "0.5")
+    fleet.prime("b", "a")
+    assert epoch("a") == epoch("b") == WEIGHTS_AS_STARTED
+    assert hits("b", "a") == 6

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import run_concurrently
+from benchmarks.harness import ensure_model, run_concurrently
+from benchmarks.harness.sglang import SglangClient
+from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
 from tests.e2e.fleet import REQUEST_TIMEOUT_S, Fleet, running, until
 from tests.e2e.sglang import assert_right, engine, engine_marks
 
@@ -163,14 +165,40 @@ def test_without_redis_requests_are_computed(fleet: Fleet) -> None:
     fleet.prime("b", "a")
 
 
-def test_changed_weights_end_the_sharing(fleet: Fleet, model: Path) -> None:
-    """A weight update makes a worker leave the fleet; it goes on serving. The last test: b is of no use after it."""
-    assert fleet.record("b") is not None
-    fleet.client("b").update_weights(str(model))
-    until(lambda: fleet.record("b") is None, "b to leave")
+def test_changed_weights_are_shared_with_those_who_have_them_alone(fleet: Fleet, model: Path) -> None:
+    """Given to one engine, they share with nobody; given to both, with each other; given back, with the start again."""
 
-    before = fleet.counters("b")
-    prompt = fleet.document(200)
-    fleet.compute("a", prompt)
-    assert fleet.client("b").complete(prompt, max_tokens=2).cached_tokens == 0
-    assert before.hits() == 0
+    def hits(reader: str, owner: str) -> float:
+        prompt = fleet.document(6 * PAGE + 1)
+        computed = fleet.compute(owner, prompt)
+        counters = fleet.counters(reader)
+        answer = fleet.client(reader).complete(prompt, max_tokens=8)
+        found = counters.hits()
+        assert_right(fleet, reader, answer, prompt)
+        assert_right(fleet, owner, computed, prompt)
+        return found
+
+    def change(name: str, folder: Path, *, flush: bool = True) -> None:
+        client = fleet.client(name)
+        assert isinstance(client, SglangClient)
+        client.update_weights(str(folder), flush=flush)
+
+    def epoch(name: str) -> str:
+        return str(fleet.worker(name).fingerprint["weights_epoch"])
+
+    other = ensure_model("tiny", seed=1)
+    change("a", model)
+    assert hits("b", "a") == 6
+    change("a", other)
+    assert hits("b", "a") == 0
+    assert hits("a", "b") == 0
+    assert epoch("a") != epoch("b") == WEIGHTS_AS_STARTED
+    change("b", other)
+    fleet.prime("b", "a")
+    assert epoch("a") == epoch("b") != WEIGHTS_AS_STARTED
+    assert hits("b", "a") == hits("a", "b") == 6
+    for name in "ab":
+        change(name, model)
+    fleet.prime("b", "a")
+    assert epoch("a") == epoch("b") == WEIGHTS_AS_STARTED
+    assert hits("b", "a") == 6

@@ -59,8 +59,37 @@ def test_hooks_call_the_linker(linker: Linker) -> None:
     hooks.abort_sent(None, "scheduler", "abort", SimpleNamespace(rid="r"))
     hooks.batch_begins("scheduler", "batch")
     hooks.batch_done(None, "scheduler", "batch", "result")
-    hooks.weights_change("updater", "request")
-    assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done", "leave"]
+    assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done"]
+
+
+@pytest.mark.parametrize("name", hooks.WEIGHT_CHANGES)
+def test_every_change_of_weights_is_told_before_it_happens(linker: Linker, name: str) -> None:
+    """With the model whose weights they are, and the name of the call."""
+    runner = SimpleNamespace(model_runner=SimpleNamespace(model="model"))
+    _, hook, kind = next(each for each in hooks.hooks() if each[0].endswith(f".{name}"))
+    hook(SimpleNamespace(tp_worker=runner), "request")
+    assert kind == "before"
+    assert linker.calls == [("weights_may_change", "model", name)]
+
+
+def test_methods_called_by_name_are_told_unless_they_are_harmless(linker: Linker) -> None:
+    """`Engine.collective_rpc` may call whatever the scheduler has."""
+    scheduler = SimpleNamespace(tp_worker=SimpleNamespace(model_runner=SimpleNamespace(model="model")))
+    for method in ("save_remote_model", "anything_else"):
+        hooks.method_called(scheduler, SimpleNamespace(method=method))
+    assert linker.calls == [("weights_may_change", "model", "anything_else")]
+
+
+def test_every_way_to_change_weights_is_hooked() -> None:
+    """A method that SGLang's weight updater gets one day is not overlooked."""
+    updater = pkgutil.resolve_name(hooks.WEIGHTS)
+    harmless = {
+        *("check_weights", "destroy_weights_update_group", "get_weights_by_name", "init_weights_update_group"),
+        *("flush_cache_after_weight_update", "record_weight_version_after_update"),
+        *("save_remote_model", "save_sharded_model"),
+    }
+    methods = {name for name, value in vars(updater).items() if callable(value) and not name.startswith("_")}
+    assert methods - harmless == set(hooks.WEIGHT_CHANGES)
 
 
 def test_wrong_settings_end_the_process_where_flags_are_parsed(

@@ -13,17 +13,17 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.core.types import MissReason, Role, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.rank_group import RankGroup
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
-from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.slots import first_generations
-from ghostcacher_connector.transfer.base import PullRequest, PullResult
+from ghostcacher_connector.transfer.base import PullRequest, PullResult, failed_result
 from ghostcacher_connector.transfer.jobs import PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
@@ -44,8 +44,13 @@ class LateTransport(MemoryTransport):
         super().__init__(*args, **options)
         self.let = threading.Event()
         self.let.set()
+        self.quarantine: threading.Event | None = None
 
     def pull(self, request: PullRequest) -> PullResult:
+        if self.quarantine is not None:
+            count = len(request.local_slots)
+            failed = failed_result(count, self.name, MissReason.TRANSFER_FAILED, "a rail failed")
+            return failed._replace(over=self.quarantine)
         self.let.wait(30.0)
         return super().pull(request._replace(deadline=float("inf")))
 
@@ -193,6 +198,33 @@ def test_no_load_waits_while_reads_that_hang_hold_every_thread(rig: Rig) -> None
     rig.transport.let.set()
     wait_until(lambda: rig.loader.settle() or rig.guard.kept_tokens == 0)
     assert rig.load(rig.request())[0]
+
+
+def test_quarantined_pages_are_held_and_the_threads_are_free(rig: Rig) -> None:
+    """As many READs failed in part as there are threads: their pages are nobody's, and other loads are carried out."""
+    over = threading.Event()
+    for number in range(THREADS + 1):
+        rig.transport.quarantine = over if number < THREADS else None
+        rig.puller.update_peers([])
+        rig.puller.update_peers([rig.record()])  # no failure is held against the peer any more
+        rig.loader.begin_pass()
+        assert rig.load(rig.request())[0] is (number == THREADS)
+    assert rig.guard.kept_tokens == THREADS * COUNT * PAGE
+    over.set()
+    rig.loader.settle()
+    assert rig.guard.kept_tokens == 0
+
+
+def test_pages_that_are_not_pulled_are_misses_with_a_reason(rig: Rig) -> None:
+    """Those that no holder has, or that SGLang made no room for; and all of a plan that is of other pages by now."""
+    longer = rig.request()
+    longer.pullable = COUNT + 2
+    assert rig.load(longer)[0]
+    other = rig.request()
+    assert not rig.load(other, [bytes([9]).hex() * 32] * COUNT)[0]
+    misses = summary(rig.recorder.drain())
+    assert misses["gc_cache_misses_total{reason=not_indexed}"] == 2
+    assert misses["gc_cache_misses_total{reason=cancelled}"] == COUNT
 
 
 def test_loads_of_one_pass_share_one_patience(rig: Rig) -> None:

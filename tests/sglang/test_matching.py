@@ -14,6 +14,7 @@ from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.lookups import LookupAnswer
 
 COUNT = 8
 CHAIN = [bytes([number]) * 32 for number in range(COUNT)]
@@ -55,6 +56,21 @@ def request() -> Tracked:
 def test_only_the_pages_of_the_prompt_are_named(keys: list[str], count: int) -> None:
     """As many as were asked for and are the prompt's own, from the first on; another request may have the same id."""
     assert matcher().match(request(), keys) == count
+
+
+def test_prompt_that_was_held_on_arrival_and_is_no_longer_is_looked_up() -> None:
+    """Its pages were reused while it waited for its turn."""
+    asked: list[str] = []
+    found = matcher()
+    hits = request().hits
+    lookups: Any = SimpleNamespace(
+        start=lambda rid, _: asked.append(rid), poll=lambda *_, **__: LookupAnswer(hits, 0.001, None)
+    )
+    found._lookups = lookups
+    held = request()
+    held.phase, held.hits = Phase.HELD, []
+    assert found.match(held, KEYS) == COUNT
+    assert asked == ["r"]
 
 
 def test_one_pull_is_bounded() -> None:

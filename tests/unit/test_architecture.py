@@ -57,7 +57,7 @@ ARROWS: dict[str, set[str]] = {
         "transfer",
     },
     "engines": set(),
-    "engines.common": {"config", "core.coordination", "metrics", "publish", "pull"},
+    "engines.common": {"config", "core.coordination", "identity", "metrics", "publish", "pull"},
     "engines.vllm": {"*"},
     "engines.sglang": {"*"},
     # The router.
@@ -127,6 +127,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_cli.terminal": {"core.admin_api", "core.settings"},
     "ghostcacher_cli.up": {
         "config",
+        "core.addresses",
         "core.settings",
         "core.redis",
         "core.process",

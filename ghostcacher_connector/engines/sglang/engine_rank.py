@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from sglang.srt.configs.model_config import ModelConfig
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.calibration import measure_flops
+from ghostcacher_connector.engines.common.weight_digest import WeightsReader
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
 from ghostcacher_connector.engines.sglang.kv_pool import PADDING_PAGE, describe, memory_of
@@ -31,6 +34,7 @@ from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
+    import torch
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.server_args import ServerArgs
 
@@ -76,17 +80,19 @@ class EngineRank:
         self.layer_count: int = pool.layer_num
         self.on_cpu = pool.k_buffer[0].device.type == "cpu"
         self.recorder = Recorder()
+        self._settings = settings
         self.ranks = RankGroup(params.tp_cache_group)
         self.request_recorder = self.recorder if self.ranks.rank == 0 else Recorder()
+        self._weights = WeightsReader()
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot
         self.table = SlotTable(memory.slot_count)
         shared = self._shared(memory.slot_count)
         self.generations: Generations = np.frombuffer(shared.generations, dtype=np.uint64)
-        fingerprint = fingerprint_of(
+        self._fingerprint = fingerprint = fingerprint_of(
             model, pool, describe(pool, memory), settings, page_tokens=self.page_tokens, owner=shared.owner
         )
-        worker = chosen_name(settings, f"sglang-{shared.owner[:12]}")
+        self._worker = worker = chosen_name(settings, f"sglang-{shared.owner[:12]}")
         self.runtime = RankRuntime(
             settings,
             memory,
@@ -98,24 +104,14 @@ class EngineRank:
             scratch_slot=PADDING_PAGE,
             port_offset=self.ranks.rank,
         )
-        own = Introduction(
+        self._own = Introduction(
             endpoint=self.runtime.endpoint,
             fingerprint=fingerprint.as_fields(),
             namespace=fingerprint.digest(),
             flops_per_s=measure_flops(model.hidden_size, model.dtype, pool.k_buffer[0].device),
         )
-        everyone = [
-            msgspec.msgpack.decode(part, type=Introduction) for part in self.ranks.gather(msgspec.msgpack.encode(own))
-        ]
-        record = worker_record(
-            everyone,
-            worker=worker,
-            role=Role.BOTH,
-            http=settings.http_url,
-            block_tokens=self.page_tokens,
-            # A prompt enters the radix cache when its batch's results are handled; the next batch may be made before.
-            shares_prefill=False,
-        )
+        everyone = self._everyone()
+        record = self._record_of(everyone)
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
         self.forecaster = forecaster = Forecaster(rate, step_tokens_max=_step_tokens_max(server_args))
         self.fleet = (
@@ -134,6 +130,29 @@ class EngineRank:
         self.runtime.start()
         if self.fleet is not None:
             self.fleet.start()
+
+    def read_weights(self, model: torch.nn.Module) -> list[str]:
+        """Return the digest of each rank's weights, in order of rank. To be called by all ranks."""
+        digest = self._weights.digest(model)
+        return [part.decode() for part in self.ranks.gather(digest.encode())]
+
+    def move(self, epoch: str) -> None:
+        """Become another incarnation, in the namespace of these weights. To be called by all ranks.
+
+        When this returns, peers refuse what any rank has published before.
+        """
+        self._fingerprint = replace(self._fingerprint, weights_epoch=epoch)
+        namespace = self._fingerprint.digest()
+        self.runtime.move(namespace)
+        self._own = replace(
+            self._own,
+            endpoint=self.runtime.endpoint,
+            fingerprint=self._fingerprint.as_fields(),
+            namespace=namespace,
+        )
+        record = self._record_of(self._everyone())
+        if self.fleet is not None:
+            self.fleet.move(record)
 
     def leave(self) -> None:
         """Make peers refuse all that was published, and leave the index. Bounded in time."""
@@ -156,6 +175,22 @@ class EngineRank:
         if self.fleet is not None:
             self.fleet.record_metrics()
         return self.recorder.drain()
+
+    def _everyone(self) -> list[Introduction]:
+        """Return the introductions of all ranks, in order of rank."""
+        gathered = self.ranks.gather(msgspec.msgpack.encode(self._own))
+        return [msgspec.msgpack.decode(part, type=Introduction) for part in gathered]
+
+    def _record_of(self, everyone: Sequence[Introduction]) -> WorkerRecord:
+        return worker_record(
+            everyone,
+            worker=self._worker,
+            role=Role.BOTH,
+            http=self._settings.http_url,
+            block_tokens=self.page_tokens,
+            # A prompt enters the radix cache when its batch's results are handled; the next batch may be made before.
+            shares_prefill=False,
+        )
 
     def _shared(self, slot_count: int) -> _Shared:
         chosen = _Shared(secrets.token_hex(16), first_generations(slot_count).tobytes())

@@ -32,8 +32,13 @@ WEIGHT_CHANGES = (
     "update_weights_from_tensor",
     "update_weights_from_ipc",
     "begin_weight_update",
+    "end_weight_update",
     "release_memory_occupation",
+    "resume_memory_occupation",
 )
+HARMLESS_CALLS = frozenset({"save_remote_model", "save_sharded_model"})
+"""Methods of SGLang's scheduler that `Engine.collective_rpc` may call without a look at the weights."""
+
 REQUEST_CHARS_MAX = 256
 """Longer ids of clients are left alone."""
 
@@ -62,8 +67,8 @@ class HookedLinker(Protocol):
     def batch_done(self, batch: Any) -> None:
         """The results of a batch have been processed."""
 
-    def leave(self, why: str) -> None:
-        """Stop sharing for good, and keep serving."""
+    def weights_may_change(self, model: Any, why: str) -> None:
+        """The weights of this model may be changed by what comes next. The same happens on every rank."""
 
 
 _linker: HookedLinker | None = None
@@ -125,10 +130,21 @@ def node_offered(wrapper: Any, node_id: Any, *_: Any, **__: Any) -> None:
         _linker.root = prefix[0] if prefix else None
 
 
+def weights_change(name: str) -> Callable[..., None]:
+    """Return the hook before a method of SGLang's weight updater."""
+
+    @careful
+    def weights_may_change(updater: Any, *_: Any, **__: Any) -> None:
+        if _linker is not None:
+            _linker.weights_may_change(updater.tp_worker.model_runner.model, name)
+
+    return weights_may_change
+
+
 @careful
-def weights_change(*_: Any, **__: Any) -> None:
-    if _linker is not None:
-        _linker.leave("the weights were changed, or their memory given away, under a running engine")
+def method_called(scheduler: Any, request: Any, *_: Any, **__: Any) -> None:
+    if _linker is not None and request.method not in HARMLESS_CALLS:
+        _linker.weights_may_change(scheduler.tp_worker.model_runner.model, request.method)
 
 
 def full_pool_checked(check: Callable[..., Any], checker: Any, stats: Any, uncached: int = 0) -> Any:
@@ -172,7 +188,8 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
         (f"{CHECKER}._check_full_pool", full_pool_checked, "around"),
         (f"{ARGUMENTS}.from_cli_args", flags_parsed, "after"),
         (f"{SERVING}.handle_request", request_received, "before"),
-        *((f"{WEIGHTS}.{name}", weights_change, "before") for name in WEIGHT_CHANGES),
+        (f"{SCHEDULER}.handle_rpc_request", method_called, "before"),
+        *((f"{WEIGHTS}.{name}", weights_change(name), "before") for name in WEIGHT_CHANGES),
     ]
 
 

@@ -18,6 +18,7 @@ from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
     KNOWN_BLOCK_TOKENS,
     KNOWN_TOKENS,
+    WEIGHTS_AS_STARTED,
     Fingerprint,
     named_values,
     private_value,
@@ -72,6 +73,7 @@ def fingerprint_of(
         revision=revision,
         config_digest=resolved,
         weights_digest=_weights(path, model.revision, settings, owner),
+        weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=str(pool.dtype),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         numerics=numerics(),

@@ -137,9 +137,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
     def batch_done(self, batch: ScheduleBatch) -> None:
         self._scheduling.batch_done(batch)
 
-    def leave(self, why: str) -> None:
-        """Stop sharing for good, and keep serving: what this worker holds and what its peers hold may differ."""
-        self._scheduling.leave(why)
+    def weights_may_change(self, model: torch.nn.Module, why: str) -> None:
+        self._scheduling.weights_may_change(model, why)
 
     def _events(self) -> list[Any]:
         """Return what must be over before pages may be read or written past SGLang; nothing is pending on a CPU."""

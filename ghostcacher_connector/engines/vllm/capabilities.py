@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
 CONNECTOR = f"{BASE}:KVConnectorBase_V1"
 POOL = "vllm.v1.core.block_pool:BlockPool"
+EXECUTOR = "vllm.v1.executor.abstract:Executor"
 STEP = "vllm.v1.core.sched.output"
 
 
@@ -61,6 +62,12 @@ CALLED_BY_US = (
     Hook(f"{POOL}.get_cached_block", "block_hash kv_cache_group_ids", "know what the engine holds itself"),
     Hook(f"{POOL}.get_num_free_blocks", "", "report how full the cache is"),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_blocks", "request_id", "know where a request's blocks are"),
+    Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.reset_prefix_cache", "", "learn that weights may change"),
+    Hook(f"{EXECUTOR}.init_kv_output_aggregator", "connector", "learn which ranks are the connector's"),
+    Hook(
+        f"{EXECUTOR}.collective_rpc", "method timeout args kwargs non_block", "see every call that may change weights"
+    ),
+    Hook("vllm.v1.worker.worker_base:WorkerBase.get_model", "", "read a rank's weights"),
 )
 """Methods that the connector calls."""
 

@@ -26,11 +26,13 @@ from ghostcacher_connector.engines.vllm.compat import source_of_hits
 from ghostcacher_connector.engines.vllm.identity import check_hashes
 from ghostcacher_connector.engines.vllm.layout_choice import required_layout
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.rank_calls import watch_executors
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS, TRIED_VERSIONS, check_config, check_not_nested
 from ghostcacher_connector.engines.vllm.worker import ConnectorWorker
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.executor.abstract import Executor
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
@@ -72,6 +75,7 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         self._scheduler_half: ConnectorScheduler | None = None
         self._worker_half: ConnectorWorker | None = None
         if role is KVConnectorRole.SCHEDULER:
+            watch_executors()
             self._scheduler_half = ConnectorScheduler(vllm_config, settings, recorder)
         else:
             self._worker_half = ConnectorWorker(vllm_config, kv_cache_config, settings, recorder)
@@ -161,7 +165,19 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_worker_meta(self) -> RankReport:
         return self._worker.take_report()
 
+    def read_weights(self, model: torch.nn.Module) -> str:
+        """Return a digest of this rank's weights (called through rank_calls.py)."""
+        return self._worker.read_weights(model)
+
+    def move(self, epoch: str) -> Introduction:
+        """Become another incarnation under another weight epoch (called through rank_calls.py)."""
+        return self._worker.move(epoch)
+
     # -- scheduler -------------------------------------------------------------------------------------------------
+
+    def watch_executor(self, executor: Executor) -> None:
+        """Meet the executor, before the ranks introduce themselves (called through rank_calls.py)."""
+        self._scheduler.watch_executor(executor)
 
     def bind_kv_cache_manager(self, kv_cache_manager: KVCacheManager) -> None:
         super().bind_kv_cache_manager(kv_cache_manager)
@@ -198,12 +214,8 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         return False, None
 
     def reset_cache(self) -> bool | None:
-        """Leave the fleet: who resets external caches is about to change the weights, or has done so.
-
-        The namespace names the weights that the engine was started with. A reset of the pool alone, without this
-        call, withdraws every published block (slot_watch.py) and goes on sharing.
-        """
-        self._scheduler.leave("the connector's cache was reset: the weights may have changed")
+        """Withdraw everything; who resets external caches is about to change the weights, or has done so."""
+        self._scheduler.cache_reset("reset of the connector's cache")
         return True
 
     # -- metrics ---------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
     KNOWN_BLOCK_TOKENS,
     KNOWN_TOKENS,
+    WEIGHTS_AS_STARTED,
     Fingerprint,
     named_values,
     private_value,
@@ -84,6 +85,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         revision=revision,
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
+        weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=f"{_cache_dtype(cache.cache_dtype, spec.dtype == model.dtype)}/{spec.dtype}",
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         numerics=_numerics(vllm_config),

@@ -73,7 +73,9 @@ class RankReport(KVConnectorWorkerMetadata):
     round_trips: dict[str, float] = field(default_factory=dict)
     """Measured round trip to each peer, in s."""
     lost_step: bool = False
-    """The rank missed a step's orders; nothing that this worker has published can be used any more."""
+    """The rank missed a step's orders since it last became another incarnation: no generation of it is right."""
+    begins_late: bool = False
+    """vLLM overwrites blocks on this rank before it passes on the orders of the step: no generation ever is."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
         """Merge two ranks' reports: a step is done when the last rank has done it."""
@@ -81,8 +83,8 @@ class RankReport(KVConnectorWorkerMetadata):
         slowest = dict(self.round_trips)
         for worker, round_trip_s in other.round_trips.items():
             slowest[worker] = max(round_trip_s, slowest.get(worker, round_trip_s))
-        lost = self.lost_step or other.lost_step
-        return RankReport(min(self.step, other.step), self.pulls + other.pulls, slowest, lost)
+        lost, late = self.lost_step or other.lost_step, self.begins_late or other.begins_late
+        return RankReport(min(self.step, other.step), self.pulls + other.pulls, slowest, lost, late)
 
 
 @dataclass(frozen=True, slots=True)

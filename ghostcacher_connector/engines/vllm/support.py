@@ -59,8 +59,6 @@ def _features(vllm_config: VllmConfig) -> Iterator[str]:
             "enable_cumem_allocator: expected false (the KV memory would lie in a pool of CUDA virtual memory that "
             "peers cannot open and sleep mode unmaps)"
         )
-    if vllm_config.weight_transfer_config is not None:
-        yield "weight transfer: expected none (blocks are named by the weights that the engine was started with)"
     if vllm_config.speculative_config is not None:
         yield "speculative decoding: expected none (draft layers share the KV cache; not proven)"
     if not vllm_config.cache_config.enable_prefix_caching:

@@ -7,7 +7,8 @@ Order of the calls in one step, as vLLM makes them:
 4. `take_received`, `take_failed_slots`, `take_report`: what has ended since.
 
 A rank that misses a step's orders has missed bumps, and can no longer guarantee any generation: it becomes a new
-incarnation, so that its peers refuse all that was published, and the worker leaves the fleet. Slow, never wrong.
+incarnation, so that its peers refuse all that was published, and all ranks do before the worker shares again (`move`).
+The same happens when the weights have changed. Slow, never wrong.
 
 All methods are called on the rank's main thread.
 """
@@ -18,16 +19,20 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.engines.common.calibration import measure_flops
+from ghostcacher_connector.engines.common.weight_digest import WeightsReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.identity.fingerprint import Fingerprint
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
-from ghostcacher_connector.transfer.jobs import PullJob
+from ghostcacher_connector.transfer.jobs import PullJob, outdated_result
 from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction
@@ -55,11 +60,15 @@ class ConnectorWorker:
         self._recorder = recorder
         self._step = 0
         self._lost_step = False
+        self._begins_late = False
         self._introduced = False
         self._table: SlotTable | None = None
         self._runtime: RankRuntime | None = None
         self._handshake: RankHandshake | None = None
+        self._fingerprint: Fingerprint | None = None
+        self._weights = WeightsReader()
         self._orders: dict[str, PullOrder] = {}
+        self._outdated: set[str] = set()
         self._failed_slots: set[int] = set()
         self._reports: list[PullReport] = []
 
@@ -71,6 +80,7 @@ class ConnectorWorker:
         memory = RankMemory(segments, config.num_blocks, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0)
         layout = describe(kv_caches, segments, config.num_blocks)
         fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
+        self._fingerprint = fingerprint
         self._table = SlotTable(config.num_blocks)
         self._runtime = RankRuntime(
             self._settings,
@@ -106,11 +116,40 @@ class ConnectorWorker:
             self._runtime.start()
         return self._handshake
 
+    def read_weights(self, model: torch.nn.Module) -> str:
+        """Return a digest of this rank's weights."""
+        return self._weights.digest(model)
+
+    def move(self, epoch: str) -> Introduction:
+        """Become another incarnation, in the namespace of these weights. What is being pulled is not used any more.
+
+        The generations come with the next step: until then, and with it, no slot is published.
+        """
+        assert self._handshake is not None
+        assert self._fingerprint is not None
+        assert self._runtime is not None
+        self._fingerprint = replace(self._fingerprint, weights_epoch=epoch)
+        namespace = self._fingerprint.digest()
+        self._runtime.move(namespace)
+        self._lost_step = False
+        self._outdated.update(self._orders)
+        for request_id in self._orders:
+            self._runtime.puller.cancel(request_id)
+        introduction = replace(
+            self._handshake.introduction,
+            endpoint=self._runtime.endpoint,
+            fingerprint=self._fingerprint.as_fields(),
+            namespace=namespace,
+        )
+        self._handshake = RankHandshake(introduction)
+        return introduction
+
     def begin_step(self, metadata: StepMetadata) -> None:
         """Bump the generations of the slots that this step or its pulls may overwrite."""
         assert self._table is not None
         if metadata.step != self._step + 1:
             self._lose_generations(f"step {metadata.step} after step {self._step}: bumps were lost")
+            self._lost_step = True
         self._step = metadata.step
         self._table.bump(metadata.bumped, metadata.generations)
 
@@ -119,14 +158,14 @@ class ConnectorWorker:
 
         Then it does not call `handle_preemptions`, or calls it too late: blocks are overwritten before they are bumped.
         """
-        if metadata.step != self._step and not self._lost_step:
+        if metadata.step != self._step and not self._begins_late:
             self._lose_generations(f"{call} of step {metadata.step}: expected after handle_preemptions of that step")
+            self._begins_late = True
 
     def _lose_generations(self, why: str) -> None:
         assert self._table is not None
         logger.error("%s, becoming a new incarnation", why)
         self._table.renew_incarnation()
-        self._lost_step = True
 
     def start_pulls(self, metadata: StepMetadata) -> None:
         assert self._runtime is not None
@@ -146,6 +185,9 @@ class ConnectorWorker:
         received = set()
         for result in self._runtime.puller.poll():
             order = self._orders.pop(result.job_id)
+            if result.job_id in self._outdated:
+                self._outdated.remove(result.job_id)
+                result = outdated_result(result)  # noqa: PLW2901 - the one that counts
             self._failed_slots.update(int(slot) for slot in order.local_slots[~result.valid])
             self._reports.append(report_of(order.request_id, order.sources, result))
             received.add(result.job_id)
@@ -159,7 +201,7 @@ class ConnectorWorker:
     def take_report(self) -> RankReport:
         reports, self._reports = self._reports, []
         round_trips = self._runtime.round_trips() if reports and self._runtime is not None else {}
-        return RankReport(self._step, reports, round_trips, self._lost_step)
+        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""

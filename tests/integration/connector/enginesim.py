@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -30,6 +31,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine.core import EngineCore
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -39,6 +41,7 @@ from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.metrics import Delta, merge
 from ghostcacher_connector.metrics.catalog import SEPARATOR
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest
+from tests.integration.connector.simranks import SimExecutor, SimRank
 
 LAYERS = 2
 
@@ -92,6 +95,8 @@ class SimEngine:
         self.memory = {f"layer.{i}": torch.zeros(blocks, BLOCK_TOKENS, 2, dtype=torch.int64) for i in range(LAYERS)}
         self.worker = GhostCacherConnector(self.config, KVConnectorRole.WORKER, self.kv_config)
         self.worker.register_kv_caches(self.memory)
+        self.rank = SimRank(self._execute)
+        self.executor = SimExecutor(self.config, self.rank, self.worker, self._catch_up)
         scheduler_class = self.config.scheduler_config.get_scheduler_cls()
         self.scheduler = scheduler_class(
             vllm_config=self.config,
@@ -103,12 +108,15 @@ class SimEngine:
         )
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
-        handshake = self.worker.get_handshake_metadata()
-        assert handshake is not None
         self.connector = self.scheduler.connector
-        self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
         self._in_flight = in_flight
         self._scheduled: deque[SchedulerOutput] = deque()
+        self._executed: deque[ModelRunnerOutput] = deque()
+        # In the order of vLLM's engine core.
+        self.executor.init_kv_output_aggregator(self.connector)
+        handshake = self.worker.get_handshake_metadata()
+        assert handshake is not None
+        self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
         self._running: dict[str, RunnerRequest] = {}
         self.requests: dict[str, Request] = {}
         self.delta: Delta = {}
@@ -194,7 +202,7 @@ class SimEngine:
         for request in reversed(self.requests.values()):
             if block in request.block_hashes:
                 end = (request.block_hashes.index(block) + 1) * BLOCK_TOKENS
-                return RunnerRequest(list(request.all_token_ids), []).number(end - 1)
+                return RunnerRequest(list(request.all_token_ids), [], lambda: self.rank.weight).number(end - 1)
         raise AssertionError("a block was published that belongs to no request")
 
     def abort(self, request_id: str) -> None:
@@ -268,8 +276,9 @@ class SimEngine:
             if len(self._scheduled) < self._in_flight and output.total_num_scheduled_tokens:
                 return
         if self._scheduled:
-            done = self._scheduled.popleft()
-            result = self._execute(done)
+            if not self._executed:
+                self._executed.append(self.executor.execute_model(self._scheduled[0]))
+            done, result = self._scheduled.popleft(), self._executed.popleft()
             for outputs in self.scheduler.update_from_output(done, result).values():
                 if outputs.scheduler_stats is not None and outputs.scheduler_stats.kv_connector_stats:
                     self.delta = merge(self.delta, outputs.scheduler_stats.kv_connector_stats)
@@ -285,6 +294,15 @@ class SimEngine:
     def close(self) -> None:
         self.scheduler.shutdown()
         self.worker.shutdown()
+
+    def rpc(self, method: Any, *args: Any) -> list[Any]:
+        """Call a method on every rank, as vLLM's users do."""
+        return EngineCore.collective_rpc(SimpleNamespace(model_executor=self.executor), method, None, args)
+
+    def _catch_up(self) -> None:
+        """Execute the steps on their way: a call to the ranks comes after them. Their outputs are processed later."""
+        for output in list(self._scheduled)[len(self._executed) :]:
+            self._executed.append(self.executor.execute_model(output))
 
     def _execute(self, output: SchedulerOutput) -> ModelRunnerOutput:
         metadata = output.kv_connector_metadata
@@ -322,15 +340,15 @@ class SimEngine:
             self._running.pop(request_id, None)
         for new in output.scheduled_new_reqs:
             tokens = list(new.prefill_token_ids or new.prompt_token_ids or [])
-            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]))
+            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]), lambda: self.rank.weight)
         cached = output.scheduled_cached_reqs
         for i, request_id in enumerate(cached.req_ids):
             state, fresh = self._running[request_id], cached.new_block_ids[i]
             if request_id in cached.resumed_req_ids:
                 assert fresh is not None
-                state.blocks = list(fresh[0])
+                state.blocks, state.numbers = list(fresh[0]), []
                 if (all_tokens := cached.all_token_ids.get(request_id)) is not None:
-                    state.tokens, state.numbers = list(all_tokens), []
+                    state.tokens = list(all_tokens)
             elif fresh is not None:
                 state.blocks.extend(fresh[0])
 

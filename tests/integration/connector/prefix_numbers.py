@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 BLOCK_TOKENS = 16
@@ -11,9 +11,9 @@ VOCABULARY = 1000
 MODULUS = (1 << 61) - 1
 
 
-def prefix_number(previous: int, token: int, position: int) -> int:
-    """Return a number that identifies the tokens up to this one."""
-    return (previous * 1_000_003 + token * 7919 + position + 1) % MODULUS
+def prefix_number(previous: int, token: int, position: int, weight: int = 0) -> int:
+    """Return a number that identifies the tokens up to this one, and the weights that they were computed with."""
+    return (previous * 1_000_003 + token * 7919 + position + 1 + weight * 15_485_863) % MODULUS
 
 
 @dataclass
@@ -22,18 +22,20 @@ class RunnerRequest:
 
     tokens: list[int]
     blocks: list[int]
+    weight: Callable[[], int] = lambda: 0
+    """Returns the weight of the model at present."""
     numbers: list[int] = field(default_factory=list)
 
     def number(self, position: int) -> int:
         while len(self.numbers) <= position:
             at = len(self.numbers)
-            self.numbers.append(prefix_number(self.numbers[-1] if at else 0, self.tokens[at], at))
+            self.numbers.append(prefix_number(self.numbers[-1] if at else 0, self.tokens[at], at, self.weight()))
         return self.numbers[position]
 
 
-def expected_output(tokens: list[int], count: int) -> list[int]:
+def expected_output(tokens: list[int], count: int, weight: int = 0) -> list[int]:
     """Return what a request must sample, computed from its tokens alone."""
-    state = RunnerRequest(list(tokens), [])
+    state = RunnerRequest(list(tokens), [], lambda: weight)
     for _ in range(count):
         state.tokens.append(state.number(len(state.tokens) - 1) % VOCABULARY)
     return state.tokens[len(tokens) :]

@@ -168,30 +168,19 @@ def test_aborted_pull_is_taken_over_and_counted_as_cancelled(make: Make) -> None
 
 
 def test_failed_pull_holds_nobody_up(make: Make) -> None:
-    """The holder turns out to be another incarnation: every request is computed, and right."""
+    """The holder turns out to be another incarnation: every request is computed, and right, beside the first one."""
     prompt = tokens_of(1, PROMPT_TOKENS)
     a, b = meet(make, prompt)
     a.worker._worker._table.renew_incarnation()
-    for number in range(3):
-        b.add(f"r{number}", prompt)
+    counts = [300, 4, 4]
+    for number, count in enumerate(counts):
+        b.add(f"r{number}", prompt, max_tokens=count)
+    step_until(b, lambda: b.requests["r1"].is_finished() and b.requests["r2"].is_finished())
+    assert not b.requests["r0"].is_finished()
     b.run()
     assert b.counted("gc_joined_pulls_total") == 2
     assert b.counted("gc_cache_hits_total") == 0
-    assert [b.outputs(f"r{number}") for number in range(3)] == 3 * [expected_output(prompt, 4)]
-
-
-def test_pull_that_takes_too_long_is_waited_for_no_longer_than_its_time(make: Make) -> None:
-    """Who has waited for as long as a pull may take decides for itself."""
-    prompt = tokens_of(1, PROMPT_TOKENS)
-    _, b = meet(make, prompt, settings={"pull_timeout_s": 0.5})
-    gate = Gate(b)
-    for number in range(2):
-        b.add(f"r{number}", prompt)
-    step_until(b, lambda: phase(b, "r0") is Phase.LOADING and b.counted("gc_joined_pulls_total") == 1)
-    step_until(b, lambda: phase(b, "r1") is not Phase.PLANNED)
-    gate.open()
-    b.run()
-    assert [b.outputs(f"r{number}") for number in range(2)] == 2 * [expected_output(prompt, 4)]
+    assert [b.outputs(f"r{number}") for number in range(3)] == [expected_output(prompt, count) for count in counts]
 
 
 def test_prompt_that_is_reused_while_its_request_waits_is_looked_up_after_all(make: Make) -> None:
@@ -269,8 +258,11 @@ class Bench:
             block_bytes=1024,
             clock=self.clock,
         )
+        self.tracked = self.request("r")
+
+    def request(self, name: str) -> Tracked:
         request: Any = SimpleNamespace(
-            request_id="r",
+            request_id=name,
             block_hashes=chain(BLOCKS),
             num_tokens=BLOCKS * 16 + 1,
             num_preemptions=0,
@@ -281,10 +273,41 @@ class Bench:
             resumable=False,
             kv_transfer_params=None,
         )
-        self.tracked = Tracked(request=request)
+        return Tracked(request=request)
+
+    def planned(self, name: str) -> Tracked:
+        """Return a request of which a peer has all blocks."""
+        hit = PrefixHit("peer", b"i" * 16, BLOCKS, tuple(Location(Tier.DEVICE, slot, 1) for slot in range(BLOCKS)))
+        tracked = self.request(name)
+        tracked.pullable, tracked.hits = BLOCKS, [hit]
+        assert self.matcher._decide(tracked, 0) == BLOCKS
+        return tracked
+
+    def pull(self, tracked: Tracked) -> None:
+        """Ask for a request's blocks, and allocate slots for them."""
+        assert self.matcher.match(tracked, 0) == BLOCKS * 16
+        self.matcher.allocated(tracked, list(range(BLOCKS)), BLOCKS * 16)
+        tracked.request.status = RequestStatus.WAITING_FOR_REMOTE_KVS
 
     def misses(self, reason: MissReason) -> float:
         return summary(self.recorder.drain()).get(f"gc_cache_misses_total{{reason={reason.value}}}", 0)
+
+
+def test_request_waits_for_pulls_of_others_no_longer_than_one_may_take() -> None:
+    """Neither for one after the other, nor for one that should be over by now."""
+    bench = Bench(1000.0)  # a pull may take 5 s
+    first, second, third, late = (bench.planned(name) for name in ("first", "second", "third", "late"))
+    bench.pull(first)
+    assert [bench.matcher.match(tracked, 0) for tracked in (second, third)] == [None, None]
+    bench.clock.advance(3.0)
+    first.request.status = RequestStatus.WAITING
+    bench.pull(second)
+    assert bench.matcher.match(third, 0) is None
+    bench.clock.advance(2.5)
+    assert bench.matcher.match(third, 0) == BLOCKS * 16
+    assert bench.matcher.match(late, 0) is None
+    bench.clock.advance(3.0)
+    assert bench.matcher.match(bench.planned("later"), 0) == BLOCKS * 16
 
 
 @pytest.mark.parametrize(
@@ -304,10 +327,7 @@ def test_lookup_may_take_a_tenth_of_what_computing_takes(tokens_per_s: float, wa
 def test_what_a_preempted_request_computes_again_is_a_miss_with_a_reason() -> None:
     """It is pulled for once only; each preemption counts once, however often vLLM asks."""
     bench = Bench(1000.0)
-    hit = PrefixHit("peer", b"i" * 16, BLOCKS, tuple(Location(Tier.DEVICE, slot, 1) for slot in range(BLOCKS)))
-    tracked = bench.tracked
-    tracked.pullable, tracked.hits = BLOCKS, [hit]
-    assert bench.matcher._decide(tracked, 0) == BLOCKS
+    tracked = bench.planned("r")
     tracked.phase = Phase.SETTLED
     assert bench.matcher.match(tracked, 0) == 0
     assert bench.misses(MissReason.PREEMPTED) == 0

@@ -218,24 +218,6 @@ def test_reset_of_the_prefix_cache_withdraws_everything(make: Make) -> None:
     assert b.outputs("r") == expected_output(prompt, 4)
 
 
-def test_reset_of_external_caches_leaves_the_fleet(make: Make) -> None:
-    """Who resets external caches changes the weights: from then on nothing is published or pulled, and all is right."""
-    a, b = make("a"), make("b")
-    meet(a, b)
-    held, fresh = tokens_of(1, 90), tokens_of(2, 90)
-    a.add("r", held)
-    a.run()
-    settled(a)
-    assert b.scheduler.reset_prefix_cache(reset_connector=True)
-    for request_id, prompt in (("r", held), ("fresh", fresh)):
-        b.add(request_id, prompt)
-        b.run()
-        assert b.outputs(request_id) == expected_output(prompt, 4)
-    a.add("fresh", fresh)
-    a.run()
-    assert a.counted("gc_cache_hits_total") == b.counted("gc_cache_hits_total") == 0
-
-
 def test_shutdown_breaks_the_seal_first(make: Make) -> None:
     """Once a rank shuts down, its memory is about to be freed: every entry is refused from that moment on."""
     a = make("a")
@@ -245,20 +227,6 @@ def test_shutdown_breaks_the_seal_first(make: Make) -> None:
     before = table.incarnation
     a.worker.shutdown()
     assert table.incarnation != before
-
-
-def test_lost_step_makes_the_worker_leave(make: Make) -> None:
-    """A rank that missed a step's bumps is a new incarnation, and the worker publishes no more."""
-    a, b = make("a"), make("b")
-    meet(a, b)
-    a.scheduler.connector._scheduler._step += 1  # as if a step had never reached the rank
-    prompt = tokens_of(1, 90)
-    for engine in (a, b):
-        engine.add("r", prompt)
-        engine.run()
-        assert engine.outputs("r") == expected_output(prompt, 4)
-    assert b.counted("gc_cache_hits_total") == 0
-    assert a.connector._scheduler._left
 
 
 def test_aborted_loads_leave_nothing_behind(make: Make) -> None:

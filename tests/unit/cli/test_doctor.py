@@ -130,11 +130,12 @@ def test_variable_that_changes_numbers_named() -> None:
 
 def test_worker_of_an_older_version_named() -> None:
     """During an upgrade the field that only the newer version has is shown, and what to do is to go on upgrading."""
-    old = {"engine": "vllm", "hash_seed": "0"}
-    _, bad = check_fingerprints([worker("new", **old, known_hash="a"), worker("old", "n2", **old)])
+    old = {"engine": "vllm", "hash_seed": "0", "weights_digest": "w0"}
+    new = old | {"known_hash": "a", "weights_digest": "w1"}  # another way to digest the same files
+    _, bad = check_fingerprints([worker("new", **new), worker("old", "n2", **old)])
     assert bad.status is Status.FAIL
     assert "known_hash: (absent) on old, a on new" in bad.text
-    assert bad.fix == "make the version of GhostCacher equal on all of them"
+    assert bad.fix == "make the version of GhostCacher equal on all of them: what else differs may follow from it"
 
 
 def test_gone_workers_are_failures_until_their_name_is_back() -> None:
@@ -207,6 +208,22 @@ def test_fingerprint_private_value_names_the_setting() -> None:
     """When a worker could not read its weights, the doctor says which setting fixes that."""
     _, bad = check_fingerprints([worker("w1", weights_digest="abc"), worker("w2", "n2", weights_digest="private-1")])
     assert "weights_id" in bad.fix
+
+
+def test_weights_given_to_one_engine_are_named() -> None:
+    """No setting and no file makes these equal: the other engine has to be given the same weights."""
+    started, changed = ({"engine": "vllm", "weights_epoch": epoch} for epoch in ("as started", "private-1"))
+    _, bad = check_fingerprints([worker("w1", **started), worker("w2", "n2", **changed)])
+    assert "weights_epoch" in bad.text
+    assert "the weights given to running engines" in bad.fix
+    assert "weights_id" not in bad.fix
+
+
+def test_same_files_from_two_kinds_of_places_said() -> None:
+    """One digest has the hub's own in it, and the other has not: equal files do not make them equal."""
+    one, other = ({"engine": "vllm", "weights_digest": digest} for digest in ("hub-ab", "cd"))
+    _, bad = check_fingerprints([worker("w1", **one), worker("w2", "n2", **other)])
+    assert "where the model's files come from (a Hugging Face cache, or a folder), weights_id" in bad.fix
 
 
 def test_hash_seed_drawn_at_random_names_the_variable() -> None:

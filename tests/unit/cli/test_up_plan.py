@@ -153,6 +153,37 @@ def test_ranks_are_the_product_of_all_kinds(model: str) -> None:
     assert ranks_of(options(model, "-tp", "2", "--pipeline-parallel-size=3", "-dp", "2")) == 12
 
 
+def test_fixed_ports_of_several_engines_follow_each_other(model: str) -> None:
+    """All inherit one environment; each rank of each engine has a port of its own."""
+    environ = {"GC_METRICS_PORT": "9400", "GC_RELAY_LISTEN": "127.0.0.1:9500"}
+    first, second = plan_engines(options(model, "--workers", "2", "-dp", "2", "--kv-gib", "1"), REDIS, environ)
+    assert (first.env["GC_METRICS_PORT"], second.env["GC_METRICS_PORT"]) == ("9400", "9402")
+    assert (first.env["GC_RELAY_LISTEN"], second.env["GC_RELAY_LISTEN"]) == ("127.0.0.1:9500", "127.0.0.1:9502")
+    with pytest.raises(ConfigError, match="metrics_port: expected a port of at most 65534"):
+        plan_engines(options(model, "--workers", "2", "--kv-gib", "1"), REDIS, {"GC_METRICS_PORT": "65535"})
+    any_port = {"GC_METRICS_PORT": "0", "GC_RELAY_LISTEN": "[::1]:0"}
+    for engine in plan_engines(options(model, "--workers", "2", "--kv-gib", "1"), REDIS, any_port):
+        assert (engine.env["GC_METRICS_PORT"], engine.env["GC_RELAY_LISTEN"]) == ("0", "[::1]:0")
+
+
+def test_data_parallel_ranks_are_copies_in_memory(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has weights and a KV cache of its own."""
+    monkeypatch.setattr(plan, "available_gib", lambda: 10.0)
+    monkeypatch.setattr(machine, "available_gib", lambda: 10.0)
+    plan_engines(options(model, "--workers", "1", "--kv-gib", "7"), REDIS, {})
+    with pytest.raises(machine.NotEnoughMemory):
+        plan_engines(options(model, "--workers", "1", "--kv-gib", "7", "-dp", "2"), REDIS, {})
+    (engine,) = plan_engines(options(model, "--workers", "1", "-dp", "2"), REDIS, {})
+    assert engine.env["VLLM_CPU_KVCACHE_SPACE"] == "1"
+
+
+def test_sglang_data_parallel_refused(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is started, by the flag's name."""
+    monkeypatch.setattr(plan, "visible_gpus", lambda: ())
+    with pytest.raises(ConfigError, match=r"--dp-size: .* expected 1, got 2"):
+        plan_engines(options(model, "--engine", "sglang", "--dp-size", "2"), REDIS, ON_CPU)
+
+
 def test_router_command_drain_and_bad_variable(model: str) -> None:
     """The router listens where it shall, drains for as long as its settings say, and a bad one is told at once."""
     command, drain_s = plan_router(options(model, "--host", "::1", "--port", "81"), REDIS, {})

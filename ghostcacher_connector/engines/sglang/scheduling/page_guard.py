@@ -76,6 +76,10 @@ class PageGuard:
         found: Generations = self._generations[pages]
         return found
 
+    def withdraw_all(self) -> None:
+        """Bump every published page, though nothing is about to be written there: none is offered any more."""
+        self._bump(np.flatnonzero(self._published))
+
     def hold(self, pages: Slots) -> None:
         """Keep these pages from SGLang's free lists, whoever frees them, until `let_go`."""
         self._held[pages] = True

@@ -4,6 +4,13 @@ Life of an offer: SGLang inserts computed tokens into its tree, locks the new no
 forward pass that computes them may still run on a GPU, so events say when it is over; once it is on every rank
 (SGLang takes the least count of all ranks) the pages are published (`publish_oldest`) and the node is unlocked.
 
+Why an offered page is always one that a pass fills: SGLang enters tokens into its tree after it has launched the pass
+that computes them, a chunk when the next one is prepared, a request that ends when its result is processed, by which
+time the pass of its last token is launched, too (support.py refuses the one setting with which it is not). A request
+that is retracted, or aborted in the midst of its chunks, enters nothing. So what a request is given from the tree was
+launched before its own first pass, on the same stream, and what it computes stands on that. A pull is over before
+SGLang goes on, and enters the tree only with the request that it was made for.
+
 Driven by the scheduler's thread alone.
 """
 
@@ -20,6 +27,8 @@ from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.slots import Slots
+
+NO_PAGES: Slots = np.empty(0, dtype=np.int64)
 
 
 class Offer(NamedTuple):
@@ -90,7 +99,7 @@ class PagePublisher:
 
     def offer_nothing(self) -> None:
         """Take the place of an offer that cannot be taken."""
-        self._offers.append(Offer([], b"", np.empty(0, dtype=np.int64), ()))
+        self._offers.append(Offer([], b"", NO_PAGES, ()))
 
     def computed_count(self) -> int:
         """Return how many of the oldest offers are computed on this rank."""
@@ -110,6 +119,10 @@ class PagePublisher:
             if self._sink is not None:
                 self._sink.publish(page, block, offer.root, generation)
             self._on_published(block)
+
+    def void(self) -> None:
+        """Never publish what is offered now. SGLang counts offers: each keeps its place."""
+        self._offers = deque(offer._replace(hashes=[], pages=NO_PAGES) for offer in self._offers)
 
     def forget(self) -> None:
         """Drop what was offered and not published: the tree is being reset."""

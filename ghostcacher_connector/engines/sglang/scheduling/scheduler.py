@@ -2,6 +2,11 @@
 
 The same happens on every rank and in the same order; rank 0 alone publishes it to the fleet. All methods are called on
 the scheduler's thread, and none of those that SGLang calls raises: an error here would end the engine.
+
+After a call that may have changed the weights every rank reads its own, before it computes or publishes anything more
+(`_settle`). Changed weights are another namespace: the worker moves there. What is in the tree by then is of the
+weights before, and so is whatever is computed on top of it: nothing is shared until SGLang has flushed its cache, as it
+does by default with every update.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.common.weight_watch import WeightWatch
 from ghostcacher_connector.engines.sglang.engine_rank import EngineRank
 from ghostcacher_connector.engines.sglang.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
@@ -47,6 +54,10 @@ class ConnectorScheduler:
         self._engine = engine
         self._fleet = fleet = engine.fleet
         self._left = False
+        self._weights: WeightWatch | None = None
+        self._model: torch.nn.Module | None = None
+        self._computed_since_reset = False
+        self._old_tree = False
         self._scheduler: Scheduler | None = None
         self._tracked: dict[str, Tracked] = {}
         self._batches_begun = self._batches_done = 0
@@ -83,7 +94,7 @@ class ConnectorScheduler:
     def queued(self, scheduler: Scheduler, req: Req) -> None:
         """A request has entered the queue: for the first time, or again after it was retracted."""
         self._scheduler = scheduler
-        if self._left or req.rid in self._tracked or len(self._tracked) >= TRACKED_MAX:
+        if not self._sharing or req.rid in self._tracked or len(self._tracked) >= TRACKED_MAX:
             return
         tracked = self._tracked[req.rid] = track(req, self._engine.page_tokens)
         self._matcher.ask(tracked)
@@ -92,8 +103,9 @@ class ConnectorScheduler:
 
     def match(self, rid: str, keys: Sequence[str]) -> int:
         """Return how many of these pages can be had from peers. Waits until the lookup's deadline at most."""
+        self._settle()
         tracked = self._tracked.get(rid)
-        if tracked is None or self._left:
+        if tracked is None or not self._sharing:
             return 0
         try:
             return self._matcher.match(tracked, keys)
@@ -103,7 +115,7 @@ class ConnectorScheduler:
 
     def load(self, rid: str, keys: Sequence[str], token_indexes: torch.Tensor, events: Sequence[Any]) -> bool:
         """Fill pages, or return False, the same on every rank."""
-        return self._loader.load(None if self._left else self._tracked.get(rid), keys, token_indexes, events)
+        return self._loader.load(self._tracked.get(rid) if self._sharing else None, keys, token_indexes, events)
 
     def ended(self, rid: str) -> None:
         """A request is over, one way or another."""
@@ -123,12 +135,15 @@ class ConnectorScheduler:
 
     def begin_pass(self) -> int:
         """A pass of the scheduler begins: return how many offers this rank has computed."""
+        self._settle()
         self._loader.begin_pass()
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
         return self._publisher.computed_count()
 
     def batch_begins(self, batch: ScheduleBatch) -> None:
+        self._settle()
+        self._computed_since_reset = True
         self._batches_begun += 1
         tokens = int(batch.extend_num_tokens or 0) if batch.forward_mode.is_extend() else 0
         self._prefill.scheduled(self._batches_begun, tokens)
@@ -155,8 +170,8 @@ class ConnectorScheduler:
     # -- pages -----------------------------------------------------------------------------------------------------
 
     def offer(self, keys: Sequence[str], root: str | None, token_indexes: torch.Tensor, events: Sequence[Any]) -> bool:
-        """Take the pages of a tree node, to be published when they are computed; False when this engine has left."""
-        if self._left or not keys:
+        """Take the pages of a tree node, to be published when they are computed; False when nothing is shared."""
+        if not self._sharing or not keys:
             return False
         try:
             self._publisher.offer(keys, bytes.fromhex(root or keys[0]), token_indexes, events)
@@ -177,8 +192,48 @@ class ConnectorScheduler:
     def reset(self) -> None:
         """The tree is about to be emptied. What was published is withdrawn when the pool is cleared (page_guard.py)."""
         self._publisher.forget()
+        self._computed_since_reset = self._old_tree = False
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _sharing(self) -> bool:
+        return not self._left and not self._old_tree
+
+    def weights_may_change(self, model: torch.nn.Module, why: str) -> None:
+        """Something is about to be called on every rank that may change the weights. Reads them, the first time."""
+        self._model = model
+        if self._weights is None:
+            # Every change comes through here, so these are still the weights that the engine was started with.
+            self._weights = WeightWatch(self._read_weights, self._engine.request_recorder)
+        self._weights.may_have_changed(why)
+
+    def _read_weights(self) -> list[str]:
+        assert self._model is not None
+        return self._engine.read_weights(self._model)
+
+    def _settle(self) -> None:
+        """Know the weights, and be in their namespace, before anything is computed with them. Comes on every rank."""
+        if self._weights is None or self._weights.doubt is None or self._left:
+            return
+        if not self._weights.settle():
+            return
+        self._old_tree = self._computed_since_reset
+        self._publisher.void()
+        self.guard.withdraw_all()
+        for tracked in self._tracked.values():
+            self._matcher.forget(tracked)
+            tracked.phase = Phase.SETTLED
+        if self._old_tree:
+            logger.warning("the cache was not flushed after the weights had changed: nothing is shared until it is")
+        try:
+            self._engine.move(self._weights.epoch)
+        except Exception as exc:
+            logger.exception("the ranks did not become another incarnation")
+            self.leave(f"the ranks did not become another incarnation: {exc}")
 
     def leave(self, why: str) -> None:
+        """Stop sharing for good, and keep serving."""
         if self._left:
             return
         self._left = True

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 HASH_GROUP_BYTES = 4
 """vLLM appends the KV cache group's number to the hash that it keeps with a block."""
+
+COPIES_MAX = 8
+"""More copies of one block than these are not looked for. Requests that compute the same side by side make some."""
 
 STEPS_IN_FLIGHT_MAX = 1024
 """Far above vLLM's own limit of concurrent batches; a longer queue means that outputs no longer arrive."""
@@ -87,6 +91,9 @@ class BlockPublisher:
                 fills.append(self._fill(request, start, start + output.num_scheduled_tokens[request_id]))
         if fills:
             self._steps.append((step, fills))
+        for request_id in output.preempted_req_ids or ():
+            if (request := tracked.get(request_id)) is not None and not request.evidence.tainted:
+                self._drop_uncomputed(request)
 
     def confirm(self, step: int) -> None:
         """Mark and publish what the steps up to this one have computed; every rank has reported them done."""
@@ -160,6 +167,19 @@ class BlockPublisher:
                 return
             evidence.sound = index + 1
             self._publish(fill.tracked, index, block)
+
+    def _drop_uncomputed(self, tracked: Tracked) -> None:
+        """Take out of vLLM's prefix cache what a preempted request has left there hashed, and no step fills.
+
+        At worst vLLM computes again what it had: a hash that is taken out is a miss.
+        """
+        pool = self._manager.block_pool
+        for block_hash in tracked.request.block_hashes[tracked.evidence.sound :]:
+            for _ in range(COPIES_MAX):
+                cached = pool.get_cached_block(block_hash, GROUPS)
+                if cached is None or self._watch.is_watched(cached[0].block_id):
+                    break
+                self._manager.evict_blocks({cached[0].block_id})
 
     def _publish(self, tracked: Tracked, index: int, block: KVCacheBlock) -> None:
         """Publish a marked block, the index-th of a request, once, and only if its hash means the same elsewhere."""

@@ -8,6 +8,9 @@ Life of a request here:
 5. steps complete: full blocks are published (publishing.py);
 6. it ends: its slots stay readable until vLLM reuses them.
 
+A call that may change the weights, or a reset of the cache, stops 2 and 5 until the ranks have read their weights,
+before the next step. Changed weights are another namespace: the worker moves there and begins anew.
+
 All methods are called on the scheduler's thread.
 """
 
@@ -18,23 +21,23 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError, UnsupportedEngine
-from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.versions import refuse_unproven
+from ghostcacher_connector.engines.common.weight_watch import WeightWatch
 from ghostcacher_connector.engines.vllm.capabilities import pool_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.rank_calls import RankCalls
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked
-from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
@@ -46,12 +49,11 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.executor.abstract import Executor
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
 logger = logging.getLogger(__name__)
-
-NO_BUMPS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
 
 
 class ConnectorScheduler:
@@ -83,6 +85,10 @@ class ConnectorScheduler:
         self._lockstep = vllm_config.parallel_config.data_parallel_size > 1
         self._step = 0
         self._left = False
+        self._calls: RankCalls | None = None
+        self._weights: WeightWatch | None = None
+        self._moved_at = 0
+        self._lost_step = False
         self._tracked: dict[str, Tracked] = {}
         self._cancelled: list[str] = []
         self._manager: KVCacheManager | None = None
@@ -104,6 +110,18 @@ class ConnectorScheduler:
         if manager.block_pool is not None:
             refuse_unproven(pool_faults(manager.block_pool, self._block_tokens))
         self._manager = manager
+        reset = manager.reset_prefix_cache
+
+        def reset_prefix_cache() -> bool:
+            done: bool = reset()
+            self.cache_reset("reset of the prefix cache")
+            return done
+
+        manager.reset_prefix_cache = reset_prefix_cache
+
+    def watch_executor(self, executor: Executor) -> None:
+        """Watch the calls to the ranks; to be called before `join`."""
+        self._calls = RankCalls(executor, self._weights_may_change)
 
     def join(self, ranks: dict[int, RankHandshake]) -> None:
         """Enter the fleet, now that every rank has registered its memory. Done once, however often vLLM asks."""
@@ -112,17 +130,14 @@ class ConnectorScheduler:
         if self._manager is None:
             raise UnsupportedEngine("bind_kv_cache_manager: expected before set_xfer_handshake_metadata, found no call")
         assert self._manager.block_pool is not None
+        if self._calls is None:
+            raise UnsupportedEngine(
+                "Executor.init_kv_output_aggregator: expected before set_xfer_handshake_metadata, found no call; "
+                "needed to see weights that change"
+            )
         introductions = [handshake.introduction for handshake in ranks.values()]
-        if len(introductions) != self._rank_count:
-            raise ProtocolError(f"ranks: expected {self._rank_count}, found {len(introductions)}")
-        record = worker_record(
-            introductions,
-            worker=self._worker,
-            role=self._role,
-            http=self._settings.http_url,
-            block_tokens=self._block_tokens,
-            data_parallel_rank=self._front_rank,
-        )
+        record = self._record_of(introductions)
+        self._weights = WeightWatch(self._calls.read_weights, self._recorder, self._clock)
         self._forecaster = forecaster = Forecaster(
             self._first_prefill_rate(introductions),
             self._clock,
@@ -176,13 +191,76 @@ class ConnectorScheduler:
         self._left = True
         logger.error("leaving the fleet, restart this engine to share again: %s", why)
         for tracked in self._tracked.values():
-            if tracked.phase is not Phase.LOADING:
-                tracked.phase = Phase.SETTLED
+            self._give_up_pull(tracked)
         self._fleet.leave()
+
+    def _record_of(self, introductions: list[Introduction]) -> WorkerRecord:
+        if len(introductions) != self._rank_count:
+            raise ProtocolError(f"ranks: expected {self._rank_count}, found {len(introductions)}")
+        return worker_record(
+            introductions,
+            worker=self._worker,
+            role=self._role,
+            http=self._settings.http_url,
+            block_tokens=self._block_tokens,
+            data_parallel_rank=self._front_rank,
+        )
 
     def _first_prefill_rate(self, ranks: list[Introduction]) -> float:
         config = self._model_config.hf_text_config
         return first_prefill_rate(ranks, layers=config.num_hidden_layers, hidden=config.hidden_size)
+
+    # -- weights that change -------------------------------------------------------------------------------------
+
+    def cache_reset(self, why: str) -> None:
+        """Withdraw everything, and look at the weights before the next step: caches are reset when these change."""
+        if self._publisher is not None:
+            self._publisher.forget_all(self._tracked.values())
+        self._weights_may_change(why)
+
+    @property
+    def _sharing(self) -> bool:
+        """Whether what is computed may be published: this worker is in the fleet, with the weights of its namespace."""
+        return not self._left and self._weights is not None and self._weights.doubt is None
+
+    def _weights_may_change(self, why: str) -> None:
+        if self._weights is not None:
+            self._weights.may_have_changed(why)
+
+    def _settle(self) -> None:
+        """Know the weights, and be in their namespace, before the next step computes with them."""
+        if self._weights is None or self._weights.doubt is None or self._left:
+            return
+        if self._weights.settle() or self._lost_step:
+            self._move(self._weights.epoch)
+
+    def _move(self, epoch: str) -> None:
+        """Begin anew under these weights: the ranks first, so that peers refuse what is there before any of it is new.
+
+        The steps that are still in flight have computed with the weights of before, as did all that is in the cache.
+        """
+        assert self._calls is not None
+        assert self._fleet is not None
+        if self._publisher is not None and self._watch is not None:
+            self._publisher.forget_all(self._tracked.values())
+            self._watch.send_all()
+        for tracked in self._tracked.values():
+            self._give_up_pull(tracked)
+        try:
+            record = self._record_of(self._calls.move(epoch))
+        except Exception as exc:
+            logger.exception("the ranks did not become another incarnation")
+            self.leave(f"the ranks did not become another incarnation: {exc}")
+            return
+        self._moved_at, self._lost_step = self._step, False
+        self._fleet.move(record)
+
+    def _give_up_pull(self, tracked: Tracked) -> None:
+        """Have a request compute what it has not begun to pull."""
+        if self._matcher is not None:
+            self._matcher.forget(tracked)
+        if tracked.phase is not Phase.LOADING:
+            tracked.phase = Phase.SETTLED
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -195,6 +273,7 @@ class ConnectorScheduler:
 
     def match(self, request: Request, local_tokens: int) -> tuple[int | None, bool]:
         """Answer vLLM's question for tokens beyond the local ones: (count, loaded asynchronously)."""
+        self._settle()
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             return 0, False
@@ -224,6 +303,7 @@ class ConnectorScheduler:
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
+        self._settle()
         self._step += 1
         if output.kv_cache_block_copies or output.new_block_ids_to_zero:
             # With what support.py accepts vLLM never asks for it: see docs/ARCHITECTURE.md, the model runners.
@@ -259,9 +339,12 @@ class ConnectorScheduler:
             self._publisher.pulled(tracked, tracked.plan.first_block, usable)
 
     def _confirm(self, report: RankReport) -> None:
-        if report.lost_step:
-            self.leave("a rank missed a step and can no longer guarantee its generations")
-        if self._publisher is not None and not self._left:
+        if report.begins_late:
+            self.leave("vLLM overwrites blocks before their generations are bumped")
+        if report.lost_step and report.step > self._moved_at:
+            self._lost_step = True
+            self._weights_may_change("a rank missed a step and can no longer guarantee its generations")
+        if self._publisher is not None and self._sharing:
             self._publisher.confirm(report.step)
         if self._matcher is not None:
             self._matcher.reported(report.pulls)
@@ -298,4 +381,6 @@ class ConnectorScheduler:
 
 def _prefill_tokens(output: SchedulerOutput) -> int:
     """Count the prompt tokens of a step, near enough: requests that compute more than one token are prefilling."""
+    if output.total_num_scheduled_tokens == len(output.num_scheduled_tokens):
+        return 0  # as in most steps, however many requests there are
     return sum(count for count in output.num_scheduled_tokens.values() if count > 1)

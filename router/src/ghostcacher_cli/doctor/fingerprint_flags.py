@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ghostcacher_connector.identity.fingerprint import ABSENT, differences
+from ghostcacher_connector.identity.model_files import HUB_DIGEST
 
 Difference = tuple[str, str, str]
 """A field and its two values, as `identity.fingerprint.differences` returns them."""
 
 MODEL_FILES = "the model's files"
+GIVEN_WEIGHTS = "the weights given to running engines"
 WEIGHTS_ID = "weights_id (GC_WEIGHTS_ID)"
 HASH_SEED = "PYTHONHASHSEED (unset and empty are two values)"
 OUR_VERSION = "the version of GhostCacher"
@@ -20,6 +22,7 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "revision": ("--revision",),
         "config_digest": ("the model's config.json", "--hf-overrides", "--max-model-len"),
         "weights_digest": (MODEL_FILES, WEIGHTS_ID),
+        "weights_epoch": (GIVEN_WEIGHTS,),
         "block_tokens": ("--block-size",),
         "tp": ("--tensor-parallel-size",),
         "pp": ("--pipeline-parallel-size",),
@@ -34,13 +37,22 @@ FLAGS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "revision": ("--revision",),
         "config_digest": ("the model's config.json", "--json-model-override-args", "--context-length"),
         "weights_digest": (MODEL_FILES, WEIGHTS_ID),
+        "weights_epoch": (GIVEN_WEIGHTS,),
         "block_tokens": ("--page-size",),
         "tp": ("--tp-size",),
         "known_hash": ("the version of SGLang",),
         "engine_version": ("the version of SGLang",),
     },
 }
-"""By engine and field. What holds for both, and what takes a look at the values, is in `flags_of`."""
+"""By engine and field. What takes a look at the values is in `flags_of`."""
+
+COMMON: Mapping[str, Sequence[str]] = {
+    "layers": (MODEL_FILES,),
+    "kv_heads": (MODEL_FILES,),
+    "head_size": (MODEL_FILES,),
+    "schema_version": (OUR_VERSION,),
+}
+"""The same for both engines."""
 
 HASHING = frozenset({"hash_algorithm", "hash_seed", "known_hash"})
 """Fields of the chain hash. The hash of the known prompt follows from the other two."""
@@ -48,9 +60,8 @@ HASHING = frozenset({"hash_algorithm", "hash_seed", "known_hash"})
 SWITCHES = {"vllm": "VLLM_KV_CACHE_LAYOUT", "sglang": "SGLANG_USE_HND_KVCACHE"}
 """The environment variable that changes how bytes lie in a block."""
 
-LAYOUTS: Mapping[str, Sequence[str]] = {"vllm": ("kv_layout (GC_KV_LAYOUT)", "the version of GhostCacher")}
-"""What else decides how blocks lie in memory, and is seen in shapes and strides only. Older versions of GhostCacher
-leave vLLM its own layout."""
+LAYOUTS: Mapping[str, Sequence[str]] = {"vllm": ("kv_layout (GC_KV_LAYOUT)", OUR_VERSION)}
+"""What else decides how blocks lie in memory. Older versions of GhostCacher leave vLLM its own layout."""
 
 SHAPES = frozenset({"layers", "kv_heads", "head_size", "block_tokens", "tp", "kv_dtype", "quantization"})
 """Fields from which shapes and strides follow: where one of them differs, those need no flag of their own."""
@@ -58,9 +69,12 @@ SHAPES = frozenset({"layers", "kv_heads", "head_size", "block_tokens", "tp", "kv
 
 def fix_of(engine: str, found: Sequence[Difference]) -> str:
     """Return what to do so that workers share, naming flags rather than fields."""
+    if engine in FLAGS and any(ABSENT in (a, b) for _, a, b in found):
+        # Two versions know other fields, and may fill in the others in two ways: flags would send people astray.
+        return f"make {OUR_VERSION} equal on all of them: what else differs may follow from it"
     flags = list(dict.fromkeys(flag for difference in found for flag in flags_of(engine, difference, found)))
     fix = f"make {', '.join(flags) or OUR_VERSION} equal on all of them"
-    private = {field for field, a, b in found if "private-" in a + b}
+    private = {field for field, a, b in found if "private-" in a + b and field != "weights_epoch"}
     if private & HASHING:
         fix += "; vLLM draws a seed at random for this hash algorithm: set PYTHONHASHSEED to one value on all of them"
     if private - HASHING:
@@ -72,10 +86,8 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
     """Return the flags behind one difference; none where it follows from another one of those found."""
     field, a, b = difference
     names = {name for name, _, _ in found}
-    # Two versions of GhostCacher know other fields: what else differs cannot be told before they are one.
-    upgrading = field == "schema_version" or (ABSENT in (a, b) and engine in FLAGS)
-    if upgrading or field in ("layers", "kv_heads", "head_size"):
-        return (OUR_VERSION,) if upgrading else (MODEL_FILES,)
+    if field == "weights_digest" and a.startswith(HUB_DIGEST) != b.startswith(HUB_DIGEST):
+        return (f"where {MODEL_FILES} come from (a Hugging Face cache, or a folder)", WEIGHTS_ID)
     if field == "known_hash" and names & HASHING - {field}:
         return ()
     if field in ("kv_dtype", "quantization"):
@@ -92,16 +104,14 @@ def flags_of(engine: str, difference: Difference, found: Sequence[Difference]) -
         return [name for name, _, _ in differences(values, other_values)]
     if field == "layout":
         return _layout_flags(engine, a, b, follows=bool(names & SHAPES))
-    return FLAGS.get(engine, {}).get(field, (field,))
+    return FLAGS.get(engine, {}).get(field, COMMON.get(field, (field,)))
 
 
 def _layout_flags(engine: str, a: str, b: str, *, follows: bool) -> Sequence[str]:
     """Return the flags behind two layouts: ``attention backend:switches:shapes and strides``."""
     (backend, _, rest), (other_backend, _, other_rest) = a.partition(":"), b.partition(":")
+    switches = (SWITCHES.get(engine, "the layout of the KV cache"), *LAYOUTS.get(engine, ()))
     flags = ["--attention-backend"] if backend != other_backend else []
     if rest.partition(":")[0] != other_rest.partition(":")[0]:
-        flags.append(SWITCHES.get(engine, "the layout of the KV cache"))
-    if flags or follows:
-        return flags
-    switch = SWITCHES.get(engine, "the layout of the KV cache")
-    return ["--attention-backend", switch, *LAYOUTS.get(engine, ())]
+        flags.extend(switches)
+    return flags or ([] if follows else ["--attention-backend", *switches])

@@ -25,6 +25,7 @@ from ghostcacher_cli.up.launch import (
     transfer_config,
 )
 from ghostcacher_cli.up.machine import available_gib, is_port_free, require_memory, visible_gpus
+from ghostcacher_cli.up.ports import ports_of_engine
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.config import load_router_settings, variable_of
@@ -34,10 +35,11 @@ KV_GIB_WANTED = 4
 ROUTER_DRAIN_S = 10.0
 """A person who pressed Ctrl-C waits for this long at most, unless the router's settings say otherwise."""
 
+_DATA_PARALLEL = ("--data-parallel-size", "-dp", "--dp-size", "--dp")
 _PARALLEL = (
     ("--tensor-parallel-size", "-tp", "--tp-size", "--tp"),
     ("--pipeline-parallel-size", "-pp", "--pp-size"),
-    ("--data-parallel-size", "-dp", "--dp-size", "--dp"),
+    _DATA_PARALLEL,
 )
 
 
@@ -107,9 +109,12 @@ def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str])
     require_engine(options.engine)
     if options.engine == "sglang" and not _gpus_of(options):
         sglang.require_cpu_build(environ)
+    ranks, replicas = ranks_of(options), data_parallel_of(options)
+    if options.engine == "sglang" and replicas > 1:
+        raise ConfigError(f"--dp-size: SGLang's data-parallel ranks do not share: expected 1, got {replicas}")
     kv_gib = _kv_gib(options, environ)
     require_memory(
-        options.workers * _memory_gib(options, kv_gib),
+        options.workers * replicas * _memory_gib(options, kv_gib),
         f"{options.workers} engine{'s' * (options.workers > 1)} of {options.model}",
         "fewer --workers, a smaller model, or a smaller KV cache (--kv-gib)",
     )
@@ -117,10 +122,12 @@ def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str])
     base = {**environ, **own, "GC_REDIS_URL": redis_url}
     suffix = _fleet_suffix(options)
     kv_tokens = sglang.pool_tokens(options.model, kv_gib) if options.engine == "sglang" and kv_gib else None
-    return [
-        EnginePlan(f"w{number}", f"w{number}{suffix}", place, options, {**base, **place.env}, kv_tokens)
-        for number, place in enumerate(_places(options), 1)
-    ]
+    plans = []
+    for number, place in enumerate(_places(options), 1):
+        ports = ports_of_engine(environ, number - 1, ranks=ranks, data_parallel=replicas)
+        env = {**base, **place.env, **ports}
+        plans.append(EnginePlan(f"w{number}", f"w{number}{suffix}", place, options, env, kv_tokens))
+    return plans
 
 
 def plan_router(options: UpOptions, redis_url: str, environ: Mapping[str, str]) -> tuple[Command, float]:
@@ -180,13 +187,19 @@ def require_port(options: UpOptions) -> None:
 
 def ranks_of(options: UpOptions) -> int:
     """Return how many ranks, and so GPUs, the engine's flags ask for. Raises ConfigError."""
-    sizes = []
-    for flags in _PARALLEL:
-        text = engine_value(options.engine_arguments, *flags)
-        if text is not None and not re.fullmatch(r"[1-9][0-9]{0,3}", text):
-            raise ConfigError(f"{flags[0]}: expected a number from 1 to 9999, got {text!r}")
-        sizes.append(int(text or 1))
-    return math.prod(sizes)
+    return math.prod(_size(options, flags) for flags in _PARALLEL)
+
+
+def data_parallel_of(options: UpOptions) -> int:
+    """Return how many data-parallel ranks the engine's flags ask for: copies of the model. Raises ConfigError."""
+    return _size(options, _DATA_PARALLEL)
+
+
+def _size(options: UpOptions, flags: Sequence[str]) -> int:
+    text = engine_value(options.engine_arguments, *flags)
+    if text is not None and not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        raise ConfigError(f"{flags[0]}: expected a number from 1 to 9999, got {text!r}")
+    return int(text or 1)
 
 
 def _environment(options: UpOptions, kv_gib: int) -> dict[str, str]:
@@ -222,8 +235,9 @@ def _kv_gib(options: UpOptions, environ: Mapping[str, str]) -> int:
     own = environ.get("VLLM_CPU_KVCACHE_SPACE", "") if options.engine == "vllm" else ""
     if options.kv_gib is not None or own.isdecimal():
         return int(own) if options.kv_gib is None else options.kv_gib
-    left = (available_gib() or 0.0) - options.workers * memory_needed_gib(options.model, 0)
-    return max(1, min(KV_GIB_WANTED, int(left / options.workers / 2)))
+    copies = options.workers * data_parallel_of(options)
+    left = (available_gib() or 0.0) - copies * memory_needed_gib(options.model, 0)
+    return max(1, min(KV_GIB_WANTED, int(left / copies / 2)))
 
 
 def _memory_gib(options: UpOptions, kv_gib: int) -> float:

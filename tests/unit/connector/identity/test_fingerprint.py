@@ -19,6 +19,7 @@ BASE = {
     "revision": "main",
     "config_digest": "c0",
     "weights_digest": "w0",
+    "weights_epoch": "as started",
     "kv_dtype": "bfloat16",
     "quantization": "none",
     "numerics": "a=1;b=2",

@@ -209,3 +209,18 @@ def test_thread_answers_and_stops() -> None:
     wait_until(answered, what="request is answered")
     responder.stop()
     assert not responder._thread.alive
+
+
+def test_move_answers_for_the_new_record() -> None:
+    """A worker in another namespace times its peers there, at once, and a doctor finds it there."""
+    fleet = Fleet("w2")
+    fleet.responder.step()
+    moved = make_record("w1", namespace="other")
+    for record in (moved, make_record("w3", namespace="other")):
+        fleet.index.join(record, lease_ttl_s=LEASE_S)
+    fleet.responder.move(moved)
+    assert fleet.responder.step()
+    stored = fleet.index.reports("other", "w1", links_report(0))
+    assert stored.keys() == {"0:w3"}
+    fleet.responder.move(moved)
+    assert not fleet.responder.step()

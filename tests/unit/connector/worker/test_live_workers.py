@@ -109,3 +109,39 @@ def test_thread_refreshes_by_itself() -> None:
     index.join(record, lease_ttl_s=LEASE_S)
     wait_until(lambda: live.records() == [record])
     live.stop()
+
+
+def test_move_follows_another_namespace() -> None:
+    """Nobody of the old one is known any more, at once; those of the new one with the next look."""
+    index, seen = MemoryIndex(), []
+    live = LiveWorkers(index, NAMESPACE, on_change=lambda records: seen.append(list(records)))
+    old, new = make_record("a"), make_record("b", namespace="other")
+    for record in (old, new):
+        index.join(record, lease_ttl_s=LEASE_S)
+    live.refresh()
+    live.move("other")
+    assert live.records() == []
+    assert live.candidates() == []
+    live.refresh()
+    assert live.records() == [new]
+    assert live.get("b") == new
+    assert seen == [[old], [new]]
+
+
+def test_answer_that_was_asked_for_before_a_move_is_dropped() -> None:
+    """The index may take its time: its answer of the old namespace shows nobody in the new one."""
+    seen: list[Sequence[WorkerRecord]] = []
+
+    class Slow(MemoryIndex):
+        def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
+            found = super().workers(namespace)
+            if namespace == NAMESPACE:
+                live.move("other")
+            return found
+
+    index = Slow()
+    index.join(make_record("a"), lease_ttl_s=LEASE_S)
+    live = LiveWorkers(index, NAMESPACE, on_change=seen.append)
+    live.refresh()
+    assert live.records() == []
+    assert seen == []

@@ -1,0 +1,103 @@
+"""Calls from vLLM's scheduler process to its ranks: ours are made here, and everybody's are watched.
+
+Whoever changes the weights of a running vLLM does it through `Executor.collective_rpc`: `reload_weights`, weight
+transfer, methods of a ``worker_extension_cls``, functions that are sent to the workers, sleep mode. No connector is
+given the executor, but vLLM calls `Executor.init_kv_output_aggregator` with the scheduler's connector once, before the
+ranks introduce themselves: `watch_executors` takes it there (engine_patches/vllm says why).
+
+Calls reach every rank in the order in which they were made, steps included: what a rank reads in one of ours is what
+the steps before it have computed with.
+
+Driven by the scheduler's thread alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ghostcacher_connector.worker.registration import Introduction
+
+if TYPE_CHECKING:
+    from vllm.v1.executor.abstract import Executor
+
+HARMLESS = frozenset(
+    {
+        *("execute_model", "sample_tokens", "take_draft_token_ids", "execute_dummy_batch", "synchronize_device"),
+        *("check_health", "profile", "shutdown", "get_supported_tasks", "get_model_inspection", "annotate_profile"),
+        *("get_kv_connector_handshake_metadata", "get_kv_cache_spec", "get_cache_block_size_bytes"),
+        *("get_encoder_timing_stats", "release_late_interaction_query_cache", "reset_mm_cache", "reset_encoder_cache"),
+        *("add_lora", "remove_lora", "list_loras", "pin_lora"),
+        *("compute_weight_checksums", "save_sharded_state", "save_tensorized_model", "supports_draft_weight_updates"),
+    }
+)
+"""Methods of vLLM's own workers that leave the weights as they are. All others are taken to change them."""
+
+
+class RankCalls:
+    """The scheduler's way to the ranks."""
+
+    def __init__(self, executor: Executor, on_doubt: Callable[[str], None]) -> None:
+        """Watch an executor's calls from now on.
+
+        on_doubt: called with the name of each call that may change the weights, before it is made.
+        """
+        self._call = executor.collective_rpc
+        self._on_doubt = on_doubt
+        executor.collective_rpc = self._watched
+
+    def read_weights(self) -> list[str]:
+        """Return each rank's digest of its weights, in order of rank. Raises whatever the executor does."""
+        return list(self._call(read_weights))
+
+    def move(self, epoch: str) -> list[Introduction]:
+        """Have every rank become another incarnation under this weight epoch; return who they are then."""
+        return list(self._call(move, args=(epoch,)))
+
+    def _watched(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if method not in HARMLESS:
+            self._on_doubt(method if isinstance(method, str) else getattr(method, "__qualname__", repr(method)))
+        return self._call(method, *args, **kwargs)
+
+
+def read_weights(worker: Any) -> str:
+    """Return a digest of one rank's weights; runs in the rank's process. worker: vLLM's own."""
+    return str(_connector().read_weights(worker.get_model()))
+
+
+def move(_worker: Any, epoch: str) -> Introduction:
+    """Have one rank become another incarnation; runs in the rank's process."""
+    introduction: Introduction = _connector().move(epoch)
+    return introduction
+
+
+def _connector() -> Any:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group  # noqa: PLC0415 - only in a rank
+
+    return get_kv_transfer_group()
+
+
+def watch_executors() -> None:
+    """Have vLLM's executors introduced to our connectors. May be called more than once in a process.
+
+    That they have what is needed is checked before (capabilities.py).
+    """
+    from vllm.v1.executor.abstract import Executor  # noqa: PLC0415 - vLLM is optional
+
+    begin = Executor.init_kv_output_aggregator
+    if begin.__module__ != __name__:
+        Executor.init_kv_output_aggregator = _introducing(begin)
+
+
+def _introducing(begin: Callable[..., None]) -> Callable[..., None]:
+    """Return vLLM's method with an introduction behind it, for connectors that want to be introduced."""
+
+    @functools.wraps(begin)
+    def init_kv_output_aggregator(executor: Executor, connector: Any) -> None:
+        begin(executor, connector)
+        if (watch := getattr(connector, "watch_executor", None)) is not None:
+            watch(executor)
+
+    init_kv_output_aggregator.__module__ = __name__  # by which it is known again
+    return init_kv_output_aggregator
