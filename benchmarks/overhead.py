@@ -12,6 +12,10 @@ Elapsed time is printed beside it: it says more about the machine's other users.
 and their quartiles, which say how far the median can be trusted on this machine. Target: less than 1 % on the small
 model. A tiny model is the hard case: its steps are short, and so any fixed cost is a large part of them.
 
+The difference between two engines is as uncertain as the machine is busy. So what is ours is also measured by itself:
+thread by thread, and the calls that vLLM makes of the connector by a clock around each. Their sum is the line "direct";
+what it leaves out are vLLM's own costs of having a connector at all, and what threads cost each other.
+
 Scheduler and rank are in one process, as on a GPU: where they are two (vLLM's default on CPUs), each spins while it
 waits for the other, and CPU time is no more than elapsed time.
 """
@@ -19,8 +23,10 @@ waits for the other, and CPU time is no more than elapsed time.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,13 +43,15 @@ from benchmarks.harness import (
     start_many,
     stop_all,
 )
-from benchmarks.harness.cost_report import Pair, Turn, as_json, idle_report, report
-from benchmarks.harness.cpu_time import Snapshot, snapshot, used
+from benchmarks.harness.cost_report import Pair, Turn, as_json, calls_report, idle_report, report
+from benchmarks.harness.cpu_time import Group, Snapshot, Use, snapshot, used
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.model import Size, recipe
 from benchmarks.harness.program import run_program
 from benchmarks.harness.quiet_fleet import QuietFleet
 from benchmarks.harness.report import ProgressLine, now
+from benchmarks.harness.timed_connector import CALLS, FILE_VARIABLE, Times, make_times
+from ghostcacher_cli.up.launch import transfer_config
 
 WORKER = "overhead"
 SETTLE_S = 0.05
@@ -57,6 +65,11 @@ NUM_BLOCKS = 128
 ONE_PROCESS = ("--distributed-executor-backend", "uni")
 ONE_PROCESS_ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
 """Else vLLM refuses the above on CPUs: there it cannot bind the computing threads, of which there is one here."""
+
+
+CORE = "engine core"
+IN_CALLS = Group(CORE, "gc-calls")
+"""What the main thread does in the connector's calls; counted as if it were a thread."""
 
 
 class Load(NamedTuple):
@@ -77,6 +90,16 @@ SHORT = Load(requests=4, prompt_tokens=256, answer_tokens=32)
 SHORT_PAIRS = 4
 
 
+class Found(NamedTuple):
+    """What was measured with one model."""
+
+    pairs: list[Pair]
+    idle: Mapping[str, Turn]
+    """What each engine uses while it has nothing to do."""
+    calls: Mapping[str, Use]
+    """CPU time and number of each call that vLLM has made of the connector, over all pairs."""
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--short", action="store_true", help="4 pairs of a small load: for continuous tests")
@@ -94,20 +117,20 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         load = SHORT if chosen.short else LOADS[size]
         count = chosen.pairs or (SHORT_PAIRS if chosen.short else PAIRS[size])
         began = now()
-        pairs, idle = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress)
+        found = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress)
         progress.done(f"{size} model, {count} pairs of 4 turns of {load}, {now() - began:.0f} s")
-        print(report(pairs, load.tokens), idle_report(idle), sep="\n\n", end="\n\n", flush=True)
-        results[size] = {"load": load._asdict(), **as_json(pairs, idle)}
+        tables = report(found.pairs, load.tokens), calls_report(found.calls), idle_report(found.idle)
+        print(*tables, sep="\n\n", end="\n\n", flush=True)
+        results[size] = {"load": load._asdict(), **as_json(found.pairs, found.idle, found.calls)}
         if chosen.json:
             chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     return 0
 
 
-def compare(
-    size: Size, load: Load, count: int, idle_s: float, progress: ProgressLine
-) -> tuple[list[Pair], Mapping[str, Turn]]:
-    """Return the pairs of one model, and what both engines use while they are idle."""
-    with RedisServer() as redis:
+def compare(size: Size, load: Load, count: int, idle_s: float, progress: ProgressLine) -> Found:
+    """Return what one model shows."""
+    with RedisServer() as redis, tempfile.TemporaryDirectory() as folder:
+        times = make_times(Path(folder) / "times")
         common: dict[str, Any] = {
             "model": str(ensure_model(size)),
             "max_model_len": 2048,
@@ -117,28 +140,40 @@ def compare(
             "extra_args": ONE_PROCESS,
             "env": ONE_PROCESS_ENV,
         }
-        settings = {"redis_url": redis.url, "worker_id": WORKER}
-        options = [
-            EngineOptions(name="plain", **common),
-            EngineOptions(name="shared", connector=settings, **common),
-        ]
-        engines = start_many(options, progress)
+        timed = {
+            **common,
+            "extra_args": (*ONE_PROCESS, "--kv-transfer-config", timed_config(redis.url)),
+            "env": {**ONE_PROCESS_ENV, FILE_VARIABLE: f"{folder}/times"},
+        }
+        engines = start_many([EngineOptions(name="plain", **common), EngineOptions(name="shared", **timed)], progress)
         try:
             with QuietFleet(redis.url, WORKER):
-                bench = Bench(*engines, redis, load, recipe(size).vocab)
+                bench = Bench(*engines, redis, times, load, recipe(size).vocab)
                 pairs = bench.measure(count, progress)
-                return pairs, {engine.options.name: bench.idle(engine, idle_s) for engine in engines}
+                by_call = zip(CALLS, times.sum(axis=0).tolist(), strict=True)
+                calls = {name: Use(seconds, int(number)) for name, (seconds, number) in by_call}
+                idle = {engine.options.name: bench.idle(engine, idle_s) for engine in engines}
+                return Found(pairs, idle, calls)
         finally:
             stop_all(engines)
+
+
+def timed_config(redis_url: str) -> str:
+    """Return the JSON of ``--kv-transfer-config`` for the connector that times its calls."""
+    config = json.loads(transfer_config({"redis_url": redis_url, "worker_id": WORKER}, 0))
+    del config["kv_connector_extra_config"]["http_url"]
+    return json.dumps({**config, "kv_connector_module_path": "benchmarks.harness.timed_connector"})
 
 
 class Bench:
     """Two engines and the load that they get in turns."""
 
-    def __init__(self, plain: Engine, shared: Engine, redis: RedisServer, load: Load, vocab: int) -> None:
+    def __init__(self, plain: Engine, shared: Engine, redis: RedisServer, times: Times, load: Load, vocab: int) -> None:
+        """times: of the calls that the second engine makes of its connector."""
         self._plain = plain
         self._shared = shared
         self._redis = redis
+        self._times = times
         self._load = load
         self._vocab = vocab
         self._chance = random.Random(1)
@@ -190,10 +225,12 @@ class Bench:
 
     def _look(self, engine: Engine) -> Snapshot:
         server, *others = engine.process.processes()
-        roles = {"API server": [server], "engine core": others}
-        if engine is self._shared:
-            roles["Redis"] = self._redis.process.processes()
-        return snapshot(roles)
+        roles = {"API server": [server], CORE: others}
+        if engine is not self._shared:
+            return snapshot(roles)
+        seen = snapshot({**roles, "Redis": self._redis.process.processes()})
+        seconds, calls = self._times.sum(axis=(0, 1)).tolist()
+        return seen.split(Group(CORE, "main"), IN_CALLS, Use(seconds, int(calls)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from benchmarks.harness.report import percentile, table
 SHOWN_PART = 0.0005
 """Threads have a line of their own when they cost or save this part of the plain engine's CPU time, or are ours."""
 OURS = "gc-"
+STORE = "Redis"
 IDLE_WAKEUPS_SHOWN = 0.5
 """A second."""
 
@@ -34,6 +35,12 @@ class Turn(NamedTuple):
 
     def of(self, group: Group) -> Use:
         return self.use.get(group, NOTHING)
+
+    @property
+    def direct(self) -> Use:
+        """What is ours beyond doubt: our threads, our calls, and Redis, which nobody else uses."""
+        ours = (use for group, use in self.use.items() if group.thread.startswith(OURS) or group.process == STORE)
+        return sum(ours, NOTHING)
 
     def of_process(self, process: str) -> Use:
         return sum((use for group, use in self.use.items() if group.process == process), NOTHING)
@@ -62,7 +69,10 @@ def report(pairs: Sequence[Pair], tokens: int) -> str:
     Every cost is a part of all that the plain engine used, so that the lines of threads add up to that of all.
     """
     groups = sorted({group for pair in pairs for group in (*pair.plain.use, *pair.shared.use)})
-    rows = [_line("all", pairs, tokens, lambda turn: turn.all)]
+    rows = [
+        _line("all", pairs, tokens, lambda turn: turn.all),
+        _line("direct", pairs, tokens, lambda turn: turn.direct),
+    ]
     for process in sorted({group.process for group in groups}):
         rows.append(_line(process, pairs, tokens, lambda turn, name=process: turn.of_process(name)))  # type: ignore[misc]
         for group in groups:
@@ -77,7 +87,10 @@ def report(pairs: Sequence[Pair], tokens: int) -> str:
 
 def idle_report(idle: Mapping[str, Turn]) -> str:
     """Return the table of what idle engines use."""
-    rows = [_idle_line("all", list(idle.values()), lambda turn: turn.all)]
+    rows = [
+        _idle_line("all", list(idle.values()), lambda turn: turn.all),
+        _idle_line("direct", list(idle.values()), lambda turn: turn.direct),
+    ]
     for group in sorted({group for turn in idle.values() for group in turn.use}):
         if any(turn.of(group).wakeups / turn.elapsed_s > IDLE_WAKEUPS_SHOWN for turn in idle.values()):
             name = f"{group.process}: {group.thread}"
@@ -85,14 +98,28 @@ def idle_report(idle: Mapping[str, Turn]) -> str:
     return table(["idle: CPU ms a second", *idle, "wake-ups a second", *list(idle)[1:]], rows)
 
 
-def as_json(pairs: Sequence[Pair], idle: Mapping[str, Turn]) -> dict[str, Any]:
+def calls_report(calls: Mapping[str, Use]) -> str:
+    """Return the table of the calls that an engine makes of its connector."""
+    rows = [
+        [name, f"{use.cpu_s / use.wakeups * 1e6:.1f}", f"{use.wakeups:,}"] for name, use in calls.items() if use.wakeups
+    ]
+    return table(["the connector's calls", "CPU us each", "calls"], rows)
+
+
+def as_json(pairs: Sequence[Pair], idle: Mapping[str, Turn], calls: Mapping[str, Use]) -> dict[str, Any]:
     """Return all that was measured, as plain values."""
     costs = [pair.cost for pair in pairs]
     return {
-        "cost": {"median": median(costs), "quartiles": [percentile(costs, 25), percentile(costs, 75)]},
+        "cost": _summary(costs),
+        "direct_cost": _summary([pair.shared.direct.cpu_s / pair.plain.all.cpu_s for pair in pairs]),
         "pairs": [{"plain": _plain(pair.plain), "shared": _plain(pair.shared)} for pair in pairs],
+        "calls": {name: use._asdict() for name, use in calls.items()},
         "idle": {name: _plain(turn) for name, turn in idle.items()},
     }
+
+
+def _summary(costs: Sequence[float]) -> dict[str, Any]:
+    return {"median": median(costs), "quartiles": [percentile(costs, 25), percentile(costs, 75)]}
 
 
 def _is_shown(group: Group, pairs: Sequence[Pair]) -> bool:

@@ -51,6 +51,15 @@ class Snapshot(NamedTuple):
     processes: dict[int, tuple[str, float]]
     """Role and CPU time in seconds of each process, threads that have ended included."""
 
+    def split(self, whole: Group, part: Group, use: Use) -> Snapshot:
+        """Return the same with a part of one group's use counted as another group's."""
+        key, (_, of_whole) = max(
+            ((key, found) for key, found in self.threads.items() if found[0] == whole), key=lambda item: item[1][1]
+        )
+        pid, thread = key
+        rest = Use(of_whole.cpu_s - use.cpu_s, of_whole.wakeups)
+        return self._replace(threads={**self.threads, key: (whole, rest), (pid, -thread): (part, use)})
+
 
 def snapshot(roles: Mapping[str, Sequence[int]]) -> Snapshot:
     """Look at all threads of some processes. roles: the ids of processes by the role that they have in the report."""

@@ -141,6 +141,8 @@ class BounceBuffers:
 
     def reap(self) -> int:
         """Free the buffers whose READ is over; return how many stay quarantined."""
+        if not self._quarantined:
+            return 0  # as at almost every step of the engine; what another thread adds now is for the next call
         with self._lock:
             over = [entry for entry in self._quarantined if _is_over(entry.read)]
             self._quarantined = [entry for entry in self._quarantined if entry not in over]

@@ -20,7 +20,8 @@ MAIN, OURS = Group("engine core", "main"), Group("engine core", "gc-publisher")
 
 def spin() -> None:
     """Compute for some time, by this thread's own clock."""
-    while time.thread_time() < SPIN_S:
+    until = time.thread_time() + SPIN_S
+    while time.thread_time() < until:
         pass
 
 
@@ -71,6 +72,17 @@ def test_process_that_is_gone_is_left_out() -> None:
     assert used(empty, empty) == {}
 
 
+def test_part_of_a_thread_is_counted_by_itself() -> None:
+    """What is measured inside a thread is taken from it, and the sum stays what it was."""
+    main, part = Group("me", "main"), Group("me", "gc-calls")
+    before = snapshot({"me": [os.getpid()]}).split(main, part, Use(0.0, 0))
+    spin()
+    after = snapshot({"me": [os.getpid()]})
+    whole, split = used(before, after), used(before, after.split(main, part, Use(0.01, 7)))
+    assert split[part] == Use(0.01, 7)
+    assert split[main].cpu_s == pytest.approx(whole[main].cpu_s - 0.01)
+
+
 def pair(plain_s: float, shared_s: float, publisher_s: float) -> Pair:
     plain = Turn({MAIN: Use(plain_s, 10)}, 1.0)
     return Pair(plain, Turn({MAIN: Use(shared_s, 10), OURS: Use(publisher_s, 4)}, 1.0))
@@ -84,9 +96,10 @@ def test_report_says_what_is_added_in_all_and_by_whom() -> None:
     }
     assert lines["all"][1:4] == ["500.00", "515.00", "+3.00%"]
     assert lines["all"][4:7] == ["+1.00%", "to", "+3.00%"]
+    assert lines["direct"][1:4] == ["0.00", "10.00", "+2.00%"]
     assert lines["gc-publisher"][1:4] == ["0.00", "10.00", "+2.00%"]
     assert lines["gc-publisher"][-2:] == ["0", "2"]
-    assert as_json(pairs, {})["cost"]["median"] == pytest.approx(0.03)
+    assert as_json(pairs, {}, {})["cost"]["median"] == pytest.approx(0.03)
 
 
 def test_turns_add_up() -> None:

@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError, UnsupportedEngine
 from ghostcacher_connector.core.types import Role, WorkerRecord
@@ -39,7 +37,7 @@ from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked
-from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
@@ -56,8 +54,6 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 logger = logging.getLogger(__name__)
-
-NO_BUMPS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
 
 
 class ConnectorScheduler:
@@ -385,4 +381,6 @@ class ConnectorScheduler:
 
 def _prefill_tokens(output: SchedulerOutput) -> int:
     """Count the prompt tokens of a step, near enough: requests that compute more than one token are prefilling."""
+    if output.total_num_scheduled_tokens == len(output.num_scheduled_tokens):
+        return 0  # as in most steps, however many requests there are
     return sum(count for count in output.num_scheduled_tokens.values() if count > 1)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
 
+NO_BUMPS = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
+"""Most steps reuse no slot that is watched."""
+
 
 class SlotWatch:
     """Generations of all slots, and what is known of the contents of each."""
@@ -97,6 +100,8 @@ class SlotWatch:
 
     def take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots reused since the last call with their new generations, shape (n,) each."""
+        if not self._bumped:
+            return NO_BUMPS
         bumped, self._bumped = self._bumped, {}
         slots = np.fromiter(bumped.keys(), dtype=np.int64, count=len(bumped))
         return slots, np.fromiter(bumped.values(), dtype=np.uint64, count=len(bumped))
