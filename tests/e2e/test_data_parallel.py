@@ -23,7 +23,7 @@ from tests.e2e.routed import ask
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 RANKS = 2
-READY_S = 400.0
+READY_S = 780.0
 ENGINE = ("--data-parallel-size", str(RANKS), "--enforce-eager", "--max-model-len", "1024", "--dtype", "float32")
 ENGINE += ("--served-model-name", "m", "--block-size", str(BLOCK_TOKENS))
 TOKENS = 12 * BLOCK_TOKENS
@@ -85,7 +85,7 @@ def front(model: Path, log_dir: Path) -> Iterator[Front]:
             yield front
         finally:
             up.send_signal(signal.SIGTERM)
-            up.wait(60)
+            up.wait(120)
 
 
 def test_every_rank_is_a_worker_of_its_own(front: Front) -> None:

@@ -41,6 +41,7 @@ def config(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Any, Any, A
         "disaggregation_mode": "null",
         "enable_pdmux": False,
         "enable_lora": False,
+        "enable_mixed_chunk": False,
         "enable_memory_saver": False,
         "dllm_algorithm": None,
         "enable_streaming_session": False,
@@ -53,7 +54,7 @@ def config(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Any, Any, A
     }
     bag = SimpleNamespace(**found)
     bag.features = bag.dllm = bag
-    for name in ("parallel", "spec", "disagg", "lora", "exec", "serving", "memory"):
+    for name in ("parallel", "spec", "disagg", "lora", "exec", "serving", "memory", "schedule"):
         monkeypatch.setattr(support, f"get_{name}", lambda: bag)
     allocator = found["allocator"] or PagedTokenToKVPoolAllocator(
         8 * PAGE, PAGE, torch.float32, "cpu", make_pool(), False
@@ -94,6 +95,21 @@ def test_what_is_not_proven_is_refused_by_name(
     """The message names the feature."""
     with pytest.raises(UnsupportedEngine, match=named):
         support.check_config(*config(monkeypatch, **change))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_pass_that_fills_an_offered_page_is_launched_before(
+    monkeypatch: pytest.MonkeyPatch, mixed: bool, apart: bool
+) -> None:
+    """Not where both flags are set: SGLang then processes a result after it has prepared the pass behind it."""
+    monkeypatch.setenv("SGLANG_DISABLE_CONSECUTIVE_PREFILL_OVERLAP", str(int(apart)))
+    parts = config(monkeypatch, enable_mixed_chunk=mixed)
+    if mixed and apart:
+        with pytest.raises(UnsupportedEngine, match="enable_mixed_chunk"):
+            support.check_config(*parts)
+    else:
+        support.check_config(*parts)
 
 
 @pytest.mark.parametrize(

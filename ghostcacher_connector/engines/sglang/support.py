@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
@@ -19,6 +20,7 @@ from sglang.srt.runtime_context import (
     get_lora,
     get_memory,
     get_parallel,
+    get_schedule,
     get_serving,
     get_spec,
 )
@@ -60,6 +62,11 @@ def _features(params: CacheInitParams, model: ModelConfig) -> Iterator[str]:
         yield "enable_pdmux: expected false (its loop never asks which pages are computed)"
     if get_lora().enable_lora:
         yield "enable_lora: expected false (pages are offered without the name of the adapter that made them)"
+    if get_schedule().enable_mixed_chunk and envs.SGLANG_DISABLE_CONSECUTIVE_PREFILL_OVERLAP.get():
+        yield (
+            "SGLANG_DISABLE_CONSECUTIVE_PREFILL_OVERLAP with enable_mixed_chunk: expected one of the two at most "
+            "(a request that ends would offer its last token's page before the pass that fills it is launched)"
+        )
     if get_exec().features.enable_memory_saver:
         yield "enable_memory_saver: expected false (the KV memory is unmapped while peers may read it)"
     if get_exec().dllm.dllm_algorithm is not None:

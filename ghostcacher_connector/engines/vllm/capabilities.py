@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BASE = "vllm.distributed.kv_transfer.kv_connector.v1.base"
 CONNECTOR = f"{BASE}:KVConnectorBase_V1"
+MANAGER = "vllm.v1.core.kv_cache_manager:KVCacheManager"
 POOL = "vllm.v1.core.block_pool:BlockPool"
 EXECUTOR = "vllm.v1.executor.abstract:Executor"
 STEP = "vllm.v1.core.sched.output"
@@ -61,7 +62,8 @@ CALLED_BY_US = (
     Hook(f"{POOL}.unpin_blocks", "blocks on_reuse", "learn that a published block is handed out again"),
     Hook(f"{POOL}.get_cached_block", "block_hash kv_cache_group_ids", "know what the engine holds itself"),
     Hook(f"{POOL}.get_num_free_blocks", "", "report how full the cache is"),
-    Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.get_blocks", "request_id", "know where a request's blocks are"),
+    Hook(f"{MANAGER}.get_blocks", "request_id", "know where a request's blocks are"),
+    Hook(f"{MANAGER}.evict_blocks", "block_ids", "have blocks forgotten that were never computed"),
     Hook("vllm.v1.core.kv_cache_manager:KVCacheManager.reset_prefix_cache", "", "learn that weights may change"),
     Hook(f"{EXECUTOR}.init_kv_output_aggregator", "connector", "learn which ranks are the connector's"),
     Hook(
@@ -72,8 +74,13 @@ CALLED_BY_US = (
 """Methods that the connector calls."""
 
 READ_BY_US = (
-    Hook(f"{STEP}:SchedulerOutput", "num_scheduled_tokens scheduled_new_reqs scheduled_cached_reqs", "follow steps"),
-    Hook(f"{STEP}:CachedRequestData", "req_ids num_computed_tokens resumed_req_ids", "follow requests"),
+    Hook(
+        f"{STEP}:SchedulerOutput",
+        "num_scheduled_tokens scheduled_new_reqs scheduled_cached_reqs preempted_req_ids",
+        "know which blocks a step fills",
+    ),
+    Hook(f"{STEP}:NewRequestData", "req_id num_computed_tokens", "follow new requests"),
+    Hook(f"{STEP}:CachedRequestData", "req_ids num_computed_tokens resumed_req_ids", "follow running requests"),
     Hook(
         "vllm.v1.outputs:KVConnectorOutput",
         "invalid_block_ids finished_recving kv_connector_worker_meta",
@@ -88,9 +95,10 @@ READ_BY_US = (
 OF_A_REQUEST = (
     "block_hashes",
     "num_computed_tokens",
-    "num_in_flight_tokens",
+    "num_preemptions",
     "num_prompt_tokens",
     "num_tokens",
+    "resumable",
     "status",
 )
 """What the connector reads of a request, beside what it was given when it was made."""

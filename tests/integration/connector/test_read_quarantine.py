@@ -72,6 +72,8 @@ def test_slots_stay_quarantined_until_the_reading_agent_is_gone(emulated: dict[s
             wait_until(lambda process=process: pull(transport, process.endpoint, slots).outcome is PullOutcome.DONE)
         puller = Puller([transport], memory.rank, namespace="n", rank=0, pull_threads=1)
         puller.update_peers([record_of("owner", owner), record_of("other", other)])
+        # Each is probed when it is met; a probe of a stopped owner, or over a failing rail, would spoil what follows.
+        wait_until(lambda: [link.connected for link in puller.links().values()] == [True, True])
         memory.clear()
         library = Library(transport)
         if fault == "failed":

@@ -245,18 +245,20 @@ class Truth:
         self._numbers: dict[bytes, int] = {}
 
     def lies(self) -> list[str]:
-        """Return the marked slots that hold something else, and the published ones that are not marked."""
+        """Return the marked slots that do not hold what they must."""
         engine, watch = self._engine, self._engine.connector._scheduler._watch
         assert watch._published <= watch._computed <= watch._watched
         table, pool = engine.worker._worker._table, engine.scheduler.kv_cache_manager.block_pool
         found = []
         for slot in watch._computed:
+            if int(table.generation(slot)) != watch._generations[slot]:
+                found.append(f"{engine.name}: slot {slot} was handed out to a step that has yet to run")
             block = pool.blocks[slot].block_hash
-            if block is None or int(table.generation(slot)) != watch._generations[slot]:
-                continue  # unhashed, so that nobody is given it; or handed out again by a step that has yet to run
+            if block is None:
+                continue  # nobody is given it
             number = self._numbers.get(block) or self._numbers.setdefault(block, engine._number_of(block[:-4]))
             if not engine.holds(slot, BLOCK_TOKENS - 1, number):
-                found.append(f"{engine.name}: slot {slot}")
+                found.append(f"{engine.name}: slot {slot} holds something else")
         return found
 
 

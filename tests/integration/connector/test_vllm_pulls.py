@@ -23,8 +23,10 @@ from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.scheduling.matching import LOOKUP_WAIT_MAX_S, Matcher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder, summary
+from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING
+from ghostcacher_connector.transfer.base import PullOutcome
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
 from tests.integration.connector.prefix_numbers import expected_output
 from tests.support.index_parts import FakeClock, chain, wait_until
@@ -334,3 +336,13 @@ def test_what_a_preempted_request_computes_again_is_a_miss_with_a_reason() -> No
     tracked.request.num_preemptions = 1
     assert [bench.matcher.match(tracked, 16) for _ in range(2)] == [0, 0]
     assert bench.misses(MissReason.PREEMPTED) == BLOCKS - 1
+
+
+@pytest.mark.parametrize(("usable", "proven"), [((), 0), ((6,), 6), ((6, 3), 3), ((0, 6), 0)])
+def test_pull_proves_what_it_has_brought_to_every_rank(usable: tuple[int, ...], proven: int) -> None:
+    """The least that any rank can use counts, and nothing where no rank has said how its share ended."""
+    bench = Bench(1000.0)
+    outcome = PullOutcome.DONE
+    bench.matcher.reported([PullReport("r", outcome, 6, count, 6, 1, 1.0, "nixl", "peer", None) for count in usable])
+    assert bench.matcher.received("r", bench.tracked) == proven
+    assert bench.matcher.received("r", bench.tracked) == 0

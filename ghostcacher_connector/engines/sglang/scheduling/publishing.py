@@ -4,6 +4,13 @@ Life of an offer: SGLang inserts computed tokens into its tree, locks the new no
 forward pass that computes them may still run on a GPU, so events say when it is over; once it is on every rank
 (SGLang takes the least count of all ranks) the pages are published (`publish_oldest`) and the node is unlocked.
 
+Why an offered page is always one that a pass fills: SGLang enters tokens into its tree after it has launched the pass
+that computes them, a chunk when the next one is prepared, a request that ends when its result is processed, by which
+time the pass of its last token is launched, too (support.py refuses the one setting with which it is not). A request
+that is retracted, or aborted in the midst of its chunks, enters nothing. So what a request is given from the tree was
+launched before its own first pass, on the same stream, and what it computes stands on that. A pull is over before
+SGLang goes on, and enters the tree only with the request that it was made for.
+
 Driven by the scheduler's thread alone.
 """
 
