@@ -39,6 +39,7 @@ from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublis
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
+from ghostcacher_connector.identity.fingerprint import private_value
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
 from ghostcacher_connector.worker.membership import Membership
@@ -137,7 +138,7 @@ class ConnectorScheduler:
             )
         introductions = [handshake.introduction for handshake in ranks.values()]
         record = self._record_of(introductions)
-        self._weights = WeightWatch(self._calls.read_weights, self._recorder, self._clock)
+        self._weights = WeightWatch(self._read_weights, self._recorder, self._clock)
         self._forecaster = forecaster = Forecaster(
             self._first_prefill_rate(introductions),
             self._clock,
@@ -226,6 +227,15 @@ class ConnectorScheduler:
     def _weights_may_change(self, why: str) -> None:
         if self._weights is not None:
             self._weights.may_have_changed(why)
+
+    def _read_weights(self) -> list[str]:
+        """Return each rank's digest of its weights.
+
+        A data-parallel rank of a mixture of experts computes with experts that only others hold, and what those hold
+        now cannot be read here: its weights are never known to be the same as before, or as another worker's.
+        """
+        assert self._calls is not None
+        return [private_value()] if self._lockstep else self._calls.read_weights()
 
     def _settle(self) -> None:
         """Know the weights, and be in their namespace, before the next step computes with them."""
