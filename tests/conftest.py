@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import pytest
@@ -20,9 +21,13 @@ settings.load_profile("ghostcacher")
 
 
 def pytest_configure() -> None:
-    """Forget GC_* of whoever runs the tests: a developer's own Redis or worker name must not take part."""
+    """Forget GC_* of whoever runs the tests: a developer's own Redis or worker name must not take part.
+
+    And keep our log with pytest: the first engine inside a test's process would join it to the engine's for good.
+    """
     for name in [name for name in os.environ if name.startswith("GC_")]:
         del os.environ[name]
+    logging.getLogger("ghostcacher_connector").addHandler(logging.NullHandler())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -47,7 +47,8 @@ class LiveWorkers:
     ) -> None:
         """Prepare the snapshot; `start` keeps it fresh.
 
-        on_change: called on the thread of its own with all records whenever any of them has changed.
+        on_change: called with all records whenever any of them has changed, by one thread at a time; it must not
+            refresh.
         """
         self._index = index
         self._namespace = namespace
@@ -58,6 +59,8 @@ class LiveWorkers:
         # Replaced as a whole, never changed: readers need no lock.
         self._records: Records = NOBODY
         self._moving = threading.Lock()
+        # One change is passed on after the other, so that what was passed on last is what is known.
+        self._passing_on = threading.Lock()
         self._seen_at = clock()
         self._thread = Periodic("gc-live-workers", self._step)
         self.available = False
@@ -124,12 +127,13 @@ class LiveWorkers:
 
     def _replace(self, namespace: str | None, records: Records) -> None:
         """Take a snapshot, unless it is of a namespace that was left while the index was asked."""
-        with self._moving:
-            if namespace != self._namespace or records == self._records:
-                return
-            self._records = records
-        if self._on_change is not None:
-            self._on_change(list(records.values()))
+        with self._passing_on:
+            with self._moving:
+                if namespace != self._namespace or records == self._records:
+                    return
+                self._records = records
+            if self._on_change is not None:
+                self._on_change(list(records.values()))
 
     def _step(self) -> float:
         self.refresh()

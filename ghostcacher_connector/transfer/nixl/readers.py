@@ -178,7 +178,11 @@ class Readers:
             raise PeerUnreachable(f"a new reading agent does not start: {exc}") from exc
         with self._idle:
             self._backoff.succeeded()
-            self._current = made
+            closed = self._closed
+            self._current = None if closed else made
+        if closed:
+            made.reader.close()
+            raise PeerUnreachable("the transport is closed")
 
     def _take_down(self, lent: Lent) -> None:
         with self._idle:

@@ -21,11 +21,15 @@ class Reader:
     def __init__(self) -> None:
         self.released = threading.Event()
         self.destroyed = 0
+        self.closed = False
         self.buffers: Any = self
 
     def destroy(self) -> bool:
         self.destroyed += 1
         return self.released.is_set()
+
+    def close(self) -> None:
+        self.closed = True
 
     def quarantined_count(self) -> int:
         return 0
@@ -39,9 +43,11 @@ class Bench:
 
     def __init__(self) -> None:
         self.clock, self.made, self.error = FakeClock(), list[Reader](), ""
+        self.while_making = lambda: None
         self.readers = Readers(self._make, self.clock)
 
     def _make(self) -> Any:
+        self.while_making()
         if self.error:
             raise TransferError(self.error)
         self.made.append(Reader())
@@ -111,3 +117,13 @@ def test_reader_that_cannot_be_made_is_tried_again_after_a_pause(bench: Bench) -
     bench.clock.advance(60.0)
     with bench.readers.use() as lent:
         assert lent.reader is bench.made[1]
+
+
+def test_reader_that_is_made_while_the_transport_closes_is_closed_too(bench: Bench) -> None:
+    """Nobody would close it later: it would keep its agent, its registrations and its connections."""
+    bench.made[0].released.set()
+    bench.retire()
+    bench.while_making = bench.readers.close
+    with pytest.raises(PeerUnreachable, match="closed"), bench.readers.use():
+        pass
+    assert bench.made[1].closed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import msgspec
@@ -13,6 +14,7 @@ from ghostcacher_connector.worker.live_workers import LiveWorkers
 from tests.support.index_parts import NAMESPACE, FakeClock, make_record, wait_until
 
 LEASE_S = 10.0
+WAIT_S = 30.0
 
 
 def test_refresh_shows_live_workers_of_the_namespace() -> None:
@@ -109,6 +111,31 @@ def test_thread_refreshes_by_itself() -> None:
     index.join(record, lease_ttl_s=LEASE_S)
     wait_until(lambda: live.records() == [record])
     live.stop()
+
+
+def test_what_is_passed_on_last_is_what_is_known() -> None:
+    """Two threads that refresh at once pass their changes on one after the other, in the order of the snapshots."""
+    index, seen = MemoryIndex(), list[Sequence[WorkerRecord]]()
+    record, later = make_record("a"), make_record("a")
+    begun, second_waits = threading.Event(), threading.Event()
+
+    def on_change(records: Sequence[WorkerRecord]) -> None:
+        if list(records) == [record]:
+            begun.set()
+            second_waits.wait(0.2)  # another thread has the time to overtake, and must not
+        seen.append(list(records))
+        second_waits.set()
+
+    live = LiveWorkers(index, NAMESPACE, on_change=on_change)
+    index.join(record, lease_ttl_s=LEASE_S)
+    first = threading.Thread(target=live.refresh)
+    first.start()
+    assert begun.wait(WAIT_S)
+    index.join(later, lease_ttl_s=LEASE_S)
+    live.refresh()
+    first.join(WAIT_S)
+    assert seen == [[record], [later]]
+    assert live.records() == [later]
 
 
 def test_move_follows_another_namespace() -> None:
