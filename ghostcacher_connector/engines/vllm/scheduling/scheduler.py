@@ -239,7 +239,7 @@ class ConnectorScheduler:
 
     def _settle(self) -> None:
         """Know the weights, and be in their namespace, before the next step computes with them."""
-        if self._weights is None or self._weights.doubt is None or self._left:
+        if self._weights is None or self._left or not self._weights.due:
             return
         if self._weights.settle() or self._lost_step:
             self._move(self._weights.epoch)
