@@ -249,21 +249,32 @@ class ConnectorScheduler:
 
         The steps that are still in flight have computed with the weights of before, as did all that is in the cache.
         """
-        assert self._calls is not None
         assert self._fleet is not None
         if self._publisher is not None and self._watch is not None:
             self._publisher.forget_all(self._tracked.values())
             self._watch.send_all()
         for tracked in self._tracked.values():
             self._give_up_pull(tracked)
+        if (record := self._renew_ranks(epoch)) is not None:
+            self._fleet.move(record)
+
+    def _renew_ranks(self, epoch: str) -> WorkerRecord | None:
+        """Have every rank become another incarnation, behind the steps that are in flight; leave if that fails."""
+        assert self._calls is not None
         try:
             record = self._record_of(self._calls.move(epoch))
         except Exception as exc:
             logger.exception("the ranks did not become another incarnation")
             self.leave(f"the ranks did not become another incarnation: {exc}")
-            return
+            return None
         self._moved_at, self._lost_step = self._step, False
-        self._fleet.move(record)
+        return record
+
+    def _leave_before_step(self, why: str) -> None:
+        """Leave, and have peers refuse all that was published before the next step, whatever they have looked up."""
+        if self._weights is not None and not self._left:
+            self._renew_ranks(self._weights.epoch)
+            self.leave(why)
 
     def _give_up_pull(self, tracked: Tracked) -> None:
         """Have a request compute what it has not begun to pull."""
@@ -317,7 +328,9 @@ class ConnectorScheduler:
         self._step += 1
         if output.kv_cache_block_copies or output.new_block_ids_to_zero:
             # With what support.py accepts vLLM never asks for it: see docs/ARCHITECTURE.md, the model runners.
-            self.leave("vLLM zeroes or copies blocks, which its V2 runner does before their generations are bumped")
+            self._leave_before_step(
+                "vLLM zeroes or copies blocks, which its V2 runner does before their generations are bumped"
+            )
         if self._fleet is None and self._step == 1:
             logger.error("set_xfer_handshake_metadata: expected before the first step; this engine shares nothing")
         if self._fleet is not None and self._fleet.reporter.load_wanted:

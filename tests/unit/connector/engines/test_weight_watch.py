@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from ghostcacher_connector.engines.common.weight_watch import READ_AGAIN_MAX_S, UNREAD, WeightWatch
+from ghostcacher_connector.engines.common.weight_watch import READ_AGAIN_FIRST_S, READ_AGAIN_MAX_S, UNREAD, WeightWatch
 from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
 from ghostcacher_connector.metrics import Recorder, summary
 from tests.support.index_parts import FakeClock
@@ -118,6 +118,10 @@ def test_reads_that_fail_become_seldom() -> None:
         if ranks.watch.due:
             ranks.watch.settle()
     assert 10 <= ranks.reads - reads < 30
+    assert ranks.readable("s0")
+    ranks.change()
+    ranks.clock.advance(READ_AGAIN_FIRST_S)
+    assert ranks.watch.due
 
 
 def test_start_whose_weights_could_not_be_read_is_known_when_they_are() -> None:
