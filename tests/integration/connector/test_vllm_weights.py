@@ -173,7 +173,7 @@ def test_steps_are_no_reason_to_read_the_weights(make: Make) -> None:
     """What vLLM calls by itself costs nothing."""
     a = make("a")
     reads: list[int] = []
-    watch = a.connector._scheduler._weights
+    watch = a.connector._scheduler._epochs._weights
     read = watch._read
     watch._read = lambda: reads.append(1) or read()
     compute(a, 1)
@@ -277,7 +277,7 @@ def test_unreadable_weights_are_shared_with_nobody(make: Make, monkeypatch: pyte
             compute(engine, 1)
         assert len({old, namespace(a), namespace(b)}) == 3
     for engine in (a, b):
-        engine.connector._scheduler._weights._clock = lambda: time.monotonic() + READ_AGAIN_MAX_S
+        engine.connector._scheduler._epochs._weights._clock = lambda: time.monotonic() + READ_AGAIN_MAX_S
         compute(engine, 2)
         assert namespace(engine) == old
     meet(a, b)
