@@ -205,10 +205,9 @@ class ConnectorScheduler:
         """Answer vLLM's question for tokens beyond the local ones: (count, loaded asynchronously)."""
         self._settle()
         tracked = self._tracked.get(request.request_id)
-        if tracked is None:
-            return 0, False
-        tracked.evidence = Evidence()
-        if self._matcher is None:
+        if tracked is not None:
+            tracked.evidence = Evidence()
+        if tracked is None or self._matcher is None:
             return 0, False
         count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1 and not self._lockstep)
         return count, bool(count)
