@@ -286,9 +286,12 @@ def test_unreadable_weights_are_shared_with_nobody(make: Make, monkeypatch: pyte
     assert compute(b, 3) == BLOCKS
 
 
-def test_rank_that_lost_a_step_shares_again(make: Make) -> None:
-    """All ranks begin anew, with every generation, and what was published before is refused."""
-    a, b = pair(make)
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_rank_that_lost_a_step_shares_again(make: Make, in_flight: int) -> None:
+    """All ranks begin anew once, with every generation, and what was published before is refused."""
+    a, b = pair(make, in_flight=in_flight)
+    moves, move = [], a.connector._scheduler._fleet.move
+    a.connector._scheduler._fleet.move = lambda record: (moves.append(record), move(record))
     compute(a, 1)
     settled(a)
     reset(a)
@@ -302,6 +305,7 @@ def test_rank_that_lost_a_step_shares_again(make: Make) -> None:
     table, watch = a.worker._worker._table, a.connector._scheduler._watch
     assert [table.generation(slot) for slot in range(table.slot_count)] == watch._generations
     assert a.counted("gc_weight_changes_total") == 0
+    assert len(moves) == 1
 
 
 def test_many_changes_leave_nothing_behind(make: Make) -> None:
