@@ -44,6 +44,7 @@ def config(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Any, Any, A
         "enable_mixed_chunk": False,
         "enable_memory_saver": False,
         "dllm_algorithm": None,
+        "enable_eplb": False,
         "enable_streaming_session": False,
         "enable_session_radix_cache": False,
         "is_multimodal": False,
@@ -53,7 +54,7 @@ def config(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> tuple[Any, Any, A
         **changes,
     }
     bag = SimpleNamespace(**found)
-    bag.features = bag.dllm = bag
+    bag.features = bag.dllm = bag.moe = bag
     for name in ("parallel", "spec", "disagg", "lora", "exec", "serving", "memory", "schedule"):
         monkeypatch.setattr(support, f"get_{name}", lambda: bag)
     allocator = found["allocator"] or PagedTokenToKVPoolAllocator(
@@ -82,6 +83,7 @@ def test_plain_configuration_is_supported(monkeypatch: pytest.MonkeyPatch) -> No
         ({"enable_lora": True}, "enable_lora"),
         ({"enable_memory_saver": True}, "enable_memory_saver"),
         ({"dllm_algorithm": "x"}, "dllm_algorithm"),
+        ({"enable_eplb": True}, "enable_eplb"),
         ({"enable_streaming_session": True}, "sessions"),
         ({"is_multimodal": True}, "multimodal"),
         ({"attention_chunk_size": 64}, "chunked"),

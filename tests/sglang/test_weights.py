@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
+from ghostcacher_connector.engines.common.weight_watch import READ_AGAIN_MAX_S
 from ghostcacher_connector.engines.sglang.scheduling.rank_group import RankGroup
 from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
@@ -158,6 +160,34 @@ def test_same_weights_again_change_nothing(rig: Rig) -> None:
     rig.publish()
     assert rig.published() == 4
     assert rig.moves == []
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+def test_weights_that_could_not_be_read_are_read_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, flushed: bool
+) -> None:
+    """When all ranks have waited long enough. What was computed since the call is of the same weights."""
+    rig.offer(1)
+    rig.publish()
+    rig.change(0.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(rig.model), "named_parameters", lambda _: 1 / 0)
+        if flushed:
+            rig.flush()
+        rig.offer(2)
+    rig.scheduling.begin_pass()
+    assert len(rig.moves) == 1
+    asked: list[int] = []
+    monkeypatch.setattr(RankGroup, "least", lambda _, value: asked.append(value) or 0)
+    monkeypatch.setattr(rig.scheduling._weights, "_clock", lambda: time.monotonic() + READ_AGAIN_MAX_S)
+    rig.scheduling.begin_pass()
+    assert (asked, len(rig.moves)) == ([1], 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(rig.scheduling._weights, "_clock", lambda: time.monotonic() + READ_AGAIN_MAX_S)
+    rig.scheduling.begin_pass()
+    assert rig.moves[1:] == [WEIGHTS_AS_STARTED]
+    assert rig.published() == 0
+    assert rig.offer(3)[0] is flushed
 
 
 def test_weights_of_the_start_are_the_start_again(rig: Rig) -> None:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ghostcacher_connector.engines.common.weight_watch import UNREAD
 from ghostcacher_connector.identity.fingerprint import private_value
 
 logger = logging.getLogger(__name__)
@@ -78,13 +79,13 @@ class WeightsReader:
         self._hidden_name = "as started"
 
     def digest(self, model: torch.nn.Module) -> str:
-        """Return a digest of the model's weights; a value that nobody else has where they cannot be read."""
+        """Return a digest of the model's weights; `UNREAD` and more where they cannot be read."""
         self._look_at_hidden(model)
         try:
             seen = content_digest(model_tensors(model))
         except Exception:
             logger.exception("the weights cannot be read")
-            return private_value()
+            return UNREAD + private_value()
         return hashlib.blake2b(f"{seen} {self._hidden_name}".encode(), digest_size=DIGEST_BYTES).hexdigest()
 
     def _look_at_hidden(self, model: torch.nn.Module) -> None:

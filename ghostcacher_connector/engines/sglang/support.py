@@ -69,6 +69,8 @@ def _features(params: CacheInitParams, model: ModelConfig) -> Iterator[str]:
         )
     if get_exec().features.enable_memory_saver:
         yield "enable_memory_saver: expected false (the KV memory is unmapped while peers may read it)"
+    if get_exec().moe.enable_eplb:
+        yield "enable_eplb: expected false (experts move between ranks in any pass, and pass for weights that changed)"
     if get_exec().dllm.dllm_algorithm is not None:
         yield "dllm_algorithm: expected none"
     if get_serving().enable_streaming_session or get_memory().enable_session_radix_cache:

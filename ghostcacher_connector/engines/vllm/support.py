@@ -49,6 +49,8 @@ def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
             yield f"{name}: expected 1, found {size}"
     if parallel.distributed_executor_backend == "external_launcher":
         yield "distributed_executor_backend: expected one scheduler for all ranks, found external_launcher"
+    if parallel.enable_eplb:
+        yield "enable_eplb: expected false (experts move between ranks in any step, and pass for weights that changed)"
 
 
 def _features(vllm_config: VllmConfig) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,21 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from benchmarks.harness.redis_server import RedisServer
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.enginesim import SimEngine
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
+from tests.integration.connector.test_vllm_scheduler import (
+    SETTLE_S,
+    Make,
+    make,
+    meet,
+    model,
+    redis_server,
+    settled,
+    tokens_of,
+    wait_for,
+)
+
+__all__ = ["make", "model", "redis_server"]
 
 pytestmark = pytest.mark.engine
 
@@ -200,11 +215,6 @@ def test_one_group_of_full_attention_never_hits_part_of_a_block() -> None:
     assert "not enable_caching or (hash_block_size == self.block_size)" in " ".join(source.split()).replace("( ", "(")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
-
-
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_scheduler_neither_zeroes_nor_copies(model: Path, in_flight: int) -> None:
     """The real scheduler with shared prefixes, parts of blocks, reuse and preemption: both lists stay empty."""
@@ -232,15 +242,33 @@ def test_scheduler_neither_zeroes_nor_copies(model: Path, in_flight: int) -> Non
 
 
 @pytest.mark.parametrize("field", ["kv_cache_block_copies", "new_block_ids_to_zero"])
-def test_step_that_writes_before_the_bump_ends_sharing(model: Path, field: str) -> None:
-    """Should vLLM do it all the same, this worker leaves the fleet with a line in the log, and serves on."""
-    with RedisServer() as redis:
-        engine = SimEngine("a", model, {"redis_url": redis.url})
-        try:
-            engine.add("r", list(range(40)))
-            half, output = engine.connector._scheduler, engine.scheduler.schedule()
-            assert not half._left
-            half.build_metadata(replace(output, **{field: [3]}))
-            assert half._left
-        finally:
-            engine.close()
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_step_that_writes_before_the_bump_ends_sharing(make: Make, field: str, in_flight: int) -> None:
+    """Should vLLM do it all the same, this worker leaves the fleet and serves on. Peers that have looked its blocks up
+    before are refused, already when the step is on its way to the ranks."""
+    a, b = make("a", in_flight=in_flight), make("b")
+    meet(a, b)
+    tokens = tokens_of(1, 3 * BLOCK_TOKENS + 5)
+    a.add("known", tokens)
+    a.run()
+    settled(a)
+    pulling, go, run = threading.Event(), threading.Event(), b.worker._worker._runtime.puller._run
+
+    def run_later(job: Any) -> Any:
+        pulling.set()
+        go.wait(SETTLE_S)
+        return run(job)
+
+    b.worker._worker._runtime.puller._run = run_later
+    b.add("pulled", tokens)
+    wait_for(lambda: (b.step(), pulling.is_set())[1], "b has found what a holds")
+    half, build = a.connector._scheduler, a.connector.build_connector_meta
+    a.connector.build_connector_meta = lambda output: build(replace(output, **{field: [3]}))
+    a.add("writes", list(range(40)))
+    a.scheduler.schedule()
+    go.set()
+    b.run()
+    assert half._left
+    assert b.wrong == []
+    assert b.outputs("pulled") == expected_output(tokens, 4)
+    assert b.counted("gc_cache_hits_total") == 0

@@ -91,6 +91,7 @@ def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, nam
         ("model_config", "enable_sleep_mode", True, "enable_sleep_mode: expected false"),
         ("model_config", "enable_cumem_allocator", True, "enable_cumem_allocator: expected false"),
         ("parallel_config", "distributed_executor_backend", "external_launcher", "external_launcher"),
+        ("parallel_config", "enable_eplb", True, "enable_eplb: expected false"),
     ],
 )
 def test_features_without_a_proof_are_refused_by_name(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ pytest.importorskip("vllm")
 
 from vllm.v1.core.sched.output import SchedulerOutput
 
+from ghostcacher_connector.engines.common.weight_watch import READ_AGAIN_MAX_S
 from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
@@ -171,7 +173,7 @@ def test_steps_are_no_reason_to_read_the_weights(make: Make) -> None:
     """What vLLM calls by itself costs nothing."""
     a = make("a")
     reads: list[int] = []
-    watch = a.connector._scheduler._weights
+    watch = a.connector._scheduler._epochs._weights
     read = watch._read
     watch._read = lambda: reads.append(1) or read()
     compute(a, 1)
@@ -262,20 +264,34 @@ def test_pull_on_its_way_is_not_used_for_other_weights(make: Make) -> None:
 
 
 def test_unreadable_weights_are_shared_with_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the model cannot be reached, a call that may have changed it gives a namespace that nobody else has."""
+    """Where the model cannot be read, a call that may have changed it gives a namespace that nobody else has, until a
+    later step reads it, without another call."""
     a, b = pair(make)
     old = namespace(a)
-    monkeypatch.setattr(type(a.rank), "get_model", lambda _: 1 / 0)
+    with monkeypatch.context() as broken:
+        broken.setattr(a.rank, "get_model", lambda: 1 / 0)
+        broken.setattr(b.rank.model, "named_parameters", lambda: 1 / 0)
+        for engine in (a, b):
+            engine.rpc("ping")
+            reset(engine)
+            compute(engine, 1)
+        assert len({old, namespace(a), namespace(b)}) == 3
     for engine in (a, b):
-        engine.rpc("ping")
-        reset(engine)
-        compute(engine, 1)
-    assert len({old, namespace(a), namespace(b)}) == 3
+        engine.connector._scheduler._epochs._weights._clock = lambda: time.monotonic() + READ_AGAIN_MAX_S
+        compute(engine, 2)
+        assert namespace(engine) == old
+    meet(a, b)
+    compute(a, 3)
+    settled(a)
+    assert compute(b, 3) == BLOCKS
 
 
-def test_rank_that_lost_a_step_shares_again(make: Make) -> None:
-    """All ranks begin anew, with every generation, and what was published before is refused."""
-    a, b = pair(make)
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_rank_that_lost_a_step_shares_again(make: Make, in_flight: int) -> None:
+    """All ranks begin anew once, with every generation, and what was published before is refused."""
+    a, b = pair(make, in_flight=in_flight)
+    moves, move = [], a.connector._scheduler._fleet.move
+    a.connector._scheduler._fleet.move = lambda record: (moves.append(record), move(record))
     compute(a, 1)
     settled(a)
     reset(a)
@@ -289,6 +305,7 @@ def test_rank_that_lost_a_step_shares_again(make: Make) -> None:
     table, watch = a.worker._worker._table, a.connector._scheduler._watch
     assert [table.generation(slot) for slot in range(table.slot_count)] == watch._generations
     assert a.counted("gc_weight_changes_total") == 0
+    assert len(moves) == 1
 
 
 def test_many_changes_leave_nothing_behind(make: Make) -> None:

@@ -214,17 +214,21 @@ class ConnectorScheduler:
 
     def _settle(self) -> None:
         """Know the weights, and be in their namespace, before anything is computed with them. Comes on every rank."""
-        if self._weights is None or self._weights.doubt is None or self._left:
+        if self._weights is None or self._left:
             return
+        doubt = self._weights.doubt
+        if doubt is None and not (self._weights.unread and self._engine.ranks.least(self._weights.due)):
+            return  # each rank has a clock of its own, and reading is for all together
         if not self._weights.settle():
             return
-        self._old_tree = self._computed_since_reset
+        if doubt is not None:  # else what is in the tree is of these weights
+            self._old_tree = self._computed_since_reset
         self._publisher.void()
         self.guard.withdraw_all()
         for tracked in self._tracked.values():
             self._matcher.forget(tracked)
             tracked.phase = Phase.SETTLED
-        if self._old_tree:
+        if doubt is not None and self._old_tree:
             logger.warning("the cache was not flushed after the weights had changed: nothing is shared until it is")
         try:
             self._engine.move(self._weights.epoch)

@@ -9,7 +9,7 @@ Life of a request here:
 6. it ends: its slots stay readable until vLLM reuses them.
 
 A call that may change the weights, or a reset of the cache, stops 2 and 5 until the ranks have read their weights,
-before the next step. Changed weights are another namespace: the worker moves there and begins anew.
+before the next step (weight_epochs.py). Changed weights are another namespace: the worker moves there and begins anew.
 
 All methods are called on the scheduler's thread.
 """
@@ -22,32 +22,27 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.errors import ProtocolError, UnsupportedEngine
-from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.versions import refuse_unproven
-from ghostcacher_connector.engines.common.weight_watch import WeightWatch
 from ghostcacher_connector.engines.vllm.capabilities import pool_faults
-from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
-from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.engines.vllm.rank_calls import RankCalls
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
+from ghostcacher_connector.engines.vllm.scheduling.parts import PartsMaker
+from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
-from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
-from ghostcacher_connector.identity.fingerprint import private_value
+from ghostcacher_connector.engines.vllm.scheduling.weight_epochs import WeightEpochs
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
-from ghostcacher_connector.pull.forecast import Forecaster, PrefillClock
+from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.worker.membership import Membership
-from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.executor.abstract import Executor
@@ -67,33 +62,20 @@ class ConnectorScheduler:
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        transfer = vllm_config.kv_transfer_config
-        assert transfer is not None
-        assert transfer.kv_role is not None
-        self._role = Role(transfer.kv_role)
-        self._worker = worker_name(vllm_config, settings)
-        self._data_parallel_rank = data_parallel_rank(vllm_config) or 0
-        self._front_rank = front_rank(vllm_config)
-        self._rank_count = vllm_config.parallel_config.tensor_parallel_size
-        self._model_config = vllm_config.model_config
+        assert vllm_config.kv_transfer_config is not None
+        self._engine_id = str(vllm_config.kv_transfer_config.engine_id)
         self._block_tokens = vllm_config.cache_config.block_size
-        self._mixes_adapters_wrong = mixes_adapters_wrong(vllm_config)
-        self._step_tokens_max = vllm_config.scheduler_config.max_num_batched_tokens
-        self._settings = settings
+        self._maker = PartsMaker(vllm_config, settings, recorder, clock)
         self._recorder = recorder
         self._clock = clock
         # The data-parallel ranks of a mixture of experts step together: who waits, makes all of them wait.
         self._lockstep = vllm_config.parallel_config.data_parallel_size > 1
         self._step = 0
         self._left = False
-        self._calls: RankCalls | None = None
-        self._weights: WeightWatch | None = None
-        self._moved_at = 0
-        self._lost_step = False
+        self._epochs: WeightEpochs | None = None
         self._tracked: dict[str, Tracked] = {}
         self._cancelled: list[str] = []
         self._manager: KVCacheManager | None = None
-        self._engine_id = str(transfer.engine_id)
         self._fleet: Membership | None = None
         self._gauges: GaugeServer | None = None
         self._watch: SlotWatch | None = None
@@ -102,7 +84,7 @@ class ConnectorScheduler:
         self._load: LoadMeter | None = None
         self._matcher: Matcher | None = None
         self._forecaster: Forecaster | None = None
-        self._prefill = PrefillClock(clock)
+        self._prefill: PrefillMeter | None = None
 
     # -- start and end -------------------------------------------------------------------------------------------
 
@@ -122,7 +104,7 @@ class ConnectorScheduler:
 
     def watch_executor(self, executor: Executor) -> None:
         """Watch the calls to the ranks; to be called before `join`."""
-        self._calls = RankCalls(executor, self._weights_may_change)
+        self._epochs = WeightEpochs(executor, has_all_experts=not self._lockstep)
 
     def join(self, ranks: dict[int, RankHandshake]) -> None:
         """Enter the fleet, now that every rank has registered its memory. Done once, however often vLLM asks."""
@@ -130,54 +112,19 @@ class ConnectorScheduler:
             return
         if self._manager is None:
             raise UnsupportedEngine("bind_kv_cache_manager: expected before set_xfer_handshake_metadata, found no call")
-        assert self._manager.block_pool is not None
-        if self._calls is None:
+        if self._epochs is None:
             raise UnsupportedEngine(
                 "Executor.init_kv_output_aggregator: expected before set_xfer_handshake_metadata, found no call; "
                 "needed to see weights that change"
             )
-        introductions = [handshake.introduction for handshake in ranks.values()]
-        record = self._record_of(introductions)
-        self._weights = WeightWatch(self._read_weights, self._recorder, self._clock)
-        self._forecaster = forecaster = Forecaster(
-            self._first_prefill_rate(introductions),
-            self._clock,
-            step_tokens_max=self._step_tokens_max,
-            pull_threads=self._settings.pull_threads,
-        )
-        self._fleet = fleet = Membership(
-            self._settings,
-            record,
-            self._recorder,
-            port_offset=self._data_parallel_rank,
-            prefill_rate=lambda: forecaster.prefill_tokens_per_s,
-        )
-        pool, block_bytes = self._manager.block_pool, record.ranks[0].bytes_per_slot
-        self._load = LoadMeter(pool, self._forecaster, block_tokens=self._block_tokens, block_bytes=block_bytes)
-        self._prompts = PromptReporter(fleet.reporter, self._block_tokens)
-        if self._role.publishes:
-            self._watch = SlotWatch(pool, fleet.publisher.withdraw)
-            self._publisher = BlockPublisher(
-                self._manager,
-                self._watch,
-                fleet.publisher,
-                self._block_tokens,
-                self._prompts.published,
-                mixes_adapters_wrong=self._mixes_adapters_wrong,
-            )
-        if self._role.pulls:
-            self._matcher = Matcher(
-                self._settings,
-                fleet.lookups,
-                self._forecaster,
-                self._recorder,
-                block_tokens=self._block_tokens,
-                block_bytes=block_bytes,
-                clock=self._clock,
-            )
+        parts = self._maker.make([handshake.introduction for handshake in ranks.values()], self._manager)
+        self._epochs.begin(self._recorder, self._clock)
+        self._fleet, self._load, self._prompts = parts.fleet, parts.load, parts.prompts
+        self._forecaster, self._prefill = parts.forecaster, parts.prefill
+        self._watch, self._publisher, self._matcher = parts.watch, parts.publisher, parts.matcher
         self._report_load()
-        fleet.start()
-        self._gauges = GaugeServer(self._engine_id, fleet.gauges)
+        parts.fleet.start()
+        self._gauges = GaugeServer(self._engine_id, parts.fleet.gauges)
 
     def shutdown(self) -> None:
         if self._gauges is not None:
@@ -191,25 +138,8 @@ class ConnectorScheduler:
             return
         self._left = True
         logger.error("leaving the fleet, restart this engine to share again: %s", why)
-        for tracked in self._tracked.values():
-            self._give_up_pull(tracked)
+        self._give_up_pulls()
         self._fleet.leave()
-
-    def _record_of(self, introductions: list[Introduction]) -> WorkerRecord:
-        if len(introductions) != self._rank_count:
-            raise ProtocolError(f"ranks: expected {self._rank_count}, found {len(introductions)}")
-        return worker_record(
-            introductions,
-            worker=self._worker,
-            role=self._role,
-            http=self._settings.http_url,
-            block_tokens=self._block_tokens,
-            data_parallel_rank=self._front_rank,
-        )
-
-    def _first_prefill_rate(self, ranks: list[Introduction]) -> float:
-        config = self._model_config.hf_text_config
-        return first_prefill_rate(ranks, layers=config.num_hidden_layers, hidden=config.hidden_size)
 
     # -- weights that change -------------------------------------------------------------------------------------
 
@@ -217,67 +147,57 @@ class ConnectorScheduler:
         """Withdraw everything, and look at the weights before the next step: caches are reset when these change."""
         if self._publisher is not None:
             self._publisher.forget_all(self._tracked.values())
-        self._weights_may_change(why)
+        if self._epochs is not None:
+            self._epochs.doubt(why)
 
     @property
     def _sharing(self) -> bool:
         """Whether what is computed may be published: this worker is in the fleet, with the weights of its namespace."""
-        return not self._left and self._weights is not None and self._weights.doubt is None
-
-    def _weights_may_change(self, why: str) -> None:
-        if self._weights is not None:
-            self._weights.may_have_changed(why)
-
-    def _read_weights(self) -> list[str]:
-        """Return each rank's digest of its weights.
-
-        A data-parallel rank of a mixture of experts computes with experts that only others hold, and what those hold
-        now cannot be read here: its weights are never known to be the same as before, or as another worker's.
-        """
-        assert self._calls is not None
-        return [private_value()] if self._lockstep else self._calls.read_weights()
+        return not self._left and self._epochs is not None and self._epochs.certain
 
     def _settle(self) -> None:
         """Know the weights, and be in their namespace, before the next step computes with them."""
-        if self._weights is None or self._weights.doubt is None or self._left:
-            return
-        if self._weights.settle() or self._lost_step:
-            self._move(self._weights.epoch)
+        if self._epochs is not None and not self._left and self._epochs.settle():
+            self._move()
 
-    def _move(self, epoch: str) -> None:
+    def _move(self) -> None:
         """Begin anew under these weights: the ranks first, so that peers refuse what is there before any of it is new.
 
         The steps that are still in flight have computed with the weights of before, as did all that is in the cache.
         """
-        assert self._calls is not None
         assert self._fleet is not None
         if self._publisher is not None and self._watch is not None:
             self._publisher.forget_all(self._tracked.values())
             self._watch.send_all()
-        for tracked in self._tracked.values():
-            self._give_up_pull(tracked)
+        self._give_up_pulls()
+        if (record := self._renew_ranks()) is not None:
+            self._fleet.move(record)
+
+    def _renew_ranks(self) -> WorkerRecord | None:
+        """Have every rank become another incarnation, behind the steps that are in flight; leave if that fails."""
+        assert self._epochs is not None
         try:
-            record = self._record_of(self._calls.move(epoch))
+            return self._maker.record_of(self._epochs.move(self._step))
         except Exception as exc:
             logger.exception("the ranks did not become another incarnation")
             self.leave(f"the ranks did not become another incarnation: {exc}")
-            return
-        self._moved_at, self._lost_step = self._step, False
-        self._fleet.move(record)
+            return None
 
-    def _give_up_pull(self, tracked: Tracked) -> None:
-        """Have a request compute what it has not begun to pull."""
-        if self._matcher is not None:
-            self._matcher.forget(tracked)
-        if tracked.phase is not Phase.LOADING:
-            tracked.phase = Phase.SETTLED
+    def _give_up_pulls(self) -> None:
+        """Have all requests compute what they have not begun to pull."""
+        for tracked in self._tracked.values():
+            if self._matcher is not None:
+                self._matcher.forget(tracked)
+            if tracked.phase is not Phase.LOADING:
+                tracked.phase = Phase.SETTLED
 
     # -- requests ------------------------------------------------------------------------------------------------
 
     def on_new_request(self, request: Request) -> None:
         tracked = self._tracked[request.request_id] = Tracked(request)
         if self._matcher is not None and not self._left:
-            self._matcher.ask(tracked, self._pool)
+            assert self._manager is not None
+            self._matcher.ask(tracked, self._manager.block_pool)
         if self._prompts is not None and not self._left:
             self._prompts.arrived(tracked)
 
@@ -285,10 +205,9 @@ class ConnectorScheduler:
         """Answer vLLM's question for tokens beyond the local ones: (count, loaded asynchronously)."""
         self._settle()
         tracked = self._tracked.get(request.request_id)
-        if tracked is None:
-            return 0, False
-        tracked.evidence = Evidence()
-        if self._matcher is None:
+        if tracked is not None:
+            tracked.evidence = Evidence()
+        if tracked is None or self._matcher is None:
             return 0, False
         count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1 and not self._lockstep)
         return count, bool(count)
@@ -315,8 +234,9 @@ class ConnectorScheduler:
     def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
         self._settle()
         self._step += 1
-        if output.kv_cache_block_copies or output.new_block_ids_to_zero:
+        if (output.kv_cache_block_copies or output.new_block_ids_to_zero) and self._sharing:
             # With what support.py accepts vLLM never asks for it: see docs/ARCHITECTURE.md, the model runners.
+            self._renew_ranks()  # before this step reaches them: peers may have looked up what it overwrites
             self.leave("vLLM zeroes or copies blocks, which its V2 runner does before their generations are bumped")
         if self._fleet is None and self._step == 1:
             logger.error("set_xfer_handshake_metadata: expected before the first step; this engine shares nothing")
@@ -324,7 +244,8 @@ class ConnectorScheduler:
             self._report_load()
         if self._publisher is not None and not self._left:
             self._publisher.note_step(self._step, output, self._tracked)
-        self._prefill.scheduled(self._step, _prefill_tokens(output))
+        if self._prefill is not None:
+            self._prefill.scheduled(self._step, output)
         bumped, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
         cancelled, self._cancelled = self._cancelled, []
         pulls = self._matcher.take_orders() if self._matcher is not None else []
@@ -351,22 +272,16 @@ class ConnectorScheduler:
     def _confirm(self, report: RankReport) -> None:
         if report.begins_late:
             self.leave("vLLM overwrites blocks before their generations are bumped")
-        if report.lost_step and report.step > self._moved_at:
-            self._lost_step = True
-            self._weights_may_change("a rank missed a step and can no longer guarantee its generations")
+        if report.lost_step and self._epochs is not None:
+            self._epochs.lost_step(report.step)
         if self._publisher is not None and self._sharing:
             self._publisher.confirm(report.step)
         if self._matcher is not None:
             self._matcher.reported(report.pulls)
         if self._forecaster is not None:
             self._forecaster.observe_round_trips(report.round_trips)
-            if (observed := self._prefill.done(report.step)) is not None:
-                self._observe_prefill(*observed)
-
-    def _observe_prefill(self, tokens: int, seconds: float) -> None:
-        assert self._forecaster is not None
-        if (ratio := self._forecaster.observe_step(tokens, seconds)) is not None:
-            self._recorder.observe("gc_prefill_forecast_ratio", ratio)
+        if self._prefill is not None:
+            self._prefill.done(report.step)
 
     def _report_load(self) -> None:
         """Give the reporter the present load, to be published from its own thread."""
@@ -383,14 +298,3 @@ class ConnectorScheduler:
         if self._fleet is not None:
             self._fleet.export(delta)
         return delta
-
-    @property
-    def _pool(self) -> BlockPool | None:
-        return self._manager.block_pool if self._manager is not None else None
-
-
-def _prefill_tokens(output: SchedulerOutput) -> int:
-    """Count the prompt tokens of a step, near enough: requests that compute more than one token are prefilling."""
-    if output.total_num_scheduled_tokens == len(output.num_scheduled_tokens):
-        return 0  # as in most steps, however many requests there are
-    return sum(count for count in output.num_scheduled_tokens.values() if count > 1)

@@ -1,0 +1,145 @@
+"""Makes what the scheduler's half has from the moment at which its worker enters the fleet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
+from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
+from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
+from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
+from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
+from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.worker.membership import Membership
+from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one worker, wired to each other. None of them has begun to run."""
+
+    fleet: Membership
+    """The worker among the others."""
+    forecaster: Forecaster
+    """Knows how long pulls and steps take."""
+    prefill: PrefillMeter
+    """Tells the forecaster how long steps took."""
+    load: LoadMeter
+    """Measures what routers see of this worker."""
+    prompts: PromptReporter
+    """Tells routers of prompts."""
+    watch: SlotWatch | None
+    """Counts generations; None for a worker that does not publish."""
+    publisher: BlockPublisher | None
+    """Offers blocks; None as above."""
+    matcher: Matcher | None
+    """Finds blocks; None for a worker that does not pull."""
+
+
+class PartsMaker:
+    """Makes the parts of one engine's scheduler half."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        settings: Settings,
+        recorder: Recorder,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        transfer = vllm_config.kv_transfer_config
+        assert transfer is not None
+        assert transfer.kv_role is not None
+        self._role = Role(transfer.kv_role)
+        self._worker = worker_name(vllm_config, settings)
+        self._config = vllm_config
+        self._block_tokens = vllm_config.cache_config.block_size
+        self._settings = settings
+        self._recorder = recorder
+        self._clock = clock
+
+    def record_of(self, ranks: list[Introduction]) -> WorkerRecord:
+        """Return the worker's record, as its ranks are now. Raises ProtocolError if there are more or fewer of them."""
+        expected = self._config.parallel_config.tensor_parallel_size
+        if len(ranks) != expected:
+            raise ProtocolError(f"ranks: expected {expected}, found {len(ranks)}")
+        return worker_record(
+            ranks,
+            worker=self._worker,
+            role=self._role,
+            http=self._settings.http_url,
+            block_tokens=self._block_tokens,
+            data_parallel_rank=front_rank(self._config),
+        )
+
+    def make(self, ranks: list[Introduction], manager: KVCacheManager) -> Parts:
+        """Return all parts. manager: vLLM's, with a pool of blocks."""
+        pool, record, tokens = manager.block_pool, self.record_of(ranks), self._block_tokens
+        assert pool is not None
+        block_bytes = record.ranks[0].bytes_per_slot
+        forecaster = self._forecaster(ranks)
+        fleet = Membership(
+            self._settings,
+            record,
+            self._recorder,
+            port_offset=data_parallel_rank(self._config) or 0,
+            prefill_rate=lambda: forecaster.prefill_tokens_per_s,
+        )
+        prompts = PromptReporter(fleet.reporter, tokens)
+        watch = SlotWatch(pool, fleet.publisher.withdraw) if self._role.publishes else None
+        return Parts(
+            fleet,
+            forecaster,
+            PrefillMeter(forecaster, self._recorder, self._clock),
+            LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes),
+            prompts,
+            watch,
+            self._publisher(manager, watch, fleet, prompts) if watch is not None else None,
+            self._matcher(fleet, forecaster, block_bytes) if self._role.pulls else None,
+        )
+
+    def _forecaster(self, ranks: list[Introduction]) -> Forecaster:
+        text = self._config.model_config.hf_text_config
+        return Forecaster(
+            first_prefill_rate(ranks, layers=text.num_hidden_layers, hidden=text.hidden_size),
+            self._clock,
+            step_tokens_max=self._config.scheduler_config.max_num_batched_tokens,
+            pull_threads=self._settings.pull_threads,
+        )
+
+    def _publisher(
+        self, manager: KVCacheManager, watch: SlotWatch, fleet: Membership, prompts: PromptReporter
+    ) -> BlockPublisher:
+        return BlockPublisher(
+            manager,
+            watch,
+            fleet.publisher,
+            self._block_tokens,
+            prompts.published,
+            mixes_adapters_wrong=mixes_adapters_wrong(self._config),
+        )
+
+    def _matcher(self, fleet: Membership, forecaster: Forecaster, block_bytes: int) -> Matcher:
+        return Matcher(
+            self._settings,
+            fleet.lookups,
+            forecaster,
+            self._recorder,
+            block_tokens=self._block_tokens,
+            block_bytes=block_bytes,
+            clock=self._clock,
+        )
