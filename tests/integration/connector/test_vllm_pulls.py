@@ -125,8 +125,11 @@ def test_requests_of_one_prompt_share_one_pull(make: Make) -> None:
     """As vLLM has them with n=4: one pulls, the others wait for it, and find the blocks in their own engine's cache."""
     prompt = tokens_of(1, PROMPT_TOKENS)
     _, b = meet(make, prompt)
+    gate = Gate(b)
     for number in range(4):
         b.add(f"r{number}", prompt)
+    step_until(b, lambda: b.counted("gc_joined_pulls_total") == 3)
+    gate.open()
     b.run()
     assert b.counted("gc_pulls_total") == 1
     assert b.counted("gc_joined_pulls_total") == 3
@@ -153,9 +156,11 @@ def test_aborted_pull_is_taken_over_and_counted_as_cancelled(make: Make) -> None
     prompt = tokens_of(1, PROMPT_TOKENS)
     _, b = meet(make, prompt)
     gate = Gate(b)
-    for number in range(3):
+    b.add("r0", prompt)
+    step_until(b, lambda: phase(b, "r0") is Phase.LOADING)
+    for number in (1, 2):
         b.add(f"r{number}", prompt)
-    step_until(b, lambda: phase(b, "r0") is Phase.LOADING and b.counted("gc_joined_pulls_total") == 2)
+    step_until(b, lambda: b.counted("gc_joined_pulls_total") == 2)
     b.abort("r0")
     step_until(b, lambda: Phase.LOADING in {phase(b, "r1"), phase(b, "r2")})
     assert {phase(b, "r1"), phase(b, "r2")} == {Phase.LOADING, Phase.PLANNED}
@@ -174,9 +179,12 @@ def test_failed_pull_holds_nobody_up(make: Make) -> None:
     prompt = tokens_of(1, PROMPT_TOKENS)
     a, b = meet(make, prompt)
     a.worker._worker._table.renew_incarnation()
+    gate = Gate(b)
     counts = [300, 4, 4]
     for number, count in enumerate(counts):
         b.add(f"r{number}", prompt, max_tokens=count)
+    step_until(b, lambda: b.counted("gc_joined_pulls_total") == 2)
+    gate.open()
     step_until(b, lambda: b.requests["r1"].is_finished() and b.requests["r2"].is_finished())
     assert not b.requests["r0"].is_finished()
     b.run()
