@@ -59,6 +59,7 @@ class Worker:
     namespace = NAMESPACE
     block_tokens = BLOCK_TOKENS
     shares_prefill = True
+    data_parallel_rank: int | None = None
 
     def __init__(self, record: WorkerRecord, port: int) -> None:
         self.name = record.worker

@@ -14,8 +14,11 @@ from benchmarks.harness.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
+import vllm
+from packaging.version import Version
 from vllm.lora.request import LoRARequest
 
+from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.conftest import SOAK
 from tests.integration.connector.enginesim import SimEngine, make_model_dir
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
@@ -77,6 +80,9 @@ def published_of(engine: SimEngine, request: Any) -> list[int]:
 
 DOCUMENT = 250
 PRIORITY = {"scheduling_policy": "priority", "long_prefill_token_threshold": 32, "blocks": 17}
+OLD = Version(vllm.__version__) < Version("0.31")
+HIGH = {1: 28 if OLD else 29, 2: 31}
+"""Tokens of the other prompt with which vLLM comes to do that, by steps in flight."""
 
 
 def preempted_in_its_own_step(engine: SimEngine, in_flight: int) -> Any:
@@ -87,7 +93,7 @@ def preempted_in_its_own_step(engine: SimEngine, in_flight: int) -> Any:
     """
     low = engine.add("low", tokens_of(1, DOCUMENT), max_tokens=2, priority=10, pull=False)
     engine.step()
-    engine.add("high", tokens_of(2, 29 if in_flight == 1 else 31), max_tokens=8, priority=0, pull=False)
+    engine.add("high", tokens_of(2, HIGH[in_flight]), max_tokens=8, priority=0, pull=False)
     engine.run()
     assert low.num_preemptions == 1
     return low
@@ -107,6 +113,8 @@ def test_block_hashed_for_a_preempted_request_is_never_published(make: Make, in_
         wait_until(lambda e=engine: e.peers_ready(1), timeout_s=SETTLE_S, what="peers")  # type: ignore[misc]
     entries = a.watch_published()
     low = preempted_in_its_own_step(a, in_flight)
+    if OLD and in_flight > 1:
+        pytest.skip("no lengths are known with which vLLM 0.30 does that with steps in flight")
     assert a.wrong, "vLLM no longer does that, or not here"
     assert published_of(a, low) == list(range(12))
     again = a.add("again", tokens_of(1, DOCUMENT - 15), pull=False)
@@ -268,6 +276,27 @@ def unpublished(engine: SimEngine) -> list[int]:
     return [block.block_id for block in pool.blocks if block.block_hash and not watch.is_published(block.block_id)]
 
 
+def finish(engine: SimEngine) -> None:
+    """Step until every request has ended.
+
+    vLLM can lock itself up, with any connector that loads beside the steps: a preempted request that needs nearly the
+    whole pool waits ahead of one that holds slots for a load which has ended. Its client gives up.
+    """
+    stuck = 0
+    while engine.scheduler.has_requests() or engine._scheduled:
+        engine.step()
+        tracked = engine.connector._scheduler._tracked
+        waiting = engine.scheduler.waiting
+        head = waiting.peek_request().request_id if waiting else None
+        pulls = any(request.phase is Phase.LOADING for request in tracked.values())
+        if engine.scheduler.running or engine._scheduled or pulls or head is None:
+            stuck = 0
+        else:
+            stuck += tracked[head].phase is Phase.SETTLED
+        if stuck == STUCK_STEPS:
+            engine.abort(head)
+
+
 def shake(engines: list[SimEngine], seed: int, *, rounds: int, preempt: bool) -> int:
     """Run random requests with random priorities and aborts; check each mark after each step. Return the preemptions.
 
@@ -289,11 +318,12 @@ def shake(engines: list[SimEngine], seed: int, *, rounds: int, preempt: bool) ->
             engine.step()
             assert truth.lies() == []
     for engine, truth in zip(engines, truths, strict=True):
-        engine.run(timeout_s=120)
+        finish(engine)
         assert truth.lies() == []
     return sum(request.num_preemptions for engine in engines for request in engine.requests.values())
 
 
+STUCK_STEPS = 50
 ROUNDS = 10_000 if SOAK else 200
 
 
