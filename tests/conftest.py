@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +29,9 @@ def pytest_configure() -> None:
     for name in [name for name in os.environ if name.startswith("GC_")]:
         del os.environ[name]
     logging.getLogger("ghostcacher_connector").addHandler(logging.NullHandler())
+    # A shell makes what it starts in the background ignore Ctrl-C, and our children would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
