@@ -2,7 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import pytest
+
+from benchmarks.harness.redis_server import RedisServer
+
+if TYPE_CHECKING:
+    from tests.integration.connector.enginesim import Make, SimEngine
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that engine simulations are configured for."""
+    from tests.integration.connector.enginesim import make_model_dir
+
+    return make_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
+    """Makes simulated engines of one fleet, which are closed at the end."""
+    from tests.integration.connector.enginesim import SimEngine
+
+    engines: list[SimEngine] = []
+
+    def factory(name: str = "a", *, settings: dict[str, Any] | None = None, **options: Any) -> SimEngine:
+        chosen = {
+            "redis_url": redis_server.url,
+            "pull": "always",
+            # Generous: a busy machine must not turn a hit into a miss.
+            "redis_timeout_s": 10.0,
+            "lookup_deadline_ms": 30_000.0,
+            "pull_timeout_s": 60.0,
+            "lease_ttl_s": 60.0,
+            **(settings or {}),
+        }
+        engines.append(SimEngine(name, model, chosen, **options))
+        return engines[-1]
+
+    yield factory
+    for engine in engines:
+        engine.close()
 
 
 @pytest.fixture

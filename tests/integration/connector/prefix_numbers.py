@@ -41,6 +41,12 @@ def expected_output(tokens: list[int], count: int, weight: int = 0) -> list[int]
     return state.tokens[len(tokens) :]
 
 
+def tokens_of(seed: int, count: int) -> list[int]:
+    """Return a prompt of pseudo-random tokens, the same for the same seed."""
+    source = random.Random(seed)
+    return [source.randrange(VOCABULARY) for _ in range(count)]
+
+
 def prompts(seed: int, *, documents: int, blocks: int, tail: int) -> Iterator[list[int]]:
     """Yield endless prompts that share one of a few documents and differ in their tails."""
     source = random.Random(seed)

@@ -32,7 +32,7 @@ from ghostcacher_connector.engines.vllm.capabilities import (
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.support import TRIED_VERSIONS
 from ghostcacher_connector.metrics import Recorder
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
 
 pytestmark = pytest.mark.engine
@@ -40,11 +40,6 @@ pytestmark = pytest.mark.engine
 PROMPT = list(range(40))
 NO_REDIS = {"redis_url": "redis://127.0.0.1:1"}
 METHODS = [hook.place for hook in (*CALLED_BY_VLLM, *CALLED_BY_US)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

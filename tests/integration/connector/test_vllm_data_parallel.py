@@ -17,7 +17,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank, relay_port_offset
 from ghostcacher_connector.engines.vllm.identity import worker_name
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.enginesim import SimEngine
 from tests.support.index_parts import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -47,11 +47,6 @@ def expert_rank(config: Any, rank: int) -> None:
 
 KINDS = (dense_rank, expert_rank)
 Kind = Callable[[Any, int], None]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

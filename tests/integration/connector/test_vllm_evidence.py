@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-from benchmarks.harness.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
@@ -20,8 +16,8 @@ from vllm.lora.request import LoRARequest
 
 from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.conftest import SOAK
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
-from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
+from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
 from tests.support.index_parts import wait_until
 
 pytestmark = pytest.mark.engine
@@ -29,47 +25,6 @@ pytestmark = pytest.mark.engine
 SETTLE_S = 60.0
 ASYNC = [(1, "kv_both"), (2, "kv_producer"), (2, "kv_both")]
 """Steps in flight and role: with the second pair vLLM frees blocks that a step in flight still writes."""
-
-Make = Callable[..., SimEngine]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture
-def make(model: Path, redis_server: RedisServer, request: pytest.FixtureRequest) -> Iterator[Make]:
-    """Engines of one fleet, closed at the end."""
-    engines: list[SimEngine] = []
-    settings = {
-        "redis_url": redis_server.url,
-        "pull": "always",
-        "redis_timeout_s": 10.0,
-        "lookup_deadline_ms": 30_000.0,
-        "pull_timeout_s": 60.0,
-        "lease_ttl_s": 60.0,
-    }
-
-    def factory(name: str = "a", **options: Any) -> SimEngine:
-        engines.append(SimEngine(name, model, settings, **options))
-        return engines[-1]
-
-    yield factory
-    for engine in engines:
-        engine.close()
-    redis_server.flush()
-
-
-def tokens_of(seed: int, count: int) -> list[int]:
-    source = random.Random(seed)
-    return [source.randrange(1000) for _ in range(count)]
 
 
 def published_of(engine: SimEngine, request: Any) -> list[int]:

@@ -22,7 +22,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import FingerprintMismatch
 from ghostcacher_connector.engines.vllm.identity import check_hashes, fingerprint_of
 from ghostcacher_connector.identity.fingerprint import KNOWN_BLOCK_TOKENS, KNOWN_TOKENS, Fingerprint, differences
-from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
+from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine
 
 pytestmark = pytest.mark.engine
 
@@ -30,11 +30,6 @@ FULL = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, d
 LAYOUT = "2x256/256;torch.float32[blocks 16:4 1:4 4:1]"
 SEEDS = (None, "", " ", "0", "00", "7", "random", "vllm-none-hash")
 ALGORITHMS = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

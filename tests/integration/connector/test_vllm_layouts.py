@@ -32,7 +32,7 @@ from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
 from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.enginesim import SimEngine
 
 pytestmark = pytest.mark.engine
 
@@ -77,11 +77,6 @@ class Layer:
 
     def get_attn_backend(self) -> type[Any]:
         return self._backend
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

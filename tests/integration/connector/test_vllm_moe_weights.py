@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from tests.integration.connector.test_vllm_scheduler import Make, make, model, redis_server, tokens_of
-
-__all__ = ["make", "model", "redis_server"]
+from tests.integration.connector.enginesim import Make
+from tests.integration.connector.prefix_numbers import tokens_of
 
 pytestmark = pytest.mark.engine
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
-from benchmarks.harness.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
@@ -27,8 +23,8 @@ from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING
 from ghostcacher_connector.transfer.base import PullOutcome
-from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine, make_model_dir
-from tests.integration.connector.prefix_numbers import expected_output
+from tests.integration.connector.enginesim import BLOCK_TOKENS, Make, SimEngine
+from tests.integration.connector.prefix_numbers import expected_output, tokens_of
 from tests.support.index_parts import FakeClock, chain, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -36,47 +32,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 WAIT_S = 60.0
 BLOCKS = 5
 PROMPT_TOKENS = BLOCKS * BLOCK_TOKENS + 1
-
-Make = Callable[..., SimEngine]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture
-def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
-    """Engines of one fleet, closed at the end."""
-    engines: list[SimEngine] = []
-
-    def factory(name: str, *, settings: dict[str, Any] | None = None, **options: Any) -> SimEngine:
-        chosen = {
-            "redis_url": redis_server.url,
-            "pull": "always",
-            "redis_timeout_s": 10.0,
-            "lookup_deadline_ms": 30_000.0,
-            "pull_timeout_s": 60.0,
-            "lease_ttl_s": 60.0,
-            **(settings or {}),
-        }
-        engines.append(SimEngine(name, model, chosen, **options))
-        return engines[-1]
-
-    yield factory
-    for engine in engines:
-        engine.close()
-
-
-def tokens_of(seed: int, count: int) -> list[int]:
-    source = random.Random(seed)
-    return [source.randrange(1000) for _ in range(count)]
 
 
 class Gate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,25 +18,19 @@ from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, L
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.engines.common.pull_state import Phase
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.enginesim import Make, SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, RunnerRequest, prompts
 from tests.support.index_parts import wait_until
 
 pytestmark = pytest.mark.engine
 
 SETTLE_S = 60.0
-Make = Callable[..., SimEngine]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
+def make(make: Make) -> Make:
+    """Engines that report often."""
+    return partial(make, settings={"report_interval_ms": 20.0})
 
 
 @pytest.fixture
@@ -45,29 +39,6 @@ def router(redis_server: RedisServer) -> Iterator[RedisCoordinationStore]:
     with closing(RedisCoordinationStore(redis_server.url, timeout_s=10.0)) as store:
         store.heartbeat("router-1", ttl_s=600)
         yield store
-
-
-@pytest.fixture
-def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
-    """Engines of one fleet, closed at the end."""
-    engines: list[SimEngine] = []
-
-    def factory(name: str = "a", **options: Any) -> SimEngine:
-        settings = {
-            "redis_url": redis_server.url,
-            "pull": "always",
-            "redis_timeout_s": 10.0,
-            "lookup_deadline_ms": 30_000.0,
-            "pull_timeout_s": 60.0,
-            "lease_ttl_s": 60.0,
-            "report_interval_ms": 20.0,
-        }
-        engines.append(SimEngine(name, model, settings, **options))
-        return engines[-1]
-
-    yield factory
-    for engine in engines:
-        engine.close()
 
 
 def heard(engine: SimEngine) -> SimEngine:

@@ -27,21 +27,9 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from benchmarks.harness.redis_server import RedisServer
-from tests.integration.connector.enginesim import SimEngine
-from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
-from tests.integration.connector.test_vllm_scheduler import (
-    SETTLE_S,
-    Make,
-    make,
-    meet,
-    model,
-    redis_server,
-    settled,
-    tokens_of,
-    wait_for,
-)
-
-__all__ = ["make", "model", "redis_server"]
+from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
+from tests.integration.connector.test_vllm_scheduler import SETTLE_S, meet, settled, wait_for
 
 pytestmark = pytest.mark.engine
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import random
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -23,8 +20,8 @@ from vllm.config import KVTransferConfig
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics
 from tests.conftest import SOAK
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
-from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts
+from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
 from tests.support.redis_proxy import Proxy
 
 pytestmark = pytest.mark.engine
@@ -36,44 +33,6 @@ PROMETHEUS = {kind: kind for kind in (Counter, Gauge, Histogram)}
 
 INDEX_LAG_S = 0.06
 """By when an engine has reused slots that the index still offers."""
-
-Make = Callable[..., SimEngine]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def redis_server() -> Iterator[RedisServer]:
-    server = RedisServer(tcp=True)
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
-    """Engines of one fleet, closed at the end."""
-    engines: list[SimEngine] = []
-
-    def factory(name: str, *, settings: dict[str, Any] | None = None, **options: Any) -> SimEngine:
-        chosen = {
-            "redis_url": redis_server.url,
-            "pull": "always",
-            # Generous: a busy machine must not turn a hit into a miss.
-            "redis_timeout_s": 10.0,
-            "lookup_deadline_ms": 30_000.0,
-            "pull_timeout_s": 60.0,
-            "lease_ttl_s": 60.0,
-            **(settings or {}),
-        }
-        engines.append(SimEngine(name, model, chosen, **options))
-        return engines[-1]
-
-    yield factory
-    for engine in engines:
-        engine.close()
 
 
 @pytest.fixture
@@ -99,11 +58,6 @@ def meet(*engines: SimEngine) -> None:
 def settled(engine: SimEngine) -> None:
     """Wait until the index holds what the engine has published."""
     wait_for(engine.all_published, f"{engine.name} has published")
-
-
-def tokens_of(seed: int, count: int) -> list[int]:
-    source = random.Random(seed)
-    return [source.randrange(1000) for _ in range(count)]
 
 
 def drive(engines: list[SimEngine], requests: int, source: Iterator[list[int]], *, abort_every: int = 0) -> int:

@@ -27,7 +27,7 @@ from ghostcacher_connector.engines.vllm.support import (
     check_not_nested,
 )
 from ghostcacher_connector.identity.fingerprint import differences
-from tests.integration.connector.enginesim import SimEngine, make_model_dir
+from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
 
 pytestmark = pytest.mark.engine
@@ -37,11 +37,6 @@ SLIDING = SlidingWindowSpec(
     block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32, sliding_window=64
 )
 LAYOUT = "2x256/256;torch.float32[blocks 16:4 1:4 4:1]"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -19,19 +19,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from ghostcacher_connector.engines.common.weight_watch import READ_AGAIN_MAX_S
 from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
-from tests.integration.connector.enginesim import SimEngine
-from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
-from tests.integration.connector.test_vllm_scheduler import (
-    Make,
-    make,
-    model,
-    redis_server,
-    settled,
-    tokens_of,
-    wait_for,
-)
-
-__all__ = ["make", "model", "redis_server"]
+from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
+from tests.integration.connector.test_vllm_scheduler import settled, wait_for
 
 pytestmark = pytest.mark.engine
 
