@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from benchmarks.harness.report import table
+from benchmarks.pull_throughput import median_s
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest
 from ghostcacher_connector.transfer.layout import Side, descriptors
@@ -123,17 +123,6 @@ def copier(device: str, total: int) -> Callable[[], None]:
         torch.cuda.synchronize()
 
     return copy
-
-
-def median_s(action: Callable[[], None], repeats: int) -> float:
-    """Return the median time of an action in seconds, after one warm-up."""
-    action()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
 
 
 def report(rows: list[dict[str, Any]]) -> str:
