@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,10 @@ import pytest
 from benchmarks.harness.redis_server import RedisServer
 
 if TYPE_CHECKING:
-    from tests.integration.connector.enginesim import Make, SimEngine
+    from tests.integration.connector.enginesim import SimEngine
+
+Make = Callable[..., "SimEngine"]
+"""Makes an engine of the test's fleet: see `make`."""
 
 
 @pytest.fixture(scope="module")

@@ -397,7 +397,3 @@ class SimEngine:
             int(memory[block, offset, 0]) == number and int(memory[block, offset, 1]) == number ^ (layer + 1)
             for layer, memory in enumerate(self.memory.values())
         )
-
-
-Make = Callable[..., SimEngine]
-"""Makes an engine of the test's fleet: see conftest.py."""

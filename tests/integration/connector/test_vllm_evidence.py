@@ -16,7 +16,8 @@ from vllm.lora.request import LoRARequest
 
 from ghostcacher_connector.engines.common.pull_state import Phase
 from tests.conftest import SOAK
-from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.conftest import Make
+from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
 from tests.support.index_parts import wait_until
 

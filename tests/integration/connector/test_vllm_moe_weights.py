@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from tests.integration.connector.enginesim import Make
+from tests.integration.connector.conftest import Make
 from tests.integration.connector.prefix_numbers import tokens_of
 
 pytestmark = pytest.mark.engine

@@ -23,7 +23,8 @@ from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING
 from ghostcacher_connector.transfer.base import PullOutcome
-from tests.integration.connector.enginesim import BLOCK_TOKENS, Make, SimEngine
+from tests.integration.connector.conftest import Make
+from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine
 from tests.integration.connector.prefix_numbers import expected_output, tokens_of
 from tests.support.index_parts import FakeClock, chain, wait_until
 

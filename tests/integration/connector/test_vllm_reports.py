@@ -18,7 +18,8 @@ from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, L
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.engines.common.pull_state import Phase
-from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.conftest import Make
+from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, RunnerRequest, prompts
 from tests.support.index_parts import wait_until
 

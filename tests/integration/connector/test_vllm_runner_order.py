@@ -27,7 +27,8 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from benchmarks.harness.redis_server import RedisServer
-from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.conftest import Make
+from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
 from tests.integration.connector.test_vllm_scheduler import SETTLE_S, meet, settled, wait_for
 

@@ -20,7 +20,8 @@ from vllm.config import KVTransferConfig
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics
 from tests.conftest import SOAK
-from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.conftest import Make
+from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
 from tests.support.redis_proxy import Proxy
 

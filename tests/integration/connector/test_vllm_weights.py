@@ -19,7 +19,8 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from ghostcacher_connector.engines.common.weight_watch import READ_AGAIN_MAX_S
 from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
-from tests.integration.connector.enginesim import Make, SimEngine
+from tests.integration.connector.conftest import Make
+from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
 from tests.integration.connector.test_vllm_scheduler import settled, wait_for
 
