@@ -30,6 +30,9 @@ CUTS = (100, 225, 384, 450)
 MAX_TOKENS = 10
 REQUESTS = 6000 if SOAK else 360
 CLIENTS = 5
+PULLS_WANTED = REQUESTS / 10
+ROUNDS = 4
+"""At most, of REQUESTS each: how many of the pulls come in time depends on how fast this machine computes."""
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +70,21 @@ def test_slots_reused_all_the_time_give_no_wrong_answer(
     """Hundreds of requests from both sides over shared documents: blocks are pulled, many are stale, none is wrong."""
     before = {name: fleet.counters(name) for name in "ab"}
     rng = random.Random(20)
-    work = [(rng.choice("ab"), rng.randrange(len(answers))) for _ in range(REQUESTS)]
+    hits = 0.0
 
-    wrong = [
-        fault
-        for fault in run_concurrently(lambda item: _fault(fleet, answers, *item), work, concurrency=2 * CLIENTS)
-        if fault
-    ]
+    for _ in range(ROUNDS):
+        work = [(rng.choice("ab"), rng.randrange(len(answers))) for _ in range(REQUESTS)]
+        found = run_concurrently(lambda item: _fault(fleet, answers, *item), work, concurrency=2 * CLIENTS)
+        wrong = [fault for fault in found if fault]
+        assert not wrong, f"{len(wrong)} of {len(work)} answers are wrong, the first: {wrong[0]}"
+        hits = sum(counters.hits() for counters in before.values())
+        if hits > PULLS_WANTED:
+            break
 
-    assert not wrong, f"{len(wrong)} of {len(work)} answers are wrong, the first: {wrong[0]}"
-    hits = sum(counters.hits() for counters in before.values())
     stale = sum(counters.grown("gc_cache_misses_total", reason="stale_generation") for counters in before.values())
     withdrawn = sum(counters.grown("gc_withdrawn_entries_total") for counters in before.values())
-    print(f"hits {hits:.0f}, stale {stale:.0f}, withdrawn {withdrawn:.0f} blocks, {REQUESTS} requests")
-    assert hits > REQUESTS / 10
+    print(f"hits {hits:.0f}, stale {stale:.0f}, withdrawn {withdrawn:.0f} blocks")
+    assert hits > PULLS_WANTED
     assert stale > 0
     assert withdrawn > 0
 
