@@ -48,6 +48,7 @@ class InFlightTracker:
         """The last placed request of each request id."""
         self._shared: dict[str, int] = {}
         """How many open requests have an id, where that is more than one."""
+        self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -129,11 +130,13 @@ class InFlightTracker:
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
-        if outcome is Outcome.DONE:
+        if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
+            self._fleet.lost(placed.worker, outcome)
+        elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
             self._fleet.answered(placed.worker)
-        elif outcome is Outcome.REFUSED:
-            self._fleet.refused(placed.worker)
-            self._history.forget_worker(placed.worker, self._clock())
+
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
+        self._fleet.failed(placed.worker, kind, why)
 
     # Conclusions
 
@@ -157,9 +160,13 @@ class InFlightTracker:
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:
-        self._queues.ended(placed.reservation)
+        if placed.has_failed:
+            self._queues.failed(placed.reservation, self._clock())
+        else:
+            self._queues.ended(placed.reservation)
         self._queues.keep_only(self._fleet.workers)
         if computed:
+            self._queues.answered(placed.reservation, self._clock())
             self._note_answered(placed, self._clock())
         else:
             if placed.sent_prompt is not None:
