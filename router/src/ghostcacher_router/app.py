@@ -167,6 +167,7 @@ class Router:
             router=self._name,
             options=options,
             session_ttl_s=settings.session_ttl_s,
+            stored_ttl_s=settings.stored_ttl_s,
             on_heartbeat=self._on_heartbeat,
         )
 

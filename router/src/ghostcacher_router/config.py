@@ -118,6 +118,15 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     session_ttl_s: Annotated[
         Seconds, Meta(ge=1, le=7 * 86_400, description="time after which an unused session is forgotten, in s")
     ] = 3600.0
+    stored_ttl_s: Annotated[
+        Seconds,
+        Meta(
+            ge=1,
+            le=7 * 86_400,
+            description="time after its last use for which the worker of a stored answer, file or batch is remembered, "
+            "in s",
+        ),
+    ] = 4 * 3600.0
     affinity_tolerance: Annotated[
         float,
         Meta(ge=0, le=10, description="how much worse, as a part of the best forecast, a session's worker may be"),

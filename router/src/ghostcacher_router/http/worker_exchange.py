@@ -15,6 +15,7 @@ import errno
 import logging
 from functools import lru_cache
 
+from ghostcacher_router.http.protocol.answer_id import AnswerIdFinder
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
@@ -103,7 +104,7 @@ class WorkerExchange:
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._shape = self._proxy.parse(head.path, self._body, head.headers)
+            self._shape = self._proxy.parse(head.target.decode("ascii"), self._body, head.headers)
         except BadBody as exc:
             self._refuse(Refusal(400, exc.message, param=exc.param))
         except Exception:
@@ -219,7 +220,10 @@ class WorkerExchange:
         own_lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (self.request_id, _printable(placement.worker))
         if (found := placement.forecast) is not None:
             own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
-        return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), client.write
+        sink = client.write
+        if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
+            sink = AnswerIdFinder(sink, placement.answer_id)
+        return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), sink
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.

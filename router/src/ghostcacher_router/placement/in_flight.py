@@ -43,7 +43,7 @@ class InFlightTracker:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
-        self._queues, self._history, self._locations, self._sessions, self._locks = state
+        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id."""
         self._shared: dict[str, int] = {}
@@ -79,6 +79,8 @@ class InFlightTracker:
         self._metrics.picked(placed.worker, placed.reason)
         if placed.lock_result is not None:
             self._metrics.ghost_locks.inc(placed.lock_result)
+        if (needs_id := placed.ask.shape.needs_id) is not None:
+            self._use_stored(needs_id, placed.worker)
         session, forecast = placed.ask.shape.session, placed.forecast
         if session is not None:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
@@ -111,6 +113,13 @@ class InFlightTracker:
             self._locks.release(placed.lock)
         self._queues.first_byte(placed.reservation)
 
+    def _use_stored(self, needs_id: str, worker: str) -> None:
+        """Count a request that needs a stored object, and keep the object's worker in mind while it is used."""
+        holder = self._stored.holder(needs_id)
+        if holder == worker:
+            self._stored.put(needs_id, worker)
+        self._metrics.stored.inc("held" if holder == worker else "unknown" if holder is None else "gone")
+
     # What a PlacedRequest tells: see its Tracker.
 
     def on_sent(self, placed: PlacedRequest) -> None:
@@ -126,6 +135,10 @@ class InFlightTracker:
             self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
             self._compare_forecast(placed, now, BIAS_MAX)
         self._note_answered(placed, now)
+
+    def on_answer_id(self, placed: PlacedRequest, answer_id: str) -> None:
+        if placed.ask.shape.keeps:
+            self._stored.put(answer_id, placed.worker)
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
