@@ -67,14 +67,25 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.prompt": {"ghostcacher_router.types"},
     "ghostcacher_router.prefix_map": {"ghostcacher_router.types", *COORDINATION},
     "ghostcacher_router.http.protocol": set(),
-    "ghostcacher_router.upstreams": {"ghostcacher_router.types", "ghostcacher_router.http.protocol"},
+    "ghostcacher_router.dns": set(),
+    "ghostcacher_router.upstreams": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.dns",
+        "ghostcacher_router.http.protocol",
+    },
     "ghostcacher_router.http": {
         "ghostcacher_router.types",
+        "ghostcacher_router.dns",
         "ghostcacher_router.prompt",
         "ghostcacher_router.http.protocol",
         "ghostcacher_router.upstreams",
     },
-    "ghostcacher_router.fleet": {"ghostcacher_router.types", "ghostcacher_router.metrics", *COORDINATION},
+    "ghostcacher_router.fleet": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.dns",
+        "ghostcacher_router.metrics",
+        *COORDINATION,
+    },
     "ghostcacher_router.config": {"core.settings", "ghostcacher_router.fleet"},
     "ghostcacher_router.signals": {"ghostcacher_router.types", "ghostcacher_router.ports", *COORDINATION},
     "ghostcacher_router.ghostlock": {
