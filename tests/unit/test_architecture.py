@@ -87,6 +87,7 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.config": {"core.settings", "ghostcacher_router.fleet"},
+    "ghostcacher_router.process_signals": {"ghostcacher_router.config"},
     "ghostcacher_router.signals": {"ghostcacher_router.types", "ghostcacher_router.ports", *COORDINATION},
     "ghostcacher_router.ghostlock": {
         "ghostcacher_router.types",

@@ -85,8 +85,7 @@ class HttpProxy:
             async with asyncio.timeout(drain_s):
                 await state.wait_until_empty()
         except TimeoutError:
-            for client in list(state.clients):
-                client.abort()
+            self.cut()
             await state.wait_until_empty()
         if self._timer is not None:
             self._timer.cancel()
@@ -95,6 +94,11 @@ class HttpProxy:
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
+
+    def cut(self) -> None:
+        """End the connections of all clients at once."""
+        for client in list(self.state.clients):
+            client.abort()
 
     def tick(self) -> None:
         """Do what has become due: time-outs of clients, old connections to workers."""
