@@ -71,6 +71,8 @@ PROBE_RESULTS = ("ok", "failed")
 STORED_RESULTS = ("held", "gone", "unknown")
 """held: sent to the worker that holds it. gone: that worker has left the fleet. unknown: no router knows the id. The
 last two go to any worker, which answers that there is no such object."""
+LOOKUP_RESULTS = ("ok", "kept", "failed")
+"""kept: it failed, and the last good addresses stay in use."""
 
 Instrument = TypeVar("Instrument", Counter, Histogram)
 
@@ -179,6 +181,14 @@ class RouterMetrics:
         )
         self.probes = self._put(
             Counter("gc_router_probes_total", "Health probes, by result.", ["result"], known=[PROBE_RESULTS])
+        )
+        self.dns_lookups = self._put(
+            Counter(
+                "gc_router_dns_lookups_total",
+                "Look-ups of workers' names, by result (kept: failed, the last good addresses stay in use).",
+                ["result"],
+                known=[LOOKUP_RESULTS],
+            )
         )
 
     def answered(self, path: str, status: int) -> None:
