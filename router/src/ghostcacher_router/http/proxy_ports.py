@@ -75,8 +75,11 @@ class Client(Protocol):
     def exchange_refused(self, refusal: Refusal) -> None:
         """Have an error written instead of a response, of which nothing has been written."""
 
-    def abort(self) -> None:
-        """Close at once: what was written must not look like a whole response."""
+    def cut(self, last: bytes, *, reset: bool) -> None:
+        """Write `last` and close: the response breaks off here, and must not look whole.
+
+        reset: nothing but a reset of the connection tells the client so; without it the response's framing does.
+        """
 
 
 class Connection(Protocol):

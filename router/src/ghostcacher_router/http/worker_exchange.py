@@ -15,6 +15,7 @@ import errno
 import logging
 from functools import lru_cache
 
+from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
@@ -46,6 +47,8 @@ class WorkerExchange:
         "_body",
         "_client",
         "_connection",
+        "_ends",
+        "_events",
         "_excluded",
         "_head",
         "_keep",
@@ -75,6 +78,8 @@ class WorkerExchange:
         self._connection: WorkerConnection | None = None
         self._placement: Placement | None = None
         self._task: asyncio.Task[None] | None = None
+        self._events: EventStream | None = None
+        self._ends = False
         self._excluded = _NOBODY
         self._status: int | None = None
         self._responding = False
@@ -214,12 +219,17 @@ class WorkerExchange:
         if not whole and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
             client.release_body()
-        ends = length is not None or (head.chunked and not self.plain) or head.no_body or self.no_body
+        chunked = head.chunked and not self.plain
+        self._ends = ends = length is not None or chunked or head.no_body or self.no_body
         self._keep = keep = ends and client.may_keep_alive
         own_lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (self.request_id, _printable(placement.worker))
         if (found := placement.forecast) is not None:
             own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
-        return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), client.write
+        sink = client.write
+        if head.events and length is None and not whole:
+            self._events = EventStream(client.write, chunked=chunked)
+            sink = self._events.write
+        return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), sink
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
@@ -282,16 +292,21 @@ class WorkerExchange:
         self._fail(500, "the router failed", code="internal_error")
 
     def _fail(self, status: int, message: str, *, code: str) -> None:
-        """End the request; where its response has begun, without an end that looks like one."""
+        """End the request with an error, however much of its response has been passed on.
+
+        A response that has begun gets no end that looks like one; a stream of events gets one that tells of the error.
+        """
+        refusal = Refusal(status, message, code=code)
         if not self._responding:
             self._status = None
-            self._refuse(Refusal(status, message, code=code))
+            self._refuse(refusal)
             return
         worker = self._worker
         self._stop(Outcome.FAILED)
         assert self._status is not None, self
         self._count(self._status, worker)
-        self._client.abort()
+        last = b"" if self._events is None else self._events.ending(self._head.path, refusal)
+        self._client.cut(last, reset=not self._ends)
 
     def _count(self, status: int, worker: str | None) -> None:
         peer, began_at = self._client.peer, self._began_at

@@ -68,6 +68,8 @@ RETRIES = ("refused", "broke")
 """refused: no connection could be made. broke: it was closed before a byte of the answer came."""
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
+LOOKUP_RESULTS = ("ok", "kept", "failed")
+"""kept: it failed, and the last good addresses stay in use."""
 
 Instrument = TypeVar("Instrument", Counter, Histogram)
 
@@ -168,6 +170,14 @@ class RouterMetrics:
         )
         self.probes = self._put(
             Counter("gc_router_probes_total", "Health probes, by result.", ["result"], known=[PROBE_RESULTS])
+        )
+        self.dns_lookups = self._put(
+            Counter(
+                "gc_router_dns_lookups_total",
+                "Look-ups of workers' names, by result (kept: failed, the last good addresses stay in use).",
+                ["result"],
+                known=[LOOKUP_RESULTS],
+            )
         )
 
     def answered(self, path: str, status: int) -> None:
