@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from functools import lru_cache
 
 from ghostcacher_router.http.attempts import HELD_BYTES_MAX, TURNS_AWAY, Attempts, HeldAnswer
+from ghostcacher_router.http.own_headers import own_lines
+from ghostcacher_router.http.protocol.answer_id import AnswerIdFinder
+from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
@@ -30,7 +32,6 @@ from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 logger = logging.getLogger(__name__)
 
 HTTP_ERROR = 400
-WORKER_NAMES_MAX = 8192
 OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """What the router lacks itself when it cannot connect: it says nothing of the worker."""
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
@@ -48,6 +49,8 @@ class WorkerExchange:
         "_body",
         "_client",
         "_connection",
+        "_ends",
+        "_events",
         "_head",
         "_held",
         "_keep",
@@ -79,6 +82,8 @@ class WorkerExchange:
         self._task: asyncio.Task[None] | None = None
         self._attempts = Attempts()
         self._held: bytearray | None = None
+        self._events: EventStream | None = None
+        self._ends = False
         self._status: int | None = None
         self._responding = False
         self._reused = False
@@ -106,7 +111,7 @@ class WorkerExchange:
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._shape = self._proxy.parse(head.path, self._body, head.headers)
+            self._shape = self._proxy.parse(head.target.decode("ascii"), self._body, head.headers)
         except BadBody as exc:
             self._refuse(Refusal(400, exc.message, param=exc.param))
         except Exception:
@@ -197,10 +202,10 @@ class WorkerExchange:
         proxy, pool = self._proxy, connection.pool
         head, body = self._head, self._body
         forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
-        own_lines = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
-        own_lines += rank_line(head, placement.data_parallel_rank)
+        own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
+        own += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
-        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own_lines, len(body)), body)
+        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
         if not self._sent:
             self._sent = True
             placement.sent()
@@ -221,13 +226,20 @@ class WorkerExchange:
         if not turns_away and not whole and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
             client.release_body()
-        ends = length is not None or (head.chunked and not self.plain) or head.no_body or self.no_body
+        chunked = head.chunked and not self.plain
+        self._ends = ends = length is not None or chunked or head.no_body or self.no_body
         self._keep = keep = ends and client.may_keep_alive
-        own_lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (self.request_id, _printable(placement.worker))
-        if (found := placement.forecast) is not None:
-            own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
-        lines = client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep)
-        return lines, self._hold if turns_away else client.write
+        own = own_lines(self.request_id, placement)
+        lines = client_head(head, length, own, http11=not self.plain, keep_alive=keep)
+        if turns_away:
+            return lines, self._hold
+        sink = client.write
+        if head.events and length is None and not whole:
+            self._events = EventStream(client.write, chunked=chunked)
+            sink = self._events.write
+        if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
+            sink = AnswerIdFinder(sink, placement.answer_id)
+        return lines, sink
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
@@ -345,16 +357,21 @@ class WorkerExchange:
         self._fail(500, "the router failed", code="internal_error")
 
     def _fail(self, status: int, message: str, *, code: str) -> None:
-        """End the request; where its response has begun, without an end that looks like one."""
+        """End the request with an error, however much of its response has been passed on.
+
+        A response that has begun gets no end that looks like one; a stream of events gets one that tells of the error.
+        """
+        refusal = Refusal(status, message, code=code)
         if not self._responding:
             self._status = None
-            self._refuse(Refusal(status, message, code=code))
+            self._refuse(refusal)
             return
         worker = self._worker
         self._stop(Outcome.FAILED)
         assert self._status is not None, self
         self._count(self._status, worker)
-        self._client.abort()
+        last = b"" if self._events is None else self._events.ending(self._head.path, refusal)
+        self._client.cut(last, reset=not self._ends)
 
     def _count(self, status: int, worker: str | None) -> None:
         peer, began_at = self._client.peer, self._began_at
@@ -373,9 +390,3 @@ class WorkerExchange:
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.ended(outcome, self._status)
-
-
-@lru_cache(WORKER_NAMES_MAX)
-def _printable(worker: str) -> bytes:
-    """Return a worker's name as a header's value: names come from Redis."""
-    return bytes(byte if 0x21 <= byte <= 0x7E else 0x3F for byte in worker.encode())  # noqa: PLR2004
