@@ -128,6 +128,12 @@ class SimFleet:
         self._down.add(name)
         self._serving = None
 
+    models_may_be_old = False
+
+    async def refresh_models(self) -> None: ...
+
+    def models_changed(self) -> None: ...
+
     def answered(self, name: str) -> None:
         assert name in self.workers
 

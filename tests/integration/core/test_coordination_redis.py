@@ -60,6 +60,12 @@ class Fleet:
     def refused(self, name: str) -> None:
         raise AssertionError(name)
 
+    models_may_be_old = False
+
+    async def refresh_models(self) -> None: ...
+
+    def models_changed(self) -> None: ...
+
     def answered(self, name: str) -> None:
         assert name in self.workers
 
