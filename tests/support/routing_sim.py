@@ -69,7 +69,17 @@ def prompt_of(text: bytes, ends: Sequence[tuple[SectionType, int]] = ()) -> Prom
 class SimEngine(Engine):
     """One engine server, and its connector. worker: as the routers see it."""
 
-    def __init__(self, sim: Sim, name: str, *, namespace: str, rate: float, plain: bool, shares_prefill: bool) -> None:
+    def __init__(
+        self,
+        sim: Sim,
+        name: str,
+        *,
+        namespace: str,
+        rate: float,
+        plain: bool,
+        shares_prefill: bool,
+        publish_s: float | None,
+    ) -> None:
         self.name = name
         self._now = sim.now
         made = replace(make_record(name, namespace=namespace), block_tokens=BLOCK_TOKENS, shares_prefill=shares_prefill)
@@ -88,7 +98,7 @@ class SimEngine(Engine):
             )
             connector.join()
         profile = Profile(prefill_tokens_per_s=rate, decode_s=DECODE_S, shares_prefill=shares_prefill)
-        super().__init__(profile, connector)
+        super().__init__(profile if publish_s is None else profile._replace(publish_s=publish_s), connector)
 
     def report(self) -> None:
         """Tell its load, unless nobody is there to tell it."""
@@ -137,7 +147,8 @@ class Router:
             PendingPrompts(clock=sim.now),
             self.metrics,
             sim.now,
-            Random(5),
+            # One of its own: routers that draw the same numbers pick the same worker, and look as if they had agreed.
+            Random(name),
             self._offload,
             self._offload,
         )
@@ -195,7 +206,7 @@ class Router:
         raise AssertionError("every attempt was refused")
 
     async def _offload(self, call: Callable[[], T], /) -> T:
-        await asyncio.sleep(ROUND_TRIP_S)
+        await asyncio.sleep(self.sim.round_trip_s)
         if self.dead:
             await asyncio.get_running_loop().create_future()
         return call()
@@ -214,7 +225,16 @@ class Sim:
         options: Options | None = None,
         shares_prefill: bool = True,
         namespaces: Sequence[str] | None = None,
+        publish_s: float | None = None,
+        round_trip_s: float = ROUND_TRIP_S,
+        pulls: bool = True,
     ) -> None:
+        """publish_s: from the end of a prefill until peers can pull its blocks; None: as usual.
+
+        round_trip_s: of a router to Redis, the waiting for a thread included.
+        pulls: whether the engines pull; the routers think so in any case.
+        """
+        self.round_trip_s, self.pulls = round_trip_s, pulls
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
         self.store = MemoryCoordinationStore(clock=self.now)
@@ -225,7 +245,13 @@ class Sim:
             name = f"w{number}"
             namespace = NAMESPACE if namespaces is None else namespaces[number]
             self.engines[name] = SimEngine(
-                self, name, namespace=namespace, rate=rate, plain=plain, shares_prefill=shares_prefill
+                self,
+                name,
+                namespace=namespace,
+                rate=rate,
+                plain=plain,
+                shares_prefill=shares_prefill,
+                publish_s=publish_s,
             )
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())
@@ -241,6 +267,8 @@ class Sim:
 
     def peers_of(self, reader: SimEngine) -> list[WorkerRef]:
         """Return the engines from which another one can pull."""
+        if not self.pulls:
+            return []
         refs = [engine.worker.ref for engine in self.engines.values() if engine is not reader and not engine.dead]
         return [ref for ref in refs if ref is not None and ref.namespace == reader.worker.namespace]
 

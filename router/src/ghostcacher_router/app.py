@@ -35,9 +35,11 @@ from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
 from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.probes import HttpProber
 from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy import HttpProxy
@@ -92,13 +94,17 @@ class Router:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="gc-read")
         self._index, self._store = _open(settings)
         self._metrics = RouterMetrics()
+        self._resolver = Resolver(refresh_s=settings.dns_refresh_s, count=self._metrics.dns_lookups.inc)
         self._fleet = Fleet(
             metrics=self._metrics,
             static=[parse_endpoint(url, "workers") for url in settings.workers],
             index=self._index,
             store=self._store,
+            prober=HttpProber(resolver=self._resolver, timeout_s=settings.health_timeout_s),
             options=FleetOptions(
-                health_interval_s=settings.health_interval_s, load_interval_s=settings.load_interval_ms / 1e3
+                health_interval_s=settings.health_interval_s,
+                failures_max=settings.health_failures_max,
+                load_interval_s=settings.load_interval_ms / 1e3,
             ),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
@@ -186,6 +192,7 @@ class Router:
             router=self._name,
             options=options,
             session_ttl_s=settings.session_ttl_s,
+            stored_ttl_s=settings.stored_ttl_s,
             on_heartbeat=self._on_heartbeat,
         )
 
@@ -212,6 +219,7 @@ class Router:
             client_body_s=settings.client_body_timeout_s,
             keep_alive_s=settings.keep_alive_timeout_s,
             connect_s=settings.connect_timeout_s,
+            worker_silence_s=settings.read_timeout_s,
             upstream_idle_s=settings.upstream_idle_s,
             retries_max=settings.retries_max,
         )
@@ -223,6 +231,7 @@ class Router:
             self._metrics,
             router=self._name,
             limits=limits,
+            resolver=self._resolver,
             access_log=settings.access_log,
         )
 

@@ -10,7 +10,7 @@ from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.types import RequestShape
 
 Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
-"""Path, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
+"""Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
 
 
 class LocalEndpoints(Protocol):

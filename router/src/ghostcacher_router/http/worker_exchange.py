@@ -15,6 +15,7 @@ import errno
 import logging
 from functools import lru_cache
 
+from ghostcacher_router.http.protocol.answer_id import AnswerIdFinder
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
@@ -108,7 +109,7 @@ class WorkerExchange:
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._shape = self._proxy.parse(head.path, self._body, head.headers)
+            self._shape = self._proxy.parse(head.target.decode("ascii"), self._body, head.headers)
         except BadBody as exc:
             self._refuse(Refusal(400, exc.message, param=exc.param))
         except Exception:
@@ -229,6 +230,8 @@ class WorkerExchange:
         if head.events and length is None and not whole:
             self._events = EventStream(client.write, chunked=chunked)
             sink = self._events.write
+        if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
+            sink = AnswerIdFinder(sink, placement.answer_id)
         return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), sink
 
     def response_first_byte(self) -> None:

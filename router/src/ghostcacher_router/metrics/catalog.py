@@ -68,6 +68,11 @@ RETRIES = ("refused", "broke")
 """refused: no connection could be made. broke: it was closed before a byte of the answer came."""
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
+STORED_RESULTS = ("held", "gone", "unknown")
+"""held: sent to the worker that holds it. gone: that worker has left the fleet. unknown: no router knows the id. The
+last two go to any worker, which answers that there is no such object."""
+LOOKUP_RESULTS = ("ok", "kept", "failed")
+"""kept: it failed, and the last good addresses stay in use."""
 
 Instrument = TypeVar("Instrument", Counter, Histogram)
 
@@ -152,6 +157,14 @@ class RouterMetrics:
         self.ghost_locks = self._put(
             Counter("gc_ghost_locks_total", "Ghost locks asked for, by how it ended.", ["result"], known=[LOCK_RESULTS])
         )
+        self.stored = self._put(
+            Counter(
+                "gc_router_stored_total",
+                "Requests that need a stored answer, file or batch, by whether its worker was known.",
+                ["result"],
+                known=[STORED_RESULTS],
+            )
+        )
         self.lookup_s = self._put(
             Histogram("gc_router_lookup_seconds", "Time of one round trip to the index, in s.", SECONDS_BOUNDS)
         )
@@ -168,6 +181,14 @@ class RouterMetrics:
         )
         self.probes = self._put(
             Counter("gc_router_probes_total", "Health probes, by result.", ["result"], known=[PROBE_RESULTS])
+        )
+        self.dns_lookups = self._put(
+            Counter(
+                "gc_router_dns_lookups_total",
+                "Look-ups of workers' names, by result (kept: failed, the last good addresses stay in use).",
+                ["result"],
+                known=[LOOKUP_RESULTS],
+            )
         )
 
     def answered(self, path: str, status: int) -> None:

@@ -22,6 +22,9 @@ class Tracker(Protocol):
     def on_first_byte(self, placed: PlacedRequest) -> None:
         """Note that the answer has begun: the prompt is computed."""
 
+    def on_answer_id(self, placed: PlacedRequest, answer_id: str) -> None:
+        """Note the id with which the answer begins: of an object that the worker may keep."""
+
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         """Note that the request is over. computed: whether the worker has computed its prompt."""
 
@@ -89,6 +92,9 @@ class PlacedRequest:
 
     def first_byte(self) -> None:
         self.tracker.on_first_byte(self)
+
+    def answer_id(self, answer_id: str) -> None:
+        self.tracker.on_answer_id(self, answer_id)
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         if not self.is_ended:

@@ -7,8 +7,10 @@ import pytest
 
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.placement.candidates import CandidateFinder
-from ghostcacher_router.types import Ask, Endpoint, NoWorker, RequestShape
-from tests.support.index_parts import make_record
+from ghostcacher_router.signals.stored_objects import StoredObjects
+from ghostcacher_router.types import Ask, Endpoint, NoWorker, RequestShape, WorkerState
+from ghostcacher_simulator.virtual_time import soon
+from tests.support.index_parts import FakeClock, make_record
 
 SHAPE = RequestShape("m", False, None, None)
 FRONT = Endpoint("10.0.0.7", 8000, False, "")
@@ -37,10 +39,14 @@ class Fleet:
     def answered(self, name: str) -> None: ...
 
 
+def no_objects() -> StoredObjects:
+    return StoredObjects(None, soon, FakeClock())
+
+
 def found(fleet: Fleet, named: bytes | None, exclude: frozenset[str] = frozenset()) -> list[str]:
     headers = {} if named is None else {b"x-data-parallel-rank": named}
     ask = Ask("r", "POST", "/v1/completions", SHAPE, headers, exclude)
-    return [each.name for each in CandidateFinder(fleet).find(ask).workers]
+    return [each.name for each in CandidateFinder(fleet, no_objects()).find(ask).workers]
 
 
 @pytest.mark.parametrize(
@@ -75,3 +81,37 @@ def test_named_rank_that_has_refused_is_not_replaced_by_another() -> None:
     with pytest.raises(NoWorker) as caught:
         found(fleet, b"1", frozenset({"a-dp1"}))
     assert caught.value.status == 503
+
+
+@pytest.mark.parametrize(
+    ("holder", "state", "expected"),
+    [
+        ("b", WorkerState.READY, ["b"]),
+        ("b", WorkerState.DRAINING, ["b"]),
+        ("b", WorkerState.DOWN, None),
+        ("b", WorkerState.JOINING, None),
+        ("gone", WorkerState.READY, ["a", "b"]),
+        (None, WorkerState.READY, ["a", "b"]),
+    ],
+)
+def test_stored_object_is_at_its_worker_only(
+    holder: str | None, state: WorkerState, expected: list[str] | None
+) -> None:
+    """Also while that one is drained. While it does not answer the client is to come back; once it is gone, or where
+    nobody knows the object, any worker says that there is none."""
+    a, b = worker("a", None), worker("b", None)
+    b.state = state
+    objects = no_objects()
+    if holder is not None:
+        objects.put("resp_1", holder)
+    ask = Ask("r", "GET", "/v1/responses/resp_1", SHAPE._replace(needs_id="resp_1"), {})
+    finder = CandidateFinder(Fleet(a, b), objects)
+    if expected is None:
+        with pytest.raises(NoWorker, match="resp_1") as caught:
+            finder.find(ask)
+        assert (caught.value.status, caught.value.retry_after_s is not None) == (503, True)
+        return
+    assert [each.name for each in finder.find(ask).workers] == expected
+    if holder == "b":
+        with pytest.raises(NoWorker):
+            finder.find(ask._replace(exclude=frozenset({"b"})))
