@@ -148,6 +148,12 @@ class SimFleet:
         if name not in self._down:
             self.outliers.failed(name, kind, why)
 
+    models_may_be_old = False
+
+    async def refresh_models(self) -> None: ...
+
+    def models_changed(self) -> None: ...
+
     def answered(self, name: str) -> None:
         assert name in self.workers
         self.outliers.answered(name)

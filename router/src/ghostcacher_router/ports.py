@@ -75,6 +75,16 @@ class FleetPort(WorkersPort, Protocol):
     def models(self) -> Sequence[str]:
         """Return the models that the fleet serves."""
 
+    @property
+    def models_may_be_old(self) -> bool:
+        """Whether asking the workers for their models now may show one that is not known."""
+
+    async def refresh_models(self) -> None:
+        """Ask the workers for their models, within a bounded time and not too often."""
+
+    def models_changed(self) -> None:
+        """Note that a worker has loaded or unloaded a model."""
+
     def limits(self) -> Mapping[str, int]:
         """Return how many requests may be in flight at a worker, by name, where that is limited. Mostly empty."""
 

@@ -69,6 +69,12 @@ class Fleet:
     def when_down(self, tell: Callable[[str], None]) -> None:
         """Nobody goes down."""
 
+    models_may_be_old = False
+
+    async def refresh_models(self) -> None: ...
+
+    def models_changed(self) -> None: ...
+
     def answered(self, name: str) -> None:
         assert name in self.workers
 

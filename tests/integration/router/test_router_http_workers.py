@@ -77,6 +77,10 @@ NO_ANSWERS = {
     "NUL in the reason": b"HTTP/1.1 200 O\0K\r\nContent-Length: 2\r\n\r\nhi",
     "switch": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
     "endless head": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000,
+    "long head": b"HTTP/1.1 200 OK\r\nX: " + b"a" * 65_600 + b"\r\nContent-Length: 2\r\n\r\nhi",
+    "many interim answers": b"HTTP/1.1 102 Processing\r\n\r\n" * 300
+    + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi",
+    "long interim answers": (b"HTTP/1.1 103 Early\r\nX: " + b"a" * 1000 + b"\r\n\r\n") * 100,
 }
 
 
@@ -89,6 +93,22 @@ async def test_answer_that_cannot_be_passed_on_is_an_error(name: str) -> None:
         assert head.startswith(b"HTTP/1.1 502 ")
         assert json.loads(body)["error"]["code"] == "bad_gateway"
         assert [place.outcome for place in rig.placements] == [Outcome.FAILED]
+
+
+@on_loop
+async def test_flood_of_interim_answers_is_an_error_and_ends_the_connection() -> None:
+    """However fast they come, the worker is not read from for ever."""
+
+    async def flood(peer: Peer, _: Received) -> None:
+        while not peer.writer.transport.is_closing():
+            peer.send(b"HTTP/1.1 102 Processing\r\nX: y\r\n\r\n" * 2000)
+            await peer.writer.drain()
+
+    async with proxy_rig(MockEngine("w0", flood), MockEngine("w1")) as rig:
+        head, _ = await rig.ask(post(b"{}"))
+        assert head.startswith(b"HTTP/1.1 502 ")
+        assert [(place.worker, place.outcome) for place in rig.placements] == [("w0", Outcome.FAILED)]
+        await eventually(lambda: rig.state.pools.open_count == 0)
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])

@@ -36,6 +36,7 @@ from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
 from ghostcacher_router.fleet.membership.members import Member, Unroutable, members_of
 from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
+from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers
 from ghostcacher_router.fleet.probes import HttpProber, Prober
@@ -74,9 +75,9 @@ class Fleet:
         self.options = options or FleetOptions()
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
-        self._watched = WatchDependencies(
-            prober or HttpProber(), self.options, metrics, clock, jitter, self._changed, self._went_down
-        )
+        prober = prober or HttpProber()
+        self._watched = WatchDependencies(prober, self.options, metrics, clock, jitter, self._changed, self._went_down)
+        self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
         self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self._when_down: list[Callable[[str], None]] = []
         self._leases = Leases(self.options.lease_ttl_s)
@@ -135,6 +136,19 @@ class Fleet:
         if self._models is None:
             self._models = merged_models(self._workers[name] for name in sorted(self._workers))
         return self._models
+
+    @property
+    def models_may_be_old(self) -> bool:
+        """Whether asking the workers for their models now may show one that is not known."""
+        return self._model_refresh.due
+
+    async def refresh_models(self) -> None:
+        """Ask the workers for their models, once in a second at most, and wait for the answers, a second at most."""
+        await self._model_refresh.wait()
+
+    def models_changed(self) -> None:
+        """A worker has loaded or unloaded an adapter: ask them all for their models, without anybody waiting."""
+        self._model_refresh.soon()
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
@@ -223,6 +237,7 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._model_refresh.stop()
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 

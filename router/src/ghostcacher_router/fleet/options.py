@@ -10,8 +10,8 @@ class FleetOptions(NamedTuple):
 
     health_interval_s: float = 5.0
     """Between two health probes of a worker that is well."""
-    models_interval_s: float = 30.0
-    """Between two questions for the models of a worker that is well."""
+    models_interval_s: float = 4.0
+    """Between two questions for the models of a worker that is well: with each probe, since adapters come and go."""
     backoff_first_s: float = 0.2
     """The first pause between probes of a worker that is not well; each further one is twice as long."""
     backoff_max_s: float = 5.0

@@ -81,13 +81,8 @@ class Watch:
             # Something went wrong while this probe was under way, and its answer may be older than that.
             self.soon()
             return
-        if models is not None:
-            changed = worker.model_objects != models
-            worker.model_objects = models
-            worker.models = frozenset(str(model["id"]) for model in models)
-            worker.models_asked_at = dependencies.clock()
-            if changed:
-                dependencies.changed()
+        if models is not None and worker.serves(models, dependencies.clock()):
+            dependencies.changed()
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
         self._again_after(self._pause_s())

@@ -126,6 +126,13 @@ class Worker:
         self.check_invariants()
         return after is not before
 
+    def serves(self, models: tuple[Mapping[str, object], ...], now: float) -> bool:
+        """Take over the models that it says it serves; return whether they are others than before."""
+        changed = self.model_objects != models
+        self.model_objects, self.models_asked_at = models, now
+        self.models = frozenset(str(model["id"]) for model in models)
+        return changed
+
     def inherit(self, other: Worker) -> None:
         """Take over what is known of the same server under another name: its health and models, but not a drain."""
         self.models, self.model_objects = other.models, other.model_objects

@@ -33,6 +33,9 @@ SECTIONS_SEEDED = 8
 """Known boundaries at which others learn at once who holds a prompt: the last ones, and the ends of its first sections.
 At any other boundary the index is asked."""
 
+CHANGE_MODELS = ("/load_lora_adapter", "/unload_lora_adapter", "/load_lora_adapter_from_tensors")
+"""The ends of paths that change which models a worker serves."""
+
 BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
@@ -158,6 +161,8 @@ class InFlightTracker:
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
+        if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
+            self._fleet.models_changed()
         if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
             self._fleet.lost(placed.worker, outcome)
         elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
