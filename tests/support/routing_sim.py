@@ -81,6 +81,7 @@ class SimEngine(Engine):
         plain: bool,
         shares_prefill: bool,
         publish_s: float | None,
+        kv_blocks: int | None,
     ) -> None:
         self.name = name
         self._now = sim.now
@@ -100,7 +101,11 @@ class SimEngine(Engine):
             )
             connector.join()
         profile = Profile(prefill_tokens_per_s=rate, decode_s=DECODE_S, shares_prefill=shares_prefill)
-        super().__init__(profile if publish_s is None else profile._replace(publish_s=publish_s), connector)
+        if publish_s is not None:
+            profile = profile._replace(publish_s=publish_s)
+        if kv_blocks is not None:
+            profile = profile._replace(kv_blocks=kv_blocks)
+        super().__init__(profile, connector)
 
     def report(self) -> None:
         """Tell its load, unless nobody is there to tell it."""
@@ -261,11 +266,13 @@ class Sim:
         publish_s: float | None = None,
         round_trip_s: float = ROUND_TRIP_S,
         pulls: bool = True,
+        kv_blocks: int | None = None,
     ) -> None:
         """publish_s: from the end of a prefill until peers can pull its blocks; None: as usual.
 
         round_trip_s: of a router to Redis, the waiting for a thread included.
         pulls: whether the engines pull; the routers think so in any case.
+        kv_blocks: that each engine holds; None: more than any test needs.
         """
         self.round_trip_s, self.pulls = round_trip_s, pulls
         self.now: Callable[[], float] = asyncio.get_running_loop().time
@@ -285,6 +292,7 @@ class Sim:
                 plain=plain,
                 shares_prefill=shares_prefill,
                 publish_s=publish_s,
+                kv_blocks=kv_blocks,
             )
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())

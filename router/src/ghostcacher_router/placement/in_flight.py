@@ -40,6 +40,9 @@ BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
 BIAS_MAX = 4.0
+CAPACITY_PROMPTS = 64
+"""Workers come and go seldom: what the fleet's caches hold is added up once in so many prompts."""
+
 EVENT_BIAS_MAX = 2.0
 """The most that a worker event can say: the event may have been late."""
 
@@ -60,7 +63,7 @@ class InFlightTracker:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
-        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state
+        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored, self._regret = state
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id."""
         self._unreported: OrderedDict[str, _Answered] = OrderedDict()
@@ -68,6 +71,8 @@ class InFlightTracker:
         self._shared: dict[str, int] = {}
         """How many open requests have an id, where that is more than one."""
         self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
+        self._prompts = 0
+        """Placed prompts, in all."""
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -84,7 +89,13 @@ class InFlightTracker:
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
         self._open_id(placed)
         if prompt is not None:
-            placed.sent_prompt = self._history.record(prompt, worker.name, now, placed.ref)
+            held_share, due_at = 1.0, inf
+            if forecast is not None:
+                held_share = forecast.local_tokens / tokens
+                due_at = now + forecast.ttft_ms / 1e3 * max(1.0, self.bias)
+            placed.sent_prompt = self._history.record(
+                prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at
+            )
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -107,6 +118,7 @@ class InFlightTracker:
         if forecast is not None and placed.ask.shape.prompt is not None:
             spared_ms = forecast.cached_tokens * forecast.compute_ms / forecast.computed_tokens - forecast.pull_ms
             tokens = forecast.cached_tokens + forecast.computed_tokens
+            self._note_for_regret(placed.ask.shape.prompt, tokens)
             self._metrics.observed(tokens, forecast.cached_tokens, spared_ms)
         return placed
 
@@ -151,7 +163,7 @@ class InFlightTracker:
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
             observed_ms = (now - placed.sent_at) * 1e3
-            self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
+            self._metrics.first_token(observed_ms, None if forecast is None else forecast.ttft_ms)
             self._compare_forecast(placed, now, BIAS_MAX)
         self._note_answered(placed, now)
 
@@ -172,6 +184,13 @@ class InFlightTracker:
         self._fleet.failed(placed.worker, kind, why)
 
     # Conclusions
+
+    def _note_for_regret(self, prompt: Prompt, tokens: int) -> None:
+        """Note a prompt that was placed, and now and then how much the fleet's caches hold."""
+        self._regret.note(prompt, tokens)
+        if self._prompts % CAPACITY_PROMPTS == 0:
+            self._regret.resize(sum(map(_capacity_tokens, self._fleet.workers.values())))
+        self._prompts += 1
 
     def _note_answered(self, placed: PlacedRequest, now: float) -> None:
         """Note that a prompt is computed, and its blocks are about to be published."""
@@ -213,7 +232,7 @@ class InFlightTracker:
         if placed.is_compared or placed.sent_at is None or forecast is None or forecast.compute_ms < BIAS_MS_MIN:
             return
         placed.is_compared = True
-        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.total_ms)
+        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.ttft_ms)
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:
@@ -263,3 +282,9 @@ def _seeded_depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
     indexes = [boundary.index for boundary in known]
     depths |= {bisect_right(indexes, end) for _, end in prompt.section_ends[:SECTIONS_SEEDED]}
     return sorted(depths - {0})
+
+
+def _capacity_tokens(worker: WorkerPort) -> int:
+    """Return how many tokens a worker's cache holds; 0 when it does not say."""
+    load = None if worker.load is None else worker.load.load
+    return 0 if load is None else load.kv_blocks_total * load.block_tokens

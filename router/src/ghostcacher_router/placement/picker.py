@@ -196,7 +196,7 @@ class Picker:
             if not one.lock.confirmed:
                 return WaitForLock(one.lock, found.now + CONFIRM_S)
         candidates = list(zip(found.candidates.workers, found.estimates, strict=True))
-        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at)
+        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at, found.displacement)
         lock, step = follow_any(choice, encountered)
         if step.action is Action.WAIT:
             return WaitForLock(lock, step.until)
@@ -244,7 +244,7 @@ class Picker:
             self._metrics.fallbacks.inc("index")
         placed = self._tracker.reserve(this.ask, worker, reason, chosen)
         if locking and worker.namespace is not None:
-            ready_at = now + chosen.total_ms / 1e3
+            ready_at = now + chosen.ttft_ms / 1e3
             warm = this.match.warm_in(worker.namespace)
             placed.lock = self._locks.take(worker.namespace, this.match.prompt, warm, worker.name, ready_at)
             placed.replaces = replaces
