@@ -110,6 +110,8 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._fleet.when_down(lambda worker: self._proxy.worker_down(worker.endpoint))
+        self._fleet.when_hung(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
         self.url = ""
 
     def __repr__(self) -> str:

@@ -31,6 +31,7 @@ from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.fleet.drains import Drains
+from ghostcacher_router.fleet.last_looks import LastLooks
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
 from ghostcacher_router.fleet.membership.members import Member, Unroutable, members_of
@@ -72,7 +73,18 @@ class Fleet:
         self.options = options or FleetOptions()
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
-        self._watched = WatchDependencies(prober or HttpProber(), self.options, metrics, clock, jitter, self._changed)
+        self._when_down: list[Callable[[Worker], None]] = []
+        self._when_hung: list[Callable[[Worker, float], None]] = []
+        self._watched = WatchDependencies(
+            prober or HttpProber(),
+            self.options,
+            metrics,
+            clock,
+            jitter,
+            changed=self._changed,
+            went_down=self._went_down,
+            hangs=self._hangs,
+        )
         self._leases = Leases(self.options.lease_ttl_s)
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
@@ -80,6 +92,7 @@ class Fleet:
         self.workers: Mapping[str, Worker] = MappingProxyType(self._workers)
         self._watches: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._last_looks = LastLooks(self.options.gone_ttl_s)
         self._loops: list[asyncio.Task[None]] = []
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
@@ -160,6 +173,18 @@ class Fleet:
         if (watch := self._watches.get(name)) is not None:
             watch.answered()
 
+    def when_down(self, tell: Callable[[Worker], None]) -> None:
+        """Have a function called with each worker that becomes DOWN, or leaves the fleet."""
+        self._when_down.append(tell)
+
+    def when_hung(self, tell: Callable[[Worker, float], None]) -> None:
+        """Have a function called with each worker that hangs, also one that has left the fleet, and since when it does.
+
+        It is called again while the worker hangs. A worker hangs that takes connections or not, but answers no probe;
+        one that refuses connections, or answers wrongly, does not: what it has under way may still end well.
+        """
+        self._when_hung.append(tell)
+
     def drain(self, name: str, draining: bool) -> None:
         """Give a worker no new requests, or take that back: here at once, in every replica soon. KeyError: unknown."""
         watch = self._watches[name]
@@ -191,6 +216,7 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._last_looks.stop()
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -266,8 +292,11 @@ class Fleet:
         self._unroutable = unroutable
         before = dict(self._workers)
         for name, worker in before.items():
-            if name not in members or not members[name].is_same(worker):
-                self._remove(worker, for_good=name not in members)
+            member = members.get(name)
+            if member is None or not member.is_same(worker):
+                if member is None or member.endpoint != worker.endpoint:
+                    self._last_looks.begin(self._watches[name])
+                self._remove(worker, for_good=member is None)
         for member in members.values():
             if member.name in self._workers:
                 self._workers[member.name].renew(member.record)
@@ -298,11 +327,20 @@ class Fleet:
         if for_good:
             self._gone.add(worker)
             self._metrics.forget_worker(worker.name)
+        self._went_down(worker)
         logger.info("worker %s: %s", worker.name, "gone" if for_good else "a new incarnation takes over")
 
     def _malformed(self) -> dict[str, int]:
         sources = {"index": self._index, "store": self._store}
         return {name: source.malformed_entries for name, source in sources.items() if source is not None}
+
+    def _went_down(self, worker: Worker) -> None:
+        for tell in self._when_down:
+            tell(worker)
+
+    def _hangs(self, worker: Worker, since: float) -> None:
+        for tell in self._when_hung:
+            tell(worker, since)
 
     def _changed(self) -> None:
         self._serving = self._models = None

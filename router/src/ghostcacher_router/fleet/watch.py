@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +34,11 @@ class WatchDependencies(NamedTuple):
     """Returns numbers in [0, 1), which spread the probes."""
     changed: Callable[[], None]
     """Called after a worker's state or models have changed."""
+    went_down: Callable[[Worker], None]
+    """Called when a worker has become DOWN."""
+    hangs: Callable[[Worker, float], None]
+    """Called when a worker that is DOWN has not answered its last probes, and since when; then after each further one.
+    """
 
 
 class Watch:
@@ -44,6 +50,8 @@ class Watch:
         self._due = dependencies.clock()
         self._wake = asyncio.Event()
         self._setbacks = 0
+        self._silent_since: deque[float] = deque(maxlen=dependencies.options.failures_max)
+        """When each of the last probes in a row began that got no answer."""
 
     def __repr__(self) -> str:
         return f"Watch({self.worker!r}, due={self._due:.3f})"
@@ -57,7 +65,7 @@ class Watch:
     async def probe(self) -> None:
         """Ask the worker once, and change its state as the answer says."""
         worker, dependencies = self.worker, self._dependencies
-        setbacks, models = self._setbacks, None
+        setbacks, models, began_at = self._setbacks, None, dependencies.clock()
         try:
             await dependencies.prober.health(worker.endpoint)
             if self._models_due():
@@ -65,7 +73,9 @@ class Watch:
         except ProbeFailed as exc:
             dependencies.metrics.probes.inc("failed")
             self._failed(str(exc), certain=exc.unreachable)
+            self._note_silence(began_at if exc.silent else None)
             return
+        self._note_silence(None)
         dependencies.metrics.probes.inc("ok")
         if setbacks != self._setbacks:
             # A connection was refused while this probe was under way, and its answer may be older than that.
@@ -81,6 +91,18 @@ class Watch:
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
         self._again_after(self._pause_s())
+
+    async def look_after(self, for_s: float) -> None:
+        """Go on probing a worker that has left the fleet, for a time: it may hang, with requests that are still there.
+
+        Ends when it was seen to hang, or that nobody listens there.
+        """
+        until = self._dependencies.clock() + for_s
+        while self._dependencies.clock() < until:
+            await self._until_due()
+            await self.probe()
+            if self._hangs or (self.worker.state is WorkerState.DOWN and not self._silent_since):
+                return
 
     def refused(self) -> None:
         """A connection was refused or broke before the answer: the worker is DOWN at once, and probed soon."""
@@ -98,6 +120,7 @@ class Watch:
 
     def answered(self) -> None:
         """A request got an answer, so a worker that is slow to answer probes is not down."""
+        self._note_silence(None)
         if self.worker.failures and self.worker.state in _UP:
             self.worker.failures = 0
 
@@ -117,6 +140,19 @@ class Watch:
             self._move(Move.FAILED)
         self._again_after(self._pause_s())
 
+    @property
+    def _hangs(self) -> bool:
+        return len(self._silent_since) == self._silent_since.maxlen and self.worker.state is WorkerState.DOWN
+
+    def _note_silence(self, began_at: float | None) -> None:
+        """Note that a probe got no answer, and when it began; None: the worker has shown that it lives."""
+        if began_at is None:
+            self._silent_since.clear()
+            return
+        self._silent_since.append(began_at)
+        if self._hangs:
+            self._dependencies.hangs(self.worker, self._silent_since[0])
+
     def _move(self, move: Move) -> None:
         worker, before = self.worker, self.worker.state
         if not worker.move(move, self._dependencies.clock()):
@@ -125,6 +161,8 @@ class Watch:
         because = f": {worker.error}" if worker.error else ""
         logger.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
         self._dependencies.changed()
+        if worker.state is WorkerState.DOWN:
+            self._dependencies.went_down(worker)
 
     def _models_due(self) -> bool:
         asked_at = self.worker.models_asked_at

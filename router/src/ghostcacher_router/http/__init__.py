@@ -4,6 +4,7 @@
     proxy_state.py        ProxyState: what all connections share
     client_connection.py  ClientConnection: one client's connection, one request at a time
     worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
+    repeatable.py         is_repeatable: which requests two workers may carry out
     local_exchange.py     LocalExchange: the same for what the router answers itself
     proxy_ports.py        what these ask of one another, and of the rest of the router
     peer_state.py         whether a client that is not read from has left

@@ -2,10 +2,11 @@
 
     start -> parse -> place -> connect or take a kept connection -> send -> response_head .. response_end
                        ^                                       |
-                       '-- refused, or broke before any byte <-'
+                       '-- refused, or broke or hangs before any byte <-'
 
 There is a task only while a dispatcher has to wait or a connection is made. A connection that was kept and turns out
-closed proves nothing: the same worker gets one more try, on a new connection.
+closed, or to lead nowhere, proves nothing: the same worker gets one more try, on a new connection. What a worker was
+sent and may have carried out goes to another one only where that makes no difference to the client (`repeatable.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
+from ghostcacher_router.http.repeatable import is_repeatable
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.types import Ask, Endpoint, NoWorker, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
@@ -43,6 +45,7 @@ class WorkerExchange:
     """
 
     __slots__ = (
+        "_arrived",
         "_began_at",
         "_body",
         "_client",
@@ -53,12 +56,14 @@ class WorkerExchange:
         "_head",
         "_keep",
         "_over",
+        "_passed_before",
         "_placement",
         "_proxy",
         "_received_at",
         "_responding",
         "_reused",
         "_sent",
+        "_sent_at",
         "_shape",
         "_status",
         "_task",
@@ -85,6 +90,9 @@ class WorkerExchange:
         self._responding = False
         self._reused = False
         self._sent = False
+        self._sent_at = received_at
+        self._arrived = False
+        self._passed_before = 0
         self._keep = False
         self._over = False
         self.no_body = head.method == "HEAD"
@@ -96,7 +104,7 @@ class WorkerExchange:
 
     @property
     def passed_bytes(self) -> int:
-        return 0 if self._connection is None else self._connection.passed_bytes
+        return 0 if self._connection is None else self._connection.passed_bytes - self._passed_before
 
     @property
     def _worker(self) -> str | None:
@@ -127,6 +135,32 @@ class WorkerExchange:
         """The worker has been silent for too long."""
         if not self._over:
             self._fail(504, "the worker did not answer in time", code="worker_timeout")
+
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:
+        placement = self._placement
+        return placement is not None and placement.worker == worker and placement.endpoint == endpoint
+
+    def check(self, now: float) -> None:
+        """See whether the request has arrived at the worker's host, which must not take longer than connecting."""
+        connection, limit_s = self._connection, self._proxy.limits.connect_s
+        if connection is None or self._status is not None or self._arrived or now - self._sent_at < limit_s:
+            return
+        waiting = connection.outstanding
+        if waiting is None:
+            self._arrived = True
+        elif waiting.expected and waiting.silent_s >= limit_s:
+            connection.pool.close_idle()
+            self._let_go_of(connection)
+            self._unanswered("unreachable", f"its host has acknowledged nothing for {waiting.silent_s:.1f} s")
+
+    def worker_hangs(self) -> None:
+        """Have another worker answer, or end the response. Connecting is bounded, and goes on."""
+        if self._status is not None:
+            self._fail(504, "the worker no longer answers", code="worker_timeout")
+        elif self._connection is not None:
+            self._reused = False  # A new connection to it would lead no further.
+            self._let_go_of(self._connection)
+            self._unanswered("hung", "it answers nobody any more")
 
     def pause(self) -> None:
         if self._connection is not None:
@@ -167,10 +201,12 @@ class WorkerExchange:
         self._placement = placement
         self._sent = False
         try:
-            connection = self._proxy.pools[placement.endpoint].take()
+            pool = self._proxy.pools[placement.endpoint]
         except OSError as exc:
             self._refused("refused", str(exc))
             return
+        # A kept connection may turn out closed, and then nobody knows whether the worker has seen the request.
+        connection = pool.take() if is_repeatable(self._head) else None
         if connection is None:
             self._connect(placement)
         else:
@@ -202,12 +238,15 @@ class WorkerExchange:
         own_lines = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
         own_lines += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
+        self._arrived = False
+        self._passed_before = connection.passed_bytes
+        self._sent_at = now = proxy.clock()
         connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own_lines, len(body)), body)
         if not self._sent:
             self._sent = True
             placement.sent()
         if self._received_at is not None:
-            proxy.meter.latency_ms.observe((proxy.clock() - self._received_at) * 1e3)
+            proxy.meter.latency_ms.observe((now - self._received_at) * 1e3)
             self._received_at = None
 
     # the worker's side
@@ -251,16 +290,29 @@ class WorkerExchange:
         self._connection = None
         if began:
             self._fail(502, f"the worker broke off its answer: {error}", code="bad_gateway")
-        elif self._reused and self._placement is not None:
-            self._connect(self._placement)
         else:
-            self._refused("broke", error)
+            self._unanswered("broke", error)
 
     def response_bad(self, error: str) -> None:
         self._connection = None
         self._fail(502, f"the worker's answer cannot be passed on: {error}", code="bad_gateway")
 
     # ends
+
+    def _let_go_of(self, connection: WorkerConnection) -> None:
+        """Close a connection on which nothing comes; it tells nobody."""
+        self._connection = None
+        connection.abort()
+
+    def _unanswered(self, reason: str, error: str) -> None:
+        """A worker was sent the request, and nothing came back."""
+        if self._reused and self._placement is not None:
+            self._connect(self._placement)
+        elif is_repeatable(self._head):
+            self._refused(reason, error)
+        else:
+            why = f"{error}; it may have carried out the request, so no other was asked"
+            self._fail(502, f"the worker did not answer: {why}", code="bad_gateway")
 
     def _refused(self, reason: str, error: str) -> None:
         """A worker took nothing: tell the dispatcher, and ask for another."""

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
+from ghostcacher_router.upstreams.acknowledgement import Outstanding, outstanding
 from ghostcacher_router.upstreams.response_reader import ResponseReader
 from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
 
@@ -31,6 +32,9 @@ class Pool(Protocol):
 
     def closed(self, connection: WorkerConnection) -> None:
         """Forget a connection."""
+
+    def close_idle(self) -> None:
+        """Close the connections that are kept: they lead nowhere."""
 
 
 class WorkerConnection(asyncio.Protocol):
@@ -66,6 +70,11 @@ class WorkerConnection(asyncio.Protocol):
     def unsent_bytes(self) -> int:
         """Bytes of the request that are still to be written."""
         return self.transport.get_write_buffer_size()
+
+    @property
+    def outstanding(self) -> Outstanding | None:
+        """What of the request has not arrived at the worker's host; None when all has, or where nobody can say."""
+        return outstanding(self.transport)
 
     def begin(self, receiver: ResponseReceiver, head: bytes, body: bytes) -> None:
         """Write a request, and pass its response on to `receiver`. The connection is usable."""

@@ -59,6 +59,11 @@ class WorkerPool:
         self.open.discard(connection)
         self._idle.pop(connection, None)
 
+    def close_idle(self) -> None:
+        for connection in list(self._idle):
+            connection.abort()
+        self._idle.clear()
+
     def tick(self, now: float) -> None:
         """Close what has been idle for too long."""
         self._now = now
@@ -140,6 +145,11 @@ class Pools:
             pool.tick(now)
             if not pool.open and not pool.connecting:
                 del self._pools[endpoint]
+
+    def close_idle(self, endpoint: Endpoint) -> None:
+        """Close the connections to an endpoint that no request uses."""
+        if (pool := self._pools.get(endpoint)) is not None:
+            pool.close_idle()
 
     async def close(self) -> None:
         """Close every connection; return when they are closed."""
