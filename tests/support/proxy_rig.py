@@ -65,6 +65,7 @@ class RecordedPlacement:
         self.data_parallel_rank: int | None = None
         self.reason = Reason.ONLY
         self.told: list[str] = []
+        self.answer_ids: list[str] = []
         self.outcome: Outcome | None = None
         self.status: int | None = None
 
@@ -75,6 +76,10 @@ class RecordedPlacement:
     def first_byte(self) -> None:
         assert self.told == ["sent"], self.told
         self.told.append("first_byte")
+
+    def answer_id(self, answer_id: str) -> None:
+        assert self.outcome is None, self.outcome
+        self.answer_ids.append(answer_id)
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         assert self.outcome is None, self.outcome
@@ -160,7 +165,8 @@ def parse(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShap
         raise BadBody("expected better", "messages")
     if body == b"bug":
         raise RuntimeError("a bug")
-    return RequestShape(None, False, None, headers.get(b"x-gc-session", b"").decode("latin-1") or None)
+    session = headers.get(b"x-gc-session", b"").decode("latin-1") or None
+    return RequestShape(None, False, None, session, makes_id=path.startswith("/v1/responses"))
 
 
 class Client:

@@ -17,6 +17,7 @@ from functools import lru_cache
 
 from ghostcacher_router.http.protocol.answer_id import AnswerIdFinder
 from ghostcacher_router.http.protocol.event_stream import EventStream
+from ghostcacher_router.http.protocol.output_begin import OutputFinder
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
@@ -53,6 +54,7 @@ class WorkerExchange:
         "_excluded",
         "_head",
         "_keep",
+        "_output_later",
         "_over",
         "_placement",
         "_proxy",
@@ -87,6 +89,7 @@ class WorkerExchange:
         self._reused = False
         self._sent = False
         self._keep = False
+        self._output_later = False
         self._over = False
         self.no_body = head.method == "HEAD"
         self.plain = not head.http11
@@ -232,10 +235,16 @@ class WorkerExchange:
             sink = self._events.write
         if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
             sink = AnswerIdFinder(sink, placement.answer_id)
+            if head.events:
+                self._output_later = True
+                sink = OutputFinder(sink, placement.first_byte)
         return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), sink
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
+        # Nor do the events before the output.
+        if self._output_later:
+            return
         if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
             self._placement.first_byte()
 

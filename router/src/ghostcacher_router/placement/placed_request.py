@@ -36,6 +36,7 @@ class PlacedRequest:
         "ask",
         "data_parallel_rank",
         "endpoint",
+        "engine_id",
         "forecast",
         "is_compared",
         "is_ended",
@@ -80,6 +81,8 @@ class PlacedRequest:
         """When it was written to the worker; loop clock, s."""
         self.is_compared = False
         """Whether its forecast has been compared with what was observed."""
+        self.engine_id: str | None = None
+        """The id by which the engine names it, where that is the id of the answer."""
         self.is_ended = False
 
     def __repr__(self) -> str:
