@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain, StampedLoad
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_router.types import Endpoint, Prompt, WorkerState
+from ghostcacher_router.types import Endpoint, Outcome, Prompt, WorkerState
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -85,11 +85,20 @@ class FleetPort(WorkersPort, Protocol):
     def models_changed(self) -> None:
         """Note that a worker has loaded or unloaded a model."""
 
-    def refused(self, name: str) -> None:
-        """Note that a worker refused a request."""
+    def limits(self) -> Mapping[str, int]:
+        """Return how many requests may be in flight at a worker, by name, where that is limited. Mostly empty."""
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        """Note that a request got no whole answer from a worker: REFUSED, BROKE or FAILED."""
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        """Note that a request failed for a worker's sake. kind: a label of metrics. why: for people."""
 
     def answered(self, name: str) -> None:
-        """Note that a worker answered a request."""
+        """Note that a worker answered a request, and not with an error of its own."""
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        """Have a function called with the name of each worker that becomes DOWN: its memory is likely gone."""
 
 
 class KnownPort(Protocol):

@@ -57,8 +57,17 @@ class Fleet:
     def models(self) -> list[str]:
         return ["m"]
 
-    def refused(self, name: str) -> None:
-        raise AssertionError(name)
+    def limits(self) -> dict[str, int]:
+        return {}
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        raise AssertionError(f"{name}: {outcome}")
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        raise AssertionError(f"{name}: {kind}, {why}")
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        """Nobody goes down."""
 
     models_may_be_old = False
 

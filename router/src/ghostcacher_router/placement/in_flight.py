@@ -69,6 +69,7 @@ class InFlightTracker:
         """How many open requests have an id, where that is more than one."""
         self.on_named: Callable[[str], None] = lambda _: None
         """Takes the id by which an engine names a request, once `pending` has the prompt under it."""
+        self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -169,13 +170,15 @@ class InFlightTracker:
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
-        if outcome is Outcome.DONE:
-            if placed.ask.path.endswith(CHANGE_MODELS):
-                self._fleet.models_changed()
+        if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
+            self._fleet.models_changed()
+        if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
+            self._fleet.lost(placed.worker, outcome)
+        elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
             self._fleet.answered(placed.worker)
-        elif outcome is Outcome.REFUSED:
-            self._fleet.refused(placed.worker)
-            self._history.forget_worker(placed.worker, self._clock())
+
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
+        self._fleet.failed(placed.worker, kind, why)
 
     # Conclusions
 
@@ -223,10 +226,14 @@ class InFlightTracker:
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:
-        self._queues.ended(placed.reservation)
+        if placed.has_failed:
+            self._queues.failed(placed.reservation, self._clock())
+        else:
+            self._queues.ended(placed.reservation)
         self._queues.keep_only(self._fleet.workers)
         if computed:
             now = self._clock()
+            self._queues.answered(placed.reservation, now)
             self._note_answered(placed, now)
             self._expect_report(placed, now)
         else:
