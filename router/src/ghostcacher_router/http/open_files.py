@@ -9,6 +9,9 @@ logger = logging.getLogger(__name__)
 
 RESERVED = 256
 """Descriptors for Redis, for connections that are kept, for probes and for the program itself."""
+SPARE = 128
+"""Descriptors that no client takes: enough to refuse clients with an answer, to ask Redis and to probe workers. The
+kernel gives out the lowest free number, so the number of a new connection says how many are open."""
 PER_CLIENT = 2
 """A client's own connection, and one to the worker that answers it."""
 
@@ -32,3 +35,9 @@ def allow_clients(connections_max: int) -> None:
             soft,
             max(fitting, 0),
         )
+
+
+def short_of_files(descriptor: int) -> bool:
+    """Say whether a descriptor that was just opened is one of the last `SPARE` that the process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft != resource.RLIM_INFINITY and descriptor >= soft - SPARE

@@ -66,6 +66,9 @@ SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05,
 REASONS = tuple(reason.value for reason in Reason)
 RETRIES = ("refused", "broke")
 """refused: no connection could be made. broke: it was closed before a byte of the answer came."""
+SHORTAGES = ("connections", "address", "descriptors")
+"""connections: `connections_max`. address: `connections_per_address_max`. descriptors: files that may be open."""
+TURNED_AWAY = ("dropped", "refused")
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
 STORED_RESULTS = ("held", "gone", "unknown")
@@ -109,6 +112,15 @@ class RouterMetrics:
                 "gc_router_ttft_ms",
                 "From the request written to the first byte of the answer's body, in ms.",
                 TTFT_MS_BOUNDS,
+            )
+        )
+        self.turned_away = self._put(
+            Counter(
+                "gc_router_clients_turned_away_total",
+                "Clients' connections for which there was no room, by what was short and by what was done: idle ones "
+                "dropped, new ones refused.",
+                ["short", "done"],
+                known=[SHORTAGES, TURNED_AWAY],
             )
         )
         self.retries = self._put(
