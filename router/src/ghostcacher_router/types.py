@@ -137,7 +137,9 @@ class Outcome(Enum):
     DONE = "done"
     """The whole answer came."""
     REFUSED = "refused"
-    """No byte of an answer came: the connection could not be made, or broke before."""
+    """The connection could not be made: the worker never saw the request."""
+    BROKE = "broke"
+    """The connection was closed before a byte of an answer came, and the request had been written."""
     FAILED = "failed"
     """The connection broke after the answer had begun."""
     CANCELLED = "cancelled"
@@ -184,7 +186,7 @@ class Placement(Protocol):
     """One attempt of one request at one worker. The HTTP proxy reports what becomes of it.
 
     It calls `sent`, `first_byte` and `ended` in this order, the first two at most once and `ended` exactly once,
-    always; `answer_id` before `ended`. None of them blocks or raises.
+    always; `answer_id` before `ended`; then `failed`, at most once. None of them blocks or raises.
     """
 
     worker: str
@@ -209,6 +211,9 @@ class Placement(Protocol):
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         """The attempt is over. status: of the answer's head; None when none came."""
+
+    def failed(self) -> None:
+        """The attempt failed for the worker's sake. What a request meets at every worker may be its own fault."""
 
 
 class NoWorker(Exception):

@@ -11,11 +11,12 @@ thousands of connections without using them keeps nobody out. When all are in us
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from typing import Protocol
 
-from ghostcacher_router.http.open_files import short_of_files
+from ghostcacher_router.http.open_files import SPARE, short_of_files
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import Connection, Meter
 
@@ -38,10 +39,7 @@ class Admitted(Connection, Protocol):
     """A client's connection. peer: its address; None when it is not known."""
 
     peer: str | None
-
-    @property
-    def descriptor(self) -> int | None:
-        """The number of its socket; None when it is closed."""
+    transport: asyncio.Transport
 
     def drop(self) -> None:
         """Close at once: no request is under way."""
@@ -142,7 +140,7 @@ class Admission:
         per_address = limits.connections_per_address_max
         if per_address is not None and client.peer is not None and self._count_of[client.peer] > per_address:
             return "address"
-        if client.descriptor is not None and short_of_files(client.descriptor):
+        if short_of_files(client.transport, SPARE):
             return "descriptors"
         return "connections" if len(self.clients) - len(self._refused) > limits.connections_max else None
 

@@ -139,11 +139,6 @@ class ClientConnection(asyncio.Protocol):
 
     # what admission uses
 
-    @property
-    def descriptor(self) -> int | None:
-        connected = self.transport.get_extra_info("socket")
-        return None if connected is None else connected.fileno()
-
     def drop(self) -> None:
         if self._reader.pending:
             self._write_error(_TOO_MANY, None, False)

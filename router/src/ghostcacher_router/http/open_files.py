@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 
@@ -10,8 +11,9 @@ logger = logging.getLogger(__name__)
 RESERVED = 256
 """Descriptors for Redis, for connections that are kept, for probes and for the program itself."""
 SPARE = 128
-"""Descriptors that no client takes: enough to refuse clients with an answer, to ask Redis and to probe workers. The
-kernel gives out the lowest free number, so the number of a new connection says how many are open."""
+"""Descriptors that no client takes, half of which no connection to a worker takes: enough to refuse clients with an
+answer, to ask Redis and to probe workers. The kernel gives out the lowest free number, so the number of a new
+connection says how many are open."""
 PER_CLIENT = 2
 """A client's own connection, and one to the worker that answers it."""
 
@@ -37,7 +39,8 @@ def allow_clients(connections_max: int) -> None:
         )
 
 
-def short_of_files(descriptor: int) -> bool:
-    """Say whether a descriptor that was just opened is one of the last `SPARE` that the process may have."""
+def short_of_files(transport: asyncio.BaseTransport, spare: int) -> bool:
+    """Say whether a new connection has one of the last `spare` descriptors that the process may open."""
+    connected = transport.get_extra_info("socket")
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return soft != resource.RLIM_INFINITY and descriptor >= soft - SPARE
+    return connected is not None and soft != resource.RLIM_INFINITY and connected.fileno() >= soft - spare

@@ -33,6 +33,9 @@ SECTIONS_SEEDED = 8
 """Known boundaries at which others learn at once who holds a prompt: the last ones, and the ends of its first sections.
 At any other boundary the index is asked."""
 
+CHANGE_MODELS = ("/load_lora_adapter", "/unload_lora_adapter", "/load_lora_adapter_from_tensors")
+"""The ends of paths that change which models a worker serves."""
+
 BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
@@ -64,6 +67,7 @@ class InFlightTracker:
         """Placed requests that ended well before their worker reported them as computed, oldest first."""
         self._shared: dict[str, int] = {}
         """How many open requests have an id, where that is more than one."""
+        self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -157,11 +161,15 @@ class InFlightTracker:
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
-        if outcome is Outcome.DONE:
+        if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
+            self._fleet.models_changed()
+        if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
+            self._fleet.lost(placed.worker, outcome)
+        elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
             self._fleet.answered(placed.worker)
-        elif outcome is Outcome.REFUSED:
-            self._fleet.refused(placed.worker)
-            self._history.forget_worker(placed.worker, self._clock())
+
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
+        self._fleet.failed(placed.worker, kind, why)
 
     # Conclusions
 
@@ -209,10 +217,14 @@ class InFlightTracker:
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:
-        self._queues.ended(placed.reservation)
+        if placed.has_failed:
+            self._queues.failed(placed.reservation, self._clock())
+        else:
+            self._queues.ended(placed.reservation)
         self._queues.keep_only(self._fleet.workers)
         if computed:
             now = self._clock()
+            self._queues.answered(placed.reservation, now)
             self._note_answered(placed, now)
             self._expect_report(placed, now)
         else:

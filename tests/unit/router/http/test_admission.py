@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 from ghostcacher_router.http.admission import Admission
@@ -26,7 +27,7 @@ class Client:
     """A connection of which admission hears no more once it is dropped: its end is told later, or never."""
 
     deadline = 0.0
-    descriptor = None
+    transport = asyncio.Transport()
 
     def __init__(self, peer: str | None = "10.0.0.1") -> None:
         self.peer = peer
