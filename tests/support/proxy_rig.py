@@ -67,6 +67,7 @@ class RecordedPlacement:
         self.told: list[str] = []
         self.outcome: Outcome | None = None
         self.status: int | None = None
+        self.blamed = False
 
     def sent(self) -> None:
         assert self.told == [], self.told
@@ -79,6 +80,11 @@ class RecordedPlacement:
     def ended(self, outcome: Outcome, status: int | None) -> None:
         assert self.outcome is None, self.outcome
         self.outcome, self.status = outcome, status
+
+    def failed(self) -> None:
+        assert self.outcome is not None, self.ask
+        assert not self.blamed, self.ask
+        self.blamed = True
 
 
 class FirstOf:

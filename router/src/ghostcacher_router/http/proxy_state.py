@@ -8,6 +8,7 @@ import logging
 import ssl
 from collections.abc import Callable
 
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse
@@ -38,6 +39,7 @@ class ProxyState:
         limits: Limits,
         clock: Callable[[], float],
         worker_tls: ssl.SSLContext | None,
+        resolver: Resolver,
         access_log: bool,
     ) -> None:
         self.dispatcher = dispatcher
@@ -48,7 +50,7 @@ class ProxyState:
         self.clock = clock
         self.access_log = access_log
         self.now = clock()
-        self.pools = Pools(limits, self.now, worker_tls)
+        self.pools = Pools(limits, self.now, worker_tls, resolver)
         self.in_flight = 0
         self.buffered_bytes = 0
         self.draining = False

@@ -121,6 +121,7 @@ class ResponsesBody(Body, gc=False):
     tools: Raw = ABSENT
     tool_choice: Any = None
     prompt: Any = None
+    store: Any = None
 
 
 Scalar = str | int | float | bool | None
