@@ -110,6 +110,8 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        clients = self._proxy.state.clients
+        self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
         self.url = ""
 
     def __repr__(self) -> str:
@@ -215,6 +217,7 @@ class Router:
             body_bytes_max=settings.body_bytes_max,
             buffered_bytes_max=settings.buffered_bytes_max,
             connections_max=settings.connections_max,
+            connections_per_address_max=settings.connections_per_address_max,
             client_header_s=settings.client_header_timeout_s,
             client_body_s=settings.client_body_timeout_s,
             keep_alive_s=settings.keep_alive_timeout_s,

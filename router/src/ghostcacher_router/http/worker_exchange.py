@@ -16,6 +16,7 @@ import errno
 import logging
 
 from ghostcacher_router.http.attempts import HELD_BYTES_MAX, TURNS_AWAY, Attempts, HeldAnswer
+from ghostcacher_router.http.open_files import SPARE, short_of_files
 from ghostcacher_router.http.own_headers import own_lines
 from ghostcacher_router.http.protocol.answer_id import AnswerIdFinder
 from ghostcacher_router.http.protocol.event_stream import EventStream
@@ -187,6 +188,9 @@ class WorkerExchange:
     async def _send_later(self, placement: Placement) -> None:
         try:
             connection = await self._proxy.pools.connect(placement.endpoint)
+            if short_of_files(connection.transport, SPARE // 2):
+                connection.abort()
+                raise OSError(errno.EMFILE, "nearly all files that the process may open are open")
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
                 logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
