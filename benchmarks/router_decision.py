@@ -88,8 +88,17 @@ class Fleet:
     def models(self) -> Sequence[str]:
         return ["mock"]
 
-    def refused(self, name: str) -> None:
-        raise AssertionError(f"{name}: nothing is sent here")
+    def limits(self) -> Mapping[str, int]:
+        return {}
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        raise AssertionError(f"{name}, {outcome}: nothing is sent here")
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        raise AssertionError(f"{name}, {kind}, {why}: nothing is sent here")
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        """Nobody goes down."""
 
     def answered(self, name: str) -> None:
         """Nobody watches the health of these."""

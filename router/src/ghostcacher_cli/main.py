@@ -131,7 +131,7 @@ def _router(words: Sequence[str]) -> int:
     logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
     from ghostcacher_router.app import run  # noqa: PLC0415 - late: bad options are told before anything is loaded
 
-    return run(settings)
+    return run(settings, lambda: router_options(words, os.environ))
 
 
 def _up(words: Sequence[str]) -> int:

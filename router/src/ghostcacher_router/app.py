@@ -8,6 +8,7 @@
 Start: the router announces itself in Redis and reads what the others have learned, for a bounded time, so that the
 first request finds a warm router; then it listens. When Redis is away it starts all the same, and catches up later.
 End: no new request is taken, those in flight finish within `drain_timeout_s`, then the router takes leave in Redis.
+What signals do: process_signals.py.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import asyncio
 import gc
 import logging
 import secrets
-import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
+import msgspec
 import uvloop
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
@@ -34,9 +35,11 @@ from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
 from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.probes import HttpProber
 from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy import HttpProxy
@@ -44,6 +47,7 @@ from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
+from ghostcacher_router.process_signals import RELOADED, ProcessSignals
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import RequestShape, WorkerState
 
@@ -57,24 +61,25 @@ GC_YOUNG_OBJECTS = 20_000
 """New objects between two runs of the garbage collector. A request makes hardly any cycles, and each run costs time."""
 
 
-def run(settings: RouterSettings) -> int:
-    """Run a router until SIGINT or SIGTERM; return its exit code. Raises ConfigError, IndexUnavailable at start."""
-    return uvloop.run(_main(settings))
+def run(settings: RouterSettings, read_again: Callable[[], RouterSettings]) -> int:
+    """Run a router until SIGINT or SIGTERM; return its exit code. Raises ConfigError, IndexUnavailable at start.
+
+    read_again: returns the settings as they are given at a SIGHUP. Raises ConfigError.
+    """
+    return uvloop.run(_main(settings, read_again))
 
 
-async def _main(settings: RouterSettings) -> int:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+async def _main(settings: RouterSettings, read_again: Callable[[], RouterSettings]) -> int:
     router = Router(settings)
+    signals = ProcessSignals(settings, read_again=read_again, take_over=router.take_over, cut=router.cut)
+    signals.install()
     try:
         await router.start()
-        await stopping.wait()
-        logger.info("stopping: %d requests in flight have %g s to end", router.in_flight, settings.drain_timeout_s)
+        await signals.wait_for_end()
+        logger.info("stopping: %d requests in flight have %g s to end", router.in_flight, router.drain_timeout_s)
     finally:
         await router.stop()
-    return 0
+    return signals.status
 
 
 class Router:
@@ -89,18 +94,24 @@ class Router:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="gc-read")
         self._index, self._store = _open(settings)
         self._metrics = RouterMetrics()
+        self._resolver = Resolver(refresh_s=settings.dns_refresh_s, count=self._metrics.dns_lookups.inc)
         self._fleet = Fleet(
             metrics=self._metrics,
             static=[parse_endpoint(url, "workers") for url in settings.workers],
             index=self._index,
             store=self._store,
+            prober=HttpProber(resolver=self._resolver, timeout_s=settings.health_timeout_s),
             options=FleetOptions(
-                health_interval_s=settings.health_interval_s, load_interval_s=settings.load_interval_ms / 1e3
+                health_interval_s=settings.health_interval_s,
+                failures_max=settings.health_failures_max,
+                load_interval_s=settings.load_interval_ms / 1e3,
             ),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        clients = self._proxy.state.clients
+        self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
         self.url = ""
 
     def __repr__(self) -> str:
@@ -110,6 +121,22 @@ class Router:
     def in_flight(self) -> int:
         """Requests that are being answered."""
         return self._proxy.in_flight
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """How long requests in flight have to end when the router stops."""
+        return self._settings.drain_timeout_s
+
+    def take_over(self, settings: RouterSettings) -> None:
+        """Put those settings in force that change nothing in flight (`process_signals.RELOADED`)."""
+        taken = {name: getattr(settings, name) for name in RELOADED}
+        self._settings = msgspec.structs.replace(self._settings, **taken)
+        logging.getLogger().setLevel(settings.log_level.upper())
+        self._proxy.state.access_log = settings.access_log
+
+    def cut(self) -> None:
+        """End the connections of all clients at once."""
+        self._proxy.cut()
 
     async def start(self) -> None:
         """Read what the other routers have learned, for a bounded time, and listen.
@@ -138,7 +165,7 @@ class Router:
 
     async def stop(self) -> None:
         """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
-        await self._proxy.stop(self._settings.drain_timeout_s)
+        await self._proxy.stop(self.drain_timeout_s)
         await self._routing.stop()
         await self._fleet.stop()
         for closing in (self._store, self._index):
@@ -167,6 +194,7 @@ class Router:
             router=self._name,
             options=options,
             session_ttl_s=settings.session_ttl_s,
+            stored_ttl_s=settings.stored_ttl_s,
             on_heartbeat=self._on_heartbeat,
         )
 
@@ -189,10 +217,12 @@ class Router:
             body_bytes_max=settings.body_bytes_max,
             buffered_bytes_max=settings.buffered_bytes_max,
             connections_max=settings.connections_max,
+            connections_per_address_max=settings.connections_per_address_max,
             client_header_s=settings.client_header_timeout_s,
             client_body_s=settings.client_body_timeout_s,
             keep_alive_s=settings.keep_alive_timeout_s,
             connect_s=settings.connect_timeout_s,
+            worker_silence_s=settings.read_timeout_s,
             upstream_idle_s=settings.upstream_idle_s,
             retries_max=settings.retries_max,
         )
@@ -204,6 +234,7 @@ class Router:
             self._metrics,
             router=self._name,
             limits=limits,
+            resolver=self._resolver,
             access_log=settings.access_log,
         )
 

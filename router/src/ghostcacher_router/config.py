@@ -82,7 +82,17 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     head_bytes_max: Annotated[
         int, Meta(ge=KIB, le=MIB, description="largest head of a request; larger ones get 431, in bytes")
     ] = 64 * KIB
-    connections_max: Annotated[int, Meta(ge=1, le=1_000_000, description="clients at a time, a count")] = 4096
+    connections_max: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="clients at a time; beyond, idle ones are dropped for new ones, a count"),
+    ] = 4096
+    connections_per_address_max: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(
+            description="the same of one address; none: no limit, as behind a load balancer, which is one address; "
+            "a count"
+        ),
+    ] = None
     client_header_timeout_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a client has to send a request's head, in s")
     ] = 10.0
@@ -100,6 +110,14 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     connect_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=60, description="bound of connecting to a worker, in s")] = (
         2.0
     )
+    read_timeout_s: Annotated[
+        Seconds,
+        Meta(
+            ge=0.1,
+            le=7 * 86_400,
+            description="longest wait for a worker's answer, and then for more of it, while it answers probes, in s",
+        ),
+    ] = 3600.0
     upstream_idle_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a worker's connection is kept unused, in s")
     ] = 4.0
@@ -112,12 +130,36 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     health_interval_s: Annotated[
         Seconds, Meta(ge=0.05, le=600, description="between two probes of a worker that is well, in s")
     ] = 5.0
+    health_timeout_s: Annotated[
+        Seconds, Meta(ge=0.05, le=600, description="time that a worker has to answer a probe, in s")
+    ] = 3.0
+    health_failures_max: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="probes in a row that are not answered, or wrongly, before a worker is DOWN, a count",
+        ),
+    ] = 3
+    dns_refresh_s: Annotated[
+        Seconds,
+        Meta(ge=0.1, le=3600, description="age at which the address of a worker's name is looked up again, in s"),
+    ] = 5.0
     load_interval_ms: Annotated[
         Milliseconds, Meta(ge=10, le=10_000, description="between two readings of the workers' load, in ms")
     ] = 200.0
     session_ttl_s: Annotated[
         Seconds, Meta(ge=1, le=7 * 86_400, description="time after which an unused session is forgotten, in s")
     ] = 3600.0
+    stored_ttl_s: Annotated[
+        Seconds,
+        Meta(
+            ge=1,
+            le=7 * 86_400,
+            description="time after its last use for which the worker of a stored answer, file or batch is remembered, "
+            "in s",
+        ),
+    ] = 4 * 3600.0
     affinity_tolerance: Annotated[
         float,
         Meta(ge=0, le=10, description="how much worse, as a part of the best forecast, a session's worker may be"),

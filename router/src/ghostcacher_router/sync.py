@@ -100,6 +100,7 @@ class RouterSync:
             (self._heartbeat, HEARTBEAT_S),
             (self._state.locks.renew, RENEW_S),
             (self._state.sessions.write, WRITE_S),
+            (self._state.stored.write, 0.0),
             (self._append, 0.0),
         )
         self._tasks = [asyncio.create_task(self._repeat(step, pause_s)) for step, pause_s in steps]
@@ -113,6 +114,7 @@ class RouterSync:
         self._state.locks.stop()
         await self._state.locks.drain()
         await self._state.sessions.write()
+        await self._state.stored.flush()
         try:
             await self._offload(lambda: self._store.deregister(self._router))
         except IndexUnavailable as exc:

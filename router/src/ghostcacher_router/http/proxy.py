@@ -7,6 +7,7 @@ import ssl
 import time
 from collections.abc import Callable
 
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.client_connection import ClientConnection
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
@@ -21,7 +22,7 @@ class HttpProxy:
     """Takes requests from clients, has them placed, and streams the responses back. Loop only.
 
     router: a name that goes into request ids. access_log: a line for each request. worker_tls: for workers that listen
-    with TLS; None: the system's certificates.
+    with TLS; None: the system's certificates. resolver: finds workers by their names; None: one of its own.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class HttpProxy:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         worker_tls: ssl.SSLContext | None = None,
+        resolver: Resolver | None = None,
         access_log: bool = False,
     ) -> None:
         self.state = ProxyState(
@@ -46,6 +48,7 @@ class HttpProxy:
             limits=limits if limits is not None else Limits(),
             clock=clock,
             worker_tls=worker_tls,
+            resolver=resolver or Resolver(),
             access_log=access_log,
         )
         self._servers: list[asyncio.Server] = []
@@ -82,8 +85,7 @@ class HttpProxy:
             async with asyncio.timeout(drain_s):
                 await state.wait_until_empty()
         except TimeoutError:
-            for client in list(state.clients):
-                client.abort()
+            self.cut()
             await state.wait_until_empty()
         if self._timer is not None:
             self._timer.cancel()
@@ -93,12 +95,18 @@ class HttpProxy:
             await server.wait_closed()
         self._servers.clear()
 
+    def cut(self) -> None:
+        """End the connections of all clients at once."""
+        for client in list(self.state.clients):
+            client.abort()
+
     def tick(self) -> None:
         """Do what has become due: time-outs of clients, old connections to workers."""
         state = self.state
         state.now = now = state.clock()
         for client in [client for client in state.clients if now > client.deadline]:
             client.expired(now)
+        state.admission.tick(now)
         state.pools.tick(now)
 
     def _on_timer(self) -> None:

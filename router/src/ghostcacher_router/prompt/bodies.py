@@ -44,6 +44,7 @@ class AnyBody(msgspec.Struct, gc=False):
     """Any JSON object that may name a model."""
 
     model: Any = None
+    input_file_id: Any = None
 
 
 class Body(msgspec.Struct, gc=False):
@@ -109,6 +110,7 @@ class ResponsesBody(Body, gc=False):
     tools: Raw = ABSENT
     tool_choice: Any = None
     prompt: Any = None
+    store: Any = None
 
 
 def decode(decoder: msgspec.json.Decoder[B], body: bytes) -> B:

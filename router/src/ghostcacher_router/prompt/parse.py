@@ -31,7 +31,9 @@ from ghostcacher_router.prompt.bodies import (
 )
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.prompt.canonical import NODES_MAX, Budget, CanonicalCache, TooMuch, canonical_json
+from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_of_query
 from ghostcacher_router.prompt.named_sections import named_section_types
+from ghostcacher_router.prompt.stored_ids import checked_id, id_in_path, id_of, makes_object
 from ghostcacher_router.types import Prompt, RequestShape, SectionType
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
@@ -50,27 +52,45 @@ _tools = CanonicalCache()
 def parse_body(path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     """Return what routing needs to know of a request.
 
-    path: as in the request line; what follows a "?" is ignored. headers: by lower-case name. seed: the fleet's.
+    path: as in the request line, with the query. headers: by lower-case name. seed: the fleet's.
 
-    For a path that is not known only the model is read, if the body is JSON, and the prompt is None, since nothing is
-    prefilled. It is None, too, for a body with so many parts that walking them would hold up every other request.
+    For a path that is not known only the model and the id of a stored object are read, and the prompt is None, since
+    nothing is prefilled. It is None, too, for a body with so many parts that walking them would hold up every other
+    request.
     Raises BadBody for what no engine could serve: malformed JSON, or a field of the wrong type.
     """
-    parse = _PARSERS.get(path.partition("?")[0])
+    path, _, query = path.partition("?")
+    parse = _PARSERS.get(path)
     if parse is None:
-        return RequestShape(_model_of(body), False, None, _header_session(headers))
+        return _other(path, query, body, headers)
     try:
         return parse(body, headers, seed)
     except RecursionError as exc:
         raise BadBody("The body of the request is nested too deeply.", None) from exc
 
 
-def _model_of(body: bytes) -> str | None:
+def _other(path: str, query: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
+    """Return the shape of a request that prefills nothing."""
+    model: str | None = None
+    needs_id = id_in_path(path)
+    if is_form(headers):
+        model = model_of_form(body, headers)
+    elif body:
+        model, file_id = _named_in(body)
+        needs_id = needs_id or file_id
+    makes_id = makes_object(path)
+    return RequestShape(
+        model or model_of_query(query), False, None, _header_session(headers), needs_id, makes_id, makes_id
+    )
+
+
+def _named_in(body: bytes) -> tuple[str | None, str | None]:
+    """Return the model and the id of a file that a JSON body names."""
     try:
-        model = _any.decode(body).model
+        found = _any.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return model if type(model) is str else None
+        return None, None
+    return found.model if type(found.model) is str else None, checked_id(found.input_file_id)
 
 
 def _parse_chat(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
@@ -98,7 +118,9 @@ def _parse_completion(body: bytes, headers: Mapping[bytes, bytes], seed: int) ->
 
 def _parse_responses(body: bytes, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     responses = decode(_responses, body)
-    return _shape(responses, headers, lambda: _responses_prompt(responses, headers, seed))
+    shape = _shape(responses, headers, lambda: _responses_prompt(responses, headers, seed))
+    needs_id = id_of(responses.previous_response_id) or id_of(responses.conversation)
+    return shape._replace(needs_id=needs_id, makes_id=True, keeps=responses.store is not False)
 
 
 def _responses_prompt(responses: ResponsesBody, headers: Mapping[bytes, bytes], seed: int) -> Prompt | None:

@@ -7,6 +7,8 @@ import re
 import socket
 import ssl
 
+from ghostcacher_router.dns.dial import dial
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
@@ -69,8 +71,9 @@ class WorkerPool:
 class Pools:
     """A pool for each endpoint that requests go to. Loop only. tls: for workers that listen with TLS."""
 
-    def __init__(self, limits: Limits, now: float, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, limits: Limits, now: float, tls: ssl.SSLContext | None, resolver: Resolver) -> None:
         self._limits = limits
+        self._resolver = resolver
         self._now = now
         self._tls = tls
         self._pools: dict[Endpoint, WorkerPool] = {}
@@ -96,15 +99,14 @@ class Pools:
         pool = self[endpoint]
         if endpoint.tls and self._tls is None:
             self._tls = ssl.create_default_context()
-        loop = asyncio.get_running_loop()
         pool.connecting += 1
         try:
             async with asyncio.timeout(self._limits.connect_s):
-                _, connection = await loop.create_connection(
-                    lambda: WorkerConnection(pool),
+                connection = await dial(
+                    self._resolver,
                     endpoint.host,
-                    endpoint.port,
-                    ssl=self._tls if endpoint.tls else None,
+                    lambda address: self._connect(pool, address),
+                    lambda late: late.transport.abort(),
                 )
         except TimeoutError:
             raise OSError(f"no connection within {self._limits.connect_s:g} s") from None
@@ -117,6 +119,18 @@ class Pools:
         _watch_host(connection.transport, self._limits.worker_gone_s)
         # Not before: of an attempt that was cancelled, uvloop closes the socket and tells its protocol nothing.
         pool.open.add(connection)
+        return connection
+
+    async def _connect(self, pool: WorkerPool, address: str) -> WorkerConnection:
+        """Return a new connection to one address of an endpoint. Raises OSError."""
+        endpoint = pool.endpoint
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: WorkerConnection(pool),
+            address,
+            endpoint.port,
+            ssl=self._tls if endpoint.tls else None,
+            server_hostname=endpoint.host if endpoint.tls else None,
+        )
         return connection
 
     def tick(self, now: float) -> None:
