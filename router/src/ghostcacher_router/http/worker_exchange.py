@@ -16,8 +16,8 @@ import errno
 import logging
 
 from ghostcacher_router.http.attempts import HELD_BYTES_MAX, TURNS_AWAY, Attempts, HeldAnswer
-from ghostcacher_router.http.open_files import SPARE, short_of_files
 from ghostcacher_router.http.looks import looked_into
+from ghostcacher_router.http.open_files import SPARE, short_of_files
 from ghostcacher_router.http.own_headers import own_lines
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
