@@ -225,7 +225,7 @@ async def test_kept_connection_into_a_black_hole_costs_two_connection_timeouts()
             ("w0", Outcome.REFUSED),
             ("w1", Outcome.DONE),
         ]
-        assert rig.meter.reasons == ["refused"]
+        assert rig.meter.reasons == ["unreachable"]
 
 
 @on_loop

@@ -24,6 +24,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -36,12 +37,14 @@ from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
 from ghostcacher_router.fleet.membership.members import Member, Unroutable, members_of
 from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
+from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.outliers import Outliers
 from ghostcacher_router.fleet.probes import HttpProber, Prober
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.types import Endpoint, WorkerState
+from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -73,18 +76,15 @@ class Fleet:
         self.options = options or FleetOptions()
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
-        self._when_down: list[Callable[[Worker], None]] = []
-        self._when_hung: list[Callable[[Worker, float], None]] = []
+        prober = prober or HttpProber()
         self._watched = WatchDependencies(
-            prober or HttpProber(),
-            self.options,
-            metrics,
-            clock,
-            jitter,
-            changed=self._changed,
-            went_down=self._went_down,
-            hangs=self._hangs,
+            prober, self.options, metrics, clock, jitter, self._changed, self._went_down, self._hangs
         )
+        self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
+        self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
+        self._when_down: list[Callable[[str], None]] = []
+        self._when_hung: list[Callable[[Worker, float], None]] = []
+        self._last_looks = LastLooks(self._watched, self.options.gone_ttl_s)
         self._leases = Leases(self.options.lease_ttl_s)
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
@@ -92,7 +92,6 @@ class Fleet:
         self.workers: Mapping[str, Worker] = MappingProxyType(self._workers)
         self._watches: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._last_looks = LastLooks(self.options.gone_ttl_s)
         self._loops: list[asyncio.Task[None]] = []
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
@@ -122,12 +121,14 @@ class Fleet:
         return self._leases.available
 
     def serving(self, model: str | None) -> list[Worker]:
-        """Return the READY workers of a model, or all when it is None, in order of name.
+        """Return the READY workers of a model, or all when it is None, in order of name; ejected ones are left out.
 
         It is the same list object until something changes, and not to be changed by the caller.
         """
+        self._settle()
         if self._serving is None:
-            self._serving = serving_by_model(self._workers[name] for name in sorted(self._workers))
+            workers = [self._workers[name] for name in sorted(self._workers)]
+            self._serving = serving_by_model(workers, self.outliers.ejected)
         found = self._serving.get(model)
         return [] if found is None else found
 
@@ -140,6 +141,19 @@ class Fleet:
         if self._models is None:
             self._models = merged_models(self._workers[name] for name in sorted(self._workers))
         return self._models
+
+    @property
+    def models_may_be_old(self) -> bool:
+        """Whether asking the workers for their models now may show one that is not known."""
+        return self._model_refresh.due
+
+    async def refresh_models(self) -> None:
+        """Ask the workers for their models, once in a second at most, and wait for the answers, a second at most."""
+        await self._model_refresh.wait()
+
+    def models_changed(self) -> None:
+        """A worker has loaded or unloaded an adapter: ask them all for their models, without anybody waiting."""
+        self._model_refresh.soon()
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
@@ -156,32 +170,52 @@ class Fleet:
 
     # What the HTTP proxy and people report
 
-    def refused(self, name: str) -> None:
-        """A connection to a worker was refused or broke: it is DOWN at once, and probed until it is back.
+    def limits(self) -> Mapping[str, int]:
+        """Return how many requests may be in flight at a worker, by name, where that is limited."""
+        return self.outliers.limits()
 
-        So are all data-parallel ranks behind the same server.
+    def why_ejected(self, name: str) -> str | None:
+        """Say why a worker gets no requests though its probes are fine; None when it is not ejected."""
+        self._settle()
+        return self.outliers.why(name)
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        """A request got no whole answer from a worker: it is probed at once, and so are all ranks behind its server."""
+        if (watch := self._watches.get(name)) is not None:
+            watch.lost(refused=outcome is Outcome.REFUSED)
+            self.doubted(watch.worker.endpoint)
+
+    def doubted(self, endpoint: Endpoint) -> None:
+        """Something has happened to a server that may be its end: all workers behind it are probed at once."""
+        for watch in self._watches.values():
+            if watch.worker.endpoint == endpoint:
+                watch.doubted()
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        """A request failed at a worker, not for its own sake: it is probed at once; after some in a row it is ejected.
+
+        kind: a label of metrics. why: for people.
         """
-        if (watch := self._watches.get(name)) is None:
-            return
-        watch.refused()
-        for other in self._watches.values():
-            if other is not watch and other.worker.endpoint == watch.worker.endpoint:
-                other.server_refused()
+        if (watch := self._watches.get(name)) is not None:
+            self.doubted(watch.worker.endpoint)
+            if watch.worker.state is WorkerState.READY:
+                self.outliers.failed(name, kind, why)
 
     def answered(self, name: str) -> None:
         """A request got an answer from a worker."""
         if (watch := self._watches.get(name)) is not None:
             watch.answered()
+            self.outliers.answered(name)
 
-    def when_down(self, tell: Callable[[Worker], None]) -> None:
-        """Have a function called with each worker that becomes DOWN, or leaves the fleet."""
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        """Have a function called with the name of each worker that becomes DOWN."""
         self._when_down.append(tell)
 
     def when_hung(self, tell: Callable[[Worker, float], None]) -> None:
-        """Have a function called with each worker that hangs, also one that has left the fleet, and since when it does.
+        """Have a function called with each worker that hangs, and since when; again and again while it does.
 
-        It is called again while the worker hangs. A worker hangs that takes connections or not, but answers no probe;
-        one that refuses connections, or answers wrongly, does not: what it has under way may still end well.
+        Also one that has left the fleet. A worker hangs that answers no probe. One that refuses connections, or answers
+        wrongly, does not: what it has under way may still end well.
         """
         self._when_hung.append(tell)
 
@@ -216,6 +250,7 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._model_refresh.stop()
         await self._last_looks.stop()
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -295,7 +330,7 @@ class Fleet:
             member = members.get(name)
             if member is None or not member.is_same(worker):
                 if member is None or member.endpoint != worker.endpoint:
-                    self._last_looks.begin(self._watches[name])
+                    self._last_looks.begin(worker)
                 self._remove(worker, for_good=member is None)
         for member in members.values():
             if member.name in self._workers:
@@ -324,19 +359,25 @@ class Fleet:
     def _remove(self, worker: Worker, *, for_good: bool) -> None:
         del self._workers[worker.name], self._watches[worker.name]
         self._tasks.pop(worker.name).cancel()
+        self.outliers.forget(worker.name)
         if for_good:
             self._gone.add(worker)
             self._metrics.forget_worker(worker.name)
-        self._went_down(worker)
         logger.info("worker %s: %s", worker.name, "gone" if for_good else "a new incarnation takes over")
 
     def _malformed(self) -> dict[str, int]:
         sources = {"index": self._index, "store": self._store}
         return {name: source.malformed_entries for name, source in sources.items() if source is not None}
 
-    def _went_down(self, worker: Worker) -> None:
+    def _settle(self) -> None:
+        if self.outliers.due < inf and self.outliers.due <= self._clock():
+            self.outliers.settle()
+
+    def _went_down(self, name: str) -> None:
+        # From now on its probes have the say, and what it had in memory is likely gone.
+        self.outliers.forget(name)
         for tell in self._when_down:
-            tell(worker)
+            tell(name)
 
     def _hangs(self, worker: Worker, since: float) -> None:
         for tell in self._when_hung:

@@ -1,4 +1,9 @@
-"""Watches one worker: probes it regularly while it is well, with backoff while it is not, and changes its state."""
+"""Watches one worker: probes it regularly while it is well, with backoff while it is not, and changes its state.
+
+What requests find is no verdict: a connection that cannot be made, or is closed unanswered, may be the request's own
+doing, or one that a busy worker had no time for. It has the worker probed at once, and the probe decides. A worker that
+takes no connection, not even a probe's, is DOWN after some in a row.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 from ghostcacher_router.fleet.options import FleetOptions
@@ -34,8 +40,8 @@ class WatchDependencies(NamedTuple):
     """Returns numbers in [0, 1), which spread the probes."""
     changed: Callable[[], None]
     """Called after a worker's state or models have changed."""
-    went_down: Callable[[Worker], None]
-    """Called when a worker has become DOWN."""
+    went_down: Callable[[str], None]
+    """Called with a worker's name when it has become DOWN."""
     hangs: Callable[[Worker, float], None]
     """Called when a worker that is DOWN has not answered its last probes, and since when; then after each further one.
     """
@@ -48,6 +54,7 @@ class Watch:
         self.worker = worker
         self._dependencies = dependencies
         self._due = dependencies.clock()
+        self._probed_at = -inf
         self._wake = asyncio.Event()
         self._setbacks = 0
         self._silent_since: deque[float] = deque(maxlen=dependencies.options.failures_max)
@@ -65,29 +72,25 @@ class Watch:
     async def probe(self) -> None:
         """Ask the worker once, and change its state as the answer says."""
         worker, dependencies = self.worker, self._dependencies
-        setbacks, models, began_at = self._setbacks, None, dependencies.clock()
+        setbacks, models = self._setbacks, None
+        self._probed_at = dependencies.clock()
         try:
             await dependencies.prober.health(worker.endpoint)
             if self._models_due():
                 models = await dependencies.prober.models(worker.endpoint)
         except ProbeFailed as exc:
             dependencies.metrics.probes.inc("failed")
-            self._failed(str(exc), certain=exc.unreachable)
-            self._note_silence(began_at if exc.silent else None)
+            self._failed(str(exc), certain=exc.certain)
+            self._note_silence(silent=exc.silent)
             return
-        self._note_silence(None)
+        self._note_silence(silent=False)
         dependencies.metrics.probes.inc("ok")
         if setbacks != self._setbacks:
-            # A connection was refused while this probe was under way, and its answer may be older than that.
-            self._again_after(self._pause_s())
+            # Something went wrong while this probe was under way, and its answer may be older than that.
+            self.soon()
             return
-        if models is not None:
-            changed = worker.model_objects != models
-            worker.model_objects = models
-            worker.models = frozenset(str(model["id"]) for model in models)
-            worker.models_asked_at = dependencies.clock()
-            if changed:
-                dependencies.changed()
+        if models is not None and worker.serves(models, dependencies.clock()):
+            dependencies.changed()
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
         self._again_after(self._pause_s())
@@ -104,29 +107,30 @@ class Watch:
             if self._hangs or (self.worker.state is WorkerState.DOWN and not self._silent_since):
                 return
 
-    def refused(self) -> None:
-        """A connection was refused or broke before the answer: the worker is DOWN at once, and probed soon."""
-        self._setbacks += 1
+    def lost(self, *, refused: bool) -> None:
+        """A request got no whole answer. refused: no connection could be made; after some in a row it is DOWN."""
         self.worker.refusals += 1
         self._dependencies.metrics.refusals.inc(self.worker.name)
-        if self.worker.state in _UP:
-            self._failed("a connection was refused or broke before an answer", certain=True)
+        if refused and self.worker.state in _UP:
+            self._failed("a connection could not be made", certain=False)
+        self.doubted()
 
-    def server_refused(self) -> None:
-        """The same happened to another worker behind the same server. It is counted there."""
+    def doubted(self) -> None:
+        """Something was seen that a worker that is well does seldom: it is probed at once."""
         self._setbacks += 1
         if self.worker.state in _UP:
-            self._failed("its server refused or broke a connection to another of its ranks", certain=True)
+            self.soon()
 
     def answered(self) -> None:
         """A request got an answer, so a worker that is slow to answer probes is not down."""
-        self._note_silence(None)
+        self._note_silence(silent=False)
         if self.worker.failures and self.worker.state in _UP:
             self.worker.failures = 0
 
     def soon(self) -> None:
-        """Probe at once, since something about the worker has become doubtful."""
-        self._again_after(0.0)
+        """Probe at once, since something about the worker has become doubtful; but not faster than with backoff."""
+        options, now = self._dependencies.options, self._dependencies.clock()
+        self._again_after(max(0.0, self._probed_at + options.backoff_first_s - now))
 
     def drain(self, draining: bool) -> None:
         """Take the worker out of service for new requests, or back."""
@@ -144,12 +148,12 @@ class Watch:
     def _hangs(self) -> bool:
         return len(self._silent_since) == self._silent_since.maxlen and self.worker.state is WorkerState.DOWN
 
-    def _note_silence(self, began_at: float | None) -> None:
-        """Note that a probe got no answer, and when it began; None: the worker has shown that it lives."""
-        if began_at is None:
+    def _note_silence(self, *, silent: bool) -> None:
+        """Note whether a probe got no answer at all, or the worker has shown that it lives."""
+        if not silent:
             self._silent_since.clear()
             return
-        self._silent_since.append(began_at)
+        self._silent_since.append(self._probed_at)
         if self._hangs:
             self._dependencies.hangs(self.worker, self._silent_since[0])
 
@@ -162,7 +166,7 @@ class Watch:
         logger.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
         self._dependencies.changed()
         if worker.state is WorkerState.DOWN:
-            self._dependencies.went_down(worker)
+            self._dependencies.went_down(worker.name)
 
     def _models_due(self) -> bool:
         asked_at = self.worker.models_asked_at

@@ -10,7 +10,7 @@ from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.types import Endpoint, RequestShape
 
 Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
-"""Path, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
+"""Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
 
 
 class LocalEndpoints(Protocol):
@@ -134,6 +134,10 @@ class Meter(Protocol):
     @property
     def retries(self) -> Counted:
         """Requests sent to another worker, by reason: "refused", "broke", "unreachable" or "hung"."""
+
+    @property
+    def turned_away(self) -> Counted:
+        """Clients' connections for which there was no room, by what was short and by what was done."""
 
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended; 499: the client left."""

@@ -123,7 +123,7 @@ class Picker:
 
     def place_now(self, ask: Ask) -> PlacedRequest | None:
         """Return a placement without waiting, or None when something must be awaited. Raises NoWorker."""
-        if self._session_unknown(ask):
+        if self._session_unknown(ask) or self._holder_unknown(ask) or self._model_unknown(ask):
             return None
         step = self._decide(ask, _Progress(honours_locks=self._options.ghost_lock), now_only=True)
         return self._tracker.commit(step) if isinstance(step, PlacedRequest) else None
@@ -133,6 +133,10 @@ class Picker:
         progress = _Progress(honours_locks=self._options.ghost_lock)
         if self._session_unknown(ask):
             await self._sessions.fetch(session_key(ask.shape.model, ask.shape.session or ""))
+        if self._model_unknown(ask):
+            await self._fleet.refresh_models()
+        if self._holder_unknown(ask):
+            await self._state.stored.fetch(ask.shape.needs_id or "")
         for round_number in range(ROUNDS_MAX + 2):
             if round_number >= ROUNDS_MAX:
                 progress.honours_locks = progress.may_look_up = False
@@ -275,6 +279,15 @@ class Picker:
     def _session_unknown(self, ask: Ask) -> bool:
         session = ask.shape.session
         return session is not None and not self._sessions.known(session_key(ask.shape.model, session))
+
+    def _holder_unknown(self, ask: Ask) -> bool:
+        needs_id = ask.shape.needs_id
+        return needs_id is not None and self._state.stored.unknown(needs_id)
+
+    def _model_unknown(self, ask: Ask) -> bool:
+        """Whether nobody is known to serve the model, and asking the workers may show that somebody does."""
+        model = ask.shape.model
+        return model is not None and not self._fleet.serving(model) and self._fleet.models_may_be_old
 
 
 def _lock_result(reason: Reason, progress: _Progress, replaces: GhostLock | None, now: float) -> str | None:
