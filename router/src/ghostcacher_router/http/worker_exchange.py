@@ -225,7 +225,7 @@ class WorkerExchange:
         self._keep = keep = ends and client.may_keep_alive
         own_lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (self.request_id, _printable(placement.worker))
         if (found := placement.forecast) is not None:
-            own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
+            own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.ttft_ms, found.cached_tokens)
         sink = client.write
         if head.events and length is None and not whole:
             self._events = EventStream(client.write, chunked=chunked)

@@ -146,8 +146,9 @@ class InFlightTracker:
         self._queues.first_byte(placed.reservation)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
+            placed.decoding_since = now
             observed_ms = (now - placed.sent_at) * 1e3
-            self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
+            self._metrics.first_token(observed_ms, None if forecast is None else forecast.ttft_ms)
             self._compare_forecast(placed, now, BIAS_MAX)
         self._note_answered(placed, now)
 
@@ -158,6 +159,8 @@ class InFlightTracker:
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
         if outcome is Outcome.DONE:
+            if placed.decoding_since is not None:
+                self._queues.decoded(placed.worker, self._clock() - placed.decoding_since)
             self._fleet.answered(placed.worker)
         elif outcome is Outcome.REFUSED:
             self._fleet.refused(placed.worker)
@@ -205,7 +208,7 @@ class InFlightTracker:
         if placed.is_compared or placed.sent_at is None or forecast is None or forecast.compute_ms < BIAS_MS_MIN:
             return
         placed.is_compared = True
-        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.total_ms)
+        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.ttft_ms)
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:

@@ -35,6 +35,7 @@ class PlacedRequest:
     __slots__ = (
         "ask",
         "data_parallel_rank",
+        "decoding_since",
         "endpoint",
         "forecast",
         "is_compared",
@@ -78,6 +79,8 @@ class PlacedRequest:
         """What became of the ghost lock that it encountered, for the metrics."""
         self.sent_at: float | None = None
         """When it was written to the worker; loop clock, s."""
+        self.decoding_since: float | None = None
+        """When the first token of a stream came; loop clock, s."""
         self.is_compared = False
         """Whether its forecast has been compared with what was observed."""
         self.is_ended = False
