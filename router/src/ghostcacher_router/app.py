@@ -48,7 +48,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.prompt import parse_body
+from ghostcacher_router.prompt import parse_body, parse_now
 from ghostcacher_router.types import RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -239,7 +239,7 @@ class Router:
         )
 
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
-        return parse_body(path, body, headers, self._seed)
+        return parse_now(path, body, headers, self._seed) or parse_body(path, body, headers, self._seed)
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
