@@ -18,7 +18,7 @@ from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape
+from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape, Server
 from tests.support.mock_engine import MockEngine
 
 PATIENCE_S = 5.0
@@ -100,6 +100,7 @@ class FirstOf:
         self.placements: list[RecordedPlacement] = []
         self.slow: asyncio.Event | None = None
         self.waiting = 0
+        self.told: list[str] = []
         self.forecast: Forecast | None = None
         self.rank: int | None = None
 
@@ -114,6 +115,12 @@ class FirstOf:
         finally:
             self.waiting -= 1
         return self._place(ask)
+
+    def servers(self) -> list[Server]:
+        return [Server(engine.name, engine.endpoint) for engine in self.engines]
+
+    def told_all(self, path: str) -> None:
+        self.told.append(path)
 
     def _place(self, ask: Ask) -> Placement:
         for engine in self.engines:
