@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +18,8 @@ from ghostcacher_connector.core.coordination.memory import MemoryCoordinationSto
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.build import Routing
+from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.outliers import Outliers, usable
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
@@ -114,27 +116,58 @@ class SimEngine(Engine):
 class SimFleet:
     """The workers, as one router sees them."""
 
-    def __init__(self, engines: dict[str, SimEngine]) -> None:
+    def __init__(self, engines: dict[str, SimEngine], now: Callable[[], float]) -> None:
         self.workers = {name: engine.worker for name, engine in engines.items()}
+        self.outliers = Outliers(FleetOptions(), now, count=lambda *_: None, changed=self._changed)
+        self._now = now
         self._down: set[str] = set()
+        self._when_down: list[Callable[[str], None]] = []
         self._serving: list[Worker] | None = None
 
     def serving(self, model: str | None) -> list[Worker]:
         if model not in (None, "m"):
             return []
+        if self.outliers.due <= self._now():
+            self.outliers.settle()
         if self._serving is None:
-            self._serving = [worker for name, worker in self.workers.items() if name not in self._down]
+            up = [worker for name, worker in self.workers.items() if name not in self._down]
+            self._serving = usable(up, self.outliers.ejected)
         return self._serving
 
     def models(self) -> list[str]:
         return ["m"]
 
-    def refused(self, name: str) -> None:
+    def limits(self) -> Mapping[str, int]:
+        return self.outliers.limits()
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        """Take a worker out, as the probe does that follows: only engines that are dead lose requests here."""
+        assert outcome is not Outcome.DONE
         self._down.add(name)
-        self._serving = None
+        self.outliers.forget(name)
+        self._changed()
+        for tell in self._when_down:
+            tell(name)
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        if name not in self._down:
+            self.outliers.failed(name, kind, why)
+
+    models_may_be_old = False
+
+    async def refresh_models(self) -> None: ...
+
+    def models_changed(self) -> None: ...
 
     def answered(self, name: str) -> None:
         assert name in self.workers
+        self.outliers.answered(name)
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        self._when_down.append(tell)
+
+    def _changed(self) -> None:
+        self._serving = None
 
 
 class Router:
@@ -142,7 +175,7 @@ class Router:
 
     def __init__(self, sim: Sim, name: str, options: Options) -> None:
         self.sim, self.name = sim, name
-        self.fleet = SimFleet(sim.engines)
+        self.fleet = SimFleet(sim.engines, sim.now)
         self.text = PrefixMap(name, clock=sim.now)
         self.metrics = RouterMetrics()
         self.store = None if sim.plain else sim.store.client()

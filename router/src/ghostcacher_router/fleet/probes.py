@@ -21,6 +21,7 @@ from ghostcacher_router.types import Endpoint
 
 HTTP_OK = 200
 HTTP_NOT_FOUND = 404
+HTTP_UNAVAILABLE = 503
 NOT_ALLOWED = (401, 403)
 
 ANSWER_BYTES_MAX = 4 << 20
@@ -33,13 +34,13 @@ _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 class ProbeFailed(Exception):
     """A worker is not well.
 
-    unreachable: whether nobody speaks HTTP there; if not, it may just be slow, or busy starting.
+    certain: whether nobody speaks HTTP there, or it says itself that it takes no requests; if not, it may just be slow.
     silent: whether it did not answer in time: it hangs, or its host is gone without a word.
     """
 
-    def __init__(self, message: str, *, unreachable: bool = False, silent: bool = False) -> None:
+    def __init__(self, message: str, *, certain: bool = False, silent: bool = False) -> None:
         super().__init__(message)
-        self.unreachable = unreachable
+        self.certain = certain
         self.silent = silent
 
 
@@ -90,7 +91,9 @@ class HttpProber:
     async def health(self, endpoint: Endpoint) -> None:
         answer = await self._get(endpoint, "/health")
         if answer.status != HTTP_OK:
-            raise ProbeFailed(f"/health: expected status 200, got {answer.status}")
+            # 503 is what vLLM says whose engine has ended, and SGLang from SIGTERM on.
+            certain = answer.status == HTTP_UNAVAILABLE
+            raise ProbeFailed(f"/health: expected status 200, got {answer.status}", certain=certain)
 
     async def models(self, endpoint: Endpoint) -> tuple[Mapping[str, object], ...]:
         answer = await self._get(endpoint, "/v1/models")
@@ -113,9 +116,9 @@ class HttpProber:
             what = "no answer" if resolved else f"the name {endpoint.host} was not resolved"
             raise ProbeFailed(f"{path}: {what} within {self._timeout_s:g} s", silent=resolved) from exc
         except (OSError, ValueError) as exc:
-            raise ProbeFailed(f"{path}: {exc or type(exc).__name__}", unreachable=True) from exc
+            raise ProbeFailed(f"{path}: {exc or type(exc).__name__}", certain=True) from exc
         except httptools.HttpParserError as exc:
-            raise ProbeFailed(f"{path}: no HTTP: {exc}", unreachable=True) from exc
+            raise ProbeFailed(f"{path}: no HTTP: {exc}", certain=True) from exc
 
     async def _exchange(self, endpoint: Endpoint, path: str) -> Answer:
         tls = None if not endpoint.tls else self._tls or _system_tls()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -32,6 +32,9 @@ LAST_SEEDED = 3
 SECTIONS_SEEDED = 8
 """Known boundaries at which others learn at once who holds a prompt: the last ones, and the ends of its first sections.
 At any other boundary the index is asked."""
+
+CHANGE_MODELS = ("/load_lora_adapter", "/unload_lora_adapter", "/load_lora_adapter_from_tensors")
+"""The ends of paths that change which models a worker serves."""
 
 BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
@@ -59,11 +62,14 @@ class InFlightTracker:
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state
         self._open: dict[str, PlacedRequest] = {}
-        """The last placed request of each request id."""
+        """The last placed request of each request id; under the engine's own id as well, where it has one."""
         self._unreported: OrderedDict[str, _Answered] = OrderedDict()
         """Placed requests that ended well before their worker reported them as computed, oldest first."""
         self._shared: dict[str, int] = {}
         """How many open requests have an id, where that is more than one."""
+        self.on_named: Callable[[str], None] = lambda _: None
+        """Takes the id by which an engine names a request, once `pending` has the prompt under it."""
+        self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -78,7 +84,7 @@ class InFlightTracker:
             computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
         reservation = self._queues.reserve(worker.name, tokens, computed, now)
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
-        self._open_id(placed)
+        self._open_id(placed, ask.request_id)
         if prompt is not None:
             placed.sent_prompt = self._history.record(prompt, worker.name, now, placed.ref)
             if placed.ref is not None:
@@ -155,16 +161,27 @@ class InFlightTracker:
     def on_answer_id(self, placed: PlacedRequest, answer_id: str) -> None:
         if placed.ask.shape.keeps:
             self._stored.put(answer_id, placed.worker)
+        prompt = placed.ask.shape.prompt
+        if placed.ref is None or prompt is None or placed.engine_id is not None:
+            return
+        placed.engine_id = answer_id
+        self._open_id(placed, answer_id)
+        self._pending.put(answer_id, prompt)
+        self.on_named(answer_id)
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
-        if outcome is Outcome.DONE:
-            if placed.decoding_since is not None:
-                self._queues.decoded(placed.worker, self._clock() - placed.decoding_since)
+        if outcome is Outcome.DONE and placed.decoding_since is not None:
+            self._queues.decoded(placed.worker, self._clock() - placed.decoding_since)
+        if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
+            self._fleet.models_changed()
+        if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
+            self._fleet.lost(placed.worker, outcome)
+        elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
             self._fleet.answered(placed.worker)
-        elif outcome is Outcome.REFUSED:
-            self._fleet.refused(placed.worker)
-            self._history.forget_worker(placed.worker, self._clock())
+
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
+        self._fleet.failed(placed.worker, kind, why)
 
     # Conclusions
 
@@ -212,10 +229,14 @@ class InFlightTracker:
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:
-        self._queues.ended(placed.reservation)
+        if placed.has_failed:
+            self._queues.failed(placed.reservation, self._clock())
+        else:
+            self._queues.ended(placed.reservation)
         self._queues.keep_only(self._fleet.workers)
         if computed:
             now = self._clock()
+            self._queues.answered(placed.reservation, now)
             self._note_answered(placed, now)
             self._expect_report(placed, now)
         else:
@@ -225,18 +246,18 @@ class InFlightTracker:
                 self._locks.release(placed.lock)
         if placed.sent_prompt is not None:
             self._history.ended(placed.sent_prompt)
-        self._close_id(placed)
+        self._close_id(placed.ask.request_id)
+        if placed.engine_id is not None:
+            self._close_id(placed.engine_id)
 
-    def _open_id(self, placed: PlacedRequest) -> None:
-        request_id = placed.ask.request_id
+    def _open_id(self, placed: PlacedRequest, request_id: str) -> None:
         if request_id in self._open:
             # Clients choose ids. Of two requests with the same one, nobody knows which one a worker event means.
             self._shared[request_id] = self._shared.get(request_id, 1) + 1
             self._pending.mark_ambiguous(request_id)
         self._open[request_id] = placed
 
-    def _close_id(self, placed: PlacedRequest) -> None:
-        request_id = placed.ask.request_id
+    def _close_id(self, request_id: str) -> None:
         left = self._shared.pop(request_id, 1) - 1
         if left:
             self._shared[request_id] = left

@@ -8,10 +8,13 @@ everything that this router sent and that has not answered: nothing tells how fa
 
 Requests whose prompts are computed are no queue, but they are decoded: the *batch*. It is what the last report says,
 and what this router sent since then, less what has ended since then. What it costs: engine_speeds.py.
+
+A request that failed keeps its place for as long as one that is answered: a worker that fails fast is not fast.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 
 from ghostcacher_connector.core.coordination.base import LoadReport
@@ -39,6 +42,15 @@ wait for the first token; that the others come a little later matters less, but 
 
 PULL_BYTES_PER_S_GUESS = 1e9
 """Used until a worker has measured its own: a 10 Gbit/s link, the slowest on which sharing is usually deployed."""
+
+STAY_S_GUESS = 1.0
+STAY_S_MAX = 5.0
+STAY_WEIGHT = 0.1
+"""How long requests are at their worker, from sent to answered, is a running mean. Bounded, so that a failure is soon
+forgotten."""
+
+FAILED_MAX = 1024
+"""Failed requests that are counted in one worker's queue: more say nothing more."""
 
 QUEUES_SPARE = 64
 """Queues of workers that are gone are kept until there are so many more queues than workers."""
@@ -88,6 +100,8 @@ class _WorkerQueue:
         "dirty",
         "ended",
         "estimate",
+        "failed",
+        "failed_tokens",
         "load",
         "measured_at",
         "prefilling_tokens",
@@ -104,6 +118,10 @@ class _WorkerQueue:
         """The reservations that the last load report cannot have counted, prefilling or not."""
         self.ended = 0
         """Requests that the last load report may have counted, and that have ended since it came."""
+        self.failed: deque[tuple[float, int]] = deque()
+        """Of each request that failed of late: until when it counts as there, and its tokens to be computed."""
+        self.failed_tokens = 0
+        """Tokens to be computed of all of these."""
         self.prefilling_tokens = 0
         """Tokens to be computed of all reservations that are still prefilling."""
         self.load: object = None
@@ -120,6 +138,12 @@ class _WorkerQueue:
         self.dirty = True
         """Whether the estimate has to be made anew."""
 
+    def drop_failed(self, now: float) -> None:
+        """Forget the failed requests whose time is over."""
+        while self.failed and self.failed[0][0] <= now:
+            self.failed_tokens -= self.failed.popleft()[1]
+            self.dirty = True
+
 
 class QueueEstimator:
     """Estimates queues from load reports and this router's own requests. On the event loop only.
@@ -130,6 +154,8 @@ class QueueEstimator:
     def __init__(self) -> None:
         self._queues: dict[str, _WorkerQueue] = {}
         self._speeds = EngineSpeeds()
+        self._stay_s = STAY_S_GUESS
+        """How long a request is at its worker until it is answered."""
 
     def __repr__(self) -> str:
         return f"QueueEstimator(in_flight={self.in_flight_total})"
@@ -143,6 +169,14 @@ class QueueEstimator:
         """Return how many requests of this router are at a worker, or on their way."""
         queue = self._queues.get(worker)
         return len(queue.reservations) if queue is not None else 0
+
+    def occupied(self, worker: str, now: float) -> int:
+        """Return how many places are taken at a worker: by requests in flight, and by those that failed of late."""
+        queue = self._queues.get(worker)
+        if queue is None:
+            return 0
+        queue.drop_failed(now)
+        return len(queue.reservations) + len(queue.failed)
 
     def reserve(self, worker: str, tokens: int, computed: int, now: float) -> Reservation:
         """Add a request that was placed. tokens: of its prompt; computed: those that the worker has to compute."""
@@ -185,6 +219,19 @@ class QueueEstimator:
         """Note that an answer ended well, so many seconds after its first token."""
         self._speeds.answered(worker, seconds)
 
+    def answered(self, reservation: Reservation, now: float) -> None:
+        """Note that a request has been answered as a whole, just before its end: so long others may take, too."""
+        self._stay_s += STAY_WEIGHT * (min(STAY_S_MAX, now - reservation.since) - self._stay_s)
+
+    def failed(self, reservation: Reservation, now: float) -> None:
+        """Remove a request that has failed; its place stays taken for as long as one that is answered keeps it."""
+        self.ended(reservation)
+        queue, until = self._queues[reservation.worker], reservation.since + self._stay_s
+        if until > now and len(queue.failed) < FAILED_MAX:
+            queue.failed.append((until, reservation.computed))
+            queue.failed_tokens += reservation.computed
+            queue.dirty = True
+
     def estimate(self, worker: WorkerPort, now: float) -> QueueEstimate:
         """Return what a request would find at a worker now."""
         queue = self._queues.get(worker.name) or self._queue(worker.name)
@@ -192,6 +239,8 @@ class QueueEstimator:
         if load is not queue.load:
             self._take_report(queue, worker)
         fresh = load is not None and now - queue.received_at <= STALE_S
+        if queue.failed:
+            queue.drop_failed(now)
         found = queue.estimate
         if found is None or queue.dirty or found.reported is not fresh or queue.speeds_version != self._speeds.version:
             found = self._renew_estimate(queue, worker, fresh)
@@ -201,6 +250,7 @@ class QueueEstimator:
             found.queue_ms = queue_ms if queue_ms > 0.0 else 0.0
         else:
             found.queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
+        found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
         return found
 
     def keep_only(self, workers: Collection[str]) -> None:
@@ -217,6 +267,7 @@ class QueueEstimator:
             assert queue.unreported.keys() <= queue.reservations.keys(), name
             assert all(one.worker == name for one in queue.reservations), name
             assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name
+            assert queue.failed_tokens == sum(tokens for _, tokens in queue.failed), name
         self._speeds.check_invariants()
 
     def _queue(self, worker: str) -> _WorkerQueue:
@@ -273,8 +324,8 @@ class QueueEstimator:
 
 
 def _batch_of(queue: _WorkerQueue, load: LoadReport | None) -> int:
-    """Return how many requests a worker has. load: its report, if that is fresh."""
-    own = len(queue.reservations)
-    if load is None:
-        return own
-    return max(own, load.running + load.waiting + len(queue.unreported) - queue.ended)
+    """Return how many requests a worker has, or seems to have. load: its report, if that is fresh."""
+    batch = len(queue.reservations)
+    if load is not None:
+        batch = max(batch, load.running + load.waiting + len(queue.unreported) - queue.ended)
+    return batch + len(queue.failed)
