@@ -192,6 +192,7 @@ class Admin:
                 not_routable=len(fleet.unroutable),
                 gone=gone_reports(fleet, self._clock()),
                 redis_available=fleet.redis_available,
+                redis_error=fleet.redis_error,
                 replicas=self._ports.replicas(),
                 models=tuple(fleet.models()),
             )
