@@ -65,6 +65,7 @@ class RecordedPlacement:
         self.data_parallel_rank: int | None = None
         self.reason = Reason.ONLY
         self.told: list[str] = []
+        self.answer_ids: list[str] = []
         self.outcome: Outcome | None = None
         self.status: int | None = None
         self.blamed = False
@@ -76,6 +77,10 @@ class RecordedPlacement:
     def first_byte(self) -> None:
         assert self.told == ["sent"], self.told
         self.told.append("first_byte")
+
+    def answer_id(self, answer_id: str) -> None:
+        assert self.outcome is None, self.outcome
+        self.answer_ids.append(answer_id)
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         assert self.outcome is None, self.outcome
@@ -134,6 +139,13 @@ class LocalPages:
         return LocalResponse(200, [(b"content-type", b"text/plain")], text)
 
 
+class Turned(list[tuple[str, ...]]):
+    """The labels under which clients were counted that there was no room for, in order."""
+
+    def inc(self, *labels: str) -> None:
+        self.append(labels)
+
+
 class Tally:
     """Counts what the proxy reports."""
 
@@ -141,6 +153,7 @@ class Tally:
         self.answers: list[tuple[str, int]] = []
         self.latencies_ms: list[float] = []
         self.reasons: list[str] = []
+        self.turned_away = Turned()
 
     @property
     def latency_ms(self) -> Tally:
@@ -166,7 +179,8 @@ def parse(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShap
         raise BadBody("expected better", "messages")
     if body == b"bug":
         raise RuntimeError("a bug")
-    return RequestShape(None, False, None, headers.get(b"x-gc-session", b"").decode("latin-1") or None)
+    session = headers.get(b"x-gc-session", b"").decode("latin-1") or None
+    return RequestShape(None, False, None, session, makes_id=path.startswith("/v1/responses"))
 
 
 class Client:
@@ -235,8 +249,10 @@ class Rig:
     def placements(self) -> list[RecordedPlacement]:
         return self.dispatcher.placements
 
-    async def client(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 25))
+    async def client(self, address: str = "127.0.0.1") -> Client:
+        """Connect from an address of this machine."""
+        local = (address, 0)
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 25, local_addr=local))
         self.clients.append(client)
         return client
 
@@ -256,6 +272,13 @@ class Rig:
             await eventually(lambda: not self.state.clients)
         except TimeoutError:
             raise AssertionError(f"left over: {self.state.clients}") from None
+        admission = self.state.admission
+        assert (admission._waiting, admission._waiting_of, admission._count_of, admission._refused) == (
+            {},
+            {},
+            {},
+            set(),
+        )
         assert self.state.in_flight == 0
         assert self.state.buffered_bytes == 0
         assert self.dispatcher.waiting == 0

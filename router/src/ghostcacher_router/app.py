@@ -48,7 +48,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.prompt import parse_body
+from ghostcacher_router.prompt import parse_body, parse_now
 from ghostcacher_router.types import RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -110,6 +110,8 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        clients = self._proxy.state.clients
+        self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
         self.url = ""
 
     def __repr__(self) -> str:
@@ -215,6 +217,7 @@ class Router:
             body_bytes_max=settings.body_bytes_max,
             buffered_bytes_max=settings.buffered_bytes_max,
             connections_max=settings.connections_max,
+            connections_per_address_max=settings.connections_per_address_max,
             client_header_s=settings.client_header_timeout_s,
             client_body_s=settings.client_body_timeout_s,
             keep_alive_s=settings.keep_alive_timeout_s,
@@ -236,7 +239,7 @@ class Router:
         )
 
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
-        return parse_body(path, body, headers, self._seed)
+        return parse_now(path, body, headers, self._seed) or parse_body(path, body, headers, self._seed)
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.

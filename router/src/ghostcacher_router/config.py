@@ -82,7 +82,17 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     head_bytes_max: Annotated[
         int, Meta(ge=KIB, le=MIB, description="largest head of a request; larger ones get 431, in bytes")
     ] = 64 * KIB
-    connections_max: Annotated[int, Meta(ge=1, le=1_000_000, description="clients at a time, a count")] = 4096
+    connections_max: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="clients at a time; beyond, idle ones are dropped for new ones, a count"),
+    ] = 4096
+    connections_per_address_max: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(
+            description="the same of one address; none: no limit, as behind a load balancer, which is one address; "
+            "a count"
+        ),
+    ] = None
     client_header_timeout_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a client has to send a request's head, in s")
     ] = 10.0

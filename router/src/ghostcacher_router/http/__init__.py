@@ -4,9 +4,11 @@
     proxy_state.py        ProxyState: what all connections share
     client_connection.py  ClientConnection: one client's connection, one request at a time
     worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
+    looks.py              what is looked for in answers: the id of what was made, and where output begins
     local_exchange.py     LocalExchange: the same for what the router answers itself
     proxy_ports.py        what these ask of one another, and of the rest of the router
-    peer_state.py         whether a client that is not read from has left
+    peer_state.py         what the kernel knows of a client's connection: has it left, what has arrived; its reset
+    admission.py          which clients may be connected, and who goes when there are too many
     open_files.py         how many clients the process may have
     protocol/             heads, bodies, framing, limits and errors of HTTP: no I/O
     ../upstreams/         connections to workers

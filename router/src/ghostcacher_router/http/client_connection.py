@@ -137,6 +137,17 @@ class ClientConnection(asyncio.Protocol):
         self._leave()
         reset_connection(self.transport)
 
+    # what admission uses
+
+    def drop(self) -> None:
+        if self._reader.pending:
+            self._write_error(_TOO_MANY, None, False)
+        if self.transport.get_write_buffer_size():
+            self.abort()  # Of a response that the client has not read.
+        else:
+            self._leave()
+            self.transport.abort()
+
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -146,9 +157,12 @@ class ClientConnection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else None
         self._peer_bytes = (self.peer or "unknown").encode()
         self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
-        if not self._proxy.admit(self):
-            self._write_error(_TOO_MANY, None, False)
-            self._close()
+        if not self._proxy.admission.admit(self):
+            if self._proxy.admission.may_linger:
+                self._refuse(_TOO_MANY)
+            else:
+                self._write_error(_TOO_MANY, None, False)
+                self._close()
         elif self._proxy.draining:
             self._close()  # It was accepted before the proxy ceased to listen.
 
@@ -252,6 +266,7 @@ class ClientConnection(asyncio.Protocol):
                 self._begun = True
                 self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
         elif self._state is _HEAD:
+            self._proxy.admission.busy(self)
             self._state = _BODY
             self._seen_bytes = 0
             self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
@@ -270,6 +285,7 @@ class ClientConnection(asyncio.Protocol):
     def _run(self, head: RequestHead, body: bytes) -> None:
         proxy = self._proxy
         now = proxy.clock()
+        proxy.admission.busy(self)
         self._state = _BUSY
         self._begun = False
         self._moved_at = now
@@ -288,6 +304,7 @@ class ClientConnection(asyncio.Protocol):
         if self._proxy.draining:
             self._close()
             return
+        self._proxy.admission.waits(self)
         self._state = _HEAD
         self.deadline = self._proxy.now + self._proxy.limits.keep_alive_s
         if self._reader.pending:
@@ -338,6 +355,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange is not None:
             self._proxy.in_flight -= 1
             exchange.cancel()
+        self._proxy.admission.busy(self)
         self._state = _CLOSED
         self.deadline = self._proxy.clock() + self._proxy.limits.client_stall_s
         self._reader.release()

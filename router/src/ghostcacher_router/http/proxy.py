@@ -106,6 +106,7 @@ class HttpProxy:
         state.now = now = state.clock()
         for client in [client for client in state.clients if now > client.deadline]:
             client.expired(now)
+        state.admission.tick(now)
         state.pools.tick(now)
 
     def _on_timer(self) -> None:

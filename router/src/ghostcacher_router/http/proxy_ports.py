@@ -116,5 +116,9 @@ class Meter(Protocol):
     def retries(self) -> Counted:
         """Requests sent to another worker, by reason: "refused" or "broke"."""
 
+    @property
+    def turned_away(self) -> Counted:
+        """Clients' connections for which there was no room, by what was short and by what was done."""
+
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended; 499: the client left."""

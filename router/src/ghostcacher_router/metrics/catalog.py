@@ -67,6 +67,9 @@ REASONS = tuple(reason.value for reason in Reason)
 RETRIES = ("refused", "broke", "503", "429")
 """refused: no connection could be made. broke: it was closed before a byte of the answer came. Numbers: the status of
 an answer of which nothing was passed on."""
+SHORTAGES = ("connections", "address", "descriptors")
+"""connections: `connections_max`. address: `connections_per_address_max`. descriptors: files that may be open."""
+TURNED_AWAY = ("dropped", "refused")
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
 STORED_RESULTS = ("held", "gone", "unknown")
@@ -110,6 +113,15 @@ class RouterMetrics:
                 "gc_router_ttft_ms",
                 "From the request written to the first byte of the answer's body, in ms.",
                 TTFT_MS_BOUNDS,
+            )
+        )
+        self.turned_away = self._put(
+            Counter(
+                "gc_router_clients_turned_away_total",
+                "Clients' connections for which there was no room, by what was short and by what was done: idle ones "
+                "dropped, new ones refused.",
+                ["short", "done"],
+                known=[SHORTAGES, TURNED_AWAY],
             )
         )
         self.retries = self._put(

@@ -24,7 +24,9 @@ class Limits(NamedTuple):
     pipelined_bytes_max: int = 64 * KIB
     """What a client may send ahead of its answer, and one read more. Then it is not read from."""
     connections_max: int = 4096
-    """Clients at a time. Beyond, 503."""
+    """Clients at a time. Beyond, the one goes that has been idle longest; when none is idle, the new one gets 503."""
+    connections_per_address_max: int | None = None
+    """The same of one address. None: no limit, since behind a load balancer all clients come from one address."""
     client_header_s: float = 10.0
     """For a whole head, from its first byte, or from the connection's start."""
     client_body_s: float = 60.0
