@@ -110,6 +110,7 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._proxy.when_idle_closed(self._fleet.doubted)
         clients = self._proxy.state.clients
         self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
         self.url = ""
