@@ -18,7 +18,7 @@ from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape
+from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape, Server
 from tests.support.mock_engine import MockEngine
 
 PATIENCE_S = 5.0
@@ -65,6 +65,7 @@ class RecordedPlacement:
         self.data_parallel_rank: int | None = None
         self.reason = Reason.ONLY
         self.told: list[str] = []
+        self.answer_ids: list[str] = []
         self.outcome: Outcome | None = None
         self.status: int | None = None
         self.blamed = False
@@ -76,6 +77,10 @@ class RecordedPlacement:
     def first_byte(self) -> None:
         assert self.told == ["sent"], self.told
         self.told.append("first_byte")
+
+    def answer_id(self, answer_id: str) -> None:
+        assert self.outcome is None, self.outcome
+        self.answer_ids.append(answer_id)
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         assert self.outcome is None, self.outcome
@@ -95,6 +100,7 @@ class FirstOf:
         self.placements: list[RecordedPlacement] = []
         self.slow: asyncio.Event | None = None
         self.waiting = 0
+        self.told: list[str] = []
         self.forecast: Forecast | None = None
         self.rank: int | None = None
 
@@ -109,6 +115,12 @@ class FirstOf:
         finally:
             self.waiting -= 1
         return self._place(ask)
+
+    def servers(self) -> list[Server]:
+        return [Server(engine.name, engine.endpoint) for engine in self.engines]
+
+    def told_all(self, path: str) -> None:
+        self.told.append(path)
 
     def _place(self, ask: Ask) -> Placement:
         for engine in self.engines:
@@ -174,7 +186,8 @@ def parse(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShap
         raise BadBody("expected better", "messages")
     if body == b"bug":
         raise RuntimeError("a bug")
-    return RequestShape(None, False, None, headers.get(b"x-gc-session", b"").decode("latin-1") or None)
+    session = headers.get(b"x-gc-session", b"").decode("latin-1") or None
+    return RequestShape(None, False, None, session, makes_id=path.startswith("/v1/responses"))
 
 
 class Parser:

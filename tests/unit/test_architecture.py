@@ -104,7 +104,13 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.ghostlock",
         *COORDINATION,
     },
-    "ghostcacher_router.sync": {"ghostcacher_router.ghostlock", "ghostcacher_router.placement", *COORDINATION},
+    "ghostcacher_router.sync": {
+        "ghostcacher_router.types",
+        "ghostcacher_router.prefix_map",
+        "ghostcacher_router.ghostlock",
+        "ghostcacher_router.placement",
+        *COORDINATION,
+    },
     "ghostcacher_router.build": {
         "ghostcacher_router.types",
         "ghostcacher_router.ports",

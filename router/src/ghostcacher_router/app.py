@@ -220,6 +220,7 @@ class Router:
             body_bytes_max=settings.body_bytes_max,
             buffered_bytes_max=settings.buffered_bytes_max,
             connections_max=settings.connections_max,
+            allowed_origins=settings.allowed_origins,
             connections_per_address_max=settings.connections_per_address_max,
             client_header_s=settings.client_header_timeout_s,
             client_body_s=settings.client_body_timeout_s,

@@ -18,9 +18,9 @@ from collections.abc import Awaitable
 
 from ghostcacher_router.http.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, Attempts, HeldAnswer
 from ghostcacher_router.http.later import later
+from ghostcacher_router.http.looks import looked_into
 from ghostcacher_router.http.open_files import SPARE, short_of_files
 from ghostcacher_router.http.own_headers import own_lines
-from ghostcacher_router.http.protocol.answer_id import AnswerIdFinder
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
@@ -55,6 +55,7 @@ class WorkerExchange:
         "_head",
         "_held",
         "_keep",
+        "_output_later",
         "_over",
         "_placement",
         "_proxy",
@@ -90,6 +91,7 @@ class WorkerExchange:
         self._reused = False
         self._sent = False
         self._keep = False
+        self._output_later = False
         self._over = False
         self.no_body = head.method == "HEAD"
         self.plain = not head.http11
@@ -233,12 +235,14 @@ class WorkerExchange:
             self._events = EventStream(client.write, chunked=chunked)
             sink = self._events.write
         if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
-            sink = AnswerIdFinder(sink, placement.answer_id)
+            self._output_later = head.events
+            sink = looked_into(sink, placement, events=head.events)
         return lines, sink
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
-        if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
+        answered = self._status is not None and self._status < HTTP_ERROR and not self._output_later
+        if self._placement is not None and answered:
             self._placement.first_byte()
 
     def response_begins(self) -> None:

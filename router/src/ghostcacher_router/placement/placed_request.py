@@ -47,6 +47,7 @@ class PlacedRequest:
         "ask",
         "data_parallel_rank",
         "endpoint",
+        "engine_id",
         "forecast",
         "is_answered",
         "is_compared",
@@ -96,6 +97,8 @@ class PlacedRequest:
         """Whether the first byte of an answer that is no error has come."""
         self.is_compared = False
         """Whether its forecast has been compared with what was observed."""
+        self.engine_id: str | None = None
+        """The id by which the engine names it, where that is the id of the answer."""
         self.is_ended = False
         self.outcome: Outcome | None = None
         """How it ended; None until then."""
