@@ -231,6 +231,15 @@ class NoWorker(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Server(NamedTuple):
+    """A server that requests can be sent to."""
+
+    name: str
+    """The name of a worker behind it."""
+    endpoint: Endpoint
+    """Where it listens."""
+
+
 class Dispatcher(Protocol):
     """Picks workers for requests. Called on the event loop only."""
 
@@ -239,3 +248,9 @@ class Dispatcher(Protocol):
 
     async def place(self, ask: Ask) -> Placement:
         """Return a placement, within a bounded time. Raises NoWorker."""
+
+    def servers(self) -> Sequence[Server]:
+        """Return all servers that answer, each once, also those that are drained."""
+
+    def told_all(self, path: str) -> None:
+        """Note that a request to this path has been sent to all servers."""
