@@ -65,6 +65,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.ports": {"ghostcacher_router.types", *COORDINATION},
     "ghostcacher_router.metrics": {"core.admin_api", "ghostcacher_router.types"},
     "ghostcacher_router.prompt": {"ghostcacher_router.types"},
+    "ghostcacher_router.parsing": {"ghostcacher_router.types", "ghostcacher_router.prompt"},
     "ghostcacher_router.prefix_map": {"ghostcacher_router.types", *COORDINATION},
     "ghostcacher_router.http.protocol": set(),
     "ghostcacher_router.dns": set(),
