@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -31,9 +32,14 @@ class RouterProcess(AbstractContextManager["RouterProcess"]):
         redis_url: str | None = None,
         workers: Sequence[str] = (),
         arguments: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
         log_dir: Path | None = None,
     ) -> None:
-        """workers: base URLs of engines that have no lease in Redis. arguments: further ones of the command."""
+        """Start it.
+
+        workers: base URLs of engines that have no lease in Redis. arguments: further ones of the command.
+        env: variables beside ours.
+        """
         self.port = free_port()
         folder = log_dir or Path(tempfile.mkdtemp(prefix="ghostcacher-logs-"))
         self._command = [
@@ -47,6 +53,7 @@ class RouterProcess(AbstractContextManager["RouterProcess"]):
         self._command += ["--redis-url", redis_url] if redis_url else ["--no-redis"]
         self._command += [text for url in workers for text in ("--worker", url)]
         self._command += arguments
+        self._env = None if env is None else {**os.environ, **env}
         self._log = folder / f"router-{self.port}.log"
         self.start()
 
@@ -71,7 +78,7 @@ class RouterProcess(AbstractContextManager["RouterProcess"]):
 
     def start(self) -> None:
         """Start it, at the address where it was before, and return when it answers."""
-        self.process = GuardedProcess(self._command, log=self._log)
+        self.process = GuardedProcess(self._command, log=self._log, env=self._env)
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.get("/health", default=None) is None:
             if self.process.poll() is not None or time.monotonic() > deadline:

@@ -85,9 +85,11 @@ class Worker(msgspec.Struct, frozen=True):
     failures: int = 0
     """Probes and connections that failed in a row."""
     refusals: int = 0
-    """Connections that it refused or broke, since it is known."""
+    """Requests that got no connection to it, or no whole answer, since it is known."""
     error: str | None = None
     """The last thing that went wrong with it."""
+    ejected: str | None = None
+    """Why it gets no requests for the moment though its probes are fine; None when it is not ejected."""
     why: str | None = None
     """Why it gets no requests, when its state is `NOT_ROUTABLE` or `GONE`."""
 
@@ -127,6 +129,9 @@ class Status(msgspec.Struct, frozen=True):
     """How many workers have a lease, but cannot be sent requests."""
     gone: tuple[Worker, ...] = ()
     """Workers that have left in the last minutes without being drained before; the latest first."""
+    ejected: dict[str, str] = {}
+    """Why workers get no requests for the moment though their probes are fine, by name. When more than half of those of
+    a model are, all of them get requests."""
     redis_available: bool = False
     """Whether Redis answers; false without one."""
     redis_error: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import pytest
 
 from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
+from tests.clients.served import HERE, Served
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, TOLERANCE, Fleet, assert_same, running, until
 from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, sessions_at
 
@@ -135,6 +137,15 @@ def test_cold_prefix_is_computed_once(routed: RoutedFleet) -> None:
         return "" if once and followed else f"{computed:.0f} tokens computed of {tokens}, {followed:.0f} followers"
 
     once_undisturbed(burst)
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+def test_sdk_that_vllm_brings_gets_what_the_engine_says(routed: RoutedFleet, name: str) -> None:
+    """Texts, streams and errors are the same through the router; tests/clients has the other clients."""
+    served = Served(routed.routers[0], routed.fleet.engines["a"].url)
+    direct, through = served.compared([sys.executable, str(HERE / "python" / f"{name}_client.py")])
+    assert through == direct
+    assert "no error" not in str(direct)
 
 
 def test_models_messages_and_tokenize_pass_through(routed: RoutedFleet) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +18,8 @@ from ghostcacher_connector.core.coordination.memory import MemoryCoordinationSto
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.build import Routing
+from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.outliers import Outliers, usable
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
@@ -69,7 +71,17 @@ def prompt_of(text: bytes, ends: Sequence[tuple[SectionType, int]] = ()) -> Prom
 class SimEngine(Engine):
     """One engine server, and its connector. worker: as the routers see it."""
 
-    def __init__(self, sim: Sim, name: str, *, namespace: str, rate: float, plain: bool, shares_prefill: bool) -> None:
+    def __init__(
+        self,
+        sim: Sim,
+        name: str,
+        *,
+        namespace: str,
+        rate: float,
+        plain: bool,
+        shares_prefill: bool,
+        publish_s: float | None,
+    ) -> None:
         self.name = name
         self._now = sim.now
         made = replace(make_record(name, namespace=namespace), block_tokens=BLOCK_TOKENS, shares_prefill=shares_prefill)
@@ -88,7 +100,7 @@ class SimEngine(Engine):
             )
             connector.join()
         profile = Profile(prefill_tokens_per_s=rate, decode_s=DECODE_S, shares_prefill=shares_prefill)
-        super().__init__(profile, connector)
+        super().__init__(profile if publish_s is None else profile._replace(publish_s=publish_s), connector)
 
     def report(self) -> None:
         """Tell its load, unless nobody is there to tell it."""
@@ -99,27 +111,58 @@ class SimEngine(Engine):
 class SimFleet:
     """The workers, as one router sees them."""
 
-    def __init__(self, engines: dict[str, SimEngine]) -> None:
+    def __init__(self, engines: dict[str, SimEngine], now: Callable[[], float]) -> None:
         self.workers = {name: engine.worker for name, engine in engines.items()}
+        self.outliers = Outliers(FleetOptions(), now, count=lambda *_: None, changed=self._changed)
+        self._now = now
         self._down: set[str] = set()
+        self._when_down: list[Callable[[str], None]] = []
         self._serving: list[Worker] | None = None
 
     def serving(self, model: str | None) -> list[Worker]:
         if model not in (None, "m"):
             return []
+        if self.outliers.due <= self._now():
+            self.outliers.settle()
         if self._serving is None:
-            self._serving = [worker for name, worker in self.workers.items() if name not in self._down]
+            up = [worker for name, worker in self.workers.items() if name not in self._down]
+            self._serving = usable(up, self.outliers.ejected)
         return self._serving
 
     def models(self) -> list[str]:
         return ["m"]
 
-    def refused(self, name: str) -> None:
+    def limits(self) -> Mapping[str, int]:
+        return self.outliers.limits()
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        """Take a worker out, as the probe does that follows: only engines that are dead lose requests here."""
+        assert outcome is not Outcome.DONE
         self._down.add(name)
-        self._serving = None
+        self.outliers.forget(name)
+        self._changed()
+        for tell in self._when_down:
+            tell(name)
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        if name not in self._down:
+            self.outliers.failed(name, kind, why)
+
+    models_may_be_old = False
+
+    async def refresh_models(self) -> None: ...
+
+    def models_changed(self) -> None: ...
 
     def answered(self, name: str) -> None:
         assert name in self.workers
+        self.outliers.answered(name)
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        self._when_down.append(tell)
+
+    def _changed(self) -> None:
+        self._serving = None
 
 
 class Router:
@@ -127,7 +170,7 @@ class Router:
 
     def __init__(self, sim: Sim, name: str, options: Options) -> None:
         self.sim, self.name = sim, name
-        self.fleet = SimFleet(sim.engines)
+        self.fleet = SimFleet(sim.engines, sim.now)
         self.text = PrefixMap(name, clock=sim.now)
         self.metrics = RouterMetrics()
         self.store = None if sim.plain else sim.store.client()
@@ -137,7 +180,8 @@ class Router:
             PendingPrompts(clock=sim.now),
             self.metrics,
             sim.now,
-            Random(5),
+            # One of its own: routers that draw the same numbers pick the same worker, and look as if they had agreed.
+            Random(name),
             self._offload,
             self._offload,
         )
@@ -195,7 +239,7 @@ class Router:
         raise AssertionError("every attempt was refused")
 
     async def _offload(self, call: Callable[[], T], /) -> T:
-        await asyncio.sleep(ROUND_TRIP_S)
+        await asyncio.sleep(self.sim.round_trip_s)
         if self.dead:
             await asyncio.get_running_loop().create_future()
         return call()
@@ -214,7 +258,16 @@ class Sim:
         options: Options | None = None,
         shares_prefill: bool = True,
         namespaces: Sequence[str] | None = None,
+        publish_s: float | None = None,
+        round_trip_s: float = ROUND_TRIP_S,
+        pulls: bool = True,
     ) -> None:
+        """publish_s: from the end of a prefill until peers can pull its blocks; None: as usual.
+
+        round_trip_s: of a router to Redis, the waiting for a thread included.
+        pulls: whether the engines pull; the routers think so in any case.
+        """
+        self.round_trip_s, self.pulls = round_trip_s, pulls
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
         self.store = MemoryCoordinationStore(clock=self.now)
@@ -225,7 +278,13 @@ class Sim:
             name = f"w{number}"
             namespace = NAMESPACE if namespaces is None else namespaces[number]
             self.engines[name] = SimEngine(
-                self, name, namespace=namespace, rate=rate, plain=plain, shares_prefill=shares_prefill
+                self,
+                name,
+                namespace=namespace,
+                rate=rate,
+                plain=plain,
+                shares_prefill=shares_prefill,
+                publish_s=publish_s,
             )
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())
@@ -241,6 +300,8 @@ class Sim:
 
     def peers_of(self, reader: SimEngine) -> list[WorkerRef]:
         """Return the engines from which another one can pull."""
+        if not self.pulls:
+            return []
         refs = [engine.worker.ref for engine in self.engines.values() if engine is not reader and not engine.dead]
         return [ref for ref in refs if ref is not None and ref.namespace == reader.worker.namespace]
 

@@ -1,6 +1,6 @@
 """The router as a whole: makes the parts, starts them in order, and ends them in order.
 
-    client --> http.HttpProxy --> prompt.parse_body --> placement.Picker --> fleet.Fleet
+    client --> http.HttpProxy --> parsing.BodyParser --> placement.Picker --> fleet.Fleet
                   |  '--> admin.Admin (what the router answers itself)        |
                   v                                                           v
                workers        sync.RouterSync <--> Redis (coordination store, index) <-- workers' connectors
@@ -18,7 +18,7 @@ import gc
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
@@ -35,18 +35,20 @@ from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
 from ghostcacher_router.build import THREADS, Routing, offload_to
 from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.probes import HttpProber
 from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.parsing.parser import BodyParser
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -90,20 +92,28 @@ class Router:
         self._seed = secrets.randbits(64)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gc-store")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="gc-read")
+        self._parser = BodyParser(settings.body_bytes_max)
         self._index, self._store = _open(settings)
         self._metrics = RouterMetrics()
+        self._resolver = Resolver(refresh_s=settings.dns_refresh_s, count=self._metrics.dns_lookups.inc)
         self._fleet = Fleet(
             metrics=self._metrics,
             static=[parse_endpoint(url, "workers") for url in settings.workers],
             index=self._index,
             store=self._store,
+            prober=HttpProber(resolver=self._resolver, timeout_s=settings.health_timeout_s),
             options=FleetOptions(
-                health_interval_s=settings.health_interval_s, load_interval_s=settings.load_interval_ms / 1e3
+                health_interval_s=settings.health_interval_s,
+                failures_max=settings.health_failures_max,
+                load_interval_s=settings.load_interval_ms / 1e3,
             ),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._proxy.when_idle_closed(self._fleet.doubted)
+        clients = self._proxy.state.clients
+        self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
         self.url = ""
 
     def __repr__(self) -> str:
@@ -136,6 +146,7 @@ class Router:
         Raises ConfigError when the port is taken.
         """
         allow_clients(self._settings.connections_max)
+        self._parser.start()
         await self._fleet.start()
         self._routing.start()
         await self._warm_up()
@@ -163,6 +174,7 @@ class Router:
         for closing in (self._store, self._index):
             if closing is not None:
                 closing.close()
+        self._parser.stop()
         for threads in (self._threads, self._reader):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -186,6 +198,7 @@ class Router:
             router=self._name,
             options=options,
             session_ttl_s=settings.session_ttl_s,
+            stored_ttl_s=settings.stored_ttl_s,
             on_heartbeat=self._on_heartbeat,
         )
 
@@ -208,10 +221,13 @@ class Router:
             body_bytes_max=settings.body_bytes_max,
             buffered_bytes_max=settings.buffered_bytes_max,
             connections_max=settings.connections_max,
+            allowed_origins=settings.allowed_origins,
+            connections_per_address_max=settings.connections_per_address_max,
             client_header_s=settings.client_header_timeout_s,
             client_body_s=settings.client_body_timeout_s,
             keep_alive_s=settings.keep_alive_timeout_s,
             connect_s=settings.connect_timeout_s,
+            worker_silence_s=settings.read_timeout_s,
             upstream_idle_s=settings.upstream_idle_s,
             retries_max=settings.retries_max,
         )
@@ -223,11 +239,12 @@ class Router:
             self._metrics,
             router=self._name,
             limits=limits,
+            resolver=self._resolver,
             access_log=settings.access_log,
         )
 
-    def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
-        return parse_body(path, body, headers, self._seed)
+    def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
+        return self._parser.parse(path, body, headers, self._seed)
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.

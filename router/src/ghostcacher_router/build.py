@@ -18,6 +18,8 @@ from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.signals.sessions import SessionAffinity
+from ghostcacher_router.signals.stored_objects import TTL_S as STORED_TTL_S
+from ghostcacher_router.signals.stored_objects import StoredObjects
 from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, StoreClockOffset
 
 T = TypeVar("T")
@@ -38,6 +40,7 @@ class Routing:
         router: str,
         options: Options | None = None,
         session_ttl_s: float = 3600.0,
+        stored_ttl_s: float = STORED_TTL_S,
         on_heartbeat: Callable[[HeartbeatReply], None] = lambda _: None,
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
@@ -46,13 +49,16 @@ class Routing:
         index, store: None for a fleet of plain engines, or without Redis.
         router: this router's name, unique in the fleet.
         session_ttl_s: how long a session is kept at its worker after its last request.
+        stored_ttl_s: how long the worker of a stored answer, file or batch is remembered after its last use.
         on_heartbeat, read_block_s: see RouterSync.
         """
         self.replicas: int | None = None
         """Routers alive at the last heartbeat; None before the first one."""
         self._forward_heartbeat = on_heartbeat
         clock_offset = StoreClockOffset()
-        self.state = state = self._make_state(dependencies, index, store, router, session_ttl_s, clock_offset)
+        self.state = state = self._make_state(
+            dependencies, index, store, router, clock_offset, session_ttl_s=session_ttl_s, stored_ttl_s=stored_ttl_s
+        )
         self.tracker = tracker = InFlightTracker(dependencies, state)
         self.picker = Picker(dependencies, state, tracker, options or Options())
         """The Dispatcher of types.py."""
@@ -69,6 +75,7 @@ class Routing:
                 on_heartbeat=self._on_heartbeat,
                 read_block_s=read_block_s,
             )
+            tracker.on_named = self.sync.named
 
     def __repr__(self) -> str:
         return f"Routing({self.picker!r}, {self.sync!r})"
@@ -82,6 +89,7 @@ class Routing:
         """Leave the other routers. Bounded by the store's time-out."""
         self.state.locations.stop()
         self.state.sessions.stop()
+        self.state.stored.stop()
         if self.sync is not None:
             await self.sync.stop()
 
@@ -91,8 +99,10 @@ class Routing:
         index: BlockIndex | None,
         store: CoordinationStore | None,
         router: str,
-        session_ttl_s: float,
         clock_offset: StoreClockOffset,
+        *,
+        session_ttl_s: float,
+        stored_ttl_s: float,
     ) -> RoutingState:
         clock, offload, metrics = dependencies.clock, dependencies.offload, dependencies.metrics
         locks = SingleFlight(
@@ -110,6 +120,7 @@ class Routing:
             PrefixLocations(index, dependencies.fleet, offload, clock, observe=metrics.lookup_s.observe),
             SessionAffinity(store, offload, clock, ttl_s=session_ttl_s),
             locks,
+            StoredObjects(store, offload, clock, ttl_s=stored_ttl_s),
         )
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain, StampedLoad
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_router.types import Endpoint, Prompt, WorkerState
+from ghostcacher_router.types import Endpoint, Outcome, Prompt, WorkerState
 
 T = TypeVar("T")
 Clock = Callable[[], float]
@@ -75,11 +75,30 @@ class FleetPort(WorkersPort, Protocol):
     def models(self) -> Sequence[str]:
         """Return the models that the fleet serves."""
 
-    def refused(self, name: str) -> None:
-        """Note that a worker refused a request."""
+    @property
+    def models_may_be_old(self) -> bool:
+        """Whether asking the workers for their models now may show one that is not known."""
+
+    async def refresh_models(self) -> None:
+        """Ask the workers for their models, within a bounded time and not too often."""
+
+    def models_changed(self) -> None:
+        """Note that a worker has loaded or unloaded a model."""
+
+    def limits(self) -> Mapping[str, int]:
+        """Return how many requests may be in flight at a worker, by name, where that is limited. Mostly empty."""
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        """Note that a request got no whole answer from a worker: REFUSED, BROKE or FAILED."""
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        """Note that a request failed for a worker's sake. kind: a label of metrics. why: for people."""
 
     def answered(self, name: str) -> None:
-        """Note that a worker answered a request."""
+        """Note that a worker answered a request, and not with an error of its own."""
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        """Have a function called with the name of each worker that becomes DOWN: its memory is likely gone."""
 
 
 class KnownPort(Protocol):

@@ -57,6 +57,12 @@ class RequestShape(NamedTuple):
     """What an engine prefills; None when that is nothing, or when the router does not understand it."""
     session: str | None
     """The client's own name for the conversation; None when it gives none."""
+    needs_id: str | None = None
+    """The id of a stored object, such as an earlier answer, that one worker keeps and the request needs."""
+    makes_id: bool = False
+    """Whether the answer begins with the id of an object, by which the worker names the request as well."""
+    keeps: bool = False
+    """Whether the client may ask for that object later."""
 
 
 class WorkerState(Enum):
@@ -131,7 +137,9 @@ class Outcome(Enum):
     DONE = "done"
     """The whole answer came."""
     REFUSED = "refused"
-    """No byte of an answer came: the connection could not be made, or broke before."""
+    """The connection could not be made: the worker never saw the request."""
+    BROKE = "broke"
+    """The connection was closed before a byte of an answer came, and the request had been written."""
     FAILED = "failed"
     """The connection broke after the answer had begun."""
     CANCELLED = "cancelled"
@@ -178,7 +186,7 @@ class Placement(Protocol):
     """One attempt of one request at one worker. The HTTP proxy reports what becomes of it.
 
     It calls `sent`, `first_byte` and `ended` in this order, the first two at most once and `ended` exactly once,
-    always. None of them blocks or raises.
+    always; `answer_id` before `ended`; then `failed`, at most once. None of them blocks or raises.
     """
 
     worker: str
@@ -198,8 +206,14 @@ class Placement(Protocol):
     def first_byte(self) -> None:
         """The first byte of the answer's body has come. Never called for an error."""
 
+    def answer_id(self, answer_id: str) -> None:
+        """The answer begins with this id. Called at most once, and only where the request's shape says `makes_id`."""
+
     def ended(self, outcome: Outcome, status: int | None) -> None:
         """The attempt is over. status: of the answer's head; None when none came."""
+
+    def failed(self) -> None:
+        """The attempt failed for the worker's sake. What a request meets at every worker may be its own fault."""
 
 
 class NoWorker(Exception):
@@ -217,6 +231,15 @@ class NoWorker(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Server(NamedTuple):
+    """A server that requests can be sent to."""
+
+    name: str
+    """The name of a worker behind it."""
+    endpoint: Endpoint
+    """Where it listens."""
+
+
 class Dispatcher(Protocol):
     """Picks workers for requests. Called on the event loop only."""
 
@@ -225,3 +248,9 @@ class Dispatcher(Protocol):
 
     async def place(self, ask: Ask) -> Placement:
         """Return a placement, within a bounded time. Raises NoWorker."""
+
+    def servers(self) -> Sequence[Server]:
+        """Return all servers that answer, each once, also those that are drained."""
+
+    def told_all(self, path: str) -> None:
+        """Note that a request to this path has been sent to all servers."""

@@ -57,8 +57,23 @@ class Fleet:
     def models(self) -> list[str]:
         return ["m"]
 
-    def refused(self, name: str) -> None:
-        raise AssertionError(name)
+    def limits(self) -> dict[str, int]:
+        return {}
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        raise AssertionError(f"{name}: {outcome}")
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        raise AssertionError(f"{name}: {kind}, {why}")
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        """Nobody goes down."""
+
+    models_may_be_old = False
+
+    async def refresh_models(self) -> None: ...
+
+    def models_changed(self) -> None: ...
 
     def answered(self, name: str) -> None:
         assert name in self.workers

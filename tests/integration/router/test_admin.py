@@ -103,7 +103,7 @@ def test_ready_says_why_not() -> None:
             await until(lambda: bool(subject.fleet.serving(None)))
             assert await subject.get("/ready") == {"status": "ready"}
             await engine.stop()
-            subject.fleet.refused(next(iter(subject.fleet.workers)))
+            await until(lambda: not subject.fleet.serving(None))
             response = await subject.send("GET", "/ready")
             assert json.loads(response.body)["why"] == "no worker is ready: 1 down"
 
@@ -187,7 +187,7 @@ def test_worker_that_dies_is_named_until_it_is_back() -> None:
             await until(lambda: bool(subject.fleet.serving("m")))
             assert (await subject.get("/gc/status"))["gone"] == []
             await engine.stop()
-            subject.fleet.refused("w")
+            await until(lambda: not subject.fleet.serving(None))
             subject.index.leave(ref_of(record))
             await until(lambda: "w" not in subject.fleet.workers)
             status = msgspec.convert(await subject.get("/gc/status"), Status)

@@ -20,7 +20,7 @@ from ghostcacher_router.admin.reports import worker_reports
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.types import Endpoint, WorkerState
+from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 from tests.support.index_parts import make_record
 from tests.support.mock_engine import MiniEngine, until
 
@@ -133,8 +133,8 @@ def test_refused_worker_is_out_and_comes_back_with_other_models() -> None:
             name = f"127.0.0.1:{engine.port}"
             await until(lambda: served(fleet, "old") == [name])
             await engine.stop()
-            fleet.refused(name)
-            assert (state(fleet, name), served(fleet)) == (WorkerState.DOWN, [])
+            fleet.lost(name, Outcome.REFUSED)
+            await until(lambda: (state(fleet, name), served(fleet)) == (WorkerState.DOWN, []))
             assert fleet.models() == ["old"]
             engine.api.models = ["new"]
             await engine.start()
@@ -160,8 +160,8 @@ def test_ranks_behind_one_server_fail_together_and_are_drained_apart(redis_serve
                 assert served(fleet) == ["other", "w-dp0"]
                 fleet.drain("w-dp1", False)
                 await front.stop()
-                fleet.refused("w-dp0")
-                assert served(fleet) == ["other"]
+                fleet.lost("w-dp0", Outcome.BROKE)
+                await until(lambda: served(fleet) == ["other"])
                 assert (fleet.workers["w-dp0"].refusals, fleet.workers["w-dp1"].refusals) == (1, 0)
                 await front.start()
                 await until(lambda: served(fleet) == ["other", "w-dp0", "w-dp1"])

@@ -64,7 +64,7 @@ def test_mute_server_is_given_up() -> None:
             engine.api.mute = True
             with pytest.raises(ProbeFailed, match=r"within 0\.05 s") as caught:
                 await HttpProber(timeout_s=0.05).health(engine.endpoint)
-            assert not caught.value.unreachable
+            assert not caught.value.certain
 
     run(main())
 
@@ -90,5 +90,19 @@ def test_plain_server_is_not_spoken_to_over_tls() -> None:
         async with MiniEngine() as engine:
             with pytest.raises(ProbeFailed):
                 await HttpProber(tls=ssl.create_default_context()).health(engine.endpoint._replace(tls=True))
+
+    run(main())
+
+
+@pytest.mark.parametrize(("status", "certain"), [(503, True), (500, False), (404, False)])
+def test_worker_that_says_that_it_takes_no_requests_is_believed(status: int, certain: bool) -> None:
+    """503 is what engines answer that are about to end, or whose core has ended; another status may be a slip."""
+
+    async def main() -> None:
+        async with MiniEngine() as engine:
+            engine.api.status = status
+            with pytest.raises(ProbeFailed, match=f"got {status}") as caught:
+                await HttpProber().health(engine.endpoint)
+            assert caught.value.certain is certain
 
     run(main())

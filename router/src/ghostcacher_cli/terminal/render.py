@@ -69,6 +69,8 @@ def framed(lines: list[str], *, width: int, height: int, footer: str) -> list[st
 
 def _problem(worker: Worker) -> str | None:
     """Return what is wrong with a worker; None when nothing is."""
+    if worker.ejected is not None:
+        return f"{worker.id}: {worker.ejected}"
     why = worker.why or worker.error
     if worker.state == "ready" or why is None:
         return None

@@ -191,6 +191,7 @@ class Admin:
                 workers={state.value: count for state, count in fleet.count_by_state().items()},
                 not_routable=len(fleet.unroutable),
                 gone=gone_reports(fleet, self._clock()),
+                ejected={name: why for name in fleet.workers if (why := fleet.why_ejected(name)) is not None},
                 redis_available=fleet.redis_available,
                 redis_error=fleet.redis_error,
                 replicas=self._ports.replicas(),

@@ -60,6 +60,7 @@ def _member(fleet: Fleet, worker: Worker, in_flight: int, now: float) -> WorkerR
         failures=worker.failures,
         refusals=worker.refusals,
         error=worker.error,
+        ejected=fleet.why_ejected(worker.name),
     )
 
 

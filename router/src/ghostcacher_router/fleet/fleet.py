@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from math import inf
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -36,12 +37,14 @@ from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
 from ghostcacher_router.fleet.membership.members import NAME_CHARS_MAX, Member, Unroutable, members_of
 from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
+from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
+from ghostcacher_router.fleet.outliers import Outliers
 from ghostcacher_router.fleet.probes import HttpProber, Prober
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker, drain_id_of
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.types import Endpoint, WorkerState
+from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,11 @@ class Fleet:
         self.options = options or FleetOptions()
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
-        self._watched = WatchDependencies(prober or HttpProber(), self.options, metrics, clock, jitter, self._changed)
+        prober = prober or HttpProber()
+        self._watched = WatchDependencies(prober, self.options, metrics, clock, jitter, self._changed, self._went_down)
+        self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
+        self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
+        self._when_down: list[Callable[[str], None]] = []
         self._leases = Leases(self.options.lease_ttl_s)
         self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
@@ -115,12 +122,14 @@ class Fleet:
         return None if self._redis_trouble is None else str(self._redis_trouble)
 
     def serving(self, model: str | None) -> list[Worker]:
-        """Return the READY workers of a model, or all when it is None, in order of name.
+        """Return the READY workers of a model, or all when it is None, in order of name; ejected ones are left out.
 
         It is the same list object until something changes, and not to be changed by the caller.
         """
+        self._settle()
         if self._serving is None:
-            self._serving = serving_by_model(self._workers[name] for name in sorted(self._workers))
+            workers = [self._workers[name] for name in sorted(self._workers)]
+            self._serving = serving_by_model(workers, self.outliers.ejected)
         found = self._serving.get(model)
         return [] if found is None else found
 
@@ -133,6 +142,19 @@ class Fleet:
         if self._models is None:
             self._models = merged_models(self._workers[name] for name in sorted(self._workers))
         return self._models
+
+    @property
+    def models_may_be_old(self) -> bool:
+        """Whether asking the workers for their models now may show one that is not known."""
+        return self._model_refresh.due
+
+    async def refresh_models(self) -> None:
+        """Ask the workers for their models, once in a second at most, and wait for the answers, a second at most."""
+        await self._model_refresh.wait()
+
+    def models_changed(self) -> None:
+        """A worker has loaded or unloaded an adapter: ask them all for their models, without anybody waiting."""
+        self._model_refresh.soon()
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
@@ -149,22 +171,46 @@ class Fleet:
 
     # What the HTTP proxy and people report
 
-    def refused(self, name: str) -> None:
-        """A connection to a worker was refused or broke: it is DOWN at once, and probed until it is back.
+    def limits(self) -> Mapping[str, int]:
+        """Return how many requests may be in flight at a worker, by name, where that is limited."""
+        return self.outliers.limits()
 
-        So are all data-parallel ranks behind the same server.
+    def why_ejected(self, name: str) -> str | None:
+        """Say why a worker gets no requests though its probes are fine; None when it is not ejected."""
+        self._settle()
+        return self.outliers.why(name)
+
+    def lost(self, name: str, outcome: Outcome) -> None:
+        """A request got no whole answer from a worker: it is probed at once, and so are all ranks behind its server."""
+        if (watch := self._watches.get(name)) is not None:
+            watch.lost(refused=outcome is Outcome.REFUSED)
+            self.doubted(watch.worker.endpoint)
+
+    def doubted(self, endpoint: Endpoint) -> None:
+        """Something has happened to a server that may be its end: all workers behind it are probed at once."""
+        for watch in self._watches.values():
+            if watch.worker.endpoint == endpoint:
+                watch.doubted()
+
+    def failed(self, name: str, kind: str, why: str) -> None:
+        """A request failed at a worker, not for its own sake: it is probed at once; after some in a row it is ejected.
+
+        kind: a label of metrics. why: for people.
         """
-        if (watch := self._watches.get(name)) is None:
-            return
-        watch.refused()
-        for other in self._watches.values():
-            if other is not watch and other.worker.endpoint == watch.worker.endpoint:
-                other.server_refused()
+        if (watch := self._watches.get(name)) is not None:
+            self.doubted(watch.worker.endpoint)
+            if watch.worker.state is WorkerState.READY:
+                self.outliers.failed(name, kind, why)
 
     def answered(self, name: str) -> None:
         """A request got an answer from a worker."""
         if (watch := self._watches.get(name)) is not None:
             watch.answered()
+            self.outliers.answered(name)
+
+    def when_down(self, tell: Callable[[str], None]) -> None:
+        """Have a function called with the name of each worker that becomes DOWN."""
+        self._when_down.append(tell)
 
     def drain(self, name: str, draining: bool) -> None:
         """Give a worker no new requests, or take that back: here at once, in every replica soon. KeyError: unknown."""
@@ -197,6 +243,7 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._model_refresh.stop()
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -309,6 +356,7 @@ class Fleet:
     def _remove(self, worker: Worker, *, for_good: bool) -> None:
         del self._workers[worker.name], self._watches[worker.name]
         self._tasks.pop(worker.name).cancel()
+        self.outliers.forget(worker.name)
         if for_good:
             self._gone.add(worker)
             self._metrics.forget_worker(worker.name)
@@ -320,6 +368,16 @@ class Fleet:
         for source in (self._index, self._store):
             counts.update({} if source is None else source.refusals())
         return counts
+
+    def _settle(self) -> None:
+        if self.outliers.due < inf and self.outliers.due <= self._clock():
+            self.outliers.settle()
+
+    def _went_down(self, name: str) -> None:
+        # From now on its probes have the say, and what it had in memory is likely gone.
+        self.outliers.forget(name)
+        for tell in self._when_down:
+            tell(name)
 
     def _changed(self) -> None:
         self._serving = self._models = None

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from ghostcacher_router.fleet.outliers import usable
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import WorkerState
 
 
-def serving_by_model(workers: Iterable[Worker]) -> dict[str | None, list[Worker]]:
-    """Return the READY workers of each model, and under None all of them, in the order given."""
+def serving_by_model(
+    workers: Iterable[Worker], ejected: Collection[str] = frozenset()
+) -> dict[str | None, list[Worker]]:
+    """Return the READY workers of each model, and under None all of them, in the order given.
+
+    ejected: names of workers that are left out, as long as enough are left of each model.
+    """
     found: dict[str | None, list[Worker]] = {None: []}
     for worker in workers:
         if worker.state is WorkerState.READY:
             found[None].append(worker)
             for model in worker.models:
                 found.setdefault(model, []).append(worker)
-    return found
+    return {model: usable(ready, ejected) for model, ready in found.items()} if ejected else found
 
 
 def merged_models(workers: Iterable[Worker]) -> dict[str, Mapping[str, object]]:

@@ -10,8 +10,8 @@ class FleetOptions(NamedTuple):
 
     health_interval_s: float = 5.0
     """Between two health probes of a worker that is well."""
-    models_interval_s: float = 30.0
-    """Between two questions for the models of a worker that is well."""
+    models_interval_s: float = 4.0
+    """Between two questions for the models of a worker that is well: with each probe, since adapters come and go."""
     backoff_first_s: float = 0.2
     """The first pause between probes of a worker that is not well; each further one is twice as long."""
     backoff_max_s: float = 5.0
@@ -19,7 +19,14 @@ class FleetOptions(NamedTuple):
     joining_max_s: float = 1.0
     """The same for a worker that never answered yet: engines load for minutes, and are wanted at once then."""
     failures_max: int = 3
-    """Slow or wrong answers in a row that make a worker DOWN. A refused connection does so at once."""
+    """Probes that are slow or wrong, and requests that find no connection, in a row, that make a worker DOWN. A probe
+    that is refused, or told 503, does so at once."""
+    ejection_first_s: float = 1.0
+    """For how long a worker at which requests fail gets none; twice as long each time that it fails again."""
+    ejection_max_s: float = 3.0
+    """The longest of these times, so that a worker that is well again is used again soon."""
+    return_s: float = 1.0
+    """For how long a worker gets but few requests at a time after that."""
     discover_interval_s: float = 0.5
     """Between two looks for workers in Redis."""
     lease_ttl_s: float = 10.0

@@ -1,6 +1,7 @@
 """Asks a worker whether it is well and what it serves: two small GETs, each bounded in time and size.
 
-A probe opens a connection of its own, so that it finds what a new request would find, and closes it afterwards.
+A probe opens a connection of its own, so that it finds what a new request would find, and closes it afterwards. The
+worker's name is resolved as it is for requests.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import Any, NamedTuple, Protocol
 import httptools
 import msgspec
 
+from ghostcacher_router.dns.dial import dial
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.types import Endpoint
 
 HTTP_OK = 200
 HTTP_NOT_FOUND = 404
+HTTP_UNAVAILABLE = 503
 NOT_ALLOWED = (401, 403)
 
 ANSWER_BYTES_MAX = 4 << 20
@@ -30,12 +34,14 @@ _decode_json = msgspec.json.Decoder(dict[str, Any]).decode
 class ProbeFailed(Exception):
     """A worker is not well.
 
-    unreachable: whether nobody speaks HTTP there; if not, it may just be slow, or busy starting.
+    certain: whether nobody speaks HTTP there, or it says itself that it takes no requests; if not, it may just be slow.
+    silent: whether it did not answer in time: it hangs, or its host is gone without a word.
     """
 
-    def __init__(self, message: str, *, unreachable: bool = False) -> None:
+    def __init__(self, message: str, *, certain: bool = False, silent: bool = False) -> None:
         super().__init__(message)
-        self.unreachable = unreachable
+        self.certain = certain
+        self.silent = silent
 
 
 class Answer(NamedTuple):
@@ -63,15 +69,18 @@ class HttpProber:
     timeout_s: the longest that a question may take, from connecting to the last byte.
     headers: sent with every question, such as the key that engines ask for; never shown.
     tls: used for https; None for one with the system's certificates.
+    resolver: finds workers by their names; None for one of its own.
     """
 
     def __init__(
         self,
         *,
+        resolver: Resolver | None = None,
         timeout_s: float = 3.0,
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._resolver = resolver or Resolver()
         self._timeout_s = timeout_s
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         self._tls = tls
@@ -82,7 +91,9 @@ class HttpProber:
     async def health(self, endpoint: Endpoint) -> None:
         answer = await self._get(endpoint, "/health")
         if answer.status != HTTP_OK:
-            raise ProbeFailed(f"/health: expected status 200, got {answer.status}")
+            # 503 is what vLLM says whose engine has ended, and SGLang from SIGTERM on.
+            certain = answer.status == HTTP_UNAVAILABLE
+            raise ProbeFailed(f"/health: expected status 200, got {answer.status}", certain=certain)
 
     async def models(self, endpoint: Endpoint) -> tuple[Mapping[str, object], ...]:
         answer = await self._get(endpoint, "/v1/models")
@@ -95,19 +106,29 @@ class HttpProber:
         return parse_models(answer.body)
 
     async def _get(self, endpoint: Endpoint, path: str) -> Answer:
+        resolved = False
         try:
             async with asyncio.timeout(self._timeout_s):
+                await self._resolver.addresses(endpoint.host)
+                resolved = True
                 return await self._exchange(endpoint, path)
         except TimeoutError as exc:
-            raise ProbeFailed(f"{path}: no answer within {self._timeout_s:g} s") from exc
+            what = "no answer" if resolved else f"the name {endpoint.host} was not resolved"
+            raise ProbeFailed(f"{path}: {what} within {self._timeout_s:g} s", silent=resolved) from exc
         except (OSError, ValueError) as exc:
-            raise ProbeFailed(f"{path}: {exc or type(exc).__name__}", unreachable=True) from exc
+            raise ProbeFailed(f"{path}: {exc or type(exc).__name__}", certain=True) from exc
         except httptools.HttpParserError as exc:
-            raise ProbeFailed(f"{path}: no HTTP: {exc}", unreachable=True) from exc
+            raise ProbeFailed(f"{path}: no HTTP: {exc}", certain=True) from exc
 
     async def _exchange(self, endpoint: Endpoint, path: str) -> Answer:
         tls = None if not endpoint.tls else self._tls or _system_tls()
-        reader, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls)
+        name = None if tls is None else endpoint.host
+        reader, writer = await dial(
+            self._resolver,
+            endpoint.host,
+            lambda address: asyncio.open_connection(address, endpoint.port, ssl=tls, server_hostname=name),
+            lambda late: late[1].transport.abort(),
+        )
         try:
             writer.write(self._request(endpoint, path))
             return await _read_answer(reader)

@@ -1,10 +1,16 @@
-"""Watches one worker: probes it regularly while it is well, with backoff while it is not, and changes its state."""
+"""Watches one worker: probes it regularly while it is well, with backoff while it is not, and changes its state.
+
+What requests find is no verdict: a connection that cannot be made, or is closed unanswered, may be the request's own
+doing, or one that a busy worker had no time for. It has the worker probed at once, and the probe decides. A worker that
+takes no connection, not even a probe's, is DOWN after some in a row.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import NamedTuple
 
 from ghostcacher_router.fleet.options import FleetOptions
@@ -33,6 +39,8 @@ class WatchDependencies(NamedTuple):
     """Returns numbers in [0, 1), which spread the probes."""
     changed: Callable[[], None]
     """Called after a worker's state or models have changed."""
+    went_down: Callable[[str], None]
+    """Called with a worker's name when it has become DOWN."""
 
 
 class Watch:
@@ -42,6 +50,7 @@ class Watch:
         self.worker = worker
         self._dependencies = dependencies
         self._due = dependencies.clock()
+        self._probed_at = -inf
         self._wake = asyncio.Event()
         self._setbacks = 0
 
@@ -58,43 +67,39 @@ class Watch:
         """Ask the worker once, and change its state as the answer says."""
         worker, dependencies = self.worker, self._dependencies
         setbacks, models = self._setbacks, None
+        self._probed_at = dependencies.clock()
         try:
             await dependencies.prober.health(worker.endpoint)
             if self._models_due():
                 models = await dependencies.prober.models(worker.endpoint)
         except ProbeFailed as exc:
             dependencies.metrics.probes.inc("failed")
-            self._failed(str(exc), certain=exc.unreachable)
+            self._failed(str(exc), certain=exc.certain)
             return
         dependencies.metrics.probes.inc("ok")
         if setbacks != self._setbacks:
-            # A connection was refused while this probe was under way, and its answer may be older than that.
-            self._again_after(self._pause_s())
+            # Something went wrong while this probe was under way, and its answer may be older than that.
+            self.soon()
             return
-        if models is not None:
-            changed = worker.model_objects != models
-            worker.model_objects = models
-            worker.models = frozenset(str(model["id"]) for model in models)
-            worker.models_asked_at = dependencies.clock()
-            if changed:
-                dependencies.changed()
+        if models is not None and worker.serves(models, dependencies.clock()):
+            dependencies.changed()
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
         self._again_after(self._pause_s())
 
-    def refused(self) -> None:
-        """A connection was refused or broke before the answer: the worker is DOWN at once, and probed soon."""
-        self._setbacks += 1
+    def lost(self, *, refused: bool) -> None:
+        """A request got no whole answer. refused: no connection could be made; after some in a row it is DOWN."""
         self.worker.refusals += 1
         self._dependencies.metrics.refusals.inc(self.worker.name)
-        if self.worker.state in _UP:
-            self._failed("a connection was refused or broke before an answer", certain=True)
+        if refused and self.worker.state in _UP:
+            self._failed("a connection could not be made", certain=False)
+        self.doubted()
 
-    def server_refused(self) -> None:
-        """The same happened to another worker behind the same server. It is counted there."""
+    def doubted(self) -> None:
+        """Something was seen that a worker that is well does seldom: it is probed at once."""
         self._setbacks += 1
         if self.worker.state in _UP:
-            self._failed("its server refused or broke a connection to another of its ranks", certain=True)
+            self.soon()
 
     def answered(self) -> None:
         """A request got an answer, so a worker that is slow to answer probes is not down."""
@@ -102,8 +107,9 @@ class Watch:
             self.worker.failures = 0
 
     def soon(self) -> None:
-        """Probe at once, since something about the worker has become doubtful."""
-        self._again_after(0.0)
+        """Probe at once, since something about the worker has become doubtful; but not faster than with backoff."""
+        options, now = self._dependencies.options, self._dependencies.clock()
+        self._again_after(max(0.0, self._probed_at + options.backoff_first_s - now))
 
     def drain(self, draining: bool) -> None:
         """Take the worker out of service for new requests, or back."""
@@ -125,6 +131,8 @@ class Watch:
         because = f": {worker.error}" if worker.error else ""
         logger.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
         self._dependencies.changed()
+        if worker.state is WorkerState.DOWN:
+            self._dependencies.went_down(worker.name)
 
     def _models_due(self) -> bool:
         asked_at = self.worker.models_asked_at

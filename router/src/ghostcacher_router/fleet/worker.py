@@ -1,13 +1,15 @@
 """One engine as the router sees it, and the table that says how its state may change.
 
     who reports              what
-    the worker's own probe   ANSWERED: /health was fine and the models are known; FAILED: it was not, too often
-    the HTTP proxy           FAILED: a connection was refused or broke. Never ANSWERED: an answer that was still under
-                             way says nothing of new connections
+    the worker's own probe   ANSWERED: /health was fine and the models are known; FAILED: it was not, too often, or
+                             nobody was there
+    the HTTP proxy           FAILED: connections could not be made, too often in a row. Never ANSWERED: an answer that
+                             was still under way says nothing of new connections
     people, on any replica   DRAIN, UNDRAIN
 
-There is no state for a worker whose lease has ended: it is no longer in the fleet, and requests in flight go on. A new
-incarnation under the same name is a new Worker, whose health and drain begin afresh.
+There is no state for a worker at which requests fail though its probes are fine: it is ejected for a while
+(outliers.py). There is none for a worker whose lease has ended: it is no longer in the fleet, and requests in flight go
+on. A new incarnation under the same name is a new Worker, whose health and drain begin afresh.
 """
 
 from __future__ import annotations
@@ -85,7 +87,7 @@ class Worker:
         self.failures = 0
         """Probes and connections that failed in a row."""
         self.refusals = 0
-        """Connections that it refused or broke, in all."""
+        """Requests that got no connection to it, or no whole answer, in all."""
         self.error: str | None = None
         """The last failure, for people."""
 
@@ -123,6 +125,13 @@ class Worker:
             self.state, self.since = after, now
         self.check_invariants()
         return after is not before
+
+    def serves(self, models: tuple[Mapping[str, object], ...], now: float) -> bool:
+        """Take over the models that it says it serves; return whether they are others than before."""
+        changed = self.model_objects != models
+        self.model_objects, self.models_asked_at = models, now
+        self.models = frozenset(str(model["id"]) for model in models)
+        return changed
 
     def inherit(self, other: Worker) -> None:
         """Take over what is known of the same server under another name: its health and models, but not a drain."""

@@ -1,6 +1,7 @@
 """One client's connection: requests in, one at a time and in order.
 
     HEAD --head--> BODY --whole--> BUSY --answered--> HEAD ...        any --error in mid-request--> LINGER --> CLOSED
+                              BUSY --broken off, and only a reset says so--> RESET --all sent has arrived--> CLOSED
 
 Bodies are held whole, counted against one budget. While a request is answered the next ones are read, up to a limit,
 so that it is seen when the client leaves. A FIN counts as leaving, as with nginx: it cannot be told from a close.
@@ -11,10 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import cast
 
+from ghostcacher_router.http.fan_out import HEADER as FAN_OUT
+from ghostcacher_router.http.fan_out import fan_out
 from ghostcacher_router.http.local_exchange import LocalExchange
-from ghostcacher_router.http.peer_state import peer_has_closed
+from ghostcacher_router.http.peer_state import has_arrived, peer_has_closed, reset_connection
 from ghostcacher_router.http.protocol.local_response import error_response
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
@@ -25,16 +29,21 @@ from ghostcacher_router.http.worker_exchange import WorkerExchange
 
 
 class State(IntEnum):
-    """Where a connection is. BUSY: a request is answered, or its response has not been read by the client."""
+    """Where a connection is.
+
+    BUSY: a request is answered, or its response has not been read by the client. RESET: a response has broken off; what
+    was sent of it is on its way, and then the connection is reset, which would overtake it.
+    """
 
     HEAD = 0
     BODY = 1
     BUSY = 2
     LINGER = 3
-    CLOSED = 4
+    RESET = 4
+    CLOSED = 5
 
 
-_HEAD, _BODY, _BUSY, _LINGER, _CLOSED = State
+_HEAD, _BODY, _BUSY, _LINGER, _RESET, _CLOSED = State
 
 _TOO_MANY = Refusal(503, "too many connections", code="overloaded", retry_after_s=1)
 _TOO_MANY_BYTES = Refusal(503, "too many bytes of requests are held", code="overloaded", retry_after_s=1)
@@ -115,9 +124,32 @@ class ClientConnection(asyncio.Protocol):
         self._write_error(refusal, self._exchange.request_id, keep)
         self.exchange_done(keep)
 
-    def abort(self) -> None:
+    def cut(self, last: bytes, *, reset: bool) -> None:
+        if last:
+            self.write(last)
+        if not reset:
+            self._close()
+            return
         self._leave()
-        self.transport.abort()
+        self._state = _RESET
+        self._moved_at = self._proxy.clock()
+        self._reset_once_arrived(self._moved_at)
+
+    def abort(self) -> None:
+        """Close at once, with a reset: what was written must not look like a whole response."""
+        self._leave()
+        reset_connection(self.transport)
+
+    # what admission uses
+
+    def drop(self) -> None:
+        if self._reader.pending:
+            self._write_error(_TOO_MANY, None, False)
+        if self.transport.get_write_buffer_size():
+            self.abort()  # Of a response that the client has not read.
+        else:
+            self._leave()
+            self.transport.abort()
 
     # asyncio's side
 
@@ -128,9 +160,12 @@ class ClientConnection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else None
         self._peer_bytes = (self.peer or "unknown").encode()
         self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
-        if not self._proxy.admit(self):
-            self._write_error(_TOO_MANY, None, False)
-            self._close()
+        if not self._proxy.admission.admit(self):
+            if self._proxy.admission.may_linger:
+                self._refuse(_TOO_MANY)
+            else:
+                self._write_error(_TOO_MANY, None, False)
+                self._close()
         elif self._proxy.draining:
             self._close()  # It was accepted before the proxy ceased to listen.
 
@@ -144,9 +179,15 @@ class ClientConnection(asyncio.Protocol):
                 self._read_paused = True
                 self.transport.pause_reading()
 
-    def eof_received(self) -> None:
-        """Leave; asyncio closes the connection when what was written is sent."""
-        self._leave()
+    def eof_received(self) -> bool:
+        """Leave; asyncio closes the connection when what was written is sent, unless that is no whole response."""
+        if self._state is _RESET:
+            return True
+        if self._exchange is not None:
+            self.abort()
+        else:
+            self._leave()
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._leave()
@@ -184,6 +225,10 @@ class ClientConnection(asyncio.Protocol):
                 self.deadline = now + limits.client_body_s
         elif self._state is _BUSY:
             self._check_progress(now)
+        elif self._state is _RESET:
+            self._reset_once_arrived(now)
+        elif self._state is _CLOSED:
+            reset_connection(self.transport)
         else:
             self.transport.abort()
 
@@ -224,6 +269,7 @@ class ClientConnection(asyncio.Protocol):
                 self._begun = True
                 self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
         elif self._state is _HEAD:
+            self._proxy.admission.busy(self)
             self._state = _BODY
             self._seen_bytes = 0
             self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
@@ -242,6 +288,7 @@ class ClientConnection(asyncio.Protocol):
     def _run(self, head: RequestHead, body: bytes) -> None:
         proxy = self._proxy
         now = proxy.clock()
+        proxy.admission.busy(self)
         self._state = _BUSY
         self._begun = False
         self._moved_at = now
@@ -250,6 +297,9 @@ class ClientConnection(asyncio.Protocol):
         exchange: Exchange
         if proxy.local.match(head.method, head.path):
             exchange = LocalExchange(proxy, self, head, body)
+        elif FAN_OUT in head.headers:
+            request_id = head.request_id or proxy.next_request_id()
+            exchange = LocalExchange(proxy, self, head, body, partial(fan_out, proxy, head, request_id))
         else:
             exchange = WorkerExchange(proxy, self, head, body, now)
         self._exchange = exchange
@@ -260,6 +310,7 @@ class ClientConnection(asyncio.Protocol):
         if self._proxy.draining:
             self._close()
             return
+        self._proxy.admission.waits(self)
         self._state = _HEAD
         self.deadline = self._proxy.now + self._proxy.limits.keep_alive_s
         if self._reader.pending:
@@ -280,7 +331,8 @@ class ClientConnection(asyncio.Protocol):
     def _write_error(self, refusal: Refusal, request_id: bytes | None, keep: bool) -> None:
         head = self._reader.head
         path, no_body = ("", False) if head is None else (head.path, head.method == "HEAD")
-        self.write(error_response(path, refusal).encode(request_id, keep_alive=keep, no_body=no_body))
+        response = error_response(path, refusal).with_headers(self._proxy.allowed_origins.headers(head))
+        self.write(response.encode(request_id, keep_alive=keep, no_body=no_body))
         self._proxy.answered(self.peer, head, refusal.status, request_id)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -298,12 +350,19 @@ class ClientConnection(asyncio.Protocol):
         self._leave()
         self.transport.close()
 
+    def _reset_once_arrived(self, now: float) -> None:
+        if has_arrived(self.transport) or now - self._moved_at > self._proxy.limits.linger_s:
+            self.abort()
+        else:
+            self.deadline = now
+
     def _leave(self) -> None:
         """Let go of everything: the client is gone, or its connection is about to be."""
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             self._proxy.in_flight -= 1
             exchange.cancel()
+        self._proxy.admission.busy(self)
         self._state = _CLOSED
         self.deadline = self._proxy.clock() + self._proxy.limits.client_stall_s
         self._reader.release()

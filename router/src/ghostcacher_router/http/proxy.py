@@ -7,11 +7,12 @@ import ssl
 import time
 from collections.abc import Callable
 
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.client_connection import ClientConnection
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.types import Dispatcher
+from ghostcacher_router.types import Dispatcher, Endpoint
 
 ACCEPT_BACKLOG = 1024
 """A burst of new clients waits in the kernel instead of being refused."""
@@ -21,7 +22,7 @@ class HttpProxy:
     """Takes requests from clients, has them placed, and streams the responses back. Loop only.
 
     router: a name that goes into request ids. access_log: a line for each request. worker_tls: for workers that listen
-    with TLS; None: the system's certificates.
+    with TLS; None: the system's certificates. resolver: finds workers by their names; None: one of its own.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class HttpProxy:
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         worker_tls: ssl.SSLContext | None = None,
+        resolver: Resolver | None = None,
         access_log: bool = False,
     ) -> None:
         self.state = ProxyState(
@@ -46,6 +48,7 @@ class HttpProxy:
             limits=limits if limits is not None else Limits(),
             clock=clock,
             worker_tls=worker_tls,
+            resolver=resolver or Resolver(),
             access_log=access_log,
         )
         self._servers: list[asyncio.Server] = []
@@ -53,6 +56,13 @@ class HttpProxy:
 
     def __repr__(self) -> str:
         return f"HttpProxy({self.state!r})"
+
+    def when_idle_closed(self, tell: Callable[[Endpoint], None]) -> None:
+        """Have a function called with the address of each worker that closes a connection on which nothing was asked.
+
+        It is what engines do first when they end, and may be the first that anybody learns of it.
+        """
+        self.state.pools.idle_closed = tell
 
     @property
     def in_flight(self) -> int:
@@ -103,6 +113,7 @@ class HttpProxy:
         state.now = now = state.clock()
         for client in [client for client in state.clients if now > client.deadline]:
             client.expired(now)
+        state.admission.tick(now)
         state.pools.tick(now)
 
     def _on_timer(self) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.types import RequestShape
 
-Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
-"""Path, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
+Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
+"""Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
 
 
 class LocalEndpoints(Protocol):
@@ -75,8 +75,11 @@ class Client(Protocol):
     def exchange_refused(self, refusal: Refusal) -> None:
         """Have an error written instead of a response, of which nothing has been written."""
 
-    def abort(self) -> None:
-        """Close at once: what was written must not look like a whole response."""
+    def cut(self, last: bytes, *, reset: bool) -> None:
+        """Write `last` and close: the response breaks off here, and must not look whole.
+
+        reset: nothing but a reset of the connection tells the client so; without it the response's framing does.
+        """
 
 
 class Connection(Protocol):
@@ -112,6 +115,10 @@ class Meter(Protocol):
     @property
     def retries(self) -> Counted:
         """Requests sent to another worker, by reason: "refused" or "broke"."""
+
+    @property
+    def turned_away(self) -> Counted:
+        """Clients' connections for which there was no room, by what was short and by what was done."""
 
     def answered(self, path: str, status: int) -> None:
         """Count a request that has ended; 499: the client left."""

@@ -1,8 +1,9 @@
 """One request's life at the workers: parsed, placed, sent, answered; or placed again while nothing came back.
 
     start -> parse -> place -> connect or take a kept connection -> send -> response_head .. response_end
-                       ^                                       |
-                       '-- refused, or broke before any byte <-'
+                       ^                                       |                     |
+                       '-- refused, or broke before any byte <-'                     |
+                       '-- 503 or 429, which is held (attempts.py) <-----------------'
 
 There is a task only while a dispatcher has to wait or a connection is made. A connection that was kept and turns out
 closed proves nothing: the same worker gets one more try, on a new connection.
@@ -13,8 +14,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from functools import lru_cache
+from collections.abc import Awaitable
 
+from ghostcacher_router.http.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, Attempts, HeldAnswer
+from ghostcacher_router.http.later import later
+from ghostcacher_router.http.looks import looked_into
+from ghostcacher_router.http.open_files import SPARE, short_of_files
+from ghostcacher_router.http.own_headers import own_lines
+from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
@@ -28,10 +35,6 @@ from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 logger = logging.getLogger(__name__)
 
 HTTP_ERROR = 400
-WORKER_NAMES_MAX = 8192
-OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
-"""What the router lacks itself when it cannot connect: it says nothing of the worker."""
-_NOBODY: frozenset[str] = frozenset()
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
@@ -42,13 +45,17 @@ class WorkerExchange:
     """
 
     __slots__ = (
+        "_attempts",
         "_began_at",
         "_body",
         "_client",
         "_connection",
-        "_excluded",
+        "_ends",
+        "_events",
         "_head",
+        "_held",
         "_keep",
+        "_output_later",
         "_over",
         "_placement",
         "_proxy",
@@ -75,12 +82,16 @@ class WorkerExchange:
         self._connection: WorkerConnection | None = None
         self._placement: Placement | None = None
         self._task: asyncio.Task[None] | None = None
-        self._excluded = _NOBODY
+        self._attempts = Attempts()
+        self._held: bytearray | None = None
+        self._events: EventStream | None = None
+        self._ends = False
         self._status: int | None = None
         self._responding = False
         self._reused = False
         self._sent = False
         self._keep = False
+        self._output_later = False
         self._over = False
         self.no_body = head.method == "HEAD"
         self.plain = not head.http11
@@ -103,13 +114,9 @@ class WorkerExchange:
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._shape = self._proxy.parse(head.path, self._body, head.headers)
-        except BadBody as exc:
-            self._refuse(Refusal(400, exc.message, param=exc.param))
-        except Exception:
-            self._fail_unexpectedly("parsing a body")
-        else:
-            self._place()
+            self._begin(self._proxy.parse(head.target.decode("ascii"), self._body, head.headers))
+        except Exception as exc:
+            self._end_for(exc)
 
     def cancel(self) -> None:
         """The client left: whatever is under way ends at once, so that the engine stops computing."""
@@ -133,30 +140,25 @@ class WorkerExchange:
 
     # placing and sending
 
+    def _begin(self, shape: RequestShape | Awaitable[RequestShape]) -> None:
+        if isinstance(shape, RequestShape):
+            self._shape = shape
+            self._place()
+        else:
+            self._task = later(lambda: shape, self._begin, self._end_for)
+
     def _place(self) -> None:
         head = self._head
-        ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._excluded)
+        ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
         try:
             placement = self._proxy.dispatcher.place_now(ask)
-        except NoWorker as exc:
-            self._no_worker(exc)
-        except Exception:
-            self._fail_unexpectedly("placing a request")
+        except Exception as exc:
+            self._end_for(exc)
         else:
             if placement is None:
-                self._task = asyncio.get_running_loop().create_task(self._place_later(ask))
+                self._task = later(lambda: self._proxy.dispatcher.place(ask), self._use, self._end_for)
             else:
                 self._use(placement)
-
-    async def _place_later(self, ask: Ask) -> None:
-        try:
-            placement = await self._proxy.dispatcher.place(ask)
-        except NoWorker as exc:
-            self._no_worker(exc)
-        except Exception:
-            self._fail_unexpectedly("placing a request")
-        else:
-            self._use(placement)
 
     def _use(self, placement: Placement) -> None:
         self._placement = placement
@@ -164,7 +166,7 @@ class WorkerExchange:
         try:
             connection = self._proxy.pools[placement.endpoint].take()
         except OSError as exc:
-            self._refused("refused", str(exc))
+            self._refused(str(exc))
             return
         if connection is None:
             self._connect(placement)
@@ -179,12 +181,15 @@ class WorkerExchange:
     async def _send_later(self, placement: Placement) -> None:
         try:
             connection = await self._proxy.pools.connect(placement.endpoint)
+            if short_of_files(connection.transport, SPARE // 2):
+                connection.abort()
+                raise OSError(errno.EMFILE, "nearly all files that the process may open are open")
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
                 logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
                 self._refuse(_OVERLOADED)
             else:
-                self._refused("refused", str(exc))
+                self._refused(str(exc))
         except Exception:
             self._fail_unexpectedly("connecting to a worker")
         else:
@@ -194,10 +199,10 @@ class WorkerExchange:
         proxy, pool = self._proxy, connection.pool
         head, body = self._head, self._body
         forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
-        own_lines = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
-        own_lines += rank_line(head, placement.data_parallel_rank)
+        own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
+        own += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
-        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own_lines, len(body)), body)
+        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
         if not self._sent:
             self._sent = True
             placement.sent()
@@ -211,64 +216,138 @@ class WorkerExchange:
         placement, client = self._placement, self._client
         assert placement is not None, self
         self._status = head.status
-        if not whole and self._connection is not None and not self._connection.unsent_bytes:
+        turns_away = head.status in TURNS_AWAY and len(self._attempts.excluded) < self._proxy.limits.retries_max
+        self._held = bytearray() if turns_away else None
+        if not turns_away:
+            self._attempts.answered(head.status)
+        if not turns_away and not whole and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
             client.release_body()
-        ends = length is not None or (head.chunked and not self.plain) or head.no_body or self.no_body
+        chunked = head.chunked and not self.plain
+        self._ends = ends = length is not None or chunked or head.no_body or self.no_body
         self._keep = keep = ends and client.may_keep_alive
-        own_lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (self.request_id, _printable(placement.worker))
-        if (found := placement.forecast) is not None:
-            own_lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
-        return client_head(head, length, own_lines, http11=not self.plain, keep_alive=keep), client.write
+        own = own_lines(self.request_id, placement)
+        lines = client_head(head, length, own, http11=not self.plain, keep_alive=keep)
+        if turns_away:
+            return lines, self._hold
+        sink = client.write
+        if head.events and length is None and not whole:
+            self._events = EventStream(client.write, chunked=chunked)
+            sink = self._events.write
+        if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
+            self._output_later = head.events
+            sink = looked_into(sink, placement, events=head.events)
+        return lines, sink
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
-        if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
+        answered = self._status is not None and self._status < HTTP_ERROR and not self._output_later
+        if self._placement is not None and answered:
             self._placement.first_byte()
 
     def response_begins(self) -> None:
-        self._responding = True
+        self._responding = self._held is None
 
     def response_end(self, *, clean: bool) -> None:
         self._connection = None
-        worker = self._worker
+        placement, status = self._placement, self._status
+        assert placement is not None, self
+        assert status is not None, self
+        keep = self._keep and clean
+        if self._held is not None:
+            self._turned_away(HeldAnswer(status, bytes(self._held), keep, placement.worker))
+            return
         self._stop(Outcome.DONE)
-        assert self._status is not None, self
-        self._count(self._status, worker)
-        self._client.exchange_done(self._keep and clean)
+        self._attempts.ended(placement, status)
+        self._count(status, placement.worker)
+        self._client.exchange_done(keep)
 
     def response_lost(self, error: str, *, began: bool) -> None:
         self._connection = None
-        if began:
-            self._fail(502, f"the worker broke off its answer: {error}", code="bad_gateway")
+        if self._held is not None:
+            self._turned_away(None)
+        elif began:
+            self._broken_off(f"the worker broke off its answer: {error}")
         elif self._reused and self._placement is not None:
             self._connect(self._placement)
         else:
-            self._refused("broke", error)
+            self._refused(error)
 
     def response_bad(self, error: str) -> None:
         self._connection = None
-        self._fail(502, f"the worker's answer cannot be passed on: {error}", code="bad_gateway")
+        self._broken_off(f"the worker's answer cannot be passed on: {error}")
+
+    def _broken_off(self, message: str) -> None:
+        placement = self._placement
+        self._fail(502, message, code="bad_gateway")
+        if placement is not None:
+            placement.failed()
+
+    def _hold(self, data: bytes) -> None:
+        """Keep what turns the request away, until another worker has been tried; pass it on when it is too much."""
+        held = self._held
+        if held is None:
+            self._client.write(data)
+            return
+        held += data
+        if len(held) > HELD_BYTES_MAX:
+            self._held, self._responding = None, True
+            self._client.write(bytes(held))
 
     # ends
 
-    def _refused(self, reason: str, error: str) -> None:
+    def _refused(self, error: str) -> None:
         """A worker took nothing: tell the dispatcher, and ask for another."""
-        placement = self._placement
+        placement, broke = self._placement, self._sent
         assert placement is not None, self
         self._placement = None
-        placement.ended(Outcome.REFUSED, None)
-        self._excluded |= {placement.worker}
+        placement.ended(Outcome.BROKE if broke else Outcome.REFUSED, None)
+        self._attempts.add(placement, broke=broke)
         logger.info("request %s: worker %s: %s", self.request_id.decode(), placement.worker, error)
-        if len(self._excluded) > self._proxy.limits.retries_max:
-            self._refuse(_no_answer(len(self._excluded)))
-            return
-        self._proxy.meter.retries.inc(reason)
-        self._place()
+        poison = self._attempts.poison()
+        if poison is not None:
+            logger.warning("request %s: %s", self.request_id.decode(), poison.message)
+            self._refuse(poison)
+        else:
+            self._try_another("broke" if broke else "refused")
 
-    def _no_worker(self, exc: NoWorker) -> None:
-        if self._excluded:
-            self._refuse(_no_answer(len(self._excluded)))
+    def _turned_away(self, answer: HeldAnswer | None) -> None:
+        """A worker takes no request now; the client has got nothing of that answer. answer: None: it broke off."""
+        placement, status = self._placement, self._status
+        assert placement is not None, self
+        self._placement = self._held = self._status = None
+        placement.ended(Outcome.FAILED if answer is None else Outcome.DONE, status)
+        self._attempts.add(placement, answer=answer)
+        self._try_another(str(status))
+
+    def _try_another(self, reason: str) -> None:
+        if len(self._attempts.excluded) > self._proxy.limits.retries_max:
+            self._give_up()
+        else:
+            self._proxy.meter.retries.inc(reason)
+            self._place()
+
+    def _give_up(self) -> None:
+        """Nobody is left to be tried: the client gets the last answer that turned the request away, or an error."""
+        attempts = self._attempts
+        attempts.gave_up()
+        answer = attempts.answer
+        if answer is None:
+            self._refuse(attempts.refusal())
+            return
+        self._stop(Outcome.FAILED)
+        self._count(answer.status, answer.worker)
+        self._client.write(answer.data)
+        self._client.exchange_done(answer.keep)
+
+    def _end_for(self, exc: Exception) -> None:
+        """End a request that could not be placed."""
+        if isinstance(exc, BadBody):
+            self._refuse(Refusal(400, exc.message, param=exc.param))
+        elif not isinstance(exc, NoWorker):
+            self._fail_unexpectedly("reading or placing a request")
+        elif self._attempts.excluded:
+            self._give_up()
         else:
             self._refuse(Refusal(exc.status, exc.message, code=exc.kind, retry_after_s=exc.retry_after_s))
 
@@ -282,16 +361,21 @@ class WorkerExchange:
         self._fail(500, "the router failed", code="internal_error")
 
     def _fail(self, status: int, message: str, *, code: str) -> None:
-        """End the request; where its response has begun, without an end that looks like one."""
+        """End the request with an error, however much of its response has been passed on.
+
+        A response that has begun gets no end that looks like one; a stream of events gets one that tells of the error.
+        """
+        refusal = Refusal(status, message, code=code)
         if not self._responding:
             self._status = None
-            self._refuse(Refusal(status, message, code=code))
+            self._refuse(refusal)
             return
         worker = self._worker
         self._stop(Outcome.FAILED)
         assert self._status is not None, self
         self._count(self._status, worker)
-        self._client.abort()
+        last = b"" if self._events is None else self._events.ending(self._head.path, refusal)
+        self._client.cut(last, reset=not self._ends)
 
     def _count(self, status: int, worker: str | None) -> None:
         peer, began_at = self._client.peer, self._began_at
@@ -310,13 +394,3 @@ class WorkerExchange:
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.ended(outcome, self._status)
-
-
-def _no_answer(tried: int) -> Refusal:
-    return Refusal(502, f"no worker took the request; tried {tried}", code="bad_gateway", retry_after_s=1)
-
-
-@lru_cache(WORKER_NAMES_MAX)
-def _printable(worker: str) -> bytes:
-    """Return a worker's name as a header's value: names come from Redis."""
-    return bytes(byte if 0x21 <= byte <= 0x7E else 0x3F for byte in worker.encode())  # noqa: PLR2004

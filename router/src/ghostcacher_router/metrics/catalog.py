@@ -64,10 +64,19 @@ ERROR_MS_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 30_000)
 SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 
 REASONS = tuple(reason.value for reason in Reason)
-RETRIES = ("refused", "broke")
-"""refused: no connection could be made. broke: it was closed before a byte of the answer came."""
+RETRIES = ("refused", "broke", "503", "429")
+"""refused: no connection could be made. broke: it was closed before a byte of the answer came. Numbers: the status of
+an answer of which nothing was passed on."""
+SHORTAGES = ("connections", "address", "descriptors")
+"""connections: `connections_max`. address: `connections_per_address_max`. descriptors: files that may be open."""
+TURNED_AWAY = ("dropped", "refused")
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
+STORED_RESULTS = ("held", "gone", "unknown")
+"""held: sent to the worker that holds it. gone: that worker has left the fleet. unknown: no router knows the id. The
+last two go to any worker, which answers that there is no such object."""
+LOOKUP_RESULTS = ("ok", "kept", "failed")
+"""kept: it failed, and the last good addresses stay in use."""
 
 Instrument = TypeVar("Instrument", Counter, Histogram)
 
@@ -104,6 +113,15 @@ class RouterMetrics:
                 "gc_router_ttft_ms",
                 "From the request written to the first byte of the answer's body, in ms.",
                 TTFT_MS_BOUNDS,
+            )
+        )
+        self.turned_away = self._put(
+            Counter(
+                "gc_router_clients_turned_away_total",
+                "Clients' connections for which there was no room, by what was short and by what was done: idle ones "
+                "dropped, new ones refused.",
+                ["short", "done"],
+                known=[SHORTAGES, TURNED_AWAY],
             )
         )
         self.retries = self._put(
@@ -152,6 +170,14 @@ class RouterMetrics:
         self.ghost_locks = self._put(
             Counter("gc_ghost_locks_total", "Ghost locks asked for, by how it ended.", ["result"], known=[LOCK_RESULTS])
         )
+        self.stored = self._put(
+            Counter(
+                "gc_router_stored_total",
+                "Requests that need a stored answer, file or batch, by whether its worker was known.",
+                ["result"],
+                known=[STORED_RESULTS],
+            )
+        )
         self.lookup_s = self._put(
             Histogram("gc_router_lookup_seconds", "Time of one round trip to the index, in s.", SECONDS_BOUNDS)
         )
@@ -159,7 +185,19 @@ class RouterMetrics:
 
     def _make_fleet(self) -> None:
         self.refusals = self._put(
-            Counter("gc_router_refusals_total", "Connections that a worker refused or broke.", ["worker"])
+            Counter(
+                "gc_router_refusals_total",
+                "Requests that got no connection to a worker, or no whole answer.",
+                ["worker"],
+            )
+        )
+        self.ejections = self._put(
+            Counter(
+                "gc_router_ejections_total",
+                "Ejections of a worker whose probes are fine, by what its last failed request met: refused, broke, or "
+                "the status of its answer.",
+                ["worker", "reason"],
+            )
         )
         self.bad_items = self._put(
             Counter(
@@ -168,6 +206,14 @@ class RouterMetrics:
         )
         self.probes = self._put(
             Counter("gc_router_probes_total", "Health probes, by result.", ["result"], known=[PROBE_RESULTS])
+        )
+        self.dns_lookups = self._put(
+            Counter(
+                "gc_router_dns_lookups_total",
+                "Look-ups of workers' names, by result (kept: failed, the last good addresses stay in use).",
+                ["result"],
+                known=[LOOKUP_RESULTS],
+            )
         )
 
     def answered(self, path: str, status: int) -> None:
@@ -227,6 +273,7 @@ class RouterMetrics:
         """Drop the series of a worker that is gone."""
         self._worker_picks.forget("worker", worker)
         self.refusals.forget("worker", worker)
+        self.ejections.forget("worker", worker)
 
     def hit_ratio(self) -> float:
         """Return hit tokens over prompt tokens since the start; 0 before the first."""

@@ -53,7 +53,7 @@ class Assessor:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
         self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
-        self._finder = CandidateFinder(dependencies.fleet)
+        self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
     def assess(self, ask: Ask, *, may_look_up: bool, newer_than: float | None = None) -> Assessment | LookupNeeded:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ghostcacher_router.ports import FleetPort, WorkerPort
-from ghostcacher_router.types import Ask, NoWorker
+from ghostcacher_router.signals.stored_objects import StoredObjects
+from ghostcacher_router.types import Ask, NoWorker, WorkerState
 
 RETRY_AFTER_S = 2
 """When the client may come back. A worker that was down is probed again sooner than that."""
@@ -16,6 +17,8 @@ RANK_DIGITS_MAX = 9
 
 NAMES_SHOWN_MAX = 64
 NAME_CHARS_MAX = 256
+
+ANSWERS = (WorkerState.READY, WorkerState.DRAINING)
 
 
 class Candidates(NamedTuple):
@@ -32,15 +35,20 @@ class Candidates(NamedTuple):
 class CandidateFinder:
     """Finds candidates. Results are kept: the fleet's lists stay the same objects until the fleet changes."""
 
-    def __init__(self, fleet: FleetPort) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: FleetPort, stored: StoredObjects, in_flight: Callable[[str], int]) -> None:
+        """in_flight: returns how many requests of this router are at a worker."""
+        self._fleet, self._stored, self._in_flight = fleet, stored, in_flight
         self._seen: dict[str | None, Candidates] = {}
 
     def find(self, ask: Ask) -> Candidates:
         """Return the candidates of a request. Raises NoWorker.
 
-        A client that names a data-parallel rank gets a worker of that rank, or one whose ranks are not known here.
+        A client that names a data-parallel rank gets a worker of that rank, or one whose ranks are not known here. A
+        request that needs a stored object goes to the worker that holds it, also while that one is being drained. Once
+        that worker has left the fleet, any other says in the API's own words that there is no such object.
         """
+        if ask.shape.needs_id is not None and (holder := self._holder(ask, ask.shape.needs_id)) is not None:
+            return _candidates([holder])
         model = ask.shape.model
         workers = self._fleet.serving(model)
         if not workers:
@@ -56,12 +64,35 @@ class CandidateFinder:
             if not workers:
                 message = "Every worker that could take the request has refused it. Please try again."
                 raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
-        if ask.exclude or wanted is not None:
+        limits = self._fleet.limits()
+        if limits:
+            workers = self._within(limits, workers)
+        if ask.exclude or limits or wanted is not None:
             return _candidates(workers)
         found = self._seen.get(model)
         if found is None or found.workers is not workers:
             found = self._seen[model] = _candidates(workers)
         return found
+
+    def _within(self, limits: Mapping[str, int], workers: Sequence[WorkerPort]) -> Sequence[WorkerPort]:
+        """Return the workers that may have one more request in flight; all of them, when none may."""
+        free = [
+            worker
+            for worker in workers
+            if worker.name not in limits or self._in_flight(worker.name) < limits[worker.name]
+        ]
+        return free or workers
+
+    def _holder(self, ask: Ask, needs_id: str) -> WorkerPort | None:
+        """Return the worker that holds an object; None when nobody knows, or when it is gone. Raises NoWorker."""
+        name = self._stored.holder(needs_id)
+        worker = None if name is None else self._fleet.workers.get(name)
+        if worker is None:
+            return None
+        if name in ask.exclude or worker.state not in ANSWERS:
+            message = f"The worker that holds `{needs_id[:NAME_CHARS_MAX]}` does not answer. Please try again."
+            raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
+        return worker
 
 
 def _wanted_rank(ask: Ask) -> int | None:

@@ -13,6 +13,7 @@ from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.signals.sessions import SessionAffinity
+from ghostcacher_router.signals.stored_objects import StoredObjects
 
 
 class Dependencies(NamedTuple):
@@ -45,6 +46,8 @@ class RoutingState(NamedTuple):
     """Which worker each client's session is at."""
     locks: SingleFlight
     """Who computes which cold prefix now."""
+    stored: StoredObjects
+    """Which worker holds which stored answer, file or batch."""
 
     def flush(self, flush: Flush) -> None:
         """Forget what a flush names. What it names in the prefix map is the map's own to forget."""

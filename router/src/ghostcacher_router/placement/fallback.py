@@ -39,10 +39,11 @@ class Fallback:
         self._metrics.fallbacks.inc("load")
         if len(workers) == 1:
             return self._tracker.reserve(ask, workers[0], Reason.ONLY, None)
-        loads = {worker.name: self._queues.in_flight(worker.name) for worker in workers}
+        now = self._clock()
+        loads = {worker.name: self._queues.occupied(worker.name, now) for worker in workers}
         bound, session = bound_of(list(loads.values())), ask.shape.session
         bound_to = None if session is None else self._sessions.get(session_key(ask.shape.model, session))
-        match = self._history.find(prompt, self._clock())
+        match = self._history.find(prompt, now)
         sent_to = None if match is None else match.holders[0].worker
         for name, reason in ((bound_to, Reason.AFFINITY), (sent_to, Reason.MEMORY)):
             if name is not None and loads.get(name, bound) < bound:

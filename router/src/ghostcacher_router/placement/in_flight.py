@@ -12,7 +12,10 @@ On the way the forecast is compared with what was observed.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
@@ -21,6 +24,7 @@ from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.ports import KnownPort, WorkerPort
 from ghostcacher_router.signals.prefix_locations import HeldPrefix
+from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Ask, Forecast, Outcome, Prompt, Reason
 
@@ -29,12 +33,25 @@ SECTIONS_SEEDED = 8
 """Known boundaries at which others learn at once who holds a prompt: the last ones, and the ends of its first sections.
 At any other boundary the index is asked."""
 
+CHANGE_MODELS = ("/load_lora_adapter", "/unload_lora_adapter", "/load_lora_adapter_from_tensors")
+"""The ends of paths that change which models a worker serves."""
+
 BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
 BIAS_MAX = 4.0
 EVENT_BIAS_MAX = 2.0
 """The most that a worker event can say: the event may have been late."""
+
+UNREPORTED_MAX = 4096
+"""Ended requests whose workers have not reported them yet. Workers report several times a second."""
+
+
+class _Answered(NamedTuple):
+    """A request that has ended well: the worker incarnation that it was placed at, and what the history has of it."""
+
+    ref: WorkerRef
+    sent_prompt: SentPrompt
 
 
 class InFlightTracker:
@@ -43,11 +60,16 @@ class InFlightTracker:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
-        self._queues, self._history, self._locations, self._sessions, self._locks = state
+        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state
         self._open: dict[str, PlacedRequest] = {}
-        """The last placed request of each request id."""
+        """The last placed request of each request id; under the engine's own id as well, where it has one."""
+        self._unreported: OrderedDict[str, _Answered] = OrderedDict()
+        """Placed requests that ended well before their worker reported them as computed, oldest first."""
         self._shared: dict[str, int] = {}
         """How many open requests have an id, where that is more than one."""
+        self.on_named: Callable[[str], None] = lambda _: None
+        """Takes the id by which an engine names a request, once `pending` has the prompt under it."""
+        self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -62,9 +84,9 @@ class InFlightTracker:
             computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
         reservation = self._queues.reserve(worker.name, tokens, computed, now)
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
-        self._open_id(placed)
+        self._open_id(placed, ask.request_id)
         if prompt is not None:
-            placed.sent_prompt = self._history.record(prompt, worker.name, now)
+            placed.sent_prompt = self._history.record(prompt, worker.name, now, placed.ref)
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -79,6 +101,8 @@ class InFlightTracker:
         self._metrics.picked(placed.worker, placed.reason)
         if placed.lock_result is not None:
             self._metrics.ghost_locks.inc(placed.lock_result)
+        if (needs_id := placed.ask.shape.needs_id) is not None:
+            self._use_stored(needs_id, placed.worker)
         session, forecast = placed.ask.shape.session, placed.forecast
         if session is not None:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
@@ -96,20 +120,26 @@ class InFlightTracker:
 
     def on_computed(self, ref: WorkerRef, request_id: str) -> None:
         """Note that a request's prompt can be pulled now from the worker incarnation that says so."""
-        placed = self._open.get(request_id)
-        if placed is None or placed.ref != ref or request_id in self._shared or self._pending.is_ambiguous(request_id):
+        placed, now = self._open.get(request_id), self._clock()
+        if placed is None:
+            self._note_late(ref, request_id, now)
             return
-        prompt, now = placed.ask.shape.prompt, self._clock()
-        if prompt is not None:
-            self._note_computed(placed, now, now)
-            known = self._prefix_map.known(ref.namespace, prompt)
-            for depth in _seeded_depths(prompt, known):
-                held = HeldPrefix(ref.incarnation, known[depth - 1].block_count)
-                self._locations.seed(ref.namespace, known[:depth], ref.worker, held)
+        if placed.ref != ref or request_id in self._shared or self._pending.is_ambiguous(request_id):
+            return
+        prompt = placed.ask.shape.prompt
+        if prompt is not None and placed.sent_prompt is not None:
+            self._note_reported(ref, prompt, placed.sent_prompt, now)
         self._compare_forecast(placed, now, EVENT_BIAS_MAX)
         if placed.lock is not None:
             self._locks.release(placed.lock)
         self._queues.first_byte(placed.reservation)
+
+    def _use_stored(self, needs_id: str, worker: str) -> None:
+        """Count a request that needs a stored object, and keep the object's worker in mind while it is used."""
+        holder = self._stored.holder(needs_id)
+        if holder == worker:
+            self._stored.put(needs_id, worker)
+        self._metrics.stored.inc("held" if holder == worker else "unknown" if holder is None else "gone")
 
     # What a PlacedRequest tells: see its Tracker.
 
@@ -127,13 +157,28 @@ class InFlightTracker:
             self._compare_forecast(placed, now, BIAS_MAX)
         self._note_answered(placed, now)
 
+    def on_answer_id(self, placed: PlacedRequest, answer_id: str) -> None:
+        if placed.ask.shape.keeps:
+            self._stored.put(answer_id, placed.worker)
+        prompt = placed.ask.shape.prompt
+        if placed.ref is None or prompt is None or placed.engine_id is not None:
+            return
+        placed.engine_id = answer_id
+        self._open_id(placed, answer_id)
+        self._pending.put(answer_id, prompt)
+        self.on_named(answer_id)
+
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
-        if outcome is Outcome.DONE:
+        if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
+            self._fleet.models_changed()
+        if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
+            self._fleet.lost(placed.worker, outcome)
+        elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
             self._fleet.answered(placed.worker)
-        elif outcome is Outcome.REFUSED:
-            self._fleet.refused(placed.worker)
-            self._history.forget_worker(placed.worker, self._clock())
+
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
+        self._fleet.failed(placed.worker, kind, why)
 
     # Conclusions
 
@@ -142,6 +187,30 @@ class InFlightTracker:
         self._note_computed(placed, now, now + SETTLE_S)
         if placed.lock is not None:
             self._locks.settle(placed.lock)
+
+    def _note_late(self, ref: WorkerRef, request_id: str, now: float) -> None:
+        """Note what a worker reports of an ended request: short answers end before their blocks are published."""
+        answered = self._unreported.get(request_id)
+        prompt = self._pending.get(request_id)
+        if answered is not None and answered.ref == ref and prompt is not None:
+            del self._unreported[request_id]
+            self._note_reported(ref, prompt, answered.sent_prompt, now)
+
+    def _note_reported(self, ref: WorkerRef, prompt: Prompt, sent: SentPrompt, now: float) -> None:
+        """Note that a worker reports a prompt as computed: its blocks are in the index from now on."""
+        self._history.computed(sent, now, now, reported=True)
+        known = self._prefix_map.known(ref.namespace, prompt)
+        for depth in _seeded_depths(prompt, known):
+            held = HeldPrefix(ref.incarnation, known[depth - 1].block_count)
+            self._locations.seed(ref.namespace, known[:depth], ref.worker, held)
+
+    def _expect_report(self, placed: PlacedRequest, now: float) -> None:
+        """Remember an ended request until its worker reports it as computed, or for ANSWERED_S."""
+        sent, ref, unreported = placed.sent_prompt, placed.ref, self._unreported
+        if sent is not None and ref is not None and sent.reported_at == inf:
+            unreported[placed.ask.request_id] = _Answered(ref, sent)
+            while len(unreported) > UNREPORTED_MAX or next(iter(unreported.values())).sent_prompt.settled_at < now:
+                unreported.popitem(last=False)
 
     def _note_computed(self, placed: PlacedRequest, now: float, done_at: float) -> None:
         if placed.sent_prompt is not None:
@@ -157,10 +226,16 @@ class InFlightTracker:
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:
-        self._queues.ended(placed.reservation)
+        if placed.has_failed:
+            self._queues.failed(placed.reservation, self._clock())
+        else:
+            self._queues.ended(placed.reservation)
         self._queues.keep_only(self._fleet.workers)
         if computed:
-            self._note_answered(placed, self._clock())
+            now = self._clock()
+            self._queues.answered(placed.reservation, now)
+            self._note_answered(placed, now)
+            self._expect_report(placed, now)
         else:
             if placed.sent_prompt is not None:
                 self._history.withdraw(placed.sent_prompt)
@@ -168,18 +243,18 @@ class InFlightTracker:
                 self._locks.release(placed.lock)
         if placed.sent_prompt is not None:
             self._history.ended(placed.sent_prompt)
-        self._close_id(placed)
+        self._close_id(placed.ask.request_id)
+        if placed.engine_id is not None:
+            self._close_id(placed.engine_id)
 
-    def _open_id(self, placed: PlacedRequest) -> None:
-        request_id = placed.ask.request_id
+    def _open_id(self, placed: PlacedRequest, request_id: str) -> None:
         if request_id in self._open:
             # Clients choose ids. Of two requests with the same one, nobody knows which one a worker event means.
             self._shared[request_id] = self._shared.get(request_id, 1) + 1
             self._pending.mark_ambiguous(request_id)
         self._open[request_id] = placed
 
-    def _close_id(self, placed: PlacedRequest) -> None:
-        request_id = placed.ask.request_id
+    def _close_id(self, request_id: str) -> None:
         left = self._shared.pop(request_id, 1) - 1
         if left:
             self._shared[request_id] = left

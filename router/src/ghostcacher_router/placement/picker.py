@@ -35,15 +35,16 @@ from ghostcacher_router.ghostlock.followers import (
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import CONFIRM_S
 from ghostcacher_router.placement.assessment import Assessment, Assessor
+from ghostcacher_router.placement.candidates import ANSWERS
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.fallback import Fallback
-from ghostcacher_router.placement.in_flight import InFlightTracker
+from ghostcacher_router.placement.in_flight import CHANGE_MODELS, InFlightTracker
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.signals.ttft_forecast import choose
-from ghostcacher_router.types import Ask, Forecast, Reason
+from ghostcacher_router.types import Ask, Endpoint, Forecast, Reason, Server
 
 ROUNDS_MAX = 64
 """Decisions about one request: each but the first follows the end of a lock, or an answer of the index. After so many
@@ -123,7 +124,7 @@ class Picker:
 
     def place_now(self, ask: Ask) -> PlacedRequest | None:
         """Return a placement without waiting, or None when something must be awaited. Raises NoWorker."""
-        if self._session_unknown(ask):
+        if self._session_unknown(ask) or self._holder_unknown(ask) or self._model_unknown(ask):
             return None
         step = self._decide(ask, _Progress(honours_locks=self._options.ghost_lock), now_only=True)
         return self._tracker.commit(step) if isinstance(step, PlacedRequest) else None
@@ -133,6 +134,10 @@ class Picker:
         progress = _Progress(honours_locks=self._options.ghost_lock)
         if self._session_unknown(ask):
             await self._sessions.fetch(session_key(ask.shape.model, ask.shape.session or ""))
+        if self._model_unknown(ask):
+            await self._fleet.refresh_models()
+        if self._holder_unknown(ask):
+            await self._state.stored.fetch(ask.shape.needs_id or "")
         for round_number in range(ROUNDS_MAX + 2):
             if round_number >= ROUNDS_MAX:
                 progress.honours_locks = progress.may_look_up = False
@@ -150,6 +155,19 @@ class Picker:
     async def explain(self, ask: Ask) -> list[dict[str, object]]:
         """Return what each candidate would cost and why, best first; place nothing. Raises NoWorker."""
         return await self._assessor.explain(ask)
+
+    def servers(self) -> list[Server]:
+        """Return all servers that answer, each once, also those that are drained."""
+        found: dict[Endpoint, Server] = {}
+        for name, worker in sorted(self._fleet.workers.items()):
+            if worker.state in ANSWERS:
+                found.setdefault(worker.endpoint, Server(name, worker.endpoint))
+        return list(found.values())
+
+    def told_all(self, path: str) -> None:
+        """Note that a request to this path has been sent to all servers: it may have changed their models."""
+        if path.endswith(CHANGE_MODELS):
+            self._fleet.models_changed()
 
     # One decision
 
@@ -275,6 +293,15 @@ class Picker:
     def _session_unknown(self, ask: Ask) -> bool:
         session = ask.shape.session
         return session is not None and not self._sessions.known(session_key(ask.shape.model, session))
+
+    def _holder_unknown(self, ask: Ask) -> bool:
+        needs_id = ask.shape.needs_id
+        return needs_id is not None and self._state.stored.unknown(needs_id)
+
+    def _model_unknown(self, ask: Ask) -> bool:
+        """Whether nobody is known to serve the model, and asking the workers may show that somebody does."""
+        model = ask.shape.model
+        return model is not None and not self._fleet.serving(model) and self._fleet.models_may_be_old
 
 
 def _lock_result(reason: Reason, progress: _Progress, replaces: GhostLock | None, now: float) -> str | None:

@@ -11,6 +11,14 @@ from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Reason
 
 HTTP_ERROR = 400
+HTTP_TOO_MANY = 429
+HTTP_SERVER_ERROR = 500
+
+_WHY = {
+    Outcome.REFUSED: "a connection could not be made",
+    Outcome.BROKE: "it closed the connection without an answer",
+    Outcome.FAILED: "its answer broke off, or was none",
+}
 
 
 class Tracker(Protocol):
@@ -22,8 +30,14 @@ class Tracker(Protocol):
     def on_first_byte(self, placed: PlacedRequest) -> None:
         """Note that the answer has begun: the prompt is computed."""
 
+    def on_answer_id(self, placed: PlacedRequest, answer_id: str) -> None:
+        """Note the id with which the answer begins: of an object that the worker may keep."""
+
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         """Note that the request is over. computed: whether the worker has computed its prompt."""
+
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
+        """Note that it had failed for its worker's sake. kind: a label of metrics. why: for people."""
 
 
 class PlacedRequest:
@@ -33,17 +47,21 @@ class PlacedRequest:
         "ask",
         "data_parallel_rank",
         "endpoint",
+        "engine_id",
         "forecast",
+        "is_answered",
         "is_compared",
         "is_ended",
         "lock",
         "lock_result",
+        "outcome",
         "reason",
         "ref",
         "replaces",
         "reservation",
         "sent_at",
         "sent_prompt",
+        "status",
         "tracker",
         "worker",
     )
@@ -75,9 +93,17 @@ class PlacedRequest:
         """What became of the ghost lock that it encountered, for the metrics."""
         self.sent_at: float | None = None
         """When it was written to the worker; loop clock, s."""
+        self.is_answered = False
+        """Whether the first byte of an answer that is no error has come."""
         self.is_compared = False
         """Whether its forecast has been compared with what was observed."""
+        self.engine_id: str | None = None
+        """The id by which the engine names it, where that is the id of the answer."""
         self.is_ended = False
+        self.outcome: Outcome | None = None
+        """How it ended; None until then."""
+        self.status: int | None = None
+        """The status of the answer; None when none came."""
 
     def __repr__(self) -> str:
         return f"PlacedRequest({self.ask.request_id} at {self.worker}: {self.reason.value})"
@@ -88,11 +114,29 @@ class PlacedRequest:
         self.tracker.on_sent(self)
 
     def first_byte(self) -> None:
+        self.is_answered = True
         self.tracker.on_first_byte(self)
+
+    def answer_id(self, answer_id: str) -> None:
+        self.tracker.on_answer_id(self, answer_id)
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         if not self.is_ended:
             self.is_ended = True
+            self.outcome, self.status = outcome, status
             answered = status is not None and status < HTTP_ERROR
             begun = outcome is Outcome.DONE or not self.reservation.prefilling
             self.tracker.on_ended(self, outcome, computed=answered and begun)
+
+    def failed(self) -> None:
+        assert self.outcome is not None, self
+        status = self.status
+        kind = str(status) if self.outcome is Outcome.DONE else self.outcome.value
+        self.tracker.on_failed(self, kind, _WHY.get(self.outcome) or f"status {status}")
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended with something that says nothing of how fast the worker computes."""
+        if self.outcome is Outcome.DONE:
+            return self.status is not None and (self.status >= HTTP_SERVER_ERROR or self.status == HTTP_TOO_MANY)
+        return self.outcome in _WHY

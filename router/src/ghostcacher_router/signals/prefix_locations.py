@@ -54,6 +54,8 @@ class _Answer(NamedTuple):
     candidates: Sequence[WorkerRef]
     lengths: Sequence[int]
     """Length of the leading run of its chain that each of the candidates holds."""
+    asked_at: float
+    """When the lookup began; loop clock, s."""
     seconds: float
     """Duration of the lookup that it was part of."""
 
@@ -61,11 +63,12 @@ class _Answer(NamedTuple):
 class _Prefix:
     """A prefix and its holders. `chain` has the block hashes that are looked up, `counts` the blocks up to each."""
 
-    __slots__ = ("chain", "counts", "held", "updated_at")
+    __slots__ = ("asked_at", "chain", "counts", "held", "updated_at")
 
     def __init__(self, chain: Sequence[bytes], counts: Sequence[int]) -> None:
         self.chain, self.counts = chain, counts
         self.updated_at = float("-inf")
+        self.asked_at = float("-inf")
         self.held: dict[str, HeldPrefix] = {}
 
 
@@ -122,6 +125,11 @@ class PrefixLocations:
             self._lookups.refresh(key)
         return prefix.held
 
+    def asked_at(self, namespace: str, deepest: KnownPort) -> float:
+        """Return when the index was last asked about a prefix, and answered; loop clock, s. -inf: it was never."""
+        prefix = self._prefixes.get((namespace, deepest.block_hash))
+        return float("-inf") if prefix is None else prefix.asked_at
+
     async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> None:
         """Look a prefix up in the index, and wait for that at most `timeout_s`.
 
@@ -137,11 +145,7 @@ class PrefixLocations:
         key = (namespace, known[-1].block_hash)
         prefix = self._prefixes.get(key)
         if prefix is None:
-            # A worker that holds a shorter prefix holds that much of this one.
-            shorter = (self._prefixes.get((namespace, boundary.block_hash)) for boundary in reversed(known[:-1]))
-            begun = next((one for one in shorter if one is not None), None)
             prefix = self._add(key, known)
-            prefix.held = {} if begun is None else begun.held
         before = prefix.held.get(worker)
         if before is None or before.incarnation != held.incarnation or before.blocks < held.blocks:
             prefix.held = {**prefix.held, worker: held}
@@ -161,6 +165,12 @@ class PrefixLocations:
         if prefix is None:
             sampled = _sample(known)
             prefix = _Prefix([one.block_hash for one in sampled], [one.block_count for one in sampled])
+            shorter = (self._prefixes.get((key[0], boundary.block_hash)) for boundary in reversed(known[:-1]))
+            begun = next((one for one in shorter if one is not None), None)
+            if begun is not None:
+                # Who holds a shorter prefix holds that much of this one: old knowledge, but better than none.
+                prefix.held = begun.held
+                prefix.updated_at = min(begun.updated_at, self._clock() - FRESH_S)
             self._prefixes[key] = prefix
             self._hashes += len(sampled)
             while len(self._prefixes) > self._prefixes_max or self._hashes > self._hashes_max:
@@ -170,7 +180,7 @@ class PrefixLocations:
 
     def _prepare(self, keys: Sequence[Key]) -> Callable[[], list[_Answer]]:
         """Return the blocking call that looks up these prefixes."""
-        index, refs = self._index, self._refs()
+        index, refs, asked_at = self._index, self._refs(), self._clock()
         assert index is not None
         # Read here, on the loop: a thread must not see a prefix come or go.
         prefixes = [self._prefixes.get(key) for key in keys]
@@ -179,7 +189,7 @@ class PrefixLocations:
             by_namespace.setdefault(key[0], []).append((place, prefix.chain if prefix is not None else []))
 
         def look_up() -> list[_Answer]:
-            answers = [_Answer(None, (), (), 0.0)] * len(keys)
+            answers = [_Answer(None, (), (), asked_at, 0.0)] * len(keys)
             for namespace, places in by_namespace.items():
                 candidates = refs.get(namespace, [])
                 # What goes beyond the index's bound would be answered with "nobody has it".
@@ -189,7 +199,7 @@ class PrefixLocations:
                     depths = index.depths(candidates, [chain for _, chain in some])
                     seconds = perf_counter() - started
                     for (place, _), lengths in zip(some, depths, strict=True):
-                        answers[place] = _Answer(prefixes[place], candidates, lengths, seconds)
+                        answers[place] = _Answer(prefixes[place], candidates, lengths, asked_at, seconds)
             return answers
 
         return look_up
@@ -212,7 +222,7 @@ class PrefixLocations:
                 for ref, length in zip(answer.candidates, answer.lengths, strict=True)
                 if length
             }
-            prefix.updated_at = self._clock()
+            prefix.updated_at, prefix.asked_at = self._clock(), answer.asked_at
 
 
 def _sample(known: Sequence[KnownPort]) -> Sequence[KnownPort]:

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from ghostcacher_router.ports import FleetPort, KnownPort, PrefixMapPort, WorkerPort
 from ghostcacher_router.signals.prefix_locations import HeldPrefix, PrefixLocations
-from ghostcacher_router.signals.sent_history import HistoryMatch, SentHistory
+from ghostcacher_router.signals.sent_history import HistoryMatch, SentHistory, SentPrompt
 from ghostcacher_router.signals.ttft_forecast import WorkerMatch
 from ghostcacher_router.types import Prompt, WorkerState
 
 BRIDGE_S = 5.0
-"""For so long a prompt that this router sent counts as held by its worker, beyond what the index says: publishing and
-looking it up take time."""
+"""For so long a prompt that this router sent counts as held by its worker beyond what the prefix map knows of it:
+reporting its blocks takes time."""
 
 BYTES_PER_TOKEN_GUESS = 4
 """For plain engines, which report no token counts: English prose under most vocabularies."""
@@ -64,14 +64,14 @@ class PrefixMatch(NamedTuple):
 class _Partial:
     """A match that is being put together. `local`, `pullable`, `warm` and `pulls` are as in PrefixMatch.
 
-    known: index of the deepest boundary whose blocks the prefix map knows, by namespace.
+    known: the deepest boundary whose blocks the prefix map knows, by namespace.
     """
 
     __slots__ = ("known", "local", "pullable", "pulls", "warm")
 
     def __init__(self, pulls: bool) -> None:
         self.pulls = pulls
-        self.known: dict[str, int] = {}
+        self.known: dict[str, KnownPort] = {}
         self.local: dict[str, int] = {}
         self.pullable: dict[str | None, int] = {}
         self.warm: dict[str, int] = {}
@@ -113,7 +113,7 @@ class PrefixMatcher:
                 held = self._locations.get(namespace, deepest, newer_than=newer_than, old=not may_look_up)
                 if held is None:
                     return LookupNeeded(namespace, prompt)
-                partial.known[namespace] = deepest.index
+                partial.known[namespace] = deepest
                 blocks = self._add_holders(namespace, held, partial)
                 partial.warm[namespace] = self._boundary_within(namespace, prompt, deepest, blocks)
         tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
@@ -138,24 +138,31 @@ class PrefixMatcher:
         return most
 
     def _add_history(self, match: HistoryMatch, tokens: int, partial: _Partial, now: float) -> None:
-        """Add what this router itself has sent, where that is deeper than what the index knows of.
+        """Add what this router itself has sent, where the index cannot know better.
 
         tokens: before the boundary that was sent.
         """
         for sent in match.holders:
             worker = self._fleet.workers.get(sent.worker)
-            if worker is None or worker.state is WorkerState.DOWN:
+            if worker is None or worker.state is WorkerState.DOWN or worker.ref != sent.ref:
                 continue
-            if now < sent.done_at and not worker.shares_prefill:
+            if now < sent.computed_at and not worker.shares_prefill:
                 continue
             namespace = worker.namespace
             known = None if namespace is None else partial.known.get(namespace)
-            if known is not None and (match.boundary <= known or now - sent.at > BRIDGE_S):
+            if namespace is not None and known is not None and self._is_settled(sent, match, namespace, known, now):
                 continue
             partial.local[worker.name] = max(partial.local.get(worker.name, 0), tokens)
             if now >= sent.done_at and namespace is not None and partial.pulls:
                 partial.pullable[namespace] = max(partial.pullable.get(namespace, 0), tokens)
                 partial.warm[namespace] = max(partial.warm.get(namespace, -1), match.boundary)
+
+    def _is_settled(self, sent: SentPrompt, match: HistoryMatch, namespace: str, known: KnownPort, now: float) -> bool:
+        """Return whether the index knows better than this router whether a worker holds what it was sent."""
+        computed = now >= sent.computed_at
+        if match.boundary > known.index:
+            return now - (sent.computed_at if computed else sent.at) > BRIDGE_S
+        return not computed or self._locations.asked_at(namespace, known) > sent.settled_at
 
     def _boundary_within(self, namespace: str, prompt: Prompt, deepest: KnownPort, blocks: int) -> int:
         """Return the index of the deepest known boundary that ends within so many blocks, -1 when there is none."""

@@ -5,11 +5,14 @@
 A request that was sent before the report was measured is in the report, or done. A report that is received again with
 an older measurement is as old as that measurement. Without a fresh report (a plain engine, or Redis away) the queue is
 everything that this router sent and that has not answered: nothing tells how far the engine has come with it.
+
+A request that failed keeps its place for as long as one that is answered: a worker that fails fast is not fast.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Collection
 from statistics import median
 
@@ -36,6 +39,15 @@ MS_PER_TOKEN_GUESS = 1e3 / PREFILL_TOKENS_PER_S_GUESS
 
 PULL_BYTES_PER_S_GUESS = 1e9
 """Used until a worker has measured its own: a 10 Gbit/s link, the slowest on which sharing is usually deployed."""
+
+STAY_S_GUESS = 1.0
+STAY_S_MAX = 5.0
+STAY_WEIGHT = 0.1
+"""How long requests are at their worker, from sent to answered, is a running mean. Bounded, so that a failure is soon
+forgotten."""
+
+FAILED_MAX = 1024
+"""Failed requests that are counted in one worker's queue: more say nothing more."""
 
 QUEUES_SPARE = 64
 """Queues of workers that are gone are kept until there are so many more queues than workers."""
@@ -84,6 +96,8 @@ class _WorkerQueue:
         "busy_until",
         "dirty",
         "estimate",
+        "failed",
+        "failed_tokens",
         "load",
         "measured_at",
         "ms_per_token",
@@ -98,6 +112,10 @@ class _WorkerQueue:
         self.reservations: dict[Reservation, None] = {}
         self.unreported: dict[Reservation, None] = {}
         """The reservations that the last load report cannot have counted."""
+        self.failed: deque[tuple[float, int]] = deque()
+        """Of each request that failed of late: until when it counts as there, and its tokens to be computed."""
+        self.failed_tokens = 0
+        """Tokens to be computed of all of these."""
         self.prefilling_tokens = 0
         """Tokens to be computed of all reservations that are still prefilling."""
         self.load: object = None
@@ -114,6 +132,12 @@ class _WorkerQueue:
         self.dirty = True
         """Whether the estimate has to be made anew."""
 
+    def drop_failed(self, now: float) -> None:
+        """Forget the failed requests whose time is over."""
+        while self.failed and self.failed[0][0] <= now:
+            self.failed_tokens -= self.failed.popleft()[1]
+            self.dirty = True
+
 
 class QueueEstimator:
     """Estimates queues from load reports and this router's own requests. On the event loop only.
@@ -126,6 +150,8 @@ class QueueEstimator:
         self._rates: list[float] = []
         """ms_per_token of all queues that have one, ascending."""
         self._typical_ms_per_token = MS_PER_TOKEN_GUESS
+        self._stay_s = STAY_S_GUESS
+        """How long a request is at its worker until it is answered."""
 
     def __repr__(self) -> str:
         return f"QueueEstimator(in_flight={self.in_flight_total})"
@@ -139,6 +165,14 @@ class QueueEstimator:
         """Return how many requests of this router are at a worker, or on their way."""
         queue = self._queues.get(worker)
         return len(queue.reservations) if queue is not None else 0
+
+    def occupied(self, worker: str, now: float) -> int:
+        """Return how many places are taken at a worker: by requests in flight, and by those that failed of late."""
+        queue = self._queues.get(worker)
+        if queue is None:
+            return 0
+        queue.drop_failed(now)
+        return len(queue.reservations) + len(queue.failed)
 
     def reserve(self, worker: str, tokens: int, computed: int, now: float) -> Reservation:
         """Add a request that was placed. tokens: of its prompt; computed: those that the worker has to compute."""
@@ -174,6 +208,19 @@ class QueueEstimator:
             del queue.reservations[reservation]
             queue.dirty = True
 
+    def answered(self, reservation: Reservation, now: float) -> None:
+        """Note that a request has been answered as a whole, just before its end: so long others may take, too."""
+        self._stay_s += STAY_WEIGHT * (min(STAY_S_MAX, now - reservation.since) - self._stay_s)
+
+    def failed(self, reservation: Reservation, now: float) -> None:
+        """Remove a request that has failed; its place stays taken for as long as one that is answered keeps it."""
+        self.ended(reservation)
+        queue, until = self._queues[reservation.worker], reservation.since + self._stay_s
+        if until > now and len(queue.failed) < FAILED_MAX:
+            queue.failed.append((until, reservation.computed))
+            queue.failed_tokens += reservation.computed
+            queue.dirty = True
+
     def estimate(self, worker: WorkerPort, now: float) -> QueueEstimate:
         """Return what a request would find at a worker now."""
         queue = self._queues.get(worker.name) or self._queue(worker.name)
@@ -181,6 +228,8 @@ class QueueEstimator:
         if load is not queue.load:
             self._take_report(queue, worker)
         fresh = load is not None and now - queue.received_at <= STALE_S
+        if queue.failed:
+            queue.drop_failed(now)
         found = queue.estimate
         if (
             found is None
@@ -195,6 +244,7 @@ class QueueEstimator:
             found.queue_ms = queue_ms if queue_ms > 0.0 else 0.0
         else:
             found.queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
+        found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
         return found
 
     def keep_only(self, workers: Collection[str]) -> None:
@@ -211,6 +261,7 @@ class QueueEstimator:
             assert all(one.worker == name for one in queue.reservations), name
             assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name
             assert all(one.prefilling for one in queue.unreported), name
+            assert queue.failed_tokens == sum(tokens for _, tokens in queue.failed), name
         rates = [queue.ms_per_token for queue in self._queues.values() if queue.ms_per_token is not None]
         assert self._rates == sorted(rates), "rates"
         assert self._typical_ms_per_token == (median(rates) if rates else MS_PER_TOKEN_GUESS)
@@ -261,9 +312,11 @@ class QueueEstimator:
 def _engine_of(worker: WorkerPort, queue: _WorkerQueue, fresh: bool, ms_per_token: float) -> Engine:
     """Return how fast a worker is with the requests that it has now. fresh: whether its load report counts."""
     if worker.load is None:
-        return Engine(worker.name, ms_per_token, len(queue.reservations) * ms_per_token, None, 0.0, None)
+        running = len(queue.reservations) + len(queue.failed)
+        return Engine(worker.name, ms_per_token, running * ms_per_token, None, 0.0, None)
     load = worker.load.load
     running = load.running + load.waiting + len(queue.unreported) if fresh else len(queue.reservations)
+    running += len(queue.failed)
     free: int | None = None
     if fresh and load.kv_blocks_total:
         free = (load.kv_blocks_total - load.kv_blocks_used) * load.block_tokens

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
+from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.types import Prompt
 
 ENTRIES_MAX = 1 << 17
@@ -24,6 +25,11 @@ PER_PROMPT_MAX = 64
 TTL_S = 600.0
 """A plain engine's cache is a few minutes of its traffic; what was sent before has likely been evicted."""
 
+ANSWERED_S = 5.0
+"""For so long after its answer began a prompt counts as held by its worker, whatever the index says, unless the worker
+has reported it: publishing, reporting and looking up take time. The index knows better after that, or after the report.
+"""
+
 WORKERS_MAX = 4096
 
 HOLDERS_MAX = 4
@@ -33,14 +39,20 @@ HOLDERS_MAX = 4
 class SentPrompt:
     """A prompt that was sent to a worker."""
 
-    __slots__ = ("at", "digests", "done_at", "left", "worker")
+    __slots__ = ("at", "computed_at", "digests", "done_at", "left", "ref", "reported_at", "worker")
 
-    def __init__(self, worker: str, at: float, digests: Sequence[bytes]) -> None:
+    def __init__(self, worker: str, ref: WorkerRef | None, at: float, digests: Sequence[bytes]) -> None:
         self.worker = worker
+        self.ref = ref
+        """The worker's incarnation at that time: another one has nothing of it. None of a plain engine."""
         self.at = at
         """When it was placed; loop clock, s."""
+        self.computed_at = inf
+        """When this router learned that the worker has computed it; loop clock, s. Infinite until then."""
         self.done_at = inf
-        """Since when the worker has computed it; loop clock, s. Infinite until then."""
+        """Since when peers can pull it; loop clock, s. Infinite until it is computed."""
+        self.reported_at = inf
+        """When the worker itself reported that it has computed it; loop clock, s. Infinite until then."""
         self.digests = digests
         """The digests of the boundaries at which it is to be remembered."""
         self.left = len(digests)
@@ -48,6 +60,14 @@ class SentPrompt:
 
     def __repr__(self) -> str:
         return f"SentPrompt({self.worker}, at={self.at:.3f}, done_at={self.done_at:.3f})"
+
+    @property
+    def settled_at(self) -> float:
+        """Return from when on the index knows whether the worker holds it; loop clock, s. Infinite before the answer.
+
+        An index that was asked later is right where it says no: the blocks were published, and are evicted.
+        """
+        return min(self.reported_at, self.computed_at + ANSWERED_S)
 
 
 class HistoryMatch(NamedTuple):
@@ -84,15 +104,21 @@ class SentHistory:
                 return HistoryMatch(index, holders)
         return None
 
-    def record(self, prompt: Prompt, worker: str, now: float) -> SentPrompt:
+    def record(self, prompt: Prompt, worker: str, now: float, ref: WorkerRef | None = None) -> SentPrompt:
         """Note that the prompt goes to a worker; `computed` and `withdraw` say how it went."""
-        sent = SentPrompt(worker, now, _sample(prompt))
+        sent = SentPrompt(worker, ref, now, _sample(prompt))
         self._add(sent, now)
         return sent
 
-    def computed(self, sent: SentPrompt, now: float, done_at: float) -> None:
-        """Note since when a worker has computed what it was sent. May be called again: the earliest time counts."""
+    def computed(self, sent: SentPrompt, now: float, done_at: float, *, reported: bool = False) -> None:
+        """Note that a worker has computed what it was sent. May be called again: the earliest times count.
+
+        done_at: since when peers can pull it. reported: whether the worker itself says so, and not only its answer.
+        """
+        sent.computed_at = min(sent.computed_at, now)
         sent.done_at = min(sent.done_at, done_at)
+        if reported:
+            sent.reported_at = min(sent.reported_at, now)
         if sent.left:
             self._add(sent, now)
 
@@ -152,8 +178,12 @@ def _says_as_much(known: tuple[SentPrompt, ...], new: SentPrompt, now: float) ->
     if new.done_at == inf:
         # What one worker has computed stays true when the prompt is sent once more.
         return bool(known) and _is_fresh(known[0], now) and (known[0].worker == new.worker or known[0].done_at < inf)
-    done = [sent.worker for sent in known if sent.done_at < inf and _is_fresh(sent, now)]
-    return new.worker in done or len(done) >= HOLDERS_MAX
+    done = [sent for sent in known if sent.done_at < inf and _is_fresh(sent, now)]
+    for sent in done:
+        if sent.worker == new.worker:
+            # An older answer says less than a new one: what was evicted since then has been computed again.
+            return now - sent.computed_at <= ANSWERED_S
+    return len(done) >= HOLDERS_MAX
 
 
 def _is_fresh(sent: SentPrompt, now: float) -> bool:

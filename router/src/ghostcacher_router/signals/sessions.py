@@ -63,7 +63,14 @@ class SessionAffinity:
         clock: Clock,
         *,
         ttl_s: float = 3600.0,
+        forget_evicted: bool = False,
     ) -> None:
+        """Make one that knows nothing.
+
+        forget_evicted: what is forgotten here for want of room leaves the store, too; and a key that the store does not
+        know is not remembered as such, so that asking for many pushes nothing out.
+        """
+        self._forget_evicted = forget_evicted
         self._store, self._offload, self._clock = store, offload, clock
         self._ttl_s = ttl_s
         self._bindings: OrderedDict[bytes, _Binding] = OrderedDict()
@@ -78,7 +85,12 @@ class SessionAffinity:
         """Return whether the store need not be asked: the session is known here, or there is no store to ask."""
         binding = self._bindings.get(key)
         fresh = binding is not None and self._clock() - binding.used_at <= self._ttl_s
-        return fresh or self._store is None or self._reads.broken
+        return fresh or not self.askable
+
+    @property
+    def askable(self) -> bool:
+        """Return whether there is a store, and it has not failed a moment ago."""
+        return self._store is not None and not self._reads.broken
 
     def get(self, key: bytes) -> str | None:
         """Return the worker of a session, as far as it is known here."""
@@ -89,9 +101,9 @@ class SessionAffinity:
             self._reads.refresh(key)
         return binding.worker
 
-    async def fetch(self, key: bytes, timeout_s: float = WAIT_S) -> None:
-        """Read a session from the store, and wait for that at most `timeout_s`."""
-        await self._reads.wait(key, timeout_s)
+    async def fetch(self, key: bytes, timeout_s: float = WAIT_S) -> bool:
+        """Read a session from the store, and wait for that at most `timeout_s`; return whether the store answered."""
+        return await self._reads.wait(key, timeout_s)
 
     def bind(self, key: bytes, worker: str) -> None:
         """Note that a request of the session goes to a worker now."""
@@ -151,6 +163,8 @@ class SessionAffinity:
     def _received(self, key: bytes, worker: str | None) -> None:
         now, binding = self._clock(), self._bindings.get(key)
         if binding is None:
+            if worker is None and self._forget_evicted:
+                return
             self._put(key, _Binding(worker, now, now if worker is not None else float("-inf"), now))
         elif now - binding.seen_at > REREAD_S and key not in self._unwritten:
             # Not moved here since it was asked for. A store that knows nothing may have lost it.
@@ -160,4 +174,6 @@ class SessionAffinity:
         self._bindings[key] = binding
         self._bindings.move_to_end(key)
         while len(self._bindings) > SESSIONS_MAX:
-            self._bindings.popitem(last=False)
+            evicted, _ = self._bindings.popitem(last=False)
+            if self._forget_evicted:
+                self.drop(evicted)

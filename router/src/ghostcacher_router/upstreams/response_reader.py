@@ -32,6 +32,8 @@ class Mode(IntEnum):
     CLOSED = 7
 
 
+INTERIM_COUNT_MAX = 256
+"""Interim responses before one response. Some servers send one every few seconds of a long computation."""
 _SWITCHING = 101
 _IDLE, _HEAD, _FIRST, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _PLAIN, _CLOSED = Mode
 
@@ -56,11 +58,12 @@ class ResponseReader:
     """
 
     __slots__ = (
-        "_began",
         "_body",
         "_chunks",
+        "_head_bytes",
         "_head_bytes_max",
         "_heads",
+        "_interim_count",
         "_keep",
         "_mode",
         "_next",
@@ -83,10 +86,11 @@ class ResponseReader:
         self._next = _IDLE
         self._receiver = None
         self._sink = _to_nobody
-        self._pending = b""
+        self._pending = bytearray()
+        self._head_bytes = 0
+        self._interim_count = 0
         self._withheld: bytes | None = None
         self._remaining = 0
-        self._began = False
         self._keep = False
         self._chunks: ChunkedEnd | None = None
         self._body: ChunkedBody | None = None
@@ -99,7 +103,7 @@ class ResponseReader:
         """Expect the response to a request that is about to be written. Nothing else is under way."""
         self._receiver = receiver
         self._mode = _HEAD
-        self._began = False
+        self._head_bytes = self._interim_count = 0
 
     def feed(self, data: bytes) -> None:
         """Take in what the worker sent."""
@@ -141,7 +145,7 @@ class ResponseReader:
     def end_of_stream(self, error: str | None) -> None:
         """Nothing more comes. error: why the connection broke; None when the worker closed it."""
         mode, receiver = self._mode, self._receiver
-        began = mode is not _HEAD or self._began or self._pending != b""
+        began = mode is not _HEAD or self._head_bytes > 0 or len(self._pending) > 0
         until_close = mode is _UNTIL_CLOSE or (mode is _FIRST and self._next is _UNTIL_CLOSE)
         self.detach(reusable=False)
         del self._owner  # It refers to this object, too: nothing is left for the garbage collector.
@@ -156,7 +160,7 @@ class ResponseReader:
         """Let go of the receiver, which hears nothing more. reusable: another response may be read."""
         self._mode = _IDLE if reusable else _CLOSED
         self._receiver = None
-        self._pending = b""
+        self._pending.clear()
         self._withheld = None
         self._sink = _to_nobody
         if self._chunks is not None:
@@ -167,30 +171,53 @@ class ResponseReader:
             self._body = None
 
     def _feed_head(self, data: bytes) -> None:
-        data = self._pending + data if self._pending else data
         receiver = self._receiver
         assert receiver is not None, self
-        while (end := data.find(HEAD_END)) >= 0:
+        pending, start, searched = self._pending, 0, 0
+        buffer: bytes | bytearray = data
+        if pending:
+            searched = max(0, len(pending) - len(HEAD_END) + 1)
+            pending += data
+            buffer = pending
+        while (end := buffer.find(HEAD_END, searched)) >= 0:
             end += len(HEAD_END)
+            self._head_bytes += end - start
+            if self._refuse_long_head(self._head_bytes):
+                return
             try:
-                head, length = self._heads.parse(data[:end])
+                head, length = self._heads.parse(bytes(buffer[start:end]))
                 if head.status == _SWITCHING:
                     raise BadResponse("it switches protocols, which nobody has asked for")
+                if head.status in INTERIM:
+                    self._count_interim()
             except BadResponse as exc:
                 self._bad(str(exc))
                 return
-            data = data[end:]
             if head.status not in INTERIM:
-                self._start_body(receiver, head, length, data)
+                self._start_body(receiver, head, length, bytes(buffer[end:]))
                 return
-            # An interim response says nothing that a client waits for: the proxy itself asks for bodies.
-            self._began = True
-        self._pending = data
-        if len(data) > self._head_bytes_max:
-            self._bad(f"expected a head of at most {self._head_bytes_max} bytes, got more")
+            start = searched = end
+        if buffer is pending:
+            del pending[:start]
+        else:
+            pending += data[start:]
+        self._refuse_long_head(self._head_bytes + len(pending))
+
+    def _count_interim(self) -> None:
+        """Note an interim response, which says nothing that a client waits for: the proxy itself asks for bodies."""
+        self._interim_count += 1
+        if self._interim_count > INTERIM_COUNT_MAX:
+            raise BadResponse(f"expected at most {INTERIM_COUNT_MAX} interim responses before it, got more")
+
+    def _refuse_long_head(self, size: int) -> bool:
+        """Refuse a response whose heads, the interim ones with it, have more bytes than a head may have."""
+        if size <= self._head_bytes_max:
+            return False
+        self._bad(f"expected a head of at most {self._head_bytes_max} bytes, got more")
+        return True
 
     def _start_body(self, receiver: ResponseReceiver, head: ResponseHead, length: int | None, data: bytes) -> None:
-        self._pending = b""
+        self._pending.clear()
         self._keep = head.keep_alive
         left = 0 if receiver.no_body or head.no_body else length
         if left is not None and len(data) >= left:

@@ -6,7 +6,10 @@ import asyncio
 import re
 import socket
 import ssl
+from collections.abc import Callable
 
+from ghostcacher_router.dns.dial import dial
+from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
@@ -22,7 +25,8 @@ _WATCHES = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 class WorkerPool:
     """The idle connections to one endpoint, and what every head sent there has in common. Loop only."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, now: float) -> None:
+    def __init__(self, endpoint: Endpoint, limits: Limits, now: float, idle_closed: Callable[[Endpoint], None]) -> None:
+        """idle_closed: called when the worker has closed an idle connection."""
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         self.endpoint = endpoint
         self.limits = limits
@@ -32,6 +36,7 @@ class WorkerPool:
         self.open: set[WorkerConnection] = set()
         self.connecting = 0
         self._idle: dict[WorkerConnection, float] = {}
+        self._idle_closed = idle_closed
         self._now = now
 
     def __repr__(self) -> str:
@@ -44,6 +49,7 @@ class WorkerPool:
             connection, _ = idle.popitem()
             if connection.usable:
                 return connection
+            self._idle_closed(self.endpoint)
         return None
 
     def put(self, connection: WorkerConnection) -> None:
@@ -55,7 +61,8 @@ class WorkerPool:
 
     def closed(self, connection: WorkerConnection) -> None:
         self.open.discard(connection)
-        self._idle.pop(connection, None)
+        if self._idle.pop(connection, None) is not None:
+            self._idle_closed(self.endpoint)
 
     def tick(self, now: float) -> None:
         """Close what has been idle for too long."""
@@ -69,11 +76,14 @@ class WorkerPool:
 class Pools:
     """A pool for each endpoint that requests go to. Loop only. tls: for workers that listen with TLS."""
 
-    def __init__(self, limits: Limits, now: float, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, limits: Limits, now: float, tls: ssl.SSLContext | None, resolver: Resolver) -> None:
         self._limits = limits
+        self._resolver = resolver
         self._now = now
         self._tls = tls
         self._pools: dict[Endpoint, WorkerPool] = {}
+        self.idle_closed: Callable[[Endpoint], None] = _ignore
+        """Called when a worker has closed a connection that was kept for it. To be set before there is any."""
 
     def __repr__(self) -> str:
         return f"Pools({list(self._pools.values())})"
@@ -84,7 +94,7 @@ class Pools:
         if pool is None:
             if not endpoint.host or not _PLAIN.fullmatch(endpoint.host + endpoint.path):
                 raise OSError(f"expected an address of visible ASCII, got {endpoint!r}")
-            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._now)
+            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._now, self.idle_closed)
         return pool
 
     @property
@@ -96,15 +106,14 @@ class Pools:
         pool = self[endpoint]
         if endpoint.tls and self._tls is None:
             self._tls = ssl.create_default_context()
-        loop = asyncio.get_running_loop()
         pool.connecting += 1
         try:
             async with asyncio.timeout(self._limits.connect_s):
-                _, connection = await loop.create_connection(
-                    lambda: WorkerConnection(pool),
+                connection = await dial(
+                    self._resolver,
                     endpoint.host,
-                    endpoint.port,
-                    ssl=self._tls if endpoint.tls else None,
+                    lambda address: self._connect(pool, address),
+                    lambda late: late.transport.abort(),
                 )
         except TimeoutError:
             raise OSError(f"no connection within {self._limits.connect_s:g} s") from None
@@ -117,6 +126,18 @@ class Pools:
         _watch_host(connection.transport, self._limits.worker_gone_s)
         # Not before: of an attempt that was cancelled, uvloop closes the socket and tells its protocol nothing.
         pool.open.add(connection)
+        return connection
+
+    async def _connect(self, pool: WorkerPool, address: str) -> WorkerConnection:
+        """Return a new connection to one address of an endpoint. Raises OSError."""
+        endpoint = pool.endpoint
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: WorkerConnection(pool),
+            address,
+            endpoint.port,
+            ssl=self._tls if endpoint.tls else None,
+            server_hostname=endpoint.host if endpoint.tls else None,
+        )
         return connection
 
     def tick(self, now: float) -> None:
@@ -134,6 +155,9 @@ class Pools:
                 connection.abort()
         while self.open_count:
             await asyncio.sleep(0)
+
+
+def _ignore(_: Endpoint) -> None: ...
 
 
 def _watch_host(transport: asyncio.Transport, gone_s: int) -> None:

@@ -50,8 +50,9 @@ class Subject:
         self.clock, self.prober, self.changes = FakeClock(), ScriptedProber(), 0
         self.options = FleetOptions()
         self.worker = Worker("w", ENDPOINT, None, self.clock())
+        self.downs: list[str] = []
         dependencies = WatchDependencies(
-            self.prober, self.options, RouterMetrics(), self.clock, lambda: 0.5, self._changed
+            self.prober, self.options, RouterMetrics(), self.clock, lambda: 0.5, self._changed, self.downs.append
         )
         self.watch = Watch(self.worker, dependencies)
 
@@ -61,6 +62,12 @@ class Subject:
     def probe(self) -> WorkerState:
         asyncio.run(self.watch.probe())
         return self.worker.state
+
+    def go_down(self) -> None:
+        """Let a probe find nobody."""
+        self.prober.fails = ProbeFailed("connection refused", certain=True)
+        assert self.probe() is WorkerState.DOWN
+        self.prober.fails = None
 
     @property
     def pause_s(self) -> float:
@@ -77,7 +84,7 @@ def test_table_names_every_state_and_move() -> None:
     assert set(MOVES) == {(state, move) for state in WorkerState for move in Move}
 
 
-STEPS = ["ok", "slow", "unreachable", "refused", "answered", "drain", "undrain", "other models", "refused meanwhile"]
+STEPS = ["ok", "slow", "nobody", "refused", "broke", "answered", "drain", "undrain", "other models", "broke meanwhile"]
 
 
 @given(st.lists(st.sampled_from(STEPS), max_size=40))
@@ -89,8 +96,11 @@ def test_any_story_keeps_invariants(steps: list[str]) -> None:
         play(subject, step)
         subject.worker.check_invariants()
         after = subject.worker.state
-        if step in ("refused", "refused meanwhile", "unreachable"):
+        if step == "nobody":
             assert after in (WorkerState.DOWN, WorkerState.JOINING)
+        if step in ("broke", "broke meanwhile"):
+            assert after is before
+        assert subject.downs.count("w") >= (after is WorkerState.DOWN)
         if before in (WorkerState.DOWN, WorkerState.JOINING) and after is not before and after is not WorkerState.DOWN:
             assert step in ("ok", "other models")
         assert subject.pause_s <= subject.options.health_interval_s * 1.2
@@ -101,15 +111,15 @@ def play(subject: Subject, step: str) -> None:
     match step:
         case "slow":
             subject.prober.fails = ProbeFailed("slow")
-        case "unreachable":
-            subject.prober.fails = ProbeFailed("gone", unreachable=True)
-        case "refused meanwhile":
-            subject.prober.during = subject.watch.refused
+        case "nobody":
+            subject.prober.fails = ProbeFailed("gone", certain=True)
+        case "broke meanwhile":
+            subject.prober.during = lambda: subject.watch.lost(refused=False)
         case "other models":
             subject.clock.advance(60.0)
             subject.prober.objects = ({"id": "n"},)
-        case "refused":
-            return subject.watch.refused()
+        case "refused" | "broke":
+            return subject.watch.lost(refused=step == "refused")
         case "answered":
             return subject.watch.answered()
         case "drain" | "undrain":
@@ -126,12 +136,11 @@ def test_first_answer_makes_ready_with_models(subject: Subject) -> None:
     assert subject.changes > 0
 
 
-def test_refused_is_down_at_once_and_backs_off(subject: Subject) -> None:
-    """A refused connection takes the worker out; pauses double up to their bound; an answer brings it back."""
+def test_nobody_there_is_down_at_once_and_backs_off(subject: Subject) -> None:
+    """A probe that finds nobody takes the worker out; pauses double up to their bound; an answer brings it back."""
     subject.probe()
-    subject.watch.refused()
-    assert (subject.worker.state, subject.pause_s) == (WorkerState.DOWN, 0.2)
-    subject.prober.fails = ProbeFailed("connection refused", unreachable=True)
+    subject.prober.fails = ProbeFailed("connection refused", certain=True)
+    assert (subject.probe(), subject.pause_s, subject.downs) == (WorkerState.DOWN, 0.2, ["w"])
     pauses = []
     for _ in range(6):
         subject.probe()
@@ -139,14 +148,47 @@ def test_refused_is_down_at_once_and_backs_off(subject: Subject) -> None:
     assert pauses == [0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
     subject.prober.fails = None
     assert subject.probe() is WorkerState.READY
+    assert (subject.worker.failures, subject.downs) == (0, ["w"])
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_one_lost_request_is_no_verdict_but_has_the_worker_probed_at_once(subject: Subject, refused: bool) -> None:
+    """It may be the request's own doing, or a busy worker's; what the probe says counts."""
+    subject.probe()
+    subject.clock.advance(1.0)
+    subject.watch.lost(refused=refused)
+    assert (subject.worker.state, subject.pause_s, subject.worker.refusals) == (WorkerState.READY, 0.0, 1)
+    assert subject.probe() is WorkerState.READY
     assert subject.worker.failures == 0
 
 
-def test_answer_older_than_refusal_does_not_count(subject: Subject) -> None:
-    """A probe that was under way when a connection was refused cannot bring the worker back."""
+def test_lost_requests_have_a_worker_probed_no_more_often_than_with_backoff(subject: Subject) -> None:
+    """However many there are."""
     subject.probe()
-    subject.prober.during = subject.watch.refused
-    assert subject.probe() is WorkerState.DOWN
+    for _ in range(100):
+        subject.watch.lost(refused=False)
+    assert (subject.worker.state, subject.pause_s) == (WorkerState.READY, subject.options.backoff_first_s)
+
+
+def test_connections_that_cannot_be_made_take_a_worker_out_after_some_in_a_row(subject: Subject) -> None:
+    """Also while a probe still waits for its answer; one that is answered in between begins the count anew."""
+    subject.probe()
+    for state in [WorkerState.READY] * 2:
+        subject.watch.lost(refused=True)
+        assert subject.worker.state is state
+    subject.watch.answered()
+    for state in [WorkerState.READY, WorkerState.READY, WorkerState.DOWN]:
+        subject.watch.lost(refused=True)
+        assert subject.worker.state is state
+
+
+def test_answer_older_than_what_went_wrong_does_not_count(subject: Subject) -> None:
+    """A probe that was under way meanwhile forgives nothing: another one follows."""
+    subject.probe()
+    subject.clock.advance(1.0)
+    subject.prober.during = lambda: subject.watch.lost(refused=True)
+    assert [subject.probe() for _ in range(3)] == [WorkerState.READY, WorkerState.READY, WorkerState.DOWN]
+    assert [subject.probe(), subject.pause_s] == [WorkerState.DOWN, 0.2]
 
 
 def test_slow_answers_are_forgiven_some_times(subject: Subject) -> None:
@@ -161,7 +203,7 @@ def test_slow_answers_are_forgiven_some_times(subject: Subject) -> None:
 def test_late_answer_does_not_revive(subject: Subject) -> None:
     """An answer that was still under way says nothing about new connections."""
     subject.probe()
-    subject.watch.refused()
+    subject.go_down()
     subject.watch.answered()
     assert subject.worker.state is WorkerState.DOWN
     assert subject.worker.failures == 1
@@ -172,7 +214,7 @@ def test_drain_is_remembered_while_down(subject: Subject) -> None:
     subject.probe()
     subject.watch.drain(True)
     assert subject.worker.state is WorkerState.DRAINING
-    subject.watch.refused()
+    subject.go_down()
     assert subject.probe() is WorkerState.DRAINING
     subject.watch.drain(False)
     assert subject.worker.state is WorkerState.READY
@@ -187,14 +229,14 @@ def test_models_are_asked_again_when_due_or_after_failure(subject: Subject) -> N
     subject.prober.objects = ({"id": "other"},)
     subject.probe()
     assert subject.worker.models == {"other"}
-    subject.watch.refused()
+    subject.go_down()
     subject.probe()
     assert subject.prober.models_asked == 3
 
 
 def test_joining_worker_is_asked_often(subject: Subject) -> None:
     """An engine that loads for minutes stays JOINING, says why, and is asked every second at least."""
-    subject.prober.fails = ProbeFailed("connection refused", unreachable=True)
+    subject.prober.fails = ProbeFailed("connection refused", certain=True)
     for _ in range(10):
         assert subject.probe() is WorkerState.JOINING
     assert subject.pause_s == subject.options.joining_max_s

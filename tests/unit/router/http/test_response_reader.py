@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.http.protocol.response_head import ResponseHead, ResponseHeads
-from ghostcacher_router.upstreams.response_reader import ResponseReader
+from ghostcacher_router.upstreams.response_reader import INTERIM_COUNT_MAX, ResponseReader
 from ghostcacher_router.upstreams.response_receiver import Sink
 
 HEAD_BYTES_MAX = 1000
@@ -58,9 +58,9 @@ class Receiver:
 class Subject:
     """A reader, and its owner, which detaches it as a connection does."""
 
-    def __init__(self) -> None:
+    def __init__(self, head_bytes_max: int = HEAD_BYTES_MAX, heads: ResponseHeads | None = None) -> None:
         self.reusable: list[bool] = []
-        self.reader = ResponseReader(ResponseHeads(), HEAD_BYTES_MAX, self)
+        self.reader = ResponseReader(heads or ResponseHeads(), head_bytes_max, self)
 
     def response_read(self, *, reusable: bool) -> None:
         self.reusable.append(reusable)
@@ -120,6 +120,7 @@ def test_response_without_length_ends_with_its_connection() -> None:
         (b"nonsense\r\n\r\n", ["bad"], b""),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", ["bad"], b""),
         (OK + b"X: " + b"a" * HEAD_BYTES_MAX, ["bad"], b""),
+        (OK + b"X: " + b"a" * HEAD_BYTES_MAX + b"\r\nContent-Length: 0\r\n\r\n", ["bad"], b""),
         (CHUNKED + b"zz\r\n", ["head 200", "first_byte", "bad"], b""),
         (OK + b"Content-Length: 2\r\n\r\nhi!", ["head 200", "first_byte", "begins", "end with surplus"], b"hi"),
     ],
@@ -168,3 +169,45 @@ def test_connection_that_breaks_says_whether_a_response_had_begun(data: bytes, b
     subject.read(receiver, data, [])
     subject.reader.end_of_stream("reset")
     assert (receiver.told, receiver.error) == ([f"lost, {began}"], "reset")
+
+
+SHORTEST = b"HTTP/1.1 102 \r\n\r\n"
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 50, 900, 5000], list(range(1, 6000))])
+@pytest.mark.parametrize("header", [b"", b"X: " + b"a" * 100 + b"\r\n"])
+def test_interim_responses_are_bounded_in_number_and_in_bytes(header: bytes, cuts: list[int]) -> None:
+    """Together they may have as many bytes as one head, and be no more than a patient server sends."""
+    interim = SHORTEST[:-2] + header + b"\r\n"
+    heads_max = 100_000 if not header else HEAD_BYTES_MAX
+    fitting = INTERIM_COUNT_MAX if not header else (HEAD_BYTES_MAX - len(OK) - 21) // len(interim)
+    for count in (fitting, fitting + 1):
+        subject, receiver = Subject(heads_max), Receiver()
+        subject.read(receiver, interim * count + OK + b"Content-Length: 0\r\n\r\n", cuts)
+        assert receiver.told == (["head 200", "begins", "end"] if count == fitting else ["bad"])
+    subject, receiver = Subject(heads_max), Receiver()
+    subject.read(receiver, OK + b"Content-Length: 0\r\n\r\n", [])
+    assert receiver.told == ["head 200", "begins", "end"]
+
+
+def test_interim_responses_are_counted_anew_for_each_response() -> None:
+    """A connection that is kept for long does not use up what one response may have."""
+    subject = Subject(100_000)
+    for _ in range(3):
+        receiver = Receiver()
+        subject.read(receiver, SHORTEST * INTERIM_COUNT_MAX + OK + b"Content-Length: 0\r\n\r\n", [])
+        assert receiver.told == ["head 200", "begins", "end"]
+
+
+def test_no_more_of_a_flood_of_interim_responses_is_parsed_than_is_allowed() -> None:
+    """However many of them come in one piece."""
+    parsed = []
+
+    class Heads(ResponseHeads):
+        def parse(self, raw: bytes) -> tuple[ResponseHead, int | None]:
+            parsed.append(len(raw))
+            return super().parse(raw)
+
+    subject, receiver = Subject(1 << 20, Heads()), Receiver()
+    subject.read(receiver, SHORTEST * 50_000, [])
+    assert (receiver.told, len(parsed)) == (["bad"], INTERIM_COUNT_MAX + 1)

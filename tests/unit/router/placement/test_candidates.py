@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import msgspec
 import pytest
 
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.placement.candidates import CandidateFinder
-from ghostcacher_router.types import Ask, Endpoint, NoWorker, RequestShape
-from tests.support.index_parts import make_record
+from ghostcacher_router.signals.stored_objects import StoredObjects
+from ghostcacher_router.types import Ask, Endpoint, NoWorker, Outcome, RequestShape, WorkerState
+from ghostcacher_simulator.virtual_time import soon
+from tests.support.index_parts import FakeClock, make_record
 
 SHAPE = RequestShape("m", False, None, None)
 FRONT = Endpoint("10.0.0.7", 8000, False, "")
+EMPTY: Mapping[str, int] = {}
 
 
 def worker(name: str, rank: int | None) -> Worker:
@@ -25,6 +30,7 @@ class Fleet:
     def __init__(self, *workers: Worker) -> None:
         self._workers = list(workers)
         self.workers = {each.name: each for each in workers}
+        self.limited: dict[str, int] = {}
 
     def serving(self, model: str | None) -> list[Worker]:  # noqa: ARG002 - each serves it
         return self._workers
@@ -32,15 +38,34 @@ class Fleet:
     def models(self) -> list[str]:
         return ["m"]
 
-    def refused(self, name: str) -> None: ...
+    def limits(self) -> Mapping[str, int]:
+        return self.limited
+
+    def lost(self, name: str, outcome: Outcome) -> None: ...
+
+    def failed(self, name: str, kind: str, why: str) -> None: ...
 
     def answered(self, name: str) -> None: ...
 
+    def when_down(self, tell: Callable[[str], None]) -> None: ...
 
-def found(fleet: Fleet, named: bytes | None, exclude: frozenset[str] = frozenset()) -> list[str]:
+
+def no_objects() -> StoredObjects:
+    return StoredObjects(None, soon, FakeClock())
+
+
+def finder_of(fleet: Fleet, stored: StoredObjects, in_flight: Mapping[str, int] = EMPTY) -> CandidateFinder:
+    return CandidateFinder(fleet, stored, lambda name: in_flight.get(name, 0))
+
+
+def found(
+    fleet: Fleet, named: bytes | None, exclude: frozenset[str] = frozenset(), in_flight: Mapping[str, int] = EMPTY
+) -> list[str]:
     headers = {} if named is None else {b"x-data-parallel-rank": named}
     ask = Ask("r", "POST", "/v1/completions", SHAPE, headers, exclude)
-    return [each.name for each in CandidateFinder(fleet).find(ask).workers]
+    finder = finder_of(fleet, no_objects(), in_flight)
+    assert finder.find(ask) == finder.find(ask)
+    return [each.name for each in finder.find(ask).workers]
 
 
 @pytest.mark.parametrize(
@@ -75,3 +100,48 @@ def test_named_rank_that_has_refused_is_not_replaced_by_another() -> None:
     with pytest.raises(NoWorker) as caught:
         found(fleet, b"1", frozenset({"a-dp1"}))
     assert caught.value.status == 503
+
+
+def test_worker_that_has_just_returned_gets_no_more_than_it_may() -> None:
+    """Others take the rest; when none may have one more, all may: a limit never turns a request away."""
+    fleet = Fleet(worker("a", None), worker("b", None))
+    fleet.limited = {"a": 2}
+    assert found(fleet, None, in_flight={"a": 1, "b": 9}) == ["a", "b"]
+    assert found(fleet, None, in_flight={"a": 2, "b": 9}) == ["b"]
+    assert found(fleet, None, frozenset({"b"}), in_flight={"a": 2}) == ["a"]
+    fleet.limited = {"a": 2, "b": 1}
+    assert found(fleet, None, in_flight={"a": 2, "b": 1}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("holder", "state", "expected"),
+    [
+        ("b", WorkerState.READY, ["b"]),
+        ("b", WorkerState.DRAINING, ["b"]),
+        ("b", WorkerState.DOWN, None),
+        ("b", WorkerState.JOINING, None),
+        ("gone", WorkerState.READY, ["a", "b"]),
+        (None, WorkerState.READY, ["a", "b"]),
+    ],
+)
+def test_stored_object_is_at_its_worker_only(
+    holder: str | None, state: WorkerState, expected: list[str] | None
+) -> None:
+    """Also while that one is drained. While it does not answer the client is to come back; once it is gone, or where
+    nobody knows the object, any worker says that there is none."""
+    a, b = worker("a", None), worker("b", None)
+    b.state = state
+    objects = no_objects()
+    if holder is not None:
+        objects.put("resp_1", holder)
+    ask = Ask("r", "GET", "/v1/responses/resp_1", SHAPE._replace(needs_id="resp_1"), {})
+    finder = finder_of(Fleet(a, b), objects)
+    if expected is None:
+        with pytest.raises(NoWorker, match="resp_1") as caught:
+            finder.find(ask)
+        assert (caught.value.status, caught.value.retry_after_s is not None) == (503, True)
+        return
+    assert [each.name for each in finder.find(ask).workers] == expected
+    if holder == "b":
+        with pytest.raises(NoWorker):
+            finder.find(ask._replace(exclude=frozenset({"b"})))

@@ -39,7 +39,7 @@ async def test_nobody_ready_is_a_503_with_a_time() -> None:
     router = sim.routers[0]
     tired = router.ask(SMALL)._replace(exclude=frozenset({"w0", "w1"}))
     for name in ("w0", "w1"):
-        router.fleet.refused(name)
+        router.fleet.lost(name, Outcome.REFUSED)
     for ask in (router.ask(SMALL), of_model(router.ask(SMALL), None), tired):
         with pytest.raises(NoWorker) as error:
             await router.picker.place(ask)

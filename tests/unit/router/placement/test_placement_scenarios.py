@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
+import pytest
+from msgspec.structs import replace
+
 from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.signals.prefix_locations import REFRESH_S
 from ghostcacher_router.types import Reason
-from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
 from ghostcacher_simulator.virtual_time import virtual
-from tests.support.routing_sim import RATE, Sim, all_of
-from tests.support.shared_document import DOC, ENDS, burst, question
+from tests.support.routing_sim import RATE, Sim, all_of, make_sim
+from tests.support.shared_document import DOC, DOC_TOKENS, ENDS, burst, question
 
 
 @virtual
@@ -125,3 +130,72 @@ async def test_session_leaves_an_overloaded_worker() -> None:
     await sim.settle()
     second = await router.send(text_of("b", 200), session="s")
     assert second.worker != first.worker
+
+
+@pytest.mark.parametrize("round_trip_s", [0.0005, 0.008, 0.05])
+@virtual
+async def test_short_answers_are_found_by_the_next_turn_however_slow_redis_is(round_trip_s: float) -> None:
+    """Turns that are answered before their worker reports them, and are not found in time in the index, are known."""
+    sim = Sim(4, round_trip_s=round_trip_s, publish_s=0.05, pulls=False)
+    await sim.settle(4)
+    turns, tokens = 5, (3000, 200)
+
+    async def conversation(number: int) -> set[str]:
+        text, workers = text_of(f"conversation {number}", tokens[0]), set()
+        await asyncio.sleep(number * 0.19)
+        for turn in range(turns):
+            workers.add((await sim.routers[0].send(text)).worker)
+            text += text_of(f"conversation {number}, turn {turn}", tokens[1])
+            await asyncio.sleep(3.0)
+        return workers
+
+    workers = await all_of([conversation(number) for number in range(16)])
+    assert [len(each) for each in workers] == [1] * 16
+    computed = sum(engine.computed_tokens for engine in sim.engines.values())
+    assert computed <= 16 * (tokens[0] + (turns - 1) * (tokens[1] + BLOCK_TOKENS))
+
+
+@virtual
+async def test_what_was_evicted_since_its_worker_reported_it_is_not_counted() -> None:
+    """The index has the last word of what a worker has reported: its denial is an eviction, and no delay."""
+    sim = await make_sim(2)
+    router = sim.routers[0]
+    await router.send(question(0), ends=ENDS)
+    await sim.settle(0.3)
+    sim.evict()
+    await sim.settle()
+    rows = await router.picker.explain(router.ask(question(1), ends=ENDS))
+    assert [row["local_tokens"] for row in rows] == [0, 0]
+
+
+@virtual
+async def test_report_that_comes_after_the_end_counts() -> None:
+    """A worker that reports a prompt when its short answer is over has published it: then the index is believed."""
+    sim = await make_sim(2, publish_s=1.0)
+    router = sim.routers[0]
+    served = await router.send(question(0), ends=ENDS)
+    sim.engines[served.worker].evict_all()
+
+    async def local_tokens() -> set[object]:
+        rows = await router.picker.explain(router.ask(question(1), ends=ENDS))
+        return {row["local_tokens"] for row in rows}
+
+    await sim.settle(0.9)
+    assert max(await local_tokens()) > DOC_TOKENS / 2  # type: ignore[type-var]
+    await sim.settle(REFRESH_S + 0.5)
+    await local_tokens()
+    await sim.settle(0.1)
+    assert await local_tokens() == {0}
+
+
+@virtual
+async def test_what_another_incarnation_was_sent_is_not_counted() -> None:
+    """A worker that begins anew under its name has nothing of what it answered a moment ago."""
+    sim = await make_sim(2, publish_s=1.0)
+    router = sim.routers[0]
+    served = await router.send(question(0), ends=ENDS)
+    worker = sim.engines[served.worker].worker
+    assert worker.record is not None
+    worker.renew(replace(worker.record, incarnation=b"n" * 16))
+    rows = await router.picker.explain(router.ask(question(1), ends=ENDS))
+    assert [row["local_tokens"] for row in rows] == [0, 0]

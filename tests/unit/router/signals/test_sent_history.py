@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_router.signals.sent_history import HOLDERS_MAX, PER_PROMPT_MAX, TTL_S, SentHistory, SentPrompt
+from ghostcacher_router.signals.sent_history import (
+    ANSWERED_S,
+    HOLDERS_MAX,
+    PER_PROMPT_MAX,
+    TTL_S,
+    SentHistory,
+    SentPrompt,
+)
 from ghostcacher_router.types import Prompt
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import prompt_of
@@ -64,6 +71,16 @@ def test_history_knows_where_a_text_overflowed_to() -> None:
     for number in range(6):
         history.record(prompt, f"w{number}", float(number))
     assert holders(history, prompt, 6.0) == ["w5", "w4", "w3", "w2"]
+
+
+def test_history_of_what_was_answered_again_counts_from_then_on() -> None:
+    """What was computed long ago may have been evicted since: a new answer says more, one of a moment ago does not."""
+    history, prompt = SentHistory(), prompt_of(SHARED)
+    for now in (0.0, 1.0, ANSWERED_S + 1.0):
+        computed(history, prompt, "w1", now)
+        found = history.find(prompt, now)
+        assert found is not None
+        assert [one.computed_at for one in found.holders] == [0.0 if now <= ANSWERED_S else now]
 
 
 def test_history_of_a_text_that_enough_workers_have_stays_as_it_is() -> None:

@@ -28,6 +28,7 @@ _NO_BODY = frozenset({NO_CONTENT, 304})
 _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _NOT_FORWARDED = HOP_BY_HOP | {b"x-request-id"}
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
+_EVENT_STREAM = b"text/event-stream"
 _CHUNKED_LINE = b"transfer-encoding: chunked"
 HEADS_KNOWN_MAX = 64
 
@@ -48,6 +49,8 @@ class ResponseHead(NamedTuple):
     """Whether there is no body, whatever length the head names."""
     keep_alive: bool
     """Whether the worker keeps its connection open, should the response end before it."""
+    events: bool
+    """Whether the body is a stream of server-sent events that is not encoded otherwise."""
 
 
 class _Fields:
@@ -119,7 +122,8 @@ def read_response_head(raw: bytes) -> tuple[ResponseHead, int | None]:
     if chunked and not no_body:
         lines.append(_CHUNKED_LINE)
     lines.insert(0, b"HTTP/1.1" + status_line[8:])
-    return ResponseHead(status, b"\r\n".join(lines), chunked, no_body, keep_alive), length
+    events = _is_event_stream(fields.pairs)
+    return ResponseHead(status, b"\r\n".join(lines), chunked, no_body, keep_alive, events), length
 
 
 def _forwarded(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[bytes, bytes]]:
@@ -132,6 +136,12 @@ def _forwarded(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[
         elif key not in _NOT_FORWARDED and key[:5] != b"x-gc-":
             lines.append(b"%b: %b" % (name, value))
     return lines, framing
+
+
+def _is_event_stream(pairs: Sequence[tuple[bytes, bytes]]) -> bool:
+    headers = {name.lower(): value for name, value in pairs}
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return media_type == _EVENT_STREAM and b"content-encoding" not in headers
 
 
 def _body_framing(length: bytes | None, coding: bytes | None, http11: bool) -> tuple[int | None, bool]:

@@ -1,0 +1,122 @@
+"""What one engine keeps in its memory is asked for there: answers, files and batches. Real routers and Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.harness.redis_server import RedisServer
+from tests.support.proxy_rig import on_loop
+from tests.support.stored_engine import KeepingEngine, ask, routers
+
+ANSWERS = "/v1/responses"
+FORM = {"content-type": "multipart/form-data; boundary=XX"}
+FILE = b'--XX\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{}\r\n--XX--\r\n'
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@on_loop
+async def test_stored_answer_is_found_by_whatever_names_it() -> None:
+    """Retrieving, cancelling, deleting, listing the input, and the next turn: each goes to the engine that has it."""
+    async with (
+        KeepingEngine("a") as a,
+        KeepingEngine("b") as b,
+        KeepingEngine("c") as c,
+        routers(1, a, b, c) as (only,),
+    ):
+        made = [(await ask(only, "POST", ANSWERS, {"model": "m", "input": f"{n}"})).json for n in range(12)]
+        assert {one["engine"] for one in made} == {"a", "b", "c"}
+        for one in made:
+            path = f"{ANSWERS}/{one['id']}"
+            for method, target in (("GET", path), ("POST", f"{path}/cancel"), ("GET", f"{path}/input_items?limit=1")):
+                assert (await ask(only, method, target)).json == one
+            turn = {"model": "m", "input": "more", "previous_response_id": one["id"]}
+            assert (await ask(only, "POST", ANSWERS, turn)).json["engine"] == one["engine"]
+            assert (await ask(only, "DELETE", path)).json == one
+            assert (await ask(only, "GET", path)).status == 404
+
+
+@on_loop
+async def test_files_and_batches_are_found() -> None:
+    """A batch goes to the engine that has its file; both are found by their ids."""
+    async with (
+        KeepingEngine("a") as a,
+        KeepingEngine("b") as b,
+        KeepingEngine("c") as c,
+        routers(1, a, b, c) as (only,),
+    ):
+        for _ in range(6):
+            file = (await ask(only, "POST", "/v1/files", FILE, FORM)).json
+            assert (await ask(only, "GET", f"/v1/files/{file['id']}/content")).json == file
+            batch = (await ask(only, "POST", "/v1/batches", {"input_file_id": file["id"]})).json
+            assert batch["engine"] == file["engine"]
+            assert (await ask(only, "POST", f"/v1/batches/{batch['id']}/cancel")).json == batch
+
+
+@on_loop
+async def test_id_of_a_stream_is_known_before_its_end() -> None:
+    """The client can cancel a stream by the id in its first event."""
+    async with KeepingEngine("a") as a, KeepingEngine("b") as b, routers(1, a, b) as (only,):
+        for engine in (a, b):
+            engine.gate.clear()
+        stream = asyncio.create_task(ask(only, "POST", ANSWERS, {"model": "m", "input": "x", "stream": True}))
+        async with asyncio.timeout(10):
+            while not (kept := a.kept | b.kept):
+                await asyncio.sleep(0.001)
+        (made,) = kept.values()
+        for _ in range(4):
+            assert (await ask(only, "POST", f"{ANSWERS}/{made['id']}/cancel")).json == made
+        assert not stream.done()
+        for engine in (a, b):
+            engine.gate.set()
+        assert (await stream).body.count(b"event: ") == 2
+
+
+@on_loop
+async def test_other_replica_finds_it_at_once(redis_server: RedisServer) -> None:
+    """An id that one router has just seen is used at another, which asks the store for it."""
+    engines = [KeepingEngine(name) for name in "abc"]
+    async with engines[0], engines[1], engines[2], routers(2, *engines, redis_url=redis_server.url) as (first, second):
+        for number in range(12):
+            one = (await ask(first, "POST", ANSWERS, {"model": "m", "input": f"{number}"})).json
+            assert (await ask(second, "GET", f"{ANSWERS}/{one['id']}")).json == one
+
+
+@on_loop
+async def test_what_nobody_has_is_the_engines_own_404(redis_server: RedisServer) -> None:
+    """An id that no router knows, and one that the client asked not to store."""
+    async with (
+        KeepingEngine("a") as a,
+        KeepingEngine("b") as b,
+        routers(1, a, b, redis_url=redis_server.url) as (only,),
+    ):
+        missing = await ask(only, "GET", f"{ANSWERS}/resp_nobody")
+        assert (missing.status, missing.json["error"]["message"]) == (404, "Response with id 'resp_nobody' not found.")
+        one = (await ask(only, "POST", ANSWERS, {"model": "m", "input": "x", "store": False})).json
+        assert (await ask(only, "GET", f"{ANSWERS}/{one['id']}")).status == 404
+        page = (await ask(only, "GET", "/metrics")).body
+        assert b'gc_router_stored_total{result="unknown"} 2.0' in page
+
+
+@on_loop
+async def test_engine_that_is_down_is_waited_for() -> None:
+    """While the engine that holds an answer is down, the client is told to come back, and not that it is gone."""
+    async with KeepingEngine("a") as a, KeepingEngine("b") as b, routers(1, a, b) as (only,):
+        one = (await ask(only, "POST", ANSWERS, {"model": "m", "input": "x"})).json
+        holder = a if one["engine"] == "a" else b
+        await holder.stop()
+        for _ in range(3):
+            refused = await ask(only, "GET", f"{ANSWERS}/{one['id']}")
+            assert refused.status in (502, 503)
+            assert b"retry-after: " in refused.head
+        await holder.start()
+        async with asyncio.timeout(30):
+            while (await ask(only, "GET", f"{ANSWERS}/{one['id']}")).status != 200:
+                await asyncio.sleep(0.05)
