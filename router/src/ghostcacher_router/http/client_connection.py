@@ -331,7 +331,8 @@ class ClientConnection(asyncio.Protocol):
     def _write_error(self, refusal: Refusal, request_id: bytes | None, keep: bool) -> None:
         head = self._reader.head
         path, no_body = ("", False) if head is None else (head.path, head.method == "HEAD")
-        self.write(error_response(path, refusal).encode(request_id, keep_alive=keep, no_body=no_body))
+        response = error_response(path, refusal).with_headers(self._proxy.allowed_origins.headers(head))
+        self.write(response.encode(request_id, keep_alive=keep, no_body=no_body))
         self._proxy.answered(self.peer, head, refusal.status, request_id)
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -60,7 +60,7 @@ class LocalExchange:
         head, client = self._head, self._client
         request = LocalRequest(head.method, head.path, head.query, head.headers, self._body, client.peer)
         try:
-            response = await self._handle(request)
+            response = (await self._handle(request)).with_headers(self._proxy.allowed_origins.headers(head))
             keep = client.may_keep_alive
             data = response.encode(self.request_id, keep_alive=keep, no_body=head.method == "HEAD")
         except Exception:

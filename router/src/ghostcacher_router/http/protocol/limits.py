@@ -27,6 +27,8 @@ class Limits(NamedTuple):
     """Clients at a time. Beyond, the one goes that has been idle longest; when none is idle, the new one gets 503."""
     connections_per_address_max: int | None = None
     """The same of one address. None: no limit, since behind a load balancer all clients come from one address."""
+    allowed_origins: tuple[str, ...] = ()
+    """The origins of web pages that may read the router's own answers; "*": all. Browsers hold to it."""
     client_header_s: float = 10.0
     """For a whole head, from its first byte, or from the connection's start."""
     client_body_s: float = 60.0
