@@ -14,7 +14,7 @@ from ghostcacher_router.metrics.catalog import RouterMetrics
 from tests.support.index_parts import make_record
 from tests.support.mock_engine import MiniEngine, until
 
-FAST = FleetOptions(health_interval_s=0.05, discover_interval_s=0.02)
+FAST = FleetOptions(health_interval_s=0.05, discover_interval_s=0.02, lease_ttl_s=0.5)
 
 
 def test_models_of_sglang_are_known_to_keep_the_billing_line() -> None:

@@ -119,7 +119,7 @@ class Worker:
     @property
     def drain_id(self) -> str:
         """Return what a drain is stored under: this incarnation, where incarnations can be told apart."""
-        return self.name if self.record is None else f"{self.name}@{self.record.incarnation.hex()}"
+        return drain_id_of(self.name, self.record)
 
     def move(self, move: Move, now: float) -> bool:
         """Change the state as the table says; return whether it is another one now."""
@@ -155,3 +155,8 @@ class Worker:
             assert self.models_asked_at is not None, f"{self!r} was never asked for its models"
             assert self.draining is (self.state is WorkerState.DRAINING), f"{self!r}: draining={self.draining}"
         assert self.models == {model["id"] for model in self.model_objects}, f"{self!r}: its models differ"
+
+
+def drain_id_of(name: str, record: WorkerRecord | None) -> str:
+    """Return what a drain of a worker is stored under: see `Worker.drain_id`."""
+    return name if record is None else f"{name}@{record.incarnation.hex()}"

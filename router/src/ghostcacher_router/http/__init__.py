@@ -4,6 +4,8 @@
     proxy_state.py        ProxyState: what all connections share
     client_connection.py  ClientConnection: one client's connection, one request at a time
     worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
+    attempts.py           Attempts: which workers have been tried for a request, and whose fault it was
+    own_headers.py        the header lines that the router adds to a response
     looks.py              what is looked for in answers: the id of what was made, and where output begins
     fan_out.py            a request that goes to every server, where the client asks for that
     local_exchange.py     LocalExchange: the same for what the router answers itself

@@ -12,7 +12,7 @@ from ghostcacher_router.http.client_connection import ClientConnection
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.types import Dispatcher
+from ghostcacher_router.types import Dispatcher, Endpoint
 
 ACCEPT_BACKLOG = 1024
 """A burst of new clients waits in the kernel instead of being refused."""
@@ -56,6 +56,13 @@ class HttpProxy:
 
     def __repr__(self) -> str:
         return f"HttpProxy({self.state!r})"
+
+    def when_idle_closed(self, tell: Callable[[Endpoint], None]) -> None:
+        """Have a function called with the address of each worker that closes a connection on which nothing was asked.
+
+        It is what engines do first when they end, and may be the first that anybody learns of it.
+        """
+        self.state.pools.idle_closed = tell
 
     @property
     def in_flight(self) -> int:
