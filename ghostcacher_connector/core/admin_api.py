@@ -134,6 +134,8 @@ class Status(msgspec.Struct, frozen=True):
     a model are, all of them get requests."""
     redis_available: bool = False
     """Whether Redis answers; false without one."""
+    redis_error: str | None = None
+    """Why it does not, such as a wrong password or a missing permission (NOPERM); null while it answers."""
     replicas: int | None = None
     """Routers alive, this one included; None when that is not known."""
     models: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.coordination.base import CoordinationStore, LoadReport, PromptChain
-from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.metrics import Recorder
@@ -232,7 +232,9 @@ class Reporter:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._recorder.inc("gc_report_errors_total")
         if self._backoff.failures == 0:
-            logger.debug("worker %s: reports are kept back: %s", self._ref.worker, exc)  # the publisher warns
+            # That Redis is away, the publisher says.
+            level = logging.WARNING if isinstance(exc, IndexRefused) else logging.DEBUG
+            logger.log(level, "worker %s: reports are kept back: %s", self._ref.worker, exc)
         self.listening &= self._clock() - self._answered_at < LISTENING_S
         pause_s = self._backoff.failed(self._clock())
         self._thread.forget_wakes()

@@ -48,9 +48,8 @@ class Membership:
         """
         self.record = record
         self._recorder = recorder
-        self.index: BlockIndex = open_index(
-            settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
-        )
+        key = (settings.index_key or "").encode()
+        self.index: BlockIndex = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
         self.live_workers = LiveWorkers(
             self.index, record.namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
         )
@@ -61,7 +60,9 @@ class Membership:
             lease_ttl_s=settings.lease_ttl_s,
             has_ended=has_ended,
         )
-        self._coordination = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
+        self._coordination = open_coordination(
+            settings.redis_url, self.index, timeout_s=settings.redis_timeout_s, key=key
+        )
         self.reporter = Reporter(
             self._coordination,
             ref_of(record),
@@ -72,6 +73,7 @@ class Membership:
             name_taken=lambda: self.publisher.name_taken,
         )
         self._counted = self.publisher.stats()
+        self._refused_total, self._refused = 0, dict[str, int]()
         self._page = _open_page(settings.metrics_port, port_offset)
         self._page_thread = Periodic("gc-page", self._refresh_page)
         self._self_check = settings.self_check
@@ -121,6 +123,8 @@ class Membership:
         if now != before:
             self._counted = now
             self._record_publisher(now, before)
+        if self.index.malformed_entries != self._refused_total:
+            self._record_refusals()
         if self.publisher.name_taken != self._name_taken:
             self._name_taken = self.publisher.name_taken
             self._recorder.set("gc_worker_name_taken", float(self._name_taken))
@@ -150,6 +154,12 @@ class Membership:
         """Add a delta to the metrics page of our own, if there is one."""
         if self._page is not None:
             self._page.apply(delta)
+
+    def _record_refusals(self) -> None:
+        self._refused_total, before = self.index.malformed_entries, self._refused
+        self._refused = dict(self.index.refusals())
+        for what, count in self._refused.items():
+            self._recorder.inc("gc_refused_values_total", count - before.get(what, 0), what=what)
 
     def _record_publisher(self, now: PublisherStats, before: PublisherStats) -> None:
         record = self._recorder

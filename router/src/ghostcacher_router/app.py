@@ -244,7 +244,7 @@ class Router:
         )
 
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
-        return self._parser.parse(path, body, headers, self._seed)
+        return self._parser.parse(path, body, headers, self._seed, self._fleet.billing_kept())
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
@@ -256,7 +256,8 @@ class Router:
         while sync is not None and not (sync.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
                 logger.warning(
-                    "Redis does not answer: the router starts without what the others have learned, and keeps trying"
+                    "the router starts without what the others have learned, and keeps trying: %s",
+                    self._fleet.redis_error or "Redis does not answer",
                 )
                 return
             await asyncio.sleep(WARM_POLL_S)
@@ -267,4 +268,4 @@ def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStor
         return None, None
     key = (settings.index_key or "").encode()
     index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
-    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s)
+    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s, key=key)
