@@ -18,7 +18,7 @@ from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape
+from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape, Server
 from tests.support.mock_engine import MockEngine
 
 PATIENCE_S = 5.0
@@ -100,6 +100,7 @@ class FirstOf:
         self.placements: list[RecordedPlacement] = []
         self.slow: asyncio.Event | None = None
         self.waiting = 0
+        self.told: list[str] = []
         self.forecast: Forecast | None = None
         self.rank: int | None = None
 
@@ -114,6 +115,12 @@ class FirstOf:
         finally:
             self.waiting -= 1
         return self._place(ask)
+
+    def servers(self) -> list[Server]:
+        return [Server(engine.name, engine.endpoint) for engine in self.engines]
+
+    def told_all(self, path: str) -> None:
+        self.told.append(path)
 
     def _place(self, ask: Ask) -> Placement:
         for engine in self.engines:
@@ -183,6 +190,21 @@ def parse(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShap
     return RequestShape(None, False, None, session, makes_id=path.startswith("/v1/responses"))
 
 
+class Parser:
+    """Takes bodies as `parse` does, but those that begin with "long" wait until a test says what they are."""
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[RequestShape]] = []
+
+    def __call__(
+        self, path: str, body: bytes, headers: Mapping[bytes, bytes]
+    ) -> RequestShape | asyncio.Future[RequestShape]:
+        if not body.startswith(b"long"):
+            return parse(path, body, headers)
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        return self.waiting[-1]
+
+
 class Client:
     """A raw connection to the proxy."""
 
@@ -235,8 +257,11 @@ class Client:
 
 
 class Rig:
-    def __init__(self, proxy: HttpProxy, port: int, dispatcher: FirstOf, meter: Tally, clock: Clock) -> None:
+    def __init__(
+        self, proxy: HttpProxy, port: int, dispatcher: FirstOf, meter: Tally, clock: Clock, parser: Parser
+    ) -> None:
         self.proxy, self.port, self.dispatcher, self.meter, self.clock = proxy, port, dispatcher, meter, clock
+        self.parser = parser
         self.state = proxy.state
         self.engines = dispatcher.engines
         self.clients: list[Client] = []
@@ -298,9 +323,9 @@ async def proxy_rig(*engines: MockEngine, limits: Limits | None = None, drain_s:
     loop.set_exception_handler(lambda _, context: errors.append(context))
     for engine in group:
         await engine.start()
-    dispatcher, meter, clock = FirstOf(group), Tally(), Clock()
-    proxy = HttpProxy(dispatcher, LocalPages(), parse, meter, router="t", limits=limits, clock=clock)
-    rig = Rig(proxy, await proxy.start("127.0.0.1", 0), dispatcher, meter, clock)
+    dispatcher, meter, clock, parser = FirstOf(group), Tally(), Clock(), Parser()
+    proxy = HttpProxy(dispatcher, LocalPages(), parser, meter, router="t", limits=limits, clock=clock)
+    rig = Rig(proxy, await proxy.start("127.0.0.1", 0), dispatcher, meter, clock, parser)
     yield rig
     await rig.check_idle()
     await _bounded(proxy.stop(drain_s))

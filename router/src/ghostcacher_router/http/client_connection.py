@@ -12,8 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import cast
 
+from ghostcacher_router.http.fan_out import HEADER as FAN_OUT
+from ghostcacher_router.http.fan_out import fan_out
 from ghostcacher_router.http.local_exchange import LocalExchange
 from ghostcacher_router.http.peer_state import has_arrived, peer_has_closed, reset_connection
 from ghostcacher_router.http.protocol.local_response import error_response
@@ -309,6 +312,9 @@ class ClientConnection(asyncio.Protocol):
         exchange: Exchange
         if proxy.local.match(head.method, head.path):
             exchange = LocalExchange(proxy, self, head, body)
+        elif FAN_OUT in head.headers:
+            request_id = head.request_id or proxy.next_request_id()
+            exchange = LocalExchange(proxy, self, head, body, partial(fan_out, proxy, head, request_id))
         else:
             exchange = WorkerExchange(proxy, self, head, body, now)
         self._exchange = exchange
@@ -340,7 +346,8 @@ class ClientConnection(asyncio.Protocol):
     def _write_error(self, refusal: Refusal, request_id: bytes | None, keep: bool) -> None:
         head = self._reader.head
         path, no_body = ("", False) if head is None else (head.path, head.method == "HEAD")
-        self.write(error_response(path, refusal).encode(request_id, keep_alive=keep, no_body=no_body))
+        response = error_response(path, refusal).with_headers(self._proxy.allowed_origins.headers(head))
+        self.write(response.encode(request_id, keep_alive=keep, no_body=no_body))
         self._proxy.answered(self.peer, head, refusal.status, request_id)
 
     def _refuse(self, refusal: Refusal) -> None:

@@ -61,6 +61,13 @@ class HttpProxy:
     def __repr__(self) -> str:
         return f"HttpProxy({self.state!r})"
 
+    def when_idle_closed(self, tell: Callable[[Endpoint], None]) -> None:
+        """Have a function called with the address of each worker that closes a connection on which nothing was asked.
+
+        It is what engines do first when they end, and may be the first that anybody learns of it.
+        """
+        self.state.pools.idle_closed = tell
+
     @property
     def in_flight(self) -> int:
         """Requests that are being answered."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.types import Endpoint, RequestShape
 
-Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
+Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
 """Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
 
 

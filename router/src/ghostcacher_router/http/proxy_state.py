@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.admission import Admission, Admitted
+from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
@@ -51,6 +52,7 @@ class ProxyState:
         self.limits = limits
         self.clock = clock
         self.access_log = access_log
+        self.allowed_origins = AllowedOrigins(limits.allowed_origins)
         self.now = clock()
         self.pools = Pools(limits, self.now, worker_tls, resolver)
         self.in_flight = 0

@@ -14,9 +14,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Awaitable
 
 from ghostcacher_router.http.at_worker import AtWorker
-from ghostcacher_router.http.attempts import HELD_BYTES_MAX, TURNS_AWAY, Attempts, HeldAnswer
+from ghostcacher_router.http.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, Attempts, HeldAnswer
+from ghostcacher_router.http.later import later
 from ghostcacher_router.http.looks import looked_into
 from ghostcacher_router.http.open_files import SPARE, short_of_files
 from ghostcacher_router.http.own_headers import own_lines
@@ -35,8 +37,6 @@ from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 logger = logging.getLogger(__name__)
 
 HTTP_ERROR = 400
-OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
-"""What the router lacks itself when it cannot connect: it says nothing of the worker."""
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
@@ -110,13 +110,9 @@ class WorkerExchange(AtWorker):
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._shape = self._proxy.parse(head.target.decode("ascii"), self._body, head.headers)
-        except BadBody as exc:
-            self._refuse(Refusal(400, exc.message, param=exc.param))
-        except Exception:
-            self._fail_unexpectedly("parsing a body")
-        else:
-            self._place()
+            self._begin(self._proxy.parse(head.target.decode("ascii"), self._body, head.headers))
+        except Exception as exc:
+            self._end_for(exc)
 
     def cancel(self) -> None:
         """The client left: whatever is under way ends at once, so that the engine stops computing."""
@@ -140,30 +136,25 @@ class WorkerExchange(AtWorker):
 
     # placing and sending
 
+    def _begin(self, shape: RequestShape | Awaitable[RequestShape]) -> None:
+        if isinstance(shape, RequestShape):
+            self._shape = shape
+            self._place()
+        else:
+            self._task = later(lambda: shape, self._begin, self._end_for)
+
     def _place(self) -> None:
         head = self._head
         ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
         try:
             placement = self._proxy.dispatcher.place_now(ask)
-        except NoWorker as exc:
-            self._no_worker(exc)
-        except Exception:
-            self._fail_unexpectedly("placing a request")
+        except Exception as exc:
+            self._end_for(exc)
         else:
             if placement is None:
-                self._task = asyncio.get_running_loop().create_task(self._place_later(ask))
+                self._task = later(lambda: self._proxy.dispatcher.place(ask), self._use, self._end_for)
             else:
                 self._use(placement)
-
-    async def _place_later(self, ask: Ask) -> None:
-        try:
-            placement = await self._proxy.dispatcher.place(ask)
-        except NoWorker as exc:
-            self._no_worker(exc)
-        except Exception:
-            self._fail_unexpectedly("placing a request")
-        else:
-            self._use(placement)
 
     def _use(self, placement: Placement) -> None:
         self._placement = placement
@@ -347,8 +338,13 @@ class WorkerExchange(AtWorker):
         self._client.write(answer.data)
         self._client.exchange_done(answer.keep)
 
-    def _no_worker(self, exc: NoWorker) -> None:
-        if self._attempts.excluded:
+    def _end_for(self, exc: Exception) -> None:
+        """End a request that could not be placed."""
+        if isinstance(exc, BadBody):
+            self._refuse(Refusal(400, exc.message, param=exc.param))
+        elif not isinstance(exc, NoWorker):
+            self._fail_unexpectedly("reading or placing a request")
+        elif self._attempts.excluded:
             self._give_up()
         else:
             self._refuse(Refusal(exc.status, exc.message, code=exc.kind, retry_after_s=exc.retry_after_s))

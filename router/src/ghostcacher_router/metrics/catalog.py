@@ -253,9 +253,9 @@ class RouterMetrics:
         self,
         states: Callable[[], Mapping[WorkerState, int]],
         available: Callable[[], bool],
-        malformed: Callable[[], Mapping[str, int]],
+        refused: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Export how many workers are in each state, whether Redis answers, and how many values were malformed."""
+        """Export how many workers are in each state, whether Redis answers, and how many values were refused."""
         self.gauge(
             "gc_router_workers",
             "Workers, by state.",
@@ -264,10 +264,10 @@ class RouterMetrics:
         )
         self.gauge("gc_router_redis_available", "1 while Redis answers.", lambda: {"": float(available())})
         self.gauge(
-            "gc_router_malformed_values",
-            "Values left out since the start, their form or digest being wrong, by where they lay.",
-            malformed,
-            label="source",
+            "gc_router_refused_values",
+            'Values in Redis not believed since the start, by kind and reason, such as "load: not authentic".',
+            refused,
+            label="what",
         )
 
     def forget_worker(self, worker: str) -> None:

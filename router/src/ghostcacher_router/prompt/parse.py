@@ -85,12 +85,19 @@ def parse_now(
     path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int, billing_kept: frozenset[str | None] = frozenset()
 ) -> RequestShape | None:
     """Return what `parse_body` does, within some tens of milliseconds; None for a body that may take longer."""
-    if len(body) > NOW_BYTES_MAX:
+    if len(body) > NOW_BYTES_MAX and not is_form(headers):
         return None
     try:
         return _parse(path, body, headers, Reading(seed, billing_kept, NOW_ITEMS_MAX, NOW_NODES_MAX))
     except _PromptUnread:
         return None
+
+
+def parse_head(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
+    """Return what `parse_body` does, but for the prompt, and building nothing large. Raises BadBody."""
+    if path.partition("?")[0] not in _PARSERS:
+        return _parse(path, body, headers, Reading(0))
+    return _without_prompt(path, in_utf8(body), headers)
 
 
 class _PromptUnread(Exception):
