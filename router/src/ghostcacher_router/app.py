@@ -244,7 +244,7 @@ class Router:
         )
 
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
-        return self._parser.parse(path, body, headers, self._seed)
+        return self._parser.parse(path, body, headers, self._seed, self._fleet.billing_kept())
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.

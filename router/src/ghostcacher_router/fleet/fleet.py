@@ -36,7 +36,7 @@ from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
 from ghostcacher_router.fleet.membership.members import NAME_CHARS_MAX, Member, Unroutable, members_of
-from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
+from ghostcacher_router.fleet.model_lists import merged_models, models_with_billing_line, serving_by_model
 from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers
@@ -91,6 +91,7 @@ class Fleet:
         self._loops: list[asyncio.Task[None]] = []
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
+        self._billing_kept: frozenset[str | None] | None = None
         self._unroutable: Mapping[str, Unroutable] = {}
         self._gone = GoneWorkers(self.options.gone_ttl_s, clock)
         self._redis_trouble: IndexUnavailable | None = None
@@ -155,6 +156,12 @@ class Fleet:
     def models_changed(self) -> None:
         """A worker has loaded or unloaded an adapter: ask them all for their models, without anybody waiting."""
         self._model_refresh.soon()
+
+    def billing_kept(self) -> frozenset[str | None]:
+        """Return the models of which a prompt may keep a client's billing line (`models_with_billing_line`)."""
+        if self._billing_kept is None:
+            self._billing_kept = models_with_billing_line(self._workers.values())
+        return self._billing_kept
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
@@ -380,4 +387,4 @@ class Fleet:
             tell(name)
 
     def _changed(self) -> None:
-        self._serving = self._models = None
+        self._serving = self._models = self._billing_kept = None
