@@ -25,6 +25,7 @@ export TORCH_INDEX
 VENV ?= .venv
 BIN := $(VENV)/bin
 SGLANG_VENV ?= .venv-sglang
+CLIENTS_VENV ?= .venv-clients
 SGLANG_BIN := $(SGLANG_VENV)/bin
 SGLANG_CPU := tests/support/sglang_cpu
 INSTALL := $(PYTHON) deploy/setup/install.py
@@ -58,12 +59,13 @@ MATRIX_SHORT := $(addprefix tests/integration/connector/test_vllm_,capabilities.
 	scheduler.py support.py) \
 	tests/unit/connector/engines/test_vllm_kv_layout.py
 MATRIX_E2E := $(addprefix tests/e2e/test_,outputs.py reuse.py failures.py)
+CLIENTS_STAMP := $(CLIENTS_VENV)/.ghostcacher-$(call key,$(INSTALLED) tests/clients/requirements.txt)
 MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates.py pull_throughput.py overhead.py ttft.py \
 	sglang_ttft.py router_proxy.py router_decision.py routing_quality.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-matrix-short test-fast lint format types soak bench bench-short docs reference wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-matrix-short test-clients test-fast lint format types soak bench bench-short docs reference wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +120,16 @@ test-vllm-%: .venv-vllm-%/$(MINOR_STAMP)
 		echo "real engines of vLLM $*: skipped, it has no build for CPUs"; \
 	else set -x; .venv-vllm-$*/bin/python -m pytest $(MATRIX_E2E) --maxfail=3 $(ARGS); fi
 
+$(CLIENTS_STAMP): tests/clients/requirements.txt $(STAMP)
+	@[ -e $@ ] || { $(BIN)/python deploy/setup/install.py clients $(CLIENTS_VENV); rm -f $(CLIENTS_VENV)/.ghostcacher-*; }; touch $@
+
+tests/clients/node/node_modules: tests/clients/node/package.json
+	@if command -v npm >/dev/null; then npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --silent && touch $@; \
+	else echo "Node is not installed: its clients are skipped" >&2; fi
+
+test-clients: $(CLIENTS_STAMP) tests/clients/node/node_modules ## clients that other people wrote, through the router
+	GHOSTCACHER_CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest tests/clients --maxfail=3 $(ARGS)
+
 test-fast: $(STAMP) ## unit and contract tests only
 	$(BIN)/python -m pytest tests/unit tests/contract --maxfail=3 $(ARGS)
 
@@ -165,4 +177,4 @@ clean: ## remove what builds and tests leave behind
 	find . -path ./.git -prune -o -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
 
 distclean: clean ## clean, and remove the virtual environments, too
-	rm -rf '$(VENV)' '$(SGLANG_VENV)' .venv-beside-* .venv-vllm-*
+	rm -rf '$(VENV)' '$(SGLANG_VENV)' '$(CLIENTS_VENV)' tests/clients/node/node_modules .venv-beside-* .venv-vllm-*

@@ -37,7 +37,7 @@ from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
-from ghostcacher_router.prompt import parse_body
+from ghostcacher_router.prompt import parse_body, parse_now
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, Reason, WorkerState
 from ghostcacher_simulator.connector import entries_of
 
@@ -156,7 +156,8 @@ class Bench:
                 for worker in self._fleet.listed:
                     worker.report()
             began = time.perf_counter()
-            shape = parse_body(PATH, body, {}, SEED)
+            shape = parse_now(PATH, body, {}, SEED)
+            assert shape is not None
             hashed = time.perf_counter()
             ask = Ask(f"r{number}", "POST", PATH, shape, {})
             placed: Placement | None = self.routing.picker.place_now(ask)

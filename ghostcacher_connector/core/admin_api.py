@@ -134,6 +134,8 @@ class Status(msgspec.Struct, frozen=True):
     a model are, all of them get requests."""
     redis_available: bool = False
     """Whether Redis answers; false without one."""
+    redis_error: str | None = None
+    """Why it does not, such as a wrong password or a missing permission (NOPERM); null while it answers."""
     replicas: int | None = None
     """Routers alive, this one included; None when that is not known."""
     models: tuple[str, ...] = ()
@@ -247,7 +249,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     worker: str
     """The worker's name."""
     total_ms: float | None = None
-    """What is compared: the sum of the terms below. The time to first token is all of them but `others_ms`."""
+    """What is compared: the sum of the terms below. The time to first token is all of them but `decode_ms` and
+    `others_ms`."""
     queue_ms: float | None = None
     """The work that is ahead of the request."""
     wait_ms: float | None = None
@@ -258,6 +261,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     """Computing what is neither in the worker's cache nor pulled."""
     penalty_ms: float | None = None
     """A surcharge for tokens that its KV cache has no free room for."""
+    decode_ms: float | None = None
+    """A price for decoding beside the requests that run there."""
     others_ms: float | None = None
     """What other requests lose: those behind it wait longer, and what it evicts is computed again."""
     local_tokens: int = 0

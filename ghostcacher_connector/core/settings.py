@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,7 +213,8 @@ def checked(key: str, value: object, annotation: Any, *, secret: bool = False) -
 def from_text(key: str, text: str, annotation: Any, *, secret: bool = False) -> Any:
     """Return what a text, as environment variables have it, means for a type; raise ConfigError.
 
-    bool: 1, 0, true or false, in any case. A tuple: separated by commas. An empty text: no items, or None.
+    bool: 1, 0, true or false, in any case. A tuple: separated by commas, or a JSON array. An empty text: no items, or
+    None.
     """
     kinds = _kinds(annotation)
     stripped = text.strip()
@@ -228,10 +230,16 @@ def from_text(key: str, text: str, annotation: Any, *, secret: bool = False) -> 
         elif isinstance(kind, inspect.FloatType):
             value = float(stripped)
         elif isinstance(kind, inspect.VarTupleType):
-            value = tuple(item.strip() for item in stripped.split(",")) if stripped else ()
-    except (KeyError, ValueError):
+            value = _items(stripped)
+    except (KeyError, ValueError, RecursionError):
         raise _refused(key, annotation, text, secret) from None
     return checked(key, value, annotation, secret=secret)
+
+
+def _items(text: str) -> object:
+    if text.startswith("["):
+        return json.loads(text)
+    return tuple(item.strip() for item in text.split(",")) if text else ()
 
 
 def expectation(annotation: Any) -> str:

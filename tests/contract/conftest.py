@@ -18,6 +18,8 @@ from tests.contract.coordination_subjects import StoreSubject, memory_subject, r
 from tests.support.index_parts import FakeClock
 from tests.support.redis_proxy import make_cluster
 
+KEY = b"the fleet's secret"
+
 
 class Subject(NamedTuple):
     """An index under test. flush: lose everything. pass_time: let a short lease run out, on whatever clock counts.
@@ -109,13 +111,24 @@ def index(subject: Subject) -> BlockIndex:
     return subject.index
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
+@pytest.fixture(params=["memory", "redis", "redis cluster", "memory with a key", "redis with a key"])
 def routing(request: pytest.FixtureRequest) -> Iterator[StoreSubject]:
-    if request.param == "memory":
-        yield from memory_subject()
+    key = KEY if "key" in request.param else b""
+    if request.param.startswith("memory"):
+        yield from memory_subject(key)
     else:
         kind = "cluster" if "cluster" in request.param else "single"
-        yield from redis_subject(request.getfixturevalue(kind), cluster=kind == "cluster")
+        yield from redis_subject(request.getfixturevalue(kind), key, cluster=kind == "cluster")
+
+
+@pytest.fixture(params=["memory", "redis", "redis cluster"])
+def keyed(request: pytest.FixtureRequest) -> Iterator[StoreSubject]:
+    """A store whose fleet has a key."""
+    if request.param == "memory":
+        yield from memory_subject(KEY)
+    else:
+        kind = "cluster" if "cluster" in request.param else "single"
+        yield from redis_subject(request.getfixturevalue(kind), KEY, cluster=kind == "cluster")
 
 
 @pytest.fixture

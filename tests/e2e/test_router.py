@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -14,8 +15,9 @@ import pytest
 
 from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
+from tests.clients.served import HERE, Served
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, TOLERANCE, Fleet, assert_same, running, until
-from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, sessions_at
+from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, respond, sessions_at
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -95,6 +97,21 @@ def test_chat_prefix_is_learned_and_found_again(routed: RoutedFleet) -> None:
     assert abs(int(found["x-gc-cached-tokens"]) - int(found["cached"])) <= 8 * BLOCK_TOKENS
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_next_turn_of_responses_is_known_to_the_other_replica(routed: RoutedFleet, stream: bool) -> None:
+    """vLLM names these requests by the ids of their answers: what the prompt became is learned all the same."""
+    text = routed.text(DOCUMENT_TOKENS)
+
+    def known() -> bool:
+        # Again and again, as below.
+        first, _ = respond(routed.routers[0].url, text, stream=stream)
+        items = [{"role": "user", "content": text}, *first["output"], {"role": "user", "content": "Two?"}]
+        answer, _ = ask(routed.routers[1].url, "/gc/explain", {"model": "m", "input": items})
+        return any(worker["local_tokens"] > 0 for worker in answer["workers"])
+
+    until(known, "the other router to know the prefix")
+
+
 def test_other_replica_knows_what_one_has_learned(routed: RoutedFleet) -> None:
     """A prefix that came through one router is known to the other, which never saw it."""
     system = {"role": "system", "content": routed.text(DOCUMENT_TOKENS)}
@@ -135,6 +152,15 @@ def test_cold_prefix_is_computed_once(routed: RoutedFleet) -> None:
         return "" if once and followed else f"{computed:.0f} tokens computed of {tokens}, {followed:.0f} followers"
 
     once_undisturbed(burst)
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+def test_sdk_that_vllm_brings_gets_what_the_engine_says(routed: RoutedFleet, name: str) -> None:
+    """Texts, streams and errors are the same through the router; tests/clients has the other clients."""
+    served = Served(routed.routers[0], routed.fleet.engines["a"].url)
+    direct, through = served.compared([sys.executable, str(HERE / "python" / f"{name}_client.py")])
+    assert through == direct
+    assert "no error" not in str(direct)
 
 
 def test_models_messages_and_tokenize_pass_through(routed: RoutedFleet) -> None:

@@ -18,7 +18,7 @@ from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape
+from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape, Server
 from tests.support.mock_engine import MockEngine
 
 PATIENCE_S = 5.0
@@ -65,6 +65,7 @@ class RecordedPlacement:
         self.data_parallel_rank: int | None = None
         self.reason = Reason.ONLY
         self.told: list[str] = []
+        self.answer_ids: list[str] = []
         self.outcome: Outcome | None = None
         self.status: int | None = None
         self.blamed = False
@@ -76,6 +77,10 @@ class RecordedPlacement:
     def first_byte(self) -> None:
         assert self.told == ["sent"], self.told
         self.told.append("first_byte")
+
+    def answer_id(self, answer_id: str) -> None:
+        assert self.outcome is None, self.outcome
+        self.answer_ids.append(answer_id)
 
     def ended(self, outcome: Outcome, status: int | None) -> None:
         assert self.outcome is None, self.outcome
@@ -95,6 +100,7 @@ class FirstOf:
         self.placements: list[RecordedPlacement] = []
         self.slow: asyncio.Event | None = None
         self.waiting = 0
+        self.told: list[str] = []
         self.forecast: Forecast | None = None
         self.rank: int | None = None
 
@@ -109,6 +115,12 @@ class FirstOf:
         finally:
             self.waiting -= 1
         return self._place(ask)
+
+    def servers(self) -> list[Server]:
+        return [Server(engine.name, engine.endpoint) for engine in self.engines]
+
+    def told_all(self, path: str) -> None:
+        self.told.append(path)
 
     def _place(self, ask: Ask) -> Placement:
         for engine in self.engines:
@@ -134,6 +146,13 @@ class LocalPages:
         return LocalResponse(200, [(b"content-type", b"text/plain")], text)
 
 
+class Turned(list[tuple[str, ...]]):
+    """The labels under which clients were counted that there was no room for, in order."""
+
+    def inc(self, *labels: str) -> None:
+        self.append(labels)
+
+
 class Tally:
     """Counts what the proxy reports."""
 
@@ -141,6 +160,7 @@ class Tally:
         self.answers: list[tuple[str, int]] = []
         self.latencies_ms: list[float] = []
         self.reasons: list[str] = []
+        self.turned_away = Turned()
 
     @property
     def latency_ms(self) -> Tally:
@@ -166,7 +186,23 @@ def parse(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShap
         raise BadBody("expected better", "messages")
     if body == b"bug":
         raise RuntimeError("a bug")
-    return RequestShape(None, False, None, headers.get(b"x-gc-session", b"").decode("latin-1") or None)
+    session = headers.get(b"x-gc-session", b"").decode("latin-1") or None
+    return RequestShape(None, False, None, session, makes_id=path.startswith("/v1/responses"))
+
+
+class Parser:
+    """Takes bodies as `parse` does, but those that begin with "long" wait until a test says what they are."""
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[RequestShape]] = []
+
+    def __call__(
+        self, path: str, body: bytes, headers: Mapping[bytes, bytes]
+    ) -> RequestShape | asyncio.Future[RequestShape]:
+        if not body.startswith(b"long"):
+            return parse(path, body, headers)
+        self.waiting.append(asyncio.get_running_loop().create_future())
+        return self.waiting[-1]
 
 
 class Client:
@@ -221,8 +257,11 @@ class Client:
 
 
 class Rig:
-    def __init__(self, proxy: HttpProxy, port: int, dispatcher: FirstOf, meter: Tally, clock: Clock) -> None:
+    def __init__(
+        self, proxy: HttpProxy, port: int, dispatcher: FirstOf, meter: Tally, clock: Clock, parser: Parser
+    ) -> None:
         self.proxy, self.port, self.dispatcher, self.meter, self.clock = proxy, port, dispatcher, meter, clock
+        self.parser = parser
         self.state = proxy.state
         self.engines = dispatcher.engines
         self.clients: list[Client] = []
@@ -235,8 +274,10 @@ class Rig:
     def placements(self) -> list[RecordedPlacement]:
         return self.dispatcher.placements
 
-    async def client(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 25))
+    async def client(self, address: str = "127.0.0.1") -> Client:
+        """Connect from an address of this machine."""
+        local = (address, 0)
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 25, local_addr=local))
         self.clients.append(client)
         return client
 
@@ -256,6 +297,13 @@ class Rig:
             await eventually(lambda: not self.state.clients)
         except TimeoutError:
             raise AssertionError(f"left over: {self.state.clients}") from None
+        admission = self.state.admission
+        assert (admission._waiting, admission._waiting_of, admission._count_of, admission._refused) == (
+            {},
+            {},
+            {},
+            set(),
+        )
         assert self.state.in_flight == 0
         assert self.state.buffered_bytes == 0
         assert self.dispatcher.waiting == 0
@@ -275,9 +323,9 @@ async def proxy_rig(*engines: MockEngine, limits: Limits | None = None, drain_s:
     loop.set_exception_handler(lambda _, context: errors.append(context))
     for engine in group:
         await engine.start()
-    dispatcher, meter, clock = FirstOf(group), Tally(), Clock()
-    proxy = HttpProxy(dispatcher, LocalPages(), parse, meter, router="t", limits=limits, clock=clock)
-    rig = Rig(proxy, await proxy.start("127.0.0.1", 0), dispatcher, meter, clock)
+    dispatcher, meter, clock, parser = FirstOf(group), Tally(), Clock(), Parser()
+    proxy = HttpProxy(dispatcher, LocalPages(), parser, meter, router="t", limits=limits, clock=clock)
+    rig = Rig(proxy, await proxy.start("127.0.0.1", 0), dispatcher, meter, clock, parser)
     yield rig
     await rig.check_idle()
     await _bounded(proxy.stop(drain_s))

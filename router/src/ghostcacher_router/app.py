@@ -1,6 +1,6 @@
 """The router as a whole: makes the parts, starts them in order, and ends them in order.
 
-    client --> http.HttpProxy --> prompt.parse_body --> placement.Picker --> fleet.Fleet
+    client --> http.HttpProxy --> parsing.BodyParser --> placement.Picker --> fleet.Fleet
                   |  '--> admin.Admin (what the router answers itself)        |
                   v                                                           v
                workers        sync.RouterSync <--> Redis (coordination store, index) <-- workers' connectors
@@ -18,7 +18,7 @@ import gc
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
@@ -44,11 +44,11 @@ from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.parsing.parser import BodyParser
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.types import RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class Router:
         self._seed = secrets.randbits(64)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gc-store")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="gc-read")
+        self._parser = BodyParser(settings.body_bytes_max)
         self._index, self._store = _open(settings)
         self._metrics = RouterMetrics()
         self._resolver = Resolver(refresh_s=settings.dns_refresh_s, count=self._metrics.dns_lookups.inc)
@@ -110,6 +111,11 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
+        self._fleet.hung.when(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
+        self._proxy.when_idle_closed(self._fleet.doubted)
+        clients = self._proxy.state.clients
+        self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
         self.url = ""
 
     def __repr__(self) -> str:
@@ -142,6 +148,7 @@ class Router:
         Raises ConfigError when the port is taken.
         """
         allow_clients(self._settings.connections_max)
+        self._parser.start()
         await self._fleet.start()
         self._routing.start()
         await self._warm_up()
@@ -169,6 +176,7 @@ class Router:
         for closing in (self._store, self._index):
             if closing is not None:
                 closing.close()
+        self._parser.stop()
         for threads in (self._threads, self._reader):
             threads.shutdown(wait=False, cancel_futures=True)
 
@@ -215,6 +223,8 @@ class Router:
             body_bytes_max=settings.body_bytes_max,
             buffered_bytes_max=settings.buffered_bytes_max,
             connections_max=settings.connections_max,
+            allowed_origins=settings.allowed_origins,
+            connections_per_address_max=settings.connections_per_address_max,
             client_header_s=settings.client_header_timeout_s,
             client_body_s=settings.client_body_timeout_s,
             keep_alive_s=settings.keep_alive_timeout_s,
@@ -235,8 +245,8 @@ class Router:
             access_log=settings.access_log,
         )
 
-    def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
-        return parse_body(path, body, headers, self._seed)
+    def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
+        return self._parser.parse(path, body, headers, self._seed, self._fleet.billing_kept())
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
@@ -248,7 +258,8 @@ class Router:
         while sync is not None and not (sync.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
                 logger.warning(
-                    "Redis does not answer: the router starts without what the others have learned, and keeps trying"
+                    "the router starts without what the others have learned, and keeps trying: %s",
+                    self._fleet.redis_error or "Redis does not answer",
                 )
                 return
             await asyncio.sleep(WARM_POLL_S)
@@ -259,4 +270,4 @@ def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStor
         return None, None
     key = (settings.index_key or "").encode()
     index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
-    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s)
+    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s, key=key)

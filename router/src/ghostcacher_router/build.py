@@ -76,6 +76,7 @@ class Routing:
                 on_heartbeat=self._on_heartbeat,
                 read_block_s=read_block_s,
             )
+            tracker.on_named = self.sync.named
 
     def __repr__(self) -> str:
         return f"Routing({self.picker!r}, {self.sync!r})"

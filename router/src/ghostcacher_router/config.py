@@ -14,6 +14,7 @@ Every name and value is checked, also the ones that lose. Secrets (`admin_token`
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,7 @@ from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 KIB = 1 << 10
 MIB = 1 << 20
 FILE_BYTES_MAX = MIB
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 SHARED_WITH_WORKERS = ("redis_url", "index_key")
 
 
@@ -70,6 +72,14 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         Secret | None,
         Meta(description="bearer token of /gc/*, 16 characters or more; none: /gc/* is for this machine only"),
     ] = None
+    allowed_origins: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=1024,
+            description="origins of web pages that may read what the router answers itself, beside /gc/*, such as "
+            "https://chat.example; *: all. Engines have their own",
+        ),
+    ] = ()
     body_bytes_max: Annotated[
         int, Meta(ge=KIB, le=1024 * MIB, description="largest body of a request; larger ones get 413, in bytes")
     ] = 64 * MIB
@@ -82,7 +92,17 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     head_bytes_max: Annotated[
         int, Meta(ge=KIB, le=MIB, description="largest head of a request; larger ones get 431, in bytes")
     ] = 64 * KIB
-    connections_max: Annotated[int, Meta(ge=1, le=1_000_000, description="clients at a time, a count")] = 4096
+    connections_max: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000, description="clients at a time; beyond, idle ones are dropped for new ones, a count"),
+    ] = 4096
+    connections_per_address_max: Annotated[
+        Annotated[int, Meta(ge=1, le=1_000_000)] | None,
+        Meta(
+            description="the same of one address; none: no limit, as behind a load balancer, which is one address; "
+            "a count"
+        ),
+    ] = None
     client_header_timeout_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a client has to send a request's head, in s")
     ] = 10.0
@@ -174,6 +194,9 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         check_redis_url(self.redis_url)
         for url in self.workers:
             parse_endpoint(url, "workers")
+        for origin in self.allowed_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ConfigError(f"allowed_origins: expected *, null or scheme://host[:port], got {origin!r}")
         if not self.redis and not self.workers:
             raise ConfigError(
                 "workers: expected at least one URL, since redis is off and none would be found; got none"

@@ -26,12 +26,15 @@ from ghostcacher_connector.core.coordination.base import (
     Flush,
     HeartbeatReply,
     PrefixMapUpdate,
+    PromptChain,
     WorkerEvents,
 )
-from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_router.ghostlock.single_flight import RENEW_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
+from ghostcacher_router.prefix_map import EarlyChains
+from ghostcacher_router.types import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +87,7 @@ class RouterSync:
         self._clock, self._metrics = dependencies.clock, dependencies.metrics
         self._clock_offset, self._router = clock_offset, router
         self._on_heartbeat, self._read_block_s = on_heartbeat, read_block_s
+        self._early = EarlyChains(clock=dependencies.clock)
         self._unpublished: deque[PrefixMapUpdate | Flush] = deque(maxlen=UNPUBLISHED_MAX)
         self._has_unpublished = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -137,7 +141,9 @@ class RouterSync:
                 backoff.succeeded()
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
-                logger.debug("the store is away: %s", exc)
+                # That it is away, the fleet says. A permission may be missing for one step alone.
+                warns = isinstance(exc, IndexRefused) and not backoff.failures
+                logger.log(logging.WARNING if warns else logging.DEBUG, "not in step with the other routers: %s", exc)
                 backoff_s = backoff.failed(self._clock())
                 self._state.locks.store_failed(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)
@@ -212,8 +218,21 @@ class RouterSync:
         """Publish what the worker's events say of the blocks of prompts that this router sent."""
         for chain in events.chains:
             prompt = self._pending.get(chain.request)
-            if prompt is not None and (update := self._prefix_map.learn(prompt, chain, events.namespace)) is not None:
-                self.publish(update)
+            if prompt is None:
+                self._early.put(events.namespace, chain)
+            else:
+                self._learn_chain(events.namespace, prompt, chain)
+
+    def named(self, answer_id: str) -> None:
+        """Learn from the chain that an engine has reported under the id of its answer, which has come just now."""
+        found, prompt = self._early.pop(answer_id), self._pending.get(answer_id)
+        if found is not None and prompt is not None:
+            namespace, chain = found
+            self._learn_chain(namespace, prompt, chain)
+
+    def _learn_chain(self, namespace: str, prompt: Prompt, chain: PromptChain) -> None:
+        if (update := self._prefix_map.learn(prompt, chain, namespace)) is not None:
+            self.publish(update)
 
 
 class StoreClockOffset:

@@ -98,16 +98,16 @@ class Reason(str, Enum):
 
 
 class Forecast(NamedTuple):
-    """The forecast of one request on one worker: its time to first token (TTFT), and what it costs other requests.
+    """The forecast of one request on one worker: its time to first token (TTFT), and what else counts for the choice.
 
-    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + others_ms. The tokens add up
-    to the prompt's.
+    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms + others_ms. The
+    tokens add up to the prompt's.
     """
 
     worker: str
     """The name of the worker."""
     total_ms: float
-    """What is compared: the TTFT, and what others lose."""
+    """What is compared: the TTFT, the price of decoding and what others lose."""
     queue_ms: float
     """The work that is ahead of this request."""
     wait_ms: float
@@ -118,6 +118,8 @@ class Forecast(NamedTuple):
     """Computing what is neither in the worker's cache nor pulled."""
     penalty_ms: float
     """A surcharge for tokens that the worker's KV cache has no free room for."""
+    decode_ms: float
+    """A price for decoding beside the requests that run there. No part of the TTFT."""
     others_ms: float
     """What other requests lose: those behind it wait longer, and what it evicts is computed again. No part of the
     TTFT."""
@@ -131,7 +133,7 @@ class Forecast(NamedTuple):
     @property
     def ttft_ms(self) -> float:
         """Return the forecast TTFT."""
-        return self.total_ms - self.others_ms
+        return self.total_ms - self.decode_ms - self.others_ms
 
     @property
     def cached_tokens(self) -> int:
@@ -239,6 +241,15 @@ class NoWorker(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Server(NamedTuple):
+    """A server that requests can be sent to."""
+
+    name: str
+    """The name of a worker behind it."""
+    endpoint: Endpoint
+    """Where it listens."""
+
+
 class Dispatcher(Protocol):
     """Picks workers for requests. Called on the event loop only."""
 
@@ -247,3 +258,9 @@ class Dispatcher(Protocol):
 
     async def place(self, ask: Ask) -> Placement:
         """Return a placement, within a bounded time. Raises NoWorker."""
+
+    def servers(self) -> Sequence[Server]:
+        """Return all servers that answer, each once, also those that are drained."""
+
+    def told_all(self, path: str) -> None:
+        """Note that a request to this path has been sent to all servers."""

@@ -220,17 +220,6 @@ async def test_no_worker_is_what_the_dispatcher_says() -> None:
 
 
 @on_loop
-async def test_clients_beyond_the_limit_are_turned_away() -> None:
-    """Those who are there go on."""
-    async with proxy_rig(limits=Limits(connections_max=2)) as rig:
-        first, second, third = [await rig.client() for _ in range(3)]
-        await eventually(lambda: third.reader.at_eof() or len(rig.state.clients) == 2)
-        assert (await third.rest()).startswith(b"HTTP/1.1 503 ")
-        for client in (first, second):
-            assert (await client.ask(post(b"{}")))[1] == b"{}"
-
-
-@on_loop
 async def test_slow_head_is_given_up() -> None:
     """However often another byte comes."""
     async with proxy_rig() as rig:

@@ -290,6 +290,26 @@ async def test_kept_connections_are_bounded_in_age_and_number() -> None:
 
 
 @on_loop
+async def test_worker_that_closes_a_kept_connection_is_told_of() -> None:
+    """It is what an engine does first that is about to end; what the router closes itself tells nothing."""
+    group = [MockEngine("w0"), MockEngine("w1")]
+    async with proxy_rig(*group, limits=Limits(upstream_idle_max=1)) as rig:
+        told: list[int] = []
+        rig.proxy.when_idle_closed(lambda endpoint: told.append(endpoint.port))
+        clients = [await rig.client() for _ in range(2)]
+        for client in clients:
+            client.send(post(b"{}"))
+        for client in clients:
+            await client.answer()
+        rig.pass_time(Limits().upstream_idle_s + 1)
+        await eventually(lambda: rig.state.pools.open_count == 0)
+        await rig.ask(post(b"{}"))
+        assert told == []
+        group[0].peers[-1].close()
+        await eventually(lambda: told == [group[0].port])
+
+
+@on_loop
 async def test_connection_to_a_worker_is_watched_by_the_kernel() -> None:
     """A machine that vanishes sends no FIN: unanswered probes, and unacknowledged bytes, end the connection."""
     async with proxy_rig(limits=Limits(worker_gone_s=7)) as rig:

@@ -63,6 +63,20 @@ async def test_adapter_loaded_through_the_router_is_known_at_once() -> None:
 
 
 @on_loop
+async def test_adapter_is_loaded_everywhere() -> None:
+    """With one request, which says what each engine answered; then all of them get requests for it."""
+    async with KeepingEngine("a", ["m"]) as a, KeepingEngine("b", ["m"]) as b, routers(1, a, b) as (only,):
+        assert (await ask(only, "POST", "/v1/completions", completion("adapter"))).status == 404
+        for engine in (a, b):
+            engine.models.append("adapter")
+        reply = await ask(only, "POST", "/v1/load_lora_adapter", {"lora_name": "adapter"}, {"x-gc-fan-out": "all"})
+        assert (reply.status, reply.json["ok"]) == (200, True)
+        assert {result["body"]["engine"] for result in reply.json["results"]} == {"a", "b"}
+        asks = [{"model": "adapter", "prompt": f"{number}"} for number in range(32)]
+        assert {(await ask(only, "POST", "/v1/completions", body)).json["engine"] for body in asks} == {"a", "b"}
+
+
+@on_loop
 async def test_models_that_nobody_has_do_not_flood_the_engines() -> None:
     """However many requests name one: engines are asked once in a second at most."""
     async with KeepingEngine("a", ["m"]) as a, routers(1, a) as (only,):

@@ -53,6 +53,15 @@ def test_json_file_equals_toml_file(tmp_path: Path) -> None:
     assert load_router_settings({}, toml, {}) == load_router_settings({}, as_json, {})
 
 
+def test_list_in_text_is_separated_by_commas_or_an_array() -> None:
+    """The second as vLLM's options have it."""
+    for text in ("https://a, https://b:1", '["https://a", "https://b:1"]'):
+        settings = load_router_settings({}, None, {"GC_ROUTER_ALLOWED_ORIGINS": text})
+        assert settings.allowed_origins == ("https://a", "https://b:1")
+    assert load_router_settings({}, None, {"GC_ROUTER_ALLOWED_ORIGINS": '["*"]'}).allowed_origins == ("*",)
+    assert load_router_settings({}, None, {"GC_ROUTER_ALLOWED_ORIGINS": "[]"}).allowed_origins == ()
+
+
 def test_shared_variables_taken_from_workers_names() -> None:
     """Where Redis is, and its key, is said once for workers and routers; a worker's other variables are not ours."""
     environ = {"GC_REDIS_URL": "redis://h:1", "GC_INDEX_KEY": "k" * 16, "GC_PULL": "never", "GC_NO_SUCH": "x"}
@@ -72,6 +81,11 @@ def test_shared_variables_taken_from_workers_names() -> None:
         ({"listen": 8000}, {}, ("listen", "8000 (int)")),
         ({"redis_url": "localhost:6379"}, {}, ("redis_url", "redis://")),
         ({"redis": False}, {}, ("workers", "at least one URL", "redis is off")),
+        ({"allowed_origins": ["https://a/path"]}, {}, ("allowed_origins", "scheme://host[:port]", "https://a/path")),
+        ({"allowed_origins": ["https://a\r\nx: y"]}, {}, ("allowed_origins", "scheme://host[:port]")),
+        ({}, {"GC_ROUTER_ALLOWED_ORIGINS": '["https://a"'}, ("GC_ROUTER_ALLOWED_ORIGINS", "a list of", '["https://a"')),
+        ({}, {"GC_ROUTER_ALLOWED_ORIGINS": "[[1]]"}, ("GC_ROUTER_ALLOWED_ORIGINS", "a list of")),
+        ({}, {"GC_ROUTER_ALLOWED_ORIGINS": "[" * 100_000}, ("GC_ROUTER_ALLOWED_ORIGINS", "a list of")),
         ({"workers": ["10.0.0.1:8000"]}, {}, ("workers", "http[s]://", "10.0.0.1:8000")),
         ({"workers": ["http://a:1", "http://a:1"]}, {}, ("workers", "once")),
         ({"workers": "http://a:1"}, {}, ("workers", "a list")),

@@ -6,6 +6,7 @@ import pytest
 
 from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate
 from ghostcacher_router.signals.sessions import session_key
+from ghostcacher_router.types import Outcome
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.coordination_parts import make_update
@@ -82,3 +83,30 @@ async def test_stop_deregisters() -> None:
     assert sim.store.locks(placed.lock.keys) == [None] * len(placed.lock.keys)
     assert sim.store.sessions([session_key("m", "s")]) == [placed.worker]
     assert sim.store.heartbeat("another", ttl_s=1.0).routers == 1
+
+
+@pytest.mark.parametrize("id_comes_first", [True, False])
+@virtual
+async def test_prompt_is_learned_under_the_answers_id(id_comes_first: bool) -> None:
+    """Engines name some requests by the id of the answer: of a stream it comes before they have computed anything, else
+    after all else. What was learned is known to every router, and the prompt counts as computed at that worker."""
+    sim = await make_sim(3, routers=2)
+    one, two = sim.routers
+    ask = one.ask(TEXT)
+    placed = await one.picker.place(ask._replace(shape=ask.shape._replace(makes_id=True)))
+    engine = sim.engines[placed.worker]
+    placed.sent()
+    if id_comes_first:
+        placed.answer_id("resp_1")
+    prefilled = await engine.prefill("resp_1", TEXT)
+    await sim.settle(0.2)
+    assert (len(one.text) > 0, placed.reservation.prefilling) == (id_comes_first, not id_comes_first)
+    if not id_comes_first:
+        placed.answer_id("resp_1")
+    engine.release(prefilled)
+    placed.ended(Outcome.DONE, 200)
+    await sim.settle(0.2)
+    assert len(one.text) == len(two.text) > 0
+    rows = await two.picker.explain(two.ask(TEXT))
+    assert max(row["local_tokens"] for row in rows) > 0  # type: ignore[type-var]
+    assert "open=0" in repr(one.routing.tracker)

@@ -5,9 +5,11 @@ engine's front end makes that unique; here it is taken out again:
 
     cmpl-<id>-<prompt>-<8 hex>     /v1/completions; embd-, pooling-, classify- and score- likewise
     chatcmpl-<id>-<8 hex>          /v1/chat/completions, /v1/messages; generate-tokens- likewise
+    resp_<32 hex>_<turn>-<8 hex>   /v1/responses, which does not use the header
     <child>_<one of these>         each of several samples of one prompt
 
-Only the first prompt of a request and its first sample are reported. ``/v1/responses`` does not use the header.
+Only the first prompt of a request and its first sample are reported. ``/v1/responses`` names a request by the id of its
+answer, which the router finds in the answer, and counts the turns with tools of its own: the first is reported.
 
 Driven by the scheduler's thread alone.
 """
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 UNIQUE_CHARS = len("-01234567")
 _FORMS = re.compile(
-    r"(?:0_)?(?:(?:chatcmpl|generate-tokens)-(.+)|(?:cmpl|embd|pooling|classify|score)-(.+)-0)", re.DOTALL
+    r"(?:0_)?(?:(?:chatcmpl|generate-tokens)-(.+)|(?:cmpl|embd|pooling|classify|score)-(.+)-0|(resp_.+)_0)", re.DOTALL
 )
 _UNIQUE = re.compile(r"-[0-9a-f]{8}")
 
@@ -46,7 +48,7 @@ def router_request_id(request_id: str, *, unique: bool = True) -> str | None:
     match = _FORMS.fullmatch(request_id)
     if match is None:
         return None
-    found = match[1] or match[2]
+    found = match[1] or match[2] or match[3]
     return found if len(found) <= REQUEST_CHARS_MAX else None
 
 

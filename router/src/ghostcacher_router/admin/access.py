@@ -22,6 +22,7 @@ from ghostcacher_router.http.protocol.refusal import Refusal
 
 TOKEN_SETTING = "admin_token (GC_ROUTER_ADMIN_TOKEN)"  # noqa: S105 - the name of a setting
 
+_OWN_SITES = frozenset({b"none", b"same-origin"})
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
 
@@ -60,11 +61,14 @@ class Access:
 def _check_local(headers: Mapping[bytes, bytes], peer: str | None) -> None:
     """Refuse what only seems to come from this machine.
 
-    A browser adds Origin to what a page of another site sends. A page whose name was made to lead here (DNS rebinding)
-    still sends its own name as Host. A proxy in front lets anybody through, and often says so, but not always.
+    A browser adds Origin to what a page of another site sends, but not to all of it (images, links); it says in
+    Sec-Fetch-Site whose page asks, and "none" where a person has typed the address. A page whose name was made to lead
+    here (DNS rebinding) still sends its own name as Host. A proxy in front lets anybody through, and often says so, but
+    not always.
     """
     host = headers.get(b"host", b"").decode("latin-1")
-    if b"origin" in headers or not is_loopback_host(host):
+    site = headers.get(b"sec-fetch-site", b"none")
+    if b"origin" in headers or site not in _OWN_SITES or not is_loopback_host(host):
         raise Refusal(403, f"/gc/* from a web page or for another host: set {TOKEN_SETTING}", code="not_local")
     if any(name in headers for name in _FORWARDED) or not (peer is None or is_loopback_address(peer)):
         raise Refusal(403, f"/gc/* through a proxy or from afar: set {TOKEN_SETTING}", code="not_local")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from ghostcacher_connector.core.admin_api import FlushScope
 from ghostcacher_connector.core.coordination.base import Flush
@@ -17,7 +17,7 @@ from ghostcacher_router.types import Ask, Prompt, RequestShape, SectionType
 FLUSHED_MAX = 4096
 """The most boundaries that one flush names, 4 MiB of text: each is an entry of the stream that the routers share."""
 
-Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape]
+Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
 
 
 class AdminActions:
@@ -28,12 +28,12 @@ class AdminActions:
 
     async def explain(self, asked: ExplainedRequest) -> list[dict[str, object]]:
         """Return each worker's forecast for a request, the best first. Raises BadBody, NoWorker."""
-        shape = self._parse(asked.path, asked.body, {})
+        shape = await self._shape_of(asked.path, asked.body)
         return await self._routing.picker.explain(Ask("explain", "POST", asked.path, shape, {}))
 
     async def flush(self, target: FlushTarget) -> None:
         """Have every router forget. Raises BadBody, and Refusal when a request names nothing that could be meant."""
-        for key in self._keys(target):
+        for key in await self._keys(target):
             flush = Flush(scope=target.scope.value, key=key, router=self._router)
             if self._routing.sync is not None:
                 self._routing.sync.publish(flush)
@@ -41,7 +41,11 @@ class AdminActions:
                 self._text.flush(flush)
                 self._routing.state.flush(flush)
 
-    def _keys(self, target: FlushTarget) -> list[bytes]:
+    async def _shape_of(self, path: str, body: bytes) -> RequestShape:
+        shape = self._parse(path, body, {})
+        return shape if isinstance(shape, RequestShape) else await shape
+
+    async def _keys(self, target: FlushTarget) -> list[bytes]:
         if target.scope is FlushScope.ALL:
             return [b""]
         if target.session is not None:
@@ -50,7 +54,7 @@ class AdminActions:
         if target.key is not None:
             return [target.key]
         assert target.request is not None
-        prompt = self._parse(target.path, target.request, {}).prompt
+        prompt = (await self._shape_of(target.path, target.request)).prompt
         keys = [] if prompt is None else list(_boundaries(prompt, target.scope))
         if not 0 < len(keys) <= FLUSHED_MAX:
             what = "documents" if target.scope is FlushScope.DOC else "a prompt"

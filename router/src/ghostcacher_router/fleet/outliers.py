@@ -119,7 +119,7 @@ class Outliers:
         now = self._clock()
         for worker, record in self._records.items():
             if record.ejected_until is not None and record.ejected_until <= now:
-                record.ejected_until, record.returned_at, record.answers = None, now, 0
+                record.returned_at, record.ejected_until, record.answers = record.ejected_until, None, 0
                 logger.info("worker %s: no longer ejected; it gets few requests until it has answered some", worker)
         self._set_due()
         self._changed()

@@ -4,9 +4,17 @@
     proxy_state.py        ProxyState: what all connections share
     client_connection.py  ClientConnection: one client's connection, one request at a time
     worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
+    attempts.py           Attempts: which workers have been tried for a request, and whose fault it was
+    own_headers.py        the header lines that the router adds to a response
+    looks.py              what is looked for in answers: the id of what was made, and where output begins
+    at_worker.py          AtWorker: the side of it that waits: what is done when nothing comes
+    repeatable.py         is_repeatable: which requests two workers may carry out
+    fan_out.py            a request that goes to every server, where the client asks for that
     local_exchange.py     LocalExchange: the same for what the router answers itself
+    later.py              goes on with a request once something is there that it waits for
     proxy_ports.py        what these ask of one another, and of the rest of the router
-    peer_state.py         whether a client that is not read from has left
+    peer_state.py         what the kernel knows of a client's connection: has it left, what has arrived; its reset
+    admission.py          which clients may be connected, and who goes when there are too many
     open_files.py         how many clients the process may have
     protocol/             heads, bodies, framing, limits and errors of HTTP: no I/O
     ../upstreams/         connections to workers
@@ -15,7 +23,7 @@ The life of a request:
 
 1. bytes come from a client (`ClientConnection.data_received`)
 2. its head is gathered and checked (`HeadReader`, `read_request_head`), its body held whole (`BodyReader`)
-3. the body is parsed (`prompt.parse_body`) and the request placed (`Dispatcher.place_now` or `place`)
+3. the body is parsed (`parsing.BodyParser`, at once or in another process) and the request placed (`Dispatcher`)
 4. a connection to that worker is taken or made (`WorkerPool.take`, `Pools.connect`)
 5. the head is written anew (`worker_request`) and sent with the body (`WorkerConnection.begin`)
 6. the head of the worker's response is checked (`ResponseHeads.parse`) and written anew (`client_head`)

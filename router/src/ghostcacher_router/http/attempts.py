@@ -14,6 +14,7 @@ wherever it is sent shows nothing of any of them.
 
 from __future__ import annotations
 
+import errno
 from typing import NamedTuple
 
 from ghostcacher_router.http.protocol.refusal import Refusal
@@ -24,6 +25,9 @@ TURNS_AWAY = frozenset({429, 503})
 
 HELD_BYTES_MAX = 64 << 10
 """Of an answer that turns a request away. A larger one is passed on, as it comes."""
+
+OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
+"""What the router lacks itself when it cannot connect: it says nothing of the worker."""
 
 BROKE_MAX = 2
 """Workers that may close their connection on one request, unanswered."""

@@ -12,8 +12,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import IntEnum
+from functools import partial
 from typing import cast
 
+from ghostcacher_router.http.fan_out import HEADER as FAN_OUT
+from ghostcacher_router.http.fan_out import fan_out
 from ghostcacher_router.http.local_exchange import LocalExchange
 from ghostcacher_router.http.peer_state import has_arrived, peer_has_closed, reset_connection
 from ghostcacher_router.http.protocol.local_response import error_response
@@ -23,6 +26,7 @@ from ghostcacher_router.http.protocol.request_reader import RequestReader
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.http.worker_exchange import WorkerExchange
+from ghostcacher_router.types import Endpoint
 
 
 class State(IntEnum):
@@ -137,6 +141,17 @@ class ClientConnection(asyncio.Protocol):
         self._leave()
         reset_connection(self.transport)
 
+    # what admission uses
+
+    def drop(self) -> None:
+        if self._reader.pending:
+            self._write_error(_TOO_MANY, None, False)
+        if self.transport.get_write_buffer_size():
+            self.abort()  # Of a response that the client has not read.
+        else:
+            self._leave()
+            self.transport.abort()
+
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -146,9 +161,12 @@ class ClientConnection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else None
         self._peer_bytes = (self.peer or "unknown").encode()
         self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
-        if not self._proxy.admit(self):
-            self._write_error(_TOO_MANY, None, False)
-            self._close()
+        if not self._proxy.admission.admit(self):
+            if self._proxy.admission.may_linger:
+                self._refuse(_TOO_MANY)
+            else:
+                self._write_error(_TOO_MANY, None, False)
+                self._close()
         elif self._proxy.draining:
             self._close()  # It was accepted before the proxy ceased to listen.
 
@@ -227,6 +245,20 @@ class ClientConnection(asyncio.Protocol):
             self._moved_bytes, self._moved_at = exchange.passed_bytes, now
         elif now - self._moved_at > limits.worker_silence_s:
             exchange.expire()
+        else:
+            exchange.check(now)
+
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:
+        return self._exchange is not None and self._exchange.is_at(worker, endpoint)
+
+    def moved_after(self, when: float) -> bool:
+        passed_bytes = 0 if self._exchange is None else self._exchange.passed_bytes
+        return passed_bytes > 0 and (passed_bytes != self._moved_bytes or self._moved_at > when)
+
+    def worker_hangs(self, worker: str, endpoint: Endpoint) -> None:
+        # Nothing can come while the client does not read. Should it read again, the worker's next probe has it end.
+        if self._exchange is not None and self._exchange.is_at(worker, endpoint) and not self._write_paused:
+            self._exchange.worker_hangs()
 
     def drain(self) -> None:
         if self._state is _HEAD and not self._reader.pending:
@@ -252,6 +284,7 @@ class ClientConnection(asyncio.Protocol):
                 self._begun = True
                 self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
         elif self._state is _HEAD:
+            self._proxy.admission.busy(self)
             self._state = _BODY
             self._seen_bytes = 0
             self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
@@ -270,14 +303,18 @@ class ClientConnection(asyncio.Protocol):
     def _run(self, head: RequestHead, body: bytes) -> None:
         proxy = self._proxy
         now = proxy.clock()
+        proxy.admission.busy(self)
         self._state = _BUSY
         self._begun = False
-        self._moved_at = now
+        self._moved_bytes, self._moved_at = 0, now
         self.deadline = now + proxy.limits.tick_s
         proxy.in_flight += 1
         exchange: Exchange
         if proxy.local.match(head.method, head.path):
             exchange = LocalExchange(proxy, self, head, body)
+        elif FAN_OUT in head.headers:
+            request_id = head.request_id or proxy.next_request_id()
+            exchange = LocalExchange(proxy, self, head, body, partial(fan_out, proxy, head, request_id))
         else:
             exchange = WorkerExchange(proxy, self, head, body, now)
         self._exchange = exchange
@@ -288,6 +325,7 @@ class ClientConnection(asyncio.Protocol):
         if self._proxy.draining:
             self._close()
             return
+        self._proxy.admission.waits(self)
         self._state = _HEAD
         self.deadline = self._proxy.now + self._proxy.limits.keep_alive_s
         if self._reader.pending:
@@ -308,7 +346,8 @@ class ClientConnection(asyncio.Protocol):
     def _write_error(self, refusal: Refusal, request_id: bytes | None, keep: bool) -> None:
         head = self._reader.head
         path, no_body = ("", False) if head is None else (head.path, head.method == "HEAD")
-        self.write(error_response(path, refusal).encode(request_id, keep_alive=keep, no_body=no_body))
+        response = error_response(path, refusal).with_headers(self._proxy.allowed_origins.headers(head))
+        self.write(response.encode(request_id, keep_alive=keep, no_body=no_body))
         self._proxy.answered(self.peer, head, refusal.status, request_id)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -338,6 +377,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange is not None:
             self._proxy.in_flight -= 1
             exchange.cancel()
+        self._proxy.admission.busy(self)
         self._state = _CLOSED
         self.deadline = self._proxy.clock() + self._proxy.limits.client_stall_s
         self._reader.release()

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
-from ghostcacher_router.http.protocol.local_response import LocalRequest
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
+from ghostcacher_router.types import Endpoint
 
 logger = logging.getLogger(__name__)
+
+Handler = Callable[[LocalRequest], Awaitable[LocalResponse]]
+"""Returns the response, within a bounded time; never raises for what a client sent."""
 
 
 class LocalExchange:
     """A request that `LocalEndpoints` matched, while it is answered; an `Exchange`."""
 
-    __slots__ = ("_body", "_client", "_head", "_proxy", "_task", "request_id")
+    __slots__ = ("_body", "_client", "_handle", "_head", "_proxy", "_task", "request_id")
     passed_bytes = 0
     """Nothing moves before the response is whole, which `worker_silence_s` bounds."""
 
-    def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes) -> None:
+    def __init__(
+        self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes, handle: Handler | None = None
+    ) -> None:
+        """Make one. handle: answers the request; None: `LocalEndpoints` do."""
+        self._handle = proxy.local.handle if handle is None else handle
         self._proxy = proxy
         self._client = client
         self._head = head
@@ -43,6 +52,14 @@ class LocalExchange:
         self._stop()
         self._client.exchange_refused(Refusal(504, "the router did not answer in time", code="timeout"))
 
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:  # noqa: ARG002
+        return False
+
+    def check(self, now: float) -> None:
+        """Nothing to see: it waits for no worker."""
+
+    def worker_hangs(self) -> None: ...
+
     def pause(self) -> None:
         """Nothing to hold back: the response is written at once."""
 
@@ -52,7 +69,7 @@ class LocalExchange:
         head, client = self._head, self._client
         request = LocalRequest(head.method, head.path, head.query, head.headers, self._body, client.peer)
         try:
-            response = await self._proxy.local.handle(request)
+            response = (await self._handle(request)).with_headers(self._proxy.allowed_origins.headers(head))
             keep = client.may_keep_alive
             data = response.encode(self.request_id, keep_alive=keep, no_body=head.method == "HEAD")
         except Exception:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 
@@ -9,6 +10,10 @@ logger = logging.getLogger(__name__)
 
 RESERVED = 256
 """Descriptors for Redis, for connections that are kept, for probes and for the program itself."""
+SPARE = 128
+"""Descriptors that no client takes, half of which no connection to a worker takes: enough to refuse clients with an
+answer, to ask Redis and to probe workers. The kernel gives out the lowest free number, so the number of a new
+connection says how many are open."""
 PER_CLIENT = 2
 """A client's own connection, and one to the worker that answers it."""
 
@@ -32,3 +37,10 @@ def allow_clients(connections_max: int) -> None:
             soft,
             max(fitting, 0),
         )
+
+
+def short_of_files(transport: asyncio.BaseTransport, spare: int) -> bool:
+    """Say whether a new connection has one of the last `spare` descriptors that the process may open."""
+    connected = transport.get_extra_info("socket")
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return connected is not None and soft != resource.RLIM_INFINITY and connected.fileno() >= soft - spare

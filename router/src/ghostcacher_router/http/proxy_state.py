@@ -9,9 +9,11 @@ import ssl
 from collections.abc import Callable
 
 from ghostcacher_router.dns.resolver import Resolver
+from ghostcacher_router.http.admission import Admission, Admitted
+from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
-from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
 from ghostcacher_router.types import Dispatcher
 from ghostcacher_router.upstreams.worker_pools import Pools
 
@@ -25,7 +27,8 @@ class ProxyState:
     """Shared by the proxy, its clients' connections and their exchanges. Loop only.
 
     now: the time of the last tick, for what may be half a second off. in_flight: requests that are being answered.
-    buffered_bytes: of bodies held. draining: no new request is taken. clients: open connections.
+    buffered_bytes: of bodies held. draining: no new request is taken. clients: open connections, let in by
+    `admission`.
     """
 
     def __init__(
@@ -49,12 +52,14 @@ class ProxyState:
         self.limits = limits
         self.clock = clock
         self.access_log = access_log
+        self.allowed_origins = AllowedOrigins(limits.allowed_origins)
         self.now = clock()
         self.pools = Pools(limits, self.now, worker_tls, resolver)
         self.in_flight = 0
         self.buffered_bytes = 0
         self.draining = False
-        self.clients: set[Connection] = set()
+        self.admission = Admission(limits, meter)
+        self.clients = self.admission.clients
         self._emptied: asyncio.Future[None] | None = None
         self._ids = itertools.count(1)
         self._id_prefix = f"gc-{router}-".encode()
@@ -87,14 +92,9 @@ class ProxyState:
             number = "-" if request_id is None else request_id.decode()
             access.info('%s "%s" %d %s %.1f ms %s', peer or "-", what, status, worker or "-", took_ms, number)
 
-    def admit(self, client: Connection) -> bool:
-        """Take in a connection; False when there are too many."""
-        self.clients.add(client)
-        return len(self.clients) <= self.limits.connections_max
-
-    def forget(self, client: Connection) -> None:
+    def forget(self, client: Admitted) -> None:
         """A connection is closed."""
-        self.clients.discard(client)
+        self.admission.forget(client)
         if not self.clients and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 

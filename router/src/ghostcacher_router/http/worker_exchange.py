@@ -2,11 +2,11 @@
 
     start -> parse -> place -> connect or take a kept connection -> send -> response_head .. response_end
                        ^                                       |                     |
-                       '-- refused, or broke before any byte <-'                     |
+                       '-- refused, broke or hangs before any byte (at_worker.py) <--|
                        '-- 503 or 429, which is held (attempts.py) <-----------------'
 
 There is a task only while a dispatcher has to wait or a connection is made. A connection that was kept and turns out
-closed proves nothing: the same worker gets one more try, on a new connection.
+closed, or to lead nowhere, proves nothing: the same worker gets one more try, on a new connection.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+from collections.abc import Awaitable
 
-from ghostcacher_router.http.attempts import HELD_BYTES_MAX, TURNS_AWAY, Attempts, HeldAnswer
+from ghostcacher_router.http.at_worker import AtWorker
+from ghostcacher_router.http.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, Attempts, HeldAnswer
+from ghostcacher_router.http.later import later
+from ghostcacher_router.http.looks import looked_into
+from ghostcacher_router.http.open_files import SPARE, short_of_files
 from ghostcacher_router.http.own_headers import own_lines
-from ghostcacher_router.http.protocol.answer_id import AnswerIdFinder
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
+from ghostcacher_router.http.repeatable import is_repeatable
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
@@ -32,12 +37,10 @@ from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 logger = logging.getLogger(__name__)
 
 HTTP_ERROR = 400
-OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
-"""What the router lacks itself when it cannot connect: it says nothing of the worker."""
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
-class WorkerExchange:
+class WorkerExchange(AtWorker):
     """One request of one client, answered by a worker: an `Exchange`, and the `ResponseReceiver`. Loop only.
 
     Tells the client's connection exactly once that it is over, unless it was cancelled by it.
@@ -48,21 +51,15 @@ class WorkerExchange:
         "_began_at",
         "_body",
         "_client",
-        "_connection",
         "_ends",
         "_events",
-        "_head",
-        "_held",
         "_keep",
+        "_output_later",
         "_over",
-        "_placement",
-        "_proxy",
         "_received_at",
         "_responding",
-        "_reused",
         "_sent",
         "_shape",
-        "_status",
         "_task",
         "no_body",
         "plain",
@@ -87,8 +84,10 @@ class WorkerExchange:
         self._status: int | None = None
         self._responding = False
         self._reused = False
+        self._reason = "refused"
         self._sent = False
         self._keep = False
+        self._output_later = False
         self._over = False
         self.no_body = head.method == "HEAD"
         self.plain = not head.http11
@@ -111,13 +110,9 @@ class WorkerExchange:
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._shape = self._proxy.parse(head.target.decode("ascii"), self._body, head.headers)
-        except BadBody as exc:
-            self._refuse(Refusal(400, exc.message, param=exc.param))
-        except Exception:
-            self._fail_unexpectedly("parsing a body")
-        else:
-            self._place()
+            self._begin(self._proxy.parse(head.target.decode("ascii"), self._body, head.headers))
+        except Exception as exc:
+            self._end_for(exc)
 
     def cancel(self) -> None:
         """The client left: whatever is under way ends at once, so that the engine stops computing."""
@@ -141,39 +136,37 @@ class WorkerExchange:
 
     # placing and sending
 
+    def _begin(self, shape: RequestShape | Awaitable[RequestShape]) -> None:
+        if isinstance(shape, RequestShape):
+            self._shape = shape
+            self._place()
+        else:
+            self._task = later(lambda: shape, self._begin, self._end_for)
+
     def _place(self) -> None:
         head = self._head
         ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
         try:
             placement = self._proxy.dispatcher.place_now(ask)
-        except NoWorker as exc:
-            self._no_worker(exc)
-        except Exception:
-            self._fail_unexpectedly("placing a request")
+        except Exception as exc:
+            self._end_for(exc)
         else:
             if placement is None:
-                self._task = asyncio.get_running_loop().create_task(self._place_later(ask))
+                self._task = later(lambda: self._proxy.dispatcher.place(ask), self._use, self._end_for)
             else:
                 self._use(placement)
 
-    async def _place_later(self, ask: Ask) -> None:
-        try:
-            placement = await self._proxy.dispatcher.place(ask)
-        except NoWorker as exc:
-            self._no_worker(exc)
-        except Exception:
-            self._fail_unexpectedly("placing a request")
-        else:
-            self._use(placement)
-
     def _use(self, placement: Placement) -> None:
         self._placement = placement
+        self._reason = "refused"
         self._sent = False
         try:
-            connection = self._proxy.pools[placement.endpoint].take()
+            pool = self._proxy.pools[placement.endpoint]
         except OSError as exc:
-            self._refused(str(exc))
+            self._refused(str(exc), "refused")
             return
+        # A kept connection may turn out closed, and then nobody knows whether the worker has seen the request.
+        connection = pool.take() if is_repeatable(self._head) else None
         if connection is None:
             self._connect(placement)
         else:
@@ -187,12 +180,15 @@ class WorkerExchange:
     async def _send_later(self, placement: Placement) -> None:
         try:
             connection = await self._proxy.pools.connect(placement.endpoint)
+            if short_of_files(connection.transport, SPARE // 2):
+                connection.abort()
+                raise OSError(errno.EMFILE, "nearly all files that the process may open are open")
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
                 logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
                 self._refuse(_OVERLOADED)
             else:
-                self._refused(str(exc))
+                self._refused(str(exc), self._reason)
         except Exception:
             self._fail_unexpectedly("connecting to a worker")
         else:
@@ -205,12 +201,13 @@ class WorkerExchange:
         own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
         own += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
-        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
+        now = proxy.clock()
+        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body, now)
         if not self._sent:
             self._sent = True
             placement.sent()
         if self._received_at is not None:
-            proxy.meter.latency_ms.observe((proxy.clock() - self._received_at) * 1e3)
+            proxy.meter.latency_ms.observe((now - self._received_at) * 1e3)
             self._received_at = None
 
     # the worker's side
@@ -238,12 +235,14 @@ class WorkerExchange:
             self._events = EventStream(client.write, chunked=chunked)
             sink = self._events.write
         if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
-            sink = AnswerIdFinder(sink, placement.answer_id)
+            self._output_later = head.events
+            sink = looked_into(sink, placement, events=head.events)
         return lines, sink
 
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
-        if self._placement is not None and self._status is not None and self._status < HTTP_ERROR:
+        answered = self._status is not None and self._status < HTTP_ERROR and not self._output_later
+        if self._placement is not None and answered:
             self._placement.first_byte()
 
     def response_begins(self) -> None:
@@ -269,10 +268,8 @@ class WorkerExchange:
             self._turned_away(None)
         elif began:
             self._broken_off(f"the worker broke off its answer: {error}")
-        elif self._reused and self._placement is not None:
-            self._connect(self._placement)
         else:
-            self._refused(error)
+            self._unanswered(error, "broke")
 
     def response_bad(self, error: str) -> None:
         self._connection = None
@@ -297,9 +294,9 @@ class WorkerExchange:
 
     # ends
 
-    def _refused(self, error: str) -> None:
+    def _refused(self, error: str, reason: str) -> None:
         """A worker took nothing: tell the dispatcher, and ask for another."""
-        placement, broke = self._placement, self._sent
+        placement, broke = self._placement, reason == "broke"
         assert placement is not None, self
         self._placement = None
         placement.ended(Outcome.BROKE if broke else Outcome.REFUSED, None)
@@ -310,7 +307,7 @@ class WorkerExchange:
             logger.warning("request %s: %s", self.request_id.decode(), poison.message)
             self._refuse(poison)
         else:
-            self._try_another("broke" if broke else "refused")
+            self._try_another(reason)
 
     def _turned_away(self, answer: HeldAnswer | None) -> None:
         """A worker takes no request now; the client has got nothing of that answer. answer: None: it broke off."""
@@ -341,8 +338,13 @@ class WorkerExchange:
         self._client.write(answer.data)
         self._client.exchange_done(answer.keep)
 
-    def _no_worker(self, exc: NoWorker) -> None:
-        if self._attempts.excluded:
+    def _end_for(self, exc: Exception) -> None:
+        """End a request that could not be placed."""
+        if isinstance(exc, BadBody):
+            self._refuse(Refusal(400, exc.message, param=exc.param))
+        elif not isinstance(exc, NoWorker):
+            self._fail_unexpectedly("reading or placing a request")
+        elif self._attempts.excluded:
             self._give_up()
         else:
             self._refuse(Refusal(exc.status, exc.message, code=exc.kind, retry_after_s=exc.retry_after_s))

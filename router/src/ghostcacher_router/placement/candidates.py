@@ -18,7 +18,7 @@ RANK_DIGITS_MAX = 9
 NAMES_SHOWN_MAX = 64
 NAME_CHARS_MAX = 256
 
-_ANSWERS = (WorkerState.READY, WorkerState.DRAINING)
+ANSWERS = (WorkerState.READY, WorkerState.DRAINING)
 
 
 class Candidates(NamedTuple):
@@ -89,7 +89,7 @@ class CandidateFinder:
         worker = None if name is None else self._fleet.workers.get(name)
         if worker is None:
             return None
-        if name in ask.exclude or worker.state not in _ANSWERS:
+        if name in ask.exclude or worker.state not in ANSWERS:
             message = f"The worker that holds `{needs_id[:NAME_CHARS_MAX]}` does not answer. Please try again."
             raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
         return worker

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -65,11 +65,13 @@ class InFlightTracker:
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks, self._stored, self._regret = state
         self._open: dict[str, PlacedRequest] = {}
-        """The last placed request of each request id."""
+        """The last placed request of each request id; under the engine's own id as well, where it has one."""
         self._unreported: OrderedDict[str, _Answered] = OrderedDict()
         """Placed requests that ended well before their worker reported them as computed, oldest first."""
         self._shared: dict[str, int] = {}
         """How many open requests have an id, where that is more than one."""
+        self.on_named: Callable[[str], None] = lambda _: None
+        """Takes the id by which an engine names a request, once `pending` has the prompt under it."""
         self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
         self._prompts = 0
         """Placed prompts, in all."""
@@ -87,7 +89,7 @@ class InFlightTracker:
             computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
         reservation = self._queues.reserve(worker.name, tokens, computed, now)
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
-        self._open_id(placed)
+        self._open_id(placed, ask.request_id)
         if prompt is not None:
             held_share, due_at = 1.0, inf
             if forecast is not None:
@@ -162,6 +164,7 @@ class InFlightTracker:
         self._queues.first_byte(placed.reservation)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
+            placed.decoding_since = now
             observed_ms = (now - placed.sent_at) * 1e3
             self._metrics.first_token(observed_ms, None if forecast is None else forecast.ttft_ms)
             self._compare_forecast(placed, now, BIAS_MAX)
@@ -170,9 +173,18 @@ class InFlightTracker:
     def on_answer_id(self, placed: PlacedRequest, answer_id: str) -> None:
         if placed.ask.shape.keeps:
             self._stored.put(answer_id, placed.worker)
+        prompt = placed.ask.shape.prompt
+        if placed.ref is None or prompt is None or placed.engine_id is not None:
+            return
+        placed.engine_id = answer_id
+        self._open_id(placed, answer_id)
+        self._pending.put(answer_id, prompt)
+        self.on_named(answer_id)
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
+        if outcome is Outcome.DONE and placed.decoding_since is not None:
+            self._queues.decoded(placed.worker, self._clock() - placed.decoding_since)
         if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
             self._fleet.models_changed()
         if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
@@ -253,18 +265,18 @@ class InFlightTracker:
                 self._locks.release(placed.lock)
         if placed.sent_prompt is not None:
             self._history.ended(placed.sent_prompt)
-        self._close_id(placed)
+        self._close_id(placed.ask.request_id)
+        if placed.engine_id is not None:
+            self._close_id(placed.engine_id)
 
-    def _open_id(self, placed: PlacedRequest) -> None:
-        request_id = placed.ask.request_id
+    def _open_id(self, placed: PlacedRequest, request_id: str) -> None:
         if request_id in self._open:
             # Clients choose ids. Of two requests with the same one, nobody knows which one a worker event means.
             self._shared[request_id] = self._shared.get(request_id, 1) + 1
             self._pending.mark_ambiguous(request_id)
         self._open[request_id] = placed
 
-    def _close_id(self, placed: PlacedRequest) -> None:
-        request_id = placed.ask.request_id
+    def _close_id(self, request_id: str) -> None:
         left = self._shared.pop(request_id, 1) - 1
         if left:
             self._shared[request_id] = left

@@ -35,15 +35,16 @@ from ghostcacher_router.ghostlock.followers import (
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import CONFIRM_S
 from ghostcacher_router.placement.assessment import Assessment, Assessor
+from ghostcacher_router.placement.candidates import ANSWERS
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.fallback import Fallback
-from ghostcacher_router.placement.in_flight import InFlightTracker
+from ghostcacher_router.placement.in_flight import CHANGE_MODELS, InFlightTracker
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.signals.ttft_forecast import choose
-from ghostcacher_router.types import Ask, Forecast, Reason
+from ghostcacher_router.types import Ask, Endpoint, Forecast, Reason, Server
 
 ROUNDS_MAX = 64
 """Decisions about one request: each but the first follows the end of a lock, or an answer of the index. After so many
@@ -154,6 +155,19 @@ class Picker:
     async def explain(self, ask: Ask) -> list[dict[str, object]]:
         """Return what each candidate would cost and why, best first; place nothing. Raises NoWorker."""
         return await self._assessor.explain(ask)
+
+    def servers(self) -> list[Server]:
+        """Return all servers that answer, each once, also those that are drained."""
+        found: dict[Endpoint, Server] = {}
+        for name, worker in sorted(self._fleet.workers.items()):
+            if worker.state in ANSWERS:
+                found.setdefault(worker.endpoint, Server(name, worker.endpoint))
+        return list(found.values())
+
+    def told_all(self, path: str) -> None:
+        """Note that a request to this path has been sent to all servers: it may have changed their models."""
+        if path.endswith(CHANGE_MODELS):
+            self._fleet.models_changed()
 
     # One decision
 

@@ -1,14 +1,19 @@
 """From the body of a request to what routing needs of it: the sections of the prompt, hashed and never tokenised.
 
 parse.py            turns a body into a RequestShape, with one function for each kind of API
+prompts.py          makes the prompt of a decoded body
 bodies.py           names the fields that are read, and says how wrong ones are reported
+decoding.py         decodes bodies strictly, and where that fails as leniently as engines do
+structure.py        counts values and levels of JSON without decoding it
 assembly.py         joins messages, parts, tools and documents to canonical bytes, divided into sections
+model_name.py       reads the model that a form or the query names
+stored_ids.py       finds which stored object a request needs
 named_sections.py   reads how a request itself names the sections that its messages belong to
 canonical.py        gives one form to JSON whose white space and key order no template sees
 boundaries.py       places boundaries in the canonical bytes and hashes them
 """
 
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.prompt.parse import parse_body
+from ghostcacher_router.prompt.parse import parse_body, parse_head, parse_now
 
-__all__ = ["BadBody", "parse_body"]
+__all__ = ["BadBody", "parse_body", "parse_head", "parse_now"]

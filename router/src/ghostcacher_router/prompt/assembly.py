@@ -10,14 +10,14 @@ templates print names and ids of calls before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
-from ghostcacher_router.prompt.bodies import BadBody
+from ghostcacher_router.prompt.bodies import DEPTH_MAX, BadBody, TooDeep
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.prompt.canonical import BREAKPOINT, NODES_MAX, Budget, canonical_json
+from ghostcacher_router.prompt.canonical import BREAKPOINT, INNER_DEPTH, NODES_MAX, Budget, canonical_json
 from ghostcacher_router.types import Prompt, SectionType
 
 ROLE, EXTRA, TEXT, OTHER, MEDIA, TOOLS, DOCUMENTS = (bytes([frame]) for frame in range(0xFF, 0xF8, -1))
@@ -43,9 +43,8 @@ MEDIA_COPIES = 64
 tokens are estimated by bytes, and neither the length of a URL nor that of base64 says how many tokens an image has."""
 
 ITEMS_MAX = 16_384
-"""The most messages, items of an input and parts of contents that are walked in one body. Each takes some 10 us while
-the event loop waits, so all of them take 0.2 s at most. A conversation that fills a million tokens has a few
-thousand."""
+"""The most messages, items of an input and parts of contents that are walked in one body. Each takes some 10 us. A
+conversation that fills a million tokens has a few thousand."""
 
 PLAIN = ("role", "content")
 """The fields of a message that have nothing else to say."""
@@ -54,21 +53,37 @@ HEAD = frozenset({"system", "developer"})
 """The roles of messages that belong to the system section when they come first."""
 
 BILLING = "x-anthropic-billing-header"
-"""Begins a line that one client puts before its system text, a different one in each request. Engines take it out."""
+"""Begins a line that one client puts before its system text, a different one in each request. vLLM takes it out of the
+prompt."""
+
+
+class Reading(NamedTuple):
+    """How bodies are read."""
+
+    seed: int
+    """The fleet's, of its hashes."""
+    billing_kept: frozenset[str | None] = frozenset()
+    """The models for which an engine may leave the line that `BILLING` begins in the prompt; None for a request that
+    names no model."""
+    items_max: int = ITEMS_MAX
+    """The most items that are walked in one body."""
+    nodes_max: int = NODES_MAX
+    """The most nodes of other JSON that are walked in one body."""
 
 
 class Assembly:
-    """Puts together one prompt. seed: of the fleet's hashes.
+    """Puts together one prompt. model: as the body names it.
 
-    Adding raises TooMuch, before anything is walked, when the body has more than `ITEMS_MAX` items or `NODES_MAX` nodes
-    of other JSON. `items` and `nodes` say how many of these are left, for callers that walk a part of the body
-    themselves.
+    Adding raises TooMuch, before anything is walked, when the body has more items or nodes than `reading` allows.
+    `items` and `nodes` say how many of these are left, for callers that walk a part of the body themselves. Raises
+    TooDeep where something is nested too deeply.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.items = Budget(ITEMS_MAX)
-        self.nodes = Budget(NODES_MAX)
-        self._seed = seed
+    def __init__(self, reading: Reading, model: str | None) -> None:
+        self.items = Budget(reading.items_max)
+        self.nodes = Budget(reading.nodes_max)
+        self._seed = reading.seed
+        self._drops_billing = model not in reading.billing_kept
         self._pieces: list[bytes] = []
         self._size = 0
         self._part_ends: list[int] = []
@@ -87,8 +102,11 @@ class Assembly:
         """Add plain text."""
         self._part(section, TEXT, text.encode())
 
-    def message(self, section: SectionType, message: Any, where: str) -> None:
-        """Add one message. Raises BadBody, which names `where`, the place of the message in the body."""
+    def message(self, section: SectionType, message: Any, where: str, plain: Collection[str] = PLAIN) -> None:
+        """Add one message. Raises BadBody, which names `where`, the place of the message in the body.
+
+        plain: fields that are not part of the text beside the role and the content.
+        """
         if type(message) is not dict:
             raise BadBody.wrong_type(where, "an object", message)
         role = message.get("role")
@@ -97,7 +115,7 @@ class Assembly:
         self._begin(section)
         self._put(ROLE, role.encode())
         if len(message) > len(PLAIN):
-            self._extras(message)
+            self._extras(message, plain)
         self._content(message.get("content"), f"{where}.content", system=role in HEAD)
         self._part_ends.append(self._size)
 
@@ -118,13 +136,15 @@ class Assembly:
         text = b"".join(self._pieces)
         return hash_prompt(text, self._part_ends, self._section_ends, preamble=preamble, seed=self._seed)
 
-    def _extras(self, message: dict[str, Any]) -> None:
+    def _extras(self, message: dict[str, Any], plain: Collection[str]) -> None:
         self.nodes.take(len(message))
-        extras = {k: v for k, v in message.items() if v is not None and k not in PLAIN and k != BREAKPOINT}
+        extras = {k: v for k, v in message.items() if v is not None and k not in plain and k != BREAKPOINT}
         if extras:
             self._put(EXTRA, canonical_json(extras, self.nodes))
 
-    def _content(self, content: Any, where: str, *, system: bool = False) -> None:
+    def _content(self, content: Any, where: str, *, system: bool = False, depth: int = INNER_DEPTH) -> None:
+        if depth > DEPTH_MAX:
+            raise TooDeep
         if type(content) is str:
             self._text(content, system=system)
         elif type(content) is list:
@@ -133,13 +153,13 @@ class Assembly:
                 if type(part) is str:
                     self._text(part, system=system)
                 elif type(part) is dict:
-                    self._content_part(part, f"{where}[{index}]", system=system)
+                    self._content_part(part, f"{where}[{index}]", system=system, depth=depth)
                 else:
                     raise BadBody.wrong_type(f"{where}[{index}]", "an object or a string", part)
         elif content is not None:
             raise BadBody.wrong_type(where, "a string or an array", content)
 
-    def _content_part(self, part: dict[str, Any], where: str, *, system: bool) -> None:
+    def _content_part(self, part: dict[str, Any], where: str, *, system: bool, depth: int) -> None:
         part_type = part.get("type")
         if type(part_type) is not str:
             part_type = None
@@ -154,14 +174,14 @@ class Assembly:
         elif part_type == "tool_result":
             self.nodes.take(len(part))
             self._put(OTHER, canonical_json({k: v for k, v in part.items() if k != "content"}, self.nodes))
-            self._content(part.get("content"), f"{where}.content")
+            self._content(part.get("content"), f"{where}.content", depth=depth + 2)
         else:
             self._put(OTHER, canonical_json(part, self.nodes))
         if part.get(BREAKPOINT) is not None:
             self._end_section()
 
     def _text(self, text: str, *, system: bool) -> None:
-        if system and text.startswith(BILLING):
+        if system and self._drops_billing and text.startswith(BILLING):
             text = text.partition("\n")[2]
             if not text:
                 return

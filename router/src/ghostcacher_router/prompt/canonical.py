@@ -14,6 +14,9 @@ from typing import Any, Final
 import msgspec
 from xxhash import xxh3_128_digest
 
+from ghostcacher_router.prompt.bodies import DEPTH_MAX, TooDeep
+from ghostcacher_router.prompt.decoding import decode_value
+
 FREE: Final = frozenset({"parameters", "input_schema", "schema", "input", "arguments"})
 """Keys whose values are the client's own dictionaries."""
 
@@ -24,6 +27,9 @@ of the prompt."""
 NODES_MAX = 65_536
 """The most nodes of JSON that are walked for one body. Each takes under a microsecond while the event loop waits. This
 is four for each item that a body may have."""
+
+INNER_DEPTH = 4
+"""Levels that lie around a value that is given a form: the body, its messages, one of them, and its content."""
 
 CACHED_BYTES_MAX = 256 << 10
 """The largest form that is remembered."""
@@ -55,17 +61,39 @@ class Budget:
 
 
 def canonical_json(value: Any, nodes: Budget) -> bytes:
-    """Return compact UTF-8 of decoded JSON, with the API's keys sorted, without breakpoints. Raises TooMuch."""
-    return msgspec.json.encode(_arranged(value, nodes))
+    """Return compact UTF-8 of decoded JSON, with the API's keys sorted, without breakpoints.
+
+    Raises TooMuch, and TooDeep.
+    """
+    return msgspec.json.encode(_arranged(value, nodes, INNER_DEPTH))
 
 
-def _arranged(value: Any, nodes: Budget) -> Any:
-    if type(value) is dict:
-        nodes.take(len(value))
-        return {k: v if k in FREE else _arranged(v, nodes) for k, v in sorted(value.items()) if k != BREAKPOINT}
+def check_nesting(value: Any, depth: int) -> None:
+    """Raise TooDeep where decoded JSON that stands `depth` levels deep makes its body too deep."""
+    if type(value) not in (dict, list):
+        return
+    if depth >= DEPTH_MAX:
+        raise TooDeep
+    for inner in value.values() if type(value) is dict else value:
+        check_nesting(inner, depth + 1)
+
+
+def _arranged(value: Any, nodes: Budget, depth: int) -> Any:
+    if type(value) not in (dict, list):
+        return value
+    if depth >= DEPTH_MAX:
+        raise TooDeep
+    depth += 1
+    nodes.take(len(value))
     if type(value) is list:
-        nodes.take(len(value))
-        return [_arranged(item, nodes) for item in value]
+        return [_arranged(item, nodes, depth) for item in value]
+    return {k: _field(k, v, nodes, depth) for k, v in sorted(value.items()) if k != BREAKPOINT}
+
+
+def _field(key: str, value: Any, nodes: Budget, depth: int) -> Any:
+    if key not in FREE:
+        return _arranged(value, nodes, depth)
+    check_nesting(value, depth)
     return value
 
 
@@ -78,16 +106,16 @@ class CanonicalCache:
     def __repr__(self) -> str:
         return f"CanonicalCache(forms={len(self._forms)})"
 
-    def form(self, raw: bytes, seed: int) -> bytes:
-        """Return the canonical form of one JSON value. Raises TooMuch.
+    def form(self, raw: bytes, seed: int, nodes_max: int = NODES_MAX) -> bytes:
+        """Return the canonical form of one JSON value. Raises TooMuch, and BadBody.
 
-        seed: keeps clients from guessing which values collide. Nodes are counted for this value alone: whether a body
-        is understood must not depend on what is remembered.
+        seed: keeps clients from guessing which values collide. nodes_max: of this value alone, whatever else its body
+        has: whether a body is understood must not depend on what is remembered.
         """
         key = xxh3_128_digest(raw, seed)
         form = self._forms.get(key)
         if form is None:
-            form = canonical_json(msgspec.json.decode(raw), Budget(NODES_MAX))
+            form = canonical_json(decode_value(raw), Budget(nodes_max))
             if len(form) <= CACHED_BYTES_MAX:
                 if len(self._forms) >= CACHED_MAX:
                     del self._forms[next(iter(self._forms))]

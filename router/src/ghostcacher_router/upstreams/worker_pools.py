@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 import ssl
+from collections.abc import Callable
 
 from ghostcacher_router.dns.dial import dial
 from ghostcacher_router.dns.resolver import Resolver
@@ -24,7 +25,8 @@ _WATCHES = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
 class WorkerPool:
     """The idle connections to one endpoint, and what every head sent there has in common. Loop only."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, now: float) -> None:
+    def __init__(self, endpoint: Endpoint, limits: Limits, now: float, idle_closed: Callable[[Endpoint], None]) -> None:
+        """idle_closed: called when the worker has closed an idle connection."""
         host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         self.endpoint = endpoint
         self.limits = limits
@@ -34,6 +36,7 @@ class WorkerPool:
         self.open: set[WorkerConnection] = set()
         self.connecting = 0
         self._idle: dict[WorkerConnection, float] = {}
+        self._idle_closed = idle_closed
         self._now = now
 
     def __repr__(self) -> str:
@@ -46,6 +49,7 @@ class WorkerPool:
             connection, _ = idle.popitem()
             if connection.usable:
                 return connection
+            self._idle_closed(self.endpoint)
         return None
 
     def put(self, connection: WorkerConnection) -> None:
@@ -57,7 +61,13 @@ class WorkerPool:
 
     def closed(self, connection: WorkerConnection) -> None:
         self.open.discard(connection)
-        self._idle.pop(connection, None)
+        if self._idle.pop(connection, None) is not None:
+            self._idle_closed(self.endpoint)
+
+    def close_idle(self) -> None:
+        for connection in list(self._idle):
+            connection.abort()
+        self._idle.clear()
 
     def tick(self, now: float) -> None:
         """Close what has been idle for too long."""
@@ -77,6 +87,8 @@ class Pools:
         self._now = now
         self._tls = tls
         self._pools: dict[Endpoint, WorkerPool] = {}
+        self.idle_closed: Callable[[Endpoint], None] = _ignore
+        """Called when a worker has closed a connection that was kept for it. To be set before there is any."""
 
     def __repr__(self) -> str:
         return f"Pools({list(self._pools.values())})"
@@ -87,7 +99,7 @@ class Pools:
         if pool is None:
             if not endpoint.host or not _PLAIN.fullmatch(endpoint.host + endpoint.path):
                 raise OSError(f"expected an address of visible ASCII, got {endpoint!r}")
-            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._now)
+            pool = self._pools[endpoint] = WorkerPool(endpoint, self._limits, self._now, self.idle_closed)
         return pool
 
     @property
@@ -141,6 +153,11 @@ class Pools:
             if not pool.open and not pool.connecting:
                 del self._pools[endpoint]
 
+    def close_idle(self, endpoint: Endpoint) -> None:
+        """Close the connections to an endpoint that no request uses."""
+        if (pool := self._pools.get(endpoint)) is not None:
+            pool.close_idle()
+
     async def close(self) -> None:
         """Close every connection; return when they are closed."""
         for pool in self._pools.values():
@@ -148,6 +165,9 @@ class Pools:
                 connection.abort()
         while self.open_count:
             await asyncio.sleep(0)
+
+
+def _ignore(_: Endpoint) -> None: ...
 
 
 def _watch_host(transport: asyncio.Transport, gone_s: int) -> None:

@@ -39,6 +39,13 @@ def test_router_id_is_found_in_every_form(form: str, own: str) -> None:
     assert router_request_id(made, unique=False) == own
 
 
+def test_request_to_responses_is_named_by_its_answer() -> None:
+    """The first of the turns that vLLM makes of it counts."""
+    assert router_request_id("resp_0123456789abcdef_0-0a1b2c3d") == "resp_0123456789abcdef"
+    assert router_request_id("resp_clients-own_0_0-0a1b2c3d") == "resp_clients-own_0"
+    assert router_request_id("resp_0123456789abcdef_0", unique=False) == "resp_0123456789abcdef"
+
+
 @pytest.mark.parametrize(
     "request_id",
     [
@@ -51,7 +58,8 @@ def test_router_id_is_found_in_every_form(form: str, own: str) -> None:
         "chatcmpl-r1",
         "chatcmpl-r1-0A1B2C3D",
         "chatcmpl--0a1b2c3d",
-        "resp_0123456789abcdef_0-0a1b2c3d",
+        "resp_0123456789abcdef_1-0a1b2c3d",
+        "resp__0",
         f"chatcmpl-{'x' * 257}-0a1b2c3d",
     ],
 )

@@ -59,6 +59,12 @@ def test_router_warns_of_what_is_open(
         (None, True, {b"host": b"evil.example"}, 403),
         (None, True, LOCAL | {b"origin": b"http://evil.example"}, 403),
         (None, True, LOCAL | {b"origin": b"null"}, 403),
+        (None, True, LOCAL | {b"sec-fetch-site": b"none"}, 200),
+        (None, True, LOCAL | {b"sec-fetch-site": b"same-origin"}, 200),
+        (None, True, LOCAL | {b"sec-fetch-site": b"same-site"}, 403),
+        (None, True, LOCAL | {b"sec-fetch-site": b"cross-site"}, 403),
+        (None, True, LOCAL | {b"sec-fetch-site": b"none, cross-site"}, 403),
+        (TOKEN, True, BEARER | {b"sec-fetch-site": b"cross-site"}, 200),
         (None, True, LOCAL | {b"x-forwarded-for": b"192.0.2.1"}, 403),
     ],
 )

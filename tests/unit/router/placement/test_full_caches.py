@@ -1,11 +1,9 @@
-"""Where a fleet's caches are about full: documents stay where they are, and are not copied until the last ones fall out."""
+"""Where a fleet's caches are about full: documents stay where they are, and no last copy falls out for another one."""
 
 from __future__ import annotations
 
 import asyncio
 from random import Random
-
-import pytest
 
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
@@ -29,13 +27,12 @@ async def ask_at_random(sim: Sim, rate_per_s: float, seed: int) -> list[Served]:
     return await all_of(tasks)
 
 
-@pytest.mark.parametrize("rate_per_s", [8.0, 12.0])
 @virtual
-async def test_documents_that_just_fit_are_computed_about_once(rate_per_s: float) -> None:
-    """At every load below saturation nearly all of what is computed is each document once, and the questions."""
+async def test_documents_that_just_fit_are_computed_about_once() -> None:
+    """Nearly all of what is computed is each document once, and the questions; and no queue grows for it."""
     sim = await make_sim(ENGINES, kv_blocks=KV_BLOCKS, options=Options(ghost_lock=False))
-    served = await ask_at_random(sim, rate_per_s, seed=1)
+    served = await ask_at_random(sim, rate_per_s=8.0, seed=1)
     computed = sum(engine.computed_tokens for engine in sim.engines.values())
     once = DOCUMENTS * DOCUMENT_TOKENS + REQUESTS * (QUESTION_TOKENS + BLOCK_TOKENS)
-    assert computed < 2.2 * once
+    assert computed < 2.0 * once
     assert sum(one.ttft_s for one in served[REQUESTS // 2 :]) / (REQUESTS // 2) < 0.05

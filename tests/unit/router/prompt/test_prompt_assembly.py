@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghostcacher_router.prompt import parse_body
 from tests.support.prompts import (
     CHAT,
     COMPLETIONS,
@@ -15,6 +17,7 @@ from tests.support.prompts import (
     LONG,
     MESSAGES,
     RESPONSES,
+    SEED,
     chat,
     prompt_of,
     say,
@@ -260,6 +263,19 @@ def test_billing_line_of_a_client_is_no_text() -> None:
     assert chat(say("user", line + "x")) != chat(say("user", "x"))
 
 
+def test_billing_line_stays_where_an_engine_leaves_it() -> None:
+    """Its prompts do begin with another line each time, and share nothing."""
+    body = {"model": "m", "system": "x-anthropic-billing-header: cch=123\nbe brief", "messages": [say("user", "x")]}
+    raw = json.dumps(body).encode()
+    dropped = parse_body(MESSAGES, raw, {}, SEED)
+    assert parse_body(MESSAGES, raw, {}, SEED, frozenset({"other", None})) == dropped
+    kept = parse_body(MESSAGES, raw, {}, SEED, frozenset({"m"})).prompt
+    assert kept is not None
+    assert dropped.prompt is not None
+    assert not set(kept.digests) & set(dropped.prompt.digests)
+    assert kept.size - dropped.prompt.size == len("x-anthropic-billing-header: cch=123\n")
+
+
 def test_system_text_of_anthropic_is_the_same_as_one_block() -> None:
     """A text is its one block."""
     body = {"model": "m", "messages": [say("user", "x")]}
@@ -277,6 +293,16 @@ def test_responses_have_instructions_items_and_calls() -> None:
     ]
     prompt = prompt_of(RESPONSES, {"model": "m", "instructions": "i", "input": items, "tools": [TOOL]})
     assert sections(prompt) == ["TOOLS", "SYS", "SESSION", "USER"]
+
+
+@pytest.mark.parametrize("form", [{"type": "message"}, {"type": "message", "id": "msg_1", "status": "completed"}])
+def test_message_that_comes_back_as_an_item_is_the_same_text(form: dict[str, str]) -> None:
+    """What a server adds to a message when it returns it is in no template."""
+    turns = [say("user", LONG), say("assistant", [{"type": "output_text", "text": LONG, "annotations": []}])]
+    plain = prompt_of(RESPONSES, {"model": "m", "input": turns})
+    returned = prompt_of(RESPONSES, {"model": "m", "input": [turn | form for turn in turns]})
+    assert returned.digests == plain.digests
+    assert prompt_of(RESPONSES, {"model": "m", "input": [turns[0] | {"name": "n"}]}).digests[0] != plain.digests[0]
 
 
 def test_text_input_of_responses_is_one_message_of_the_user() -> None:

@@ -24,7 +24,11 @@ class Limits(NamedTuple):
     pipelined_bytes_max: int = 64 * KIB
     """What a client may send ahead of its answer, and one read more. Then it is not read from."""
     connections_max: int = 4096
-    """Clients at a time. Beyond, 503."""
+    """Clients at a time. Beyond, the one goes that has been idle longest; when none is idle, the new one gets 503."""
+    connections_per_address_max: int | None = None
+    """The same of one address. None: no limit, since behind a load balancer all clients come from one address."""
+    allowed_origins: tuple[str, ...] = ()
+    """The origins of web pages that may read the router's own answers; "*": all. Browsers hold to it."""
     client_header_s: float = 10.0
     """For a whole head, from its first byte, or from the connection's start."""
     client_body_s: float = 60.0
@@ -43,6 +47,8 @@ class Limits(NamedTuple):
     """To a worker: a host that is gone does not answer at all."""
     worker_silence_s: float = 3600.0
     """Between two bytes of a worker. Long: a queue of long prompts, or a long answer that is not streamed."""
+    fan_out_s: float = 120.0
+    """For each server that a request is sent to which goes to all: loading an adapter takes seconds."""
     worker_gone_s: int = 30
     """A worker whose machine has vanished without a word is noticed so soon; one that only hangs is not."""
     upstream_idle_s: float = 4.0

@@ -33,6 +33,10 @@ class LocalResponse(NamedTuple):
     """Without content-length, connection and date, which `encode` adds."""
     body: bytes
 
+    def with_headers(self, more: Sequence[tuple[bytes, bytes]]) -> LocalResponse:
+        """Return the response with further headers."""
+        return self._replace(headers=(*self.headers, *more)) if more else self
+
     def encode(self, request_id: bytes | None, *, keep_alive: bool, no_body: bool) -> bytes:
         """Return the response as it is sent. no_body: to HEAD, which is told the length of a body but gets none."""
         lines = [b"HTTP/1.1 %d %b" % (self.status, REASONS.get(self.status, b"Unknown"))]

@@ -1,0 +1,75 @@
+"""Parses the bodies of requests: short ones at once, long ones in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from ghostcacher_router.parsing.messages import ParseAsk
+from ghostcacher_router.parsing.parser_process import ParserFailed, ParserProcess
+from ghostcacher_router.prompt import parse_head, parse_now
+from ghostcacher_router.types import RequestShape
+
+logger = logging.getLogger(__name__)
+
+MEMORY_BYTES: Final = 512 << 20
+"""Address space of the child beside that for the body: the interpreter, and the values of the largest body that is
+decoded."""
+BODY_COPIES: Final = 6
+"""How often the child may hold a body: as it came, decoded (four bytes a character at worst), as canonical bytes."""
+
+
+class BodyParser:
+    """Parses bodies, on the event loop.
+
+    body_bytes_max: the longest body that comes. One body at a time is in the child, and the others wait: they are held
+    in any case, and count as such.
+    """
+
+    def __init__(self, body_bytes_max: int) -> None:
+        self._process = ParserProcess(MEMORY_BYTES + BODY_COPIES * body_bytes_max)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gc-parse")
+
+    def __repr__(self) -> str:
+        return f"BodyParser({self._process!r})"
+
+    def start(self) -> None:
+        """Start the child, without waiting for it."""
+        self._thread.submit(self._start)
+
+    def stop(self) -> None:
+        """End the child. What is being parsed is parsed without it, as far as a worker has to be found."""
+        self._process.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def parse(
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[bytes, bytes],
+        seed: int,
+        billing_kept: frozenset[str | None] = frozenset(),
+    ) -> RequestShape | Awaitable[RequestShape]:
+        """Return what `parse_body` does, at once or to be awaited. Either raises BadBody."""
+        shape = parse_now(path, body, headers, seed, billing_kept)
+        if shape is not None:
+            return shape
+        ask = ParseAsk(path, dict(headers), seed, billing_kept)
+        return asyncio.get_running_loop().run_in_executor(self._thread, self._parse, ask, body)
+
+    def _start(self) -> None:
+        try:
+            self._process.start()
+        except ParserFailed as exc:
+            logger.warning("%s", exc)
+
+    def _parse(self, ask: ParseAsk, body: bytes) -> RequestShape:
+        try:
+            shape = self._process.parse(ask, body).result()
+        except ParserFailed as exc:
+            logger.warning("a body of %d bytes was not read for its prompt: %s", len(body), exc)
+            shape = None
+        return parse_head(ask.path, body, ask.headers) if shape is None else shape

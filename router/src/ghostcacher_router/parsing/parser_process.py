@@ -1,0 +1,110 @@
+"""One child process that parses bodies, and is started anew when it is gone. Used by one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import struct
+import subprocess
+import sys
+from typing import Final
+
+import msgspec
+
+from ghostcacher_router.parsing.messages import LENGTH, LENGTHS, ParseAsk, ParseReply
+
+logger = logging.getLogger(__name__)
+
+SILENCE_S_MAX: Final = 20
+"""A child that neither reads nor answers for so long is ended. The worst body takes it some seconds."""
+REPLY_BYTES_MAX: Final = 1 << 30
+
+_reply = msgspec.msgpack.Decoder(ParseReply)
+
+
+class ParserFailed(Exception):
+    """The child ended, hung or could not be started; the next call starts another one."""
+
+
+class ParserProcess:
+    """The child. memory_bytes_max: its address space."""
+
+    def __init__(self, memory_bytes_max: int) -> None:
+        self._memory_bytes_max = memory_bytes_max
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"ParserProcess(pid={self.pid})"
+
+    @property
+    def pid(self) -> int | None:
+        """Return the child's process id; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start a child unless there is one. Raises ParserFailed."""
+        self._connected()
+
+    def parse(self, ask: ParseAsk, body: bytes) -> ParseReply:
+        """Have one body parsed, and wait for it. Raises ParserFailed."""
+        child = self._connected()
+        head = msgspec.msgpack.encode(ask)
+        try:
+            child.sendall(LENGTHS.pack(len(head), len(body)) + head)
+            child.sendall(body)
+            return _reply.decode(self._receive(child))
+        except (OSError, EOFError, msgspec.MsgspecError) as exc:
+            self._end()
+            raise ParserFailed(f"the parsing process did not answer: {exc!r}") from exc
+
+    def close(self) -> None:
+        """End the child for good; from any thread. A call that waits for it fails. Idempotent."""
+        self._closed = True
+        self._end()
+
+    def _connected(self) -> socket.socket:
+        if self._closed:
+            raise ParserFailed("closed")
+        if self._socket is None:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                    ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", SILENCE_S_MAX, 0))
+                command = [sys.executable, "-P", "-m", "ghostcacher_router.parsing.parser_main"]
+                try:
+                    self._process = subprocess.Popen([*command, str(self._memory_bytes_max)], stdin=theirs.fileno())  # noqa: S603
+                except OSError as exc:
+                    ours.close()
+                    raise ParserFailed(f"the parsing process could not be started: {exc}") from exc
+            self._socket = ours
+        return self._socket
+
+    def _receive(self, child: socket.socket) -> bytes:
+        (size,) = LENGTH.unpack(_read(child, LENGTH.size))
+        return _read(child, min(size, REPLY_BYTES_MAX))
+
+    def _end(self) -> None:
+        child, self._socket = self._socket, None
+        if child is not None:
+            with contextlib.suppress(OSError):
+                child.shutdown(socket.SHUT_RDWR)
+            child.close()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def _read(child: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    at = 0
+    while at < size:
+        count = child.recv_into(view[at:])
+        if count == 0:
+            raise EOFError("it ended")
+        at += count
+    return bytes(data)

@@ -1,0 +1,24 @@
+"""Two real engines behind a real router, for clients that other people wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness import ensure_model
+from benchmarks.harness.router import RouterProcess
+from tests.clients.served import Served
+from tests.e2e.fleet import running
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    logs: Path = tmp_path_factory.mktemp("clients")
+    with (
+        running(ensure_model("tiny"), {"a": {}, "b": {}}, log_dir=logs) as fleet,
+        RouterProcess(redis_url=fleet.redis.url, log_dir=logs) as router,
+    ):
+        router.wait_workers(2)
+        yield Served(router, fleet.engines["a"].url)

@@ -1,0 +1,214 @@
+"""Long bodies are parsed in a real process of their own, which may be killed, run out of memory, or lose its router."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from ghostcacher_router.parsing.messages import ParseAsk
+from ghostcacher_router.parsing.parser import BODY_COPIES, MEMORY_BYTES, BodyParser
+from ghostcacher_router.parsing.parser_process import ParserFailed, ParserProcess
+from ghostcacher_router.prompt import BadBody, parse_body
+from ghostcacher_router.prompt.parse import NOW_BYTES_MAX, NOW_ITEMS_MAX
+from ghostcacher_router.types import RequestShape
+from tests.support.index_parts import wait_until
+from tests.support.prompts import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, SEED, say
+from tests.support.proxy_rig import on_loop
+
+MIB = 1 << 20
+LONG = "lorem ipsum dolor sit amet " * (NOW_BYTES_MAX // 20)
+BODIES = {
+    CHAT: {"messages": [say("system", LONG), say("user", "é\U0001f600")], "tools": [{"name": "f"}]},
+    MESSAGES: {"system": "x-anthropic-billing-header: a\ns", "messages": [say("user", LONG)]},
+    RESPONSES: {"input": LONG, "previous_response_id": "resp_1", "store": False},
+    COMPLETIONS: {"prompt": list(range(200_000))},
+    EMBEDDINGS: {"input": LONG},
+    "/v1/audio/speech": {"input": LONG},
+}
+
+
+@asynccontextmanager
+async def parser(body_bytes_max: int = 64 * MIB) -> AsyncIterator[BodyParser]:
+    parser = BodyParser(body_bytes_max)
+    try:
+        yield parser
+    finally:
+        parser.stop()
+
+
+async def parsed(parser: BodyParser, path: str, body: bytes, kept: frozenset[str | None] = frozenset()) -> RequestShape:
+    """Return a shape that must be waited for."""
+    found = parser.parse(path, body, {b"x-session-id": b"s"}, SEED, kept)
+    assert not isinstance(found, RequestShape)
+    return await found
+
+
+def pid_of(parser: BodyParser) -> int:
+    pid = parser._process.pid
+    assert pid is not None
+    return pid
+
+
+@on_loop
+async def test_long_body_has_the_same_shape_as_in_this_process() -> None:
+    """All that routing needs comes back: prompt, session, stored ids; and what the models keep goes there."""
+    async with parser() as one:
+        for path, fields in BODIES.items():
+            body = json.dumps({"model": "m", "stream": True, **fields}).encode()
+            for kept in (frozenset[str | None](), frozenset({"m", None})):
+                found = await parsed(one, path, body, kept)
+                assert found == parse_body(path, body, {b"x-session-id": b"s"}, SEED, kept)
+                assert found.prompt is not None or path not in BODIES or path == "/v1/audio/speech"
+
+
+@on_loop
+async def test_short_body_is_parsed_at_once_and_starts_nothing() -> None:
+    """Unless it has very many parts."""
+    async with parser() as one:
+        assert isinstance(one.parse(CHAT, b'{"messages": []}', {}, SEED), RequestShape)
+        assert one._process.pid is None
+        turns = ",".join(['{"role":"user","content":"x"}'] * (NOW_ITEMS_MAX + 1))
+        found = await parsed(one, CHAT, f'{{"messages":[{turns}]}}'.encode())
+        assert found.prompt is not None
+
+
+@on_loop
+async def test_bad_body_is_refused_by_name() -> None:
+    """As at once."""
+    async with parser() as one:
+        for body, param in (
+            (f'{{"model": 5, "x": "{LONG}"}}', "model"),
+            (f'{{"messages": [5], "x": "{LONG}"}}', "messages[0]"),
+            (f'{{"messages": [], "x": "{LONG}", "y": {"[" * 500}{"]" * 500}}}', None),
+            (f'{{"messages": [], "x": "{LONG}"', None),
+        ):
+            with pytest.raises(BadBody) as caught:
+                await parsed(one, CHAT, body.encode())
+            assert caught.value.param == param
+
+
+@on_loop
+async def test_nothing_of_a_long_body_is_built_in_this_process() -> None:
+    """Neither objects nor copies: what is allocated here is a small part of the body."""
+    body = b'{"model":"m","messages":[' + b"[]," * (8 * MIB // 3) + b"[]]}"
+    text = b'{"model":"m","messages":[{"role":"user","content":"' + b"\\n" * (4 * MIB) + b'"}]}'
+    async with parser() as one:
+        await parsed(one, CHAT, text)
+        tracemalloc.start()
+        try:
+            with pytest.raises(BadBody, match="too many parts"):
+                await parsed(one, CHAT, body)
+            assert (await parsed(one, CHAT, text)).prompt is not None
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak_bytes < MIB
+
+
+@on_loop
+async def test_loop_goes_on_while_a_body_is_parsed() -> None:
+    """What was called for before the answer runs before it, though the process is stopped in its tracks."""
+    body = json.dumps({"model": "m", "prompt": LONG}).encode()
+    async with parser() as one:
+        await parsed(one, COMPLETIONS, body)
+        os.kill(pid_of(one), signal.SIGSTOP)
+        task = asyncio.ensure_future(parsed(one, COMPLETIONS, body))
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert not task.done()
+        os.kill(pid_of(one), signal.SIGCONT)
+        assert (await task).prompt is not None
+
+
+@on_loop
+async def test_killed_process_costs_one_prompt_and_no_request() -> None:
+    """The model is found all the same; the next body finds another process."""
+    body = json.dumps({"model": "m", "stream": True, "user": "u", "prompt": LONG}).encode()
+    async with parser() as one:
+        await parsed(one, COMPLETIONS, body)
+        first = pid_of(one)
+        os.kill(first, signal.SIGSTOP)
+        task = asyncio.ensure_future(parsed(one, COMPLETIONS, body))
+        await asyncio.sleep(0)
+        os.kill(first, signal.SIGKILL)
+        assert await task == RequestShape("m", True, None, "s")
+        assert (await parsed(one, COMPLETIONS, body)).prompt is not None
+        assert pid_of(one) != first
+
+
+@on_loop
+async def test_body_that_takes_too_much_memory_is_not_understood() -> None:
+    """The process says so, and goes on."""
+    body = json.dumps({"model": "m", "prompt": LONG * 45}).encode()
+    short = json.dumps({"model": "m", "prompt": LONG}).encode()
+    ask = ParseAsk(COMPLETIONS, {}, SEED, frozenset())
+    process = ParserProcess(128 * MIB)
+    try:
+        assert process.parse(ask, short).result() is not None
+        pid = process.pid
+        assert process.parse(ask, body).result() is None
+        assert process.parse(ask, short).result() is not None
+        assert process.pid == pid
+    finally:
+        process.close()
+
+
+@pytest.mark.parametrize("size", [64 * MIB])
+def test_memory_suffices_for_the_worst_body(size: int) -> None:
+    """One text with a character that makes Python use four bytes for each; and as many values as are decoded."""
+    process = ParserProcess(MEMORY_BYTES + BODY_COPIES * size)
+    try:
+        start = b'{"model":"m","prompt":"\xf0\x9f\x98\x80'
+        found = process.parse(
+            ParseAsk(COMPLETIONS, {}, SEED, frozenset()), start + b"a" * (size - len(start) - 2) + b'"}'
+        )
+        assert found.shape is not None
+        assert found.shape.prompt is not None
+        values = b'{"model":"m","messages":[{"role":"user","content":"x"}],"metadata":{%b}}' % b",".join(
+            b'"%x":1' % number for number in range(1_000_000)
+        )
+        found = process.parse(ParseAsk(CHAT, {}, SEED, frozenset()), values)
+        assert found.shape is not None
+        assert found.shape.prompt is not None
+    finally:
+        process.close()
+
+
+def test_closed_parser_process_starts_no_other() -> None:
+    process = ParserProcess(256 * MIB)
+    process.start()
+    process.close()
+    with pytest.raises(ParserFailed, match="closed"):
+        process.start()
+    assert process.pid is None
+
+
+PROGRAM = """
+import sys, time
+from ghostcacher_router.parsing.parser_process import ParserProcess
+process = ParserProcess(1 << 30)
+process.start()
+print(process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_process_ends_with_its_router(tmp_path: Path) -> None:
+    """However that ends."""
+    owner = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, cwd=tmp_path)
+    assert owner.stdout is not None
+    child = int(owner.stdout.readline())
+    owner.stdout.close()
+    owner.kill()
+    owner.wait()
+    wait_until(lambda: not Path(f"/proc/{child}").exists())

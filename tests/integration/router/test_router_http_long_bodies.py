@@ -1,0 +1,71 @@
+"""Requests whose bodies have to be waited for, until they are parsed elsewhere: they are like any others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from ghostcacher_router.prompt.bodies import BadBody
+from ghostcacher_router.types import RequestShape
+from tests.support.proxy_rig import eventually, on_loop, post, proxy_rig
+
+SHAPE = RequestShape("m", True, None, "s")
+
+
+@on_loop
+async def test_others_are_answered_while_a_body_is_parsed() -> None:
+    """And then it is placed by what was found in it."""
+    async with proxy_rig() as rig:
+        first = await rig.client()
+        first.send(post(b"long one"))
+        await eventually(lambda: rig.parser.waiting)
+        assert (await rig.ask(post(b"short")))[1] == b"short"
+        assert rig.state.buffered_bytes == len(b"long one")
+        rig.parser.waiting[0].set_result(SHAPE)
+        assert (await first.answer())[1] == b"long one"
+        assert [placement.ask.shape for placement in rig.placements][1] == SHAPE
+        assert (await first.ask(post(b"short")))[1] == b"short"
+
+
+@on_loop
+async def test_body_that_turns_out_bad_is_refused() -> None:
+    """By the name of its field; a bug is a 500. The client may go on."""
+    async with proxy_rig() as rig:
+        client = await rig.client()
+        for error, status in ((BadBody("expected better", "messages"), 400), (RuntimeError("a bug"), 500)):
+            client.send(post(b"long one"))
+            await eventually(lambda: rig.parser.waiting)
+            rig.parser.waiting.pop().set_exception(error)
+            head, body = await client.answer()
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            assert json.loads(body)["error"]["param"] == getattr(error, "param", None)
+        assert rig.placements == []
+
+
+@on_loop
+async def test_client_that_leaves_meanwhile_is_forgotten() -> None:
+    """Its body is let go of, and no worker is asked."""
+    async with proxy_rig() as rig:
+        client = await rig.client()
+        client.send(post(b"long one"))
+        await eventually(lambda: rig.parser.waiting)
+        client.abort()
+        await eventually(lambda: rig.meter.answers)
+        assert rig.meter.answers == [("/v1/chat/completions", 499)]
+        assert rig.parser.waiting[0].cancelled()
+        assert rig.placements == []
+        assert rig.state.buffered_bytes == 0
+
+
+@on_loop
+async def test_body_that_is_waited_for_waits_for_a_placement_too() -> None:
+    """One wait after the other."""
+    async with proxy_rig() as rig:
+        rig.dispatcher.slow = slow = asyncio.Event()
+        client = await rig.client()
+        client.send(post(b"long one"))
+        await eventually(lambda: rig.parser.waiting)
+        rig.parser.waiting[0].set_result(SHAPE)
+        await eventually(lambda: rig.dispatcher.waiting)
+        slow.set()
+        assert (await client.answer())[1] == b"long one"
