@@ -26,6 +26,7 @@ from ghostcacher_router.http.protocol.request_reader import RequestReader
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.http.worker_exchange import WorkerExchange
+from ghostcacher_router.types import Body
 
 
 class State(IntEnum):
@@ -285,7 +286,7 @@ class ClientConnection(asyncio.Protocol):
         self._refuse(_TOO_MANY_BYTES)
         return False
 
-    def _run(self, head: RequestHead, body: bytes) -> None:
+    def _run(self, head: RequestHead, body: Body) -> None:
         proxy = self._proxy
         now = proxy.clock()
         proxy.admission.busy(self)

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
-from ghostcacher_router.types import Endpoint
+from ghostcacher_router.types import Body, Endpoint, LongBody
 from ghostcacher_router.upstreams.response_reader import ResponseReader
 from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
 
@@ -67,11 +67,13 @@ class WorkerConnection(asyncio.Protocol):
         """Bytes of the request that are still to be written."""
         return self.transport.get_write_buffer_size()
 
-    def begin(self, receiver: ResponseReceiver, head: bytes, body: bytes) -> None:
+    def begin(self, receiver: ResponseReceiver, head: bytes, body: Body) -> None:
         """Write a request, and pass its response on to `receiver`. The connection is usable."""
         self._reader.begin(receiver)
         # uvloop writes at once: two writes would be two system calls.
-        if body:
+        if isinstance(body, LongBody):
+            self.transport.writelines((head, *body.pieces))
+        elif body:
             self.transport.writelines((head, body))
         else:
             self.transport.write(head)
