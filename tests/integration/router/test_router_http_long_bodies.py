@@ -11,6 +11,7 @@ from itertools import pairwise
 import pytest
 
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
+from ghostcacher_router.http.reading_turns import READS_PER_TURN
 from ghostcacher_router.http.worker_exchange import WorkerExchange
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import RequestShape
@@ -18,6 +19,8 @@ from tests.support.mock_engine import MockEngine
 from tests.support.proxy_rig import POST, eventually, on_loop, post, proxy_rig
 
 CHUNKED_POST = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+READ_BYTES = 256 << 10
+"""What uvloop reads at most at a time."""
 SHAPE = RequestShape("m", True, None, "s")
 
 
@@ -115,3 +118,21 @@ async def test_long_body_arrives_whole(chunked: bool) -> None:
             await asyncio.sleep(0.002)
         assert (await client.answer())[1] == body
         assert first.received[0].body == second.received[0].body == body
+
+
+@on_loop
+async def test_long_bodies_are_read_in_turns() -> None:
+    """In one turn of the event loop no more than a few pieces come, but for the first piece of each client."""
+    clients, size = 16, 4 << 20
+    async with proxy_rig() as rig:
+        senders = [await rig.client() for _ in range(clients)]
+        for sender in senders:
+            sender.send(post(b"x" * size)[:-1])
+        surplus_bytes = before = 0
+        while rig.state.buffered_bytes < clients * (size - 1):
+            await asyncio.sleep(0)
+            grown, before = rig.state.buffered_bytes - before, rig.state.buffered_bytes
+            surplus_bytes += max(0, grown - READS_PER_TURN * READ_BYTES)
+        assert surplus_bytes <= clients * READ_BYTES
+        for sender in senders:
+            assert (await sender.ask(b"x"))[1] == b"x" * size
