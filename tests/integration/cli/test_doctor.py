@@ -203,4 +203,4 @@ def test_user_without_scripting_fails() -> None:
         outcome = doctor("--redis-url", f"redis://plain:pw@127.0.0.1:{server.port}/0")
     assert outcome.code == 1
     assert outcome.status("redis permissions") == "FAIL"
-    assert "+@scripting" in outcome.checks["redis scripting"]["fix"]
+    assert "+eval" in outcome.checks["redis permissions"]["fix"]

@@ -33,10 +33,11 @@ from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.fleet.drains import Drains
+from ghostcacher_router.fleet.hung_workers import HungWorkers
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
 from ghostcacher_router.fleet.membership.members import NAME_CHARS_MAX, Member, Unroutable, members_of
-from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
+from ghostcacher_router.fleet.model_lists import merged_models, models_with_billing_line, serving_by_model
 from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers
@@ -77,7 +78,10 @@ class Fleet:
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
         prober = prober or HttpProber()
-        self._watched = WatchDependencies(prober, self.options, metrics, clock, jitter, self._changed, self._went_down)
+        self.hung = HungWorkers(self.options.gone_ttl_s)
+        self._watched = WatchDependencies(
+            prober, self.options, metrics, clock, jitter, self._changed, self._went_down, self.hung.tell
+        )
         self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
         self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self._when_down: list[Callable[[str], None]] = []
@@ -91,6 +95,7 @@ class Fleet:
         self._loops: list[asyncio.Task[None]] = []
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
+        self._billing_kept: frozenset[str | None] | None = None
         self._unroutable: Mapping[str, Unroutable] = {}
         self._gone = GoneWorkers(self.options.gone_ttl_s, clock)
         self._redis_trouble: IndexUnavailable | None = None
@@ -155,6 +160,12 @@ class Fleet:
     def models_changed(self) -> None:
         """A worker has loaded or unloaded an adapter: ask them all for their models, without anybody waiting."""
         self._model_refresh.soon()
+
+    def billing_kept(self) -> frozenset[str | None]:
+        """Return the models of which a prompt may keep a client's billing line (`models_with_billing_line`)."""
+        if self._billing_kept is None:
+            self._billing_kept = models_with_billing_line(self._workers.values())
+        return self._billing_kept
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
@@ -244,6 +255,7 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._model_refresh.stop()
+        await self.hung.stop()
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -327,8 +339,11 @@ class Fleet:
         self._unroutable = unroutable
         before = dict(self._workers)
         for name, worker in before.items():
-            if name not in members or not members[name].is_same(worker):
-                self._remove(worker, for_good=name not in members)
+            member = members.get(name)
+            if member is None or not member.is_same(worker):
+                if member is None or member.endpoint != worker.endpoint:
+                    self.hung.look_after(worker, self._watched)
+                self._remove(worker, for_good=member is None)
         for member in members.values():
             if member.name in self._workers:
                 self._workers[member.name].renew(member.record)
@@ -380,4 +395,4 @@ class Fleet:
             tell(name)
 
     def _changed(self) -> None:
-        self._serving = self._models = None
+        self._serving = self._models = self._billing_kept = None

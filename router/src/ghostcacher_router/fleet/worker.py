@@ -104,6 +104,14 @@ class Worker:
         self.shares_prefill = record is None or record.shares_prefill
 
     @property
+    def engine(self) -> str | None:
+        """Return the family of its engine, such as "vllm": as its connector says, else as its list of models does."""
+        if self.record is not None and (engine := self.record.fingerprint.get("engine")) is not None:
+            return engine
+        owner = self.model_objects[0].get("owned_by") if self.model_objects else None
+        return owner if isinstance(owner, str) else None
+
+    @property
     def incarnation(self) -> bytes | None:
         """Return which run of the worker this is; None for one that is known by its URL only."""
         return None if self.ref is None else self.ref.incarnation

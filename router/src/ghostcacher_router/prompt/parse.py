@@ -85,7 +85,7 @@ def parse_now(
     path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int, billing_kept: frozenset[str | None] = frozenset()
 ) -> RequestShape | None:
     """Return what `parse_body` does, within some tens of milliseconds; None for a body that may take longer."""
-    if len(body) > NOW_BYTES_MAX and not is_form(headers):
+    if len(body) > NOW_BYTES_MAX and (path.partition("?")[0] in _PARSERS or not is_form(headers)):
         return None
     try:
         return _parse(path, body, headers, Reading(seed, billing_kept, NOW_ITEMS_MAX, NOW_NODES_MAX))
