@@ -249,7 +249,7 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     worker: str
     """The worker's name."""
     total_ms: float | None = None
-    """The forecast time to first token: the sum of the terms below."""
+    """What is compared: the sum of the terms below. The time to first token is all of them but `decode_ms`."""
     queue_ms: float | None = None
     """The work that is ahead of the request."""
     wait_ms: float | None = None
@@ -260,6 +260,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     """Computing what is neither in the worker's cache nor pulled."""
     penalty_ms: float | None = None
     """A surcharge for tokens that its KV cache has no free room for."""
+    decode_ms: float | None = None
+    """A price for decoding beside the requests that run there."""
     local_tokens: int = 0
     """Tokens in its own cache."""
     pulled_tokens: int = 0

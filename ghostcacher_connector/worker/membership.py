@@ -20,6 +20,7 @@ from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
+from ghostcacher_connector.pull.forecast import PrefillRate
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.worker.live_workers import LiveWorkers, Records, hosts_of
 from ghostcacher_connector.worker.owner import has_ended
@@ -39,12 +40,12 @@ class Membership:
         recorder: Recorder,
         *,
         port_offset: int = 0,
-        prefill_rate: Callable[[], float] | None = None,
+        prefill_rate: Callable[[], PrefillRate] | None = None,
     ) -> None:
         """Prepare the membership; `start` joins.
 
         port_offset: how far above `metrics_port` this worker's own port is, different for each data-parallel rank.
-        prefill_rate: returns the present rate in tokens/s, on the reporter's thread. None: each load's own rate.
+        prefill_rate: returns the present rate, on the reporter's thread. None: each load's own rate.
         """
         self.record = record
         self._recorder = recorder

@@ -101,9 +101,19 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     age_s: Rate = 0.0
     """Seconds from the measurement to the publication."""
 
+    prefill_rate_stale: bool = False
+    """Whether no step has told the prefill rate lately: it is a calibration, or of long ago."""
+
+    decode_step_s: Rate = 0.0
+    """Measured time of a step that only decodes, in seconds; 0.0 while it is unknown."""
+
+    decode_request_s: Rate = 0.0
+    """What one more request adds to such a step, in seconds; 0.0 while it is unknown."""
+
     def __post_init__(self) -> None:
-        if not isfinite(self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s + self.age_s):
-            raise ValueError("rates, age_s: expected finite numbers")
+        rates = self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s
+        if not isfinite(rates + self.age_s + self.decode_step_s + self.decode_request_s):
+            raise ValueError("rates, times, age_s: expected finite numbers")
 
 
 class PromptChain(msgspec.Struct, frozen=True, array_like=True):
