@@ -3,9 +3,11 @@
     proxy.py              HttpProxy: listens, ticks, stops
     proxy_state.py        ProxyState: what all connections share
     client_connection.py  ClientConnection: one client's connection, one request at a time
+    client_state.py       its states, and what it refuses by itself
     worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
     looks.py              what is looked for in answers: the id of what was made, and where output begins
     fan_out.py            a request that goes to every server, where the client asks for that
+    websocket_exchange.py WebSocketExchange: the same for a request to switch to WebSocket, and what follows
     local_exchange.py     LocalExchange: the same for what the router answers itself
     later.py              goes on with a request once something is there that it waits for
     proxy_ports.py        what these ask of one another, and of the rest of the router

@@ -70,6 +70,7 @@ class WorkerExchange:
         "plain",
         "request_id",
     )
+    switching = False
     _shape: RequestShape
 
     def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes, received_at: float) -> None:
