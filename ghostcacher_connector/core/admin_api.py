@@ -134,6 +134,8 @@ class Status(msgspec.Struct, frozen=True):
     a model are, all of them get requests."""
     redis_available: bool = False
     """Whether Redis answers; false without one."""
+    redis_error: str | None = None
+    """Why it does not, such as a wrong password or a missing permission (NOPERM); null while it answers."""
     replicas: int | None = None
     """Routers alive, this one included; None when that is not known."""
     models: tuple[str, ...] = ()
@@ -247,7 +249,7 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     worker: str
     """The worker's name."""
     total_ms: float | None = None
-    """The forecast time to first token: the sum of the terms below."""
+    """What is compared: the sum of the terms below. The time to first token is all of them but `decode_ms`."""
     queue_ms: float | None = None
     """The work that is ahead of the request."""
     wait_ms: float | None = None
@@ -258,6 +260,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     """Computing what is neither in the worker's cache nor pulled."""
     penalty_ms: float | None = None
     """A surcharge for tokens that its KV cache has no free room for."""
+    decode_ms: float | None = None
+    """A price for decoding beside the requests that run there."""
     local_tokens: int = 0
     """Tokens in its own cache."""
     pulled_tokens: int = 0

@@ -21,12 +21,24 @@ class IndexUnavailable(GhostCacherError):
     """Redis cannot be reached, refused the command, or answered too late."""
 
 
+class IndexRefused(IndexUnavailable):
+    """Redis answers, and refuses us: a wrong user or password, or a permission that this user lacks."""
+
+
+class IndexReplyTooLarge(IndexUnavailable):
+    """Redis began a reply that is larger than any that was asked for: it holds what is none of ours."""
+
+
 class ProtocolError(GhostCacherError):
     """Bytes from Redis or a peer do not have the form that the schema prescribes."""
 
 
 class DigestMismatch(ProtocolError):
     """A value of the index is damaged, stands where it does not belong, or was written with another index_key."""
+
+
+class ValueExpired(ProtocolError):
+    """A value of Redis was authentic once, and its time is over: somebody has put it back, or clocks differ."""
 
 
 class FingerprintMismatch(GhostCacherError):

@@ -37,9 +37,11 @@ def open_index(
     return EmbeddedIndex(EmbeddedRedis(embedded_directory), timeout_s=timeout_s, key=key)
 
 
-def open_coordination(url: str | None, index: BlockIndex, *, timeout_s: float = 0.25) -> CoordinationStore:
-    """Return the coordination store in the Redis of an index that `open_index` has returned for the same URL."""
+def open_coordination(
+    url: str | None, index: BlockIndex, *, timeout_s: float = 0.25, key: bytes = b""
+) -> CoordinationStore:
+    """Return the coordination store in the Redis of an index that `open_index` has returned for this URL and key."""
     if url is None:
         assert isinstance(index, EmbeddedIndex)
         url = index.server.url  # the index starts it again when it is gone
-    return RedisCoordinationStore(url, timeout_s=timeout_s)
+    return RedisCoordinationStore(url, timeout_s=timeout_s, key=key)

@@ -4,18 +4,19 @@
     gc1:{<ns>}:workers                    zset   worker name -> when it last renewed (server time, s)
     gc1:{<ns>}:worker:<name>              string RECORD_MAGIC, incarnation, digest, msgpack WorkerRecord; TTL = lease
     gc1:{<ns>}:owner:<worker>             string token of the process whose record that is; TTL = lease
-    gc1:{<ns>}:report:<worker>:<report>   hash   small values of a worker, such as its load; TTL = the report's
+    gc1:{<ns>}:lease:<worker>             string stamp of the record's lease, where there is a key; TTL = lease
+    gc1:{<ns>}:report:<worker>:<report>   hash   small values of a worker, each stamped; TTL = the report's
     gc1:{<ns>:<p>}:blocks:<incarnation>   hash   block hash -> packed Location, digest; TTL = lease
 
-    gc1:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), msgpack LoadReport; TTL
-    gc1:{router}:news                     stream d = msgpack WorkerEvents: what workers publish for routers
-    gc1:{router}:texts                    stream d = msgpack PrefixMapUpdate or Flush, from routers
-    gc1:{router}:routers                  zset   router -> until when it counts as alive (server time, ms)
-    gc1:{router}:drains                   zset   worker -> until when it gets no new requests (server time, ms)
-    gc1:{router}:seed                     string 16 hex digits: of the hashes of text; prolonged by live routers
+    gc1:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), stamped LoadReport; TTL
+    gc1:{router}:news                     stream d = stamped WorkerEvents: what workers publish for routers
+    gc1:{router}:texts                    stream d = stamped PrefixMapUpdate or Flush, from routers
+    gc1:{router}:routers                  zset   stamped router -> until when it counts as alive (server time, ms)
+    gc1:{router}:drain:<worker>           string stamped DrainOrder; TTL = the order's
+    gc1:{router}:seed                     string 16 hex digits: of the hashes of text, where there is no key
     gc1:{router}:tokens                   string the last fencing token
-    gc1:{router}:lock:<hex>               hash   t token, r router, w worker, a ready at (server time, s); TTL = lock's
-    gc1:{router}:session:<hex>            string worker; TTL = session's
+    gc1:{router}:lock:<hex>               hash   t token, r router, w worker, a ready at (server time, s), s stamp; TTL
+    gc1:{router}:session:<hex>            string stamped worker; TTL = session's, or that of a stored object
 
 The braces are hash tags: what one script touches lies on one shard, and the partitions ``p`` of a namespace spread
 over shards. The entries of a worker are one hash a partition, so that a lease is one TTL: a worker that dies takes its
@@ -28,7 +29,8 @@ The digests bind a value to its place: an entry to its block and its worker's li
 worker. A generation proves that a slot was not reused since its entry was made, but not that the entry was made for the
 block under which it is found; the digest does. Without a key (``b""``) a digest is a checksum against faults, against a
 bad restore or a script gone wrong. With the fleet's secret as the key, nobody who can write to Redis, but does not know
-the secret, can point a reader at other memory.
+the secret, can point a reader at other memory. What is small, and believed for a time, is *stamped* with the key, which
+binds it to its place and its time (stamps.py); without a key it lies there as it is.
 
 A change of any format is a new SCHEMA_VERSION, which is part of every key: two versions never read each other.
 """
@@ -77,6 +79,8 @@ SLOT_COUNT_MAX = 1 << 32
 _U64_MAX = (1 << 64) - 1
 
 _TIERS = {int(tier): tier for tier in Tier}
+NAMESPACE_CHARS_MAX, WORKER_CHARS_MAX = 128, 255
+WORKER_BYTES_MAX = 4 * WORKER_CHARS_MAX
 _NAMESPACE = re.compile(r"[0-9A-Za-z._-]{1,128}")
 _WORKER = re.compile(r"[^\x00-\x20\x7f]{1,255}")
 _REPORT = re.compile(r"[0-9A-Za-z._-]{1,64}")
@@ -107,6 +111,16 @@ def owner_key(namespace: str, worker: str) -> str:
     return f"{PREFIX}:{{{check_namespace(namespace)}}}:owner:{check_worker(worker)}"
 
 
+def lease_key_prefix(namespace: str) -> str:
+    """Return what, followed by a worker's name, is the key of its lease's stamp."""
+    return f"{PREFIX}:{{{check_namespace(namespace)}}}:lease:"
+
+
+def lease_place(record: WorkerRecord) -> tuple[str | bytes, ...]:
+    """Return what the stamp of a worker's lease is made for (core/stamps.py)."""
+    return "lease", record.namespace, record.worker, record.incarnation
+
+
 def report_key(namespace: str, worker: str, report: str) -> str:
     """Return the key of a report. A report's name has no colon, so that no two names make one key."""
     if not _REPORT.fullmatch(report):
@@ -119,13 +133,17 @@ def blocks_key(namespace: str, partition: int, incarnation: bytes) -> str:
 
 
 def router_key(name: str) -> str:
-    """Return the key of what all routers share. name: "news", "texts", "routers", "drains", "seed" or "tokens"."""
+    """Return the key of what all routers share. name: "news", "texts", "routers", "seed" or "tokens"."""
     return f"{PREFIX}:{{router}}:{name}"
 
 
 def load_key(namespace: str, worker: str) -> str:
     """Return the key of a worker's load. A namespace has no colon, so that no two pairs make one key."""
     return router_key(f"load:{check_namespace(namespace)}:{check_worker(worker)}")
+
+
+def drain_key(worker: str) -> str:
+    return router_key(f"drain:{check_worker(worker)}")
 
 
 def lock_key(key: bytes) -> str:
@@ -192,7 +210,7 @@ class Binding:
     """
 
     def __init__(self, namespace: str, incarnation: bytes, key: bytes = b"") -> None:
-        self._state = _digest("entry", ENTRY_DIGEST_BYTES, key)
+        self._state = keyed_digest("entry", ENTRY_DIGEST_BYTES, key)
         for field in (check_namespace(namespace).encode(), incarnation):
             self._state.update(len(field).to_bytes(4, "little") + field)
 
@@ -202,6 +220,12 @@ class Binding:
         state = self._state.copy()
         state.update(block + packed)
         return packed + state.digest()
+
+    def fits(self, block: BlockHash, value: bytes) -> bool:
+        """Say whether a value is a block's own."""
+        state = self._state.copy()
+        state.update(block + value[:LOCATION_BYTES])
+        return state.digest() == value[LOCATION_BYTES:]
 
     def unpack(self, blocks: Sequence[BlockHash], values: bytes) -> tuple[Location, ...]:
         """Return the locations of the leading blocks up to the first whose value is not its own.
@@ -221,7 +245,7 @@ class Binding:
         return unpack_locations(b"".join(verified))
 
 
-def _digest(what: str, size: int, key: bytes) -> hashlib.blake2b:
+def keyed_digest(what: str, size: int, key: bytes) -> hashlib.blake2b:
     """Return a fresh digest. what: values of one kind never have the digest of another. key: of any length."""
     fixed = hashlib.blake2b(key, person=f"{PREFIX} key".encode()).digest() if key else b""
     return hashlib.blake2b(digest_size=size, key=fixed, person=f"{PREFIX} {what}".encode())
@@ -238,7 +262,7 @@ def pack_envelope(incarnation: bytes, body: bytes, key: bytes = b"") -> bytes:
 
 
 def _record_digest(body: bytes | memoryview, key: bytes) -> bytes:
-    state = _digest("record", RECORD_DIGEST_BYTES, key)
+    state = keyed_digest("record", RECORD_DIGEST_BYTES, key)
     state.update(body)
     return state.digest()
 

@@ -157,6 +157,10 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     owner: OwnerProcess | None = None
     """The process that speaks for the worker; None of versions that do not say."""
 
+    stamped: bool = False
+    """Whether, where there is an `index_key`, its lease has a stamp beside it (core/stamps.py), without which the
+    record does not count. False of versions that make none: their records can be put back after their time."""
+
 
 class PrefixHit(NamedTuple):
     """The longest run of blocks, from the first one asked for, that one worker holds.

@@ -200,6 +200,13 @@ _ALL = (
         "boolean",
         "1 while another live engine has this worker's name, and this one serves without sharing.",
     ),
+    Metric(
+        "gc_refused_values_total",
+        Kind.COUNTER,
+        "values",
+        'Values in Redis that were not believed, by kind and reason, such as "record: not authentic".',
+        {"what": None},
+    ),
     Metric("gc_peers_live", Kind.GAUGE, "workers", "Other workers of the same namespace with a live lease."),
     Metric(
         "gc_quarantined_reads",

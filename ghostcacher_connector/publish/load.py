@@ -22,11 +22,15 @@ class Work(NamedTuple):
 
 def load_report(work: Work, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> LoadReport:
     """Return the load report of an engine that has this work and these rates."""
+    rate, decode = forecaster.prefill_rate, forecaster.decode_times
     return LoadReport(
         **work._asdict(),
         block_tokens=block_tokens,
         block_bytes=block_bytes,
-        prefill_tokens_per_s=forecaster.prefill_tokens_per_s,
+        prefill_tokens_per_s=rate.tokens_per_s,
+        prefill_rate_stale=rate.stale,
+        decode_step_s=decode.step_s,
+        decode_request_s=decode.request_s,
         pull_bytes_per_s=forecaster.typical_bytes_per_s,
         pull_fixed_s=PULL_FIXED_S,
     )

@@ -27,7 +27,7 @@ import msgspec
 
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.backoff import Backoff
-from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, ref_of
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import BlockHash, OwnerProcess, WorkerRecord
@@ -308,7 +308,8 @@ class Publisher:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._errors += 1
         if self.available or self._errors == 1:
-            logger.warning("worker %s: no Redis, serving alone and retrying: %s", self._entered.record.worker, exc)
+            what = "Redis refuses it" if isinstance(exc, IndexRefused) else "no Redis"
+            logger.warning("worker %s: %s, serving alone and retrying: %s", self._entered.record.worker, what, exc)
         self.available = False
         # Whatever came back may be empty: compare as soon as it answers.
         self._renew_at = self._clock()

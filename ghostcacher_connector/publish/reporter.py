@@ -26,10 +26,11 @@ from msgspec.structs import replace
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.coordination.base import CoordinationStore, LoadReport, PromptChain
-from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.pull.forecast import PrefillRate
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Reporter:
         *,
         interval_s: float,
         applied: Callable[[float], bool],
-        prefill_rate: Callable[[], float] | None = None,
+        prefill_rate: Callable[[], PrefillRate] | None = None,
         name_taken: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,7 +90,7 @@ class Reporter:
 
         interval_s: how often the load is published while a router listens.
         applied: returns whether the index holds all that was published before a time on `clock`.
-        prefill_rate: returns the present rate in tokens/s, since the load that an idle engine has submitted grows old.
+        prefill_rate: returns the present rate, since the load that an idle engine has submitted grows old.
             None: the rate in the load counts.
         name_taken: returns whether another live engine has this worker's name; then nothing is said under it.
         """
@@ -202,8 +203,11 @@ class Reporter:
         """Return a load with its present age, by which routers know which requests it cannot have counted."""
         if measured is None:
             return None
-        rate = measured.load.prefill_tokens_per_s if self._prefill_rate is None else self._prefill_rate()
-        return replace(measured.load, age_s=max(0.0, now - measured.at), prefill_tokens_per_s=rate)
+        load = replace(measured.load, age_s=max(0.0, now - measured.at))
+        if self._prefill_rate is None:
+            return load
+        rate = self._prefill_rate()
+        return replace(load, prefill_tokens_per_s=rate.tokens_per_s, prefill_rate_stale=rate.stale)
 
     def _publish(self, load: LoadReport | None, chains: list[PromptChain], computed: list[str]) -> None:
         self.listening = self._store.publish(self._ref, load, chains, computed, ttl_s=self._load_ttl_s)
@@ -232,7 +236,9 @@ class Reporter:
     def _failed(self, exc: IndexUnavailable) -> float:
         self._recorder.inc("gc_report_errors_total")
         if self._backoff.failures == 0:
-            logger.debug("worker %s: reports are kept back: %s", self._ref.worker, exc)  # the publisher warns
+            # That Redis is away, the publisher says.
+            level = logging.WARNING if isinstance(exc, IndexRefused) else logging.DEBUG
+            logger.log(level, "worker %s: reports are kept back: %s", self._ref.worker, exc)
         self.listening &= self._clock() - self._answered_at < LISTENING_S
         pause_s = self._backoff.failed(self._clock())
         self._thread.forget_wakes()

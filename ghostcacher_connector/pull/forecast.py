@@ -14,10 +14,11 @@ elsewhere, readers pull from others. So what may have been no more than a bad mo
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from statistics import median
 from typing import NamedTuple
+
+from ghostcacher_connector.pull.step_times import DecodeTimes
 
 PULL_FIXED_S = 0.004
 """Two scheduler steps and a change of threads: the least that an asynchronous load costs an engine."""
@@ -31,9 +32,6 @@ because of one slow pull, or step, would otherwise never be measured again."""
 
 WEIGHT = 0.3
 """Share of the newest observation in an average: half of an old rate is forgotten after two observations."""
-
-STEPS_IN_FLIGHT_MAX = 1024
-"""Far above any engine's own limit; bounds the memory in case outputs stop arriving."""
 
 STEP_TOKENS_MIN = 512
 """Steps with fewer tokens, or with less than half of what one may have, are bound by reading the weights and say
@@ -93,6 +91,14 @@ class _Rate(NamedTuple):
     """When the newest pull that counts ended, on the forecaster's clock."""
 
 
+class PrefillRate(NamedTuple):
+    """How fast an engine computes prompts."""
+
+    tokens_per_s: float
+    stale: bool
+    """No step has told it lately: it is the start-up calibration, or what the engine was capable of long ago."""
+
+
 class Forecaster:
     """The running estimates of one engine."""
 
@@ -118,6 +124,8 @@ class Forecaster:
         self._rates: dict[str, _Rate] = {}
         self._round_trips: dict[str, float] = {}
         self._pull_threads = pull_threads
+        self.decode_times = DecodeTimes()
+        """Of the steps that compute no prompt."""
         self._ahead: dict[str, _Ahead] = {}
 
     def __repr__(self) -> str:
@@ -130,6 +138,11 @@ class Forecaster:
         if observed is None:
             return self._capable
         return max(observed, self._capable) if self._is_old() else observed
+
+    @property
+    def prefill_rate(self) -> PrefillRate:
+        """The same rate, and whether it is stale. May be read from any thread."""
+        return PrefillRate(self.prefill_tokens_per_s, self._observed is None or self._is_old())
 
     def observe_step(self, tokens: int, seconds: float) -> float | None:
         """Learn from a step that computed `tokens` prompt tokens; return its time divided by the forecast one.
@@ -200,29 +213,3 @@ class Forecaster:
         threads = sorted((ahead.ends_at for ahead in self._ahead.values()), reverse=True)
         # With as many ahead as there are threads, the first one that ends frees a thread; each one more takes one.
         return max([*link, *threads[self._pull_threads - 1 : self._pull_threads]], default=0.0)
-
-
-class PrefillClock:
-    """Times the steps of an engine whose steps may overlap.
-
-    A step that was scheduled while the one before it still ran has taken the time since that one's end.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._running: deque[tuple[int, float, int]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
-        self._last_done = 0.0
-
-    def scheduled(self, step: int, tokens: int) -> None:
-        """A step that computes `tokens` prompt tokens is about to run."""
-        self._running.append((step, self._clock(), tokens))
-
-    def done(self, step: int) -> tuple[int, float] | None:
-        """Every step up to this one is done; return (tokens, seconds) of the last one if its time can be told apart."""
-        now, observed, count = self._clock(), None, 0
-        while self._running and self._running[0][0] <= step:
-            _, started, tokens = self._running.popleft()
-            observed, count = (tokens, now - max(started, self._last_done)), count + 1
-        if count:
-            self._last_done = now
-        return observed if count == 1 else None

@@ -20,6 +20,7 @@ from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
+from ghostcacher_connector.pull.forecast import PrefillRate
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.worker.live_workers import LiveWorkers, Records, hosts_of
 from ghostcacher_connector.worker.owner import has_ended
@@ -39,18 +40,17 @@ class Membership:
         recorder: Recorder,
         *,
         port_offset: int = 0,
-        prefill_rate: Callable[[], float] | None = None,
+        prefill_rate: Callable[[], PrefillRate] | None = None,
     ) -> None:
         """Prepare the membership; `start` joins.
 
         port_offset: how far above `metrics_port` this worker's own port is, different for each data-parallel rank.
-        prefill_rate: returns the present rate in tokens/s, on the reporter's thread. None: each load's own rate.
+        prefill_rate: returns the present rate, on the reporter's thread. None: each load's own rate.
         """
         self.record = record
         self._recorder = recorder
-        self.index: BlockIndex = open_index(
-            settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
-        )
+        key = (settings.index_key or "").encode()
+        self.index: BlockIndex = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
         self.live_workers = LiveWorkers(
             self.index, record.namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
         )
@@ -61,7 +61,9 @@ class Membership:
             lease_ttl_s=settings.lease_ttl_s,
             has_ended=has_ended,
         )
-        self._coordination = open_coordination(settings.redis_url, self.index, timeout_s=settings.redis_timeout_s)
+        self._coordination = open_coordination(
+            settings.redis_url, self.index, timeout_s=settings.redis_timeout_s, key=key
+        )
         self.reporter = Reporter(
             self._coordination,
             ref_of(record),
@@ -72,6 +74,7 @@ class Membership:
             name_taken=lambda: self.publisher.name_taken,
         )
         self._counted = self.publisher.stats()
+        self._refused_total, self._refused = 0, dict[str, int]()
         self._page = _open_page(settings.metrics_port, port_offset)
         self._page_thread = Periodic("gc-page", self._refresh_page)
         self._self_check = settings.self_check
@@ -121,6 +124,8 @@ class Membership:
         if now != before:
             self._counted = now
             self._record_publisher(now, before)
+        if self.index.malformed_entries != self._refused_total:
+            self._record_refusals()
         if self.publisher.name_taken != self._name_taken:
             self._name_taken = self.publisher.name_taken
             self._recorder.set("gc_worker_name_taken", float(self._name_taken))
@@ -150,6 +155,12 @@ class Membership:
         """Add a delta to the metrics page of our own, if there is one."""
         if self._page is not None:
             self._page.apply(delta)
+
+    def _record_refusals(self) -> None:
+        self._refused_total, before = self.index.malformed_entries, self._refused
+        self._refused = dict(self.index.refusals())
+        for what, count in self._refused.items():
+            self._recorder.inc("gc_refused_values_total", count - before.get(what, 0), what=what)
 
     def _record_publisher(self, now: PublisherStats, before: PublisherStats) -> None:
         record = self._recorder

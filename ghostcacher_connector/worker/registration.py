@@ -62,6 +62,7 @@ def worker_record(
         shares_prefill=shares_prefill,
         data_parallel_rank=data_parallel_rank,
         owner=this_process(),
+        stamped=True,
     )
 
 

@@ -1,4 +1,7 @@
-"""The indexes that the contract suites run over: in memory, in one Redis, in a Redis Cluster."""
+"""The indexes that the contract suites run over: in memory, in one Redis, in a Redis Cluster.
+
+In Redis as a user that may do just what the documents say (core/redis/permissions.py).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.index.redis import RedisIndex
 from tests.contract.coordination_subjects import StoreSubject, memory_subject, redis_subject
+from tests.support.acl_users import set_everything
 from tests.support.index_parts import FakeClock
 from tests.support.redis_proxy import make_cluster
+
+KEY = b"the fleet's secret"
 
 
 class Subject(NamedTuple):
@@ -87,7 +93,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         return
     kind = "cluster" if "cluster" in request.param else "single"
     server: RedisServer = request.getfixturevalue(kind)
-    url = server.url.replace("redis://", "redis+cluster://") if kind == "cluster" else server.url
+    url = set_everything(server, cluster=kind == "cluster")
     index, others = RedisIndex(url, timeout_s=5.0), ExitStack()
 
     def another(key: bytes) -> RedisIndex:
@@ -109,13 +115,24 @@ def index(subject: Subject) -> BlockIndex:
     return subject.index
 
 
-@pytest.fixture(params=["memory", "redis", "redis cluster"])
+@pytest.fixture(params=["memory", "redis", "redis cluster", "memory with a key", "redis with a key"])
 def routing(request: pytest.FixtureRequest) -> Iterator[StoreSubject]:
-    if request.param == "memory":
-        yield from memory_subject()
+    key = KEY if "key" in request.param else b""
+    if request.param.startswith("memory"):
+        yield from memory_subject(key)
     else:
         kind = "cluster" if "cluster" in request.param else "single"
-        yield from redis_subject(request.getfixturevalue(kind), cluster=kind == "cluster")
+        yield from redis_subject(request.getfixturevalue(kind), key, cluster=kind == "cluster")
+
+
+@pytest.fixture(params=["memory", "redis", "redis cluster"])
+def keyed(request: pytest.FixtureRequest) -> Iterator[StoreSubject]:
+    """A store whose fleet has a key."""
+    if request.param == "memory":
+        yield from memory_subject(KEY)
+    else:
+        kind = "cluster" if "cluster" in request.param else "single"
+        yield from redis_subject(request.getfixturevalue(kind), KEY, cluster=kind == "cluster")
 
 
 @pytest.fixture

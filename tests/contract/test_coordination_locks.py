@@ -56,7 +56,7 @@ def test_old_token_can_neither_renew_nor_unlock(routing: StoreSubject) -> None:
     assert old is not None
     gone(routing, lambda: store.locks([b"a"]) != [None])
     new = take(store, b"a", router="router-2")
-    assert not store.renew_lock([b"a"], old, ready_at=99.0, ttl_s=TTL_S)
+    assert not store.renew_lock([b"a"], old, router="r", worker="w", ready_at=99.0, ttl_s=TTL_S)
     assert not store.unlock([b"a"], old)
     (held,) = store.locks([b"a"])
     assert held is not None
@@ -69,7 +69,7 @@ def test_renewed_lock_outlives_its_time_and_says_when(routing: StoreSubject) -> 
     token = take(store, b"a", b"b", ttl_s=SHORT_S)
     take(store, b"other", ttl_s=SHORT_S)
     assert token is not None
-    assert store.renew_lock([b"a", b"b"], token, ready_at=7.5, ttl_s=TTL_S)
+    assert store.renew_lock([b"a", b"b"], token, router="router-1", worker="w1", ready_at=7.5, ttl_s=TTL_S)
     gone(routing, lambda: store.locks([b"other"]) != [None])
     assert [lock.ready_at for lock in store.locks([b"a", b"b"]) if lock is not None] == [7.5, 7.5]
 
@@ -80,7 +80,7 @@ def test_renewal_of_a_set_that_is_no_longer_whole_changes_nothing(routing: Store
     token = take(store, b"a", b"b")
     assert token is not None
     assert store.unlock([b"b"], token)
-    assert not store.renew_lock([b"a", b"b"], token, ready_at=99.0, ttl_s=TTL_S)
+    assert not store.renew_lock([b"a", b"b"], token, router="r", worker="w", ready_at=99.0, ttl_s=TTL_S)
     assert [lock.ready_at for lock in store.locks([b"a"]) if lock is not None] == [5.25]
     assert not store.unlock([b"a", b"b"], token)
     assert store.locks([b"a"]) == [None]

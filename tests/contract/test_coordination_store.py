@@ -12,6 +12,7 @@ from ghostcacher_connector.core.coordination.base import (
     Batch,
     CoordinationStore,
     Cursor,
+    DrainOrder,
     Flush,
     WorkerEvents,
 )
@@ -108,15 +109,19 @@ def test_routers_agree_on_the_seed(routing: StoreSubject) -> None:
     assert routing.store.heartbeat("router-1", ttl_s=TTL_S).seed == seed
 
 
-def test_drains_are_shared_and_expire(routing: StoreSubject) -> None:
-    """A drain is seen by every replica until it is taken back or its time is over."""
+def test_drain_orders_are_shared_and_expire(routing: StoreSubject) -> None:
+    """An order is seen by every replica, replaces the one before, and ends when its time is over."""
     store, other = routing.store, routing.client()
-    store.set_drain("w1", True, ttl_s=TTL_S)
-    store.set_drain("w2", True, ttl_s=TTL_S)
-    store.set_drain("w3", True, ttl_s=SHORT_S)
-    other.set_drain("w2", False, ttl_s=TTL_S)
-    other.set_drain("w4", False, ttl_s=TTL_S)
-    gone(routing, lambda: other.drains() != {"w1"})
+    now, found = store.drains(["w1"])
+    assert found == [None]
+    short, first = DrainOrder("w3", True, now, now + SHORT_S), DrainOrder("w1", True, now, now + TTL_S)
+    store.put_drains([first, short, DrainOrder("w2", False, now, now - 1.0)])
+    assert other.drains(["w2", "w1", "w3"])[1] == [None, first, short]
+    back = DrainOrder("w1", False, now + 1.0, now + TTL_S)
+    other.put_drains([back])
+    assert store.drains(["w1"])[1] == [back]
+    gone(routing, lambda: other.drains(["w3"])[1] != [None])
+    assert other.drains(["w1"])[1] == [back]
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------

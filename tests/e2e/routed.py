@@ -56,8 +56,26 @@ def sessions_at(redis_url: str, workers: Iterable[str]) -> dict[str, str]:
     return sessions
 
 
+def respond(url: str, given: str | list[Any], *, stream: bool) -> tuple[Any, dict[str, str]]:
+    """Return the response object of /v1/responses, and the answer's headers. Raises ServerError."""
+    body = {"model": "m", "input": given, "max_output_tokens": 4, "temperature": 0.0, "stream": stream}
+    data, headers = post(url, "/v1/responses", body)
+    if not stream:
+        return json.loads(data), headers
+    lines = [line for line in data.splitlines() if line.startswith(b"data: ")]
+    return json.loads(lines[-1].removeprefix(b"data: "))["response"], headers
+
+
 def ask(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> tuple[Any, dict[str, str]]:
     """Return the JSON of an answer, and its headers. Raises ServerError."""
+    data, found = post(url, path, body, headers)
+    return json.loads(data), found
+
+
+def post(
+    url: str, path: str, body: dict[str, Any], headers: dict[str, str] | None = None
+) -> tuple[bytes, dict[str, str]]:
+    """Return the body of an answer, and its headers. Raises ServerError."""
     host, port = url.removeprefix("http://").split(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=REQUEST_TIMEOUT_S)
     try:
@@ -66,6 +84,6 @@ def ask(url: str, path: str, body: dict[str, Any], headers: dict[str, str] | Non
         data = reply.read()
         if reply.status != http.HTTPStatus.OK:
             raise ServerError(f"{path}: status {reply.status}: {data[:500]!r}")
-        return json.loads(data), {name.lower(): value for name, value in reply.getheaders()}
+        return data, {name.lower(): value for name, value in reply.getheaders()}
     finally:
         connection.close()

@@ -17,7 +17,7 @@ from benchmarks.harness import Client, Completion, ServerError, run_concurrently
 from benchmarks.harness.router import RouterProcess
 from tests.clients.served import HERE, Served
 from tests.e2e.fleet import BLOCK_TOKENS, REQUEST_TIMEOUT_S, TOLERANCE, Fleet, assert_same, running, until
-from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, sessions_at
+from tests.e2e.routed import ask, followers, loads_reported, once_undisturbed, respond, sessions_at
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -95,6 +95,21 @@ def test_chat_prefix_is_learned_and_found_again(routed: RoutedFleet) -> None:
     assert found["x-gc-worker"] in NAMES
     # A hash in 128 tokens, a boundary in 1 KiB of text.
     assert abs(int(found["x-gc-cached-tokens"]) - int(found["cached"])) <= 8 * BLOCK_TOKENS
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_next_turn_of_responses_is_known_to_the_other_replica(routed: RoutedFleet, stream: bool) -> None:
+    """vLLM names these requests by the ids of their answers: what the prompt became is learned all the same."""
+    text = routed.text(DOCUMENT_TOKENS)
+
+    def known() -> bool:
+        # Again and again, as below.
+        first, _ = respond(routed.routers[0].url, text, stream=stream)
+        items = [{"role": "user", "content": text}, *first["output"], {"role": "user", "content": "Two?"}]
+        answer, _ = ask(routed.routers[1].url, "/gc/explain", {"model": "m", "input": items})
+        return any(worker["local_tokens"] > 0 for worker in answer["workers"])
+
+    until(known, "the other router to know the prefix")
 
 
 def test_other_replica_knows_what_one_has_learned(routed: RoutedFleet) -> None:

@@ -69,7 +69,10 @@ def prompt_of(text: bytes, ends: Sequence[tuple[SectionType, int]] = ()) -> Prom
 
 
 class SimEngine(Engine):
-    """One engine server, and its connector. worker: as the routers see it."""
+    """One engine server, and its connector.
+
+    worker: as the routers see it. claims: fields of its load report that are not as they should be.
+    """
 
     def __init__(
         self,
@@ -83,6 +86,7 @@ class SimEngine(Engine):
         publish_s: float | None,
     ) -> None:
         self.name = name
+        self.claims: dict[str, float] = {}
         self._now = sim.now
         made = replace(make_record(name, namespace=namespace), block_tokens=BLOCK_TOKENS, shares_prefill=shares_prefill)
         record = None if plain else made
@@ -105,7 +109,8 @@ class SimEngine(Engine):
     def report(self) -> None:
         """Tell its load, unless nobody is there to tell it."""
         if self.worker.record is not None and not self.hung and not self.dead:
-            self.worker.load, self.worker.load_measured_at = StampedLoad(self._now(), self.load()), self._now()
+            load = replace(self.load(), **self.claims)
+            self.worker.load, self.worker.load_measured_at = StampedLoad(self._now(), load), self._now()
 
 
 class SimFleet:
@@ -232,7 +237,7 @@ class Router:
                 raise
             ttft_s = self.sim.now() - started
             placed.first_byte()
-            await engine.decode(1)
+            await engine.decode(self.sim.answer_tokens)
             engine.release(prefilled)
             placed.ended(Outcome.DONE, 200)
             return Served(placed.worker, placed.reason, placed_at - started, ttft_s, attempt)
@@ -261,13 +266,15 @@ class Sim:
         publish_s: float | None = None,
         round_trip_s: float = ROUND_TRIP_S,
         pulls: bool = True,
+        answer_tokens: int = 1,
     ) -> None:
         """publish_s: from the end of a prefill until peers can pull its blocks; None: as usual.
 
         round_trip_s: of a router to Redis, the waiting for a thread included.
         pulls: whether the engines pull; the routers think so in any case.
+        answer_tokens: of each answer.
         """
-        self.round_trip_s, self.pulls = round_trip_s, pulls
+        self.round_trip_s, self.pulls, self.answer_tokens = round_trip_s, pulls, answer_tokens
         self.now: Callable[[], float] = asyncio.get_running_loop().time
         self.plain = plain
         self.store = MemoryCoordinationStore(clock=self.now)

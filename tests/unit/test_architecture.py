@@ -32,8 +32,10 @@ ARROWS: dict[str, set[str]] = {
     "core.schema": set(),
     "core.process": set(),
     "core.redis": {"core.process"},
-    "core.index": {"core.redis", "core.schema"},
-    "core.coordination": {"core.redis", "core.schema", "core.index"},
+    "core.stamps": {"core.schema"},
+    "core.refusals": set(),
+    "core.index": {"core.redis", "core.schema", "core.stamps", "core.refusals"},
+    "core.coordination": {"core.redis", "core.schema", "core.stamps", "core.refusals", "core.index"},
     "core.open": {"core.redis", "core.index", "core.coordination"},
     # The connector, loaded inside each engine worker.
     "config": {"core.addresses", "core.settings"},

@@ -6,10 +6,15 @@
 
 Everything in it is a hint: losing it costs a worse choice of worker, never a wrong answer.
 
+With a key (`index_key`) everything that is read is believed only with its stamp (core/stamps.py): for the place where
+it lies, and as long as it counts. Of what one worker or router appends to a stream, one client gets nothing that is
+older than what it has got: what is appended again by somebody else is left out.
+
 What implementors must keep:
 - Every call ends within the implementation's time-out (`read`: plus the time that it was asked to wait) and raises
   IndexUnavailable, and nothing else, when the store cannot answer.
-- Malformed values are left out and counted in `malformed_entries`; they never raise.
+- Malformed values, and those that are not believed, are left out, counted in `malformed_entries`, and by kind and
+  reason in `refusals`; they never raise. Nobody holds a lock without a right stamp: such a lock is put out of the way.
 - Every stream is bounded in length and in age; a reader that fell behind goes on with the oldest item that is left.
 - Locks are judged by the store's own clock. The tokens of one key rise with each grant: the holder of an old token can
   neither renew nor unlock.
@@ -35,6 +40,9 @@ REQUEST_CHARS_MAX = 256
 Text = Annotated[str, Meta(max_length=REQUEST_CHARS_MAX)]
 """Request ids and names. The name of a worker has at most 255 characters."""
 Hash = Annotated[bytes, Meta(min_length=1, max_length=128)]
+
+EVENTS_MAX = 1_024
+"""Prompt chains, and computed prompts, in one worker's events: the reporter sends 64 of each at most."""
 
 BOUNDARIES_MAX = 16_384
 """Boundaries in one prompt chain or map update: enough for 2 M tokens at one hash every 128."""
@@ -93,9 +101,19 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
     age_s: Rate = 0.0
     """Seconds from the measurement to the publication."""
 
+    prefill_rate_stale: bool = False
+    """Whether no step has told the prefill rate lately: it is a calibration, or of long ago."""
+
+    decode_step_s: Rate = 0.0
+    """Measured time of a step that only decodes, in seconds; 0.0 while it is unknown."""
+
+    decode_request_s: Rate = 0.0
+    """What one more request adds to such a step, in seconds; 0.0 while it is unknown."""
+
     def __post_init__(self) -> None:
-        if not isfinite(self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s + self.age_s):
-            raise ValueError("rates, age_s: expected finite numbers")
+        rates = self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s
+        if not isfinite(rates + self.age_s + self.decode_step_s + self.decode_request_s):
+            raise ValueError("rates, times, age_s: expected finite numbers")
 
 
 class PromptChain(msgspec.Struct, frozen=True, array_like=True):
@@ -135,10 +153,10 @@ class WorkerEvents(NamedTuple):
     namespace: Text
     worker: Text
     incarnation: Hash
-    chains: tuple[PromptChain, ...]
+    chains: Annotated[tuple[PromptChain, ...], Meta(max_length=EVENTS_MAX)]
     """Chain hashes of prompts that the worker has received."""
 
-    computed: tuple[Text, ...]
+    computed: Annotated[tuple[Text, ...], Meta(max_length=EVENTS_MAX)]
     """Ids of requests whose prompts are computed: peers can pull their blocks from now on."""
 
 
@@ -238,11 +256,28 @@ class LockGrant(NamedTuple):
     """The keys that others hold."""
 
 
+class DrainOrder(NamedTuple):
+    """What a person last said of a worker: to get no new requests, or that no longer."""
+
+    worker: str
+    draining: bool
+    at: float
+    """When it was said, in seconds of the store's clock: of two orders the later one counts."""
+    until: float
+    """When it is over by itself, in seconds of the store's clock."""
+
+
 class CoordinationStore(ABC):
     """The store that routers and workers share. The module's docstring says what implementors must keep."""
 
-    malformed_entries: int
-    """Malformed values met so far."""
+    @property
+    @abstractmethod
+    def malformed_entries(self) -> int:
+        """Values met so far that were malformed or not believed."""
+
+    @abstractmethod
+    def refusals(self) -> Mapping[str, int]:
+        """Return how many they were, by kind and reason, such as "load: not authentic"."""
 
     @abstractmethod
     def publish(
@@ -288,7 +323,9 @@ class CoordinationStore(ABC):
         """Take all of the keys, for `ttl_s`, or none of them."""
 
     @abstractmethod
-    def renew_lock(self, keys: Sequence[bytes], token: int, *, ready_at: float, ttl_s: float) -> bool:
+    def renew_lock(
+        self, keys: Sequence[bytes], token: int, *, router: str, worker: str, ready_at: float, ttl_s: float
+    ) -> bool:
         """Hold the keys for `ttl_s` from now; return False, and change nothing, unless the token holds all of them."""
 
     @abstractmethod
@@ -312,12 +349,12 @@ class CoordinationStore(ABC):
         """Forget sessions."""
 
     @abstractmethod
-    def set_drain(self, worker: str, draining: bool, *, ttl_s: float) -> None:
-        """Say, for every router, that a worker is to get no new requests for `ttl_s`; or take that back."""
+    def put_drains(self, orders: Sequence[DrainOrder]) -> None:
+        """Store orders, each in place of what is stored of its worker."""
 
     @abstractmethod
-    def drains(self) -> set[str]:
-        """Return the workers that are being drained."""
+    def drains(self, workers: Sequence[str]) -> tuple[float, list[DrainOrder | None]]:
+        """Return the store's time and the stored order of each worker, None when there is none."""
 
     @abstractmethod
     def close(self) -> None:

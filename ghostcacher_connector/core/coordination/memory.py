@@ -8,10 +8,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 from ghostcacher_connector.core import schema
-from ghostcacher_connector.core.coordination import codec
 from ghostcacher_connector.core.coordination.base import (
     EVENTS_AGE_S,
     EVENTS_ENTRIES_MAX,
@@ -21,6 +21,7 @@ from ghostcacher_connector.core.coordination.base import (
     Batch,
     CoordinationStore,
     Cursor,
+    DrainOrder,
     Flush,
     HeartbeatReply,
     HeldLock,
@@ -30,11 +31,11 @@ from ghostcacher_connector.core.coordination.base import (
     PromptChain,
     StampedLoad,
 )
-from ghostcacher_connector.core.errors import IndexUnavailable, ProtocolError
+from ghostcacher_connector.core.coordination.codec import Codec, LockClaim, fields_of, time_load
+from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.index.memory import Expiring
-
-T = TypeVar("T")
+from ghostcacher_connector.core.refusals import Refusals
 
 
 class _Entry(NamedTuple):
@@ -45,13 +46,12 @@ class _Entry(NamedTuple):
     value: bytes
 
 
-class _Stream(Generic[T]):
+class _Stream:
     """A stream as Redis keeps it: packed entries, the oldest ones forgotten by count and by age."""
 
-    def __init__(self, entries_max: int, age_s: float, unpack: Callable[[bytes], T]) -> None:
+    def __init__(self, entries_max: int, age_s: float) -> None:
         self.entries: deque[_Entry] = deque(maxlen=entries_max)
         self._age_s = age_s
-        self._unpack = unpack
         self._last = 0
 
     def add(self, value: bytes, now: float) -> None:
@@ -67,18 +67,13 @@ class _Stream(Generic[T]):
     def holds_after(self, cursor: str) -> bool:
         return bool(self.entries) and self.entries[-1].number > _number(cursor)
 
-    def after(self, cursor: str, count: int) -> tuple[str, list[T], int]:
-        """Return the new cursor, the well-formed items after the old one, and how many are malformed."""
+    def after(self, cursor: str, count: int, unpack: Callable[[bytes], object]) -> tuple[str, tuple[Any, ...]]:
+        """Return the new cursor, and the items after the old one that are believed."""
         number = _number(cursor)
-        items: list[T] = []
-        malformed = 0
-        for entry in [entry for entry in self.entries if entry.number > number][:count]:
-            cursor = f"{entry.number}-0"
-            try:
-                items.append(self._unpack(entry.value))
-            except ProtocolError:
-                malformed += 1
-        return cursor, items, malformed
+        found = [entry for entry in self.entries if entry.number > number][:count]
+        items = [unpack(entry.value) for entry in found]
+        cursor = f"{found[-1].number}-0" if found else cursor
+        return cursor, tuple(item for item in items if item is not None)
 
 
 def _number(cursor: str) -> int:
@@ -87,41 +82,51 @@ def _number(cursor: str) -> int:
 
 class _Held(NamedTuple):
     token: int
-    router: str
-    worker: str
-    ready_at: float
+    fields: tuple[bytes, bytes, bytes, bytes]
+    """Router, worker, time when it is to be ready, stamp."""
 
 
 class MemoryCoordinationStore(CoordinationStore):
     """A coordination store in memory; share it, or `client`s of it, where processes would share Redis.
 
-    clock: seconds. A `read` that waits does so in real time, woken by what others append. Set `reachable` to False to
-    see what callers do when the store is away.
+    key: as in Redis. clock: seconds. A `read` that waits does so in real time, woken by what others append. Set
+    `reachable` to False to see what callers do when the store is away.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.time, key: bytes = b"") -> None:
         self._clock = clock
         self._changed = threading.Condition()
         self._loads: Expiring[bytes] = Expiring(clock)
-        self._routers: Expiring[str] = Expiring(clock)
-        self._drains: Expiring[str] = Expiring(clock)
+        self._routers: Expiring[bytes] = Expiring(clock)
+        self._drains: Expiring[bytes] = Expiring(clock)
         self._locks: Expiring[_Held] = Expiring(clock)
-        self._sessions: Expiring[str] = Expiring(clock)
-        self._events = _Stream(EVENTS_ENTRIES_MAX, EVENTS_AGE_S, codec.unpack_events)
-        self._updates = _Stream(UPDATES_ENTRIES_MAX, UPDATES_AGE_S, codec.unpack_update)
+        self._sessions: Expiring[bytes] = Expiring(clock)
+        self._events = _Stream(EVENTS_ENTRIES_MAX, EVENTS_AGE_S)
+        self._updates = _Stream(UPDATES_ENTRIES_MAX, UPDATES_AGE_S)
         self._seed = secrets.randbits(64)
         self._tokens = [0]
         self.reachable = True
-        self.malformed_entries = 0
+        self._use(key)
+
+    def _use(self, key: bytes) -> None:
+        self._key, self._refusals = key, Refusals("memory")
+        self._codec = Codec(key, self._refusals)
 
     def __repr__(self) -> str:
         return f"MemoryCoordinationStore(reachable={self.reachable})"
 
-    def client(self) -> MemoryCoordinationStore:
-        """Return another client of the same memory, as another process is of the same Redis."""
+    def client(self, key: bytes | None = None) -> MemoryCoordinationStore:
+        """Return another client of the same memory, as another process is of the same Redis. key: None for the same."""
         other = copy.copy(self)
-        other.malformed_entries = 0
+        other._use(self._key if key is None else key)
         return other
+
+    @property
+    def malformed_entries(self) -> int:
+        return self._codec.malformed
+
+    def refusals(self) -> Mapping[str, int]:
+        return self._refusals.counts()
 
     def flush(self) -> None:
         """Lose everything, as FLUSHALL does; routers bring the seed back."""
@@ -140,12 +145,13 @@ class MemoryCoordinationStore(CoordinationStore):
         ttl_s: float,
     ) -> bool:
         with self._reached():
+            now = self._clock()
             if load is not None:
-                stored = codec.stamp_load(ref.incarnation, self._clock(), codec.pack_load(load))
+                stored = time_load(ref.incarnation, now, self._codec.pack_load(ref, load, now=now, ttl_s=ttl_s))
                 self._loads.put(schema.load_key(ref.namespace, ref.worker), stored, ttl_s)
             listening = bool(self._routers.live())
             if listening and (chains or computed):
-                self._events.add(codec.pack_events(ref, chains, computed), self._clock())
+                self._events.add(self._codec.pack_events(ref, chains, computed, now=now), now)
                 self._changed.notify_all()
             return listening
 
@@ -155,34 +161,32 @@ class MemoryCoordinationStore(CoordinationStore):
 
     def _load(self, ref: WorkerRef) -> StampedLoad | None:
         stored = self._loads.get(schema.load_key(ref.namespace, ref.worker))
-        if stored is None:
-            return None
-        try:
-            stamped = codec.unpack_load(stored, ref.incarnation)
-        except ProtocolError:
-            self.malformed_entries += 1
-            return None
-        return None if stamped is None else StampedLoad(*stamped)
+        return None if stored is None else self._codec.unpack_load(ref, stored, now=self._clock())
 
     def heartbeat(self, router: str, *, ttl_s: float) -> HeartbeatReply:
         with self._reached():
-            self._routers.put(router, router, ttl_s)
-            return HeartbeatReply(self._clock(), self._seed, len(self._routers.live()))
+            now = self._clock()
+            self._routers.put(router, self._codec.pack_router(router, now=now, ttl_s=ttl_s), ttl_s)
+            found = [self._codec.unpack_router(value, now=now) for value in self._routers.live()]
+            seed = self._codec.stamps.seed if self._codec.stamps.used else self._seed
+            return HeartbeatReply(now, seed, len({name for name in found if name is not None} | {router}))
 
     def deregister(self, router: str) -> None:
         with self._reached():
             self._routers.pop(router)
 
-    def set_drain(self, worker: str, draining: bool, *, ttl_s: float) -> None:
+    def put_drains(self, orders: Sequence[DrainOrder]) -> None:
         with self._reached():
-            if draining:
-                self._drains.put(schema.check_worker(worker), worker, ttl_s)
-            else:
-                self._drains.pop(worker)
+            now = self._clock()
+            for order in orders:
+                if order.until > now:
+                    self._drains.put(order.worker, self._codec.pack_drain(order, now=now), order.until - now)
 
-    def drains(self) -> set[str]:
+    def drains(self, workers: Sequence[str]) -> tuple[float, list[DrainOrder | None]]:
         with self._reached():
-            return set(self._drains.live())
+            now, unpack = self._clock(), self._codec.unpack_drain
+            found = [(worker, self._drains.get(worker)) for worker in workers]
+            return now, [None if value is None else unpack(worker, value, now=now) for worker, value in found]
 
     def start_cursor(self) -> Cursor:
         with self._reached():
@@ -192,18 +196,19 @@ class MemoryCoordinationStore(CoordinationStore):
         with self._reached():
             self._changed.wait_for(lambda: self._anything(after), timeout=block_s)
             self._reached()
-            events_at, events, malformed_events = self._events.after(after.events, count)
-            updates_at, updates, malformed_updates = self._updates.after(after.updates, count)
-            self.malformed_entries += malformed_events + malformed_updates
-            return Batch(Cursor(events_at, updates_at), tuple(events), tuple(updates))
+            now, codec = self._clock(), self._codec
+            events_at, events = self._events.after(after.events, count, partial(codec.unpack_events, now=now))
+            updates_at, updates = self._updates.after(after.updates, count, partial(codec.unpack_update, now=now))
+            return Batch(Cursor(events_at, updates_at), events, updates)
 
     def _anything(self, after: Cursor) -> bool:
         return not self.reachable or self._events.holds_after(after.events) or self._updates.holds_after(after.updates)
 
     def append_updates(self, items: Sequence[PrefixMapUpdate | Flush]) -> None:
         with self._reached():
+            now = self._clock()
             for item in items:
-                self._updates.add(codec.pack_update(item), self._clock())
+                self._updates.add(self._codec.pack_update(item, now=now), now)
             self._changed.notify_all()
 
     def lock(self, keys: Sequence[bytes], *, router: str, worker: str, ready_at: float, ttl_s: float) -> LockGrant:
@@ -214,18 +219,22 @@ class MemoryCoordinationStore(CoordinationStore):
                 return LockGrant(None, held)
             self._tokens[0] += 1
             for key in keys:
-                self._locks.put(key, _Held(self._tokens[0], router, worker, ready_at), ttl_s)
+                self._hold(key, self._tokens[0], LockClaim(router, worker, ready_at), ttl_s)
             return LockGrant(self._tokens[0], ())
 
-    def renew_lock(self, keys: Sequence[bytes], token: int, *, ready_at: float, ttl_s: float) -> bool:
+    def renew_lock(
+        self, keys: Sequence[bytes], token: int, *, router: str, worker: str, ready_at: float, ttl_s: float
+    ) -> bool:
         with self._reached():
-            found = [self._locks.get(key) for key in keys]
-            held = [lock for lock in found if lock is not None and lock.token == token]
-            if len(held) < len(keys):
+            if any(lock is None or lock.token != token for lock in map(self._locks.get, keys)):
                 return False
-            for key, lock in zip(keys, held, strict=True):
-                self._locks.put(key, lock._replace(ready_at=ready_at), ttl_s)
+            for key in keys:
+                self._hold(key, token, LockClaim(router, worker, ready_at), ttl_s)
             return True
+
+    def _hold(self, key: bytes, token: int, claim: LockClaim, ttl_s: float) -> None:
+        stamp = self._codec.pack_claim(key, claim, now=self._clock(), ttl_s=ttl_s)
+        self._locks.put(key, _Held(token, (*fields_of(claim), stamp)), ttl_s)
 
     def unlock(self, keys: Sequence[bytes], token: int) -> bool:
         with self._reached():
@@ -240,16 +249,21 @@ class MemoryCoordinationStore(CoordinationStore):
 
     def _holder(self, key: bytes) -> HeldLock | None:
         held = self._locks.get(key)
-        return None if held is None else HeldLock(key, *held)
+        if held is None:
+            return None
+        return self._codec.unpack_lock(key, (b"%d" % held.token, *held.fields), now=self._clock())
 
     def sessions(self, keys: Sequence[bytes]) -> list[str | None]:
         with self._reached():
-            return [self._sessions.get(key) for key in keys]
+            now, unpack = self._clock(), self._codec.unpack_session
+            found = [(key, self._sessions.get(key)) for key in keys]
+            return [None if value is None else unpack(key, value, now=now) for key, value in found]
 
     def put_sessions(self, sessions: Mapping[bytes, str], *, ttl_s: float) -> None:
         with self._reached():
+            now = self._clock()
             for key, worker in sessions.items():
-                self._sessions.put(key, schema.check_worker(worker), ttl_s)
+                self._sessions.put(key, self._codec.pack_session(key, worker, now=now, ttl_s=ttl_s), ttl_s)
 
     def drop_sessions(self, keys: Sequence[bytes]) -> None:
         with self._reached():

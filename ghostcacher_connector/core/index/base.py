@@ -7,6 +7,8 @@ What implementors must keep:
 - `lookup` returns a location only for the block, incarnation and namespace that it was entered for, and `workers` a
   record only as it was entered, both with the same key: schema.py's digests say so. What does not fit is a miss, and
   is counted.
+- With a key, `depths` counts blocks only up to an entry that fits, a record that is `stamped` counts as long as the
+  stamp of its lease, reports have stamps (core/stamps.py), and a name is held only by who has the key.
 - A `lookup` is one round trip, whatever the number of blocks and workers.
 - Every call ends within the implementation's time-out and raises IndexUnavailable, and nothing else, when the index
   cannot answer. A miss is an empty result.
@@ -107,6 +109,10 @@ class BlockIndex(ABC):
     unverified_records: int
     """Those of them that are worker records whose digest does not fit: of another key, or damaged."""
 
+    @abstractmethod
+    def refusals(self) -> Mapping[str, int]:
+        """Return how many of these values there were, by kind and reason, such as "record: too old"."""
+
     @property
     @abstractmethod
     def partitions(self) -> int:
@@ -163,7 +169,8 @@ class BlockIndex(ABC):
         """Return, for each chain and each candidate, how many of its leading hashes the candidate holds at most.
 
         candidates: workers of one namespace. chains: hashes in prefix order, of one width; blocks may be left out.
-        Found by binary search, unverified: fit to weigh costs, not to read by. One round trip, with a cluster one a
+        Found by binary search: fit to weigh costs, not to read by. With a key the last block that is held is verified,
+        and where its entry does not fit, nothing counts as held. One round trip, with a cluster one a
         partition, since a chain that leaves out its root does not say where it lies. Beyond `DEPTHS_MAX` (chains times
         candidates) and CHAIN_HASHES_MAX hashes nothing is looked up: 0.
         """

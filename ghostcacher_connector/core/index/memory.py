@@ -21,6 +21,8 @@ from ghostcacher_connector.core.index.base import (
     Renewal,
     WorkerRef,
 )
+from ghostcacher_connector.core.refusals import Refusals
+from ghostcacher_connector.core.stamps import Stamps
 from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
 
 V = TypeVar("V")
@@ -35,6 +37,8 @@ class _Stored(NamedTuple):
     incarnation: bytes
     owner: str | None
     packed: bytes
+    lease: bytes
+    """The stamp of its lease; empty without a key."""
 
 
 class Expiring(Generic[V]):
@@ -76,7 +80,7 @@ class MemoryIndex(BlockIndex):
 
     def __init__(self, *, partitions: int = 1, key: bytes = b"", clock: Callable[[], float] = time.monotonic) -> None:
         self._partitions = partitions
-        self._key = key
+        self._use(key)
         self._lock = threading.Lock()
         self._records: Expiring[_Stored] = Expiring(clock)
         self._blocks: Expiring[dict[BlockHash, bytes]] = Expiring(clock)
@@ -84,6 +88,9 @@ class MemoryIndex(BlockIndex):
         self._entered_at: Expiring[tuple[str, str, float]] = Expiring(clock)
         self._clock = clock
         self.reachable = True
+
+    def _use(self, key: bytes) -> None:
+        self._key, self._stamps, self._refusals = key, Stamps(key), Refusals("memory")
         self.malformed_entries = self.unverified_records = 0
 
     def __repr__(self) -> str:
@@ -92,9 +99,11 @@ class MemoryIndex(BlockIndex):
     def client(self, key: bytes) -> MemoryIndex:
         """Return another client of the same memory, as another process is of the same Redis."""
         other = copy.copy(self)
-        other._key = key
-        other.malformed_entries = other.unverified_records = 0
+        other._use(key)
         return other
+
+    def refusals(self) -> Mapping[str, int]:
+        return self._refusals.counts()
 
     def flush(self) -> None:
         """Lose everything, as FLUSHALL does."""
@@ -116,7 +125,9 @@ class MemoryIndex(BlockIndex):
             earlier = self._records.get(key)
             if earlier is not None and earlier.incarnation != record.incarnation:
                 if earlier.owner is not None and earlier.owner not in (_token_of(record), replaces):
-                    return NameHolder(earlier.incarnation, self._verified(earlier))
+                    holder = self._verified(earlier)
+                    if holder is not None or not self._key:
+                        return NameHolder(earlier.incarnation, holder)
                 self._forget_blocks(record.namespace, earlier.incarnation)
             self._enter(record, lease_ttl_s)
             return None
@@ -126,10 +137,12 @@ class MemoryIndex(BlockIndex):
         with self._reached():
             holder = self._records.get(key)
             other = None
-            if holder is None or holder.incarnation == record.incarnation:
+            if holder is not None and holder.incarnation != record.incarnation:
+                verified = self._verified(holder)
+                if verified is not None or not self._key:
+                    other = NameHolder(holder.incarnation, verified)
+            if other is None:
                 self._enter(record, lease_ttl_s)
-            else:
-                other = NameHolder(holder.incarnation, self._verified(holder))
             counts = []
             for partition in range(self._partitions):
                 blocks_key = (record.namespace, record.incarnation, partition)
@@ -181,13 +194,20 @@ class MemoryIndex(BlockIndex):
 
     def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
         with self._reached():
-            held = [
-                set().union(
-                    *(self._blocks.get((ref.namespace, ref.incarnation, p)) or {} for p in range(self._partitions))
-                )
-                for ref in candidates
-            ]
-            return [[_depth(blocks, chain) for blocks in held] for chain in chains]
+            return [[self._depth(ref, chain) for ref in candidates] for chain in chains]
+
+    def _depth(self, ref: WorkerRef, chain: Sequence[BlockHash]) -> int:
+        held: dict[BlockHash, bytes] = {}
+        for partition in range(self._partitions):
+            held |= self._blocks.get((ref.namespace, ref.incarnation, partition)) or {}
+        depth = _depth(held, chain)
+        if not depth or not self._key:
+            return depth
+        value = held[chain[depth - 1]]
+        if schema.Binding(ref.namespace, ref.incarnation, self._key).fits(chain[depth - 1], value):
+            return depth
+        self._refuse("entry", DigestMismatch("of another block, worker or index_key"))
+        return 0
 
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
         with self._reached():
@@ -207,12 +227,23 @@ class MemoryIndex(BlockIndex):
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
         key = schema.report_key(ref.namespace, ref.worker, name)
         with self._reached():
-            self._reports.put(key, dict(fields), ttl_s)
+            now = self._clock()
+            self._reports.put(
+                key,
+                {field: self._stamps.put((key, field), value, at=now, ttl_s=ttl_s) for field, value in fields.items()},
+                ttl_s,
+            )
 
     def reports(self, namespace: str, worker: str, name: str) -> dict[str, bytes]:
         key = schema.report_key(namespace, worker, name)
         with self._reached():
-            return dict(self._reports.get(key) or {})
+            report = {}
+            for field, value in (self._reports.get(key) or {}).items():
+                try:
+                    report[field] = self._stamps.take((key, field), value, now=self._clock()).body
+                except ProtocolError as exc:
+                    self._refuse("report", exc)
+            return report
 
     def ping(self) -> float:
         with self._reached():
@@ -223,21 +254,29 @@ class MemoryIndex(BlockIndex):
 
     def _enter(self, record: WorkerRecord, lease_ttl_s: float) -> None:
         key = (record.namespace, record.worker)
-        self._records.put(key, self._stored(record), lease_ttl_s)
+        self._records.put(key, self._stored(record, lease_ttl_s), lease_ttl_s)
         self._entered_at.put(key, (*key, self._clock()), GONE_S)
 
-    def _stored(self, record: WorkerRecord) -> _Stored:
+    def _stored(self, record: WorkerRecord, lease_ttl_s: float) -> _Stored:
         packed = schema.pack_record(record, self._key)
-        return _Stored(record.namespace, record.worker, record.incarnation, _token_of(record), packed)
+        lease = self._stamps.put(schema.lease_place(record), b"", at=self._clock(), ttl_s=lease_ttl_s)
+        return _Stored(record.namespace, record.worker, record.incarnation, _token_of(record), packed, lease)
 
     def _verified(self, stored: _Stored) -> WorkerRecord | None:
-        namespace, worker, _, _, packed = stored
+        namespace, worker, _, _, packed, lease = stored
         try:
-            return schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
+            record = schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
+            if self._key and record.stamped:
+                self._stamps.take(schema.lease_place(record), lease, now=self._clock())
         except ProtocolError as exc:
-            self.malformed_entries += 1
-            self.unverified_records += isinstance(exc, DigestMismatch)
+            self._refuse("record", exc)
             return None
+        return record
+
+    def _refuse(self, kind: str, why: ProtocolError) -> None:
+        self._refusals.note(kind, why)
+        self.malformed_entries += 1
+        self.unverified_records += kind == "record" and isinstance(why, DigestMismatch)
 
     def _reached(self) -> threading.Lock:
         if not self.reachable:
@@ -265,7 +304,7 @@ def _prefix(held: Mapping[BlockHash, bytes], blocks: Sequence[BlockHash]) -> lis
     return [held[block] for block in takewhile(held.__contains__, blocks)]
 
 
-def _depth(held: set[BlockHash], chain: Sequence[BlockHash]) -> int:
+def _depth(held: Mapping[BlockHash, bytes], chain: Sequence[BlockHash]) -> int:
     """Return the same bound as binary search finds in Redis."""
     if not chain or chain[0] not in held:
         return 0

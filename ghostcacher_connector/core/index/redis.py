@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -16,7 +15,6 @@ from ghostcacher_connector.core.errors import DigestMismatch, ProtocolError
 from ghostcacher_connector.core.index.base import (
     CHAIN_HASHES_MAX,
     DEPTHS_MAX,
-    GONE_S,
     BlockIndex,
     Drop,
     Entry,
@@ -25,17 +23,22 @@ from ghostcacher_connector.core.index.base import (
     Renewal,
     WorkerRef,
 )
+from ghostcacher_connector.core.index.directory import WorkerDirectory
 from ghostcacher_connector.core.redis.client import Argument, RedisCalls, milliseconds
 from ghostcacher_connector.core.redis.url import parse_redis_url
+from ghostcacher_connector.core.refusals import Refusals
+from ghostcacher_connector.core.stamps import Stamps
 from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
-
-logger = logging.getLogger(__name__)
 
 LOOKUP_BLOCKS_MAX = 16_384
 """Blocks beyond are not looked up: bounds how long one script holds Redis (2,000 blocks of one worker: under 1 ms)."""
 LOOKUP_CANDIDATES_MAX = 1_024
 WORKERS_MAX = 10_000
 NAMESPACES_MAX = 1_000
+REPORT_FIELDS_MAX = 4_096
+"""Of one report: a rank measures its link to each of 1,000 peers at most."""
+ENTER_TRIES = 3
+"""How often a name is asked for while somebody holds it who has not our key, and is put out of the way."""
 DIRECTORY_TTL_S = 3_600
 """How long a namespace, and the list of its workers, outlives the last renewal in it."""
 
@@ -58,14 +61,19 @@ class RedisIndex(BlockIndex):
         self._target = parse_redis_url(url)
         self._calls = RedisCalls(self._target, scripts=__package__, timeout_s=timeout_s, on_unavailable=on_unavailable)
         self._key = key
+        self._stamps = Stamps(key)
+        self._refusals = Refusals(self._target.where)
+        self._directory = WorkerDirectory(self._calls, key, self._stamps, self._refuse)
         self._lock = threading.Lock()
-        self._records: dict[tuple[str, str], tuple[bytes, WorkerRecord]] = {}
         self.malformed_entries = self.unverified_records = 0
         cluster = self._target.kind == "cluster"
         self._partitions = schema.PARTITIONS_CLUSTER if cluster else schema.PARTITIONS_SINGLE
 
     def __repr__(self) -> str:
         return f"RedisIndex({self._target.kind}, {self._target.where})"
+
+    def refusals(self) -> Mapping[str, int]:
+        return self._refusals.counts()
 
     @property
     def partitions(self) -> int:
@@ -75,20 +83,19 @@ class RedisIndex(BlockIndex):
         return schema.partition_of(root, self._partitions)
 
     def join(self, record: WorkerRecord, *, lease_ttl_s: float, replaces: str | None = None) -> NameHolder | None:
-        earlier, holder = self._enter(record, lease_ttl_s, take_over=True, replaces=replaces or "")
+        earlier, holder = self._directory.enter(record, lease_ttl_s, take_over=True, replaces=replaces or "")
         if holder is None and len(earlier) == len(record.incarnation):
             self._unlink_blocks(record.namespace, earlier)
         return holder
 
     def renew(self, record: WorkerRecord, *, lease_ttl_s: float) -> Renewal:
-        _, holder = self._enter(record, lease_ttl_s, take_over=False)
+        _, holder = self._directory.enter(record, lease_ttl_s, take_over=False)
         keys = self._block_keys(record.namespace, record.incarnation)
         counts = [_count(self._calls.run("hold", [key], [milliseconds(lease_ttl_s)])) for key in keys]
         return Renewal(tuple(counts), holder)
 
     def leave(self, ref: WorkerRef) -> None:
-        keys = self._name_keys(ref.namespace, ref.worker)
-        self._calls.run("leave", keys, [ref.worker, schema.RECORD_MAGIC + ref.incarnation])
+        self._directory.leave(ref)
         self._unlink_blocks(ref.namespace, ref.incarnation)
 
     def apply(self, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float) -> None:
@@ -132,49 +139,71 @@ class RedisIndex(BlockIndex):
         if len(widths) != 1 or not candidates:
             return found
         assert all(ref.namespace == candidates[0].namespace for ref in candidates), "of more than one namespace"
-        args: list[Argument] = [widths.pop(), *(b"".join(chain[:CHAIN_HASHES_MAX]) for chain in asked)]
+        value_bytes = schema.ENTRY_BYTES if self._key else 0
+        args: list[Argument] = [widths.pop(), value_bytes, *(b"".join(chain[:CHAIN_HASHES_MAX]) for chain in asked)]
         for partition in range(self._partitions):
             keys = [_blocks_key(ref.namespace, partition, ref.incarnation) for ref in candidates]
-            malformed, packed = self._calls.run("depths", keys, args)
+            malformed, packed, values = self._calls.run("depths", keys, args)
             self._count_malformed(malformed)
-            counts = unpack(f"<{len(packed) // 2}H", packed)
+            counts: Sequence[int] = unpack(f"<{len(packed) // 2}H", packed)
+            if values:
+                counts = self._fitting(candidates, asked, counts, values)
             for number in range(len(asked)):
                 row = counts[number * len(candidates) : (number + 1) * len(candidates)]
                 found[number] = list(map(max, found[number], row))
         return found
 
+    def _fitting(
+        self,
+        candidates: Sequence[WorkerRef],
+        chains: Sequence[Sequence[BlockHash]],
+        counts: Sequence[int],
+        values: bytes,
+    ) -> list[int]:
+        """Return the counts, 0 where the value of the last hash that is held is not its own.
+
+        values: of each count above 0, one after the other.
+        """
+        bindings = [_binding(ref.namespace, ref.incarnation, self._key) for ref in candidates]
+        fitting, at = list(counts), 0
+        for number, count in enumerate(counts):
+            if count:
+                chain, candidate = divmod(number, len(candidates))
+                if not bindings[candidate].fits(chains[chain][count - 1], values[at : at + schema.ENTRY_BYTES]):
+                    fitting[number] = 0
+                at += schema.ENTRY_BYTES
+        if wrong := sum(map(bool, counts)) - sum(map(bool, fitting)):
+            self._refuse("entry", DigestMismatch("of another block, worker or index_key"), wrong)
+        return fitting
+
     def workers(self, namespace: str | None = None) -> list[WorkerRecord]:
-        if namespace is not None:
-            return self._workers_of(namespace)
-        names = self._calls.run("namespaces", [schema.namespaces_key()], ["", DIRECTORY_TTL_S, NAMESPACES_MAX])
-        records = [record for name in names for record in self._workers_of_named(name)]
-        return sorted(records, key=lambda record: (record.worker, record.namespace))
+        return self._directory.workers(namespace)
 
     def gone(self) -> list[GoneWorker]:
-        names = self._calls.run("namespaces", [schema.namespaces_key()], ["", DIRECTORY_TTL_S, NAMESPACES_MAX])
-        gone = []
-        for namespace in (name.decode("ascii", errors="replace") for name in names):
-            if schema.is_namespace(namespace):
-                args: list[Argument] = [schema.worker_key_prefix(namespace), GONE_S, WORKERS_MAX]
-                found = self._calls.run("gone", [schema.workers_key(namespace)], args)
-                for worker, silent_s in zip(found[::2], found[1::2], strict=True):
-                    gone.append(GoneWorker(worker.decode("utf-8", errors="replace"), namespace, float(silent_s)))
-        return sorted(gone)
+        return self._directory.gone()
 
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
         flat: list[Argument] = [milliseconds(ttl_s)]
+        now = self._directory.now(ref.namespace)
         for field, value in fields.items():
-            flat += (field, value)
+            place = ("report", ref.namespace, ref.worker, name, field)
+            flat += (field, self._stamps.put(place, value, at=now, ttl_s=ttl_s))
         self._calls.run("report", [schema.report_key(ref.namespace, ref.worker, name)], flat)
 
     def reports(self, namespace: str, worker: str, name: str) -> dict[str, bytes]:
         key = schema.report_key(namespace, worker, name)
-        found = self._calls.run("reports", [key], [])
-        try:
-            return {field.decode(): value for field, value in zip(found[::2], found[1::2], strict=True)}
-        except UnicodeDecodeError:
-            self._count_malformed(1)
-            return {}
+        seconds, us, *found = self._calls.run("reports", [key], [REPORT_FIELDS_MAX])
+        now, report = self._directory.clock_of(namespace).said(seconds, us), {}
+        for packed_field, value in zip(found[::2], found[1::2], strict=True):
+            try:
+                field = packed_field.decode()
+                report[field] = self._stamps.take(("report", namespace, worker, name, field), value, now=now).body
+            except UnicodeDecodeError:
+                self._count_malformed(1)
+                return {}
+            except ProtocolError as exc:
+                self._refuse("report", exc, 1)
+        return report
 
     def ping(self) -> float:
         began = perf_counter()
@@ -183,81 +212,6 @@ class RedisIndex(BlockIndex):
 
     def close(self) -> None:
         self._calls.close()
-
-    def _enter(
-        self, record: WorkerRecord, lease_ttl_s: float, *, take_over: bool, replaces: str = ""
-    ) -> tuple[bytes, NameHolder | None]:
-        """Enter a record, unless another incarnation holds the name and must not be replaced.
-
-        Returns the other incarnation that has or had the name (empty: none), and who it is if it was not replaced.
-        """
-        directory_ttl_s = max(DIRECTORY_TTL_S, 2 * lease_ttl_s)
-        other, packed = self._calls.run(
-            "enter",
-            self._name_keys(record.namespace, record.worker),
-            [
-                record.worker,
-                schema.pack_record(record, self._key),
-                milliseconds(lease_ttl_s),
-                schema.RECORD_MAGIC,
-                record.incarnation,
-                int(take_over),
-                milliseconds(directory_ttl_s),
-                record.owner.token if record.owner is not None else "",
-                replaces,
-            ],
-        )
-        self._calls.run("namespaces", [schema.namespaces_key()], [record.namespace, DIRECTORY_TTL_S, 0])
-        assert isinstance(other, bytes)
-        if not packed:
-            return other, None
-        return other, NameHolder(other, self._verified(record.namespace, record.worker, packed))
-
-    @staticmethod
-    def _name_keys(namespace: str, worker: str) -> list[str]:
-        return [
-            schema.worker_key(namespace, worker),
-            schema.workers_key(namespace),
-            schema.owner_key(namespace, worker),
-        ]
-
-    def _verified(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord | None:
-        """Return a record; None when it is malformed or cannot be verified, which is counted."""
-        try:
-            return self._unpacked(namespace, worker, packed)
-        except ProtocolError as exc:
-            self._count_malformed(1, unverified=int(isinstance(exc, DigestMismatch)))
-            logger.debug("%s", exc)
-            return None
-
-    def _workers_of_named(self, name: bytes) -> list[WorkerRecord]:
-        namespace = name.decode("ascii", errors="replace")
-        if not schema.is_namespace(namespace):
-            self._count_malformed(1)
-            return []
-        return self._workers_of(namespace)
-
-    def _workers_of(self, namespace: str) -> list[WorkerRecord]:
-        prefix = schema.worker_key_prefix(namespace)
-        malformed, *found = self._calls.run("workers", [schema.workers_key(namespace)], [prefix, WORKERS_MAX, GONE_S])
-        self._count_malformed(malformed)
-        records = []
-        for worker, packed in zip(found[::2], found[1::2], strict=True):
-            record = self._verified(namespace, worker.decode("utf-8", errors="replace"), packed)
-            if record is not None:
-                records.append(record)
-        return sorted(records, key=lambda record: record.worker)
-
-    def _unpacked(self, namespace: str, worker: str, packed: bytes) -> WorkerRecord:
-        """Return a record; one that has not changed since the last call is not unpacked again."""
-        known = self._records.get((namespace, worker))
-        if known is not None and known[0] == packed:
-            return known[1]
-        record = schema.unpack_record(packed, namespace=namespace, worker=worker, key=self._key)
-        if len(self._records) >= WORKERS_MAX:
-            self._records.clear()
-        self._records[namespace, worker] = packed, record
-        return record
 
     def _hits(
         self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], found: Sequence[Any]
@@ -280,11 +234,21 @@ class RedisIndex(BlockIndex):
         for key in self._block_keys(namespace, incarnation):
             self._calls.call(lambda client, key=key: client.unlink(key))  # type: ignore[misc]
 
-    def _count_malformed(self, count: int, *, unverified: int = 0) -> None:
+    def _refuse(self, kind: str, why: ProtocolError, count: int) -> None:
+        self._refusals.note(kind, why, count)
+        with self._lock:
+            self.malformed_entries += count
+            self.unverified_records += count * (kind == "record" and isinstance(why, DigestMismatch))
+
+    def _count_malformed(self, count: int) -> None:
         if count:
-            with self._lock:
-                self.malformed_entries += count
-                self.unverified_records += unverified
+            self._refuse("entry", ProtocolError("of a type or size that none of ours has, or of another block"), count)
+
+
+@lru_cache(maxsize=4 * LOOKUP_CANDIDATES_MAX)
+def _binding(namespace: str, incarnation: bytes, key: bytes) -> schema.Binding:
+    """Return the same as the schema: what precedes all entries of a worker need not be hashed for each."""
+    return schema.Binding(namespace, incarnation, key)
 
 
 @lru_cache(maxsize=4 * LOOKUP_CANDIDATES_MAX)

@@ -12,14 +12,18 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from redis.exceptions import AuthenticationError, NoPermissionError, NoScriptError, RedisClusterException, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.errors import IndexRefused, IndexReplyTooLarge, IndexUnavailable
+from ghostcacher_connector.core.redis.reply_bounds import ReplyTooLarge
 from ghostcacher_connector.core.redis.url import Client, RedisTarget, make_client
 
 Argument = str | bytes | int
+
+_PERMISSION_SIGNS = ("NOPERM", "The user executing the script can't", "ACL failure in script")
+"""How Redis 6.2 and later begin what they say of a command in a script that the user may not run."""
 
 
 class RedisCalls:
@@ -53,6 +57,11 @@ class RedisCalls:
         """Run a script; return its reply."""
         return self.call(lambda client: script(self._scripts, name)(client, keys, args))
 
+    def time(self, key: str) -> tuple[bytes, bytes]:
+        """Return the time (s, us) of the server where a key lies."""
+        seconds, us = self.call(lambda client: script(__package__, "now")(client, [key], []))
+        return seconds, us
+
     def call(self, command: Callable[[Client], Any]) -> Any:
         with self._translated():
             return command(self._connected())
@@ -76,19 +85,35 @@ class RedisCalls:
         try:
             yield
         except (RedisError, RedisClusterException, OSError) as exc:
-            text = f"{type(exc).__name__}: {exc}"
+            refusal = refusal_of(exc)
+            text = refusal or f"{type(exc).__name__}: {exc}"
             unreachable = isinstance(exc, (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError))
-            if unreachable and self._on_unavailable is not None:
+            if unreachable and refusal is None and self._on_unavailable is not None:
                 self._on_unavailable()
             # A server that does not know AUTH repeats its arguments.
             leaks = any(secret in text for secret in self._target.secrets)
             message = f"Redis at {self._target.where}: {type(exc).__name__ if leaks else text}"
-            raise IndexUnavailable(message) from (None if leaks else exc)
+            kind = (
+                IndexRefused if refusal else IndexReplyTooLarge if isinstance(exc, ReplyTooLarge) else IndexUnavailable
+            )
+            raise kind(message) from (None if leaks else exc)
         except (ValueError, AttributeError) as exc:
             # What redis-py does when another thread closes the connection on which it waits.
             if not self._closed:
                 raise
             raise IndexUnavailable(f"Redis at {self._target.where}: this client was closed") from exc
+
+
+def refusal_of(exc: BaseException | None) -> str | None:
+    """Return in which way Redis refuses us, in words, with what it said itself; None when that is not what happened."""
+    while exc is not None:
+        text = str(exc)
+        if isinstance(exc, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
+            return f"wrong user or password: {text}"
+        if isinstance(exc, NoPermissionError) or any(sign in text for sign in _PERMISSION_SIGNS):
+            return f"this user lacks a permission (NOPERM): {text}"
+        exc = exc.__cause__ or exc.__context__
+    return None
 
 
 def milliseconds(seconds: float) -> int:
@@ -100,9 +125,8 @@ class Script:
     """A Lua script in the `scripts` folder of a package; it costs one round trip once the server has it."""
 
     def __init__(self, package: str, name: str) -> None:
-        path = files(package).joinpath("scripts", f"{name}.lua")
         self.name = name
-        self._source = path.read_text(encoding="utf-8")
+        self._source = _source(__package__, "prelude") + _source(package, name)
         # Redis names a script by its SHA-1; nothing here relies on that for security.
         self.sha = hashlib.sha1(self._source.encode(), usedforsecurity=False).hexdigest()
 
@@ -116,6 +140,10 @@ class Script:
         except NoScriptError:
             # EVAL, unlike SCRIPT LOAD, goes to the shard of the keys, and the server keeps the source.
             return client.eval(self._source, len(keys), *keys, *args)
+
+
+def _source(package: str, name: str) -> str:
+    return files(package).joinpath("scripts", f"{name}.lua").read_text(encoding="utf-8")
 
 
 @cache

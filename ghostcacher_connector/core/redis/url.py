@@ -23,6 +23,7 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.redis.reply_bounds import bound_cluster_replies, bound_replies
 
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
@@ -130,7 +131,8 @@ def _nodes(hosts: str, default_port: int) -> tuple[tuple[str, int], ...]:
 def make_client(target: RedisTarget, timeout_s: float) -> Client:
     """Return a client of the target. A cluster is met at once, any other at its first command.
 
-    Raises what redis-py raises. Each network wait of the client is at most `timeout_s`.
+    Raises what redis-py raises. Each network wait of the client is at most `timeout_s`; replies are bounded
+    (reply_bounds.py).
     """
     common: dict[str, Any] = {
         "socket_timeout": timeout_s,
@@ -138,6 +140,7 @@ def make_client(target: RedisTarget, timeout_s: float) -> Client:
         # A time-out is not tried again: the caller has waited long enough.
         "retry": Retry(NoBackoff(), RETRIES_MAX, supported_errors=(redis.ConnectionError,)),
         "protocol": 2,
+        "redis_connect_func": bound_cluster_replies if target.kind == "cluster" else bound_replies,
     }
     access: dict[str, Any] = {"username": target.username, "password": target.password}
     if target.kind == "unix":

@@ -115,7 +115,7 @@ class EngineRank:
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
         self.forecaster = forecaster = Forecaster(rate, step_tokens_max=_step_tokens_max(server_args))
         self.fleet = (
-            Membership(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_tokens_per_s)
+            Membership(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_rate)
             if self.ranks.rank == 0
             else None
         )

@@ -111,6 +111,8 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
+        self._fleet.hung.when(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
         self._proxy.when_idle_closed(self._fleet.doubted)
         clients = self._proxy.state.clients
         self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
@@ -244,7 +246,7 @@ class Router:
         )
 
     def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
-        return self._parser.parse(path, body, headers, self._seed)
+        return self._parser.parse(path, body, headers, self._seed, self._fleet.billing_kept())
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
@@ -256,7 +258,8 @@ class Router:
         while sync is not None and not (sync.warm and self._routing.replicas is not None):
             if time.monotonic() > deadline:
                 logger.warning(
-                    "Redis does not answer: the router starts without what the others have learned, and keeps trying"
+                    "the router starts without what the others have learned, and keeps trying: %s",
+                    self._fleet.redis_error or "Redis does not answer",
                 )
                 return
             await asyncio.sleep(WARM_POLL_S)
@@ -267,4 +270,4 @@ def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStor
         return None, None
     key = (settings.index_key or "").encode()
     index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
-    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s)
+    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s, key=key)

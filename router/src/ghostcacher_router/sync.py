@@ -29,7 +29,7 @@ from ghostcacher_connector.core.coordination.base import (
     PromptChain,
     WorkerEvents,
 )
-from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_router.ghostlock.single_flight import RENEW_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
@@ -141,7 +141,9 @@ class RouterSync:
                 backoff.succeeded()
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
-                logger.debug("the store is away: %s", exc)
+                # That it is away, the fleet says. A permission may be missing for one step alone.
+                warns = isinstance(exc, IndexRefused) and not backoff.failures
+                logger.log(logging.WARNING if warns else logging.DEBUG, "not in step with the other routers: %s", exc)
                 backoff_s = backoff.failed(self._clock())
                 self._state.locks.store_failed(backoff_s + AWAY_S)
                 await asyncio.sleep(backoff_s)

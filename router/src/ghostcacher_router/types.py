@@ -98,16 +98,16 @@ class Reason(str, Enum):
 
 
 class Forecast(NamedTuple):
-    """The forecast time to first token on one worker, and its terms.
+    """The forecast of one request on one worker: its time to first token (TTFT), and what else counts for the choice.
 
-    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms. The tokens add up to the
-    prompt's.
+    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms. The tokens add up
+    to the prompt's.
     """
 
     worker: str
     """The name of the worker."""
     total_ms: float
-    """The forecast itself."""
+    """What is compared: the TTFT and the price of decoding."""
     queue_ms: float
     """The work that is ahead of this request."""
     wait_ms: float
@@ -118,12 +118,19 @@ class Forecast(NamedTuple):
     """Computing what is neither in the worker's cache nor pulled."""
     penalty_ms: float
     """A surcharge for tokens that the worker's KV cache has no free room for."""
+    decode_ms: float
+    """A price for decoding beside the requests that run there. No part of the TTFT."""
     local_tokens: int
     """Tokens in the worker's own cache."""
     pulled_tokens: int
     """Tokens whose blocks come from a peer."""
     computed_tokens: int
     """Tokens that the worker computes."""
+
+    @property
+    def ttft_ms(self) -> float:
+        """Return the forecast TTFT."""
+        return self.total_ms - self.decode_ms
 
     @property
     def cached_tokens(self) -> int:

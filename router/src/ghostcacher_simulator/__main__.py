@@ -45,9 +45,11 @@ async def main(url: str, name: str, incarnation: str, lease_s: str) -> None:
         block_tokens=BLOCK_TOKENS,
         started_at=time.time(),
         ranks=(),
+        stamped=True,
     )
-    index = RedisIndex(url, timeout_s=REDIS_TIMEOUT_S)
-    store = RedisCoordinationStore(url, timeout_s=REDIS_TIMEOUT_S)
+    key = os.environ.get("GC_INDEX_KEY", "").encode()
+    index = RedisIndex(url, timeout_s=REDIS_TIMEOUT_S, key=key)
+    store = RedisCoordinationStore(url, timeout_s=REDIS_TIMEOUT_S, key=key)
     # It pulls from nobody: a look at a Redis that is away would stop its loop.
     connector = Connector(index, store, record, lease_ttl_s=float(lease_s), peers=lambda: ())
     api.engine = Engine(PROFILE, connector)

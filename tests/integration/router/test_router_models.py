@@ -66,6 +66,7 @@ async def test_adapter_loaded_through_the_router_is_known_at_once() -> None:
 async def test_adapter_is_loaded_everywhere() -> None:
     """With one request, which says what each engine answered; then all of them get requests for it."""
     async with KeepingEngine("a", ["m"]) as a, KeepingEngine("b", ["m"]) as b, routers(1, a, b) as (only,):
+        assert (await ask(only, "POST", "/v1/completions", completion("adapter"))).status == 404
         for engine in (a, b):
             engine.models.append("adapter")
         reply = await ask(only, "POST", "/v1/load_lora_adapter", {"lora_name": "adapter"}, {"x-gc-fan-out": "all"})

@@ -76,6 +76,13 @@ def test_fleet_lines_name_who_is_gone() -> None:
     assert lines[-1] == "w5: gone for 2 min 5 s: its lease ended; refused"
 
 
+def test_fleet_lines_name_who_is_ejected() -> None:
+    """A worker that is ready, but gets nothing, has the reason below."""
+    workers = {"workers": [WORKERS[0] | {"ejected": "ejected for 0.8 s more: its requests fail"}]}
+    now = decode(json.dumps(STATUS).encode(), b"{}", json.dumps(workers).encode(), at=1.0)
+    assert fleet_lines(now)[-1] == "w1: ejected for 0.8 s more: its requests fail"
+
+
 def test_fleet_lines_old_load_marked() -> None:
     """A load that is not fresh says how old it is."""
     workers = {"workers": [WORKERS[0] | {"load": LOAD | {"age_s": 31.0}}]}

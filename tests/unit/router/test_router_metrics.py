@@ -32,7 +32,9 @@ def test_page_has_what_was_counted() -> None:
     metrics.observed(100, 25, 12.5)
     metrics.first_token(30.0, 20.0)
     metrics.first_token(10.0, 20.0)
-    metrics.watch_fleet(lambda: {WorkerState.READY: 2, WorkerState.DOWN: 0}, lambda: True, lambda: {"index": 3})
+    metrics.watch_fleet(
+        lambda: {WorkerState.READY: 2, WorkerState.DOWN: 0}, lambda: True, lambda: {"load: not authentic": 3}
+    )
     found = samples(metrics)
     assert found["gc_router_requests_total", (("path", "/v1/completions"), ("status", "200"))] == 1
     assert found["gc_request_latency_ms_bucket", (("le", "0.3"),)] == 1
@@ -47,7 +49,7 @@ def test_page_has_what_was_counted() -> None:
     assert found["gc_forecast_ratio_sum", ()] == 2.0
     assert found["gc_router_workers", (("state", "ready"),)] == 2
     assert found["gc_router_redis_available", ()] == 1
-    assert found["gc_router_malformed_values", (("source", "index"),)] == 3
+    assert found["gc_router_refused_values", (("what", "load: not authentic"),)] == 3
 
 
 def test_clients_cannot_make_series() -> None:

@@ -1,8 +1,9 @@
 -- Take all of several locks, or none of them.
 --
--- KEYS: the last token, the locks. ARGV: router, worker, when it is to be ready (server time, s), TTL (ms).
--- Returns the token when all were free, else a list of {number of the lock, token, router, worker, ready at}, one for
--- each that is held.
+-- KEYS: the last token, the locks. ARGV: router, worker, when it is to be ready (server time, s), TTL (ms), largest field
+-- (bytes), the stamp of each lock.
+-- Returns the token when all were free, else a list of {number of the lock, token, router, worker, ready at, stamp}, one
+-- for each that is held.
 --
 -- The race: two routers meet one prefix. Redis runs one script after the other, so one of them gets all and the other
 -- sees who did. A token that was granted before Redis lost its memory must not come back: tokens begin at the
@@ -13,8 +14,9 @@ local TOKEN_MAX = 2 ^ 53 - 1 -- beyond, a Lua number is not exact; ours are neve
 local held = {}
 for i = 2, #KEYS do
     local kind = redis.call('TYPE', KEYS[i]).ok
-    if kind == 'hash' and redis.call('PTTL', KEYS[i]) > 0 then -- one that never expires was not written by us
-        held[#held + 1] = { i - 1, unpack(redis.call('HMGET', KEYS[i], 't', 'r', 'w', 'a')) }
+    local fields = kind == 'hash' and redis.call('PTTL', KEYS[i]) > 0 and lock_fields(KEYS[i], tonumber(ARGV[5]))
+    if fields then -- one that never expires was not written by us
+        held[#held + 1] = { i - 1, unpack(fields) }
     elseif kind ~= 'none' then
         redis.call('UNLINK', KEYS[i])
     end
@@ -22,13 +24,13 @@ end
 if #held > 0 then return held end
 
 local time = redis.call('TIME')
-local last = tonumber(redis.pcall('GET', KEYS[1])) or 0
+local last = tonumber(try('GET', KEYS[1])) or 0
 if last > TOKEN_MAX then last = 0 end
 local now_us = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local token = string.format('%.0f', math.max(now_us, last + 1))
 redis.call('SET', KEYS[1], token, 'PX', ARGV[4])
 for i = 2, #KEYS do
-    redis.call('HSET', KEYS[i], 't', token, 'r', ARGV[1], 'w', ARGV[2], 'a', ARGV[3])
+    redis.call('HSET', KEYS[i], 't', token, 'r', ARGV[1], 'w', ARGV[2], 'a', ARGV[3], 's', ARGV[4 + i])
     redis.call('PEXPIRE', KEYS[i], ARGV[4])
 end
 return token

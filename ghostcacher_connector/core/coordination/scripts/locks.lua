@@ -1,8 +1,6 @@
--- Return {token, router, worker, ready at} of each lock, {} of one that nobody holds. KEYS: the locks.
+-- Return {token, router, worker, ready at, stamp} of each lock, {} of one that nobody holds.
+-- KEYS: the locks. ARGV: largest field (bytes).
 
 local held = {}
-for i, key in ipairs(KEYS) do
-    local fields = redis.pcall('HMGET', key, 't', 'r', 'w', 'a')
-    held[i] = not fields.err and fields[1] and fields or {}
-end
+for i, key in ipairs(KEYS) do held[i] = lock_fields(key, tonumber(ARGV[1])) or {} end
 return held

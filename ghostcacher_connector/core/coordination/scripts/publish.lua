@@ -3,7 +3,8 @@
 -- KEYS: the load, the stream of events, the routers.
 -- ARGV: TTL of the load (ms), incarnation, packed load or "" to leave it, packed events or "", most entries of the
 --       stream, most age of an entry (ms).
--- Returns 1 when a router is alive, else 0: the events are then dropped, for nobody would read them.
+-- Returns {server time (s, us), 1 when a router is alive, else 0: the events are then dropped, for nobody would read
+-- them}.
 
 local time = redis.call('TIME')
 local now_ms = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -13,8 +14,8 @@ if ARGV[3] ~= '' then
 end
 
 -- A key of another type was not written by us: it counts as "no router".
-local listening = redis.pcall('ZCOUNT', KEYS[3], string.format('(%.0f', now_ms), '+inf')
-if type(listening) == 'table' or listening == 0 then return 0 end
+local listening = try('ZCOUNT', KEYS[3], string.format('(%.0f', now_ms), '+inf')
+if type(listening) == 'table' or listening == 0 then return { time[1], time[2], 0 } end
 if ARGV[4] ~= '' then
     local kind = redis.call('TYPE', KEYS[2]).ok
     if kind ~= 'stream' and kind ~= 'none' then redis.call('UNLINK', KEYS[2]) end
@@ -22,4 +23,4 @@ if ARGV[4] ~= '' then
     redis.call('XTRIM', KEYS[2], 'MINID', '~', string.format('%.0f', now_ms - tonumber(ARGV[6])))
     redis.call('PEXPIRE', KEYS[2], ARGV[6])
 end
-return 1
+return { time[1], time[2], 1 }

@@ -2,7 +2,7 @@
 
 local tails = {}
 for i, key in ipairs(KEYS) do
-    local last = redis.pcall('XREVRANGE', key, '+', '-', 'COUNT', 1)
+    local last = try('XREVRANGE', key, '+', '-', 'COUNT', 1)
     tails[i] = not last.err and last[1] and last[1][1] or '0-0'
 end
 return tails

@@ -2,7 +2,7 @@
 
 local count = 0
 for _, key in ipairs(KEYS) do
-    if redis.pcall('HGET', key, 't') == ARGV[1] then
+    if try('HGET', key, 't') == ARGV[1] then
         redis.call('UNLINK', key)
         count = count + 1
     end

@@ -1,13 +1,15 @@
 -- Return how much of each of several chains each of several workers holds: an upper bound, by binary search alone.
 --
 -- KEYS: the blocks key of each candidate, all of one partition.
--- ARGV: hash width (bytes), then each chain, its hashes one after the other. A chain may leave blocks out.
--- Returns {malformed, counts}: for each chain, for each candidate, the number of leading hashes held, 2 bytes, little
--- endian, all one after the other. One string, since a client takes long over many small values.
+-- ARGV: hash width (bytes), value width (bytes; "0": no values are wanted), then each chain, its hashes one after the
+-- other. A chain may leave blocks out.
+-- Returns {malformed, counts, values}: for each chain, for each candidate, the number of leading hashes held, 2 bytes,
+-- little endian, all one after the other; and for each number above 0 the value of the last of these hashes. Two
+-- strings, since a client takes long over many small values.
 --
 -- The race: as in lookup.lua, all of them outside, and none matters: whoever asks only weighs costs.
 
-local width = tonumber(ARGV[1])
+local width, value_width = tonumber(ARGV[1]), tonumber(ARGV[2])
 local malformed = 0
 
 -- Return the depth in one chain, as a function of a candidate's key.
@@ -28,7 +30,7 @@ local function searcher(chain)
     return function(key)
         if count == 0 then return 0 end
         -- Mostly a worker holds all of a text or nothing, else often as much as the worker before it.
-        local ends = redis.pcall('HMGET', key, hash(1), hash(count))
+        local ends = try('HMGET', key, hash(1), hash(count))
         if ends.err then -- the key is not a hash
             malformed = malformed + 1
             return 0
@@ -53,9 +55,21 @@ local function searcher(chain)
     end
 end
 
-local counts = {}
-for i = 2, #ARGV do
+local counts, values = {}, {}
+for i = 3, #ARGV do
     local depth = searcher(ARGV[i])
-    for candidate = 1, #KEYS do counts[#counts + 1] = struct.pack('<I2', depth(KEYS[candidate])) end
+    for candidate = 1, #KEYS do
+        local found = depth(KEYS[candidate])
+        if found > 0 and value_width > 0 then
+            local value = redis.call('HGET', KEYS[candidate], string.sub(ARGV[i], (found - 1) * width + 1, found * width))
+            if #value == value_width then
+                values[#values + 1] = value
+            else
+                malformed = malformed + 1
+                found = 0
+            end
+        end
+        counts[#counts + 1] = struct.pack('<I2', found)
+    end
 end
-return { malformed, table.concat(counts) }
+return { malformed, table.concat(counts), table.concat(values) }

@@ -38,7 +38,7 @@ local function hash(i)
 end
 
 local function holds(key, i)
-    local reply = redis.pcall('HEXISTS', key, hash(i))
+    local reply = try('HEXISTS', key, hash(i))
     if type(reply) == 'table' then -- the key is not a hash
         malformed = malformed + 1
         return false
@@ -61,7 +61,7 @@ end
 local function read_chunk(key, first, last, values)
     local fields = {}
     for i = first, last do fields[#fields + 1] = hash(i) end
-    local reply = redis.pcall('HMGET', key, unpack(fields))
+    local reply = try('HMGET', key, unpack(fields))
     if reply.err then
         malformed = malformed + 1
         return 0

@@ -1,7 +1,8 @@
 """Reports prompts to routers: which of their requests it is, some of its page hashes, and when its pages are there.
 
 hooks.py names a request ``<X-Request-Id>-<8 hex>``; SGLang appends ``_<number>`` to it for each prompt of a batch, and
-names further samples of a prompt anew. Only the first prompt of a request is reported.
+names further samples of a prompt anew. Only the first prompt of a request is reported. A request to ``/v1/responses``
+is named by the id of its answer, ``resp_<32 hex>``, which the router finds in the answer.
 
 Driven by the scheduler's thread alone.
 """
@@ -21,13 +22,14 @@ WAITING_MAX = 4_096
 WAITING_AT_MAX = 64
 """Requests for one prompt whose last page is not published yet; those beyond are not reported as computed."""
 
-_FORM = re.compile(r"(.+)-[0-9a-f]{8}(?:_0)?", re.DOTALL)
+_FORM = re.compile(r"(.+)-[0-9a-f]{8}(?:_0)?|(resp_[0-9a-f]{32})", re.DOTALL)
 
 
 def router_request_id(rid: str) -> str | None:
     """Return the router's id of a request, None when there is none."""
     match = _FORM.fullmatch(rid)
-    return match[1] if match is not None and len(match[1]) <= REQUEST_CHARS_MAX else None
+    found = None if match is None else match[1] or match[2]
+    return found if found is not None and len(found) <= REQUEST_CHARS_MAX else None
 
 
 class PromptReporter:

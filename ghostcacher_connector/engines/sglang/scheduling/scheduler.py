@@ -28,7 +28,7 @@ from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.sglang.scheduling.publishing import PageBook, PagePublisher
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked, track
-from ghostcacher_connector.pull.forecast import PrefillClock
+from ghostcacher_connector.pull.step_times import StepClock, StepTime
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ class ConnectorScheduler:
         self._scheduler: Scheduler | None = None
         self._tracked: dict[str, Tracked] = {}
         self._batches_begun = self._batches_done = 0
-        self._prefill = PrefillClock(time.monotonic)
+        self._steps = StepClock(time.monotonic)
         sink = fleet.publisher if fleet is not None else None
         self._book = book = PageBook(sink.withdraw if sink is not None else None)
         self.guard = PageGuard(allocator, engine.table, engine.generations, book.drop)
@@ -146,12 +146,13 @@ class ConnectorScheduler:
         self._computed_since_reset = True
         self._batches_begun += 1
         tokens = int(batch.extend_num_tokens or 0) if batch.forward_mode.is_extend() else 0
-        self._prefill.scheduled(self._batches_begun, tokens)
+        decoding = len(batch.reqs) if batch.forward_mode.is_decode() else 0
+        self._steps.scheduled(self._batches_begun, tokens, decoding)
 
     def batch_done(self, batch: ScheduleBatch) -> None:
         self._batches_done += 1
-        if (observed := self._prefill.done(self._batches_done)) is not None:
-            self._observe_prefill(*observed)
+        if (observed := self._steps.done(self._batches_done)) is not None:
+            self._observe(observed)
         self._engine.forecaster.observe_round_trips(self._engine.runtime.round_trips())
         for req in batch.reqs:
             tracked = self._tracked.get(req.rid)
@@ -162,8 +163,11 @@ class ConnectorScheduler:
             if req.finished():
                 self.ended(req.rid)
 
-    def _observe_prefill(self, tokens: int, seconds: float) -> None:
-        ratio = self._engine.forecaster.observe_step(tokens, seconds)
+    def _observe(self, step: StepTime) -> None:
+        if not step.prompt_tokens:
+            self._engine.forecaster.decode_times.observe(step.decoding, step.seconds)
+            return
+        ratio = self._engine.forecaster.observe_step(step.prompt_tokens, step.seconds)
         if ratio is not None and self._fleet is not None:
             self._engine.recorder.observe("gc_prefill_forecast_ratio", ratio)
 

@@ -97,7 +97,7 @@ class PartsMaker:
             record,
             self._recorder,
             port_offset=data_parallel_rank(self._config) or 0,
-            prefill_rate=lambda: forecaster.prefill_tokens_per_s,
+            prefill_rate=lambda: forecaster.prefill_rate,
         )
         prompts = PromptReporter(fleet.reporter, tokens)
         watch = SlotWatch(pool, fleet.publisher.withdraw) if self._role.publishes else None

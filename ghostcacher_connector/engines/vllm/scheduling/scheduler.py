@@ -27,6 +27,7 @@ from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import pool_faults
+from ghostcacher_connector.engines.vllm.early_leave import leave_on_sigterm
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
@@ -124,6 +125,7 @@ class ConnectorScheduler:
         self._watch, self._publisher, self._matcher = parts.watch, parts.publisher, parts.matcher
         self._report_load()
         parts.fleet.start()
+        leave_on_sigterm(parts.fleet.leave)
         self._gauges = GaugeServer(self._engine_id, parts.fleet.gauges)
 
     def shutdown(self) -> None:

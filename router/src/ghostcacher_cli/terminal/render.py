@@ -23,6 +23,8 @@ def fleet_lines(now: Snapshot, before: Snapshot | None = None) -> list[str]:
         rows = [_row(worker, now.stats.picks_by_worker.get(worker.id, 0.0), total) for worker in now.workers]
         lines += table(HEADERS, rows, left=2).splitlines()
     problems = [problem for worker in now.workers if (problem := _problem(worker)) is not None]
+    if now.status.redis_error:
+        problems.insert(0, now.status.redis_error)
     if now.status.why_not_ready:
         problems.insert(0, now.status.why_not_ready)
     return [printable(line) for line in (*lines, *([""] if problems else []), *problems)]
@@ -67,6 +69,8 @@ def framed(lines: list[str], *, width: int, height: int, footer: str) -> list[st
 
 def _problem(worker: Worker) -> str | None:
     """Return what is wrong with a worker; None when nothing is."""
+    if worker.ejected is not None:
+        return f"{worker.id}: {worker.ejected}"
     why = worker.why or worker.error
     if worker.state == "ready" or why is None:
         return None

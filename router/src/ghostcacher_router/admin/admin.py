@@ -193,6 +193,7 @@ class Admin:
                 gone=gone_reports(fleet, self._clock()),
                 ejected={name: why for name in fleet.workers if (why := fleet.why_ejected(name)) is not None},
                 redis_available=fleet.redis_available,
+                redis_error=fleet.redis_error,
                 replicas=self._ports.replicas(),
                 models=tuple(fleet.models()),
             )

@@ -89,4 +89,6 @@ def not_ready(fleet: Fleet) -> str | None:
         return f"no worker can be sent requests: worker {name}: {found.why}"
     if fleet.gone:
         return f"no worker is left: {', '.join(sorted(gone.name for gone in fleet.gone))} gone"
+    if fleet.redis_error is not None:
+        return f"no worker is known, and none can be looked for: {fleet.redis_error}"
     return "no worker is known: none has a lease in Redis, and none is given as URL (workers)"

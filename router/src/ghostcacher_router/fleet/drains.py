@@ -6,8 +6,9 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol, TypeVar
 
-from ghostcacher_connector.core.coordination.base import CoordinationStore
+from ghostcacher_connector.core.coordination.base import CoordinationStore, DrainOrder
 from ghostcacher_connector.core.errors import IndexUnavailable
 
 MARK = "\u00a7"
@@ -15,18 +16,28 @@ MARK = "\u00a7"
 MARK_TTL_S = 3600.0
 """How long a mark lasts without being renewed. This is longer than a store is usually away: a router takes a store that
 lacks its mark for one that has lost everything. Marks of routers that are gone end by themselves."""
+LATER_S = 1e-3
+"""An order that replaces another is later than that by as much at least, whatever the store's clock says."""
+
+T = TypeVar("T")
+
+
+class InThread(Protocol):
+    """Runs a call that blocks, and returns what it returns."""
+
+    def __call__(self, call: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 class Drains:
     """Which workers are to get no new requests, by `Worker.drain_id`.
 
-    A drain that is asked for here holds here at once. It is written to the store until the store has taken it; until
-    then what the store says of that worker is older, and does not count. Without a store it holds for this router
-    alone.
+    A drain that is asked for here holds here at once, and becomes an order when the store is met: of two orders for a
+    worker, to drain it or no longer to, the later one counts. Each router keeps the latest order that it has seen of
+    each worker, and writes it again where the store has none, or an older one. So an order that is missing was lost, or
+    taken away by a stranger, and never taken back. Without a store a drain holds for this router alone.
 
-    A store may lose everything. So each router leaves a mark of its own among the drains. If the mark is gone, so are
-    the drains: those that were seen last hold on, and are written again. If the mark is there, a drain that is missing
-    was taken back.
+    Each router leaves a mark of its own among the orders. If the mark is gone, the store has lost everything, which
+    others need to know of.
     """
 
     def __init__(
@@ -34,9 +45,10 @@ class Drains:
         store: CoordinationStore | None,
         *,
         ttl_s: float,
-        in_thread: Callable[..., Awaitable[object]],
+        in_thread: InThread,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """ttl_s: after which an order ends by itself. in_thread: runs a call that blocks. clock: in seconds."""
         self._store = store
         self._ttl_s = ttl_s
         self._in_thread = in_thread
@@ -44,66 +56,83 @@ class Drains:
         self._mark = MARK + secrets.token_hex(8)
         self._marked_at: float | None = None
         self._forgot_at = float("-inf")
-        self._unwritten: dict[str, bool] = {}
-        self._seen: frozenset[str] = frozenset()
+        self._wanted: dict[str, bool] = {}
+        self._orders: dict[str, DrainOrder] = {}
+        self._followed: set[str] = set()
         self._exchange = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"Drains(seen={sorted(self._seen)}, unwritten={self._unwritten})"
+        drained = sorted(name for name, order in self._orders.items() if order.draining)
+        return f"Drains(drained={drained}, wanted={self._wanted})"
 
     def want(self, drain_id: str, draining: bool) -> None:
         """Drain a worker, or take it back."""
-        if self._store is not None:
-            self._unwritten[drain_id] = draining
-        else:
-            self._seen = self._seen | {drain_id} if draining else self._seen - {drain_id}
+        self._wanted[drain_id] = draining
 
     def hold(self, drain_id: str) -> bool:
         """Say whether a worker is to be drained."""
-        return self._unwritten.get(drain_id, drain_id in self._seen)
+        order = self._orders.get(drain_id)
+        return self._wanted.get(drain_id, order is not None and order.draining)
 
-    def keep_only(self, drain_ids: Iterable[str]) -> None:
-        """Forget drains of workers that are gone for good."""
-        known = set(drain_ids)
-        self._unwritten = {drain_id: draining for drain_id, draining in self._unwritten.items() if drain_id in known}
-        if self._store is None:
-            self._seen &= known
+    def follow(self, drain_ids: Iterable[str]) -> None:
+        """Ask for the orders of these workers from now on, and forget those of all others."""
+        self._followed = set(drain_ids)
+        self._wanted = {name: draining for name, draining in self._wanted.items() if name in self._followed}
+        self._orders = {name: order for name, order in self._orders.items() if name in self._followed}
 
-    async def exchange(self) -> bool:
-        """Write to the store what it lacks, and read the rest. Return whether every replica can know all of it now."""
+    async def exchange(self, also: Iterable[str] = ()) -> bool:
+        """Write to the store what it lacks, and read the rest. Return whether every replica can know all of it now.
+
+        also: workers that are about to be followed.
+        """
         if self._store is None:
             return False
         async with self._exchange:
             try:
-                await self._write(self._store)
-                self._seen = await self._read(self._store)
+                await self._meet(self._store, {*self._followed, *self._wanted, *also})
             except IndexUnavailable:
                 return False
-        return not self._unwritten
+        return not self._wanted
 
     async def forgot(self, within_s: float) -> bool:
         """Say whether the store was seen to have lost everything, now or in the `within_s` before."""
         await self.exchange()
         return self._clock() - self._forgot_at < within_s
 
-    async def _read(self, store: CoordinationStore) -> frozenset[str]:
-        """Return the drains in the store, and those that it had before it lost everything."""
-        seen, now = await self._in_thread(store.drains), self._clock()
-        assert isinstance(seen, set)
-        lost: frozenset[str] = frozenset()
-        if self._marked_at is not None and self._mark not in seen:
-            lost, self._forgot_at = self._seen - seen, now
-        for drain_id in lost:
-            await self._in_thread(store.set_drain, drain_id, True, ttl_s=self._ttl_s)
-        # The mark comes last: until it is there, all of this is tried again.
-        if self._mark not in seen or self._marked_at is None or now - self._marked_at > MARK_TTL_S / 2:
-            await self._in_thread(store.set_drain, self._mark, True, ttl_s=MARK_TTL_S)
-            self._marked_at = now
-        return lost | {drain_id for drain_id in seen if not drain_id.startswith(MARK)}
+    async def _meet(self, store: CoordinationStore, names: Iterable[str]) -> None:
+        asked = [*sorted(names), self._mark]
+        store_now, found = await self._in_thread(lambda: store.drains(asked))
+        now, wanted = self._clock(), dict(self._wanted)
+        missing = self._merge(asked[:-1], found[:-1], store_now)
+        orders = {name: self._order(name, draining, store_now) for name, draining in wanted.items()}
+        if found[-1] is None and self._marked_at is not None:
+            self._forgot_at = now
+        writes = [*({order.worker: order for order in missing} | orders).values()]
+        marks = found[-1] is None or self._marked_at is None or now - self._marked_at > MARK_TTL_S / 2
+        if marks:
+            # The mark comes last: until it is there, all of this is tried again.
+            writes.append(DrainOrder(self._mark, True, store_now, store_now + MARK_TTL_S))
+        if writes:
+            await self._in_thread(lambda: store.put_drains(writes))
+        self._marked_at = now if marks else self._marked_at
+        self._orders |= orders
+        self._wanted = {name: one for name, one in self._wanted.items() if wanted.get(name) is not one}
 
-    async def _write(self, store: CoordinationStore) -> None:
-        for drain_id, draining in list(self._unwritten.items()):
-            await self._in_thread(store.set_drain, drain_id, draining, ttl_s=self._ttl_s)
-            self._seen = self._seen | {drain_id} if draining else self._seen - {drain_id}
-            if self._unwritten.get(drain_id) is draining:
-                del self._unwritten[drain_id]
+    def _merge(self, names: Iterable[str], found: Iterable[DrainOrder | None], store_now: float) -> list[DrainOrder]:
+        """Take over orders that are later than those known; return those known that the store lacks."""
+        missing = []
+        for name, stored in zip(names, found, strict=True):
+            known = self._orders.get(name)
+            if known is not None and known.until <= store_now:
+                del self._orders[name]
+                known = None
+            if stored is not None and (known is None or stored.at > known.at):
+                self._orders[name] = stored
+            elif known is not None and (stored is None or stored.at < known.at):
+                missing.append(known)
+        return missing
+
+    def _order(self, name: str, draining: bool, store_now: float) -> DrainOrder:
+        known = self._orders.get(name)
+        at = store_now if known is None else max(store_now, known.at + LATER_S)
+        return DrainOrder(name, draining, at, at + self._ttl_s)

@@ -21,6 +21,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,19 +30,20 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore
-from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.fleet.drains import Drains
+from ghostcacher_router.fleet.hung_workers import HungWorkers
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
-from ghostcacher_router.fleet.membership.members import Member, Unroutable, members_of
-from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
+from ghostcacher_router.fleet.membership.members import NAME_CHARS_MAX, Member, Unroutable, members_of
+from ghostcacher_router.fleet.model_lists import merged_models, models_with_billing_line, serving_by_model
 from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers
 from ghostcacher_router.fleet.probes import HttpProber, Prober
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
-from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.fleet.worker import Worker, drain_id_of
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 
@@ -76,7 +78,10 @@ class Fleet:
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
         prober = prober or HttpProber()
-        self._watched = WatchDependencies(prober, self.options, metrics, clock, jitter, self._changed, self._went_down)
+        self.hung = HungWorkers(self.options.gone_ttl_s)
+        self._watched = WatchDependencies(
+            prober, self.options, metrics, clock, jitter, self._changed, self._went_down, self.hung.tell
+        )
         self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
         self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self._when_down: list[Callable[[str], None]] = []
@@ -90,9 +95,10 @@ class Fleet:
         self._loops: list[asyncio.Task[None]] = []
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
+        self._billing_kept: frozenset[str | None] | None = None
         self._unroutable: Mapping[str, Unroutable] = {}
         self._gone = GoneWorkers(self.options.gone_ttl_s, clock)
-        self._redis_silent = False
+        self._redis_trouble: IndexUnavailable | None = None
 
     def __repr__(self) -> str:
         states = {state.value: count for state, count in self.count_by_state().items() if count}
@@ -114,6 +120,11 @@ class Fleet:
     def redis_available(self) -> bool:
         """Whether the index answered the last time; False without one."""
         return self._leases.available
+
+    @property
+    def redis_error(self) -> str | None:
+        """Why the index did not answer the last time, for people; None when it did, and without one."""
+        return None if self._redis_trouble is None else str(self._redis_trouble)
 
     def serving(self, model: str | None) -> list[Worker]:
         """Return the READY workers of a model, or all when it is None, in order of name; ejected ones are left out.
@@ -149,6 +160,12 @@ class Fleet:
     def models_changed(self) -> None:
         """A worker has loaded or unloaded an adapter: ask them all for their models, without anybody waiting."""
         self._model_refresh.soon()
+
+    def billing_kept(self) -> frozenset[str | None]:
+        """Return the models of which a prompt may keep a client's billing line (`models_with_billing_line`)."""
+        if self._billing_kept is None:
+            self._billing_kept = models_with_billing_line(self._workers.values())
+        return self._billing_kept
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
@@ -229,7 +246,7 @@ class Fleet:
         if self._store is not None:
             self._loops.append(self._forever(self._poll_drains, self.options.drain_interval_s))
             self._loops.append(self._forever(self._poll_loads, self.options.load_interval_s))
-        self._metrics.watch_fleet(self.count_by_state, lambda: self.redis_available, self._malformed)
+        self._metrics.watch_fleet(self.count_by_state, lambda: self.redis_available, self._refused)
 
     async def stop(self) -> None:
         """End all tasks. Threads end when the store or index has answered. Idempotent."""
@@ -238,6 +255,7 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._model_refresh.stop()
+        await self.hung.stop()
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -263,12 +281,20 @@ class Fleet:
         try:
             records = await self._in_thread(self._index.workers, None)
         except IndexUnavailable as exc:
-            if not self._redis_silent:
-                logger.warning("Redis is away; the %d known workers stay: %s", len(self._workers), exc)
-            self._redis_silent = True
+            if type(exc) is not type(self._redis_trouble):
+                what = "Redis refuses this router" if isinstance(exc, IndexRefused) else "Redis is away"
+                logger.warning("%s; the %d known workers stay: %s", what, len(self._workers), exc)
+            self._redis_trouble = exc
             self._leases.redis_silent()
             return
-        self._redis_silent = False
+        if self._redis_trouble is not None:
+            logger.info("Redis answers again")
+        self._redis_trouble = None
+        # Before a new worker is taken in: it may have been drained through another router.
+        known = {worker.drain_id for worker in self._workers.values()}
+        routable = [record for record in records if len(record.worker) <= NAME_CHARS_MAX]
+        if new := {drain_id_of(record.worker, record) for record in routable} - known:
+            await self._drains.exchange(new)
         # The drains are asked, for a flush shows nowhere among the records once the first of the workers is back.
         forgot = self._leases.lacks(records) and await self._drains.forgot(self.options.lease_ttl_s)
         kept = self._leases.update(records, self._clock(), forgot=forgot)
@@ -313,8 +339,11 @@ class Fleet:
         self._unroutable = unroutable
         before = dict(self._workers)
         for name, worker in before.items():
-            if name not in members or not members[name].is_same(worker):
-                self._remove(worker, for_good=name not in members)
+            member = members.get(name)
+            if member is None or not member.is_same(worker):
+                if member is None or member.endpoint != worker.endpoint:
+                    self.hung.look_after(worker, self._watched)
+                self._remove(worker, for_good=member is None)
         for member in members.values():
             if member.name in self._workers:
                 self._workers[member.name].renew(member.record)
@@ -323,7 +352,7 @@ class Fleet:
         places = [(member.endpoint, member.data_parallel_rank) for member in members.values()]
         self._gone.forget(members.keys() | unroutable.keys(), places)
         if self._workers != before:
-            self._drains.keep_only(worker.drain_id for worker in self._workers.values())
+            self._drains.follow(worker.drain_id for worker in self._workers.values())
             self._changed()
 
     def _add(self, member: Member, before: Mapping[str, Worker]) -> None:
@@ -348,9 +377,12 @@ class Fleet:
             self._metrics.forget_worker(worker.name)
         logger.info("worker %s: %s", worker.name, "gone" if for_good else "a new incarnation takes over")
 
-    def _malformed(self) -> dict[str, int]:
-        sources = {"index": self._index, "store": self._store}
-        return {name: source.malformed_entries for name, source in sources.items() if source is not None}
+    def _refused(self) -> dict[str, int]:
+        """Return how many values in Redis were not believed, by kind and reason."""
+        counts = Counter[str]()
+        for source in (self._index, self._store):
+            counts.update({} if source is None else source.refusals())
+        return counts
 
     def _settle(self) -> None:
         if self.outliers.due < inf and self.outliers.due <= self._clock():
@@ -363,4 +395,4 @@ class Fleet:
             tell(name)
 
     def _changed(self) -> None:
-        self._serving = self._models = None
+        self._serving = self._models = self._billing_kept = None

@@ -8,6 +8,9 @@ from ghostcacher_router.fleet.outliers import usable
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import WorkerState
 
+KEEP_BILLING_LINE = frozenset({"sglang"})
+"""The engines known to leave the line in that Claude Code begins its system text with, another one each time."""
+
 
 def serving_by_model(
     workers: Iterable[Worker], ejected: Collection[str] = frozenset()
@@ -37,3 +40,13 @@ def merged_models(workers: Iterable[Worker]) -> dict[str, Mapping[str, object]]:
         for model in worker.model_objects:
             found.setdefault(str(model["id"]), model)
     return dict(sorted(found.items()))
+
+
+def models_with_billing_line(workers: Iterable[Worker]) -> frozenset[str | None]:
+    """Return the models of which a prompt may keep a client's billing line; None among them: so may any model.
+
+    vLLM takes the line out, and SGLang leaves it in. Where workers of both serve a model it is taken for kept: the
+    texts that are learned then differ more often than the prompts do, and never less.
+    """
+    keepers = [worker for worker in workers if worker.engine in KEEP_BILLING_LINE]
+    return frozenset([model for worker in keepers for model in (None, *worker.models)])

@@ -17,6 +17,8 @@ PAUSE_S = 1.0
 """An adapter that was loaded behind the router's back is known so long after, once it is asked for."""
 WAIT_S = 1.0
 """Bound of a request's wait: a worker that hangs must not hold it up for long."""
+AGAIN_S = 0.1
+"""Between two rounds when models have changed during the first: whoever waits then has to see the second, too."""
 AT_A_TIME = 32
 _UP = (WorkerState.READY, WorkerState.DRAINING)
 
@@ -83,7 +85,7 @@ class ModelRefresh:
             servers = {worker.endpoint: worker for worker in self._workers() if worker.state in _UP}
             await asyncio.gather(*(self._ask(worker, at_a_time) for worker in servers.values()))
             if self._again:
-                await asyncio.sleep(max(0.0, self._began_at + PAUSE_S - self._clock()))
+                await asyncio.sleep(AGAIN_S)
 
     async def _ask(self, asked: Worker, at_a_time: asyncio.Semaphore) -> None:
         async with at_a_time:

@@ -104,6 +104,14 @@ class Worker:
         self.shares_prefill = record is None or record.shares_prefill
 
     @property
+    def engine(self) -> str | None:
+        """Return the family of its engine, such as "vllm": as its connector says, else as its list of models does."""
+        if self.record is not None and (engine := self.record.fingerprint.get("engine")) is not None:
+            return engine
+        owner = self.model_objects[0].get("owned_by") if self.model_objects else None
+        return owner if isinstance(owner, str) else None
+
+    @property
     def incarnation(self) -> bytes | None:
         """Return which run of the worker this is; None for one that is known by its URL only."""
         return None if self.ref is None else self.ref.incarnation
@@ -111,7 +119,7 @@ class Worker:
     @property
     def drain_id(self) -> str:
         """Return what a drain is stored under: this incarnation, where incarnations can be told apart."""
-        return self.name if self.record is None else f"{self.name}@{self.record.incarnation.hex()}"
+        return drain_id_of(self.name, self.record)
 
     def move(self, move: Move, now: float) -> bool:
         """Change the state as the table says; return whether it is another one now."""
@@ -147,3 +155,8 @@ class Worker:
             assert self.models_asked_at is not None, f"{self!r} was never asked for its models"
             assert self.draining is (self.state is WorkerState.DRAINING), f"{self!r}: draining={self.draining}"
         assert self.models == {model["id"] for model in self.model_objects}, f"{self!r}: its models differ"
+
+
+def drain_id_of(name: str, record: WorkerRecord | None) -> str:
+    """Return what a drain of a worker is stored under: see `Worker.drain_id`."""
+    return name if record is None else f"{name}@{record.incarnation.hex()}"

@@ -111,7 +111,7 @@ def recompute_forecast(
 
 def wait_budget_s(recompute: Forecast, bias: float) -> float:
     """Return how long a request may wait. bias: observed over forecast TTFT, lately."""
-    return recompute.total_ms / 1e3 * WAIT_BUDGET_FACTOR * max(1.0, bias)
+    return recompute.ttft_ms / 1e3 * WAIT_BUDGET_FACTOR * max(1.0, bias)
 
 
 def follow_any(choice: Choice, encountered: Sequence[EncounteredLock]) -> tuple[GhostLock, Step]:
@@ -134,13 +134,13 @@ def follow(choice: Choice, encountered: EncounteredLock) -> Step:
     may_wait = now < choice.budget_ends_at
     if not may_wait and now >= lock.ready_at:
         return Step(Action.TAKE_OVER, recompute, now)
-    late = now - lock.ready_at > LATE * recompute.total_ms / 1e3
+    late = now - lock.ready_at > LATE * recompute.ttft_ms / 1e3
     at_owner = None if late else _at_owner(choice, encountered, ready_ms)
     pulled = _pulled_after_wait(choice, encountered, ready_ms)
     in_time = may_wait and now + ready_ms / 1e3 <= choice.budget_ends_at
     if pulled is not None and in_time and (at_owner is None or pulled.total_ms < at_owner.forecast.total_ms):
         return Step(Action.WAIT, pulled, choice.budget_ends_at)
-    if at_owner is not None and at_owner.forecast.total_ms <= OVERLOAD * recompute.total_ms:
+    if at_owner is not None and at_owner.forecast.ttft_ms <= OVERLOAD * recompute.ttft_ms:
         if at_owner.shares_prefill:
             return Step(Action.FOLLOW, at_owner.forecast, now)
         if in_time:

@@ -173,7 +173,14 @@ class SingleFlight:
 
         def call() -> list[bool]:
             return [
-                store.renew_lock(lock.keys, lock.token, ready_at=lock.ready_at - offset, ttl_s=TTL_S)
+                store.renew_lock(
+                    lock.keys,
+                    lock.token,
+                    router=self._router,
+                    worker=lock.worker,
+                    ready_at=lock.ready_at - offset,
+                    ttl_s=TTL_S,
+                )
                 for lock in held
                 if lock.token is not None
             ]

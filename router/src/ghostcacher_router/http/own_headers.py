@@ -13,7 +13,7 @@ def own_lines(request_id: bytes, placement: Placement) -> bytes:
     """Return the lines, each with a line end in front."""
     lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (request_id, _printable(placement.worker))
     if (found := placement.forecast) is not None:
-        lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.total_ms, found.cached_tokens)
+        lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.ttft_ms, found.cached_tokens)
     return lines
 
 

@@ -65,9 +65,10 @@ ERROR_MS_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 30_000)
 SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 
 REASONS = tuple(reason.value for reason in Reason)
-RETRIES = ("refused", "broke", "503", "429")
-"""refused: no connection could be made. broke: it was closed before a byte of the answer came. Numbers: the status of
-an answer of which nothing was passed on."""
+RETRIES = ("refused", "broke", "unreachable", "hung", "503", "429")
+"""refused: no connection could be made. broke: it was closed before a byte of the answer came. unreachable: the host of
+the worker did not acknowledge the request. hung: the worker answered no probe any more. Numbers: the status of an
+answer of which nothing was passed on."""
 SHORTAGES = ("connections", "address", "descriptors")
 """connections: `connections_max`. address: `connections_per_address_max`. descriptors: files that may be open."""
 TURNED_AWAY = ("dropped", "refused")
@@ -253,9 +254,9 @@ class RouterMetrics:
         self,
         states: Callable[[], Mapping[WorkerState, int]],
         available: Callable[[], bool],
-        malformed: Callable[[], Mapping[str, int]],
+        refused: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Export how many workers are in each state, whether Redis answers, and how many values were malformed."""
+        """Export how many workers are in each state, whether Redis answers, and how many values were refused."""
         self.gauge(
             "gc_router_workers",
             "Workers, by state.",
@@ -264,10 +265,10 @@ class RouterMetrics:
         )
         self.gauge("gc_router_redis_available", "1 while Redis answers.", lambda: {"": float(available())})
         self.gauge(
-            "gc_router_malformed_values",
-            "Values left out since the start, their form or digest being wrong, by where they lay.",
-            malformed,
-            label="source",
+            "gc_router_refused_values",
+            'Values in Redis not believed since the start, by kind and reason, such as "load: not authentic".',
+            refused,
+            label="what",
         )
 
     def forget_worker(self, worker: str) -> None:

@@ -152,8 +152,9 @@ class InFlightTracker:
         self._queues.first_byte(placed.reservation)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
+            placed.decoding_since = now
             observed_ms = (now - placed.sent_at) * 1e3
-            self._metrics.first_token(observed_ms, None if forecast is None else forecast.total_ms)
+            self._metrics.first_token(observed_ms, None if forecast is None else forecast.ttft_ms)
             self._compare_forecast(placed, now, BIAS_MAX)
         self._note_answered(placed, now)
 
@@ -170,6 +171,8 @@ class InFlightTracker:
 
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         self._close(placed, computed=computed)
+        if outcome is Outcome.DONE and placed.decoding_since is not None:
+            self._queues.decoded(placed.worker, self._clock() - placed.decoding_since)
         if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
             self._fleet.models_changed()
         if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
@@ -222,7 +225,7 @@ class InFlightTracker:
         if placed.is_compared or placed.sent_at is None or forecast is None or forecast.compute_ms < BIAS_MS_MIN:
             return
         placed.is_compared = True
-        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.total_ms)
+        ratio = min(ratio_max, (now - placed.sent_at) * 1e3 / forecast.ttft_ms)
         self.bias += BIAS_WEIGHT * (ratio - self.bias)
 
     def _close(self, placed: PlacedRequest, *, computed: bool) -> None:

@@ -258,7 +258,7 @@ class Picker:
             self._metrics.fallbacks.inc("index")
         placed = self._tracker.reserve(this.ask, worker, reason, chosen)
         if locking and worker.namespace is not None:
-            ready_at = now + chosen.total_ms / 1e3
+            ready_at = now + chosen.ttft_ms / 1e3
             warm = this.match.warm_in(worker.namespace)
             placed.lock = self._locks.take(worker.namespace, this.match.prompt, warm, worker.name, ready_at)
             placed.replaces = replaces

@@ -46,6 +46,7 @@ class PlacedRequest:
     __slots__ = (
         "ask",
         "data_parallel_rank",
+        "decoding_since",
         "endpoint",
         "engine_id",
         "forecast",
@@ -95,6 +96,8 @@ class PlacedRequest:
         """When it was written to the worker; loop clock, s."""
         self.is_answered = False
         """Whether the first byte of an answer that is no error has come."""
+        self.decoding_since: float | None = None
+        """When the first token of a stream came; loop clock, s."""
         self.is_compared = False
         """Whether its forecast has been compared with what was observed."""
         self.engine_id: str | None = None

@@ -6,18 +6,21 @@ A request that was sent before the report was measured is in the report, or done
 an older measurement is as old as that measurement. Without a fresh report (a plain engine, or Redis away) the queue is
 everything that this router sent and that has not answered: nothing tells how far the engine has come with it.
 
+Requests whose prompts are computed are no queue, but they are decoded: the *batch*. It is what the last report says,
+and what this router sent since then, less what has ended since then. What it costs: engine_speeds.py.
+
 A request that failed keeps its place for as long as one that is answered: a worker that fails fast is not fast.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Collection
-from statistics import median
 
+from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.engine_speeds import EngineSpeeds
 from ghostcacher_router.signals.ttft_forecast import Engine
 
 STALE_S = 2.0
@@ -32,10 +35,10 @@ ARRIVAL_FIXED_S = 0.02
 ARRIVAL_S_PER_TOKEN = 1e-6
 """Time from a request written until the engine's scheduler, and so a load report, knows of it: HTTP and tokenising."""
 
-PREFILL_TOKENS_PER_S_GUESS = 10_000.0
-"""Used while no engine reports a rate: a mid-size model on one accelerator. Among such workers only ratios matter."""
-
-MS_PER_TOKEN_GUESS = 1e3 / PREFILL_TOKENS_PER_S_GUESS
+DECODE_WEIGHT = 0.05
+"""What a delay of one token after the first counts for, against the same delay of the first one. A request that joins a
+batch delays as many tokens as it decodes beside each of the others, once its own and once theirs. People and programs
+wait for the first token; that the others come a little later matters less, but there are hundreds of them."""
 
 PULL_BYTES_PER_S_GUESS = 1e9
 """Used until a worker has measured its own: a 10 Gbit/s link, the slowest on which sharing is usually deployed."""
@@ -95,15 +98,16 @@ class _WorkerQueue:
     __slots__ = (
         "busy_until",
         "dirty",
+        "ended",
         "estimate",
         "failed",
         "failed_tokens",
         "load",
         "measured_at",
-        "ms_per_token",
         "prefilling_tokens",
         "received_at",
         "reservations",
+        "speeds_version",
         "trusted_until",
         "unreported",
     )
@@ -111,7 +115,9 @@ class _WorkerQueue:
     def __init__(self) -> None:
         self.reservations: dict[Reservation, None] = {}
         self.unreported: dict[Reservation, None] = {}
-        """The reservations that the last load report cannot have counted."""
+        """The reservations that the last load report cannot have counted, prefilling or not."""
+        self.ended = 0
+        """Requests that the last load report may have counted, and that have ended since it came."""
         self.failed: deque[tuple[float, int]] = deque()
         """Of each request that failed of late: until when it counts as there, and its tokens to be computed."""
         self.failed_tokens = 0
@@ -122,8 +128,8 @@ class _WorkerQueue:
         """The last load report, to recognise a new one."""
         self.measured_at = self.received_at = 0.0
         """When the last load report was measured, and when it came; loop clock, s."""
-        self.ms_per_token: float | None = None
-        """Time to compute a prompt token, as the worker reports it; None while it does not."""
+        self.speeds_version = -1
+        """Of the speeds that the estimate was made with."""
         self.busy_until = 0.0
         """When everything in the queue is computed, should the worker go on."""
         self.trusted_until = 0.0
@@ -147,9 +153,7 @@ class QueueEstimator:
 
     def __init__(self) -> None:
         self._queues: dict[str, _WorkerQueue] = {}
-        self._rates: list[float] = []
-        """ms_per_token of all queues that have one, ascending."""
-        self._typical_ms_per_token = MS_PER_TOKEN_GUESS
+        self._speeds = EngineSpeeds()
         self._stay_s = STAY_S_GUESS
         """How long a request is at its worker until it is answered."""
 
@@ -197,7 +201,6 @@ class QueueEstimator:
             reservation.prefilling = False
             queue = self._queues[reservation.worker]
             queue.prefilling_tokens -= reservation.computed
-            queue.unreported.pop(reservation, None)
             queue.dirty = True
 
     def ended(self, reservation: Reservation) -> None:
@@ -206,7 +209,15 @@ class QueueEstimator:
         queue = self._queues[reservation.worker]
         if reservation in queue.reservations:
             del queue.reservations[reservation]
+            if reservation in queue.unreported:
+                del queue.unreported[reservation]
+            else:
+                queue.ended += 1
             queue.dirty = True
+
+    def decoded(self, worker: str, seconds: float) -> None:
+        """Note that an answer ended well, so many seconds after its first token."""
+        self._speeds.answered(worker, seconds)
 
     def answered(self, reservation: Reservation, now: float) -> None:
         """Note that a request has been answered as a whole, just before its end: so long others may take, too."""
@@ -231,12 +242,7 @@ class QueueEstimator:
         if queue.failed:
             queue.drop_failed(now)
         found = queue.estimate
-        if (
-            found is None
-            or queue.dirty
-            or found.reported is not fresh
-            or (queue.ms_per_token is None and found.engine.ms_per_token != self._typical_ms_per_token)
-        ):
+        if found is None or queue.dirty or found.reported is not fresh or queue.speeds_version != self._speeds.version:
             found = self._renew_estimate(queue, worker, fresh)
         if fresh:
             until = queue.trusted_until
@@ -252,7 +258,8 @@ class QueueEstimator:
         if len(self._queues) > len(workers) + QUEUES_SPARE:
             gone = [name for name, queue in self._queues.items() if name not in workers and not queue.reservations]
             for name in gone:
-                self._note_rate(self._queues.pop(name), None)
+                del self._queues[name]
+                self._speeds.forget(name)
 
     def check_invariants(self) -> None:
         """Assert that what is counted is what is there."""
@@ -260,70 +267,65 @@ class QueueEstimator:
             assert queue.unreported.keys() <= queue.reservations.keys(), name
             assert all(one.worker == name for one in queue.reservations), name
             assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name
-            assert all(one.prefilling for one in queue.unreported), name
             assert queue.failed_tokens == sum(tokens for _, tokens in queue.failed), name
-        rates = [queue.ms_per_token for queue in self._queues.values() if queue.ms_per_token is not None]
-        assert self._rates == sorted(rates), "rates"
-        assert self._typical_ms_per_token == (median(rates) if rates else MS_PER_TOKEN_GUESS)
+        self._speeds.check_invariants()
 
     def _queue(self, worker: str) -> _WorkerQueue:
         return self._queues.setdefault(worker, _WorkerQueue())
 
     def _take_report(self, queue: _WorkerQueue, worker: WorkerPort) -> None:
-        queue.load, queue.dirty = worker.load, True
+        queue.load, queue.dirty, queue.ended = worker.load, True, 0
         queue.measured_at = queue.received_at = worker.load_measured_at
-        rate = 0.0
         if worker.load is not None:
             queue.received_at += worker.load.load.age_s
-            rate = worker.load.load.prefill_tokens_per_s
-        self._note_rate(queue, 1e3 / rate if rate else None)
+        self._speeds.report(worker.name, worker.namespace, None if worker.load is None else worker.load.load)
         for reservation in list(queue.unreported):
             arrived = reservation.since + ARRIVAL_FIXED_S + reservation.tokens * ARRIVAL_S_PER_TOKEN
             if arrived < queue.measured_at:
                 del queue.unreported[reservation]
 
-    def _note_rate(self, queue: _WorkerQueue, ms_per_token: float | None) -> None:
-        if ms_per_token == queue.ms_per_token:
-            return
-        if queue.ms_per_token is not None:
-            del self._rates[bisect_left(self._rates, queue.ms_per_token)]
-        if ms_per_token is not None:
-            insort(self._rates, ms_per_token)
-        queue.ms_per_token = ms_per_token
-        self._typical_ms_per_token = median(self._rates) if self._rates else MS_PER_TOKEN_GUESS
-
     def _renew_estimate(self, queue: _WorkerQueue, worker: WorkerPort, fresh: bool) -> QueueEstimate:
-        ms_per_token = self._typical_ms_per_token if queue.ms_per_token is None else queue.ms_per_token
-        queue.estimate = QueueEstimate(_engine_of(worker, queue, fresh, ms_per_token), 0.0, fresh)
-        queue.dirty = False
+        engine = self._engine_of(worker, queue, fresh)
+        ms_per_token = engine.ms_per_token
+        queue.estimate = QueueEstimate(engine, 0.0, fresh)
+        queue.dirty, queue.speeds_version = False, self._speeds.version
         if worker.load is not None:
             load, trusted_from = worker.load.load, queue.measured_at
-            if queue.unreported and not (load.running or load.waiting or load.waiting_tokens):
+            prefilling = [one for one in queue.unreported if one.prefilling]
+            if prefilling and not (load.running or load.waiting or load.waiting_tokens):
                 # Until the first of these it had nothing to go on with, so its silence says nothing.
-                trusted_from = max(trusted_from, min(one.since for one in queue.unreported))
+                trusted_from = max(trusted_from, min(one.since for one in prefilling))
             until = queue.trusted_until = trusted_from + PROGRESS_MAX_S
             busy = queue.measured_at + load.waiting_tokens * ms_per_token / 1e3
-            for reservation in queue.unreported:
+            for reservation in prefilling:
                 busy = max(busy, min(reservation.since, until)) + reservation.computed * ms_per_token / 1e3
             queue.busy_until = busy
         return queue.estimate
 
+    def _engine_of(self, worker: WorkerPort, queue: _WorkerQueue, fresh: bool) -> Engine:
+        """Return how fast a worker is with the requests that it has now. fresh: whether its load report counts."""
+        name, speeds = worker.name, self._speeds
+        load = None if worker.load is None else worker.load.load
+        ms_per_token = speeds.ms_per_token(name)
+        step_ms = _batch_of(queue, load if fresh else None) * speeds.decode_request_ms(name)
+        decode_ms = DECODE_WEIGHT * speeds.answer_tokens * step_ms
+        if load is None:
+            return Engine(name, ms_per_token, step_ms, decode_ms, None, 0.0, None)
+        free: int | None = None
+        if fresh and load.kv_blocks_total:
+            free = (load.kv_blocks_total - load.kv_blocks_used) * load.block_tokens
+            free = max(0, free - sum(one.tokens for one in queue.unreported))
+        pulls = worker.record is not None and worker.record.role is not Role.PRODUCER and load.block_tokens > 0
+        pull_ms_per_token = None
+        if pulls:
+            bytes_per_token = load.block_bytes / load.block_tokens
+            pull_ms_per_token = bytes_per_token / (load.pull_bytes_per_s or PULL_BYTES_PER_S_GUESS) * 1e3
+        return Engine(name, ms_per_token, step_ms, decode_ms, free, load.pull_fixed_s * 1e3, pull_ms_per_token)
 
-def _engine_of(worker: WorkerPort, queue: _WorkerQueue, fresh: bool, ms_per_token: float) -> Engine:
-    """Return how fast a worker is with the requests that it has now. fresh: whether its load report counts."""
-    if worker.load is None:
-        running = len(queue.reservations) + len(queue.failed)
-        return Engine(worker.name, ms_per_token, running * ms_per_token, None, 0.0, None)
-    load = worker.load.load
-    running = load.running + load.waiting + len(queue.unreported) if fresh else len(queue.reservations)
-    running += len(queue.failed)
-    free: int | None = None
-    if fresh and load.kv_blocks_total:
-        free = (load.kv_blocks_total - load.kv_blocks_used) * load.block_tokens
-        free = max(0, free - sum(one.tokens for one in queue.unreported))
-    pulls = worker.record is not None and worker.record.role is not Role.PRODUCER and load.block_tokens > 0
-    pull_ms_per_token = None
-    if pulls:
-        bytes_per_token = load.block_bytes / load.block_tokens
-        pull_ms_per_token = bytes_per_token / (load.pull_bytes_per_s or PULL_BYTES_PER_S_GUESS) * 1e3
-    return Engine(worker.name, ms_per_token, running * ms_per_token, free, load.pull_fixed_s * 1e3, pull_ms_per_token)
+
+def _batch_of(queue: _WorkerQueue, load: LoadReport | None) -> int:
+    """Return how many requests a worker has, or seems to have. load: its report, if that is fresh."""
+    batch = len(queue.reservations)
+    if load is not None:
+        batch = max(batch, load.running + load.waiting + len(queue.unreported) - queue.ended)
+    return batch + len(queue.failed)

@@ -1,12 +1,14 @@
 """Forecasts the time to first token (TTFT) of a prompt on a worker, and chooses among forecasts. Pure; times in ms.
 
-total = queue + wait + pull + compute + penalty
+total = queue + wait + pull + compute + penalty + decode
 
 queue     the prefill work ahead of the prompt, and the decoding of running requests that shares its steps
 wait      until a prefix that is being computed now is there, as far as the queue does not cover it
 pull      reading from a peer what the peer has, where that is faster than computing it
 compute   the prefill of the rest
 penalty   what is lost when the prompt does not fit into the free KV memory
+decode    a price, and no part of the TTFT: how much later the tokens after the first come, this answer's own and those
+          of the answers that are being decoded there
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class Engine(NamedTuple):
     """Prefill time of one prompt token."""
     step_ms: float
     """What decoding for the requests that run already adds to each step."""
+    decode_ms: float
+    """What one more request loses and costs by decoding beside those that run: see `queue_estimate.DECODE_WEIGHT`."""
     kv_free_tokens: int | None
     """Tokens for which there is free KV memory; None when the worker does not report it."""
     pull_fixed_ms: float
@@ -69,7 +73,7 @@ def forecast(engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch) -
     The last token is always computed: an engine needs its logits.
     """
     # Called for each worker of each request, hence plain branches for min and max, and no keywords.
-    name, ms_per_token, step_ms, kv_free, pull_fixed_ms, pull_ms_per_token = engine
+    name, ms_per_token, step_ms, decode_ms, kv_free, pull_fixed_ms, pull_ms_per_token = engine
     local, pullable, ready_ms = match
     last = tokens - 1 if tokens > 1 else 0
     if local > last:  # noqa: PLR1730 -- min() takes five times as long
@@ -92,8 +96,9 @@ def forecast(engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch) -
     if kv_free is not None and needed > kv_free:
         penalty_ms = KV_FULL_MS * (needed - kv_free) / needed
     compute_ms = computed * ms_per_token
-    total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms
-    return _new(Forecast, (name, total_ms, queue_ms, wait_ms, pull_ms, compute_ms, penalty_ms, local, pulled, computed))
+    total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms
+    terms = (name, total_ms, queue_ms, wait_ms, pull_ms, compute_ms, penalty_ms, decode_ms, local, pulled, computed)
+    return _new(Forecast, terms)
 
 
 def choose(forecasts: Sequence[Forecast], rng: Random) -> Forecast:

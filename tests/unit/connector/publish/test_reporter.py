@@ -16,6 +16,7 @@ from ghostcacher_connector.publish.reporter import (
     UNAPPLIED_S_MAX,
     Reporter,
 )
+from ghostcacher_connector.pull.forecast import PrefillRate
 from tests.support.coordination_parts import make_chain, make_load, make_ref
 from tests.support.index_parts import FakeClock, wait_until
 
@@ -143,7 +144,7 @@ def test_idle_engine_is_reported_again_and_again(bench: Bench) -> None:
 
 def test_idle_engine_is_published_with_the_rate_of_now(bench: Bench) -> None:
     """What an idle engine is held to may change, though it hands nothing over."""
-    rates = iter([5.0, 7.0])
+    rates = iter([PrefillRate(5.0, False), PrefillRate(7.0, True)])
     reporter = Reporter(
         bench.store,
         bench.ref,
@@ -154,11 +155,11 @@ def test_idle_engine_is_published_with_the_rate_of_now(bench: Bench) -> None:
         clock=bench.clock,
     )
     reporter.submit_load(make_load())
-    for rate in (5.0, 7.0):
+    for rate in ((5.0, False), (7.0, True)):
         reporter.step()
         _, (load,) = bench.store.loads([bench.ref])
         assert load is not None
-        assert load.load.prefill_tokens_per_s == rate
+        assert (load.load.prefill_tokens_per_s, load.load.prefill_rate_stale) == rate
         bench.clock.advance(1.0)
 
 

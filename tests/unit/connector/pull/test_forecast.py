@@ -1,4 +1,4 @@
-"""The pull-or-compute forecast and the step clock."""
+"""The pull-or-compute forecast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ghostcacher_connector.pull.forecast import (
     RATE_TTL_S,
     STEP_TOKENS_MIN,
     Forecaster,
-    PrefillClock,
     blend,
 )
 
@@ -190,27 +189,17 @@ def test_more_tokens_never_make_pulling_less_attractive(
         assert forecaster.compare("b", 2 * tokens, 2 * tokens * bytes_per_token).pull
 
 
-def test_overlapping_steps_are_timed_from_the_predecessors_end() -> None:
-    """A step scheduled ahead does not pay for the one before it."""
+def test_rate_that_no_step_has_told_lately_is_stale() -> None:
+    """A calibration is, and so is what was measured long ago, until the next step tells."""
     clock = FakeClock()
-    steps = PrefillClock(clock)
-    steps.scheduled(1, 100)
-    steps.scheduled(2, 200)
-    clock.now += 1.0
-    assert steps.done(1) == (100, pytest.approx(1.0))
-    clock.now += 2.0
-    assert steps.done(2) == (200, pytest.approx(2.0))
-
-
-def test_steps_confirmed_together_are_not_timed() -> None:
-    """Two steps whose ends were seen at once cannot be told apart."""
-    clock = FakeClock()
-    steps = PrefillClock(clock)
-    steps.scheduled(1, 100)
-    steps.scheduled(2, 200)
-    clock.now += 3.0
-    assert steps.done(2) is None
-    assert steps.done(2) is None
+    forecaster = Forecaster(1000.0, clock)
+    assert forecaster.prefill_rate == (1000.0, True)
+    forecaster.observe_step(STEP_TOKENS_MIN, STEP_TOKENS_MIN / 500)
+    assert forecaster.prefill_rate == (pytest.approx(500.0), False)
+    clock.now += RATE_TTL_S + 1.0
+    assert forecaster.prefill_rate == (forecaster.prefill_tokens_per_s, True)
+    forecaster.observe_step(STEP_TOKENS_MIN, STEP_TOKENS_MIN / 500)
+    assert not forecaster.prefill_rate.stale
 
 
 def test_typical_rate_is_the_median_of_what_was_measured() -> None:

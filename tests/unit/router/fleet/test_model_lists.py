@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from ghostcacher_router.fleet.model_lists import merged_models, serving_by_model
+import msgspec
+import pytest
+
+from ghostcacher_router.fleet.model_lists import merged_models, models_with_billing_line, serving_by_model
 from ghostcacher_router.fleet.worker import Move, Worker
 from ghostcacher_router.types import Endpoint
+from tests.support.index_parts import make_record
 
 
 def worker(name: str, *models: str, ready: bool = True) -> Worker:
@@ -29,3 +33,19 @@ def test_only_ready_workers_serve() -> None:
     a, b, c = worker("a", "x", ready=False), worker("b", "x"), worker("c", "x")
     c.move(Move.DRAIN, 0.0)
     assert serving_by_model([a, b, c]) == {None: [b], "x": [b]}
+
+
+@pytest.mark.parametrize("by", ["list of models", "record"])
+def test_billing_line_is_kept_for_models_that_sglang_serves(by: str) -> None:
+    """As its connector says, or for a plain engine its list of models; a model of both engines counts as kept."""
+
+    def engine(family: str, *models: str, ready: bool = True) -> Worker:
+        made = worker("x" if by == "record" else family, *models, ready=ready)
+        if by == "record":
+            made.renew(msgspec.structs.replace(make_record(family), fingerprint={"engine": family}))
+        return made
+
+    vllm, both, other = engine("vllm", "a", "b"), engine("sglang", "b", "c"), engine("tgi", "d")
+    assert models_with_billing_line([vllm, other, worker("sglang")]) == frozenset()
+    assert models_with_billing_line([vllm, both, other]) == {None, "b", "c"}
+    assert models_with_billing_line([engine("sglang", "c", ready=False)]) == {None, "c"}

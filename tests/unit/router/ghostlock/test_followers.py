@@ -46,7 +46,7 @@ def encountered(name: str, ready_at: float) -> EncounteredLock:
 def decide(ready_s: dict[str, float], *, budget_s: float = 1.0, queue_ms: float = 0.0) -> tuple[str, Action]:
     """Return whose lock is honoured, and how. ready_s: when each owner expects to be done; queue_ms: of each."""
     match = PrefixMatch(PROMPT, TOKENS, {}, {}, {}, True)
-    engines = {name: Engine(name, MS_PER_TOKEN, 0.0, None, 0.0, None) for name in (*NAMES, "other")}
+    engines = {name: Engine(name, MS_PER_TOKEN, 0.0, 0.0, None, 0.0, None) for name in (*NAMES, "other")}
     candidates = [
         (worker(name, shares_prefill=name == "v"), QueueEstimate(engines[name], queue_ms, reported=True))
         for name in NAMES
@@ -96,7 +96,7 @@ def test_lock_that_covers_little_of_what_is_missing_is_not_honoured(tokens_min: 
 def test_prefix_is_computed_again_away_from_its_owners() -> None:
     """Their forecasts count what they compute as theirs; only where all are owners is one of them good enough."""
     forecasts = [
-        Forecast(name, ms, ms, 0.0, 0.0, 0.0, 0.0, 0, 0, 1) for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
+        Forecast(name, ms, ms, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 1) for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
     ]
     locks, rng = [encountered(name, NOW) for name in NAMES], Random(1)
     assert recompute_forecast(forecasts, locks, forecasts[0], rng).worker == "o"

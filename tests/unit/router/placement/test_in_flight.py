@@ -9,10 +9,11 @@ from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_router.signals.engine_speeds import ANSWER_WEIGHT
 from ghostcacher_router.types import Outcome
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
-from tests.support.routing_sim import make_sim
+from tests.support.routing_sim import DECODE_S, make_sim
 
 TEXT = text_of("text", 4000)
 SMALL = text_of("small", 200)
@@ -74,6 +75,19 @@ async def test_only_what_was_computed_is_remembered(
     assert (router.routing.state.history.find(ask.shape.prompt, sim.now()) is not None) is remembered
     assert router.routing.state.queues.in_flight_total == 0
     assert router.routing.state.locks.find(placed.ref.namespace, ask.shape.prompt, -1) is None  # type: ignore[union-attr]
+
+
+@virtual
+async def test_length_of_answers_is_learned_from_streams() -> None:
+    """How long answers take after their first token tells how many tokens they have, where a step's time is known."""
+    sim = await make_sim(2, answer_tokens=100)
+    for engine in sim.engines.values():
+        engine.claims = {"decode_step_s": DECODE_S}
+    await sim.settle(0.3)
+    speeds = sim.routers[0].routing.state.queues._speeds
+    before = speeds.answer_tokens
+    await sim.routers[0].send(SMALL)
+    assert speeds.answer_tokens == pytest.approx(before + ANSWER_WEIGHT * (100 - before), rel=0.01)
 
 
 @virtual

@@ -9,9 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ghostcacher_connector.core.coordination.base import LoadReport, StampedLoad
 from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.signals.engine_speeds import ANSWER_TOKENS_GUESS, DECODE_TOKENS, PREFILL_TOKENS_PER_S_GUESS
 from ghostcacher_router.signals.queue_estimate import (
     ARRIVAL_FIXED_S,
-    PREFILL_TOKENS_PER_S_GUESS,
+    DECODE_WEIGHT,
     PROGRESS_MAX_S,
     STALE_S,
     QueueEstimator,
@@ -28,11 +29,18 @@ def make_worker(name: str = "w") -> Worker:
 
 
 def report(
-    worker: Worker, now: float, waiting_tokens: int = 0, *, used: int = 0, rate: float = RATE, age_s: float = 0.0
+    worker: Worker,
+    now: float,
+    waiting_tokens: int = 0,
+    *,
+    running: int = 0,
+    used: int = 0,
+    rate: float = RATE,
+    age_s: float = 0.0,
 ) -> None:
     """Let a worker tell its load now; age_s: since it was measured."""
     load = LoadReport(
-        running=0,
+        running=running,
         waiting=0,
         waiting_tokens=waiting_tokens,
         kv_blocks_used=used,
@@ -184,6 +192,43 @@ def test_own_requests_take_free_memory() -> None:
     assert queues.estimate(worker, 10.0).engine.kv_free_tokens == 500 * 16
     queues.reserve("w", 3000, 10, 10.0)
     assert queues.estimate(worker, 10.0).engine.kv_free_tokens == 5000
+
+
+def batch(queues: QueueEstimator, worker: Worker, now: float) -> int:
+    """Return how many requests a worker is taken to have, by what they add to its steps."""
+    engine = queues.estimate(worker, now).engine
+    assert engine.decode_ms == pytest.approx(DECODE_WEIGHT * ANSWER_TOKENS_GUESS * engine.step_ms)
+    return round(engine.step_ms / (DECODE_TOKENS * engine.ms_per_token))
+
+
+def test_batch_follows_what_is_sent_and_what_ends() -> None:
+    """Requests count from their placement to their end, decoding or not, and each once, reported or not."""
+    queues, worker = QueueEstimator(), make_worker()
+    report(worker, 10.0, running=3)
+    assert batch(queues, worker, 10.0) == 3
+    reservation = queues.reserve("w", 100, 100, 10.0)
+    queues.sent(reservation, 10.0)
+    assert batch(queues, worker, 10.0) == 4
+    queues.first_byte(reservation)
+    assert batch(queues, worker, 10.1) == 4
+    report(worker, 10.2, running=4)
+    assert batch(queues, worker, 10.2) == 4
+    queues.ended(reservation)
+    assert batch(queues, worker, 10.3) == 3
+    report(worker, 10.4, running=3)
+    assert batch(queues, worker, 10.4) == 3
+
+
+def test_batch_is_never_less_than_what_this_router_has_there() -> None:
+    """A report that is behind, or an old one, does not hide requests that have not ended."""
+    queues, worker = QueueEstimator(), make_worker()
+    report(worker, 10.0)
+    kept = [queues.reserve("w", 100, 100, 9.0) for _ in range(5)]
+    for one in kept:
+        queues.first_byte(one)
+    report(worker, 10.2, running=0)
+    assert batch(queues, worker, 10.2) == 5
+    assert batch(queues, worker, 10.2 + STALE_S + 0.1) == 5
 
 
 def test_queues_of_gone_workers_are_dropped() -> None:

@@ -18,16 +18,17 @@ ENGINES = st.builds(
     name=st.just("w"),
     ms_per_token=st.floats(0.001, 10),
     step_ms=st.floats(0, 100),
+    decode_ms=st.floats(0, 1000),
     kv_free_tokens=st.none() | st.integers(0, 400_000),
     pull_fixed_ms=st.floats(0, 100),
     pull_ms_per_token=st.none() | st.floats(0, 10),
 )
 MATCHES = st.builds(WorkerMatch, local=st.integers(0, 250_000), pullable=st.integers(0, 250_000), ready_ms=MS)
-ENGINE = Engine("w", 0.1, 0.0, None, 5.0, 0.01)
+ENGINE = Engine("w", 0.1, 0.0, 0.0, None, 5.0, 0.01)
 
 
 def least(total: float, worker: str = "w") -> Forecast:
-    return Forecast(worker, total, total, 0.0, 0.0, 0.0, 0.0, 0, 0, 1)
+    return Forecast(worker, total, total, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 1)
 
 
 @given(ENGINES, MS, TOKENS, MATCHES)
@@ -35,7 +36,8 @@ def test_terms_add_up(engine: Engine, queue_ms: float, tokens: int, match: Worke
     """The total is the sum of its terms, none is negative, and tokens add up to the prompt's."""
     found = forecast(engine, queue_ms, tokens, match)
     terms = [found.queue_ms, found.wait_ms, found.pull_ms, found.compute_ms, found.penalty_ms]
-    assert found.total_ms == pytest.approx(sum(terms))
+    assert found.ttft_ms == pytest.approx(sum(terms), abs=1e-6)
+    assert found.total_ms == pytest.approx(sum(terms) + found.decode_ms)
     assert min(*terms, found.local_tokens, found.pulled_tokens) >= 0
     assert found.local_tokens + found.pulled_tokens + found.computed_tokens == tokens
     assert found.computed_tokens >= 1
