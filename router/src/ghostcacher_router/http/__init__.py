@@ -13,6 +13,7 @@
     fan_out.py            a request that goes to every server, where the client asks for that
     websocket_exchange.py WebSocketExchange: the same for a request to switch to WebSocket, and what follows
     local_exchange.py     LocalExchange: the same for what the router answers itself
+    reading_turns.py      ReadingTurns: long bodies are read in turns
     later.py              goes on with a request once something is there that it waits for
     proxy_ports.py        what these ask of one another, and of the rest of the router
     peer_state.py         what the kernel knows of a client's connection: has it left, what has arrived; its reset

@@ -22,12 +22,12 @@ from ghostcacher_router.http.peer_state import has_arrived, peer_has_closed, res
 from ghostcacher_router.http.protocol.local_response import error_response
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
-from ghostcacher_router.http.protocol.request_reader import RequestReader
+from ghostcacher_router.http.protocol.request_reader import PIECE_BYTES_MIN, RequestReader
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.http.websocket_exchange import WebSocketExchange
 from ghostcacher_router.http.worker_exchange import WorkerExchange
-from ghostcacher_router.types import Endpoint
+from ghostcacher_router.types import Body, Endpoint
 
 _HEAD, _BODY, _BUSY, _LINGER, _RESET, _CLOSED = State
 
@@ -288,6 +288,8 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
             if reader.head is not None and reader.head.expects_continue:
                 self.write(CONTINUE)
+        elif len(data) >= PIECE_BYTES_MIN:
+            self._proxy.turns.took(self.transport)
 
     def _hold(self, size: int) -> bool:
         """Count the bytes of a body that are held; False when there are too many: the request is refused."""
@@ -298,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
         self._refuse(TOO_MANY_BYTES)
         return False
 
-    def _run(self, head: RequestHead, body: bytes) -> None:
+    def _run(self, head: RequestHead, body: Body) -> None:
         proxy = self._proxy
         now = proxy.clock()
         proxy.admission.busy(self)

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal
-from ghostcacher_router.types import Endpoint, RequestShape
+from ghostcacher_router.types import Body, Endpoint, RequestShape
 
-Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
+Parse = Callable[[str, Body, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
 """Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
 
 

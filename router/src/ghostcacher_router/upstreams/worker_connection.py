@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
-from ghostcacher_router.types import Endpoint
+from ghostcacher_router.types import Body, Endpoint, LongBody
 from ghostcacher_router.upstreams.acknowledgement import outstanding
 from ghostcacher_router.upstreams.response_reader import ResponseReader
 from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
@@ -86,13 +86,15 @@ class WorkerConnection(asyncio.Protocol):
         self._arrived = waiting is None
         return waiting.silent_s if waiting is not None and waiting.expected and waiting.silent_s >= limit_s else None
 
-    def begin(self, receiver: ResponseReceiver, head: bytes, body: bytes, now: float) -> None:
+    def begin(self, receiver: ResponseReceiver, head: bytes, body: Body, now: float) -> None:
         """Write a request, and pass its response on to `receiver`. The connection is usable. now: in s."""
         self._reader.begin(receiver)
         self._begun_at = now
         self._arrived = False
         # uvloop writes at once: two writes would be two system calls.
-        if body:
+        if isinstance(body, LongBody):
+            self.transport.writelines((head, *body.pieces))
+        elif body:
             self.transport.writelines((head, body))
         else:
             self.transport.write(head)
