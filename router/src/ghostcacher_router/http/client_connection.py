@@ -316,7 +316,7 @@ class ClientConnection(asyncio.Protocol):
             request_id = head.request_id or proxy.next_request_id()
             exchange = LocalExchange(proxy, self, head, body, partial(fan_out, proxy, head, request_id))
         else:
-            kind = WebSocketExchange if head.websocket and not body else WorkerExchange
+            kind = WebSocketExchange if head.websocket and body == b"" else WorkerExchange
             exchange = kind(proxy, self, head, body, now)
         self._exchange = exchange
         exchange.start()

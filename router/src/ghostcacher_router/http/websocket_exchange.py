@@ -12,6 +12,7 @@ from ghostcacher_router.http.protocol.response_head import SWITCHING
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.http.worker_exchange import WorkerExchange
+from ghostcacher_router.types import Body
 
 
 class WebSocketExchange(WorkerExchange):
@@ -20,7 +21,7 @@ class WebSocketExchange(WorkerExchange):
     __slots__ = ("_client_bytes",)
     switching = True
 
-    def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes, received_at: float) -> None:
+    def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: Body, received_at: float) -> None:
         super().__init__(proxy, client, head, body, received_at)
         self._client_bytes = 0
 
