@@ -32,6 +32,7 @@ from typing import TypeVar
 from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.hung_workers import HungWorkers
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
@@ -99,6 +100,7 @@ class Fleet:
         self._unroutable: Mapping[str, Unroutable] = {}
         self._gone = GoneWorkers(self.options.gone_ttl_s, clock)
         self._redis_trouble: IndexUnavailable | None = None
+        self._reconciled: list[WorkerRecord] | None = None
 
     def __repr__(self) -> str:
         states = {state.value: count for state, count in self.count_by_state().items() if count}
@@ -298,7 +300,9 @@ class Fleet:
         # The drains are asked, for a flush shows nowhere among the records once the first of the workers is back.
         forgot = self._leases.lacks(records) and await self._drains.forgot(self.options.lease_ttl_s)
         kept = self._leases.update(records, self._clock(), forgot=forgot)
-        self._reconcile()
+        # Looked at twice a second: thousands of workers that are as they were cost the loop next to nothing.
+        if self._leases.records != self._reconciled:
+            self._reconcile()
         for name in kept & self._watches.keys():
             logger.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
             self._watches[name].soon()
@@ -332,7 +336,8 @@ class Fleet:
     # Who is a member
 
     def _reconcile(self) -> None:
-        members, unroutable = members_of(self._leases.records, self._static)
+        self._reconciled = records = self._leases.records
+        members, unroutable = members_of(records, self._static)
         for name, trouble in unroutable.items():
             if self._unroutable.get(name) != trouble:
                 logger.warning("worker %s cannot be sent requests: %s", name, trouble.why)
