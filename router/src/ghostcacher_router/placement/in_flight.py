@@ -36,6 +36,8 @@ At any other boundary the index is asked."""
 CHANGE_MODELS = ("/load_lora_adapter", "/unload_lora_adapter", "/load_lora_adapter_from_tensors")
 """The ends of paths that change which models a worker serves."""
 
+HTTP_NOT_FOUND = 404
+
 BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
@@ -173,12 +175,17 @@ class InFlightTracker:
         self._close(placed, computed=computed)
         if outcome is Outcome.DONE and placed.decoding_since is not None:
             self._queues.decoded(placed.worker, self._clock() - placed.decoding_since)
-        if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
+        if outcome is Outcome.DONE and self._models_may_have_changed(placed):
             self._fleet.models_changed()
         if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
             self._fleet.lost(placed.worker, outcome)
         elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
             self._fleet.answered(placed.worker)
+
+    def _models_may_have_changed(self, placed: PlacedRequest) -> bool:
+        """Whether a request loaded or unloaded an adapter, or was told that there is no such model."""
+        missing = placed.status == HTTP_NOT_FOUND and placed.ask.shape.model is not None
+        return placed.ask.path.endswith(CHANGE_MODELS) or (missing and self._fleet.models_may_be_old)
 
     def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
         self._fleet.failed(placed.worker, kind, why)
