@@ -28,10 +28,9 @@ SPARE_FILES = 8
 GROWN_BYTES_MAX = (96 if SOAK else 16) << 20
 """Beyond a router's memory at its start: what it learns of the load's prompts, about 1 KiB a request."""
 
-ROUTER = (
-    *("--health-interval-s", "0.5", "--upstream-idle-s", "0.2"),
-    *("--ghost-lock-tokens-min", "256", "--drain-timeout-s", "20"),
-)
+ROUTER = ("--upstream-idle-s", "0.2", "--ghost-lock-tokens-min", "256", "--drain-timeout-s", "20")
+PATIENT = ("--health-interval-s", "0.5", "--health-failures-max", "100")
+"""However long a worker is stopped, what it has is answered by itself when it goes on."""
 COMPLAINTS = ("Traceback", "unforeseen", "unexpected error", "never retrieved", "was destroyed", "never awaited")
 
 
@@ -48,7 +47,16 @@ class Pod(NamedTuple):
 class ChaosFleet:
     """Two or more routers and workers. incarnation: the present incarnation of each worker, by name."""
 
-    def __init__(self, stack: ExitStack, folder: Path, names: Sequence[str], *, routers: int = 2) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        routers: int = 2,
+        arguments: Sequence[str] = PATIENT,
+    ) -> None:
+        """Start it. arguments: of the routers, about probes."""
         self.incarnation: dict[str, str] = {}
         self._folder = folder
         self._engines: dict[str, GuardedProcess] = {}
@@ -57,7 +65,9 @@ class ChaosFleet:
         for name in names:
             self.start(name)
         self.routers = [
-            stack.enter_context(RouterProcess(redis_url=self.redis.url, arguments=ROUTER, log_dir=folder))
+            stack.enter_context(
+                RouterProcess(redis_url=self.redis.url, arguments=[*ROUTER, *arguments], log_dir=folder)
+            )
             for _ in range(routers)
         ]
         self.wait_whole()

@@ -111,6 +111,8 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
+        self._fleet.hung.when(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
         self._proxy.when_idle_closed(self._fleet.doubted)
         clients = self._proxy.state.clients
         self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})

@@ -33,6 +33,7 @@ from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_router.fleet.drains import Drains
+from ghostcacher_router.fleet.hung_workers import HungWorkers
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
 from ghostcacher_router.fleet.membership.leases import Leases
 from ghostcacher_router.fleet.membership.members import NAME_CHARS_MAX, Member, Unroutable, members_of
@@ -77,7 +78,10 @@ class Fleet:
         self._static = tuple(static)
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
         prober = prober or HttpProber()
-        self._watched = WatchDependencies(prober, self.options, metrics, clock, jitter, self._changed, self._went_down)
+        self.hung = HungWorkers(self.options.gone_ttl_s)
+        self._watched = WatchDependencies(
+            prober, self.options, metrics, clock, jitter, self._changed, self._went_down, self.hung.tell
+        )
         self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
         self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self._when_down: list[Callable[[str], None]] = []
@@ -251,6 +255,7 @@ class Fleet:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._model_refresh.stop()
+        await self.hung.stop()
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -334,8 +339,11 @@ class Fleet:
         self._unroutable = unroutable
         before = dict(self._workers)
         for name, worker in before.items():
-            if name not in members or not members[name].is_same(worker):
-                self._remove(worker, for_good=name not in members)
+            member = members.get(name)
+            if member is None or not member.is_same(worker):
+                if member is None or member.endpoint != worker.endpoint:
+                    self.hung.look_after(worker, self._watched)
+                self._remove(worker, for_good=member is None)
         for member in members.values():
             if member.name in self._workers:
                 self._workers[member.name].renew(member.record)

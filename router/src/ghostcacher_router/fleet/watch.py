@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
@@ -41,6 +42,9 @@ class WatchDependencies(NamedTuple):
     """Called after a worker's state or models have changed."""
     went_down: Callable[[str], None]
     """Called with a worker's name when it has become DOWN."""
+    hangs: Callable[[Worker, float], None]
+    """Called when a worker that is DOWN has not answered its last probes, and since when; then after each further one.
+    """
 
 
 class Watch:
@@ -53,6 +57,8 @@ class Watch:
         self._probed_at = -inf
         self._wake = asyncio.Event()
         self._setbacks = 0
+        self._silent_since: deque[float] = deque(maxlen=dependencies.options.failures_max)
+        """When each of the last probes in a row began that got no answer."""
 
     def __repr__(self) -> str:
         return f"Watch({self.worker!r}, due={self._due:.3f})"
@@ -75,7 +81,9 @@ class Watch:
         except ProbeFailed as exc:
             dependencies.metrics.probes.inc("failed")
             self._failed(str(exc), certain=exc.certain)
+            self._note_silence(silent=exc.silent)
             return
+        self._note_silence(silent=False)
         dependencies.metrics.probes.inc("ok")
         if setbacks != self._setbacks:
             # Something went wrong while this probe was under way, and its answer may be older than that.
@@ -86,6 +94,18 @@ class Watch:
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
         self._again_after(self._pause_s())
+
+    async def look_after(self, for_s: float) -> None:
+        """Go on probing a worker that has left the fleet, for a time: it may hang, with requests that are still there.
+
+        Ends when it was seen to hang, or that nobody listens there.
+        """
+        until = self._dependencies.clock() + for_s
+        while self._dependencies.clock() < until:
+            await self._until_due()
+            await self.probe()
+            if self._hangs or (self.worker.state is WorkerState.DOWN and not self._silent_since):
+                return
 
     def lost(self, *, refused: bool) -> None:
         """A request got no whole answer. refused: no connection could be made; after some in a row it is DOWN."""
@@ -103,6 +123,7 @@ class Watch:
 
     def answered(self) -> None:
         """A request got an answer, so a worker that is slow to answer probes is not down."""
+        self._note_silence(silent=False)
         if self.worker.failures and self.worker.state in _UP:
             self.worker.failures = 0
 
@@ -122,6 +143,19 @@ class Watch:
         if certain or worker.failures >= self._dependencies.options.failures_max:
             self._move(Move.FAILED)
         self._again_after(self._pause_s())
+
+    @property
+    def _hangs(self) -> bool:
+        return len(self._silent_since) == self._silent_since.maxlen and self.worker.state is WorkerState.DOWN
+
+    def _note_silence(self, *, silent: bool) -> None:
+        """Note whether a probe got no answer at all, or the worker has shown that it lives."""
+        if not silent:
+            self._silent_since.clear()
+            return
+        self._silent_since.append(self._probed_at)
+        if self._hangs:
+            self._dependencies.hangs(self.worker, self._silent_since[0])
 
     def _move(self, move: Move) -> None:
         worker, before = self.worker, self.worker.state

@@ -7,6 +7,8 @@
     attempts.py           Attempts: which workers have been tried for a request, and whose fault it was
     own_headers.py        the header lines that the router adds to a response
     looks.py              what is looked for in answers: the id of what was made, and where output begins
+    at_worker.py          AtWorker: the side of it that waits: what is done when nothing comes
+    repeatable.py         is_repeatable: which requests two workers may carry out
     fan_out.py            a request that goes to every server, where the client asks for that
     local_exchange.py     LocalExchange: the same for what the router answers itself
     later.py              goes on with a request once something is there that it waits for

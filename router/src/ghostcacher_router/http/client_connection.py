@@ -26,6 +26,7 @@ from ghostcacher_router.http.protocol.request_reader import RequestReader
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.http.worker_exchange import WorkerExchange
+from ghostcacher_router.types import Endpoint
 
 
 class State(IntEnum):
@@ -244,6 +245,20 @@ class ClientConnection(asyncio.Protocol):
             self._moved_bytes, self._moved_at = exchange.passed_bytes, now
         elif now - self._moved_at > limits.worker_silence_s:
             exchange.expire()
+        else:
+            exchange.check(now)
+
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:
+        return self._exchange is not None and self._exchange.is_at(worker, endpoint)
+
+    def moved_after(self, when: float) -> bool:
+        passed_bytes = 0 if self._exchange is None else self._exchange.passed_bytes
+        return passed_bytes > 0 and (passed_bytes != self._moved_bytes or self._moved_at > when)
+
+    def worker_hangs(self, worker: str, endpoint: Endpoint) -> None:
+        # Nothing can come while the client does not read. Should it read again, the worker's next probe has it end.
+        if self._exchange is not None and self._exchange.is_at(worker, endpoint) and not self._write_paused:
+            self._exchange.worker_hangs()
 
     def drain(self) -> None:
         if self._state is _HEAD and not self._reader.pending:
@@ -291,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
         proxy.admission.busy(self)
         self._state = _BUSY
         self._begun = False
-        self._moved_at = now
+        self._moved_bytes, self._moved_at = 0, now
         self.deadline = now + proxy.limits.tick_s
         proxy.in_flight += 1
         exchange: Exchange

@@ -118,7 +118,8 @@ async def _ask(proxy: ProxyState, server: Server, head: RequestHead, request_id:
     pool, answer = connection.pool, _Answer(no_body=head.method == "HEAD")
     own = b"X-Request-Id: %b\r\n%b" % (request_id, rank_line(head, None))
     try:
-        connection.begin(answer, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
+        request = worker_request(head, pool.prefix, pool.host_line, own, len(body))
+        connection.begin(answer, request, body, proxy.clock())
         status = await answer.status
     except BaseException:
         connection.abort()

@@ -11,6 +11,7 @@ from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
+from ghostcacher_router.types import Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,14 @@ class LocalExchange:
     def expire(self) -> None:
         self._stop()
         self._client.exchange_refused(Refusal(504, "the router did not answer in time", code="timeout"))
+
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:  # noqa: ARG002
+        return False
+
+    def check(self, now: float) -> None:
+        """Nothing to see: it waits for no worker."""
+
+    def worker_hangs(self) -> None: ...
 
     def pause(self) -> None:
         """Nothing to hold back: the response is written at once."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.client_connection import ClientConnection
 from ghostcacher_router.http.protocol.limits import Limits
-from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Dispatcher, Endpoint
+
+logger = logging.getLogger(__name__)
 
 ACCEPT_BACKLOG = 1024
 """A burst of new clients waits in the kernel instead of being refused."""
@@ -52,6 +55,7 @@ class HttpProxy:
             access_log=access_log,
         )
         self._servers: list[asyncio.Server] = []
+        self._leaving: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -97,6 +101,8 @@ class HttpProxy:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        for task in self._leaving:
+            task.cancel()
         await state.pools.close()
         for server in self._servers:
             await server.wait_closed()
@@ -106,6 +112,30 @@ class HttpProxy:
         """End the connections of all clients at once."""
         for client in list(self.state.clients):
             client.abort()
+
+    def worker_down(self, endpoint: Endpoint) -> None:
+        """Use no kept connection to a worker any more: they would lead nowhere, or to what it was."""
+        self.state.pools.close_idle(endpoint)
+
+    def worker_hangs(self, worker: str, endpoint: Endpoint, since: float) -> None:
+        """Have other workers answer the requests of one that hangs, and end the responses that have begun.
+
+        since: it has answered no probe from then on, by the proxy's clock. If a response of it has moved since, it does
+        not hang, and nothing is done.
+        """
+        self.worker_down(endpoint)
+        there = [client for client in self.state.clients if client.is_at(worker, endpoint)]
+        if there and not any(client.moved_after(since) for client in there):
+            logger.warning("worker %s answers nobody any more: %d requests leave it", worker, len(there))
+            task = asyncio.get_running_loop().create_task(self._leave(worker, endpoint, there))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    @staticmethod
+    async def _leave(worker: str, endpoint: Endpoint, clients: Sequence[Connection]) -> None:
+        for client in clients:
+            client.worker_hangs(worker, endpoint)
+            await asyncio.sleep(0)  # Each is placed again: all at once would hold up everybody else.
 
     def tick(self) -> None:
         """Do what has become due: time-outs of clients, old connections to workers."""

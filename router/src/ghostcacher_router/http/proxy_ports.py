@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal
-from ghostcacher_router.types import RequestShape
+from ghostcacher_router.types import Endpoint, RequestShape
 
 Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
 """Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
@@ -26,13 +26,17 @@ class LocalEndpoints(Protocol):
 class Exchange(Protocol):
     """A request that is being answered, by a worker (`WorkerExchange`) or by the router itself (`LocalExchange`).
 
-    request_id: the client's own, or one that the router made. passed_bytes: a number that grows while a worker sends.
+    request_id: the client's own, or one that the router made. passed_bytes: of the response's body; it grows while a
+    worker sends.
     """
 
     request_id: bytes
 
     @property
     def passed_bytes(self) -> int: ...
+
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:
+        """Say whether it is at a worker now."""
 
     def start(self) -> None:
         """Begin to answer."""
@@ -42,6 +46,12 @@ class Exchange(Protocol):
 
     def expire(self) -> None:
         """Nothing has moved for too long: give up."""
+
+    def check(self, now: float) -> None:
+        """Nothing has moved since the last tick, or this is the first one: see whether anything can come."""
+
+    def worker_hangs(self) -> None:
+        """The worker answers nobody any more: have another one answer, or end what has begun."""
 
     def pause(self) -> None:
         """The client does not keep up: send it no more for now."""
@@ -96,6 +106,15 @@ class Connection(Protocol):
     def abort(self) -> None:
         """Close at once."""
 
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:
+        """Say whether its request is at a worker now."""
+
+    def moved_after(self, when: float) -> bool:
+        """Say whether a byte of a worker's answer has come after a time of the proxy's clock."""
+
+    def worker_hangs(self, worker: str, endpoint: Endpoint) -> None:
+        """A worker answers nobody any more; the request may have left it meanwhile."""
+
 
 class Observed(Protocol):
     def observe(self, value: float) -> None: ...
@@ -114,7 +133,7 @@ class Meter(Protocol):
 
     @property
     def retries(self) -> Counted:
-        """Requests sent to another worker, by reason: "refused" or "broke"."""
+        """Requests sent to another worker, by reason: "refused", "broke", "unreachable" or "hung"."""
 
     @property
     def turned_away(self) -> Counted:

@@ -2,11 +2,11 @@
 
     start -> parse -> place -> connect or take a kept connection -> send -> response_head .. response_end
                        ^                                       |                     |
-                       '-- refused, or broke before any byte <-'                     |
+                       '-- refused, broke or hangs before any byte (at_worker.py) <--|
                        '-- 503 or 429, which is held (attempts.py) <-----------------'
 
 There is a task only while a dispatcher has to wait or a connection is made. A connection that was kept and turns out
-closed proves nothing: the same worker gets one more try, on a new connection.
+closed, or to lead nowhere, proves nothing: the same worker gets one more try, on a new connection.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import errno
 import logging
 from collections.abc import Awaitable
 
+from ghostcacher_router.http.at_worker import AtWorker
 from ghostcacher_router.http.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, Attempts, HeldAnswer
 from ghostcacher_router.http.later import later
 from ghostcacher_router.http.looks import looked_into
@@ -27,6 +28,7 @@ from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
+from ghostcacher_router.http.repeatable import is_repeatable
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
@@ -38,7 +40,7 @@ HTTP_ERROR = 400
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
 
 
-class WorkerExchange:
+class WorkerExchange(AtWorker):
     """One request of one client, answered by a worker: an `Exchange`, and the `ResponseReceiver`. Loop only.
 
     Tells the client's connection exactly once that it is over, unless it was cancelled by it.
@@ -49,22 +51,15 @@ class WorkerExchange:
         "_began_at",
         "_body",
         "_client",
-        "_connection",
         "_ends",
         "_events",
-        "_head",
-        "_held",
         "_keep",
         "_output_later",
         "_over",
-        "_placement",
-        "_proxy",
         "_received_at",
         "_responding",
-        "_reused",
         "_sent",
         "_shape",
-        "_status",
         "_task",
         "no_body",
         "plain",
@@ -89,6 +84,7 @@ class WorkerExchange:
         self._status: int | None = None
         self._responding = False
         self._reused = False
+        self._reason = "refused"
         self._sent = False
         self._keep = False
         self._output_later = False
@@ -162,12 +158,15 @@ class WorkerExchange:
 
     def _use(self, placement: Placement) -> None:
         self._placement = placement
+        self._reason = "refused"
         self._sent = False
         try:
-            connection = self._proxy.pools[placement.endpoint].take()
+            pool = self._proxy.pools[placement.endpoint]
         except OSError as exc:
-            self._refused(str(exc))
+            self._refused(str(exc), "refused")
             return
+        # A kept connection may turn out closed, and then nobody knows whether the worker has seen the request.
+        connection = pool.take() if is_repeatable(self._head) else None
         if connection is None:
             self._connect(placement)
         else:
@@ -189,7 +188,7 @@ class WorkerExchange:
                 logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
                 self._refuse(_OVERLOADED)
             else:
-                self._refused(str(exc))
+                self._refused(str(exc), self._reason)
         except Exception:
             self._fail_unexpectedly("connecting to a worker")
         else:
@@ -202,12 +201,13 @@ class WorkerExchange:
         own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
         own += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
-        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
+        now = proxy.clock()
+        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body, now)
         if not self._sent:
             self._sent = True
             placement.sent()
         if self._received_at is not None:
-            proxy.meter.latency_ms.observe((proxy.clock() - self._received_at) * 1e3)
+            proxy.meter.latency_ms.observe((now - self._received_at) * 1e3)
             self._received_at = None
 
     # the worker's side
@@ -268,10 +268,8 @@ class WorkerExchange:
             self._turned_away(None)
         elif began:
             self._broken_off(f"the worker broke off its answer: {error}")
-        elif self._reused and self._placement is not None:
-            self._connect(self._placement)
         else:
-            self._refused(error)
+            self._unanswered(error, "broke")
 
     def response_bad(self, error: str) -> None:
         self._connection = None
@@ -296,9 +294,9 @@ class WorkerExchange:
 
     # ends
 
-    def _refused(self, error: str) -> None:
+    def _refused(self, error: str, reason: str) -> None:
         """A worker took nothing: tell the dispatcher, and ask for another."""
-        placement, broke = self._placement, self._sent
+        placement, broke = self._placement, reason == "broke"
         assert placement is not None, self
         self._placement = None
         placement.ended(Outcome.BROKE if broke else Outcome.REFUSED, None)
@@ -309,7 +307,7 @@ class WorkerExchange:
             logger.warning("request %s: %s", self.request_id.decode(), poison.message)
             self._refuse(poison)
         else:
-            self._try_another("broke" if broke else "refused")
+            self._try_another(reason)
 
     def _turned_away(self, answer: HeldAnswer | None) -> None:
         """A worker takes no request now; the client has got nothing of that answer. answer: None: it broke off."""

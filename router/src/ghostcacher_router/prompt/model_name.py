@@ -14,9 +14,10 @@ from urllib.parse import unquote_plus
 BEGIN_BYTES = 4 << 20
 END_BYTES = 1 << 20
 """How much of a form's beginning and end is searched. The worst body costs some 4 ms a MiB, a usual one 0.5 ms."""
-PARTS_MAX = 256
+PARTS_MAX = 128
 """Parts that are looked at in either of them."""
-PART_HEAD_BYTES_MAX = 4096
+PART_HEAD_BYTES_MAX = 1024
+"""Of the part that is the model. Others may have longer heads, since file names stand there."""
 MODEL_BYTES_MAX = 1024
 
 _FORM = re.compile(rb"(?i)\s*multipart/form-data\s*;")

@@ -26,7 +26,7 @@ from ghostcacher_router.prompt.canonical import TooMuch
 from ghostcacher_router.prompt.decoding import BodyDecoder, decode_fields, decode_value, in_utf8
 from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_of_query
 from ghostcacher_router.prompt.prompts import chat_prompt, plain_prompt, responses_prompt
-from ghostcacher_router.prompt.stored_ids import checked_id, id_in_path, id_of, makes_object
+from ghostcacher_router.prompt.stored_ids import checked_id, id_in_path, makes_object
 from ghostcacher_router.prompt.structure import CONTAINERS_MAX, structure_of
 from ghostcacher_router.types import Prompt, RequestShape
 
@@ -85,7 +85,7 @@ def parse_now(
     path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int, billing_kept: frozenset[str | None] = frozenset()
 ) -> RequestShape | None:
     """Return what `parse_body` does, within some tens of milliseconds; None for a body that may take longer."""
-    if len(body) > NOW_BYTES_MAX and not is_form(headers):
+    if len(body) > NOW_BYTES_MAX and (path.partition("?")[0] in _PARSERS or not is_form(headers)):
         return None
     try:
         return _parse(path, body, headers, Reading(seed, billing_kept, NOW_ITEMS_MAX, NOW_NODES_MAX))
@@ -203,7 +203,7 @@ def _head(body: Body, headers: Mapping[bytes, bytes]) -> RequestShape:
     head = RequestShape(body.model, body.stream is True, None, _header_session(headers) or _body_session(body))
     if not isinstance(body, ResponsesBody):
         return head
-    needs_id = id_of(body.previous_response_id) or id_of(body.conversation)
+    needs_id = checked_id(body.previous_response_id)
     return head._replace(needs_id=needs_id, makes_id=True, keeps=body.store is not False)
 
 

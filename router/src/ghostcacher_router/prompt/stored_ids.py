@@ -1,7 +1,7 @@
 """Finds which stored object a request needs: an answer, a file or a batch that one worker keeps in its memory.
 
-GET, DELETE, POST /v1/responses/ID...     and the same of files, batches and conversations
-POST /v1/responses                        previous_response_id, conversation
+GET, DELETE, POST /v1/responses/ID...     and the same of files and batches
+POST /v1/responses                        previous_response_id
 POST /v1/batches                          input_file_id
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 ID_CHARS_MAX = 256
-_COLLECTIONS = "responses|conversations|files|batches"
+_COLLECTIONS = "responses|files|batches"
 _OBJECT = re.compile(rf"/v1/(?:{_COLLECTIONS})/([^/]+)(?:/.*)?")
 _COLLECTION = re.compile(rf"/v1/(?:{_COLLECTIONS})")
 _VERBS = frozenset({"render", "compact", "input_tokens"})
@@ -30,10 +30,6 @@ def id_in_path(path: str) -> str | None:
     return None if found is None or found[1] in _VERBS else checked_id(unquote(found[1]))
 
 
-def id_of(value: Any) -> str | None:
-    """Return the id in a field of a body: a string, or an object with an `id`."""
-    return checked_id(value.get("id") if type(value) is dict else value)
-
-
 def checked_id(value: Any) -> str | None:
+    """Return the id in a field of a body; None when it is none."""
     return value if type(value) is str and 0 < len(value) <= ID_CHARS_MAX else None

@@ -54,7 +54,7 @@ class ReaderOwner(Protocol):
 class ResponseReader:
     """Finds head, body and end of one response after the other.
 
-    passed_bytes: of bodies, since it was made; whoever watches over it sees whether anything moves.
+    passed_bytes: of the body of the response; whoever watches over it sees whether anything moves.
     """
 
     __slots__ = (
@@ -102,6 +102,7 @@ class ResponseReader:
     def begin(self, receiver: ResponseReceiver) -> None:
         """Expect the response to a request that is about to be written. Nothing else is under way."""
         self._receiver = receiver
+        self.passed_bytes = 0
         self._mode = _HEAD
         self._head_bytes = self._interim_count = 0
 

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
 from ghostcacher_router.types import Endpoint
+from ghostcacher_router.upstreams.acknowledgement import outstanding
 from ghostcacher_router.upstreams.response_reader import ResponseReader
 from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
 
@@ -32,6 +33,9 @@ class Pool(Protocol):
     def closed(self, connection: WorkerConnection) -> None:
         """Forget a connection."""
 
+    def close_idle(self) -> None:
+        """Close the connections that are kept: they lead nowhere."""
+
 
 class WorkerConnection(asyncio.Protocol):
     """A connection to a worker, for one request at a time. Loop only.
@@ -39,7 +43,7 @@ class WorkerConnection(asyncio.Protocol):
     data_received: the reader's own method, so that no call lies between the transport and it.
     """
 
-    __slots__ = ("_paused", "_reader", "data_received", "pool", "transport")
+    __slots__ = ("_arrived", "_begun_at", "_paused", "_reader", "data_received", "pool", "transport")
     transport: asyncio.Transport
     data_received: Callable[[bytes], None]  # type: ignore[assignment]
 
@@ -47,6 +51,8 @@ class WorkerConnection(asyncio.Protocol):
         self.pool = pool
         self._reader = ResponseReader(pool.heads, pool.limits.head_bytes_max, self)
         self._paused = False
+        self._begun_at = 0.0
+        self._arrived = False
         self.data_received = self._reader.feed
 
     def __repr__(self) -> str:
@@ -59,7 +65,7 @@ class WorkerConnection(asyncio.Protocol):
 
     @property
     def passed_bytes(self) -> int:
-        """Bytes of bodies passed on since the connection was made; it grows while the worker sends."""
+        """Bytes of the response's body passed on; it grows while the worker sends."""
         return self._reader.passed_bytes
 
     @property
@@ -67,9 +73,22 @@ class WorkerConnection(asyncio.Protocol):
         """Bytes of the request that are still to be written."""
         return self.transport.get_write_buffer_size()
 
-    def begin(self, receiver: ResponseReceiver, head: bytes, body: bytes) -> None:
-        """Write a request, and pass its response on to `receiver`. The connection is usable."""
+    def unacknowledged_s(self, now: float, limit_s: float) -> float | None:
+        """Return for how long the worker's host has acknowledged nothing of the request; None for less than `limit_s`.
+
+        None, too, once all has arrived, or where the system cannot say.
+        """
+        if self._arrived or now - self._begun_at < limit_s:
+            return None
+        waiting = outstanding(self.transport)
+        self._arrived = waiting is None
+        return waiting.silent_s if waiting is not None and waiting.expected and waiting.silent_s >= limit_s else None
+
+    def begin(self, receiver: ResponseReceiver, head: bytes, body: bytes, now: float) -> None:
+        """Write a request, and pass its response on to `receiver`. The connection is usable. now: in s."""
         self._reader.begin(receiver)
+        self._begun_at = now
+        self._arrived = False
         # uvloop writes at once: two writes would be two system calls.
         if body:
             self.transport.writelines((head, body))

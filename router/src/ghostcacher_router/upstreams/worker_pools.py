@@ -64,6 +64,11 @@ class WorkerPool:
         if self._idle.pop(connection, None) is not None:
             self._idle_closed(self.endpoint)
 
+    def close_idle(self) -> None:
+        for connection in list(self._idle):
+            connection.abort()
+        self._idle.clear()
+
     def tick(self, now: float) -> None:
         """Close what has been idle for too long."""
         self._now = now
@@ -147,6 +152,11 @@ class Pools:
             pool.tick(now)
             if not pool.open and not pool.connecting:
                 del self._pools[endpoint]
+
+    def close_idle(self, endpoint: Endpoint) -> None:
+        """Close the connections to an endpoint that no request uses."""
+        if (pool := self._pools.get(endpoint)) is not None:
+            pool.close_idle()
 
     async def close(self) -> None:
         """Close every connection; return when they are closed."""

@@ -51,8 +51,16 @@ class Subject:
         self.options = FleetOptions()
         self.worker = Worker("w", ENDPOINT, None, self.clock())
         self.downs: list[str] = []
+        self.hung: list[float] = []
         dependencies = WatchDependencies(
-            self.prober, self.options, RouterMetrics(), self.clock, lambda: 0.5, self._changed, self.downs.append
+            self.prober,
+            self.options,
+            RouterMetrics(),
+            self.clock,
+            lambda: 0.5,
+            self._changed,
+            self.downs.append,
+            lambda _, since: self.hung.append(since),
         )
         self.watch = Watch(self.worker, dependencies)
 
@@ -255,3 +263,72 @@ def test_drain_id_is_of_one_incarnation() -> None:
     first, second = (Worker("w", ENDPOINT, make_record("w"), 0.0) for _ in range(2))
     assert first.drain_id != second.drain_id
     assert Worker("h:1", ENDPOINT, None, 0.0).drain_id == "h:1"
+
+
+SILENT = ProbeFailed("no answer", silent=True)
+
+
+def test_worker_that_answers_no_probe_hangs_once_it_is_down(subject: Subject) -> None:
+    """It is told each time, with the time since which nothing came."""
+    subject.probe()
+    subject.prober.fails = SILENT
+    began = []
+    for _ in range(5):
+        subject.clock.advance(10.0)
+        began.append(subject.clock())
+        subject.probe()
+    assert subject.downs == ["w"]
+    assert subject.hung == began[:3]
+
+
+@pytest.mark.parametrize("sign", ["answer", "ok", "refusal", "wrong"])
+def test_sign_of_life_begins_the_count_anew(subject: Subject, sign: str) -> None:
+    """A worker that refuses, or answers wrongly, may end what it has; one that hangs does not."""
+    subject.probe()
+    for round_ in range(4):
+        subject.prober.fails = SILENT
+        subject.probe()
+        subject.probe()
+        subject.prober.fails = {"refusal": ProbeFailed("x", certain=True), "wrong": ProbeFailed("500")}.get(sign)
+        if sign == "answer":
+            subject.watch.answered()
+        else:
+            subject.probe()
+        assert subject.hung == [], round_
+
+
+def test_worker_that_is_down_for_another_reason_is_found_to_hang(subject: Subject) -> None:
+    """Connections to it may have failed before its probes did."""
+    subject.probe()
+    subject.prober.fails = ProbeFailed("503", certain=True)
+    subject.probe()
+    subject.prober.fails = SILENT
+    assert [(subject.probe(), len(subject.hung)) for _ in range(3)] == [(WorkerState.DOWN, n) for n in (0, 0, 1)]
+
+
+@pytest.mark.parametrize(("fails", "probes"), [(SILENT, 3), (ProbeFailed("refused", certain=True), 1)])
+def test_worker_that_left_is_looked_after_until_its_end_is_clear(
+    subject: Subject, fails: ProbeFailed, probes: int
+) -> None:
+    """It hangs, or nobody listens any more."""
+    subject.probe()
+    subject.clock.advance(60.0)
+    subject.prober.fails = fails
+    asked = []
+
+    def again() -> None:
+        asked.append(1)
+        subject.clock.advance(60.0)  # So that no probe has to wait.
+
+    subject.prober.during = again
+    asyncio.run(subject.watch.look_after(3600.0))
+    assert (len(asked), len(subject.hung)) == (probes, 1 if fails is SILENT else 0)
+
+
+def test_worker_that_left_and_answers_is_looked_after_for_a_while(subject: Subject) -> None:
+    """Its requests go on as long as they like."""
+    subject.probe()
+    subject.prober.during = lambda: subject.clock.advance(60.0)
+    subject.clock.advance(60.0)
+    asyncio.run(subject.watch.look_after(600.0))
+    assert (subject.worker.state, subject.hung) == (WorkerState.READY, [])

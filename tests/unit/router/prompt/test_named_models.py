@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_router.prompt import parse_body
+from ghostcacher_router.prompt import parse_body, parse_now
 from ghostcacher_router.prompt.model_name import BEGIN_BYTES, MODEL_BYTES_MAX, PARTS_MAX, model_of_form
+from ghostcacher_router.prompt.parse import NOW_BYTES_MAX
 from ghostcacher_router.types import RequestShape
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
@@ -43,6 +44,7 @@ LARGE = part("file", b"RIFF" + b"\r\n--" * BEGIN_BYTES, '; filename="a.wav"')
     ("body", "expected"),
     [
         (form(MODEL, AUDIO), "whisper"),
+        (form(AUDIO, MODEL.replace(b"\r\nContent-D", b"\r\nContent-Type: text/plain\r\nContent-D")), "whisper"),
         (form(AUDIO, MODEL), "whisper"),
         (form(LARGE, MODEL), "whisper"),
         (form(AUDIO), None),
@@ -99,8 +101,6 @@ def test_model_of_the_query_is_read(model: str) -> None:
     [
         ("/v1/responses", b'{"input": "x"}', None, True, True),
         ("/v1/responses", b'{"input": "x", "store": false, "previous_response_id": "resp_1"}', "resp_1", True, False),
-        ("/v1/responses", b'{"input": "x", "conversation": {"id": "conv_1"}}', "conv_1", True, True),
-        ("/v1/responses", b'{"input": "x", "conversation": "conv_1"}', "conv_1", True, True),
         ("/v1/responses/resp_1", b"", "resp_1", False, False),
         ("/v1/responses/resp%201/input_items?after=x", b"", "resp 1", False, False),
         ("/v1/responses/resp_1/cancel", b"{}", "resp_1", False, False),
@@ -116,3 +116,18 @@ def test_model_of_the_query_is_read(model: str) -> None:
 def test_stored_object_is_named(path: str, body: bytes, needs_id: str | None, makes_id: bool, keeps: bool) -> None:
     found = shape(path, body)
     assert (found.needs_id, found.makes_id, found.keeps) == (needs_id, makes_id, keeps)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "at_once"),
+    [
+        (TRANSCRIPTIONS, HEADERS, True),
+        (TRANSCRIPTIONS, {}, False),
+        ("/v1/chat/completions", HEADERS, False),
+        ("/v1/responses?x=1", HEADERS, False),
+    ],
+)
+def test_only_forms_are_read_at_once_however_large(path: str, headers: dict[bytes, bytes], at_once: bool) -> None:
+    """A prompt that calls itself a form is one all the same."""
+    body = b'{"messages":"%b"}' % (b"x" * NOW_BYTES_MAX)
+    assert (parse_now(path, body, headers, 1) is not None) is at_once

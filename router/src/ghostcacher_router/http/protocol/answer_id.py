@@ -14,9 +14,7 @@ from ghostcacher_router.http.protocol.headers import HEAD_END
 LOOK_BYTES_MAX = 8192
 """How much of an answer is looked at, its head included."""
 
-_ID = re.compile(
-    rb'\{\s*"id"\s*:\s*"([!#-\[\]-~]{1,256})"|"id"\s*:\s*"((?:resp|conv|file|batch)[-_][!#-\[\]-~]{1,250})"'
-)
+_ID = re.compile(rb'\{\s*"id"\s*:\s*"([!#-\[\]-~]{1,256})"|"id"\s*:\s*"((?:resp|file|batch)[-_][!#-\[\]-~]{1,250})"')
 
 
 class AnswerIdFinder:
