@@ -58,12 +58,12 @@ async def test_burst_through_several_routers_computes_a_prefix_once_however_slow
 @virtual
 async def test_who_waits_goes_on_when_a_short_answer_is_published() -> None:
     """A request that ended before its worker reports it still holds the lock: the late report ends it."""
-    sim = Sim(4, round_trip_s=0.03)
+    round_trip_s = 0.03
+    sim = Sim(4, round_trip_s=round_trip_s)
     await sim.settle()
     served = await all_of(await burst(sim, 64))
     assert sim.times_computed(DOC) == 1
-    waited = max(one.waited_s for one in served)
-    assert 0 < waited <= COMPUTE_S + SETTLE_S
+    assert 0 < max(one.waited_s for one in served) <= COMPUTE_S + 2 * round_trip_s + MARGIN_S < COMPUTE_S + SETTLE_S
 
 
 @virtual
