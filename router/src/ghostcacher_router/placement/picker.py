@@ -210,7 +210,7 @@ class Picker:
             if not one.lock.confirmed:
                 return WaitForLock(one.lock, confirm_by(one.lock))
         candidates = list(zip(found.candidates.workers, found.estimates, strict=True))
-        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at)
+        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at, found.displacement)
         lock, step = follow_any(choice, encountered)
         if step.action is Action.WAIT:
             return WaitForLock(lock, step.until)
