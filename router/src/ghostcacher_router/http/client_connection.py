@@ -22,7 +22,7 @@ from ghostcacher_router.http.peer_state import has_arrived, peer_has_closed, res
 from ghostcacher_router.http.protocol.local_response import error_response
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
-from ghostcacher_router.http.protocol.request_reader import PIECE_BYTES_MIN, RequestReader
+from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX, PIECE_BYTES_MIN, RequestReader
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.http.worker_exchange import WorkerExchange
@@ -45,6 +45,9 @@ class State(IntEnum):
 
 
 _HEAD, _BODY, _BUSY, _LINGER, _RESET, _CLOSED = State
+
+SHORT_SHARE = 16
+"""A part of `buffered_bytes_max` that is kept for bodies up to `JOINED_BYTES_MAX`, however many long ones there are."""
 
 _TOO_MANY = Refusal(503, "too many connections", code="overloaded", retry_after_s=1)
 _TOO_MANY_BYTES = Refusal(503, "too many bytes of requests are held", code="overloaded", retry_after_s=1)
@@ -297,7 +300,11 @@ class ClientConnection(asyncio.Protocol):
         """Count the bytes of a body that are held; False when there are too many: the request is refused."""
         self._proxy.buffered_bytes += size - self._held_bytes
         self._held_bytes = size
-        if self._proxy.buffered_bytes <= self._proxy.limits.buffered_bytes_max:
+        limits = self._proxy.limits
+        most = limits.buffered_bytes_max
+        if size > JOINED_BYTES_MAX:
+            most = max(most - most // SHORT_SHARE, limits.body_bytes_max)
+        if self._proxy.buffered_bytes <= most:
             return True
         self._refuse(_TOO_MANY_BYTES)
         return False
