@@ -256,6 +256,15 @@ class Client:
             except ConnectionError:
                 return b""
 
+    async def ends_with_reset(self) -> bool:
+        """Read on until the proxy closes; say whether it resets the connection."""
+        async with asyncio.timeout(PATIENCE_S):
+            try:
+                await self.reader.read()
+            except ConnectionResetError:
+                return True
+        return False
+
     def finish(self) -> None:
         """Send a FIN, and go on reading."""
         self.writer.write_eof()

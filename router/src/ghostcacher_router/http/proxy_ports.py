@@ -76,6 +76,12 @@ class Client(Protocol):
     def forwarded_for(self, before: bytes | None) -> bytes:
         """Return the value of X-Forwarded-For. before: what the client sent as such."""
 
+    def switch(self, take: Callable[[bytes], None]) -> None:
+        """Hand what the client sends to `take` from now on, what it has sent already first: it is no longer HTTP."""
+
+    def hold(self, held: bool) -> None:
+        """Read no more from a client that was switched, or read on."""
+
     def release_body(self) -> None:
         """The request's body is no longer held."""
 

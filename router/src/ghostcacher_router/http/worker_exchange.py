@@ -65,6 +65,7 @@ class WorkerExchange(AtWorker):
         "plain",
         "request_id",
     )
+    switching = False
     _shape: RequestShape
 
     def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: Body, received_at: float) -> None:

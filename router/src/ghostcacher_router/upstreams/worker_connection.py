@@ -40,10 +40,11 @@ class Pool(Protocol):
 class WorkerConnection(asyncio.Protocol):
     """A connection to a worker, for one request at a time. Loop only.
 
-    data_received: the reader's own method, so that no call lies between the transport and it.
+    data_received: the reader's own method, so that no call lies between the transport and it. blocked: told whether the
+    worker does not keep up with what is written; None: nobody is.
     """
 
-    __slots__ = ("_arrived", "_begun_at", "_paused", "_reader", "data_received", "pool", "transport")
+    __slots__ = ("_arrived", "_begun_at", "_paused", "_reader", "blocked", "data_received", "pool", "transport")
     transport: asyncio.Transport
     data_received: Callable[[bytes], None]  # type: ignore[assignment]
 
@@ -53,6 +54,7 @@ class WorkerConnection(asyncio.Protocol):
         self._paused = False
         self._begun_at = 0.0
         self._arrived = False
+        self.blocked: Callable[[bool], None] | None = None
         self.data_received = self._reader.feed
 
     def __repr__(self) -> str:
@@ -97,6 +99,11 @@ class WorkerConnection(asyncio.Protocol):
         else:
             self.transport.write(head)
 
+    def write(self, data: bytes) -> None:
+        """Write on, once the worker has switched to another protocol."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
+
     def abort(self) -> None:
         """Close at once, whatever is under way; the receiver hears nothing more."""
         self._reader.detach(reusable=False)
@@ -121,6 +128,14 @@ class WorkerConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Close, as the default is."""
+
+    def pause_writing(self) -> None:
+        if self.blocked is not None:
+            self.blocked(True)
+
+    def resume_writing(self) -> None:
+        if self.blocked is not None:
+            self.blocked(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.closed(self)
