@@ -125,14 +125,14 @@ class Reason(str, Enum):
 class Forecast(NamedTuple):
     """The forecast of one request on one worker: its time to first token (TTFT), and what else counts for the choice.
 
-    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms. The tokens add up
-    to the prompt's.
+    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms + others_ms. The
+    tokens add up to the prompt's.
     """
 
     worker: str
     """The name of the worker."""
     total_ms: float
-    """What is compared: the TTFT and the price of decoding."""
+    """What is compared: the TTFT, the price of decoding and what others lose."""
     queue_ms: float
     """The work that is ahead of this request."""
     wait_ms: float
@@ -145,6 +145,9 @@ class Forecast(NamedTuple):
     """A surcharge for tokens that the worker's KV cache has no free room for."""
     decode_ms: float
     """A price for decoding beside the requests that run there. No part of the TTFT."""
+    others_ms: float
+    """What other requests lose: those behind it wait longer, and what it evicts is computed again. No part of the
+    TTFT."""
     local_tokens: int
     """Tokens in the worker's own cache."""
     pulled_tokens: int
@@ -155,7 +158,7 @@ class Forecast(NamedTuple):
     @property
     def ttft_ms(self) -> float:
         """Return the forecast TTFT."""
-        return self.total_ms - self.decode_ms
+        return self.total_ms - self.decode_ms - self.others_ms
 
     @property
     def cached_tokens(self) -> int:
