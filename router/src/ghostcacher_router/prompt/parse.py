@@ -104,6 +104,15 @@ def parse_head(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Reques
     return _without_prompt(path, in_utf8(body), headers)
 
 
+def shape_by_method(method: str, path: str, headers: Mapping[bytes, bytes]) -> RequestShape | None:
+    """Return the shape of a request whose method brings no prompt, on a path where others do; None for all others.
+
+    Such are the preflights of browsers, and a HEAD or GET, which an engine answers as it likes. path: with the query.
+    """
+    path, _, query = path.partition("?")
+    return None if method == "POST" or path not in _PARSERS else _other(path, query, b"", headers)
+
+
 class _PromptUnread(Exception):
     """A body has more parts than are walked. shape: what is known without its prompt."""
 
