@@ -110,7 +110,7 @@ def shape_by_method(method: str, path: str, headers: Mapping[bytes, bytes]) -> R
     Such are the preflights of browsers, and a HEAD or GET, which an engine answers as it likes. path: with the query.
     """
     path, _, query = path.partition("?")
-    return None if method == "POST" or path not in _PARSERS else _other(path, query, b"", headers)
+    return None if method == "POST" or path not in _PARSERS else _other(path, query, b"", headers, Reading(0))
 
 
 class _PromptUnread(Exception):
