@@ -93,6 +93,7 @@ class Fleet:
         self._watches: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._has_discovered = index is None
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
         self._billing_kept: frozenset[str | None] | None = None
@@ -115,6 +116,11 @@ class Fleet:
     def gone(self) -> list[GoneWorker]:
         """Workers that have left within `gone_ttl_s` without being drained before, the latest first."""
         return self._gone.recent()
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether Redis has been asked for workers, and every worker that is known for its health, at least once."""
+        return self._has_discovered and all(watch.has_probed for watch in self._watches.values())
 
     @property
     def redis_available(self) -> bool:
@@ -242,7 +248,7 @@ class Fleet:
         assert not self._loops, "a fleet starts once"
         self._reconcile()
         if self._index is not None:
-            self._loops.append(self._forever(self._discover, self.options.discover_interval_s))
+            self._loops.append(self._forever(self._look, self.options.discover_interval_s))
         if self._store is not None:
             self._loops.append(self._forever(self._poll_drains, self.options.drain_interval_s))
             self._loops.append(self._forever(self._poll_loads, self.options.load_interval_s))
@@ -275,6 +281,12 @@ class Fleet:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(ask, *args, **more))
 
     # What Redis says
+
+    async def _look(self) -> None:
+        try:
+            await self._discover()
+        finally:
+            self._has_discovered = True
 
     async def _discover(self) -> None:
         assert self._index is not None
