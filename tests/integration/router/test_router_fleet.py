@@ -157,22 +157,25 @@ def test_ejection_ends_with_the_life_of_its_worker(redis_server: RedisServer) ->
     for_ever = FAST._replace(ejection_first_s=1e6, ejection_max_s=1e6)
 
     async def main() -> None:
-        async with MiniEngine() as engine, MiniEngine() as other:
-            async with fleet_of(url=redis_server.url, options=for_ever) as fleet:
-                with Directory(redis_server.url) as directory:
-                    first = await directory.join("a", engine)
-                    await directory.join("b", other)
-                    await until(lambda: served(fleet) == ["a", "b"])
-                    eject(fleet, "a")
-                    assert state(fleet, "a") is WorkerState.READY
-                    await engine.stop()
-                    await until(lambda: state(fleet, "a") is WorkerState.DOWN)
-                    await engine.start()
-                    await until(lambda: served(fleet) == ["a", "b"])
-                    eject(fleet, "a")
-                    again = await directory.join("a", engine)
-                    assert again.incarnation != first.incarnation
-                    await until(lambda: served(fleet) == ["a", "b"])
+        async with (
+            MiniEngine() as engine,
+            MiniEngine() as other,
+            fleet_of(url=redis_server.url, options=for_ever) as fleet,
+        ):
+            with Directory(redis_server.url) as directory:
+                first = await directory.join("a", engine)
+                await directory.join("b", other)
+                await until(lambda: served(fleet) == ["a", "b"])
+                eject(fleet, "a")
+                assert state(fleet, "a") is WorkerState.READY
+                await engine.stop()
+                await until(lambda: state(fleet, "a") is WorkerState.DOWN)
+                await engine.start()
+                await until(lambda: served(fleet) == ["a", "b"])
+                eject(fleet, "a")
+                again = await directory.join("a", engine)
+                assert again.incarnation != first.incarnation
+                await until(lambda: served(fleet) == ["a", "b"])
 
     run(main())
 
