@@ -55,6 +55,8 @@ class KeepingEngine(EngineServer):
             peer.send(_missing(rest[0]) if found is None else _json(found))
         elif collection in COLLECTIONS and request.method == "POST":
             await self._make(peer, COLLECTIONS[collection], request)
+        elif path == "/v1/completions" and json.loads(request.body)["model"] not in self.models:
+            peer.send(_json({"error": {"message": "The model does not exist.", "code": 404}}, 404))
         else:
             peer.send(_json({"engine": self.name, "path": request.path}))
 
@@ -105,14 +107,17 @@ async def ask(
 
 
 @asynccontextmanager
-async def routers(count: int, *engines: KeepingEngine, redis_url: str | None = None) -> AsyncIterator[list[Router]]:
-    """Run routers that know all of these engines."""
+async def routers(
+    count: int, *engines: KeepingEngine, redis_url: str | None = None, **more: Any
+) -> AsyncIterator[list[Router]]:
+    """Run routers that know all of these engines. more: settings."""
     settings = RouterSettings(
         listen="127.0.0.1:0",
         redis=redis_url is not None,
         redis_url=redis_url,
         workers=tuple(engine.url for engine in engines),
         drain_timeout_s=1.0,
+        **more,
     )
     running = [Router(settings) for _ in range(count)]
     threshold = gc.get_threshold()

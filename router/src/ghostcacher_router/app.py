@@ -50,7 +50,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.types import RequestShape, WorkerState
+from ghostcacher_router.types import Body, RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class Router:
             access_log=settings.access_log,
         )
 
-    def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
+    def _parse(self, path: str, body: Body, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
         return self._parser.parse(path, body, headers, self._seed, self._fleet.billing_kept())
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:

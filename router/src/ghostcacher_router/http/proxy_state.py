@@ -14,6 +14,7 @@ from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.reading_turns import ReadingTurns
 from ghostcacher_router.types import Dispatcher
 from ghostcacher_router.upstreams.worker_pools import Pools
 
@@ -59,6 +60,7 @@ class ProxyState:
         self.buffered_bytes = 0
         self.draining = False
         self.admission = Admission(limits, meter)
+        self.turns = ReadingTurns()
         self.clients = self.admission.clients
         self._emptied: asyncio.Future[None] | None = None
         self._ids = itertools.count(1)
