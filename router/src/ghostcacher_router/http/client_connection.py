@@ -295,7 +295,7 @@ class ClientConnection(asyncio.Protocol):
         """Count the bytes of a body that are held; False when there are too many: the request is refused."""
         self._proxy.buffered_bytes += size - self._held_bytes
         self._held_bytes = size
-        if self._proxy.buffered_bytes <= self._proxy.limits.buffered_bytes_max:
+        if self._proxy.has_room_for(size):
             return True
         self._refuse(TOO_MANY_BYTES)
         return False
