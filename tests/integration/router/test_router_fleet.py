@@ -19,7 +19,6 @@ from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.admin.reports import worker_reports
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.fleet.outliers import ERRORS_MAX
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 from tests.support.index_parts import make_record
@@ -62,10 +61,10 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @contextlib.asynccontextmanager
-async def fleet_of(*static: Endpoint, url: str | None = None, options: FleetOptions = FAST) -> AsyncIterator[Fleet]:
+async def fleet_of(*static: Endpoint, url: str | None = None) -> AsyncIterator[Fleet]:
     index = None if url is None else RedisIndex(url, timeout_s=1.0)
     store = None if url is None else RedisCoordinationStore(url, timeout_s=1.0)
-    fleet = Fleet(metrics=RouterMetrics(), static=static, index=index, store=store, options=options)
+    fleet = Fleet(metrics=RouterMetrics(), static=static, index=index, store=store, options=FAST)
     await fleet.start()
     try:
         yield fleet
@@ -141,41 +140,6 @@ def test_refused_worker_is_out_and_comes_back_with_other_models() -> None:
             await engine.start()
             await until(lambda: served(fleet, "new") == [name])
             assert fleet.models() == ["new"]
-
-    run(main())
-
-
-def eject(fleet: Fleet, name: str) -> None:
-    for _ in range(ERRORS_MAX):
-        fleet.failed(name, "500", "status 500")
-    assert name not in served(fleet)
-    assert fleet.why_ejected(name) is not None
-
-
-def test_ejection_ends_with_the_life_of_its_worker(redis_server: RedisServer) -> None:
-    """One that goes down has its probes decide from then on; another incarnation has no past. Neither waits."""
-    for_ever = FAST._replace(ejection_first_s=1e6, ejection_max_s=1e6)
-
-    async def main() -> None:
-        async with (
-            MiniEngine() as engine,
-            MiniEngine() as other,
-            fleet_of(url=redis_server.url, options=for_ever) as fleet,
-        ):
-            with Directory(redis_server.url) as directory:
-                first = await directory.join("a", engine)
-                await directory.join("b", other)
-                await until(lambda: served(fleet) == ["a", "b"])
-                eject(fleet, "a")
-                assert state(fleet, "a") is WorkerState.READY
-                await engine.stop()
-                await until(lambda: state(fleet, "a") is WorkerState.DOWN)
-                await engine.start()
-                await until(lambda: served(fleet) == ["a", "b"])
-                eject(fleet, "a")
-                again = await directory.join("a", engine)
-                assert again.incarnation != first.incarnation
-                await until(lambda: served(fleet) == ["a", "b"])
 
     run(main())
 
