@@ -4,9 +4,9 @@
 
 A router and mock engines in C, each on a core. While a body of 60 MiB is sent and answered, /health is asked for over
 a connection that stays open, again and again; so it is, too, while fifty bodies of 20 MB come at once.
-- worst: the slowest answer of /health; "-" beside it is what it was with nothing else to do.
+- worst: the slowest answer of /health. What it is with nothing else to do is printed first.
 - loop CPU: what the router's main thread computed for this body. other CPU: its other threads, and its child's.
-- peak: resident memory of the router, and of its child, at most; before: at rest.
+- peak: resident memory of the router, and of its child, at most.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 
 from ghostcacher_router.http import admission
-from ghostcacher_router.http.open_files import SPARE
 from ghostcacher_router.http.protocol.limits import Limits
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
 from tests.support.proxy_rig import POST, Client, Rig, eventually, on_loop, post, proxy_rig
@@ -76,6 +75,15 @@ def open_files(soft: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@contextmanager
+def files_for(sockets: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if so many sockets of clients and workers fitted below the limit of open files, of which a quarter is kept."""
+    soft = sockets * 4 // 3
+    with monkeypatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+        yield
 
 
 def lowest_free() -> int:
@@ -143,6 +151,36 @@ async def test_crowd_that_only_holds_connections_keeps_nobody_out(sent: bytes) -
 
 
 @on_loop
+async def test_crowd_that_sends_bodies_slowly_keeps_nobody_out() -> None:
+    """A body that comes fast enough stays, one that has just begun, too; the others make room, the oldest first."""
+    limits = Limits(connections_max=4)
+    async with proxy_rig(Gated(), limits=limits) as rig:
+        slow = await connected(rig, 2)
+        (fast,) = await connected(rig, 1)
+        size = int(limits.body_rate_min * 10)
+        for client, sent in ((fast, size - 1), (slow[0], 1), (slow[1], 1)):
+            client.send(post(b"x" * size)[: sent - size])
+        await eventually(lambda: rig.state.buffered_bytes == size + 1)
+        rig.clock.now += limits.body_grace_s + 1
+        (young,) = await connected(rig, 1)
+        young.send(post(b"x" * size)[:-size])
+        await eventually(lambda: len(rig.state.admission._sending) == 4)
+        rig.clock.now += limits.body_grace_s / 2
+        new = []
+        for client in slow:
+            new.append(await rig.client())
+            assert (await client.head()).startswith(b"HTTP/1.1 503 ")
+            new[-1].send(post(b"mine"))
+            await eventually(lambda: len(rig.engine.received) == len(new))
+        await refused(await rig.client())
+        rig.engine.gate.set()  # type: ignore[attr-defined]
+        for client, rest in ((fast, b"x"), (young, b"x" * size)):
+            assert (await client.ask(rest))[1] == b"x" * size
+        assert [(await client.answer())[1] for client in new] == [b"mine"] * 2
+        assert rig.meter.turned_away == [("connections", "dropped")] * 2 + [("connections", "refused")]
+
+
+@on_loop
 async def test_refused_clients_do_not_pile_up() -> None:
     """They may stay for a moment, to read why; but not however many there are."""
     async with proxy_rig(Gated(), limits=Limits(connections_max=1)) as rig:
@@ -188,21 +226,21 @@ async def test_addresses_have_no_limit_of_their_own_by_default() -> None:
 
 
 @on_loop
-async def test_last_descriptors_are_not_for_clients() -> None:
+async def test_last_descriptors_are_not_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle clients make room; when all work, the new one is refused with an answer, and those who work go on."""
     async with proxy_rig(Gated(), limits=Limits(connections_max=1000)) as rig:
         (at_work,) = await busy(rig, 1)
         idle = await connected(rig, 2)
-        with open_files(lowest_free() + SPARE):
+        with files_for(sockets=4, monkeypatch=monkeypatch):
             new = await rig.client()
             assert await idle[0].rest() == b""
-            assert rig.meter.turned_away == [("descriptors", "dropped")]
-            new.send(post(b"{}"))
-            idle[1].send(post(b"{}"))
-            await eventually(lambda: len(rig.engine.received) == 3)
-            with open_files(lowest_free() + SPARE - 1):
-                await refused(await rig.client())
-            assert rig.meter.turned_away[1:] == [("descriptors", "refused")]
+        assert rig.meter.turned_away == [("descriptors", "dropped")]
+        new.send(post(b"{}"))
+        idle[1].send(post(b"{}"))
+        await eventually(lambda: len(rig.engine.received) == 3)
+        with files_for(sockets=6, monkeypatch=monkeypatch):
+            await refused(await rig.client())
+        assert rig.meter.turned_away[1:] == [("descriptors", "refused")]
         rig.engine.gate.set()  # type: ignore[attr-defined]
         for client in (at_work, new, idle[1]):
             assert (await client.answer())[1] == b"{}"

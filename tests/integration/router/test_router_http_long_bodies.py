@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 
+from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
 from ghostcacher_router.http.reading_turns import READS_PER_TURN
 from ghostcacher_router.http.worker_exchange import WorkerExchange
@@ -136,3 +137,17 @@ async def test_long_bodies_are_read_in_turns() -> None:
         assert surplus_bytes <= clients * READ_BYTES
         for sender in senders:
             assert (await sender.ask(b"x"))[1] == b"x" * size
+
+
+@on_loop
+async def test_long_bodies_leave_room_for_short_ones() -> None:
+    """However many clients hold long bodies that they do not end."""
+    limits = Limits(body_bytes_max=15 << 20, buffered_bytes_max=16 << 20)
+    async with proxy_rig(limits=limits) as rig:
+        holder = await rig.client()
+        holder.send(post(b"x" * (15 << 20))[:-1])
+        await eventually(lambda: rig.state.buffered_bytes == (15 << 20) - 1)
+        head, _ = await rig.ask(post(b"x" * (1 << 20)))
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert (await rig.ask(post(b"x" * JOINED_BYTES_MAX)))[1] == b"x" * JOINED_BYTES_MAX
+        assert (await holder.ask(b"x"))[1] == b"x" * (15 << 20)

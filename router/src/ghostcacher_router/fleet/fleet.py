@@ -30,8 +30,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore
-from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
+from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.hung_workers import HungWorkers
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
@@ -42,6 +43,7 @@ from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers
 from ghostcacher_router.fleet.probes import HttpProber, Prober
+from ghostcacher_router.fleet.redis_trouble import RedisTrouble
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker, drain_id_of
 from ghostcacher_router.metrics.catalog import RouterMetrics
@@ -93,12 +95,14 @@ class Fleet:
         self._watches: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._has_discovered = index is None
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
         self._billing_kept: frozenset[str | None] | None = None
         self._unroutable: Mapping[str, Unroutable] = {}
         self._gone = GoneWorkers(self.options.gone_ttl_s, clock)
-        self._redis_trouble: IndexUnavailable | None = None
+        self._redis = RedisTrouble()
+        self._reconciled: list[WorkerRecord] | None = None
 
     def __repr__(self) -> str:
         states = {state.value: count for state, count in self.count_by_state().items() if count}
@@ -117,6 +121,11 @@ class Fleet:
         return self._gone.recent()
 
     @property
+    def has_looked(self) -> bool:
+        """Whether Redis has been asked for workers, and every worker that is known for its health, at least once."""
+        return self._has_discovered and all(watch.has_probed for watch in self._watches.values())
+
+    @property
     def redis_available(self) -> bool:
         """Whether the index answered the last time; False without one."""
         return self._leases.available
@@ -124,7 +133,7 @@ class Fleet:
     @property
     def redis_error(self) -> str | None:
         """Why the index did not answer the last time, for people; None when it did, and without one."""
-        return None if self._redis_trouble is None else str(self._redis_trouble)
+        return self._redis.text
 
     def serving(self, model: str | None) -> list[Worker]:
         """Return the READY workers of a model, or all when it is None, in order of name; ejected ones are left out.
@@ -169,10 +178,8 @@ class Fleet:
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
-        counts = dict.fromkeys(WorkerState, 0)
-        for worker in self._workers.values():
-            counts[worker.state] += 1
-        return counts
+        counts = Counter(worker.state for worker in self._workers.values())
+        return {state: counts[state] for state in WorkerState}
 
     def lease_of(self, name: str) -> str:
         """Say why a worker is in the fleet: "static" by its URL, or its lease is "held", or "kept" without Redis."""
@@ -232,7 +239,10 @@ class Fleet:
     async def share_drains(self) -> bool:
         """Tell the other replicas now; return whether they can know of every drain. Bounded by the store's time-out."""
         shared = await self._drains.exchange()
-        self._apply_drains()
+        for watch in self._watches.values():
+            hold = self._drains.hold(watch.worker.drain_id)
+            if hold is not watch.worker.draining:
+                watch.drain(hold)
         return shared
 
     # Start and stop
@@ -244,7 +254,7 @@ class Fleet:
         if self._index is not None:
             self._loops.append(self._forever(self._discover, self.options.discover_interval_s))
         if self._store is not None:
-            self._loops.append(self._forever(self._poll_drains, self.options.drain_interval_s))
+            self._loops.append(self._forever(self.share_drains, self.options.drain_interval_s))
             self._loops.append(self._forever(self._poll_loads, self.options.load_interval_s))
         self._metrics.watch_fleet(self.count_by_state, lambda: self.redis_available, self._refused)
 
@@ -259,7 +269,7 @@ class Fleet:
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _forever(self, step: Callable[[], Awaitable[None]], interval_s: float) -> asyncio.Task[None]:
+    def _forever(self, step: Callable[[], Awaitable[object]], interval_s: float) -> asyncio.Task[None]:
         async def run() -> None:
             while True:
                 try:
@@ -281,15 +291,11 @@ class Fleet:
         try:
             records = await self._in_thread(self._index.workers, None)
         except IndexUnavailable as exc:
-            if type(exc) is not type(self._redis_trouble):
-                what = "Redis refuses this router" if isinstance(exc, IndexRefused) else "Redis is away"
-                logger.warning("%s; the %d known workers stay: %s", what, len(self._workers), exc)
-            self._redis_trouble = exc
+            self._redis.failed(exc, len(self._workers))
             self._leases.redis_silent()
+            self._has_discovered = True
             return
-        if self._redis_trouble is not None:
-            logger.info("Redis answers again")
-        self._redis_trouble = None
+        self._redis.answered()
         # Before a new worker is taken in: it may have been drained through another router.
         known = {worker.drain_id for worker in self._workers.values()}
         routable = [record for record in records if len(record.worker) <= NAME_CHARS_MAX]
@@ -298,19 +304,13 @@ class Fleet:
         # The drains are asked, for a flush shows nowhere among the records once the first of the workers is back.
         forgot = self._leases.lacks(records) and await self._drains.forgot(self.options.lease_ttl_s)
         kept = self._leases.update(records, self._clock(), forgot=forgot)
-        self._reconcile()
+        # Looked at twice a second: thousands of workers that are as they were cost the loop next to nothing.
+        if self._leases.records != self._reconciled:
+            self._reconcile()
+        self._has_discovered = True
         for name in kept & self._watches.keys():
             logger.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
             self._watches[name].soon()
-
-    async def _poll_drains(self) -> None:
-        await self.share_drains()
-
-    def _apply_drains(self) -> None:
-        for watch in self._watches.values():
-            hold = self._drains.hold(watch.worker.drain_id)
-            if hold is not watch.worker.draining:
-                watch.drain(hold)
 
     async def _poll_loads(self) -> None:
         assert self._store is not None
@@ -324,15 +324,13 @@ class Fleet:
             return  # The last loads grow old, and whoever uses them sees their age.
         now = self._clock()
         for ref, load in zip(refs, loads, strict=True):
-            worker = workers[ref]
-            if load is not None and (worker.load is None or load.at != worker.load.at):
-                worker.load = load
-                worker.load_measured_at = now - max(0.0, store_now - load.at) - load.load.age_s
+            workers[ref].take_load(load, store_now, now)
 
     # Who is a member
 
     def _reconcile(self) -> None:
-        members, unroutable = members_of(self._leases.records, self._static)
+        self._reconciled = records = self._leases.records
+        members, unroutable = members_of(records, self._static)
         for name, trouble in unroutable.items():
             if self._unroutable.get(name) != trouble:
                 logger.warning("worker %s cannot be sent requests: %s", name, trouble.why)

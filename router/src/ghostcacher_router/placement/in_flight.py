@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.placed_request import PlacedRequest
@@ -53,10 +54,11 @@ UNREPORTED_MAX = 4096
 
 
 class _Answered(NamedTuple):
-    """A request that has ended well: the worker incarnation that it was placed at, and what the history has of it."""
+    """A request that has ended well, and that its worker has not reported yet. See PlacedRequest."""
 
     ref: WorkerRef
     sent_prompt: SentPrompt
+    lock: GhostLock | None
 
 
 class InFlightTracker:
@@ -241,6 +243,8 @@ class InFlightTracker:
         if answered is not None and answered.ref == ref and prompt is not None:
             del self._unreported[request_id]
             self._note_reported(ref, prompt, answered.sent_prompt, now)
+            if answered.lock is not None:
+                self._locks.release(answered.lock)
 
     def _note_reported(self, ref: WorkerRef, prompt: Prompt, sent: SentPrompt, now: float) -> None:
         """Note that a worker reports a prompt as computed: its blocks are in the index from now on."""
@@ -254,7 +258,7 @@ class InFlightTracker:
         """Remember an ended request until its worker reports it as computed, or for ANSWERED_S."""
         sent, ref, unreported = placed.sent_prompt, placed.ref, self._unreported
         if sent is not None and ref is not None and sent.reported_at == inf:
-            unreported[placed.ask.request_id] = _Answered(ref, sent)
+            unreported[placed.ask.request_id] = _Answered(ref, sent, placed.lock)
             while len(unreported) > UNREPORTED_MAX or next(iter(unreported.values())).sent_prompt.settled_at < now:
                 unreported.popitem(last=False)
 

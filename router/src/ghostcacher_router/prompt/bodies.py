@@ -48,6 +48,10 @@ class TooDeep(BadBody):
         super().__init__(f"The body of the request is nested too deeply: expected at most {DEPTH_MAX} levels.", None)
 
 
+class TakesLong(Exception):
+    """Reading on takes longer than it may."""
+
+
 def in_words_of_json(name: str) -> str:
     """Return what JSON calls a type of Python."""
     return _WORDS.get(name, name)
@@ -67,6 +71,7 @@ class Body(msgspec.Struct, gc=False):
     session_id: Any = None
     prompt_cache_key: Any = None
     metadata: Any = None
+    session_params: Any = None
     cache_salt: Any = None
     extra_key: Any = None
     lora_path: Any = None

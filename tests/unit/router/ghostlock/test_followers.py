@@ -39,7 +39,7 @@ def worker(name: str, *, shares_prefill: bool) -> Worker:
 
 def encountered(name: str, ready_at: float) -> EncounteredLock:
     digests = PROMPT.digests
-    lock = GhostLock(digests, digests[-1:], name, ready_at, ours=False)
+    lock = GhostLock(digests, digests[-1:], name, taken_at=0.0, ready_at=ready_at, ours=False)
     return EncounteredLock(name * 32, lock, len(digests) - 1)
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from httptools import HttpResponseParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ghostcacher_router.http.protocol.event_stream import ChunkPosition, EventStream
@@ -67,6 +67,7 @@ def passed(raw: bytes, cuts: list[int], *, chunked: bool = True) -> tuple[bytes,
     return bytes(got), stream
 
 
+@example([1, 2, 3, 4, 5, 6, 7, 56], [], 101, b"")
 @given(SPLITS, CUTS, st.integers(0, 200), st.sampled_from([b"", b";a=b", b";" + b"x" * 60]))
 def test_error_is_the_last_event_wherever_chunks_break_off(
     splits: list[int], cuts: list[int], at: int, extension: bytes
@@ -108,7 +109,14 @@ def test_error_within_a_chunk_ends_the_chunk() -> None:
 
 def test_nothing_follows_the_last_chunk_or_a_cut_size() -> None:
     """It would be read as a trailer, or as digits of that size."""
-    for raw in (b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"5\r\nhello\r\n5", b"5\r", b"5;" + b"a" * 5000):
+    for raw in (
+        b"5\r\nhello\r\n0\r\n",
+        b"00\r\n\r\n",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n5",
+        b"5\r",
+        b"5;" + b"a" * 5000,
+    ):
         _, stream = passed(raw, [2, 3])
         assert stream.ending(CHAT, BROKE) == b"", raw
 
