@@ -98,8 +98,10 @@ class WorkerExchange(AtWorker):
         return f"WorkerExchange({self._head.method} {self._head.path}, worker={self._worker}, status={self._status})"
 
     @property
-    def passed_bytes(self) -> int:
+    def heard_bytes(self) -> int:
         return 0 if self._connection is None else self._connection.passed_bytes
+
+    passed_bytes = heard_bytes
 
     @property
     def _worker(self) -> str | None:
