@@ -109,7 +109,7 @@ class ProxyState:
             access.info('%s "%s" %d %s %.1f ms %s', peer or "-", what, status, worker or "-", took_ms, number)
 
     def cannot_connect(self, exc: OSError) -> None:
-        """Log what the router lacks to connect to workers: once in a while, with how many requests have failed for it."""
+        """Log what the router lacks to connect to workers: once in a while, and for how many requests so far."""
         self._unconnected += 1
         if self.now - self._unconnected_at >= LOG_INTERVAL_S:
             logger.warning("the router cannot connect to workers, for %d requests so far: %s", self._unconnected, exc)
