@@ -49,6 +49,8 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
+from ghostcacher_router.store_calls import call_s_max
+from ghostcacher_router.sync import READ_BLOCK_S
 from ghostcacher_router.types import RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,7 @@ class Router:
                 health_interval_s=settings.health_interval_s,
                 failures_max=settings.health_failures_max,
                 load_interval_s=settings.load_interval_ms / 1e3,
+                store_call_s_max=call_s_max(settings.redis_timeout_s),
             ),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
@@ -182,6 +185,7 @@ class Router:
 
     def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings
+        limit_s = call_s_max(settings.redis_timeout_s)
         dependencies = Dependencies(
             fleet=self._fleet,
             prefix_map=text,
@@ -189,8 +193,8 @@ class Router:
             metrics=self._metrics,
             clock=time.monotonic,
             rng=Random(),  # noqa: S311 - ties among equal forecasts
-            offload=offload_to(self._threads),
-            read_offload=offload_to(self._reader),
+            offload=offload_to(self._threads, limit_s),
+            read_offload=offload_to(self._reader, READ_BLOCK_S + limit_s),
         )
         options = Options(settings.affinity_tolerance, settings.ghost_lock, settings.ghost_lock_tokens_min)
         return Routing(

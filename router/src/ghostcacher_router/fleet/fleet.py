@@ -45,6 +45,7 @@ from ghostcacher_router.fleet.probes import HttpProber, Prober
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker, drain_id_of
 from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.store_calls import bounded
 from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -272,7 +273,8 @@ class Fleet:
         return asyncio.create_task(run())
 
     async def _in_thread(self, ask: Callable[..., T], *args: object, **more: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(ask, *args, **more))
+        call = asyncio.get_running_loop().run_in_executor(self._pool, partial(ask, *args, **more))
+        return await bounded(call, self.options.store_call_s_max)
 
     # What Redis says
 
