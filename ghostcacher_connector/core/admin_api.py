@@ -249,7 +249,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     worker: str
     """The worker's name."""
     total_ms: float | None = None
-    """What is compared: the sum of the terms below. The time to first token is all of them but `decode_ms`."""
+    """What is compared: the sum of the terms below. The time to first token is all of them but `decode_ms` and
+    `others_ms`."""
     queue_ms: float | None = None
     """The work that is ahead of the request."""
     wait_ms: float | None = None
@@ -262,6 +263,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     """A surcharge for tokens that its KV cache has no free room for."""
     decode_ms: float | None = None
     """A price for decoding beside the requests that run there."""
+    others_ms: float | None = None
+    """What other requests lose: those behind it wait longer, and what it evicts is computed again."""
     local_tokens: int = 0
     """Tokens in its own cache."""
     pulled_tokens: int = 0

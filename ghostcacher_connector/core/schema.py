@@ -16,7 +16,7 @@
     gc1:{router}:seed                     string 16 hex digits: of the hashes of text, where there is no key
     gc1:{router}:tokens                   string the last fencing token
     gc1:{router}:lock:<hex>               hash   t token, r router, w worker, a ready at (server time, s), s stamp; TTL
-    gc1:{router}:session:<hex>            string stamped worker; TTL = session's
+    gc1:{router}:session:<hex>            string stamped worker; TTL = session's, or that of a stored object
 
 The braces are hash tags: what one script touches lies on one shard, and the partitions ``p`` of a namespace spread
 over shards. The entries of a worker are one hash a partition, so that a lease is one TTL: a worker that dies takes its

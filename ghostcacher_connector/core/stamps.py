@@ -16,6 +16,7 @@ from __future__ import annotations
 import hmac
 import struct
 from collections import OrderedDict
+from functools import lru_cache
 from typing import NamedTuple
 
 from ghostcacher_connector.core.errors import DigestMismatch, ValueExpired
@@ -33,6 +34,7 @@ GRACE_S = 1.0
 
 TTL_MS_MAX = (1 << 32) - 1
 WRITERS_MAX = 10_000
+PLACES_MAX = 4_096
 
 Place = tuple[str | bytes, ...]
 
@@ -91,11 +93,16 @@ class Stamps:
 
     def _digest(self, place: Place, times: bytes, body: bytes) -> bytes:
         state = self._state.copy()
-        fields = [field.encode() if isinstance(field, str) else field for field in place]
-        # Lengths first: no two places are the same bytes.
-        state.update(b"%d" % len(fields) + b"".join([len(field).to_bytes(4, "little") + field for field in fields]))
-        state.update(times + body)
+        state.update(_packed(place) + times)
+        state.update(body)
         return state.digest()
+
+
+@lru_cache(maxsize=PLACES_MAX)
+def _packed(place: Place) -> bytes:
+    """Return the bytes of a place. Lengths come first: those of no two places are the same."""
+    fields = [field.encode() if isinstance(field, str) else field for field in place]
+    return b"%d" % len(fields) + b"".join([len(field).to_bytes(4, "little") + field for field in fields])
 
 
 class Rising:

@@ -1,4 +1,7 @@
-"""The indexes that the contract suites run over: in memory, in one Redis, in a Redis Cluster."""
+"""The indexes that the contract suites run over: in memory, in one Redis, in a Redis Cluster.
+
+In Redis as a user that may do just what the documents say (core/redis/permissions.py).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.index.redis import RedisIndex
 from tests.contract.coordination_subjects import StoreSubject, memory_subject, redis_subject
+from tests.support.acl_users import set_everything
 from tests.support.index_parts import FakeClock
 from tests.support.redis_proxy import make_cluster
 
@@ -89,7 +93,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         return
     kind = "cluster" if "cluster" in request.param else "single"
     server: RedisServer = request.getfixturevalue(kind)
-    url = server.url.replace("redis://", "redis+cluster://") if kind == "cluster" else server.url
+    url = set_everything(server, cluster=kind == "cluster")
     index, others = RedisIndex(url, timeout_s=5.0), ExitStack()
 
     def another(key: bytes) -> RedisIndex:

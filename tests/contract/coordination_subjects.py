@@ -14,6 +14,7 @@ from ghostcacher_connector.core.coordination.memory import MemoryCoordinationSto
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.index.memory import Expiring
+from tests.support.acl_users import set_everything
 from tests.support.index_parts import FakeClock, wait_until
 
 SHORT_S = 0.2
@@ -95,7 +96,7 @@ def memory_subject(key: bytes) -> Iterator[StoreSubject]:
 
 
 def redis_subject(server: RedisServer, own_key: bytes, *, cluster: bool) -> Iterator[StoreSubject]:
-    url = server.url.replace("redis://", "redis+cluster://") if cluster else server.url
+    url = set_everything(server, cluster=cluster)
     with ExitStack() as stores, server.client() as raw:
         raw.flushall()
 

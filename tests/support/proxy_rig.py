@@ -18,7 +18,19 @@ from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, Endpoint, Forecast, NoWorker, Outcome, Placement, Reason, RequestShape, Server
+from ghostcacher_router.types import (
+    Ask,
+    Body,
+    Endpoint,
+    Forecast,
+    LongBody,
+    NoWorker,
+    Outcome,
+    Placement,
+    Reason,
+    RequestShape,
+    Server,
+)
 from tests.support.mock_engine import MockEngine
 
 PATIENCE_S = 5.0
@@ -180,7 +192,7 @@ class Tally:
         self.answers.append((path, status))
 
 
-def parse(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
+def parse(path: str, body: Body, headers: Mapping[bytes, bytes]) -> RequestShape:
     """Take every body but the one that is bad."""
     if body == b"bad body":
         raise BadBody("expected better", "messages")
@@ -197,9 +209,9 @@ class Parser:
         self.waiting: list[asyncio.Future[RequestShape]] = []
 
     def __call__(
-        self, path: str, body: bytes, headers: Mapping[bytes, bytes]
+        self, path: str, body: Body, headers: Mapping[bytes, bytes]
     ) -> RequestShape | asyncio.Future[RequestShape]:
-        if not body.startswith(b"long"):
+        if isinstance(body, LongBody) or not body.startswith(b"long"):
             return parse(path, body, headers)
         self.waiting.append(asyncio.get_running_loop().create_future())
         return self.waiting[-1]
@@ -243,6 +255,15 @@ class Client:
                 return await self.reader.read()
             except ConnectionError:
                 return b""
+
+    async def ends_with_reset(self) -> bool:
+        """Read on until the proxy closes; say whether it resets the connection."""
+        async with asyncio.timeout(PATIENCE_S):
+            try:
+                await self.reader.read()
+            except ConnectionResetError:
+                return True
+        return False
 
     def finish(self) -> None:
         """Send a FIN, and go on reading."""

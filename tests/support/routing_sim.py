@@ -84,6 +84,7 @@ class SimEngine(Engine):
         plain: bool,
         shares_prefill: bool,
         publish_s: float | None,
+        kv_blocks: int | None,
     ) -> None:
         self.name = name
         self.claims: dict[str, float] = {}
@@ -104,7 +105,11 @@ class SimEngine(Engine):
             )
             connector.join()
         profile = Profile(prefill_tokens_per_s=rate, decode_s=DECODE_S, shares_prefill=shares_prefill)
-        super().__init__(profile if publish_s is None else profile._replace(publish_s=publish_s), connector)
+        if publish_s is not None:
+            profile = profile._replace(publish_s=publish_s)
+        if kv_blocks is not None:
+            profile = profile._replace(kv_blocks=kv_blocks)
+        super().__init__(profile, connector)
 
     def report(self) -> None:
         """Tell its load, unless nobody is there to tell it."""
@@ -266,12 +271,14 @@ class Sim:
         publish_s: float | None = None,
         round_trip_s: float = ROUND_TRIP_S,
         pulls: bool = True,
+        kv_blocks: int | None = None,
         answer_tokens: int = 1,
     ) -> None:
         """publish_s: from the end of a prefill until peers can pull its blocks; None: as usual.
 
         round_trip_s: of a router to Redis, the waiting for a thread included.
         pulls: whether the engines pull; the routers think so in any case.
+        kv_blocks: that each engine holds; None: more than any test needs.
         answer_tokens: of each answer.
         """
         self.round_trip_s, self.pulls, self.answer_tokens = round_trip_s, pulls, answer_tokens
@@ -292,6 +299,7 @@ class Sim:
                 plain=plain,
                 shares_prefill=shares_prefill,
                 publish_s=publish_s,
+                kv_blocks=kv_blocks,
             )
         self.routers = [Router(self, f"r{number}", options or Options()) for number in range(routers)]
         self._reporting = asyncio.ensure_future(self._report())

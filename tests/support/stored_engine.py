@@ -16,6 +16,7 @@ from ghostcacher_simulator.http_server import LAST_CHUNK, EngineServer, Peer, Re
 
 COLLECTIONS = {"responses": "resp_", "files": "file-", "batches": "batch_"}
 NEEDS = ("previous_response_id", "input_file_id")
+SESSIONS = ("/open_session", "/close_session", "/generate")
 
 
 class KeepingEngine(EngineServer):
@@ -55,8 +56,24 @@ class KeepingEngine(EngineServer):
             peer.send(_missing(rest[0]) if found is None else _json(found))
         elif collection in COLLECTIONS and request.method == "POST":
             await self._make(peer, COLLECTIONS[collection], request)
+        elif path in SESSIONS:
+            peer.send(self._session(path, json.loads(request.body)))
+        elif path == "/v1/completions" and json.loads(request.body)["model"] not in self.models:
+            peer.send(_json({"error": {"message": "The model does not exist.", "code": 404}}, 404))
         else:
             peer.send(_json({"engine": self.name, "path": request.path}))
+
+    def _session(self, path: str, body: dict[str, Any]) -> bytes:
+        if path == "/open_session":
+            name = uuid4().hex
+            self.kept[name] = {}
+            return _json(name)
+        name = body["session_id"] if path == "/close_session" else body["session_params"]["id"]
+        if name not in self.kept:
+            return _missing(name)
+        if path == "/close_session":
+            del self.kept[name]
+        return _json({"engine": self.name})
 
     async def _make(self, peer: Peer, prefix: str, request: Received) -> None:
         body = json.loads(request.body) if request.body.startswith(b"{") else {}
@@ -105,14 +122,17 @@ async def ask(
 
 
 @asynccontextmanager
-async def routers(count: int, *engines: KeepingEngine, redis_url: str | None = None) -> AsyncIterator[list[Router]]:
-    """Run routers that know all of these engines."""
+async def routers(
+    count: int, *engines: KeepingEngine, redis_url: str | None = None, **more: Any
+) -> AsyncIterator[list[Router]]:
+    """Run routers that know all of these engines. more: settings."""
     settings = RouterSettings(
         listen="127.0.0.1:0",
         redis=redis_url is not None,
         redis_url=redis_url,
         workers=tuple(engine.url for engine in engines),
         drain_timeout_s=1.0,
+        **more,
     )
     running = [Router(settings) for _ in range(count)]
     threshold = gc.get_threshold()

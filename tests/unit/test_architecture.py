@@ -69,7 +69,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.prompt": {"ghostcacher_router.types"},
     "ghostcacher_router.parsing": {"ghostcacher_router.types", "ghostcacher_router.prompt"},
     "ghostcacher_router.prefix_map": {"ghostcacher_router.types", *COORDINATION},
-    "ghostcacher_router.http.protocol": set(),
+    "ghostcacher_router.http.protocol": {"ghostcacher_router.types"},
     "ghostcacher_router.dns": set(),
     "ghostcacher_router.store_calls": set(),
     "ghostcacher_router.upstreams": {

@@ -167,10 +167,7 @@ class RedisCoordinationStore(CoordinationStore):
         return now, found
 
     def _now(self) -> float:
-        return self._clock.now(self._ask_time)
-
-    def _ask_time(self) -> float:
-        return self._roster(b"", 0, b"")[0]
+        return self._clock.now(lambda: self._clock.said(*self._calls.time(schema.router_key("routers"))))
 
     # -- streams -----------------------------------------------------------------------------------------------------
 

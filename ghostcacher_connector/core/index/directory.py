@@ -109,7 +109,7 @@ class WorkerDirectory:
         if not self._key:
             return 0.0
         clock = self.clock_of(namespace)
-        return clock.now(lambda: clock.said(*self._calls.run("now", [schema.workers_key(namespace)], [])))
+        return clock.now(lambda: clock.said(*self._calls.time(schema.workers_key(namespace))))
 
     def _namespaces(self, used: str) -> list[bytes]:
         """Note that a namespace is in use ("": none); return those in use."""

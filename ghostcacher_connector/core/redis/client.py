@@ -22,7 +22,7 @@ from ghostcacher_connector.core.redis.url import Client, RedisTarget, make_clien
 
 Argument = str | bytes | int
 
-_PERMISSION_SIGNS = ("NOPERM", "The user executing the script can't")
+_PERMISSION_SIGNS = ("NOPERM", "The user executing the script can't", "ACL failure in script")
 """How Redis 6.2 and later begin what they say of a command in a script that the user may not run."""
 
 
@@ -56,6 +56,11 @@ class RedisCalls:
     def run(self, name: str, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """Run a script; return its reply."""
         return self.call(lambda client: script(self._scripts, name)(client, keys, args))
+
+    def time(self, key: str) -> tuple[bytes, bytes]:
+        """Return the time (s, us) of the server where a key lies."""
+        seconds, us = self.call(lambda client: script(__package__, "now")(client, [key], []))
+        return seconds, us
 
     def call(self, command: Callable[[Client], Any]) -> Any:
         with self._translated():

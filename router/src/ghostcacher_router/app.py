@@ -51,7 +51,7 @@ from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
 from ghostcacher_router.store_calls import call_s_max
 from ghostcacher_router.sync import READ_BLOCK_S
-from ghostcacher_router.types import RequestShape, WorkerState
+from ghostcacher_router.types import Body, RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -249,17 +249,23 @@ class Router:
             access_log=settings.access_log,
         )
 
-    def _parse(self, path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
+    def _parse(self, path: str, body: Body, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
         return self._parser.parse(path, body, headers, self._seed, self._fleet.billing_kept())
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
         self._seed = reply.seed
 
+    def _has_looked(self) -> bool:
+        """Say whether Redis has told who the workers are, and each of them was probed once, with whatever result."""
+        workers = self._fleet.workers.values()
+        probed = all(worker.failures or worker.state is not WorkerState.JOINING for worker in workers)
+        return self._fleet.redis_available and probed
+
     async def _warm_up(self) -> None:
         sync = self._routing.sync
         deadline = time.monotonic() + WARM_S_MAX
-        while sync is not None and not (sync.warm and self._routing.replicas is not None):
+        while sync is not None and not (sync.warm and self._routing.replicas is not None and self._has_looked()):
             if time.monotonic() > deadline:
                 logger.warning(
                     "the router starts without what the others have learned, and keeps trying: %s",

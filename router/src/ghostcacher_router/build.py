@@ -14,6 +14,7 @@ from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
 from ghostcacher_router.placement.picker import Options, Picker
 from ghostcacher_router.ports import Offload
+from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_history import SentHistory
@@ -122,6 +123,7 @@ class Routing:
             SessionAffinity(store, offload, clock, ttl_s=session_ttl_s),
             locks,
             StoredObjects(store, offload, clock, ttl_s=stored_ttl_s),
+            EvictionRegret(),
         )
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:

@@ -86,7 +86,10 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     buffered_bytes_max: Annotated[
         int,
         Meta(
-            ge=KIB, le=1024 * 1024 * MIB, description="of all bodies held at a time; beyond, requests get 503, in bytes"
+            ge=KIB,
+            le=1024 * 1024 * MIB,
+            description="of all bodies held at a time; beyond, requests get 503 at once (the last sixteenth is for "
+            "bodies up to 512 KiB), in bytes",
         ),
     ] = 1024 * MIB
     head_bytes_max: Annotated[

@@ -46,6 +46,31 @@ class Prompt(NamedTuple):
         return self.ends[-1] if self.ends else 0
 
 
+class LongBody:
+    """A long body, in the pieces in which it came: joining them copies it, while the event loop waits."""
+
+    __slots__ = ("_size", "pieces")
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.pieces = tuple(pieces)
+        """In order, none of them empty."""
+        self._size = sum(map(len, pieces))
+
+    def __repr__(self) -> str:
+        return f"LongBody(bytes={self._size}, pieces={len(self.pieces)})"
+
+    def __len__(self) -> int:
+        """Return how many bytes it has."""
+        return self._size
+
+    def join(self) -> bytes:
+        """Return it in one piece: 60 MiB take up to 0.1 s."""
+        return b"".join(self.pieces)
+
+
+Body = bytes | LongBody
+
+
 class RequestShape(NamedTuple):
     """What routing needs to know of the body of a request."""
 
@@ -100,14 +125,14 @@ class Reason(str, Enum):
 class Forecast(NamedTuple):
     """The forecast of one request on one worker: its time to first token (TTFT), and what else counts for the choice.
 
-    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms. The tokens add up
-    to the prompt's.
+    The times add up: total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms + others_ms. The
+    tokens add up to the prompt's.
     """
 
     worker: str
     """The name of the worker."""
     total_ms: float
-    """What is compared: the TTFT and the price of decoding."""
+    """What is compared: the TTFT, the price of decoding and what others lose."""
     queue_ms: float
     """The work that is ahead of this request."""
     wait_ms: float
@@ -120,6 +145,9 @@ class Forecast(NamedTuple):
     """A surcharge for tokens that the worker's KV cache has no free room for."""
     decode_ms: float
     """A price for decoding beside the requests that run there. No part of the TTFT."""
+    others_ms: float
+    """What other requests lose: those behind it wait longer, and what it evicts is computed again. No part of the
+    TTFT."""
     local_tokens: int
     """Tokens in the worker's own cache."""
     pulled_tokens: int
@@ -130,7 +158,7 @@ class Forecast(NamedTuple):
     @property
     def ttft_ms(self) -> float:
         """Return the forecast TTFT."""
-        return self.total_ms - self.decode_ms
+        return self.total_ms - self.decode_ms - self.others_ms
 
     @property
     def cached_tokens(self) -> int:

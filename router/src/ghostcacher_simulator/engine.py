@@ -168,7 +168,7 @@ class Engine:
             running=self._running,
             waiting=0,
             waiting_tokens=self._waiting_tokens + self.extra_tokens,
-            kv_blocks_used=len(self.pool),
+            kv_blocks_used=self.pool.referenced,
             kv_blocks_total=self.pool.slot_count,
             block_tokens=BLOCK_TOKENS,
             block_bytes=self.profile.block_bytes,

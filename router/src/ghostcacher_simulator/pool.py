@@ -42,6 +42,11 @@ class KvPool:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    @property
+    def referenced(self) -> int:
+        """Return how many blocks running requests need."""
+        return len(self._references)
+
     def match(self, blocks: Sequence[BlockHash]) -> int:
         """Return how many of the leading blocks are filled."""
         for number, block in enumerate(blocks):

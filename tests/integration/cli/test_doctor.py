@@ -202,5 +202,5 @@ def test_user_without_scripting_fails() -> None:
             client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-@scripting")
         outcome = doctor("--redis-url", f"redis://plain:pw@127.0.0.1:{server.port}/0")
     assert outcome.code == 1
-    assert outcome.status("redis scripting") == "FAIL"
-    assert "+@scripting" in outcome.checks["redis scripting"]["fix"]
+    assert outcome.status("redis permissions") == "FAIL"
+    assert "+eval" in outcome.checks["redis permissions"]["fix"]

@@ -20,12 +20,13 @@ from ghostcacher_router.parsing.parser import BODY_COPIES, MEMORY_BYTES, BodyPar
 from ghostcacher_router.parsing.parser_process import ParserFailed, ParserProcess
 from ghostcacher_router.prompt import BadBody, parse_body
 from ghostcacher_router.prompt.parse import NOW_BYTES_MAX, NOW_ITEMS_MAX
-from ghostcacher_router.types import RequestShape
+from ghostcacher_router.types import Body, LongBody, RequestShape
 from tests.support.index_parts import wait_until
 from tests.support.prompts import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, SEED, say
 from tests.support.proxy_rig import on_loop
 
 MIB = 1 << 20
+PIECE_BYTES = 300_000
 LONG = "lorem ipsum dolor sit amet " * (NOW_BYTES_MAX // 20)
 BODIES = {
     CHAT: {"messages": [say("system", LONG), say("user", "é\U0001f600")], "tools": [{"name": "f"}]},
@@ -46,7 +47,11 @@ async def parser(body_bytes_max: int = 64 * MIB) -> AsyncIterator[BodyParser]:
         parser.stop()
 
 
-async def parsed(parser: BodyParser, path: str, body: bytes, kept: frozenset[str | None] = frozenset()) -> RequestShape:
+def in_pieces(body: bytes) -> LongBody:
+    return LongBody([body[at : at + PIECE_BYTES] for at in range(0, len(body), PIECE_BYTES)])
+
+
+async def parsed(parser: BodyParser, path: str, body: Body, kept: frozenset[str | None] = frozenset()) -> RequestShape:
     """Return a shape that must be waited for."""
     found = parser.parse(path, body, {b"x-session-id": b"s"}, SEED, kept)
     assert not isinstance(found, RequestShape)
@@ -66,8 +71,12 @@ async def test_long_body_has_the_same_shape_as_in_this_process() -> None:
         for path, fields in BODIES.items():
             body = json.dumps({"model": "m", "stream": True, **fields}).encode()
             for kept in (frozenset[str | None](), frozenset({"m", None})):
-                found = await parsed(one, path, body, kept)
-                assert found == parse_body(path, body, {b"x-session-id": b"s"}, SEED, kept)
+                found = await parsed(one, path, in_pieces(body), kept)
+                assert (
+                    found
+                    == await parsed(one, path, body, kept)
+                    == parse_body(path, body, {b"x-session-id": b"s"}, SEED, kept)
+                )
                 assert found.prompt is not None or path not in BODIES or path == "/v1/audio/speech"
 
 
@@ -100,8 +109,8 @@ async def test_bad_body_is_refused_by_name() -> None:
 @on_loop
 async def test_nothing_of_a_long_body_is_built_in_this_process() -> None:
     """Neither objects nor copies: what is allocated here is a small part of the body."""
-    body = b'{"model":"m","messages":[' + b"[]," * (8 * MIB // 3) + b"[]]}"
-    text = b'{"model":"m","messages":[{"role":"user","content":"' + b"\\n" * (4 * MIB) + b'"}]}'
+    body = in_pieces(b'{"model":"m","messages":[' + b"[]," * (8 * MIB // 3) + b"[]]}")
+    text = in_pieces(b'{"model":"m","messages":[{"role":"user","content":"' + b"\\n" * (4 * MIB) + b'"}]}')
     async with parser() as one:
         await parsed(one, CHAT, text)
         tracemalloc.start()

@@ -50,7 +50,7 @@ async def test_answer_carries_where_it_was_made_and_what_was_forecast() -> None:
     """The worker's own headers of these names do not get through."""
     script = says(content(b"ok", b"X-Request-Id: other", b"X-Gc-Worker: evil", b"Server: e", b"Keep-Alive: timeout=5"))
     async with proxy_rig(MockEngine("w0", script)) as rig:
-        rig.dispatcher.forecast = Forecast("w0", 12.34, 1, 2, 3, 4, 0, 0, 100, 28, 10)
+        rig.dispatcher.forecast = Forecast("w0", 12.34, 1, 2, 3, 4, 0, 0, 0, 100, 28, 10)
         head, body = await rig.ask(post(b"{}", b"X-Request-Id: mine-1"))
         assert body == b"ok"
         assert head.split(b"\r\n") == [

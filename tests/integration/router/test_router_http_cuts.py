@@ -13,7 +13,7 @@ from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Outcome
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, chunk
-from tests.support.proxy_rig import POST, Client, Rig, eventually, on_loop, post, proxy_rig
+from tests.support.proxy_rig import PATIENCE_S, POST, Client, Rig, eventually, on_loop, post, proxy_rig
 
 HEADS = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n",
@@ -55,8 +55,9 @@ async def cut(client: Client, head: bytes) -> tuple[bool, bytes]:
     """Return whether the client saw a reset, and what came before that."""
     rest = bytearray()
     try:
-        while data := await client.reader.read(1 << 16):
-            rest += data
+        async with asyncio.timeout(PATIENCE_S):
+            while data := await client.reader.read(1 << 16):
+                rest += data
     except ConnectionResetError:
         return True, bytes(rest)
     assert b"content-length" in head.lower() or b"chunked" in head.lower(), "looks like a whole answer"
@@ -206,8 +207,7 @@ async def test_client_that_never_takes_the_rest_is_reset_in_time() -> None:
         rig.pass_time(Limits().linger_s)
         await eventually(lambda: not rig.state.clients)
         client.writer.transport.resume_reading()
-        with pytest.raises(ConnectionResetError):
-            await client.reader.read()
+        assert await client.ends_with_reset()
         client.abort()
 
 
@@ -264,6 +264,5 @@ async def test_answer_that_nobody_reads_to_its_end_does_not_look_whole_later(siz
         rig.pass_time(Limits().client_stall_s + 1)
         await eventually(lambda: not rig.state.clients)
         client.writer.transport.resume_reading()
-        with pytest.raises(ConnectionResetError):
-            await client.reader.read()
+        assert await client.ends_with_reset()
         client.abort()

@@ -120,3 +120,21 @@ async def test_engine_that_is_down_is_waited_for() -> None:
         async with asyncio.timeout(30):
             while (await ask(only, "GET", f"{ANSWERS}/{one['id']}")).status != 200:
                 await asyncio.sleep(0.05)
+
+
+@on_loop
+async def test_session_of_sglang_stays_where_it_was_opened() -> None:
+    """Its requests, and its end."""
+    async with (
+        KeepingEngine("a") as a,
+        KeepingEngine("b") as b,
+        KeepingEngine("c") as c,
+        routers(1, a, b, c) as (only,),
+    ):
+        for number in range(6):
+            session = (await ask(only, "POST", "/open_session", {"capacity_of_str_len": 1000})).json
+            for turn in range(3):
+                body = {"text": f"{number} {turn}", "session_params": {"id": session}}
+                assert (await ask(only, "POST", "/generate", body)).status == 200
+            assert (await ask(only, "POST", "/close_session", {"session_id": session})).status == 200
+        assert [engine.kept for engine in (a, b, c)] == [{}, {}, {}]

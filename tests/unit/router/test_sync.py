@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate
+from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, Batch, Cursor, Flush, PrefixMapUpdate
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Outcome
 from ghostcacher_simulator.text import text_of
@@ -67,6 +69,38 @@ async def test_item_that_cannot_be_applied_costs_that_item_only(monkeypatch: pyt
         await sim.settle(5)
     assert applied == ["one", "bad", "two", "three"]
     assert router.metrics.bad_items.total == 1
+
+
+@virtual
+async def test_greatest_items_let_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No turn of the loop handles more than some 1,024 boundaries, however many one update has; none is lost."""
+    sim = await make_sim()
+    router, most = sim.routers[0], BOUNDARIES_MAX
+    turns: list[int] = []
+    handled = 0
+
+    async def count_turns() -> None:
+        nonlocal handled
+        while True:
+            turns.append(handled)
+            handled = 0
+            await asyncio.sleep(0)
+
+    apply = router.text.apply
+
+    def counted_apply(update: PrefixMapUpdate) -> None:
+        nonlocal handled
+        handled += len(update.digests)
+        apply(update)
+
+    assert router.routing.sync is not None
+    monkeypatch.setattr(router.text, "apply", counted_apply)
+    batch = Batch(Cursor("0-0", "0-0"), (), (make_update(count=most), make_update(seed=1, count=most)))
+    ticker = asyncio.create_task(count_turns())
+    await router.routing.sync._handle(batch)
+    ticker.cancel()
+    assert sum(turns) + handled == 2 * most == len(router.text)
+    assert max(*turns, handled) <= 1024
 
 
 @virtual

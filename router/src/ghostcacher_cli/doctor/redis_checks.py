@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
-from redis.exceptions import RedisClusterException, RedisError, ResponseError
+from redis.exceptions import RedisClusterException, RedisError
 
+from ghostcacher_cli.doctor.permissions import check_permissions
 from ghostcacher_cli.doctor.report import Check, fail, ok, warn
+from ghostcacher_connector.core.redis.client import refusal_of
 from ghostcacher_connector.core.redis.url import Client, make_client, parse_redis_url
 
 VERSION_MIN = (6, 2)
@@ -31,10 +33,13 @@ def check_redis(url: str, timeout_s: float) -> Iterator[Check]:
         yield _unreachable(target.where, exc, target.secrets)
         return
     try:
-        yield _latency(client, target.where)
-        yield _version(client)
-        yield _scripting(client)
-        yield _memory(client)
+        permissions, missing = check_permissions(client)
+        if "ping" not in missing:
+            yield _latency(client, target.where)
+        yield permissions
+        if "info" not in missing:
+            yield _version(client)
+            yield _memory(client)
     except (RedisError, RedisClusterException, OSError) as exc:
         yield _unreachable(target.where, exc, target.secrets)
     finally:
@@ -42,7 +47,7 @@ def check_redis(url: str, timeout_s: float) -> Iterator[Check]:
 
 
 def _unreachable(where: str, exc: Exception, secrets: tuple[str, ...]) -> Check:
-    text = f"{type(exc).__name__}: {exc}"
+    text = refusal_of(exc) or f"{type(exc).__name__}: {exc}"
     if any(secret in text for secret in secrets):
         text = type(exc).__name__
     return fail(
@@ -74,20 +79,6 @@ def _version(client: Client) -> Check:
     if found < VERSION_MIN:
         return fail("redis version", f"expected {wanted} or later, found {text}", "upgrade Redis, or use Valkey")
     return ok("redis version", f"{text} on {len(infos)} node{'s' * (len(infos) != 1)}")
-
-
-def _scripting(client: Client) -> Check:
-    try:
-        answer = client.eval("return redis.call('EXISTS', KEYS[1]) + 41", 1, "gc:doctor")
-    except ResponseError as exc:
-        return fail(
-            "redis scripting", f"EVAL was refused: {exc}", "allow this user EVAL, EVALSHA and SCRIPT (ACL +@scripting)"
-        )
-    if answer not in (41, 42):
-        return fail(
-            "redis scripting", f"EVAL: expected 41, got {answer!r}", "use a server that runs Redis' Lua scripts"
-        )
-    return ok("redis scripting", "Lua scripts run")
 
 
 def _memory(client: Client) -> Check:

@@ -30,8 +30,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore
-from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
+from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.hung_workers import HungWorkers
 from ghostcacher_router.fleet.membership.gone import GoneWorker, GoneWorkers
@@ -42,6 +43,7 @@ from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers
 from ghostcacher_router.fleet.probes import HttpProber, Prober
+from ghostcacher_router.fleet.redis_trouble import RedisTrouble
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker, drain_id_of
 from ghostcacher_router.metrics.catalog import RouterMetrics
@@ -80,9 +82,8 @@ class Fleet:
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
         prober = prober or HttpProber()
         self.hung = HungWorkers(self.options.gone_ttl_s)
-        self._watched = WatchDependencies(
-            prober, self.options, metrics, clock, jitter, self._changed, self._went_down, self.hung.tell
-        )
+        told = self._changed, self._went_down, self.hung.tell
+        self._watched = WatchDependencies(prober, self.options, metrics, clock, jitter, *told)
         self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
         self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self._when_down: list[Callable[[str], None]] = []
@@ -99,7 +100,8 @@ class Fleet:
         self._billing_kept: frozenset[str | None] | None = None
         self._unroutable: Mapping[str, Unroutable] = {}
         self._gone = GoneWorkers(self.options.gone_ttl_s, clock)
-        self._redis_trouble: IndexUnavailable | None = None
+        self._redis = RedisTrouble()
+        self._reconciled: list[WorkerRecord] | None = None
 
     def __repr__(self) -> str:
         states = {state.value: count for state, count in self.count_by_state().items() if count}
@@ -125,7 +127,7 @@ class Fleet:
     @property
     def redis_error(self) -> str | None:
         """Why the index did not answer the last time, for people; None when it did, and without one."""
-        return None if self._redis_trouble is None else str(self._redis_trouble)
+        return self._redis.text
 
     def serving(self, model: str | None) -> list[Worker]:
         """Return the READY workers of a model, or all when it is None, in order of name; ejected ones are left out.
@@ -283,15 +285,10 @@ class Fleet:
         try:
             records = await self._in_thread(self._index.workers, None)
         except IndexUnavailable as exc:
-            if type(exc) is not type(self._redis_trouble):
-                what = "Redis refuses this router" if isinstance(exc, IndexRefused) else "Redis is away"
-                logger.warning("%s; the %d known workers stay: %s", what, len(self._workers), exc)
-            self._redis_trouble = exc
+            self._redis.failed(exc, len(self._workers))
             self._leases.redis_silent()
             return
-        if self._redis_trouble is not None:
-            logger.info("Redis answers again")
-        self._redis_trouble = None
+        self._redis.answered()
         # Before a new worker is taken in: it may have been drained through another router.
         known = {worker.drain_id for worker in self._workers.values()}
         routable = [record for record in records if len(record.worker) <= NAME_CHARS_MAX]
@@ -300,7 +297,9 @@ class Fleet:
         # The drains are asked, for a flush shows nowhere among the records once the first of the workers is back.
         forgot = self._leases.lacks(records) and await self._drains.forgot(self.options.lease_ttl_s)
         kept = self._leases.update(records, self._clock(), forgot=forgot)
-        self._reconcile()
+        # Looked at twice a second: thousands of workers that are as they were cost the loop next to nothing.
+        if self._leases.records != self._reconciled:
+            self._reconcile()
         for name in kept & self._watches.keys():
             logger.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
             self._watches[name].soon()
@@ -334,7 +333,8 @@ class Fleet:
     # Who is a member
 
     def _reconcile(self) -> None:
-        members, unroutable = members_of(self._leases.records, self._static)
+        self._reconciled = records = self._leases.records
+        members, unroutable = members_of(records, self._static)
         for name, trouble in unroutable.items():
             if self._unroutable.get(name) != trouble:
                 logger.warning("worker %s cannot be sent requests: %s", name, trouble.why)

@@ -73,6 +73,13 @@ class Choice(NamedTuple):
     """Loop clock, s."""
     budget_ends_at: float
     """End of the request's wait budget; loop clock, s."""
+    displacement: float = 0.0
+    """What each token that is brought into a cache costs others: see `ttft_forecast.forecast`."""
+
+    def forecast_at(self, estimate: QueueEstimate, match: WorkerMatch) -> Forecast:
+        """Return the forecast at a worker, should it have so much of the prompt."""
+        engine, queue_ms, tokens = estimate.engine, estimate.queue_ms, self.match.tokens
+        return forecast(engine, queue_ms, tokens, match, estimate.prefilling, self.displacement)
 
 
 def encountered_locks(
@@ -140,12 +147,17 @@ def follow(choice: Choice, encountered: EncounteredLock) -> Step:
     in_time = may_wait and now + ready_ms / 1e3 <= choice.budget_ends_at
     if pulled is not None and in_time and (at_owner is None or pulled.total_ms < at_owner.forecast.total_ms):
         return Step(Action.WAIT, pulled, choice.budget_ends_at)
-    if at_owner is not None and at_owner.forecast.ttft_ms <= OVERLOAD * recompute.ttft_ms:
+    if at_owner is not None and _is_bearable(at_owner.forecast, recompute):
         if at_owner.shares_prefill:
             return Step(Action.FOLLOW, at_owner.forecast, now)
         if in_time:
             return Step(Action.WAIT, at_owner.forecast, choice.budget_ends_at)
     return Step(Action.COMPUTE, recompute, now)
+
+
+def _is_bearable(at_owner: Forecast, recompute: Forecast) -> bool:
+    """Return whether a prompt should go to the owner's worker: not much later there, or others lose less."""
+    return at_owner.ttft_ms <= OVERLOAD * recompute.ttft_ms or at_owner.total_ms <= OVERLOAD * recompute.total_ms
 
 
 class _AtOwner(NamedTuple):
@@ -162,7 +174,7 @@ def _at_owner(choice: Choice, encountered: EncounteredLock, ready_ms: float) -> 
         if worker.name == encountered.lock.worker:
             local, pullable, _ = match.at(worker)
             then = WorkerMatch(max(local, match.tokens_at(encountered.boundary)), pullable, ready_ms)
-            found = forecast(estimate.engine, estimate.queue_ms, match.tokens, then)
+            found = choice.forecast_at(estimate, then)
             return _AtOwner(found, worker.shares_prefill)
     return None
 
@@ -177,7 +189,7 @@ def _pulled_after_wait(choice: Choice, encountered: EncounteredLock, ready_ms: f
         if worker.name != encountered.lock.worker and worker.namespace == encountered.namespace:
             local, pullable, _ = match.at(worker)
             then = WorkerMatch(local, max(pullable, covered), ready_ms)
-            found = forecast(estimate.engine, estimate.queue_ms, match.tokens, then)
+            found = choice.forecast_at(estimate, then)
             if found.cached_tokens >= min(covered, match.tokens - 1) and (
                 best is None or found.total_ms < best.total_ms
             ):

@@ -25,12 +25,20 @@ class GhostLock:
         "ready_at",
         "released",
         "seen_at",
+        "taken_at",
         "token",
         "worker",
     )
 
     def __init__(
-        self, digests: Sequence[bytes], keys: Sequence[bytes], worker: str, ready_at: float, *, ours: bool
+        self,
+        digests: Sequence[bytes],
+        keys: Sequence[bytes],
+        worker: str,
+        *,
+        taken_at: float,
+        ready_at: float,
+        ours: bool,
     ) -> None:
         self.digests = digests
         """The digests of the boundaries that it covers, with their namespace's salt: its places in the lock table."""
@@ -38,6 +46,8 @@ class GhostLock:
         """The subset of the digests that are keys in the store."""
         self.worker = worker
         """The worker that computes, the *owner*."""
+        self.taken_at = taken_at
+        """When this router took it, or learned of it."""
         self.ready_at = ready_at
         """When the owner will have computed it, as forecast."""
         self.ours = ours

@@ -75,7 +75,8 @@ class LockTable:
         if not free:
             return None
         keys = [salt + prompt.digests[index] for index in lock_boundaries(prompt, free)]
-        lock = GhostLock([salt + prompt.digests[index] for index in free], keys, worker, ready_at, ours=True)
+        digests, taken_at = [salt + prompt.digests[index] for index in free], self._clock()
+        lock = GhostLock(digests, keys, worker, taken_at=taken_at, ready_at=ready_at, ours=True)
         self._add(lock)
         return lock
 
@@ -83,8 +84,9 @@ class LockTable:
         """Add a lock of another router, at those of its keys that no lock here covers."""
         free = [key for key in keys if key not in self._by_digest]
         if free and not self.is_full:
-            lock = GhostLock(free, free, worker, ready_at, ours=False)
-            lock.token, lock.seen_at, lock.expires_at = token, self._clock(), expires_at
+            now = self._clock()
+            lock = GhostLock(free, free, worker, taken_at=now, ready_at=ready_at, ours=False)
+            lock.token, lock.seen_at, lock.expires_at = token, now, expires_at
             self._add(lock)
 
     def remove(self, lock: GhostLock) -> None:

@@ -39,15 +39,27 @@ TTL_S = 2.0
 RENEW_S = 0.6
 """Three times within a TTL: two may fail."""
 
-CONFIRM_S = 0.02
-"""Bound of a request's wait for the store to confirm its lock."""
+CONFIRM_SHARE = 0.5
+CONFIRM_MIN_S, CONFIRM_MAX_S = 0.02, 0.25
+"""A request waits for the store to confirm its lock for so much of the time until its prompt is computed, within these
+bounds. Who goes on without an answer may compute what another router has computed, too: as many times as there are
+routers, where the store is slow. The upper bound is for a store that does not answer at all, until its time-out."""
 
 SETTLE_S = 0.1
 """From an answer's first byte until its prompt's blocks can be pulled, should the worker not report when: publishing
 them is asynchronous."""
 
+TIMER_EARLY_S = 1e-8
+"""A loop's timer may run early by its clock's resolution; who is woken then must find that the time has come."""
+
 WATCH_S = 0.05
 """Between two reads of another router's lock, while a request waits for it."""
+
+
+def confirm_by(lock: GhostLock) -> float:
+    """Return how long requests wait for a lock of this router to be confirmed; loop clock, s."""
+    share_s = CONFIRM_SHARE * (lock.ready_at - lock.taken_at)
+    return lock.taken_at + min(CONFIRM_MAX_S, max(CONFIRM_MIN_S, share_s))
 
 
 class SingleFlight:
@@ -116,17 +128,18 @@ class SingleFlight:
         return lock
 
     async def confirm(self, lock: GhostLock, replaced: GhostLock | None = None) -> bool:
-        """Ask the store for a lock that was taken here. Waits CONFIRM_S at most.
+        """Ask the store for a lock that was taken here. Waits until `confirm_by` at most.
 
         replaced: an overdue lock that this one takes over, released in the store first.
-        Returns False when another router holds it; then that router's lock is in the table. Without an answer in time
+        Returns False when another router holds it; then that router's lock is in the table, and this one is to be
+        released once its request is withdrawn. Without an answer in time
         the lock counts as confirmed; an answer that comes later still counts.
         """
         if self._store is None or lock.confirmed:
             return True
         task = asyncio.get_running_loop().create_task(self._acquire(self._store, lock, replaced))
         self._keep(task)
-        await asyncio.wait({task}, timeout=CONFIRM_S)
+        await asyncio.wait({task}, timeout=max(0.0, confirm_by(lock) - self._clock()))
         if not lock.confirmed and not lock.released:
             self._confirmed(lock, "unavailable")
         return lock.confirmed
@@ -134,6 +147,7 @@ class SingleFlight:
     def release(self, lock: GhostLock) -> None:
         """End a lock: the prefix is computed, or computing it has failed. Who waits decides anew. May be repeated."""
         if lock.released:
+            lock.changed.set()
             return
         self._drop(lock)
         if lock.ours and lock.token is not None and self._store is not None:
@@ -141,7 +155,10 @@ class SingleFlight:
 
     def settle(self, lock: GhostLock) -> None:
         """Let a lock end soon: its prefix is computed, and can be pulled when the worker says so, or after SETTLE_S."""
-        lock.expires_at = min(lock.expires_at, self._clock() + SETTLE_S)
+        if not lock.released and lock.expires_at == float("inf"):
+            lock.expires_at = self._clock() + SETTLE_S
+            # Who waits for it already sleeps until then, or until something happens.
+            asyncio.get_running_loop().call_later(SETTLE_S + TIMER_EARLY_S, self.release, lock)
 
     def take_over(self, lock: GhostLock) -> None:
         """Stop honouring a lock whose owner is overdue. Who waits decides anew, and finds the lock that replaces it."""
@@ -253,7 +270,11 @@ class SingleFlight:
             self._yield_to(lock, grant.held)
 
     def _yield_to(self, lock: GhostLock, held: Iterable[HeldLock]) -> None:
-        """Withdraw a lock whose keys other routers hold, and add theirs to the table."""
+        """Withdraw a lock whose keys other routers hold, and add theirs to the table.
+
+        Who waits for it is woken by `release`, when its request has been withdrawn, too: before that the request seems
+        to compute the prefix where it was placed, and others would go there.
+        """
         lock.released = True
         self._table.remove(lock)
         expires_at, offset = self._clock() + TTL_S, self._clock_offset()
@@ -263,7 +284,6 @@ class SingleFlight:
         for token, (first, *rest) in by_token.items():
             keys = [first.key, *(one.key for one in rest)]
             self._table.add_foreign(keys, first.worker, first.ready_at + offset, token, expires_at)
-        lock.changed.set()
 
     def _start_watch(self, lock: GhostLock) -> None:
         """Read whether another router still holds a lock, without waiting: one read at a time, however many wait."""

@@ -3,6 +3,7 @@
     proxy.py              HttpProxy: listens, ticks, stops
     proxy_state.py        ProxyState: what all connections share
     client_connection.py  ClientConnection: one client's connection, one request at a time
+    client_state.py       its states, and what it refuses by itself
     worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
     attempts.py           Attempts: which workers have been tried for a request, and whose fault it was
     own_headers.py        the header lines that the router adds to a response
@@ -10,7 +11,9 @@
     at_worker.py          AtWorker: the side of it that waits: what is done when nothing comes
     repeatable.py         is_repeatable: which requests two workers may carry out
     fan_out.py            a request that goes to every server, where the client asks for that
+    websocket_exchange.py WebSocketExchange: the same for a request to switch to WebSocket, and what follows
     local_exchange.py     LocalExchange: the same for what the router answers itself
+    reading_turns.py      ReadingTurns: long bodies are read in turns
     later.py              goes on with a request once something is there that it waits for
     proxy_ports.py        what these ask of one another, and of the rest of the router
     peer_state.py         what the kernel knows of a client's connection: has it left, what has arrived; its reset

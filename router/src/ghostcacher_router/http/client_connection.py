@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from enum import IntEnum
 from functools import partial
 from typing import cast
 
+from ghostcacher_router.http.client_state import LATE_BODY, LATE_HEAD, TOO_MANY, TOO_MANY_BYTES, State
 from ghostcacher_router.http.fan_out import HEADER as FAN_OUT
 from ghostcacher_router.http.fan_out import fan_out
 from ghostcacher_router.http.local_exchange import LocalExchange
@@ -22,34 +22,14 @@ from ghostcacher_router.http.peer_state import has_arrived, peer_has_closed, res
 from ghostcacher_router.http.protocol.local_response import error_response
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
-from ghostcacher_router.http.protocol.request_reader import RequestReader
+from ghostcacher_router.http.protocol.request_reader import PIECE_BYTES_MIN, RequestReader
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
+from ghostcacher_router.http.websocket_exchange import WebSocketExchange
 from ghostcacher_router.http.worker_exchange import WorkerExchange
-from ghostcacher_router.types import Endpoint
-
-
-class State(IntEnum):
-    """Where a connection is.
-
-    BUSY: a request is answered, or its response has not been read by the client. RESET: a response has broken off; what
-    was sent of it is on its way, and then the connection is reset, which would overtake it.
-    """
-
-    HEAD = 0
-    BODY = 1
-    BUSY = 2
-    LINGER = 3
-    RESET = 4
-    CLOSED = 5
-
+from ghostcacher_router.types import Body, Endpoint
 
 _HEAD, _BODY, _BUSY, _LINGER, _RESET, _CLOSED = State
-
-_TOO_MANY = Refusal(503, "too many connections", code="overloaded", retry_after_s=1)
-_TOO_MANY_BYTES = Refusal(503, "too many bytes of requests are held", code="overloaded", retry_after_s=1)
-_LATE_HEAD = Refusal(408, "the request's head did not come in time", code="timeout")
-_LATE_BODY = Refusal(408, "the request's body did not come in time", code="timeout")
 
 
 class ClientConnection(asyncio.Protocol):
@@ -67,6 +47,7 @@ class ClientConnection(asyncio.Protocol):
         "_reader",
         "_seen_bytes",
         "_state",
+        "_take",
         "_write_paused",
         "deadline",
         "peer",
@@ -89,6 +70,7 @@ class ClientConnection(asyncio.Protocol):
         self._moved_at = 0.0
         self._read_paused = False
         self._write_paused = False
+        self._take: Callable[[bytes], None] | None = None
         self.peer: str | None = None
 
     def __repr__(self) -> str:
@@ -107,6 +89,21 @@ class ClientConnection(asyncio.Protocol):
     def release_body(self) -> None:
         self._proxy.buffered_bytes -= self._held_bytes
         self._held_bytes = 0
+
+    def switch(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+        self._resume_reading()
+        if self._reader.pending:
+            data = bytes(self._reader.pending)
+            self._reader.pending.clear()
+            take(data)
+
+    def hold(self, held: bool) -> None:
+        if not held:
+            self._resume_reading()
+        elif not self._read_paused:
+            self._read_paused = True
+            self.transport.pause_reading()
 
     def exchange_done(self, keep: bool) -> None:
         proxy = self._proxy
@@ -145,7 +142,7 @@ class ClientConnection(asyncio.Protocol):
 
     def drop(self) -> None:
         if self._reader.pending:
-            self._write_error(_TOO_MANY, None, False)
+            self._write_error(TOO_MANY, None, False)
         if self.transport.get_write_buffer_size():
             self.abort()  # Of a response that the client has not read.
         else:
@@ -163,9 +160,9 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
         if not self._proxy.admission.admit(self):
             if self._proxy.admission.may_linger:
-                self._refuse(_TOO_MANY)
+                self._refuse(TOO_MANY)
             else:
-                self._write_error(_TOO_MANY, None, False)
+                self._write_error(TOO_MANY, None, False)
                 self._close()
         elif self._proxy.draining:
             self._close()  # It was accepted before the proxy ceased to listen.
@@ -174,11 +171,12 @@ class ClientConnection(asyncio.Protocol):
         state = self._state
         if state is _HEAD or state is _BODY:
             self._read(data)
+        elif self._take is not None:
+            self._take(data)
         elif state is _BUSY:
             self._reader.pending += data
-            if len(self._reader.pending) > self._proxy.limits.pipelined_bytes_max and not self._read_paused:
-                self._read_paused = True
-                self.transport.pause_reading()
+            if len(self._reader.pending) > self._proxy.limits.pipelined_bytes_max:
+                self.hold(True)
 
     def eof_received(self) -> bool:
         """Leave; asyncio closes the connection when what was written is sent, unless that is no whole response."""
@@ -213,13 +211,13 @@ class ClientConnection(asyncio.Protocol):
     def expired(self, now: float) -> None:
         if self._state is _HEAD:
             if self._reader.pending:
-                self._refuse(_LATE_HEAD)
+                self._refuse(LATE_HEAD)
             else:
                 self._close()
         elif self._state is _BODY:
             limits, received_bytes = self._proxy.limits, self._reader.received_bytes
             if received_bytes - self._seen_bytes < limits.client_body_s * limits.body_rate_min:
-                self._refuse(_LATE_BODY)
+                self._refuse(LATE_BODY)
             else:
                 # What came fast earns no time to be silent.
                 self._seen_bytes = received_bytes
@@ -290,17 +288,19 @@ class ClientConnection(asyncio.Protocol):
             self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
             if reader.head is not None and reader.head.expects_continue:
                 self.write(CONTINUE)
+        elif len(data) >= PIECE_BYTES_MIN:
+            self._proxy.turns.took(self.transport)
 
     def _hold(self, size: int) -> bool:
         """Count the bytes of a body that are held; False when there are too many: the request is refused."""
         self._proxy.buffered_bytes += size - self._held_bytes
         self._held_bytes = size
-        if self._proxy.buffered_bytes <= self._proxy.limits.buffered_bytes_max:
+        if self._proxy.has_room_for(size):
             return True
-        self._refuse(_TOO_MANY_BYTES)
+        self._refuse(TOO_MANY_BYTES)
         return False
 
-    def _run(self, head: RequestHead, body: bytes) -> None:
+    def _run(self, head: RequestHead, body: Body) -> None:
         proxy = self._proxy
         now = proxy.clock()
         proxy.admission.busy(self)
@@ -316,7 +316,8 @@ class ClientConnection(asyncio.Protocol):
             request_id = head.request_id or proxy.next_request_id()
             exchange = LocalExchange(proxy, self, head, body, partial(fan_out, proxy, head, request_id))
         else:
-            exchange = WorkerExchange(proxy, self, head, body, now)
+            kind = WebSocketExchange if head.websocket and body == b"" else WorkerExchange
+            exchange = kind(proxy, self, head, body, now)
         self._exchange = exchange
         exchange.start()
 
@@ -369,7 +370,7 @@ class ClientConnection(asyncio.Protocol):
         if has_arrived(self.transport) or now - self._moved_at > self._proxy.limits.linger_s:
             self.abort()
         else:
-            self.deadline = now
+            self.deadline = 0.0  # Look again at the next tick.
 
     def _leave(self) -> None:
         """Let go of everything: the client is gone, or its connection is about to be."""
@@ -378,6 +379,7 @@ class ClientConnection(asyncio.Protocol):
             self._proxy.in_flight -= 1
             exchange.cancel()
         self._proxy.admission.busy(self)
+        self._take = None
         self._state = _CLOSED
         self.deadline = self._proxy.clock() + self._proxy.limits.client_stall_s
         self._reader.release()

@@ -131,6 +131,7 @@ class _Answer:
     """Gathers the answer of one server: a `ResponseReceiver`. status: of the answer, once it is whole."""
 
     plain = True
+    switching = False
 
     def __init__(self, *, no_body: bool) -> None:
         self.no_body = no_body

@@ -19,5 +19,7 @@ def later(
             use(await ask())
         except Exception as exc:
             fail(exc)
+            # What was waited for keeps it, and with it all that its frames hold, such as a body: a circle.
+            exc.__traceback__ = None
 
     return asyncio.get_running_loop().create_task(wait())

@@ -11,7 +11,7 @@ from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
-from ghostcacher_router.types import Endpoint
+from ghostcacher_router.types import Body, Endpoint
 
 logger = logging.getLogger(__name__)
 
@@ -27,14 +27,14 @@ class LocalExchange:
     """Nothing moves before the response is whole, which `worker_silence_s` bounds."""
 
     def __init__(
-        self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes, handle: Handler | None = None
+        self, proxy: ProxyState, client: Client, head: RequestHead, body: Body, handle: Handler | None = None
     ) -> None:
         """Make one. handle: answers the request; None: `LocalEndpoints` do."""
         self._handle = proxy.local.handle if handle is None else handle
         self._proxy = proxy
         self._client = client
         self._head = head
-        self._body = body
+        self._body = body if isinstance(body, bytes) else body.join()
         self._task: asyncio.Task[None] | None = None
         self.request_id = head.request_id or proxy.next_request_id()
 

@@ -7,9 +7,9 @@ from typing import Protocol
 
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal
-from ghostcacher_router.types import Endpoint, RequestShape
+from ghostcacher_router.types import Body, Endpoint, RequestShape
 
-Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
+Parse = Callable[[str, Body, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
 """Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
 
 
@@ -75,6 +75,12 @@ class Client(Protocol):
 
     def forwarded_for(self, before: bytes | None) -> bytes:
         """Return the value of X-Forwarded-For. before: what the client sent as such."""
+
+    def switch(self, take: Callable[[bytes], None]) -> None:
+        """Hand what the client sends to `take` from now on, what it has sent already first: it is no longer HTTP."""
+
+    def hold(self, held: bool) -> None:
+        """Read no more from a client that was switched, or read on."""
 
     def release_body(self) -> None:
         """The request's body is no longer held."""

@@ -13,7 +13,9 @@ from ghostcacher_router.http.admission import Admission, Admitted
 from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
+from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.reading_turns import ReadingTurns
 from ghostcacher_router.types import Dispatcher
 from ghostcacher_router.upstreams.worker_pools import Pools
 
@@ -21,6 +23,8 @@ access = logging.getLogger("ghostcacher_router.access")
 
 CLIENT_LEFT = 499
 """The status under which a request is counted whose client left, as nginx calls it. It is never sent."""
+SHORT_SHARE = 16
+"""A part of `buffered_bytes_max` that is kept for bodies up to `JOINED_BYTES_MAX`, however many long ones there are."""
 
 
 class ProxyState:
@@ -59,6 +63,7 @@ class ProxyState:
         self.buffered_bytes = 0
         self.draining = False
         self.admission = Admission(limits, meter)
+        self.turns = ReadingTurns()
         self.clients = self.admission.clients
         self._emptied: asyncio.Future[None] | None = None
         self._ids = itertools.count(1)
@@ -67,6 +72,14 @@ class ProxyState:
     def __repr__(self) -> str:
         counts = f"clients={len(self.clients)}, in_flight={self.in_flight}, buffered_bytes={self.buffered_bytes}"
         return f"ProxyState({counts})"
+
+    def has_room_for(self, size: int) -> bool:
+        """Say whether a body of which `size` bytes are held, and counted, may stay."""
+        limits = self.limits
+        most = limits.buffered_bytes_max
+        if size > JOINED_BYTES_MAX:
+            most = max(most - most // SHORT_SHARE, limits.body_bytes_max)
+        return self.buffered_bytes <= most
 
     def next_request_id(self) -> bytes:
         return b"%b%d" % (self._id_prefix, next(self._ids))

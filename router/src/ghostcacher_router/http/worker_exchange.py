@@ -30,7 +30,7 @@ from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
 from ghostcacher_router.http.repeatable import is_repeatable
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.types import Ask, Body, NoWorker, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
@@ -65,9 +65,10 @@ class WorkerExchange(AtWorker):
         "plain",
         "request_id",
     )
+    switching = False
     _shape: RequestShape
 
-    def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: bytes, received_at: float) -> None:
+    def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: Body, received_at: float) -> None:
         self._proxy = proxy
         self._client = client
         self._head = head

@@ -41,6 +41,7 @@ PATHS = (
     "/v1/rerank",
     "/v1/score",
     "/v1/audio/transcriptions",
+    "/v1/realtime",
     "/generate",
 )
 """Paths with series of their own. All others, and so whatever a client makes up, share the series "other"."""

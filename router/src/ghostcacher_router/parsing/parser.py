@@ -11,7 +11,7 @@ from typing import Final
 from ghostcacher_router.parsing.messages import ParseAsk
 from ghostcacher_router.parsing.parser_process import ParserFailed, ParserProcess
 from ghostcacher_router.prompt import parse_head, parse_now
-from ghostcacher_router.types import RequestShape
+from ghostcacher_router.types import Body, RequestShape
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +48,16 @@ class BodyParser:
     def parse(
         self,
         path: str,
-        body: bytes,
+        body: Body,
         headers: Mapping[bytes, bytes],
         seed: int,
         billing_kept: frozenset[str | None] = frozenset(),
     ) -> RequestShape | Awaitable[RequestShape]:
         """Return what `parse_body` does, at once or to be awaited. Either raises BadBody."""
-        shape = parse_now(path, body, headers, seed, billing_kept)
-        if shape is not None:
-            return shape
+        if isinstance(body, bytes):
+            shape = parse_now(path, body, headers, seed, billing_kept)
+            if shape is not None:
+                return shape
         ask = ParseAsk(path, dict(headers), seed, billing_kept)
         return asyncio.get_running_loop().run_in_executor(self._thread, self._parse, ask, body)
 
@@ -66,10 +67,12 @@ class BodyParser:
         except ParserFailed as exc:
             logger.warning("%s", exc)
 
-    def _parse(self, ask: ParseAsk, body: bytes) -> RequestShape:
+    def _parse(self, ask: ParseAsk, body: Body) -> RequestShape:
         try:
             shape = self._process.parse(ask, body).result()
         except ParserFailed as exc:
             logger.warning("a body of %d bytes was not read for its prompt: %s", len(body), exc)
             shape = None
-        return parse_head(ask.path, body, ask.headers) if shape is None else shape
+        if shape is not None:
+            return shape
+        return parse_head(ask.path, body if isinstance(body, bytes) else body.join(), ask.headers)

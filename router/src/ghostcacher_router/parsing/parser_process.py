@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from ghostcacher_router.parsing.messages import LENGTH, LENGTHS, ParseAsk, ParseReply
+from ghostcacher_router.types import Body
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +49,14 @@ class ParserProcess:
         """Start a child unless there is one. Raises ParserFailed."""
         self._connected()
 
-    def parse(self, ask: ParseAsk, body: bytes) -> ParseReply:
+    def parse(self, ask: ParseAsk, body: Body) -> ParseReply:
         """Have one body parsed, and wait for it. Raises ParserFailed."""
         child = self._connected()
         head = msgspec.msgpack.encode(ask)
         try:
             child.sendall(LENGTHS.pack(len(head), len(body)) + head)
-            child.sendall(body)
+            for piece in (body,) if isinstance(body, bytes) else body.pieces:
+                child.sendall(piece)
             return _reply.decode(self._receive(child))
         except (OSError, EOFError, msgspec.MsgspecError) as exc:
             self._end()

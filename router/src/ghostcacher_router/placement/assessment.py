@@ -30,6 +30,8 @@ class Assessment(NamedTuple):
     """The queue of each candidate, in their order."""
     now: float
     """Loop clock, s."""
+    displacement: float
+    """What each token that is brought into a cache costs others: see `ttft_forecast.forecast`."""
 
     @property
     def is_reported(self) -> bool:
@@ -40,9 +42,9 @@ class Assessment(NamedTuple):
         """Return the TTFT forecast of each candidate, in their order; without a match, of one token."""
         if self.match is None:
             return [forecast(found.engine, found.queue_ms, 1, NO_MATCH) for found in self.estimates]
-        tokens, match_at = self.match.tokens, self.match.at
+        tokens, match_at, displacement = self.match.tokens, self.match.at, self.displacement
         return [
-            forecast(found.engine, found.queue_ms, tokens, match_at(worker))
+            forecast(found.engine, found.queue_ms, tokens, match_at(worker), found.prefilling, displacement)
             for worker, found in zip(self.candidates.workers, self.estimates, strict=True)
         ]
 
@@ -53,6 +55,7 @@ class Assessor:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
         self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
+        self._regret = state.regret
         self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
@@ -107,4 +110,7 @@ class Assessor:
 
     def _assessment(self, candidates: Candidates, match: PrefixMatch | None, now: float) -> Assessment:
         estimate = self._queues.estimate
-        return Assessment(candidates, match, [estimate(worker, now) for worker in candidates.workers], now)
+        estimates = [estimate(worker, now) for worker in candidates.workers]
+        # Whoever computes again what is evicted for this request delays others, too, wherever that will be.
+        delayed = sum([found.prefilling for found in estimates]) / len(estimates)
+        return Assessment(candidates, match, estimates, now, self._regret.share * (1.0 + delayed))

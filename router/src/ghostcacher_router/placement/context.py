@@ -9,6 +9,7 @@ from ghostcacher_connector.core.coordination.base import Flush
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, PrefixMapPort
+from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_history import SentHistory
@@ -48,6 +49,8 @@ class RoutingState(NamedTuple):
     """Who computes which cold prefix now."""
     stored: StoredObjects
     """Which worker holds which stored answer, file or batch."""
+    regret: EvictionRegret
+    """How likely it is that what full caches evict next is asked for again."""
 
     def flush(self, flush: Flush) -> None:
         """Forget what a flush names. What it names in the prefix map is the map's own to forget."""
@@ -57,5 +60,6 @@ class RoutingState(NamedTuple):
             # The history cannot be told apart by documents: losing more than was asked for only costs time.
             self.history.clear()
             self.locations.clear()
+            self.regret.clear()
         if flush.scope == "all":
             self.sessions.clear()

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.placed_request import PlacedRequest
@@ -36,10 +37,15 @@ At any other boundary the index is asked."""
 CHANGE_MODELS = ("/load_lora_adapter", "/unload_lora_adapter", "/load_lora_adapter_from_tensors")
 """The ends of paths that change which models a worker serves."""
 
+HTTP_NOT_FOUND = 404
+
 BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
 BIAS_MAX = 4.0
+CAPACITY_PROMPTS = 64
+"""Workers come and go seldom: what the fleet's caches hold is added up once in so many prompts."""
+
 EVENT_BIAS_MAX = 2.0
 """The most that a worker event can say: the event may have been late."""
 
@@ -48,10 +54,11 @@ UNREPORTED_MAX = 4096
 
 
 class _Answered(NamedTuple):
-    """A request that has ended well: the worker incarnation that it was placed at, and what the history has of it."""
+    """A request that has ended well, and that its worker has not reported yet. See PlacedRequest."""
 
     ref: WorkerRef
     sent_prompt: SentPrompt
+    lock: GhostLock | None
 
 
 class InFlightTracker:
@@ -60,7 +67,7 @@ class InFlightTracker:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
-        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state
+        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored, self._regret = state
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id; under the engine's own id as well, where it has one."""
         self._unreported: OrderedDict[str, _Answered] = OrderedDict()
@@ -70,6 +77,8 @@ class InFlightTracker:
         self.on_named: Callable[[str], None] = lambda _: None
         """Takes the id by which an engine names a request, once `pending` has the prompt under it."""
         self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
+        self._prompts = 0
+        """Placed prompts, in all."""
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -86,7 +95,13 @@ class InFlightTracker:
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
         self._open_id(placed, ask.request_id)
         if prompt is not None:
-            placed.sent_prompt = self._history.record(prompt, worker.name, now, placed.ref)
+            held_share, due_at = 1.0, inf
+            if forecast is not None:
+                held_share = forecast.local_tokens / tokens
+                due_at = now + forecast.ttft_ms / 1e3 * max(1.0, self.bias)
+            placed.sent_prompt = self._history.record(
+                prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at
+            )
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -109,6 +124,7 @@ class InFlightTracker:
         if forecast is not None and placed.ask.shape.prompt is not None:
             spared_ms = forecast.cached_tokens * forecast.compute_ms / forecast.computed_tokens - forecast.pull_ms
             tokens = forecast.cached_tokens + forecast.computed_tokens
+            self._note_for_regret(placed.ask.shape.prompt, tokens)
             self._metrics.observed(tokens, forecast.cached_tokens, spared_ms)
         return placed
 
@@ -173,17 +189,29 @@ class InFlightTracker:
         self._close(placed, computed=computed)
         if outcome is Outcome.DONE and placed.decoding_since is not None:
             self._queues.decoded(placed.worker, self._clock() - placed.decoding_since)
-        if outcome is Outcome.DONE and placed.ask.path.endswith(CHANGE_MODELS):
+        if outcome is Outcome.DONE and self._models_may_have_changed(placed):
             self._fleet.models_changed()
         if outcome in (Outcome.REFUSED, Outcome.BROKE, Outcome.FAILED):
             self._fleet.lost(placed.worker, outcome)
         elif outcome is Outcome.DONE and not placed.has_failed and not placed.is_answered:
             self._fleet.answered(placed.worker)
 
+    def _models_may_have_changed(self, placed: PlacedRequest) -> bool:
+        """Whether a request loaded or unloaded an adapter, or was told that there is no such model."""
+        missing = placed.status == HTTP_NOT_FOUND and placed.ask.shape.model is not None
+        return placed.ask.path.endswith(CHANGE_MODELS) or (missing and self._fleet.models_may_be_old)
+
     def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
         self._fleet.failed(placed.worker, kind, why)
 
     # Conclusions
+
+    def _note_for_regret(self, prompt: Prompt, tokens: int) -> None:
+        """Note a prompt that was placed, and now and then how much the fleet's caches hold."""
+        self._regret.note(prompt, tokens)
+        if self._prompts % CAPACITY_PROMPTS == 0:
+            self._regret.resize(sum(map(_capacity_tokens, self._fleet.workers.values())))
+        self._prompts += 1
 
     def _note_answered(self, placed: PlacedRequest, now: float) -> None:
         """Note that a prompt is computed, and its blocks are about to be published."""
@@ -198,6 +226,8 @@ class InFlightTracker:
         if answered is not None and answered.ref == ref and prompt is not None:
             del self._unreported[request_id]
             self._note_reported(ref, prompt, answered.sent_prompt, now)
+            if answered.lock is not None:
+                self._locks.release(answered.lock)
 
     def _note_reported(self, ref: WorkerRef, prompt: Prompt, sent: SentPrompt, now: float) -> None:
         """Note that a worker reports a prompt as computed: its blocks are in the index from now on."""
@@ -211,7 +241,7 @@ class InFlightTracker:
         """Remember an ended request until its worker reports it as computed, or for ANSWERED_S."""
         sent, ref, unreported = placed.sent_prompt, placed.ref, self._unreported
         if sent is not None and ref is not None and sent.reported_at == inf:
-            unreported[placed.ask.request_id] = _Answered(ref, sent)
+            unreported[placed.ask.request_id] = _Answered(ref, sent, placed.lock)
             while len(unreported) > UNREPORTED_MAX or next(iter(unreported.values())).sent_prompt.settled_at < now:
                 unreported.popitem(last=False)
 
@@ -275,3 +305,9 @@ def _seeded_depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
     indexes = [boundary.index for boundary in known]
     depths |= {bisect_right(indexes, end) for _, end in prompt.section_ends[:SECTIONS_SEEDED]}
     return sorted(depths - {0})
+
+
+def _capacity_tokens(worker: WorkerPort) -> int:
+    """Return how many tokens a worker's cache holds; 0 when it does not say."""
+    load = None if worker.load is None else worker.load.load
+    return 0 if load is None else load.kv_blocks_total * load.block_tokens

@@ -33,7 +33,7 @@ from ghostcacher_router.ghostlock.followers import (
     wait_budget_s,
 )
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
-from ghostcacher_router.ghostlock.single_flight import CONFIRM_S
+from ghostcacher_router.ghostlock.single_flight import confirm_by
 from ghostcacher_router.placement.assessment import Assessment, Assessor
 from ghostcacher_router.placement.candidates import ANSWERS
 from ghostcacher_router.placement.context import Dependencies, RoutingState
@@ -208,9 +208,9 @@ class Picker:
             progress.budget_ends_at = found.now + wait_budget_s(recompute, self._tracker.bias)
         for one in encountered:
             if not one.lock.confirmed:
-                return WaitForLock(one.lock, found.now + CONFIRM_S)
+                return WaitForLock(one.lock, confirm_by(one.lock))
         candidates = list(zip(found.candidates.workers, found.estimates, strict=True))
-        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at)
+        choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at, found.displacement)
         lock, step = follow_any(choice, encountered)
         if step.action is Action.WAIT:
             return WaitForLock(lock, step.until)

@@ -67,6 +67,7 @@ class Body(msgspec.Struct, gc=False):
     session_id: Any = None
     prompt_cache_key: Any = None
     metadata: Any = None
+    session_params: Any = None
     cache_salt: Any = None
     extra_key: Any = None
     lora_path: Any = None

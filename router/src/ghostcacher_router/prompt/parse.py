@@ -26,7 +26,7 @@ from ghostcacher_router.prompt.canonical import TooMuch
 from ghostcacher_router.prompt.decoding import BodyDecoder, decode_fields, decode_value, in_utf8
 from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_of_query
 from ghostcacher_router.prompt.prompts import chat_prompt, plain_prompt, responses_prompt
-from ghostcacher_router.prompt.stored_ids import checked_id, id_in_path, id_of, makes_object
+from ghostcacher_router.prompt.stored_ids import FIELD_BYTES_MAX, FIELDS, id_in_path, id_of, makes_object
 from ghostcacher_router.prompt.structure import CONTAINERS_MAX, structure_of
 from ghostcacher_router.types import Prompt, RequestShape
 
@@ -121,26 +121,28 @@ def _other(path: str, query: str, body: bytes, headers: Mapping[bytes, bytes]) -
     if is_form(headers):
         model = model_of_form(body, headers)
     elif body:
-        model, file_id = _named_in(body)
-        needs_id = needs_id or file_id
+        model, named_id = _named_in(path, body)
+        needs_id = needs_id or named_id
     makes_id = makes_object(path)
     return RequestShape(
         model or model_of_query(query), False, None, _header_session(headers), needs_id, makes_id, makes_id
     )
 
 
-def _named_in(body: bytes) -> tuple[str | None, str | None]:
-    """Return the model and the id of a file that a JSON body names."""
+def _named_in(path: str, body: bytes) -> tuple[str | None, str | None]:
+    """Return the model, and the id of a stored object, that a JSON body names."""
     try:
         fields = decode_fields(body)
-        model, file_id = (_text_of(fields.get(name, ABSENT)) for name in ("model", "input_file_id"))
+        model = _text_of(fields.get("model", ABSENT))
+        named = bytes(fields.get(FIELDS.get(path, ""), ABSENT))
+        named_id = id_of(decode_value(named)) if 0 < len(named) <= FIELD_BYTES_MAX else None
     except TooDeep:
         if structure_of(in_utf8(body)).closed:
             raise
         return None, None
     except BadBody:
         return None, None
-    return model, checked_id(file_id)
+    return model, named_id
 
 
 def _text_of(raw: Raw) -> str | None:
@@ -193,17 +195,20 @@ def _shape(body: Body, headers: Mapping[bytes, bytes], read: Callable[[], Prompt
     """Return a body's shape. read: returns the prompt, or raises TooMuch. Raises _PromptUnread."""
     head = _head(body, headers)
     try:
-        return head._replace(prompt=read())
+        prompt = read()
     except TooMuch:
         raise _PromptUnread(head) from None
+    # What the blocks of a session's text are depends on what the session has heard before.
+    return head._replace(prompt=prompt) if body.session_params is None else head
 
 
 def _head(body: Body, headers: Mapping[bytes, bytes]) -> RequestShape:
     """Return a body's shape without its prompt."""
     head = RequestShape(body.model, body.stream is True, None, _header_session(headers) or _body_session(body))
+    needs_id = id_of(body.session_params)
     if not isinstance(body, ResponsesBody):
-        return head
-    needs_id = id_of(body.previous_response_id) or id_of(body.conversation)
+        return head if needs_id is None else head._replace(needs_id=needs_id)
+    needs_id = id_of(body.previous_response_id) or needs_id
     return head._replace(needs_id=needs_id, makes_id=True, keeps=body.store is not False)
 
 

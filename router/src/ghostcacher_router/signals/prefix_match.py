@@ -159,10 +159,12 @@ class PrefixMatcher:
 
     def _is_settled(self, sent: SentPrompt, match: HistoryMatch, namespace: str, known: KnownPort, now: float) -> bool:
         """Return whether the index knows better than this router whether a worker holds what it was sent."""
-        computed = now >= sent.computed_at
+        if now < sent.computed_at:
+            # It will be there when the next request has its turn, which comes after this one's.
+            return now > sent.due_at
         if match.boundary > known.index:
-            return now - (sent.computed_at if computed else sent.at) > BRIDGE_S
-        return not computed or self._locations.asked_at(namespace, known) > sent.settled_at
+            return now - sent.computed_at > BRIDGE_S
+        return self._locations.asked_at(namespace, known) > sent.settled_at
 
     def _boundary_within(self, namespace: str, prompt: Prompt, deepest: KnownPort, blocks: int) -> int:
         """Return the index of the deepest known boundary that ends within so many blocks, -1 when there is none."""

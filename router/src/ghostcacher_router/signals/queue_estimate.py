@@ -79,12 +79,14 @@ class Reservation:
 class QueueEstimate:
     """A worker as the next request finds it. There is one object for each worker, good until it is asked for again."""
 
-    __slots__ = ("engine", "queue_ms", "reported")
+    __slots__ = ("engine", "prefilling", "queue_ms", "reported")
 
     def __init__(self, engine: Engine, queue_ms: float, reported: bool) -> None:
         self.engine = engine
         self.queue_ms = queue_ms
         """Prefill time of everything that is ahead."""
+        self.prefilling = 0
+        """Requests that wait for their first token there. As many will wait behind the next one, if all goes on so."""
         self.reported = reported
         """Whether a fresh load report stands behind it, and not this router's own count alone."""
 
@@ -104,6 +106,7 @@ class _WorkerQueue:
         "failed_tokens",
         "load",
         "measured_at",
+        "prefilling",
         "prefilling_tokens",
         "received_at",
         "reservations",
@@ -122,6 +125,8 @@ class _WorkerQueue:
         """Of each request that failed of late: until when it counts as there, and its tokens to be computed."""
         self.failed_tokens = 0
         """Tokens to be computed of all of these."""
+        self.prefilling = 0
+        """Reservations that are still prefilling."""
         self.prefilling_tokens = 0
         """Tokens to be computed of all reservations that are still prefilling."""
         self.load: object = None
@@ -183,6 +188,7 @@ class QueueEstimator:
         reservation = Reservation(worker, tokens, computed, now)
         queue = self._queue(worker)
         queue.reservations[reservation] = queue.unreported[reservation] = None
+        queue.prefilling += 1
         queue.prefilling_tokens += computed
         queue.dirty = True
         return reservation
@@ -200,6 +206,7 @@ class QueueEstimator:
         if reservation.prefilling:
             reservation.prefilling = False
             queue = self._queues[reservation.worker]
+            queue.prefilling -= 1
             queue.prefilling_tokens -= reservation.computed
             queue.dirty = True
 
@@ -251,6 +258,7 @@ class QueueEstimator:
         else:
             found.queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
         found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
+        found.prefilling = queue.prefilling
         return found
 
     def keep_only(self, workers: Collection[str]) -> None:
@@ -266,6 +274,7 @@ class QueueEstimator:
         for name, queue in self._queues.items():
             assert queue.unreported.keys() <= queue.reservations.keys(), name
             assert all(one.worker == name for one in queue.reservations), name
+            assert queue.prefilling == sum(one.prefilling for one in queue.reservations), name
             assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name
             assert queue.failed_tokens == sum(tokens for _, tokens in queue.failed), name
         self._speeds.check_invariants()

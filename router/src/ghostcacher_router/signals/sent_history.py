@@ -39,7 +39,7 @@ HOLDERS_MAX = 4
 class SentPrompt:
     """A prompt that was sent to a worker."""
 
-    __slots__ = ("at", "computed_at", "digests", "done_at", "left", "ref", "reported_at", "worker")
+    __slots__ = ("at", "computed_at", "digests", "done_at", "due_at", "held", "left", "ref", "reported_at", "worker")
 
     def __init__(self, worker: str, ref: WorkerRef | None, at: float, digests: Sequence[bytes]) -> None:
         self.worker = worker
@@ -53,8 +53,12 @@ class SentPrompt:
         """Since when peers can pull it; loop clock, s. Infinite until it is computed."""
         self.reported_at = inf
         """When the worker itself reported that it has computed it; loop clock, s. Infinite until then."""
+        self.due_at = inf
+        """Until when it can be expected to be computed; loop clock, s. Later than that its worker may have stalled."""
         self.digests = digests
         """The digests of the boundaries at which it is to be remembered."""
+        self.held = len(digests)
+        """At so many of these boundaries, the first ones, its worker had it already when it was placed."""
         self.left = len(digests)
         """It has been added at all of these boundaries but the first `left`."""
 
@@ -104,9 +108,23 @@ class SentHistory:
                 return HistoryMatch(index, holders)
         return None
 
-    def record(self, prompt: Prompt, worker: str, now: float, ref: WorkerRef | None = None) -> SentPrompt:
-        """Note that the prompt goes to a worker; `computed` and `withdraw` say how it went."""
+    def record(
+        self,
+        prompt: Prompt,
+        worker: str,
+        now: float,
+        ref: WorkerRef | None = None,
+        *,
+        held_share: float = 1.0,
+        due_at: float = inf,
+    ) -> SentPrompt:
+        """Note that the prompt goes to a worker; `computed` and `withdraw` say how it went.
+
+        held_share: how much of it, from its beginning, the worker has already.
+        due_at: until when it can be expected to be computed; loop clock, s.
+        """
         sent = SentPrompt(worker, ref, now, _sample(prompt))
+        sent.held, sent.due_at = int(held_share * len(sent.digests)), due_at
         self._add(sent, now)
         return sent
 
@@ -150,9 +168,9 @@ class SentHistory:
             digest = digests[left - 1]
             found = entries.get(digest)
             # Neighbours mostly have one history, and share what comes of it.
-            if not added or found is not known:
+            if not added or found is not known or left == sent.held:
                 before = () if found is None else self._valid(found, now)
-                if _says_as_much(before, sent, now):
+                if _says_as_much(before, sent, now, brought=left > sent.held):
                     break
                 # Of the same worker's, one that may still come to be computed stays: this one can be withdrawn.
                 others = [one for one in before if one.worker != sent.worker or one.done_at == inf]
@@ -173,8 +191,14 @@ class SentHistory:
         return found
 
 
-def _says_as_much(known: tuple[SentPrompt, ...], new: SentPrompt, now: float) -> bool:
-    """Return whether what is known of a boundary is as good without the new placement as with it."""
+def _says_as_much(known: tuple[SentPrompt, ...], new: SentPrompt, now: float, *, brought: bool) -> bool:
+    """Return whether what is known of a boundary is as good without the new placement as with it.
+
+    brought: whether the new placement has the text before the boundary computed or pulled.
+    """
+    if new.done_at == inf and brought:
+        # It is brought there now, or again. Where that is known, a second request for it says no more.
+        return any(sent.worker == new.worker and sent.done_at == inf and _is_fresh(sent, now) for sent in known)
     if new.done_at == inf:
         # What one worker has computed stays true when the prompt is sent once more.
         return bool(known) and _is_fresh(known[0], now) and (known[0].worker == new.worker or known[0].done_at < inf)

@@ -1,6 +1,6 @@
 """Forecasts the time to first token (TTFT) of a prompt on a worker, and chooses among forecasts. Pure; times in ms.
 
-total = queue + wait + pull + compute + penalty + decode
+total = queue + wait + pull + compute + penalty + decode + others
 
 queue     the prefill work ahead of the prompt, and the decoding of running requests that shares its steps
 wait      until a prefix that is being computed now is there, as far as the queue does not cover it
@@ -9,6 +9,12 @@ compute   the prefill of the rest
 penalty   what is lost when the prompt does not fit into the free KV memory
 decode    a price, and no part of the TTFT: how much later the tokens after the first come, this answer's own and those
           of the answers that are being decoded there
+others    a price, and no part of the TTFT: what the request costs others. They wait longer behind what is computed for
+          it, as many as wait there now; and what it evicts has to be computed again, if anybody asks for it
+
+Without the price each request takes what is best for itself, and a fleet whose caches are about full collapses:
+documents are copied to wherever the queue is a little shorter, last copies are evicted for that, and computing them
+makes queues long everywhere. With it a copy is made where a queue is longer than the copy costs everybody.
 """
 
 from __future__ import annotations
@@ -67,9 +73,13 @@ _new = tuple.__new__
 """A NamedTuple's own constructor, in half the time."""
 
 
-def forecast(engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch) -> Forecast:
+def forecast(
+    engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch, delayed: float = 0.0, displacement: float = 0.0
+) -> Forecast:
     """Return the forecast of a prompt of `tokens` on a worker. queue_ms: the worker's queue now.
 
+    delayed: how many requests wait longer for what is computed here.
+    displacement: what each token that is brought into a cache costs others, as a multiple of computing a token.
     The last token is always computed: an engine needs its logits.
     """
     # Called for each worker of each request, hence plain branches for min and max, and no keywords.
@@ -96,8 +106,10 @@ def forecast(engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch) -
     if kv_free is not None and needed > kv_free:
         penalty_ms = KV_FULL_MS * (needed - kv_free) / needed
     compute_ms = computed * ms_per_token
-    total_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms + decode_ms
-    terms = (name, total_ms, queue_ms, wait_ms, pull_ms, compute_ms, penalty_ms, decode_ms, local, pulled, computed)
+    others_ms = delayed * compute_ms + displacement * needed * ms_per_token
+    ttft_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms
+    total_ms, times = ttft_ms + decode_ms + others_ms, (queue_ms, wait_ms, pull_ms, compute_ms, penalty_ms)
+    terms = (name, total_ms, *times, decode_ms, others_ms, local, pulled, computed)
     return _new(Forecast, terms)
 
 

@@ -4,7 +4,8 @@
 
 FIRST waits for the first byte of the body, of which the receiver is told. PLAIN takes the framing off for clients of
 HTTP/1.0. A response without a body ends with its head. Whatever comes that does not belong to the response is not
-passed on, and the connection is not used again.
+passed on, and the connection is not used again. What follows a switch to WebSocket is read as a body that ends with the
+connection.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ from typing import Protocol
 
 from ghostcacher_router.http.protocol.framing import BadFraming, ChunkedBody, ChunkedEnd
 from ghostcacher_router.http.protocol.headers import HEAD_END
-from ghostcacher_router.http.protocol.response_head import INTERIM, BadResponse, ResponseHead, ResponseHeads
+from ghostcacher_router.http.protocol.response_head import (
+    INTERIM,
+    SWITCHING,
+    BadResponse,
+    ResponseHead,
+    ResponseHeads,
+)
 from ghostcacher_router.upstreams.response_receiver import ResponseReceiver, Sink
 
 
@@ -34,7 +41,6 @@ class Mode(IntEnum):
 
 INTERIM_COUNT_MAX = 256
 """Interim responses before one response. Some servers send one every few seconds of a long computation."""
-_SWITCHING = 101
 _IDLE, _HEAD, _FIRST, _LENGTH, _CHUNKED, _UNTIL_CLOSE, _PLAIN, _CLOSED = Mode
 
 
@@ -187,14 +193,14 @@ class ResponseReader:
                 return
             try:
                 head, length = self._heads.parse(bytes(buffer[start:end]))
-                if head.status == _SWITCHING:
+                if head.status == SWITCHING and not (head.websocket and receiver.switching):
                     raise BadResponse("it switches protocols, which nobody has asked for")
-                if head.status in INTERIM:
+                if head.status in INTERIM and not head.websocket:
                     self._count_interim()
             except BadResponse as exc:
                 self._bad(str(exc))
                 return
-            if head.status not in INTERIM:
+            if head.status not in INTERIM or head.websocket:
                 self._start_body(receiver, head, length, bytes(buffer[end:]))
                 return
             start = searched = end

@@ -15,11 +15,13 @@ class ResponseReceiver(Protocol):
     """Who gets a response. After `response_end`, `response_lost` or `response_bad` it hears no more of it.
 
     no_body: the request was HEAD, so no body follows whatever the head says. plain: takes no chunks, so that a chunked
-    body is taken out of its framing.
+    body is taken out of its framing. switching: the request asked for WebSocket, so the response may switch to it; what
+    comes then is its body until the connection is closed.
     """
 
     no_body: bool
     plain: bool
+    switching: bool
 
     def response_head(self, head: ResponseHead, length: int | None, *, whole: bool) -> tuple[bytes, Sink]:
         """Return the head for the client, and what takes it and then the body.

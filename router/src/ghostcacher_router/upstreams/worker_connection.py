@@ -8,7 +8,7 @@ from typing import Protocol, cast
 
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.response_head import ResponseHeads
-from ghostcacher_router.types import Endpoint
+from ghostcacher_router.types import Body, Endpoint, LongBody
 from ghostcacher_router.upstreams.acknowledgement import outstanding
 from ghostcacher_router.upstreams.response_reader import ResponseReader
 from ghostcacher_router.upstreams.response_receiver import ResponseReceiver
@@ -40,10 +40,11 @@ class Pool(Protocol):
 class WorkerConnection(asyncio.Protocol):
     """A connection to a worker, for one request at a time. Loop only.
 
-    data_received: the reader's own method, so that no call lies between the transport and it.
+    data_received: the reader's own method, so that no call lies between the transport and it. blocked: told whether the
+    worker does not keep up with what is written; None: nobody is.
     """
 
-    __slots__ = ("_arrived", "_begun_at", "_paused", "_reader", "data_received", "pool", "transport")
+    __slots__ = ("_arrived", "_begun_at", "_paused", "_reader", "blocked", "data_received", "pool", "transport")
     transport: asyncio.Transport
     data_received: Callable[[bytes], None]  # type: ignore[assignment]
 
@@ -53,6 +54,7 @@ class WorkerConnection(asyncio.Protocol):
         self._paused = False
         self._begun_at = 0.0
         self._arrived = False
+        self.blocked: Callable[[bool], None] | None = None
         self.data_received = self._reader.feed
 
     def __repr__(self) -> str:
@@ -84,16 +86,23 @@ class WorkerConnection(asyncio.Protocol):
         self._arrived = waiting is None
         return waiting.silent_s if waiting is not None and waiting.expected and waiting.silent_s >= limit_s else None
 
-    def begin(self, receiver: ResponseReceiver, head: bytes, body: bytes, now: float) -> None:
+    def begin(self, receiver: ResponseReceiver, head: bytes, body: Body, now: float) -> None:
         """Write a request, and pass its response on to `receiver`. The connection is usable. now: in s."""
         self._reader.begin(receiver)
         self._begun_at = now
         self._arrived = False
         # uvloop writes at once: two writes would be two system calls.
-        if body:
+        if isinstance(body, LongBody):
+            self.transport.writelines((head, *body.pieces))
+        elif body:
             self.transport.writelines((head, body))
         else:
             self.transport.write(head)
+
+    def write(self, data: bytes) -> None:
+        """Write on, once the worker has switched to another protocol."""
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def abort(self) -> None:
         """Close at once, whatever is under way; the receiver hears nothing more."""
@@ -119,6 +128,14 @@ class WorkerConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Close, as the default is."""
+
+    def pause_writing(self) -> None:
+        if self.blocked is not None:
+            self.blocked(True)
+
+    def resume_writing(self) -> None:
+        if self.blocked is not None:
+            self.blocked(False)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.closed(self)

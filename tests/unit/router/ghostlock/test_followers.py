@@ -39,7 +39,7 @@ def worker(name: str, *, shares_prefill: bool) -> Worker:
 
 def encountered(name: str, ready_at: float) -> EncounteredLock:
     digests = PROMPT.digests
-    lock = GhostLock(digests, digests[-1:], name, ready_at, ours=False)
+    lock = GhostLock(digests, digests[-1:], name, taken_at=0.0, ready_at=ready_at, ours=False)
     return EncounteredLock(name * 32, lock, len(digests) - 1)
 
 
@@ -96,7 +96,8 @@ def test_lock_that_covers_little_of_what_is_missing_is_not_honoured(tokens_min: 
 def test_prefix_is_computed_again_away_from_its_owners() -> None:
     """Their forecasts count what they compute as theirs; only where all are owners is one of them good enough."""
     forecasts = [
-        Forecast(name, ms, ms, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 1) for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
+        Forecast(name, ms, ms, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 1)
+        for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
     ]
     locks, rng = [encountered(name, NOW) for name in NAMES], Random(1)
     assert recompute_forecast(forecasts, locks, forecasts[0], rng).worker == "o"

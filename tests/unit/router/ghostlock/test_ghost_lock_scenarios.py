@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from ghostcacher_router.ghostlock.followers import WAIT_BUDGET_FACTOR
-from ghostcacher_router.ghostlock.single_flight import TTL_S, WATCH_S
+from ghostcacher_router.ghostlock.single_flight import SETTLE_S, TTL_S, WATCH_S
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import RATE, Sim, all_of
@@ -37,6 +37,33 @@ async def test_burst_on_a_cold_prefix_computes_it_once(routers: int) -> None:
     assert len(Counter(one.worker for one in served)) == 4
     await sim.settle(3)
     check_idle(sim)
+
+
+@pytest.mark.parametrize("routers", [2, 4])
+@pytest.mark.parametrize("round_trip_s", [0.0005, 0.018, 0.022, 0.05])
+@virtual
+async def test_burst_through_several_routers_computes_a_prefix_once_however_slow_redis_is(
+    round_trip_s: float, routers: int
+) -> None:
+    """Routers that all want to place it at once wait for the store's word, and for each other, within the budget."""
+    sim = Sim(4, routers, round_trip_s=round_trip_s)
+    await sim.settle(4)
+    served = await all_of(await burst(sim, 64))
+    assert sim.times_computed(DOC) == 1
+    assert max(one.waited_s for one in served) <= COMPUTE_S * WAIT_BUDGET_FACTOR + 2 * round_trip_s
+    await sim.settle(3)
+    check_idle(sim)
+
+
+@virtual
+async def test_who_waits_goes_on_when_a_short_answer_is_published() -> None:
+    """A request that ended before its worker reports it still holds the lock: the late report ends it."""
+    round_trip_s = 0.03
+    sim = Sim(4, round_trip_s=round_trip_s)
+    await sim.settle()
+    served = await all_of(await burst(sim, 64))
+    assert sim.times_computed(DOC) == 1
+    assert 0 < max(one.waited_s for one in served) <= COMPUTE_S + 2 * round_trip_s + MARGIN_S < COMPUTE_S + SETTLE_S
 
 
 @virtual

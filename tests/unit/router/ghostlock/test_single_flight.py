@@ -14,7 +14,9 @@ from ghostcacher_connector.core.coordination.memory import MemoryCoordinationSto
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.lock_table import LOCKS_MAX
 from ghostcacher_router.ghostlock.single_flight import (
-    CONFIRM_S,
+    CONFIRM_MAX_S,
+    CONFIRM_MIN_S,
+    CONFIRM_SHARE,
     RENEW_S,
     SETTLE_S,
     TTL_S,
@@ -156,7 +158,7 @@ async def test_wait_for_another_router_ends_at_its_bound_however_slow_the_store(
 @virtual
 async def test_broken_store_is_not_asked_by_who_waited_for_a_thread() -> None:
     """Threads are few: whose turn comes after one time-out must not wait for another."""
-    pair = Pair(delay_s=0.2)
+    pair = Pair(delay_s=2 * CONFIRM_MAX_S)
     lock = pair.take(pair.a)
     await pair.a.confirm(lock)
     pair.a.store_failed(10.0)
@@ -254,15 +256,49 @@ async def test_store_away_locks_here_only() -> None:
     assert pair.a.shared
 
 
+@pytest.mark.parametrize(
+    ("compute_s", "waited_s"),
+    [(0.01, CONFIRM_MIN_S), (0.1, CONFIRM_SHARE * 0.1), (0.4, CONFIRM_SHARE * 0.4), (60.0, CONFIRM_MAX_S)],
+)
 @virtual
-async def test_slow_store_is_waited_for_a_bounded_time() -> None:
+async def test_slow_store_is_waited_for_as_long_as_computing_is_worth(compute_s: float, waited_s: float) -> None:
     """A confirmation that takes too long is not waited for; a grant that comes late is kept, and renewed."""
-    pair = Pair(delay_s=0.2)
-    started, lock = pair.now(), pair.take(pair.a)
+    pair = Pair(delay_s=2 * CONFIRM_MAX_S)
+    started = pair.now()
+    lock = pair.a.take("n", PROMPT, -1, "w1", started + compute_s)
+    assert lock is not None
     assert await pair.a.confirm(lock)
-    assert pair.now() - started == pytest.approx(CONFIRM_S)
+    assert pair.now() - started == pytest.approx(waited_s)
     await pair.a.drain()
     assert lock.token is not None
+
+
+@virtual
+async def test_who_waits_for_a_lock_that_another_router_holds_is_woken_when_its_request_is_withdrawn() -> None:
+    """Before that the request still seems to compute the prefix where it was placed, and others would go there."""
+    pair = Pair()
+    mine, theirs = pair.take(pair.a), pair.take(pair.b, OTHER, "w2")
+    waiting = asyncio.ensure_future(pair.b.wait(theirs, pair.now() + 1.0))
+    assert await all_of([pair.a.confirm(mine), pair.b.confirm(theirs)]) == [True, False]
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    pair.b.release(theirs)
+    await asyncio.sleep(0.0)
+    assert waiting.done()
+
+
+@virtual
+async def test_who_waits_already_is_woken_when_a_settled_lock_runs_out() -> None:
+    """The wait began before the answer's first byte, when nobody knew how long the lock would last."""
+    pair = Pair()
+    lock = pair.take(pair.a)
+    await pair.a.confirm(lock)
+    waiting = asyncio.ensure_future(pair.a.wait(lock, pair.now() + 9))
+    await asyncio.sleep(0.5)
+    pair.a.settle(lock)
+    started = pair.now()
+    await waiting
+    assert pair.now() - started == pytest.approx(SETTLE_S)
 
 
 @virtual

@@ -37,6 +37,8 @@ def fed(*pieces: bytes) -> tuple[list[str], list[bytes]]:
         (FILE, "file-abc"),
         (HEAD + json.dumps({"id": "a name of the client's own!"}, indent=2).encode(), None),
         (HEAD + b'{"id":"plain"}', "plain"),
+        (HEAD + b'"a6e0"', "a6e0"),
+        (HEAD + b'["a6e0"]', None),
         (HEAD + b'{"object":"list","data":[]}', None),
         (HEAD + b'{"id":""}', None),
         (HEAD + b'{"id":"resp_' + b"x" * 300 + b'"}', None),

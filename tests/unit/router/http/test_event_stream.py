@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 from httptools import HttpResponseParser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ghostcacher_router.http.protocol.event_stream import ChunkPosition, EventStream
@@ -67,6 +67,7 @@ def passed(raw: bytes, cuts: list[int], *, chunked: bool = True) -> tuple[bytes,
     return bytes(got), stream
 
 
+@example([1, 2, 3, 4, 5, 6, 7, 56], [], 101, b"")
 @given(SPLITS, CUTS, st.integers(0, 200), st.sampled_from([b"", b";a=b", b";" + b"x" * 60]))
 def test_error_is_the_last_event_wherever_chunks_break_off(
     splits: list[int], cuts: list[int], at: int, extension: bytes

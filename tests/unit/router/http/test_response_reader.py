@@ -21,8 +21,8 @@ CUTS = st.lists(st.integers(0, 200), max_size=8)
 class Receiver:
     """Records what it is told, and the bytes behind the head."""
 
-    def __init__(self, *, no_body: bool = False, plain: bool = False) -> None:
-        self.no_body, self.plain = no_body, plain
+    def __init__(self, *, no_body: bool = False, plain: bool = False, switching: bool = False) -> None:
+        self.no_body, self.plain, self.switching = no_body, plain, switching
         self.told: list[str] = []
         self.body = b""
         self.announced: tuple[int | None, bool] | None = None

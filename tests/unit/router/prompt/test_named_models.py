@@ -44,6 +44,7 @@ LARGE = part("file", b"RIFF" + b"\r\n--" * BEGIN_BYTES, '; filename="a.wav"')
     ("body", "expected"),
     [
         (form(MODEL, AUDIO), "whisper"),
+        (form(AUDIO, MODEL.replace(b"\r\nContent-D", b"\r\nContent-Type: text/plain\r\nContent-D")), "whisper"),
         (form(AUDIO, MODEL), "whisper"),
         (form(LARGE, MODEL), "whisper"),
         (form(AUDIO), None),
@@ -100,8 +101,6 @@ def test_model_of_the_query_is_read(model: str) -> None:
     [
         ("/v1/responses", b'{"input": "x"}', None, True, True),
         ("/v1/responses", b'{"input": "x", "store": false, "previous_response_id": "resp_1"}', "resp_1", True, False),
-        ("/v1/responses", b'{"input": "x", "conversation": {"id": "conv_1"}}', "conv_1", True, True),
-        ("/v1/responses", b'{"input": "x", "conversation": "conv_1"}', "conv_1", True, True),
         ("/v1/responses/resp_1", b"", "resp_1", False, False),
         ("/v1/responses/resp%201/input_items?after=x", b"", "resp 1", False, False),
         ("/v1/responses/resp_1/cancel", b"{}", "resp_1", False, False),
@@ -112,6 +111,14 @@ def test_model_of_the_query_is_read(model: str) -> None:
         ("/v1/batches", b'{"input_file_id": "file-1"}', "file-1", True, True),
         ("/v1/batches", b'{"input_file_id": 7}', None, True, True),
         ("/v1/audio/speech", b'{"model": "m"}', None, False, False),
+        ("/open_session", b'{"capacity_of_str_len": 9}', None, True, True),
+        ("/close_session", b'{"session_id": "s1"}', "s1", False, False),
+        ("/generate", b'{"text": "x", "session_params": {"id": "s1", "rid": null}}', "s1", False, False),
+        ("/generate", b'{"text": "x", "session_params": {"id": {}}}', None, False, False),
+        ("/generate", b'{"text": "x", "session_params": {"id": "s1", "x": "%b"}}' % (b"x" * 5000), None, False, False),
+        ("/v1/completions", b'{"prompt": "x", "session_params": {"id": "s1"}}', "s1", False, False),
+        ("/v1/chat/completions", b'{"messages": [], "session_params": {"id": "s1"}}', "s1", False, False),
+        ("/v1/embeddings", b'{"input": "x", "session_id": "s1"}', None, False, False),
     ],
 )
 def test_stored_object_is_named(path: str, body: bytes, needs_id: str | None, makes_id: bool, keeps: bool) -> None:
@@ -132,3 +139,9 @@ def test_only_forms_are_read_at_once_however_large(path: str, headers: dict[byte
     """A prompt that calls itself a form is one all the same."""
     body = b'{"messages":"%b"}' % (b"x" * NOW_BYTES_MAX)
     assert (parse_now(path, body, headers, 1) is not None) is at_once
+
+
+def test_text_that_continues_a_session_is_no_prompt() -> None:
+    """What its blocks are depends on what the session has heard before: nothing is to be learned from it."""
+    assert shape("/v1/completions", b'{"prompt": "x"}').prompt is not None
+    assert shape("/v1/completions", b'{"prompt": "x", "session_params": {"id": "s1"}}').prompt is None

@@ -53,6 +53,19 @@ def test_history_keeps_who_has_computed() -> None:
     assert holders(history, prompt, 2.0) == ["w2", "w1"]
 
 
+def test_history_knows_where_a_text_is_being_brought() -> None:
+    """A text that goes to a worker without it is on its way there, though another has it; who has it adds nothing."""
+    history, prompt = SentHistory(), prompt_of(SHARED)
+    computed(history, prompt, "w1", 0.0)
+    history.record(prompt, "w1", 1.0)
+    assert holders(history, prompt, 1.0) == ["w1"]
+    brought = history.record(prompt, "w2", 1.0, held_share=0.0)
+    history.record(prompt, "w2", 1.5, held_share=0.0)
+    assert holders(history, prompt, 2.0) == ["w2", "w1"]
+    history.withdraw(brought)
+    assert holders(history, prompt, 2.0) == ["w1"]
+
+
 def test_history_tells_all_boundaries_at_once_that_a_prompt_is_computed() -> None:
     """What was entered when a prompt was sent counts as computed at each boundary, the earliest time of all told."""
     history, prompt = SentHistory(), prompt_of(text_of("long", 20_000))

@@ -28,7 +28,7 @@ ENGINE = Engine("w", 0.1, 0.0, 0.0, None, 5.0, 0.01)
 
 
 def least(total: float, worker: str = "w") -> Forecast:
-    return Forecast(worker, total, total, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 1)
+    return Forecast(worker, total, total, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 1)
 
 
 @given(ENGINES, MS, TOKENS, MATCHES)
@@ -37,7 +37,7 @@ def test_terms_add_up(engine: Engine, queue_ms: float, tokens: int, match: Worke
     found = forecast(engine, queue_ms, tokens, match)
     terms = [found.queue_ms, found.wait_ms, found.pull_ms, found.compute_ms, found.penalty_ms]
     assert found.ttft_ms == pytest.approx(sum(terms), abs=1e-6)
-    assert found.total_ms == pytest.approx(sum(terms) + found.decode_ms)
+    assert found.total_ms == pytest.approx(sum(terms) + found.decode_ms + found.others_ms)
     assert min(*terms, found.local_tokens, found.pulled_tokens) >= 0
     assert found.local_tokens + found.pulled_tokens + found.computed_tokens == tokens
     assert found.computed_tokens >= 1
@@ -90,6 +90,27 @@ def test_less_free_memory_is_never_better(
     full = forecast(engine._replace(kv_free_tokens=max(0, free - less)), queue_ms, tokens, match)
     assert full.total_ms >= forecast(engine._replace(kv_free_tokens=free), queue_ms, tokens, match).total_ms - 1e-6
     assert full.penalty_ms <= KV_FULL_MS
+
+
+@given(ENGINES, MS, TOKENS, MATCHES, st.floats(0, 50), st.floats(0, 50))
+def test_price_for_others_is_no_time_of_its_own(
+    engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch, delayed: float, displacement: float
+) -> None:
+    """What others lose is added to what is compared, and changes nothing in the time to first token."""
+    alone = forecast(engine, queue_ms, tokens, match)
+    priced = forecast(engine, queue_ms, tokens, match, delayed, displacement)
+    assert alone.others_ms == 0.0
+    assert priced.others_ms >= 0.0
+    assert priced.ttft_ms == pytest.approx(alone.ttft_ms, abs=1e-5)
+    assert priced._replace(total_ms=0.0, others_ms=0.0) == alone._replace(total_ms=0.0, others_ms=0.0)
+
+
+def test_price_is_of_what_is_computed_and_of_what_is_brought() -> None:
+    """Who waits behind waits for what is computed; what is brought, computed or pulled, evicts as much."""
+    pulled = WorkerMatch(0, 1000, 0.0)
+    assert forecast(ENGINE, 0.0, 2000, pulled, 3.0, 0.0).others_ms == pytest.approx(3.0 * 100.0)
+    assert forecast(ENGINE, 0.0, 2000, pulled, 0.0, 0.5).others_ms == pytest.approx(0.5 * 200.0)
+    assert forecast(ENGINE, 0.0, 2000, WorkerMatch(1000, 0, 0.0), 0.0, 0.5).others_ms == pytest.approx(0.5 * 100.0)
 
 
 def test_pulls_only_what_is_faster_pulled() -> None:

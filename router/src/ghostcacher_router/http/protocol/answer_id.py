@@ -1,7 +1,8 @@
 """Finds the id at the beginning of an answer while it is passed on. No I/O.
 
-Engines put the id first: ``{"id": "resp_...`` in JSON, and the same within the first event of a stream. It is found
-before the client has it, so that the client's next request meets a router that knows it.
+Engines put the id first: ``{"id": "resp_...`` in JSON, and the same within the first event of a stream; the id of a
+session is all that an answer has. It is found before the client has it, so that the client's next request meets a
+router that knows it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ LOOK_BYTES_MAX = 8192
 """How much of an answer is looked at, its head included."""
 
 _ID = re.compile(
-    rb'\{\s*"id"\s*:\s*"([!#-\[\]-~]{1,256})"|"id"\s*:\s*"((?:resp|conv|file|batch)[-_][!#-\[\]-~]{1,250})"'
+    rb'\{\s*"id"\s*:\s*"([!#-\[\]-~]{1,256})"|"id"\s*:\s*"((?:resp|file|batch)[-_][!#-\[\]-~]{1,250})"'
+    rb'|\r\n\r\n"([!#-\[\]-~]{1,256})"'
 )
 
 
@@ -47,4 +49,4 @@ class AnswerIdFinder:
         else:
             self._seen = seen
         if match is not None:
-            self._found((match[1] or match[2]).decode("ascii"))
+            self._found((match[1] or match[2] or match[3]).decode("ascii"))

@@ -17,6 +17,7 @@ from ghostcacher_router.http.protocol.refusal import ANTHROPIC_PATH, Refusal, er
 
 RESPONSES_PATH = "/v1/responses"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_TAIL_BYTES = max(map(len, _EVENT_ENDS))
 _NUMBER = re.compile(rb'"sequence_number": ?([0-9]{1,15})')
 _SIZE_LINE_BYTES_MAX = 32
 """Of the line of a chunk's size, what is kept: its digits, and not what extensions follow them."""
@@ -60,10 +61,10 @@ class EventStream:
             if not self._chunks.extensible:
                 return b""
             missing = self._chunks.missing_bytes
-            # What came of the line end behind the chunk is no part of the stream.
-            passed = passed[: len(passed) - max(0, _LINE_END_BYTES - missing)]
+            # Not the framing: the line of a size and an empty line in the chunk would look like the end of an event.
+            passed = self._chunks.tail
         event = error_event(path, refusal, self._last)
-        if self._last and not passed.endswith(_EVENT_ENDS):
+        if passed and not passed.endswith(_EVENT_ENDS):
             event = b"\n\n" + event
         return event if self._chunks is None else _into_chunks(event, missing)
 
@@ -71,14 +72,16 @@ class EventStream:
 class ChunkPosition:
     """Says where in a chunked body its last byte lies.
 
-    missing_bytes: of the chunk that has begun, with the line end behind it; 0 between two chunks. extensible: whether
-    another chunk can follow, once that one is whole: not within the line of a size, nor behind the last chunk.
+    missing_bytes: of the chunk that has begun, with the line end behind it; 0 between two chunks. tail: the last bytes
+    of the content, as many as can end an event. extensible: whether another chunk can follow, once that one is whole:
+    not within the line of a size, nor behind the last chunk.
     """
 
-    __slots__ = ("_ended", "_line", "missing_bytes")
+    __slots__ = ("_ended", "_line", "missing_bytes", "tail")
 
     def __init__(self) -> None:
         self.missing_bytes = 0
+        self.tail = b""
         self._line = b""
         self._ended = False
 
@@ -90,6 +93,9 @@ class ChunkPosition:
         """Take in bytes of the body, which are known to be well-formed."""
         place, size = 0, len(data)
         while not self._ended:
+            content_end = min(size, place + self.missing_bytes - _LINE_END_BYTES)
+            if content_end > place:
+                self.tail = (self.tail + data[max(place, content_end - _TAIL_BYTES) : content_end])[-_TAIL_BYTES:]
             if size - place < self.missing_bytes:
                 self.missing_bytes -= size - place
                 return

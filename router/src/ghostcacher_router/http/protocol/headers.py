@@ -10,6 +10,8 @@ LENGTH_LINE = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,18})(?=\r\n)")
 """A Content-Length as nearly everybody writes it."""
 LENGTH_DIGITS_MAX = 18
 CHUNKED = b"chunked"
+WEBSOCKET = b"websocket"
+"""The only protocol that a connection may be switched to."""
 
 HOP_BY_HOP = frozenset(
     {

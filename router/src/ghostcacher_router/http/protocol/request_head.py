@@ -16,6 +16,7 @@ from ghostcacher_router.http.protocol.headers import (
     CHUNKED,
     HOP_BY_HOP,
     LENGTH_DIGITS_MAX,
+    WEBSOCKET,
     listed_in,
     without_listed,
 )
@@ -67,6 +68,8 @@ class RequestHead(NamedTuple):
     """Whether the client waits for "100 Continue" before it sends the body."""
     request_id: bytes | None
     """The client's own X-Request-Id, where it is one that can be logged and forwarded."""
+    websocket: bool
+    """Whether the client asks to switch to WebSocket. Where a body follows, that means nothing."""
 
 
 class _Fields:
@@ -95,7 +98,7 @@ def read_request_head(raw: bytes, headers_max: int) -> tuple[RequestHead, int | 
     try:
         parser.feed_data(raw)
     except HttpParserUpgrade:
-        pass  # An upgrade may be ignored, and is; CONNECT is not forwarded either.
+        pass  # An upgrade may be ignored, and is, unless it is one to WebSocket; CONNECT is not forwarded either.
     except HttpParserInvalidMethodError:
         if _ANY_METHOD.match(raw):
             raise Refusal(501, "the request's method is unknown") from None
@@ -136,8 +139,11 @@ def checked_head(
     target, path, query = _target(method, url)
     _check_host(get(b"host"), http11)
     connection = get(b"connection", b"").lower()
+    websocket = False
     if connection not in _PLAIN_CONNECTION:
         listed = listed_in(connection)
+        asked = http11 and method == "GET" and b"upgrade" in listed
+        websocket = asked and get(b"upgrade", b"").lower() == WEBSOCKET
         lines = without_listed(lines, listed)
         connection = b"close" if b"close" in listed else b"keep-alive" if b"keep-alive" in listed else b""
     request_id = get(b"x-request-id")
@@ -153,6 +159,7 @@ def checked_head(
         b"".join(lines),
         http11 and b"expect" in headers and _expects_continue(headers[b"expect"]),
         request_id if request_id is not None and _REQUEST_ID.fullmatch(request_id) else None,
+        websocket and length == 0,
     )
     return head, length
 
@@ -218,6 +225,8 @@ def worker_request(head: RequestHead, prefix: bytes, host_line: bytes, own_lines
     """
     if body_bytes or head.method in _WITH_BODY:
         own_lines = b"%bContent-Length: %d\r\n" % (own_lines, body_bytes)
+    elif head.websocket:
+        own_lines += b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
     return b"%b %b%b HTTP/1.1\r\n%b%b%b\r\n" % (
         head.method.encode(),
         prefix,

@@ -9,13 +9,16 @@ from ghostcacher_router.http.protocol.headers import HEAD_END, LENGTH_LINE
 from ghostcacher_router.http.protocol.limits import CHUNKING_PER_BYTE, Limits
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, read_request_head
+from ghostcacher_router.types import Body, LongBody
 
 _CR = 13
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*")
 _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
 """What no head may contain: found at once, where the end of a head would never come."""
-PIECES_MAX = 256
-"""Pieces of a body that are kept apart. Then they are joined, since a piece of one byte takes the memory of forty."""
+PIECE_BYTES_MIN = 64 << 10
+"""Shorter pieces of a body are joined to ones of at least so many bytes: one byte takes the memory of forty."""
+JOINED_BYTES_MAX = 512 << 10
+"""A longer body stays in pieces."""
 
 
 class RequestReader:
@@ -56,7 +59,7 @@ class RequestReader:
         """Bytes of the body that are held while it is not whole."""
         return 0 if self._body is None else self._body.size
 
-    def feed(self, data: bytes) -> bytes | None:
+    def feed(self, data: bytes) -> Body | None:
         """Take in what has come, and return the body once the request is whole. Raises Refusal.
 
         data: not empty, unless the request is in its body.
@@ -85,7 +88,7 @@ class RequestReader:
         self.pending.clear()
         self._drop_body()
 
-    def _feed_body(self, body: BodyReader, data: bytes) -> bytes | None:
+    def _feed_body(self, body: BodyReader, data: bytes) -> Body | None:
         body.feed(data)
         if not body.over:
             return None
@@ -180,11 +183,10 @@ class BodyReader:
 
     __slots__ = (
         "_chunks",
-        "_content",
         "_length",
         "_limits",
-        "_parts",
         "_pieces",
+        "_short",
         "over",
         "received_bytes",
         "rest",
@@ -195,10 +197,9 @@ class BodyReader:
     def __init__(self, length: int | None, limits: Limits) -> None:
         self._length = length
         self._limits = limits
-        self._parts: list[bytes] = []
         self._pieces: list[bytes] = []
-        self._content = bytearray()
-        self._chunks = ChunkedBody(self._content.extend, of_request=True) if length is None else None
+        self._short = bytearray()
+        self._chunks = ChunkedBody(self._add, of_request=True) if length is None else None
         self.size = 0
         self.received_bytes = 0
         self.over = False
@@ -215,22 +216,29 @@ class BodyReader:
             self.rest = data[missing:]
             data = data[:missing]
         self.received_bytes += len(data)
-        self.size = self.received_bytes
-        self._pieces.append(data)
-        if len(self._pieces) >= PIECES_MAX:
-            self._parts.append(b"".join(self._pieces))
-            self._pieces.clear()
+        self._add(data)
         self.over = self.received_bytes == self._length
 
-    def whole(self) -> bytes:
+    def whole(self) -> Body:
         """Return the body."""
-        return b"".join((*self._parts, *self._pieces)) if self._length is not None else bytes(self._content)
+        pieces = [*self._pieces, bytes(self._short)] if self._short else self._pieces
+        return b"".join(pieces) if self.size <= JOINED_BYTES_MAX else LongBody(pieces)
 
     def release(self) -> None:
         """Let go of the parser, whose callbacks refer back to it."""
         if self._chunks is not None:
             self._chunks.release()
             self._chunks = None
+
+    def _add(self, data: bytes) -> None:
+        self.size += len(data)
+        if len(data) >= PIECE_BYTES_MIN and not self._short:
+            self._pieces.append(data)
+            return
+        self._short += data
+        if len(self._short) >= PIECE_BYTES_MIN:
+            self._pieces.append(bytes(self._short))
+            self._short.clear()
 
     def _feed_chunks(self, data: bytes) -> None:
         chunks, limits = self._chunks, self._limits
@@ -241,7 +249,7 @@ class BodyReader:
         except BadFraming as exc:
             raise Refusal(400, f"malformed body of a request: {exc}") from None
         self.over, self.surplus = chunks.over, chunks.surplus
-        self.size = size = len(self._content)
+        size = self.size
         if size > limits.body_bytes_max:
             raise _body_too_large(limits)
         framing_bytes = self.received_bytes - size

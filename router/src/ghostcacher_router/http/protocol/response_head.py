@@ -17,15 +17,17 @@ from ghostcacher_router.http.protocol.headers import (
     HOP_BY_HOP,
     LENGTH_DIGITS_MAX,
     LENGTH_LINE,
+    WEBSOCKET,
     listed_in,
     without_listed,
 )
 
 INTERIM = range(100, 200)
 """Statuses after which the response proper is still to come."""
+SWITCHING = 101
 NO_CONTENT = 204
 _NO_BODY = frozenset({NO_CONTENT, 304})
-_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding", b"upgrade"})
 _NOT_FORWARDED = HOP_BY_HOP | {b"x-request-id"}
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 _EVENT_STREAM = b"text/event-stream"
@@ -51,6 +53,8 @@ class ResponseHead(NamedTuple):
     """Whether the worker keeps its connection open, should the response end before it."""
     events: bool
     """Whether the body is a stream of server-sent events that is not encoded otherwise."""
+    websocket: bool
+    """Whether all that follows is WebSocket, in both directions."""
 
 
 class _Fields:
@@ -90,7 +94,7 @@ class ResponseHeads:
         head, length = read_response_head(raw)
         if len(self._known) >= HEADS_KNOWN_MAX:
             self._known.clear()
-        if (length is None) is (found is None):
+        if (length is None) is (found is None) and not head.websocket:
             self._known[lines] = head
         return head, length
 
@@ -108,7 +112,7 @@ def read_response_head(raw: bytes) -> tuple[ResponseHead, int | None]:
     try:
         HttpResponseParser(fields).feed_data(raw)
     except HttpParserUpgrade:
-        pass  # 101 is refused by whoever reads the status; with any other it means nothing.
+        pass  # 101 is refused by whoever reads the status, unless it was asked for; with any other it means nothing.
     except HttpParserError as exc:
         raise BadResponse(f"malformed head: {exc}") from None
     status, http11 = int(found[2]), found[1] == b"1"
@@ -118,12 +122,14 @@ def read_response_head(raw: bytes) -> tuple[ResponseHead, int | None]:
     if b"," in connection:
         keep_alive, lines = False, without_listed(lines, listed_in(connection))
     length, chunked = _body_framing(framing.get(b"content-length"), framing.get(b"transfer-encoding"), http11)
-    no_body = status in _NO_BODY or status in INTERIM
+    websocket = status == SWITCHING and b"upgrade" in listed_in(connection) and http11
+    websocket = websocket and framing.get(b"upgrade", b"").lower() == WEBSOCKET and length is None and not chunked
+    no_body = status in _NO_BODY or (status in INTERIM and not websocket)
     if chunked and not no_body:
         lines.append(_CHUNKED_LINE)
     lines.insert(0, b"HTTP/1.1" + status_line[8:])
     events = _is_event_stream(fields.pairs)
-    return ResponseHead(status, b"\r\n".join(lines), chunked, no_body, keep_alive, events), length
+    return ResponseHead(status, b"\r\n".join(lines), chunked, no_body, keep_alive, events, websocket), length
 
 
 def _forwarded(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[bytes, bytes]]:
@@ -170,7 +176,9 @@ def client_head(head: ResponseHead, length: int | None, own_lines: bytes, *, htt
             lines = lines.removesuffix(b"\r\n" + _CHUNKED_LINE)
     elif length is not None and head.status != NO_CONTENT:
         own_lines += b"\r\ncontent-length: %d" % length
-    if not keep_alive:
+    if head.websocket:
+        own_lines += b"\r\nconnection: Upgrade\r\nupgrade: websocket"
+    elif not keep_alive:
         own_lines += b"\r\nconnection: close"
     elif not http11:
         own_lines += b"\r\nconnection: keep-alive"

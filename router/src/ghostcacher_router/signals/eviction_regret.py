@@ -1,0 +1,100 @@
+"""Estimates how likely it is that what full caches evict next is asked for again: the *regret* of an eviction.
+
+A placement that brings KV blocks into a full cache evicts as many others, those that were used longest ago. What that
+costs is what computing them again costs, times the probability that somebody asks for them again. The probability is
+measured on the prompts themselves, in a stack of the boundaries that were asked for lately, latest first:
+
+    top                                    deep                                            forgotten
+    | half of what the fleet's caches hold | up to twice of what they hold                 |
+                                             ^ blocks that are evicted next are somewhere here
+
+Every boundary that sinks from the top into the deep part either comes back from there, or is forgotten; the share of
+those that come back is the regret. What is asked for all the time (a common system prompt) never sinks, what nobody
+asks for again (most of a conversation's last turns) never comes back, and documents that just about fill the fleet's
+caches all come back.
+
+Only some boundaries are looked at, those with the smallest digests: equal text is always looked at or never, so a
+sample tells of depths what the whole would, in a bounded size. (The idea is SHARDS, Waldspurger et al., FAST 2015.)
+A router that places a part of all requests finds the same depths: its gaps are longer, and hold as much less.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from ghostcacher_router.types import Prompt
+
+SAMPLES = 4096
+"""Boundaries that stand for what the fleet's caches hold."""
+
+TOP_SHARE, STACK_SHARE = 0.5, 2.0
+"""Where the deep part begins and ends, as shares of what the caches hold. Copies make them hold less than that, and
+what is no part of any prompt (answers) takes room, too: so it begins early. Its end only has to lie well beyond."""
+
+MEMORY = 2.0
+"""The share is of the last boundaries that sank: of about so many times as there are in the deep part."""
+
+DIGEST_SPAN = 1 << 64
+
+
+class EvictionRegret:
+    """A stack of sampled boundaries. On the event loop only."""
+
+    def __init__(self, samples: int = SAMPLES) -> None:
+        self._samples = samples
+        self._top: OrderedDict[bytes, None] = OrderedDict()
+        self._deep: OrderedDict[bytes, None] = OrderedDict()
+        self._sank = self._came_back = 0.0
+        self._tokens = self._boundaries = 0
+        """Of all prompts that were noted."""
+        self._top_max = self._deep_max = 0
+        self._below = b"\xff" * 9
+        """Boundaries with smaller digests are looked at."""
+
+    def __repr__(self) -> str:
+        return f"EvictionRegret({self.share:.2f}, top={len(self._top)}, deep={len(self._deep)})"
+
+    @property
+    def share(self) -> float:
+        """Return which share of what is evicted next will be asked for again, in [0, 1]. 0 before anything sank."""
+        return self._came_back / self._sank if self._sank else 0.0
+
+    def resize(self, capacity_tokens: int) -> None:
+        """Set how many tokens the caches of the fleet hold; 0 when that is not known."""
+        if not self._boundaries or not self._tokens:
+            return
+        held = capacity_tokens * self._boundaries // self._tokens
+        sampled = min(held, self._samples)
+        self._top_max = int(sampled * TOP_SHARE)
+        self._deep_max = int(sampled * STACK_SHARE) - self._top_max
+        rate = sampled / held if held else 0.0
+        self._below = b"\xff" * 9 if rate >= 1.0 else int(rate * DIGEST_SPAN).to_bytes(8, "big")
+
+    def note(self, prompt: Prompt, tokens: int) -> None:
+        """Note a prompt that was placed. tokens: of the whole prompt, as far as is known."""
+        self._tokens += tokens
+        self._boundaries += len(prompt.digests)
+        if not self._top_max:
+            return
+        top, deep, below = self._top, self._deep, self._below
+        for digest in [one for one in prompt.digests if one < below]:
+            if digest in top:
+                top.move_to_end(digest)
+                continue
+            if digest in deep:
+                del deep[digest]
+                self._came_back += 1.0
+            top[digest] = None
+        while len(top) > self._top_max:
+            deep[top.popitem(last=False)[0]] = None
+            self._sank += 1.0
+        while len(deep) > self._deep_max:
+            deep.popitem(last=False)
+        if self._sank > MEMORY * self._deep_max:
+            self._sank /= 2.0
+            self._came_back /= 2.0
+
+    def clear(self) -> None:
+        """Forget the boundaries."""
+        self._top.clear()
+        self._deep.clear()

@@ -1,0 +1,38 @@
+"""Where a fleet's caches are about full: documents stay where they are, and no last copy falls out for another one."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from ghostcacher_router.placement.picker import Options
+from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.routing_sim import Served, Sim, all_of, make_sim
+
+ENGINES, DOCUMENTS, REQUESTS = 3, 12, 400
+DOCUMENT_TOKENS, QUESTION_TOKENS = 8_000, 80
+KV_BLOCKS = ((DOCUMENTS // ENGINES + 1) * DOCUMENT_TOKENS + 20 * QUESTION_TOKENS) // BLOCK_TOKENS
+"""Of each engine: its share of the documents, one more, and some room for questions."""
+
+
+async def ask_at_random(sim: Sim, rate_per_s: float, seed: int) -> list[Served]:
+    """Ask questions on documents at random, open loop; return how each was served."""
+    rng, tasks = Random(seed), []
+    for number in range(REQUESTS):
+        document = text_of(f"document {rng.randrange(DOCUMENTS)}", DOCUMENT_TOKENS)
+        router = sim.routers[number % len(sim.routers)]
+        tasks.append(router.send(document + text_of(f"question {number}", QUESTION_TOKENS)))
+        await asyncio.sleep(rng.expovariate(rate_per_s))
+    return await all_of(tasks)
+
+
+@virtual
+async def test_documents_that_just_fit_are_computed_about_once() -> None:
+    """Nearly all of what is computed is each document once, and the questions; and no queue grows for it."""
+    sim = await make_sim(ENGINES, kv_blocks=KV_BLOCKS, options=Options(ghost_lock=False))
+    served = await ask_at_random(sim, rate_per_s=8.0, seed=1)
+    computed = sum(engine.computed_tokens for engine in sim.engines.values())
+    once = DOCUMENTS * DOCUMENT_TOKENS + REQUESTS * (QUESTION_TOKENS + BLOCK_TOKENS)
+    assert computed < 2.0 * once
+    assert sum(one.ttft_s for one in served[REQUESTS // 2 :]) / (REQUESTS // 2) < 0.05

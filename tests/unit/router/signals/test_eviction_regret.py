@@ -1,0 +1,82 @@
+"""How likely it is that what full caches evict next is asked for again, for loads of which the answer is known."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from ghostcacher_router.prompt.boundaries import GRID_BYTES
+from ghostcacher_router.signals.eviction_regret import EvictionRegret
+from ghostcacher_router.types import Prompt
+from ghostcacher_simulator.text import TOKEN_BYTES, text_of
+from tests.support.routing_sim import prompt_of
+
+KIB_TOKENS = GRID_BYTES // TOKEN_BYTES
+DOCUMENT_KIB = 8
+
+
+def regret_of(prompts: list[Prompt], capacity_kib: int, samples: int = 4096) -> EvictionRegret:
+    """Return what a fleet whose caches hold so much finds of these prompts."""
+    regret = EvictionRegret(samples)
+    for prompt in prompts:
+        regret.note(prompt, prompt.size // TOKEN_BYTES)
+        regret.resize(capacity_kib * KIB_TOKENS)
+    return regret
+
+
+def document(number: int) -> Prompt:
+    return prompt_of(text_of(f"document {number}", DOCUMENT_KIB * KIB_TOKENS))
+
+
+def at_random(documents: int, count: int) -> list[Prompt]:
+    known, rng = [document(number) for number in range(documents)], Random(1)
+    return [rng.choice(known) for _ in range(count)]
+
+
+@pytest.mark.parametrize("samples", [4096, 64])
+def test_documents_that_fill_the_caches_all_come_back(samples: int) -> None:
+    """Of documents that are asked for at random everything comes back, also where a part of the text is looked at."""
+    assert regret_of(at_random(40, 2000), 40 * DOCUMENT_KIB, samples).share > 0.9
+
+
+def test_what_is_asked_for_once_never_comes_back() -> None:
+    """Prompts that nobody repeats are evicted without regret."""
+    assert regret_of([document(number) for number in range(400)], 40 * DOCUMENT_KIB).share == 0.0
+
+
+def test_common_system_prompt_is_no_regret() -> None:
+    """What everybody asks for is never about to be evicted: what is, are the questions."""
+    system = text_of("system", 4 * KIB_TOKENS)
+    prompts = [prompt_of(system + text_of(f"question {number}", 2 * KIB_TOKENS)) for number in range(600)]
+    assert regret_of(prompts, 400).share == 0.0
+
+
+def test_documents_and_questions_share_the_regret() -> None:
+    """Half of what sinks are documents, which come back, and half are questions, which do not."""
+    rng, prompts = Random(1), []
+    for number in range(2000):
+        text = text_of(f"document {rng.randrange(40)}", DOCUMENT_KIB * KIB_TOKENS)
+        prompts.append(prompt_of(text + text_of(f"question {number}", DOCUMENT_KIB * KIB_TOKENS)))
+    share = regret_of(prompts, 2 * 40 * DOCUMENT_KIB).share
+    assert 0.25 < share < 0.6
+
+
+def test_a_part_of_the_requests_tells_the_same() -> None:
+    """One of four routers, which places every fourth request, finds about what a single one finds."""
+    prompts = at_random(60, 8000)
+    alone, one_of_four = (regret_of(some, 40 * DOCUMENT_KIB).share for some in (prompts, prompts[::4]))
+    assert alone == pytest.approx(one_of_four, abs=0.1)
+
+
+def test_regret_is_bounded_and_follows_the_load() -> None:
+    """It holds no more than twice its samples, and forgets documents that nobody asks for any more."""
+    once = [document(number) for number in range(1000, 2500)]
+    regret = regret_of(at_random(40, 1000) + once, 40 * DOCUMENT_KIB, samples=128)
+    assert len(regret._top) + len(regret._deep) <= 2 * 128
+    assert regret.share < 0.1
+
+
+def test_regret_without_a_capacity_is_none() -> None:
+    """Where no worker says what its cache holds, nothing is charged for evictions."""
+    assert regret_of(at_random(40, 500), 0).share == 0.0
