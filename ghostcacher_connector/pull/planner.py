@@ -12,6 +12,11 @@ from ghostcacher_connector.core.types import MissReason, PrefixHit, Tier
 from ghostcacher_connector.pull.forecast import Choice, Forecaster
 from ghostcacher_connector.transfer.jobs import PullSource
 
+EQUAL_SHARE = 0.1
+"""Holders of the same blocks whose gains differ by less than this share of the pull's time count as equal: rates are
+averages of a few pulls. Each reader then takes the one that it asks first (`LiveWorkers.candidates`), so that readers
+are spread over the holders, instead of all reading from the one that measured best."""
+
 
 @dataclass(frozen=True, slots=True)
 class PullPlan:
@@ -55,7 +60,10 @@ class PullPlanner:
         return PullPlan(first_block, count, sources, choice.pull_s)
 
     def _rank(self, hits: Sequence[PrefixHit], first_block: int, end_block: int) -> list[tuple[Choice, int, PrefixHit]]:
-        """Return (forecast, blocks, hit) for each holder of more than is here, best first."""
+        """Return (forecast, blocks, hit) for each holder of more than is here, best first.
+
+        Of those that are about as good as the best one, the one that comes first in `hits` does: see EQUAL_SHARE.
+        """
         ranked: list[tuple[Choice, int, PrefixHit]] = []
         for hit in hits:
             count = min(_device_blocks(hit), end_block) - first_block
@@ -66,7 +74,19 @@ class PullPlanner:
             ranked.sort(key=lambda entry: (entry[1], entry[0].gain_s), reverse=True)
         else:
             ranked.sort(key=lambda entry: (entry[0].gain_s, entry[1]), reverse=True)
+        if len(ranked) > 1:
+            _prefer_first(ranked, hits)
         return ranked
+
+
+def _prefer_first(ranked: list[tuple[Choice, int, PrefixHit]], hits: Sequence[PrefixHit]) -> None:
+    """Put that holder in front which comes first in `hits`, of those about as good as the best one."""
+    best, count, _ = ranked[0]
+    least_s = best.gain_s - EQUAL_SHARE * best.pull_s
+    equal = [hit for choice, blocks, hit in ranked if blocks == count and choice.gain_s >= least_s]
+    first = next(hit for hit in hits if any(hit is one for one in equal))
+    place = next(number for number, entry in enumerate(ranked) if entry[2] is first)
+    ranked.insert(0, ranked.pop(place))
 
 
 def _device_blocks(hit: PrefixHit) -> int:

@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from typing import NamedTuple
 
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
@@ -18,6 +20,14 @@ Records = Mapping[tuple[str, str], WorkerRecord]
 """Workers' records by namespace and name."""
 
 NOBODY: Records = {}
+
+
+class _Candidates(NamedTuple):
+    """What `candidates` returned last, and for whom. Replaced as a whole."""
+
+    records: Records
+    reader: str | None
+    refs: list[WorkerRef]
 
 
 def hosts_of(records: Sequence[WorkerRecord]) -> set[str]:
@@ -61,6 +71,7 @@ class LiveWorkers:
         self._moving = threading.Lock()
         # One change is passed on after the other, so that what was passed on last is what is known.
         self._passing_on = threading.Lock()
+        self._candidates = _Candidates(NOBODY, None, [])
         self._seen_at = clock()
         self._thread = Periodic("gc-live-workers", self._step)
         self.available = False
@@ -78,12 +89,18 @@ class LiveWorkers:
         return list(self._live().values())
 
     def candidates(self, exclude_worker: str | None = None) -> list[WorkerRef]:
-        """Return the workers that may hold blocks: those that publish, without `exclude_worker`."""
-        return [
-            ref_of(record)
-            for record in self._live().values()
-            if record.role.publishes and record.worker != exclude_worker
-        ]
+        """Return the workers that may hold blocks: those that publish, without `exclude_worker`, who asks.
+
+        Each worker has an order of its own, in which it asks those that hold the same: else all would read from one.
+        """
+        records, known = self._live(), self._candidates
+        if known.records is not records or known.reader != exclude_worker:
+            publishing = [record for record in records.values() if record.role.publishes]
+            refs = [ref_of(record) for record in publishing if record.worker != exclude_worker]
+            if exclude_worker is not None:
+                refs.sort(key=lambda ref: blake2b(f"{exclude_worker}\0{ref.worker}".encode()).digest())
+            self._candidates = known = _Candidates(records, exclude_worker, refs)
+        return list(known.refs)
 
     def get(self, worker: str) -> WorkerRecord | None:
         """Return the record of a worker, or None. Of several in different namespaces, the first by name."""

@@ -5,8 +5,9 @@
                   v                                                           v
                workers        sync.RouterSync <--> Redis (coordination store, index) <-- workers' connectors
 
-Start: the router announces itself in Redis and reads what the others have learned, for a bounded time, so that the
-first request finds a warm router; then it listens. When Redis is away it starts all the same, and catches up later.
+Start: the router announces itself in Redis, reads what the others have learned and asks each worker for its health, for
+a bounded time, so that the first request finds a warm router; then it listens. When Redis is away it starts all the
+same, and catches up later.
 End: no new request is taken, those in flight finish within `drain_timeout_s`, then the router takes leave in Redis.
 What signals do: process_signals.py.
 """
@@ -57,6 +58,8 @@ logger = logging.getLogger(__name__)
 
 WARM_S_MAX = 5.0
 """Longest wait for Redis before listening: a router that knows little is better than none."""
+FLEET_S_MAX = 1.0
+"""Longest wait for the workers' first probes, after that: one that does not answer holds up nobody for longer."""
 WARM_POLL_S = 0.01
 
 GC_YOUNG_OBJECTS = 20_000
@@ -272,6 +275,9 @@ class Router:
                     self._fleet.redis_error or "Redis does not answer",
                 )
                 return
+            await asyncio.sleep(WARM_POLL_S)
+        deadline = time.monotonic() + FLEET_S_MAX
+        while not self._fleet.has_looked and time.monotonic() < deadline:
             await asyncio.sleep(WARM_POLL_S)
 
 

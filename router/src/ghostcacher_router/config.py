@@ -89,7 +89,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
             ge=KIB,
             le=1024 * 1024 * MIB,
             description="of all bodies held at a time; beyond, requests get 503 at once (the last sixteenth is for "
-            "bodies up to 512 KiB), in bytes",
+            "bodies up to 256 KiB), in bytes",
         ),
     ] = 1024 * MIB
     head_bytes_max: Annotated[

@@ -18,6 +18,7 @@ from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, L
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.pull.step_times import STEPS_MIN
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, RunnerRequest, prompts
@@ -251,6 +252,21 @@ def test_load_counts_what_is_still_to_be_computed(make: Make) -> None:
     engine.add("again", tokens_of(0, 100))
     assert measured(engine).waiting_tokens == 100 - 6 * BLOCK_TOKENS
     engine.run()
+
+
+def test_load_tells_how_long_decode_steps_take(make: Make) -> None:
+    """Steps that only decode are timed, with their batch; the prefill rate is a calibration until a prompt tells it."""
+    engine = make()
+    engine.add("first", tokens_of(0, 40), max_tokens=4 * STEPS_MIN)
+    assert measured(engine).decode_step_s == 0.0
+    assert measured(engine).prefill_rate_stale
+    for number in range(4):
+        engine.add(f"later{number}", tokens_of(number, 40), max_tokens=STEPS_MIN)
+    engine.run()
+    load = measured(engine)
+    assert load.decode_step_s > 0.0
+    assert 0.0 <= load.decode_request_s <= load.decode_step_s
+    assert not load.prefill_rate_stale
 
 
 def test_idle_engine_has_no_load(make: Make, router: RedisCoordinationStore) -> None:

@@ -158,7 +158,7 @@ async def test_killed_process_costs_one_prompt_and_no_request() -> None:
 @on_loop
 async def test_body_that_takes_too_much_memory_is_not_understood() -> None:
     """The process says so, and goes on."""
-    body = json.dumps({"model": "m", "prompt": LONG * 45}).encode()
+    body = json.dumps({"model": "m", "prompt": "x" * (35 * MIB)}).encode()
     short = json.dumps({"model": "m", "prompt": LONG}).encode()
     ask = ParseAsk(COMPLETIONS, {}, SEED, frozenset())
     process = ParserProcess(128 * MIB)

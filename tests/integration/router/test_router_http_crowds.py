@@ -143,6 +143,36 @@ async def test_crowd_that_only_holds_connections_keeps_nobody_out(sent: bytes) -
 
 
 @on_loop
+async def test_crowd_that_sends_bodies_slowly_keeps_nobody_out() -> None:
+    """A body that comes fast enough stays, one that has just begun, too; the others make room, the oldest first."""
+    limits = Limits(connections_max=4)
+    async with proxy_rig(Gated(), limits=limits) as rig:
+        slow = await connected(rig, 2)
+        (fast,) = await connected(rig, 1)
+        size = int(limits.body_rate_min * 10)
+        for client, sent in ((fast, size - 1), (slow[0], 1), (slow[1], 1)):
+            client.send(post(b"x" * size)[: sent - size])
+        await eventually(lambda: rig.state.buffered_bytes == size + 1)
+        rig.clock.now += limits.body_grace_s + 1
+        (young,) = await connected(rig, 1)
+        young.send(post(b"x" * size)[:-size])
+        await eventually(lambda: len(rig.state.admission._sending) == 4)
+        rig.clock.now += limits.body_grace_s / 2
+        new = []
+        for client in slow:
+            new.append(await rig.client())
+            assert (await client.head()).startswith(b"HTTP/1.1 503 ")
+            new[-1].send(post(b"mine"))
+            await eventually(lambda: len(rig.engine.received) == len(new))
+        await refused(await rig.client())
+        rig.engine.gate.set()  # type: ignore[attr-defined]
+        for client, rest in ((fast, b"x"), (young, b"x" * size)):
+            assert (await client.ask(rest))[1] == b"x" * size
+        assert [(await client.answer())[1] for client in new] == [b"mine"] * 2
+        assert rig.meter.turned_away == [("connections", "dropped")] * 2 + [("connections", "refused")]
+
+
+@on_loop
 async def test_refused_clients_do_not_pile_up() -> None:
     """They may stay for a moment, to read why; but not however many there are."""
     async with proxy_rig(Gated(), limits=Limits(connections_max=1)) as rig:

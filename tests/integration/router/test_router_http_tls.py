@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.types import Endpoint, Outcome
 from tests.support.mock_engine import MockEngine
-from tests.support.proxy_rig import Clock, FirstOf, LocalPages, Tally, on_loop, parse, post
+from tests.support.proxy_rig import Clock, FirstOf, LocalPages, Tally, on_loop, parse, post, proxy_rig
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,41 @@ class TlsEngine(MockEngine):
     @property
     def endpoint(self) -> Endpoint:
         return super().endpoint._replace(tls=True)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@on_loop
+async def test_answer_that_ends_with_a_tls_connection_is_whole_only_if_the_worker_says_so(
+    certificate: tuple[Path, Path], signed: bool
+) -> None:
+    """Whoever is in between can close the connection beneath it: the client sees a reset."""
+    listening = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    listening.load_cert_chain(*certificate)
+    loop = asyncio.get_running_loop()
+
+    def serve() -> None:
+        plain, _ = listener.accept()
+        with listening.wrap_socket(plain, server_side=True) as worker:
+            while not worker.recv(1 << 16).endswith(b"{}"):
+                pass
+            worker.sendall(b"HTTP/1.1 200 OK\r\n\r\nabc")
+            if signed:
+                worker.unwrap()
+            else:
+                worker.shutdown(socket.SHUT_WR)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = loop.run_in_executor(None, serve)
+        async with proxy_rig(TlsEngine("w0")) as rig:
+            rig.engine.port = listener.getsockname()[1]
+            rig.state.pools._tls = ssl.create_default_context(cafile=str(certificate[0]))
+            client = await rig.client()
+            client.send(post(b"{}"))
+            await client.head()
+            assert await client.reader.readexactly(3) == b"abc"
+            assert await client.ends_with_reset() is not signed
+            assert rig.placements[0].outcome is (Outcome.DONE if signed else Outcome.FAILED)
+        await serving
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -36,7 +36,7 @@ MORE = {"worker": {"unlink"}, "router": {"unlink", "xread"}, "doctor": {"ping", 
 def commands_of(name: str) -> set[str]:
     folder, script = name.split("/")
     text = (FOLDER / folder / "scripts" / f"{script}.lua").read_text()
-    found = {word.lower() for word in re.findall(r"(?:redis\.call|try)\('([A-Z]+)'", text)}
+    found = {word.lower() for word in re.findall(r"(?:redis\.p?call|try)\('([A-Z]+)'", text)}
     found |= {word.lower() for word in re.findall(r"in_chunks\('([A-Z]+)'", text)}
     return found | ({"hstrlen", "hmget"} if "lock_fields" in text else set())
 

@@ -30,8 +30,8 @@ local function searcher(chain)
     return function(key)
         if count == 0 then return 0 end
         -- Mostly a worker holds all of a text or nothing, else often as much as the worker before it.
-        local ends = try('HMGET', key, hash(1), hash(count))
-        if ends.err then -- the key is not a hash
+        local ends = redis.pcall('HMGET', key, hash(1), hash(count))
+        if ends.err and checked(ends) then -- the key is not a hash
             malformed = malformed + 1
             return 0
         end

@@ -38,8 +38,8 @@ local function hash(i)
 end
 
 local function holds(key, i)
-    local reply = try('HEXISTS', key, hash(i))
-    if type(reply) == 'table' then -- the key is not a hash
+    local reply = redis.pcall('HEXISTS', key, hash(i))
+    if type(reply) == 'table' and checked(reply) then -- the key is not a hash
         malformed = malformed + 1
         return false
     end

@@ -1,13 +1,17 @@
 -- Stands before every script.
 
--- Run a command; return its reply, or a table with `err` when the key is of another type, which none of ours is.
+-- Return the reply of a redis.pcall: a table with `err` when the key is of another type, which none of ours is.
 -- Every other error ends the script: a user who lacks a permission must hear of it, and not see an empty Redis.
-local function try(...)
-    local reply = redis.pcall(...)
+local function checked(reply)
     if type(reply) == 'table' and reply.err and not string.find(reply.err, 'WRONGTYPE', 1, true) then
         error(reply.err)
     end
     return reply
+end
+
+-- Run a command; return its checked reply. What runs thousands of times a call checks the rare replies alone.
+local function try(...)
+    return checked(redis.pcall(...))
 end
 
 -- Return the fields of a ghost lock: token, router, worker, ready at, stamp; nothing when that is not what lies there.

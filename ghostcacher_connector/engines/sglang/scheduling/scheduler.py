@@ -145,8 +145,8 @@ class ConnectorScheduler:
         self._settle()
         self._computed_since_reset = True
         self._batches_begun += 1
-        tokens = int(batch.extend_num_tokens or 0) if batch.forward_mode.is_extend() else 0
-        decoding = len(batch.reqs) if batch.forward_mode.is_decode() else 0
+        extends = batch.forward_mode.is_extend()
+        tokens, decoding = (int(batch.extend_num_tokens or 0), 0) if extends else (0, len(batch.reqs))
         self._steps.scheduled(self._batches_begun, tokens, decoding)
 
     def batch_done(self, batch: ScheduleBatch) -> None:

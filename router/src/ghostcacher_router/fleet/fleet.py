@@ -95,6 +95,7 @@ class Fleet:
         self._watches: dict[str, Watch] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._loops: list[asyncio.Task[None]] = []
+        self._has_discovered = index is None
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
         self._billing_kept: frozenset[str | None] | None = None
@@ -118,6 +119,11 @@ class Fleet:
     def gone(self) -> list[GoneWorker]:
         """Workers that have left within `gone_ttl_s` without being drained before, the latest first."""
         return self._gone.recent()
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether Redis has been asked for workers, and every worker that is known for its health, at least once."""
+        return self._has_discovered and all(watch.has_probed for watch in self._watches.values())
 
     @property
     def redis_available(self) -> bool:
@@ -172,10 +178,8 @@ class Fleet:
 
     def count_by_state(self) -> dict[WorkerState, int]:
         """Return how many workers are in each state."""
-        counts = dict.fromkeys(WorkerState, 0)
-        for worker in self._workers.values():
-            counts[worker.state] += 1
-        return counts
+        counts = Counter(worker.state for worker in self._workers.values())
+        return {state: counts[state] for state in WorkerState}
 
     def lease_of(self, name: str) -> str:
         """Say why a worker is in the fleet: "static" by its URL, or its lease is "held", or "kept" without Redis."""
@@ -235,7 +239,10 @@ class Fleet:
     async def share_drains(self) -> bool:
         """Tell the other replicas now; return whether they can know of every drain. Bounded by the store's time-out."""
         shared = await self._drains.exchange()
-        self._apply_drains()
+        for watch in self._watches.values():
+            hold = self._drains.hold(watch.worker.drain_id)
+            if hold is not watch.worker.draining:
+                watch.drain(hold)
         return shared
 
     # Start and stop
@@ -247,7 +254,7 @@ class Fleet:
         if self._index is not None:
             self._loops.append(self._forever(self._discover, self.options.discover_interval_s))
         if self._store is not None:
-            self._loops.append(self._forever(self._poll_drains, self.options.drain_interval_s))
+            self._loops.append(self._forever(self.share_drains, self.options.drain_interval_s))
             self._loops.append(self._forever(self._poll_loads, self.options.load_interval_s))
         self._metrics.watch_fleet(self.count_by_state, lambda: self.redis_available, self._refused)
 
@@ -262,7 +269,7 @@ class Fleet:
         self._tasks.clear()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _forever(self, step: Callable[[], Awaitable[None]], interval_s: float) -> asyncio.Task[None]:
+    def _forever(self, step: Callable[[], Awaitable[object]], interval_s: float) -> asyncio.Task[None]:
         async def run() -> None:
             while True:
                 try:
@@ -287,6 +294,7 @@ class Fleet:
         except IndexUnavailable as exc:
             self._redis.failed(exc, len(self._workers))
             self._leases.redis_silent()
+            self._has_discovered = True
             return
         self._redis.answered()
         # Before a new worker is taken in: it may have been drained through another router.
@@ -300,18 +308,10 @@ class Fleet:
         # Looked at twice a second: thousands of workers that are as they were cost the loop next to nothing.
         if self._leases.records != self._reconciled:
             self._reconcile()
+        self._has_discovered = True
         for name in kept & self._watches.keys():
             logger.warning("worker %s: Redis has no lease of it any more; kept for now, while it answers", name)
             self._watches[name].soon()
-
-    async def _poll_drains(self) -> None:
-        await self.share_drains()
-
-    def _apply_drains(self) -> None:
-        for watch in self._watches.values():
-            hold = self._drains.hold(watch.worker.drain_id)
-            if hold is not watch.worker.draining:
-                watch.drain(hold)
 
     async def _poll_loads(self) -> None:
         assert self._store is not None
@@ -325,10 +325,7 @@ class Fleet:
             return  # The last loads grow old, and whoever uses them sees their age.
         now = self._clock()
         for ref, load in zip(refs, loads, strict=True):
-            worker = workers[ref]
-            if load is not None and (worker.load is None or load.at != worker.load.at):
-                worker.load = load
-                worker.load_measured_at = now - max(0.0, store_now - load.at) - load.load.age_s
+            workers[ref].take_load(load, store_now, now)
 
     # Who is a member
 

@@ -56,6 +56,8 @@ class Watch:
         self._due = dependencies.clock()
         self._probed_at = -inf
         self._wake = asyncio.Event()
+        self.has_probed = False
+        """Whether a first probe is over, however it went."""
         self._setbacks = 0
         self._silent_since: deque[float] = deque(maxlen=dependencies.options.failures_max)
         """When each of the last probes in a row began that got no answer."""
@@ -68,6 +70,7 @@ class Watch:
         while True:
             await self._until_due()
             await self.probe()
+            self.has_probed = True
 
     async def probe(self) -> None:
         """Ask the worker once, and change its state as the answer says."""

@@ -6,7 +6,8 @@
 
 In each case the connection goes that has waited longest for a next request (of that address, if that is what has too
 many), whether or not a request was ever sent on it: its client opens another one when it needs it. So who holds
-thousands of connections without using them keeps nobody out. When all are in use, the new client is refused with 503.
+thousands of connections without using them keeps nobody out. When none waits, one goes whose body comes too slowly, by
+all that has come of it. When all are at work, the new client is refused with 503.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from itertools import islice
 from typing import Protocol
 
 from ghostcacher_router.http.open_files import SPARE, short_of_files
@@ -26,6 +28,8 @@ LOG_INTERVAL_S = 10.0
 """Between two lines on one kind of shortage. They say how often it was met meanwhile."""
 LINGERING_MAX = 64
 """Refused clients whose connections stay open until they have read why. Beyond, a reset may overtake the refusal."""
+SENDING_LOOKED_AT = 16
+"""Of the clients that send a body, those that began first: it is these that are slow."""
 
 _ADVICE = {
     "address": "connections_per_address_max=%d connections of one address are there, last of %s",
@@ -41,8 +45,12 @@ class Admitted(Connection, Protocol):
     peer: str | None
     transport: asyncio.Transport
 
+    @property
+    def trickles(self) -> bool:
+        """Whether the body that it sends has come too slowly so far."""
+
     def drop(self) -> None:
-        """Close at once: no request is under way."""
+        """Close at once: no request is whole."""
 
 
 class Admission:
@@ -57,6 +65,7 @@ class Admission:
         self._meter = meter
         self._refused: set[Admitted] = set()
         self._waiting: dict[Admitted, None] = {}
+        self._sending: dict[Admitted, None] = {}
         self._waiting_of: dict[str, dict[Admitted, None]] = {}
         self._count_of: Counter[str] = Counter()
         self._events: Counter[tuple[str, str]] = Counter()
@@ -77,15 +86,14 @@ class Admission:
         self._count(client, 1)
         reason = self._shortage(client)
         if reason is not None:
-            waiting = self._waiting_of.get(client.peer or "", {}) if reason == "address" else self._waiting
-            longest = next(iter(waiting), None)
-            self._note(reason, "refused" if longest is None else "dropped", client)
-            if longest is None:
+            dropped = self._dispensable(client.peer if reason == "address" else None)
+            self._note(reason, "refused" if dropped is None else "dropped", client)
+            if dropped is None:
                 self._count(client, -1)
                 self._refused.add(client)
                 return False
-            self.forget(longest)
-            longest.drop()
+            self.forget(dropped)
+            dropped.drop()
         self.waits(client)
         return True
 
@@ -95,8 +103,14 @@ class Admission:
         if self._limits.connections_per_address_max is not None and client.peer is not None:
             self._waiting_of.setdefault(client.peer, {})[client] = None
 
+    def sends(self, client: Admitted) -> None:
+        """A client sends the body of a request, from now on."""
+        self.busy(client)
+        self._sending[client] = None
+
     def busy(self, client: Admitted) -> None:
         """A request of this client is under way, or its connection is closing."""
+        self._sending.pop(client, None)
         if client not in self._waiting:
             return
         del self._waiting[client]
@@ -126,13 +140,19 @@ class Admission:
             of_address = reason == "address"
             limit = self._limits.connections_per_address_max if of_address else self._limits.connections_max
             logger.warning(
-                f"{_ADVICE[reason]}. Since the last such line %d idle connections were closed for new ones, "
+                f"{_ADVICE[reason]}. Since the last such line %d idle or slow ones were closed for new ones, "
                 "and %d new ones were refused",
                 limit,
                 self._last_peer,
                 dropped,
                 refused,
             )
+
+    def _dispensable(self, peer: str | None) -> Admitted | None:
+        """Return the connection that may go first; None when all are at work. peer: only one of this address."""
+        waiting = self._waiting if peer is None else self._waiting_of.get(peer, {})
+        sending = (client for client in islice(self._sending, SENDING_LOOKED_AT) if peer is None or client.peer == peer)
+        return next(iter(waiting), None) or next((client for client in sending if client.trickles), None)
 
     def _shortage(self, client: Admitted) -> str | None:
         """Return what there is too little of, now that this client has come."""

@@ -123,8 +123,7 @@ class ClientConnection(asyncio.Protocol):
         self.exchange_done(keep)
 
     def cut(self, last: bytes, *, reset: bool) -> None:
-        if last:
-            self.write(last)
+        self.write(last)
         if not reset:
             self._close()
             return
@@ -140,8 +139,13 @@ class ClientConnection(asyncio.Protocol):
 
     # what admission uses
 
+    @property
+    def trickles(self) -> bool:
+        limits, took_s = self._proxy.limits, self._proxy.clock() - self._moved_at
+        return took_s > limits.body_grace_s and self._reader.received_bytes < took_s * limits.body_rate_min
+
     def drop(self) -> None:
-        if self._reader.pending:
+        if self._reader.pending or self._reader.in_body:
             self._write_error(TOO_MANY, None, False)
         if self.transport.get_write_buffer_size():
             self.abort()  # Of a response that the client has not read.
@@ -282,8 +286,9 @@ class ClientConnection(asyncio.Protocol):
                 self._begun = True
                 self.deadline = self._proxy.clock() + self._proxy.limits.client_header_s
         elif self._state is _HEAD:
-            self._proxy.admission.busy(self)
+            self._proxy.admission.sends(self)
             self._state = _BODY
+            self._moved_at = self._proxy.clock()
             self._seen_bytes = 0
             self.deadline = self._proxy.clock() + self._proxy.limits.client_body_s
             if reader.head is not None and reader.head.expects_continue:

@@ -29,7 +29,7 @@ from ghostcacher_router.http.protocol.response_head import ResponseHead, client_
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
 from ghostcacher_router.http.repeatable import is_repeatable
-from ghostcacher_router.prompt.bodies import BadBody
+from ghostcacher_router.prompt import BadBody, shape_by_method
 from ghostcacher_router.types import Ask, Body, NoWorker, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
@@ -111,7 +111,9 @@ class WorkerExchange(AtWorker):
         """Parse and place the request; it is sent before this returns, when there is nothing to wait for."""
         head = self._head
         try:
-            self._begin(self._proxy.parse(head.target.decode("ascii"), self._body, head.headers))
+            target = head.target.decode("ascii")
+            shape = shape_by_method(head.method, target, head.headers)
+            self._begin(shape or self._proxy.parse(target, self._body, head.headers))
         except Exception as exc:
             self._end_for(exc)
 

@@ -14,6 +14,6 @@ boundaries.py       places boundaries in the canonical bytes and hashes them
 """
 
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.prompt.parse import parse_body, parse_head, parse_now
+from ghostcacher_router.prompt.parse import parse_body, parse_head, parse_now, shape_by_method
 
-__all__ = ["BadBody", "parse_body", "parse_head", "parse_now"]
+__all__ = ["BadBody", "parse_body", "parse_head", "parse_now", "shape_by_method"]

@@ -10,6 +10,7 @@ templates print names and ids of calls before it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,6 +70,8 @@ class Reading(NamedTuple):
     """The most items that are walked in one body."""
     nodes_max: int = NODES_MAX
     """The most nodes of other JSON that are walked in one body."""
+    lenient_bytes_max: int = sys.maxsize
+    """The longest body that is read as leniently as engines do, where it is no strict JSON."""
 
 
 class Assembly:

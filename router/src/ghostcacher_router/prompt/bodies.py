@@ -48,6 +48,10 @@ class TooDeep(BadBody):
         super().__init__(f"The body of the request is nested too deeply: expected at most {DEPTH_MAX} levels.", None)
 
 
+class TakesLong(Exception):
+    """Reading on takes longer than it may."""
+
+
 def in_words_of_json(name: str) -> str:
     """Return what JSON calls a type of Python."""
     return _WORDS.get(name, name)

@@ -20,6 +20,7 @@ from ghostcacher_router.prompt.bodies import (
     CompletionBody,
     EmbeddingsBody,
     ResponsesBody,
+    TakesLong,
     TooDeep,
 )
 from ghostcacher_router.prompt.canonical import TooMuch
@@ -34,11 +35,14 @@ SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
 SESSION_CHARS_MAX = 256
 """The longest name of a session that is kept; a longer one is replaced by its digest, so that two never become one."""
 
-NOW_BYTES_MAX = 512 << 10
-"""The largest body that is read at once. Decoding ``[],[],...`` of this size takes 25 ms."""
+NOW_BYTES_MAX = 256 << 10
+"""The longest body that is read at once. Decoding ``[],[],...`` of this size takes up to 25 ms."""
 NOW_ITEMS_MAX = 2048
 NOW_NODES_MAX = 16_384
 """The most items and nodes that are walked at once: some 20 ms together."""
+NOW_LENIENT_BYTES_MAX = 64 << 10
+"""The longest body that is read at once as engines do, which may take 15 ms."""
+NOW = (NOW_ITEMS_MAX, NOW_NODES_MAX, NOW_LENIENT_BYTES_MAX)
 VALUES_MAX = 1 << 21
 """The most values of which objects are made: some 200 MB. Two million token ids are twice the longest prompts."""
 SHORT_BYTES = 4096
@@ -88,8 +92,8 @@ def parse_now(
     if len(body) > NOW_BYTES_MAX and (path.partition("?")[0] in _PARSERS or not is_form(headers)):
         return None
     try:
-        return _parse(path, body, headers, Reading(seed, billing_kept, NOW_ITEMS_MAX, NOW_NODES_MAX))
-    except _PromptUnread:
+        return _parse(path, body, headers, Reading(seed, billing_kept, *NOW))
+    except (_PromptUnread, TakesLong):
         return None
 
 
@@ -98,6 +102,15 @@ def parse_head(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Reques
     if path.partition("?")[0] not in _PARSERS:
         return _parse(path, body, headers, Reading(0))
     return _without_prompt(path, in_utf8(body), headers)
+
+
+def shape_by_method(method: str, path: str, headers: Mapping[bytes, bytes]) -> RequestShape | None:
+    """Return the shape of a request whose method brings no prompt, on a path where others do; None for all others.
+
+    Such are the preflights of browsers, and a HEAD or GET, which an engine answers as it likes. path: with the query.
+    """
+    path, _, query = path.partition("?")
+    return None if method == "POST" or path not in _PARSERS else _other(path, query, b"", headers, Reading(0))
 
 
 class _PromptUnread(Exception):
@@ -111,17 +124,17 @@ class _PromptUnread(Exception):
 def _parse(path: str, body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     path, _, query = path.partition("?")
     parse = _PARSERS.get(path)
-    return _other(path, query, body, headers) if parse is None else parse(body, headers, reading)
+    return _other(path, query, body, headers, reading) if parse is None else parse(body, headers, reading)
 
 
-def _other(path: str, query: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
+def _other(path: str, query: str, body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     """Return the shape of a request that prefills nothing."""
     model: str | None = None
     needs_id = id_in_path(path)
     if is_form(headers):
         model = model_of_form(body, headers)
     elif body:
-        model, named_id = _named_in(path, body)
+        model, named_id = _named_in(path, body, reading)
         needs_id = needs_id or named_id
     makes_id = makes_object(path)
     return RequestShape(
@@ -129,10 +142,10 @@ def _other(path: str, query: str, body: bytes, headers: Mapping[bytes, bytes]) -
     )
 
 
-def _named_in(path: str, body: bytes) -> tuple[str | None, str | None]:
+def _named_in(path: str, body: bytes, reading: Reading) -> tuple[str | None, str | None]:
     """Return the model, and the id of a stored object, that a JSON body names."""
     try:
-        fields = decode_fields(body)
+        fields = decode_fields(body, reading.lenient_bytes_max)
         model = _text_of(fields.get("model", ABSENT))
         named = bytes(fields.get(FIELDS.get(path, ""), ABSENT))
         named_id = id_of(decode_value(named)) if 0 < len(named) <= FIELD_BYTES_MAX else None
@@ -152,7 +165,7 @@ def _text_of(raw: Raw) -> str | None:
 
 def _without_prompt(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
     """Return the shape of a body of which too much would have to be decoded: what its short fields say."""
-    values = {name: bytes(raw) for name, raw in decode_fields(body).items()}
+    values = {name: bytes(raw) for name, raw in decode_fields(body, len(body)).items()}
     short = {name: decode_value(value) for name, value in values.items() if len(value) <= SHORT_BYTES}
     kind = ResponsesBody if _PARSERS[path.partition("?")[0]] is _parse_responses else Body
     try:
@@ -163,17 +176,17 @@ def _without_prompt(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> R
 
 
 def _parse_chat(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
-    chat = _chat.decode(body)
+    chat = _chat.decode(body, reading.lenient_bytes_max)
     return _shape(chat, headers, lambda: chat_prompt("chat", chat, headers, reading))
 
 
 def _parse_messages(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
-    chat = _chat.decode(body)
+    chat = _chat.decode(body, reading.lenient_bytes_max)
     return _shape(chat, headers, lambda: chat_prompt("messages", chat, headers, reading))
 
 
 def _parse_embeddings(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
-    embeddings = _embeddings.decode(body)
+    embeddings = _embeddings.decode(body, reading.lenient_bytes_max)
     if embeddings.messages is not None:
         return _shape(embeddings, headers, lambda: chat_prompt("embeddings", embeddings, headers, reading))
     given = embeddings.input
@@ -181,13 +194,13 @@ def _parse_embeddings(body: bytes, headers: Mapping[bytes, bytes], reading: Read
 
 
 def _parse_completion(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
-    text = _completion.decode(body)
+    text = _completion.decode(body, reading.lenient_bytes_max)
     given, suffix = text.prompt, text.suffix
     return _shape(text, headers, lambda: plain_prompt("completions", text, given, "prompt", reading, suffix))
 
 
 def _parse_responses(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
-    responses = _responses.decode(body)
+    responses = _responses.decode(body, reading.lenient_bytes_max)
     return _shape(responses, headers, lambda: responses_prompt(responses, headers, reading))
 
 

@@ -124,7 +124,7 @@ def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Readi
         return None
     if type(given) is list:
         try:
-            ids = array("I", given).tobytes()
+            ids = _token_ids(given)
         except (TypeError, OverflowError) as exc:
             raise BadBody(f"Invalid '{param}': expected a string or token ids.", param) from exc
         preamble = _preamble(family, body, Budget(reading.nodes_max), "ids", more)
@@ -135,6 +135,15 @@ def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Readi
         raise BadBody.wrong_type(param, "a string or an array", given)
     check_nesting([more, *preamble_values(body)], 0)
     return None
+
+
+def _token_ids(given: list[Any]) -> bytes:
+    """Return token ids as bytes; engines take 2.0 for 2. Raises TypeError, OverflowError."""
+    try:
+        return array("I", given).tobytes()
+    except TypeError:
+        whole = [int(each) if type(each) is float and each.is_integer() else each for each in given]
+        return array("I", whole).tobytes()
 
 
 def _preamble(family: str, body: Body, nodes: Budget, *more: Any) -> bytes:

@@ -2,13 +2,14 @@
 
 Decoding makes an object of each value, forty times the bytes of ``[],[],...``, and an engine that passes nested values
 on to its core may not survive them. So both are counted in the bytes alone, by operations that run at the speed of
-memory: what is escaped goes first, then all that is no structure, then the strings. Of the brackets that are left, all
-pairs with nothing in between are taken away again and again: the rounds that this takes are the depth.
+memory: what is escaped goes first, then all that is no structure, then the strings. Only the brackets that are left are
+walked.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from typing import NamedTuple
 
 from ghostcacher_router.prompt.bodies import DEPTH_MAX, TooDeep
@@ -24,6 +25,8 @@ _BACKSLASHES = re.compile(rb"\\*")
 _STRUCTURE = b'"[]{},:'
 _NO_STRUCTURE = bytes(sorted(set(range(256)) - set(_STRUCTURE)))
 _ALIKE = bytes.maketrans(b"{}", b"[]")
+_STEPS = [0] * 256
+_STEPS[ord("[")], _STEPS[ord("]")] = 1, -1
 
 
 class Structure(NamedTuple):
@@ -34,12 +37,12 @@ class Structure(NamedTuple):
     containers: int
     """Opening brackets outside strings; counting ends where there are more than `CONTAINERS_MAX`."""
     depth: int
-    """How many brackets are open at most; counting ends at `depth_max` + 1."""
+    """How many brackets are open at most."""
     closed: bool
     """Whether there are as many closing brackets; False also where counting ended at `CONTAINERS_MAX`."""
 
 
-def structure_of(json: bytes, depth_max: int = DEPTH_MAX) -> Structure:
+def structure_of(json: bytes) -> Structure:
     """Return how `json` is built. It is in UTF-8, and need not be valid.
 
     Takes some milliseconds per MiB at most, and a few MiB of memory whatever its size.
@@ -59,25 +62,17 @@ def structure_of(json: bytes, depth_max: int = DEPTH_MAX) -> Structure:
     if containers > CONTAINERS_MAX:
         return Structure(values, containers, 0, False)
     closed = not in_string and 2 * containers == len(brackets)
-    return Structure(values, containers, _depth(bytes(brackets), depth_max), closed)
+    return Structure(values, containers, _depth(brackets), closed)
 
 
 def check_depth(json: bytes, depth: int) -> None:
     """Raise TooDeep where a value that stands `depth` levels deep makes its body too deep."""
-    if structure_of(json, DEPTH_MAX - depth).depth > DEPTH_MAX - depth:
+    if structure_of(json).depth > DEPTH_MAX - depth:
         raise TooDeep
 
 
-def _depth(brackets: bytes, depth_max: int) -> int:
-    tower = b"[" * (depth_max + 1)
-    for depth in range(depth_max + 1):
-        if tower in brackets:
-            break
-        left = brackets.replace(b"[]", b"")
-        if len(left) == len(brackets):
-            return depth + left.count(b"[")
-        brackets = left
-    return depth_max + 1
+def _depth(brackets: bytearray) -> int:
+    return max(accumulate(map(_STEPS.__getitem__, brackets)), default=0)
 
 
 def _end_of_piece(json: bytes, start: int) -> int:

@@ -44,7 +44,17 @@ class WorkerConnection(asyncio.Protocol):
     worker does not keep up with what is written; None: nobody is.
     """
 
-    __slots__ = ("_arrived", "_begun_at", "_paused", "_reader", "blocked", "data_received", "pool", "transport")
+    __slots__ = (
+        "_arrived",
+        "_begun_at",
+        "_paused",
+        "_reader",
+        "_said_end",
+        "blocked",
+        "data_received",
+        "pool",
+        "transport",
+    )
     transport: asyncio.Transport
     data_received: Callable[[bytes], None]  # type: ignore[assignment]
 
@@ -54,6 +64,7 @@ class WorkerConnection(asyncio.Protocol):
         self._paused = False
         self._begun_at = 0.0
         self._arrived = False
+        self._said_end = False
         self.blocked: Callable[[bool], None] | None = None
         self.data_received = self._reader.feed
 
@@ -127,7 +138,8 @@ class WorkerConnection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
 
     def eof_received(self) -> None:
-        """Close, as the default is."""
+        """Close, as the default is. With TLS it is called for an end that the other side has signed."""
+        self._said_end = True
 
     def pause_writing(self) -> None:
         if self.blocked is not None:
@@ -139,7 +151,10 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.pool.closed(self)
-        self._reader.end_of_stream(None if exc is None else str(exc))
+        error = None if exc is None else str(exc)
+        if error is None and self.pool.endpoint.tls and not self._said_end:
+            error = "its TLS connection ended without saying so"  # Whoever is in between can do that, too.
+        self._reader.end_of_stream(error)
 
     # the reader's side
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -63,6 +64,24 @@ def test_candidates_leave_out_oneself_and_mere_consumers() -> None:
     live.refresh()
     assert live.candidates("me") == [ref_of(peer)]
     assert live.candidates() == [ref_of(me), ref_of(peer)]
+
+
+def test_readers_ask_holders_in_different_orders() -> None:
+    """Of eight equal holders none is asked first by more than a third of many readers; each reader keeps its order."""
+    index = MemoryIndex()
+    for number in range(8):
+        index.join(make_record(f"holder{number}"), lease_ttl_s=LEASE_S)
+    live = LiveWorkers(index, NAMESPACE)
+    live.refresh()
+    first = Counter(live.candidates(f"reader{number}")[0].worker for number in range(64))
+    assert len(first) == 8
+    assert max(first.values()) <= 64 / 3
+    orders = [live.candidates("reader") for _ in range(2)]
+    assert orders[0] == orders[1]
+    assert {ref.worker for ref in orders[0]} == {f"holder{number}" for number in range(8)}
+    index.join(make_record("another"), lease_ttl_s=LEASE_S)
+    live.refresh()
+    assert [ref for ref in live.candidates("reader") if ref.worker != "another"] == orders[0]
 
 
 def test_change_is_passed_on_and_no_change_is_not() -> None:

@@ -28,6 +28,7 @@ class Client:
 
     deadline = 0.0
     transport = asyncio.Transport()
+    trickles = False
 
     def __init__(self, peer: str | None = "10.0.0.1") -> None:
         self.peer = peer

@@ -109,7 +109,14 @@ def test_error_within_a_chunk_ends_the_chunk() -> None:
 
 def test_nothing_follows_the_last_chunk_or_a_cut_size() -> None:
     """It would be read as a trailer, or as digits of that size."""
-    for raw in (b"5\r\nhello\r\n0\r\n", b"5\r\nhello\r\n0\r\n\r\n", b"5\r\nhello\r\n5", b"5\r", b"5;" + b"a" * 5000):
+    for raw in (
+        b"5\r\nhello\r\n0\r\n",
+        b"00\r\n\r\n",
+        b"5\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n5",
+        b"5\r",
+        b"5;" + b"a" * 5000,
+    ):
         _, stream = passed(raw, [2, 3])
         assert stream.ending(CHAT, BROKE) == b"", raw
 

@@ -185,3 +185,20 @@ async def test_worker_events_that_make_no_sense_change_nothing() -> None:
     before = repr(router.picker)
     router.routing.tracker.on_worker_events(WorkerEvents("n", "stranger", b"x" * 16, (), ("one", "two")))
     assert repr(router.picker) == before
+
+
+@virtual
+async def test_worker_that_goes_down_has_nothing_any_more_and_one_that_fails_a_request_has() -> None:
+    """A failed request says nothing of a worker's cache; a process that has ended has none."""
+    sim = await make_sim(2, plain=True)
+    router = sim.routers[0]
+    served = await router.send(TEXT)
+    prompt, history = router.ask(TEXT).shape.prompt, router.routing.state.history
+    assert prompt is not None
+    router.fleet.failed(served.worker, "500", "status 500")
+    found = history.find(prompt, sim.now())
+    assert found is not None
+    assert found.holders[0].worker == served.worker
+    await sim.settle(0.01)
+    router.fleet.lost(served.worker, Outcome.REFUSED)
+    assert history.find(prompt, sim.now()) is None

@@ -9,7 +9,7 @@ import pytest
 
 from ghostcacher_router.prompt import BadBody, parse_body, parse_now
 from ghostcacher_router.types import RequestShape
-from tests.support.prompts import CHAT, EMBEDDINGS, KNOWN, LONG, SEED, say, shape
+from tests.support.prompts import CHAT, COMPLETIONS, EMBEDDINGS, KNOWN, LONG, SEED, say, shape
 
 TEXT = json.dumps({"model": "m", "messages": [say("user", "häßlich 😀 " + LONG)]}, ensure_ascii=False)
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32")
@@ -60,3 +60,11 @@ def test_what_engines_do_not_read_is_refused(path: str, body: bytes) -> None:
 def test_multimodal_input_of_embeddings_is_the_engines_affair(given: Any) -> None:
     """It has no prompt that another one shares."""
     assert shape(EMBEDDINGS, {"model": "m", "input": given}) == RequestShape("m", False, None, None)
+
+
+def test_whole_numbers_with_a_point_are_token_ids() -> None:
+    """Engines convert them; what is no whole number they refuse."""
+    assert shape(COMPLETIONS, {"prompt": [1, 2.0, 3e0]}) == shape(COMPLETIONS, {"prompt": [1, 2, 3]})
+    for wrong in (1.5, -1.0, 1e300, "1", [1]):
+        with pytest.raises(BadBody, match="token ids"):
+            shape(COMPLETIONS, {"prompt": [1, wrong]})

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import FrameType
+from typing import TypeVar
 
 import pytest
 
-from ghostcacher_router.prompt import parse_body
+from ghostcacher_router.prompt import parse_body, parse_now
 from ghostcacher_router.prompt.assembly import ITEMS_MAX
 from ghostcacher_router.prompt.canonical import NODES_MAX
+from ghostcacher_router.prompt.parse import NOW_BYTES_MAX, NOW_ITEMS_MAX, NOW_NODES_MAX
 from ghostcacher_router.types import RequestShape
 from tests.support.prompts import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, SEED
 
+S = TypeVar("S")
 BODY_BYTES = 4 << 20
 CALLS_MAX = 6 * NODES_MAX
 """Some calls for each part that may be looked at. Without a bound there are more than a million."""
@@ -57,8 +61,8 @@ FORMS = {
 }
 
 
-def parse_counted(path: str, body: bytes) -> tuple[RequestShape, int]:
-    """Return a body's shape, and the number of calls that it took."""
+def counted(parse: Callable[[], S]) -> tuple[S, int]:
+    """Return what was parsed, and the number of calls that it took."""
     calls = 0
 
     def count(frame: FrameType, event: str, arg: object) -> None:
@@ -67,7 +71,7 @@ def parse_counted(path: str, body: bytes) -> tuple[RequestShape, int]:
 
     sys.setprofile(count)
     try:
-        return parse_body(path, body, {}, SEED), calls
+        return parse(), calls
     finally:
         sys.setprofile(None)
 
@@ -77,7 +81,7 @@ def test_body_of_too_many_parts_is_not_understood(form: str) -> None:
     """Its head is read all the same; the work is bounded."""
     path, text = FORMS[form]
     body = f'{{"model":"m","stream":true,"user":"u",{text}}}'.encode()
-    found, calls = parse_counted(path, body)
+    found, calls = counted(lambda: parse_body(path, body, {}, SEED))
     assert found[:4] == RequestShape("m", True, None, "u")[:4]
     assert calls < CALLS_MAX
 
@@ -96,3 +100,26 @@ def test_tools_that_are_remembered_take_nothing_from_the_rest() -> None:
     images = ",".join([IMAGE] * 1000)
     body = f'{{{said(f"[{images}]")},"tools":[{tools}]}}'.encode()
     assert parse_body(CHAT, body, {}, SEED).prompt == parse_body(CHAT, body, {}, SEED).prompt is not None
+
+
+SHORT = {
+    "media": (CHAT, said("[" + ",".join([IMAGE] * 15_000) + "]")),
+    "messages": (CHAT, '"messages":[' + ",".join([TURN] * 8_000) + "]"),
+    "tools": (CHAT, '"tools":[' + ",".join(['{"a":1}'] * 30_000) + f"],{said('null')}"),
+    "arguments": (CHAT, said('[{"type":"x","a":[' + ",".join(["[]"] * 80_000) + "]}]")),
+    "NaN": (CHAT, f'"x":NaN,"y":[{",".join(["[]"] * 80_000)}],{said("null")}'),
+    "NaN, another path": ("/tokenize", f'"x":NaN,"y":[{",".join(["[]"] * 80_000)}]'),
+}
+CALLS_NOW_MAX = 6 * (NOW_NODES_MAX + NOW_ITEMS_MAX)
+
+
+@pytest.mark.parametrize("form", SHORT)
+def test_short_body_that_would_take_long_is_not_read_at_once(form: str) -> None:
+    """It is given up after a bounded amount of work; it can be read at leisure."""
+    path, text = SHORT[form]
+    body = f'{{"model":"m",{text}}}'.encode()
+    assert len(body) <= NOW_BYTES_MAX
+    found, calls = counted(lambda: parse_now(path, body, {}, SEED))
+    assert found is None
+    assert calls < CALLS_NOW_MAX
+    assert parse_body(path, body, {}, SEED).model == "m"

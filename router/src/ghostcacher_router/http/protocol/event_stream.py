@@ -91,6 +91,11 @@ class ChunkPosition:
 
     def feed(self, data: bytes) -> None:
         """Take in bytes of the body, which are known to be well-formed."""
+        if not self.missing_bytes and not self._line:
+            digits = data[: data.find(b"\r\n", 0, _SIZE_LINE_BYTES_MAX)]
+            content_bytes = int(digits, 16) if digits.isalnum() else 0
+            if content_bytes and len(data) == len(digits) + content_bytes + 2 * _LINE_END_BYTES:
+                return  # One whole chunk, as nearly always.
         place, size = 0, len(data)
         while not self._ended:
             content_end = min(size, place + self.missing_bytes - _LINE_END_BYTES)

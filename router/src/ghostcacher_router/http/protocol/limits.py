@@ -36,6 +36,8 @@ class Limits(NamedTuple):
     nor a trickle holds memory, however much came before."""
     body_rate_min: float = 16 * KIB
     """Bytes/s. A slow mobile line has more."""
+    body_grace_s: float = 2.0
+    """A body may be slower than that at its beginning, also where its connection is wanted for another client."""
     keep_alive_s: float = 75.0
     """Between two requests; as nginx."""
     client_stall_s: float = 300.0

@@ -17,7 +17,7 @@ _BARE = re.compile(rb"(?<!\r)\n|\r[^\n]|\0")
 """What no head may contain: found at once, where the end of a head would never come."""
 PIECE_BYTES_MIN = 64 << 10
 """Shorter pieces of a body are joined to ones of at least so many bytes: one byte takes the memory of forty."""
-JOINED_BYTES_MAX = 512 << 10
+JOINED_BYTES_MAX = 256 << 10
 """A longer body stays in pieces."""
 
 
