@@ -17,6 +17,7 @@ from ghostcacher_router.ports import Offload
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.sent_caches import SentCaches
 from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.signals.sessions import SessionAffinity
 from ghostcacher_router.signals.stored_objects import TTL_S as STORED_TTL_S
@@ -123,6 +124,7 @@ class Routing:
             SessionAffinity(store, offload, clock, ttl_s=session_ttl_s),
             locks,
             StoredObjects(store, offload, clock, ttl_s=stored_ttl_s),
+            SentCaches(),
             EvictionRegret(),
         )
 

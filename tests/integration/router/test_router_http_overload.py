@@ -10,7 +10,6 @@ import resource
 
 import pytest
 
-from ghostcacher_router.http.open_files import SPARE
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Endpoint, Outcome
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
@@ -48,21 +47,16 @@ async def test_router_without_descriptors_blames_no_worker() -> None:
 
 
 @on_loop
-async def test_last_descriptors_are_not_for_connections_to_workers() -> None:
+async def test_last_descriptors_are_not_for_connections_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients could not be told any more why they are refused; nor could workers be probed."""
     async with proxy_rig(MockEngine("w0"), MockEngine("w1")) as rig:
         client = await rig.client()
         await client.ask(post(b"first"))
         await rig.state.pools.close()
         rig.placements.clear()
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        lowest_free = os.dup(0)
-        os.close(lowest_free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + SPARE // 2, limits[1]))
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda _: (1, 1))
             answer = await client.ask(post(b"second"))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         await overloaded(rig, answer)
         await eventually(lambda: rig.state.pools.open_count == 0)
         assert (await client.ask(post(b"third")))[1] == b"third"

@@ -62,7 +62,7 @@ class ProxyState:
         self.in_flight = 0
         self.buffered_bytes = 0
         self.draining = False
-        self.admission = Admission(limits, meter)
+        self.admission = Admission(limits, meter, lambda: self.pools.open_count)
         self.turns = ReadingTurns()
         self.clients = self.admission.clients
         self._emptied: asyncio.Future[None] | None = None
