@@ -29,6 +29,14 @@ STAMP_BYTES = _TIMES.size + DIGEST_BYTES
 AHEAD_S_MAX = 60.0
 """How far a value may come from the future: the clock of a Redis that takes over may be behind the one before."""
 
+BACK_S_MAX = 50.0
+"""A writer whose store's clock has gone back by less goes on from its last time, so that its values still rise, and are
+not too far in the future. By more, it follows the clock."""
+
+FORGET_S = 40.0
+"""A reader forgets the last time of a writer that is farther in the future: less than `BACK_S_MAX`, so that it never
+takes a writer that follows the clock for somebody who puts old values back."""
+
 GRACE_S = 1.0
 """A value counts for so much longer than its time: a reader's idea of the time is a little off."""
 
@@ -114,12 +122,15 @@ class Rising:
     def __repr__(self) -> str:
         return f"Rising(writers={len(self._last)})"
 
-    def check(self, writer: str | bytes, at: float | None, *, again: bool) -> None:
-        """Note a value's time. again: whether the last one may come again. Raises ValueExpired for an older one."""
+    def check(self, writer: str | bytes, at: float | None, *, now: float, again: bool) -> None:
+        """Note when a value was made. Raises ValueExpired for one that is older than the last one of its writer.
+
+        now: seconds of the store's clock. again: whether the last one may come again.
+        """
         if at is None:
             return
         last = self._last.get(writer)
-        if last is not None and (at < last or (at == last and not again)):
+        if last is not None and last <= now + FORGET_S and (at < last or (at == last and not again)):
             raise ValueExpired(f"a value of {last - at:.3f} s before the last one of its writer")
         self._last[writer] = at
         self._last.move_to_end(writer)

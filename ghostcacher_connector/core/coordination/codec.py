@@ -29,7 +29,7 @@ from ghostcacher_connector.core.coordination.base import (
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.refusals import Refusals
-from ghostcacher_connector.core.stamps import STAMP_BYTES, Rising, Stamps
+from ghostcacher_connector.core.stamps import BACK_S_MAX, STAMP_BYTES, Rising, Stamps
 from ghostcacher_connector.core.types import INCARNATION_BYTES
 
 ITEM_BYTES_MAX = 4 << 20
@@ -96,7 +96,7 @@ class Codec:
             raise ProtocolError(f"load: expected {TIME_DIGITS} digits of time, found {digits!r}")
         found = self.stamps.take(("load", *ref), value[INCARNATION_BYTES + TIME_DIGITS :], now=now)
         load = _checked(_decode_load, found.body, "load")
-        self._in_order(b"load" + ref.incarnation, found.at, again=True)
+        self._in_order(b"load" + ref.incarnation, found.at, now=now, again=True)
         return StampedLoad(int(digits) / 1e6 if found.at is None else found.at, load)
 
     def pack_events(
@@ -115,7 +115,7 @@ class Codec:
             found = len(events.incarnation)
             if found != INCARNATION_BYTES:
                 raise ProtocolError(f"events: expected {INCARNATION_BYTES} bytes of incarnation, found {found}")
-            self._in_order(b"events" + events.incarnation, at, again=False)
+            self._in_order(b"events" + events.incarnation, at, now=now, again=False)
             return events
 
         return self._believed("events", unpack)
@@ -129,7 +129,7 @@ class Codec:
         def unpack() -> PrefixMapUpdate | Flush:
             body, at = self.stamps.take(("update",), value, now=now)
             item = _checked(_decode_update, body, "map update")
-            self._in_order(item.router, at, again=False)
+            self._in_order(item.router, at, now=now, again=False)
             return item
 
         return self._believed("map update", unpack)
@@ -204,12 +204,13 @@ class Codec:
     def _risen(self, now: float) -> float:
         """Return a time later than of all values before: whoever reads them in order can tell old ones apart."""
         with self._lock:
-            self._last_at = max(now, self._last_at + STEP_S)
+            went_back = self._last_at > now + BACK_S_MAX
+            self._last_at = now if went_back else max(now, self._last_at + STEP_S)
             return self._last_at
 
-    def _in_order(self, writer: str | bytes, at: float | None, *, again: bool) -> None:
+    def _in_order(self, writer: str | bytes, at: float | None, *, now: float, again: bool) -> None:
         with self._lock:
-            self._rising.check(writer, at, again=again)
+            self._rising.check(writer, at, now=now, again=again)
 
 
 def time_load(incarnation: bytes, now: float, value: bytes) -> bytes:

@@ -140,6 +140,29 @@ async def test_loop_goes_on_while_a_body_is_parsed() -> None:
 
 
 @on_loop
+async def test_body_that_nobody_wants_any_more_is_let_go_of() -> None:
+    """At once, though others are parsed before it: clients that come and leave would else fill the memory."""
+    first, second = (in_pieces(json.dumps({"model": "m", "prompt": LONG}).encode()) for _ in range(2))
+    held = sys.getrefcount(second)
+    async with parser() as one:
+        await parsed(one, COMPLETIONS, first)
+        os.kill(pid_of(one), signal.SIGSTOP)
+        waiting = [one.parse(COMPLETIONS, body, {}, SEED) for body in (first, second)]
+        left = waiting.pop()
+        assert isinstance(left, asyncio.Future)
+        assert sys.getrefcount(second) > held
+        left.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del left
+        assert sys.getrefcount(second) == held
+        os.kill(pid_of(one), signal.SIGCONT)
+        for shape in waiting:
+            assert not isinstance(shape, RequestShape)
+            assert (await shape).prompt is not None
+
+
+@on_loop
 async def test_killed_process_costs_one_prompt_and_no_request() -> None:
     """The model is found all the same; the next body finds another process."""
     body = json.dumps({"model": "m", "stream": True, "user": "u", "prompt": LONG}).encode()

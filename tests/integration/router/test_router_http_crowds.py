@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import pytest
 
 from ghostcacher_router.http import admission
-from ghostcacher_router.http.open_files import SPARE
 from ghostcacher_router.http.protocol.limits import Limits
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
 from tests.support.proxy_rig import POST, Client, Rig, eventually, on_loop, post, proxy_rig
@@ -76,6 +75,15 @@ def open_files(soft: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@contextmanager
+def files_for(sockets: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if so many sockets of clients and workers fitted below the limit of open files, of which a quarter is kept."""
+    soft = sockets * 4 // 3
+    with monkeypatch.context() as patch:
+        patch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+        yield
 
 
 def lowest_free() -> int:
@@ -218,21 +226,21 @@ async def test_addresses_have_no_limit_of_their_own_by_default() -> None:
 
 
 @on_loop
-async def test_last_descriptors_are_not_for_clients() -> None:
+async def test_last_descriptors_are_not_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle clients make room; when all work, the new one is refused with an answer, and those who work go on."""
     async with proxy_rig(Gated(), limits=Limits(connections_max=1000)) as rig:
         (at_work,) = await busy(rig, 1)
         idle = await connected(rig, 2)
-        with open_files(lowest_free() + SPARE):
+        with files_for(sockets=4, monkeypatch=monkeypatch):
             new = await rig.client()
             assert await idle[0].rest() == b""
-            assert rig.meter.turned_away == [("descriptors", "dropped")]
-            new.send(post(b"{}"))
-            idle[1].send(post(b"{}"))
-            await eventually(lambda: len(rig.engine.received) == 3)
-            with open_files(lowest_free() + SPARE - 1):
-                await refused(await rig.client())
-            assert rig.meter.turned_away[1:] == [("descriptors", "refused")]
+        assert rig.meter.turned_away == [("descriptors", "dropped")]
+        new.send(post(b"{}"))
+        idle[1].send(post(b"{}"))
+        await eventually(lambda: len(rig.engine.received) == 3)
+        with files_for(sockets=6, monkeypatch=monkeypatch):
+            await refused(await rig.client())
+        assert rig.meter.turned_away[1:] == [("descriptors", "refused")]
         rig.engine.gate.set()  # type: ignore[attr-defined]
         for client in (at_work, new, idle[1]):
             assert (await client.answer())[1] == b"{}"

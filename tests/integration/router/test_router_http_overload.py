@@ -10,7 +10,7 @@ import resource
 
 import pytest
 
-from ghostcacher_router.http.open_files import SPARE
+from ghostcacher_router.http.admission import LOG_INTERVAL_S
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Endpoint, Outcome
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
@@ -48,24 +48,37 @@ async def test_router_without_descriptors_blames_no_worker() -> None:
 
 
 @on_loop
-async def test_last_descriptors_are_not_for_connections_to_workers() -> None:
+async def test_last_descriptors_are_not_for_connections_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients could not be told any more why they are refused; nor could workers be probed."""
     async with proxy_rig(MockEngine("w0"), MockEngine("w1")) as rig:
         client = await rig.client()
         await client.ask(post(b"first"))
         await rig.state.pools.close()
         rig.placements.clear()
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        lowest_free = os.dup(0)
-        os.close(lowest_free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + SPARE // 2, limits[1]))
-        try:
+        with monkeypatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda _: (1, 1))
             answer = await client.ask(post(b"second"))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         await overloaded(rig, answer)
         await eventually(lambda: rig.state.pools.open_count == 0)
         assert (await client.ask(post(b"third")))[1] == b"third"
+
+
+@on_loop
+async def test_what_the_router_lacks_is_not_logged_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
+    """Once in a while, with how often it was."""
+
+    async def lacking(endpoint: Endpoint) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with proxy_rig() as rig:
+        rig.state.pools.connect = lacking  # type: ignore[method-assign, assignment]
+        client = await rig.client()
+        for _ in range(20):
+            await client.ask(post(b"{}"))
+        rig.pass_time(LOG_INTERVAL_S + 1)
+        await client.ask(post(b"{}"))
+        lines = [message for message in caplog.messages if "cannot connect" in message]
+        assert ["1 requests" in lines[0], "21 requests" in lines[1], len(lines)] == [True, True, 2]
 
 
 @pytest.mark.parametrize("number", [errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM])

@@ -12,13 +12,13 @@ all that has come of it. When all are at work, the new client is refused with 50
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from typing import Protocol
 
-from ghostcacher_router.http.open_files import SPARE, short_of_files
+from ghostcacher_router.http.open_files import short_of_files
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import Connection, Meter
 
@@ -43,7 +43,6 @@ class Admitted(Connection, Protocol):
     """A client's connection. peer: its address; None when it is not known."""
 
     peer: str | None
-    transport: asyncio.Transport
 
     @property
     def trickles(self) -> bool:
@@ -56,13 +55,15 @@ class Admitted(Connection, Protocol):
 class Admission:
     """Admits clients, and drops those that only wait. Loop only.
 
-    clients: all open connections. Those that are refused are among them until they are closed, and count for no limit.
+    worker_sockets: says how many connections to workers are open. clients: all open connections. Those that are refused
+    are among them until they are closed, and count for no limit but that of files.
     """
 
-    def __init__(self, limits: Limits, meter: Meter) -> None:
+    def __init__(self, limits: Limits, meter: Meter, worker_sockets: Callable[[], int]) -> None:
         self.clients: set[Admitted] = set()
         self._limits = limits
         self._meter = meter
+        self._worker_sockets = worker_sockets
         self._refused: set[Admitted] = set()
         self._waiting: dict[Admitted, None] = {}
         self._sending: dict[Admitted, None] = {}
@@ -160,7 +161,7 @@ class Admission:
         per_address = limits.connections_per_address_max
         if per_address is not None and client.peer is not None and self._count_of[client.peer] > per_address:
             return "address"
-        if short_of_files(client.transport, SPARE):
+        if short_of_files(len(self.clients) + self._worker_sockets()):
             return "descriptors"
         return "connections" if len(self.clients) - len(self._refused) > limits.connections_max else None
 

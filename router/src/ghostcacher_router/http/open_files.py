@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import resource
 
@@ -11,9 +10,8 @@ logger = logging.getLogger(__name__)
 RESERVED = 256
 """Descriptors for Redis, for connections that are kept, for probes and for the program itself."""
 SPARE = 128
-"""Descriptors that no client takes, half of which no connection to a worker takes: enough to refuse clients with an
-answer, to ask Redis and to probe workers. The kernel gives out the lowest free number, so the number of a new
-connection says how many are open."""
+"""Descriptors that no client takes, half of which no connection to a worker takes: for what the program itself has
+open, to refuse clients with an answer, to ask Redis and to probe workers. At most a quarter of all."""
 PER_CLIENT = 2
 """A client's own connection, and one to the worker that answers it."""
 
@@ -39,8 +37,11 @@ def allow_clients(connections_max: int) -> None:
         )
 
 
-def short_of_files(transport: asyncio.BaseTransport, spare: int) -> bool:
-    """Say whether a new connection has one of the last `spare` descriptors that the process may open."""
-    connected = transport.get_extra_info("socket")
+def short_of_files(sockets: int, *, of_worker: bool = False) -> bool:
+    """Say whether so many sockets of clients and workers are too many for the files that may be open.
+
+    of_worker: whether the last one is a worker's.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return connected is not None and soft != resource.RLIM_INFINITY and connected.fileno() >= soft - spare
+    spare = min(SPARE, soft // 4) // (2 if of_worker else 1)
+    return soft != resource.RLIM_INFINITY and sockets > soft - spare

@@ -20,7 +20,7 @@ from ghostcacher_router.http.at_worker import AtWorker
 from ghostcacher_router.http.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, Attempts, HeldAnswer
 from ghostcacher_router.http.later import later
 from ghostcacher_router.http.looks import looked_into
-from ghostcacher_router.http.open_files import SPARE, short_of_files
+from ghostcacher_router.http.open_files import short_of_files
 from ghostcacher_router.http.own_headers import own_lines
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
@@ -183,12 +183,12 @@ class WorkerExchange(AtWorker):
     async def _send_later(self, placement: Placement) -> None:
         try:
             connection = await self._proxy.pools.connect(placement.endpoint)
-            if short_of_files(connection.transport, SPARE // 2):
+            if short_of_files(len(self._proxy.clients) + self._proxy.pools.open_count, of_worker=True):
                 connection.abort()
                 raise OSError(errno.EMFILE, "nearly all files that the process may open are open")
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
-                logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
+                self._proxy.cannot_connect(exc)
                 self._refuse(_OVERLOADED)
             else:
                 self._refused(str(exc), self._reason)

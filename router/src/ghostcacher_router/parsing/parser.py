@@ -58,8 +58,10 @@ class BodyParser:
             shape = parse_now(path, body, headers, seed, billing_kept)
             if shape is not None:
                 return shape
-        ask = ParseAsk(path, dict(headers), seed, billing_kept)
-        return asyncio.get_running_loop().run_in_executor(self._thread, self._parse, ask, body)
+        job = _Job(ParseAsk(path, dict(headers), seed, billing_kept), body)
+        parsed = asyncio.get_running_loop().run_in_executor(self._thread, self._parse, job)
+        parsed.add_done_callback(job.let_go)
+        return parsed
 
     def _start(self) -> None:
         try:
@@ -67,7 +69,8 @@ class BodyParser:
         except ParserFailed as exc:
             logger.warning("%s", exc)
 
-    def _parse(self, ask: ParseAsk, body: Body) -> RequestShape:
+    def _parse(self, job: _Job) -> RequestShape:
+        ask, body = job.ask, job.body
         try:
             shape = self._process.parse(ask, body).result()
         except ParserFailed as exc:
@@ -76,3 +79,16 @@ class BodyParser:
         if shape is not None:
             return shape
         return parse_head(ask.path, body if isinstance(body, bytes) else body.join(), ask.headers)
+
+
+class _Job:
+    """A body that waits for the thread, which keeps the job until its turn, also when nobody wants it any more."""
+
+    __slots__ = ("ask", "body")
+
+    def __init__(self, ask: ParseAsk, body: Body) -> None:
+        self.ask = ask
+        self.body = body
+
+    def let_go(self, _: object) -> None:
+        self.body = b""
