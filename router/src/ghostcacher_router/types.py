@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
+GRID_BYTES = 1024
+"""There is a boundary at every multiple of it, counted from the prompt's first byte."""
+
 DIGEST_BYTES = 16
 """The size of a boundary's digest. A collision by chance takes 2**64 tries, and the seed is the fleet's own."""
 

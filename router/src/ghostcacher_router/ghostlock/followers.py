@@ -147,7 +147,7 @@ def follow(choice: Choice, encountered: EncounteredLock) -> Step:
     in_time = may_wait and now + ready_ms / 1e3 <= choice.budget_ends_at
     if pulled is not None and in_time and (at_owner is None or pulled.total_ms < at_owner.forecast.total_ms):
         return Step(Action.WAIT, pulled, choice.budget_ends_at)
-    if at_owner is not None and _is_bearable(at_owner.forecast, recompute):
+    if at_owner is not None and is_bearable(at_owner.forecast, recompute):
         if at_owner.shares_prefill:
             return Step(Action.FOLLOW, at_owner.forecast, now)
         if in_time:
@@ -155,7 +155,7 @@ def follow(choice: Choice, encountered: EncounteredLock) -> Step:
     return Step(Action.COMPUTE, recompute, now)
 
 
-def _is_bearable(at_owner: Forecast, recompute: Forecast) -> bool:
+def is_bearable(at_owner: Forecast, recompute: Forecast) -> bool:
     """Return whether a prompt should go to the owner's worker: not much later there, or others lose less."""
     return at_owner.ttft_ms <= OVERLOAD * recompute.ttft_ms or at_owner.total_ms <= OVERLOAD * recompute.total_ms
 

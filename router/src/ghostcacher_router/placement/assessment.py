@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.signals.prefix_locations import WAIT_S
-from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch, PrefixMatcher
+from ghostcacher_router.signals.prefix_match import BYTES_PER_TOKEN_GUESS, LookupNeeded, PrefixMatch, PrefixMatcher
 from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, forecast
 from ghostcacher_router.types import Ask, Forecast, Prompt
@@ -55,7 +55,7 @@ class Assessor:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
         self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
-        self._regret = state.regret
+        self._sent_caches, self._regret = state.sent_caches, state.regret
         self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
@@ -75,6 +75,15 @@ class Assessor:
                 return found
             match = found
         return self._assessment(candidates, match, now)
+
+    def own_memory(self, prompt: Prompt, found: Assessment) -> Assessment:
+        """Return an assessment by what this router itself has sent the candidates, for when no worker reports."""
+        names = [worker.name for worker in found.candidates.workers]
+        tokens = found.match.tokens if found.match is not None else 0
+        tokens = max(1, prompt.tokens or tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
+        held = self._sent_caches.held_bytes(prompt, names)
+        local = {name: tokens * size // prompt.size for name, size in held.items()}
+        return found._replace(match=PrefixMatch(prompt, tokens, local, {}, {}, False))
 
     async def look_up(self, needed: LookupNeeded, timeout_s: float) -> None:
         """Ask the index what an assessment lacks, and wait for that at most `timeout_s`."""

@@ -12,6 +12,7 @@ from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, Pre
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.sent_caches import SentCaches
 from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.signals.sessions import SessionAffinity
 from ghostcacher_router.signals.stored_objects import StoredObjects
@@ -49,6 +50,8 @@ class RoutingState(NamedTuple):
     """Who computes which cold prefix now."""
     stored: StoredObjects
     """Which worker holds which stored answer, file or batch."""
+    sent_caches: SentCaches
+    """What each worker's cache likely holds, from what this router sent it."""
     regret: EvictionRegret
     """How likely it is that what full caches evict next is asked for again."""
 
@@ -59,6 +62,7 @@ class RoutingState(NamedTuple):
         else:
             # The history cannot be told apart by documents: losing more than was asked for only costs time.
             self.history.clear()
+            self.sent_caches.clear()
             self.locations.clear()
             self.regret.clear()
         if flush.scope == "all":

@@ -67,7 +67,8 @@ class InFlightTracker:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
-        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored, self._regret = state
+        self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state[:6]
+        self._sent_caches, self._regret = state.sent_caches, state.regret
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id; under the engine's own id as well, where it has one."""
         self._unreported: OrderedDict[str, _Answered] = OrderedDict()
@@ -76,7 +77,7 @@ class InFlightTracker:
         """How many open requests have an id, where that is more than one."""
         self.on_named: Callable[[str], None] = lambda _: None
         """Takes the id by which an engine names a request, once `pending` has the prompt under it."""
-        self._fleet.when_down(lambda worker: self._history.forget_worker(worker, self._clock()))
+        self._fleet.when_down(self._forget_worker)
         self._prompts = 0
         """Placed prompts, in all."""
         self.bias = 1.0
@@ -85,23 +86,34 @@ class InFlightTracker:
     def __repr__(self) -> str:
         return f"InFlightTracker(open={len(self._open)}, bias={self.bias:.2f})"
 
-    def reserve(self, ask: Ask, worker: WorkerPort, reason: Reason, forecast: Forecast | None) -> PlacedRequest:
-        """Place a request at a worker, so that the very next request sees it. Commit or withdraw it afterwards."""
-        now, prompt = self._clock(), ask.shape.prompt
+    def reserve(
+        self,
+        ask: Ask,
+        worker: WorkerPort,
+        reason: Reason,
+        forecast: Forecast | None,
+        work: Forecast | None = None,
+    ) -> PlacedRequest:
+        """Place a request at a worker, so that the very next request sees it. Commit or withdraw it afterwards.
+
+        work: where there is no forecast that anybody should see, what the worker has to do, at a guess.
+        """
+        now, prompt, work = self._clock(), ask.shape.prompt, forecast or work
         tokens = computed = 0
-        if forecast is not None:
-            computed, tokens = forecast.computed_tokens, forecast.computed_tokens + forecast.cached_tokens
+        if work is not None:
+            computed, tokens = work.computed_tokens, work.computed_tokens + work.cached_tokens
         reservation = self._queues.reserve(worker.name, tokens, computed, now)
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
         self._open_id(placed, ask.request_id)
         if prompt is not None:
             held_share, due_at = 1.0, inf
-            if forecast is not None:
-                held_share = forecast.local_tokens / tokens
-                due_at = now + forecast.ttft_ms / 1e3 * max(1.0, self.bias)
+            if work is not None:
+                held_share = work.local_tokens / tokens
+                due_at = now + work.ttft_ms / 1e3 * max(1.0, self.bias)
             placed.sent_prompt = self._history.record(
                 prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at
             )
+            placed.new_in_cache = self._sent_caches.record(prompt, worker.name, _capacity_tokens(worker))
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -165,7 +177,7 @@ class InFlightTracker:
 
     def on_first_byte(self, placed: PlacedRequest) -> None:
         now, forecast = self._clock(), placed.forecast
-        self._queues.first_byte(placed.reservation)
+        self._queues.answer_began(placed.reservation, now)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
             placed.decoding_since = now
@@ -206,6 +218,11 @@ class InFlightTracker:
 
     # Conclusions
 
+    def _forget_worker(self, worker: str) -> None:
+        """Note that a worker is DOWN: its cache is likely gone."""
+        self._history.forget_worker(worker, self._clock())
+        self._sent_caches.forget_worker(worker)
+
     def _note_for_regret(self, prompt: Prompt, tokens: int) -> None:
         """Note a prompt that was placed, and now and then how much the fleet's caches hold."""
         self._regret.note(prompt, tokens)
@@ -242,7 +259,9 @@ class InFlightTracker:
         sent, ref, unreported = placed.sent_prompt, placed.ref, self._unreported
         if sent is not None and ref is not None and sent.reported_at == inf:
             unreported[placed.ask.request_id] = _Answered(ref, sent, placed.lock)
-            while len(unreported) > UNREPORTED_MAX or next(iter(unreported.values())).sent_prompt.settled_at < now:
+            while unreported and (
+                len(unreported) > UNREPORTED_MAX or next(iter(unreported.values())).sent_prompt.settled_at < now
+            ):
                 unreported.popitem(last=False)
 
     def _note_computed(self, placed: PlacedRequest, now: float, done_at: float) -> None:
@@ -272,10 +291,12 @@ class InFlightTracker:
         else:
             if placed.sent_prompt is not None:
                 self._history.withdraw(placed.sent_prompt)
+                self._sent_caches.withdraw(placed.worker, placed.new_in_cache)
             if placed.lock is not None:
                 self._locks.release(placed.lock)
         if placed.sent_prompt is not None:
             self._history.ended(placed.sent_prompt)
+            placed.new_in_cache = ()
         self._close_id(placed.ask.request_id)
         if placed.engine_id is not None:
             self._close_id(placed.engine_id)

@@ -44,7 +44,7 @@ from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.signals.ttft_forecast import choose
-from ghostcacher_router.types import Ask, Endpoint, Forecast, Reason, Server
+from ghostcacher_router.types import Ask, Endpoint, Forecast, Prompt, Reason, Server
 
 ROUNDS_MAX = 64
 """Decisions about one request: each but the first follows the end of a lock, or an answer of the index. After so many
@@ -185,7 +185,7 @@ class Picker:
         if prompt is None:
             return self._fallback.least_loaded(ask, candidates.workers, found.forecasts())
         if match is None or not found.is_reported:
-            return self._fallback.without_reports(ask, prompt, candidates.workers)
+            return self._place_without_reports(ask, prompt, self._assessor.own_memory(prompt, found))
         forecasts = found.forecasts()
         if len(forecasts) == 1:
             return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, forecasts[0])
@@ -197,6 +197,15 @@ class Picker:
                 return self._honour(this, encountered, progress, now_only=now_only)
         chosen, reason = self._keep_session(this, Reason.FOLLOW if progress.waited else Reason.FORECAST)
         return self._reserve(this, chosen, reason, progress, now_only=now_only)
+
+    def _place_without_reports(self, ask: Ask, prompt: Prompt, found: Assessment) -> PlacedRequest:
+        """Place a prompt while no worker reports its load, by what this router itself has sent, and what it guesses."""
+        assert found.match is not None
+        forecasts = found.forecasts()
+        best, reason = self._fallback.without_reports(prompt, forecasts)
+        this = _Round(ask, found, found.match, forecasts, best)
+        chosen, reason = self._keep_session(this, reason)
+        return self._tracker.reserve(ask, self._fleet.workers[chosen.worker], reason, None, chosen)
 
     def _honour(
         self, this: _Round, encountered: Sequence[EncounteredLock], progress: _Progress, *, now_only: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
@@ -55,6 +56,7 @@ class PlacedRequest:
         "is_ended",
         "lock",
         "lock_result",
+        "new_in_cache",
         "outcome",
         "reason",
         "ref",
@@ -86,6 +88,8 @@ class PlacedRequest:
         """The worker incarnation for which it was placed; None of a plain engine."""
         self.sent_prompt: SentPrompt | None = None
         """What the history keeps of it; None without a prompt."""
+        self.new_in_cache: Sequence[bytes] = ()
+        """The boundaries of its prompt that its worker did not have, as far as this router can tell."""
         self.lock: GhostLock | None = None
         """The ghost lock under which its prompt is computed; None when nothing is computed that others could want."""
         self.replaces: GhostLock | None = None

@@ -21,9 +21,7 @@ from hashlib import sha256
 
 from xxhash import xxh3_128
 
-from ghostcacher_router.types import Prompt, SectionType
-
-GRID_BYTES = 1024
+from ghostcacher_router.types import GRID_BYTES, Prompt, SectionType
 
 PART_BYTES_MIN = 128
 """About 32 tokens, which is finer than the block counts that the connector reports."""

@@ -33,6 +33,10 @@ reads its KV, and is bound by memory, where a prompt's token is bound by computi
 ANSWER_TOKENS_GUESS = 256.0
 ANSWER_TOKENS_MIN, ANSWER_TOKENS_MAX = 16.0, 4096.0
 """Tokens of an answer, until this router has seen some, and the bounds of what it learns."""
+WATCHED_WEIGHT = 0.02
+"""Share of the newest prompt in the rate of engines that report nothing. Some are computed together, and answered at
+once: only many of them say something."""
+
 ANSWER_WEIGHT = 0.05
 """Share of the newest answer in the mean."""
 
@@ -69,6 +73,8 @@ class EngineSpeeds:
         self._told: dict[str, _Told] = {}
         self._equals: dict[str, _Equals] = {}
         self._all = TypicalEngine(MS_PER_TOKEN_GUESS)
+        self._watched_tokens = self._watched_s = 0.0
+        """Of prompts that engines have computed which report nothing: their tokens, and the time that it took."""
         self.version = 0
         """Changes whenever an answer for a worker that has not reported anew may be another one."""
         self.answer_tokens = ANSWER_TOKENS_GUESS
@@ -99,6 +105,8 @@ class EngineSpeeds:
     def ms_per_token(self, worker: str) -> float:
         """Return the prefill time of one prompt token at a worker."""
         told = self._told.get(worker, NOTHING)
+        if told.ms_per_token is None and self._all.is_empty and self._watched_tokens:
+            return self._watched_s * 1e3 / self._watched_tokens
         if told.ms_per_token is None:
             return self._all.figure or MS_PER_TOKEN_GUESS
         equals = None if told.namespace is None else self._equals.get(told.namespace)
@@ -119,6 +127,13 @@ class EngineSpeeds:
         if step_ms is not None and decoding_s > 0.0:
             tokens = max(ANSWER_TOKENS_MIN, min(ANSWER_TOKENS_MAX, decoding_s * 1e3 / step_ms))
             self.answer_tokens += ANSWER_WEIGHT * (tokens - self.answer_tokens)
+
+    def computed(self, tokens: int, seconds: float) -> None:
+        """Learn from a prompt of a worker that reports nothing. All of these count as equal: one clock is too few."""
+        keep = 1.0 - WATCHED_WEIGHT
+        self._watched_tokens = self._watched_tokens * keep + tokens
+        self._watched_s = self._watched_s * keep + max(0.0, seconds)
+        self.version += 1
 
     def check_invariants(self) -> None:
         """Assert that what is typical is made of what was told."""

@@ -4,7 +4,8 @@
 
 A request that was sent before the report was measured is in the report, or done. A report that is received again with
 an older measurement is as old as that measurement. Without a fresh report (a plain engine, or Redis away) the queue is
-everything that this router sent and that has not answered: nothing tells how far the engine has come with it.
+everything that this router sent and that has not answered; of a plain engine, less what it has likely done of the first
+prompt, at the rate that its answers tell. Where a report is missing, nothing tells how far the engine has come.
 
 Requests whose prompts are computed are no queue, but they are decoded: the *batch*. It is what the last report says,
 and what this router sent since then, less what has ended since then. What it costs: engine_speeds.py.
@@ -39,6 +40,9 @@ DECODE_WEIGHT = 0.05
 """What a delay of one token after the first counts for, against the same delay of the first one. A request that joins a
 batch delays as many tokens as it decodes beside each of the others, once its own and once theirs. People and programs
 wait for the first token; that the others come a little later matters less, but there are hundreds of them."""
+
+RATE_TOKENS_MIN = 512
+"""What engines that report nothing take for shorter prompts says little of their rate: fixed times prevail."""
 
 PULL_BYTES_PER_S_GUESS = 1e9
 """Used until a worker has measured its own: a 10 Gbit/s link, the slowest on which sharing is usually deployed."""
@@ -98,6 +102,7 @@ class _WorkerQueue:
     """What is known of one worker's queue. Times are the loop's clock, in seconds."""
 
     __slots__ = (
+        "answered_at",
         "busy_until",
         "dirty",
         "ended",
@@ -125,8 +130,10 @@ class _WorkerQueue:
         """Of each request that failed of late: until when it counts as there, and its tokens to be computed."""
         self.failed_tokens = 0
         """Tokens to be computed of all of these."""
-        self.prefilling = 0
-        """Reservations that are still prefilling."""
+        self.prefilling: dict[Reservation, None] = {}
+        """Reservations that are still prefilling, in the order of their placement."""
+        self.answered_at = 0.0
+        """When an answer of the worker began last; loop clock, s."""
         self.prefilling_tokens = 0
         """Tokens to be computed of all reservations that are still prefilling."""
         self.load: object = None
@@ -188,7 +195,7 @@ class QueueEstimator:
         reservation = Reservation(worker, tokens, computed, now)
         queue = self._queue(worker)
         queue.reservations[reservation] = queue.unreported[reservation] = None
-        queue.prefilling += 1
+        queue.prefilling[reservation] = None
         queue.prefilling_tokens += computed
         queue.dirty = True
         return reservation
@@ -201,12 +208,20 @@ class QueueEstimator:
             queue.unreported[reservation] = None
             queue.dirty = True
 
+    def answer_began(self, reservation: Reservation, now: float) -> None:
+        """Note that the answer has begun. What passed since the answer before it tells how fast engines compute."""
+        queue = self._queues[reservation.worker]
+        if reservation.prefilling and reservation.computed >= RATE_TOKENS_MIN and queue.load is None:
+            self._speeds.computed(reservation.computed, now - max(reservation.since, queue.answered_at))
+        queue.answered_at = now
+        self.first_byte(reservation)
+
     def first_byte(self, reservation: Reservation) -> None:
-        """Note that the answer has begun: nothing of the prompt is still to be computed. May be called again."""
+        """Note that nothing of the prompt is still to be computed. May be called again."""
         if reservation.prefilling:
             reservation.prefilling = False
             queue = self._queues[reservation.worker]
-            queue.prefilling -= 1
+            del queue.prefilling[reservation]
             queue.prefilling_tokens -= reservation.computed
             queue.dirty = True
 
@@ -257,8 +272,10 @@ class QueueEstimator:
             found.queue_ms = queue_ms if queue_ms > 0.0 else 0.0
         else:
             found.queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
+            if load is None:
+                found.queue_ms -= _progress_ms(queue, found, now)
         found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
-        found.prefilling = queue.prefilling
+        found.prefilling = len(queue.prefilling)
         return found
 
     def keep_only(self, workers: Collection[str]) -> None:
@@ -274,7 +291,7 @@ class QueueEstimator:
         for name, queue in self._queues.items():
             assert queue.unreported.keys() <= queue.reservations.keys(), name
             assert all(one.worker == name for one in queue.reservations), name
-            assert queue.prefilling == sum(one.prefilling for one in queue.reservations), name
+            assert queue.prefilling.keys() == {one for one in queue.reservations if one.prefilling}, name
             assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name
             assert queue.failed_tokens == sum(tokens for _, tokens in queue.failed), name
         self._speeds.check_invariants()
@@ -330,6 +347,15 @@ class QueueEstimator:
             bytes_per_token = load.block_bytes / load.block_tokens
             pull_ms_per_token = bytes_per_token / (load.pull_bytes_per_s or PULL_BYTES_PER_S_GUESS) * 1e3
         return Engine(name, ms_per_token, step_ms, decode_ms, free, load.pull_fixed_s * 1e3, pull_ms_per_token)
+
+
+def _progress_ms(queue: _WorkerQueue, found: QueueEstimate, now: float) -> float:
+    """Return how much of its first prompt a worker has likely computed that reports nothing; prompts take turns."""
+    first = next(iter(queue.prefilling), None)
+    if first is None:
+        return 0.0
+    passed_ms = (now - max(first.since, queue.answered_at)) * 1e3
+    return min(passed_ms, first.computed * found.engine.ms_per_token)
 
 
 def _batch_of(queue: _WorkerQueue, load: LoadReport | None) -> int:

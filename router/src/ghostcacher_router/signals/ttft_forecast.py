@@ -113,9 +113,14 @@ def forecast(
     return _new(Forecast, terms)
 
 
-def choose(forecasts: Sequence[Forecast], rng: Random) -> Forecast:
-    """Return the least of the forecasts; one of those that count as equal at random. forecasts: at least one."""
+def best_of(forecasts: Sequence[Forecast]) -> list[Forecast]:
+    """Return the least of the forecasts, and those that count as equal. forecasts: at least one."""
     least = min([found.total_ms for found in forecasts])
     limit = least + max(TIE_MS, TIE_SHARE * least)
-    best = [found for found in forecasts if found.total_ms <= limit]
+    return [found for found in forecasts if found.total_ms <= limit]
+
+
+def choose(forecasts: Sequence[Forecast], rng: Random) -> Forecast:
+    """Return the least of the forecasts; one of those that count as equal at random. forecasts: at least one."""
+    best = best_of(forecasts)
     return best[0] if len(best) == 1 else best[int(rng.random() * len(best))]

@@ -1,9 +1,12 @@
-"""Where a fleet's caches are about full: documents stay where they are, and no last copy falls out for another one."""
+"""What counts beside the next request: documents that just fit stay where they are, and no engine is left out."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from random import Random
+
+import pytest
 
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
@@ -36,3 +39,20 @@ async def test_documents_that_just_fit_are_computed_about_once() -> None:
     once = DOCUMENTS * DOCUMENT_TOKENS + REQUESTS * (QUESTION_TOKENS + BLOCK_TOKENS)
     assert computed < 2.0 * once
     assert sum(one.ttft_s for one in served[REQUESTS // 2 :]) / (REQUESTS // 2) < 0.05
+
+
+@pytest.mark.parametrize("at_once", [10, 40])
+@virtual
+async def test_no_plain_engine_idles_beside_a_common_system_prompt(at_once: int) -> None:
+    """Engines that report nothing all get about their share of requests that have their beginning in common."""
+    sim, system, engines, requests = Sim(5, plain=True), text_of("system", 2_000), 5, 200
+    running = asyncio.Semaphore(at_once)
+
+    async def ask(number: int) -> Served:
+        async with running:
+            return await sim.routers[0].send(system + text_of(f"question {number}", 300))
+
+    served = await all_of([asyncio.ensure_future(ask(number)) for number in range(requests)])
+    counts = Counter(one.worker for one in served)
+    assert len(counts) == engines
+    assert min(counts.values()) >= requests / engines / 2

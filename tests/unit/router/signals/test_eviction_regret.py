@@ -6,9 +6,8 @@ from random import Random
 
 import pytest
 
-from ghostcacher_router.prompt.boundaries import GRID_BYTES
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
-from ghostcacher_router.types import Prompt
+from ghostcacher_router.types import GRID_BYTES, Prompt
 from ghostcacher_simulator.text import TOKEN_BYTES, text_of
 from tests.support.routing_sim import prompt_of
 

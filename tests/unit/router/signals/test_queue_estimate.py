@@ -285,3 +285,31 @@ class QueueMachine(RuleBasedStateMachine):
 
 QueueMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 test_queue_machine = QueueMachine.TestCase
+
+
+def plain_worker(name: str = "p") -> Worker:
+    return Worker(name, Endpoint("h", 1, False, ""), None, 0.0)
+
+
+def test_worker_that_reports_nothing_makes_progress_with_its_first_prompt_only() -> None:
+    """What has passed since it began is taken off, at most one prompt: the next one has begun when this is answered."""
+    queues, worker = QueueEstimator(), plain_worker()
+    ms = 1e3 / PREFILL_TOKENS_PER_S_GUESS
+    first = queues.reserve("p", 2000, 2000, 10.0)
+    queues.reserve("p", 1000, 1000, 10.0)
+    assert queue_ms(queues, worker, 10.0) == pytest.approx(3000 * ms)
+    assert queue_ms(queues, worker, 10.1) == pytest.approx(3000 * ms - 100.0)
+    assert queue_ms(queues, worker, 99.0) == pytest.approx(1000 * ms)
+    queues.first_byte(first)
+    queues.ended(first)
+    queues.check_invariants()
+
+
+def test_rate_of_workers_that_report_nothing_is_learned_from_their_answers() -> None:
+    """A thousand tokens a second, told by the time between answers; how long the first ones waited says nothing."""
+    queues, worker = QueueEstimator(), plain_worker()
+    placed = [queues.reserve("p", 1000, 1000, 0.0) for _ in range(5)]
+    for number, one in enumerate(placed[:4]):
+        queues.answer_began(one, number + 1.0)
+    assert queue_ms(queues, worker, 4.0) == pytest.approx(1000.0)
+    assert queues.estimate(worker, 4.0).prefilling == 1
