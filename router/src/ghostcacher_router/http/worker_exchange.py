@@ -190,7 +190,7 @@ class WorkerExchange(AtWorker):
                 raise OSError(errno.EMFILE, "nearly all files that the process may open are open")
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
-                logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
+                self._proxy.cannot_connect(exc)
                 self._refuse(_OVERLOADED)
             else:
                 self._refused(str(exc), self._reason)
