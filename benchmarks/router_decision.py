@@ -121,7 +121,7 @@ class Bench:
         self._source = corpus()
         self._bodies = [chat_body(self._source, project, size, stream=True) for project in range(LEARNED)]
         self._number = 0
-        offload = offload_to(threads)
+        offload = offload_to(threads, 60.0)
         dependencies = Dependencies(
             fleet, self._text, PendingPrompts(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
         )
@@ -215,7 +215,7 @@ async def measure_all(index: RedisIndex, workers: int, count: int) -> str:
     for worker in fleet.listed:
         index.join(worker.record, lease_ttl_s=LEASE_S)
     with ThreadPoolExecutor(THREADS) as threads:
-        offload = offload_to(threads)
+        offload = offload_to(threads, 60.0)
 
         async def ping() -> None:
             await offload(index.ping)

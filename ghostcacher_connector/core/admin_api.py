@@ -51,6 +51,12 @@ class Load(msgspec.Struct, frozen=True):
     """How long a pull takes however small it is, as measured; 0 when that is not known."""
     age_s: float = 0.0
     """How old this report is."""
+    prefill_rate_stale: bool = False
+    """Whether no step has told the prefill rate lately."""
+    decode_step_s: float = 0.0
+    """How long a step takes that only decodes, as measured, in s; 0 when that is not known."""
+    decode_request_s: float = 0.0
+    """What one more request adds to such a step, in s; 0 when that is not known."""
 
 
 class Worker(msgspec.Struct, frozen=True):

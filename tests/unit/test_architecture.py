@@ -71,6 +71,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.prefix_map": {"ghostcacher_router.types", *COORDINATION},
     "ghostcacher_router.http.protocol": {"ghostcacher_router.types"},
     "ghostcacher_router.dns": set(),
+    "ghostcacher_router.store_calls": set(),
     "ghostcacher_router.upstreams": {
         "ghostcacher_router.types",
         "ghostcacher_router.dns",
@@ -86,6 +87,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.fleet": {
         "ghostcacher_router.types",
         "ghostcacher_router.dns",
+        "ghostcacher_router.store_calls",
         "ghostcacher_router.metrics",
         *COORDINATION,
     },
@@ -115,6 +117,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_router.build": {
         "ghostcacher_router.types",
+        "ghostcacher_router.store_calls",
         "ghostcacher_router.ports",
         "ghostcacher_router.signals",
         "ghostcacher_router.ghostlock",

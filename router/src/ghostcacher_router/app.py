@@ -50,6 +50,8 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
+from ghostcacher_router.store_calls import call_s_max
+from ghostcacher_router.sync import READ_BLOCK_S
 from ghostcacher_router.types import Body, RequestShape, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -109,6 +111,7 @@ class Router:
                 health_interval_s=settings.health_interval_s,
                 failures_max=settings.health_failures_max,
                 load_interval_s=settings.load_interval_ms / 1e3,
+                store_call_s_max=call_s_max(settings.redis_timeout_s),
             ),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
@@ -185,6 +188,7 @@ class Router:
 
     def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings
+        limit_s = call_s_max(settings.redis_timeout_s)
         dependencies = Dependencies(
             fleet=self._fleet,
             prefix_map=text,
@@ -192,8 +196,8 @@ class Router:
             metrics=self._metrics,
             clock=time.monotonic,
             rng=Random(),  # noqa: S311 - ties among equal forecasts
-            offload=offload_to(self._threads),
-            read_offload=offload_to(self._reader),
+            offload=offload_to(self._threads, limit_s),
+            read_offload=offload_to(self._reader, READ_BLOCK_S + limit_s),
         )
         options = Options(settings.affinity_tolerance, settings.ghost_lock, settings.ghost_lock_tokens_min)
         return Routing(
@@ -255,10 +259,16 @@ class Router:
         # Prefixes that were hashed with another seed are not found again: they expire in time, and are learned anew.
         self._seed = reply.seed
 
+    def _has_looked(self) -> bool:
+        """Say whether Redis has told who the workers are, and each of them was probed once, with whatever result."""
+        workers = self._fleet.workers.values()
+        probed = all(worker.failures or worker.state is not WorkerState.JOINING for worker in workers)
+        return self._fleet.redis_available and probed
+
     async def _warm_up(self) -> None:
         sync = self._routing.sync
         deadline = time.monotonic() + WARM_S_MAX
-        while sync is not None and not (sync.warm and self._routing.replicas is not None):
+        while sync is not None and not (sync.warm and self._routing.replicas is not None and self._has_looked()):
             if time.monotonic() > deadline:
                 logger.warning(
                     "the router starts without what the others have learned, and keeps trying: %s",

@@ -22,6 +22,7 @@ from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.signals.sessions import SessionAffinity
 from ghostcacher_router.signals.stored_objects import TTL_S as STORED_TTL_S
 from ghostcacher_router.signals.stored_objects import StoredObjects
+from ghostcacher_router.store_calls import bounded
 from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, StoreClockOffset
 
 T = TypeVar("T")
@@ -132,10 +133,13 @@ class Routing:
         self._forward_heartbeat(reply)
 
 
-def offload_to(threads: ThreadPoolExecutor) -> Offload:
-    """Return what runs blocking calls in a pool of threads. Its owner shuts it down after `Routing.stop`."""
+def offload_to(threads: ThreadPoolExecutor, limit_s: float) -> Offload:
+    """Return what runs blocking calls in a pool of threads. Its owner shuts it down after `Routing.stop`.
+
+    limit_s: a call that takes longer hangs, and is given up with IndexUnavailable.
+    """
 
     def offload(call: Callable[[], T], /) -> Awaitable[T]:
-        return asyncio.get_running_loop().run_in_executor(threads, call)
+        return bounded(asyncio.get_running_loop().run_in_executor(threads, call), limit_s)
 
     return offload

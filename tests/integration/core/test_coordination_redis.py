@@ -106,8 +106,8 @@ class Router:
             metrics=RouterMetrics(),
             clock=time.monotonic,
             rng=Random(3),
-            offload=offload_to(threads[0]),
-            read_offload=offload_to(threads[1]),
+            offload=offload_to(threads[0], 60.0),
+            read_offload=offload_to(threads[1], 60.0),
         )
         self.routing = Routing(dependencies, index=self.index, store=self.store, router=name)
         self.asked = 0

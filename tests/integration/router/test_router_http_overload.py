@@ -10,6 +10,7 @@ import resource
 
 import pytest
 
+from ghostcacher_router.http.admission import LOG_INTERVAL_S
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Endpoint, Outcome
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
@@ -60,6 +61,24 @@ async def test_last_descriptors_are_not_for_connections_to_workers(monkeypatch: 
         await overloaded(rig, answer)
         await eventually(lambda: rig.state.pools.open_count == 0)
         assert (await client.ask(post(b"third")))[1] == b"third"
+
+
+@on_loop
+async def test_what_the_router_lacks_is_not_logged_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
+    """Once in a while, with how often it was."""
+
+    async def lacking(endpoint: Endpoint) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with proxy_rig() as rig:
+        rig.state.pools.connect = lacking  # type: ignore[method-assign, assignment]
+        client = await rig.client()
+        for _ in range(20):
+            await client.ask(post(b"{}"))
+        rig.pass_time(LOG_INTERVAL_S + 1)
+        await client.ask(post(b"{}"))
+        lines = [message for message in caplog.messages if "cannot connect" in message]
+        assert ["1 requests" in lines[0], "21 requests" in lines[1], len(lines)] == [True, True, 2]
 
 
 @pytest.mark.parametrize("number", [errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM])

@@ -313,3 +313,23 @@ async def test_worker_that_does_not_take_the_request_is_no_reason_to_fail() -> N
         late = await rig.client()
         assert (await late.head()).startswith(b"HTTP/1.1 503 ")
         assert await converses(client, b"hello")
+
+
+@on_loop
+async def test_conversation_hides_no_worker_that_hangs() -> None:
+    """What the client goes on sending is no sign of life of the worker."""
+    engine = Switching()
+    async with proxy_rig(engine) as rig:
+        client = await rig.client()
+        client.send(ASKS)
+        await client.head()
+        assert await converses(client, b"hello")
+        engine.answers = False
+        rig.pass_time(1.0)
+        since = rig.clock()
+        for text in (b"are", b"you", b"there"):
+            client.send(text)
+            await eventually(lambda text=text: engine.got.endswith(text))
+            rig.pass_time(1.0)
+        rig.proxy.worker_hangs(engine.name, engine.endpoint, since)
+        assert await client.ends_with_reset()

@@ -9,10 +9,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from benchmarks.harness.client import metrics
+from benchmarks.harness.redis_server import RedisServer
 from benchmarks.harness.router import RouterProcess
 from tests.support.engine_process import EngineProcess
 from tests.support.index_parts import wait_until
@@ -108,3 +110,36 @@ def test_name_that_is_lost_keeps_its_address(names: Names, tmp_path: Path) -> No
         assert ask(router, "x") == "lost"
         assert state_of(router, lost.id) == "ready"
         assert "the name lost.test cannot be resolved" in router.process.log.read_text()
+
+
+def test_name_of_redis_that_hangs_is_redis_that_is_away(names: Names, tmp_path: Path) -> None:
+    """Requests are answered, a drain holds here at once, and Redis is used again as soon as its name resolves."""
+    with ExitStack() as stack:
+        redis = stack.enter_context(RedisServer(tcp=True))
+        engine = EngineProcess(stack, tmp_path, "engine")
+        port = urlsplit(redis.url).port
+        router = stack.enter_context(
+            RouterProcess(
+                redis_url=f"redis://slow.test:{port}",
+                workers=[engine.url],
+                arguments=[*OFTEN, "--redis-timeout-s", "0.1"],
+                env=names.env,
+                log_dir=tmp_path,
+            )
+        )
+        router.wait_workers(1, deadline_s=PATIENCE_S)
+        assert is_available(router)
+        names.hanging.touch()
+        redis.kill()  # So that connections are made anew.
+        redis.start()
+        wait_until(lambda: not is_available(router), timeout_s=PATIENCE_S, what="Redis is away")
+        assert ask(router, "x" * 3000) == "engine"
+        request = urllib.request.Request(f"{router.url}/gc/workers/{engine.id}/drain", b"")  # noqa: S310
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as reply:  # noqa: S310
+            assert json.loads(reply.read())["state"] == "draining"
+        names.hanging.unlink()
+        wait_until(lambda: is_available(router), timeout_s=PATIENCE_S, what="Redis is back")
+
+
+def is_available(router: RouterProcess) -> bool:
+    return metrics(router.url).sum("gc_router_redis_available") == 1.0

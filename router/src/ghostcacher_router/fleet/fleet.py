@@ -47,6 +47,7 @@ from ghostcacher_router.fleet.redis_trouble import RedisTrouble
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker, drain_id_of
 from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.store_calls import bounded
 from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -81,9 +82,8 @@ class Fleet:
         self._index, self._store, self._metrics, self._clock = index, store, metrics, clock
         prober = prober or HttpProber()
         self.hung = HungWorkers(self.options.gone_ttl_s)
-        self._watched = WatchDependencies(
-            prober, self.options, metrics, clock, jitter, self._changed, self._went_down, self.hung.tell
-        )
+        told = self._changed, self._went_down, self.hung.tell
+        self._watched = WatchDependencies(prober, self.options, metrics, clock, jitter, *told)
         self._model_refresh = ModelRefresh(prober, lambda: list(self._workers.values()), clock, self._changed)
         self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self._when_down: list[Callable[[str], None]] = []
@@ -282,7 +282,8 @@ class Fleet:
         return asyncio.create_task(run())
 
     async def _in_thread(self, ask: Callable[..., T], *args: object, **more: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(ask, *args, **more))
+        call = asyncio.get_running_loop().run_in_executor(self._pool, partial(ask, *args, **more))
+        return await bounded(call, self.options.store_call_s_max)
 
     # What Redis says
 

@@ -27,6 +27,8 @@ class FleetOptions(NamedTuple):
     """The longest of these times, so that a worker that is well again is used again soon."""
     return_s: float = 1.0
     """For how long a worker gets but few requests at a time after that."""
+    store_call_s_max: float = 5.0
+    """A call to the store or index that takes longer hangs, and counts as one that found it away."""
     discover_interval_s: float = 0.5
     """Between two looks for workers in Redis."""
     lease_ttl_s: float = 10.0

@@ -38,6 +38,8 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_begun",
         "_exchange",
+        "_heard_at",
+        "_heard_bytes",
         "_held_bytes",
         "_moved_at",
         "_moved_bytes",
@@ -66,8 +68,8 @@ class ClientConnection(asyncio.Protocol):
         self._held_bytes = 0
         self._seen_bytes = 0
         self._exchange: Exchange | None = None
-        self._moved_bytes = 0
-        self._moved_at = 0.0
+        self._moved_bytes = self._heard_bytes = 0
+        self._moved_at = self._heard_at = 0.0
         self._read_paused = False
         self._write_paused = False
         self._take: Callable[[bytes], None] | None = None
@@ -204,7 +206,7 @@ class ClientConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._moved_at = self._proxy.clock()
+        self._moved_at = self._heard_at = self._proxy.clock()
         if self._exchange is not None:
             self._exchange.resume()
         elif self._state is _BUSY:
@@ -238,6 +240,8 @@ class ClientConnection(asyncio.Protocol):
     def _check_progress(self, now: float) -> None:
         """Give up a response that nobody reads, or of which nothing comes."""
         exchange, limits = self._exchange, self._proxy.limits
+        if exchange is not None and exchange.heard_bytes != self._heard_bytes:
+            self._heard_bytes, self._heard_at = exchange.heard_bytes, now
         if self._read_paused and peer_has_closed(self.transport):
             self.abort()
         elif self._write_paused or exchange is None:
@@ -254,8 +258,8 @@ class ClientConnection(asyncio.Protocol):
         return self._exchange is not None and self._exchange.is_at(worker, endpoint)
 
     def moved_after(self, when: float) -> bool:
-        passed_bytes = 0 if self._exchange is None else self._exchange.passed_bytes
-        return passed_bytes > 0 and (passed_bytes != self._moved_bytes or self._moved_at > when)
+        heard_bytes = 0 if self._exchange is None else self._exchange.heard_bytes
+        return heard_bytes > 0 and (heard_bytes != self._heard_bytes or self._heard_at > when)
 
     def worker_hangs(self, worker: str, endpoint: Endpoint) -> None:
         # Nothing can come while the client does not read. Should it read again, the worker's next probe has it end.
@@ -309,9 +313,9 @@ class ClientConnection(asyncio.Protocol):
         proxy = self._proxy
         now = proxy.clock()
         proxy.admission.busy(self)
-        self._state = _BUSY
-        self._begun = False
-        self._moved_bytes, self._moved_at = 0, now
+        self._state, self._begun = _BUSY, False
+        self._moved_bytes = self._heard_bytes = 0
+        self._moved_at = self._heard_at = now
         self.deadline = now + proxy.limits.tick_s
         proxy.in_flight += 1
         exchange: Exchange

@@ -23,7 +23,7 @@ class LocalExchange:
     """A request that `LocalEndpoints` matched, while it is answered; an `Exchange`."""
 
     __slots__ = ("_body", "_client", "_handle", "_head", "_proxy", "_task", "request_id")
-    passed_bytes = 0
+    heard_bytes = passed_bytes = 0
     """Nothing moves before the response is whole, which `worker_silence_s` bounds."""
 
     def __init__(

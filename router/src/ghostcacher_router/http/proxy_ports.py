@@ -26,11 +26,14 @@ class LocalEndpoints(Protocol):
 class Exchange(Protocol):
     """A request that is being answered, by a worker (`WorkerExchange`) or by the router itself (`LocalExchange`).
 
-    request_id: the client's own, or one that the router made. passed_bytes: of the response's body; it grows while a
-    worker sends.
+    request_id: the client's own, or one that the router made. heard_bytes: of the response's body; it grows while a
+    worker sends. passed_bytes: the same, and what a client sends that has switched to WebSocket.
     """
 
     request_id: bytes
+
+    @property
+    def heard_bytes(self) -> int: ...
 
     @property
     def passed_bytes(self) -> int: ...

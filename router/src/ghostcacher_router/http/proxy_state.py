@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable
 
 from ghostcacher_router.dns.resolver import Resolver
-from ghostcacher_router.http.admission import Admission, Admitted
+from ghostcacher_router.http.admission import LOG_INTERVAL_S, Admission, Admitted
 from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
@@ -19,6 +19,7 @@ from ghostcacher_router.http.reading_turns import ReadingTurns
 from ghostcacher_router.types import Dispatcher
 from ghostcacher_router.upstreams.worker_pools import Pools
 
+logger = logging.getLogger(__name__)
 access = logging.getLogger("ghostcacher_router.access")
 
 CLIENT_LEFT = 499
@@ -66,6 +67,8 @@ class ProxyState:
         self.turns = ReadingTurns()
         self.clients = self.admission.clients
         self._emptied: asyncio.Future[None] | None = None
+        self._unconnected = 0
+        self._unconnected_at = self.now - LOG_INTERVAL_S
         self._ids = itertools.count(1)
         self._id_prefix = f"gc-{router}-".encode()
 
@@ -104,6 +107,13 @@ class ProxyState:
             took_ms = 0.0 if began_at is None else (self.clock() - began_at) * 1e3
             number = "-" if request_id is None else request_id.decode()
             access.info('%s "%s" %d %s %.1f ms %s', peer or "-", what, status, worker or "-", took_ms, number)
+
+    def cannot_connect(self, exc: OSError) -> None:
+        """Log what the router lacks to connect to workers: once in a while, and for how many requests so far."""
+        self._unconnected += 1
+        if self.now - self._unconnected_at >= LOG_INTERVAL_S:
+            logger.warning("the router cannot connect to workers, for %d requests so far: %s", self._unconnected, exc)
+            self._unconnected_at = self.now
 
     def forget(self, client: Admitted) -> None:
         """A connection is closed."""

@@ -27,7 +27,7 @@ class WebSocketExchange(WorkerExchange):
 
     @property
     def passed_bytes(self) -> int:
-        return self._client_bytes + super().passed_bytes
+        return self._client_bytes + self.heard_bytes
 
     def response_first_byte(self) -> None:
         # What a conversation begins with was not computed for a prompt: it is no time to first token.

@@ -98,8 +98,10 @@ class WorkerExchange(AtWorker):
         return f"WorkerExchange({self._head.method} {self._head.path}, worker={self._worker}, status={self._status})"
 
     @property
-    def passed_bytes(self) -> int:
+    def heard_bytes(self) -> int:
         return 0 if self._connection is None else self._connection.passed_bytes
+
+    passed_bytes = heard_bytes
 
     @property
     def _worker(self) -> str | None:
@@ -188,7 +190,7 @@ class WorkerExchange(AtWorker):
                 raise OSError(errno.EMFILE, "nearly all files that the process may open are open")
         except OSError as exc:
             if exc.errno in OWN_FAULTS:
-                logger.warning("request %s: the router cannot connect: %s", self.request_id.decode(), exc)
+                self._proxy.cannot_connect(exc)
                 self._refuse(_OVERLOADED)
             else:
                 self._refused(str(exc), self._reason)

@@ -265,7 +265,9 @@ class InFlightTracker:
         sent, ref, unreported = placed.sent_prompt, placed.ref, self._unreported
         if sent is not None and ref is not None and sent.reported_at == inf:
             unreported[placed.ask.request_id] = _Answered(ref, sent, placed.lock)
-            while len(unreported) > UNREPORTED_MAX or next(iter(unreported.values())).sent_prompt.settled_at < now:
+            while unreported and (
+                len(unreported) > UNREPORTED_MAX or next(iter(unreported.values())).sent_prompt.settled_at < now
+            ):
                 unreported.popitem(last=False)
 
     def _note_computed(self, placed: PlacedRequest, now: float, done_at: float) -> None:

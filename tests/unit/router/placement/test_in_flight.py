@@ -78,6 +78,19 @@ async def test_only_what_was_computed_is_remembered(
 
 
 @virtual
+async def test_long_answer_whose_worker_reports_nothing_ends_as_any_other() -> None:
+    """When it ends nobody waits for the report any more, of which it is the only one."""
+    sim = await make_sim()
+    router = sim.routers[0]
+    placed = await router.picker.place(router.ask(TEXT))
+    placed.sent()
+    placed.first_byte()
+    await asyncio.sleep(60.0)
+    placed.ended(Outcome.DONE, 200)
+    assert router.routing.state.queues.in_flight_total == 0
+
+
+@virtual
 async def test_length_of_answers_is_learned_from_streams() -> None:
     """How long answers take after their first token tells how many tokens they have, where a step's time is known."""
     sim = await make_sim(2, answer_tokens=100)
