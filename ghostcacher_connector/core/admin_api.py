@@ -141,7 +141,8 @@ class Status(msgspec.Struct, frozen=True):
     redis_available: bool = False
     """Whether Redis answers; false without one."""
     redis_error: str | None = None
-    """Why it does not, such as a wrong password or a missing permission (NOPERM); null while it answers."""
+    """Why it does not, or refuses a part of what a router needs, such as a wrong password or a missing permission (NOPERM);
+    null while all is well."""
     replicas: int | None = None
     """Routers alive, this one included; None when that is not known."""
     models: tuple[str, ...] = ()
