@@ -74,6 +74,23 @@ async def test_request_of_a_kept_connection_goes_to_another_worker_too() -> None
 
 
 @on_loop
+async def test_request_at_which_two_workers_hang_is_not_tried_at_a_third() -> None:
+    """It may be what makes them hang, such as a text that takes their tokenizer forever."""
+    group = [MockEngine(f"w{number}", mute) for number in range(4)]
+    async with proxy_rig(*group) as rig:
+        client = await asked(rig, post(b"{}"), group[0])
+        hangs(rig, group[0])
+        await eventually(lambda: group[1].received)
+        hangs(rig, group[1])
+        head, body = await client.answer()
+        assert (head[:12], json.loads(body)["error"]["code"]) == (b"HTTP/1.1 502", "closed_unanswered")
+        assert [(place.worker, place.outcome) for place in rig.placements] == [
+            ("w0", Outcome.REFUSED),
+            ("w1", Outcome.REFUSED),
+        ]
+
+
+@on_loop
 async def test_only_worker_that_hangs_is_a_bad_gateway() -> None:
     """There is nobody else to ask, and the client can come back."""
     async with proxy_rig(MockEngine("w0", mute)) as rig:

@@ -3,8 +3,8 @@
 A request is tried at another worker while the client has got nothing of an answer, if
 
     the connection could not be made                                    at any number of workers, up to `retries_max`
-    the connection was closed on it before any byte of an answer        once: what closes two connections unanswered may
-                                                                        close, or crash, every worker that it is sent to
+    the connection was closed on it before any byte of an answer,       once: what ends or hangs two workers unanswered
+    or the worker hangs                                                 may do so with every worker that it is sent to
     the answer is 503 or 429: the worker is busy, or is about to end    up to `retries_max`; such an answer is held, and
                                                                         the client gets the last one if nobody answers
 
@@ -29,8 +29,8 @@ HELD_BYTES_MAX = 64 << 10
 OWN_FAULTS = frozenset({errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM})
 """What the router lacks itself when it cannot connect: it says nothing of the worker."""
 
-BROKE_MAX = 2
-"""Workers that may close their connection on one request, unanswered."""
+SILENT_MAX = 2
+"""Workers that may close their connection on one request, or hang with it, unanswered."""
 
 _NOT_IMPLEMENTED = 501
 _SERVER_ERROR = 500
@@ -55,35 +55,35 @@ class Attempts:
     answer: the last answer that turned it away; None when none did.
     """
 
-    __slots__ = ("_broke", "_failed", "answer", "excluded")
+    __slots__ = ("_failed", "_silent", "answer", "excluded")
 
     def __init__(self) -> None:
         self.excluded: frozenset[str] = frozenset()
         self.answer: HeldAnswer | None = None
         self._failed: list[Placement] = []
-        self._broke = 0
+        self._silent = 0
 
     def __repr__(self) -> str:
-        return f"Attempts({sorted(self.excluded)}, broke={self._broke})"
+        return f"Attempts({sorted(self.excluded)}, silent={self._silent})"
 
-    def add(self, placement: Placement, *, broke: bool = False, answer: HeldAnswer | None = None) -> None:
+    def add(self, placement: Placement, *, fell_silent: bool = False, answer: HeldAnswer | None = None) -> None:
         """Note that an attempt has ended without an answer for the client.
 
-        broke: whether the worker closed the connection on it. answer: what turned it away.
+        fell_silent: whether the worker closed the connection on it, or hangs. answer: what turned it away.
         """
         self.excluded |= {placement.worker}
         self._failed.append(placement)
-        self._broke += broke
+        self._silent += fell_silent
         if answer is not None:
             self.answer = answer
 
     def poison(self) -> Refusal | None:
         """Return the error for a request that seems to be what fails, and is not to be tried again; None: go on."""
-        if self._broke < BROKE_MAX:
+        if self._silent < SILENT_MAX:
             return None
         names = ", ".join(sorted(placement.worker for placement in self._failed))
         message = (
-            f"{self._broke} workers closed the connection on this request without an answer ({names}); "
+            f"{self._silent} workers closed the connection on this request without an answer, or hang ({names}); "
             "it is not tried at another one, since the request itself may be the cause"
         )
         return Refusal(502, message, code="closed_unanswered")

@@ -95,7 +95,7 @@ class RetriedRequest(EndingRequest):
         assert placement is not None, self
         self._placement = None
         placement.ended(Outcome.BROKE if broke else Outcome.REFUSED, None)
-        self._attempts.add(placement, broke=broke)
+        self._attempts.add(placement, fell_silent=broke or reason == "hung")
         logger.info("request %s: worker %s: %s", self.request_id.decode(), placement.worker, error)
         poison = self._attempts.poison()
         if poison is not None:

@@ -22,6 +22,7 @@ from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.placement.foreign_requests import ForeignRequests
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.ports import KnownPort, WorkerPort
 from ghostcacher_router.signals.prefix_locations import HeldPrefix
@@ -69,6 +70,7 @@ class InFlightTracker:
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state[:6]
         self._sent_caches, self._regret = state.sent_caches, state.regret
+        self._foreign = ForeignRequests(dependencies.fleet, state.queues, state.locations)
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id; under the engine's own id as well, where it has one."""
         self._unreported: OrderedDict[str, _Answered] = OrderedDict()
@@ -141,8 +143,12 @@ class InFlightTracker:
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:
-        """Note which prompts a worker has computed."""
-        ref = WorkerRef(events.namespace, events.worker, events.incarnation)
+        """Note which prompts a worker has received and computed, of this router and of others."""
+        ref, now = WorkerRef(events.namespace, events.worker, events.incarnation), self._clock()
+        for chain in events.chains:
+            own = chain.request in self._open or chain.request in self._unreported
+            self._foreign.received(ref, chain, now, own=own)
+        self._foreign.computed(events)
         for request_id in events.computed:
             self.on_computed(ref, request_id)
 

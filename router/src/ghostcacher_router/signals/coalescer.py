@@ -75,7 +75,9 @@ class Coalescer(Generic[K, V]):
             elif not self._put(key, future):
                 return False
         try:
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+            # Not wait_for: up to Python 3.11 it goes on when it is cancelled while the answer comes.
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(future)
         except TimeoutError:
             return False
 

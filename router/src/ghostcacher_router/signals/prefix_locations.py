@@ -130,6 +130,15 @@ class PrefixLocations:
         prefix = self._prefixes.get((namespace, deepest.block_hash))
         return float("-inf") if prefix is None else prefix.asked_at
 
+    def blocks_at(self, ref: WorkerRef, hashes: Sequence[bytes]) -> int:
+        """Return how many blocks a worker holds of a prompt with these block hashes, as far as it is known here."""
+        for block_hash in reversed(hashes[-CHAIN_MAX:]):
+            prefix = self._prefixes.get((ref.namespace, block_hash))
+            if prefix is not None:
+                held = prefix.held.get(ref.worker)
+                return held.blocks if held is not None and held.incarnation == ref.incarnation else 0
+        return 0
+
     async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> None:
         """Look a prefix up in the index, and wait for that at most `timeout_s`.
 

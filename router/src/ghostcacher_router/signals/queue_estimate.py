@@ -109,6 +109,7 @@ class _WorkerQueue:
         "estimate",
         "failed",
         "failed_tokens",
+        "foreign",
         "load",
         "measured_at",
         "prefilling",
@@ -124,6 +125,8 @@ class _WorkerQueue:
         self.reservations: dict[Reservation, None] = {}
         self.unreported: dict[Reservation, None] = {}
         """The reservations that the last load report cannot have counted, prefilling or not."""
+        self.foreign: dict[Reservation, None] = {}
+        """Requests of other routers that are still prefilling, as the worker itself tells."""
         self.ended = 0
         """Requests that the last load report may have counted, and that have ended since it came."""
         self.failed: deque[tuple[float, int]] = deque()
@@ -208,6 +211,23 @@ class QueueEstimator:
             queue.unreported[reservation] = None
             queue.dirty = True
 
+    def reserve_foreign(self, worker: str, tokens: int, computed: int, now: float) -> Reservation:
+        """Add a request of another router, of which the worker has told; `foreign_computed` takes it off."""
+        reservation = Reservation(worker, tokens, computed, now)
+        queue = self._queue(worker)
+        queue.foreign[reservation] = queue.unreported[reservation] = None
+        queue.dirty = True
+        return reservation
+
+    def foreign_computed(self, reservation: Reservation) -> None:
+        """Note that a request of another router is computed, or not heard of any more."""
+        queue = self._queues.get(reservation.worker)
+        if queue is not None:
+            reservation.prefilling = False
+            queue.foreign.pop(reservation, None)
+            queue.unreported.pop(reservation, None)
+            queue.dirty = True
+
     def answer_began(self, reservation: Reservation, now: float) -> None:
         """Note that the answer has begun. What passed since the answer before it tells how fast engines compute."""
         queue = self._queues[reservation.worker]
@@ -275,7 +295,7 @@ class QueueEstimator:
             if load is None:
                 found.queue_ms -= _progress_ms(queue, found, now)
         found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
-        found.prefilling = len(queue.prefilling)
+        found.prefilling = len(queue.prefilling) + len(queue.foreign)
         return found
 
     def keep_only(self, workers: Collection[str]) -> None:
@@ -289,7 +309,8 @@ class QueueEstimator:
     def check_invariants(self) -> None:
         """Assert that what is counted is what is there."""
         for name, queue in self._queues.items():
-            assert queue.unreported.keys() <= queue.reservations.keys(), name
+            assert queue.unreported.keys() <= queue.reservations.keys() | queue.foreign.keys(), name
+            assert queue.foreign.keys().isdisjoint(queue.reservations), name
             assert all(one.worker == name for one in queue.reservations), name
             assert queue.prefilling.keys() == {one for one in queue.reservations if one.prefilling}, name
             assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name

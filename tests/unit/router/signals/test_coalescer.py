@@ -90,3 +90,26 @@ def test_coalescer_wait_is_bounded() -> None:
         coalescer.stop()
 
     run_virtual(main())
+
+
+def test_wait_that_is_cancelled_as_the_answer_comes_ends() -> None:
+    """Whoever waits has left: what follows the wait, such as sending a request, must not happen."""
+
+    async def main() -> None:
+        loop, asked = asyncio.get_running_loop(), Asked()
+        went_on = []
+
+        def told(key: str, answer: str) -> None:
+            loop.call_soon(waits.cancel)
+
+        coalescer = Coalescer(asked.prepare, told, soon, clock=loop.time)
+
+        async def wait() -> None:
+            await coalescer.wait("a", 1.0)
+            went_on.append("a")
+
+        waits = asyncio.ensure_future(wait())
+        await asyncio.wait([waits])
+        assert (waits.cancelled(), went_on) == (True, [])
+
+    run_virtual(main())
