@@ -44,14 +44,15 @@ async def test_documents_that_just_fit_are_computed_about_once() -> None:
 @pytest.mark.parametrize("at_once", [10, 40])
 @virtual
 async def test_no_plain_engine_idles_beside_a_common_system_prompt(at_once: int) -> None:
-    """Engines that report nothing all get about their share of requests that have their beginning in common."""
-    sim, system, engines, requests = Sim(5, plain=True), text_of("system", 2_000), 5, 200
+    """Engines that report nothing all get a share of requests with a common beginning, though one has it at first."""
+    sim, system, engines, requests = Sim(5, plain=True), text_of("system", 8_000), 5, 200
     running = asyncio.Semaphore(at_once)
 
     async def ask(number: int) -> Served:
         async with running:
             return await sim.routers[0].send(system + text_of(f"question {number}", 300))
 
+    await ask(requests)
     served = await all_of([asyncio.ensure_future(ask(number)) for number in range(requests)])
     counts = Counter(one.worker for one in served)
     assert len(counts) == engines
