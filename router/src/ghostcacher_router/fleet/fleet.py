@@ -23,11 +23,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from math import inf
 from types import MappingProxyType
-from typing import TypeVar
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
@@ -47,12 +44,10 @@ from ghostcacher_router.fleet.redis_trouble import RedisTrouble
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
 from ghostcacher_router.fleet.worker import Worker, drain_id_of
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.store_calls import bounded
+from ghostcacher_router.store_calls import StoreThreads
 from ghostcacher_router.types import Endpoint, Outcome, WorkerState
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 THREADS = 3
 """Records, loads and drains are asked for, each at most once at a time."""
@@ -88,8 +83,8 @@ class Fleet:
         self.outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self._when_down: list[Callable[[str], None]] = []
         self._leases = Leases(self.options.lease_ttl_s)
-        self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="gc-fleet")
-        self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, in_thread=self._in_thread)
+        self._threads = StoreThreads(THREADS, "gc-fleet", limit_s=self.options.store_call_s_max)
+        self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, offload=self._threads)
         self._workers: dict[str, Worker] = {}
         self.workers: Mapping[str, Worker] = MappingProxyType(self._workers)
         self._watches: dict[str, Watch] = {}
@@ -267,7 +262,7 @@ class Fleet:
         await self._model_refresh.stop()
         await self.hung.stop()
         self._tasks.clear()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _forever(self, step: Callable[[], Awaitable[object]], interval_s: float) -> asyncio.Task[None]:
         async def run() -> None:
@@ -281,16 +276,13 @@ class Fleet:
 
         return asyncio.create_task(run())
 
-    async def _in_thread(self, ask: Callable[..., T], *args: object, **more: object) -> T:
-        call = asyncio.get_running_loop().run_in_executor(self._pool, partial(ask, *args, **more))
-        return await bounded(call, self.options.store_call_s_max)
-
     # What Redis says
 
     async def _discover(self) -> None:
-        assert self._index is not None
+        index = self._index
+        assert index is not None
         try:
-            records = await self._in_thread(self._index.workers, None)
+            records = await self._threads(lambda: index.workers(None))
         except IndexUnavailable as exc:
             self._redis.failed(exc, len(self._workers))
             self._leases.redis_silent()
@@ -314,13 +306,14 @@ class Fleet:
             self._watches[name].soon()
 
     async def _poll_loads(self) -> None:
-        assert self._store is not None
+        store = self._store
+        assert store is not None
         workers = {worker.ref: worker for worker in self._workers.values() if worker.ref is not None}
         refs = [ref for ref in workers if ref is not None]
         if not refs:
             return
         try:
-            store_now, loads = await self._in_thread(self._store.loads, refs)
+            store_now, loads = await self._threads(lambda: store.loads(refs))
         except IndexUnavailable:
             return  # The last loads grow old, and whoever uses them sees their age.
         now = self._clock()
