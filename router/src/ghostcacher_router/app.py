@@ -216,6 +216,7 @@ class Router:
         ports = AdminPorts(
             in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,
+            refused=lambda: routing.refused,
             explain=actions.explain,
             flush=actions.flush,
         )
@@ -271,7 +272,7 @@ class Router:
             if time.monotonic() > deadline:
                 logger.warning(
                     "the router starts without what the others have learned, and keeps trying: %s",
-                    self._fleet.redis_error or "Redis does not answer",
+                    self._fleet.redis_error or self._routing.refused or "Redis does not answer",
                 )
                 return
             await asyncio.sleep(WARM_POLL_S)

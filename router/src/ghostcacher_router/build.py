@@ -76,6 +76,11 @@ class Routing:
     def __repr__(self) -> str:
         return f"Routing({self.picker!r}, {self.sync!r})"
 
+    @property
+    def refused(self) -> str | None:
+        """Why the store refuses some of what keeps this router in step, for people; None when it does not."""
+        return None if self.sync is None else self.sync.refused
+
     def start(self) -> None:
         """Begin to keep in step with the other routers; on the event loop."""
         if self.sync is not None:
