@@ -17,7 +17,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import uvloop
@@ -32,12 +31,14 @@ from ghostcacher_connector.core.coordination.base import StampedLoad
 from ghostcacher_connector.core.index.base import WorkerRef, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_router.build import THREADS, Routing, offload_to
+from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.ports import Offload
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt import parse_body, parse_now
+from ghostcacher_router.store_calls import StoreThreads
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, Reason, WorkerState
 from ghostcacher_simulator.connector import entries_of
 
@@ -115,13 +116,12 @@ class Times(NamedTuple):
 class Bench:
     """A router's routing over one Redis, and what was learned of bodies of one size."""
 
-    def __init__(self, index: RedisIndex, fleet: Fleet, threads: ThreadPoolExecutor, size: int) -> None:
+    def __init__(self, index: RedisIndex, fleet: Fleet, offload: Offload, size: int) -> None:
         self._size, self._index, self._fleet = size, index, fleet
         self._text = PrefixMap("bench")
         self._source = corpus()
         self._bodies = [chat_body(self._source, project, size, stream=True) for project in range(LEARNED)]
         self._number = 0
-        offload = offload_to(threads, 60.0)
         dependencies = Dependencies(
             fleet, self._text, PendingPrompts(), RouterMetrics(), time.monotonic, random.Random(1), offload, offload
         )
@@ -214,21 +214,21 @@ async def measure_all(index: RedisIndex, workers: int, count: int) -> str:
     fleet = Fleet(workers)
     for worker in fleet.listed:
         index.join(worker.record, lease_ttl_s=LEASE_S)
-    with ThreadPoolExecutor(THREADS) as threads:
-        offload = offload_to(threads, 60.0)
+    offload = StoreThreads(THREADS, "bench", limit_s=60.0)
 
-        async def ping() -> None:
-            await offload(index.ping)
+    async def ping() -> None:
+        await offload(index.ping)
 
-        pings = await timed(ping, count)
-        rows = []
-        for size in SIZES:
-            bench = Bench(index, fleet, threads, size)
-            bench.learn()
-            await bench.measure(LEARNED * 8, forget=False)
-            local = await bench.measure(count, forget=False)
-            rows.append((size, local, await bench.measure(count, forget=True)))
-            await bench.routing.stop()
+    pings = await timed(ping, count)
+    rows = []
+    for size in SIZES:
+        bench = Bench(index, fleet, offload, size)
+        bench.learn()
+        await bench.measure(LEARNED * 8, forget=False)
+        local = await bench.measure(count, forget=False)
+        rows.append((size, local, await bench.measure(count, forget=True)))
+        await bench.routing.stop()
+    offload.close()
     return report(rows, pings)
 
 

@@ -141,7 +141,8 @@ class Status(msgspec.Struct, frozen=True):
     redis_available: bool = False
     """Whether Redis answers; false without one."""
     redis_error: str | None = None
-    """Why it does not, such as a wrong password or a missing permission (NOPERM); null while it answers."""
+    """Why it does not, or refuses a part of what a router needs, such as a wrong password or a missing permission
+    (NOPERM); null while all is well."""
     replicas: int | None = None
     """Routers alive, this one included; None when that is not known."""
     models: tuple[str, ...] = ()
@@ -184,7 +185,7 @@ class Stats(msgspec.Struct, frozen=True):
     ghost_locks: dict[str, float] = {}
     """Ghost locks that were asked for, by how that ended."""
     prompt_tokens: float = 0.0
-    """Prompt tokens of placed requests."""
+    """Prompt tokens of requests that were answered."""
     hit_tokens: float = 0.0
     """How many of those prompt tokens needed no computing, by the forecast."""
     hit_ratio: float = 0.0
@@ -194,7 +195,7 @@ class Stats(msgspec.Struct, frozen=True):
     overhead_ms: Quantiles = Quantiles()
     """What the router adds to a request."""
     ttft_ms: Quantiles = Quantiles()
-    """From the request written to the first byte of the answer's body."""
+    """Of streams: from the request written to the first byte of the answer's body."""
     forecast_ratio: Quantiles = Quantiles()
     """Observed over forecast time to first token."""
 

@@ -86,6 +86,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_router.fleet": {
         "ghostcacher_router.types",
+        "ghostcacher_router.ports",
         "ghostcacher_router.dns",
         "ghostcacher_router.store_calls",
         "ghostcacher_router.metrics",
@@ -117,7 +118,6 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_router.build": {
         "ghostcacher_router.types",
-        "ghostcacher_router.store_calls",
         "ghostcacher_router.ports",
         "ghostcacher_router.signals",
         "ghostcacher_router.ghostlock",

@@ -86,17 +86,14 @@ class RedisCalls:
             yield
         except (RedisError, RedisClusterException, OSError) as exc:
             refusal = refusal_of(exc)
-            text = refusal or f"{type(exc).__name__}: {exc}"
             unreachable = isinstance(exc, (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSError))
             if unreachable and refusal is None and self._on_unavailable is not None:
                 self._on_unavailable()
-            # A server that does not know AUTH repeats its arguments.
-            leaks = any(secret in text for secret in self._target.secrets)
-            message = f"Redis at {self._target.where}: {type(exc).__name__ if leaks else text}"
+            message = f"Redis at {self._target.where}: {text_of(exc, self._target.secrets)}"
             kind = (
                 IndexRefused if refusal else IndexReplyTooLarge if isinstance(exc, ReplyTooLarge) else IndexUnavailable
             )
-            raise kind(message) from (None if leaks else exc)
+            raise kind(message) from (None if _leaks(exc, self._target.secrets) else exc)
         except (ValueError, AttributeError) as exc:
             # What redis-py does when another thread closes the connection on which it waits.
             if not self._closed:
@@ -106,12 +103,30 @@ class RedisCalls:
 
 def refusal_of(exc: BaseException | None) -> str | None:
     """Return in which way Redis refuses us, in words, with what it said itself; None when that is not what happened."""
+    found = _refusal(exc)
+    return None if found is None else ": ".join(found)
+
+
+def text_of(exc: Exception, secrets: tuple[str, ...]) -> str:
+    """Return what went wrong, in words. What Redis said itself is left out where it has one of the secrets in it."""
+    words, said = _refusal(exc) or (type(exc).__name__, str(exc))
+    return words if _leaks(exc, secrets) else f"{words}: {said}"
+
+
+def _leaks(exc: Exception, secrets: tuple[str, ...]) -> bool:
+    """Whether a secret is in what Redis said: a server that does not know AUTH repeats its arguments."""
+    said = (_refusal(exc) or ("", str(exc)))[1]
+    return any(secret in said for secret in secrets)
+
+
+def _refusal(exc: BaseException | None) -> tuple[str, str] | None:
+    """Return in which way Redis refuses us, in words of ours, and what it said itself."""
     while exc is not None:
         text = str(exc)
         if isinstance(exc, AuthenticationError) or text.startswith(("NOAUTH", "WRONGPASS")):
-            return f"wrong user or password: {text}"
+            return "wrong user or password", text
         if isinstance(exc, NoPermissionError) or any(sign in text for sign in _PERMISSION_SIGNS):
-            return f"this user lacks a permission (NOPERM): {text}"
+            return "this user lacks a permission (NOPERM)", text
         exc = exc.__cause__ or exc.__context__
     return None
 

@@ -20,7 +20,6 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 import msgspec
@@ -34,7 +33,7 @@ from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
-from ghostcacher_router.build import THREADS, Routing, offload_to
+from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.fleet.fleet import Fleet
@@ -50,7 +49,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.store_calls import call_s_max
+from ghostcacher_router.store_calls import StoreThreads, call_s_max
 from ghostcacher_router.sync import READ_BLOCK_S
 from ghostcacher_router.types import Body, RequestShape, WorkerState
 
@@ -95,8 +94,9 @@ class Router:
         self._listen: Listen = parse_listen(settings.listen, "listen")
         self._name = secrets.token_hex(4)
         self._seed = secrets.randbits(64)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="gc-store")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="gc-read")
+        limit_s = call_s_max(settings.redis_timeout_s)
+        self._threads = StoreThreads(THREADS, "gc-store", limit_s=limit_s)
+        self._reader = StoreThreads(1, "gc-read", limit_s=READ_BLOCK_S + limit_s)
         self._parser = BodyParser(settings.body_bytes_max)
         self._index, self._store = _open(settings)
         self._metrics = RouterMetrics()
@@ -111,7 +111,7 @@ class Router:
                 health_interval_s=settings.health_interval_s,
                 failures_max=settings.health_failures_max,
                 load_interval_s=settings.load_interval_ms / 1e3,
-                store_call_s_max=call_s_max(settings.redis_timeout_s),
+                store_call_s_max=limit_s,
             ),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
@@ -184,11 +184,10 @@ class Router:
                 closing.close()
         self._parser.stop()
         for threads in (self._threads, self._reader):
-            threads.shutdown(wait=False, cancel_futures=True)
+            threads.close()
 
     def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings
-        limit_s = call_s_max(settings.redis_timeout_s)
         dependencies = Dependencies(
             fleet=self._fleet,
             prefix_map=text,
@@ -196,8 +195,8 @@ class Router:
             metrics=self._metrics,
             clock=time.monotonic,
             rng=Random(),  # noqa: S311 - ties among equal forecasts
-            offload=offload_to(self._threads, limit_s),
-            read_offload=offload_to(self._reader, READ_BLOCK_S + limit_s),
+            offload=self._threads,
+            read_offload=self._reader,
         )
         options = Options(settings.affinity_tolerance, settings.ghost_lock, settings.ghost_lock_tokens_min)
         return Routing(
@@ -217,6 +216,7 @@ class Router:
         ports = AdminPorts(
             in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,
+            refused=lambda: routing.refused,
             explain=actions.explain,
             flush=actions.flush,
         )
@@ -272,7 +272,7 @@ class Router:
             if time.monotonic() > deadline:
                 logger.warning(
                     "the router starts without what the others have learned, and keeps trying: %s",
-                    self._fleet.redis_error or "Redis does not answer",
+                    self._fleet.redis_error or self._routing.refused or "Redis does not answer",
                 )
                 return
             await asyncio.sleep(WARM_POLL_S)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.index.base import BlockIndex
@@ -13,7 +10,6 @@ from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
 from ghostcacher_router.placement.picker import Options, Picker
-from ghostcacher_router.ports import Offload
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
@@ -22,10 +18,7 @@ from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.signals.sessions import SessionAffinity
 from ghostcacher_router.signals.stored_objects import TTL_S as STORED_TTL_S
 from ghostcacher_router.signals.stored_objects import StoredObjects
-from ghostcacher_router.store_calls import bounded
 from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, StoreClockOffset
-
-T = TypeVar("T")
 
 THREADS = 4
 """For `Dependencies.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` needs one more."""
@@ -83,6 +76,11 @@ class Routing:
     def __repr__(self) -> str:
         return f"Routing({self.picker!r}, {self.sync!r})"
 
+    @property
+    def refused(self) -> str | None:
+        """Why the store refuses some of what keeps this router in step, for people; None when it does not."""
+        return None if self.sync is None else self.sync.refused
+
     def start(self) -> None:
         """Begin to keep in step with the other routers; on the event loop."""
         if self.sync is not None:
@@ -131,15 +129,3 @@ class Routing:
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:
         self.replicas = reply.routers
         self._forward_heartbeat(reply)
-
-
-def offload_to(threads: ThreadPoolExecutor, limit_s: float) -> Offload:
-    """Return what runs blocking calls in a pool of threads. Its owner shuts it down after `Routing.stop`.
-
-    limit_s: a call that takes longer hangs, and is given up with IndexUnavailable.
-    """
-
-    def offload(call: Callable[[], T], /) -> Awaitable[T]:
-        return bounded(asyncio.get_running_loop().run_in_executor(threads, call), limit_s)
-
-    return offload

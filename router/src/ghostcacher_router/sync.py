@@ -91,11 +91,18 @@ class RouterSync:
         self._unpublished: deque[PrefixMapUpdate | Flush] = deque(maxlen=UNPUBLISHED_MAX)
         self._has_unpublished = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._refused: dict[Callable[[], Awaitable[None]], str] = {}
+        """Why the store refused a step the last time, until it is done."""
         self.warm = False
         """Whether everything has been read that the routers published before this one started."""
 
     def __repr__(self) -> str:
         return f"RouterSync({self._router}, warm={self.warm}, unpublished={len(self._unpublished)})"
+
+    @property
+    def refused(self) -> str | None:
+        """Why the store refuses some of what this is to do, for people; None when it does not."""
+        return next(iter(self._refused.values()), None)
 
     def start(self) -> None:
         """Begin to read, write and send heartbeats."""
@@ -139,8 +146,11 @@ class RouterSync:
             try:
                 await step()
                 backoff.succeeded()
+                self._refused.pop(step, None)
                 await asyncio.sleep(pause_s)
             except IndexUnavailable as exc:
+                if isinstance(exc, IndexRefused):
+                    self._refused[step] = str(exc)
                 # That it is away, the fleet says. A permission may be missing for one step alone.
                 warns = isinstance(exc, IndexRefused) and not backoff.failures
                 logger.log(logging.WARNING if warns else logging.DEBUG, "not in step with the other routers: %s", exc)

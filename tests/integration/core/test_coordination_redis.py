@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from random import Random
 
@@ -16,11 +15,12 @@ from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
-from ghostcacher_router.build import THREADS, Routing, offload_to
+from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
+from ghostcacher_router.store_calls import StoreThreads
 from ghostcacher_router.types import Ask, Endpoint, Outcome, Prompt, RequestShape, WorkerState
 from ghostcacher_simulator.text import text_of
 from tests.support.index_parts import entries, make_record
@@ -96,9 +96,10 @@ class Fleet:
 
 
 class Router:
-    def __init__(self, name: str, url: str, threads: list[ThreadPoolExecutor]) -> None:
+    def __init__(self, name: str, url: str) -> None:
         self.fleet, self.text, self.name = Fleet(), PrefixMap(name), name
         self.index, self.store = RedisIndex(url), RedisCoordinationStore(url)
+        self.threads = StoreThreads(THREADS, "store", limit_s=60.0), StoreThreads(1, "read", limit_s=60.0)
         dependencies = Dependencies(
             fleet=self.fleet,
             prefix_map=self.text,
@@ -106,8 +107,8 @@ class Router:
             metrics=RouterMetrics(),
             clock=time.monotonic,
             rng=Random(3),
-            offload=offload_to(threads[0], 60.0),
-            read_offload=offload_to(threads[1], 60.0),
+            offload=self.threads[0],
+            read_offload=self.threads[1],
         )
         self.routing = Routing(dependencies, index=self.index, store=self.store, router=name)
         self.asked = 0
@@ -120,8 +121,7 @@ class Router:
 
 @asynccontextmanager
 async def routers(url: str, *names: str) -> AsyncIterator[list[Router]]:
-    pools = [[ThreadPoolExecutor(THREADS), ThreadPoolExecutor(1)] for _ in names]
-    made = [Router(name, url, pool) for name, pool in zip(names, pools, strict=True)]
+    made = [Router(name, url) for name in names]
     for router in made:
         router.routing.start()
     try:
@@ -131,9 +131,8 @@ async def routers(url: str, *names: str) -> AsyncIterator[list[Router]]:
             await router.routing.stop()
             router.store.close()
             router.index.close()
-        for pool in pools:
-            for threads in pool:
-                threads.shutdown()
+            for threads in router.threads:
+                threads.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:

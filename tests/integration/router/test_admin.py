@@ -77,7 +77,13 @@ async def router(*engines: MiniEngine, token: str | None = None) -> AsyncIterato
     index, metrics, routing = MemoryIndex(), RouterMetrics(), Routing()
     static = [engine.endpoint for engine in engines]
     fleet = Fleet(metrics=metrics, static=static, index=index, store=MemoryCoordinationStore(), options=FAST)
-    ports = AdminPorts(in_flight=routing.in_flight, replicas=lambda: 2, explain=routing.explain, flush=routing.flush)
+    ports = AdminPorts(
+        in_flight=routing.in_flight,
+        replicas=lambda: 2,
+        refused=lambda: None,
+        explain=routing.explain,
+        flush=routing.flush,
+    )
     admin = Admin(fleet=fleet, metrics=metrics, access=Access(token=token, loopback=True), ports=ports)
     await fleet.start()
     routing.busy = set(fleet.workers)

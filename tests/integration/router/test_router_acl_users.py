@@ -150,6 +150,22 @@ def test_router_says_what_redis_refuses(tmp_path: Path) -> None:
                 assert "wrong-of" not in json.dumps(router.get("/gc/status"))
 
 
+def test_router_says_what_redis_refuses_beside_the_workers(tmp_path: Path) -> None:
+    """A user that may find workers, but not share what routers learn: said in /gc/status and at the start."""
+    with acl_server() as (server, _):
+        lacking = set_user(server, "lacking", [name for name in ROUTER if name != "xread"])
+        with RouterProcess(redis_url=lacking, log_dir=tmp_path) as router:
+            wait_until(
+                lambda: "lacks a permission (NOPERM)" in (router.get("/gc/status")["redis_error"] or ""),
+                PATIENCE_S,
+                "the refusal to be known",
+            )
+            assert router.get("/gc/status")["redis_available"]
+            assert "Redis does not answer" not in router.process.log_tail(100)
+            set_user(server, "lacking", ROUTER)
+            wait_until(lambda: router.get("/gc/status")["redis_error"] is None, PATIENCE_S, "the permission")
+
+
 @pytest.mark.parametrize("command", ["hexists", "xadd", "pexpire"])
 def test_doctor_names_the_missing_permission(command: str) -> None:
     """Whatever else the user may do."""

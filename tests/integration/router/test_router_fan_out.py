@@ -9,6 +9,7 @@ import pytest
 
 from ghostcacher_router.http.fan_out import BODY_BYTES_MAX
 from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.proxy_state import FAN_OUTS_MAX
 from ghostcacher_simulator.http_server import Peer, Received, content
 from tests.support.mock_engine import CHUNKED, MockEngine, chunks, says
 from tests.support.proxy_rig import eventually, on_loop, proxy_rig
@@ -113,3 +114,21 @@ async def test_client_that_leaves_ends_it_everywhere() -> None:
         await eventually(lambda: rig.engines[1].received)
         client.abort()
         await left.wait()
+
+
+@on_loop
+async def test_many_at_once_take_few_connections() -> None:
+    """Each client that asks takes one, however many servers hang; the others wait for their turn."""
+
+    async def hang(peer: Peer, _: Received) -> None:
+        await peer.left()
+
+    async with proxy_rig(*(MockEngine(f"w{number}", hang) for number in range(8))) as rig:
+        for _ in range(2 * FAN_OUTS_MAX // 8):
+            (await rig.client()).send(ASK)
+        await eventually(lambda: sum(len(engine.received) for engine in rig.engines) >= FAN_OUTS_MAX)
+        await eventually(lambda: rig.state.in_flight == len(rig.clients))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        pools = rig.state.pools._pools.values()
+        assert sum(len(pool.open) + pool.connecting for pool in pools) == FAN_OUTS_MAX

@@ -50,6 +50,17 @@ def snapshot(at: float = 10.0, *, total: float = 100.0, uptime_s: float = 125.0,
     return decode(*(json.dumps(document).encode() for document in documents), at=at)
 
 
+def test_fleet_lines_say_once_what_redis_refuses() -> None:
+    """Beside a Redis that answers; the reason why the router is not ready may have it already."""
+    refused = "Redis at host:6379: this user lacks a permission (NOPERM)"
+    lines = fleet_lines(snapshot(redis_error=refused))
+    assert "  |  redis refuses  |  " in lines[0]
+    assert refused in lines
+    lines = fleet_lines(snapshot(redis_error=refused, redis_available=False, why_not_ready=f"no worker: {refused}"))
+    assert "  |  no redis  |  " in lines[0]
+    assert sum(refused in line for line in lines) == 1
+
+
 def test_fleet_lines_show_each_worker() -> None:
     """Every worker has its state, load, KV use, measured rate and share of the requests."""
     lines = fleet_lines(snapshot())

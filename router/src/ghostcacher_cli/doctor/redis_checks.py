@@ -12,7 +12,7 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from ghostcacher_cli.doctor.permissions import check_permissions
 from ghostcacher_cli.doctor.report import Check, fail, ok, warn
-from ghostcacher_connector.core.redis.client import refusal_of
+from ghostcacher_connector.core.redis.client import text_of
 from ghostcacher_connector.core.redis.url import Client, make_client, parse_redis_url
 
 VERSION_MIN = (6, 2)
@@ -47,12 +47,9 @@ def check_redis(url: str, timeout_s: float) -> Iterator[Check]:
 
 
 def _unreachable(where: str, exc: Exception, secrets: tuple[str, ...]) -> Check:
-    text = refusal_of(exc) or f"{type(exc).__name__}: {exc}"
-    if any(secret in text for secret in secrets):
-        text = type(exc).__name__
     return fail(
         "redis",
-        f"{where}: cannot be used: {text}",
+        f"{where}: cannot be used: {text_of(exc, secrets)}",
         "start Redis, or correct --redis-url / GC_REDIS_URL (host, port, user, password, rediss:// for TLS); "
         "while it is away the engines serve on, and share nothing",
     )

@@ -23,10 +23,11 @@ def fleet_lines(now: Snapshot, before: Snapshot | None = None) -> list[str]:
         rows = [_row(worker, now.stats.picks_by_worker.get(worker.id, 0.0), total) for worker in now.workers]
         lines += table(HEADERS, rows, left=2).splitlines()
     problems = [problem for worker in now.workers if (problem := _problem(worker)) is not None]
-    if now.status.redis_error:
-        problems.insert(0, now.status.redis_error)
-    if now.status.why_not_ready:
-        problems.insert(0, now.status.why_not_ready)
+    why_not_ready, redis_error = now.status.why_not_ready, now.status.redis_error
+    if redis_error and redis_error not in (why_not_ready or ""):
+        problems.insert(0, redis_error)
+    if why_not_ready:
+        problems.insert(0, why_not_ready)
     return [printable(line) for line in (*lines, *([""] if problems else []), *problems)]
 
 
@@ -34,7 +35,8 @@ def router_line(now: Snapshot) -> str:
     """Return who this is: version, age, Redis, replicas, models."""
     status = now.status
     parts = [f"ghostcacher {status.version}", f"up {duration(status.uptime_s)}"]
-    parts.append("redis answers" if status.redis_available else "no redis")
+    answers = "redis refuses" if status.redis_error else "redis answers"
+    parts.append(answers if status.redis_available else "no redis")
     if status.replicas is not None and status.replicas > 1:
         parts.append(f"{status.replicas} routers")
     parts.append(", ".join(status.models) or "no model")

@@ -62,6 +62,8 @@ class AdminPorts(NamedTuple):
     """Returns how many requests are at a worker."""
     replicas: Callable[[], int | None]
     """Returns how many routers are alive; None when that is not known."""
+    refused: Callable[[], str | None]
+    """Returns why Redis refuses some of what keeps routers in step, for people; None when it does not."""
     explain: Callable[[ExplainedRequest], Awaitable[list[dict[str, object]]]]
     """Returns the terms of the forecast for each worker that could serve a request, the best first, as in
     `admin_api.WorkerForecast`. Nothing is sent or counted."""
@@ -193,7 +195,7 @@ class Admin:
                 gone=gone_reports(fleet, self._clock()),
                 ejected={name: why for name in fleet.workers if (why := fleet.why_ejected(name)) is not None},
                 redis_available=fleet.redis_available,
-                redis_error=fleet.redis_error,
+                redis_error=fleet.redis_error or self._ports.refused(),
                 replicas=self._ports.replicas(),
                 models=tuple(fleet.models()),
             )

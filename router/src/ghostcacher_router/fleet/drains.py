@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore, DrainOrder
 from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_router.ports import Offload
 
 MARK = "\u00a7"
 """Begins the mark of a router, and no drain, since the names of workers that get requests are ASCII."""
@@ -18,14 +18,6 @@ MARK_TTL_S = 3600.0
 lacks its mark for one that has lost everything. Marks of routers that are gone end by themselves."""
 LATER_S = 1e-3
 """An order that replaces another is later than that by as much at least, whatever the store's clock says."""
-
-T = TypeVar("T")
-
-
-class InThread(Protocol):
-    """Runs a call that blocks, and returns what it returns."""
-
-    def __call__(self, call: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 class Drains:
@@ -45,13 +37,13 @@ class Drains:
         store: CoordinationStore | None,
         *,
         ttl_s: float,
-        in_thread: InThread,
+        offload: Offload,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """ttl_s: after which an order ends by itself. in_thread: runs a call that blocks. clock: in seconds."""
+        """ttl_s: after which an order ends by itself. offload: calls the store. clock: in seconds."""
         self._store = store
         self._ttl_s = ttl_s
-        self._in_thread = in_thread
+        self._offload = offload
         self._clock = clock
         self._mark = MARK + secrets.token_hex(8)
         self._marked_at: float | None = None
@@ -101,7 +93,7 @@ class Drains:
 
     async def _meet(self, store: CoordinationStore, names: Iterable[str]) -> None:
         asked = [*sorted(names), self._mark]
-        store_now, found = await self._in_thread(lambda: store.drains(asked))
+        store_now, found = await self._offload(lambda: store.drains(asked))
         now, wanted = self._clock(), dict(self._wanted)
         missing = self._merge(asked[:-1], found[:-1], store_now)
         orders = {name: self._order(name, draining, store_now) for name, draining in wanted.items()}
@@ -113,7 +105,7 @@ class Drains:
             # The mark comes last: until it is there, all of this is tried again.
             writes.append(DrainOrder(self._mark, True, store_now, store_now + MARK_TTL_S))
         if writes:
-            await self._in_thread(lambda: store.put_drains(writes))
+            await self._offload(lambda: store.put_drains(writes))
         self._marked_at = now if marks else self._marked_at
         self._orders |= orders
         self._wanted = {name: one for name, one in self._wanted.items() if wanted.get(name) is not one}

@@ -2,23 +2,30 @@
 
     proxy.py              HttpProxy: listens, ticks, stops
     proxy_state.py        ProxyState: what all connections share
+    proxy_ports.py        what these parts ask of one another, and of the rest of the router
+
     client_connection.py  ClientConnection: one client's connection, one request at a time
+    client_time.py        TimedConnection: what is done when a client, or its answer, takes too long
+    client_ends.py        EndingConnection: how a client's connection ends
     client_state.py       its states, and what it refuses by itself
-    worker_exchange.py    WorkerExchange: one request's life at the workers: parse, place, send, answer, retry
-    attempts.py           Attempts: which workers have been tried for a request, and whose fault it was
-    own_headers.py        the header lines that the router adds to a response
-    looks.py              what is looked for in answers: the id of what was made, and where output begins
-    at_worker.py          AtWorker: the side of it that waits: what is done when nothing comes
-    repeatable.py         is_repeatable: which requests two workers may carry out
-    fan_out.py            a request that goes to every server, where the client asks for that
-    websocket_exchange.py WebSocketExchange: the same for a request to switch to WebSocket, and what follows
-    local_exchange.py     LocalExchange: the same for what the router answers itself
-    reading_turns.py      ReadingTurns: long bodies are read in turns
-    later.py              goes on with a request once something is there that it waits for
-    proxy_ports.py        what these ask of one another, and of the rest of the router
     peer_state.py         what the kernel knows of a client's connection: has it left, what has arrived; its reset
     admission.py          which clients may be connected, and who goes when there are too many
     open_files.py         how many clients the process may have
+    reading_turns.py      ReadingTurns: long bodies are read in turns
+
+    worker_exchange.py    WorkerExchange: the main path of a request: parsed, placed, sent, answered
+    request_retries.py    RetriedRequest: what is done when one worker gives no answer
+    request_ends.py       EndingRequest: what a request holds, and how it ends without a whole answer
+    attempts.py           Attempts: which workers have been tried for a request, and whose fault it was
+    repeatable.py         is_repeatable: which requests two workers may carry out
+    looks.py              what is looked for in answers: the id of what was made, and where output begins
+    own_headers.py        the header lines that the router adds to a response
+    later.py              goes on with a request once something is there that it waits for
+
+    websocket_exchange.py WebSocketExchange: a request to switch to WebSocket, and what follows
+    local_exchange.py     LocalExchange: a request that the router answers itself
+    fan_out.py            a request that goes to every server, where the client asks for that
+
     protocol/             heads, bodies, framing, limits and errors of HTTP: no I/O
     ../upstreams/         connections to workers
 

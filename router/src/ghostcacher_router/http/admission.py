@@ -42,6 +42,7 @@ _ADVICE = {
 class Admitted(Connection, Protocol):
     """A client's connection. peer: its address; None when it is not known."""
 
+    __slots__ = ()
     peer: str | None
 
     @property

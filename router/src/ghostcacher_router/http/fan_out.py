@@ -2,7 +2,7 @@
 
 For what changes an engine, such as loading an adapter, and never for what a client waits to be computed: `PATHS` has
 all that can be sent so. Each server gets the request as it came, on a connection of its own, and is waited for at most
-`fan_out_s`. The answer says what each of them answered.
+`fan_out_s`, together with the wait for its turn. The answer says what each of them answered.
 """
 
 from __future__ import annotations
@@ -46,8 +46,6 @@ PATHS = frozenset(
     }
 )
 """What vLLM and SGLang have that is meant for one engine, and wanted of all."""
-AT_A_TIME = 32
-"""Servers asked at a time."""
 BODY_BYTES_MAX = 8 << 10
 """What is kept of each answer; these are short."""
 MULTI_STATUS = 207
@@ -72,10 +70,7 @@ async def fan_out(proxy: ProxyState, head: RequestHead, request_id: bytes, reque
     refusal = _refused(head, servers)
     if refusal is not None:
         return error_response(head.path, refusal)
-    at_a_time = asyncio.Semaphore(AT_A_TIME)
-    results = await asyncio.gather(
-        *(_bounded(at_a_time, proxy, server, head, request_id, request.body) for server in servers)
-    )
+    results = await asyncio.gather(*(_bounded(proxy, server, head, request_id, request.body) for server in servers))
     proxy.dispatcher.told_all(head.path)
     statuses = {result.status for result in results}
     same = statuses.pop() if len(statuses) == 1 else None
@@ -97,18 +92,15 @@ def _refused(head: RequestHead, servers: Sequence[Server]) -> Refusal | None:
     return None
 
 
-async def _bounded(
-    at_a_time: asyncio.Semaphore, proxy: ProxyState, server: Server, head: RequestHead, request_id: bytes, body: bytes
-) -> Result:
+async def _bounded(proxy: ProxyState, server: Server, head: RequestHead, request_id: bytes, body: bytes) -> Result:
     limit_s = proxy.limits.fan_out_s
-    async with at_a_time:
-        try:
-            async with asyncio.timeout(limit_s):
-                return await _ask(proxy, server, head, request_id, body)
-        except TimeoutError:
-            return Result(server.name, None, "", f"no answer within {limit_s:g} s")
-        except OSError as exc:
-            return Result(server.name, None, "", str(exc))
+    try:
+        async with asyncio.timeout(limit_s), proxy.fan_outs:
+            return await _ask(proxy, server, head, request_id, body)
+    except TimeoutError:
+        return Result(server.name, None, "", f"no answer within {limit_s:g} s")
+    except OSError as exc:
+        return Result(server.name, None, "", str(exc))
 
 
 async def _ask(proxy: ProxyState, server: Server, head: RequestHead, request_id: bytes, body: bytes) -> Result:

@@ -104,6 +104,7 @@ class Client(Protocol):
 class Connection(Protocol):
     """What the proxy asks of each client's connection. deadline: when `expired` is to be called, by its clock."""
 
+    __slots__ = ()
     deadline: float
 
     def expired(self, now: float) -> None:

@@ -24,6 +24,8 @@ access = logging.getLogger("ghostcacher_router.access")
 
 CLIENT_LEFT = 499
 """The status under which a request is counted whose client left, as nginx calls it. It is never sent."""
+FAN_OUTS_MAX = 32
+"""Servers that are asked at a time for requests that go to all: each takes a connection, whoever has asked for it."""
 SHORT_SHARE = 16
 """A part of `buffered_bytes_max` that is kept for bodies up to `JOINED_BYTES_MAX`, however many long ones there are."""
 
@@ -65,6 +67,7 @@ class ProxyState:
         self.draining = False
         self.admission = Admission(limits, meter, lambda: self.pools.open_count)
         self.turns = ReadingTurns()
+        self.fan_outs = asyncio.Semaphore(FAN_OUTS_MAX)
         self.clients = self.admission.clients
         self._emptied: asyncio.Future[None] | None = None
         self._unconnected = 0

@@ -113,7 +113,7 @@ class RouterMetrics:
         self.ttft_ms = self._put(
             Histogram(
                 "gc_router_ttft_ms",
-                "From the request written to the first byte of the answer's body, in ms.",
+                "Of streams: from the request written to the first byte of the answer's body, in ms.",
                 TTFT_MS_BOUNDS,
             )
         )
@@ -159,10 +159,13 @@ class RouterMetrics:
         )
         self.hit_tokens = self._put(
             Counter(
-                "gc_router_hit_tokens_total", "Prompt tokens that were forecast to be in the picked worker's reach."
+                "gc_router_hit_tokens_total",
+                "Those of gc_router_prompt_tokens_total that were forecast to be in the worker's reach.",
             )
         )
-        self.prompt_tokens = self._put(Counter("gc_router_prompt_tokens_total", "Prompt tokens of placed requests."))
+        self.prompt_tokens = self._put(
+            Counter("gc_router_prompt_tokens_total", "Prompt tokens of requests that were answered.")
+        )
         self.saved_ttft_ms = self._put(
             Counter(
                 "gc_router_saved_ttft_ms_total",
@@ -233,7 +236,7 @@ class RouterMetrics:
         self._worker_picks.add(1.0, worker, value)
 
     def observed(self, prompt_tokens: int, hit_tokens: int, saved_ms: float) -> None:
-        """Count a placed prompt's tokens, those of them that need no computing, and the time that this saves."""
+        """Count an answered prompt's tokens, those of them that need no computing, and the time that this saves."""
         self.prompt_tokens.add(prompt_tokens)
         self.hit_tokens.add(hit_tokens)
         self.saved_ttft_ms.add(max(0.0, saved_ms))

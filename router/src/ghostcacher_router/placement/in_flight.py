@@ -136,10 +136,7 @@ class InFlightTracker:
         if session is not None:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
         if forecast is not None and placed.ask.shape.prompt is not None:
-            spared_ms = forecast.cached_tokens * forecast.compute_ms / forecast.computed_tokens - forecast.pull_ms
-            tokens = forecast.cached_tokens + forecast.computed_tokens
-            self._note_for_regret(placed.ask.shape.prompt, tokens)
-            self._metrics.observed(tokens, forecast.cached_tokens, spared_ms)
+            self._note_for_regret(placed.ask.shape.prompt, forecast.cached_tokens + forecast.computed_tokens)
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:
@@ -183,6 +180,8 @@ class InFlightTracker:
 
     def on_first_byte(self, placed: PlacedRequest) -> None:
         now, forecast = self._clock(), placed.forecast
+        if forecast is not None and placed.ask.shape.prompt is not None:
+            self._count_tokens(forecast)
         self._queues.answer_began(placed.reservation, now)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
@@ -235,6 +234,12 @@ class InFlightTracker:
         if self._prompts % CAPACITY_PROMPTS == 0:
             self._regret.resize(sum(map(_capacity_tokens, self._fleet.workers.values())))
         self._prompts += 1
+
+    def _count_tokens(self, forecast: Forecast) -> None:
+        """Count the tokens of a prompt that is answered: one that an engine refuses says nothing of the caches."""
+        spared_ms = forecast.cached_tokens * forecast.compute_ms / forecast.computed_tokens - forecast.pull_ms
+        tokens = forecast.cached_tokens + forecast.computed_tokens
+        self._metrics.observed(tokens, forecast.cached_tokens, spared_ms)
 
     def _note_answered(self, placed: PlacedRequest, now: float) -> None:
         """Note that a prompt is computed, and its blocks are about to be published."""

@@ -23,7 +23,7 @@ async def at_once(call: Callable[[], T], /) -> T:
 
 
 def drains_of(store: MemoryCoordinationStore, clock: FakeClock) -> Drains:
-    drains = Drains(store.client(), ttl_s=TTL_S, in_thread=at_once, clock=clock)
+    drains = Drains(store.client(), ttl_s=TTL_S, offload=at_once, clock=clock)
     drains.follow(WORKERS)
     return drains
 
@@ -166,7 +166,7 @@ def test_router_that_starts_learns_of_those_it_is_about_to_follow() -> None:
     """A new router, or one that meets a worker for the first time, knows the drain before it uses the worker."""
 
     async def main(store: MemoryCoordinationStore, clock: FakeClock, _: Drains, __: Drains) -> None:
-        new = Drains(store.client(), ttl_s=TTL_S, in_thread=at_once, clock=clock)
+        new = Drains(store.client(), ttl_s=TTL_S, offload=at_once, clock=clock)
         assert await new.exchange(["w1@00"])
         assert new.hold("w1@00")
         new.follow(["w2@00"])
@@ -207,7 +207,7 @@ def test_store_away_changes_nothing() -> None:
     """What was seen last holds while the store is away, and what is wanted meanwhile is told later."""
 
     async def main(store: MemoryCoordinationStore, clock: FakeClock, here: Drains, far: Drains) -> None:
-        away = Drains(store, ttl_s=TTL_S, in_thread=at_once, clock=clock)
+        away = Drains(store, ttl_s=TTL_S, offload=at_once, clock=clock)
         away.follow(WORKERS)
         assert await away.exchange()
         store.reachable = False

@@ -52,7 +52,7 @@ class Bench:
         until = self.clock.now + seconds
         while self.clock.now < until:
             self.clock.advance(max(0.001, self.reporter.step()))
-            await self.fleet._poll_loads()
+            await self.fleet._discovery.read_loads()
 
     def place(self, computed: int) -> None:
         now = self.clock()
@@ -68,7 +68,7 @@ def test_idle_load_told_again_takes_nothing_off_the_queue() -> None:
 
     async def main() -> None:
         bench = Bench()
-        await bench.fleet._discover()
+        await bench.fleet._discovery.find_workers()
         bench.reporter.submit_load(make_load(0))
         measured_at = bench.clock()
         await bench.run(1.0)

@@ -155,6 +155,22 @@ async def test_metrics_of_a_hit() -> None:
 
 
 @virtual
+async def test_metrics_leave_out_prompts_that_nobody_answered() -> None:
+    """A giant prompt that an engine refuses is no miss of the caches, and one that is tried twice counts once."""
+    sim = await make_sim()
+    router = sim.routers[0]
+    for outcome, status in ((Outcome.DONE, 400), (Outcome.REFUSED, None), (Outcome.CANCELLED, None)):
+        placed = await router.picker.place(router.ask(TEXT))
+        placed.sent()
+        placed.ended(outcome, status)
+    assert router.metrics.prompt_tokens.total == 0
+    placed = await router.picker.place(router.ask(TEXT))
+    placed.sent()
+    placed.first_byte()
+    assert router.metrics.prompt_tokens.total == pytest.approx(4000, rel=0.02)
+
+
+@virtual
 async def test_two_requests_of_one_id_teach_nothing() -> None:
     """Clients choose ids: what is told under one that two prompts have is nobody's, also when one of them has ended."""
     sim = await make_sim()
