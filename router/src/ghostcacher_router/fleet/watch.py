@@ -14,8 +14,9 @@ from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
+from ghostcacher_connector.core.backoff import doubled_s
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.fleet.probes import ProbeFailed, Prober, backoff_s
+from ghostcacher_router.fleet.probes import ProbeFailed, Prober
 from ghostcacher_router.fleet.worker import Move, Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import WorkerState
@@ -200,3 +201,8 @@ class Watch:
                     await self._wake.wait()
             except TimeoutError:
                 return
+
+
+def backoff_s(failures: int, *, first_s: float, max_s: float, jitter: Callable[[], float]) -> float:
+    """Return the pause after `failures` in a row, 1 or more. jitter: in [0, 1), spreads the pauses over 20%."""
+    return doubled_s(first_s, max_s, failures - 1) * (0.9 + 0.2 * jitter())

@@ -12,13 +12,14 @@
     admission.py          which clients may be connected, and who goes when there are too many
     open_files.py         how many clients the process may have
     reading_turns.py      ReadingTurns: long bodies are read in turns
+    rare_lines.py         RareLines: keeps the log short when the same thing happens with each request
 
     worker_exchange.py    WorkerExchange: the main path of a request: parsed, placed, sent, answered
     request_retries.py    RetriedRequest: what is done when one worker gives no answer
     request_ends.py       EndingRequest: what a request holds, and how it ends without a whole answer
     attempts.py           Attempts: which workers have been tried for a request, and whose fault it was
     repeatable.py         is_repeatable: which requests two workers may carry out
-    looks.py              what is looked for in answers: the id of what was made, and where output begins
+    taps.py               what is read along in answers: the id of what was made, and where output begins
     own_headers.py        the header lines that the router adds to a response
     later.py              goes on with a request once something is there that it waits for
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.fleet.probes import ProbeFailed, backoff_s
-from ghostcacher_router.fleet.watch import Watch, WatchDependencies
+from ghostcacher_router.fleet.probes import ProbeFailed
+from ghostcacher_router.fleet.watch import Watch, WatchDependencies, backoff_s
 from ghostcacher_router.fleet.worker import MOVES, Move, Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
