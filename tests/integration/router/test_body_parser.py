@@ -163,6 +163,27 @@ async def test_body_that_nobody_wants_any_more_is_let_go_of() -> None:
 
 
 @on_loop
+async def test_shorter_body_does_not_wait_for_longer_ones_that_came_before() -> None:
+    """Only for the one that is being parsed."""
+    done = []
+    async with parser() as one:
+
+        async def parse(name: str, size: int) -> None:
+            await parsed(one, COMPLETIONS, b'{"model":"m","prompt":"%b"}' % (b"x" * size))
+            done.append(name)
+
+        await parse("first", MIB)
+        os.kill(pid_of(one), signal.SIGSTOP)
+        tasks = []
+        for name, size in (("under way", MIB), ("longest", 40 * MIB), ("long", 20 * MIB), ("short", MIB)):
+            tasks.append(asyncio.ensure_future(parse(name, size)))
+            await asyncio.sleep(0)
+        os.kill(pid_of(one), signal.SIGCONT)
+        await asyncio.gather(*tasks)
+    assert done == ["first", "under way", "short", "long", "longest"]
+
+
+@on_loop
 async def test_killed_process_costs_one_prompt_and_no_request() -> None:
     """The model is found all the same; the next body finds another process."""
     body = json.dumps({"model": "m", "stream": True, "user": "u", "prompt": LONG}).encode()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import time
 from collections.abc import Awaitable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, PriorityQueue
 from typing import Final
 
 from ghostcacher_router.parsing.messages import ParseAsk
@@ -21,17 +25,23 @@ decoded."""
 BODY_COPIES: Final = 6
 """How often the child may hold a body: as it came, decoded (four bytes a character at worst), as canonical bytes."""
 
+BYTES_PER_S: Final = 1 << 20
+"""A body goes before those that came earlier, but are longer by so many bytes for each second. The child is much faster
+than that, so short bodies hardly wait, and long ones at most for a minute."""
+
 
 class BodyParser:
     """Parses bodies, on the event loop.
 
-    body_bytes_max: the longest body that comes. One body at a time is in the child, and the others wait: they are held
-    in any case, and count as such.
+    body_bytes_max: the longest body that comes. One body at a time is in the child, and the others wait, the shorter
+    ones for less long: they are held in any case, and count as such.
     """
 
     def __init__(self, body_bytes_max: int) -> None:
         self._process = ParserProcess(MEMORY_BYTES + BODY_COPIES * body_bytes_max)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gc-parse")
+        self._waiting: PriorityQueue[tuple[float, int, _Job]] = PriorityQueue()
+        self._numbers = itertools.count()
 
     def __repr__(self) -> str:
         return f"BodyParser({self._process!r})"
@@ -44,6 +54,9 @@ class BodyParser:
         """End the child. What is being parsed is parsed without it, as far as a worker has to be found."""
         self._process.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
+        with suppress(Empty):
+            while True:
+                self._waiting.get_nowait()[-1].parsed.cancel()
 
     def parse(
         self,
@@ -59,7 +72,9 @@ class BodyParser:
             if shape is not None:
                 return shape
         job = _Job(ParseAsk(path, dict(headers), seed, billing_kept), body)
-        parsed = asyncio.get_running_loop().run_in_executor(self._thread, self._parse, job)
+        self._waiting.put((time.monotonic() + len(body) / BYTES_PER_S, next(self._numbers), job))
+        self._thread.submit(self._parse_next)
+        parsed = asyncio.wrap_future(job.parsed)
         parsed.add_done_callback(job.let_go)
         return parsed
 
@@ -69,8 +84,18 @@ class BodyParser:
         except ParserFailed as exc:
             logger.warning("%s", exc)
 
-    def _parse(self, job: _Job) -> RequestShape:
-        ask, body = job.ask, job.body
+    def _parse_next(self) -> None:
+        _, _, job = self._waiting.get_nowait()
+        if not job.parsed.set_running_or_notify_cancel():
+            return
+        try:
+            job.parsed.set_result(self._parse(job.ask, job.body))
+        except Exception as exc:
+            job.parsed.set_exception(exc)
+        finally:
+            del job  # It keeps the exception, and that keeps this frame and the body: a circle.
+
+    def _parse(self, ask: ParseAsk, body: Body) -> RequestShape:
         try:
             shape = self._process.parse(ask, body).result()
         except ParserFailed as exc:
@@ -84,11 +109,12 @@ class BodyParser:
 class _Job:
     """A body that waits for the thread, which keeps the job until its turn, also when nobody wants it any more."""
 
-    __slots__ = ("ask", "body")
+    __slots__ = ("ask", "body", "parsed")
 
     def __init__(self, ask: ParseAsk, body: Body) -> None:
         self.ask = ask
         self.body = body
+        self.parsed: Future[RequestShape] = Future()
 
     def let_go(self, _: object) -> None:
         self.body = b""
