@@ -110,6 +110,15 @@ def test_first_signal_to_end_lets_requests_end(tmp_path: Path, number: signal.Si
         assert run.router.process.poll() == 0
 
 
+def test_requests_that_take_too_long_are_cut_and_counted(tmp_path: Path) -> None:
+    """The log says how many there were."""
+    with in_flight(tmp_path, "--drain-timeout-s", "0.2") as run:
+        run.send(signal.SIGTERM)
+        wait_until(lambda: run.router.process.poll() is not None, PATIENCE_S, "the router to end")
+        assert run.router.process.poll() == 0
+        assert run.said("1 requests have not ended, and are cut off")
+
+
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_second_signal_to_end_ends_at_once(tmp_path: Path, second: signal.Signals) -> None:
     """Nobody has to wait for `drain_timeout_s` who asks twice."""

@@ -18,6 +18,8 @@ class FleetOptions(NamedTuple):
     """The longest of these pauses."""
     joining_max_s: float = 1.0
     """The same for a worker that never answered yet: engines load for minutes, and are wanted at once then."""
+    joining_said_s: float = 60.0
+    """When the log says of such a worker that it still does not answer: nobody may be coming there."""
     failures_max: int = 3
     """Probes that are slow or wrong, and requests that find no connection, in a row, that make a worker DOWN. A probe
     that is refused, or told 503, does so at once."""

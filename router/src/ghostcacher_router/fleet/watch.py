@@ -58,6 +58,7 @@ class Watch:
         self._wake = asyncio.Event()
         self.has_probed = False
         """Whether a first probe is over, however it went."""
+        self._has_said_joining = False
         self._setbacks = 0
         self._silent_since: deque[float] = deque(maxlen=dependencies.options.failures_max)
         """When each of the last probes in a row began that got no answer."""
@@ -145,7 +146,17 @@ class Watch:
         worker.error = message
         if certain or worker.failures >= self._dependencies.options.failures_max:
             self._move(Move.FAILED)
+        self._say_joining()
         self._again_after(self._pause_s())
+
+    def _say_joining(self) -> None:
+        """Say once that a worker has not answered since long: its URL may be wrong, and nothing else would tell."""
+        worker, said_s = self.worker, self._dependencies.options.joining_said_s
+        waited_s = self._dependencies.clock() - worker.since
+        if worker.state is WorkerState.JOINING and waited_s >= said_s and not self._has_said_joining:
+            self._has_said_joining = True
+            text = "worker %s: still joining after %.0f s, and gets no requests: %s; is %s right?"
+            logger.warning(text, worker.name, waited_s, worker.error, worker.endpoint.url)
 
     @property
     def _hangs(self) -> bool:

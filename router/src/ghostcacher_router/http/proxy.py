@@ -110,6 +110,8 @@ class HttpProxy:
 
     def cut(self) -> None:
         """End the connections of all clients at once."""
+        if self.in_flight:
+            logger.warning("%d requests have not ended, and are cut off", self.in_flight)
         for client in list(self.state.clients):
             client.abort()
 

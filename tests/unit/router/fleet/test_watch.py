@@ -159,6 +159,22 @@ def test_nobody_there_is_down_at_once_and_backs_off(subject: Subject) -> None:
     assert (subject.worker.failures, subject.downs) == (0, ["w"])
 
 
+def test_worker_that_never_answers_is_named_once(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    """An engine that loads is no news; one that is still not there after a minute may have a wrong URL."""
+    subject.prober.fails = ProbeFailed("/health: connection refused", certain=True)
+    assert subject.probe() is WorkerState.JOINING
+    subject.clock.advance(subject.options.joining_said_s - 1.0)
+    subject.probe()
+    assert not caplog.messages
+    subject.clock.advance(1.0)
+    for _ in range(3):
+        subject.probe()
+    assert caplog.messages == [
+        "worker w: still joining after 60 s, and gets no requests: /health: connection refused; "
+        f"is {ENDPOINT.url} right?"
+    ]
+
+
 @pytest.mark.parametrize("refused", [True, False])
 def test_one_lost_request_is_no_verdict_but_has_the_worker_probed_at_once(subject: Subject, refused: bool) -> None:
     """It may be the request's own doing, or a busy worker's; what the probe says counts."""
