@@ -142,6 +142,11 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_simulator.text": {"core.coordination"},
     "ghostcacher_simulator.pool": set(),
     "ghostcacher_simulator.engine": {"ghostcacher_simulator.pool", "ghostcacher_simulator.text", *COORDINATION},
+    "ghostcacher_simulator.batching": {
+        "ghostcacher_simulator.engine",
+        "ghostcacher_simulator.text",
+        *COORDINATION,
+    },
     "ghostcacher_simulator.connector": {"ghostcacher_simulator.pool", *COORDINATION},
     "ghostcacher_simulator.http_server": set(),
     "ghostcacher_simulator.api": {"ghostcacher_simulator.engine", "ghostcacher_simulator.http_server"},

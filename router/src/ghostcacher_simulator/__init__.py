@@ -14,5 +14,6 @@ One `Engine` serves at three levels:
                                       '---------> Sharing (Connector) <--'---> index, coordination store
 
 Simulated: the prefill of one prompt at a time at a fixed rate, decoding at a fixed time a token, a KV pool of a fixed
-size with LRU eviction, pulls at a fixed rate. Not simulated: batching effects, chunked prefill, preemption.
+size with LRU eviction, pulls at a fixed rate. A `BatchingEngine` batches continuously as real ones do: prompts in
+chunks, answers in the same steps, pulls beside them. Not simulated: preemption.
 """

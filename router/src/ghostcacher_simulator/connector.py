@@ -89,12 +89,13 @@ class Connector:
         self._chains.append(chain)
         self._sent()
 
-    def computed(self, request_id: str, blocks: Sequence[HeldBlock]) -> None:
-        """Publish a prompt's blocks, and report that peers can pull them."""
+    def computed(self, request_id: str | None, blocks: Sequence[HeldBlock]) -> None:
+        """Publish a prompt's blocks, and, unless there is more of it to come, report that peers can pull them."""
         entries = entries_of(blocks)
         self._roots.update((entry.block, entry.root) for entry in entries)
         self._changes.append((entries, []))
-        self._computed.append(request_id)
+        if request_id is not None:
+            self._computed.append(request_id)
         self._sent()
 
     def evicted(self, blocks: Sequence[HeldBlock]) -> None:

@@ -25,6 +25,7 @@ class Profile(NamedTuple):
     """What an engine can do.
 
     kv_blocks: slots of its KV pool.
+    block_tokens: tokens of a block.
     prefill_tokens_per_s: rate of computing a prompt; prompts are computed one at a time.
     decode_s: time of one output token of a request, whatever else runs.
     arrival_s: from a request's arrival until the scheduler sees it.
@@ -35,6 +36,7 @@ class Profile(NamedTuple):
     """
 
     kv_blocks: int = 1 << 20
+    block_tokens: int = BLOCK_TOKENS
     prefill_tokens_per_s: float = 10_000.0
     decode_s: float = 0.0
     arrival_s: float = 0.003
@@ -54,8 +56,8 @@ class Sharing(Protocol):
     def prefix_at_peers(self, blocks: Sequence[BlockHash]) -> int:
         """Return how many leading blocks a peer holds, as far as it can be known."""
 
-    def computed(self, request_id: str, blocks: Sequence[HeldBlock]) -> None:
-        """A prompt is computed. blocks: those of it that the pool still holds, in order."""
+    def computed(self, request_id: str | None, blocks: Sequence[HeldBlock]) -> None:
+        """A prompt is computed; None: a part of one. blocks: all of it that the pool still holds, in order."""
 
     def evicted(self, blocks: Sequence[HeldBlock]) -> None:
         """Blocks are gone from the pool."""
@@ -70,15 +72,32 @@ class Alone:
     def prefix_at_peers(self, blocks: Sequence[BlockHash]) -> int:  # noqa: ARG002 - whatever is asked for
         return 0
 
-    def computed(self, request_id: str, blocks: Sequence[HeldBlock]) -> None:
+    def computed(self, request_id: str | None, blocks: Sequence[HeldBlock]) -> None:
         pass
 
     def evicted(self, blocks: Sequence[HeldBlock]) -> None:
         pass
 
 
+class TokenizedPrompt(NamedTuple):
+    """A prompt as an engine's scheduler sees it.
+
+    blocks: chain hashes of its whole blocks, in order.
+    tokens: its length.
+    answer_tokens: that its answer will have, at most.
+    """
+
+    blocks: Sequence[BlockHash]
+    tokens: int
+    answer_tokens: int = 0
+
+
 class Prefilled(NamedTuple):
-    """A request whose prompt is in the pool. Tokens: found in the pool, pulled from a peer, computed."""
+    """A request whose prompt is in the pool.
+
+    blocks: what it references, to be released at its end.
+    local_tokens, pulled_tokens, computed_tokens: of its prompt, found in the pool, pulled from a peer, computed.
+    """
 
     blocks: Sequence[BlockHash]
     local_tokens: int
@@ -114,6 +133,10 @@ class Engine:
         return f"Engine({state}, {self._running} running, {self.pool!r})"
 
     async def prefill(self, request_id: str, text: bytes) -> Prefilled:
+        """Compute a text's prompt: see `prefill_tokens`. For blocks of `BLOCK_TOKENS`."""
+        return await self.prefill_tokens(request_id, TokenizedPrompt(block_hashes(text), len(text) // TOKEN_BYTES))
+
+    async def prefill_tokens(self, request_id: str, prompt: TokenizedPrompt) -> Prefilled:
         """Compute a prompt, or what of it is nowhere. Its blocks are referenced until `release`.
 
         Raises Refused when the engine dies meanwhile, or when the prompt is larger than the pool.
@@ -125,7 +148,7 @@ class Engine:
         self._requests.add(task)
         self._running += 1
         try:
-            return await self._prefill(request_id, text)
+            return await self._prefill(request_id, prompt)
         except asyncio.CancelledError:
             if self.dead and task.uncancel() == 0:
                 raise Refused("the engine died") from None
@@ -162,6 +185,10 @@ class Engine:
         self.hung = True
         self._hangs.set()
 
+    def pull_s(self, blocks: int) -> float:
+        """Return how long a pull of so many blocks takes."""
+        return self.profile.pull_fixed_s + blocks * self.profile.block_bytes / self.profile.pull_bytes_per_s
+
     def load(self) -> LoadReport:
         """Return what a connector reports of this engine now."""
         return LoadReport(
@@ -170,21 +197,21 @@ class Engine:
             waiting_tokens=self._waiting_tokens + self.extra_tokens,
             kv_blocks_used=self.pool.referenced,
             kv_blocks_total=self.pool.slot_count,
-            block_tokens=BLOCK_TOKENS,
+            block_tokens=self.profile.block_tokens,
             block_bytes=self.profile.block_bytes,
             prefill_tokens_per_s=self.profile.prefill_tokens_per_s,
             pull_bytes_per_s=self.profile.pull_bytes_per_s,
             pull_fixed_s=self.profile.pull_fixed_s,
         )
 
-    async def _prefill(self, request_id: str, text: bytes) -> Prefilled:
-        blocks, tokens = block_hashes(text), len(text) // TOKEN_BYTES
+    async def _prefill(self, request_id: str, prompt: TokenizedPrompt) -> Prefilled:
+        blocks, tokens = prompt.blocks, prompt.tokens
         if len(blocks) > self.pool.slot_count:
             raise Refused(f"prompt: expected at most {self.pool.slot_count} blocks, got {len(blocks)}")
         self._waiting_tokens += tokens
         try:
             await asyncio.sleep(self.profile.arrival_s)
-            self._sharing.received(sampled_chain(request_id, tokens, blocks))
+            self._sharing.received(sampled_chain(request_id, tokens, blocks, self.profile.block_tokens))
             on_arrival = self._found(blocks)
             async with self._one:
                 await self._room_for(blocks)
@@ -201,7 +228,7 @@ class Engine:
         if blocks:
             new = self.pool.fill(blocks)
             asyncio.get_running_loop().call_later(self.profile.publish_s, self._publish, request_id, new)
-        local_tokens, held_tokens = local * BLOCK_TOKENS, held * BLOCK_TOKENS
+        local_tokens, held_tokens = local * self.profile.block_tokens, held * self.profile.block_tokens
         return Prefilled(blocks, local_tokens, held_tokens - local_tokens, tokens - held_tokens)
 
     def _found(self, blocks: Sequence[BlockHash]) -> tuple[int, int]:
@@ -218,9 +245,8 @@ class Engine:
     async def _fill(self, blocks: Sequence[BlockHash], tokens: int, local: int, held: int) -> None:
         """Pull the blocks ``[local, held)`` and compute the rest of a prompt."""
         if held > local:
-            pulled_bytes = (held - local) * self.profile.block_bytes
-            await asyncio.sleep(self.profile.pull_fixed_s + pulled_bytes / self.profile.pull_bytes_per_s)
-        todo = tokens - held * BLOCK_TOKENS
+            await asyncio.sleep(self.pull_s(held - local))
+        todo = tokens - held * self.profile.block_tokens
         self.computed_tokens += todo
         self.computed_blocks.update(blocks[held:])
         await self._compute(todo / self.profile.prefill_tokens_per_s)
@@ -234,6 +260,6 @@ class Engine:
             return
         await asyncio.get_running_loop().create_future()
 
-    def _publish(self, request_id: str, blocks: Sequence[HeldBlock]) -> None:
+    def _publish(self, request_id: str | None, blocks: Sequence[HeldBlock]) -> None:
         if not self.dead:
             self._sharing.computed(request_id, [held for held in blocks if self.pool.holds(held)])

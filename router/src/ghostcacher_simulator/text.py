@@ -35,10 +35,13 @@ def text_of(name: str, tokens: int) -> bytes:
     return (unit * (size // len(unit) + 1))[:size]
 
 
-def sampled_chain(request_id: str, tokens: int, hashes: Sequence[BlockHash]) -> PromptChain:
-    """Return what routers are told of a prompt: its length, and one in `SAMPLED_BLOCKS` of its blocks' hashes.
+def sampled_chain(
+    request_id: str, tokens: int, hashes: Sequence[BlockHash], block_tokens: int = BLOCK_TOKENS
+) -> PromptChain:
+    """Return what routers are told of a prompt: its length, and a hash for about every 128 tokens of it.
 
-    A prompt of fewer blocks is told by its last one.
+    With blocks of 16 tokens that is one in `SAMPLED_BLOCKS`. A prompt of fewer blocks is told by its last one.
     """
-    counts = tuple(range(SAMPLED_BLOCKS, len(hashes) + 1, SAMPLED_BLOCKS)) or (len(hashes),) * bool(hashes)
+    step = max(1, SAMPLED_BLOCKS * BLOCK_TOKENS // block_tokens)
+    counts = tuple(range(step, len(hashes) + 1, step)) or (len(hashes),) * bool(hashes)
     return PromptChain(request_id, tokens, counts, tuple(hashes[count - 1] for count in counts))

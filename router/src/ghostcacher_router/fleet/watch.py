@@ -156,7 +156,7 @@ class Watch:
         waited_s = self._dependencies.clock() - worker.since
         if worker.state is WorkerState.JOINING and waited_s >= said_s and not self._has_said_joining:
             self._has_said_joining = True
-            text = "worker %s: still joining after %.0f s, and gets no requests: %s; is %s right?"
+            text = "worker %s: still joining after %.0f s, and gets no requests: %s; does it still load, is %s right?"
             logger.warning(text, worker.name, waited_s, worker.error, worker.endpoint.url)
 
     @property

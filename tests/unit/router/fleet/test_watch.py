@@ -171,7 +171,7 @@ def test_worker_that_never_answers_is_named_once(subject: Subject, caplog: pytes
         subject.probe()
     assert caplog.messages == [
         "worker w: still joining after 60 s, and gets no requests: /health: connection refused; "
-        f"is {ENDPOINT.url} right?"
+        f"does it still load, is {ENDPOINT.url} right?"
     ]
 
 

@@ -1,0 +1,176 @@
+"""Time to first token of a replayed trace under different ways to route it, in virtual time, always alike.
+
+    python -m benchmarks.routing_traces --trace FILE [--speed 1.4] | --documents 60:16 [--rate 8] | --short
+
+FILE: JSON lines with timestamp (ms), input_length, output_length and hash_ids (one for 512 tokens), as in Mooncake's
+traces, or a CSV with TIMESTAMP, ContextTokens and GeneratedTokens, as in Azure's (its prompts share nothing).
+--documents N:BLOCKS: questions on N documents of so many blocks of 512 tokens each, all equally likely.
+
+Simulated engines that batch continuously, evict and pull; the router's own code decides. What it does not show is how
+fast a router or an engine is: see routing_quality for real engines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.harness.program import run_program
+from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
+from benchmarks.replay.fleet import REPORT_S, ReplayEngine, Sizes, Stores
+from benchmarks.replay.policies import Entrant, entrants
+from benchmarks.replay.requests import Request, from_documents, from_file
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_router.types import Outcome
+from ghostcacher_simulator.virtual_time import run_virtual
+
+SETTLE_S = 2.5
+"""Until routers know of each other."""
+SHORT = "60:16"
+WORSE_MAX = 1.25
+"""On documents that fill the caches, GhostCacher's mean may be so many times that of the best simple policy."""
+
+
+class Result(NamedTuple):
+    """ttft_s: of each request, its time in the router included. Tokens: of all prompts, and computed."""
+
+    entrant: Entrant
+    ttft_s: Sequence[float]
+    prompt_tokens: int
+    computed_tokens: int
+    pulls: int
+
+    @property
+    def mean_s(self) -> float:
+        return sum(self.ttft_s) / len(self.ttft_s)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.routing_traces", description=(__doc__ or "").split("\n")[0]
+    )
+    load = parser.add_mutually_exclusive_group(required=True)
+    load.add_argument("--trace", type=Path, metavar="FILE")
+    load.add_argument("--documents", metavar="N:BLOCKS")
+    load.add_argument("--short", action="store_true", help=f"documents {SHORT}, few requests, and a check")
+    parser.add_argument("--requests", type=int, help="default: 2,000 of a trace, 1,500 on documents")
+    parser.add_argument("--speed", type=float, default=1.0, help="of a trace")
+    parser.add_argument("--rate", type=float, default=8.0, help="requests a second on documents")
+    parser.add_argument("--engines", type=int, help="default: 4 for a trace, 3 for documents")
+    parser.add_argument("--blocks", type=int, help="an engine holds; default: 4,000 for a trace, 320 for documents")
+    parser.add_argument("--prefill-rate", type=float, help="tokens/s of an engine; default: 20,000 for a trace, 10,000")
+    parser.add_argument("--routers", type=int, default=4, help="of the policy with several")
+    parser.add_argument("--only", default="", help="policies whose name contains this")
+    return parser.parse_args(argv)
+
+
+def requests_of(chosen: argparse.Namespace) -> list[Request]:
+    """Return what is to be replayed. Raises ConfigError for a description that is none."""
+    if chosen.trace is not None:
+        return from_file(chosen.trace, chosen.requests or 2_000, chosen.speed)
+    text = SHORT if chosen.short else chosen.documents
+    documents, _, blocks = text.partition(":")
+    if not (documents.isdigit() and blocks.isdigit() and int(documents) and int(blocks)):
+        raise ConfigError(f"--documents: expected N:BLOCKS, such as 60:16, got {text!r}")
+    return from_documents(int(documents), int(blocks), chosen.requests or (400 if chosen.short else 1_500), chosen.rate)
+
+
+def sizes_of(chosen: argparse.Namespace) -> Sizes:
+    engines, blocks, rate = (4, 4_000, 20_000.0) if chosen.trace is not None else (3, 320, 10_000.0)
+    return Sizes(chosen.engines or engines, chosen.blocks or blocks, chosen.prefill_rate or rate)
+
+
+async def replay(entrant: Entrant, requests: Sequence[Request], sizes: Sizes) -> Result:
+    """Send all requests at their time through one policy, from empty caches."""
+    loop = asyncio.get_running_loop()
+    stores = Stores(pulls=entrant.pulls) if entrant.reports else None
+    engines = {f"w{number}": ReplayEngine(number, sizes, stores) for number in range(sizes.engines)}
+    for engine in engines.values():
+        engine.meet()
+    reporting = asyncio.ensure_future(_report(list(engines.values())))
+    policy = entrant.make(list(engines.values()), stores)
+    await asyncio.sleep(SETTLE_S)
+    began_at = loop.time()
+    ttft_s: list[float] = []
+
+    async def send(request: Request) -> None:
+        await asyncio.sleep(began_at + request.arrival_s - loop.time())
+        choice = await policy.place(request)
+        choice.sent()
+
+        def first_token() -> None:
+            ttft_s.append(loop.time() - began_at - request.arrival_s)
+            choice.first_byte()
+
+        await engines[choice.worker].serve(request, first_token)
+        choice.ended(Outcome.DONE, 200)
+
+    await asyncio.gather(*map(send, requests))
+    reporting.cancel()
+    prompt_tokens = sum(request.prompt.tokens for request in requests)
+    computed_tokens = sum(engine.computed_tokens for engine in engines.values())
+    return Result(entrant, ttft_s, prompt_tokens, computed_tokens, sum(one.pull_count for one in engines.values()))
+
+
+async def _report(engines: Sequence[ReplayEngine]) -> None:
+    while True:
+        for engine in engines:
+            engine.report()
+        await asyncio.sleep(REPORT_S)
+
+
+def report(results: Sequence[Result]) -> str:
+    rows = [
+        [
+            result.entrant.name,
+            f"{result.mean_s:.3f} s",
+            *(milliseconds(percentile(result.ttft_s, percent)) for percent in (50, 90, 99)),
+            f"{result.computed_tokens / 1e6:.2f} M",
+            f"{1 - result.computed_tokens / result.prompt_tokens:.0%}",
+            str(result.pulls),
+        ]
+        for result in results
+    ]
+    return table(["policy", "TTFT mean", "p50", "p90", "p99", "tokens computed", "hit ratio", "pulls"], rows)
+
+
+def verdict(results: Sequence[Result]) -> int:
+    """Return 0 unless a way of ours that shares caches is too much worse than the best simple policy; print which."""
+    best = min((result for result in results if not result.entrant.own), key=lambda result: result.mean_s)
+    status = 0
+    for result in results:
+        if result.entrant.own and result.mean_s > WORSE_MAX * best.mean_s:
+            print(f"{result.entrant.name}: expected at most {WORSE_MAX} times the mean of {best.entrant.name}")
+            status = 1
+    return status
+
+
+def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
+    """Replay under each policy and print the table. Returns 1 when the check of --short fails."""
+    requests, sizes = requests_of(chosen), sizes_of(chosen)
+    results = []
+    for entrant in entrants(chosen.routers):
+        if chosen.only in entrant.name:
+            progress(entrant.name)
+            results.append(run_virtual(replay(entrant, requests, sizes)))
+    if not results:
+        raise ConfigError(f"--only: expected a part of a policy's name, got {chosen.only!r}")
+    progress.done(
+        f"{len(requests):,} requests in {requests[-1].arrival_s:.0f} s; {sizes.engines} engines of {sizes.kv_blocks:,} "
+        f"blocks that compute {sizes.prefill_tokens_per_s:,.0f} tokens/s"
+    )
+    print(report(results))
+    return verdict(results) if chosen.short else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = arguments(argv)
+    return run_program(lambda: run(chosen, ProgressLine()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
