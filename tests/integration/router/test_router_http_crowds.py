@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from ghostcacher_router.http import admission, rare_lines
+from ghostcacher_router.http import rare_lines
+from ghostcacher_router.http.clients import admission
 from ghostcacher_router.http.protocol.limits import Limits
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
 from tests.support.proxy_rig import POST, Client, Rig, eventually, on_loop, post, proxy_rig

@@ -9,14 +9,14 @@ import ssl
 from collections.abc import Callable
 
 from ghostcacher_router.dns.resolver import Resolver
-from ghostcacher_router.http.admission import Admission, Admitted
+from ghostcacher_router.http.clients.admission import Admission, Admitted
+from ghostcacher_router.http.clients.reading_turns import ReadingTurns
 from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.rare_lines import RareLines
-from ghostcacher_router.http.reading_turns import ReadingTurns
 from ghostcacher_router.types import Dispatcher
 from ghostcacher_router.upstreams.worker_pools import Pools
 
