@@ -6,6 +6,11 @@ BACKOFF_FIRST_S = 0.5
 BACKOFF_MAX_S = 30.0
 
 
+def doubled_s(first_s: float, max_s: float, times: int) -> float:
+    """Return `first_s`, doubled so many times, and `max_s` at most; in seconds."""
+    return min(max_s, first_s * 2.0 ** min(times, 16))
+
+
 class Backoff:
     """Doubles the pause after each failure, up to a bound; one success ends it. Not thread-safe: the owner locks."""
 
@@ -24,7 +29,7 @@ class Backoff:
 
     def failed(self, now: float) -> float:
         """Count a failure; return the pause that begins now, in seconds."""
-        pause_s = min(self._max_s, self._first_s * 2.0 ** min(self.failures, 16))
+        pause_s = doubled_s(self._first_s, self._max_s, self.failures)
         self.failures += 1
         self._until = now + pause_s
         return pause_s

@@ -166,7 +166,7 @@ def test_status_fails_while_a_worker_is_gone(
 def test_status_refused_names_the_option(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A router that wants a token is not called unreachable: the message says how to give one."""
     assert cli.main(["status", "--url", url]) == 1
-    assert "401: expected a token; give its admin token by --token-env" in capsys.readouterr().err
+    assert "401: expected a token; give its admin token in GC_ROUTER_ADMIN_TOKEN, or name" in capsys.readouterr().err
 
 
 def test_status_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:

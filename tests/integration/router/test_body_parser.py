@@ -237,6 +237,19 @@ def test_memory_suffices_for_the_worst_body(size: int) -> None:
         process.close()
 
 
+def test_process_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads what strangers send, and needs none of our settings."""
+    monkeypatch.setenv("GC_INDEX_KEY", "a secret of the fleet")
+    process = ParserProcess(256 * MIB)
+    try:
+        process.parse(ParseAsk(COMPLETIONS, {}, SEED, frozenset()), b"{}")
+        names = {line.partition(b"=")[0] for line in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")}
+    finally:
+        process.close()
+    assert b"PATH" in names
+    assert [name for name in names if name.startswith(b"GC_")] == []
+
+
 def test_closed_parser_process_starts_no_other() -> None:
     process = ParserProcess(256 * MIB)
     process.start()

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from ghostcacher_router.http import admission
+from ghostcacher_router.http import rare_lines
+from ghostcacher_router.http.clients import admission
 from ghostcacher_router.http.protocol.limits import Limits
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
 from tests.support.proxy_rig import POST, Client, Rig, eventually, on_loop, post, proxy_rig
@@ -273,8 +274,8 @@ async def test_shortage_is_logged_with_its_numbers_but_not_for_each_client(caplo
                 for _ in range(count):
                     assert await is_served(await rig.client())
                 rig.pass_time(1)
-            rig.pass_time(admission.LOG_INTERVAL_S)
-            rig.pass_time(admission.LOG_INTERVAL_S)
+            rig.pass_time(rare_lines.INTERVAL_S)
+            rig.pass_time(rare_lines.INTERVAL_S)
     assert [record.getMessage().partition(" clients are connected")[0] for record in caplog.records] == [
         "connections_max=1"
     ] * 2

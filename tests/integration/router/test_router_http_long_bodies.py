@@ -10,10 +10,10 @@ from itertools import pairwise
 
 import pytest
 
+from ghostcacher_router.http.clients.reading_turns import READS_PER_TURN
+from ghostcacher_router.http.exchanges.worker_exchange import WorkerExchange
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
-from ghostcacher_router.http.reading_turns import READS_PER_TURN
-from ghostcacher_router.http.worker_exchange import WorkerExchange
 from ghostcacher_router.prompt.bodies import BadBody
 from ghostcacher_router.types import RequestShape
 from tests.support.mock_engine import MockEngine

@@ -10,8 +10,8 @@ import resource
 
 import pytest
 
-from ghostcacher_router.http.admission import LOG_INTERVAL_S
 from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.http.rare_lines import INTERVAL_S
 from ghostcacher_router.types import Endpoint, Outcome
 from tests.support.mock_engine import MockEngine, Peer, Received, echo
 from tests.support.proxy_rig import Rig, eventually, on_loop, post, proxy_rig
@@ -75,7 +75,7 @@ async def test_what_the_router_lacks_is_not_logged_for_each_request(caplog: pyte
         client = await rig.client()
         for _ in range(20):
             await client.ask(post(b"{}"))
-        rig.pass_time(LOG_INTERVAL_S + 1)
+        rig.pass_time(INTERVAL_S + 1)
         await client.ask(post(b"{}"))
         lines = [message for message in caplog.messages if "cannot connect" in message]
         assert ["1 requests" in lines[0], "21 requests" in lines[1], len(lines)] == [True, True, 2]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ghostcacher_router.http.attempts import HELD_BYTES_MAX
+from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Outcome
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, chunks, content, echo, says

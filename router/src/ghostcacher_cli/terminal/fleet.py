@@ -97,7 +97,8 @@ def _decoded(data: bytes, kind: type[Kind]) -> Kind:
 
 def _refusal(status: int, body: bytes) -> str:
     """Say what a refusal says, in the form of OpenAI's errors when it has that form."""
-    advice = "; give its admin token by --token-env" if status in (401, 403) else ""
+    wants_token = status in (401, 403)
+    advice = "; give its admin token in GC_ROUTER_ADMIN_TOKEN, or name another variable by --token-env" * wants_token
     try:
         error: Mapping[str, Any] = msgspec.json.decode(body, type=dict[str, dict[str, Any]])["error"]
         return f"{status}: {error['message']}{advice}"

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from math import inf
 from typing import Protocol, TypeVar
 
+from ghostcacher_connector.core.backoff import doubled_s
 from ghostcacher_router.fleet.options import FleetOptions
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class Outliers:
 
     def _eject(self, worker: str, record: _Record, kind: str) -> None:
         options = self._options
-        left_out_s = min(options.ejection_max_s, options.ejection_first_s * 2.0 ** min(record.ejections, 16))
+        left_out_s = doubled_s(options.ejection_first_s, options.ejection_max_s, record.ejections)
         record.ejections += 1
         record.ejected_until = self._clock() + left_out_s
         logger.warning(

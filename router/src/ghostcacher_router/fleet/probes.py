@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -191,12 +191,6 @@ def parse_models(body: bytes) -> tuple[Mapping[str, object], ...]:
             raise ProbeFailed("/v1/models: expected each model to be an object with an `id`")
         found.setdefault(model["id"], model)
     return tuple(found.values())
-
-
-def backoff_s(failures: int, *, first_s: float, max_s: float, jitter: Callable[[], float]) -> float:
-    """Return the pause after `failures` in a row, 1 or more. jitter: in [0, 1), spreads the pauses over 20%."""
-    pause_s = min(max_s, first_s * 2.0 ** min(failures - 1, 16))
-    return pause_s * (0.9 + 0.2 * jitter())
 
 
 @cache

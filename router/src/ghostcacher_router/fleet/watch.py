@@ -14,8 +14,9 @@ from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
+from ghostcacher_connector.core.backoff import doubled_s
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.fleet.probes import ProbeFailed, Prober, backoff_s
+from ghostcacher_router.fleet.probes import ProbeFailed, Prober
 from ghostcacher_router.fleet.worker import Move, Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import WorkerState
@@ -155,7 +156,7 @@ class Watch:
         waited_s = self._dependencies.clock() - worker.since
         if worker.state is WorkerState.JOINING and waited_s >= said_s and not self._has_said_joining:
             self._has_said_joining = True
-            text = "worker %s: still joining after %.0f s, and gets no requests: %s; is %s right?"
+            text = "worker %s: still joining after %.0f s, and gets no requests: %s; does it still load, is %s right?"
             logger.warning(text, worker.name, waited_s, worker.error, worker.endpoint.url)
 
     @property
@@ -211,3 +212,8 @@ class Watch:
                     await self._wake.wait()
             except TimeoutError:
                 return
+
+
+def backoff_s(failures: int, *, first_s: float, max_s: float, jitter: Callable[[], float]) -> float:
+    """Return the pause after `failures` in a row, 1 or more. jitter: in [0, 1), spreads the pauses over 20%."""
+    return doubled_s(first_s, max_s, failures - 1) * (0.9 + 0.2 * jitter())

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ghostcacher_router.dns.resolver import Resolver
-from ghostcacher_router.http.client_connection import ClientConnection
+from ghostcacher_router.http.clients.client_connection import ClientConnection
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse
 from ghostcacher_router.http.proxy_state import ProxyState

@@ -9,13 +9,14 @@ import ssl
 from collections.abc import Callable
 
 from ghostcacher_router.dns.resolver import Resolver
-from ghostcacher_router.http.admission import LOG_INTERVAL_S, Admission, Admitted
+from ghostcacher_router.http.clients.admission import Admission, Admitted
+from ghostcacher_router.http.clients.reading_turns import ReadingTurns
 from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
-from ghostcacher_router.http.reading_turns import ReadingTurns
+from ghostcacher_router.http.rare_lines import RareLines
 from ghostcacher_router.types import Dispatcher
 from ghostcacher_router.upstreams.worker_pools import Pools
 
@@ -71,7 +72,7 @@ class ProxyState:
         self.clients = self.admission.clients
         self._emptied: asyncio.Future[None] | None = None
         self._unconnected = 0
-        self._unconnected_at = self.now - LOG_INTERVAL_S
+        self._lines = RareLines()
         self._ids = itertools.count(1)
         self._id_prefix = f"gc-{router}-".encode()
 
@@ -114,9 +115,8 @@ class ProxyState:
     def cannot_connect(self, exc: OSError) -> None:
         """Log what the router lacks to connect to workers: once in a while, and for how many requests so far."""
         self._unconnected += 1
-        if self.now - self._unconnected_at >= LOG_INTERVAL_S:
+        if self._lines.due("cannot connect", self.now):
             logger.warning("the router cannot connect to workers, for %d requests so far: %s", self._unconnected, exc)
-            self._unconnected_at = self.now
 
     def forget(self, client: Admitted) -> None:
         """A connection is closed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -76,8 +77,11 @@ class ParserProcess:
                 for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
                     ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", SILENCE_S_MAX, 0))
                 command = [sys.executable, "-P", "-m", "ghostcacher_router.parsing.parser_main"]
+                command.append(str(self._memory_bytes_max))
+                # Not our settings, of which some are secrets: it reads what strangers send.
+                env = {name: value for name, value in os.environ.items() if not name.startswith("GC_")}
                 try:
-                    self._process = subprocess.Popen([*command, str(self._memory_bytes_max)], stdin=theirs.fileno())  # noqa: S603
+                    self._process = subprocess.Popen(command, stdin=theirs.fileno(), env=env)  # noqa: S603
                 except OSError as exc:
                     ours.close()
                     raise ParserFailed(f"the parsing process could not be started: {exc}") from exc

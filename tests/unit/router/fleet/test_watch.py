@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.fleet.probes import ProbeFailed, backoff_s
-from ghostcacher_router.fleet.watch import Watch, WatchDependencies
+from ghostcacher_router.fleet.probes import ProbeFailed
+from ghostcacher_router.fleet.watch import Watch, WatchDependencies, backoff_s
 from ghostcacher_router.fleet.worker import MOVES, Move, Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import Endpoint, WorkerState
@@ -171,7 +171,7 @@ def test_worker_that_never_answers_is_named_once(subject: Subject, caplog: pytes
         subject.probe()
     assert caplog.messages == [
         "worker w: still joining after 60 s, and gets no requests: /health: connection refused; "
-        f"is {ENDPOINT.url} right?"
+        f"does it still load, is {ENDPOINT.url} right?"
     ]
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from ghostcacher_router.http.admission import Admission
+from ghostcacher_router.http.clients.admission import Admission
 from ghostcacher_router.http.open_files import SPARE
 from ghostcacher_router.http.protocol.limits import Limits
 

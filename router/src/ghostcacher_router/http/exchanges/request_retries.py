@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import logging
 
-from ghostcacher_router.http.attempts import HeldAnswer
+from ghostcacher_router.http.exchanges.attempts import HeldAnswer
+from ghostcacher_router.http.exchanges.repeatable import is_repeatable
+from ghostcacher_router.http.exchanges.request_ends import EndingRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.http.repeatable import is_repeatable
-from ghostcacher_router.http.request_ends import EndingRequest
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import Body, Endpoint, NoWorker, Outcome, Placement
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from ghostcacher_router.http.attempts import Attempts
+from ghostcacher_router.http.exchanges.attempts import Attempts
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead

@@ -13,9 +13,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ghostcacher_router.http.admission import Admitted
-from ghostcacher_router.http.client_state import TOO_MANY, State
-from ghostcacher_router.http.peer_state import has_arrived, reset_connection
+from ghostcacher_router.http.clients.admission import Admitted
+from ghostcacher_router.http.clients.client_state import TOO_MANY, State
+from ghostcacher_router.http.clients.peer_state import has_arrived, reset_connection
 from ghostcacher_router.http.protocol.local_response import error_response
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_reader import RequestReader

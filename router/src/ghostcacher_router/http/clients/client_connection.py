@@ -18,18 +18,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from ghostcacher_router.http.client_state import TOO_MANY, TOO_MANY_BYTES, State
-from ghostcacher_router.http.client_time import TimedConnection
-from ghostcacher_router.http.fan_out import HEADER as FAN_OUT
-from ghostcacher_router.http.fan_out import fan_out
-from ghostcacher_router.http.local_exchange import LocalExchange
+from ghostcacher_router.http.clients.client_state import TOO_MANY, TOO_MANY_BYTES, State
+from ghostcacher_router.http.clients.client_time import TimedConnection
+from ghostcacher_router.http.exchanges.fan_out import HEADER as FAN_OUT
+from ghostcacher_router.http.exchanges.fan_out import fan_out
+from ghostcacher_router.http.exchanges.local_exchange import LocalExchange
+from ghostcacher_router.http.exchanges.websocket_exchange import WebSocketExchange
+from ghostcacher_router.http.exchanges.worker_exchange import WorkerExchange
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import CONTINUE, RequestHead
 from ghostcacher_router.http.protocol.request_reader import PIECE_BYTES_MIN
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.http.websocket_exchange import WebSocketExchange
-from ghostcacher_router.http.worker_exchange import WorkerExchange
 from ghostcacher_router.types import Body
 
 _HEAD, _BODY, _BUSY = State.HEAD, State.BODY, State.BUSY

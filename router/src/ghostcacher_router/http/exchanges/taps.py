@@ -1,4 +1,4 @@
-"""What is looked for in an answer that makes an object, while it is passed on."""
+"""Taps that read along while the answer to a request passes through: the object's id, and where output begins."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ghostcacher_router.types import Placement
 from ghostcacher_router.upstreams.response_receiver import Sink
 
 
-def looked_into(sink: Sink, placement: Placement, *, events: bool) -> Sink:
-    """Return what takes the answer for `sink`, and tells the placement the object's id.
+def tapped(sink: Sink, placement: Placement, *, events: bool) -> Sink:
+    """Return what takes an answer that makes an object for `sink`, and tells the placement the object's id.
 
     events: whether it is a stream of events; then the placement is also told of the first byte of output, which is not
     the answer's.

@@ -7,11 +7,11 @@ the other does not keep up, and the end of either connection ends the other one.
 
 from __future__ import annotations
 
+from ghostcacher_router.http.exchanges.worker_exchange import WorkerExchange
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.response_head import SWITCHING
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.http.worker_exchange import WorkerExchange
 from ghostcacher_router.types import Body
 
 

@@ -9,9 +9,9 @@ RESET     reset once all has arrived
 
 from __future__ import annotations
 
-from ghostcacher_router.http.client_ends import EndingConnection
-from ghostcacher_router.http.client_state import LATE_BODY, LATE_HEAD, State
-from ghostcacher_router.http.peer_state import peer_has_closed, reset_connection
+from ghostcacher_router.http.clients.client_ends import EndingConnection
+from ghostcacher_router.http.clients.client_state import LATE_BODY, LATE_HEAD, State
+from ghostcacher_router.http.clients.peer_state import peer_has_closed, reset_connection
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Endpoint
 

@@ -21,11 +21,10 @@ from typing import Protocol
 from ghostcacher_router.http.open_files import short_of_files
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import Connection, Meter
+from ghostcacher_router.http.rare_lines import RareLines
 
 logger = logging.getLogger(__name__)
 
-LOG_INTERVAL_S = 10.0
-"""Between two lines on one kind of shortage. They say how often it was met meanwhile."""
 LINGERING_MAX = 64
 """Refused clients whose connections stay open until they have read why. Beyond, a reset may overtake the refusal."""
 SENDING_LOOKED_AT = 16
@@ -71,7 +70,7 @@ class Admission:
         self._waiting_of: dict[str, dict[Admitted, None]] = {}
         self._count_of: Counter[str] = Counter()
         self._events: Counter[tuple[str, str]] = Counter()
-        self._logged_at: dict[str, float] = {}
+        self._lines = RareLines()
         self._last_peer: str | None = None
 
     def __repr__(self) -> str:
@@ -133,11 +132,10 @@ class Admission:
             self._count(client, -1)
 
     def tick(self, now: float) -> None:
-        """Log what has become short, at most every `LOG_INTERVAL_S` for each kind of shortage."""
+        """Log what has become short, once in a while for each kind of shortage."""
         for reason in {reason for reason, _ in self._events}:
-            if now - self._logged_at.get(reason, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
+            if not self._lines.due(reason, now):
                 continue
-            self._logged_at[reason] = now
             dropped, refused = (self._events.pop((reason, what), 0) for what in ("dropped", "refused"))
             of_address = reason == "address"
             limit = self._limits.connections_per_address_max if of_address else self._limits.connections_max

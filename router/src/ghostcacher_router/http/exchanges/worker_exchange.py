@@ -16,19 +16,19 @@ import asyncio
 import errno
 from collections.abc import Awaitable
 
-from ghostcacher_router.http.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, HeldAnswer
-from ghostcacher_router.http.later import later
-from ghostcacher_router.http.looks import looked_into
+from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, HeldAnswer
+from ghostcacher_router.http.exchanges.later import later
+from ghostcacher_router.http.exchanges.own_headers import own_lines
+from ghostcacher_router.http.exchanges.repeatable import is_repeatable
+from ghostcacher_router.http.exchanges.request_retries import RetriedRequest
+from ghostcacher_router.http.exchanges.taps import tapped
 from ghostcacher_router.http.open_files import short_of_files
-from ghostcacher_router.http.own_headers import own_lines
 from ghostcacher_router.http.protocol.event_stream import EventStream
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.http.repeatable import is_repeatable
-from ghostcacher_router.http.request_retries import RetriedRequest
 from ghostcacher_router.prompt import shape_by_method
 from ghostcacher_router.types import Ask, Body, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
@@ -173,7 +173,7 @@ class WorkerExchange(RetriedRequest):
             sink = self._events.write
         if self._shape.makes_id and head.status < HTTP_ERROR and self._head.method == "POST":
             self._output_later = head.events
-            sink = looked_into(sink, placement, events=head.events)
+            sink = tapped(sink, placement, events=head.events)
         return lines, sink
 
     def response_first_byte(self) -> None:

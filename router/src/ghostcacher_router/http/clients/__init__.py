@@ -1,0 +1,1 @@
+"""A client's connection: which are let in, what comes on them, how each ends."""
