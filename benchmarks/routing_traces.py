@@ -1,6 +1,6 @@
 """Time to first token of a replayed trace under different ways to route it, in virtual time, always alike.
 
-    python -m benchmarks.routing_traces --trace FILE [--speed 1.4] | --documents 60:16 [--rate 8] | --short
+    python -m benchmarks.routing_traces [--trace FILE [--speed 1.4] | --documents 60:16 [--rate 8] | --short]
 
 FILE: JSON lines with timestamp (ms), input_length, output_length and hash_ids (one for 512 tokens), as in Mooncake's
 traces, or a CSV with TIMESTAMP, ContextTokens and GeneratedTokens, as in Azure's (its prompts share nothing).
@@ -30,7 +30,8 @@ from ghostcacher_simulator.virtual_time import run_virtual
 
 SETTLE_S = 2.5
 """Until routers know of each other."""
-SHORT = "60:16"
+DOCUMENTS = "60:16"
+"""They about fill the caches."""
 WORSE_MAX = 1.25
 """On documents that fill the caches, GhostCacher's mean may be so many times that of the best simple policy."""
 
@@ -53,10 +54,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.routing_traces", description=(__doc__ or "").split("\n")[0]
     )
-    load = parser.add_mutually_exclusive_group(required=True)
+    load = parser.add_mutually_exclusive_group()
     load.add_argument("--trace", type=Path, metavar="FILE")
-    load.add_argument("--documents", metavar="N:BLOCKS")
-    load.add_argument("--short", action="store_true", help=f"documents {SHORT}, few requests, and a check")
+    load.add_argument("--documents", metavar="N:BLOCKS", default=DOCUMENTS)
+    load.add_argument("--short", action="store_true", help=f"documents {DOCUMENTS}, few requests, and a check")
     parser.add_argument("--requests", type=int, help="default: 2,000 of a trace, 1,500 on documents")
     parser.add_argument("--speed", type=float, default=1.0, help="of a trace")
     parser.add_argument("--rate", type=float, default=8.0, help="requests a second on documents")
@@ -72,10 +73,9 @@ def requests_of(chosen: argparse.Namespace) -> list[Request]:
     """Return what is to be replayed. Raises ConfigError for a description that is none."""
     if chosen.trace is not None:
         return from_file(chosen.trace, chosen.requests or 2_000, chosen.speed)
-    text = SHORT if chosen.short else chosen.documents
-    documents, _, blocks = text.partition(":")
+    documents, _, blocks = chosen.documents.partition(":")
     if not (documents.isdigit() and blocks.isdigit() and int(documents) and int(blocks)):
-        raise ConfigError(f"--documents: expected N:BLOCKS, such as 60:16, got {text!r}")
+        raise ConfigError(f"--documents: expected N:BLOCKS, such as {DOCUMENTS}, got {chosen.documents!r}")
     return from_documents(int(documents), int(blocks), chosen.requests or (400 if chosen.short else 1_500), chosen.rate)
 
 
