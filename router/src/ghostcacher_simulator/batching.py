@@ -51,9 +51,12 @@ class _Job:
         self._advanced = advanced
 
     def advance(self, tokens: int) -> None:
+        """Note what a step has computed, unless the request was given up meanwhile."""
+        if self.ended.done():
+            return
         self.left -= tokens
         self._advanced(tokens)
-        if not self.left and not self.ended.done():
+        if not self.left:
             self.ended.set_result(None)
 
 
@@ -87,11 +90,6 @@ class Steps:
     async def answer(self, tokens: int) -> None:
         """Compute so many tokens of an answer."""
         await self._run(_Job(tokens), self._answers)
-
-    def stop(self) -> None:
-        """Compute nothing any more."""
-        if self._running is not None:
-            self._running.cancel()
 
     async def _run(self, job: _Job, jobs: list[_Job]) -> None:
         if not job.left:
@@ -180,10 +178,6 @@ class BatchingEngine(Engine):
             await self.steps.answer(tokens)
         finally:
             self._running -= 1
-
-    def die(self) -> None:
-        super().die()
-        self.steps.stop()
 
     def load(self) -> LoadReport:
         tokens = self.uncomputed_tokens(self.batching.matches_max) + self.extra_tokens

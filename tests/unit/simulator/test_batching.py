@@ -123,6 +123,20 @@ async def test_a_part_of_a_prompt_is_found_before_its_end() -> None:
 
 
 @virtual
+async def test_a_client_that_leaves_takes_its_request_out_of_the_step() -> None:
+    """Its blocks are given up at once; the step goes on for the others, which find nothing of it."""
+    engine = BatchingEngine(PROFILE, BATCHING)
+    left = asyncio.ensure_future(engine.prefill_tokens("a", prompt_of(4)))
+    stays = asyncio.ensure_future(timed(engine, "b", prompt_of(1, seed=1)))
+    await asyncio.sleep(0.2)
+    left.cancel()
+    await asyncio.sleep(0)
+    assert engine.load().kv_blocks_used == 2
+    assert (await stays)[0] == pytest.approx(0.1 + 0.5 + 0.1 + 0.02)
+    assert engine.pool.match(prompt_of(4).blocks) == 0
+
+
+@virtual
 async def test_dying_ends_what_runs() -> None:
     engine = BatchingEngine(PROFILE, BATCHING)
     running = asyncio.ensure_future(engine.prefill_tokens("a", prompt_of(8)))

@@ -14,7 +14,7 @@ from ghostcacher_router.types import Reason
 from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import RATE, Sim, all_of, make_sim
-from tests.support.shared_document import DOC, DOC_TOKENS, ENDS, burst, question
+from tests.support.shared_document import DOC, DOC_TOKENS, ENDS, MARGIN_S, QUESTION_TOKENS, burst, question
 
 
 @virtual
@@ -107,6 +107,15 @@ async def test_plain_engines_follow_until_full() -> None:
     assert len(counts) == 4
     assert max(one.ttft_s for one in more) <= 1.25 * DOC_TOKENS / RATE
     assert max(one.waited_s for one in more) == 0.0
+
+
+@virtual
+async def test_burst_at_plain_engines_is_served_as_soon_as_if_it_were_spread() -> None:
+    """Engines that cannot pull, and have nothing else to do, compute a prefix again before anybody waits longer."""
+    sim, count = Sim(4, plain=True), 64
+    served = await all_of(await burst(sim, count))
+    spread_s = (DOC_TOKENS + QUESTION_TOKENS * count / 4) / RATE
+    assert max(one.ttft_s for one in served) <= spread_s + MARGIN_S
 
 
 @virtual
