@@ -143,7 +143,7 @@ class Meter(Protocol):
 
     @property
     def retries(self) -> Counted:
-        """Requests sent to another worker, by reason: "refused", "broke", "unreachable" or "hung"."""
+        """Requests sent to another worker, by reason: "refused", "broke", "unreachable", "hung", "503" or "429"."""
 
     @property
     def turned_away(self) -> Counted:
