@@ -250,7 +250,9 @@ def test_killed_worker_fails_only_what_was_streaming(routed: RoutedFleet) -> Non
 
     assert _ready(routed.routers[0]) == ["a"]
     assert len(failed) <= 3, failed  # at most those whose first token was on its way
-    assert all(not isinstance(exc, ServerError) for exc in failed), failed
+    # A stream that had begun ends with an error event; nobody gets a status that says so.
+    refused = [exc for exc in failed if isinstance(exc, ServerError) and "broke off its answer" not in str(exc)]
+    assert not refused, failed
 
 
 def _ready(router: RouterProcess) -> list[str]:

@@ -97,7 +97,7 @@ async def test_body_that_was_refused_is_let_go_of_at_once() -> None:
             rig.parser.waiting.pop().set_exception(BadBody("expected better", "messages"))
             await client.answer()
             await asyncio.sleep(0)
-            assert [each for each in gc.get_objects() if isinstance(each, WorkerExchange)] == []
+            assert [each for each in gc.get_objects() if type(each) is WorkerExchange] == []
     finally:
         gc.enable()
 
