@@ -28,19 +28,6 @@ BLOCKS = chain(6)
 BINDING = schema.Binding(NAMESPACE, REF.incarnation)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture
-def raw(server: RedisServer) -> Iterator[redis.Redis]:
-    with server.client() as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def index(server: RedisServer, raw: redis.Redis) -> Iterator[RedisIndex]:
     index = RedisIndex(server.url, timeout_s=2.0)

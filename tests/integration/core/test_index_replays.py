@@ -23,19 +23,6 @@ LEASE_KEY = schema.lease_key_prefix(NAMESPACE) + "w1"
 KEYS = [schema.worker_key(NAMESPACE, "w1"), schema.owner_key(NAMESPACE, "w1"), LEASE_KEY]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture
-def raw(server: RedisServer) -> Iterator[redis.Redis]:
-    with server.client() as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def index(server: RedisServer, raw: redis.Redis) -> Iterator[RedisIndex]:
     with closing(RedisIndex(server.url, timeout_s=5.0, key=KEY)) as index:

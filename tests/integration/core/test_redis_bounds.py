@@ -104,19 +104,6 @@ def test_reply_that_trickles_ends_the_call() -> None:
     assert all(sent < 1000 for sent in server.pieces_sent)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture
-def raw(server: RedisServer) -> Iterator[redis.Redis]:
-    with server.client() as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def store(server: RedisServer, raw: redis.Redis) -> Iterator[RedisCoordinationStore]:
     with closing(RedisCoordinationStore(server.url, timeout_s=5.0, key=KEY)) as store:
