@@ -68,6 +68,7 @@ def passed(raw: bytes, cuts: list[int], *, chunked: bool = True) -> tuple[bytes,
 
 
 @example([1, 2, 3, 4, 5, 6, 7, 56], [], 101, b"")
+@example([1], [], 6, b"")
 @given(SPLITS, CUTS, st.integers(0, 200), st.sampled_from([b"", b";a=b", b";" + b"x" * 60]))
 def test_error_is_the_last_event_wherever_chunks_break_off(
     splits: list[int], cuts: list[int], at: int, extension: bytes

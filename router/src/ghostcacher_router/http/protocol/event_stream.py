@@ -95,7 +95,10 @@ class ChunkPosition:
             digits = data[: data.find(b"\r\n", 0, _SIZE_LINE_BYTES_MAX)]
             content_bytes = int(digits, 16) if digits.isalnum() else 0
             if content_bytes and len(data) == len(digits) + content_bytes + 2 * _LINE_END_BYTES:
-                return  # One whole chunk, as nearly always.
+                # One whole chunk, as nearly always.
+                content = data[len(digits) + _LINE_END_BYTES : -_LINE_END_BYTES]
+                self.tail = (self.tail + content[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+                return
         place, size = 0, len(data)
         while not self._ended:
             content_end = min(size, place + self.missing_bytes - _LINE_END_BYTES)
