@@ -26,6 +26,16 @@ class Tier(IntEnum):
     OBJECT = 2
 
 
+class SectionType(IntEnum):
+    """What a section of a prompt is, in the order in which templates use them. The value is stored: never renumber."""
+
+    TOOLS = 0
+    SYS = 1
+    DOC = 2
+    SESSION = 3
+    USER = 4
+
+
 class Role(str, Enum):
     """What a worker does with the shared cache (vLLM's ``kv_role``)."""
 

@@ -9,24 +9,16 @@ request at the worker that was picked for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import NamedTuple, Protocol
+
+from ghostcacher_connector.core.types import SectionType
 
 GRID_BYTES = 1024
 """There is a boundary at every multiple of it, counted from the prompt's first byte."""
 
 DIGEST_BYTES = 16
 """The size of a boundary's digest. A collision by chance takes 2**64 tries, and the seed is the fleet's own."""
-
-
-class SectionType(IntEnum):
-    """What a section of a prompt is, in the order in which templates use them. The value is stored: never renumber."""
-
-    TOOLS = 0
-    SYS = 1
-    DOC = 2
-    SESSION = 3
-    USER = 4
 
 
 class Prompt(NamedTuple):

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.bodies import DEPTH_MAX, BadBody, TooDeep
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.prompt.canonical import BREAKPOINT, INNER_DEPTH, NODES_MAX, Budget, canonical_json
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.types import Prompt
 
 ROLE, EXTRA, TEXT, OTHER, MEDIA, TOOLS, DOCUMENTS = (bytes([frame]) for frame in range(0xFF, 0xF8, -1))
 

@@ -21,7 +21,8 @@ from hashlib import sha256
 
 from xxhash import xxh3_128
 
-from ghostcacher_router.types import GRID_BYTES, Prompt, SectionType
+from ghostcacher_connector.core.types import SectionType
+from ghostcacher_router.types import GRID_BYTES, Prompt
 
 PART_BYTES_MIN = 128
 """About 32 tokens, which is finer than the block counts that the connector reports."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.assembly import HEAD, Assembly, Reading, section_types_of
 from ghostcacher_router.prompt.bodies import (
     ABSENT,
@@ -28,7 +29,7 @@ from ghostcacher_router.prompt.bodies import (
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.prompt.canonical import Budget, CanonicalCache, canonical_json, check_nesting
 from ghostcacher_router.prompt.named_sections import named_section_types
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.types import Prompt
 
 _NOTHING = (None,) * len(PREAMBLE)
 _tools = CanonicalCache()
