@@ -16,7 +16,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable
 
-from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, HeldAnswer
+from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, HeldAnswer
 from ghostcacher_router.http.exchanges.later import later
 from ghostcacher_router.http.exchanges.own_headers import own_lines
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
@@ -153,10 +153,15 @@ class WorkerExchange(RetriedRequest):
         placement, client = self._placement, self._client
         assert placement is not None, self
         self._status = head.status
-        turns_away = head.status in TURNS_AWAY and len(self._attempts.excluded) < self._proxy.limits.retries_max
+        attempts = self._attempts
+        turns_away = len(attempts.excluded) < self._proxy.limits.retries_max and attempts.turns_away(
+            head.status, placement, repeatable=is_repeatable(self._head)
+        )
         self._held = bytearray() if turns_away else None
-        if not turns_away:
-            self._attempts.answered(head.status)
+        if turns_away:
+            self._held_at = self._proxy.clock()
+        else:
+            attempts.answered(head.status)
         if not turns_away and not whole and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
             client.release_body()
@@ -216,7 +221,7 @@ class WorkerExchange(RetriedRequest):
         placement = self._placement
         self._fail(502, message, code="bad_gateway")
         if placement is not None:
-            placement.failed()
+            placement.failed(sure=False)
 
     def _hold(self, data: bytes) -> None:
         """Keep what turns the request away, until another worker has been tried; pass it on when it is too much."""
