@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "core.periodic": set(),
     "core.settings": set(),
     "core.addresses": {"core.settings"},
+    "core.retention": {"core.settings"},
     "core.schema": set(),
     "core.process": set(),
     "core.redis": {"core.process"},
