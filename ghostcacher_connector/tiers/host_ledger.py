@@ -28,9 +28,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, Location, Tier
 from ghostcacher_connector.slots import Generations, Slots, first_generations
-from ghostcacher_connector.tiers.retention import BlockTraits, Retention
 
 COPY_TIMEOUT_S = 30.0
 """A copy that some rank has not reported by then is given up: it would keep its slots for good. A copy takes
@@ -97,7 +98,7 @@ class HostLedger:
         self,
         first_slot: int,
         slot_count: int,
-        retention: Retention,
+        retention: TierRetention,
         *,
         ranks: int,
         on_withdraw: Callable[[int, BlockHash], None],
@@ -106,7 +107,7 @@ class HostLedger:
         """Begin with every slot free.
 
         first_slot, slot_count: the host slots are ``[first_slot, first_slot + slot_count)`` of the worker's slots.
-        retention: empty, of a capacity of as many blocks.
+        retention: empty, with room for as many blocks.
         ranks: how many of them report each copy.
         on_withdraw: called with each slot that held a block, and the block, before anything else may be written there.
         """
@@ -214,13 +215,16 @@ class HostLedger:
         return done
 
     def expire(self) -> int:
-        """Give up what should have ended long ago: copies, whose number is returned, and loads."""
+        """Give up blocks whose time is over, loads and copies that should have ended; return how many copies."""
         now = self._clock()
         late = [copy_id for copy_id, copy in self._copies.items() if copy.began_at + COPY_TIMEOUT_S <= now]
         for copy_id in late:
             self._give_up(copy_id)
         for load_id in [load_id for load_id, load in self._loads.items() if load.until <= now]:
             self.unpin(load_id)
+        for evicted in self._retention.expire():
+            self.evicted += 1
+            self._release(evicted.key)
         return len(late)
 
     # -- use -----------------------------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
 """A worker's host tier as its scheduler sees it: what is copied down, what is found there, what its peers are told.
 
-    engine's blocks --published--> HostTier --> publisher --> index
-                                      |  ^
-                     orders: copy     v  | reports: copied, valid on this rank
-                                     ranks
+    engine's blocks, as they are published --> HostTier --host slots--> publisher --> index
+                                                 |  ^
+                                    copy orders  v  |  reports: copied, valid on this rank
+                                                ranks
 
-Stands between whoever publishes the engine's blocks and the publisher (`BlockSink`), and so knows which slot of the
-engine holds what. Life of a copy:
-1. an engine's adapter finds slots that the engine will soon give up (`wanted` says which of them are of interest);
-2. `order` finds host slots for them. The orders travel with a step, behind the generations of that step;
+Life of a copy:
+1. an engine publishes a block (`engine_holds`); its slot is `wanted`;
+2. the engine's adapter sees that the slot will soon be given away, and `order` finds a host slot for its block. The
+   order travels with a step, behind the generations of that step;
 3. each rank copies, and reports which blocks still had the generation of the order when it was done (`reported`);
 4. what is valid on every rank is held, and published with its host slot.
 
@@ -27,11 +27,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.core.types import BlockHash, Location, SectionType
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.retention.tier_retention import TierRetention
+from ghostcacher_connector.core.types import BlockHash, Location
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
-from ghostcacher_connector.tiers.retention import BlockTraits, LruRetention
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,7 @@ ORDERS_MAX = 64
 class _Published(NamedTuple):
     """What an engine slot holds."""
 
-    block: BlockHash
-    root: BlockHash
+    candidate: Candidate
     generation: int
 
 
@@ -63,8 +63,8 @@ class HostTier:
         first_slot: int,
         slot_count: int,
         ranks: int,
-        block_tokens: int,
         block_bytes: int,
+        retention: RetentionSettings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with nothing held.
@@ -74,12 +74,12 @@ class HostTier:
         self._sink = sink
         self._recorder = recorder
         self._clock = clock
-        self._traits = BlockTraits(SectionType.DOC, 0, block_tokens, block_bytes)
+        self.block_bytes = block_bytes
         self._order_blocks = max(1, ORDER_BYTES // block_bytes)
         self.ledger = HostLedger(
             first_slot,
             slot_count,
-            LruRetention(slot_count),
+            TierRetention(retention, slot_count * block_bytes, clock=clock),
             ranks=ranks,
             on_withdraw=self._given_up,
             clock=clock,
@@ -87,29 +87,27 @@ class HostTier:
         self._engine: dict[int, _Published] = {}
         self._engine_slots: dict[BlockHash, int] = {}
         self.wanted: set[int] = set()
-        """Engine slots whose block is to be looked at once the engine is about to give it up."""
+        """Engine slots that are to be looked at once the engine is about to give them away."""
 
     def __repr__(self) -> str:
         return f"HostTier(engine blocks={len(self._engine)}, wanted={len(self.wanted)}, {self.ledger!r})"
 
     # -- the engine's blocks -------------------------------------------------------------------------------------
 
-    def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
-        """Take note of what an engine slot holds, and publish it."""
-        self._engine[slot] = _Published(block, root, generation)
-        self._engine_slots[block] = slot
-        self.ledger.duplicate(block)
+    def engine_holds(self, slot: int, candidate: Candidate, generation: int) -> None:
+        """Take note of what an engine slot is published with."""
+        self._engine[slot] = _Published(candidate, generation)
+        self._engine_slots[candidate.block] = slot
+        self.ledger.duplicate(candidate.block)
         self.wanted.add(slot)
-        self._sink.publish(slot, block, root, generation)
 
-    def withdraw(self, slot: int) -> None:
-        """The engine gives a slot away."""
+    def engine_gives(self, slot: int) -> None:
+        """The engine gives a slot away; one that was not published is no error."""
         published = self._engine.pop(slot, None)
         self.wanted.discard(slot)
-        if published is not None and self._engine_slots.get(published.block) == slot:
-            del self._engine_slots[published.block]
-            self.ledger.unique(published.block)
-        self._sink.withdraw(slot)
+        if published is not None and self._engine_slots.get(published.candidate.block) == slot:
+            del self._engine_slots[published.candidate.block]
+            self.ledger.unique(published.candidate.block)
 
     # -- copies down ---------------------------------------------------------------------------------------------
 
@@ -119,7 +117,7 @@ class HostTier:
         return self.ledger.copies_under_way > 0
 
     def order(self, slots: Iterable[int]) -> list[CopyJob]:
-        """Order copies of what these engine slots hold, which the engine gives up soon, in this order.
+        """Order copies of what these engine slots hold, which the engine gives away soon, in this order.
 
         slots: of those that are `wanted`; what cannot be ordered now stays so.
         """
@@ -129,7 +127,7 @@ class HostTier:
         for slot in slots:
             if self.ledger.copies_under_way >= ORDERS_MAX:
                 return orders
-            block = self._engine[slot].block
+            block = self._engine[slot].candidate.block
             self.wanted.discard(slot)
             if self.ledger.knows(block):
                 self.ledger.unique(block)
@@ -176,9 +174,7 @@ class HostTier:
         if not slots:
             return []
         published = [self._engine[slot] for slot in slots]
-        copy_id, host_slots = self.ledger.begin(
-            [Candidate(each.block, each.root, None, self._traits) for each in published]
-        )
+        copy_id, host_slots = self.ledger.begin([each.candidate for each in published])
         taken = [(s, p.generation, h) for s, p, h in zip(slots, published, host_slots, strict=True) if h is not None]
         if not taken:
             return []

@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
-    "tiers": {"core.index", "metrics", "slots", "transfer"},
+    "tiers": {"core.index", "core.retention", "metrics", "slots", "transfer"},
     "worker": {
         "config",
         "core.addresses",

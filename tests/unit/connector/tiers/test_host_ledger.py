@@ -8,9 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, Location, SectionType, Tier
 from ghostcacher_connector.tiers.host_ledger import COPY_TIMEOUT_S, Candidate, HostLedger
-from ghostcacher_connector.tiers.retention import BlockTraits, LruRetention
 from tests.support.index_parts import FakeClock
 
 FIRST = 100
@@ -27,7 +29,7 @@ class Subject:
         self.ledger = HostLedger(
             FIRST,
             slots,
-            LruRetention(slots),
+            TierRetention(RetentionSettings(), slots, clock=self.clock),
             ranks=ranks,
             on_withdraw=lambda slot, block: self.withdrawn.append((slot, block)),
             clock=self.clock,
@@ -103,7 +105,7 @@ def test_slot_of_a_useless_copy_is_free_without_a_bump() -> None:
 
 def test_first_bumps_name_every_slot() -> None:
     """A rank's own table begins at 0."""
-    ledger = HostLedger(FIRST, 3, LruRetention(3), ranks=1, on_withdraw=lambda *_: None)
+    ledger = HostLedger(FIRST, 3, TierRetention(RetentionSettings(), 3), ranks=1, on_withdraw=lambda *_: None)
     slots, generations = ledger.take_bumps()
     assert slots.tolist() == [FIRST, FIRST + 1, FIRST + 2]
     assert generations.min() > 0
@@ -165,6 +167,16 @@ def test_pin_of_a_dropped_block_is_not_taken_for_a_later_one() -> None:
     subject.begin(b"a")
     subject.ledger.unpin("load")
     assert subject.begin(b"b")[1] == [None]
+    subject.ledger.check_invariants()
+
+
+def test_block_whose_time_is_over_is_withdrawn() -> None:
+    """As the settings of its type say."""
+    subject = Subject()
+    subject.hold(b"a")
+    subject.clock.advance(RetentionSettings().doc_ttl_s or 0.0)
+    subject.ledger.expire()
+    assert [block for _, block in subject.withdrawn] == [b"a"]
     subject.ledger.check_invariants()
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.tiers.host_ledger import Candidate
 from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, HostTier
 from ghostcacher_connector.transfer.jobs import CopyJob
 from tests.support.index_parts import FakeClock
@@ -37,8 +40,8 @@ def new_tier(slots: int = 4, *, ranks: int = 1, block_bytes: int = ORDER_BYTES /
         first_slot=FIRST,
         slot_count=slots,
         ranks=ranks,
-        block_tokens=16,
         block_bytes=block_bytes,
+        retention=RetentionSettings(),
         clock=FakeClock(),
     )
     tier.take_bumps()
@@ -48,7 +51,12 @@ def new_tier(slots: int = 4, *, ranks: int = 1, block_bytes: int = ORDER_BYTES /
 def publish(tier: HostTier, *slots: int) -> None:
     """Have engine slots hold one block each, named by the slot."""
     for slot in slots:
-        tier.publish(slot, name(slot), ROOT, 1000 + slot)
+        publish_as(tier, slot, name(slot))
+
+
+def publish_as(tier: HostTier, slot: int, block: bytes) -> None:
+    traits = BlockTraits(SectionType.DOC, 0, 16, tier.block_bytes)
+    tier.engine_holds(slot, Candidate(block, ROOT, None, traits), 1000 + slot)
 
 
 def name(slot: int) -> bytes:
@@ -72,9 +80,9 @@ def test_order_names_the_slots_and_the_generation_that_was_published() -> None:
     assert order.generations.tolist() == [1002, 1001]
     assert order.generations.dtype == np.uint64
     assert len(set(order.host_slots.tolist())) == 2
-    assert sorted(sink.slots) == [1, 2]
+    assert sink.slots == {}
     tier.reported(order.copy_id, [True, False])
-    assert {slot: block for slot, block in sink.slots.items() if slot >= FIRST} == {order.host_slots[0]: name(2)}
+    assert sink.slots == {order.host_slots[0]: name(2)}
 
 
 def test_block_is_ordered_once() -> None:
@@ -83,18 +91,18 @@ def test_block_is_ordered_once() -> None:
     publish(tier, 1)
     (order,) = tier.order([1])
     assert tier.wanted == set()
-    tier.publish(2, name(1), ROOT, 1002)
+    publish_as(tier, 2, name(1))
     assert tier.order([2]) == []
     tier.reported(order.copy_id, [True])
-    tier.publish(3, name(1), ROOT, 1003)
+    publish_as(tier, 3, name(1))
     assert tier.order([3]) == []
 
 
 def test_same_block_in_two_slots_is_ordered_once() -> None:
     """Requests that computed it side by side both give it up."""
     tier, _ = new_tier()
-    tier.publish(1, name(1), ROOT, 1001)
-    tier.publish(2, name(1), ROOT, 1002)
+    publish_as(tier, 1, name(1))
+    publish_as(tier, 2, name(1))
     (order,) = tier.order([1, 2])
     assert order.engine_slots.tolist() == [1]
 
@@ -121,11 +129,10 @@ def test_block_larger_than_an_order_is_an_order() -> None:
 
 def test_slot_that_was_reused_is_not_wanted() -> None:
     """Nothing is copied of what the engine has given away."""
-    tier, sink = new_tier()
+    tier, _ = new_tier()
     publish(tier, 1)
-    tier.withdraw(1)
+    tier.engine_gives(1)
     assert tier.wanted == set()
-    assert sink.slots == {}
 
 
 def test_evicted_block_that_the_engine_still_has_is_wanted_again() -> None:
@@ -148,8 +155,7 @@ def test_block_soon_to_be_given_up_by_the_engine_does_not_make_room_first() -> N
     assert tier.wanted == {2, 3}
     tier.order([2])
     copy(tier, 3)
-    assert set(sink.slots.values()) >= {name(2), name(3)}
-    assert sorted(block for slot, block in sink.slots.items() if slot >= FIRST) == [name(2), name(3)]
+    assert sorted(sink.slots.values()) == [name(2), name(3)]
 
 
 def test_clear_withdraws_all_and_drops_copies_under_way() -> None:
@@ -159,7 +165,7 @@ def test_clear_withdraws_all_and_drops_copies_under_way() -> None:
     copy(tier, 1)
     (order,) = tier.order([2])
     for slot in (1, 2):
-        tier.withdraw(slot)
+        tier.engine_gives(slot)
     tier.clear()
     assert sink.slots == {}
     tier.reported(order.copy_id, [True])
