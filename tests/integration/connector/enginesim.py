@@ -181,15 +181,11 @@ class SimEngine:
     ) -> Request:
         """transfer: more of the request's kv_transfer_params. options: more of its own, as vLLM names them."""
         params = (transfer or {}) | ({} if pull else {"gc_pull": False})
+        extra = {"kv_transfer_params": params} if params else None
         request = Request(
             request_id=request_id,
             prompt_token_ids=list(tokens),
-            sampling_params=SamplingParams(
-                max_tokens=max_tokens,
-                temperature=0.0,
-                ignore_eos=True,
-                extra_args={"kv_transfer_params": params} if params else None,
-            ),
+            sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, extra_args=extra),
             pooling_params=None,
             block_hasher=self._hasher,
             **options,
