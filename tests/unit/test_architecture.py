@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "core.periodic": set(),
     "core.settings": set(),
     "core.addresses": {"core.settings"},
+    "core.retention": {"core.settings"},
     "core.schema": set(),
     "core.process": set(),
     "core.redis": {"core.process"},
@@ -45,6 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
+    "tiers": {"core.index", "core.retention", "metrics", "slots", "transfer"},
     "worker": {
         "config",
         "core.addresses",

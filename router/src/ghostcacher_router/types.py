@@ -173,7 +173,7 @@ class Outcome(Enum):
     FAILED = "failed"
     """The connection broke after the answer had begun."""
     CANCELLED = "cancelled"
-    """The client left."""
+    """The client left, or the router stopped."""
 
 
 class Endpoint(NamedTuple):

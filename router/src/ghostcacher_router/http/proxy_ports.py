@@ -56,6 +56,9 @@ class Exchange(Protocol):
     def worker_hangs(self) -> None:
         """The worker answers nobody any more: have another one answer, or end what has begun."""
 
+    def router_stops(self) -> None:
+        """The router ends, and waits no longer: give up, and tell the client."""
+
     def pause(self) -> None:
         """The client does not keep up: send it no more for now."""
 
@@ -112,6 +115,9 @@ class Connection(Protocol):
 
     def drain(self) -> None:
         """Take no more requests; the one that is under way may end."""
+
+    def router_stops(self) -> None:
+        """The router ends, and waits no longer: tell the client of a request that is under way, and close."""
 
     def abort(self) -> None:
         """Close at once."""
