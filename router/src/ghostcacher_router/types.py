@@ -34,6 +34,8 @@ class Prompt(NamedTuple):
     """SHA256(H_sys || sep || H_tools || sep || H_doc), 32 bytes. Without these sections, of the first KiB."""
     tokens: int | None
     """The exact count, when the prompt came as token ids; else None."""
+    hint: str = ""
+    """What tells the worker of the sections, to be put behind the request's id (core/sections.py); empty for none."""
 
     @property
     def size(self) -> int:

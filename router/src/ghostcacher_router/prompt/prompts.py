@@ -29,6 +29,7 @@ from ghostcacher_router.prompt.bodies import (
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.prompt.canonical import Budget, CanonicalCache, canonical_json, check_nesting
 from ghostcacher_router.prompt.named_sections import named_section_types
+from ghostcacher_router.prompt.retention import retain_s_in
 from ghostcacher_router.types import Prompt
 
 _NOTHING = (None,) * len(PREAMBLE)
@@ -98,11 +99,12 @@ def chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], rea
 def _add_tools(assembly: Assembly, param: str, raw: Raw, reading: Reading) -> None:
     if raw is ABSENT:
         return
-    form = _tools.form(bytes(raw), reading.seed, reading.nodes_max)
+    given = bytes(raw)
+    form = _tools.form(given, reading.seed, reading.nodes_max)
     if not form.startswith((b"[", b"null")):
         raise BadBody.wrong_type(param, "an array", msgspec.json.decode(form))
     if form not in (b"[]", b"null"):
-        assembly.tools(form)
+        assembly.tools(form, retain_s_in(given))
 
 
 def _without_tools(tool_choice: Any, tools: Raw) -> str | None:

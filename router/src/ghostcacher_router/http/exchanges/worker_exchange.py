@@ -44,7 +44,7 @@ class WorkerExchange(RetriedRequest):
     Tells the client's connection exactly once that it is over, unless it was cancelled by it.
     """
 
-    __slots__ = ("_keep", "_output_later", "_received_at", "_sent", "_shape", "no_body", "plain")
+    __slots__ = ("_engine_id", "_keep", "_output_later", "_received_at", "_sent", "_shape", "no_body", "plain")
     switching = False
     _shape: RequestShape
 
@@ -56,6 +56,8 @@ class WorkerExchange(RetriedRequest):
         """Whether this placement has been told that the request was sent."""
         self._keep = False
         """Whether the client may send another request behind this answer."""
+        self._engine_id = self.request_id
+        """The request's id as the worker sees it: with what tells of the prompt's sections behind it."""
         self._output_later = False
         """Whether output begins after the first byte, and is looked for."""
         self.no_body = head.method == "HEAD"
@@ -76,13 +78,15 @@ class WorkerExchange(RetriedRequest):
     def _parsed(self, shape: RequestShape | Awaitable[RequestShape]) -> None:
         if isinstance(shape, RequestShape):
             self._shape = shape
+            if shape.prompt is not None and self._proxy.limits.section_hints:
+                self._engine_id += shape.prompt.hint.encode()
             self._place()
         else:
             self._task = later(lambda: shape, self._parsed, self._not_placed)
 
     def _place(self) -> None:
         head = self._head
-        ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
+        ask = Ask(self._engine_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
         try:
             placement = self._proxy.dispatcher.place_now(ask)
         except Exception as exc:
@@ -135,7 +139,7 @@ class WorkerExchange(RetriedRequest):
         proxy, pool = self._proxy, connection.pool
         head, body = self._head, self._body
         forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
-        own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
+        own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self._engine_id, forwarded_for)
         own += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
         now = proxy.clock()

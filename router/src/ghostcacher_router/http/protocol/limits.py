@@ -61,6 +61,8 @@ class Limits(NamedTuple):
     """Connections kept for one worker; the next burst opens them again."""
     retries_max: int = 2
     """Other workers tried when one refuses a request."""
+    section_hints: bool = True
+    """Whether workers are told of a prompt's sections, behind the request's id."""
     tick_s: float = 0.5
     """How late a time-out may be. One timer for all connections, so that a request sets none."""
 
