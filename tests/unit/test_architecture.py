@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "core.breaker": set(),
     "core.threads": set(),
     "core.periodic": set(),
+    "core.prefix_tree": set(),
     "core.settings": set(),
     "core.addresses": {"core.settings"},
     "core.retention": {"core.settings"},
