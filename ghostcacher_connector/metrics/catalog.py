@@ -120,6 +120,12 @@ _ALL = (
         "Time for which the engine waited while its weights were read, after a call that may have changed them.",
         buckets=CHECK_BUCKETS,
     ),
+    Metric(
+        "gc_bad_retentions_total",
+        Kind.COUNTER,
+        "requests",
+        "Requests whose gc_retain_s was no number of seconds from 0, and so said nothing (vLLM).",
+    ),
     Metric("gc_active_cache_entries", Kind.GAUGE, "blocks", "Blocks of this worker that the index offers to peers."),
     Metric(
         "gc_pulls_total",

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ghostcacher_connector.core.sections import NO_SECTIONS, BlockSections
 from ghostcacher_connector.core.types import PrefixHit
 from ghostcacher_connector.pull.planner import PullPlan
 
@@ -47,6 +48,8 @@ class PullState(ABC):
     """The index's answer."""
     plan: PullPlan | None = None
     """What is pulled from whom; None until it is decided."""
+    sections: BlockSections = NO_SECTIONS
+    """What the blocks of its prompt belong to, as far as is known: a hint for what to keep."""
     reported_as: str | None = None
     """The router's id of the request, until its prompt is reported as computed."""
 

@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_sections, retain_wanted
 from ghostcacher_connector.engines.common.pull_state import PullState
+from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
+from ghostcacher_connector.metrics import Recorder
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -61,3 +64,25 @@ def pull_wanted(request: Request) -> bool:
     """Say whether the client left pulling on (``kv_transfer_params: {"gc_pull": false}`` turns it off)."""
     params = request.kv_transfer_params
     return not (isinstance(params, dict) and params.get("gc_pull") is False)
+
+
+class SectionReader:
+    """Reads what a request tells of the parts of its prompt, once, when it arrives."""
+
+    def __init__(self, recorder: Recorder, block_tokens: int) -> None:
+        self._recorder, self._block_tokens = recorder, block_tokens
+        self._unique = ids_are_unique()
+
+    def read(self, request: Request) -> BlockSections:
+        """Return what the blocks of a request's prompt belong to. What is malformed says nothing, and is counted."""
+        ends = decode_sections(router_request_id(request.request_id, unique=self._unique))
+        return block_sections(ends, request.num_prompt_tokens, self._block_tokens, self._retain_s(request))
+
+    def _retain_s(self, request: Request) -> float:
+        params = request.kv_transfer_params
+        if not isinstance(params, dict) or (asked := params.get("gc_retain_s")) is None:
+            return 0.0
+        retain_s = retain_wanted(asked)
+        if retain_s is None:
+            self._recorder.inc("gc_bad_retentions_total")
+        return retain_s or 0.0
