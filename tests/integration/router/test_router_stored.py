@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from benchmarks.harness.redis_server import RedisServer
+from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_connector.core.open import open_index
+from tests.support.index_parts import make_record
 from tests.support.proxy_rig import on_loop
 from tests.support.stored_engine import KeepingEngine, ask, routers
 
@@ -103,6 +107,30 @@ async def test_what_nobody_has_is_the_engines_own_404(redis_server: RedisServer)
         assert (await ask(only, "GET", f"{ANSWERS}/{one['id']}")).status == 404
         page = (await ask(only, "GET", "/metrics")).body
         assert b'gc_router_stored_total{result="unknown"} 2.0' in page
+
+
+@on_loop
+async def test_answer_of_an_engine_that_was_known_by_its_url_is_found_by_its_name(redis_server: RedisServer) -> None:
+    """It joins with its connector later, under a name of its own; a router that comes then asks it, too."""
+    a, b = KeepingEngine("a"), KeepingEngine("b")
+    index = open_index(redis_server.url, key=b"")
+    async with a, b, routers(1, a, b, redis_url=redis_server.url) as (only,):
+        made = [(await ask(only, "POST", ANSWERS, {"model": "m", "input": f"{n}"})).json for n in range(6)]
+        records = [msgspec.structs.replace(make_record(engine.name), http=engine.url) for engine in (a, b)]
+        for record in records:
+            index.join(record, lease_ttl_s=600.0)
+        async with asyncio.timeout(30):
+            while {each["id"] for each in (await ask(only, "GET", "/gc/workers")).json["workers"]} != {"a", "b"}:
+                await asyncio.sleep(0.01)
+        async with routers(1, a, b, redis_url=redis_server.url) as (later,):
+            for router in (only, later):
+                for one in made:
+                    assert (await ask(router, "GET", f"{ANSWERS}/{one['id']}")).json == one
+                page = (await ask(router, "GET", "/metrics")).body
+                assert b'gc_router_stored_total{result="gone"} 0.0' in page
+        for record in records:
+            index.leave(ref_of(record))
+    index.close()
 
 
 @on_loop
