@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.open import open_index
+from ghostcacher_router.app import Router
 from tests.support.index_parts import make_record
 from tests.support.proxy_rig import on_loop
 from tests.support.stored_engine import KeepingEngine, ask, routers
@@ -26,17 +28,20 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@asynccontextmanager
+async def three_engines() -> AsyncIterator[tuple[Router, list[KeepingEngine]]]:
+    """Run a router in front of three engines."""
+    engines = [KeepingEngine(name) for name in "abc"]
+    async with engines[0], engines[1], engines[2], routers(1, *engines) as (only,):
+        yield only, engines
+
+
 @on_loop
 async def test_stored_answer_is_found_by_whatever_names_it() -> None:
     """Retrieving, cancelling, deleting, listing the input, and the next turn: each goes to the engine that has it."""
-    async with (
-        KeepingEngine("a") as a,
-        KeepingEngine("b") as b,
-        KeepingEngine("c") as c,
-        routers(1, a, b, c) as (only,),
-    ):
+    async with three_engines() as (only, engines):
         made = [(await ask(only, "POST", ANSWERS, {"model": "m", "input": f"{n}"})).json for n in range(12)]
-        assert {one["engine"] for one in made} == {"a", "b", "c"}
+        assert {one["engine"] for one in made} == {engine.name for engine in engines}
         for one in made:
             path = f"{ANSWERS}/{one['id']}"
             for method, target in (("GET", path), ("POST", f"{path}/cancel"), ("GET", f"{path}/input_items?limit=1")):
@@ -50,12 +55,7 @@ async def test_stored_answer_is_found_by_whatever_names_it() -> None:
 @on_loop
 async def test_files_and_batches_are_found() -> None:
     """A batch goes to the engine that has its file; both are found by their ids."""
-    async with (
-        KeepingEngine("a") as a,
-        KeepingEngine("b") as b,
-        KeepingEngine("c") as c,
-        routers(1, a, b, c) as (only,),
-    ):
+    async with three_engines() as (only, _):
         for _ in range(6):
             file = (await ask(only, "POST", "/v1/files", FILE, FORM)).json
             assert (await ask(only, "GET", f"/v1/files/{file['id']}/content")).json == file
@@ -153,16 +153,11 @@ async def test_engine_that_is_down_is_waited_for() -> None:
 @on_loop
 async def test_session_of_sglang_stays_where_it_was_opened() -> None:
     """Its requests, and its end."""
-    async with (
-        KeepingEngine("a") as a,
-        KeepingEngine("b") as b,
-        KeepingEngine("c") as c,
-        routers(1, a, b, c) as (only,),
-    ):
+    async with three_engines() as (only, engines):
         for number in range(6):
             session = (await ask(only, "POST", "/open_session", {"capacity_of_str_len": 1000})).json
             for turn in range(3):
                 body = {"text": f"{number} {turn}", "session_params": {"id": session}}
                 assert (await ask(only, "POST", "/generate", body)).status == 200
             assert (await ask(only, "POST", "/close_session", {"session_id": session})).status == 200
-        assert [engine.kept for engine in (a, b, c)] == [{}, {}, {}]
+        assert [engine.kept for engine in engines] == [{}, {}, {}]
