@@ -61,7 +61,7 @@ ARROWS: dict[str, set[str]] = {
         "transfer",
     },
     "engines": set(),
-    "engines.common": {"config", "core.coordination", "identity", "metrics", "publish", "pull"},
+    "engines.common": {"config", "core.coordination", "identity", "metrics", "publish", "pull", "tiers"},
     "engines.vllm": {"*"},
     "engines.sglang": {"*"},
     # The router.

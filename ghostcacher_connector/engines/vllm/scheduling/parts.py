@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
@@ -21,11 +23,13 @@ from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.worker.membership import Membership
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
 
@@ -49,6 +53,8 @@ class Parts:
     """Offers blocks; None as above."""
     matcher: Matcher | None
     """Finds blocks; None for a worker that does not pull."""
+    copying: CopyDown | None
+    """Has blocks copied to the host tier; None for a worker that does not publish, or without such a tier."""
 
 
 class PartsMaker:
@@ -86,7 +92,7 @@ class PartsMaker:
             data_parallel_rank=front_rank(self._config),
         )
 
-    def make(self, ranks: list[Introduction], manager: KVCacheManager) -> Parts:
+    def make(self, ranks: list[Introduction], manager: KVCacheManager, tier: HostTier | None = None) -> Parts:
         """Return all parts. manager: vLLM's, with a pool of blocks."""
         pool, record, tokens = manager.block_pool, self.record_of(ranks), self._block_tokens
         assert pool is not None
@@ -100,7 +106,7 @@ class PartsMaker:
             prefill_rate=lambda: forecaster.prefill_rate,
         )
         prompts = PromptReporter(fleet.reporter, tokens)
-        watch = SlotWatch(pool, fleet.publisher.withdraw) if self._role.publishes else None
+        watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
         return Parts(
             fleet,
             forecaster,
@@ -108,8 +114,9 @@ class PartsMaker:
             LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes),
             prompts,
             watch,
-            self._publisher(manager, watch, fleet, prompts) if watch is not None else None,
-            self._matcher(fleet, forecaster, block_bytes) if self._role.pulls else None,
+            self._publisher(manager, watch, fleet, prompts, tier) if watch is not None else None,
+            self._matcher(fleet, forecaster, block_bytes, tier) if self._role.pulls else None,
+            self._copying(tier, pool) if tier is not None else None,
         )
 
     def _forecaster(self, ranks: list[Introduction]) -> Forecaster:
@@ -119,10 +126,25 @@ class PartsMaker:
             self._clock,
             step_tokens_max=self._config.scheduler_config.max_num_batched_tokens,
             pull_threads=self._settings.pull_threads,
+            own_worker=self._worker,
+        )
+
+    def _copying(self, tier: HostTier, pool: BlockPool) -> CopyDown:
+        return CopyDown(
+            tier,
+            pool,
+            threshold=self._settings.hbm_swap_threshold,
+            block_tokens=self._block_tokens,
+            clock=self._clock,
         )
 
     def _publisher(
-        self, manager: KVCacheManager, watch: SlotWatch, fleet: Membership, prompts: PromptReporter
+        self,
+        manager: KVCacheManager,
+        watch: SlotWatch,
+        fleet: Membership,
+        prompts: PromptReporter,
+        tier: HostTier | None,
     ) -> BlockPublisher:
         return BlockPublisher(
             manager,
@@ -130,10 +152,11 @@ class PartsMaker:
             fleet.publisher,
             self._block_tokens,
             prompts.published,
+            tier=tier,
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
         )
 
-    def _matcher(self, fleet: Membership, forecaster: Forecaster, block_bytes: int) -> Matcher:
+    def _matcher(self, fleet: Membership, forecaster: Forecaster, block_bytes: int, tier: HostTier | None) -> Matcher:
         return Matcher(
             self._settings,
             fleet.lookups,
@@ -141,5 +164,19 @@ class PartsMaker:
             self._recorder,
             block_tokens=self._block_tokens,
             block_bytes=block_bytes,
+            own_worker=self._worker,
+            tier=tier,
             clock=self._clock,
         )
+
+
+def _withdraw_from(sink: BlockSink, tier: HostTier | None) -> Callable[[int], None]:
+    """Return what is to be called with each published slot of the engine that is about to be reused."""
+    if tier is None:
+        return sink.withdraw
+
+    def withdraw(slot: int) -> None:
+        tier.engine_gives(slot)
+        sink.withdraw(slot)
+
+    return withdraw

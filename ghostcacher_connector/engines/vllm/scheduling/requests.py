@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
 
 if TYPE_CHECKING:
@@ -44,6 +46,11 @@ class Tracked(PullState):
     @property
     def request_id(self) -> str:
         return str(self.request.request_id)
+
+    @property
+    def blocks(self) -> Sequence[BlockHash]:
+        blocks: Sequence[BlockHash] = self.request.block_hashes
+        return blocks
 
 
 def shareable(request: Request) -> bool:
