@@ -10,10 +10,10 @@ import numpy as np
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint, WorkerRecord
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory, WorkerRecord
 from ghostcacher_connector.transfer.base import PullResult, Transport
 from ghostcacher_connector.transfer.jobs import LinkStats
-from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault
+from ghostcacher_connector.transfer.layout import endpoint_fault
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +49,14 @@ class Peers:
     def __init__(
         self,
         transports: Sequence[Transport],
-        memory: RankMemory,
+        memory: SlotMemory,
         *,
         namespace: str,
         rank: int,
         clock: Callable[[], float],
     ) -> None:
         self._transports = transports
-        self._slot_bytes = [segment.slot_bytes for segment in memory.segments]
+        self._slot_bytes = memory.slot_bytes
         self._namespace = namespace
         self._rank = rank
         self._clock = clock
@@ -159,7 +159,7 @@ class Peers:
         fault = endpoint_fault(endpoint)
         if fault:
             return f"malformed_entry: {fault}"
-        if [segment.slot_bytes for segment in endpoint.segments] != self._slot_bytes:
+        if endpoint.slot_bytes != self._slot_bytes:
             return "fingerprint_mismatch: its bytes per slot differ from this worker's"
         return ""
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from ghostcacher_connector.core.errors import PeerUnreachable
 from ghostcacher_connector.core.threads import daemon_thread
-from ghostcacher_connector.core.types import MissReason, WorkerRecord
+from ghostcacher_connector.core.types import MissReason, SlotMemory, WorkerRecord
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import (
     Probe,
@@ -44,7 +44,6 @@ from ghostcacher_connector.transfer.jobs import (
     SourceResult,
     unread_result,
 )
-from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.transfer.peers import Peer, Peers
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class Puller:
     def __init__(
         self,
         transports: Sequence[Transport],
-        memory: RankMemory,
+        memory: SlotMemory,
         *,
         namespace: str,
         rank: int,

@@ -23,11 +23,11 @@ from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.open import open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
-from ghostcacher_connector.core.types import RankEndpoint, WorkerRecord
+from ghostcacher_connector.core.types import RankEndpoint, SlotMemory, WorkerRecord
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import Probe, Transport
-from ghostcacher_connector.transfer.layout import RankMemory, rows_of
+from ghostcacher_connector.transfer.layout import rows_of
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
 from ghostcacher_connector.transfer.relay.process import RelayProcess
@@ -49,7 +49,7 @@ class RankRuntime:
     def __init__(
         self,
         settings: Settings,
-        memory: RankMemory,
+        memory: SlotMemory,
         table: SlotTable,
         recorder: Recorder,
         *,
@@ -79,7 +79,7 @@ class RankRuntime:
         self._quarantined = 0
         # The agent is needed even where only the relay pulls: it is what peers, and the relay, read this rank by.
         self._nixl = NixlTransport(
-            memory,
+            (memory,),
             table,
             name=f"{worker}-{rank}",
             ucx_tls=settings.ucx_tls,

@@ -38,7 +38,7 @@ class MemoryOwner:
 
     def __init__(self, fabric: Fabric) -> None:
         self.memory = KvMemory()
-        self._transport = MemoryTransport(fabric, self.memory.rank, self.memory.table, name="owner")
+        self._transport = MemoryTransport(fabric, self.memory.memories, self.memory.table, name="owner")
         self.endpoint = self._transport.endpoint(rank=0)
 
     def call(self, command: str, slots: Any = (), generations: Any = ()) -> None:
@@ -86,7 +86,7 @@ def make_rig(kind: str, layout: str) -> Iterator[Rig]:
     memory = KvMemory(layout=layout)
     if kind == "memory":
         fabric = Fabric()
-        yield Rig(MemoryOwner(fabric), MemoryTransport(fabric, memory.rank, memory.table, name="reader"), memory)
+        yield Rig(MemoryOwner(fabric), MemoryTransport(fabric, memory.memories, memory.table, name="reader"), memory)
         return
     options: dict[str, Any] = {"relay": {"listen": "127.0.0.1:0", "token": "secret"}} if kind == "relay" else {}
     with OwnerProcess(options) as owner:
@@ -94,7 +94,7 @@ def make_rig(kind: str, layout: str) -> Iterator[Rig]:
         if kind == "relay":
             transport = RelayTransport(memory.rank, token="secret")
         else:
-            transport = NixlTransport(memory.rank, memory.table, name="reader")
+            transport = NixlTransport(memory.memories, memory.table, name="reader")
         yield Rig(owner, transport, memory)
         transport.close()
 
@@ -169,8 +169,9 @@ def test_slot_out_of_range_fails_without_a_read(rig: Rig, remote: list[int], loc
 
 def test_other_row_size_fails_as_fingerprint_mismatch(rig: Rig) -> None:
     """A peer whose slots have another size is refused before any byte moves."""
-    segments = tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in rig.owner.endpoint.segments)
-    result = rig.pull([1], [1], [0], segments=segments)
+    engine = rig.owner.endpoint.memories[0]
+    segments = tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in engine.segments)
+    result = rig.pull([1], [1], [0], memories=(msgspec.structs.replace(engine, segments=segments),))
     assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.FINGERPRINT_MISMATCH)
     assert result.bytes == 0
 
@@ -178,7 +179,8 @@ def test_other_row_size_fails_as_fingerprint_mismatch(rig: Rig) -> None:
 def test_wrong_slot_count_is_refused(rig: Rig) -> None:
     """A record that claims another table size than the seal's header says is not believed."""
     rig.call("write", [1], [5])
-    result = rig.pull([1], [1], [5], slot_count=32)
+    halved = msgspec.structs.replace(rig.owner.endpoint.memories[0], slot_count=32)
+    result = rig.pull([1], [1], [5], memories=(halved,))
     assert not result.valid.any()
     assert result.outcome in {PullOutcome.STALE, PullOutcome.FAILED}
 

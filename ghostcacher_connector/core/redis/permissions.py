@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-KEYS = "~gc1:*"
+KEYS = "~gc2:*"
 """The keys: all of ours begin so, whatever the namespace."""
 
 _SCRIPTS = ("eval", "evalsha")

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ghostcacher_connector.core.sections import NO_SECTIONS, BlockSections
 from ghostcacher_connector.core.types import BlockHash, PrefixHit
 from ghostcacher_connector.pull.planner import PullPlan
 
@@ -49,6 +50,8 @@ class PullState(ABC):
     """The index's answer."""
     plan: PullPlan | None = None
     """What is pulled from whom; None until it is decided."""
+    sections: BlockSections = NO_SECTIONS
+    """What the blocks of its prompt belong to, as far as is known: a hint for what to keep."""
     reported_as: str | None = None
     """The router's id of the request, until its prompt is reported as computed."""
 

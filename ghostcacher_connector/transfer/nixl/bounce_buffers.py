@@ -49,8 +49,13 @@ class BounceBuffer:
 
     @property
     def data_address(self) -> int:
-        """Where rows must be read to: on the device if there is one, in `data` otherwise."""
-        return int(self.data.ctypes.data) if self._device is None else self._device_address
+        """Where the rows of a GPU must be read to: on the device if there is one, in `data` otherwise."""
+        return self.host_address if self._device is None else self._device_address
+
+    @property
+    def host_address(self) -> int:
+        """Where rows of host memory must be read to: in `data`."""
+        return int(self.data.ctypes.data)
 
     @property
     def data_bytes(self) -> int:

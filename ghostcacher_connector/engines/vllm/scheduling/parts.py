@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
@@ -92,7 +93,7 @@ class PartsMaker:
             data_parallel_rank=front_rank(self._config),
         )
 
-    def make(self, ranks: list[Introduction], manager: KVCacheManager, tier: HostTier | None = None) -> Parts:
+    def make(self, ranks: list[Introduction], manager: KVCacheManager) -> Parts:
         """Return all parts. manager: vLLM's, with a pool of blocks."""
         pool, record, tokens = manager.block_pool, self.record_of(ranks), self._block_tokens
         assert pool is not None
@@ -106,6 +107,7 @@ class PartsMaker:
             prefill_rate=lambda: forecaster.prefill_rate,
         )
         prompts = PromptReporter(fleet.reporter, tokens)
+        tier = self._tier(record, fleet) if self._role.publishes else None
         watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
         return Parts(
             fleet,
@@ -127,6 +129,23 @@ class PartsMaker:
             step_tokens_max=self._config.scheduler_config.max_num_batched_tokens,
             pull_threads=self._settings.pull_threads,
             own_worker=self._worker,
+        )
+
+    def _tier(self, record: WorkerRecord, fleet: Membership) -> HostTier | None:
+        """Return the tier for the host slots that every rank has; None when there are none."""
+        engine = record.ranks[0].memories[0].slot_count
+        slots = min(endpoint.slot_count for endpoint in record.ranks)
+        if slots == engine:
+            return None
+        return HostTier(
+            fleet.publisher,
+            self._recorder,
+            first_slot=engine,
+            slot_count=slots - engine,
+            ranks=len(record.ranks),
+            block_bytes=record.ranks[0].bytes_per_slot,
+            retention=RetentionSettings(),
+            clock=self._clock,
         )
 
     def _copying(self, tier: HostTier, pool: BlockPool) -> CopyDown:

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.retention.base import BlockTraits
-from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
@@ -198,14 +197,21 @@ class BlockPublisher:
             return
         generation = self._watch.publish(block.block_id)
         if self._tier is not None:
-            self._tier.engine_holds(block.block_id, self._candidate(hashes, index, self._tier), generation)
+            self._tier.engine_holds(block.block_id, self._candidate(tracked, index, self._tier), generation)
         self._sink.publish(block.block_id, hashes[index], hashes[0], generation)
 
-    def _candidate(self, hashes: Sequence[BlockHash], index: int, tier: HostTier) -> Candidate:
+    def _candidate(self, tracked: Tracked, index: int, tier: HostTier) -> Candidate:
         """Describe a block, the index-th of a request, to the tiers."""
-        parent = hashes[index - 1] if index else None
-        traits = BlockTraits(SectionType.DOC, index, self._block_tokens, tier.block_bytes)
-        return Candidate(hashes[index], hashes[0], parent, traits)
+        hashes, sections = tracked.request.block_hashes, tracked.sections
+        traits = BlockTraits(
+            sections.section_of(index),
+            index,
+            self._block_tokens,
+            tier.block_bytes,
+            tracked.tenant,
+            sections.retain_s(index),
+        )
+        return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 
     def _table(self, tracked: Tracked) -> Sequence[KVCacheBlock]:
         """Return vLLM's own list of a request's blocks; it grows, so take slices of it."""

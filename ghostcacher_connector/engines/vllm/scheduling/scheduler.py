@@ -39,7 +39,7 @@ from ghostcacher_connector.engines.vllm.scheduling.parts import PartsMaker
 from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
-from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked
+from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, SectionReader, Tracked, tenant_of
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
 from ghostcacher_connector.engines.vllm.scheduling.weight_epochs import WeightEpochs
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
@@ -79,6 +79,7 @@ class ConnectorScheduler:
         self._step = 0
         self._left = False
         self._epochs: WeightEpochs | None = None
+        self._sections = SectionReader(recorder, self._block_tokens)
         self._tracked: dict[str, Tracked] = {}
         self._cancelled: list[str] = []
         self._manager: KVCacheManager | None = None
@@ -213,7 +214,9 @@ class ConnectorScheduler:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def on_new_request(self, request: Request) -> None:
-        tracked = self._tracked[request.request_id] = Tracked(request)
+        tracked = self._tracked[request.request_id] = Tracked(
+            request, sections=self._sections.read(request), tenant=tenant_of(request)
+        )
         if self._matcher is not None and not self._left:
             assert self._manager is not None
             self._matcher.ask(tracked, self._manager.block_pool)

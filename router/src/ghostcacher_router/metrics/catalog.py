@@ -65,10 +65,10 @@ ERROR_MS_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 30_000)
 SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 
 REASONS = tuple(reason.value for reason in Reason)
-RETRIES = ("refused", "broke", "unreachable", "hung", "503", "429")
+RETRIES = ("refused", "broke", "unreachable", "hung", "503", "429", "error")
 """refused: no connection could be made. broke: it was closed before a byte of the answer came. unreachable: the host of
 the worker did not acknowledge the request. hung: the worker answered no probe any more. Numbers: the status of an
-answer of which nothing was passed on."""
+answer of which nothing was passed on. error: the same, with another status of a server's error."""
 SHORTAGES = ("connections", "address", "descriptors")
 """connections: `connections_max`. address: `connections_per_address_max`. descriptors: files that may be open."""
 TURNED_AWAY = ("dropped", "refused")

@@ -29,6 +29,7 @@ from ghostcacher_router.prompt.bodies import (
 from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.prompt.canonical import Budget, CanonicalCache, canonical_json, check_nesting
 from ghostcacher_router.prompt.named_sections import named_section_types
+from ghostcacher_router.prompt.retention import retain_s_in
 from ghostcacher_router.types import Prompt
 
 _NOTHING = (None,) * len(PREAMBLE)
@@ -98,11 +99,12 @@ def chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], rea
 def _add_tools(assembly: Assembly, param: str, raw: Raw, reading: Reading) -> None:
     if raw is ABSENT:
         return
-    form = _tools.form(bytes(raw), reading.seed, reading.nodes_max)
+    given = bytes(raw)
+    form = _tools.form(given, reading.seed, reading.nodes_max)
     if not form.startswith((b"[", b"null")):
         raise BadBody.wrong_type(param, "an array", msgspec.json.decode(form))
     if form not in (b"[]", b"null"):
-        assembly.tools(form)
+        assembly.tools(form, retain_s_in(given))
 
 
 def _without_tools(tool_choice: Any, tools: Raw) -> str | None:
@@ -113,6 +115,7 @@ def _without_tools(tool_choice: Any, tools: Raw) -> str | None:
 def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Reading, more: Any = None) -> Prompt | None:
     """Return a prompt that is text or token ids; the first of several; None when it is missing or empty."""
     if type(given) is list and given and type(given[0]) in (str, list):
+        check_nesting(given[1:], 1, Budget(reading.nodes_max))
         given, param = given[0], f"{param}[0]"
     if type(given) is str:
         assembly = Assembly(reading, body.model)
@@ -121,7 +124,7 @@ def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Readi
         return assembly.prompt(_preamble(family, body, assembly.nodes, "text", more))
     if family == "embeddings" and type(given) is list and given and type(given[0]) is dict:
         # Text and media for multimodal embeddings, each a prompt of its own that nothing shares.
-        check_nesting([given, more, *preamble_values(body)], 0)
+        check_nesting([given, more, *preamble_values(body)], 0, Budget(reading.nodes_max))
         return None
     if type(given) is list:
         try:
@@ -134,7 +137,7 @@ def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Readi
         )
     if given is not None:
         raise BadBody.wrong_type(param, "a string or an array", given)
-    check_nesting([more, *preamble_values(body)], 0)
+    check_nesting([more, *preamble_values(body)], 0, Budget(reading.nodes_max))
     return None
 
 
