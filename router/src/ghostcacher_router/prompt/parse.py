@@ -23,12 +23,12 @@ from ghostcacher_router.prompt.bodies import (
     TakesLong,
     TooDeep,
 )
-from ghostcacher_router.prompt.canonical import TooMuch
+from ghostcacher_router.prompt.canonical import Budget, TooMuch, check_nesting
 from ghostcacher_router.prompt.decoding import BodyDecoder, decode_fields, decode_value, in_utf8
 from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_of_query
 from ghostcacher_router.prompt.prompts import chat_prompt, plain_prompt, responses_prompt
 from ghostcacher_router.prompt.stored_ids import FIELD_BYTES_MAX, FIELDS, id_in_path, id_of, makes_object
-from ghostcacher_router.prompt.structure import CONTAINERS_MAX, structure_of
+from ghostcacher_router.prompt.structure import CONTAINERS_MAX, check_depth, structure_of
 from ghostcacher_router.types import Prompt, RequestShape
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
@@ -187,10 +187,18 @@ def _parse_messages(body: bytes, headers: Mapping[bytes, bytes], reading: Readin
 
 def _parse_embeddings(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     embeddings = _embeddings.decode(body, reading.lenient_bytes_max)
-    if embeddings.messages is not None:
-        return _shape(embeddings, headers, lambda: chat_prompt("embeddings", embeddings, headers, reading))
-    given = embeddings.input
-    return _shape(embeddings, headers, lambda: plain_prompt("embeddings", embeddings, given, "input", reading))
+
+    def read() -> Prompt | None:
+        nodes = Budget(reading.nodes_max)
+        if embeddings.messages is not None:
+            check_nesting(embeddings.input, 1, nodes)
+            return chat_prompt("embeddings", embeddings, headers, reading)
+        check_nesting(embeddings.system, 1, nodes)
+        for field in (embeddings.tools, embeddings.functions):
+            check_depth(bytes(field), 1)
+        return plain_prompt("embeddings", embeddings, embeddings.input, "input", reading)
+
+    return _shape(embeddings, headers, read)
 
 
 def _parse_completion(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
