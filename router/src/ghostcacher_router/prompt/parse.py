@@ -24,12 +24,12 @@ from ghostcacher_router.prompt.bodies import (
     TooDeep,
 )
 from ghostcacher_router.prompt.boundaries import PromptText
-from ghostcacher_router.prompt.canonical import TooMuch
+from ghostcacher_router.prompt.canonical import Budget, TooMuch, check_nesting
 from ghostcacher_router.prompt.decoding import BodyDecoder, decode_fields, decode_value, in_utf8
 from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_of_query
 from ghostcacher_router.prompt.prompts import chat_prompt, plain_prompt, responses_prompt
 from ghostcacher_router.prompt.stored_ids import FIELD_BYTES_MAX, FIELDS, id_in_path, id_of, makes_object
-from ghostcacher_router.prompt.structure import CONTAINERS_MAX, structure_of
+from ghostcacher_router.prompt.structure import CONTAINERS_MAX, check_depth, structure_of
 from ghostcacher_router.types import RequestShape
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
@@ -203,10 +203,18 @@ def _read_messages(body: bytes, headers: Mapping[bytes, bytes], reading: Reading
 
 def _read_embeddings(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> Read:
     embeddings = _embeddings.decode(body, reading.lenient_bytes_max)
-    if embeddings.messages is not None:
-        return embeddings, lambda: chat_prompt("embeddings", embeddings, headers, reading)
-    given = embeddings.input
-    return embeddings, lambda: plain_prompt("embeddings", embeddings, given, "input", reading)
+
+    def prompt_of() -> PromptText | None:
+        nodes = Budget(reading.nodes_max)
+        if embeddings.messages is not None:
+            check_nesting(embeddings.input, 1, nodes)
+            return chat_prompt("embeddings", embeddings, headers, reading)
+        check_nesting(embeddings.system, 1, nodes)
+        for field in (embeddings.tools, embeddings.functions):
+            check_depth(bytes(field), 1)
+        return plain_prompt("embeddings", embeddings, embeddings.input, "input", reading)
+
+    return embeddings, prompt_of
 
 
 def _read_completion(body: bytes, _: Mapping[bytes, bytes], reading: Reading) -> Read:

@@ -116,6 +116,7 @@ def plain_prompt(
 ) -> PromptText | None:
     """Return a prompt that is text or token ids; the first of several; None when it is missing or empty."""
     if type(given) is list and given and type(given[0]) in (str, list):
+        check_nesting(given[1:], 1, Budget(reading.nodes_max))
         given, param = given[0], f"{param}[0]"
     if type(given) is str:
         assembly = Assembly(reading, body.model)
@@ -124,7 +125,7 @@ def plain_prompt(
         return assembly.prompt(_preamble(family, body, assembly.nodes, "text", more))
     if family == "embeddings" and type(given) is list and given and type(given[0]) is dict:
         # Text and media for multimodal embeddings, each a prompt of its own that nothing shares.
-        check_nesting([given, more, *preamble_values(body)], 0)
+        check_nesting([given, more, *preamble_values(body)], 0, Budget(reading.nodes_max))
         return None
     if type(given) is list:
         try:
@@ -135,7 +136,7 @@ def plain_prompt(
         return PromptText(ids, (), [(SectionType.USER, len(ids))], preamble, tokens=len(given))
     if given is not None:
         raise BadBody.wrong_type(param, "a string or an array", given)
-    check_nesting([more, *preamble_values(body)], 0)
+    check_nesting([more, *preamble_values(body)], 0, Budget(reading.nodes_max))
     return None
 
 
