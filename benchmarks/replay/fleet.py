@@ -141,7 +141,10 @@ class ReplayFleet:
     def lost(self, name: str, outcome: Outcome) -> None:
         raise AssertionError(f"{name}, {outcome}: no engine fails here")
 
-    def failed(self, name: str, kind: str, why: str) -> None:
+    def doubts(self, name: str) -> bool:  # noqa: ARG002 - nobody fails
+        return False
+
+    def failed(self, name: str, kind: str, why: str, *, sure: bool) -> None:  # noqa: ARG002
         raise AssertionError(f"{name}, {kind}, {why}: no engine fails here")
 
     def answered(self, name: str) -> None: ...

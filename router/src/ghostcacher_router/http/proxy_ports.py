@@ -51,7 +51,7 @@ class Exchange(Protocol):
         """Nothing has moved for too long: give up."""
 
     def check(self, now: float) -> None:
-        """Nothing has moved since the last tick, or this is the first one: see whether anything can come."""
+        """A tick has passed: see whether anything can come that is worth waiting for."""
 
     def worker_hangs(self) -> None:
         """The worker answers nobody any more: have another one answer, or end what has begun."""
@@ -149,7 +149,10 @@ class Meter(Protocol):
 
     @property
     def retries(self) -> Counted:
-        """Requests sent to another worker, by reason: "refused", "broke", "unreachable", "hung", "503" or "429"."""
+        """Requests sent to another worker, by reason.
+
+        It is "refused", "broke", "unreachable", "hung", "503", "429" or "error".
+        """
 
     @property
     def turned_away(self) -> Counted:

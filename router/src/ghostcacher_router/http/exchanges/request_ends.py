@@ -41,6 +41,7 @@ class EndingRequest:
         "_events",
         "_head",
         "_held",
+        "_held_at",
         "_over",
         "_placement",
         "_proxy",
@@ -68,6 +69,8 @@ class EndingRequest:
         """Of the head of the answer; None while none has come."""
         self._held: bytearray | None = None
         """What has come of an answer that is held back, since another worker may have a better one."""
+        self._held_at = 0.0
+        """When its head came; loop clock, s."""
         self._responding = False
         """Whether the client has got a part of the answer."""
         self._ends = False
