@@ -65,7 +65,16 @@ ARROWS: dict[str, set[str]] = {
         "transfer",
     },
     "engines": set(),
-    "engines.common": {"config", "core.coordination", "core.sections", "identity", "metrics", "publish", "pull"},
+    "engines.common": {
+        "config",
+        "core.coordination",
+        "core.sections",
+        "identity",
+        "metrics",
+        "publish",
+        "pull",
+        "tiers",
+    },
     "engines.vllm": {"*"},
     "engines.sglang": {"*"},
     # The router.
