@@ -1,4 +1,4 @@
-"""A real S3 server that is away, slow, throttling or breaks off: misses and drops, in time, and all is well after it."""
+"""A real S3 server that is away, slow, throttling or breaks off: misses and drops, in time, and no more than that."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_server_that_is_away_costs_misses_and_drops(store: ObjectStore, proxy:
 
 
 def test_a_server_that_is_slow_costs_no_more_than_the_deadline(store: ObjectStore, proxy: S3Proxy) -> None:
-    """The object takes 80 s at this rate: its reader is back at its deadline, and the read itself ends by its time-out."""
+    """The object takes 80 s at this rate: its reader is back at its deadline, and the read ends by its time-out."""
     write_all(store, PROMPT)
     recorder = Recorder()
     with opened(store, recorder=recorder) as tier:
