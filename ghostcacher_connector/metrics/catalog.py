@@ -63,8 +63,9 @@ SEPARATOR = "\x1f"
 """Joins label values; ASCII's own unit separator."""
 
 REASONS = tuple(reason.value for reason in MissReason)
-TRANSPORTS = ("nixl", "relay", "memory", "none")
-"""memory: the in-memory fake. none: the pull ended before a transport was chosen."""
+TRANSPORTS = ("local", "nixl", "relay", "memory", "none")
+"""local: from the rank's own host slots. memory: the in-memory fake. none: the pull ended before a transport was
+chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
 SEAL_RESULTS = ("valid", "stale")
@@ -72,6 +73,7 @@ STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachab
 """The values of `objects.stores.base.StoreFault`; a test keeps them equal."""
 OBJECT_MISSES = (*STORE_FAULTS, "truncated", "foreign", "damaged", "codec", "quarantined", "paused", "busy", "deadline")
 OBJECT_WRITES = ("written", "existed", "queue_full", "quarantined", "changed", "flushed", "failed")
+COPY_RESULTS = ("valid", "stale", "refused")
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 PULL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LOOKUP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -302,6 +304,23 @@ _ALL = (
         "bytes per second",
         "Rate of one request to the object store, as measured lately; 0 before the first one.",
         {"rank": None, "way": None},
+    ),
+    Metric(
+        "gc_tier_copied_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that each rank was told to copy to host memory: valid, stale (the engine reused the slot first), or "
+        "refused (never copied: too many waited).",
+        {"result": COPY_RESULTS},
+    ),
+    Metric("gc_tier_copied_bytes_total", Kind.COUNTER, "bytes", "Bytes copied to host memory, valid or not."),
+    Metric("gc_tier_copy_seconds_total", Kind.COUNTER, "seconds", "Time that copies to host memory took, all ranks'."),
+    Metric(
+        "gc_tier_copy_queue",
+        Kind.GAUGE,
+        "copies",
+        "Copies to host memory that wait or run.",
+        {"rank": None},
     ),
     Metric(
         OBSERVATIONS_DROPPED,
