@@ -9,6 +9,7 @@ from hashlib import sha256
 import msgspec
 from msgspec import Raw
 
+from ghostcacher_connector.core.sections import session_tag, with_session
 from ghostcacher_router.prompt.assembly import Reading
 from ghostcacher_router.prompt.bodies import (
     ABSENT,
@@ -177,40 +178,44 @@ def _without_prompt(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> R
 
 def _parse_chat(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     chat = _chat.decode(body, reading.lenient_bytes_max)
-    return _shape(chat, headers, lambda: chat_prompt("chat", chat, headers, reading))
+    return _shape(chat, headers, reading, lambda: chat_prompt("chat", chat, headers, reading))
 
 
 def _parse_messages(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     chat = _chat.decode(body, reading.lenient_bytes_max)
-    return _shape(chat, headers, lambda: chat_prompt("messages", chat, headers, reading))
+    return _shape(chat, headers, reading, lambda: chat_prompt("messages", chat, headers, reading))
 
 
 def _parse_embeddings(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     embeddings = _embeddings.decode(body, reading.lenient_bytes_max)
     if embeddings.messages is not None:
-        return _shape(embeddings, headers, lambda: chat_prompt("embeddings", embeddings, headers, reading))
+        return _shape(embeddings, headers, reading, lambda: chat_prompt("embeddings", embeddings, headers, reading))
     given = embeddings.input
-    return _shape(embeddings, headers, lambda: plain_prompt("embeddings", embeddings, given, "input", reading))
+    return _shape(embeddings, headers, reading, lambda: plain_prompt("embeddings", embeddings, given, "input", reading))
 
 
 def _parse_completion(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     text = _completion.decode(body, reading.lenient_bytes_max)
     given, suffix = text.prompt, text.suffix
-    return _shape(text, headers, lambda: plain_prompt("completions", text, given, "prompt", reading, suffix))
+    return _shape(text, headers, reading, lambda: plain_prompt("completions", text, given, "prompt", reading, suffix))
 
 
 def _parse_responses(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     responses = _responses.decode(body, reading.lenient_bytes_max)
-    return _shape(responses, headers, lambda: responses_prompt(responses, headers, reading))
+    return _shape(responses, headers, reading, lambda: responses_prompt(responses, headers, reading))
 
 
-def _shape(body: Body, headers: Mapping[bytes, bytes], read: Callable[[], Prompt | None]) -> RequestShape:
+def _shape(
+    body: Body, headers: Mapping[bytes, bytes], reading: Reading, read: Callable[[], Prompt | None]
+) -> RequestShape:
     """Return a body's shape. read: returns the prompt, or raises TooMuch. Raises _PromptUnread."""
     head = _head(body, headers)
     try:
         prompt = read()
     except TooMuch:
         raise _PromptUnread(head) from None
+    if prompt is not None and head.session is not None:
+        prompt = prompt._replace(hint=with_session(prompt.hint, session_tag(head.session, reading.seed)))
     # What the blocks of a session's text are depends on what the session has heard before.
     return head._replace(prompt=prompt) if body.session_params is None else head
 
