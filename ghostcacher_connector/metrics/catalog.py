@@ -68,6 +68,10 @@ TRANSPORTS = ("nixl", "relay", "memory", "none")
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
 SEAL_RESULTS = ("valid", "stale")
+STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachable", "other")
+"""The values of `objects.stores.base.StoreFault`; a test keeps them equal."""
+OBJECT_MISSES = (*STORE_FAULTS, "truncated", "foreign", "damaged", "codec", "quarantined", "paused", "busy", "deadline")
+OBJECT_WRITES = ("written", "existed", "queue_full", "quarantined", "changed", "flushed", "failed")
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 PULL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LOOKUP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -241,6 +245,63 @@ _ALL = (
         "blocks",
         "Blocks whose seal was checked after their data was read, by result.",
         {"result": SEAL_RESULTS},
+    ),
+    Metric("gc_object_hits_total", Kind.COUNTER, "blocks", "Blocks that were read from the object tier and are right."),
+    Metric(
+        "gc_object_misses_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that the object tier was thought to have and that could not be used, by the reason why.",
+        {"reason": OBJECT_MISSES},
+    ),
+    Metric(
+        "gc_object_writes_total",
+        Kind.COUNTER,
+        "objects",
+        "Objects that were to be written, by what became of them; existed: another worker had written the same one.",
+        {"outcome": OBJECT_WRITES},
+    ),
+    Metric("gc_object_written_bytes_total", Kind.COUNTER, "bytes", "Bytes written to the object tier, as stored."),
+    Metric("gc_object_read_bytes_total", Kind.COUNTER, "bytes", "Bytes read from the object tier, as stored."),
+    Metric(
+        "gc_object_errors_total",
+        Kind.COUNTER,
+        "errors",
+        "Requests to the object store that failed, by operation and reason.",
+        {"operation": ("read", "write", "list", "delete"), "reason": STORE_FAULTS},
+    ),
+    Metric(
+        "gc_object_quarantined_total",
+        Kind.COUNTER,
+        "objects",
+        "Objects that were found truncated, foreign or damaged, and segments of notes, and were put aside.",
+        {"reason": ("truncated", "foreign", "damaged", "notes")},
+    ),
+    Metric(
+        "gc_object_deleted_total",
+        Kind.COUNTER,
+        "objects",
+        "Objects that this worker deleted: unused for too long, too much in all, or flushed.",
+        {"reason": ("expired", "budget", "flushed")},
+    ),
+    Metric(
+        "gc_object_store_bytes",
+        Kind.GAUGE,
+        "bytes",
+        "Size of all objects of the fleet, when this worker last enforced the bounds.",
+    ),
+    Metric("gc_object_known_bytes", Kind.GAUGE, "bytes", "Size of the objects that this rank knows.", {"rank": None}),
+    Metric("gc_object_known_objects", Kind.GAUGE, "objects", "Objects that this rank knows.", {"rank": None}),
+    Metric(
+        "gc_object_known_blocks", Kind.GAUGE, "blocks", "Blocks in the objects that this rank knows.", {"rank": None}
+    ),
+    Metric("gc_object_queue_bytes", Kind.GAUGE, "bytes", "KV that waits to be written as objects.", {"rank": None}),
+    Metric(
+        "gc_object_bytes_per_second",
+        Kind.GAUGE,
+        "bytes per second",
+        "Rate of one request to the object store, as measured lately; 0 before the first one.",
+        {"rank": None, "way": None},
     ),
     Metric(
         OBSERVATIONS_DROPPED,

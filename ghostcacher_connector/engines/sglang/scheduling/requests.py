@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,10 @@ class Tracked(PullState):
     @property
     def request_id(self) -> str:
         return str(self.req.rid)
+
+    @property
+    def blocks(self) -> Sequence[BlockHash]:
+        return self.chain
 
 
 def track(req: Req, page_tokens: int) -> Tracked:

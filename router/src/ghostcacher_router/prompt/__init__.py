@@ -14,7 +14,28 @@ canonical.py        gives one form to JSON whose white space and key order no te
 boundaries.py       places boundaries in the canonical bytes and hashes them
 """
 
+from ghostcacher_router.prompt.assembly import Reading
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.prompt.parse import parse_body, parse_head, parse_now, shape_by_method
+from ghostcacher_router.prompt.boundaries import PromptText
+from ghostcacher_router.prompt.canonical import TooMuch
+from ghostcacher_router.prompt.parse import (
+    PROMPT_PATHS,
+    parse_body,
+    parse_head,
+    parse_now,
+    read_prompt,
+    shape_by_method,
+)
 
-__all__ = ["BadBody", "parse_body", "parse_head", "parse_now", "shape_by_method"]
+__all__ = [
+    "PROMPT_PATHS",
+    "BadBody",
+    "PromptText",
+    "Reading",
+    "TooMuch",
+    "parse_body",
+    "parse_head",
+    "parse_now",
+    "read_prompt",
+    "shape_by_method",
+]

@@ -18,10 +18,9 @@ from xxhash import xxh3_128_hexdigest
 
 from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.bodies import DEPTH_MAX, BadBody, TooDeep
-from ghostcacher_router.prompt.boundaries import hash_prompt
+from ghostcacher_router.prompt.boundaries import PromptText
 from ghostcacher_router.prompt.canonical import BREAKPOINT, INNER_DEPTH, NODES_MAX, Budget, canonical_json
 from ghostcacher_router.prompt.retention import retain_s_of
-from ghostcacher_router.types import Prompt
 
 ROLE, EXTRA, TEXT, OTHER, MEDIA, TOOLS, DOCUMENTS = (bytes([frame]) for frame in range(0xFF, 0xF8, -1))
 
@@ -138,13 +137,11 @@ class Assembly:
         """Add an item of a conversation that has no role, such as a call or its result."""
         self._part(section, OTHER, canonical_json(item, self.nodes))
 
-    def prompt(self, preamble: bytes) -> Prompt | None:
-        """Return the prompt, None when it is empty. Call once, at the end."""
+    def prompt(self, preamble: bytes) -> PromptText:
+        """Return the prompt. Call once, at the end. preamble: as in `PromptText`."""
         self._end_section()
         text = b"".join(self._pieces)
-        return hash_prompt(
-            text, self._part_ends, self._section_ends, preamble=preamble, seed=self._seed, retain_s=self._retain_s
-        )
+        return PromptText(text, self._part_ends, self._section_ends, preamble, retain_s=self._retain_s)
 
     def _extras(self, message: dict[str, Any], plain: Collection[str]) -> None:
         self.nodes.take(len(message))

@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from types import MappingProxyType
+from typing import NamedTuple
 
 from xxhash import xxh3_128
 
@@ -31,6 +32,35 @@ PART_BYTES_MIN = 128
 
 SEPARATOR = b"\x00"
 NOTHING_RETAINED: Mapping[int, int] = MappingProxyType({})
+
+
+class PromptText(NamedTuple):
+    """A prompt in the order in which the engine's template uses it. The fields are those of `hash_prompt`."""
+
+    text: bytes
+    """What an engine prefills, in canonical form; the ids of tokens as 32-bit numbers of this machine."""
+    part_ends: Sequence[int]
+    """Where its parts end, such as messages."""
+    section_ends: Sequence[tuple[SectionType, int]]
+    """The type of each section, and where it ends."""
+    preamble: bytes
+    """What changes the engine's KV blocks from the first one on without being part of the text."""
+    tokens: int | None = None
+    """How many tokens it has, when it came as token ids."""
+    retain_s: Mapping[int, int] = NOTHING_RETAINED
+    """For how long the client wants all before the end of a section to be kept, by the section's place."""
+
+    def hashed(self, seed: int) -> Prompt | None:
+        """Return the prompt, hashed at its boundaries; None when it is empty."""
+        return hash_prompt(
+            self.text,
+            self.part_ends,
+            self.section_ends,
+            preamble=self.preamble,
+            seed=seed,
+            tokens=self.tokens,
+            retain_s=self.retain_s,
+        )
 
 
 def hash_prompt(
