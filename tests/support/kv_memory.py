@@ -42,6 +42,7 @@ class KvMemory:
             start = int(self._host.ctypes.data)
             rows = tuple(Segment(start + i * slot_bytes, row_bytes, slot_bytes) for i in range(segment_count))
             self.memories = (self.rank, SlotMemory(Tier.HOST, host_slots, rows))
+        self.host_rows = [rows_of(segment, host_slots) for memory in self.memories[1:] for segment in memory.segments]
         self.table = SlotTable(slot_count + host_slots)
         self.rows = [rows_of(segment, slot_count) for segment in segments]
         self.words = [rows.view(np.uint64) for rows in self.rows]
@@ -73,6 +74,14 @@ class KvMemory:
                 expected = pattern(remote[places], generations[places], number, words.shape[1])
                 good[places] &= (words[within] == expected).all(axis=1)
         return good
+
+    def tobytes(self, slots: np.ndarray) -> bytes:
+        """Return the rows of slots, segment after segment."""
+        rows = [np.zeros((len(slots), size), dtype=np.uint8) for size in self.rank.slot_bytes]
+        for memory, places, within in by_memory(self.memories, slots):
+            for number, segment in enumerate(memory.segments):
+                rows[number][places] = rows_of(segment, memory.slot_count)[within]
+        return b"".join(part.tobytes() for part in rows)
 
 
 def pattern(slots: np.ndarray, generations: np.ndarray, segment: int, words: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.jobs import PullJob, outdated_result
+from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction
 
@@ -82,7 +83,10 @@ class ConnectorWorker:
         layout = describe(kv_caches, segments, config.num_blocks)
         fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
         self._fingerprint = fingerprint
-        self._table = SlotTable(config.num_blocks)
+        host = open_host_memory(
+            self._settings.host_tier_gib, memory, ranks=self._vllm_config.parallel_config.world_size
+        )
+        self._table = SlotTable(config.num_blocks + (host.slots.slot_count if host is not None else 0))
         self._runtime = RankRuntime(
             self._settings,
             memory,
@@ -93,6 +97,7 @@ class ConnectorWorker:
             namespace=fingerprint.digest(),
             scratch_slot=NULL_BLOCK,
             port_offset=relay_port_offset(self._vllm_config),
+            host=host,
         )
         model = self._vllm_config.model_config
         self._handshake = RankHandshake(
