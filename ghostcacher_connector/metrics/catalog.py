@@ -69,11 +69,11 @@ chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
 SEAL_RESULTS = ("valid", "stale")
+COPY_RESULTS = ("valid", "stale", "refused")
 STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachable", "other")
 """The values of `objects.stores.base.StoreFault`; a test keeps them equal."""
 OBJECT_MISSES = (*STORE_FAULTS, "truncated", "foreign", "damaged", "codec", "quarantined", "paused", "busy", "deadline")
 OBJECT_WRITES = ("written", "existed", "queue_full", "quarantined", "changed", "flushed", "failed")
-COPY_RESULTS = ("valid", "stale", "refused")
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 PULL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LOOKUP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
