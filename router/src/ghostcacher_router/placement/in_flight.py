@@ -132,11 +132,9 @@ class InFlightTracker:
             self._metrics.ghost_locks.inc(placed.lock_result)
         if (needs_id := placed.ask.shape.needs_id) is not None:
             self._use_stored(needs_id, placed.worker)
-        session, forecast = placed.ask.shape.session, placed.forecast
+        session = placed.ask.shape.session
         if session is not None:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
-        if forecast is not None and placed.ask.shape.prompt is not None:
-            self._note_for_regret(placed.ask.shape.prompt, forecast.cached_tokens + forecast.computed_tokens)
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:
@@ -145,6 +143,7 @@ class InFlightTracker:
         for chain in events.chains:
             own = chain.request in self._open or chain.request in self._unreported
             self._foreign.received(ref, chain, now, own=own)
+            self._note_for_regret(chain.hashes, chain.tokens)
         self._foreign.computed(events)
         for request_id in events.computed:
             self.on_computed(ref, request_id)
@@ -228,9 +227,9 @@ class InFlightTracker:
         self._history.forget_worker(worker, self._clock())
         self._sent_caches.forget_worker(worker)
 
-    def _note_for_regret(self, prompt: Prompt, tokens: int) -> None:
-        """Note a prompt that was placed, and now and then how much the fleet's caches hold."""
-        self._regret.note(prompt, tokens)
+    def _note_for_regret(self, digests: Sequence[bytes], tokens: int) -> None:
+        """Note a prompt that a worker was sent, and now and then how much the fleet's caches hold."""
+        self._regret.note(digests, tokens)
         if self._prompts % CAPACITY_PROMPTS == 0:
             self._regret.resize(sum(map(_capacity_tokens, self._fleet.workers.values())))
         self._prompts += 1
