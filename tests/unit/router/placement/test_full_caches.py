@@ -51,6 +51,17 @@ async def test_every_router_learns_from_all_requests() -> None:
     assert max(shares) - min(shares) < 0.1
 
 
+@virtual
+async def test_plain_engines_show_how_much_they_hold() -> None:
+    """Of engines that report nothing their answers tell, roughly, what each holds, and that all of it comes back."""
+    sim = Sim(ENGINES, plain=True, kv_blocks=KV_BLOCKS // 2)
+    await ask_at_random(sim, rate_per_s=2.0, seed=1, requests=120)
+    state = sim.routers[0].routing.state
+    for name in sim.engines:
+        assert 0.5 < state.sent_caches.capacity_tokens(name) / (KV_BLOCKS // 2 * BLOCK_TOKENS) < 1.5
+    assert state.regret.share > 0.5
+
+
 @pytest.mark.parametrize("at_once", [10, 40])
 @virtual
 async def test_no_plain_engine_idles_beside_a_common_system_prompt(at_once: int) -> None:
