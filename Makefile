@@ -14,6 +14,7 @@ SHELL := bash
 ## VENV=.venv       the virtual environment for vLLM; SGLANG_VENV=.venv-sglang the one for SGLang
 ## MODEL=name       demo: another model than the small one that is made for it
 ## VERSIONS="..."   test-matrix: minor versions of vLLM; E2E=1: real engines, too, where they have a build for CPUs
+## WORKERS=2        processes that tests without whole engines run in, side by side
 ## ARGS="..."       options for what a target runs: demo, test..., bench...
 ifndef PYTHON
 PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -52,6 +53,11 @@ endif
 export TOKENIZERS_PARALLELISM := false
 
 ARGS ?=
+WORKERS ?= 2
+# A file's tests stay in one process, and share what it sets up.
+SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --maxfail=3
+# What ARGS choose may be in one of two runs alone.
+NONE_CHOSEN = $(if $(ARGS),|| [ $$? -eq 5 ])
 VERSIONS ?= 0.30 0.31 0.32 0.33
 E2E ?=
 MATRIX ?= $(wildcard tests/integration/connector/test_vllm_*.py tests/unit/connector/engines/test_vllm_*.py)
@@ -61,7 +67,7 @@ MATRIX_SHORT := $(addprefix tests/integration/connector/test_vllm_,capabilities.
 MATRIX_E2E := $(addprefix tests/e2e/test_,outputs.py reuse.py failures.py)
 CLIENTS_STAMP := $(CLIENTS_VENV)/.ghostcacher-$(call key,$(INSTALLED) tests/clients/requirements.txt)
 MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
-BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,index_rates.py pull_throughput.py overhead.py ttft.py \
+BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree.py index_rates.py pull_throughput.py overhead.py ttft.py \
 	sglang_ttft.py router_proxy.py router_decision.py router_bodies.py routing_quality.py \
 	routing_traces.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
@@ -93,7 +99,8 @@ demo: $(ENGINE_STAMP) ## two engines, one cache: what it saves (MODEL=name for a
 	$(ENGINE_PYTHON) -m benchmarks.demo $(MODEL_ARGS) $(ARGS)
 
 test: $(STAMP) test-sglang ## all tests: unit, contract, integration, e2e; stops after 3 failures
-	$(BIN)/python -m pytest tests/unit tests/contract tests/integration tests/e2e --maxfail=3 $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(SIDE_BY_SIDE) $(ARGS) $(NONE_CHOSEN)
+	$(BIN)/python -m pytest tests/e2e --maxfail=3 $(ARGS) $(NONE_CHOSEN)
 
 # On SGLang's own classes, where SGLang is; the e2e tests start its servers from the other environment.
 test-sglang: setup-sglang ## tests of SGLang's own classes only
@@ -115,7 +122,7 @@ test-matrix-short: ## test-matrix as CI runs it: two versions, the suites that s
 .PRECIOUS: .venv-vllm-%/$(MINOR_STAMP)
 test-vllm-%: .venv-vllm-%/$(MINOR_STAMP)
 	@echo "== vLLM $*"
-	GHOSTCACHER_OTHER_PYTHON=$(abspath $(BIN)/python) .venv-vllm-$*/bin/python -m pytest $(MATRIX) --maxfail=3 $(ARGS)
+	GHOSTCACHER_OTHER_PYTHON=$(abspath $(BIN)/python) .venv-vllm-$*/bin/python -m pytest $(MATRIX) $(SIDE_BY_SIDE) $(ARGS)
 	@if [ -z "$(E2E)" ]; then exit; fi; \
 	if compgen -G '.venv-vllm-$*/lib/python*/site-packages/vllm_laid_over.pth' >/dev/null; then \
 		echo "real engines of vLLM $*: skipped, it has no build for CPUs"; \
@@ -132,7 +139,7 @@ test-clients: $(CLIENTS_STAMP) tests/clients/node/node_modules ## clients that o
 	GHOSTCACHER_CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest tests/clients --maxfail=3 $(ARGS)
 
 test-fast: $(STAMP) ## unit and contract tests only
-	$(BIN)/python -m pytest tests/unit tests/contract --maxfail=3 $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/contract $(SIDE_BY_SIDE) $(ARGS)
 
 lint: $(STAMP) ## ruff: lint and format
 	$(BIN)/ruff check .

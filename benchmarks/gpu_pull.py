@@ -81,9 +81,10 @@ def measure(device: str, shape: Shape, layout: str, order: Order, total_bytes: i
     generations = np.ones(slots, dtype=np.uint64)
     with OwnerProcess({"memory": options}) as owner:
         owner.call("write", remote, generations)
-        transport = NixlTransport(memory.rank, memory.table, name="reader")
+        transport = NixlTransport(memory.memories, memory.table, name="reader")
         side = Side(memory.rank.segments, memory.rank.device)
-        rows, _ = descriptors(Side(owner.endpoint.segments, owner.endpoint.device), side, remote, local)
+        theirs = owner.endpoint.memories[0]
+        rows, _ = descriptors(Side(theirs.segments, theirs.device), side, remote, local)
         pull_s = median_s(lambda: pull_once(transport, owner.endpoint, remote, local, generations), repeats)
         assert memory.holds(local, remote, generations).all(), f"{shape.model}, {layout}, {order}: wrong bytes"
         transport.close()

@@ -65,7 +65,7 @@ def measure(slot_bytes: int, segments: int, repeats: int) -> dict[str, Any]:
 
     relay = {"listen": "127.0.0.1:0", "token": TOKEN}
     with OwnerProcess({"memory": shape, "relay": relay}) as owner:
-        direct = NixlTransport(memory.rank, memory.table, name="reader")
+        direct = NixlTransport(memory.memories, memory.table, name="reader")
         through = RelayTransport(memory.rank, token=TOKEN)
         copy_s = median_s(copy, repeats)
         direct_s = median_s(lambda: pull_once(direct, owner.endpoint, remote, local), repeats)

@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from ghostcacher_connector.core.addresses import check_reachable
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.object_url import parse_object_url
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
@@ -53,7 +54,7 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     """Every setting of a worker. Any way to construct it checks it; raises ConfigError naming the setting."""
 
     masked = frozenset({"relay_token", "index_key"})
-    urls = frozenset({"redis_url", "http_url"})
+    urls = frozenset({"redis_url", "http_url", "object_url"})
     removed = frozenset(
         {
             "publish_interval_ms",
@@ -103,10 +104,29 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     pull_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=600, description="bound of one pull, in s")] = 5.0
     pull_threads: Annotated[int, Meta(ge=1, le=64, description="threads that pull, a count for each rank")] = 2
     pull_sources_max: Annotated[int, Meta(ge=1, le=64, description="holders tried for one prompt, a count")] = 2
+    hbm_swap_threshold: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="share of the engine's KV blocks that are not copied to the host tier before they are about to "
+            "be evicted: the blocks that the engine gives up next are, at least those that the largest recent prompt "
+            "would take",
+        ),
+    ] = 0.85
     transports: Annotated[Transports, Meta(description="ways to read a peer's memory, the best one first")] = (
         "nixl",
         "relay",
     )
+    host_tier_gib: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1 << 20,
+            description="host memory that keeps blocks which the engine's cache evicts, of all ranks of one engine "
+            "together, in GiB; taken whole at start; 0: none",
+        ),
+    ] = 0.0
     kv_layout: Annotated[
         Literal["auto", "engine"],
         Meta(
@@ -128,6 +148,29 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     self_check: Annotated[bool, Meta(description="prove at start that a pull works, before anything is published")] = (
         True
     )
+    object_url: Annotated[
+        Text | None,
+        Meta(
+            description="where blocks outlive the engines: file:///folder or s3://bucket/prefix?endpoint=http://..., "
+            "with credentials from the AWS environment; none: nowhere"
+        ),
+    ] = None
+    object_ttl_h: Annotated[
+        float, Meta(ge=0.01, le=100_000, description="how long an object is kept after its last use, in h")
+    ] = 168.0
+    object_max_gib: Annotated[
+        float, Meta(ge=0.001, le=1e9, description="what all objects of the fleet may take at object_url, in GiB")
+    ] = 100.0
+    object_queue_mib: Annotated[
+        int, Meta(ge=16, le=1 << 20, description="blocks that may wait to become objects, for each rank, in MiB")
+    ] = 256
+    object_timeout_s: Annotated[
+        Seconds, Meta(ge=0.1, le=300, description="bound of one request to the object store, in s")
+    ] = 10.0
+    object_compression: Annotated[
+        Literal["auto", "always", "never"],
+        Meta(description="lossless compression of objects; auto: where the measured rate of the store makes it pay"),
+    ] = "auto"
     weights_id: Annotated[
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
     ] = None
@@ -145,6 +188,8 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         if self.http_url is not None:
             check_http_url("http_url", self.http_url)
             check_reachable("http_url", self.http_url)
+        if self.object_url is not None:
+            parse_object_url(self.object_url)
         _check_relay(self)
         _check_sizes(self)
 

@@ -13,7 +13,7 @@ from ghostcacher_connector.core.coordination.base import StampedLoad
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
-from ghostcacher_connector.core.types import INCARNATION_BYTES, Role, WorkerRecord
+from ghostcacher_connector.core.types import INCARNATION_BYTES, Role, SectionType, WorkerRecord
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
@@ -21,7 +21,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, RequestShape, SectionType, WorkerState
+from ghostcacher_router.types import Ask, Endpoint, Outcome, Placement, RequestShape, WorkerState
 from ghostcacher_simulator.batching import Batching, BatchingEngine
 from ghostcacher_simulator.connector import Connector
 from ghostcacher_simulator.engine import Profile
@@ -141,7 +141,10 @@ class ReplayFleet:
     def lost(self, name: str, outcome: Outcome) -> None:
         raise AssertionError(f"{name}, {outcome}: no engine fails here")
 
-    def failed(self, name: str, kind: str, why: str) -> None:
+    def doubts(self, name: str) -> bool:  # noqa: ARG002 - nobody fails
+        return False
+
+    def failed(self, name: str, kind: str, why: str, *, sure: bool) -> None:  # noqa: ARG002
         raise AssertionError(f"{name}, {kind}, {why}: no engine fails here")
 
     def answered(self, name: str) -> None: ...

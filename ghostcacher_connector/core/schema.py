@@ -1,22 +1,24 @@
 """The Redis key schema: every key, every value format, and nothing else. Versioned as a whole.
 
-    gc1:namespaces                        zset   namespace -> when it was last used (server time, s)
-    gc1:{<ns>}:workers                    zset   worker name -> when it last renewed (server time, s)
-    gc1:{<ns>}:worker:<name>              string RECORD_MAGIC, incarnation, digest, msgpack WorkerRecord; TTL = lease
-    gc1:{<ns>}:owner:<worker>             string token of the process whose record that is; TTL = lease
-    gc1:{<ns>}:lease:<worker>             string stamp of the record's lease, where there is a key; TTL = lease
-    gc1:{<ns>}:report:<worker>:<report>   hash   small values of a worker, each stamped; TTL = the report's
-    gc1:{<ns>:<p>}:blocks:<incarnation>   hash   block hash -> packed Location, digest; TTL = lease
+    gc2:namespaces                        zset   namespace -> when it was last used (server time, s)
+    gc2:{<ns>}:workers                    zset   worker name -> when it last renewed (server time, s)
+    gc2:{<ns>}:worker:<name>              string RECORD_MAGIC, incarnation, digest, msgpack WorkerRecord; TTL = lease
+    gc2:{<ns>}:owner:<worker>             string token of the process whose record that is; TTL = lease
+    gc2:{<ns>}:lease:<worker>             string stamp of the record's lease, where there is a key; TTL = lease
+    gc2:{<ns>}:report:<worker>:<report>   hash   small values of a worker, each stamped; TTL = the report's
+    gc2:{<ns>:<p>}:blocks:<incarnation>   hash   block hash -> packed Location, digest; TTL = lease
 
-    gc1:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), stamped LoadReport; TTL
-    gc1:{router}:news                     stream d = stamped WorkerEvents: what workers publish for routers
-    gc1:{router}:texts                    stream d = stamped PrefixMapUpdate or Flush, from routers
-    gc1:{router}:routers                  zset   stamped router -> until when it counts as alive (server time, ms)
-    gc1:{router}:drain:<worker>           string stamped DrainOrder; TTL = the order's
-    gc1:{router}:seed                     string 16 hex digits: of the hashes of text, where there is no key
-    gc1:{router}:tokens                   string the last fencing token
-    gc1:{router}:lock:<hex>               hash   t token, r router, w worker, a ready at (server time, s), s stamp; TTL
-    gc1:{router}:session:<hex>            string stamped worker; TTL = session's, or that of a stored object
+    gc2:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), stamped LoadReport; TTL
+    gc2:{router}:news                     stream d = stamped WorkerEvents: what workers publish for routers
+    gc2:{router}:texts                    stream d = stamped PrefixMapUpdate or Flush, from routers
+    gc2:{router}:flushes                  stream d = stamped FlushOrder, from routers to workers
+    gc2:{router}:flushed:<hex>:<worker>   string stamped FlushReport: what a worker answers; TTL
+    gc2:{router}:routers                  zset   stamped router -> until when it counts as alive (server time, ms)
+    gc2:{router}:drain:<worker>           string stamped DrainOrder; TTL = the order's
+    gc2:{router}:seed                     string 16 hex digits: of the hashes of text, where there is no key
+    gc2:{router}:tokens                   string the last fencing token
+    gc2:{router}:lock:<hex>               hash   t token, r router, w worker, a ready at (server time, s), s stamp; TTL
+    gc2:{router}:session:<hex>            string stamped worker; TTL = session's, or that of a stored object
 
 The braces are hash tags: what one script touches lies on one shard, and the partitions ``p`` of a namespace spread
 over shards. The entries of a worker are one hash a partition, so that a lease is one TTL: a worker that dies takes its
@@ -56,7 +58,7 @@ from ghostcacher_connector.core.types import (
     WorkerRecord,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PREFIX = f"gc{SCHEMA_VERSION}"
 
 PARTITIONS_SINGLE = 1
@@ -133,7 +135,8 @@ def blocks_key(namespace: str, partition: int, incarnation: bytes) -> str:
 
 
 def router_key(name: str) -> str:
-    """Return the key of what all routers share. name: "news", "texts", "routers", "seed" or "tokens"."""
+    """Return the key of what all routers share. name: "news", "texts", "flushes", "routers", "seed" or
+    "tokens"."""
     return f"{PREFIX}:{{router}}:{name}"
 
 
@@ -144,6 +147,10 @@ def load_key(namespace: str, worker: str) -> str:
 
 def drain_key(worker: str) -> str:
     return router_key(f"drain:{check_worker(worker)}")
+
+
+def flush_report_key(order: bytes, worker: str) -> str:
+    return router_key(f"flushed:{order.hex()}:{check_worker(worker)}")
 
 
 def lock_key(key: bytes) -> str:
@@ -298,11 +305,14 @@ def _check_endpoint(endpoint: RankEndpoint, worker: str) -> None:
     """Refuse what could not be a rank's memory: these numbers become addresses that a reader asks for."""
     well_formed = (
         len(endpoint.incarnation) == INCARNATION_BYTES
-        and 0 < endpoint.slot_count <= SLOT_COUNT_MAX
+        and 0 < len(endpoint.memories) <= len(Tier)
+        and all(0 < memory.slot_count <= SLOT_COUNT_MAX for memory in endpoint.memories)
+        and endpoint.slot_count <= SLOT_COUNT_MAX
         and 0 <= endpoint.table <= _U64_MAX
         and all(
             0 <= segment.base <= _U64_MAX and 0 < segment.slot_bytes <= segment.stride_bytes <= _U64_MAX
-            for segment in endpoint.segments
+            for memory in endpoint.memories
+            for segment in memory.segments
         )
     )
     if not well_formed:

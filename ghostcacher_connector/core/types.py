@@ -26,6 +26,32 @@ class Tier(IntEnum):
     OBJECT = 2
 
 
+class SectionType(IntEnum):
+    """What a section of a prompt is, in the order in which templates use them. The value is stored: never renumber."""
+
+    TOOLS = 0
+    SYS = 1
+    DOC = 2
+    SESSION = 3
+    USER = 4
+
+
+class FlushScope(str, Enum):
+    """What an order to flush names. Routers and workers send each other the values."""
+
+    SESSION = "session"
+    """A session: to which worker it is bound, and the blocks of its history, without what it shares with others."""
+    DOC = "doc"
+    """The documents of a prompt: where they were seen, their blocks, and all that follow them."""
+    PREFIX = "prefix"
+    """A whole prompt: where it was seen, its last blocks and all that follow them, and those before them that nothing
+    else follows."""
+    TOOLS = "tools"
+    """The blocks of all tools, and all that follow them."""
+    ALL = "all"
+    """Everything."""
+
+
 class Role(str, Enum):
     """What a worker does with the shared cache (vLLM's ``kv_role``)."""
 
@@ -61,23 +87,41 @@ class Segment(msgspec.Struct, frozen=True, array_like=True):
     slot_bytes: int
 
 
+class SlotMemory(msgspec.Struct, frozen=True, array_like=True):
+    """The slots that a rank has in one tier, numbered from 0 within it."""
+
+    tier: Tier
+    slot_count: int
+    segments: tuple[Segment, ...]
+    """The arrays of slots; a block is one slot of each."""
+
+    memory: str = "DRAM"
+    """NIXL's memory type of the segments, "DRAM" or "VRAM"."""
+
+    device: int = 0
+    """Device number of the segments' memory."""
+
+    @property
+    def slot_bytes(self) -> tuple[int, ...]:
+        """The size of a slot's row in each segment."""
+        return tuple(segment.slot_bytes for segment in self.segments)
+
+    @property
+    def bytes_per_slot(self) -> int:
+        return sum(segment.slot_bytes for segment in self.segments)
+
+
 class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """All that a peer needs in order to read one rank's KV memory and its seal."""
 
     rank: int
     incarnation: bytes
-    slot_count: int
-    segments: tuple[Segment, ...]
-    """The arrays of slots in this rank's memory; a block is one slot of each."""
+    memories: tuple[SlotMemory, ...]
+    """The engine's slots, then those in host memory, if any: one row sizes, one slot table, and one numbering that goes
+    on from each memory to the next."""
 
     table: int
     """Address of the slot table (slots.py), always in host memory."""
-
-    memory: str
-    """NIXL's memory type of the segments, "DRAM" or "VRAM"."""
-
-    device: int
-    """Device number of the segments' memory."""
 
     agent_name: str
     """Name of the rank's NIXL agent."""
@@ -92,8 +136,18 @@ class RankEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Identity of the machine's kernel boot, equal for workers that may share memory."""
 
     @property
+    def slot_count(self) -> int:
+        """How many slots all memories have, and the slot table."""
+        return sum(memory.slot_count for memory in self.memories)
+
+    @property
+    def slot_bytes(self) -> tuple[int, ...]:
+        """The size of a slot's row in each segment, in any memory."""
+        return self.memories[0].slot_bytes
+
+    @property
     def bytes_per_slot(self) -> int:
-        return sum(segment.slot_bytes for segment in self.segments)
+        return self.memories[0].bytes_per_slot
 
 
 class OwnerProcess(msgspec.Struct, frozen=True, kw_only=True):

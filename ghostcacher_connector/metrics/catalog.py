@@ -63,11 +63,17 @@ SEPARATOR = "\x1f"
 """Joins label values; ASCII's own unit separator."""
 
 REASONS = tuple(reason.value for reason in MissReason)
-TRANSPORTS = ("nixl", "relay", "memory", "none")
-"""memory: the in-memory fake. none: the pull ended before a transport was chosen."""
+TRANSPORTS = ("local", "nixl", "relay", "memory", "none")
+"""local: from the rank's own host slots. memory: the in-memory fake. none: the pull ended before a transport was
+chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
 SEAL_RESULTS = ("valid", "stale")
+COPY_RESULTS = ("valid", "stale", "refused")
+STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachable", "other")
+"""The values of `objects.stores.base.StoreFault`; a test keeps them equal."""
+OBJECT_MISSES = (*STORE_FAULTS, "truncated", "foreign", "damaged", "codec", "quarantined", "paused", "busy", "deadline")
+OBJECT_WRITES = ("written", "existed", "queue_full", "quarantined", "changed", "flushed", "failed")
 RATIO_BUCKETS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0)
 PULL_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 LOOKUP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -115,6 +121,12 @@ _ALL = (
         "seconds",
         "Time for which the engine waited while its weights were read, after a call that may have changed them.",
         buckets=CHECK_BUCKETS,
+    ),
+    Metric(
+        "gc_bad_retentions_total",
+        Kind.COUNTER,
+        "requests",
+        "Requests whose gc_retain_s was no number of seconds from 0, and so said nothing (vLLM).",
     ),
     Metric("gc_active_cache_entries", Kind.GAUGE, "blocks", "Blocks of this worker that the index offers to peers."),
     Metric(
@@ -235,6 +247,80 @@ _ALL = (
         "blocks",
         "Blocks whose seal was checked after their data was read, by result.",
         {"result": SEAL_RESULTS},
+    ),
+    Metric("gc_object_hits_total", Kind.COUNTER, "blocks", "Blocks that were read from the object tier and are right."),
+    Metric(
+        "gc_object_misses_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that the object tier was thought to have and that could not be used, by the reason why.",
+        {"reason": OBJECT_MISSES},
+    ),
+    Metric(
+        "gc_object_writes_total",
+        Kind.COUNTER,
+        "objects",
+        "Objects that were to be written, by what became of them; existed: another worker had written the same one.",
+        {"outcome": OBJECT_WRITES},
+    ),
+    Metric("gc_object_written_bytes_total", Kind.COUNTER, "bytes", "Bytes written to the object tier, as stored."),
+    Metric("gc_object_read_bytes_total", Kind.COUNTER, "bytes", "Bytes read from the object tier, as stored."),
+    Metric(
+        "gc_object_errors_total",
+        Kind.COUNTER,
+        "errors",
+        "Requests to the object store that failed, by operation and reason.",
+        {"operation": ("read", "write", "list", "delete"), "reason": STORE_FAULTS},
+    ),
+    Metric(
+        "gc_object_quarantined_total",
+        Kind.COUNTER,
+        "objects",
+        "Objects that were found truncated, foreign or damaged, and segments of notes, and were put aside.",
+        {"reason": ("truncated", "foreign", "damaged", "notes")},
+    ),
+    Metric(
+        "gc_object_deleted_total",
+        Kind.COUNTER,
+        "objects",
+        "Objects that this worker deleted: unused for too long, too much in all, or flushed.",
+        {"reason": ("expired", "budget", "flushed")},
+    ),
+    Metric(
+        "gc_object_store_bytes",
+        Kind.GAUGE,
+        "bytes",
+        "Size of all objects of the fleet, when this worker last enforced the bounds.",
+    ),
+    Metric("gc_object_known_bytes", Kind.GAUGE, "bytes", "Size of the objects that this rank knows.", {"rank": None}),
+    Metric("gc_object_known_objects", Kind.GAUGE, "objects", "Objects that this rank knows.", {"rank": None}),
+    Metric(
+        "gc_object_known_blocks", Kind.GAUGE, "blocks", "Blocks in the objects that this rank knows.", {"rank": None}
+    ),
+    Metric("gc_object_queue_bytes", Kind.GAUGE, "bytes", "KV that waits to be written as objects.", {"rank": None}),
+    Metric(
+        "gc_object_bytes_per_second",
+        Kind.GAUGE,
+        "bytes per second",
+        "Rate of one request to the object store, as measured lately; 0 before the first one.",
+        {"rank": None, "way": None},
+    ),
+    Metric(
+        "gc_tier_copied_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that each rank was told to copy to host memory: valid, stale (the engine reused the slot first), or "
+        "refused (never copied: too many waited).",
+        {"result": COPY_RESULTS},
+    ),
+    Metric("gc_tier_copied_bytes_total", Kind.COUNTER, "bytes", "Bytes copied to host memory, valid or not."),
+    Metric("gc_tier_copy_seconds_total", Kind.COUNTER, "seconds", "Time that copies to host memory took, all ranks'."),
+    Metric(
+        "gc_tier_copy_queue",
+        Kind.GAUGE,
+        "copies",
+        "Copies to host memory that wait or run.",
+        {"rank": None},
     ),
     Metric(
         OBSERVATIONS_DROPPED,

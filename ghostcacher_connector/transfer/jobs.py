@@ -1,4 +1,4 @@
-"""What goes into a puller and what comes out of it."""
+"""What goes into a puller and what comes out of it; and the same of a copier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PullSource(NamedTuple):
     """The name of the worker to read from."""
     incarnation: bytes
     """The incarnation of which the index gave the entries: in another one the same slot and generation may hold other
-    content."""
+    content. Empty for host slots of the worker itself, which its own ledger gives."""
     remote_slots: Slots
     """Where its blocks are: entry i belongs to block i of the job. Shape (m,), m at most the job's number of blocks."""
     generations: Generations
@@ -101,6 +101,31 @@ class LinkStats(NamedTuple):
     def connected(self) -> bool:
         """Whether a transport reaches the peer now."""
         return self.transport is not None
+
+
+class CopyJob(NamedTuple):
+    """Copy blocks of the engine into host slots of the same rank, as far as their slots are not reused meanwhile."""
+
+    copy_id: int
+    """Names the copy in its result; a later one has a higher number."""
+    engine_slots: Slots
+    """Where the blocks are, shape (n,)."""
+    generations: Generations
+    """Their generations when the copy was ordered, shape (n,)."""
+    host_slots: Slots
+    """Where they are copied to, shape (n,): distinct, owned by the caller, and bumped if they were ever published."""
+
+
+class CopyResult(NamedTuple):
+    """How a copy ended. Jobs end in the order in which they were submitted."""
+
+    copy_id: int
+    valid: Validity
+    """True where the host slot holds what the engine slot held at its generation, shape (n,)."""
+    bytes: int
+    """What was copied, valid or not."""
+    seconds: float
+    """From the copy's start to its end."""
 
 
 def outdated_result(result: JobResult) -> JobResult:

@@ -3,9 +3,10 @@
 A pull names slots. A slot is one row in each segment (a layer's K, V, or both packed). This module
 
 1. refuses what must never become a READ: slots out of range, rows of different size, addresses that overflow;
-2. fuses segments whose rows lie side by side on both sides (so a block-major cache becomes one segment);
-3. merges slots that are adjacent on both sides, where the rows of a segment are dense (stride equals row size) on both;
-4. returns ``(address, length, device)`` rows for either side, as numpy arrays of shape (n, 3), uint64.
+2. finds the memory that each slot lies in: a rank's slots are numbered through all of its memories;
+3. fuses segments whose rows lie side by side on both sides (so a block-major cache becomes one segment);
+4. merges slots that are adjacent on both sides, where the rows of a segment are dense (stride equals row size) on both;
+5. returns ``(address, length, device)`` rows for either side, as numpy arrays of shape (n, 3), uint64.
 
 `rows_of` views slots of this process's own memory as a numpy array.
 """
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ghostcacher_connector.core.types import INCARNATION_BYTES, MissReason, RankEndpoint, Segment
+from ghostcacher_connector.core.types import INCARNATION_BYTES, MissReason, RankEndpoint, Segment, SlotMemory, Tier
 from ghostcacher_connector.slots import Slots
 
 Descriptors = npt.NDArray[np.uint64]
@@ -28,24 +29,21 @@ Bytes = npt.NDArray[np.uint8]
 ADDRESS_END = 1 << 63
 """No address in user space reaches this one; a larger sum comes from a damaged or hostile record."""
 
+TIERS_IN_ORDER = ([Tier.DEVICE], [Tier.DEVICE, Tier.HOST])
+"""The tiers that a rank may have memories in."""
+
 SEGMENTS_MAX = 8192
 """Far above what any engine has (two a layer); bounds what a hostile record can make this process build."""
 
 
-class RankMemory(NamedTuple):
-    """The slots of this rank: where pulled rows go, and what peers read."""
+class Part(NamedTuple):
+    """Those of some slots that lie in one memory."""
 
-    segments: tuple[Segment, ...]
-    """Where the rows of the slots lie; a slot has one row in each."""
-    slot_count: int
-    memory: str = "DRAM"
-    """NIXL's type of the memory, "DRAM" or "VRAM"."""
-    device: int = 0
-    """The number of the device that the memory is on."""
-
-    @property
-    def bytes_per_slot(self) -> int:
-        return sum(segment.slot_bytes for segment in self.segments)
+    memory: SlotMemory
+    places: Slots
+    """Which of the slots they are, ascending, shape (n,)."""
+    slots: Slots
+    """Their numbers within the memory, shape (n,)."""
 
 
 class Runs(NamedTuple):
@@ -71,31 +69,41 @@ def endpoint_fault(peer: RankEndpoint) -> str:
     """Say what makes an endpoint unusable, or return an empty string. Endpoints come from the network."""
     if len(peer.incarnation) != INCARNATION_BYTES:
         return f"incarnation: expected {INCARNATION_BYTES} bytes, got {len(peer.incarnation)}"
-    if peer.memory not in {"DRAM", "VRAM"} or peer.device < 0:
-        return f"memory {peer.memory!r} device {peer.device} is unknown"
-    if not 0 < peer.slot_count < ADDRESS_END // 8 or not 0 < len(peer.segments) <= SEGMENTS_MAX:
-        return f"{peer.slot_count} slots in {len(peer.segments)} segments is out of range"
+    if [memory.tier for memory in peer.memories] not in TIERS_IN_ORDER:
+        return f"memories of {[memory.tier.name for memory in peer.memories]}: expected the engine's, then the host's"
+    if fault := next(filter(None, map(memory_fault, peer.memories)), ""):
+        return fault
+    if any(memory.slot_bytes != peer.slot_bytes for memory in peer.memories):
+        return "its memories differ in their bytes per slot"
     if not 0 < peer.table < ADDRESS_END - 8 * (peer.slot_count + 5):
         return f"slot table at {peer.table:#x} is out of range"
-    bad = next((segment for segment in peer.segments if not _is_sane(segment, peer.slot_count)), None)
+    return ""
+
+
+def memory_fault(memory: SlotMemory) -> str:
+    """Say what makes a memory unusable, or return an empty string."""
+    if memory.memory not in {"DRAM", "VRAM"} or memory.device < 0:
+        return f"memory {memory.memory!r} device {memory.device} is unknown"
+    if not 0 < memory.slot_count < ADDRESS_END // 8 or not 0 < len(memory.segments) <= SEGMENTS_MAX:
+        return f"{memory.slot_count} slots in {len(memory.segments)} segments is out of range"
+    bad = next((segment for segment in memory.segments if not _is_sane(segment, memory.slot_count)), None)
     return "" if bad is None else f"malformed {bad}"
 
 
 def request_fault(
-    local: RankMemory, peer: RankEndpoint, remote_slots: Slots, local_slots: Slots, count: int
+    local: SlotMemory, peer: RankEndpoint, remote_slots: Slots, local_slots: Slots, count: int
 ) -> tuple[MissReason, str] | None:
     """Say why a pull must not become a READ, or return None.
 
-    count: the number of generations given; all three must agree. Local slots must be distinct, since two blocks cannot
-    lie in one place.
+    local: the engine's memory: a pull fills no other. count: the number of generations given; all three must agree.
+    Local slots must be distinct, since two blocks cannot lie in one place.
     """
     fault = endpoint_fault(peer)
     if fault:
         return MissReason.MALFORMED_ENTRY, f"endpoint of {peer.agent_name}: {fault}"
-    ours = [segment.slot_bytes for segment in local.segments]
-    theirs = [segment.slot_bytes for segment in peer.segments]
-    if ours != theirs:
-        return MissReason.FINGERPRINT_MISMATCH, f"bytes per slot: expected {_brief(ours)}, found {_brief(theirs)}"
+    if local.slot_bytes != peer.slot_bytes:
+        detail = f"bytes per slot: expected {_brief(local.slot_bytes)}, found {_brief(peer.slot_bytes)}"
+        return MissReason.FINGERPRINT_MISMATCH, detail
     if not len(remote_slots) == len(local_slots) == count:
         return MissReason.MALFORMED_ENTRY, f"{len(remote_slots)} slots into {len(local_slots)}, {count} generations"
     for side, slots, slot_count in (
@@ -116,6 +124,21 @@ def slots_fault(slots: Slots, slot_count: int) -> str:
     if outside.any():
         return f"slot {int(slots[int(np.argmax(outside))])} is outside [0, {slot_count})"
     return ""
+
+
+def by_memory(memories: Sequence[SlotMemory], slots: Slots) -> list[Part]:
+    """Sort slots, shape (n,), by the memory that they lie in, memories without any left out.
+
+    The caller has checked that each slot lies in one of them.
+    """
+    parts = []
+    first = 0
+    for memory in memories:
+        places = np.flatnonzero((slots >= first) & (slots < first + memory.slot_count))
+        if len(places):
+            parts.append(Part(memory, places, slots[places] - first))
+        first += memory.slot_count
+    return parts
 
 
 def merge_runs(remote: Slots, local: Slots) -> Runs:
@@ -153,7 +176,8 @@ def fuse_segments(
 def descriptors(remote: Side, local: Side, remote_slots: Slots, local_slots: Slots) -> tuple[Descriptors, Descriptors]:
     """Return the descriptor arrays ``(remote, local)`` that move slot ``remote_slots[i]`` to ``local_slots[i]``.
 
-    The caller has checked the slots and row sizes (`request_fault`). Row ``k`` of both arrays has the same length.
+    Slots are numbered within each side. The caller has checked them and the row sizes (`request_fault`). Row ``k`` of
+    both arrays has the same length.
     """
     runs = merge_runs(remote_slots, local_slots)
     theirs_out: list[Descriptors] = []
@@ -167,7 +191,7 @@ def descriptors(remote: Side, local: Side, remote_slots: Slots, local_slots: Slo
     return np.concatenate(theirs_out), np.concatenate(ours_out)
 
 
-def regions(memory: RankMemory) -> list[tuple[int, int]]:
+def regions(memory: SlotMemory) -> list[tuple[int, int]]:
     """Return the ``(address, bytes)`` ranges that hold all segments; ranges that overlap become one.
 
     Ranges which only touch stay apart, because they may be different allocations of a device.
@@ -242,5 +266,5 @@ def _widen(left: Segment, right: Segment) -> Segment:
     return Segment(left.base, left.stride_bytes, left.slot_bytes + right.slot_bytes)
 
 
-def _brief(sizes: list[int]) -> str:
+def _brief(sizes: Sequence[int]) -> str:
     return f"{len(sizes)} segments of {sorted(set(sizes))[:4]}"

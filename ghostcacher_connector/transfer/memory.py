@@ -15,10 +15,10 @@ from enum import Enum, auto
 import numpy as np
 
 from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint
-from ghostcacher_connector.slots import Generations, Slots, SlotTable, check_header, seal_words, valid_mask
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory
+from ghostcacher_connector.slots import Slots, SlotTable, check_header, seal_words, valid_mask
 from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, checked_result, failed_result
-from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, rows_of, slots_fault
+from ghostcacher_connector.transfer.layout import Bytes, by_memory, endpoint_fault, request_fault, rows_of, slots_fault
 
 
 class Fault(Enum):
@@ -79,14 +79,14 @@ class MemoryTransport(Transport):
     def __init__(
         self,
         fabric: Fabric,
-        memory: RankMemory,
+        memories: tuple[SlotMemory, ...],
         table: SlotTable,
         *,
         name: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fabric = fabric
-        self._memory = memory
+        self._memories = memories
         self._table = table
         self._clock = clock
         self.agent_name = fabric.join(name, table)
@@ -96,11 +96,8 @@ class MemoryTransport(Transport):
         return RankEndpoint(
             rank=rank,
             incarnation=self._table.incarnation,
-            slot_count=self._memory.slot_count,
-            segments=self._memory.segments,
+            memories=self._memories,
             table=self._table.address,
-            memory=self._memory.memory,
-            device=self._memory.device,
             agent_name=self.agent_name,
             agent_metadata=b"",
             relay=relay,
@@ -117,8 +114,8 @@ class MemoryTransport(Transport):
     def pull(self, request: PullRequest) -> PullResult:
         started = self._clock()
         count = len(request.local_slots)
-        peer = request.peer
-        fault = request_fault(self._memory, peer, request.remote_slots, request.local_slots, len(request.generations))
+        peer, ours = request.peer, self._memories[0]
+        fault = request_fault(ours, peer, request.remote_slots, request.local_slots, len(request.generations))
         if fault is not None:
             return failed_result(count, self.name, *fault)
         try:
@@ -127,17 +124,16 @@ class MemoryTransport(Transport):
             return failed_result(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
         if misbehaviour is Fault.STALLED or self._clock() >= request.deadline:
             return failed_result(count, self.name, MissReason.TIMEOUT, "deadline passed")
-        for theirs, ours in zip(peer.segments, self._memory.segments, strict=True):
-            source = rows_of(theirs, peer.slot_count)[request.remote_slots]
-            rows_of(ours, self._memory.slot_count)[request.local_slots] = source
+        for number, segment in enumerate(ours.segments):
+            rows_of(segment, ours.slot_count)[request.local_slots] = _rows(peer, number, request.remote_slots)
         if misbehaviour is Fault.REUSED_AFTER_READ:
             _bump_all(table, request.remote_slots)
-        seal = _read_seal(table, request.remote_slots)
+        seal = table.seal(request.remote_slots)
         try:
             valid = valid_mask(seal, peer.incarnation, peer.slot_count, request.generations)
         except ProtocolError as exc:
             return failed_result(count, self.name, MissReason.PEER_UNREACHABLE, str(exc))
-        moved = self._memory.bytes_per_slot * len(request.remote_slots)
+        moved = ours.bytes_per_slot * len(request.remote_slots)
         return checked_result(valid, self.name, moved, self._clock() - started)
 
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
@@ -145,8 +141,8 @@ class MemoryTransport(Transport):
         fault = endpoint_fault(peer) or slots_fault(slots, peer.slot_count)
         if fault or misbehaviour is Fault.STALLED or timeout_s <= 0:
             raise TransferError(f"probe of {peer.agent_name}: {fault or 'deadline passed'}")
-        data = b"".join(rows_of(segment, peer.slot_count)[slots].tobytes() for segment in peer.segments)
-        seal = _read_seal(table, slots)
+        data = b"".join(_rows(peer, number, slots).tobytes() for number in range(len(peer.slot_bytes)))
+        seal = table.seal(slots)
         current = check_header(seal[: seal_words(0)].tobytes(), peer.incarnation, peer.slot_count)
         return Probe(self.name, 0.0, current, seal[seal_words(0) :], data, 0.0)
 
@@ -157,9 +153,12 @@ class MemoryTransport(Transport):
         self._fabric.leave(self.agent_name)
 
 
-def _read_seal(table: SlotTable, slots: Slots) -> Generations:
-    words = np.frombuffer(table.buffer, dtype=np.uint64)
-    return np.concatenate((words[: seal_words(0)], words[seal_words(0) :][slots]))
+def _rows(peer: RankEndpoint, number: int, slots: Slots) -> Bytes:
+    """Return the rows of slots in the segment of a number, shape (n, slot_bytes)."""
+    rows = np.empty((len(slots), peer.slot_bytes[number]), dtype=np.uint8)
+    for memory, places, within in by_memory(peer.memories, slots):
+        rows[places] = rows_of(memory.segments[number], memory.slot_count)[within]
+    return rows
 
 
 def _bump_all(table: SlotTable, slots: Slots) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ghostcacher_connector.core.errors import PeerUnreachable
 from ghostcacher_connector.core.threads import daemon_thread
-from ghostcacher_connector.core.types import MissReason, WorkerRecord
+from ghostcacher_connector.core.types import MissReason, SlotMemory, WorkerRecord
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import (
     Probe,
@@ -44,7 +44,6 @@ from ghostcacher_connector.transfer.jobs import (
     SourceResult,
     unread_result,
 )
-from ghostcacher_connector.transfer.layout import RankMemory
 from ghostcacher_connector.transfer.peers import Peer, Peers
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class Puller:
     def __init__(
         self,
         transports: Sequence[Transport],
-        memory: RankMemory,
+        memory: SlotMemory,
         *,
         namespace: str,
         rank: int,
@@ -154,8 +153,11 @@ class Puller:
             raise PeerUnreachable(f"no transport reaches {worker}")
         return transport.probe(peer.endpoint, slots, timeout_s=timeout_s)
 
-    def close(self) -> None:
-        """End queued jobs as CANCELLED, wait a bounded time for running ones, close the transports. Idempotent."""
+    def close(self) -> bool:
+        """End queued jobs as CANCELLED, wait a bounded time for running ones, close the transports. Idempotent.
+
+        Returns whether nothing is in flight any more; if something is, its memory and transports must stay.
+        """
         with self._changed:
             self._closing = True
             for job in self._queue.values():
@@ -170,9 +172,10 @@ class Puller:
         if not all(landed) or any(thread.is_alive() for thread in self._threads):
             # Closing a transport under a READ in flight could free what the READ writes to.
             logger.warning("a pull did not end within %.0f s; its transport stays open", CLOSE_S)
-            return
+            return False
         for transport in self._transports:
             transport.close()
+        return True
 
     def _pull_loop(self) -> None:
         while True:

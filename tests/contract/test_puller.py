@@ -26,7 +26,7 @@ NAMESPACE = "n" * 32
 
 def record(worker: str, endpoint: RankEndpoint, namespace: str = NAMESPACE) -> WorkerRecord:
     return WorkerRecord(
-        schema=1,
+        schema=2,
         worker=worker,
         incarnation=endpoint.incarnation,
         namespace=namespace,
@@ -46,13 +46,13 @@ class Fleet:
         self.fabric = Fabric()
         self.owners = {name: KvMemory() for name in ("w1", "w2")}
         self.transports = {
-            name: MemoryTransport(self.fabric, owner.rank, owner.table, name=name)
+            name: MemoryTransport(self.fabric, owner.memories, owner.table, name=name)
             for name, owner in self.owners.items()
         }
         self.memory = KvMemory()
         self.clock_s = 100.0
         self.transport: Transport = options.pop("transport", None) or MemoryTransport(
-            self.fabric, self.memory.rank, self.memory.table, name="me", clock=self.clock
+            self.fabric, self.memory.memories, self.memory.table, name="me", clock=self.clock
         )
         self.puller = Puller(
             [self.transport], self.memory.rank, namespace=NAMESPACE, rank=0, clock=self.clock, **options
@@ -114,11 +114,11 @@ class UnfinishedTransport(MemoryTransport):
 def test_job_that_may_still_land_is_kept_back_and_asked_of_nobody_else() -> None:
     """What another source delivered would be overwritten; its thread serves others, its result comes when it may."""
     fabric, memory = Fabric(), KvMemory()
-    transport = UnfinishedTransport(fabric, memory.rank, memory.table, name="me")
+    transport = UnfinishedTransport(fabric, memory.memories, memory.table, name="me")
     transport.over = threading.Event()
     puller = Puller([transport], memory.rank, namespace=NAMESPACE, rank=0, pull_threads=1)
     owner = KvMemory()
-    peer = MemoryTransport(fabric, owner.rank, owner.table, name="w1")
+    peer = MemoryTransport(fabric, owner.memories, owner.table, name="w1")
     puller.update_peers([record("w1", peer.endpoint(rank=0))])
     owner.write(np.arange(8, dtype=np.int64), np.full(8, 7, dtype=np.uint64))
 
@@ -235,7 +235,7 @@ class Gate(MemoryTransport):
 def gated(**options: Any) -> tuple[Fleet, Gate]:
     """A fleet whose only pulling thread hangs in a first job."""
     fleet = Fleet(pull_threads=1, **options)
-    gate = Gate(fleet.fabric, fleet.memory.rank, fleet.memory.table, name="gate", clock=fleet.clock)
+    gate = Gate(fleet.fabric, fleet.memory.memories, fleet.memory.table, name="gate", clock=fleet.clock)
     fleet.puller._transports = (gate,)
     source = fleet.write("w1", [1, 2, 3], [7, 7, 7])
     fleet.puller.submit(PullJob("running", np.arange(3), (source,), fleet.clock_s + 5))
@@ -307,7 +307,7 @@ class Broken(MemoryTransport):
 def test_bug_in_a_transport_still_ends_the_job() -> None:
     """A job without a result would hang its request for ever."""
     fleet = Fleet()
-    fleet.puller._transports = (Broken(fleet.fabric, fleet.memory.rank, fleet.memory.table, name="broken"),)
+    fleet.puller._transports = (Broken(fleet.fabric, fleet.memory.memories, fleet.memory.table, name="broken"),)
     result = fleet.run(fleet.write("w1", [1, 2, 3], [7, 7, 7]))
     assert result.outcome is PullOutcome.FAILED
     assert fleet.run(fleet.write("w1", [], []), count=0).outcome is PullOutcome.DONE
@@ -317,12 +317,17 @@ def test_bug_in_a_transport_still_ends_the_job() -> None:
 def test_records_of_other_kinds_are_refused_by_name(fleet: Fleet) -> None:
     """Another namespace, other row sizes or a damaged endpoint are never pulled from, and say why."""
     good = fleet.transports["w1"].endpoint(rank=0)
-    halved = tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in good.segments)
+    engine = good.memories[0]
+    halved = tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in engine.segments)
+    other_rows = (msgspec.structs.replace(engine, segments=halved),)
     fleet.puller.update_peers(
         [
             record("w1", good),
             record("other-namespace", good, namespace="m" * 32),
-            record("other-rows", msgspec.structs.replace(good, segments=halved)),
+            record(
+                "other-rows",
+                msgspec.structs.replace(good, memories=other_rows),
+            ),
             record("damaged", msgspec.structs.replace(good, incarnation=b"")),
             msgspec.structs.replace(record("no-rank", good), ranks=()),
             record("other-rank", msgspec.structs.replace(good, rank=1)),
@@ -356,7 +361,7 @@ def test_restarted_peer_starts_with_a_clean_slate(fleet: Fleet) -> None:
 def test_new_peer_is_connected_in_the_background_and_measured() -> None:
     """With real NIXL: the link is up before the first job, and what is pulled is counted."""
     memory = KvMemory(64, 4, 64 << 10)
-    transport = NixlTransport(memory.rank, memory.table, name="reader")
+    transport = NixlTransport(memory.memories, memory.table, name="reader")
     puller = Puller([transport], memory.rank, namespace=NAMESPACE, rank=0)
     with OwnerProcess({"memory": {"slot_count": 64, "segment_count": 4, "slot_bytes": 64 << 10}}) as owner:
         owner.call("overwrite", range(64), [0] * 64)

@@ -61,8 +61,8 @@ class Rig:
     def __init__(self) -> None:
         fabric = Fabric()
         self.fabric, self.owner, self.memory = fabric, KvMemory(), KvMemory()
-        self.peer = MemoryTransport(fabric, self.owner.rank, self.owner.table, name="peer")
-        self.transport = LateTransport(fabric, self.memory.rank, self.memory.table, name="me")
+        self.peer = MemoryTransport(fabric, self.owner.memories, self.owner.table, name="peer")
+        self.transport = LateTransport(fabric, self.memory.memories, self.memory.table, name="me")
         self.puller = Puller([self.transport], self.memory.rank, namespace=NAMESPACE, rank=0, pull_threads=THREADS)
         self.puller.update_peers([self.record()])
         pages = self.memory.table.slot_count - 1
@@ -84,7 +84,7 @@ class Rig:
     def record(self) -> WorkerRecord:
         endpoint = self.peer.endpoint(rank=0)
         return WorkerRecord(
-            schema=1,
+            schema=2,
             worker="peer",
             incarnation=endpoint.incarnation,
             namespace=NAMESPACE,

@@ -12,8 +12,8 @@ from ghostcacher_connector.engines.sglang.scheduling.prompts import (
     WAITING_AT_MAX,
     WAITING_MAX,
     PromptReporter,
-    router_request_id,
 )
+from ghostcacher_connector.engines.sglang.scheduling.request_names import router_request_id
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 
 PAGE = 16

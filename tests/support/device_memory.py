@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ghostcacher_connector.core.types import Segment
+from ghostcacher_connector.core.types import Segment, SlotMemory, Tier
 from ghostcacher_connector.slots import SlotTable
-from ghostcacher_connector.transfer.layout import RankMemory
 from tests.support.kv_memory import KvMemory, pattern
 
 
@@ -31,7 +30,8 @@ class DeviceMemory(KvMemory):
         parts = self._tensor if layout == "layers" else self._tensor.transpose(0, 1)
         stride = slot_bytes if layout == "layers" else slot_bytes * segment_count
         segments = tuple(Segment(part.data_ptr(), stride, slot_bytes) for part in parts)
-        self.rank = RankMemory(segments, slot_count, "VRAM", device)
+        self.rank = SlotMemory(Tier.DEVICE, slot_count, segments, "VRAM", device)
+        self.memories = (self.rank,)
         self.table = SlotTable(slot_count)
         self._parts = list(parts)
         torch.cuda.synchronize(self.device)

@@ -22,7 +22,7 @@ def pull(transport: Transport, peer: RankEndpoint, slots: np.ndarray, seconds: f
 
 
 def nixl(memory: KvMemory, **options: object) -> NixlTransport:
-    return NixlTransport(memory.rank, memory.table, name="reader", **options)  # type: ignore[arg-type]
+    return NixlTransport(memory.memories, memory.table, name="reader", **options)  # type: ignore[arg-type]
 
 
 def wait_until(condition: object, seconds: float = 60.0) -> None:

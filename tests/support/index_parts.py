@@ -9,7 +9,16 @@ from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.core.index.base import Entry
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
-from ghostcacher_connector.core.types import Location, OwnerProcess, RankEndpoint, Role, Segment, Tier, WorkerRecord
+from ghostcacher_connector.core.types import (
+    Location,
+    OwnerProcess,
+    RankEndpoint,
+    Role,
+    Segment,
+    SlotMemory,
+    Tier,
+    WorkerRecord,
+)
 
 NAMESPACE = "a1b2c3"
 
@@ -39,11 +48,8 @@ def endpoint(incarnation: bytes) -> RankEndpoint:
     return RankEndpoint(
         rank=0,
         incarnation=incarnation,
-        slot_count=64,
-        segments=(Segment(base=1 << 47, stride_bytes=4096, slot_bytes=4096),),
+        memories=(SlotMemory(Tier.DEVICE, 64, (Segment(base=1 << 47, stride_bytes=4096, slot_bytes=4096),)),),
         table=(1 << 63) + 8,
-        memory="DRAM",
-        device=0,
         agent_name="agent",
         agent_metadata=b"\x00\xff metadata",
         relay=None,

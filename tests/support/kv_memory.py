@@ -6,15 +6,25 @@ from typing import Any
 
 import numpy as np
 
-from ghostcacher_connector.core.types import Segment
+from ghostcacher_connector.core.types import Segment, SlotMemory, Tier
 from ghostcacher_connector.slots import SlotTable
-from ghostcacher_connector.transfer.layout import RankMemory, rows_of
+from ghostcacher_connector.transfer.layout import by_memory, rows_of
 
 
 class KvMemory:
-    """Slots of test content. layout "layers": dense segments; "blocks": all segments of a slot side by side; "gaps"."""
+    """Slots of test content. layout "layers": dense segments; "blocks": all segments of a slot side by side; "gaps".
 
-    def __init__(self, slot_count: int = 64, segment_count: int = 3, slot_bytes: int = 4096, layout: str = "layers"):
+    host_slots: how many slots follow in a memory of their own, one row a slot, as the host tier has them.
+    """
+
+    def __init__(
+        self,
+        slot_count: int = 64,
+        segment_count: int = 3,
+        slot_bytes: int = 4096,
+        layout: str = "layers",
+        host_slots: int = 0,
+    ):
         assert slot_bytes % 8 == 0
         gap = 64 if layout == "gaps" else 0
         self._buffer = np.zeros(slot_count * segment_count * (slot_bytes + gap) + 64, dtype=np.uint8)
@@ -24,8 +34,16 @@ class KvMemory:
         else:
             step, stride = slot_count * (slot_bytes + gap), slot_bytes + gap
         segments = tuple(Segment(base + i * step, stride, slot_bytes) for i in range(segment_count))
-        self.rank = RankMemory(segments, slot_count)
-        self.table = SlotTable(slot_count)
+        self.rank = SlotMemory(Tier.DEVICE, slot_count, segments)
+        self.memories: tuple[SlotMemory, ...] = (self.rank,)
+        if host_slots:
+            row_bytes = segment_count * slot_bytes
+            self._host = np.zeros(host_slots * row_bytes, dtype=np.uint8)
+            start = int(self._host.ctypes.data)
+            rows = tuple(Segment(start + i * slot_bytes, row_bytes, slot_bytes) for i in range(segment_count))
+            self.memories = (self.rank, SlotMemory(Tier.HOST, host_slots, rows))
+        self.host_rows = [rows_of(segment, host_slots) for memory in self.memories[1:] for segment in memory.segments]
+        self.table = SlotTable(slot_count + host_slots)
         self.rows = [rows_of(segment, slot_count) for segment in segments]
         self.words = [rows.view(np.uint64) for rows in self.rows]
 
@@ -36,20 +54,34 @@ class KvMemory:
 
     def overwrite(self, slots: np.ndarray, generations: np.ndarray) -> None:
         """Fill slots with the content of their generation, without a bump."""
-        for number, words in enumerate(self.words):
-            words[slots] = pattern(slots, generations, number, words.shape[1])
+        for memory, places, within in by_memory(self.memories, slots):
+            for number, segment in enumerate(memory.segments):
+                words = rows_of(segment, memory.slot_count).view(np.uint64)
+                words[within] = pattern(slots[places], generations[places], number, words.shape[1])
 
     def clear(self) -> None:
         """Zero everything."""
-        for rows in self.rows:
-            rows[:] = 0
+        for memory in self.memories:
+            for segment in memory.segments:
+                rows_of(segment, memory.slot_count)[:] = 0
 
     def holds(self, slots: np.ndarray, remote: np.ndarray, generations: np.ndarray) -> np.ndarray:
         """Say for each slot whether every word of it is the owner's content of (remote slot, generation)."""
         good = np.ones(len(slots), dtype=bool)
-        for number, words in enumerate(self.words):
-            good &= (words[slots] == pattern(remote, generations, number, words.shape[1])).all(axis=1)
+        for memory, places, within in by_memory(self.memories, slots):
+            for number, segment in enumerate(memory.segments):
+                words = rows_of(segment, memory.slot_count).view(np.uint64)
+                expected = pattern(remote[places], generations[places], number, words.shape[1])
+                good[places] &= (words[within] == expected).all(axis=1)
         return good
+
+    def tobytes(self, slots: np.ndarray) -> bytes:
+        """Return the rows of slots, segment after segment."""
+        rows = [np.zeros((len(slots), size), dtype=np.uint8) for size in self.rank.slot_bytes]
+        for memory, places, within in by_memory(self.memories, slots):
+            for number, segment in enumerate(memory.segments):
+                rows[number][places] = rows_of(segment, memory.slot_count)[within]
+        return b"".join(part.tobytes() for part in rows)
 
 
 def pattern(slots: np.ndarray, generations: np.ndarray, segment: int, words: int) -> np.ndarray:

@@ -56,7 +56,7 @@ class Owner:
     def __init__(self, options: dict[str, Any]) -> None:
         self.memory = make_memory(options.get("memory", {}))
         self.transport = NixlTransport(
-            self.memory.rank, self.memory.table, name="owner", **options.get("transport", {})
+            self.memory.memories, self.memory.table, name="owner", **options.get("transport", {})
         )
         if options.get("progress"):
             threading.Thread(target=self._progress, daemon=True).start()

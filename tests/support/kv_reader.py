@@ -26,12 +26,12 @@ from tests.support.kv_memory import KvMemory
 
 def pull_forever(kind: str, peer: RankEndpoint) -> None:
     """Connect, say so, and pull all slots again and again."""
-    memory = KvMemory(peer.slot_count, len(peer.segments), peer.segments[0].slot_bytes)
+    memory = KvMemory(peer.slot_count, len(peer.slot_bytes), peer.slot_bytes[0])
     transport: Transport
     if kind == "relay":
         transport = RelayTransport(memory.rank, token="secret")
     else:
-        transport = NixlTransport(memory.rank, memory.table, name="doomed")
+        transport = NixlTransport(memory.memories, memory.table, name="doomed")
     slots = np.arange(peer.slot_count, dtype=np.int64)
     generations = np.zeros(peer.slot_count, dtype=np.uint64)
     said = False

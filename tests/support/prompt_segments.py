@@ -8,8 +8,9 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import PromptChain
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.types import Prompt
 
 BLOCK_TOKENS = 16
 EVERY_BLOCKS = 8

@@ -80,7 +80,9 @@ class RecordedPlacement:
         self.answer_ids: list[str] = []
         self.outcome: Outcome | None = None
         self.status: int | None = None
-        self.blamed = False
+        self.doubtful = False
+        self.blamed: bool | None = None
+        """Whether surely; None: not at all."""
 
     def sent(self) -> None:
         assert self.told == [], self.told
@@ -98,10 +100,10 @@ class RecordedPlacement:
         assert self.outcome is None, self.outcome
         self.outcome, self.status = outcome, status
 
-    def failed(self) -> None:
+    def failed(self, *, sure: bool) -> None:
         assert self.outcome is not None, self.ask
-        assert not self.blamed, self.ask
-        self.blamed = True
+        assert self.blamed is None, self.ask
+        self.blamed = sure
 
 
 class FirstOf:
@@ -115,6 +117,7 @@ class FirstOf:
         self.told: list[str] = []
         self.forecast: Forecast | None = None
         self.rank: int | None = None
+        self.doubtful: set[str] = set()
 
     def place_now(self, ask: Ask) -> Placement | None:
         return self._place(ask) if self.slow is None else None
@@ -139,6 +142,7 @@ class FirstOf:
             if engine.name not in ask.exclude:
                 self.placements.append(RecordedPlacement(engine.name, engine.endpoint, ask, self.forecast))
                 self.placements[-1].data_parallel_rank = self.rank
+                self.placements[-1].doubtful = engine.name in self.doubtful
                 return self.placements[-1]
         raise NoWorker(503, "no worker is ready", kind="no_worker", retry_after_s=2)
 

@@ -154,9 +154,12 @@ class SimFleet:
         for tell in self._when_down:
             tell(name)
 
-    def failed(self, name: str, kind: str, why: str) -> None:
+    def doubts(self, name: str) -> bool:
+        return self.outliers.doubts(name)
+
+    def failed(self, name: str, kind: str, why: str, *, sure: bool) -> None:
         if name not in self._down:
-            self.outliers.failed(name, kind, why)
+            self.outliers.failed(name, kind, why, sure=sure)
 
     models_may_be_old = False
 

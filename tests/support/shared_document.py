@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ghostcacher_router.types import SectionType
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import RATE, Served, Sim
 

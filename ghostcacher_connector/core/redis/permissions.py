@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-KEYS = "~gc1:*"
+KEYS = "~gc2:*"
 """The keys: all of ours begin so, whatever the namespace."""
 
 _SCRIPTS = ("eval", "evalsha")
@@ -18,7 +18,7 @@ WORKER = (
     *("get", "set", "strlen"),
     *("hset", "hdel", "hmget", "hexists", "hlen", "hgetall"),
     *("zadd", "zrem", "zscore", "zcount", "zrevrange", "zremrangebyscore"),
-    *("xadd", "xtrim"),
+    *("xadd", "xtrim", "xrange"),
 )
 """An engine with the connector."""
 

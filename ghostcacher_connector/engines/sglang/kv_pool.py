@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.errors import UnsupportedEngine
-from ghostcacher_connector.core.types import Segment
-from ghostcacher_connector.transfer.layout import RankMemory, describe_segments
+from ghostcacher_connector.core.types import Segment, SlotMemory, Tier
+from ghostcacher_connector.transfer.layout import describe_segments
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ def page_count(pool: MHATokenToKVPool, page_tokens: int) -> int:
     return rows // page_tokens
 
 
-def memory_of(pool: MHATokenToKVPool, page_tokens: int) -> RankMemory:
+def memory_of(pool: MHATokenToKVPool, page_tokens: int) -> SlotMemory:
     """Return the memory of the pool. Raises UnsupportedEngine, naming the layer, for rows that are not dense."""
     pages = page_count(pool, page_tokens)
     segments = tuple(
@@ -36,10 +36,10 @@ def memory_of(pool: MHATokenToKVPool, page_tokens: int) -> RankMemory:
         for layer, tensor in enumerate(tensors)
     )
     device = pool.k_buffer[0].device
-    return RankMemory(segments, pages, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0)
+    return SlotMemory(Tier.DEVICE, pages, segments, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0)
 
 
-def describe(pool: MHATokenToKVPool, memory: RankMemory) -> str:
+def describe(pool: MHATokenToKVPool, memory: SlotMemory) -> str:
     """Return the layout without its addresses, for the fingerprint: equal layouts give equal words."""
     rows = f"{tuple(pool.k_buffer[0].shape[1:])}/{tuple(pool.v_buffer[0].shape[1:])}"
     return f"{pool.kv_cache_layout}:{describe_segments(memory.segments)}:{pool.k_buffer[0].dtype}{rows}"

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.types import SlotMemory, Tier
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
@@ -33,7 +34,7 @@ from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.jobs import PullJob, outdated_result
-from ghostcacher_connector.transfer.layout import RankMemory
+from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction
 
@@ -77,11 +78,15 @@ class ConnectorWorker:
         config, spec = self._kv_cache_config, self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
         segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes)
         device = next(iter(kv_caches.values())).device
-        memory = RankMemory(segments, config.num_blocks, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0)
+        kind = "DRAM" if device.type == "cpu" else "VRAM"
+        memory = SlotMemory(Tier.DEVICE, config.num_blocks, segments, kind, device.index or 0)
         layout = describe(kv_caches, segments, config.num_blocks)
         fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
         self._fingerprint = fingerprint
-        self._table = SlotTable(config.num_blocks)
+        host = open_host_memory(
+            self._settings.host_tier_gib, memory, ranks=self._vllm_config.parallel_config.world_size
+        )
+        self._table = SlotTable(config.num_blocks + (host.slots.slot_count if host is not None else 0))
         self._runtime = RankRuntime(
             self._settings,
             memory,
@@ -92,6 +97,7 @@ class ConnectorWorker:
             namespace=fingerprint.digest(),
             scratch_slot=NULL_BLOCK,
             port_offset=relay_port_offset(self._vllm_config),
+            host=host,
         )
         model = self._vllm_config.model_config
         self._handshake = RankHandshake(

@@ -22,9 +22,9 @@ import numpy as np
 
 from ghostcacher_connector.core.errors import TransferError
 from ghostcacher_connector.slots import GENERATION_BYTES, Generations, seal_words
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.layout import Bytes
 from ghostcacher_connector.transfer.nixl.agent import Read, UnfinishedRead
-from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
 
 SEAL_SLOTS_MAX = 4096
 """How many generations one seal READ brings: 32 KiB, which still takes a few microseconds."""
@@ -49,8 +49,13 @@ class BounceBuffer:
 
     @property
     def data_address(self) -> int:
-        """Where rows must be read to: on the device if there is one, in `data` otherwise."""
-        return int(self.data.ctypes.data) if self._device is None else self._device_address
+        """Where the rows of a GPU must be read to: on the device if there is one, in `data` otherwise."""
+        return self.host_address if self._device is None else self._device_address
+
+    @property
+    def host_address(self) -> int:
+        """Where rows of host memory must be read to: in `data`."""
+        return int(self.data.ctypes.data)
 
     @property
     def data_bytes(self) -> int:

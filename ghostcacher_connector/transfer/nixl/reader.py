@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from ghostcacher_connector.transfer.base import Probe, Validity
 from ghostcacher_connector.transfer.layout import (
     Descriptors,
     Side,
+    by_memory,
     descriptors,
     endpoint_fault,
     packed_segments,
@@ -158,17 +160,22 @@ class NixlReader:
     def read_rows(self, peer: RankEndpoint, loan: Loan, slots: Slots, deadline: float) -> int:
         """READ the rows of `slots` into the bounce buffer, densely, segment after segment; return the bytes read.
 
-        They are in `BounceBuffer.data` after `BounceBuffer.fetch`.
+        They are in `BounceBuffer.data` then.
         """
-        sizes = [segment.slot_bytes for segment in peer.segments]
-        here = Side(packed_segments(loan.buffer.data_address, sizes, len(slots)), self.buffers.device)
-        remote, local = descriptors(
-            Side(peer.segments, peer.device), here, slots, np.arange(len(slots), dtype=np.int64)
-        )
-        self._land(
-            loan, deadline, lambda: self.agent.read(peer.agent_name, remote, peer.memory, local, self.buffers.memory)
-        )
-        return sum(sizes) * len(slots)
+        size = peer.bytes_per_slot * len(slots)
+        for memory, places, within in by_memory(peer.memories, slots):
+            # Rows of a GPU land on the device first, and `fetch` brings along what lies between them: so in this order.
+            on_device = memory.memory != "DRAM" and self.buffers.device_span is not None
+            address = loan.buffer.data_address if on_device else loan.buffer.host_address
+            here = Side(packed_segments(address, peer.slot_bytes, len(slots)), self.buffers.device if on_device else 0)
+            remote, local = descriptors(Side(memory.segments, memory.device), here, within, places)
+            post = partial(
+                self.agent.read, peer.agent_name, remote, memory.memory, local, "VRAM" if on_device else "DRAM"
+            )
+            self._land(loan, deadline, post)
+            if on_device:
+                loan.buffer.fetch(size)
+        return size
 
     def read_seal(self, peer: RankEndpoint, loan: Loan, slots: Slots, deadline: float) -> Generations:
         """READ header and generations of at most SEAL_SLOTS_MAX slots; return a view of the buffer, shape (5 + n,).
@@ -212,7 +219,6 @@ class NixlReader:
             size = self.read_rows(peer, loan, slots, deadline) if len(slots) else 0
             read_data = time.perf_counter()
             seal = self.read_seal(peer, loan, slots, deadline)
-            loan.buffer.fetch(size)
             return Probe(
                 transport=name,
                 rtt_s=read_header - started,
@@ -270,7 +276,7 @@ class NixlReader:
             )
 
     def _prove(self, link: Link, peer: RankEndpoint) -> None:
-        """Read the header of a peer's seal, as proof that the connection carries READs, and a slot of a GPU.
+        """Read the header of a peer's seal, as proof that the connection carries READs, and a slot of its GPU, if any.
 
         The seal is host memory: it proves nothing about device memory, which goes another way.
         """
@@ -278,7 +284,7 @@ class NixlReader:
         with self._borrow(link) as loan:
             seal = self.read_seal(peer, loan, np.zeros(0, dtype=np.int64), deadline)
             # CUDA does not open for a process the memory that is its own.
-            if _is_current(seal, peer) and peer.memory != "DRAM" and peer.agent_name != self._own_name:
+            if _is_current(seal, peer) and peer.memories[0].memory != "DRAM" and peer.agent_name != self._own_name:
                 self.read_rows(peer, loan, np.zeros(min(1, self._slots_at_once(peer)), dtype=np.int64), deadline)
 
     def _slots_at_once(self, peer: RankEndpoint) -> int:

@@ -3,11 +3,13 @@
 Owner: the engine's rank process. Memory picture:
 
     engine slots   (registered with the serving agent: peers READ them; with the reading one: pulled rows land in them)
+    host slots     (registered with the serving agent: peers READ them)
     slot table     (registered with the serving agent: peers READ the seal)
     bounce buffers (private to the reading agent: seals and probes land there)
 
 Life of a pull (`pull`):
-1. `_read_rows` READs the rows, chunk by chunk, into the engine's slots and waits until the last READ is over;
+1. `_read_rows` READs the rows, memory by memory and chunk by chunk, into the engine's slots and waits until the last
+   READ is over;
 2. only then `_check_seal` READs the seal of the same slots, and says which rows are valid.
 
 A READ into the engine's slots is waited for past the deadline, for a grace, since the slots cannot be given back until
@@ -27,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory
 from ghostcacher_connector.slots import Slots, SlotTable
 from ghostcacher_connector.transfer.base import (
     Probe,
@@ -38,7 +40,7 @@ from ghostcacher_connector.transfer.base import (
     checked_result,
     failed_result,
 )
-from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions, request_fault
+from ghostcacher_connector.transfer.layout import Side, by_memory, descriptors, regions, request_fault
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent, UnfinishedRead
 from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
 from ghostcacher_connector.transfer.nixl.host import host_id
@@ -64,7 +66,7 @@ class NixlTransport(Transport):
 
     def __init__(
         self,
-        memory: RankMemory,
+        memories: tuple[SlotMemory, ...],
         table: SlotTable,
         *,
         name: str,
@@ -73,15 +75,17 @@ class NixlTransport(Transport):
         overdue_grace_s: float = OVERDUE_GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Register `memory` and `table` and start the agents.
+        """Register `memories` and `table` and start the agents.
 
+        memories: the engine's slots, which pulls fill, then those in host memory, if any.
         name: of the worker and rank; a random suffix makes it the agent's name, which no other incarnation has.
         threads: how many will pull at the same time. overdue_grace_s: how long a READ may be overdue before its
         connection is taken down.
         Raises ConfigError for settings that cannot work, TransferError when NIXL does not start.
         """
-        assert table.slot_count == memory.slot_count
-        self._memory = memory
+        assert table.slot_count == sum(memory.slot_count for memory in memories)
+        self._memories = memories
+        self._memory = memories[0]
         self._table = table
         self._clock = clock
         self._name = name
@@ -89,14 +93,15 @@ class NixlTransport(Transport):
         self._threads = threads
         self._overdue_grace_s = overdue_grace_s
         self._serving = NixlAgent(f"{name}-{secrets.token_hex(4)}", ucx_tls=ucx_tls, threads=threads)
-        self._serving.register(regions(memory), memory.memory, memory.device)
+        for memory in memories:
+            self._serving.register(regions(memory), memory.memory, memory.device)
         self._serving.register([(table.address, table.nbytes)], "DRAM")
         self._readers = Readers(self._make_reader, clock)
         self.overdue_count = 0
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"NixlTransport({self._serving.name}, {self._memory.slot_count} slots)"
+        return f"NixlTransport({self._serving.name}, {self._table.slot_count} slots)"
 
     @property
     def quarantined_count(self) -> int:
@@ -108,11 +113,8 @@ class NixlTransport(Transport):
         return RankEndpoint(
             rank=rank,
             incarnation=self._table.incarnation,
-            slot_count=self._memory.slot_count,
-            segments=self._memory.segments,
+            memories=self._memories,
             table=self._table.address,
-            memory=self._memory.memory,
-            device=self._memory.device,
             agent_name=self._serving.name,
             agent_metadata=self._serving.metadata(),
             relay=relay,
@@ -174,10 +176,10 @@ class NixlTransport(Transport):
     def _read_rows(self, request: PullRequest, reader: NixlReader) -> Iterator[int]:
         """READ the rows into the local slots, chunk by chunk; yield the bytes of each chunk that is in place."""
         peer = request.peer
-        theirs, ours = Side(peer.segments, peer.device), Side(self._memory.segments, self._memory.device)
-        for part in self._chunks(request):
-            remote, local = descriptors(theirs, ours, request.remote_slots[part], request.local_slots[part])
-            read = reader.agent.read(peer.agent_name, remote, peer.memory, local, self._memory.memory)
+        ours = Side(self._memory.segments, self._memory.device)
+        for memory, theirs, ours_slots in self._chunks(request):
+            remote, local = descriptors(Side(memory.segments, memory.device), ours, theirs, ours_slots)
+            read = reader.agent.read(peer.agent_name, remote, memory.memory, local, self._memory.memory)
             if not wait_until_over(read, request.deadline, self._clock):
                 self.overdue_count += 1
                 logger.warning("READ from %s is overdue; its slots are held until it is over", peer.agent_name)
@@ -202,13 +204,20 @@ class NixlTransport(Transport):
         agent.register(regions(self._memory), memory, device)
         return NixlReader(agent, buffers, own_name=self._serving.name, clock=self._clock)
 
-    def _chunks(self, request: PullRequest) -> Iterator[slice]:
-        """Cut a pull in chunks; before each, raise DeadlinePassed when it is too late."""
+    def _chunks(self, request: PullRequest) -> Iterator[tuple[SlotMemory, Slots, Slots]]:
+        """Cut a pull in chunks of one memory each: its slots there, its slots here.
+
+        Before each, raise DeadlinePassed when it is too late.
+        """
         step = max(1, CHUNK_BYTES // self._memory.bytes_per_slot)
-        for low in range(0, len(request.remote_slots), step):
-            if self._clock() >= request.deadline:
-                raise DeadlinePassed(f"deadline passed with {low} of {len(request.remote_slots)} blocks read")
-            yield slice(low, low + step)
+        done = 0
+        for memory, places, slots in by_memory(request.peer.memories, request.remote_slots):
+            for low in range(0, len(slots), step):
+                if self._clock() >= request.deadline:
+                    raise DeadlinePassed(f"deadline passed with {done} of {len(request.remote_slots)} blocks read")
+                part = slice(low, low + step)
+                yield memory, slots[part], request.local_slots[places[part]]
+                done += len(slots[part])
 
 
 def _reason_of(error: BaseException | None) -> MissReason:

@@ -37,8 +37,9 @@ def main() -> None:
     threading.Thread(target=_die_at_end_of_input, daemon=True).start()
     endpoint = config.endpoint
     size = max(BUFFER_BYTES_MIN, endpoint.bytes_per_slot)
+    engine = endpoint.memories[0]
     # Before the agent: UCX opens a peer's device memory only in a process that has a context on the device.
-    buffers = BounceBuffers(BUFFERS, size, memory=endpoint.memory, device=endpoint.device)
+    buffers = BounceBuffers(BUFFERS, size, memory=engine.memory, device=engine.device)
     agent = NixlAgent(
         f"relay-of-{endpoint.agent_name}-{os.getpid()}", ucx_tls=config.ucx_tls, threads=2, package=config.nixl_package
     )

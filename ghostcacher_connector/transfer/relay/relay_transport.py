@@ -20,7 +20,7 @@ import numpy as np
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory
 from ghostcacher_connector.slots import Generations, Slots, check_header, seal_words, valid_mask
 from ghostcacher_connector.transfer.base import (
     Probe,
@@ -31,7 +31,7 @@ from ghostcacher_connector.transfer.base import (
     checked_result,
     failed_result,
 )
-from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, request_fault, slots_fault
+from ghostcacher_connector.transfer.layout import endpoint_fault, request_fault, slots_fault
 from ghostcacher_connector.transfer.relay.sinks import HostSink, Sink, check_memory, sink_for
 from ghostcacher_connector.transfer.relay.wire import (
     SLOTS_MAX,
@@ -58,7 +58,7 @@ class RelayTransport(Transport):
     name = "relay"
 
     def __init__(
-        self, memory: RankMemory, *, token: str | None = None, clock: Callable[[], float] = time.monotonic
+        self, memory: SlotMemory, *, token: str | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Raises ConfigError when `memory` is on a device and torch cannot reach it."""
         self._memory = memory
@@ -115,7 +115,7 @@ class RelayTransport(Transport):
         fault = endpoint_fault(peer) or slots_fault(slots, peer.slot_count)
         if fault:
             raise TransferError(f"probe of {peer.agent_name}: {fault}")
-        sink = HostSink(len(slots), [segment.slot_bytes for segment in peer.segments])
+        sink = HostSink(len(slots), peer.slot_bytes)
         with self._connection(peer, self._clock() + timeout_s) as channel:
             started = time.perf_counter()
             seals = _exchange(channel, peer, EMPTY, sink)
@@ -176,7 +176,7 @@ class RelayTransport(Transport):
         try:
             channel.deadline = min(deadline, self._clock() + CONNECT_S)
             welcome = client_handshake(channel, self._token, peer.agent_name)
-            if list(welcome.slot_bytes) != [segment.slot_bytes for segment in peer.segments]:
+            if welcome.slot_bytes != peer.slot_bytes:
                 raise ProtocolError("the relay's bytes per slot differ from the endpoint's")
         except BaseException:
             channel.close()

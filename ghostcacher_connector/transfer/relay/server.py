@@ -63,7 +63,7 @@ class RelayServer:
         self._reader = reader
         self._endpoint = endpoint
         self._token = token
-        self._slot_bytes = tuple(segment.slot_bytes for segment in endpoint.segments)
+        self._slot_bytes = endpoint.slot_bytes
         self._lock = threading.Lock()
         self._connections = 0
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -145,7 +145,6 @@ class RelayServer:
         with reader.reading_from(self._endpoint) as loan:
             size = reader.read_rows(self._endpoint, loan, slots, deadline) if len(slots) else 0
             seal = reader.read_seal(self._endpoint, loan, slots, deadline).tobytes()
-            loan.buffer.fetch(size)
             channel.send(Chunk(len(slots), size))
             if size:
                 channel.send_raw(loan.buffer.data[:size].data)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.core.types import Segment
+from ghostcacher_connector.core.types import Segment, SlotMemory
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.transfer.layout import Bytes, RankMemory, merge_runs, rows_of
+from ghostcacher_connector.transfer.layout import Bytes, merge_runs, rows_of
 
 
 class Sink(ABC):
@@ -28,7 +28,7 @@ class Sink(ABC):
 class SlotSink(Sink):
     """The local slots themselves, in host memory."""
 
-    def __init__(self, memory: RankMemory, local_slots: Slots) -> None:
+    def __init__(self, memory: SlotMemory, local_slots: Slots) -> None:
         self._memory = memory
         self._slots = local_slots
 
@@ -65,7 +65,7 @@ class HostSink(Sink):
 class DeviceSink(Sink):
     """Local slots on a CUDA device: a chunk lands in host memory and is copied over before its seal is checked."""
 
-    def __init__(self, memory: RankMemory, local_slots: Slots) -> None:
+    def __init__(self, memory: SlotMemory, local_slots: Slots) -> None:
         self._memory = memory
         self._slots = local_slots
         self._staging: list[Bytes] = []
@@ -103,12 +103,12 @@ def copy_to_device(segment: Segment, slot_count: int, device: int, slots: Slots,
     torch.cuda.current_stream(name).synchronize()
 
 
-def sink_for(memory: RankMemory, local_slots: Slots) -> Sink:
+def sink_for(memory: SlotMemory, local_slots: Slots) -> Sink:
     """Return the sink that fills local slots."""
     return SlotSink(memory, local_slots) if memory.memory == "DRAM" else DeviceSink(memory, local_slots)
 
 
-def check_memory(memory: RankMemory) -> None:
+def check_memory(memory: SlotMemory) -> None:
     """Raise ConfigError when pulled rows could not be put into this memory."""
     if memory.memory != "DRAM":
         _import_torch()

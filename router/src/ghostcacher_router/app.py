@@ -239,6 +239,7 @@ class Router:
             worker_silence_s=settings.read_timeout_s,
             upstream_idle_s=settings.upstream_idle_s,
             retries_max=settings.retries_max,
+            section_hints=settings.section_hints,
         )
         admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports)
         return HttpProxy(

@@ -183,6 +183,13 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     ghost_lock_tokens_min: Annotated[
         int, Meta(ge=1, le=10_000_000, description="shortest cold prefix worth a lock, in tokens")
     ] = 1024
+    section_hints: Annotated[
+        bool,
+        Meta(
+            description="tell workers where the sections of a prompt end, and what is to be kept, behind the request's "
+            "id; false: engines get, and put into the ids of their answers, the plain id"
+        ),
+    ] = True
     text_map_entries_max: Annotated[
         int, Meta(ge=1000, le=100_000_000, description="boundaries of prompts held in memory, a count")
     ] = 200_000

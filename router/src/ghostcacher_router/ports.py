@@ -91,8 +91,14 @@ class FleetPort(WorkersPort, Protocol):
     def lost(self, name: str, outcome: Outcome) -> None:
         """Note that a request got no whole answer from a worker: REFUSED, BROKE or FAILED."""
 
-    def failed(self, name: str, kind: str, why: str) -> None:
-        """Note that a request failed for a worker's sake. kind: a label of metrics. why: for people."""
+    def doubts(self, name: str) -> bool:
+        """Say whether requests have failed at a worker lately."""
+
+    def failed(self, name: str, kind: str, why: str, *, sure: bool) -> None:
+        """Note that a request failed, and likely for a worker's sake.
+
+        kind: a label of metrics. why: for people. sure: another worker has answered the same request.
+        """
 
     def answered(self, name: str) -> None:
         """Note that a worker answered a request, and not with an error of its own."""

@@ -9,24 +9,16 @@ request at the worker that was picked for it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum, IntEnum
+from enum import Enum
 from typing import NamedTuple, Protocol
+
+from ghostcacher_connector.core.types import SectionType
 
 GRID_BYTES = 1024
 """There is a boundary at every multiple of it, counted from the prompt's first byte."""
 
 DIGEST_BYTES = 16
 """The size of a boundary's digest. A collision by chance takes 2**64 tries, and the seed is the fleet's own."""
-
-
-class SectionType(IntEnum):
-    """What a section of a prompt is, in the order in which templates use them. The value is stored: never renumber."""
-
-    TOOLS = 0
-    SYS = 1
-    DOC = 2
-    SESSION = 3
-    USER = 4
 
 
 class Prompt(NamedTuple):
@@ -42,6 +34,8 @@ class Prompt(NamedTuple):
     """SHA256(H_sys || sep || H_tools || sep || H_doc), 32 bytes. Without these sections, of the first KiB."""
     tokens: int | None
     """The exact count, when the prompt came as token ids; else None."""
+    hint: str = ""
+    """What tells the worker of the sections, to be put behind the request's id (core/sections.py); empty for none."""
 
     @property
     def size(self) -> int:
@@ -181,7 +175,7 @@ class Outcome(Enum):
     FAILED = "failed"
     """The connection broke after the answer had begun."""
     CANCELLED = "cancelled"
-    """The client left."""
+    """The client left, or the router stopped."""
 
 
 class Endpoint(NamedTuple):
@@ -197,10 +191,15 @@ class Endpoint(NamedTuple):
     """The prefix of every path, without a slash at its end; mostly empty."""
 
     @property
+    def name(self) -> str:
+        """Return the name of a worker that is known by its URL only: host:port, and the path where there is one."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}{self.path}"
+
+    @property
     def url(self) -> str:
         """Return it as a URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
+        return f"{'https' if self.tls else 'http'}://{self.name}"
 
 
 class Ask(NamedTuple):
@@ -250,8 +249,12 @@ class Placement(Protocol):
     def ended(self, outcome: Outcome, status: int | None) -> None:
         """The attempt is over. status: of the answer's head; None when none came."""
 
-    def failed(self) -> None:
-        """The attempt failed for the worker's sake. What a request meets at every worker may be its own fault."""
+    @property
+    def doubtful(self) -> bool:
+        """Whether requests have failed at the worker lately, so that an error may be its own and not the request's."""
+
+    def failed(self, *, sure: bool) -> None:
+        """The attempt failed, and likely for the worker's sake. sure: another worker has answered the same request."""
 
 
 class NoWorker(Exception):

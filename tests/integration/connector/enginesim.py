@@ -176,18 +176,16 @@ class SimEngine:
         *,
         max_tokens: int = 4,
         pull: bool = True,
+        transfer: dict[str, Any] | None = None,
         **options: Any,
     ) -> Request:
-        """options: more of the request's own, as vLLM names them."""
+        """transfer: more of the request's kv_transfer_params. options: more of its own, as vLLM names them."""
+        params = (transfer or {}) | ({} if pull else {"gc_pull": False})
+        extra = {"kv_transfer_params": params} if params else None
         request = Request(
             request_id=request_id,
             prompt_token_ids=list(tokens),
-            sampling_params=SamplingParams(
-                max_tokens=max_tokens,
-                temperature=0.0,
-                ignore_eos=True,
-                extra_args=None if pull else {"kv_transfer_params": {"gc_pull": False}},
-            ),
+            sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, extra_args=extra),
             pooling_params=None,
             block_hasher=self._hasher,
             **options,

@@ -50,7 +50,7 @@ def test_pulled_slots_hold_the_owners_bytes_until_it_reuses_them(owner: OwnerPro
     from tests.support.device_memory import DeviceMemory
 
     memory = DeviceMemory(layout=layout)
-    transport: Transport = NixlTransport(memory.rank, memory.table, name="reader")
+    transport: Transport = NixlTransport(memory.memories, memory.table, name="reader")
     if kind == "relay":
         transport = RelayTransport(memory.rank, token=TOKEN)
     for local in (SLOTS + 20, SLOTS[::-1].copy(), SLOTS * 3):
@@ -70,7 +70,7 @@ def test_probe_sees_the_bytes_of_a_peer_and_the_seal_of_its_own(owner: OwnerProc
 
     memory, content = DeviceMemory(layout=layout), DeviceMemory(layout=layout)
     content.overwrite(SLOTS, FIRST + 1)
-    transport = NixlTransport(memory.rank, memory.table, name="reader")
+    transport = NixlTransport(memory.memories, memory.table, name="reader")
     probe = transport.probe(owner.endpoint, SLOTS, timeout_s=5)
     assert probe.current
     assert probe.data == content.tobytes(SLOTS)
@@ -83,7 +83,7 @@ def test_owner_that_dies_is_a_failed_pull_and_the_reader_stays_well(owner: Owner
     from tests.support.device_memory import DeviceMemory
 
     memory = DeviceMemory(layout=layout)
-    transport = NixlTransport(memory.rank, memory.table, name="reader")
+    transport = NixlTransport(memory.memories, memory.table, name="reader")
     assert pull(transport, owner, SLOTS).outcome is PullOutcome.DONE
     owner.kill()
     result = pull(transport, owner, SLOTS)

@@ -13,7 +13,7 @@ import pytest
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
-from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
@@ -32,7 +32,7 @@ def owner() -> Iterator[OwnerProcess]:
 @pytest.fixture(scope="module")
 def reader() -> Iterator[tuple[NixlTransport, KvMemory]]:
     memory = KvMemory()
-    transport = NixlTransport(memory.rank, memory.table, name="reader")
+    transport = NixlTransport(memory.memories, memory.table, name="reader")
     yield transport, memory
     transport.close()
 
@@ -89,6 +89,8 @@ def test_record_that_points_elsewhere_fails_and_the_peer_recovers(
     """Addresses outside what the peer registered are refused by NIXL, in our words."""
     transport, memory = reader
     memory.clear()
+    if "table" not in changes:
+        changes = {"memories": (msgspec.structs.replace(owner.endpoint.memories[0], **changes),)}
     result = pull(transport, msgspec.structs.replace(owner.endpoint, **changes))
     assert result.outcome is PullOutcome.FAILED, result
     assert result.reason in {MissReason.PEER_UNREACHABLE, MissReason.TRANSFER_FAILED}
@@ -120,7 +122,7 @@ def test_memory_that_no_transport_reads_one_sidedly_fails_at_once_and_holds_noth
     """UCX would emulate such a READ, and wait for the owner's CPU for ever."""
     tls = "posix,sysv,self"  # sees only memory that was made for sharing
     memory = KvMemory()
-    transport = NixlTransport(memory.rank, memory.table, name="reader", ucx_tls=tls)
+    transport = NixlTransport(memory.memories, memory.table, name="reader", ucx_tls=tls)
     with OwnerProcess({"transport": {"ucx_tls": tls}}) as owner:
         result = pull(transport, owner.endpoint)
     assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE)

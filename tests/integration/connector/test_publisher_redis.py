@@ -85,7 +85,7 @@ def test_killed_and_restarted_server_is_filled_again_with_what_changed_meanwhile
 def test_lost_blocks_key_is_filled_again(bench: Bench) -> None:
     """An eviction, or somebody's DEL, is noticed by the count."""
     with bench.server.client() as raw:
-        assert raw.delete(*raw.keys("gc1:*:blocks:*")) == 1
+        assert raw.delete(*raw.keys("gc2:*:blocks:*")) == 1
     bench.wait_for(len(BLOCKS))
 
 
@@ -99,7 +99,7 @@ def test_killed_worker_is_gone_with_its_lease() -> None:
             publisher.step()
         with server.client() as raw:
             assert raw.dbsize() >= 3
-            wait_until(lambda: not raw.keys("gc1:*:blocks:*") and not raw.keys("gc1:*:worker:*"), timeout_s=3)
+            wait_until(lambda: not raw.keys("gc2:*:blocks:*") and not raw.keys("gc2:*:worker:*"), timeout_s=3)
         assert index.workers() == []
         index.close()
 

@@ -143,7 +143,7 @@ def test_peers_that_hang_do_not_use_up_the_bounce_buffers(emulated: dict[str, ob
 def record_of(worker: str, process: OwnerProcess) -> WorkerRecord:
     """Return the record of a worker with one rank, which is the process."""
     return WorkerRecord(
-        schema=1,
+        schema=2,
         worker=worker,
         incarnation=process.endpoint.incarnation,
         namespace="n",

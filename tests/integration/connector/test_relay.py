@@ -222,7 +222,7 @@ def test_relay_process_loads_neither_torch_nor_an_engine(owner: OwnerProcess) ->
     """It must start fast and stay small."""
     with open(f"/proc/{owner.relay_pid}/maps") as maps:
         loaded = maps.read()
-    assert "torch" not in loaded
+    assert "libtorch" not in loaded  # an engine for CPUs has its children load the OpenMP library that torch brings
     assert "vllm" not in loaded
 
 

@@ -29,9 +29,10 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.core.types import SlotMemory, Tier
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
-from ghostcacher_connector.transfer.layout import RankMemory, Side, descriptors, regions
+from ghostcacher_connector.transfer.layout import Side, descriptors, regions
 from tests.integration.connector.enginesim import SimEngine
 
 pytestmark = pytest.mark.engine
@@ -215,7 +216,8 @@ def test_block_major_memory_is_one_region(layout: str) -> None:
     """One registration covers all layers of a block-major cache."""
     layers, spec = MODELS["Llama-8B, blocks of 16"]
     segments = segments_of(views_of(spec, layers, KVCacheLayout[layout]), BLOCKS, spec.page_size_bytes)
-    assert [size for _, size in regions(RankMemory(segments, BLOCKS))] == [BLOCKS * layers * spec.page_size_bytes]
+    memory = SlotMemory(Tier.DEVICE, BLOCKS, segments)
+    assert [size for _, size in regions(memory)] == [BLOCKS * layers * spec.page_size_bytes]
 
 
 def test_heads_outside_of_layers_are_refused_by_name() -> None:

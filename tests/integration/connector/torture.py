@@ -81,7 +81,7 @@ def make_transport(kind: str, mutate: str | None, memory: KvMemory, threads: int
         return RelayTransport(memory.rank, token=TOKEN)
     make = SealFirst if mutate == "seal-first" else NixlTransport
     # Never fewer than the default: see the note on workers in transfer/nixl/agent.py.
-    return make(memory.rank, memory.table, name="reader", threads=max(2, threads))
+    return make(memory.memories, memory.table, name="reader", threads=max(2, threads))
 
 
 def pull_many(

@@ -83,7 +83,7 @@ def test_every_key_has_a_ttl(index: RedisIndex, raw: redis.Redis) -> None:
     index.put_report(REF, "load", {"a": b"1"}, ttl_s=LEASE_S)
     keys = raw.keys("*")
     assert len(keys) == 5
-    assert all(key.startswith(b"gc1:") and raw.pttl(key) > 0 for key in keys)
+    assert all(key.startswith(b"gc2:") and raw.pttl(key) > 0 for key in keys)
 
 
 def test_scripts_are_lost_calls_go_on(index: RedisIndex, raw: redis.Redis) -> None:
@@ -237,7 +237,7 @@ def test_acl_user_may_do_just_what_the_index_does() -> None:
                 "ghost",
                 "on",
                 ">p/w:1",
-                "~gc1:*",
+                "~gc2:*",
                 "+@read",
                 "+@write",
                 "+@scripting",

@@ -33,7 +33,7 @@ def served(fleet: Fleet) -> list[str]:
 
 def eject(fleet: Fleet, name: str) -> None:
     for _ in range(ERRORS_MAX):
-        fleet.failed(name, "500", "status 500")
+        fleet.failed(name, "500", "status 500", sure=True)
     assert name not in served(fleet)
     assert fleet.workers[name].state is WorkerState.READY
     assert fleet.why_ejected(name) is not None

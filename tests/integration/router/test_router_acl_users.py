@@ -112,7 +112,7 @@ def test_strangers_with_the_right_to_write_change_nothing(fleet: AclFleet) -> No
         drain_id = f"w1@{fleet.incarnation}"
         stranger.put_drains([DrainOrder(drain_id, True, now, now + 9e6)])
         with fleet.server.client() as raw:
-            raw.zadd("gc1:{router}:drains", {drain_id: 9e15})
+            raw.zadd("gc2:{router}:drains", {drain_id: 9e15})
             raw.zadd(schema.router_key("routers"), {f"r{number}": 9e15 for number in range(50)})
         refused = 'gc_router_refused_values{what="drain: not authentic"}'
         for router in (one, two):
@@ -196,4 +196,4 @@ def test_doctor_without_scripts_or_keys_says_what_to_allow() -> None:
         ):
             outcome = doctor("--redis-url", user)
             assert outcome.status("redis permissions") == "FAIL", outcome.printed
-            assert "+eval and ~gc1:*" in outcome.checks["redis permissions"]["fix"]
+            assert "+eval and ~gc2:*" in outcome.checks["redis permissions"]["fix"]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import struct
 
 import pytest
 
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Outcome
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
+from tests.support.broken_answers import BreakingEngine, cut, request
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, chunk
-from tests.support.proxy_rig import PATIENCE_S, POST, Client, Rig, eventually, on_loop, post, proxy_rig
+from tests.support.proxy_rig import Client, Rig, eventually, on_loop, post, proxy_rig
 
 HEADS = {
     "length": b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n",
@@ -22,46 +22,6 @@ HEADS = {
 }
 BODY = {"length": b"abc", "chunked": b"3\r\nabc\r\n", "until close": b"abc"}
 LENGTHLESS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-
-
-def reset(peer: Peer) -> None:
-    """Close a worker's connection with a reset."""
-    linger = struct.pack("ii", 1, 0)
-    peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    peer.writer.transport.abort()
-
-
-class Worker(MockEngine):
-    """Sends `answer`, and resets its connection, or falls silent, once `gate` is set."""
-
-    def __init__(self, answer: bytes, *, silent: bool = False) -> None:
-        super().__init__("w0", self.begin)
-        self.answer, self.silent = answer, silent
-        self.gate = asyncio.Event()
-
-    async def begin(self, peer: Peer, _: Received) -> None:
-        peer.send(self.answer)
-        if self.silent:
-            await peer.left()
-        await self.gate.wait()
-        reset(peer)
-
-
-def request(version: bytes, path: bytes = b"/v1/chat/completions") -> bytes:
-    return post(b"{}").replace(b"HTTP/1.1", b"HTTP/" + version).replace(b"/v1/chat/completions", path)
-
-
-async def cut(client: Client, head: bytes) -> tuple[bool, bytes]:
-    """Return whether the client saw a reset, and what came before that."""
-    rest = bytearray()
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while data := await client.reader.read(1 << 16):
-                rest += data
-    except ConnectionResetError:
-        return True, bytes(rest)
-    assert b"content-length" in head.lower() or b"chunked" in head.lower(), "looks like a whole answer"
-    return False, bytes(rest)
 
 
 async def connections(rig: Rig) -> list[WorkerConnection]:
@@ -75,7 +35,7 @@ async def connections(rig: Rig) -> list[WorkerConnection]:
 @on_loop
 async def test_answer_that_its_worker_resets_does_not_look_whole(kind: str, version: bytes) -> None:
     """Its framing says so, or its connection is reset behind the last byte that came."""
-    engine = Worker(HEADS[kind] + BODY[kind])
+    engine = BreakingEngine(HEADS[kind] + BODY[kind])
     async with proxy_rig(engine) as rig:
         client = await rig.client()
         client.send(request(version))
@@ -107,7 +67,7 @@ async def test_stream_that_breaks_off_tells_of_it_in_the_form_of_its_api(
 ) -> None:
     """An event of its own, before the cut that no client can take for the end."""
     event = b'data: {"sequence_number":4}\n\n'
-    engine = Worker(CHUNKED + chunk(event) if framing == "chunked" else LENGTHLESS + event)
+    engine = BreakingEngine(CHUNKED + chunk(event) if framing == "chunked" else LENGTHLESS + event)
     chunked = (framing, version) == ("chunked", b"1.1")
     passed = chunk(event) if chunked else event
     async with proxy_rig(engine) as rig:
@@ -131,7 +91,7 @@ async def test_stream_that_breaks_off_tells_of_it_in_the_form_of_its_api(
 async def test_event_that_is_cut_is_ended_before_the_error() -> None:
     """No parser takes the error for the rest of its line."""
     passed = b'data: {"delta": "he'
-    engine = Worker(LENGTHLESS + passed)
+    engine = BreakingEngine(LENGTHLESS + passed)
     async with proxy_rig(engine) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
@@ -154,7 +114,7 @@ async def test_event_that_is_cut_is_ended_before_the_error() -> None:
 async def test_answer_that_an_event_would_spoil_gets_none(head: bytes) -> None:
     """One with a length, an encoded one, or one that is no stream of events: its framing alone shows the cut."""
     passed = b"3\r\nabc\r\n"
-    engine = Worker(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + passed)
+    engine = BreakingEngine(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + passed)
     async with proxy_rig(engine) as rig:
         client = await rig.client()
         client.send(post(b"{}"))
@@ -168,7 +128,7 @@ async def test_answer_that_an_event_would_spoil_gets_none(head: bytes) -> None:
 async def test_all_that_came_before_a_reset_arrives_at_a_slow_client() -> None:
     """The reset does not overtake it, however late the client reads."""
     body = bytes(range(256)) * (4 << 10)
-    engine = Worker(HEADS["until close"] + body)
+    engine = BreakingEngine(HEADS["until close"] + body)
     async with proxy_rig(engine) as rig:
         client = await rig.client()
         client.writer.transport.pause_reading()
@@ -192,7 +152,7 @@ async def test_all_that_came_before_a_reset_arrives_at_a_slow_client() -> None:
 @on_loop
 async def test_client_that_never_takes_the_rest_is_reset_in_time() -> None:
     """What was sent is waited for no longer than after any other error."""
-    engine = Worker(HEADS["until close"] + b"x" * (16 << 20))
+    engine = BreakingEngine(HEADS["until close"] + b"x" * (16 << 20))
     async with proxy_rig(engine) as rig:
         client = await rig.client()
         client.writer.transport.pause_reading()
@@ -214,7 +174,7 @@ async def test_client_that_never_takes_the_rest_is_reset_in_time() -> None:
 @on_loop
 async def test_client_that_sends_a_fin_never_takes_half_an_answer_for_a_whole_one() -> None:
     """It counts as having left; should it still read, it sees a reset."""
-    engine = Worker(HEADS["until close"] + b"abc", silent=True)
+    engine = BreakingEngine(HEADS["until close"] + b"abc", silent=True)
     async with proxy_rig(engine) as rig:
         for version in (b"1.1", b"1.0"):
             client = await rig.client()
@@ -223,19 +183,6 @@ async def test_client_that_sends_a_fin_never_takes_half_an_answer_for_a_whole_on
             assert await client.reader.readexactly(3) == b"abc"
             client.finish()
             assert await cut(client, head) == (True, b"")
-
-
-@on_loop
-async def test_answer_that_is_cut_by_a_stop_does_not_look_whole() -> None:
-    """Its time to end was over."""
-    engine = Worker(HEADS["until close"] + b"abc", silent=True)
-    async with proxy_rig(engine) as rig:
-        client = await rig.client()
-        client.send(POST + b"Content-Length: 2\r\n\r\n{}")
-        head = await client.head()
-        assert await client.reader.readexactly(3) == b"abc"
-        await rig.proxy.stop(0.0)
-        assert await cut(client, head) == (True, b"")
 
 
 @pytest.mark.parametrize("size", [60_000, 8 << 20])

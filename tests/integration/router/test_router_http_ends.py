@@ -8,8 +8,8 @@ import pytest
 
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.types import Outcome
-from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, content, echo, says
-from tests.support.proxy_rig import PATIENCE_S, POST, Client, Rig, eventually, on_loop, post, proxy_rig
+from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, content, says
+from tests.support.proxy_rig import Client, Rig, eventually, on_loop, post, proxy_rig
 
 
 async def never(peer: Peer, request: Received) -> None:
@@ -227,68 +227,6 @@ async def test_worker_that_is_silent_for_too_long_is_given_up() -> None:
         rig.pass_time(Limits().worker_silence_s + 1)
         rest = await client.rest()
         assert (rest[:10], b"worker_timeout" in rest, b"0\r\n\r\n" in rest) == (b"5\r\nhello\r\n", True, False)
-
-
-@on_loop
-async def test_stop_lets_requests_end_and_takes_no_more() -> None:
-    """Idle clients are closed at once, busy ones after their answer."""
-    gate = asyncio.Event()
-
-    async def wait(peer: Peer, request: Received) -> None:
-        await gate.wait()
-        echo(peer, request)
-
-    async with proxy_rig(MockEngine("w0", wait)) as rig:
-        idle, busy = await rig.client(), await rig.client()
-        busy.send(post(b"{}"))
-        await eventually(lambda: rig.engine.received and len(rig.state.clients) == 2)
-        stopping = asyncio.ensure_future(rig.proxy.stop(60.0))
-        assert await idle.rest() == b""
-        with pytest.raises(OSError, match="refused"):
-            await asyncio.open_connection("127.0.0.1", rig.port)
-        gate.set()
-        head, body = await busy.answer()
-        assert (b"connection: close" in head, body) == (True, b"{}")
-        await stopping
-
-
-@on_loop
-async def test_client_that_reads_the_end_of_its_answer_during_stop_is_closed() -> None:
-    """Its answer was written when the stop began; once it is read, nothing is waited for."""
-    body = b"x" * (8 << 20)
-    async with proxy_rig() as rig:
-        client = await rig.client()
-        client.writer.transport.pause_reading()
-        client.send(post(body).replace(b"/v1/chat/completions", b"/local/page"))
-        await eventually(lambda: any(one._write_paused for one in rig.state.clients) and not rig.state.in_flight)
-        stopping = asyncio.ensure_future(rig.proxy.stop(60.0))
-        await asyncio.sleep(0)
-        client.writer.transport.resume_reading()
-        assert (await client.answer())[1].endswith(body)
-        assert await client.rest() == b""
-        async with asyncio.timeout(PATIENCE_S):
-            await stopping
-
-
-@on_loop
-async def test_client_that_comes_as_the_proxy_stops_is_closed() -> None:
-    """It was accepted, but asyncio had not told of it yet."""
-    async with proxy_rig() as rig:
-        rig.state.draining = True
-        assert await (await rig.client()).rest() == b""
-        rig.state.draining = False
-
-
-@on_loop
-async def test_stop_cuts_off_what_does_not_end_in_time() -> None:
-    """The worker is told by its connection."""
-    async with proxy_rig(MockEngine("w0", begin)) as rig:
-        client = await rig.client()
-        client.send(POST + b"Content-Length: 2\r\n\r\n{}")
-        await client.head()
-        await rig.proxy.stop(0.0)
-        assert rig.placements[0].outcome is Outcome.CANCELLED
-        assert await client.rest() in (b"", b"5\r\nhello\r\n")
 
 
 async def _connections(rig: Rig) -> list[object]:

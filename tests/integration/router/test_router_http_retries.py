@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -29,6 +30,10 @@ def engines(*scripts: bytes) -> list[MockEngine]:
 
 
 def blamed(rig: Rig) -> list[str]:
+    return [place.worker for place in rig.placements if place.blamed is not None]
+
+
+def surely_blamed(rig: Rig) -> list[str]:
     return [place.worker for place in rig.placements if place.blamed]
 
 
@@ -45,7 +50,7 @@ async def test_second_worker_is_asked_when_the_first_does_not_answer() -> None:
         outcomes = [(place.worker, place.outcome) for place in rig.placements]
         assert outcomes == [("w0", Outcome.REFUSED), ("w1", Outcome.DONE), ("w0", Outcome.BROKE), ("w1", Outcome.DONE)]
         assert rig.meter.reasons == ["refused", "broke"]
-        assert blamed(rig) == ["w0", "w0"]
+        assert blamed(rig) == surely_blamed(rig) == ["w0", "w0"]
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
@@ -61,7 +66,7 @@ async def test_connections_that_cannot_be_made_are_tried_so_often(retries: int) 
         assert json.loads(body)["error"]["type"] == "server_error"
         assert [place.worker for place in rig.placements] == ["w0", "w1", "w2"][: retries + 1]
         assert rig.meter.answers == [(PATH, 502)]
-        assert blamed(rig) == (["w0"] if retries == 0 else [])
+        assert (blamed(rig), surely_blamed(rig)) == (["w0"] if retries == 0 else [], [])
 
 
 @on_loop
@@ -221,7 +226,70 @@ async def test_other_error_of_an_engine_goes_through_as_it_is(number: int, guilt
         head, body = await rig.ask(post(b"{}"))
         assert (head.startswith(b"HTTP/1.1 %d X\r\nX-Why: so\r\n" % number), body) == (True, b"busy")
         assert [(place.outcome, place.status) for place in rig.placements] == [(Outcome.DONE, number)]
-        assert blamed(rig) == (["w0"] if guilty else [])
+        assert (blamed(rig), surely_blamed(rig)) == (["w0"] if guilty else [], [])
+
+
+@on_loop
+async def test_error_of_a_worker_in_doubt_is_tried_at_one_other() -> None:
+    """The client sees the other's answer only; that one has it is what proves the first at fault."""
+    async with proxy_rig(*engines(status(500), b"")) as rig:
+        rig.dispatcher.doubtful.add("w0")
+        head, body = await rig.ask(post(b"mine"))
+        assert (head[:12], body, rig.meter.reasons) == (b"HTTP/1.1 200", b"mine", ["error"])
+        assert surely_blamed(rig) == ["w0"]
+        assert rig.meter.answers == [(PATH, 200)]
+
+
+@on_loop
+async def test_request_that_fails_at_two_workers_is_tried_at_no_third_and_blames_nobody() -> None:
+    """However doubtful they are: the client gets the second one's error."""
+    group = engines(status(500, body=b"first"), status(502, body=b"second"), b"")
+    async with proxy_rig(*group) as rig:
+        rig.dispatcher.doubtful |= {"w0", "w1", "w2"}
+        head, body = await rig.ask(post(b"{}"))
+        assert (head[:12], body, blamed(rig)) == (b"HTTP/1.1 502", b"second", [])
+        assert len(rig.placements) == 2
+        rig.engines[1].script = reset
+        head, body = await rig.ask(post(b"{}"))
+        assert (head[:12], body, len(rig.placements), blamed(rig)) == (b"HTTP/1.1 500", b"first", 4, [])
+        rig.engines[0].script, rig.engines[1].script = reset, says(status(502))
+        assert (await rig.ask(post(b"{}")))[0].startswith(b"HTTP/1.1 502")
+        assert len(rig.placements) == 6
+
+
+@on_loop
+async def test_error_of_a_worker_in_doubt_goes_through_where_it_may_have_changed_something() -> None:
+    """Loading an adapter is sent once; and nobody says that another worker would have answered."""
+    async with proxy_rig(*engines(status(500), b"")) as rig:
+        rig.dispatcher.doubtful.add("w0")
+        head, _ = await rig.ask(post(b"{}").replace(PATH.encode(), b"/v1/load_lora_adapter"))
+        assert (head[:12], len(rig.placements)) == (b"HTTP/1.1 500", 1)
+        assert (blamed(rig), surely_blamed(rig)) == (["w0"], [])
+
+
+@pytest.mark.parametrize("comes", [b"", b"x"])
+@on_loop
+async def test_answer_that_turns_away_and_never_ends_is_not_waited_for(comes: bytes) -> None:
+    """Another worker is asked soon, whether nothing comes of the rest or a little again and again."""
+
+    async def begin(peer: Peer, request: Received) -> None:
+        peer.send(b"HTTP/1.1 503 X\r\nContent-Length: 60000\r\n\r\n")
+        while not peer.writer.transport.is_closing():
+            peer.send(comes)
+            await asyncio.sleep(0.001)
+
+    async with proxy_rig(MockEngine("w0", begin), MockEngine("w1")) as rig:
+        client = await rig.client()
+        client.send(post(b"mine"))
+        await eventually(lambda: rig.state.pools.open_count and "status=503" in repr(rig.state.clients))
+        passed = list(rig.state.pools[rig.engine.endpoint].open)
+        rig.pass_time(Limits().turned_away_s / 2)
+        assert len(rig.placements) == 1
+        before = passed[0].passed_bytes
+        await eventually(lambda: not comes or passed[0].passed_bytes > before)
+        rig.pass_time(Limits().turned_away_s)
+        assert (await client.answer())[1] == b"mine"
+        assert (rig.meter.reasons, surely_blamed(rig)) == (["503"], ["w0"])
 
 
 @on_loop

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.errors import ConfigError, DigestMismatch, ProtocolError
-from ghostcacher_connector.core.types import Location, Tier, WorkerRecord
+from ghostcacher_connector.core.types import Location, Segment, SlotMemory, Tier, WorkerRecord
 from tests.support.index_parts import NAMESPACE, chain, make_record
 
 LOCATIONS = st.builds(Location, st.sampled_from(Tier), st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 64) - 1))
@@ -23,11 +23,11 @@ def unpack(packed: bytes) -> WorkerRecord:
 
 def test_keys_are_as_the_schema_says() -> None:
     """The keys are a published format: changing one is a new schema version."""
-    assert schema.namespaces_key() == "gc1:namespaces"
-    assert schema.workers_key("ns") == "gc1:{ns}:workers"
-    assert schema.worker_key("ns", "w:1") == "gc1:{ns}:worker:w:1"
-    assert schema.report_key("ns", "w:1", "load") == "gc1:{ns}:report:w:1:load"
-    assert schema.blocks_key("ns", 3, b"\x01\xff") == "gc1:{ns:3}:blocks:01ff"
+    assert schema.namespaces_key() == "gc2:namespaces"
+    assert schema.workers_key("ns") == "gc2:{ns}:workers"
+    assert schema.worker_key("ns", "w:1") == "gc2:{ns}:worker:w:1"
+    assert schema.report_key("ns", "w:1", "load") == "gc2:{ns}:report:w:1:load"
+    assert schema.blocks_key("ns", 3, b"\x01\xff") == "gc2:{ns:3}:blocks:01ff"
 
 
 def test_location_is_thirteen_little_endian_bytes() -> None:
@@ -58,7 +58,7 @@ def test_report_name_with_colon_is_refused() -> None:
 def test_entry_is_location_and_digest() -> None:
     """The value of an entry is a published format, too, with a key and without."""
     location = Location(Tier.HOST, 2, 3)
-    for key, digest in ((b"", "c935d4330d1fd063"), (b"k", "c196ec2bc5c524ca"), (b"k" * 10_000, "5d628295ea3749fb")):
+    for key, digest in ((b"", "8603b6754039821d"), (b"k", "cc32b53a41bbf25d"), (b"k" * 10_000, "cd2af9732f115521")):
         value = schema.Binding("ns", INCARNATION, key).pack(b"block", location)
         assert value == schema.pack_location(location) + bytes.fromhex(digest)
         assert len(value) == schema.ENTRY_BYTES
@@ -215,10 +215,32 @@ def test_record_under_another_name_is_refused() -> None:
         schema.unpack_record(packed, namespace="other", worker="w1")
 
 
+def memory(slot_count: int = 64, tier: Tier = Tier.DEVICE, stride_bytes: int = 4096) -> SlotMemory:
+    return SlotMemory(tier, slot_count, (Segment(1 << 47, stride_bytes, 4096),))
+
+
+def test_rank_with_a_host_tier_comes_back() -> None:
+    """What is refused below is refused for what is wrong with it."""
+    record = make_record()
+    rank = msgspec.structs.replace(record.ranks[0], memories=(memory(), memory(4, Tier.HOST)))
+    record = msgspec.structs.replace(record, ranks=(rank,))
+    assert unpack(schema.pack_record(record)) == record
+
+
 @pytest.mark.parametrize(
     "changed",
-    [{"slot_count": 0}, {"slot_count": 1 << 33}, {"table": -1}, {"incarnation": b"short"}],
-    ids=lambda changed: next(iter(changed)),
+    [
+        {"memories": ()},
+        {"memories": (memory(0),)},
+        {"memories": (memory(1 << 33),)},
+        {"memories": (memory(), memory(0, Tier.HOST))},
+        {"memories": (memory(1 << 31), memory((1 << 31) + 1, Tier.HOST))},
+        {"memories": (memory(), memory(4, Tier.HOST, 64))},
+        {"memories": (memory(), memory(4, Tier.HOST), memory(4, Tier.OBJECT), memory(4, Tier.OBJECT))},
+        {"table": -1},
+        {"incarnation": b"short"},
+    ],
+    ids=str,
 )
 def test_rank_that_describes_no_memory_is_refused(changed: dict[str, object]) -> None:
     """Addresses and sizes out of range never reach a transport."""

@@ -1,19 +1,16 @@
 """Reports prompts to routers: which of their requests it is, some of its page hashes, and when its pages are there.
 
-hooks.py names a request ``<X-Request-Id>-<8 hex>``; SGLang appends ``_<number>`` to it for each prompt of a batch, and
-names further samples of a prompt anew. Only the first prompt of a request is reported. A request to ``/v1/responses``
-is named by the id of its answer, ``resp_<32 hex>``, which the router finds in the answer.
+Only the first prompt of a request is reported (request_names.py).
 
 Driven by the scheduler's thread alone.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
-from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX
 from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.engines.sglang.scheduling.request_names import router_request_id
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.publish.prompt_chain import PromptSink, prompt_chain
 
@@ -21,15 +18,6 @@ WAITING_MAX = 4_096
 """Last pages of prompts that are not published yet; beyond, the oldest are forgotten."""
 WAITING_AT_MAX = 64
 """Requests for one prompt whose last page is not published yet; those beyond are not reported as computed."""
-
-_FORM = re.compile(r"(.+)-[0-9a-f]{8}(?:_0)?|(resp_[0-9a-f]{32})", re.DOTALL)
-
-
-def router_request_id(rid: str) -> str | None:
-    """Return the router's id of a request, None when there is none."""
-    match = _FORM.fullmatch(rid)
-    found = None if match is None else match[1] or match[2]
-    return found if found is not None and len(found) <= REQUEST_CHARS_MAX else None
 
 
 class PromptReporter:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 
+from ghostcacher_connector.core.sections import block_sections, decode_hint
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
+from ghostcacher_connector.engines.sglang.scheduling.request_names import router_request_id
 
 if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import Req
@@ -28,16 +31,22 @@ class Tracked(PullState):
     def request_id(self) -> str:
         return str(self.req.rid)
 
+    @property
+    def blocks(self) -> Sequence[BlockHash]:
+        return self.chain
+
 
 def track(req: Req, page_tokens: int) -> Tracked:
     """Return what is known of a request that has just arrived."""
-    if not shareable(req):
-        return Tracked(req, [])
     tokens = len(req.origin_input_ids)
     full = tokens // page_tokens
+    sections = block_sections(decode_hint(router_request_id(req.rid)), tokens, page_tokens)
+    if not shareable(req):
+        return Tracked(req, [], sections=sections)
     key = RadixKey(req.origin_input_ids, extra_key=req.extra_key, cache_salt=req.cache_salt)[: full * page_tokens]
     names = get_storage_hash_str(key, None, page_size=page_tokens) if full else []
-    return Tracked(req, [bytes.fromhex(name) for name in names], pullable=max(0, tokens - 1) // page_tokens)
+    chain = [bytes.fromhex(name) for name in names]
+    return Tracked(req, chain, pullable=max(0, tokens - 1) // page_tokens, sections=sections)
 
 
 def shareable(req: Req) -> bool:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_hint, retain_wanted
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
+from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
+from ghostcacher_connector.metrics import Recorder
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
+
+
+TENANT_BYTES = 8
+"""Two tenants of one digest would share a quota, and nothing else."""
 
 
 @dataclass(slots=True)
@@ -40,10 +50,17 @@ class Tracked(PullState):
     """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
     preemptions: int = 0
     """How often it had been preempted when it was last asked for."""
+    tenant: bytes | None = None
+    """Whose quota what it retains counts against: see `tenant_of`."""
 
     @property
     def request_id(self) -> str:
         return str(self.request.request_id)
+
+    @property
+    def blocks(self) -> Sequence[BlockHash]:
+        blocks: Sequence[BlockHash] = self.request.block_hashes
+        return blocks
 
 
 def shareable(request: Request) -> bool:
@@ -57,7 +74,35 @@ def shareable(request: Request) -> bool:
     return plain and not request.resumable
 
 
+def tenant_of(request: Request) -> bytes | None:
+    """Return a digest of the request's ``cache_salt``, which names its tenant; None without one."""
+    salt = request.cache_salt
+    return hashlib.blake2b(salt.encode(), digest_size=TENANT_BYTES).digest() if salt else None
+
+
 def pull_wanted(request: Request) -> bool:
     """Say whether the client left pulling on (``kv_transfer_params: {"gc_pull": false}`` turns it off)."""
     params = request.kv_transfer_params
     return not (isinstance(params, dict) and params.get("gc_pull") is False)
+
+
+class SectionReader:
+    """Reads what a request tells of the parts of its prompt, once, when it arrives."""
+
+    def __init__(self, recorder: Recorder, block_tokens: int) -> None:
+        self._recorder, self._block_tokens = recorder, block_tokens
+        self._unique = ids_are_unique()
+
+    def read(self, request: Request) -> BlockSections:
+        """Return what the blocks of a request's prompt belong to. What is malformed says nothing, and is counted."""
+        hint = decode_hint(router_request_id(request.request_id, unique=self._unique))
+        return block_sections(hint, request.num_prompt_tokens, self._block_tokens, self._retain_s(request))
+
+    def _retain_s(self, request: Request) -> float:
+        params = request.kv_transfer_params
+        if not isinstance(params, dict) or (asked := params.get("gc_retain_s")) is None:
+            return 0.0
+        retain_s = retain_wanted(asked)
+        if retain_s is None:
+            self._recorder.inc("gc_bad_retentions_total")
+        return retain_s or 0.0

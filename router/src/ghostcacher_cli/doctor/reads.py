@@ -18,11 +18,11 @@ import msgspec
 import numpy as np
 
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
-from ghostcacher_connector.core.types import RankEndpoint
+from ghostcacher_connector.core.types import RankEndpoint, SlotMemory, Tier
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
-from ghostcacher_connector.transfer.layout import RankMemory, endpoint_fault, packed_segments
-from ghostcacher_connector.transfer.nixl.cuda import CudaDevice, has_driver
+from ghostcacher_connector.transfer.cuda import CudaDevice, has_driver
+from ghostcacher_connector.transfer.layout import endpoint_fault, packed_segments
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.worker.link_probe import LinkReport, link_report
@@ -132,21 +132,21 @@ class _Ways:
 
     def _open(self, device: int | None) -> NixlTransport | None:
         try:
-            return NixlTransport(self._landing(device), SlotTable(1), name="doctor", threads=1)
+            return NixlTransport((self._landing(device),), SlotTable(1), name="doctor", threads=1)
         except GhostCacherError as exc:
             self._broken[device] = str(exc)
             return None
 
-    def _landing(self, device: int | None) -> RankMemory:
+    def _landing(self, device: int | None) -> SlotMemory:
         if device is None:
             return self._slot
         address = CudaDevice(device).allocate(self._slot_bytes)
-        return RankMemory(packed_segments(address, [self._slot_bytes], 1), 1, "VRAM", device)
+        return SlotMemory(Tier.DEVICE, 1, packed_segments(address, [self._slot_bytes], 1), "VRAM", device)
 
 
 def _place_of(peer: RankEndpoint) -> int | None:
     """Return the device here that reads such a peer, None for host memory. Any does: numbers are each process's own."""
-    return 0 if peer.memory == "VRAM" and has_driver() else None
+    return 0 if peer.memories[0].memory == "VRAM" and has_driver() else None
 
 
 def loopback(timeout_s: float) -> LinkReport:
@@ -156,8 +156,8 @@ def loopback(timeout_s: float) -> LinkReport:
         owner_memory, owner_table, owner_data = _memory(LOOPBACK_SLOTS, LOOPBACK_SLOT_BYTES)
         reader_memory, reader_table, reader_data = _memory(LOOPBACK_SLOTS, LOOPBACK_SLOT_BYTES)
         owner_data[:] = np.frombuffer(secrets.token_bytes(owner_data.nbytes), dtype=np.uint8)
-        owner = NixlTransport(owner_memory, owner_table, name="doctor-owner", threads=1)
-        reader = NixlTransport(reader_memory, reader_table, name="doctor-reader", threads=1)
+        owner = NixlTransport((owner_memory,), owner_table, name="doctor-owner", threads=1)
+        reader = NixlTransport((reader_memory,), reader_table, name="doctor-reader", threads=1)
         slots = np.arange(LOOPBACK_SLOTS, dtype=np.int64)
         generations = np.ones(LOOPBACK_SLOTS, dtype=np.uint64)
         owner_table.bump(slots, generations)
@@ -191,10 +191,10 @@ def _read(ways: _Ways, peer: RankEndpoint, timeout_s: float) -> LinkReport:
 
 def _memory(
     slot_count: int, slot_bytes: int
-) -> tuple[RankMemory, SlotTable, np.ndarray[tuple[int], np.dtype[np.uint8]]]:
+) -> tuple[SlotMemory, SlotTable, np.ndarray[tuple[int], np.dtype[np.uint8]]]:
     data = np.zeros(slot_count * slot_bytes, dtype=np.uint8)
     segments = packed_segments(int(data.ctypes.data), [slot_bytes], slot_count)
-    return RankMemory(segments, slot_count), SlotTable(slot_count), data
+    return SlotMemory(Tier.DEVICE, slot_count, segments), SlotTable(slot_count), data
 
 
 def _broken(error: str, at: float) -> LinkReport:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from ghostcacher_connector.core.admin_api import FlushScope
 from ghostcacher_connector.core.coordination.base import Flush
+from ghostcacher_connector.core.types import FlushScope, SectionType
 from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.prefix_map import PrefixMap
 from ghostcacher_router.signals.sessions import session_key
-from ghostcacher_router.types import Ask, Prompt, RequestShape, SectionType
+from ghostcacher_router.types import Ask, Prompt, RequestShape
 
 FLUSHED_MAX = 4096
 """The most boundaries that one flush names, 4 MiB of text: each is an entry of the stream that the routers share."""

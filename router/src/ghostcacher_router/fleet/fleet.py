@@ -189,15 +189,19 @@ class Fleet:
             if watch.worker.endpoint == endpoint:
                 watch.doubted()
 
-    def failed(self, name: str, kind: str, why: str) -> None:
-        """A request failed at a worker, not for its own sake: it is probed at once; after some in a row it is ejected.
+    def doubts(self, name: str) -> bool:
+        """Say whether requests have failed at a worker lately, however well it is otherwise."""
+        return self._outliers.doubts(name)
 
-        kind: a label of metrics. why: for people.
+    def failed(self, name: str, kind: str, why: str, *, sure: bool) -> None:
+        """A request failed at a worker: it is probed at once; after some in a row it is ejected.
+
+        kind: a label of metrics. why: for people. sure: another worker has answered the same request.
         """
         if (watch := self._roster.watches.get(name)) is not None:
             self.doubted(watch.worker.endpoint)
             if watch.worker.state is WorkerState.READY:
-                self._outliers.failed(name, kind, why)
+                self._outliers.failed(name, kind, why, sure=sure)
 
     def answered(self, name: str) -> None:
         """A request got an answer from a worker."""

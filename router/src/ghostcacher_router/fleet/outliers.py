@@ -7,6 +7,9 @@ An ejected worker gets no requests for `ejection_first_s`, twice as long each ti
 than `ejection_max_s`: every exclusion ends by itself. One that returns starts slowly, since it may still fail: one
 request in flight, then two, four, eight for each one that it answers; after `return_s` as many as come.
 
+Where no other worker has answered the request that failed, the request may be the reason, and may fail everywhere. On
+such evidence alone one worker at a time is ejected.
+
 When more than half of the workers of a model are ejected, the reason is likely none of theirs, and the rest could not
 bear the load: all of them are used then (`usable`, a panic rule).
 
@@ -43,11 +46,13 @@ Worker = TypeVar("Worker", bound=Named)
 class _Record:
     """What is known of a worker at which requests have failed. Times are of the loop's clock, in seconds."""
 
-    __slots__ = ("answers", "ejected_until", "ejections", "failures", "returned_at", "why")
+    __slots__ = ("answers", "ejected_until", "ejections", "failures", "returned_at", "sure", "why")
 
     def __init__(self) -> None:
         self.failures = 0
         """Requests in a row that failed."""
+        self.sure = False
+        """Whether another worker has answered one of these, or of those for which it is ejected."""
         self.ejections = 0
         """How often in a row it was ejected; 0 while it is well."""
         self.ejected_until: float | None = None
@@ -83,17 +88,22 @@ class Outliers:
     def __repr__(self) -> str:
         return f"Outliers(ejected={sorted(self.ejected)}, returning={sorted(self.limits())})"
 
-    def failed(self, worker: str, kind: str, why: str) -> None:
-        """Note that a request failed at a worker, and not for the request's sake.
+    def doubts(self, worker: str) -> bool:
+        """Say whether the last request failed at a worker, or it has not yet answered enough since it was ejected."""
+        return worker in self._records
 
-        kind: a label of metrics. why: for people.
+    def failed(self, worker: str, kind: str, why: str, *, sure: bool) -> None:
+        """Note that a request failed at a worker, and likely not for the request's sake.
+
+        kind: a label of metrics. why: for people. sure: another worker has answered the same request.
         """
         record = self._records.setdefault(worker, _Record())
         if record.ejected_until is not None:
             return  # It was sent before, or since nobody else is left.
         record.failures += 1
+        record.sure |= sure
         record.why = why
-        if record.ejections or record.failures >= ERRORS_MAX:
+        if (record.ejections or record.failures >= ERRORS_MAX) and (record.sure or not self._has_unsure_ejection):
             self._eject(worker, record, kind)
 
     def answered(self, worker: str) -> None:
@@ -120,7 +130,8 @@ class Outliers:
         now = self._clock()
         for worker, record in self._records.items():
             if record.ejected_until is not None and record.ejected_until <= now:
-                record.returned_at, record.ejected_until, record.answers = record.ejected_until, None, 0
+                record.returned_at, record.ejected_until = record.ejected_until, None
+                record.answers, record.sure = 0, False
                 logger.info("worker %s: no longer ejected; it gets few requests until it has answered some", worker)
         self._set_due()
         self._changed()
@@ -149,6 +160,10 @@ class Outliers:
             for worker, record in self._records.items()
             if record.ejections and record.ejected_until is None and record.returned_at > since
         }
+
+    @property
+    def _has_unsure_ejection(self) -> bool:
+        return any(record.ejected_until is not None and not record.sure for record in self._records.values())
 
     def _eject(self, worker: str, record: _Record, kind: str) -> None:
         options = self._options

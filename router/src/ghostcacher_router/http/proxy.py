@@ -96,8 +96,7 @@ class HttpProxy:
             async with asyncio.timeout(drain_s):
                 await state.wait_until_empty()
         except TimeoutError:
-            self.cut()
-            await state.wait_until_empty()
+            await self._end_late()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -108,10 +107,26 @@ class HttpProxy:
             await server.wait_closed()
         self._servers.clear()
 
-    def cut(self) -> None:
-        """End the connections of all clients at once."""
+    async def _end_late(self) -> None:
+        """Tell the clients whose requests have not ended, and close their connections once they know."""
+        self._say_late()
+        for client in list(self.state.clients):
+            client.router_stops()
+        try:
+            async with asyncio.timeout(self.state.limits.linger_s):
+                await self.state.wait_until_empty()
+        except TimeoutError:
+            for client in list(self.state.clients):
+                client.abort()
+            await self.state.wait_until_empty()
+
+    def _say_late(self) -> None:
         if self.in_flight:
             logger.warning("%d requests have not ended, and are cut off", self.in_flight)
+
+    def cut(self) -> None:
+        """End the connections of all clients at once."""
+        self._say_late()
         for client in list(self.state.clients):
             client.abort()
 

@@ -51,10 +51,13 @@ class Exchange(Protocol):
         """Nothing has moved for too long: give up."""
 
     def check(self, now: float) -> None:
-        """Nothing has moved since the last tick, or this is the first one: see whether anything can come."""
+        """A tick has passed: see whether anything can come that is worth waiting for."""
 
     def worker_hangs(self) -> None:
         """The worker answers nobody any more: have another one answer, or end what has begun."""
+
+    def router_stops(self) -> None:
+        """The router ends, and waits no longer: give up, and tell the client."""
 
     def pause(self) -> None:
         """The client does not keep up: send it no more for now."""
@@ -113,6 +116,9 @@ class Connection(Protocol):
     def drain(self) -> None:
         """Take no more requests; the one that is under way may end."""
 
+    def router_stops(self) -> None:
+        """The router ends, and waits no longer: tell the client of a request that is under way, and close."""
+
     def abort(self) -> None:
         """Close at once."""
 
@@ -143,7 +149,10 @@ class Meter(Protocol):
 
     @property
     def retries(self) -> Counted:
-        """Requests sent to another worker, by reason: "refused", "broke", "unreachable", "hung", "503" or "429"."""
+        """Requests sent to another worker, by reason.
+
+        It is "refused", "broke", "unreachable", "hung", "503", "429" or "error".
+        """
 
     @property
     def turned_away(self) -> Counted:

@@ -222,8 +222,11 @@ class InFlightTracker:
         missing = placed.status == HTTP_NOT_FOUND and placed.ask.shape.model is not None
         return placed.ask.path.endswith(CHANGE_MODELS) or (missing and self._fleet.models_may_be_old)
 
-    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
-        self._fleet.failed(placed.worker, kind, why)
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str, *, sure: bool) -> None:
+        self._fleet.failed(placed.worker, kind, why, sure=sure)
+
+    def doubts(self, worker: str) -> bool:
+        return self._fleet.doubts(worker)
 
     # Conclusions
 

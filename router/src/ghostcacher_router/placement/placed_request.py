@@ -37,8 +37,11 @@ class Tracker(Protocol):
     def on_ended(self, placed: PlacedRequest, outcome: Outcome, *, computed: bool) -> None:
         """Note that the request is over. computed: whether the worker has computed its prompt."""
 
-    def on_failed(self, placed: PlacedRequest, kind: str, why: str) -> None:
-        """Note that it had failed for its worker's sake. kind: a label of metrics. why: for people."""
+    def on_failed(self, placed: PlacedRequest, kind: str, why: str, *, sure: bool) -> None:
+        """Note that it had failed, likely for its worker's sake. kind, why, sure: as in `FleetPort.failed`."""
+
+    def doubts(self, worker: str) -> bool:
+        """Say whether requests have failed at a worker lately."""
 
 
 class PlacedRequest:
@@ -135,11 +138,15 @@ class PlacedRequest:
             begun = outcome is Outcome.DONE or not self.reservation.prefilling
             self.tracker.on_ended(self, outcome, computed=answered and begun)
 
-    def failed(self) -> None:
+    @property
+    def doubtful(self) -> bool:
+        return self.tracker.doubts(self.worker)
+
+    def failed(self, *, sure: bool) -> None:
         assert self.outcome is not None, self
         status = self.status
         kind = str(status) if self.outcome is Outcome.DONE else self.outcome.value
-        self.tracker.on_failed(self, kind, _WHY.get(self.outcome) or f"status {status}")
+        self.tracker.on_failed(self, kind, _WHY.get(self.outcome) or f"status {status}", sure=sure)
 
     @property
     def has_failed(self) -> bool:

@@ -9,11 +9,33 @@ assembly.py         joins messages, parts, tools and documents to canonical byte
 model_name.py       reads the model that a form or the query names
 stored_ids.py       finds which stored object a request needs
 named_sections.py   reads how a request itself names the sections that its messages belong to
+retention.py        reads for how long a client wants a part of its prompt to be kept
 canonical.py        gives one form to JSON whose white space and key order no template sees
 boundaries.py       places boundaries in the canonical bytes and hashes them
 """
 
+from ghostcacher_router.prompt.assembly import Reading
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.prompt.parse import parse_body, parse_head, parse_now, shape_by_method
+from ghostcacher_router.prompt.boundaries import PromptText
+from ghostcacher_router.prompt.canonical import TooMuch
+from ghostcacher_router.prompt.parse import (
+    PROMPT_PATHS,
+    parse_body,
+    parse_head,
+    parse_now,
+    read_prompt,
+    shape_by_method,
+)
 
-__all__ = ["BadBody", "parse_body", "parse_head", "parse_now", "shape_by_method"]
+__all__ = [
+    "PROMPT_PATHS",
+    "BadBody",
+    "PromptText",
+    "Reading",
+    "TooMuch",
+    "parse_body",
+    "parse_head",
+    "parse_now",
+    "read_prompt",
+    "shape_by_method",
+]

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 from xxhash import xxh3_128_hexdigest
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.bodies import DEPTH_MAX, BadBody, TooDeep
-from ghostcacher_router.prompt.boundaries import hash_prompt
+from ghostcacher_router.prompt.boundaries import PromptText
 from ghostcacher_router.prompt.canonical import BREAKPOINT, INNER_DEPTH, NODES_MAX, Budget, canonical_json
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.prompt.retention import retain_s_of
 
 ROLE, EXTRA, TEXT, OTHER, MEDIA, TOOLS, DOCUMENTS = (bytes([frame]) for frame in range(0xFF, 0xF8, -1))
 
@@ -92,10 +93,13 @@ class Assembly:
         self._part_ends: list[int] = []
         self._section_ends: list[tuple[SectionType, int]] = []
         self._section = SectionType.TOOLS
+        self._retain_s: dict[int, int] = {}
 
-    def tools(self, form: bytes) -> None:
-        """Add tools in canonical form."""
+    def tools(self, form: bytes, retain_s: int = 0) -> None:
+        """Add tools in canonical form. retain_s: for how long the client wants them kept; 0 when it does not say."""
         self._part(SectionType.TOOLS, TOOLS, form)
+        if retain_s:
+            self._retain(retain_s)
 
     def documents(self, form: bytes) -> None:
         """Add documents that are no messages, in canonical form."""
@@ -133,11 +137,11 @@ class Assembly:
         """Add an item of a conversation that has no role, such as a call or its result."""
         self._part(section, OTHER, canonical_json(item, self.nodes))
 
-    def prompt(self, preamble: bytes) -> Prompt | None:
-        """Return the prompt, None when it is empty. Call once, at the end."""
+    def prompt(self, preamble: bytes) -> PromptText:
+        """Return the prompt. Call once, at the end. preamble: as in `PromptText`."""
         self._end_section()
         text = b"".join(self._pieces)
-        return hash_prompt(text, self._part_ends, self._section_ends, preamble=preamble, seed=self._seed)
+        return PromptText(text, self._part_ends, self._section_ends, preamble, retain_s=self._retain_s)
 
     def _extras(self, message: dict[str, Any], plain: Collection[str]) -> None:
         self.nodes.take(len(message))
@@ -180,8 +184,8 @@ class Assembly:
             self._content(part.get("content"), f"{where}.content", depth=depth + 2)
         else:
             self._put(OTHER, canonical_json(part, self.nodes))
-        if part.get(BREAKPOINT) is not None:
-            self._end_section()
+        if (mark := part.get(BREAKPOINT)) is not None:
+            self._retain(retain_s_of(mark))
 
     def _text(self, text: str, *, system: bool) -> None:
         if system and self._drops_billing and text.startswith(BILLING):
@@ -204,6 +208,13 @@ class Assembly:
         """End the section here, unless it is empty or ended here already."""
         if self._size > (self._section_ends[-1][1] if self._section_ends else 0):
             self._section_ends.append((self._section, self._size))
+
+    def _retain(self, retain_s: int) -> None:
+        """End the section here; note for how long all before its end is to be kept, 0 when the client does not say."""
+        self._end_section()
+        if retain_s and self._section_ends:
+            place = len(self._section_ends) - 1
+            self._retain_s[place] = max(retain_s, self._retain_s.get(place, 0))
 
     def _put(self, frame: bytes, data: bytes) -> None:
         self._pieces += (frame, data)

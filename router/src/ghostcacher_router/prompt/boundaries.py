@@ -16,17 +16,51 @@ boundary at p must not depend on what comes after p either:
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from types import MappingProxyType
+from typing import NamedTuple
 
 from xxhash import xxh3_128
 
-from ghostcacher_router.types import GRID_BYTES, Prompt, SectionType
+from ghostcacher_connector.core.sections import SectionEnd, encode_hint
+from ghostcacher_connector.core.types import SectionType
+from ghostcacher_router.types import GRID_BYTES, Prompt
 
 PART_BYTES_MIN = 128
 """About 32 tokens, which is finer than the block counts that the connector reports."""
 
 SEPARATOR = b"\x00"
+NOTHING_RETAINED: Mapping[int, int] = MappingProxyType({})
+
+
+class PromptText(NamedTuple):
+    """A prompt in the order in which the engine's template uses it. The fields are those of `hash_prompt`."""
+
+    text: bytes
+    """What an engine prefills, in canonical form; the ids of tokens as 32-bit numbers of this machine."""
+    part_ends: Sequence[int]
+    """Where its parts end, such as messages."""
+    section_ends: Sequence[tuple[SectionType, int]]
+    """The type of each section, and where it ends."""
+    preamble: bytes
+    """What changes the engine's KV blocks from the first one on without being part of the text."""
+    tokens: int | None = None
+    """How many tokens it has, when it came as token ids."""
+    retain_s: Mapping[int, int] = NOTHING_RETAINED
+    """For how long the client wants all before the end of a section to be kept, by the section's place."""
+
+    def hashed(self, seed: int) -> Prompt | None:
+        """Return the prompt, hashed at its boundaries; None when it is empty."""
+        return hash_prompt(
+            self.text,
+            self.part_ends,
+            self.section_ends,
+            preamble=self.preamble,
+            seed=seed,
+            tokens=self.tokens,
+            retain_s=self.retain_s,
+        )
 
 
 def hash_prompt(
@@ -37,12 +71,14 @@ def hash_prompt(
     preamble: bytes,
     seed: int,
     tokens: int | None = None,
+    retain_s: Mapping[int, int] = NOTHING_RETAINED,
 ) -> Prompt | None:
     """Return the prompt, hashed at its boundaries; None when it is empty.
 
     part_ends, section_ends: positions in `text`, ascending, in ``(0, len(text)]``; the last section ends with the text.
     preamble: what changes the engine's KV blocks from the first one on without being part of the text; it is hashed
     before the text and counts in no position. seed: taken modulo 2**64. tokens: how many the prompt has, if known.
+    retain_s: for how many seconds the client wants all before the end of a section to be kept, by the section's place.
     """
     if not text:
         return None
@@ -53,7 +89,8 @@ def hash_prompt(
     ends = list(dict.fromkeys(ends))
     digests = _digests(text, ends, xxh3_128(preamble, seed))
     marks = [(section, bisect_left(ends, end)) for section, end in section_ends]
-    return Prompt(ends, digests, marks, _prefix_key(digests, marks), tokens)
+    told = [SectionEnd(section, end, retain_s.get(place, 0)) for place, (section, end) in enumerate(section_ends)]
+    return Prompt(ends, digests, marks, _prefix_key(digests, marks), tokens, encode_hint(told))
 
 
 def _part_boundaries(part_ends: Sequence[int]) -> list[int]:

@@ -37,6 +37,8 @@ CACHED_MAX = 64
 """The most forms that are remembered: 16 MiB with the largest. A fleet serves a few applications, each of which sends
 the same tools with every request."""
 
+_NESTS = frozenset({dict, list})
+
 
 class TooMuch(Exception):
     """A body has more parts than the router walks."""
@@ -68,14 +70,18 @@ def canonical_json(value: Any, nodes: Budget) -> bytes:
     return msgspec.json.encode(_arranged(value, nodes, INNER_DEPTH))
 
 
-def check_nesting(value: Any, depth: int) -> None:
-    """Raise TooDeep where decoded JSON that stands `depth` levels deep makes its body too deep."""
+def check_nesting(value: Any, depth: int, nodes: Budget) -> None:
+    """Raise TooDeep where decoded JSON that stands `depth` levels deep makes its body too deep. Raises TooMuch."""
     if type(value) not in (dict, list):
         return
     if depth >= DEPTH_MAX:
         raise TooDeep
-    for inner in value.values() if type(value) is dict else value:
-        check_nesting(inner, depth + 1)
+    inside = value.values() if type(value) is dict else value
+    # Token ids are many, and looked through fast.
+    if not _NESTS.isdisjoint(map(type, inside)):
+        nodes.take(len(inside))
+        for inner in inside:
+            check_nesting(inner, depth + 1, nodes)
 
 
 def _arranged(value: Any, nodes: Budget, depth: int) -> Any:
@@ -93,7 +99,7 @@ def _arranged(value: Any, nodes: Budget, depth: int) -> Any:
 def _field(key: str, value: Any, nodes: Budget, depth: int) -> Any:
     if key not in FREE:
         return _arranged(value, nodes, depth)
-    check_nesting(value, depth)
+    check_nesting(value, depth, nodes)
     return value
 
 

@@ -41,7 +41,7 @@ class BodyDecoder(Generic[B]):
     """
 
     def __init__(self, body: type[B], walked: Iterable[str]) -> None:
-        self._walked = frozenset(walked)
+        self.walked = frozenset(walked)
         self._ordinary = msgspec.json.Decoder(ordinary(body))
         self._any = msgspec.json.Decoder(body)
 
@@ -56,7 +56,7 @@ class BodyDecoder(Generic[B]):
         try:
             return self._ordinary.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _decode(self._any, body, self._walked, lenient_bytes_max)
+            return _decode(self._any, body, self.walked, lenient_bytes_max)
 
 
 def decode_value(json: bytes) -> Any:

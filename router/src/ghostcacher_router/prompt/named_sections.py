@@ -16,8 +16,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.bodies import BadBody
-from ghostcacher_router.types import SectionType
 
 HEADERS = (b"x-gc-sections", b"x-gc-blocks")
 FIELDS = ("gc_sections", "gc_blocks")

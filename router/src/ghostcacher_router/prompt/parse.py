@@ -9,6 +9,7 @@ from hashlib import sha256
 import msgspec
 from msgspec import Raw
 
+from ghostcacher_connector.core.sections import session_tag, with_session
 from ghostcacher_router.prompt.assembly import Reading
 from ghostcacher_router.prompt.bodies import (
     ABSENT,
@@ -23,13 +24,14 @@ from ghostcacher_router.prompt.bodies import (
     TakesLong,
     TooDeep,
 )
-from ghostcacher_router.prompt.canonical import TooMuch
+from ghostcacher_router.prompt.boundaries import PromptText
+from ghostcacher_router.prompt.canonical import Budget, TooMuch, check_nesting
 from ghostcacher_router.prompt.decoding import BodyDecoder, decode_fields, decode_value, in_utf8
 from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_of_query
 from ghostcacher_router.prompt.prompts import chat_prompt, plain_prompt, responses_prompt
 from ghostcacher_router.prompt.stored_ids import FIELD_BYTES_MAX, FIELDS, id_in_path, id_of, makes_object
-from ghostcacher_router.prompt.structure import CONTAINERS_MAX, structure_of
-from ghostcacher_router.types import Prompt, RequestShape
+from ghostcacher_router.prompt.structure import CONTAINERS_MAX, check_depth, structure_of
+from ghostcacher_router.types import RequestShape
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
 SESSION_CHARS_MAX = 256
@@ -53,6 +55,10 @@ _embeddings = BodyDecoder(EmbeddingsBody, {"messages", "system", "tools", "funct
 _completion = BodyDecoder(CompletionBody, {"prompt", "suffix", *PREAMBLE})
 _responses = BodyDecoder(ResponsesBody, {"input", "instructions", "tools", "prompt", *PREAMBLE})
 
+PromptOf = Callable[[], PromptText | None]
+Read = tuple[Body, PromptOf]
+"""A decoded body, and what puts its prompt together."""
+
 _JSON = re.compile(rb"[ \t\r\n]*[\[{]")
 
 
@@ -70,7 +76,7 @@ def parse_body(
     """
     body = in_utf8(body)
     if _JSON.match(body):
-        known = path.partition("?")[0] in _PARSERS
+        known = path.partition("?")[0] in _READERS
         structure = structure_of(body)
         if structure.containers > CONTAINERS_MAX:
             expected = f"at most {CONTAINERS_MAX} objects and arrays"
@@ -89,7 +95,7 @@ def parse_now(
     path: str, body: bytes, headers: Mapping[bytes, bytes], seed: int, billing_kept: frozenset[str | None] = frozenset()
 ) -> RequestShape | None:
     """Return what `parse_body` does, within some tens of milliseconds; None for a body that may take longer."""
-    if len(body) > NOW_BYTES_MAX and (path.partition("?")[0] in _PARSERS or not is_form(headers)):
+    if len(body) > NOW_BYTES_MAX and (path.partition("?")[0] in _READERS or not is_form(headers)):
         return None
     try:
         return _parse(path, body, headers, Reading(seed, billing_kept, *NOW))
@@ -99,9 +105,18 @@ def parse_now(
 
 def parse_head(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
     """Return what `parse_body` does, but for the prompt, and building nothing large. Raises BadBody."""
-    if path.partition("?")[0] not in _PARSERS:
+    if path.partition("?")[0] not in _READERS:
         return _parse(path, body, headers, Reading(0))
     return _without_prompt(path, in_utf8(body), headers)
+
+
+def read_prompt(path: str, body: bytes, reading: Reading) -> PromptText | None:
+    """Return the prompt of a request in the order of the engine's template, not hashed; None where there is none.
+
+    path: one of `PROMPT_PATHS`. Nothing bounds the time that this takes. Raises BadBody, and TooMuch for a body with
+    more parts than `reading` allows.
+    """
+    return _READERS[path](in_utf8(body), {}, reading)[1]()
 
 
 def shape_by_method(method: str, path: str, headers: Mapping[bytes, bytes]) -> RequestShape | None:
@@ -110,7 +125,7 @@ def shape_by_method(method: str, path: str, headers: Mapping[bytes, bytes]) -> R
     Such are the preflights of browsers, and a HEAD or GET, which an engine answers as it likes. path: with the query.
     """
     path, _, query = path.partition("?")
-    return None if method == "POST" or path not in _PARSERS else _other(path, query, b"", headers, Reading(0))
+    return None if method == "POST" or path not in _READERS else _other(path, query, b"", headers, Reading(0))
 
 
 class _PromptUnread(Exception):
@@ -123,8 +138,10 @@ class _PromptUnread(Exception):
 
 def _parse(path: str, body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     path, _, query = path.partition("?")
-    parse = _PARSERS.get(path)
-    return _other(path, query, body, headers, reading) if parse is None else parse(body, headers, reading)
+    read = _READERS.get(path)
+    if read is None:
+        return _other(path, query, body, headers, reading)
+    return _shape(*read(body, headers, reading), headers, reading.seed)
 
 
 def _other(path: str, query: str, body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
@@ -167,7 +184,7 @@ def _without_prompt(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> R
     """Return the shape of a body of which too much would have to be decoded: what its short fields say."""
     values = {name: bytes(raw) for name, raw in decode_fields(body, len(body)).items()}
     short = {name: decode_value(value) for name, value in values.items() if len(value) <= SHORT_BYTES}
-    kind = ResponsesBody if _PARSERS[path.partition("?")[0]] is _parse_responses else Body
+    kind = ResponsesBody if _READERS[path.partition("?")[0]] is _read_responses else Body
     try:
         head = msgspec.convert(short, kind)
     except msgspec.ValidationError as exc:
@@ -175,42 +192,53 @@ def _without_prompt(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> R
     return _head(head, headers)
 
 
-def _parse_chat(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
+def _read_chat(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> Read:
     chat = _chat.decode(body, reading.lenient_bytes_max)
-    return _shape(chat, headers, lambda: chat_prompt("chat", chat, headers, reading))
+    return chat, lambda: chat_prompt("chat", chat, headers, reading)
 
 
-def _parse_messages(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
+def _read_messages(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> Read:
     chat = _chat.decode(body, reading.lenient_bytes_max)
-    return _shape(chat, headers, lambda: chat_prompt("messages", chat, headers, reading))
+    return chat, lambda: chat_prompt("messages", chat, headers, reading)
 
 
-def _parse_embeddings(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
+def _read_embeddings(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> Read:
     embeddings = _embeddings.decode(body, reading.lenient_bytes_max)
-    if embeddings.messages is not None:
-        return _shape(embeddings, headers, lambda: chat_prompt("embeddings", embeddings, headers, reading))
-    given = embeddings.input
-    return _shape(embeddings, headers, lambda: plain_prompt("embeddings", embeddings, given, "input", reading))
+
+    def prompt_of() -> PromptText | None:
+        nodes = Budget(reading.nodes_max)
+        if embeddings.messages is not None:
+            check_nesting(embeddings.input, 1, nodes)
+            return chat_prompt("embeddings", embeddings, headers, reading)
+        check_nesting(embeddings.system, 1, nodes)
+        for field in (embeddings.tools, embeddings.functions):
+            check_depth(bytes(field), 1)
+        return plain_prompt("embeddings", embeddings, embeddings.input, "input", reading)
+
+    return embeddings, prompt_of
 
 
-def _parse_completion(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
+def _read_completion(body: bytes, _: Mapping[bytes, bytes], reading: Reading) -> Read:
     text = _completion.decode(body, reading.lenient_bytes_max)
     given, suffix = text.prompt, text.suffix
-    return _shape(text, headers, lambda: plain_prompt("completions", text, given, "prompt", reading, suffix))
+    return text, lambda: plain_prompt("completions", text, given, "prompt", reading, suffix)
 
 
-def _parse_responses(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
+def _read_responses(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> Read:
     responses = _responses.decode(body, reading.lenient_bytes_max)
-    return _shape(responses, headers, lambda: responses_prompt(responses, headers, reading))
+    return responses, lambda: responses_prompt(responses, headers, reading)
 
 
-def _shape(body: Body, headers: Mapping[bytes, bytes], read: Callable[[], Prompt | None]) -> RequestShape:
-    """Return a body's shape. read: returns the prompt, or raises TooMuch. Raises _PromptUnread."""
+def _shape(body: Body, prompt_of: PromptOf, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
+    """Return a body's shape. prompt_of: may raise TooMuch. Raises _PromptUnread."""
     head = _head(body, headers)
     try:
-        prompt = read()
+        text = prompt_of()
     except TooMuch:
         raise _PromptUnread(head) from None
+    prompt = None if text is None else text.hashed(seed)
+    if prompt is not None and head.session is not None:
+        prompt = prompt._replace(hint=with_session(prompt.hint, session_tag(head.session, seed)))
     # What the blocks of a session's text are depends on what the session has heard before.
     return head._replace(prompt=prompt) if body.session_params is None else head
 
@@ -246,11 +274,12 @@ def _bounded(name: str) -> str:
     return name if len(name) <= SESSION_CHARS_MAX else sha256(name.encode()).hexdigest()
 
 
-_Parser = Callable[[bytes, Mapping[bytes, bytes], Reading], RequestShape]
-_PARSERS: dict[str, _Parser] = {
-    "/v1/chat/completions": _parse_chat,
-    "/v1/completions": _parse_completion,
-    "/v1/embeddings": _parse_embeddings,
-    "/v1/messages": _parse_messages,
-    "/v1/responses": _parse_responses,
+_READERS: dict[str, Callable[[bytes, Mapping[bytes, bytes], Reading], Read]] = {
+    "/v1/chat/completions": _read_chat,
+    "/v1/completions": _read_completion,
+    "/v1/embeddings": _read_embeddings,
+    "/v1/messages": _read_messages,
+    "/v1/responses": _read_responses,
 }
+"""What reads the body of a request to each path whose prompt is known: decodes it, and puts its prompt together."""
+PROMPT_PATHS = frozenset(_READERS)

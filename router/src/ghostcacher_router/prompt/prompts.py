@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.assembly import HEAD, Assembly, Reading, section_types_of
 from ghostcacher_router.prompt.bodies import (
     ABSENT,
@@ -25,10 +26,10 @@ from ghostcacher_router.prompt.bodies import (
     ResponsesBody,
     preamble_values,
 )
-from ghostcacher_router.prompt.boundaries import hash_prompt
+from ghostcacher_router.prompt.boundaries import PromptText
 from ghostcacher_router.prompt.canonical import Budget, CanonicalCache, canonical_json, check_nesting
 from ghostcacher_router.prompt.named_sections import named_section_types
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.prompt.retention import retain_s_in
 
 _NOTHING = (None,) * len(PREAMBLE)
 _tools = CanonicalCache()
@@ -37,7 +38,7 @@ _MESSAGE_ITEM = frozenset({"role", "content", "type", "id", "status"})
 client sent as role and content alone."""
 
 
-def responses_prompt(responses: ResponsesBody, headers: Mapping[bytes, bytes], reading: Reading) -> Prompt | None:
+def responses_prompt(responses: ResponsesBody, headers: Mapping[bytes, bytes], reading: Reading) -> PromptText:
     given = responses.input
     items = [{"role": "user", "content": given}] if type(given) is str else given or []
     assembly = Assembly(reading, responses.model)
@@ -70,7 +71,7 @@ def _item_role(item: Any) -> str | None:
     return "tool" if str(item.get("type")).endswith("_output") else "assistant"
 
 
-def chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], reading: Reading) -> Prompt | None:
+def chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], reading: Reading) -> PromptText:
     messages = chat.messages
     if messages is None:
         raise BadBody("Missing required parameter: 'messages'.", "messages")
@@ -97,11 +98,12 @@ def chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], rea
 def _add_tools(assembly: Assembly, param: str, raw: Raw, reading: Reading) -> None:
     if raw is ABSENT:
         return
-    form = _tools.form(bytes(raw), reading.seed, reading.nodes_max)
+    given = bytes(raw)
+    form = _tools.form(given, reading.seed, reading.nodes_max)
     if not form.startswith((b"[", b"null")):
         raise BadBody.wrong_type(param, "an array", msgspec.json.decode(form))
     if form not in (b"[]", b"null"):
-        assembly.tools(form)
+        assembly.tools(form, retain_s_in(given))
 
 
 def _without_tools(tool_choice: Any, tools: Raw) -> str | None:
@@ -109,9 +111,12 @@ def _without_tools(tool_choice: Any, tools: Raw) -> str | None:
     return "none" if tool_choice == "none" and tools is not ABSENT else None
 
 
-def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Reading, more: Any = None) -> Prompt | None:
+def plain_prompt(
+    family: str, body: Body, given: Any, param: str, reading: Reading, more: Any = None
+) -> PromptText | None:
     """Return a prompt that is text or token ids; the first of several; None when it is missing or empty."""
     if type(given) is list and given and type(given[0]) in (str, list):
+        check_nesting(given[1:], 1, Budget(reading.nodes_max))
         given, param = given[0], f"{param}[0]"
     if type(given) is str:
         assembly = Assembly(reading, body.model)
@@ -120,7 +125,7 @@ def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Readi
         return assembly.prompt(_preamble(family, body, assembly.nodes, "text", more))
     if family == "embeddings" and type(given) is list and given and type(given[0]) is dict:
         # Text and media for multimodal embeddings, each a prompt of its own that nothing shares.
-        check_nesting([given, more, *preamble_values(body)], 0)
+        check_nesting([given, more, *preamble_values(body)], 0, Budget(reading.nodes_max))
         return None
     if type(given) is list:
         try:
@@ -128,12 +133,10 @@ def plain_prompt(family: str, body: Body, given: Any, param: str, reading: Readi
         except (TypeError, OverflowError) as exc:
             raise BadBody(f"Invalid '{param}': expected a string or token ids.", param) from exc
         preamble = _preamble(family, body, Budget(reading.nodes_max), "ids", more)
-        return hash_prompt(
-            ids, (), [(SectionType.USER, len(ids))], preamble=preamble, seed=reading.seed, tokens=len(given)
-        )
+        return PromptText(ids, (), [(SectionType.USER, len(ids))], preamble, tokens=len(given))
     if given is not None:
         raise BadBody.wrong_type(param, "a string or an array", given)
-    check_nesting([more, *preamble_values(body)], 0)
+    check_nesting([more, *preamble_values(body)], 0, Budget(reading.nodes_max))
     return None
 
 

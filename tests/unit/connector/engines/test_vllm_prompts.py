@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, PromptChain
-from ghostcacher_connector.engines.vllm.scheduling.prompts import (
-    PromptReporter,
-    router_request_id,
-)
+from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
+from ghostcacher_connector.engines.vllm.scheduling.request_names import router_request_id
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.publish.prompt_chain import SAMPLE_TOKENS, sampled_counts
 from tests.support.index_parts import chain

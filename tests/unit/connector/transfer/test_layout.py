@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment, SlotMemory, Tier
 from ghostcacher_connector.transfer.layout import (
-    RankMemory,
     Side,
+    by_memory,
     descriptors,
     endpoint_fault,
     fuse_segments,
@@ -22,16 +23,22 @@ from ghostcacher_connector.transfer.layout import (
 SLOTS = 24
 
 
+ENGINE = SlotMemory(Tier.DEVICE, SLOTS, (Segment(4096, 64, 64), Segment(65536, 64, 64)))
+HOST = SlotMemory(Tier.HOST, 8, (Segment(1 << 30, 128, 64), Segment((1 << 30) + 64, 128, 64)))
+
+
+def memory(kind: SlotMemory = ENGINE, **changes: object) -> SlotMemory:
+    """A sound memory, but for the changes."""
+    return msgspec.structs.replace(kind, **changes)
+
+
 def endpoint(**changes: object) -> RankEndpoint:
-    """A sound endpoint, but for the changes."""
+    """A sound endpoint of an engine with a host tier, but for the changes."""
     fields: dict[str, object] = {
         "rank": 0,
         "incarnation": b"i" * 16,
-        "slot_count": SLOTS,
-        "segments": (Segment(4096, 64, 64), Segment(65536, 64, 64)),
+        "memories": (ENGINE, HOST),
         "table": 1 << 20,
-        "memory": "DRAM",
-        "device": 0,
         "agent_name": "a",
         "agent_metadata": b"",
         "relay": None,
@@ -145,27 +152,44 @@ def test_block_major_cache_is_fused_to_one_segment() -> None:
 def test_regions_of_interleaved_segments_are_one_and_of_separate_ones_several() -> None:
     """Overlapping spans are registered once; touching ones may be different allocations."""
     cache = tuple(Segment(4096 + i * 64, 256, 64) for i in range(4))
-    assert regions(RankMemory(cache, 10)) == [(4096, 2560)]
+    assert regions(SlotMemory(Tier.DEVICE, 10, cache)) == [(4096, 2560)]
     layers = (Segment(4096, 64, 64), Segment(4096 + 640, 64, 64))
-    assert regions(RankMemory(layers, 10)) == [(4096, 640), (4736, 640)]
+    assert regions(SlotMemory(Tier.DEVICE, 10, layers)) == [(4096, 640), (4736, 640)]
+
+
+POISON: list[dict[str, object]] = [
+    {"memory": "FILE"},
+    {"device": -1},
+    {"slot_count": 0},
+    {"slot_count": -1},
+    {"slot_count": 1 << 62},
+    {"segments": ()},
+    {"segments": (Segment(0, 64, 64), ENGINE.segments[1])},
+    {"segments": (Segment(4096, 32, 64), ENGINE.segments[1])},
+    {"segments": (Segment(4096, 64, 0), ENGINE.segments[1])},
+    {"segments": (Segment((1 << 63) - 64, 64, 64), ENGINE.segments[1])},
+    {"segments": (Segment(4096, 1 << 62, 64), ENGINE.segments[1])},
+]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"incarnation": b"short"},
-        {"memory": "FILE"},
-        {"device": -1},
-        {"slot_count": 0},
-        {"slot_count": 1 << 62},
-        {"segments": ()},
-        {"segments": (Segment(0, 64, 64),)},
-        {"segments": (Segment(4096, 32, 64),)},
-        {"segments": (Segment(4096, 64, 0),)},
-        {"segments": (Segment((1 << 63) - 64, 64, 64),)},
-        {"segments": (Segment(4096, 1 << 62, 64),)},
         {"table": 0},
         {"table": (1 << 63) - 8},
+        {"memories": ()},
+        {"memories": (HOST,)},
+        {"memories": (HOST, ENGINE)},
+        {"memories": (ENGINE, ENGINE)},
+        {"memories": (ENGINE, HOST, HOST)},
+        {"memories": (ENGINE, memory(HOST, segments=HOST.segments[:1]))},
+        {"memories": (ENGINE, memory(HOST, segments=(Segment(1 << 30, 128, 48), Segment((1 << 30) + 48, 128, 80))))},
+        *(
+            {"memories": memories}
+            for poison in POISON
+            for memories in ((memory(**poison),), (ENGINE, memory(HOST, **poison)))
+        ),
     ],
 )
 def test_poisoned_endpoint_is_named_as_malformed(changes: dict[str, object]) -> None:
@@ -173,16 +197,37 @@ def test_poisoned_endpoint_is_named_as_malformed(changes: dict[str, object]) -> 
     assert endpoint_fault(endpoint()) == ""
     assert endpoint_fault(endpoint(**changes)) != ""
     slots = np.array([1], dtype=np.int64)
-    local = RankMemory(endpoint().segments, SLOTS)
-    fault = request_fault(local, endpoint(**changes), slots, slots, 1)
+    fault = request_fault(ENGINE, endpoint(**changes), slots, slots, 1)
     assert fault is not None
     assert fault[0] is MissReason.MALFORMED_ENTRY
 
 
 def test_row_sizes_that_differ_are_a_fingerprint_mismatch() -> None:
     """Equal totals do not help: every segment must agree."""
-    local = RankMemory((Segment(4096, 64, 32), Segment(65536, 96, 96)), SLOTS)
+    local = memory(segments=(Segment(4096, 64, 32), Segment(65536, 96, 96)))
     slots = np.array([1], dtype=np.int64)
     fault = request_fault(local, endpoint(), slots, slots, 1)
     assert fault is not None
     assert fault[0] is MissReason.FINGERPRINT_MISMATCH
+
+
+def test_fault_of_a_request_names_the_slot_that_no_memory_has() -> None:
+    """Host slots may be read, the last one too; pulls fill engine slots only."""
+    engine, last_host = np.array([1], dtype=np.int64), np.array([SLOTS + HOST.slot_count - 1], dtype=np.int64)
+    assert request_fault(ENGINE, endpoint(), last_host, engine, 1) is None
+    for remote, local in ((last_host + 1, engine), (engine, last_host), (engine, np.array([SLOTS])), (-engine, engine)):
+        fault = request_fault(ENGINE, endpoint(), remote, local, 1)
+        assert fault is not None
+        assert fault[0] is MissReason.MALFORMED_ENTRY
+
+
+@given(st.lists(st.integers(0, SLOTS + HOST.slot_count - 1), max_size=40))
+def test_slots_are_sorted_by_memory_with_their_numbers_there(slots: list[int]) -> None:
+    """Each slot is found once, in the memory that its number falls to, and its place is kept."""
+    found = {}
+    for part in by_memory((ENGINE, HOST), np.array(slots, dtype=np.int64)):
+        assert len(part.slots) > 0
+        first = 0 if part.memory is ENGINE else SLOTS
+        assert (part.slots < part.memory.slot_count).all()
+        found.update(zip(part.places.tolist(), (part.slots + first).tolist(), strict=True))
+    assert found == dict(enumerate(slots))

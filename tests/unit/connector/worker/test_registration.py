@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ghostcacher_connector.core.errors import FingerprintMismatch, ProtocolError
-from ghostcacher_connector.core.types import RankEndpoint, Role, WorkerRecord
+from ghostcacher_connector.core.types import RankEndpoint, Role, SlotMemory, Tier, WorkerRecord
 from ghostcacher_connector.worker.owner import this_process
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
@@ -14,11 +14,8 @@ def rank(number: int, namespace: str = "n" * 32) -> Introduction:
     endpoint = RankEndpoint(
         rank=number,
         incarnation=bytes([number]) * 16,
-        slot_count=4,
-        segments=(),
+        memories=(SlotMemory(Tier.DEVICE, 4, ()),),
         table=1,
-        memory="DRAM",
-        device=0,
         agent_name=f"a{number}",
         agent_metadata=b"",
         relay=None,

@@ -30,9 +30,9 @@ class Subject:
     def _changed(self) -> None:
         self.changes += 1
 
-    def fail(self, count: int = 1, worker: str = "w") -> None:
+    def fail(self, count: int = 1, worker: str = "w", *, sure: bool = True) -> None:
         for _ in range(count):
-            self.outliers.failed(worker, "500", "status 500")
+            self.outliers.failed(worker, "500", "status 500", sure=sure)
 
     def answer(self, count: int = 1) -> None:
         for _ in range(count):
@@ -132,6 +132,35 @@ def test_what_was_sent_before_an_ejection_says_nothing_more(subject: Subject) ->
     subject.pass_time(0.001)
     assert not subject.is_ejected
     assert len(subject.counted) == 1
+
+
+def test_failures_that_may_be_the_requests_eject_one_worker_at_a_time(subject: Subject) -> None:
+    """Whoever sends what fails everywhere takes one worker out; what another worker answers ejects as many as fail."""
+    for worker in ("a", "b", "c"):
+        subject.fail(3 * ERRORS_MAX, worker, sure=False)
+    assert subject.outliers.ejected == {"a"}
+    subject.fail(1, "b")
+    subject.fail(ERRORS_MAX, "d")
+    assert subject.outliers.ejected == {"a", "b", "d"}
+    subject.pass_time(OPTIONS.ejection_first_s)
+    subject.fail(1, "b", sure=False)
+    subject.fail(1, "c", sure=False)
+    assert subject.outliers.ejected == {"b"}
+
+
+def test_worker_is_in_doubt_from_its_first_failure_on(subject: Subject) -> None:
+    """Until it answers, and after an ejection until it is as any other."""
+    assert not subject.outliers.doubts("w")
+    subject.fail(sure=False)
+    assert subject.outliers.doubts("w")
+    subject.answer()
+    assert not subject.outliers.doubts("w")
+    subject.fail(ERRORS_MAX)
+    subject.pass_time(OPTIONS.ejection_first_s)
+    subject.answer(RETURN_ANSWERS - 1)
+    assert subject.outliers.doubts("w")
+    subject.answer()
+    assert not subject.outliers.doubts("w")
 
 
 def test_forgotten_worker_is_well(subject: Subject) -> None:

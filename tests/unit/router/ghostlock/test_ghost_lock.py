@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.ghostlock.ghost_lock import KEYS_MAX, lock_boundaries
-from ghostcacher_router.types import SectionType
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import prompt_of
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.lock_table import LockTable
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.types import Prompt
 from ghostcacher_simulator.text import text_of
 from tests.support.index_parts import FakeClock
 from tests.support.routing_sim import prompt_of

@@ -11,6 +11,7 @@ import pytest
 
 from ghostcacher_connector.core.breaker import BREAKER_S
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.lock_table import LOCKS_MAX
 from ghostcacher_router.ghostlock.single_flight import (
@@ -23,7 +24,7 @@ from ghostcacher_router.ghostlock.single_flight import (
     WATCH_S,
     SingleFlight,
 )
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.types import Prompt
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import all_of, prompt_of

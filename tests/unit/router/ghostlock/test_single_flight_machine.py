@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
-from ghostcacher_router.types import Prompt, SectionType
+from ghostcacher_router.types import Prompt
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import prompt_of
 

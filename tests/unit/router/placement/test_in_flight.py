@@ -211,7 +211,7 @@ async def test_worker_that_goes_down_has_nothing_any_more_and_one_that_fails_a_r
     served = await router.send(TEXT)
     prompt, history = router.ask(TEXT).shape.prompt, router.routing.state.history
     assert prompt is not None
-    router.fleet.failed(served.worker, "500", "status 500")
+    router.fleet.failed(served.worker, "500", "status 500", sure=True)
     found = history.find(prompt, sim.now())
     assert found is not None
     assert found.holders[0].worker == served.worker

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt.boundaries import PART_BYTES_MIN, hash_prompt
-from ghostcacher_router.types import GRID_BYTES, Prompt, SectionType
+from ghostcacher_router.types import GRID_BYTES, Prompt
 
 SEED = 7
 LENGTHS = st.lists(st.integers(1, 700), min_size=1, max_size=12)

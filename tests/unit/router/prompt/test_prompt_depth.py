@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ghostcacher_router.prompt import BadBody, parse_body, parse_now, structure
 from ghostcacher_router.prompt.bodies import DEPTH_MAX, TooDeep
+from ghostcacher_router.prompt.parse import _chat, _completion, _embeddings, _responses
 from ghostcacher_router.prompt.structure import CONTAINERS_MAX, structure_of
 from tests.support.prompts import CHAT, COMPLETIONS, EMBEDDINGS, KNOWN, MESSAGES, RESPONSES, SEED, say
 
@@ -112,6 +113,28 @@ def test_deep_part_of_a_prompt_is_refused(depth: int) -> None:
     assert refused(CHAT, body_of(CHAT, tools=[tool])), "a second time"
     assert refused(RESPONSES, body_of(RESPONSES, input=[{"type": "function_call", "arguments": tower}]))
     assert refused(EMBEDDINGS, body_of(EMBEDDINGS, input=[{"text": tower}]))
+
+
+@pytest.mark.parametrize("path", KNOWN)
+def test_deep_value_is_refused_in_every_field_and_beside_every_other(path: str) -> None:
+    """Also where nothing reads it: behind the first of several prompts, and what another kind of prompt stands in."""
+    walked = {name for decoder in (_chat, _embeddings, _completion, _responses) for name in decoder.walked}
+    needed = {"messages": [say("user", "x")], "prompt": "x", "input": "x"}
+    tower = nested(900)
+    for name in walked | {"documents", "prompt_embeds", "prompt_token_ids"}:
+        for value in (tower, ["x", tower], [[1, 2], tower], [say("user", "x"), tower], [say("user", "x", z=tower)]):
+            for body in (body_of(path, **{name: value}), json.dumps({"model": "m", **needed, name: value}).encode()):
+                for parse in (parse_now, parse_body):
+                    with pytest.raises(BadBody):
+                        parse(path, body, {}, SEED)
+
+
+def test_walk_of_what_is_not_read_is_bounded() -> None:
+    """Short arrays without number are left to the process that parses long bodies; numbers are many in any batch."""
+    arrays: list[Any] = ["x", *[[[]]] * 20_000]
+    assert parse_now(COMPLETIONS, body_of(COMPLETIONS, prompt=arrays), {}, SEED) is None
+    batch = [[7] * 20_000] * 4
+    assert parse_now(COMPLETIONS, body_of(COMPLETIONS, prompt=batch), {}, SEED) is not None
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])

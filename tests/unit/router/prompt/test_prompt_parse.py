@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_router.prompt import BadBody, parse_body
+from ghostcacher_router.prompt import PROMPT_PATHS, BadBody, Reading, parse_body, read_prompt
 from ghostcacher_router.types import RequestShape
 from tests.support.prompts import (
     CHAT,
@@ -206,3 +207,25 @@ def test_long_session_is_bounded_and_stays_distinct() -> None:
     assert two is not None
     assert len(one) == len(two) == 64
     assert one != two
+
+
+def test_prompt_as_text_is_what_is_hashed() -> None:
+    """The text of a body, in the order of the template, hashes to the prompt that routing sees; so do token ids."""
+    chat = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "tools": [{"type": "function"}]}
+    bodies = {
+        "/v1/chat/completions": chat,
+        "/v1/messages": chat | {"system": "short answers"},
+        "/v1/completions": {"model": "m", "prompt": [1, 2, 3]},
+        "/v1/responses": {"model": "m", "input": "hello"},
+        "/v1/embeddings": {"model": "m", "input": "hello"},
+    }
+    assert set(bodies) == PROMPT_PATHS
+    for path, body in bodies.items():
+        encoded = json.dumps(body).encode()
+        text = read_prompt(path, encoded, Reading(SEED))
+        assert text is not None
+        assert text.hashed(SEED) == parse_body(path, encoded, {}, SEED).prompt
+    text = read_prompt("/v1/messages", json.dumps(bodies["/v1/messages"]).encode(), Reading(SEED))
+    assert text is not None
+    assert text.text.index(b"function") < text.text.index(b"short answers") < text.text.index(b"hello")
+    assert read_prompt("/v1/completions", b"{}", Reading(SEED)) is None

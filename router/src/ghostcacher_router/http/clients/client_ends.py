@@ -17,7 +17,7 @@ from ghostcacher_router.http.clients.admission import Admitted
 from ghostcacher_router.http.clients.client_state import TOO_MANY, State
 from ghostcacher_router.http.clients.peer_state import has_arrived, reset_connection
 from ghostcacher_router.http.protocol.local_response import error_response
-from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.refusal import ROUTER_STOPS, Refusal
 from ghostcacher_router.http.protocol.request_reader import RequestReader
 from ghostcacher_router.http.proxy_ports import Exchange
 from ghostcacher_router.http.proxy_state import ProxyState
@@ -80,6 +80,12 @@ class EndingConnection(Admitted):
         """Close at once, with a reset: what was written must not look like a whole response."""
         self._leave()
         reset_connection(self.transport)
+
+    def router_stops(self) -> None:
+        if self._exchange is not None:
+            self._exchange.router_stops()
+        elif self._state in (State.HEAD, State.BODY):
+            self._refuse(ROUTER_STOPS)
 
     def drop(self) -> None:
         if self._reader.pending or self._reader.in_body:

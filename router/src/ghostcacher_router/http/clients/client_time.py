@@ -73,12 +73,13 @@ class TimedConnection(EndingConnection):
         elif self._write_paused or exchange is None:
             if now - self._moved_at > limits.client_stall_s:
                 self.abort()
-        elif exchange.passed_bytes != self._moved_bytes:
-            self._moved_bytes, self._moved_at = exchange.passed_bytes, now
-        elif now - self._moved_at > limits.worker_silence_s:
-            exchange.expire()
         else:
-            exchange.check(now)
+            if exchange.passed_bytes != self._moved_bytes:
+                self._moved_bytes, self._moved_at = exchange.passed_bytes, now
+            if now - self._moved_at > limits.worker_silence_s:
+                exchange.expire()
+            else:
+                exchange.check(now)
 
     def is_at(self, worker: str, endpoint: Endpoint) -> bool:
         return self._exchange is not None and self._exchange.is_at(worker, endpoint)

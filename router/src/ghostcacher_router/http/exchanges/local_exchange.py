@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
-from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.refusal import ROUTER_STOPS, Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
@@ -59,6 +59,10 @@ class LocalExchange:
         """Nothing to see: it waits for no worker."""
 
     def worker_hangs(self) -> None: ...
+
+    def router_stops(self) -> None:
+        self._stop()
+        self._client.exchange_refused(ROUTER_STOPS)
 
     def pause(self) -> None:
         """Nothing to hold back: the response is written at once."""

@@ -3,6 +3,7 @@
     the client leaves                                  everything that is under way is let go of
     it cannot be parsed or placed, or nobody takes it  the client gets an error (`_refuse`)
     the answer breaks off once it has begun            the connection ends so that nothing looks whole (`_fail`)
+    the router stops                                   one or the other
 
 In each case it ends once (`_stop`), and is counted once.
 """
@@ -14,7 +15,7 @@ import logging
 
 from ghostcacher_router.http.exchanges.attempts import Attempts
 from ghostcacher_router.http.protocol.event_stream import EventStream
-from ghostcacher_router.http.protocol.refusal import Refusal
+from ghostcacher_router.http.protocol.refusal import ROUTER_STOPS, Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
@@ -40,6 +41,7 @@ class EndingRequest:
         "_events",
         "_head",
         "_held",
+        "_held_at",
         "_over",
         "_placement",
         "_proxy",
@@ -67,6 +69,8 @@ class EndingRequest:
         """Of the head of the answer; None while none has come."""
         self._held: bytearray | None = None
         """What has come of an answer that is held back, since another worker may have a better one."""
+        self._held_at = 0.0
+        """When its head came; loop clock, s."""
         self._responding = False
         """Whether the client has got a part of the answer."""
         self._ends = False
@@ -96,9 +100,14 @@ class EndingRequest:
         if not self._over:
             self._fail(504, "the worker did not answer in time", code="worker_timeout")
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def router_stops(self) -> None:
+        """The router ends before the answer does, for which no worker is to blame."""
+        if not self._over:
+            self._end(ROUTER_STOPS, Outcome.CANCELLED)
+
+    def _refuse(self, refusal: Refusal, outcome: Outcome = Outcome.FAILED) -> None:
         """End the request with an error; no response of a worker has begun."""
-        self._stop(Outcome.FAILED)
+        self._stop(outcome)
         self._client.exchange_refused(refusal)
 
     def _fail_unexpectedly(self, what: str) -> None:
@@ -106,17 +115,20 @@ class EndingRequest:
         self._fail(500, "the router failed", code="internal_error")
 
     def _fail(self, status: int, message: str, *, code: str) -> None:
+        """End the request with an error of its worker."""
+        self._end(Refusal(status, message, code=code), Outcome.FAILED)
+
+    def _end(self, refusal: Refusal, outcome: Outcome) -> None:
         """End the request with an error, however much of its response has been passed on.
 
         A response that has begun gets no end that looks like one; a stream of events gets one that tells of the error.
         """
-        refusal = Refusal(status, message, code=code)
         if not self._responding:
             self._status = None
-            self._refuse(refusal)
+            self._refuse(refusal, outcome)
             return
         worker = self._worker
-        self._stop(Outcome.FAILED)
+        self._stop(outcome)
         assert self._status is not None, self
         self._count(self._status, worker)
         last = b"" if self._events is None else self._events.ending(self._head.path, refusal)

@@ -5,6 +5,7 @@
     no connection can be made              to another worker
     the worker hangs                       to another worker; a response that has begun ends
     the worker turns it away (503, 429)    to another worker; the client gets the last such answer if nobody answers
+    it fails where others have failed      the same, once
     nobody is left to be tried             it ends
 
 What a worker was sent it may have carried out, so it goes to another one only where that makes no difference to the
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import logging
 
-from ghostcacher_router.http.exchanges.attempts import HeldAnswer
+from ghostcacher_router.http.exchanges.attempts import TURNS_AWAY, HeldAnswer
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
 from ghostcacher_router.http.exchanges.request_ends import EndingRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
@@ -49,11 +50,19 @@ class RetriedRequest(EndingRequest):
         return placement is not None and placement.worker == worker and placement.endpoint == endpoint
 
     def check(self, now: float) -> None:
-        """See whether the request has arrived at the worker's host, which must not take longer than connecting."""
-        connection = self._connection
+        """See whether the request has arrived at the worker's host, which must not take longer than connecting.
+
+        Nor is an answer waited for that is held back.
+        """
+        connection, limits = self._connection, self._proxy.limits
+        if connection is not None and self._held is not None:
+            if now - self._held_at > limits.turned_away_s:
+                self._let_go_of(connection)
+                self._turned_away(None)
+            return
         if connection is None or self._status is not None:
             return
-        silent_s = connection.unacknowledged_s(now, self._proxy.limits.connect_s)
+        silent_s = connection.unacknowledged_s(now, limits.connect_s)
         if silent_s is not None:
             connection.pool.close_idle()
             self._let_go_of(connection)
@@ -105,16 +114,19 @@ class RetriedRequest(EndingRequest):
             self._try_another(reason)
 
     def _turned_away(self, answer: HeldAnswer | None) -> None:
-        """A worker takes no request now; the client has got nothing of that answer. answer: None: it broke off."""
+        """A worker takes no request now, or fails; the client has got nothing of that answer.
+
+        answer: None: it broke off.
+        """
         placement, status = self._placement, self._status
         assert placement is not None, self
         self._placement = self._held = self._status = None
         placement.ended(Outcome.FAILED if answer is None else Outcome.DONE, status)
-        self._attempts.add(placement, answer=answer)
-        self._try_another(str(status))
+        self._attempts.add(placement, status=status, answer=answer)
+        self._try_another(str(status) if status in TURNS_AWAY else "error")
 
     def _try_another(self, reason: str) -> None:
-        if len(self._attempts.excluded) > self._proxy.limits.retries_max:
+        if len(self._attempts.excluded) > self._proxy.limits.retries_max or self._attempts.spent:
             self._give_up()
         else:
             self._proxy.meter.retries.inc(reason)

@@ -16,7 +16,7 @@ import asyncio
 import errno
 from collections.abc import Awaitable
 
-from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, TURNS_AWAY, HeldAnswer
+from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, HeldAnswer
 from ghostcacher_router.http.exchanges.later import later
 from ghostcacher_router.http.exchanges.own_headers import own_lines
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
@@ -44,7 +44,7 @@ class WorkerExchange(RetriedRequest):
     Tells the client's connection exactly once that it is over, unless it was cancelled by it.
     """
 
-    __slots__ = ("_keep", "_output_later", "_received_at", "_sent", "_shape", "no_body", "plain")
+    __slots__ = ("_engine_id", "_keep", "_output_later", "_received_at", "_sent", "_shape", "no_body", "plain")
     switching = False
     _shape: RequestShape
 
@@ -56,6 +56,8 @@ class WorkerExchange(RetriedRequest):
         """Whether this placement has been told that the request was sent."""
         self._keep = False
         """Whether the client may send another request behind this answer."""
+        self._engine_id = self.request_id
+        """The request's id as the worker sees it: with what tells of the prompt's sections behind it."""
         self._output_later = False
         """Whether output begins after the first byte, and is looked for."""
         self.no_body = head.method == "HEAD"
@@ -76,13 +78,15 @@ class WorkerExchange(RetriedRequest):
     def _parsed(self, shape: RequestShape | Awaitable[RequestShape]) -> None:
         if isinstance(shape, RequestShape):
             self._shape = shape
+            if shape.prompt is not None and self._proxy.limits.section_hints:
+                self._engine_id += shape.prompt.hint.encode()
             self._place()
         else:
             self._task = later(lambda: shape, self._parsed, self._not_placed)
 
     def _place(self) -> None:
         head = self._head
-        ask = Ask(self.request_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
+        ask = Ask(self._engine_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
         try:
             placement = self._proxy.dispatcher.place_now(ask)
         except Exception as exc:
@@ -135,7 +139,7 @@ class WorkerExchange(RetriedRequest):
         proxy, pool = self._proxy, connection.pool
         head, body = self._head, self._body
         forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
-        own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self.request_id, forwarded_for)
+        own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self._engine_id, forwarded_for)
         own += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
         now = proxy.clock()
@@ -153,10 +157,15 @@ class WorkerExchange(RetriedRequest):
         placement, client = self._placement, self._client
         assert placement is not None, self
         self._status = head.status
-        turns_away = head.status in TURNS_AWAY and len(self._attempts.excluded) < self._proxy.limits.retries_max
+        attempts = self._attempts
+        turns_away = len(attempts.excluded) < self._proxy.limits.retries_max and attempts.turns_away(
+            head.status, placement, repeatable=is_repeatable(self._head)
+        )
         self._held = bytearray() if turns_away else None
-        if not turns_away:
-            self._attempts.answered(head.status)
+        if turns_away:
+            self._held_at = self._proxy.clock()
+        else:
+            attempts.answered(head.status)
         if not turns_away and not whole and self._connection is not None and not self._connection.unsent_bytes:
             self._body = b""
             client.release_body()
@@ -216,7 +225,7 @@ class WorkerExchange(RetriedRequest):
         placement = self._placement
         self._fail(502, message, code="bad_gateway")
         if placement is not None:
-            placement.failed()
+            placement.failed(sure=False)
 
     def _hold(self, data: bytes) -> None:
         """Keep what turns the request away, until another worker has been tried; pass it on when it is too much."""

@@ -49,6 +49,8 @@ class Limits(NamedTuple):
     """To a worker: a host that is gone does not answer at all."""
     worker_silence_s: float = 3600.0
     """Between two bytes of a worker. Long: a queue of long prompts, or a long answer that is not streamed."""
+    turned_away_s: float = 2.0
+    """For the rest of an answer that turns a request away, before another worker is tried: it is short."""
     fan_out_s: float = 120.0
     """For each server that a request is sent to which goes to all: loading an adapter takes seconds."""
     worker_gone_s: int = 30
@@ -59,6 +61,8 @@ class Limits(NamedTuple):
     """Connections kept for one worker; the next burst opens them again."""
     retries_max: int = 2
     """Other workers tried when one refuses a request."""
+    section_hints: bool = True
+    """Whether workers are told of a prompt's sections, behind the request's id."""
     tick_s: float = 0.5
     """How late a time-out may be. One timer for all connections, so that a request sets none."""
 

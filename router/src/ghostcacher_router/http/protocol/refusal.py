@@ -43,6 +43,11 @@ class Refusal(Exception):
         self.retry_after_s = retry_after_s
 
 
+ROUTER_STOPS = Refusal(
+    503, "the router stops, and the time that requests have to end is over", code="router_stops", retry_after_s=1
+)
+
+
 def error_body(path: str, refusal: Refusal) -> bytes:
     """Return an error as JSON, in the shape of the API that `path` belongs to."""
     status = refusal.status

@@ -1,0 +1,292 @@
+"""Which blocks a tier keeps: typed retention, budgets, and evictions that take children before their parents.
+
+Life of a block:
+
+1. `insert` takes it in, and returns what had to go; or refuses it.
+2. `touch` at every use that the tier is told of, also where the engine's own cache had the block.
+3. `pin` while its bytes are being copied, `unpin` after: a pinned block, and all before it, are not evicted.
+4. It leaves by `insert` or `evict` (room was needed), `expire` (its type's time is over), `flush` (somebody asked), or
+   `remove` (the caller lost it). Each block leaves once, and what leaves is returned: the caller frees its slot.
+
+The order in which leaves go when a tier is full, the first group that has any:
+
+1. aged ones (`age`: what a changed tool schema made worthless);
+2. of types that hold more than their budget; space that nobody else wants may be borrowed, and is given back first;
+3. all others, the least worth first, as the policy says;
+4. retained ones, only for a block that is to be retained itself, the least worth first.
+
+Not thread-safe: the caller's lock covers all calls. None waits for anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from time import monotonic
+
+from ghostcacher_connector.core.retention.alarms import Alarms
+from ghostcacher_connector.core.retention.base import (
+    BlockKey,
+    BlockTraits,
+    Evicted,
+    EvictionPolicy,
+    EvictionReason,
+    Insertion,
+    Refusal,
+    TierBlock,
+)
+from ghostcacher_connector.core.retention.block_forest import BlockForest, descend
+from ghostcacher_connector.core.retention.eviction_queues import EvictionQueues
+from ghostcacher_connector.core.retention.policies import make_policy
+from ghostcacher_connector.core.retention.retained import Retained
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.types import SectionType
+
+GIB = 1 << 30
+
+
+class TierRetention:
+    """The blocks of one tier and the order in which they leave it. Sizes are bytes, times seconds of `clock`."""
+
+    def __init__(
+        self,
+        settings: RetentionSettings,
+        capacity_bytes: int,
+        *,
+        clock: Callable[[], float] = monotonic,
+        policy: EvictionPolicy | None = None,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._policy = policy if policy is not None else make_policy(settings)
+        self._forest = BlockForest()
+        self._queues = EvictionQueues()
+        self._deadlines = Alarms()
+        quota = float("inf") if settings.quota_gib is None else settings.quota_gib * GIB
+        self._retained = Retained(settings.retained_share_max * capacity_bytes, quota)
+        self._budgets = {section: settings.budget(section) * capacity_bytes for section in SectionType}
+        self._ttls = {section: settings.ttl_s(section) for section in SectionType}
+        self.capacity_bytes = capacity_bytes
+        self.used_bytes = 0
+        self.bytes_by_section = dict.fromkeys(SectionType, 0)
+
+    def __len__(self) -> int:
+        return len(self._forest)
+
+    def __contains__(self, key: BlockKey) -> bool:
+        return key in self._forest
+
+    def __iter__(self) -> Iterator[BlockKey]:
+        return iter(self._forest.keys())
+
+    def __repr__(self) -> str:
+        return f"TierRetention({len(self)} blocks, {self.used_bytes} of {self.capacity_bytes} bytes)"
+
+    @property
+    def retained_bytes(self) -> int:
+        return self._retained.total_bytes
+
+    @property
+    def quota_refused_bytes(self) -> int:
+        """Bytes of all blocks so far that requests wanted retained and quotas did not allow."""
+        return self._retained.refused_bytes
+
+    def insert(self, key: BlockKey, parent: BlockKey | None, traits: BlockTraits) -> Insertion:
+        """Take in a block that is not in the tier, and make room for it; or refuse it.
+
+        parent: the key of the block before it, None for the first of a prefix. It need not be in the tier.
+        A refusal for FULL may come after some room was made: what left is returned then, too.
+        """
+        assert key not in self._forest, f"block {key.hex()} is in the tier"
+        now = self._clock()
+        if traits.section is SectionType.USER:
+            return Insertion(Refusal.TYPE, ())
+        wanted = self.used_bytes + traits.size_bytes - self.capacity_bytes
+        if wanted > 0 and not self._policy.admits(key, now):
+            return Insertion(Refusal.RARE, ())
+        evicted = self._make_room(wanted, now, parent, traits)
+        if self.used_bytes + traits.size_bytes > self.capacity_bytes:
+            return Insertion(Refusal.FULL, tuple(evicted))
+        self._add(TierBlock(key, parent, traits, now), traits, now)
+        return Insertion(None, tuple(evicted))
+
+    def touch(self, key: BlockKey, *, retain_s: float = 0.0) -> bool:
+        """Note a use of a block; return whether it is in the tier. Blocks of one prompt are touched in prefix order."""
+        block = self._forest.get(key)
+        if block is None:
+            return False
+        now = self._clock()
+        self._policy.used(block, now)
+        block.hits += 1
+        block.used_at = now
+        if block.section is SectionType.SESSION:
+            self._set_deadline(block, now)
+        if retain_s > 0:
+            self._retain(block, retain_s, now)
+        self._settle(block)
+        return True
+
+    def pin(self, key: BlockKey) -> None:
+        """Keep a block, and so all before it, from being evicted or expiring, until as many calls of `unpin`."""
+        block = self._at(key)
+        block.pins += 1
+        self._settle(block)
+
+    def unpin(self, key: BlockKey) -> None:
+        """Take back one `pin`. A block that was flushed or removed meanwhile needs none."""
+        block = self._forest.get(key)
+        if block is not None and block.pins:
+            block.pins -= 1
+            self._settle(block)
+
+    def remove(self, key: BlockKey) -> bool:
+        """Forget a block that the caller has lost, whatever follows it; return whether it was in the tier."""
+        block = self._forest.get(key)
+        if block is not None:
+            self._drop(block, self._clock())
+        return block is not None
+
+    def evict(self, size_bytes: int) -> list[Evicted]:
+        """Make so many bytes free at least, as for a block that is not to be retained; less where nothing may go."""
+        return self._make_room(self.used_bytes + size_bytes - self.capacity_bytes, self._clock(), None, None)
+
+    def expire(self) -> list[Evicted]:
+        """Evict all whose type's time is over and that nothing keeps: no retention, no pin, no block that follows."""
+        now = self._clock()
+        self._end_retentions(now)
+        evicted = []
+        while (block := self._deadlines.pop_due(now)) is not None:
+            if block.deadline > now:
+                self._deadlines.set(block, block.deadline)
+            elif block in self._queues and block not in self._retained:
+                evicted.append(self._evict(block, EvictionReason.TTL, now))
+        return evicted
+
+    def next_expiry(self) -> float | None:
+        """Return the earliest time, by the clock, at which `expire` may find something; None: never, as things are."""
+        return self._deadlines.next_at()
+
+    def flush(self, chosen: Callable[[TierBlock], bool]) -> list[Evicted]:
+        """Evict all chosen blocks and all that follow them, also retained and pinned ones. O(blocks in the tier)."""
+        now = self._clock()
+        doomed: dict[TierBlock, None] = {}
+        for block in self._forest:
+            if block not in doomed and chosen(block):
+                doomed.update(dict.fromkeys(descend(block)))
+        order = sorted(doomed, key=lambda block: block.depth, reverse=True)
+        return [self._evict(block, EvictionReason.FLUSHED, now) for block in order]
+
+    def age(self, keys: Iterable[BlockKey]) -> int:
+        """Let blocks and all that follow them go before all others, retained or not; return how many there are."""
+        now = self._clock()
+        count = 0
+        for top in filter(None, map(self._forest.get, keys)):
+            for block in descend(top):
+                count += not block.aged
+                block.aged = True
+                self._retained.release(block)
+                self._settle(block)
+        self._end_retentions(now)
+        return count
+
+    def _at(self, key: BlockKey) -> TierBlock:
+        block = self._forest.get(key)
+        assert block is not None, f"block {key.hex()} is not in the tier"
+        return block
+
+    def _add(self, block: TierBlock, traits: BlockTraits, now: float) -> None:
+        block.came_at = now - traits.age_s
+        self._forest.add(block)
+        self.used_bytes += block.size_bytes
+        self.bytes_by_section[block.section] += block.size_bytes
+        self._policy.came(block, now)
+        self._set_deadline(block, block.came_at)
+        if traits.retain_s > 0:
+            self._retain(block, traits.retain_s, now)
+        self._settle(block)
+        if block.parent is not None:
+            self._settle(block.parent)
+
+    def _set_deadline(self, block: TierBlock, since: float) -> None:
+        ttl_s = self._ttls[block.section]
+        if ttl_s is not None:
+            block.deadline = since + ttl_s
+            if block not in self._deadlines:
+                self._deadlines.set(block, block.deadline)
+
+    def _retain(self, block: TierBlock, retain_s: float, now: float) -> None:
+        self._retained.retain(block, now + min(retain_s, self._settings.retain_s_max))
+
+    def _end_retentions(self, now: float) -> None:
+        while (block := self._retained.next_end(now)) is not None:
+            self._settle(block)
+
+    def _settle(self, block: TierBlock) -> None:
+        """Give a block the place that it should have now: in a queue if it is a leaf and not pinned, else none."""
+        if block.children or block.pins:
+            self._queues.take(block)
+            return
+        self._queues.put(block, retained=block in self._retained)
+        if block not in self._deadlines and block.deadline < float("inf"):
+            self._deadlines.set(block, block.deadline)
+
+    def _make_room(
+        self, wanted: int, now: float, parent: BlockKey | None, newcomer: BlockTraits | None
+    ) -> list[Evicted]:
+        """Evict until so many bytes more are free, or nothing may go. The newcomer's parent stays."""
+        evicted: list[Evicted] = []
+        if wanted <= 0:
+            return evicted
+        self._end_retentions(now)
+        kept = self._forest.get(parent) if parent is not None else None
+        if kept is not None:
+            kept.pins += 1
+            self._settle(kept)
+        while wanted > 0 and (found := self._victim(now, newcomer)) is not None:
+            evicted.append(self._evict(*found, now))
+            wanted -= evicted[-1].size_bytes
+        if kept is not None:
+            kept.pins -= 1
+            self._settle(kept)
+        return evicted
+
+    def _victim(self, now: float, newcomer: BlockTraits | None) -> tuple[TierBlock, EvictionReason] | None:
+        best = None
+        for name, block in self._queues.firsts():
+            if name.retained and not (newcomer is not None and newcomer.retain_s > 0):
+                continue
+            after = self.bytes_by_section[name.section]
+            if newcomer is not None and newcomer.section is name.section:
+                after += newcomer.size_bytes
+            over = after > self._budgets[name.section]
+            order = (name.retained, not name.aged, not over, self._policy.worth(block, now))
+            if best is None or order < best[0]:
+                best = (order, block, EvictionReason.BUDGET if over and not name.aged else EvictionReason.CAPACITY)
+        return best and best[1:]
+
+    def _evict(self, block: TierBlock, reason: EvictionReason, now: float) -> Evicted:
+        self._drop(block, now)
+        return Evicted(block.key, block.section, block.size_bytes, reason)
+
+    def _drop(self, block: TierBlock, now: float) -> None:
+        parent = block.parent
+        self._queues.take(block)
+        self._deadlines.clear(block)
+        self._retained.release(block)
+        self._forest.remove(block)
+        self.used_bytes -= block.size_bytes
+        self.bytes_by_section[block.section] -= block.size_bytes
+        self._policy.left(block, now)
+        if parent is not None:
+            self._settle(parent)
+
+    def check_invariants(self) -> None:
+        self._forest.check_invariants()
+        self._queues.check_invariants()
+        self._retained.check_invariants()
+        sizes = dict.fromkeys(SectionType, 0)
+        for block in self._forest:
+            sizes[block.section] += block.size_bytes
+            assert (block in self._queues) == (not block.children and not block.pins)
+            assert block in self._deadlines or block.deadline == float("inf") or block.deadline <= self._clock()
+        assert sizes == self.bytes_by_section
+        assert sum(sizes.values()) == self.used_bytes <= self.capacity_bytes

@@ -1,0 +1,182 @@
+"""Reads blocks back from the store, into memory of its caller, and says how many of them are right.
+
+Whatever is read lands in memory of ours first, by a thread of ours: a store that hangs can neither hold the caller
+beyond its deadline nor write into the caller's memory later. A block counts once its bytes lie where they will be used
+and have the checksum there that was taken when they were written.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from ghostcacher_connector.core.backoff import Backoff
+from ghostcacher_connector.objects import compression
+from ghostcacher_connector.objects.catalogue import Span
+from ghostcacher_connector.objects.object_format import (
+    DAMAGED,
+    TRUNCATED,
+    Codec,
+    Damage,
+    StoredBlock,
+    checksum_of,
+    read_header,
+)
+from ghostcacher_connector.objects.object_notes import Note
+from ghostcacher_connector.objects.rank_objects import RankObjects
+from ghostcacher_connector.objects.read_threads import ReadThreads
+from ghostcacher_connector.objects.stores.base import StoreError, StoreFault
+
+THREADS = 4
+WAITING_MAX = 256
+USED_NOTE_S = 300.0
+"""A use is noted for the fleet once in that time: it is there for eviction, which thinks in hours."""
+
+NOTED_MAX = 4096
+"""Of as many objects it is remembered; beyond, some are noted more often."""
+
+
+class _Reading(NamedTuple):
+    span: Span
+    data: Future[memoryview]
+
+
+class ObjectReader:
+    """Reads for several callers at a time. Thread-safe."""
+
+    def __init__(self, objects: RankObjects, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._objects = objects
+        self._clock = clock
+        self._threads = ReadThreads(THREADS, waiting_max=WAITING_MAX)
+        self._lock = threading.Lock()
+        self._backoff = Backoff()
+        self._noted: dict[bytes, float] = {}
+
+    @property
+    def failing(self) -> bool:
+        """Whether the store failed a moment ago: requests do without it instead of waiting for one time-out each."""
+        with self._lock:
+            return not self._backoff.ready(self._clock())
+
+    def read(self, hashes: Sequence[bytes], into: Sequence[memoryview], deadline: float) -> int:
+        """Read the leading blocks of `hashes` into `into`, one after the other; return how many are right.
+
+        into: writable, one block each. deadline: on the monotonic clock. Beyond the returned count the memory holds
+        anything. Never raises for what the world does.
+        """
+        if self.failing:
+            self._missed("paused", self._objects.catalogue.longest(hashes))
+            return 0
+        spans = self._objects.catalogue.plan(hashes)
+        readings: list[_Reading] = []
+        waiting = iter(spans)
+        done, reason = 0, None
+        try:
+            while reason is None:
+                # A few ahead of the one that is waited for, so that memory is bounded and all threads are busy.
+                while len(readings) < THREADS and (ahead := next(waiting, None)) is not None:
+                    readings.append(_Reading(ahead, self._threads.submit(partial(self._fetch, ahead))))
+                if not readings:
+                    break
+                reading = readings.pop(0)
+                right, reason = self._finish(reading, into[done : done + reading.span.length], deadline)
+                done += right
+        except queue.Full:
+            reason = "busy"
+        for reading in readings:
+            reading.data.cancel()
+        self._objects.recorder.inc("gc_object_hits_total", done)
+        if reason is not None:
+            self._missed(reason, sum(span.length for span in spans) - done)
+        return done
+
+    def close(self, deadline_s: float) -> None:
+        """End the threads, and wait for that for at most `deadline_s`."""
+        self._threads.close(deadline_s)
+
+    def _fetch(self, span: Span) -> memoryview:
+        size = span.read_bytes(self._objects.identity.block_bytes)
+        began = self._clock()
+        data = self._objects.store.read(self._objects.name_of(span.object.digest), size)
+        self._objects.read_rate.add(len(data), self._clock() - began)
+        self._objects.recorder.inc("gc_object_read_bytes_total", len(data))
+        return data
+
+    def _finish(self, reading: _Reading, into: Sequence[memoryview], deadline: float) -> tuple[int, str | None]:
+        """Wait for one object and put its blocks in place.
+
+        Returns how many leading ones are right, and why the others are not: a label value of
+        ``gc_object_misses_total``.
+        """
+        span = reading.span
+        name = self._objects.name_of(span.object.digest)
+        if name in self._objects.quarantine:
+            return 0, "quarantined"
+        try:
+            data = reading.data.result(max(0.0, deadline - self._clock()))
+        except (TimeoutError, CancelledError):
+            return 0, "deadline"
+        except StoreError as error:
+            self._failed(span, error)
+            return 0, error.fault.value
+        with self._lock:
+            self._backoff.succeeded()
+        right = 0
+        try:
+            header = read_header(data, self._objects.identity, span.object.hashes)
+            if header.codec is not Codec.PLAIN and not compression.available():
+                return 0, "codec"
+            blocks = header.blocks[span.first : span.first + span.length]
+            for block, target in zip(blocks, into, strict=True):
+                _place(data, header.codec, block, target)
+                right += 1
+        except Damage as damage:
+            self._objects.note(Note("dropped", span.object.digest, span.object.changed_at))
+            self._objects.quarantine.put_aside(name, damage)
+            return right, damage.reason
+        self._note_used(span.object.digest)
+        return right, None
+
+    def _failed(self, span: Span, error: StoreError) -> None:
+        if error.fault is StoreFault.MISSING:
+            # Dropped or expired since it was noted. Who writes it anew does so at a later time.
+            self._objects.note(Note("dropped", span.object.digest, span.object.changed_at))
+            return
+        self._objects.failed("read", error)
+        with self._lock:
+            self._backoff.failed(self._clock())
+
+    def _note_used(self, digest: bytes) -> None:
+        now = self._objects.wall()
+        with self._lock:
+            noted_at = self._noted.get(digest, 0.0)
+            if now - noted_at < USED_NOTE_S:
+                self._objects.catalogue.used(digest, now)
+                return
+            if len(self._noted) >= NOTED_MAX:
+                self._noted.clear()
+            self._noted[digest] = now
+        self._objects.note(Note("used", digest, now))
+
+    def _missed(self, reason: str, count: int) -> None:
+        self._objects.recorder.inc("gc_object_misses_total", count, reason=reason)
+
+
+def _place(data: memoryview, codec: Codec, block: StoredBlock, into: memoryview) -> None:
+    """Put one block in its place and look at it there; raises Damage."""
+    stored = data[block.offset : block.offset + block.stored_bytes]
+    if len(stored) < block.stored_bytes:
+        raise Damage(TRUNCATED, f"expected {block.offset + block.stored_bytes} bytes, got {len(data)}")
+    if codec is Codec.PLAIN:
+        np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(stored, np.uint8))
+    elif not compression.decompress(stored, into):
+        raise Damage(DAMAGED, "a block cannot be decompressed")
+    if checksum_of(into) != block.checksum:
+        raise Damage(DAMAGED, "a block's checksum is another")

@@ -1,0 +1,355 @@
+"""Which block lies in which host slot: the state of a worker's host tier, kept where its scheduler runs.
+
+A pure state machine: no I/O, no thread; the clock is injected. Life of a host slot:
+
+    free --begin--> copying --end: valid on every rank--> held
+      ^                |                                    |
+      '-- not valid ---+--- a victim, dropped: bumped ------'
+
+A slot that was held is bumped before anything is written into it, like a slot of an engine: its new generation travels
+with the step whose ranks then copy into it. It is withdrawn from the index at that moment. A slot whose copy was not
+valid was in no entry, and needs no bump.
+
+A copy that the ledger has given up (`clear`, `drop`, or no report in time) may still write into its slots. They are
+free all the same: a rank carries out one copy after the other, so what a later copy writes is written later.
+
+Which blocks stay is up to the retention; only that a *duplicate*, which the engine has and has used since it was
+copied, makes room first: it is copied again before the engine gives it up.
+
+Owner: one thread, the scheduler's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.tier_retention import TierRetention
+from ghostcacher_connector.core.types import BlockHash, Location, Tier
+from ghostcacher_connector.slots import Generations, Slots, first_generations
+
+COPY_TIMEOUT_S = 30.0
+"""A copy that some rank has not reported by then is given up: it would keep its slots for good. A copy takes
+milliseconds, but reports come with steps, and an engine may be busy with one for seconds."""
+
+
+class Candidate(NamedTuple):
+    """A block that the engine has, and the tier has not."""
+
+    block: BlockHash
+    root: BlockHash
+    """The first block of its chain."""
+    parent: BlockHash | None
+    """The block before it; None for the first one."""
+    traits: BlockTraits
+
+
+class Copied(NamedTuple):
+    """A block that lies in a host slot on every rank from now on."""
+
+    slot: int
+    block: BlockHash
+    root: BlockHash
+    """The first block of its chain."""
+    generation: int
+
+
+class _Held(NamedTuple):
+    slot: int
+    generation: int
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A copy under way."""
+
+    candidates: Sequence[Candidate]
+    slots: list[int]
+    """Where each of them is copied to."""
+    valid: list[bool]
+    """Whether no rank has reported otherwise so far."""
+    reports_due: int
+    began_at: float
+
+
+@dataclass(slots=True)
+class _Load:
+    """A load that reads host slots now."""
+
+    blocks: set[BlockHash]
+    until: float
+
+
+class HostLedger:
+    """See the module's docstring."""
+
+    evicted: int
+    """Blocks that made room for others, since the beginning."""
+
+    refused: int
+    """Blocks that were not worth what would have had to go, since the beginning."""
+
+    def __init__(
+        self,
+        first_slot: int,
+        slot_count: int,
+        retention: TierRetention,
+        *,
+        ranks: int,
+        on_withdraw: Callable[[int, BlockHash], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with every slot free.
+
+        first_slot, slot_count: the host slots are ``[first_slot, first_slot + slot_count)`` of the worker's slots.
+        retention: empty, with room for as many blocks.
+        ranks: how many of them report each copy.
+        on_withdraw: called with each slot that held a block, and the block, before anything else may be written there.
+        """
+        assert slot_count > 0
+        self._first_slot = first_slot
+        self._ranks = ranks
+        self._retention = retention
+        self._on_withdraw = on_withdraw
+        self._clock = clock
+        self._generations: list[int] = first_generations(slot_count).tolist()
+        self._bumped: dict[int, int] = {}
+        self._free = list(range(first_slot + slot_count - 1, first_slot - 1, -1))
+        self._held: dict[BlockHash, _Held] = {}
+        self._duplicates: dict[BlockHash, None] = {}
+        self._copying: set[BlockHash] = set()
+        self._copies: dict[int, _Copy] = {}
+        self._last_copy_id = 0
+        self._loads: dict[str, _Load] = {}
+        self.evicted = self.refused = 0
+        # Ranks begin at 0, and get these with the first step.
+        self.send_all()
+
+    def __repr__(self) -> str:
+        return (
+            f"HostLedger(held={len(self._held)}, free={len(self._free)}, copies under way={len(self._copies)}, "
+            f"loads={len(self._loads)})"
+        )
+
+    def __len__(self) -> int:
+        """Return the number of blocks held."""
+        return len(self._held)
+
+    @property
+    def slot_count(self) -> int:
+        return len(self._generations)
+
+    @property
+    def copies_under_way(self) -> int:
+        return len(self._copies)
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def knows(self, block: BlockHash) -> bool:
+        """Say whether a block is held, or on its way here."""
+        return block in self._held or block in self._copying
+
+    def holds(self, block: BlockHash) -> bool:
+        return block in self._held
+
+    def prefix(self, blocks: Sequence[BlockHash], first: int) -> list[Location]:
+        """Return where blocks ``[first, ...)`` are, up to the first one that is not held."""
+        found = []
+        for index in range(first, len(blocks)):
+            held = self._held.get(blocks[index])
+            if held is None:
+                break
+            found.append(Location(Tier.HOST, held.slot, held.generation))
+        return found
+
+    # -- copies --------------------------------------------------------------------------------------------------
+
+    def begin(self, candidates: Sequence[Candidate]) -> tuple[int, list[int | None]]:
+        """Begin a copy of blocks that are not known; return its number, and for each block its host slot.
+
+        None: the block is not worth what would have to go, or nothing may go. With no slot at all there is no copy, and
+        the number means nothing.
+        """
+        slots = [self._admit(candidate) for candidate in candidates]
+        taken = [pair for pair in zip(candidates, slots, strict=True) if pair[1] is not None]
+        if taken:
+            self._last_copy_id += 1
+            self._copies[self._last_copy_id] = _Copy(
+                [candidate for candidate, _ in taken],
+                [slot for _, slot in taken if slot is not None],
+                [True] * len(taken),
+                self._ranks,
+                self._clock(),
+            )
+        return self._last_copy_id, slots
+
+    def end(self, copy_id: int, valid: Iterable[bool]) -> list[Copied]:
+        """Take one rank's report of a copy; return what is held from now on, once every rank has reported it.
+
+        valid: for each of its blocks, whether this rank has copied what the block's slot held when it was ordered.
+        The report of a copy that was given up changes nothing.
+        """
+        copy = self._copies.get(copy_id)
+        if copy is None:
+            return []
+        copy.valid = [so_far and bool(here) for so_far, here in zip(copy.valid, valid, strict=True)]
+        copy.reports_due -= 1
+        if copy.reports_due:
+            return []
+        del self._copies[copy_id]
+        done = []
+        for candidate, slot, good in zip(copy.candidates, copy.slots, copy.valid, strict=True):
+            if not good:
+                self._abandon(candidate.block, slot)
+                continue
+            self._copying.remove(candidate.block)
+            self._retention.unpin(candidate.block)
+            generation = self._generation(slot)
+            self._held[candidate.block] = _Held(slot, generation)
+            done.append(Copied(slot, candidate.block, candidate.root, generation))
+        return done
+
+    def expire(self) -> int:
+        """Give up blocks whose time is over, loads and copies that should have ended; return how many copies."""
+        now = self._clock()
+        late = [copy_id for copy_id, copy in self._copies.items() if copy.began_at + COPY_TIMEOUT_S <= now]
+        for copy_id in late:
+            self._give_up(copy_id)
+        for load_id in [load_id for load_id, load in self._loads.items() if load.until <= now]:
+            self.unpin(load_id)
+        for evicted in self._retention.expire():
+            self.evicted += 1
+            self._release(evicted.key)
+        return len(late)
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def touch(self, blocks: Iterable[BlockHash]) -> None:
+        """Note that a prompt has these blocks, in prefix order. Those that are not known are ignored."""
+        for block in blocks:
+            self._retention.touch(block)
+
+    def pin(self, load_id: str, blocks: Iterable[BlockHash], seconds: float) -> None:
+        """Keep held blocks where they are while a load reads them: until `unpin`, but no longer than this."""
+        pinned = set(blocks)
+        assert load_id not in self._loads, f"load {load_id} is under way already"
+        assert pinned <= self._held.keys(), "only what is held is pinned"
+        self._loads[load_id] = _Load(pinned, self._clock() + seconds)
+        for block in pinned:
+            self._retention.pin(block)
+
+    def unpin(self, load_id: str) -> None:
+        """End a load; one that is not known, or was given up, is no error."""
+        load = self._loads.pop(load_id, None)
+        for block in load.blocks if load is not None else ():
+            self._retention.unpin(block)
+
+    def duplicate(self, block: BlockHash) -> None:
+        """Note that the engine has a held block, too, and has used it: it is the first to make room."""
+        if block in self._held:
+            self._duplicates[block] = None
+
+    def unique(self, block: BlockHash) -> None:
+        """Note that the engine does not have a block any more, or gives it up soon."""
+        self._duplicates.pop(block, None)
+
+    # -- giving up -----------------------------------------------------------------------------------------------
+
+    def drop(self, chosen: Callable[[BlockHash], bool]) -> int:
+        """Forget all chosen blocks, held or on their way; return how many were held."""
+        for copy_id, copy in list(self._copies.items()):
+            if any(chosen(candidate.block) for candidate in copy.candidates):
+                self._give_up(copy_id)
+        gone = [block for block in self._held if chosen(block)]
+        for block in gone:
+            self._retention.remove(block)
+            self._release(block)
+        return len(gone)
+
+    def clear(self) -> None:
+        """Forget everything: neither what is held nor what is on its way must be used any more."""
+        self.drop(lambda _: True)
+        self._loads.clear()
+
+    @property
+    def bumps_waiting(self) -> bool:
+        """Whether there is anything to take: most steps give up nothing."""
+        return bool(self._bumped)
+
+    def take_bumps(self) -> tuple[Slots, Generations]:
+        """Return the slots that were given up since the last call, with their new generations, shape (n,) each."""
+        bumped, self._bumped = self._bumped, {}
+        slots = np.fromiter(bumped.keys(), dtype=np.int64, count=len(bumped))
+        return slots, np.fromiter(bumped.values(), dtype=np.uint64, count=len(bumped))
+
+    def send_all(self) -> None:
+        """Send every generation with the next step: a rank may have missed some."""
+        self._bumped = dict(enumerate(self._generations, self._first_slot))
+
+    def _generation(self, slot: int) -> int:
+        return self._generations[slot - self._first_slot]
+
+    def _admit(self, candidate: Candidate) -> int | None:
+        """Return a slot for a block that is to be copied, or None if it is not worth one."""
+        assert not self.knows(candidate.block), "a block is copied twice"
+        if not self._free:
+            self._drop_duplicate()
+        insertion = self._retention.insert(candidate.block, candidate.parent, candidate.traits)
+        for evicted in insertion.evicted:
+            self.evicted += 1
+            self._release(evicted.key)
+        if not insertion.admitted:
+            self.refused += 1
+            return None
+        self._retention.pin(candidate.block)
+        self._copying.add(candidate.block)
+        return self._free.pop()
+
+    def _drop_duplicate(self) -> None:
+        pinned = set[BlockHash]().union(*(load.blocks for load in self._loads.values()))
+        block = next((block for block in self._duplicates if block not in pinned), None)
+        if block is not None:
+            self.evicted += 1
+            self._retention.remove(block)
+            self._release(block)
+
+    def _release(self, block: BlockHash) -> None:
+        """Free the slot of a block that is held, and that the retention has no more: bump and withdraw it."""
+        slot = self._held.pop(block).slot
+        self._duplicates.pop(block, None)
+        for load in self._loads.values():
+            load.blocks.discard(block)
+        self._generations[slot - self._first_slot] += 1
+        self._bumped[slot] = self._generation(slot)
+        self._free.append(slot)
+        self._on_withdraw(slot, block)
+
+    def _give_up(self, copy_id: int) -> None:
+        copy = self._copies.pop(copy_id)
+        for candidate, slot in zip(copy.candidates, copy.slots, strict=True):
+            self._abandon(candidate.block, slot)
+
+    def _abandon(self, block: BlockHash, slot: int) -> None:
+        """Free the slot of a block whose copy was of no use."""
+        self._copying.remove(block)
+        self._retention.unpin(block)
+        self._retention.remove(block)
+        self._free.append(slot)
+
+    def check_invariants(self) -> None:
+        """Assert what holds between any two calls. For tests: its cost grows with the slots."""
+        held = [entry.slot for entry in self._held.values()]
+        copying = [slot for copy in self._copies.values() for slot in copy.slots]
+        slots = range(self._first_slot, self._first_slot + self.slot_count)
+        assert sorted([*self._free, *held, *copying]) == list(slots), "every slot is in one place"
+        assert self._copying == {each.block for copy in self._copies.values() for each in copy.candidates}
+        assert not self._copying & self._held.keys(), "what is held is not copied again"
+        assert self._duplicates.keys() <= self._held.keys(), "only what is held is a duplicate"
+        assert all(load.blocks <= self._held.keys() for load in self._loads.values()), "only what is held is pinned"
+        assert all(self._generation(entry.slot) == entry.generation for entry in self._held.values())
+        assert all(0 < copy.reports_due <= self._ranks for copy in self._copies.values())

@@ -1,0 +1,187 @@
+"""A worker's host tier as its scheduler sees it: what is copied down, what is found there, what its peers are told.
+
+    engine's blocks, as they are published --> HostTier --host slots--> publisher --> index
+                                                 |  ^
+                                    copy orders  v  |  reports: copied, valid on this rank
+                                                ranks
+
+Life of a copy:
+1. an engine publishes a block (`engine_holds`); its slot is `wanted`;
+2. the engine's adapter sees that the slot will soon be given away, and `order` finds a host slot for its block. The
+   order travels with a step, behind the generations of that step;
+3. each rank copies, and reports which blocks still had the generation of the order when it was done (`reported`);
+4. what is valid on every rank is held, and published with its host slot.
+
+What is copied was published, so a step is known to have computed it; and it had its generation before and after.
+
+Knows no engine. All methods are called on the scheduler's thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.retention.tier_retention import TierRetention
+from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
+from ghostcacher_connector.transfer.jobs import CopyJob
+
+logger = logging.getLogger(__name__)
+
+ORDER_BYTES = 8 << 20
+"""One order: a few milliseconds of a rank's time, after which its generations are compared. Copies of blocks whose
+slots are reused meanwhile are in vain."""
+
+ORDERS_MAX = 64
+"""Orders under way at once. More blocks wait in the engine, which has not given them up yet."""
+
+
+class _Published(NamedTuple):
+    """What an engine slot holds."""
+
+    candidate: Candidate
+    generation: int
+
+
+class HostTier:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        sink: BlockSink,
+        recorder: Recorder,
+        *,
+        first_slot: int,
+        slot_count: int,
+        ranks: int,
+        block_bytes: int,
+        retention: RetentionSettings,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin with nothing held.
+
+        first_slot, slot_count: of the host slots, which follow the engine's. block_bytes: of one block on one rank.
+        """
+        self._sink = sink
+        self._recorder = recorder
+        self._clock = clock
+        self.block_bytes = block_bytes
+        self._order_blocks = max(1, ORDER_BYTES // block_bytes)
+        self.ledger = HostLedger(
+            first_slot,
+            slot_count,
+            TierRetention(retention, slot_count * block_bytes, clock=clock),
+            ranks=ranks,
+            on_withdraw=self._given_up,
+            clock=clock,
+        )
+        self._engine: dict[int, _Published] = {}
+        self._engine_slots: dict[BlockHash, int] = {}
+        self.wanted: set[int] = set()
+        """Engine slots that are to be looked at once the engine is about to give them away."""
+
+    def __repr__(self) -> str:
+        return f"HostTier(engine blocks={len(self._engine)}, wanted={len(self.wanted)}, {self.ledger!r})"
+
+    # -- the engine's blocks -------------------------------------------------------------------------------------
+
+    def engine_holds(self, slot: int, candidate: Candidate, generation: int) -> None:
+        """Take note of what an engine slot is published with."""
+        self._engine[slot] = _Published(candidate, generation)
+        self._engine_slots[candidate.block] = slot
+        self.ledger.duplicate(candidate.block)
+        self.wanted.add(slot)
+
+    def engine_gives(self, slot: int) -> None:
+        """The engine gives a slot away; one that was not published is no error."""
+        published = self._engine.pop(slot, None)
+        self.wanted.discard(slot)
+        if published is not None and self._engine_slots.get(published.candidate.block) == slot:
+            del self._engine_slots[published.candidate.block]
+            self.ledger.unique(published.candidate.block)
+
+    # -- copies down ---------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether copies are under way."""
+        return self.ledger.copies_under_way > 0
+
+    def order(self, slots: Iterable[int]) -> list[CopyJob]:
+        """Order copies of what these engine slots hold, which the engine gives away soon, in this order.
+
+        slots: of those that are `wanted`; what cannot be ordered now stays so.
+        """
+        self.ledger.expire()
+        orders: list[CopyJob] = []
+        chosen: dict[BlockHash, int] = {}
+        for slot in slots:
+            if self.ledger.copies_under_way >= ORDERS_MAX:
+                return orders
+            block = self._engine[slot].candidate.block
+            self.wanted.discard(slot)
+            if self.ledger.knows(block):
+                self.ledger.unique(block)
+            elif block not in chosen:
+                chosen[block] = slot
+            if len(chosen) == self._order_blocks:
+                orders += self._begin(list(chosen.values()))
+                chosen.clear()
+        return orders + self._begin(list(chosen.values()))
+
+    def reported(self, copy_id: int, valid: Sequence[bool]) -> None:
+        """Take one rank's report of a copy, and publish what every rank has copied."""
+        for copied in self.ledger.end(copy_id, valid):
+            self._sink.publish(copied.slot, copied.block, copied.root, copied.generation)
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def touch(self, blocks: Iterable[BlockHash]) -> None:
+        """Note that a prompt has these blocks, in prefix order, wherever it finds them."""
+        blocks = list(blocks)
+        self.ledger.touch(blocks)
+        for block in blocks:
+            slot = self._engine_slots.get(block)
+            if slot is not None:
+                self.ledger.duplicate(block)
+                self.wanted.add(slot)
+
+    # -- giving up -----------------------------------------------------------------------------------------------
+
+    def clear(self) -> None:
+        """Forget and withdraw everything: what was computed so far must not be used any more."""
+        self.ledger.clear()
+        self.wanted.clear()
+
+    def _begin(self, slots: list[int]) -> list[CopyJob]:
+        if not slots:
+            return []
+        published = [self._engine[slot] for slot in slots]
+        copy_id, host_slots = self.ledger.begin([each.candidate for each in published])
+        taken = [(s, p.generation, h) for s, p, h in zip(slots, published, host_slots, strict=True) if h is not None]
+        if not taken:
+            return []
+        engine, generations, host = zip(*taken, strict=True)
+        return [
+            CopyJob(
+                copy_id,
+                np.asarray(engine, dtype=np.int64),
+                np.asarray(generations, dtype=np.uint64),
+                np.asarray(host, dtype=np.int64),
+            )
+        ]
+
+    def _given_up(self, slot: int, block: BlockHash) -> None:
+        """A host slot is given away; what it held is copied again if the engine has it still."""
+        engine_slot = self._engine_slots.get(block)
+        if engine_slot is not None:
+            self.wanted.add(engine_slot)
+        self._sink.withdraw(slot)

@@ -1,0 +1,92 @@
+"""Object tiers for tests: one rank's blocks, and what a test asks of a tier again and again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from ghostcacher_connector.metrics.recorder import Recorder
+from ghostcacher_connector.objects.stores.base import ObjectStore
+from ghostcacher_connector.objects.tier import ObjectTier, TierOptions
+
+NAMESPACE = b"model, weights and layout"
+BLOCK_BYTES = 1 << 20
+DEADLINE_S = 60.0
+"""Nothing here takes so long: what does never ends."""
+
+SMALL_QUEUE = TierOptions(queue_bytes=64 << 20)
+
+
+def chain(count: int, seed: str = "prompt") -> list[bytes]:
+    """Return the chain hashes of a prompt of `count` blocks."""
+    hashes = [hashlib.sha256(seed.encode()).digest()]
+    for _ in range(count - 1):
+        hashes.append(hashlib.sha256(hashes[-1]).digest())
+    return hashes
+
+
+def row_of(block_hash: bytes, block_bytes: int = BLOCK_BYTES) -> memoryview:
+    """Return the bytes of a block: noise that follows from its hash, like KV in 16 bits half of which is smooth."""
+    random = np.random.default_rng(int.from_bytes(block_hash[:8], "little"))
+    row = np.empty(block_bytes, np.uint8)
+    row[0::2] = random.integers(0, 256, len(row[0::2]), np.uint8)
+    row[1::2] = random.integers(60, 68, len(row[1::2]), np.uint8)
+    return row.data
+
+
+def rows_of(hashes: Sequence[bytes], block_bytes: int = BLOCK_BYTES) -> list[memoryview]:
+    return [row_of(one, block_bytes) for one in hashes]
+
+
+def buffers(count: int, block_bytes: int = BLOCK_BYTES) -> list[memoryview]:
+    """Return writable memory for blocks, none of which looks right."""
+    return [np.full(block_bytes, 0xEE, np.uint8).data for _ in range(count)]
+
+
+@contextmanager
+def opened(
+    store: ObjectStore,
+    *,
+    namespace: bytes = NAMESPACE,
+    rank: int = 0,
+    block_bytes: int = BLOCK_BYTES,
+    options: TierOptions = SMALL_QUEUE,
+    recorder: Recorder | None = None,
+    listed: bool = True,
+) -> Iterator[ObjectTier]:
+    """A tier that knows what is in its store, for the time of a `with` block; then what it has queued is written."""
+    tier = ObjectTier(
+        store,
+        namespace=namespace,
+        rank=rank,
+        block_bytes=block_bytes,
+        options=options,
+        recorder=recorder or Recorder(),
+    )
+    try:
+        assert not listed or tier.wait_listed(DEADLINE_S)
+        yield tier
+    finally:
+        tier.close(DEADLINE_S)
+
+
+def write_all(
+    store: ObjectStore, hashes: Sequence[bytes], *, options: TierOptions = SMALL_QUEUE, **kind: object
+) -> None:
+    """Write a prompt by a tier of its own, which is closed behind it."""
+    with opened(store, options=options, **kind) as tier:  # type: ignore[arg-type]
+        assert tier.write(hashes, rows_of(hashes), position=0, section=1)
+
+
+def right(tier: ObjectTier, hashes: Sequence[bytes]) -> int:
+    """Read a prompt; return how many blocks the tier says are right, all of which have to be."""
+    into = buffers(len(hashes))
+    count = tier.read(hashes, into, time.monotonic() + DEADLINE_S)
+    assert [bytes(one) == bytes(row_of(name)) for one, name in zip(into[:count], hashes, strict=False)] == [
+        True
+    ] * count
+    return count

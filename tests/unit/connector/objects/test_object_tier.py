@@ -1,0 +1,166 @@
+"""The object tier as its caller sees it, over files."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ghostcacher_connector.metrics.recorder import Recorder
+from ghostcacher_connector.objects.stores.file_store import FileStore
+from ghostcacher_connector.objects.tier import TierOptions
+from tests.support.object_tiers import buffers, chain, opened, right, row_of, rows_of, write_all
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FileStore:
+    return FileStore(tmp_path / "objects")
+
+
+def test_what_was_written_is_found_by_whoever_opens_the_store_later(store: FileStore) -> None:
+    """Nothing but the store carries it over: no Redis, no process."""
+    prompt = chain(21)
+    write_all(store, prompt)
+    with opened(store) as tier:
+        assert tier.longest([*prompt, b"\0" * 32]) == 21
+        assert right(tier, prompt) == 21
+
+
+def test_any_run_of_blocks_can_be_read_alone(store: FileStore) -> None:
+    """A caller that has the first blocks in a faster tier asks for the rest, wherever objects begin and end."""
+    prompt = chain(21)
+    write_all(store, prompt)
+    with opened(store) as tier:
+        for first, end in ((0, 3), (5, 9), (8, 21), (20, 21)):
+            assert right(tier, prompt[first:end]) == end - first
+
+
+def test_a_gap_ends_what_is_found(store: FileStore) -> None:
+    prompt = chain(16)
+    with opened(store) as tier:
+        assert tier.write(prompt[8:], rows_of(prompt[8:]), position=8, section=2)
+    with opened(store) as tier:
+        assert tier.longest(prompt) == 0
+        assert right(tier, prompt) == 0
+        assert tier.longest(prompt[8:]) == 8
+
+
+def test_blocks_are_written_once_whoever_writes_them(store: FileStore) -> None:
+    """Prompts that share a prefix share its objects, also when two workers write at the same time."""
+    prompt, other = chain(12), [*chain(8), *chain(4, "another end")]
+    recorders = [Recorder(), Recorder()]
+    with opened(store, recorder=recorders[0]) as first, opened(store, recorder=recorders[1]) as second:
+        assert first.write(prompt, rows_of(prompt), position=0, section=1)
+        assert second.write(other, rows_of(other), position=0, section=1)
+    objects = [one.name for one in store.walk("v1/objects/", 100)]
+    written = sum(one.drain()["gc_object_writes_total"].get("written", 0.0) for one in recorders)  # type: ignore[operator]
+    assert len(objects) == written == 3
+    with opened(store) as tier:
+        assert (right(tier, prompt), right(tier, other)) == (12, 12)
+
+
+def test_another_namespace_rank_or_block_size_finds_nothing(store: FileStore) -> None:
+    prompt = chain(4)
+    write_all(store, prompt)
+    for kind in ({"namespace": b"other weights"}, {"rank": 1}, {"block_bytes": 1 << 19}):
+        with opened(store, **kind) as tier:  # type: ignore[arg-type]
+            assert tier.longest(prompt) == 0
+            assert tier.read(prompt, buffers(4, 1 << 19), time.monotonic() + 60) == 0
+
+
+def test_a_full_queue_drops_and_counts_and_does_not_wait(store: FileStore) -> None:
+    """The store stands still: what does not fit into the queue is refused at once."""
+    stands, goes = threading.Event(), threading.Event()
+
+    class Standing(FileStore):
+        def create(self, name: str, data: memoryview) -> bool:
+            stands.set()
+            assert goes.wait(60)
+            return super().create(name, data)
+
+    recorder = Recorder()
+    prompt = chain(64)
+    slow = Standing(store._folder)
+    with opened(slow, recorder=recorder, options=TierOptions(queue_bytes=32 << 20)) as tier:
+        assert not tier.write(prompt, rows_of(prompt), position=0, section=1)
+        assert stands.wait(60)
+        goes.set()
+    outcomes = recorder.drain()["gc_object_writes_total"]
+    assert outcomes["queue_full"] == 1
+    with opened(store) as tier:
+        assert tier.longest(prompt) == right(tier, prompt) == 8 * outcomes["written"]  # type: ignore[operator]
+
+
+def test_rows_that_changed_while_they_were_copied_are_thrown_away(store: FileStore) -> None:
+    """The caller's seal is looked at behind the copy."""
+    prompt = chain(3)
+    with opened(store) as tier:
+        assert not tier.write(prompt, rows_of(prompt), position=0, section=1, still_valid=lambda: False)
+        assert tier.write(prompt, rows_of(prompt), position=0, section=1, still_valid=lambda: True)
+    with opened(store) as tier:
+        assert right(tier, prompt) == 3
+
+
+def test_rows_are_the_callers_again_once_they_are_queued(store: FileStore) -> None:
+    prompt = chain(3)
+    rows = [memoryview(bytearray(row_of(one))) for one in prompt]
+    with opened(store) as tier:
+        assert tier.write(prompt, rows, position=0, section=1)
+        for row in rows:
+            row[:] = bytes(len(row))
+    with opened(store) as tier:
+        assert right(tier, prompt) == 3
+
+
+def test_what_is_dropped_is_gone_for_everybody_and_after_a_restart(store: FileStore) -> None:
+    prompt, kept = chain(8), chain(8, "kept")
+    write_all(store, prompt)
+    write_all(store, kept)
+    with opened(store) as other, opened(store) as tier:
+        assert tier.drop(prompt[:1]) > 8 << 20
+        assert tier.longest(prompt) == 0
+        # Another worker does not know yet, finds none, and that is a miss.
+        assert other.longest(prompt) == 8
+        assert right(other, prompt) == 0
+        assert other.longest(prompt) == 0
+    with opened(store) as tier:
+        assert tier.longest(prompt) == 0
+        assert right(tier, kept) == 8
+
+
+def test_what_was_dropped_can_be_written_again(store: FileStore) -> None:
+    prompt = chain(8)
+    write_all(store, prompt)
+    with opened(store) as tier:
+        tier.drop(prompt)
+        assert tier.write(prompt, rows_of(prompt), position=0, section=1)
+    with opened(store) as tier:
+        assert right(tier, prompt) == 8
+
+
+def test_a_read_that_outlives_its_deadline_lands_nowhere(store: FileStore) -> None:
+    """The store hangs: its caller goes on at the deadline, and its memory is its own."""
+    goes, done = threading.Event(), threading.Event()
+
+    class Hanging(FileStore):
+        def read(self, name: str, size_bytes: int) -> memoryview:
+            if not name.startswith("v1/objects/"):
+                return super().read(name, size_bytes)
+            assert goes.wait(60)
+            try:
+                return super().read(name, size_bytes)
+            finally:
+                done.set()
+
+    prompt = chain(4)
+    write_all(store, prompt)
+    recorder = Recorder()
+    into = buffers(4)
+    with opened(Hanging(store._folder), recorder=recorder) as tier:
+        assert tier.read(prompt, into, time.monotonic() + 0.05) == 0
+        goes.set()
+        assert done.wait(60)
+    assert [bytes(one) for one in into] == [bytes(one) for one in buffers(4)]
+    assert recorder.drain()["gc_object_misses_total"] == {"deadline": 4}

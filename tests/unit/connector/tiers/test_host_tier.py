@@ -1,0 +1,174 @@
+"""The host tier between an engine and the index: what is ordered, what is published, what is taken back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.types import BlockHash, SectionType
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, HostTier
+from ghostcacher_connector.transfer.jobs import CopyJob
+from tests.support.index_parts import FakeClock
+
+FIRST = 100
+ROOT = b"root"
+
+
+class Sink:
+    """Takes what is published."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, BlockHash] = {}
+
+    def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
+        assert root == ROOT
+        assert generation > 0
+        self.slots[slot] = block
+
+    def withdraw(self, slot: int) -> None:
+        self.slots.pop(slot, None)
+
+
+def new_tier(slots: int = 4, *, ranks: int = 1, block_bytes: int = ORDER_BYTES // 2) -> tuple[HostTier, Sink]:
+    sink = Sink()
+    tier = HostTier(
+        sink,
+        Recorder(),
+        first_slot=FIRST,
+        slot_count=slots,
+        ranks=ranks,
+        block_bytes=block_bytes,
+        retention=RetentionSettings(),
+        clock=FakeClock(),
+    )
+    tier.ledger.take_bumps()
+    return tier, sink
+
+
+def publish(tier: HostTier, *slots: int) -> None:
+    """Have engine slots hold one block each, named by the slot."""
+    for slot in slots:
+        publish_as(tier, slot, name(slot))
+
+
+def publish_as(tier: HostTier, slot: int, block: bytes) -> None:
+    traits = BlockTraits(SectionType.DOC, 0, 16, tier.block_bytes)
+    tier.engine_holds(slot, Candidate(block, ROOT, None, traits), 1000 + slot)
+
+
+def name(slot: int) -> bytes:
+    return f"block {slot}".encode()
+
+
+def copy(tier: HostTier, *slots: int) -> list[CopyJob]:
+    """Copy what engine slots hold."""
+    orders = tier.order(slots)
+    for order in orders:
+        tier.reported(order.copy_id, [True] * len(order.engine_slots))
+    return orders
+
+
+def test_order_names_the_slots_and_the_generation_that_was_published() -> None:
+    """So that a rank sees whether the slot was reused meanwhile."""
+    tier, sink = new_tier()
+    publish(tier, 1, 2)
+    (order,) = tier.order([2, 1])
+    assert order.engine_slots.tolist() == [2, 1]
+    assert order.generations.tolist() == [1002, 1001]
+    assert order.generations.dtype == np.uint64
+    assert len(set(order.host_slots.tolist())) == 2
+    assert sink.slots == {}
+    tier.reported(order.copy_id, [True, False])
+    assert sink.slots == {order.host_slots[0]: name(2)}
+
+
+def test_block_is_ordered_once() -> None:
+    """Neither while it is copied, nor when it is there, nor from another slot that holds the same."""
+    tier, _ = new_tier()
+    publish(tier, 1)
+    (order,) = tier.order([1])
+    assert tier.wanted == set()
+    publish_as(tier, 2, name(1))
+    assert tier.order([2]) == []
+    tier.reported(order.copy_id, [True])
+    publish_as(tier, 3, name(1))
+    assert tier.order([3]) == []
+
+
+def test_same_block_in_two_slots_is_ordered_once() -> None:
+    """Requests that computed it side by side both give it up."""
+    tier, _ = new_tier()
+    publish_as(tier, 1, name(1))
+    publish_as(tier, 2, name(1))
+    (order,) = tier.order([1, 2])
+    assert order.engine_slots.tolist() == [1]
+
+
+def test_orders_are_small_and_few() -> None:
+    """What does not fit is still wanted, and comes with a later step."""
+    tier, _ = new_tier(slots=4 * ORDERS_MAX)
+    count = 2 * ORDERS_MAX + 3
+    publish(tier, *range(count))
+    orders = tier.order(range(count))
+    assert len(orders) == ORDERS_MAX
+    assert {len(order.engine_slots) for order in orders} == {2}
+    assert tier.wanted == set(range(count - 3, count))
+    tier.reported(orders[0].copy_id, [True, True])
+    assert len(tier.order(sorted(tier.wanted))) == 1
+
+
+def test_block_larger_than_an_order_is_an_order() -> None:
+    """Large blocks are copied one by one."""
+    tier, _ = new_tier(block_bytes=3 * ORDER_BYTES)
+    publish(tier, 1, 2)
+    assert [order.engine_slots.tolist() for order in tier.order([1, 2])] == [[1], [2]]
+
+
+def test_slot_that_was_reused_is_not_wanted() -> None:
+    """Nothing is copied of what the engine has given away."""
+    tier, _ = new_tier()
+    publish(tier, 1)
+    tier.engine_gives(1)
+    assert tier.wanted == set()
+
+
+def test_evicted_block_that_the_engine_still_has_is_wanted_again() -> None:
+    """It goes first, as it is in both tiers, and comes back before the engine gives it up."""
+    tier, sink = new_tier(slots=1)
+    publish(tier, 1, 2)
+    copy(tier, 1)
+    tier.touch([name(1)])
+    copy(tier, 2)
+    assert sink.slots[FIRST] == name(2)
+    assert tier.wanted == {1}
+
+
+def test_block_soon_to_be_given_up_by_the_engine_does_not_make_room_first() -> None:
+    """The engine's copy is about to go: then this one is the only one."""
+    tier, sink = new_tier(slots=2)
+    publish(tier, 1, 2, 3)
+    copy(tier, 1, 2)
+    tier.touch([name(2)])
+    assert tier.wanted == {2, 3}
+    tier.order([2])
+    copy(tier, 3)
+    assert sorted(sink.slots.values()) == [name(2), name(3)]
+
+
+def test_clear_withdraws_all_and_drops_copies_under_way() -> None:
+    """Weights have changed: nothing of before is found, and nothing comes back."""
+    tier, sink = new_tier()
+    publish(tier, 1, 2)
+    copy(tier, 1)
+    (order,) = tier.order([2])
+    for slot in (1, 2):
+        tier.engine_gives(slot)
+    tier.clear()
+    assert sink.slots == {}
+    tier.reported(order.copy_id, [True])
+    assert sink.slots == {}
+    assert tier.ledger.prefix([name(1)], 0) == []
+    assert not tier.busy
