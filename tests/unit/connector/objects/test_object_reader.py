@@ -1,4 +1,4 @@
-"""How reads fail: each request asks a failing store at most once in a while, and a hanging one costs its threads alone."""
+"""How reads fail: a failing store is asked once in a while, and a hanging one costs its threads alone."""
 
 from __future__ import annotations
 
