@@ -121,6 +121,10 @@ class ObjectTier:
         """Wait until all that was in the store at the start is known; return whether it is."""
         return self._listed.wait(timeout_s)
 
+    def wait_written(self, timeout_s: float) -> bool:
+        """Wait until nothing is queued or being written; return whether that is so."""
+        return self._writer.wait_idle(timeout_s)
+
     def longest(self, hashes: Sequence[bytes]) -> int:
         """Return how many leading blocks of a prefix `read` would find; none while the store fails. No I/O."""
         return 0 if self._reader.failing else self.catalogue.longest(hashes)

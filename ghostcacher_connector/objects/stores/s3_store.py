@@ -29,6 +29,8 @@ except ModuleNotFoundError:  # the extra [objects] is not installed
 
 CONNECT_S_MAX = 2.0
 DETAIL_CHARS_MAX = 200
+RANGE_NOT_SATISFIABLE = "416"
+"""What there is to say of the first bytes of an empty object."""
 DEFAULT_REGION = "us-east-1"
 
 
@@ -72,6 +74,8 @@ class S3Store(ObjectStore):
         try:
             data = memoryview(self._bucket.get_range(name, start=0, end=size_bytes))
         except _ERRORS as error:
+            if _status_of(error) == RANGE_NOT_SATISFIABLE:
+                return memoryview(b"")
             _raise(f"reading {name}", error)
         return data
 
@@ -139,11 +143,15 @@ def _fault_of(error: Exception) -> StoreFault:
         return StoreFault.MISSING
     if isinstance(error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError):
         return StoreFault.REFUSED
-    text = str(error)
-    if (status := _STATUS.search(text)) is not None:
-        return _STATUS_FAULTS.get(status[1], StoreFault.OTHER)
-    kind = _KIND.search(text)
+    if (status := _status_of(error)) is not None:
+        return _STATUS_FAULTS.get(status, StoreFault.OTHER)
+    kind = _KIND.search(str(error))
     return StoreFault.OTHER if kind is None else _KIND_FAULTS.get(kind[1], StoreFault.OTHER)
+
+
+def _status_of(error: Exception) -> str | None:
+    found = _STATUS.search(str(error))
+    return found[1] if found else None
 
 
 def _first_line(error: Exception) -> str:
