@@ -9,7 +9,7 @@ import pytest
 
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.transfer.base import PullOutcome
-from tests.contract.test_puller import Fleet, record
+from tests.contract.puller_fleet import Fleet, record
 
 
 @pytest.fixture
