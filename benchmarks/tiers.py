@@ -98,8 +98,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     results = [measure(way, chosen, sizes, load, documents, progress) for way in chosen.ways]
     progress.done(
         f"{chosen.size} model, {ENGINES} engines of {sizes.blocks} blocks ({sizes.gib:.2f} GiB, "
-        f"{chosen.engine_documents} documents each); {chosen.requests} requests on {chosen.documents} documents of {chosen.document_tokens:,} "
-        f"tokens, {chosen.concurrency} at once"
+        f"{chosen.engine_documents} documents each); {chosen.requests} requests on {chosen.documents} documents of "
+        f"{chosen.document_tokens:,} tokens, {chosen.concurrency} at once"
     )
     wrong = 0
     if results:

@@ -54,7 +54,7 @@ class Rig:
             recorder=self.recorder,
             request_recorder=self.recorder,
             ranks=RankGroup(None),
-            runtime=SimpleNamespace(puller=None),
+            runtime=SimpleNamespace(puller=None, copier=None),
             read_weights=lambda model: [reader.digest(model)],
             move=self.moves.append,
         )
