@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "slots": set(),
     "identity": set(),
     "metrics": set(),
-    "objects": {"core.object_url", "metrics"},
+    "objects": {"config", "core.object_url", "metrics"},
     "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
