@@ -49,6 +49,7 @@ class Rig:
             generations=first_generations(PAGES + 1),
             page_tokens=PAGE,
             page_bytes=64,
+            page_count=PAGES + 1,
             lookups=self.lookups,
             forecaster=Forecaster(1000.0),
             recorder=self.recorder,
