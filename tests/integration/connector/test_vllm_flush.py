@@ -143,6 +143,27 @@ def test_peer_that_has_looked_a_block_up_cannot_read_it_any_more(make: Make, rou
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("scope", ["all", "prefix"])
+def test_request_that_runs_publishes_nothing_on_top_of_what_was_dropped(
+    make: Make, router: RedisCoordinationStore, scope: str, in_flight: int
+) -> None:
+    """It computes on, and ends with the right answer; the next one publishes again."""
+    engine = ready(make(step_tokens=2 * BLOCK_TOKENS, in_flight=in_flight))
+    engine.add("r1", PROMPT)
+    held = engine.connector._scheduler._fleet.publisher.held_blocks
+    while not len(held):
+        engine.step()
+    assert len(held) < BLOCKS
+    first = engine.requests["r1"].block_hashes[0]
+    engine.connector._scheduler._fleet.flushes._orders.append(order(scope, (first,)))
+    engine.run()
+    assert engine.outputs("r1") == expected_output(PROMPT, 4)
+    assert len(held) == 0
+    cached_tokens(engine, "r2", PROMPT)
+    assert len(held) == BLOCKS
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
 def test_flushes_in_the_midst_of_traffic_never_make_an_answer_wrong(
     make: Make, router: RedisCoordinationStore, in_flight: int
 ) -> None:

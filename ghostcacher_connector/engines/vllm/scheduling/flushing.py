@@ -10,10 +10,13 @@ order could mean: the scope "all" drops them, too, and no other.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport, TierDropped
 from ghostcacher_connector.core.types import FlushScope, Tier
+from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.publish.block_notes import BlockNotes
 from ghostcacher_connector.publish.publisher import Publisher
@@ -32,16 +35,17 @@ class Flusher:
         publisher: Publisher,
         notes: BlockNotes,
         watch: SlotWatch | None,
+        blocks: BlockPublisher | None,
         tier: HostTier | None,
         *,
         block_bytes: int,
     ) -> None:
-        """watch: None for a worker that does not publish. block_bytes: of one block, on all ranks together."""
+        """watch, blocks: None for a worker that does not publish. block_bytes: of one block, on all ranks together."""
         self._manager, self._publisher, self._notes = manager, publisher, notes
-        self._watch, self._tier, self._block_bytes = watch, tier, block_bytes
+        self._watch, self._blocks, self._tier, self._block_bytes = watch, blocks, tier, block_bytes
 
-    def drop(self, order: FlushOrder) -> FlushReport:
-        """Drop what an order names; return how much that was."""
+    def drop(self, order: FlushOrder, tracked: Iterable[Tracked]) -> FlushReport:
+        """Drop what an order names; return how much that was. tracked: all requests that have not ended."""
         slots = self._publisher.held_blocks.blocks_by_slot()
         doomed = self._notes.doomed(order, set(slots.values()))
         pool = self._manager.block_pool
@@ -50,8 +54,11 @@ class Flusher:
         everything = order.scope == FlushScope.ALL.value
         if everything:
             engine.update(block.block_id for block in pool.blocks if block.block_hash is not None)
-        if self._watch is not None:
+        if self._watch is not None and self._blocks is not None:
             self._watch.forget(engine)
+            self._blocks.forget(
+                [one for one in tracked if everything or not doomed.isdisjoint(one.request.block_hashes)]
+            )
         self._manager.evict_blocks(engine)
         dropped = [self._dropped(Tier.DEVICE, len(engine))]
         if self._tier is not None:

@@ -114,6 +114,7 @@ class PartsMaker:
         notes = BlockNotes()
         tier = self._tier(record, fleet) if self._role.publishes else None
         watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
+        publisher = self._publisher(manager, watch, fleet, prompts, notes, tier) if watch is not None else None
         return Parts(
             fleet,
             forecaster,
@@ -121,9 +122,9 @@ class PartsMaker:
             LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes),
             prompts,
             watch,
-            self._publisher(manager, watch, fleet, prompts, notes, tier) if watch is not None else None,
+            publisher,
             self._matcher(fleet, forecaster, block_bytes, tier) if self._role.pulls else None,
-            Flusher(manager, fleet.publisher, notes, watch, tier, block_bytes=block_bytes * len(ranks)),
+            Flusher(manager, fleet.publisher, notes, watch, publisher, tier, block_bytes=block_bytes * len(ranks)),
             self._copying(tier, pool) if tier is not None else None,
         )
 

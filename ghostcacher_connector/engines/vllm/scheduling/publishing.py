@@ -21,7 +21,7 @@ Driven by the scheduler's thread alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
@@ -127,6 +127,13 @@ class BlockPublisher:
         for request in tracked:
             request.evidence.tainted = True
         self._watch.forget_all()
+
+    def forget(self, tracked: Collection[Tracked]) -> None:
+        """Have nothing that these requests compute, or have in flight, published until they are matched anew."""
+        for request in tracked:
+            request.evidence.tainted = True
+        for _, fills in self._steps:
+            fills[:] = [fill for fill in fills if not fill.evidence.tainted]
 
     def _filling(self, output: SchedulerOutput) -> dict[str, int]:
         """Return the first token of each request that begins in this step, or reaches the end of a block in it."""

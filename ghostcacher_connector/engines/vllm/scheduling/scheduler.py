@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
@@ -138,7 +139,7 @@ class ConnectorScheduler:
         self._report_load()
         self._flusher = parts.flusher
         parts.fleet.start()
-        parts.fleet.flushes.start(Engine(parts.flusher.drop, self._has_requests))
+        parts.fleet.flushes.start(Engine(self._drop, self._has_requests))
         leave_on_sigterm(parts.fleet.leave)
         self._gauges = GaugeServer(self._engine_id, parts.fleet.gauges)
 
@@ -223,6 +224,10 @@ class ConnectorScheduler:
         """Drop what is ordered, before any block is looked for or given away."""
         if self._fleet is not None:
             self._fleet.flushes.settle()
+
+    def _drop(self, order: FlushOrder) -> FlushReport:
+        assert self._flusher is not None
+        return self._flusher.drop(order, self._tracked.values())
 
     def _has_requests(self) -> bool:
         return bool(self._tracked) or (self._copying is not None and self._copying.tier.busy)
