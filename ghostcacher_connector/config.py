@@ -104,10 +104,29 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     pull_timeout_s: Annotated[Seconds, Meta(ge=0.01, le=600, description="bound of one pull, in s")] = 5.0
     pull_threads: Annotated[int, Meta(ge=1, le=64, description="threads that pull, a count for each rank")] = 2
     pull_sources_max: Annotated[int, Meta(ge=1, le=64, description="holders tried for one prompt, a count")] = 2
+    hbm_swap_threshold: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="share of the engine's KV blocks that are not copied to the host tier before they are about to "
+            "be evicted: the blocks that the engine gives up next are, at least those that the largest recent prompt "
+            "would take",
+        ),
+    ] = 0.85
     transports: Annotated[Transports, Meta(description="ways to read a peer's memory, the best one first")] = (
         "nixl",
         "relay",
     )
+    host_tier_gib: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1 << 20,
+            description="host memory that keeps blocks which the engine's cache evicts, of all ranks of one engine "
+            "together, in GiB; taken whole at start; 0: none",
+        ),
+    ] = 0.0
     kv_layout: Annotated[
         Literal["auto", "engine"],
         Meta(

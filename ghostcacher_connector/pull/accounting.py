@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ghostcacher_connector.core.types import MissReason
+from ghostcacher_connector.core.types import MissReason, Tier
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan
@@ -61,8 +61,18 @@ def report_of(request_id: str, sources: Sequence[PullSource], result: JobResult)
     )
 
 
-def record_transfer(recorder: Recorder, forecaster: Forecaster, report: PullReport, *, cancelled: bool = False) -> None:
-    """Record one rank's share of a pull. cancelled: the request that it was for has ended meanwhile."""
+def record_transfer(
+    recorder: Recorder,
+    forecaster: Forecaster,
+    report: PullReport,
+    *,
+    tier: Tier = Tier.DEVICE,
+    cancelled: bool = False,
+) -> None:
+    """Record one rank's share of a pull.
+
+    tier: where most of the blocks lay. cancelled: the request that it was for has ended meanwhile.
+    """
     why = report.reason.value if report.reason is not None else "none"
     outcome = report.outcome.value
     recorder.inc("gc_rdma_transfers_total", 1, transport=report.transport, outcome=outcome)
@@ -75,7 +85,7 @@ def record_transfer(recorder: Recorder, forecaster: Forecaster, report: PullRepo
     recorder.inc("gc_pulled_bytes_total", report.bytes, transport=report.transport)
     recorder.observe("gc_pull_seconds", report.seconds, transport=report.transport)
     if report.reason is None:
-        forecaster.observe_pull(report.worker, report.bytes, report.seconds)
+        forecaster.observe_pull(report.worker, report.bytes, report.seconds, tier)
 
 
 def record_outcome(

@@ -1,9 +1,11 @@
 """Pull or compute? Forecasts from measured rates, and the rates themselves.
 
-    pull    = wait for the pulls ahead + fixed cost + round trip + bytes / measured bytes per second of this peer
+    pull    = wait for the pulls ahead + fixed cost + round trip + bytes / measured bytes per second of this source
     compute = tokens / measured prefill tokens per second of this engine
 
-The prefill rate starts from a calibration, a peer's rate from a guess. Both follow what is observed, as exponential
+A source is a worker's tier; the worker itself is one, too, with its lower tiers.
+
+The prefill rate starts from a calibration, a source's rate from a guess. Both follow what is observed, as exponential
 averages, since a machine's speed drifts with its load. This is the only place where a peer's rate is kept. The clock is
 injected; nothing here does I/O.
 
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping
 from statistics import median
 from typing import NamedTuple
 
+from ghostcacher_connector.core.types import Tier
 from ghostcacher_connector.pull.step_times import DecodeTimes
 
 PULL_FIXED_S = 0.004
@@ -25,6 +28,9 @@ PULL_FIXED_S = 0.004
 
 PEER_BYTES_PER_S_GUESS = 1e9
 """Before the first measurement: a 10 Gbit/s link, the slowest one on which sharing is usually deployed."""
+
+OWN_BYTES_PER_S_GUESS = 4e9
+"""The same for what lies in this worker's own host memory: half of a PCIe 3.0 link, or one core that copies."""
 
 RATE_TTL_S = 30.0
 """A low rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
@@ -109,10 +115,12 @@ class Forecaster:
         *,
         step_tokens_max: int = 2 * STEP_TOKENS_MIN,
         pull_threads: int = 1,
+        own_worker: str = "",
     ) -> None:
         """prefill_tokens_per_s: the start-up calibration. step_tokens_max: that the engine computes in one step.
 
-        pull_threads: pulls that are carried out at the same time.
+        pull_threads: pulls that are carried out at the same time. own_worker: the name of this worker; loads from its
+        own lower tiers are pulls from it.
         """
         assert prefill_tokens_per_s > 0
         self._clock = clock
@@ -121,7 +129,8 @@ class Forecaster:
         self._capable = prefill_tokens_per_s
         self._observed: float | None = None
         self._observed_at = 0.0
-        self._rates: dict[str, _Rate] = {}
+        self._own_worker = own_worker
+        self._rates: dict[tuple[str, Tier], _Rate] = {}
         self._round_trips: dict[str, float] = {}
         self._pull_threads = pull_threads
         self.decode_times = DecodeTimes()
@@ -129,7 +138,7 @@ class Forecaster:
         self._ahead: dict[str, _Ahead] = {}
 
     def __repr__(self) -> str:
-        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, peers={len(self._rates)})"
+        return f"Forecaster(prefill={self.prefill_tokens_per_s:.0f} tokens/s, sources={len(self._rates)})"
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -161,48 +170,54 @@ class Forecaster:
     def _is_old(self) -> bool:
         return self._clock() - self._observed_at > RATE_TTL_S
 
-    def observe_pull(self, worker: str, pulled_bytes: int, seconds: float) -> None:
-        """Learn from a pull that ended well. The first one is blended, too: it pays for first touches of memory."""
+    def observe_pull(self, worker: str, pulled_bytes: int, seconds: float, tier: Tier = Tier.DEVICE) -> None:
+        """Learn from a pull that ended well. The first one is blended, too: it pays for first touches of memory.
+
+        tier: where most of the blocks lay.
+        """
         if pulled_bytes >= PULL_BYTES_MIN and seconds > 0:
-            self._rates[worker] = _Rate(blend(self.bytes_per_s(worker), pulled_bytes / seconds), self._clock())
+            rate = blend(self.bytes_per_s(worker, tier), pulled_bytes / seconds)
+            self._rates[worker, tier] = _Rate(rate, self._clock())
 
     def observe_round_trips(self, round_trips: Mapping[str, float]) -> None:
         """Learn the round trips to peers, in seconds, which are measured when a peer is connected to."""
         self._round_trips.update(round_trips)
 
-    def bytes_per_s(self, worker: str) -> float:
-        """Return the rate at which a pull from a peer is forecast."""
-        rate = self._rates.get(worker)
+    def bytes_per_s(self, worker: str, tier: Tier = Tier.DEVICE) -> float:
+        """Return the rate at which a pull from a worker's tier is forecast."""
+        guess = OWN_BYTES_PER_S_GUESS if worker == self._own_worker else PEER_BYTES_PER_S_GUESS
+        rate = self._rates.get((worker, tier))
         if rate is None:
-            return PEER_BYTES_PER_S_GUESS
+            return guess
         expired = self._clock() - rate.at > RATE_TTL_S
-        return max(rate.bytes_per_s, PEER_BYTES_PER_S_GUESS) if expired else rate.bytes_per_s
+        return max(rate.bytes_per_s, guess) if expired else rate.bytes_per_s
 
     @property
     def typical_bytes_per_s(self) -> float:
         """The median of the peers' measured rates; 0.0 when there is none."""
-        return median(rate.bytes_per_s for rate in self._rates.values()) if self._rates else 0.0
+        rates = [rate.bytes_per_s for (worker, _), rate in self._rates.items() if worker != self._own_worker]
+        return median(rates) if rates else 0.0
 
     def compute_s(self, tokens: int) -> float:
         """Return the forecast time to compute `tokens` prompt tokens."""
         return tokens / self.prefill_tokens_per_s
 
-    def compare(self, worker: str, tokens: int, pull_bytes: int) -> Choice:
-        """Forecast what it costs to pull `pull_bytes` from a peer, and to compute the same `tokens`."""
+    def compare(self, worker: str, tokens: int, pull_bytes: int, tier: Tier = Tier.DEVICE) -> Choice:
+        """Forecast what it costs to pull `pull_bytes` from a worker's tier, and to compute the same `tokens`."""
         wait_s = max(0.0, self._starts_at(worker) - self._clock())
-        return Choice(wait_s, self._pull_s(worker, pull_bytes), self.compute_s(tokens))
+        return Choice(wait_s, self._pull_s(worker, pull_bytes, tier), self.compute_s(tokens))
 
-    def ordered(self, pull_id: str, worker: str, pull_bytes: int) -> None:
+    def ordered(self, pull_id: str, worker: str, pull_bytes: int, tier: Tier = Tier.DEVICE) -> None:
         """A pull is under way from now on: later ones wait for it, until `ended`."""
         starts_at = max(self._clock(), self._starts_at(worker))
-        self._ahead[pull_id] = _Ahead(worker, starts_at + self._pull_s(worker, pull_bytes))
+        self._ahead[pull_id] = _Ahead(worker, starts_at + self._pull_s(worker, pull_bytes, tier))
 
     def ended(self, pull_id: str) -> None:
         """A pull that was ordered is over; others are ignored."""
         self._ahead.pop(pull_id, None)
 
-    def _pull_s(self, worker: str, pull_bytes: int) -> float:
-        return PULL_FIXED_S + self._round_trips.get(worker, 0.0) + pull_bytes / self.bytes_per_s(worker)
+    def _pull_s(self, worker: str, pull_bytes: int, tier: Tier) -> float:
+        return PULL_FIXED_S + self._round_trips.get(worker, 0.0) + pull_bytes / self.bytes_per_s(worker, tier)
 
     def _starts_at(self, worker: str) -> float:
         """Return when a pull from a peer can be carried out alone: one link carries one after the other.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import MissReason, PrefixHit, Tier
+from ghostcacher_connector.core.types import Location, MissReason, PrefixHit, Tier
 from ghostcacher_connector.pull.forecast import Choice, Forecaster
 from ghostcacher_connector.transfer.jobs import PullSource
 
@@ -16,6 +18,28 @@ EQUAL_SHARE = 0.1
 """Holders of the same blocks whose gains differ by less than this share of the pull's time count as equal: rates are
 averages of a few pulls. Each reader then takes the one that it asks first (`LiveWorkers.candidates`), so that readers
 are spread over the holders, instead of all reading from the one that measured best."""
+
+
+class Holding(NamedTuple):
+    """The blocks that one worker holds, from the first one that is wanted on."""
+
+    worker: str
+    incarnation: bytes
+    locations: Sequence[Location]
+
+    @property
+    def tier(self) -> Tier:
+        """Where most of them lie: a pull is about as fast as from there."""
+        return Counter(location.tier for location in self.locations).most_common(1)[0][0]
+
+
+class _Ranked(NamedTuple):
+    choice: Choice
+    blocks: int
+    """How many blocks it saves."""
+    holding: Holding
+    place: int
+    """Its place among those that were given: see EQUAL_SHARE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +52,13 @@ class PullPlan:
     """Whom to ask, the best one first; entry i of each belongs to block ``first_block + i``."""
     pull_s: float
     """How long the pull is forecast to take, once it is carried out."""
+    tiers: tuple[Tier, ...] = ()
+    """Where most of what each source holds lies."""
+
+    def tier_of(self, worker: str) -> Tier:
+        """Return the tier that a worker is asked for; DEVICE for one that is not asked."""
+        pairs = zip(self.sources, self.tiers, strict=False)
+        return next((tier for source, tier in pairs if source.worker == worker), Tier.DEVICE)
 
     def sources_of(self, count: int) -> tuple[PullSource, ...]:
         """Return the sources of the plan's first `count` blocks alone."""
@@ -46,59 +77,67 @@ class PullPlanner:
         self._block_tokens = block_tokens
         self._block_bytes = block_bytes
 
-    def plan(self, hits: Sequence[PrefixHit], first_block: int, end_block: int) -> PullPlan | MissReason:
-        """Return what to pull of blocks ``[first_block, end_block)``, or why nothing is."""
-        ranked = self._rank(hits, first_block, end_block)
+    def plan(
+        self, hits: Sequence[PrefixHit], first_block: int, end_block: int, own: Holding | None = None
+    ) -> PullPlan | MissReason:
+        """Return what to pull of blocks ``[first_block, end_block)``, or why nothing is.
+
+        own: what this worker's own lower tiers hold of them.
+        """
+        ranked = self._rank(_holdings(hits, first_block, end_block, own))
         if not ranked:
             return MissReason.NOT_INDEXED
-        choice, count, _ = ranked[0]
-        if self._settings.pull == "auto" and not choice.pull:
+        choice, count, _, _ = ranked[0]
+        if self._settings.pull != "always" and not choice.pull:
             return MissReason.SLOWER_THAN_RECOMPUTE
-        sources = tuple(
-            _source(hit, first_block, min(n, count)) for _, n, hit in ranked[: self._settings.pull_sources_max]
+        chosen = ranked[: self._settings.pull_sources_max]
+        return PullPlan(
+            first_block,
+            count,
+            tuple(_source(entry.holding, min(entry.blocks, count)) for entry in chosen),
+            choice.pull_s,
+            tuple(entry.holding.tier for entry in chosen),
         )
-        return PullPlan(first_block, count, sources, choice.pull_s)
 
-    def _rank(self, hits: Sequence[PrefixHit], first_block: int, end_block: int) -> list[tuple[Choice, int, PrefixHit]]:
-        """Return (forecast, blocks, hit) for each holder of more than is here, best first.
+    def _rank(self, holdings: Sequence[Holding]) -> list[_Ranked]:
+        """Forecast each holding, best first.
 
-        Of those that are about as good as the best one, the one that comes first in `hits` does: see EQUAL_SHARE.
+        Of those that are about as good as the best one, the one that was given first comes first: see EQUAL_SHARE.
         """
-        ranked: list[tuple[Choice, int, PrefixHit]] = []
-        for hit in hits:
-            count = min(_device_blocks(hit), end_block) - first_block
-            if count > 0:
-                choice = self._forecaster.compare(hit.worker, count * self._block_tokens, count * self._block_bytes)
-                ranked.append((choice, count, hit))
+        ranked: list[_Ranked] = []
+        for place, holding in enumerate(holdings):
+            count = len(holding.locations)
+            tokens, pull_bytes = count * self._block_tokens, count * self._block_bytes
+            choice = self._forecaster.compare(holding.worker, tokens, pull_bytes, holding.tier)
+            ranked.append(_Ranked(choice, count, holding, place))
         if self._settings.pull == "always":
-            ranked.sort(key=lambda entry: (entry[1], entry[0].gain_s), reverse=True)
+            ranked.sort(key=lambda entry: (entry.blocks, entry.choice.gain_s), reverse=True)
         else:
-            ranked.sort(key=lambda entry: (entry[0].gain_s, entry[1]), reverse=True)
+            ranked.sort(key=lambda entry: (entry.choice.gain_s, entry.blocks), reverse=True)
         if len(ranked) > 1:
-            _prefer_first(ranked, hits)
+            _prefer_first(ranked)
         return ranked
 
 
-def _prefer_first(ranked: list[tuple[Choice, int, PrefixHit]], hits: Sequence[PrefixHit]) -> None:
-    """Put that holder in front which comes first in `hits`, of those about as good as the best one."""
-    best, count, _ = ranked[0]
-    least_s = best.gain_s - EQUAL_SHARE * best.pull_s
-    equal = [hit for choice, blocks, hit in ranked if blocks == count and choice.gain_s >= least_s]
-    first = next(hit for hit in hits if any(hit is one for one in equal))
-    place = next(number for number, entry in enumerate(ranked) if entry[2] is first)
-    ranked.insert(0, ranked.pop(place))
+def _holdings(hits: Sequence[PrefixHit], first_block: int, end_block: int, own: Holding | None) -> list[Holding]:
+    """Return who holds any of these blocks: this worker itself first, the others in the order given."""
+    found = [own] if own is not None else []
+    found += [Holding(hit.worker, hit.incarnation, hit.locations[first_block:end_block]) for hit in hits]
+    return [holding for holding in found if holding.locations]
 
 
-def _device_blocks(hit: PrefixHit) -> int:
-    """Return how many leading blocks lie in device memory: other tiers cannot be pulled from yet."""
-    for index, location in enumerate(hit.locations):
-        if location.tier is not Tier.DEVICE:
-            return index
-    return len(hit.locations)
+def _prefer_first(ranked: list[_Ranked]) -> None:
+    """Put that holder in front which was given first, of those about as good as the best one."""
+    best = ranked[0]
+    least_s = best.choice.gain_s - EQUAL_SHARE * best.choice.pull_s
+    equal = [entry for entry in ranked if entry.blocks == best.blocks and entry.choice.gain_s >= least_s]
+    first = min(equal, key=lambda entry: entry.place)
+    ranked.remove(first)
+    ranked.insert(0, first)
 
 
-def _source(hit: PrefixHit, first_block: int, count: int) -> PullSource:
-    locations = hit.locations[first_block : first_block + count]
+def _source(holding: Holding, count: int) -> PullSource:
+    locations = holding.locations[:count]
     slots = np.fromiter((location.slot for location in locations), dtype=np.int64, count=count)
     generations = np.fromiter((location.generation for location in locations), dtype=np.uint64, count=count)
-    return PullSource(hit.worker, hit.incarnation, slots, generations)
+    return PullSource(holding.worker, holding.incarnation, slots, generations)

@@ -276,6 +276,11 @@ class HostLedger:
         self.drop(lambda _: True)
         self._loads.clear()
 
+    @property
+    def bumps_waiting(self) -> bool:
+        """Whether there is anything to take: most steps give up nothing."""
+        return bool(self._bumped)
+
     def take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots that were given up since the last call, with their new generations, shape (n,) each."""
         bumped, self._bumped = self._bumped, {}

@@ -29,9 +29,8 @@ import numpy as np
 from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
-from ghostcacher_connector.core.types import BlockHash, Location
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
@@ -143,15 +142,7 @@ class HostTier:
         for copied in self.ledger.end(copy_id, valid):
             self._sink.publish(copied.slot, copied.block, copied.root, copied.generation)
 
-    def take_bumps(self) -> tuple[Slots, Generations]:
-        """Return the host slots that were given up since the last call, with their new generations."""
-        return self.ledger.take_bumps()
-
-    # -- loads ---------------------------------------------------------------------------------------------------
-
-    def prefix(self, blocks: Sequence[BlockHash], first: int) -> list[Location]:
-        """Return where blocks ``[first, ...)`` of a prompt are in this tier, up to the first one that is not."""
-        return self.ledger.prefix(blocks, first)
+    # -- use -----------------------------------------------------------------------------------------------------
 
     def touch(self, blocks: Iterable[BlockHash]) -> None:
         """Note that a prompt has these blocks, in prefix order, wherever it finds them."""

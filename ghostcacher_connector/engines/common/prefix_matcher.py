@@ -1,4 +1,8 @@
-"""What a matcher does alike for both engines: asks the index, gives up at the deadline, plans, and counts misses."""
+"""What a matcher does alike for both engines: asks the index, gives up at the deadline, plans, and counts misses.
+
+What this worker's own lower tiers hold is found without the index, and needs no answer of it: where they hold all that
+the engine lacks, nobody is asked.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,19 @@ import time
 from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import BlockHash, MissReason
+from ghostcacher_connector.core.types import BlockHash, Location, MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService, take_answer
-from ghostcacher_connector.pull.planner import PullPlanner
+from ghostcacher_connector.pull.planner import Holding, PullPlanner
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 logger = logging.getLogger(__name__)
+
+
+OWN_INCARNATION = b""
+"""A rank asks itself as it is when the order reaches it."""
 
 
 class PrefixMatcher:
@@ -29,14 +38,22 @@ class PrefixMatcher:
         *,
         block_tokens: int,
         block_bytes: int,
+        own_worker: str = "",
+        tier: HostTier | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """block_bytes: bytes of one block on one rank; ranks pull side by side."""
+        """Prepare for one engine's requests.
+
+        block_bytes: bytes of one block on one rank; ranks pull side by side. own_worker: this worker's name. tier: its
+        host tier, if there is one.
+        """
         self._settings = settings
         self._lookups = lookups
         self._recorder = recorder
         self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
         self._block_tokens = block_tokens
+        self._own_worker = own_worker
+        self._tier = tier
         self._clock = clock
 
     def forget(self, tracked: PullState) -> None:
@@ -50,12 +67,30 @@ class PrefixMatcher:
 
         holds: says whether this engine's own cache has a block.
         """
-        if self._settings.pull == "never" or not blocks:
+        if not blocks or (self._settings.pull == "never" and self._tier is None):
             return
-        if holds(blocks[-1]):
+        if self._tier is not None:
+            self._tier.touch(blocks)
+        if self._settings.pull == "never" or self._is_here(blocks, holds):
             tracked.phase = Phase.HELD
             return
         self._ask_index(tracked, blocks)
+
+    def _is_here(self, blocks: Sequence[BlockHash], holds: Callable[[BlockHash], bool]) -> bool:
+        """Say whether the engine has the first of these blocks, and it or the tier the others, all to the end."""
+        engine = len(blocks)
+        if self._tier is not None:
+            while engine and self._tier.ledger.holds(blocks[engine - 1]):
+                engine -= 1
+        return engine == 0 or holds(blocks[engine - 1])
+
+    def _not_all_held(self, tracked: PullState, blocks: Sequence[BlockHash], first_block: int) -> None:
+        """Decide what becomes of a request that is HELD and whose blocks from this one on the engine has not."""
+        if self._settings.pull == "never" or first_block + len(self._own(tracked, first_block)) == tracked.pullable:
+            self._decide(tracked, first_block)
+        else:
+            # It was all here when the request arrived, and some of it has been reused since.
+            self._ask_index(tracked, blocks)
 
     def _ask_index(self, tracked: PullState, blocks: Sequence[BlockHash]) -> None:
         tracked.phase = Phase.ASKED
@@ -73,23 +108,37 @@ class PrefixMatcher:
         beyond the deadline.
         Returns how many blocks to pull, or None while the answer may still come in time.
         """
-        uncached = max(0, tracked.pullable - first_block) * self._block_tokens
+        lacking = max(0, tracked.pullable - first_block)
+        if lacking and len(self._own(tracked, first_block)) == lacking:
+            return self._decide(tracked, first_block)
+        uncached = lacking * self._block_tokens
         left_s = tracked.asked_at + self._lookup_wait_s(uncached) - self._clock()
         answer = take_answer(self._lookups, self._recorder, tracked.request_id, left_s=left_s, wait_s=wait_s)
         if answer is None:
             return None
         if isinstance(answer, MissReason):
-            return self._settle(tracked, first_block, answer)
+            return self._decide(tracked, first_block, otherwise=answer)
         tracked.hits = answer
         return self._decide(tracked, first_block)
 
-    def _decide(self, tracked: PullState, first_block: int) -> int:
-        """Plan a pull by the index's answer; return how many blocks to pull."""
-        plan = self._planner.plan(tracked.hits, first_block, tracked.pullable)
+    def _decide(self, tracked: PullState, first_block: int, *, otherwise: MissReason | None = None) -> int:
+        """Plan a pull by the index's answer and what is here; return how many blocks to pull.
+
+        otherwise: why the index has no answer, which is why nothing is pulled where nothing is here.
+        """
+        own = self._own(tracked, first_block)
+        holding = Holding(self._own_worker, OWN_INCARNATION, own) if own else None
+        plan = self._planner.plan(tracked.hits, first_block, tracked.pullable, holding)
         if isinstance(plan, MissReason):
-            return self._settle(tracked, first_block, plan)
+            return self._settle(tracked, first_block, plan if own or otherwise is None else otherwise)
         tracked.plan, tracked.phase = plan, Phase.PLANNED
         return plan.block_count
+
+    def _own(self, tracked: PullState, first_block: int) -> Sequence[Location]:
+        """Return where this worker's own tier has the request's pullable blocks, from this one on without a gap."""
+        if self._tier is None:
+            return ()
+        return self._tier.ledger.prefix(tracked.blocks[: tracked.pullable], first_block)
 
     def _settle(self, tracked: PullState, first_block: int, reason: MissReason) -> int:
         tracked.phase = Phase.SETTLED

@@ -1,10 +1,11 @@
 """What both adapters remember of a request on its way to a pull.
 
     HELD --lost some of it--> ASKED --answer--> PLANNED --submitted--> LOADING --over--> SETTLED
-                                '--nothing to pull, too late, or not wanted----------------^
+      '----------- a lower tier has what the engine lacks --^                               ^
+                                '--nothing to pull, too late, or not wanted----------------'
 
-HELD: the engine has all of the prompt when the request arrives, and so the index is not asked. While the request waits
-for its turn, the engine may reuse these blocks; then the index is asked after all.
+HELD: the engine, with the worker's lower tiers, has all of the prompt when the request arrives, and so the index is not
+asked. While the request waits for its turn, these blocks may be reused; then the index is asked after all.
 
 SETTLED is final: a request is pulled for at most once, so that a failed pull cannot repeat itself. SGLang waits for a
 pull where it submits it, so that nothing there is ever seen LOADING.
@@ -13,11 +14,12 @@ pull where it submits it, so that nothing there is ever seen LOADING.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
 from ghostcacher_connector.core.sections import NO_SECTIONS, BlockSections
-from ghostcacher_connector.core.types import PrefixHit
+from ghostcacher_connector.core.types import BlockHash, PrefixHit
 from ghostcacher_connector.pull.planner import PullPlan
 
 
@@ -57,3 +59,8 @@ class PullState(ABC):
     @abstractmethod
     def request_id(self) -> str:
         """The engine's own id of the request."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[BlockHash]:
+        """The hashes of the request's full blocks."""

@@ -29,6 +29,7 @@ from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.slots import Generations, SlotTable, first_generations
+from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.membership import Membership, open_lookups
 from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
@@ -56,6 +57,7 @@ class EngineRank:
     """One rank of one engine, in the fleet from `start` on.
 
     page_tokens, page_bytes: size of one page on this rank.
+    page_count: how many the engine has on this rank, the one for padding included.
     layer_count: layers of the KV pool.
     on_cpu: whether the KV pool is host memory.
     recorder: metrics of this rank.
@@ -86,7 +88,9 @@ class EngineRank:
         self._weights = WeightsReader()
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot
-        self.table = SlotTable(memory.slot_count)
+        self.page_count = memory.slot_count
+        host = open_host_memory(settings.host_tier_gib, memory, ranks=self.ranks.size)
+        self.table = SlotTable(memory.slot_count + (host.slots.slot_count if host is not None else 0))
         shared = self._shared(memory.slot_count)
         self.generations: Generations = np.frombuffer(shared.generations, dtype=np.uint64)
         self._fingerprint = fingerprint = fingerprint_of(
@@ -103,6 +107,7 @@ class EngineRank:
             namespace=fingerprint.digest(),
             scratch_slot=PADDING_PAGE,
             port_offset=self.ranks.rank,
+            host=host,
         )
         self._own = Introduction(
             endpoint=self.runtime.endpoint,

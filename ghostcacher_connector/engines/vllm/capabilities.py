@@ -94,6 +94,7 @@ READ_BY_US = (
 
 OF_A_REQUEST = (
     "block_hashes",
+    "cache_salt",
     "num_computed_tokens",
     "num_preemptions",
     "num_prompt_tokens",

@@ -205,6 +205,10 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
         self._scheduler.update(connector_output)
 
+    def has_pending_push_work(self) -> bool:
+        """Say whether an engine without requests should take another step: copies to the host tier are under way."""
+        return self._scheduler.has_unfinished_copies()
+
     def request_finished_all_groups(
         self,
         request: Request,

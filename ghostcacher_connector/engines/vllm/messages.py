@@ -19,7 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.slots import Generations, Slots
-from ghostcacher_connector.transfer.jobs import PullSource
+from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult, PullSource
 from ghostcacher_connector.worker.registration import Introduction
 
 
@@ -51,10 +51,13 @@ class StepMetadata(KVConnectorMetadata):
     """Pulls to start."""
     cancelled: list[str]
     """Requests whose pulls are no longer wanted."""
+    copies: list[CopyJob] = field(default_factory=list)
+    """Copies to the host tier to start, behind the bumps of this step."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle arrays as bytes: most are empty, and numpy's own pickling costs four times as much."""
-        return _unpickled, (self.step, self.bumped.tobytes(), self.generations.tobytes(), self.pulls, self.cancelled)
+        orders = self.pulls, self.cancelled, self.copies
+        return _unpickled, (self.step, self.bumped.tobytes(), self.generations.tobytes(), *orders)
 
 
 def _unpickled(step: int, bumped: bytes, generations: bytes, *orders: Any) -> StepMetadata:
@@ -76,6 +79,8 @@ class RankReport(KVConnectorWorkerMetadata):
     """The rank missed a step's orders since it last became another incarnation: no generation of it is right."""
     begins_late: bool = False
     """vLLM overwrites blocks on this rank before it passes on the orders of the step: no generation ever is."""
+    copies: list[CopyResult] = field(default_factory=list)
+    """How the copies that have ended since went. Ranks end a copy in different steps: each of them reports it."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
         """Merge two ranks' reports: a step is done when the last rank has done it."""
@@ -84,7 +89,8 @@ class RankReport(KVConnectorWorkerMetadata):
         for worker, round_trip_s in other.round_trips.items():
             slowest[worker] = max(round_trip_s, slowest.get(worker, round_trip_s))
         lost, late = self.lost_step or other.lost_step, self.begins_late or other.begins_late
-        return RankReport(min(self.step, other.step), self.pulls + other.pulls, slowest, lost, late)
+        step, copies = min(self.step, other.step), self.copies + other.copies
+        return RankReport(step, self.pulls + other.pulls, slowest, lost, late, copies)
 
 
 @dataclass(frozen=True, slots=True)

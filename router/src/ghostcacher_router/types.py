@@ -191,10 +191,15 @@ class Endpoint(NamedTuple):
     """The prefix of every path, without a slash at its end; mostly empty."""
 
     @property
+    def name(self) -> str:
+        """Return the name of a worker that is known by its URL only: host:port, and the path where there is one."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}{self.path}"
+
+    @property
     def url(self) -> str:
         """Return it as a URL."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
+        return f"{'https' if self.tls else 'http'}://{self.name}"
 
 
 class Ask(NamedTuple):

@@ -121,6 +121,15 @@ def test_questions_to_the_router_itself_are_no_requests() -> None:
     assert metrics.stats().requests.total == 2.0
 
 
+def test_list_of_models_is_no_request_of_a_worker() -> None:
+    """The router answers it, and who polls it makes the fleet no busier; it has a series all the same."""
+    metrics = RouterMetrics()
+    for path in ("/v1/models", "/v1/models/m", "/v1/modelsx"):
+        metrics.answered(path, 200)
+    assert metrics.stats().requests == Requests(1.0, {"200": 1.0})
+    assert b'gc_router_requests_total{path="/v1/models",status="200"} 2.0' in metrics.page()
+
+
 def test_probes_and_refused_questions_are_no_failed_requests() -> None:
     """While no worker is ready each probe gets a 503, and `/gc/*` may refuse: the statuses are those of the total."""
     metrics = RouterMetrics()

@@ -62,8 +62,7 @@ class Matcher(PrefixMatcher):
             return 0
         count = 0
         if tracked.phase is Phase.HELD and first < tracked.pullable:
-            # It was all here when the request arrived, and some of it has been reused since.
-            self._ask_index(tracked, tracked.chain[: tracked.pullable])
+            self._not_all_held(tracked, tracked.chain[: tracked.pullable], first)
         if tracked.phase is Phase.ASKED:
             count = self._answered_in_time(tracked, first)
         elif tracked.phase is Phase.PLANNED:

@@ -76,7 +76,7 @@ class ConnectorScheduler:
             engine.request_recorder,
             page_tokens=tokens,
             page_bytes=page_bytes,
-            pages_max=engine.table.slot_count // POOL_SHARE,
+            pages_max=engine.page_count // POOL_SHARE,
             holds=book.holds,
         )
         self._loader = Loader(

@@ -32,6 +32,7 @@ from ghostcacher_connector.pull.accounting import PullReport, record_outcome, re
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.pull.planner import PullPlan
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -82,11 +83,21 @@ class Matcher(PrefixMatcher):
         *,
         block_tokens: int,
         block_bytes: int,
+        own_worker: str = "",
+        tier: HostTier | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """block_bytes: bytes of one block on one rank; ranks pull side by side."""
+        """See `PrefixMatcher`."""
         super().__init__(
-            settings, lookups, forecaster, recorder, block_tokens=block_tokens, block_bytes=block_bytes, clock=clock
+            settings,
+            lookups,
+            forecaster,
+            recorder,
+            block_tokens=block_tokens,
+            block_bytes=block_bytes,
+            own_worker=own_worker,
+            tier=tier,
+            clock=clock,
         )
         self._forecaster = forecaster
         self._block_bytes = block_bytes
@@ -118,13 +129,13 @@ class Matcher(PrefixMatcher):
         count: int | None = 0
         self._note_preemption(tracked, first_block)
         if tracked.phase is Phase.HELD and first_block < tracked.pullable:
-            # It was all here when the request arrived, and some of it has been reused since.
-            self._ask_index(tracked, tracked.request.block_hashes[: tracked.pullable])
+            self._not_all_held(tracked, tracked.request.block_hashes[: tracked.pullable], first_block)
         if tracked.phase is Phase.ASKED:
             count = self._answered(tracked, first_block, wait_s=ALONE_WAIT_S if alone else 0.0)
         elif tracked.phase is Phase.PLANNED:
-            # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
-            if tracked.plan is not None and tracked.plan.first_block == first_block:
+            # It may be asked again: there was no room. The cache and the tier may hold more or less of it by now.
+            assert tracked.plan is not None
+            if self._tier is None and tracked.plan.first_block == first_block:
                 count = tracked.plan.block_count
             else:
                 count = self._decide(tracked, first_block)
@@ -141,12 +152,22 @@ class Matcher(PrefixMatcher):
         local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
         order = PullOrder(tracked.request_id, local, plan.sources_of(count), self._settings.pull_timeout_s)
         self._orders.append(order)
-        self._forecaster.ordered(tracked.request_id, order.sources[0].worker, count * self._block_bytes)
+        first = order.sources[0]
+        tier = plan.tier_of(first.worker)
+        self._forecaster.ordered(tracked.request_id, first.worker, count * self._block_bytes, tier)
+        self._pin(tracked, plan, order)
         self._flights[tracked.request_id] = _Flight(
             tracked, plan.first_block, plan.first_block + count, self._clock() + self._settings.pull_timeout_s
         )
         tracked.phase = Phase.LOADING
         self._count_misses(tracked, plan.first_block + count, MissReason.NOT_INDEXED)
+
+    def _pin(self, tracked: Tracked, plan: PullPlan, order: PullOrder) -> None:
+        """Keep in the tier what a pull reads there."""
+        own = next((source for source in order.sources if source.worker == self._own_worker), None)
+        if self._tier is not None and own is not None:
+            blocks = tracked.blocks[plan.first_block : plan.first_block + len(own.remote_slots)]
+            self._tier.ledger.pin(tracked.request_id, blocks, order.timeout_s)
 
     def take_orders(self) -> list[PullOrder]:
         orders, self._orders = self._orders, []
@@ -164,6 +185,8 @@ class Matcher(PrefixMatcher):
         """
         reports = self._reports.pop(request_id, [])
         self._forecaster.ended(request_id)
+        if self._tier is not None:
+            self._tier.ledger.unpin(request_id)
         if tracked is None:
             for report in reports:
                 record_transfer(self._recorder, self._forecaster, report, cancelled=True)
@@ -203,7 +226,8 @@ class Matcher(PrefixMatcher):
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
         for report in reports:
-            record_transfer(self._recorder, self._forecaster, report)
+            tier = plan.tier_of(report.worker)
+            record_transfer(self._recorder, self._forecaster, report, tier=tier)
         record_outcome(
             self._recorder,
             self._forecaster,

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
+from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
@@ -21,11 +24,13 @@ from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.worker.membership import Membership
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
 
 
@@ -49,6 +54,8 @@ class Parts:
     """Offers blocks; None as above."""
     matcher: Matcher | None
     """Finds blocks; None for a worker that does not pull."""
+    copying: CopyDown | None
+    """Has blocks copied to the host tier; None for a worker that does not publish, or without such a tier."""
 
 
 class PartsMaker:
@@ -100,7 +107,8 @@ class PartsMaker:
             prefill_rate=lambda: forecaster.prefill_rate,
         )
         prompts = PromptReporter(fleet.reporter, tokens)
-        watch = SlotWatch(pool, fleet.publisher.withdraw) if self._role.publishes else None
+        tier = self._tier(record, fleet) if self._role.publishes else None
+        watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
         return Parts(
             fleet,
             forecaster,
@@ -108,8 +116,9 @@ class PartsMaker:
             LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes),
             prompts,
             watch,
-            self._publisher(manager, watch, fleet, prompts) if watch is not None else None,
-            self._matcher(fleet, forecaster, block_bytes) if self._role.pulls else None,
+            self._publisher(manager, watch, fleet, prompts, tier) if watch is not None else None,
+            self._matcher(fleet, forecaster, block_bytes, tier) if self._role.pulls else None,
+            self._copying(tier, pool) if tier is not None else None,
         )
 
     def _forecaster(self, ranks: list[Introduction]) -> Forecaster:
@@ -119,10 +128,42 @@ class PartsMaker:
             self._clock,
             step_tokens_max=self._config.scheduler_config.max_num_batched_tokens,
             pull_threads=self._settings.pull_threads,
+            own_worker=self._worker,
+        )
+
+    def _tier(self, record: WorkerRecord, fleet: Membership) -> HostTier | None:
+        """Return the tier for the host slots that every rank has; None when there are none."""
+        engine = record.ranks[0].memories[0].slot_count
+        slots = min(endpoint.slot_count for endpoint in record.ranks)
+        if slots == engine:
+            return None
+        return HostTier(
+            fleet.publisher,
+            self._recorder,
+            first_slot=engine,
+            slot_count=slots - engine,
+            ranks=len(record.ranks),
+            block_bytes=record.ranks[0].bytes_per_slot,
+            retention=RetentionSettings(),
+            clock=self._clock,
+        )
+
+    def _copying(self, tier: HostTier, pool: BlockPool) -> CopyDown:
+        return CopyDown(
+            tier,
+            pool,
+            threshold=self._settings.hbm_swap_threshold,
+            block_tokens=self._block_tokens,
+            clock=self._clock,
         )
 
     def _publisher(
-        self, manager: KVCacheManager, watch: SlotWatch, fleet: Membership, prompts: PromptReporter
+        self,
+        manager: KVCacheManager,
+        watch: SlotWatch,
+        fleet: Membership,
+        prompts: PromptReporter,
+        tier: HostTier | None,
     ) -> BlockPublisher:
         return BlockPublisher(
             manager,
@@ -130,10 +171,11 @@ class PartsMaker:
             fleet.publisher,
             self._block_tokens,
             prompts.published,
+            tier=tier,
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
         )
 
-    def _matcher(self, fleet: Membership, forecaster: Forecaster, block_bytes: int) -> Matcher:
+    def _matcher(self, fleet: Membership, forecaster: Forecaster, block_bytes: int, tier: HostTier | None) -> Matcher:
         return Matcher(
             self._settings,
             fleet.lookups,
@@ -141,5 +183,19 @@ class PartsMaker:
             self._recorder,
             block_tokens=self._block_tokens,
             block_bytes=block_bytes,
+            own_worker=self._worker,
+            tier=tier,
             clock=self._clock,
         )
+
+
+def _withdraw_from(sink: BlockSink, tier: HostTier | None) -> Callable[[int], None]:
+    """Return what is to be called with each published slot of the engine that is about to be reused."""
+    if tier is None:
+        return sink.withdraw
+
+    def withdraw(slot: int) -> None:
+        tier.engine_gives(slot)
+        sink.withdraw(slot)
+
+    return withdraw

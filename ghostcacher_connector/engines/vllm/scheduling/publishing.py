@@ -25,9 +25,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
@@ -66,10 +69,12 @@ class BlockPublisher:
         block_tokens: int,
         on_published: Callable[[Tracked], None],
         *,
+        tier: HostTier | None = None,
         mixes_adapters_wrong: bool = False,
     ) -> None:
         """on_published: called with a request whenever a step has proven what it can of its blocks.
 
+        tier: told of each block that is published, if there is one.
         mixes_adapters_wrong: the engine computes requests without an adapter wrong in a step together with one.
         """
         self._manager = manager
@@ -77,6 +82,7 @@ class BlockPublisher:
         self._sink = sink
         self._block_tokens = block_tokens
         self._on_published = on_published
+        self._tier = tier
         self._mixes_adapters_wrong = mixes_adapters_wrong
         self._steps: deque[tuple[int, list[Fill]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
 
@@ -189,7 +195,23 @@ class BlockPublisher:
         # The pool must agree that the slot holds this hash: it does not after a reset of the prefix cache.
         if block.block_hash is None or block.block_hash[:-HASH_GROUP_BYTES] != hashes[index]:
             return
-        self._sink.publish(block.block_id, hashes[index], hashes[0], self._watch.publish(block.block_id))
+        generation = self._watch.publish(block.block_id)
+        if self._tier is not None:
+            self._tier.engine_holds(block.block_id, self._candidate(tracked, index, self._tier), generation)
+        self._sink.publish(block.block_id, hashes[index], hashes[0], generation)
+
+    def _candidate(self, tracked: Tracked, index: int, tier: HostTier) -> Candidate:
+        """Describe a block, the index-th of a request, to the tiers."""
+        hashes, sections = tracked.request.block_hashes, tracked.sections
+        traits = BlockTraits(
+            sections.section_of(index),
+            index,
+            self._block_tokens,
+            tier.block_bytes,
+            tracked.tenant,
+            sections.retain_s(index),
+        )
+        return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 
     def _table(self, tracked: Tracked) -> Sequence[KVCacheBlock]:
         """Return vLLM's own list of a request's blocks; it grows, so take slices of it."""

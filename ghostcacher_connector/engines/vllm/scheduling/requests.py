@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_sections, retain_wanted
+from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_hint, retain_wanted
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
 from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
 from ghostcacher_connector.metrics import Recorder
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
+
+
+TENANT_BYTES = 8
+"""Two tenants of one digest would share a quota, and nothing else."""
 
 
 @dataclass(slots=True)
@@ -43,10 +50,17 @@ class Tracked(PullState):
     """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
     preemptions: int = 0
     """How often it had been preempted when it was last asked for."""
+    tenant: bytes | None = None
+    """Whose quota what it retains counts against: see `tenant_of`."""
 
     @property
     def request_id(self) -> str:
         return str(self.request.request_id)
+
+    @property
+    def blocks(self) -> Sequence[BlockHash]:
+        blocks: Sequence[BlockHash] = self.request.block_hashes
+        return blocks
 
 
 def shareable(request: Request) -> bool:
@@ -58,6 +72,12 @@ def shareable(request: Request) -> bool:
     """
     plain = request.lora_request is None and not request.mm_features and request.prompt_embeds is None
     return plain and not request.resumable
+
+
+def tenant_of(request: Request) -> bytes | None:
+    """Return a digest of the request's ``cache_salt``, which names its tenant; None without one."""
+    salt = request.cache_salt
+    return hashlib.blake2b(salt.encode(), digest_size=TENANT_BYTES).digest() if salt else None
 
 
 def pull_wanted(request: Request) -> bool:
@@ -75,8 +95,8 @@ class SectionReader:
 
     def read(self, request: Request) -> BlockSections:
         """Return what the blocks of a request's prompt belong to. What is malformed says nothing, and is counted."""
-        ends = decode_sections(router_request_id(request.request_id, unique=self._unique))
-        return block_sections(ends, request.num_prompt_tokens, self._block_tokens, self._retain_s(request))
+        hint = decode_hint(router_request_id(request.request_id, unique=self._unique))
+        return block_sections(hint, request.num_prompt_tokens, self._block_tokens, self._retain_s(request))
 
     def _retain_s(self, request: Request) -> float:
         params = request.kv_transfer_params

@@ -5,7 +5,8 @@ Life of a request here:
 2. vLLM wants to schedule it: we name the tokens to pull, say "ask again", or none;
 3. vLLM allocates slots: the step's metadata carries the pull, and each reused slot's new generation (slot_watch.py);
 4. the ranks pull while other requests compute; they report; vLLM schedules the request, or recomputes what failed;
-5. steps complete: full blocks are published (publishing.py);
+5. steps complete: full blocks are published (publishing.py), and copied to the host tier before vLLM hands out their
+   slots (copying.py);
 6. it ends: its slots stay readable until vLLM reuses them.
 
 A call that may change the weights, or a reset of the cache, stops 2 and 5 until the ranks have read their weights,
@@ -21,6 +22,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.core.types import WorkerRecord
@@ -29,17 +32,19 @@ from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import pool_faults
 from ghostcacher_connector.engines.vllm.early_leave import leave_on_sigterm
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.parts import PartsMaker
 from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
-from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, SectionReader, Tracked
+from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, SectionReader, Tracked, tenant_of
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
 from ghostcacher_connector.engines.vllm.scheduling.weight_epochs import WeightEpochs
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.worker.membership import Membership
 
 if TYPE_CHECKING:
@@ -82,6 +87,7 @@ class ConnectorScheduler:
         self._gauges: GaugeServer | None = None
         self._watch: SlotWatch | None = None
         self._publisher: BlockPublisher | None = None
+        self._copying: CopyDown | None = None
         self._prompts: PromptReporter | None = None
         self._load: LoadMeter | None = None
         self._matcher: Matcher | None = None
@@ -124,6 +130,7 @@ class ConnectorScheduler:
         self._fleet, self._load, self._prompts = parts.fleet, parts.load, parts.prompts
         self._forecaster, self._prefill = parts.forecaster, parts.prefill
         self._watch, self._publisher, self._matcher = parts.watch, parts.publisher, parts.matcher
+        self._copying = parts.copying
         self._report_load()
         parts.fleet.start()
         leave_on_sigterm(parts.fleet.leave)
@@ -140,6 +147,8 @@ class ConnectorScheduler:
         if self._fleet is None or self._left:
             return
         self._left = True
+        if self._copying is not None:
+            self._copying.tier.clear()
         logger.error("leaving the fleet, restart this engine to share again: %s", why)
         self._give_up_pulls()
         self._fleet.leave()
@@ -148,10 +157,16 @@ class ConnectorScheduler:
 
     def cache_reset(self, why: str) -> None:
         """Withdraw everything, and look at the weights before the next step: caches are reset when these change."""
-        if self._publisher is not None:
-            self._publisher.forget_all(self._tracked.values())
+        self._forget_all()
         if self._epochs is not None:
             self._epochs.doubt(why)
+
+    def _forget_all(self) -> None:
+        """Have nothing that was computed so far used again, in any tier."""
+        if self._publisher is not None:
+            self._publisher.forget_all(self._tracked.values())
+        if self._copying is not None:
+            self._copying.tier.clear()
 
     @property
     def _sharing(self) -> bool:
@@ -169,9 +184,11 @@ class ConnectorScheduler:
         The steps that are still in flight have computed with the weights of before, as did all that is in the cache.
         """
         assert self._fleet is not None
-        if self._publisher is not None and self._watch is not None:
-            self._publisher.forget_all(self._tracked.values())
+        self._forget_all()
+        if self._watch is not None:
             self._watch.send_all()
+        if self._copying is not None:
+            self._copying.tier.ledger.send_all()
         self._give_up_pulls()
         if (record := self._renew_ranks()) is not None:
             self._fleet.move(record)
@@ -197,10 +214,14 @@ class ConnectorScheduler:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def on_new_request(self, request: Request) -> None:
-        tracked = self._tracked[request.request_id] = Tracked(request, sections=self._sections.read(request))
+        tracked = self._tracked[request.request_id] = Tracked(
+            request, sections=self._sections.read(request), tenant=tenant_of(request)
+        )
         if self._matcher is not None and not self._left:
             assert self._manager is not None
             self._matcher.ask(tracked, self._manager.block_pool)
+        if self._copying is not None:
+            self._copying.arrived(tracked)
         if self._prompts is not None and not self._left:
             self._prompts.arrived(tracked)
 
@@ -249,10 +270,25 @@ class ConnectorScheduler:
             self._publisher.note_step(self._step, output, self._tracked)
         if self._prefill is not None:
             self._prefill.scheduled(self._step, output)
-        bumped, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
+        # What is copied down is chosen first: what has to go for it is bumped with this step.
+        copies = self._copying.orders(output) if self._copying is not None and self._sharing else []
+        bumped, generations = self._take_bumps()
         cancelled, self._cancelled = self._cancelled, []
         pulls = self._matcher.take_orders() if self._matcher is not None else []
-        return StepMetadata(self._step, bumped, generations, pulls, cancelled)
+        return StepMetadata(self._step, bumped, generations, pulls, cancelled, copies)
+
+    def _take_bumps(self) -> tuple[Slots, Generations]:
+        """Return the slots of all tiers that were given away since the last step, with their new generations."""
+        slots, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
+        if self._copying is None or not self._copying.tier.ledger.bumps_waiting:
+            return slots, generations
+        of_tier = self._copying.tier.ledger.take_bumps()
+        return np.concatenate((slots, of_tier[0])), np.concatenate((generations, of_tier[1]))
+
+    def has_unfinished_copies(self) -> bool:
+        """Say whether an engine without requests should take another step all the same, for copies to the host tier."""
+        # In lockstep with other engines, each step of an idle one is a step of all.
+        return self._copying is not None and self._sharing and not self._lockstep and self._copying.unfinished()
 
     def update(self, output: KVConnectorOutput) -> None:
         """A step's output of all ranks has been processed."""
@@ -277,6 +313,10 @@ class ConnectorScheduler:
             self.leave("vLLM overwrites blocks before their generations are bumped")
         if report.lost_step and self._epochs is not None:
             self._epochs.lost_step(report.step)
+        if self._copying is not None:
+            if report.lost_step:
+                self._copying.tier.clear()
+            self._copying.reported(report.copies)
         if self._publisher is not None and self._sharing:
             self._publisher.confirm(report.step)
         if self._matcher is not None:

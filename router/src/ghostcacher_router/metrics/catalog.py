@@ -29,13 +29,15 @@ from ghostcacher_router.types import Reason, WorkerState
 PAGE_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 """The content type of the metrics page."""
 
+_MODELS = "/v1/models"
+"""What the router answers itself, though clients ask for it as they ask engines: not shown among requests either."""
 PATHS = (
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/embeddings",
     "/v1/messages",
-    "/v1/models",
+    _MODELS,
     "/tokenize",
     "/detokenize",
     "/v1/rerank",
@@ -226,7 +228,7 @@ class RouterMetrics:
         if path in _PROBES:
             return
         own = path == "/metrics" or path.startswith("/gc/")
-        known = path if path in _PATHS else OWN if own else OTHER
+        known = path if path in _PATHS else OWN if own else _MODELS if path.startswith(_MODELS + "/") else OTHER
         self.requests.add(1.0, known, status if status in _STATUSES else OTHER)
 
     def picked(self, worker: str, reason: Reason) -> None:
@@ -311,7 +313,7 @@ class RouterMetrics:
         """Return the requests that were for a worker, by status."""
         sums: dict[str, float] = {}
         for (path, status), count in self.requests.values.items():
-            if path != OWN:
+            if path not in (OWN, _MODELS):
                 sums[str(status)] = sums.get(str(status), 0.0) + count
         return sums
 

@@ -86,13 +86,21 @@ class CandidateFinder:
     def _holder(self, ask: Ask, needs_id: str) -> WorkerPort | None:
         """Return the worker that holds an object; None when nobody knows, or when it is gone. Raises NoWorker."""
         name = self._stored.holder(needs_id)
-        worker = None if name is None else self._fleet.workers.get(name)
+        worker = None if name is None else self._worker_of(name)
         if worker is None:
             return None
-        if name in ask.exclude or worker.state not in ANSWERS:
+        if worker.name != name:
+            self._stored.put(needs_id, worker.name)
+        if worker.name in ask.exclude or worker.state not in ANSWERS:
             message = f"The worker that holds `{needs_id[:NAME_CHARS_MAX]}` does not answer. Please try again."
             raise NoWorker(503, message, kind="no_worker", retry_after_s=RETRY_AFTER_S)
         return worker
+
+    def _worker_of(self, name: str) -> WorkerPort | None:
+        """Return a worker by its name, or by the one that it had while it was known by its URL only."""
+        workers = self._fleet.workers
+        by_url = (worker for worker in workers.values() if worker.endpoint.name == name)
+        return workers.get(name) or next(by_url, None)
 
 
 def _wanted_rank(ask: Ask) -> int | None:

@@ -15,7 +15,9 @@ from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING, LookupAnswer
+from ghostcacher_connector.tiers.host_tier import HostTier
 from tests.support.index_parts import FakeClock, chain
+from tests.unit.connector.tiers.test_host_tier import copy, new_tier, publish_as
 
 COUNT = 6
 HIT = PrefixHit("peer", b"i" * 16, COUNT, tuple(Location(Tier.DEVICE, slot, 1) for slot in range(COUNT)))
@@ -47,11 +49,15 @@ class Asked(PullState):
     def request_id(self) -> str:
         return "r"
 
+    @property
+    def blocks(self) -> list[BlockHash]:
+        return chain(COUNT)
+
 
 class Bench:
     """A matcher, with a lookup deadline of 50 ms."""
 
-    def __init__(self, pull: str = "always") -> None:
+    def __init__(self, pull: str = "always", tier: HostTier | None = None) -> None:
         self.clock, self.lookups, self.recorder = FakeClock(), Lookups(), Recorder()
         found: Any = self.lookups
         self.matcher = PrefixMatcher(
@@ -61,12 +67,29 @@ class Bench:
             self.recorder,
             block_tokens=16,
             block_bytes=1024,
+            own_worker="own",
+            tier=tier,
             clock=self.clock,
         )
         self.request = Asked(pullable=COUNT)
 
-    def start(self, *, held: bool = False) -> None:
-        self.matcher._start_lookup(self.request, chain(COUNT), lambda _: held)
+    def start(self, *, held: bool = False, engine: int = 0) -> None:
+        """engine: how many leading blocks the engine has."""
+        self.matcher._start_lookup(self.request, chain(COUNT), lambda block: held or block in chain(COUNT)[:engine])
+
+    def not_all_held(self, first_block: int) -> None:
+        self.matcher._not_all_held(self.request, chain(COUNT), first_block)
+
+    @property
+    def planned(self) -> list[tuple[str, Tier, int]]:
+        """Whom the plan asks: name, tier, blocks."""
+        plan = self.request.plan
+        if plan is None:
+            return []
+        return [
+            (source.worker, tier, len(source.remote_slots))
+            for source, tier in zip(plan.sources, plan.tiers, strict=True)
+        ]
 
     def answered(self, first_block: int = 0, wait_s: float = 0.0) -> int | None:
         return self.matcher._answered(self.request, first_block, wait_s=wait_s)
@@ -157,3 +180,86 @@ def test_request_that_has_ended_is_forgotten() -> None:
     bench = Bench()
     bench.matcher.forget(bench.request)
     assert bench.lookups.forgotten == ["r"]
+
+
+def tier_with(*numbers: int) -> HostTier:
+    """Return a tier that holds these blocks of the request."""
+    tier, _ = new_tier(slots=COUNT)
+    for number in numbers:
+        publish_as(tier, number + 1, chain(COUNT)[number])
+        copy(tier, number + 1)
+    return tier
+
+
+def test_prompt_that_engine_and_tier_have_together_is_not_looked_up() -> None:
+    """It is loaded at once, whatever becomes of the index."""
+    bench = Bench("auto", tier_with(2, 3, 4, 5))
+    bench.start(engine=2)
+    assert bench.request.phase is Phase.HELD
+    bench.not_all_held(2)
+    assert bench.lookups.asked == []
+    assert bench.request.phase is Phase.PLANNED
+    assert bench.planned == [("own", Tier.HOST, 4)]
+
+
+def test_prompt_with_a_gap_between_engine_and_tier_is_looked_up() -> None:
+    """What lies behind a block that neither has is of no use."""
+    bench = Bench("auto", tier_with(3, 4, 5))
+    bench.start(engine=2)
+    assert bench.request.phase is Phase.ASKED
+
+
+def test_tier_is_used_when_the_index_does_not_answer() -> None:
+    """A part of the prompt is there, and nobody says who has more: after the deadline it is loaded."""
+    bench = Bench("auto", tier_with(0, 1, 2))
+    bench.start()
+    assert bench.answered() is None
+    bench.clock.advance(0.05)
+    assert bench.answered() == 3
+    assert bench.planned == [("own", Tier.HOST, 3)]
+
+
+def test_index_that_is_away_leaves_what_is_here() -> None:
+    bench = Bench("auto", tier_with(0, 1))
+    bench.start()
+    bench.lookups.answer = LookupAnswer([], 0.001, MissReason.INDEX_UNAVAILABLE)
+    assert bench.answered() == 2
+    assert bench.answered(first_block=2) == 0
+    assert bench.misses(MissReason.INDEX_UNAVAILABLE) == COUNT - 2
+
+
+def test_peer_that_holds_more_is_asked_first() -> None:
+    """And this worker itself where the peer fails."""
+    bench = Bench("auto", tier_with(0, 1))
+    bench.start()
+    bench.lookups.answer = LookupAnswer([HIT], 0.001, None)
+    assert bench.answered() == COUNT
+    assert bench.planned == [("peer", Tier.DEVICE, COUNT), ("own", Tier.HOST, 2)]
+
+
+def test_own_tier_comes_before_a_peer_that_holds_the_same() -> None:
+    """As long as the peer is not faster by more than noise."""
+    bench = Bench("auto", tier_with(*range(COUNT - 1)))
+    bench.start()
+    bench.lookups.answer = LookupAnswer([HIT._replace(locations=HIT.locations[: COUNT - 1])], 0.001, None)
+    assert bench.answered() == COUNT - 1
+    assert bench.planned[0] == ("own", Tier.HOST, COUNT - 1)
+
+
+def test_tier_that_comes_to_hold_the_rest_ends_the_wait_for_the_index() -> None:
+    tier = tier_with(0, 1, 2, 3, 4)
+    bench = Bench("auto", tier)
+    bench.start()
+    assert bench.answered() is None
+    publish_as(tier, COUNT, chain(COUNT)[COUNT - 1])
+    copy(tier, COUNT)
+    assert bench.answered() == COUNT
+
+
+def test_worker_that_pulls_from_nobody_loads_from_its_own_tier() -> None:
+    """`pull` is about peers."""
+    bench = Bench("never", tier_with(0, 1))
+    bench.start()
+    bench.not_all_held(0)
+    assert bench.lookups.asked == []
+    assert bench.planned == [("own", Tier.HOST, 2)]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.core.coordination.base import LoadReport
+from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.common.work_meter import WAITING_LOOKED_UP_MAX, Occupancy, Progress, WorkMeter
 from ghostcacher_connector.pull.forecast import Forecaster
@@ -28,6 +29,10 @@ class Asked(PullState):
     @property
     def request_id(self) -> str:
         return "r"
+
+    @property
+    def blocks(self) -> list[BlockHash]:
+        return []
 
 
 class Meter(WorkMeter):

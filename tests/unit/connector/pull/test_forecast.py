@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghostcacher_connector.core.types import Tier
 from ghostcacher_connector.pull.forecast import (
+    OWN_BYTES_PER_S_GUESS,
     PEER_BYTES_PER_S_GUESS,
     PULL_BYTES_MIN,
     PULL_FIXED_S,
@@ -211,3 +213,13 @@ def test_typical_rate_is_the_median_of_what_was_measured() -> None:
         for _ in range(60):
             forecaster.observe_pull(worker, 1 << 30, (1 << 30) / rate)
     assert forecaster.typical_bytes_per_s == pytest.approx(2e9)
+
+
+def test_own_loads_are_no_part_of_what_routers_take_pulls_to_cost() -> None:
+    """They never leave the machine."""
+    forecaster = Forecaster(1000.0, own_worker="own")
+    assert forecaster.bytes_per_s("own", Tier.HOST) == OWN_BYTES_PER_S_GUESS
+    for _ in range(60):
+        forecaster.observe_pull("own", 1 << 30, (1 << 30) / 20e9, Tier.HOST)
+    assert forecaster.typical_bytes_per_s == 0.0
+    assert forecaster.bytes_per_s("own", Tier.HOST) == pytest.approx(20e9)

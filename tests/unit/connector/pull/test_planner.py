@@ -46,3 +46,35 @@ def test_holder_that_is_better_beyond_noise_is_read() -> None:
     assert sources(hit("a"), hit("b"), rates={"a": RATE, "b": 2 * RATE}) == ["b", "a"]
     assert sources(hit("a", 90), hit("b"), rates={"a": RATE, "b": RATE}) == ["b", "a"]
     assert sources(hit("a"), hit("b"), rates={"a": RATE, "b": RATE}, ordered="a") == ["b", "a"]
+
+
+def in_host(found: PrefixHit, first: int = 0) -> PrefixHit:
+    """Return a hit whose blocks lie in host slots from one of them on."""
+    locations = [
+        location._replace(tier=Tier.HOST) if number >= first else location
+        for number, location in enumerate(found.locations)
+    ]
+    return found._replace(locations=locations)
+
+
+def test_holders_are_weighed_by_the_tier_in_which_they_hold_the_blocks() -> None:
+    """A peer's host memory has a rate of its own."""
+    assert sources(in_host(hit("a")), hit("b"), rates={"a": 8 * RATE, "b": RATE}) == ["b", "a"]
+    forecaster = Forecaster(1000.0)
+    for _ in range(60):
+        forecaster.observe_pull("a", 1 << 30, (1 << 30) / (8 * RATE), Tier.HOST)
+    planner = PullPlanner(Settings(), forecaster, block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES)
+    plan = planner.plan([hit("b"), in_host(hit("a"))], 0, 100)
+    assert isinstance(plan, PullPlan)
+    assert [source.worker for source in plan.sources] == ["a", "b"]
+    assert plan.tiers == (Tier.HOST, Tier.DEVICE)
+    assert (plan.tier_of("a"), plan.tier_of("b")) == (Tier.HOST, Tier.DEVICE)
+
+
+def test_prefix_that_lies_in_two_tiers_is_pulled_as_one() -> None:
+    """Its rate is that of the tier with most of it."""
+    planner = PullPlanner(Settings(), Forecaster(1000.0), block_tokens=BLOCK_TOKENS, block_bytes=BLOCK_BYTES)
+    plan = planner.plan([in_host(hit("a"), first=40)], 10, 100)
+    assert isinstance(plan, PullPlan)
+    assert plan.sources[0].remote_slots.tolist() == list(range(10, 100))
+    assert plan.tiers == (Tier.HOST,)

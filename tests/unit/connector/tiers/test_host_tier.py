@@ -44,7 +44,7 @@ def new_tier(slots: int = 4, *, ranks: int = 1, block_bytes: int = ORDER_BYTES /
         retention=RetentionSettings(),
         clock=FakeClock(),
     )
-    tier.take_bumps()
+    tier.ledger.take_bumps()
     return tier, sink
 
 
@@ -170,5 +170,5 @@ def test_clear_withdraws_all_and_drops_copies_under_way() -> None:
     assert sink.slots == {}
     tier.reported(order.copy_id, [True])
     assert sink.slots == {}
-    assert tier.prefix([name(1)], 0) == []
+    assert tier.ledger.prefix([name(1)], 0) == []
     assert not tier.busy

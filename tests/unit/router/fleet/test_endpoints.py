@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_router.fleet.membership.endpoints import name_of, parse_endpoint
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.types import Endpoint
 
 
@@ -39,4 +39,4 @@ def test_user_and_password_are_not_shown() -> None:
 
 def test_name_of_a_plain_engine() -> None:
     """host:port, with brackets round IPv6."""
-    assert name_of(Endpoint("::1", 80, False, "")) == "[::1]:80"
+    assert Endpoint("::1", 80, False, "").name == "[::1]:80"

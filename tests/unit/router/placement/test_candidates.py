@@ -125,14 +125,18 @@ def test_worker_that_has_just_returned_gets_no_more_than_it_may() -> None:
         ("b", WorkerState.JOINING, None),
         ("gone", WorkerState.READY, ["a", "b"]),
         (None, WorkerState.READY, ["a", "b"]),
+        ("10.0.0.7:8000", WorkerState.READY, ["b"]),
+        ("10.0.0.7:8000", WorkerState.DOWN, None),
+        ("10.0.0.7:8001", WorkerState.READY, ["a", "b"]),
     ],
 )
 def test_stored_object_is_at_its_worker_only(
     holder: str | None, state: WorkerState, expected: list[str] | None
 ) -> None:
-    """Also while that one is drained. While it does not answer the client is to come back; once it is gone, or where
-    nobody knows the object, any worker says that there is none."""
-    a, b = worker("a", None), worker("b", None)
+    """Also while that one is drained, and where it was known by its URL only when it made the object. While it does not
+    answer the client is to come back; once it is gone, or where nobody knows the object, any worker says that there is
+    none."""
+    a, b = Worker("a", FRONT._replace(port=7), None, 0.0), worker("b", None)
     b.state = state
     objects = no_objects()
     if holder is not None:

@@ -1,4 +1,4 @@
-"""Reads the base URLs of workers, and names workers by them."""
+"""Reads the base URLs of workers."""
 
 from __future__ import annotations
 
@@ -29,12 +29,6 @@ def parse_endpoint(url: str, setting: str = "http_url") -> Endpoint:
         raise ConfigError(f"{setting}: expected http[s]://host[:port][/path] without user or query, got {shown!r}")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return Endpoint(host, port or _PORTS[parts.scheme], parts.scheme == "https", path)
-
-
-def name_of(endpoint: Endpoint) -> str:
-    """Return the name of a worker that is known by its URL only: host:port, and the path where there is one."""
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    return f"{host}:{endpoint.port}{endpoint.path}"
 
 
 def same_server(endpoint: Endpoint) -> Endpoint:

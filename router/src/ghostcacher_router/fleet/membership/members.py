@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_router.fleet.membership.endpoints import name_of, parse_endpoint, same_server
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, same_server
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import Endpoint
 
@@ -77,7 +77,7 @@ def members_of(
         else:
             unroutable[record.worker] = Unroutable(record, f"worker {holder}, which started later, has its http_url")
     for endpoint in static:
-        name = name_of(endpoint)
+        name = endpoint.name
         if name not in members and same_server(endpoint) not in servers:
             servers[same_server(endpoint)] = {None: name}
             members[name] = Member(name, endpoint, None)
