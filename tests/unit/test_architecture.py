@@ -179,6 +179,12 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_cli.terminal",
     },
     "ghostcacher_cli.doctor": {"*"},
+    "ghostcacher_cli.analyze": {
+        "core.prefix_tree",
+        "core.retention",
+        "ghostcacher_router.prompt",
+        "ghostcacher_cli.terminal",
+    },
     "ghostcacher_cli.main": {
         "ghostcacher_cli.*",
         "core.settings",
