@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -29,7 +28,9 @@ def log_level() -> Iterator[None]:
     root.setLevel(before)
 
 
-def reloading(taken: list[RouterSettings]) -> Callable[[RouterSettings | str], Awaitable[None]]:
+def reloading(
+    taken: list[RouterSettings], caplog: pytest.LogCaptureFixture
+) -> Callable[[RouterSettings | str], Awaitable[None]]:
     """Handle signals; return what sends one, with the settings as they are given then, or why they are bad."""
     given: list[RouterSettings | str] = []
 
@@ -42,13 +43,16 @@ def reloading(taken: list[RouterSettings]) -> Callable[[RouterSettings | str], A
     signals.install()
 
     async def reload(settings: RouterSettings | str) -> None:
-        before = len(taken)
         given.append(settings)
         os.kill(os.getpid(), signal.SIGHUP)
-        await eventually(lambda: len(taken) > before or isinstance(settings, str))
-        await asyncio.sleep(0.01)
+        await eventually(lambda: sum(map(_ends_one, caplog.messages)) == len(given))
 
     return reload
+
+
+def _ends_one(message: str) -> bool:
+    """Say whether a line of the log is the last one of a SIGHUP."""
+    return message.startswith(("SIGHUP: settings read again", "SIGHUP: the settings stay"))
 
 
 @on_loop
@@ -56,7 +60,7 @@ async def test_each_change_is_named_once(caplog: pytest.LogCaptureFixture) -> No
     """Compared with what was given the last time: what still needs a restart is not said again."""
     caplog.set_level("INFO")
     taken: list[RouterSettings] = []
-    reload = reloading(taken)
+    reload = reloading(taken, caplog)
     second = msgspec.structs.replace(FIRST, retries_max=1, access_log=True)
     for settings in (second, second, "bad", FIRST):
         await reload(settings)
