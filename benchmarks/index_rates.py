@@ -91,7 +91,9 @@ def row(name: str, value: str, limit: str, ratio: float) -> None:
 def measure_held_blocks(plan: Plan) -> None:
     """What the engine's scheduler thread pays for one block's whole life, over a bare dict insert and delete."""
     blocks = new_blocks(plan.publish_blocks)
-    held = HeldBlocks(partitions=1, partition_of=lambda _: 0, dirty_max=plan.publish_blocks)
+    held = HeldBlocks(
+        partitions=1, partition_of=lambda _: 0, engine_slots=plan.publish_blocks, dirty_max=plan.publish_blocks
+    )
 
     def live() -> None:
         for slot, block in enumerate(blocks):

@@ -118,6 +118,15 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
         "nixl",
         "relay",
     )
+    host_tier_gib: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1 << 20,
+            description="host memory that keeps blocks which the engine's cache evicts, of all ranks of one engine "
+            "together, in GiB; taken whole at start; 0: none",
+        ),
+    ] = 0.0
     kv_layout: Annotated[
         Literal["auto", "engine"],
         Meta(

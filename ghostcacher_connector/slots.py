@@ -98,6 +98,10 @@ class SlotTable:
     def generation(self, slot: int) -> int:
         return int(self._generations[slot])
 
+    def seal(self, slots: Slots) -> Generations:
+        """Return what a READ of the seal of `slots` would bring: header and generations, shape (5 + n,)."""
+        return np.concatenate((self._words[: HEADER_BYTES // 8], self._generations[slots]))
+
     def bump(self, slots: Slots, generations: Generations) -> None:
         """Set the generation of each slot; to be called before anything overwrites them.
 

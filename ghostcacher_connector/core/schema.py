@@ -11,6 +11,8 @@
     gc2:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), stamped LoadReport; TTL
     gc2:{router}:news                     stream d = stamped WorkerEvents: what workers publish for routers
     gc2:{router}:texts                    stream d = stamped PrefixMapUpdate or Flush, from routers
+    gc2:{router}:flushes                  stream d = stamped FlushOrder, from routers to workers
+    gc2:{router}:flushed:<hex>:<worker>   string stamped FlushReport: what a worker answers; TTL
     gc2:{router}:routers                  zset   stamped router -> until when it counts as alive (server time, ms)
     gc2:{router}:drain:<worker>           string stamped DrainOrder; TTL = the order's
     gc2:{router}:seed                     string 16 hex digits: of the hashes of text, where there is no key
@@ -133,7 +135,8 @@ def blocks_key(namespace: str, partition: int, incarnation: bytes) -> str:
 
 
 def router_key(name: str) -> str:
-    """Return the key of what all routers share. name: "news", "texts", "routers", "seed" or "tokens"."""
+    """Return the key of what all routers share. name: "news", "texts", "flushes", "routers", "seed" or
+    "tokens"."""
     return f"{PREFIX}:{{router}}:{name}"
 
 
@@ -144,6 +147,10 @@ def load_key(namespace: str, worker: str) -> str:
 
 def drain_key(worker: str) -> str:
     return router_key(f"drain:{check_worker(worker)}")
+
+
+def flush_report_key(order: bytes, worker: str) -> str:
+    return router_key(f"flushed:{order.hex()}:{check_worker(worker)}")
 
 
 def lock_key(key: bytes) -> str:

@@ -1,8 +1,8 @@
 """Tells a worker what the parts of a prompt are: the router writes it behind the request's id, the connector reads it.
 
-    chat-7.gc1.T3f2S9a0D1f40r300U1fc8
+    chat-7.gc1.T3f2S9a0D1f40r300U1fc8i0123456789ab
               '- tools end at byte 0x3f2, the system text at 0x9a0, a document at 0x1f40, and the user's words end the
-                 prompt; what lies before 0x1f40 is to be kept for 300 s
+                 prompt; what lies before 0x1f40 is to be kept for 300 s; the session's tag is 0123456789ab
 
 Engines hand the id on to their connectors and nothing else that a router can set. Bytes are the router's: it does not
 tokenise, so a worker shares its own count of tokens out among the sections in proportion. What comes of it is a hint
@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from hashlib import blake2b
+from itertools import accumulate, pairwise
 from math import inf
 from typing import NamedTuple
 
@@ -24,13 +25,18 @@ MARK = ".gc1."
 """Begins the hint. The number is that of its form: a worker that does not know it sees no hint."""
 ENDS_MAX = 16
 """Runs of one type in a hint, and in a prompt that gets one: most have five."""
-HINT_CHARS_MAX = 120
+TAG_BYTES = 6
+"""Of the tag of a session: of a million sessions in a worker's tiers two share one with a chance of 1 in 500."""
+RUNS_CHARS_MAX = 106
+HINT_CHARS_MAX = len(MARK) + RUNS_CHARS_MAX + 1 + 2 * TAG_BYTES
 """With the longest id of a client, 128 characters, an id stays under the 256 that workers report."""
 RETAIN_S_MAX = 604_800
 """A week: the longest for which a request can ask that blocks are kept."""
 USER_TOKENS_MAX = 512
 """A last turn of more tokens is more than a question: all of it but its last block counts as a document."""
 
+HISTORY = frozenset({SectionType.SESSION, SectionType.USER})
+"""What belongs to one session alone."""
 _LETTERS = {
     SectionType.TOOLS: "T",
     SectionType.SYS: "S",
@@ -40,7 +46,8 @@ _LETTERS = {
 }
 _TYPES = {letter: section for section, letter in _LETTERS.items()}
 _RUNS = re.compile(r"([TSDHU])([0-9a-f]{1,10})(?:r([0-9]{1,6}))?", re.ASCII)
-_HINT = re.compile(rf"{re.escape(MARK)}((?:[TSDHU][0-9a-f]{{1,10}}(?:r[0-9]{{1,6}})?){{1,{ENDS_MAX}}})", re.ASCII)
+_RUNS_OF_HINT = rf"((?:[TSDHU][0-9a-f]{{1,10}}(?:r[0-9]{{1,6}})?){{0,{ENDS_MAX}}})"
+_HINT = re.compile(rf"{re.escape(MARK)}{_RUNS_OF_HINT}(?:i([0-9a-f]{{{2 * TAG_BYTES}}}))?", re.ASCII)
 
 
 class SectionEnd(NamedTuple):
@@ -53,7 +60,24 @@ class SectionEnd(NamedTuple):
     """For how long the client wants everything before the end to be kept, in seconds; 0 when it does not say."""
 
 
-def encode_sections(ends: Iterable[SectionEnd]) -> str:
+class Hint(NamedTuple):
+    """What a request's id tells."""
+
+    ends: tuple[SectionEnd, ...] = ()
+    """In order; the last one is the end of the prompt. None when it does not say."""
+    session: bytes | None = None
+    """The tag of the session that the request belongs to; None when it does not say."""
+
+
+def session_tag(session: str, seed: int) -> bytes:
+    """Return the tag of a session. seed: the fleet's, so that nobody else finds out the name from the tag."""
+    key = (seed % (1 << 64)).to_bytes(8, "little")
+    return blake2b(
+        session.encode(errors="surrogatepass"), digest_size=TAG_BYTES, key=key, person=b"gc session"
+    ).digest()
+
+
+def encode_hint(ends: Iterable[SectionEnd]) -> str:
     """Return the hint that is written behind a request's id; empty when nothing is to be said.
 
     ends: in order; the last one is the end of the prompt. Nothing is said of a prompt that is one USER section, and of
@@ -67,8 +91,13 @@ def encode_sections(ends: Iterable[SectionEnd]) -> str:
             runs.append(end)
     if len(runs) > ENDS_MAX or all(run.section is SectionType.USER and not run.retain_s for run in runs):
         return ""
-    hint = MARK + "".join([_encoded(run) for run in runs])
-    return hint if len(hint) <= HINT_CHARS_MAX else ""
+    said = "".join([_encoded(run) for run in runs])
+    return MARK + said if len(said) <= RUNS_CHARS_MAX else ""
+
+
+def with_session(hint: str, tag: bytes) -> str:
+    """Return a hint that tells the session's tag, too."""
+    return f"{hint or MARK}i{tag.hex()}"
 
 
 def _encoded(run: SectionEnd) -> str:
@@ -76,23 +105,29 @@ def _encoded(run: SectionEnd) -> str:
     return f"{text}r{min(run.retain_s, RETAIN_S_MAX)}" if run.retain_s else text
 
 
-def decode_sections(request_id: str | None) -> tuple[SectionEnd, ...]:
-    """Return the section ends that a request's id tells of; none when it tells of none, or not in the form above.
+def decode_hint(request_id: str | None) -> Hint:
+    """Return what a request's id tells; nothing when it tells it in another form than the above.
 
     request_id: as the router gave it, without what an engine puts around it.
     """
-    if request_id is None:
-        return ()
-    at = request_id.rfind(MARK)
-    match = _HINT.fullmatch(request_id, at) if at >= 0 else None
+    at = -1 if request_id is None else request_id.rfind(MARK)
+    match = None if request_id is None or at < 0 else _HINT.fullmatch(request_id, at)
     if match is None:
-        return ()
+        return Hint()
+    ends = _decoded_runs(match[1])
+    return Hint() if ends is None else Hint(ends, None if match[2] is None else bytes.fromhex(match[2]))
+
+
+def _decoded_runs(said: str) -> tuple[SectionEnd, ...] | None:
+    """Return the ends; None when they do not rise from above 0."""
     ends: list[SectionEnd] = []
-    for letter, end, retain_s in _RUNS.findall(match[1]):
+    before = 0
+    for letter, end, retain_s in _RUNS.findall(said):
         ends.append(SectionEnd(_TYPES[letter], int(end, 16), min(int(retain_s or 0), RETAIN_S_MAX)))
-        if len(ends) > 1 and ends[-1].end <= ends[-2].end:
-            return ()
-    return tuple(ends) if ends[-1].end else ()
+        if ends[-1].end <= before:
+            return None
+        before = ends[-1].end
+    return tuple(ends)
 
 
 def retain_wanted(value: object) -> float | None:
@@ -111,12 +146,22 @@ class BlockSections:
     A block in which a section ends belongs to the next one, since it is of use with that alone.
     """
 
-    __slots__ = ("_ends", "_retain_s", "_sections")
+    __slots__ = ("_ends", "_history", "_retain_s", "_sections", "_session")
 
-    def __init__(self, ends: Sequence[int], sections: Sequence[SectionType], retain_s: Sequence[float]) -> None:
+    def __init__(
+        self,
+        ends: Sequence[int],
+        sections: Sequence[SectionType],
+        retain_s: Sequence[float],
+        *,
+        session: bytes | None = None,
+        history: int = 0,
+    ) -> None:
         """ends: how many blocks lie before the end of each run, ascending. Of each run: its type, and for how long its
-        blocks are to be kept."""
+        blocks are to be kept. session: the tag of the request's session, None when it is not known. history: the first
+        block that belongs to this session alone."""
         self._ends, self._sections, self._retain_s = ends, sections, retain_s
+        self._session, self._history = session, history
 
     def __repr__(self) -> str:
         runs = zip(self._sections, self._ends, self._retain_s, strict=True)
@@ -126,6 +171,15 @@ class BlockSections:
         """Return the type of a block, by its place in the request. Blocks of the answer are SESSION."""
         run = bisect_right(self._ends, block)
         return self._sections[run] if run < len(self._ends) else SectionType.SESSION
+
+    def session_of(self, block: int) -> bytes | None:
+        """Return the tag of the session that a block belongs to; None for what sessions share, and when not known."""
+        return self._session if block >= self._history else None
+
+    @property
+    def tool_blocks(self) -> int:
+        """How many blocks lie in the tools, and so at the front of the prompt."""
+        return self._ends[0] if self._sections and self._sections[0] is SectionType.TOOLS else 0
 
     def retain_s(self, block: int) -> float:
         """Return for how long the client wants a block kept, in seconds from now; 0.0 when it does not say."""
@@ -137,19 +191,17 @@ NO_SECTIONS = BlockSections((), (), ())
 """Of a request of which nothing is known: all of its blocks are SESSION."""
 
 
-def block_sections(
-    ends: Sequence[SectionEnd], prompt_tokens: int, block_tokens: int, retain_s: float = 0.0
-) -> BlockSections:
+def block_sections(hint: Hint, prompt_tokens: int, block_tokens: int, retain_s: float = 0.0) -> BlockSections:
     """Return what the full blocks of a prompt belong to.
 
-    ends: as decoded; none: the prompt counts as one last turn. retain_s: for how long all blocks are to be kept at
-    least.
+    hint: as decoded; without ends the prompt counts as one last turn. retain_s: for how long all blocks are to be kept
+    at least.
 
     USER is what comes after the last thing that others may share. So a last turn of up to `USER_TOKENS_MAX` tokens is
     USER. Of a longer one, and of a prompt without a hint, only the block with the last token is, and the rest DOC: it
     may well be a document with a question behind it.
     """
-    ends = ends or (SectionEnd(SectionType.USER, 1),)
+    ends = hint.ends or (SectionEnd(SectionType.USER, 1),)
     kept = list(accumulate((end.retain_s for end in reversed(ends)), max, initial=retain_s))[:0:-1]
     last, size, before = max(0, prompt_tokens - 1) // block_tokens, ends[-1].end, 0
     runs: list[tuple[int, SectionType, float]] = []
@@ -159,4 +211,7 @@ def block_sections(
             runs.append((min(last, end // block_tokens), SectionType.DOC, keep_s))
         runs.append((end // block_tokens, section, keep_s))
         before = end
-    return BlockSections(*zip(*runs, strict=True))
+    blocks, sections, kept_s = zip(*runs, strict=True)
+    shared = next((before.end for before, end in pairwise(ends) if end.section in HISTORY), 0)
+    history = 0 if ends[0].section in HISTORY else shared * prompt_tokens // size // block_tokens
+    return BlockSections(blocks, sections, kept_s, session=hint.session, history=history)

@@ -36,6 +36,22 @@ class SectionType(IntEnum):
     USER = 4
 
 
+class FlushScope(str, Enum):
+    """What an order to flush names. Routers and workers send each other the values."""
+
+    SESSION = "session"
+    """A session: to which worker it is bound, and the blocks of its history, without what it shares with others."""
+    DOC = "doc"
+    """The documents of a prompt: where they were seen, their blocks, and all that follow them."""
+    PREFIX = "prefix"
+    """A whole prompt: where it was seen, its last blocks and all that follow them, and those before them that nothing
+    else follows."""
+    TOOLS = "tools"
+    """The blocks of all tools, and all that follow them."""
+    ALL = "all"
+    """Everything."""
+
+
 class Role(str, Enum):
     """What a worker does with the shared cache (vLLM's ``kv_role``)."""
 

@@ -63,11 +63,13 @@ SEPARATOR = "\x1f"
 """Joins label values; ASCII's own unit separator."""
 
 REASONS = tuple(reason.value for reason in MissReason)
-TRANSPORTS = ("nixl", "relay", "memory", "none")
-"""memory: the in-memory fake. none: the pull ended before a transport was chosen."""
+TRANSPORTS = ("local", "nixl", "relay", "memory", "none")
+"""local: from the rank's own host slots. memory: the in-memory fake. none: the pull ended before a transport was
+chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
 SEAL_RESULTS = ("valid", "stale")
+COPY_RESULTS = ("valid", "stale", "refused")
 STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachable", "other")
 """The values of `objects.stores.base.StoreFault`; a test keeps them equal."""
 OBJECT_MISSES = (*STORE_FAULTS, "truncated", "foreign", "damaged", "codec", "quarantined", "paused", "busy", "deadline")
@@ -302,6 +304,23 @@ _ALL = (
         "bytes per second",
         "Rate of one request to the object store, as measured lately; 0 before the first one.",
         {"rank": None, "way": None},
+    ),
+    Metric(
+        "gc_tier_copied_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that each rank was told to copy to host memory: valid, stale (the engine reused the slot first), or "
+        "refused (never copied: too many waited).",
+        {"result": COPY_RESULTS},
+    ),
+    Metric("gc_tier_copied_bytes_total", Kind.COUNTER, "bytes", "Bytes copied to host memory, valid or not."),
+    Metric("gc_tier_copy_seconds_total", Kind.COUNTER, "seconds", "Time that copies to host memory took, all ranks'."),
+    Metric(
+        "gc_tier_copy_queue",
+        Kind.GAUGE,
+        "copies",
+        "Copies to host memory that wait or run.",
+        {"rank": None},
     ),
     Metric(
         OBSERVATIONS_DROPPED,

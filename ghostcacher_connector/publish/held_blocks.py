@@ -4,7 +4,7 @@ A pure state machine: no I/O, no thread of its own. The engine's scheduler threa
 cost about a microsecond; the publisher's thread calls the rest.
 
     slot -> block        what each slot holds; several slots may hold the same block
-    block -> slot        the one of them that is advertised
+    block -> slot        the one of them that is advertised: an engine slot if there is one, else a host slot
     dirty                blocks whose entry in the index is out of date, in order of age; a block is in it once, so
                          a block published and withdrawn before it was sent costs nothing
     backlog              blocks to be entered again after a partition was cleared
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
 
 class HeldBlocks:
-    """The slots that one worker holds in one tier, and the changes that the index has yet to learn of."""
+    """The slots that one worker holds, and the changes that the index has yet to learn of."""
 
     dropped: int
     """Changes forgotten in overflows; the resync that follows makes each good."""
@@ -65,18 +65,19 @@ class HeldBlocks:
         *,
         partitions: int,
         partition_of: Callable[[BlockHash], int],
+        engine_slots: int,
         dirty_max: int = 100_000,
-        tier: Tier = Tier.DEVICE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with no block.
 
         partitions, partition_of: how the index spreads roots of chains over its partitions.
+        engine_slots: how many slots the engine has; those from there on are host slots.
         dirty_max: the most blocks that may wait to be sent.
         """
         self._partition_of = partition_of
         self._dirty_max = dirty_max
-        self._tier = tier
+        self._engine_slots = engine_slots
         self._clock = clock
         self._lock = threading.Lock()
         self._slots: dict[int, _Held] = {}
@@ -115,17 +116,25 @@ class HeldBlocks:
             if slot in self._slots:
                 self._withdraw(slot)
             self._slots[slot] = _Held(block, root, generation)
-            if block in self._advertised:
+            advertised = self._advertised.get(block)
+            if advertised is not None and self._tier_of(advertised) <= self._tier_of(slot):
                 self._spare.setdefault(block, {})[slot] = None
-            else:
-                self._advertised[block] = slot
-                self._mark(block, root)
+                return
+            if advertised is not None:
+                self._spare.setdefault(block, {})[advertised] = None
+            self._advertised[block] = slot
+            self._mark(block, root)
 
     def withdraw(self, slot: int) -> None:
         """Note that a slot no longer holds a block. A slot that holds none is no error."""
         with self._lock:
             if slot in self._slots:
                 self._withdraw(slot)
+
+    def blocks_by_slot(self) -> dict[int, BlockHash]:
+        """Return what each slot holds now. Some 0.1 us a slot."""
+        with self._lock:
+            return {slot: held.block for slot, held in self._slots.items()}
 
     def take(self, limit: int) -> Batch:
         """Return at most `limit` changes, the oldest first, to be applied to the index. They count as sent."""
@@ -179,7 +188,8 @@ class HeldBlocks:
             assert spare is not None
             del spare[slot]
         elif spare:
-            self._advertised[block] = spare.popitem()[0]
+            self._advertised[block] = heir = min(spare, key=self._tier_of)
+            del spare[heir]
             self._mark(block, root)
         else:
             del self._advertised[block]
@@ -216,7 +226,10 @@ class HeldBlocks:
         slot = self._advertised[block]
         _, root, generation = self._slots[slot]
         self._sent[self._partition_of(root)].add(block)
-        entries.append(Entry(block, root, Location(self._tier, slot, generation)))
+        entries.append(Entry(block, root, Location(self._tier_of(slot), slot, generation)))
+
+    def _tier_of(self, slot: int) -> Tier:
+        return Tier.DEVICE if slot < self._engine_slots else Tier.HOST
 
     def check_invariants(self) -> None:
         """Assert what holds between any two calls. For tests: its cost grows with the held."""
@@ -229,6 +242,7 @@ class HeldBlocks:
                 assert slots == {self._advertised[block], *self._spare.get(block, {})}, (
                     "one slot advertised, rest spare"
                 )
+                assert self._tier_of(self._advertised[block]) == min(map(self._tier_of, slots)), "the engine's first"
             assert all(self._spare.values()), "no empty spare set"
             assert len(self._dirty) <= self._dirty_max, "the dirty set is bounded"
             assert not (self.resync and self._dirty), "a resync covers everything that was dirty"

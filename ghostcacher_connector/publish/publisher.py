@@ -232,7 +232,11 @@ class Publisher:
     def _new_life(self, record: WorkerRecord) -> _Life:
         index = self._index
         held_blocks = HeldBlocks(
-            partitions=index.partitions, partition_of=index.partition, dirty_max=self._queue_max, clock=self._clock
+            partitions=index.partitions,
+            partition_of=index.partition,
+            engine_slots=record.ranks[0].memories[0].slot_count,
+            dirty_max=self._queue_max,
+            clock=self._clock,
         )
         return _Life(record, held_blocks)
 

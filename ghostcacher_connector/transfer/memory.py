@@ -16,7 +16,7 @@ import numpy as np
 
 from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError, TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory
-from ghostcacher_connector.slots import Generations, Slots, SlotTable, check_header, seal_words, valid_mask
+from ghostcacher_connector.slots import Slots, SlotTable, check_header, seal_words, valid_mask
 from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, checked_result, failed_result
 from ghostcacher_connector.transfer.layout import Bytes, by_memory, endpoint_fault, request_fault, rows_of, slots_fault
 
@@ -128,7 +128,7 @@ class MemoryTransport(Transport):
             rows_of(segment, ours.slot_count)[request.local_slots] = _rows(peer, number, request.remote_slots)
         if misbehaviour is Fault.REUSED_AFTER_READ:
             _bump_all(table, request.remote_slots)
-        seal = _read_seal(table, request.remote_slots)
+        seal = table.seal(request.remote_slots)
         try:
             valid = valid_mask(seal, peer.incarnation, peer.slot_count, request.generations)
         except ProtocolError as exc:
@@ -142,7 +142,7 @@ class MemoryTransport(Transport):
         if fault or misbehaviour is Fault.STALLED or timeout_s <= 0:
             raise TransferError(f"probe of {peer.agent_name}: {fault or 'deadline passed'}")
         data = b"".join(_rows(peer, number, slots).tobytes() for number in range(len(peer.slot_bytes)))
-        seal = _read_seal(table, slots)
+        seal = table.seal(slots)
         current = check_header(seal[: seal_words(0)].tobytes(), peer.incarnation, peer.slot_count)
         return Probe(self.name, 0.0, current, seal[seal_words(0) :], data, 0.0)
 
@@ -159,11 +159,6 @@ def _rows(peer: RankEndpoint, number: int, slots: Slots) -> Bytes:
     for memory, places, within in by_memory(peer.memories, slots):
         rows[places] = rows_of(memory.segments[number], memory.slot_count)[within]
     return rows
-
-
-def _read_seal(table: SlotTable, slots: Slots) -> Generations:
-    words = np.frombuffer(table.buffer, dtype=np.uint64)
-    return np.concatenate((words[: seal_words(0)], words[seal_words(0) :][slots]))
 
 
 def _bump_all(table: SlotTable, slots: Slots) -> None:

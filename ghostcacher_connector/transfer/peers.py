@@ -20,15 +20,19 @@ logger = logging.getLogger(__name__)
 PROBE_TIMEOUT_S = 2.0
 
 
+OWN_LEDGER = b""
+"""In a `PullSource` of the own worker: the entries are not of the index, but of the ledger that lives as long as it."""
+
+
 class Peer:
     """One peer: its endpoint and what is known of the way to it. Guarded by the lock of `Peers`."""
 
-    def __init__(self, record: WorkerRecord, rank: int) -> None:
-        self.worker = record.worker
+    def __init__(self, worker: str, incarnation: bytes, endpoint: RankEndpoint) -> None:
+        self.worker = worker
         """The worker's name."""
-        self.incarnation = record.incarnation
-        """The incarnation in its record: entries of another one are stale."""
-        self.endpoint = record.ranks[rank]
+        self.incarnation = incarnation
+        """The incarnation of the entries that are good: those of another one are stale."""
+        self.endpoint = endpoint
         """Its rank of the same number as this one: ranks pull from their counterparts."""
         self.backoff = Backoff()
         self.transport: str | None = None
@@ -62,6 +66,7 @@ class Peers:
         self._clock = clock
         self._lock = threading.Lock()
         self._peers: dict[str, Peer] = {}
+        self._own: Peer | None = None
         self.refused: dict[str, str] = {}
         """Why a worker's record is not used, by worker; "fingerprint_mismatch: ..." or "malformed_entry: ..."."""
 
@@ -89,6 +94,11 @@ class Peers:
                 self._forget(endpoint)
         return fresh
 
+    def know_own(self, worker: str, endpoint: RankEndpoint) -> None:
+        """Take the own worker for a peer, for loads from its own host slots: no record of it is needed."""
+        with self._lock:
+            self._own = Peer(worker, OWN_LEDGER, endpoint)
+
     def move(self, namespace: str) -> None:
         """Accept the workers of another namespace from now on, and forget those of the present one."""
         with self._lock:
@@ -113,13 +123,13 @@ class Peers:
     def ready(self, worker: str) -> Peer | None:
         """Return a peer that is known and that nothing backs off from."""
         with self._lock:
-            peer = self._peers.get(worker)
+            peer = self._find(worker)
             return peer if peer is not None and peer.backoff.ready(self._clock()) else None
 
     def find(self, worker: str) -> Peer | None:
         """Return a peer, backed off or not."""
         with self._lock:
-            return self._peers.get(worker)
+            return self._find(worker)
 
     def transport_to(self, endpoint: RankEndpoint) -> Transport | None:
         """Return the most preferred transport that reaches a peer now."""
@@ -135,7 +145,8 @@ class Peers:
             else:
                 peer.failures += 1
                 peer.last_error = result.detail
-                peer.backoff.failed(self._clock())
+                if peer is not self._own:  # nothing that it does is over the sooner for a pause
+                    peer.backoff.failed(self._clock())
 
     def links(self) -> dict[str, LinkStats]:
         """Return what is known of the way to each peer, by worker."""
@@ -143,10 +154,13 @@ class Peers:
         with self._lock:
             return {worker: _stats_of(peer, now) for worker, peer in self._peers.items()}
 
+    def _find(self, worker: str) -> Peer | None:
+        return self._own if self._own is not None and worker == self._own.worker else self._peers.get(worker)
+
     def _kept(self, peer: Peer | None, record: WorkerRecord) -> Peer:
         """Return what is known of a peer, or a new one when this is another incarnation of it."""
         same = peer is not None and peer.incarnation == record.incarnation and peer.endpoint == record.ranks[self._rank]
-        return peer if peer is not None and same else Peer(record, self._rank)
+        return peer if peer is not None and same else Peer(record.worker, record.incarnation, record.ranks[self._rank])
 
     def _fault_of(self, record: WorkerRecord) -> str:
         if record.namespace != self._namespace:

@@ -153,8 +153,11 @@ class Puller:
             raise PeerUnreachable(f"no transport reaches {worker}")
         return transport.probe(peer.endpoint, slots, timeout_s=timeout_s)
 
-    def close(self) -> None:
-        """End queued jobs as CANCELLED, wait a bounded time for running ones, close the transports. Idempotent."""
+    def close(self) -> bool:
+        """End queued jobs as CANCELLED, wait a bounded time for running ones, close the transports. Idempotent.
+
+        Returns whether nothing is in flight any more; if something is, its memory and transports must stay.
+        """
         with self._changed:
             self._closing = True
             for job in self._queue.values():
@@ -169,9 +172,10 @@ class Puller:
         if not all(landed) or any(thread.is_alive() for thread in self._threads):
             # Closing a transport under a READ in flight could free what the READ writes to.
             logger.warning("a pull did not end within %.0f s; its transport stays open", CLOSE_S)
-            return
+            return False
         for transport in self._transports:
             transport.close()
+        return True
 
     def _pull_loop(self) -> None:
         while True:

@@ -1,5 +1,6 @@
 """All that one rank runs beside its engine: memory registration, transports, pulls, its view of the fleet.
 
+    engine slots --copier--> host slots --puller, as from a peer--> engine slots
     slot table, slots --read by--> peers     peers' records --live workers--> puller --writes--> this rank's slots
                    '--read by--> relay --TCP--> peers that share neither memory nor RDMA
 
@@ -25,13 +26,17 @@ from ghostcacher_connector.core.open import open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_connector.core.types import RankEndpoint, SlotMemory, WorkerRecord
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.slots import SlotTable
+from ghostcacher_connector.metrics.catalog import COPY_RESULTS
+from ghostcacher_connector.slots import Slots, SlotTable
 from ghostcacher_connector.transfer.base import Probe, Transport
-from ghostcacher_connector.transfer.layout import rows_of
+from ghostcacher_connector.transfer.copier import Copier, CopierStats
+from ghostcacher_connector.transfer.layout import by_memory, rows_of
+from ghostcacher_connector.transfer.local import LocalTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
 from ghostcacher_connector.transfer.relay.process import RelayProcess
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from ghostcacher_connector.worker.host_memory import HostMemory
 from ghostcacher_connector.worker.link_probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
 from ghostcacher_connector.worker.live_workers import LiveWorkers
 
@@ -58,15 +63,18 @@ class RankRuntime:
         namespace: str,
         scratch_slot: int,
         port_offset: int = 0,
+        host: HostMemory | None = None,
     ) -> None:
         """Register the rank's memory and open its transports.
 
+        table: of the engine's slots and the host's. host: the host tier's memory, if there is one; closed by `stop`.
         port_offset: how far above `relay_listen` this rank's own port is, different for each rank of one deployment.
         scratch_slot: a slot that the engine never reads; the self-check writes to it.
         Raises ConfigError and TransferError: at start, and only then.
         """
         self._settings = settings
         self._memory = memory
+        self._host = host
         self._recorder = recorder
         self._table = table
         self._worker = worker
@@ -77,9 +85,12 @@ class RankRuntime:
         self._responder: ProbeResponder | None = None
         self._overdue = 0
         self._quarantined = 0
+        self._copies_waiting = 0
+        self._copied = CopierStats()
         # The agent is needed even where only the relay pulls: it is what peers, and the relay, read this rank by.
+        memories = (memory,) if host is None else (memory, host.slots)
         self._nixl = NixlTransport(
-            (memory,),
+            memories,
             table,
             name=f"{worker}-{rank}",
             ucx_tls=settings.ucx_tls,
@@ -88,9 +99,16 @@ class RankRuntime:
         self._relay = self._make_relay()
         address = self._relay.start() if self._relay is not None else None
         self.endpoint: RankEndpoint = self._nixl.endpoint(rank=rank, relay=address)
+        self.copier: Copier | None = None
+        """Fills host slots; None without a host tier."""
+        local: list[Transport] = []
+        if host is not None:
+            self.copier = Copier((memory, host.slots), table)
+            local.append(LocalTransport((memory, host.slots), table, agent_name=self.endpoint.agent_name))
         self.puller = Puller(
-            self._transports(), memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
+            [*local, *self._transports()], memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
         )
+        self._know_own()
         self.index: BlockIndex = open_index(
             settings.redis_url, timeout_s=settings.redis_timeout_s, key=(settings.index_key or "").encode()
         )
@@ -111,6 +129,7 @@ class RankRuntime:
         taken down where no READ is in flight, and made anew to those that are met again.
         """
         self.endpoint = replace(self.endpoint, incarnation=self._table.renew_incarnation())
+        self._know_own()
         # In this order: who is met there is handed to the puller once, and it must take them by then.
         self.puller.peers.move(namespace)
         self._live_workers.move(namespace)
@@ -120,12 +139,15 @@ class RankRuntime:
         if self._responder is not None:
             self._responder.stop(STOP_TIMEOUT_S)
         self._live_workers.stop(STOP_TIMEOUT_S)
+        copied = self.copier is None or self.copier.close()
         # Closes its transports, unless a READ is still in flight: what it writes to must then stay registered.
-        self.puller.close()
+        pulled = self.puller.close()
         if "nixl" not in self._settings.transports:
             self._nixl.close()
         if self._relay is not None:
             self._relay.close()
+        if self._host is not None and copied and pulled:
+            self._host.close()
         self.index.close()
 
     def candidates(self) -> list[WorkerRef]:
@@ -145,6 +167,27 @@ class RankRuntime:
         if quarantined != self._quarantined:
             self._recorder.set("gc_quarantined_reads", quarantined, rank=str(self._rank))
             self._quarantined = quarantined
+        if self.copier is not None:
+            self._record_copies(self.copier)
+
+    def _record_copies(self, copier: Copier) -> None:
+        if copier.queue_length != self._copies_waiting:
+            self._copies_waiting = copier.queue_length
+            self._recorder.set("gc_tier_copy_queue", self._copies_waiting, rank=str(self._rank))
+        now, before = copier.stats, self._copied
+        if now == before:
+            return
+        self._copied = now
+        for result in COPY_RESULTS:
+            self._recorder.inc(
+                "gc_tier_copied_blocks_total", getattr(now, result) - getattr(before, result), result=result
+            )
+        self._recorder.inc("gc_tier_copied_bytes_total", now.bytes - before.bytes)
+        self._recorder.inc("gc_tier_copy_seconds_total", now.seconds - before.seconds)
+
+    def _know_own(self) -> None:
+        if self._host is not None:
+            self.puller.peers.know_own(self._worker, self.endpoint)
 
     def _transports(self) -> list[Transport]:
         """Return the ways to read peers, in the order of the setting."""
@@ -193,32 +236,32 @@ class RankRuntime:
         return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 
     def _run_self_check(self) -> None:
-        """Read a slot of this rank the way a peer would and compare its bytes. Raises TransferError.
+        """Read a slot of each of this rank's memories the way a peer would and compare its bytes. Raises TransferError.
 
-        On a GPU only the seal: CUDA does not open for a process the memory that is its own.
+        On a GPU none of the engine's: CUDA does not open for a process the memory that is its own.
         """
-        expected = self._write_pattern()
-        slots = np.asarray([self._scratch_slot] if self._memory.memory == "DRAM" else [], dtype=np.int64)
+        on_host = [self._scratch_slot] if self._memory.memory == "DRAM" else []
+        if self._host is not None:
+            on_host.append(self._memory.slot_count)  # the first host slot: nothing is in it yet
+        slots = np.asarray(on_host, dtype=np.int64)
+        expected = self._write_pattern(slots)
         seen = self._nixl.probe(self.endpoint, slots, timeout_s=SELF_CHECK_TIMEOUT_S)
         error = ""
         if not seen.current:
             error = "the seal is that of another incarnation"
-        elif expected is not None and seen.data != expected:
-            error = f"slot {self._scratch_slot}: the bytes read are not those that were written"
+        elif seen.data != expected:
+            error = f"slots {on_host}: the bytes read are not those that were written"
         self._self_check = SelfCheckReport(ok=not error, transport=seen.transport, error=error, at=time.time())
         self._recorder.set("gc_self_check_ok", 0 if error else 1, rank=str(self._rank))
         if error:
             raise TransferError(f"self-check of {self._worker} rank {self._rank} failed: {error}")
-        what = f"slot {self._scratch_slot}" if len(slots) else "the seal"
+        what = f"slots {on_host}" if on_host else "the seal"
         logger.info("self-check: read %s over %s in %.0f us", what, seen.transport, (seen.rtt_s + seen.data_s) * 1e6)
 
-    def _write_pattern(self) -> bytes | None:
-        """Fill the scratch slot with random bytes and return them; None where the host cannot write them."""
-        if self._memory.memory != "DRAM":
-            return None
-        parts = []
-        for segment in self._memory.segments:
-            pattern = secrets.token_bytes(segment.slot_bytes)
-            rows_of(segment, self._memory.slot_count)[self._scratch_slot] = np.frombuffer(pattern, dtype=np.uint8)
-            parts.append(pattern)
-        return b"".join(parts)
+    def _write_pattern(self, slots: Slots) -> bytes:
+        """Fill slots in host memory with random bytes; return these, segment after segment."""
+        rows = [np.frombuffer(secrets.token_bytes(len(slots) * size), np.uint8) for size in self._memory.slot_bytes]
+        for memory, places, within in by_memory(self.endpoint.memories, slots):
+            for segment, part in zip(memory.segments, rows, strict=True):
+                rows_of(segment, memory.slot_count)[within] = part.reshape(len(slots), -1)[places]
+        return b"".join(part.tobytes() for part in rows)

@@ -26,7 +26,8 @@ class StoreSubject(NamedTuple):
 
     pass_time: let a short time run out, on whatever clock counts. put_entry: append raw bytes to a stream, past all our
     code. put_load: replace what lies under a worker's load. trim: keep only the newest entries of a stream.
-    peek, poke: return, and replace, the raw value of a "load", "session" or "drain" of a ref, key or worker.
+    peek, poke: return, and replace, the raw value of a "load", "session", "drain" or "flush report" of
+    a ref, key, worker, or order and worker.
     entries: the raw entries of a stream. put_router: enter a raw router, for long.
     """
 
@@ -47,13 +48,14 @@ KEYS: dict[str, Callable[[Any], str]] = {
     "load": lambda ref: schema.load_key(ref.namespace, ref.worker),
     "session": schema.session_key,
     "drain": schema.drain_key,
+    "flush report": lambda place: schema.flush_report_key(*place),
 }
 
 
 def memory_subject(key: bytes) -> Iterator[StoreSubject]:
     clock = FakeClock()
     store = MemoryCoordinationStore(clock=clock, key=key)
-    streams = {"news": store._events, "texts": store._updates}
+    streams = {"news": store._events, "texts": store._updates, "flushes": store._flushes}
 
     def put_load(ref: WorkerRef, value: bytes) -> None:
         key = schema.load_key(ref.namespace, ref.worker)
@@ -67,6 +69,8 @@ def memory_subject(key: bytes) -> Iterator[StoreSubject]:
     def place(kind: str, whose: Any) -> tuple[Expiring[bytes], object]:
         if kind == "load":
             return store._loads, KEYS[kind](whose)
+        if kind == "flush report":
+            return store._flush_reports, KEYS[kind](whose)
         return (store._sessions if kind == "session" else store._drains), whose
 
     def peek(kind: str, whose: Any) -> bytes:

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import pytest
 
 from ghostcacher_connector.core.coordination.base import STREAM_START, CoordinationStore, Cursor, DrainOrder, Flush
+from ghostcacher_connector.core.coordination.flushes import ORDER_BYTES, FlushReport, TierDropped
+from ghostcacher_connector.core.types import Tier
 from tests.contract.coordination_subjects import FOREVER_S, SHORT_S, StoreSubject, gone
 from tests.support.coordination_parts import make_chain, make_load, make_ref, make_update
 
 TTL_S = 60.0
 BEGINNING = Cursor(STREAM_START, STREAM_START)
 STRANGERS = pytest.mark.parametrize("key", [b"", b"another secret"], ids=["no key", "another key"])
+ORDER = bytes(ORDER_BYTES)
 REF, OTHER_REF = make_ref("w1"), make_ref("w2")
 
 
@@ -46,6 +49,14 @@ KINDS = [
         (b"s1", b"s2"),
         lambda store, key, ttl_s: store.put_sessions({key: "w1"}, ttl_s=ttl_s),
         lambda store, key: store.sessions([key])[0],
+    ),
+    Kind(
+        "flush report",
+        ((ORDER, "w1"), (ORDER, "w2")),
+        lambda store, place, ttl_s: store.put_flush_report(
+            *place, FlushReport((TierDropped(Tier.HOST, 1, 2),)), ttl_s=ttl_s
+        ),
+        lambda store, place: store.flush_reports(place[0], [place[1]])[0],
     ),
     Kind("drain", ("w1", "w2"), put_drain, lambda store, worker: store.drains([worker])[1][0]),
 ]

@@ -1,4 +1,5 @@
-"""One suite of behaviour for every way to pull: in-memory, NIXL, and the relay."""
+"""One suite of behaviour for every way to pull: in-memory, NIXL and the relay, from engine slots and from host slots,
+and a rank's loads from its own host slots."""
 
 from __future__ import annotations
 
@@ -11,15 +12,20 @@ import numpy as np
 import pytest
 
 from ghostcacher_connector.core.errors import TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment, SlotMemory
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
+from ghostcacher_connector.transfer.local import LocalTransport
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
-KINDS = ["memory", "nixl", "relay"]
+ENGINE_KINDS = ["memory", "nixl", "relay"]
+PEER_KINDS = [*ENGINE_KINDS, *(f"{kind}-host" for kind in ENGINE_KINDS)]
+KINDS = [*PEER_KINDS, "local-host"]
+"""Those that end in -host pull from host slots."""
+SLOTS = 64
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -36,8 +42,8 @@ class Owner(Protocol):
 class MemoryOwner:
     """The owner's side of the in-memory fake."""
 
-    def __init__(self, fabric: Fabric) -> None:
-        self.memory = KvMemory()
+    def __init__(self, fabric: Fabric, host_slots: int) -> None:
+        self.memory = KvMemory(host_slots=host_slots)
         self._transport = MemoryTransport(fabric, self.memory.memories, self.memory.table, name="owner")
         self.endpoint = self._transport.endpoint(rank=0)
 
@@ -53,24 +59,46 @@ class MemoryOwner:
         self._transport.close()
 
 
-class Rig:
-    """An owner, and a reader with memory of its own."""
+class LocalOwner:
+    """The reader itself, as the owner of its host slots."""
 
-    def __init__(self, owner: Owner, transport: Transport, memory: KvMemory) -> None:
+    def __init__(self, memory: KvMemory) -> None:
+        self._fake = MemoryTransport(Fabric(), memory.memories, memory.table, name="self")
+        self._memory = memory
+        self.endpoint = self._fake.endpoint(rank=0)
+
+    def call(self, command: str, slots: Any = (), generations: Any = ()) -> None:
+        act = {"write": self._memory.write, "overwrite": self._memory.overwrite, "bump": self._memory.table.bump}
+        act[command](np.asarray(slots, dtype=np.int64), np.asarray(generations, dtype=np.uint64))
+
+    def renew(self) -> None:
+        self._memory.table.renew_incarnation()
+        self.endpoint = self._fake.endpoint(rank=0)
+
+    def kill(self) -> None:
+        raise NotImplementedError
+
+
+class Rig:
+    """An owner, and a reader with memory of its own. Tests number the owner's slots from 0 in either tier."""
+
+    def __init__(self, owner: Owner, transport: Transport, memory: KvMemory, first: int) -> None:
+        """first: the number of the owner's first slot in the tier that is pulled from."""
         self.owner = owner
+        self.first = first
         self.transport = transport
         self.memory = memory
         self.base = 0
         """Added to every generation, so that tests which share an owner never let one go back."""
 
     def call(self, command: str, slots: Any, generations: Any) -> None:
-        self.owner.call(command, slots, np.asarray(generations) + self.base)
+        self.owner.call(command, np.asarray(slots) + self.first, np.asarray(generations) + self.base)
 
     def pull(self, remote: Any, local: Any, generations: Any, *, seconds: float = 10.0, **changes: Any) -> Any:
         peer = msgspec.structs.replace(self.owner.endpoint, **changes)
         request = PullRequest(
             peer,
-            np.asarray(remote, dtype=np.int64),
+            np.asarray(remote, dtype=np.int64) + self.first,
             np.asarray(local, dtype=np.int64),
             np.asarray(generations, dtype=np.uint64) + np.uint64(self.base),
             time.monotonic() + seconds,
@@ -79,23 +107,39 @@ class Rig:
 
     def holds(self, local: Any, remote: Any, generations: Any) -> Any:
         expected = np.asarray(generations, dtype=np.uint64) + np.uint64(self.base)
-        return self.memory.holds(np.asarray(local), np.asarray(remote), expected)
+        return self.memory.holds(np.asarray(local), np.asarray(remote) + self.first, expected)
+
+    def engine_memory(self, **changes: Any) -> tuple[SlotMemory, ...]:
+        """The owner's memories, the engine's with these changes."""
+        engine, *host = self.owner.endpoint.memories
+        return (msgspec.structs.replace(engine, **changes), *host)
 
 
 def make_rig(kind: str, layout: str) -> Iterator[Rig]:
-    memory = KvMemory(layout=layout)
+    kind, _, host = kind.partition("-")
+    host_slots = first = SLOTS if host else 0
+    memory = KvMemory(layout=layout, host_slots=host_slots if kind == "local" else 0)
     if kind == "memory":
         fabric = Fabric()
-        yield Rig(MemoryOwner(fabric), MemoryTransport(fabric, memory.memories, memory.table, name="reader"), memory)
+        fake = MemoryTransport(fabric, memory.memories, memory.table, name="reader")
+        yield Rig(MemoryOwner(fabric, host_slots), fake, memory, first)
         return
-    options: dict[str, Any] = {"relay": {"listen": "127.0.0.1:0", "token": "secret"}} if kind == "relay" else {}
+    if kind == "local":
+        itself = LocalOwner(memory)
+        engine, own_host = memory.memories
+        local = LocalTransport((engine, own_host), memory.table, agent_name=itself.endpoint.agent_name)
+        yield Rig(itself, local, memory, first)
+        return
+    options: dict[str, Any] = {"memory": {"host_slots": host_slots}}
+    if kind == "relay":
+        options["relay"] = {"listen": "127.0.0.1:0", "token": "secret"}
     with OwnerProcess(options) as owner:
         transport: Transport
         if kind == "relay":
             transport = RelayTransport(memory.rank, token="secret")
         else:
             transport = NixlTransport(memory.memories, memory.table, name="reader")
-        yield Rig(owner, transport, memory)
+        yield Rig(owner, transport, memory, first)
         transport.close()
 
 
@@ -112,7 +156,7 @@ def rig(shared_rig: Rig) -> Rig:
     return shared_rig
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=PEER_KINDS)
 def own_rig(request: pytest.FixtureRequest) -> Iterator[Rig]:
     """An owner and a reader to be killed or closed."""
     yield from make_rig(request.param, "layers")
@@ -161,6 +205,7 @@ def test_entry_of_earlier_incarnation_is_refused(rig: Rig) -> None:
 @pytest.mark.parametrize(("remote", "local"), [([64], [0]), ([-1], [0]), ([0], [64]), ([0], [-1]), ([0, 1], [5, 5])])
 def test_slot_out_of_range_fails_without_a_read(rig: Rig, remote: list[int], local: list[int]) -> None:
     """Slots outside either table, or two blocks for one place, end the pull before any byte moves."""
+    remote = [slot - rig.first if slot < 0 else slot for slot in remote]
     result = rig.pull(remote, local, [0] * len(remote))
     assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.MALFORMED_ENTRY)
     assert result.bytes == 0
@@ -169,9 +214,13 @@ def test_slot_out_of_range_fails_without_a_read(rig: Rig, remote: list[int], loc
 
 def test_other_row_size_fails_as_fingerprint_mismatch(rig: Rig) -> None:
     """A peer whose slots have another size is refused before any byte moves."""
-    engine = rig.owner.endpoint.memories[0]
-    segments = tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in engine.segments)
-    result = rig.pull([1], [1], [0], memories=(msgspec.structs.replace(engine, segments=segments),))
+    memories = tuple(
+        msgspec.structs.replace(
+            memory, segments=tuple(Segment(s.base, s.stride_bytes, s.slot_bytes // 2) for s in memory.segments)
+        )
+        for memory in rig.owner.endpoint.memories
+    )
+    result = rig.pull([1], [1], [0], memories=memories)
     assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.FINGERPRINT_MISMATCH)
     assert result.bytes == 0
 
@@ -179,8 +228,7 @@ def test_other_row_size_fails_as_fingerprint_mismatch(rig: Rig) -> None:
 def test_wrong_slot_count_is_refused(rig: Rig) -> None:
     """A record that claims another table size than the seal's header says is not believed."""
     rig.call("write", [1], [5])
-    halved = msgspec.structs.replace(rig.owner.endpoint.memories[0], slot_count=32)
-    result = rig.pull([1], [1], [5], memories=(halved,))
+    result = rig.pull([1], [1], [5], memories=rig.engine_memory(slot_count=32))
     assert not result.valid.any()
     assert result.outcome in {PullOutcome.STALE, PullOutcome.FAILED}
 
@@ -210,19 +258,20 @@ def test_killed_owner_fails_as_unreachable_and_stays_so(own_rig: Rig) -> None:
 def test_probe_reads_data_and_generations_without_touching_local_slots(rig: Rig) -> None:
     """A probe returns the slots' bytes, segment after segment, and leaves the engine's memory alone."""
     rig.call("write", [1, 2], [5, 6])
-    probe = rig.transport.probe(rig.owner.endpoint, np.array([1, 2]), timeout_s=5.0)
+    slots = np.array([1, 2]) + rig.first
+    probe = rig.transport.probe(rig.owner.endpoint, slots, timeout_s=5.0)
     assert probe.current
     assert probe.generations.tolist() == [rig.base + 5, rig.base + 6]
-    expected = KvMemory()
-    expected.overwrite(np.array([1, 2]), np.array([5, 6], dtype=np.uint64) + np.uint64(rig.base))
-    assert probe.data == b"".join(rows[1:3].tobytes() for rows in expected.rows)
+    expected = KvMemory(host_slots=rig.first)
+    expected.overwrite(slots, np.array([5, 6], dtype=np.uint64) + np.uint64(rig.base))
+    assert probe.data == expected.tobytes(slots)
     assert not any(rows.any() for rows in rig.memory.rows)
 
 
 def test_probe_of_unknown_slot_raises(rig: Rig) -> None:
     """A probe says clearly when it is asked for what is not there."""
-    with pytest.raises(TransferError, match="slot 64 is outside"):
-        rig.transport.probe(rig.owner.endpoint, np.array([64]), timeout_s=5.0)
+    with pytest.raises(TransferError, match=f"slot {SLOTS + rig.first} is outside"):
+        rig.transport.probe(rig.owner.endpoint, np.array([SLOTS + rig.first]), timeout_s=5.0)
 
 
 def test_empty_pull_is_done(rig: Rig) -> None:
@@ -235,3 +284,33 @@ def test_close_twice_is_harmless_and_later_pulls_fail(own_rig: Rig) -> None:
     own_rig.transport.close()
     own_rig.transport.close()
     assert own_rig.pull([1], [1], [0]).outcome in {PullOutcome.FAILED, PullOutcome.DONE, PullOutcome.STALE}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PEER_KINDS if kind.endswith("-host")])
+def test_one_pull_takes_engine_slots_and_host_slots(kind: str) -> None:
+    """A prefix lies partly in either tier: every block arrives in its place, whatever the order of their slots."""
+    for rig in make_rig(kind, "layers"):
+        remote, local = np.array([-60, 5, -59, 63, 0, -1]), np.array([9, 8, 7, 6, 5, 4])
+        generations = np.arange(1, 7)
+        rig.call("write", remote, generations)
+        rig.call("bump", [5, -1], [8, 8])
+        result = rig.pull(remote, local, generations)
+        assert result.valid.tolist() == [True, False, True, True, True, False]
+        assert result.bytes == 6 * 3 * 4096
+        assert rig.holds(local, remote, generations).all()
+        slots = remote + rig.first
+        probe = rig.transport.probe(rig.owner.endpoint, slots, timeout_s=5.0)
+        expected = KvMemory(host_slots=rig.first)
+        expected.overwrite(slots, generations.astype(np.uint64))
+        assert probe.data == expected.tobytes(slots)
+        assert probe.generations.tolist() == [1, 8, 3, 4, 5, 8]
+
+
+def test_load_of_an_engine_slot_or_of_another_rank_is_refused() -> None:
+    """Engine slots are no source of loads: a block would be copied over itself. Another rank's are not here."""
+    for rig in make_rig("local-host", "layers"):
+        result = rig.pull([-1], [1], [0])
+        assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.MALFORMED_ENTRY)
+        result = rig.pull([1], [1], [0], agent_name="another")
+        assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE)
+        assert not any(rows.any() for rows in rig.memory.rows)

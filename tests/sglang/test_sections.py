@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_connector.core.sections import SectionEnd, encode_sections
+from ghostcacher_connector.core.sections import SectionEnd, encode_hint
 from ghostcacher_connector.core.types import SectionType
 from ghostcacher_connector.engines.sglang.scheduling.requests import track
 
 PAGE = 16
-HINT = encode_sections([SectionEnd(SectionType.SYS, 64, 300), SectionEnd(SectionType.USER, 128)])
+HINT = encode_hint([SectionEnd(SectionType.SYS, 64, 300), SectionEnd(SectionType.USER, 128)])
 
 
 def request(rid: str, **fields: Any) -> Any:

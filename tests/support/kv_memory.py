@@ -42,9 +42,16 @@ class KvMemory:
             start = int(self._host.ctypes.data)
             rows = tuple(Segment(start + i * slot_bytes, row_bytes, slot_bytes) for i in range(segment_count))
             self.memories = (self.rank, SlotMemory(Tier.HOST, host_slots, rows))
+        self.host_rows = [rows_of(segment, host_slots) for memory in self.memories[1:] for segment in memory.segments]
         self.table = SlotTable(slot_count + host_slots)
         self.rows = [rows_of(segment, slot_count) for segment in segments]
         self.words = [rows.view(np.uint64) for rows in self.rows]
+
+    def adopt(self, host: SlotMemory) -> None:
+        """Have these host slots from now on, and a new table."""
+        self.memories = (self.rank, host)
+        self.host_rows = [rows_of(segment, host.slot_count) for segment in host.segments]
+        self.table = SlotTable(self.rank.slot_count + host.slot_count)
 
     def write(self, slots: np.ndarray, generations: np.ndarray) -> None:
         """Bump, then overwrite: what an engine does with a slot that it reuses."""
@@ -53,10 +60,14 @@ class KvMemory:
 
     def overwrite(self, slots: np.ndarray, generations: np.ndarray) -> None:
         """Fill slots with the content of their generation, without a bump."""
+        self.fill(slots, slots, generations)
+
+    def fill(self, slots: np.ndarray, owners: np.ndarray, generations: np.ndarray) -> None:
+        """Fill slots with the content that other slots, `owners`, have at these generations."""
         for memory, places, within in by_memory(self.memories, slots):
             for number, segment in enumerate(memory.segments):
                 words = rows_of(segment, memory.slot_count).view(np.uint64)
-                words[within] = pattern(slots[places], generations[places], number, words.shape[1])
+                words[within] = pattern(owners[places], generations[places], number, words.shape[1])
 
     def clear(self) -> None:
         """Zero everything."""
@@ -73,6 +84,14 @@ class KvMemory:
                 expected = pattern(remote[places], generations[places], number, words.shape[1])
                 good[places] &= (words[within] == expected).all(axis=1)
         return good
+
+    def tobytes(self, slots: np.ndarray) -> bytes:
+        """Return the rows of slots, segment after segment."""
+        rows = [np.zeros((len(slots), size), dtype=np.uint8) for size in self.rank.slot_bytes]
+        for memory, places, within in by_memory(self.memories, slots):
+            for number, segment in enumerate(memory.segments):
+                rows[number][places] = rows_of(segment, memory.slot_count)[within]
+        return b"".join(part.tobytes() for part in rows)
 
 
 def pattern(slots: np.ndarray, generations: np.ndarray, segment: int, words: int) -> np.ndarray:

@@ -53,6 +53,15 @@ class S3Server:
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self._ports['s3.port']}"
 
+    def url(self, prefix: str, endpoint: str | None = None) -> str:
+        """Return the ``object_url`` of a prefix; endpoint: of a proxy in front of the server."""
+        return f"s3://{self.bucket}/{prefix}?endpoint={endpoint or self.endpoint}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that give a client its credentials."""
+        return {"AWS_ACCESS_KEY_ID": self.key_id, "AWS_SECRET_ACCESS_KEY": self.secret}
+
     def __enter__(self) -> Self:
         self.start()
         return self

@@ -3,6 +3,7 @@
     worker --publish--> load (a value that expires)
                         events (a stream of prompt chains and computed prompts) --read--> routers
     router --append_updates--> updates of the prefix map (a stream) --read--> every router, so that all have one map
+           --append_flush--> orders to drop blocks (flushes.py) --flush_orders--> every worker
 
 Everything in it is a hint: losing it costs a worse choice of worker, never a wrong answer.
 
@@ -32,6 +33,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from ghostcacher_connector.core.coordination.flushes import FLUSH_AGE_S, FlushOrder, FlushReport
 from ghostcacher_connector.core.index.base import WorkerRef
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
@@ -355,6 +357,22 @@ class CoordinationStore(ABC):
     @abstractmethod
     def drains(self, workers: Sequence[str]) -> tuple[float, list[DrainOrder | None]]:
         """Return the store's time and the stored order of each worker, None when there is none."""
+
+    @abstractmethod
+    def append_flush(self, order: FlushOrder) -> None:
+        """Give an order to all workers."""
+
+    @abstractmethod
+    def flush_orders(self, after: str | None) -> tuple[str, tuple[FlushOrder, ...]]:
+        """Return the cursor of a reader of orders, and those that came since the one given; None: from now on."""
+
+    @abstractmethod
+    def put_flush_report(self, order: bytes, worker: str, report: FlushReport, *, ttl_s: float = FLUSH_AGE_S) -> None:
+        """Store what a worker answers to an order, for `ttl_s`."""
+
+    @abstractmethod
+    def flush_reports(self, order: bytes, workers: Sequence[str]) -> list[FlushReport | None]:
+        """Return what each worker has answered to an order, None when it has not."""
 
     @abstractmethod
     def close(self) -> None:

@@ -26,6 +26,7 @@ from ghostcacher_connector.core.coordination.base import (
     StampedLoad,
     WorkerEvents,
 )
+from ghostcacher_connector.core.coordination.flushes import FLUSH_AGE_S, FlushOrder, FlushReport
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.refusals import Refusals
@@ -47,6 +48,8 @@ STEP_S = 2e-6
 T = TypeVar("T")
 
 _encode = msgspec.msgpack.Encoder().encode
+_decode_flush = msgspec.msgpack.Decoder(FlushOrder).decode
+_decode_flush_report = msgspec.msgpack.Decoder(FlushReport).decode
 _decode_load = msgspec.msgpack.Decoder(LoadReport).decode
 _decode_events = msgspec.msgpack.Decoder(WorkerEvents).decode
 _decode_update: Callable[[bytes], PrefixMapUpdate | Flush] = msgspec.msgpack.Decoder(PrefixMapUpdate | Flush).decode
@@ -160,6 +163,29 @@ class Codec:
             return order
 
         return self._believed("drain", unpack)
+
+    def pack_flush(self, order: FlushOrder, *, now: float) -> bytes:
+        return self.stamps.put(("flush",), _encode(order), at=self._risen(now), ttl_s=FLUSH_AGE_S)
+
+    def unpack_flush(self, value: bytes, *, now: float) -> FlushOrder | None:
+        def unpack() -> FlushOrder:
+            body, at = self.stamps.take(("flush",), value, now=now)
+            order = _checked(_decode_flush, body, "flush")
+            self._in_order(b"flush" + order.router.encode(), at, now=now, again=False)
+            return order
+
+        return self._believed("flush", unpack)
+
+    def pack_flush_report(self, order: bytes, worker: str, report: FlushReport, *, now: float, ttl_s: float) -> bytes:
+        place = "flushed", order, schema.check_worker(worker)
+        return self.stamps.put(place, _encode(report), at=now, ttl_s=ttl_s)
+
+    def unpack_flush_report(self, order: bytes, worker: str, value: bytes, *, now: float) -> FlushReport | None:
+        def unpack() -> FlushReport:
+            body = self.stamps.take(("flushed", order, worker), value, now=now).body
+            return _checked(_decode_flush_report, body, "flush report")
+
+        return self._believed("flush report", unpack)
 
     # -- of locks ----------------------------------------------------------------------------------------------------
 

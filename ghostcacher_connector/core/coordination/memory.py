@@ -32,6 +32,7 @@ from ghostcacher_connector.core.coordination.base import (
     StampedLoad,
 )
 from ghostcacher_connector.core.coordination.codec import Codec, LockClaim, fields_of, time_load
+from ghostcacher_connector.core.coordination.flushes import FLUSH_AGE_S, FLUSHES_MAX, FlushOrder, FlushReport
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.index.memory import Expiring
@@ -103,6 +104,8 @@ class MemoryCoordinationStore(CoordinationStore):
         self._sessions: Expiring[bytes] = Expiring(clock)
         self._events = _Stream(EVENTS_ENTRIES_MAX, EVENTS_AGE_S)
         self._updates = _Stream(UPDATES_ENTRIES_MAX, UPDATES_AGE_S)
+        self._flushes = _Stream(FLUSHES_MAX, FLUSH_AGE_S)
+        self._flush_reports: Expiring[bytes] = Expiring(clock)
         self._seed = secrets.randbits(64)
         self._tokens = [0]
         self.reachable = True
@@ -130,10 +133,11 @@ class MemoryCoordinationStore(CoordinationStore):
 
     def flush(self) -> None:
         """Lose everything, as FLUSHALL does; routers bring the seed back."""
-        for values in (self._loads, self._routers, self._drains, self._locks, self._sessions):
+        for values in (self._loads, self._routers, self._drains, self._locks, self._sessions, self._flush_reports):
             values.clear()
         self._events.entries.clear()
         self._updates.entries.clear()
+        self._flushes.entries.clear()
 
     def publish(
         self,
@@ -210,6 +214,28 @@ class MemoryCoordinationStore(CoordinationStore):
             for item in items:
                 self._updates.add(self._codec.pack_update(item, now=now), now)
             self._changed.notify_all()
+
+    def append_flush(self, order: FlushOrder) -> None:
+        with self._reached():
+            now = self._clock()
+            self._flushes.add(self._codec.pack_flush(order, now=now), now)
+
+    def flush_orders(self, after: str | None) -> tuple[str, tuple[FlushOrder, ...]]:
+        with self._reached():
+            if after is None:
+                return self._flushes.tail, ()
+            return self._flushes.after(after, FLUSHES_MAX, partial(self._codec.unpack_flush, now=self._clock()))
+
+    def put_flush_report(self, order: bytes, worker: str, report: FlushReport, *, ttl_s: float = FLUSH_AGE_S) -> None:
+        with self._reached():
+            packed = self._codec.pack_flush_report(order, worker, report, now=self._clock(), ttl_s=ttl_s)
+            self._flush_reports.put(schema.flush_report_key(order, worker), packed, ttl_s)
+
+    def flush_reports(self, order: bytes, workers: Sequence[str]) -> list[FlushReport | None]:
+        with self._reached():
+            now, unpack = self._clock(), self._codec.unpack_flush_report
+            found = [(worker, self._flush_reports.get(schema.flush_report_key(order, worker))) for worker in workers]
+            return [None if value is None else unpack(order, worker, value, now=now) for worker, value in found]
 
     def lock(self, keys: Sequence[bytes], *, router: str, worker: str, ready_at: float, ttl_s: float) -> LockGrant:
         assert keys

@@ -30,6 +30,7 @@ from ghostcacher_connector.core.coordination.base import (
     StampedLoad,
 )
 from ghostcacher_connector.core.coordination.codec import ITEM_BYTES_MAX, SMALL_BYTES_MAX, Codec, LockClaim
+from ghostcacher_connector.core.coordination.flushes import FLUSH_AGE_S, FLUSHES_MAX, FlushOrder, FlushReport
 from ghostcacher_connector.core.errors import IndexReplyTooLarge, IndexUnavailable, ProtocolError
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.redis.client import Argument, RedisCalls, milliseconds
@@ -232,6 +233,34 @@ class RedisCoordinationStore(CoordinationStore):
             if item is not None:
                 items.append(item)
         return items, last
+
+    # -- flushes -----------------------------------------------------------------------------------------------------
+
+    def append_flush(self, order: FlushOrder) -> None:
+        packed, bounds = self._codec.pack_flush(order, now=self._now()), [FLUSHES_MAX, milliseconds(FLUSH_AGE_S)]
+        self._calls.run("append_updates", [schema.router_key("flushes")], [*bounds, packed])
+
+    def flush_orders(self, after: str | None) -> tuple[str, tuple[FlushOrder, ...]]:
+        if after is None:
+            # Ids are the server's time. An order of the last second finds nothing to drop at who has just begun.
+            return f"{int(self._now() - 1) * 1000}-0", ()
+        args: list[Argument] = [after, FLUSHES_MAX, ITEM_BYTES_MAX, PAGE_BYTES_MAX]
+        (page,) = self._calls.run("small_entries", [schema.router_key("flushes")], args)
+        orders, last = self._decoded([(one, {FIELD: value}) for one, value in page], self._codec.unpack_flush, after)
+        return last, tuple(orders)
+
+    def put_flush_report(self, order: bytes, worker: str, report: FlushReport, *, ttl_s: float = FLUSH_AGE_S) -> None:
+        packed = self._codec.pack_flush_report(order, worker, report, now=self._now(), ttl_s=ttl_s)
+        self._calls.run("put_values", [schema.flush_report_key(order, worker)], [milliseconds(ttl_s), packed])
+
+    def flush_reports(self, order: bytes, workers: Sequence[str]) -> list[FlushReport | None]:
+        keys = [schema.flush_report_key(order, worker) for worker in workers]
+        now, values = self._values("flush report", keys)
+        unpack = self._codec.unpack_flush_report
+        return [
+            None if value is None else unpack(order, worker, value, now=now)
+            for worker, value in zip(workers, values, strict=True)
+        ]
 
     # -- ghost locks -------------------------------------------------------------------------------------------------
 

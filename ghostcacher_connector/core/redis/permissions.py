@@ -18,7 +18,7 @@ WORKER = (
     *("get", "set", "strlen"),
     *("hset", "hdel", "hmget", "hexists", "hlen", "hgetall"),
     *("zadd", "zrem", "zscore", "zcount", "zrevrange", "zremrangebyscore"),
-    *("xadd", "xtrim"),
+    *("xadd", "xtrim", "xrange"),
 )
 """An engine with the connector."""
 

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from sglang.srt.configs.model_config import ModelConfig
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
@@ -29,6 +30,7 @@ from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.slots import Generations, SlotTable, first_generations
+from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.membership import Membership, open_lookups
 from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
@@ -56,6 +58,7 @@ class EngineRank:
     """One rank of one engine, in the fleet from `start` on.
 
     page_tokens, page_bytes: size of one page on this rank.
+    page_count: how many the engine has on this rank, the one for padding included.
     layer_count: layers of the KV pool.
     on_cpu: whether the KV pool is host memory.
     recorder: metrics of this rank.
@@ -86,7 +89,14 @@ class EngineRank:
         self._weights = WeightsReader()
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot
-        self.table = SlotTable(memory.slot_count)
+        self.page_count = memory.slot_count
+        if settings.host_tier_gib and self.ranks.size > 1:
+            raise ConfigError(
+                f"host_tier_gib: expected 0 with several ranks on SGLang, got {settings.host_tier_gib:g}: each rank "
+                "decides for itself, and all of them the same, which a tier that goes by time cannot promise"
+            )
+        host = open_host_memory(settings.host_tier_gib, memory, ranks=self.ranks.size)
+        self.table = SlotTable(memory.slot_count + (host.slots.slot_count if host is not None else 0))
         shared = self._shared(memory.slot_count)
         self.generations: Generations = np.frombuffer(shared.generations, dtype=np.uint64)
         self._fingerprint = fingerprint = fingerprint_of(
@@ -103,6 +113,7 @@ class EngineRank:
             namespace=fingerprint.digest(),
             scratch_slot=PADDING_PAGE,
             port_offset=self.ranks.rank,
+            host=host,
         )
         self._own = Introduction(
             endpoint=self.runtime.endpoint,
@@ -113,7 +124,9 @@ class EngineRank:
         everyone = self._everyone()
         record = self._record_of(everyone)
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
-        self.forecaster = forecaster = Forecaster(rate, step_tokens_max=_step_tokens_max(server_args))
+        self.forecaster = forecaster = Forecaster(
+            rate, step_tokens_max=_step_tokens_max(server_args), own_worker=worker
+        )
         self.fleet = (
             Membership(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_rate)
             if self.ranks.rank == 0
@@ -124,6 +137,11 @@ class EngineRank:
             if self.fleet is not None
             else open_lookups(settings, self.runtime.index, self.runtime.candidates)
         )
+
+    @property
+    def worker(self) -> str:
+        """This worker's name."""
+        return self._worker
 
     def start(self) -> None:
         """Prove that a pull works, then join. Raises TransferError."""

@@ -16,16 +16,21 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.objects.stores.base import ObjectStore, StoredObject, StoreError, StoreFault
+from ghostcacher_connector.objects.stores.base import ListedObject, ObjectStore, StoreError, StoreFault
 
 try:
     from obstore import exceptions as obstore_errors
     from obstore.store import S3Store as Bucket
+
+    _ERRORS: tuple[type[Exception], ...] = (obstore_errors.BaseError, OSError)
+    """An object that is missing is a FileNotFoundError of Python's own."""
 except ModuleNotFoundError:  # the extra [objects] is not installed
     Bucket = None
 
 CONNECT_S_MAX = 2.0
 DETAIL_CHARS_MAX = 200
+RANGE_NOT_SATISFIABLE = "416"
+"""What there is to say of the first bytes of an empty object."""
 DEFAULT_REGION = "us-east-1"
 
 
@@ -50,7 +55,7 @@ class S3Store(ObjectStore):
             self._bucket = Bucket(
                 bucket, prefix=prefix or None, client_options=client, retry_config=retries, config=config
             )
-        except obstore_errors.BaseError as error:
+        except _ERRORS as error:
             raise ConfigError(f"object_url: {_first_line(error)}") from error
 
     def __repr__(self) -> str:
@@ -61,27 +66,29 @@ class S3Store(ObjectStore):
             self._bucket.put(name, data, mode="create", use_multipart=False)
         except obstore_errors.AlreadyExistsError:
             return False
-        except obstore_errors.BaseError as error:
+        except _ERRORS as error:
             _raise(f"writing {name}", error)
         return True
 
     def read(self, name: str, size_bytes: int) -> memoryview:
         try:
             data = memoryview(self._bucket.get_range(name, start=0, end=size_bytes))
-        except obstore_errors.BaseError as error:
+        except _ERRORS as error:
+            if _status_of(error) == RANGE_NOT_SATISFIABLE:
+                return memoryview(b"")
             _raise(f"reading {name}", error)
         return data
 
-    def walk(self, prefix: str, count_max: int) -> Iterator[StoredObject]:
+    def walk(self, prefix: str, count_max: int) -> Iterator[ListedObject]:
         left = count_max
         try:
             for batch in self._bucket.list(prefix, chunk_size=1000):
                 for found in batch[:left]:
-                    yield StoredObject(found["path"], found["size"], found["last_modified"].timestamp())
+                    yield ListedObject(found["path"], found["size"], found["last_modified"].timestamp())
                 left -= len(batch)
                 if left <= 0:
                     return
-        except obstore_errors.BaseError as error:
+        except _ERRORS as error:
             _raise(f"listing {prefix}", error)
 
     def delete(self, names: Sequence[str]) -> None:
@@ -90,7 +97,7 @@ class S3Store(ObjectStore):
                 self._bucket.delete(list(names))
         except FileNotFoundError:
             return
-        except obstore_errors.BaseError as error:
+        except _ERRORS as error:
             _raise("deleting", error)
 
     def move(self, name: str, to: str) -> None:
@@ -100,21 +107,31 @@ class S3Store(ObjectStore):
             self._bucket.copy(name, to)
             with suppress(FileNotFoundError):
                 self._bucket.delete(name)
-        except obstore_errors.BaseError as error:
+        except _ERRORS as error:
             _raise(f"moving {name}", error)
 
 
-_STATUSES = (
-    (re.compile(r"SlowDown|503 Service|429 Too|\b(503|429)\b"), StoreFault.THROTTLED),
-    (re.compile(r"\b(401|403)\b|AccessDenied|InvalidAccessKey|SignatureDoesNotMatch"), StoreFault.REFUSED),
-    (re.compile(r"\b507\b|InsufficientStorage|QuotaExceeded", re.IGNORECASE), StoreFault.FULL),
-    (re.compile(r"timed? ?out|deadline has elapsed", re.IGNORECASE), StoreFault.TIMEOUT),
-    (
-        re.compile(r"connect|connection|dns|sending request|request body|body error", re.IGNORECASE),
-        StoreFault.UNREACHABLE,
-    ),
-)
-"""obstore says in words alone what it got. The first pattern that is found decides."""
+_STATUS = re.compile(r"\bstatus: (\d{3})\b")
+_STATUS_FAULTS = {
+    "401": StoreFault.REFUSED,
+    "403": StoreFault.REFUSED,
+    "408": StoreFault.TIMEOUT,
+    "409": StoreFault.THROTTLED,
+    "429": StoreFault.THROTTLED,
+    "503": StoreFault.THROTTLED,
+    "504": StoreFault.TIMEOUT,
+    "507": StoreFault.FULL,
+}
+"""409: two writers at the same instant, one of which is to try again."""
+
+_KIND = re.compile(r"HttpError \{\s*kind: (\w+)")
+_KIND_FAULTS = {
+    "Timeout": StoreFault.TIMEOUT,
+    "Connect": StoreFault.UNREACHABLE,
+    "Interrupted": StoreFault.UNREACHABLE,
+    "Request": StoreFault.UNREACHABLE,
+}
+"""obstore tells what happened below HTTP in the description of its error alone."""
 
 
 def _raise(what: str, error: Exception) -> NoReturn:
@@ -126,9 +143,15 @@ def _fault_of(error: Exception) -> StoreFault:
         return StoreFault.MISSING
     if isinstance(error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError):
         return StoreFault.REFUSED
-    # Neither the URL nor the name of the object may decide: an address such as 10.0.0.503 is no status.
-    text = re.sub(r"https?://\S+", "", str(error))
-    return next((fault for pattern, fault in _STATUSES if pattern.search(text)), StoreFault.OTHER)
+    if (status := _status_of(error)) is not None:
+        return _STATUS_FAULTS.get(status, StoreFault.OTHER)
+    kind = _KIND.search(str(error))
+    return StoreFault.OTHER if kind is None else _KIND_FAULTS.get(kind[1], StoreFault.OTHER)
+
+
+def _status_of(error: Exception) -> str | None:
+    found = _STATUS.search(str(error))
+    return found[1] if found else None
 
 
 def _first_line(error: Exception) -> str:

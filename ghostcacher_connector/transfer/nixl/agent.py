@@ -34,8 +34,8 @@ from typing import Any
 import msgspec
 
 from ghostcacher_connector.core.errors import ConfigError, PeerUnreachable, ProtocolError, TransferError
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.layout import Descriptors
-from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
 from ghostcacher_connector.transfer.nixl.host import has_rdma
 
 logger = logging.getLogger(__name__)

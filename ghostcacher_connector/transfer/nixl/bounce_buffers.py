@@ -22,9 +22,9 @@ import numpy as np
 
 from ghostcacher_connector.core.errors import TransferError
 from ghostcacher_connector.slots import GENERATION_BYTES, Generations, seal_words
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.layout import Bytes
 from ghostcacher_connector.transfer.nixl.agent import Read, UnfinishedRead
-from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
 
 SEAL_SLOTS_MAX = 4096
 """How many generations one seal READ brings: 32 KiB, which still takes a few microseconds."""

@@ -13,7 +13,7 @@ import pytest
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
-from ghostcacher_connector.transfer.nixl.cuda import CudaDevice
+from ghostcacher_connector.transfer.cuda import CudaDevice
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess

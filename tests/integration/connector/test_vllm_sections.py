@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from ghostcacher_connector.core.sections import BlockSections, SectionEnd, encode_sections
+from ghostcacher_connector.core.sections import BlockSections, SectionEnd, encode_hint
 from ghostcacher_connector.core.types import SectionType
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
@@ -16,7 +16,7 @@ from tests.integration.connector.prefix_numbers import BLOCK_TOKENS
 
 pytestmark = pytest.mark.engine
 
-HINT = encode_sections([SectionEnd(SectionType.SYS, 400, 300), SectionEnd(SectionType.USER, 800)])
+HINT = encode_hint([SectionEnd(SectionType.SYS, 400, 300), SectionEnd(SectionType.USER, 800)])
 
 
 def sections_of(engine: SimEngine, request_id: str) -> BlockSections:

@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from ghostcacher_connector.core.admin_api import GONE, FlushScope, Status, Workers
+from ghostcacher_connector.core.admin_api import GONE, Status, Workers
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
-from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.core.types import FlushScope, WorkerRecord
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.admin import Admin, AdminPorts
 from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from ghostcacher_connector.core.sections import decode_sections
+from ghostcacher_connector.core.sections import decode_hint
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.prompt import parse_body
 from tests.support.proxy_rig import Rig, eventually, on_loop, post, proxy_rig
@@ -31,7 +31,7 @@ async def test_worker_is_told_of_sections_behind_the_id(given: tuple[bytes, ...]
         head = await ask_with_sections(rig, *given)
         seen = rig.engine.received[0].headers[b"x-request-id"]
         assert seen.startswith(own + b".gc1.")
-        assert [end.section.name for end in decode_sections(seen.decode())] == ["SYS", "USER"]
+        assert [end.section.name for end in decode_hint(seen.decode()).ends] == ["SYS", "USER"]
         assert rig.placements[0].ask.request_id == seen.decode()
         assert b"\r\nx-request-id: %b\r\n" % own in head
 

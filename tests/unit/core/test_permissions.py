@@ -19,7 +19,7 @@ RUNS = {
     "worker": [
         *DIRECTORY_READ,
         *("index/enter", "index/hold", "index/leave", "index/apply", "index/lookup", "index/report", "index/reports"),
-        "coordination/publish",
+        *("coordination/publish", "coordination/small_entries", "coordination/put_values"),
     ],
     "router": [
         *DIRECTORY_READ,

@@ -13,19 +13,24 @@ from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX
 from ghostcacher_connector.core.sections import (
     ENDS_MAX,
     HINT_CHARS_MAX,
+    NO_SECTIONS,
     RETAIN_S_MAX,
     USER_TOKENS_MAX,
+    Hint,
     SectionEnd,
     block_sections,
-    decode_sections,
-    encode_sections,
+    decode_hint,
+    encode_hint,
     retain_wanted,
+    session_tag,
+    with_session,
 )
 from ghostcacher_connector.core.types import SectionType
 
 TOOLS, SYS, DOC, SESSION, USER = SectionType
 
 CLIENT_ID_CHARS_MAX = 128
+TAG = session_tag("alice", 7)
 
 
 def ends_strategy() -> st.SearchStrategy[list[SectionEnd]]:
@@ -52,10 +57,12 @@ def kept_at(ends: list[SectionEnd], byte: int) -> int:
 @example(ends=[SectionEnd(USER, 10, 300)])
 def test_hint_says_of_every_byte_what_was_meant(ends: list[SectionEnd]) -> None:
     """Runs of one type are joined, except where something is to be kept; an id never grows too long to be reported."""
-    hint = encode_sections(ends)
+    hint = encode_hint(ends)
     assert len(hint) <= HINT_CHARS_MAX
-    assert len("x" * CLIENT_ID_CHARS_MAX + hint) <= REQUEST_CHARS_MAX
-    found = list(decode_sections("gc-1" + hint))
+    tagged = with_session(hint, TAG)
+    assert len("x" * CLIENT_ID_CHARS_MAX + tagged) <= REQUEST_CHARS_MAX
+    assert decode_hint("gc-1" + tagged) == (decode_hint("gc-1" + hint).ends, TAG)
+    found = list(decode_hint("gc-1" + hint).ends)
     if not found:
         return
     assert found[-1].end == ends[-1].end
@@ -67,21 +74,21 @@ def test_hint_says_of_every_byte_what_was_meant(ends: list[SectionEnd]) -> None:
 def test_hint_of_a_chat_is_short() -> None:
     """Five sections and one mark: the example of the module's docstring."""
     ends = [SectionEnd(TOOLS, 0x3F2), SectionEnd(SYS, 0x9A0), SectionEnd(DOC, 0x1F40, 300), SectionEnd(USER, 0x1FC8)]
-    assert encode_sections(ends) == ".gc1.T3f2S9a0D1f40r300U1fc8"
+    assert encode_hint(ends) == ".gc1.T3f2S9a0D1f40r300U1fc8"
 
 
 def test_prompt_of_which_nothing_is_known_gets_no_hint() -> None:
     """Plain text, token ids, and a chat of one message are one last turn, whatever is in them."""
-    assert encode_sections([SectionEnd(USER, 9000)]) == ""
-    assert encode_sections([SectionEnd(USER, 100), SectionEnd(USER, 9000)]) == ""
-    assert encode_sections([]) == ""
+    assert encode_hint([SectionEnd(USER, 9000)]) == ""
+    assert encode_hint([SectionEnd(USER, 100), SectionEnd(USER, 9000)]) == ""
+    assert encode_hint([]) == ""
 
 
 def test_prompt_of_too_many_sections_gets_no_hint() -> None:
     """Rather none than one that leaves out where most of it belongs."""
     ends = [SectionEnd(DOC if number % 2 else SESSION, number + 1) for number in range(ENDS_MAX + 1)]
-    assert encode_sections(ends[:ENDS_MAX])
-    assert encode_sections(ends) == ""
+    assert encode_hint(ends[:ENDS_MAX])
+    assert encode_hint(ends) == ""
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,11 @@ def test_prompt_of_too_many_sections_gets_no_hint() -> None:
         "gc-1",
         ".gc1.",
         "x.gc1.U",
+        "x.gc1.i0123456789a",
+        "x.gc1.i0123456789abc",
+        "x.gc1.i0123456789aB",
+        "x.gc1.i0123456789abS10U2f",
+        "x.gc1.U10U9i0123456789ab",
         "x.gc1.Q10",
         "x.gc1.u10",
         "x.gc1.S10U10",
@@ -112,13 +124,13 @@ def test_prompt_of_too_many_sections_gets_no_hint() -> None:
 )
 def test_malformed_hint_says_nothing(request_id: str | None) -> None:
     """Anybody may choose an id."""
-    assert decode_sections(request_id) == ()
+    assert decode_hint(request_id) == Hint()
 
 
 @given(text=st.text(st.sampled_from("TSDHUr0189af.gc \n"), max_size=60), tokens=st.integers(0, 1 << 20))
 def test_hostile_hint_never_raises(text: str, tokens: int) -> None:
     """Whatever stands there, every block has a type."""
-    sections = block_sections(decode_sections("x.gc1." + text), tokens, 16)
+    sections = block_sections(decode_hint("x.gc1." + text), tokens, 16)
     for block in (0, 1, tokens // 16, 1 << 30):
         assert sections.section_of(block) in SectionType
         assert 0 <= sections.retain_s(block) <= RETAIN_S_MAX
@@ -126,11 +138,11 @@ def test_hostile_hint_never_raises(text: str, tokens: int) -> None:
 
 def test_last_hint_counts() -> None:
     """A client's own id may look like one; the router's stands behind it."""
-    assert decode_sections("mine.gc1.U7.gc1.S10U20") == (SectionEnd(SYS, 16), SectionEnd(USER, 32))
+    assert decode_hint("mine.gc1.U7.gc1.S10U20") == Hint((SectionEnd(SYS, 16), SectionEnd(USER, 32)))
 
 
 def types(ends: list[SectionEnd], tokens: int, block_tokens: int) -> str:
-    sections = block_sections(ends, tokens, block_tokens)
+    sections = block_sections(Hint(tuple(ends)), tokens, block_tokens)
     return "".join(sections.section_of(block).name[0] for block in range(tokens // block_tokens))
 
 
@@ -158,16 +170,16 @@ def test_long_last_turn_is_a_document_but_for_its_last_block() -> None:
 
 def test_answer_is_session() -> None:
     """It is the history of the next turn."""
-    sections = block_sections([SectionEnd(SYS, 10), SectionEnd(USER, 20)], 32, 16)
+    sections = block_sections(Hint((SectionEnd(SYS, 10), SectionEnd(USER, 20))), 32, 16)
     assert [sections.section_of(block).name for block in range(4)] == ["SYS", "USER", "SESSION", "SESSION"]
 
 
 def test_mark_keeps_all_before_it() -> None:
     """The longest time counts that is asked for at or behind a block, and what is asked for the whole request."""
     ends = [SectionEnd(SYS, 32, 300), SectionEnd(DOC, 64, 3600), SectionEnd(SESSION, 96, 300), SectionEnd(USER, 128)]
-    sections = block_sections(ends, 128, 16)
+    sections = block_sections(Hint(tuple(ends)), 128, 16)
     assert [sections.retain_s(block) for block in range(9)] == [3600] * 4 + [300] * 2 + [0] * 3
-    whole = block_sections(ends, 128, 16, 600.0)
+    whole = block_sections(Hint(tuple(ends)), 128, 16, 600.0)
     assert [whole.retain_s(block) for block in range(9)] == [3600] * 4 + [600] * 4 + [0]
 
 
@@ -186,3 +198,35 @@ def test_retention_is_bounded() -> None:
         RETAIN_S_MAX,
         RETAIN_S_MAX,
     ]
+
+
+def test_tag_is_one_sessions_under_one_seed() -> None:
+    """It is all that an engine's log shows of a name that a client chose."""
+    names = ["alice", "bob", "", "a" * 256, "\ud800"]
+    assert len({session_tag(name, seed) for name in names for seed in (7, 8)}) == 2 * len(names)
+    assert session_tag("alice", 7) == session_tag("alice", 7 + (1 << 64)) == TAG
+
+
+@pytest.mark.parametrize(
+    ("ends", "first"),
+    [
+        ((), 0),
+        ((SectionEnd(USER, 100),), 0),
+        ((SectionEnd(SYS, 50), SectionEnd(USER, 100)), 5),
+        ((SectionEnd(SYS, 25), SectionEnd(SESSION, 50), SectionEnd(USER, 100)), 2),
+        ((SectionEnd(TOOLS, 10), SectionEnd(SYS, 25), SectionEnd(DOC, 80), SectionEnd(USER, 100)), 8),
+    ],
+)
+def test_what_comes_after_what_sessions_share_belongs_to_the_session(ends: tuple[SectionEnd, ...], first: int) -> None:
+    """A whole prompt of which nothing else is known; the answer, too."""
+    sections = block_sections(Hint(ends, TAG), 160, 16)
+    assert [block for block in range(12) if sections.session_of(block) == TAG] == list(range(first, 12))
+    assert block_sections(Hint(ends), 160, 16).session_of(9) is None
+
+
+def test_tools_are_counted_in_blocks() -> None:
+    """They are at the front, or nowhere."""
+    ends = (SectionEnd(TOOLS, 50), SectionEnd(USER, 100))
+    assert block_sections(Hint(ends), 160, 16).tool_blocks == 5
+    assert block_sections(Hint(), 160, 16).tool_blocks == 0
+    assert NO_SECTIONS.tool_blocks == 0

@@ -42,17 +42,17 @@ class PageGuard:
 
         allocator: SGLang's PagedTokenToKVPoolAllocator or TokenToKVPoolAllocator, no other (support.py).
         table: generations as peers read them.
-        generations: those to begin with, shape (slots,), the same on all ranks.
+        generations: those to begin with, shape (pages,), the same on all ranks.
         on_withdraw: called with each published page that is released.
         """
         self._allocator = allocator
         self._table = table
         self._generations = generations.copy()
         self._on_withdraw = on_withdraw
-        self._published = np.zeros(table.slot_count, dtype=np.bool_)
-        self._held = np.zeros(table.slot_count, dtype=np.bool_)
-        self._kept = np.zeros(table.slot_count, dtype=np.bool_)
-        table.bump(np.arange(table.slot_count, dtype=np.int64), self._generations)
+        self._published = np.zeros(len(generations), dtype=np.bool_)
+        self._held = np.zeros(len(generations), dtype=np.bool_)
+        self._kept = np.zeros(len(generations), dtype=np.bool_)
+        table.bump(np.arange(len(generations), dtype=np.int64), self._generations)
         self._clear_pool = allocator.clear
         allocator.clear = self._clear
         if allocator.page_size == 1:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 
-from ghostcacher_connector.core.sections import block_sections, decode_sections
+from ghostcacher_connector.core.sections import block_sections, decode_hint
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
 from ghostcacher_connector.engines.sglang.scheduling.request_names import router_request_id
@@ -40,7 +40,7 @@ def track(req: Req, page_tokens: int) -> Tracked:
     """Return what is known of a request that has just arrived."""
     tokens = len(req.origin_input_ids)
     full = tokens // page_tokens
-    sections = block_sections(decode_sections(router_request_id(req.rid)), tokens, page_tokens)
+    sections = block_sections(decode_hint(router_request_id(req.rid)), tokens, page_tokens)
     if not shareable(req):
         return Tracked(req, [], sections=sections)
     key = RadixKey(req.origin_input_ids, extra_key=req.extra_key, cache_salt=req.cache_salt)[: full * page_tokens]

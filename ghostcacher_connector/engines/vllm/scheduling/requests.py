@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_sections, retain_wanted
+from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_hint, retain_wanted
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
 from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
@@ -95,8 +95,8 @@ class SectionReader:
 
     def read(self, request: Request) -> BlockSections:
         """Return what the blocks of a request's prompt belong to. What is malformed says nothing, and is counted."""
-        ends = decode_sections(router_request_id(request.request_id, unique=self._unique))
-        return block_sections(ends, request.num_prompt_tokens, self._block_tokens, self._retain_s(request))
+        hint = decode_hint(router_request_id(request.request_id, unique=self._unique))
+        return block_sections(hint, request.num_prompt_tokens, self._block_tokens, self._retain_s(request))
 
     def _retain_s(self, request: Request) -> float:
         params = request.kv_transfer_params

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from ghostcacher_connector.core.admin_api import FlushScope
 from ghostcacher_connector.core.coordination.base import Flush
-from ghostcacher_connector.core.types import SectionType
+from ghostcacher_connector.core.types import FlushScope, SectionType
 from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.fleet import Fleet

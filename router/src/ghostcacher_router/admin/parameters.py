@@ -6,7 +6,7 @@ import json
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from ghostcacher_connector.core.admin_api import FlushScope
+from ghostcacher_connector.core.types import FlushScope
 from ghostcacher_router.http.protocol.local_response import LocalRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
 

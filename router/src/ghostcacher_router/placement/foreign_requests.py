@@ -14,7 +14,8 @@ from ghostcacher_connector.core.coordination.base import PromptChain, WorkerEven
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.ports import WorkersPort
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
-from ghostcacher_router.signals.queue_estimate import QueueEstimator, Reservation
+from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.reservation import Reservation
 
 FOREIGN_MAX = 4096
 FOREIGN_S = 30.0

@@ -44,7 +44,7 @@ BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
 BIAS_MAX = 4.0
-CAPACITY_PROMPTS = 64
+CAPACITY_PROMPTS = 16
 """Workers come and go seldom: what the fleet's caches hold is added up once in so many prompts."""
 
 EVENT_BIAS_MAX = 2.0
@@ -115,7 +115,7 @@ class InFlightTracker:
             placed.sent_prompt = self._history.record(
                 prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at
             )
-            placed.new_in_cache = self._sent_caches.record(prompt, worker.name, _capacity_tokens(worker))
+            placed.cache_use = self._sent_caches.record(prompt, worker.name, _capacity_tokens(worker))
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -132,11 +132,12 @@ class InFlightTracker:
             self._metrics.ghost_locks.inc(placed.lock_result)
         if (needs_id := placed.ask.shape.needs_id) is not None:
             self._use_stored(needs_id, placed.worker)
-        session, forecast = placed.ask.shape.session, placed.forecast
+        session, prompt = placed.ask.shape.session, placed.ask.shape.prompt
         if session is not None:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
-        if forecast is not None and placed.ask.shape.prompt is not None:
-            self._note_for_regret(placed.ask.shape.prompt, forecast.cached_tokens + forecast.computed_tokens)
+        if prompt is not None and placed.ref is None:
+            # Of others their workers tell.
+            self._note_for_regret(prompt.digests, placed.reservation.tokens)
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:
@@ -145,6 +146,7 @@ class InFlightTracker:
         for chain in events.chains:
             own = chain.request in self._open or chain.request in self._unreported
             self._foreign.received(ref, chain, now, own=own)
+            self._note_for_regret(chain.hashes, chain.tokens)
         self._foreign.computed(events)
         for request_id in events.computed:
             self.on_computed(ref, request_id)
@@ -182,7 +184,9 @@ class InFlightTracker:
         now, forecast = self._clock(), placed.forecast
         if forecast is not None and placed.ask.shape.prompt is not None:
             self._count_tokens(forecast)
-        self._queues.answer_began(placed.reservation, now)
+        use = placed.cache_use
+        self._learn_room(placed, now)
+        self._queues.answer_began(placed.reservation, now, is_new=use is None or use.sent_bytes == use.held_bytes)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
             placed.decoding_since = now
@@ -231,12 +235,23 @@ class InFlightTracker:
         self._history.forget_worker(worker, self._clock())
         self._sent_caches.forget_worker(worker)
 
-    def _note_for_regret(self, prompt: Prompt, tokens: int) -> None:
-        """Note a prompt that was placed, and now and then how much the fleet's caches hold."""
-        self._regret.note(prompt, tokens)
+    def _note_for_regret(self, digests: Sequence[bytes], tokens: int) -> None:
+        """Note a prompt that a worker was sent, and now and then how much the fleet's caches hold."""
+        self._regret.note(digests, tokens)
         if self._prompts % CAPACITY_PROMPTS == 0:
-            self._regret.resize(sum(map(_capacity_tokens, self._fleet.workers.values())))
+            workers, learned = self._fleet.workers.values(), self._sent_caches.capacity_tokens
+            self._regret.resize(sum(_capacity_tokens(worker) or learned(worker.name) for worker in workers))
         self._prompts += 1
+
+    def _learn_room(self, placed: PlacedRequest, now: float) -> None:
+        """Learn how much a plain worker's cache holds from how soon its answer begins."""
+        prompt, use = placed.ask.shape.prompt, placed.cache_use
+        computed_max = self._queues.computed_max(placed.reservation, now)
+        if computed_max is None or prompt is None or use is None or not placed.ask.shape.stream:
+            # What is no stream begins with its end.
+            return
+        size_max = computed_max * prompt.size // max(1, placed.reservation.tokens)
+        self._sent_caches.answered(placed.worker, prompt, use, size_max, alone=placed.reservation.alone)
 
     def _count_tokens(self, forecast: Forecast) -> None:
         """Count the tokens of a prompt that is answered: one that an engine refuses says nothing of the caches."""
@@ -305,12 +320,13 @@ class InFlightTracker:
         else:
             if placed.sent_prompt is not None:
                 self._history.withdraw(placed.sent_prompt)
-                self._sent_caches.withdraw(placed.worker, placed.new_in_cache)
+                if placed.cache_use is not None:
+                    self._sent_caches.withdraw(placed.worker, placed.cache_use.new)
             if placed.lock is not None:
                 self._locks.release(placed.lock)
         if placed.sent_prompt is not None:
             self._history.ended(placed.sent_prompt)
-            placed.new_in_cache = ()
+            placed.cache_use = None
         self._close_id(placed.ask.request_id)
         if placed.engine_id is not None:
             self._close_id(placed.engine_id)

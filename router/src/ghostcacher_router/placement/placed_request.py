@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ports import WorkerPort
-from ghostcacher_router.signals.queue_estimate import Reservation
+from ghostcacher_router.signals.reservation import Reservation
+from ghostcacher_router.signals.sent_caches import CacheUse
 from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Reason
 
@@ -49,6 +49,7 @@ class PlacedRequest:
 
     __slots__ = (
         "ask",
+        "cache_use",
         "data_parallel_rank",
         "decoding_since",
         "endpoint",
@@ -59,7 +60,6 @@ class PlacedRequest:
         "is_ended",
         "lock",
         "lock_result",
-        "new_in_cache",
         "outcome",
         "reason",
         "ref",
@@ -91,8 +91,8 @@ class PlacedRequest:
         """The worker incarnation for which it was placed; None of a plain engine."""
         self.sent_prompt: SentPrompt | None = None
         """What the history keeps of it; None without a prompt."""
-        self.new_in_cache: Sequence[bytes] = ()
-        """The boundaries of its prompt that its worker did not have, as far as this router can tell."""
+        self.cache_use: CacheUse | None = None
+        """What its prompt found in its worker's cache, as far as this router can tell; None without a prompt."""
         self.lock: GhostLock | None = None
         """The ghost lock under which its prompt is computed; None when nothing is computed that others could want."""
         self.replaces: GhostLock | None = None

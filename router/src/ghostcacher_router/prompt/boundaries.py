@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_128
 
-from ghostcacher_connector.core.sections import SectionEnd, encode_sections
+from ghostcacher_connector.core.sections import SectionEnd, encode_hint
 from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.types import GRID_BYTES, Prompt
 
@@ -90,7 +90,7 @@ def hash_prompt(
     digests = _digests(text, ends, xxh3_128(preamble, seed))
     marks = [(section, bisect_left(ends, end)) for section, end in section_ends]
     told = [SectionEnd(section, end, retain_s.get(place, 0)) for place, (section, end) in enumerate(section_ends)]
-    return Prompt(ends, digests, marks, _prefix_key(digests, marks), tokens, encode_sections(told))
+    return Prompt(ends, digests, marks, _prefix_key(digests, marks), tokens, encode_hint(told))
 
 
 def _part_boundaries(part_ends: Sequence[int]) -> list[int]:

@@ -15,14 +15,15 @@ caches all come back.
 
 Only some boundaries are looked at, those with the smallest digests: equal text is always looked at or never, so a
 sample tells of depths what the whole would, in a bounded size. (The idea is SHARDS, Waldspurger et al., FAST 2015.)
-A router that places a part of all requests finds the same depths: its gaps are longer, and hold as much less.
+A router that sees a part of all requests finds the same depths: its gaps are longer, and hold as much less. But it
+needs as much longer to find them, and meanwhile copies are made for nothing. So what counts is what workers tell
+everybody of the prompts that they receive; only of plain engines it is what the router itself has sent there.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-
-from ghostcacher_router.types import Prompt
+from collections.abc import Sequence
 
 SAMPLES = 4096
 """Boundaries that stand for what the fleet's caches hold."""
@@ -70,14 +71,18 @@ class EvictionRegret:
         rate = sampled / held if held else 0.0
         self._below = b"\xff" * 9 if rate >= 1.0 else int(rate * DIGEST_SPAN).to_bytes(8, "big")
 
-    def note(self, prompt: Prompt, tokens: int) -> None:
-        """Note a prompt that was placed. tokens: of the whole prompt, as far as is known."""
+    def note(self, digests: Sequence[bytes], tokens: int) -> None:
+        """Note a prompt that a worker is sent.
+
+        digests: at its boundaries, each of all text before it. They may be of any kind that is evenly distributed.
+        tokens: of the whole prompt, as far as is known.
+        """
         self._tokens += tokens
-        self._boundaries += len(prompt.digests)
+        self._boundaries += len(digests)
         if not self._top_max:
             return
         top, deep, below = self._top, self._deep, self._below
-        for digest in [one for one in prompt.digests if one < below]:
+        for digest in [one for one in digests if one < below]:
             if digest in top:
                 top.move_to_end(digest)
                 continue

@@ -22,6 +22,7 @@ from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_speeds import EngineSpeeds
+from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.ttft_forecast import Engine
 
 STALE_S = 2.0
@@ -58,26 +59,6 @@ FAILED_MAX = 1024
 
 QUEUES_SPARE = 64
 """Queues of workers that are gone are kept until there are so many more queues than workers."""
-
-
-class Reservation:
-    """One request in the queue of one worker, from its placement until its end."""
-
-    __slots__ = ("computed", "prefilling", "since", "tokens", "worker")
-
-    def __init__(self, worker: str, tokens: int, computed: int, since: float) -> None:
-        self.worker = worker
-        self.tokens = tokens
-        """Tokens of the prompt."""
-        self.computed = computed
-        """How many of the prompt's tokens the worker has to compute."""
-        self.since = since
-        """When the request was sent, or before that, placed; loop clock, s."""
-        self.prefilling = True
-        """Whether the prompt is still to be computed, as far as is known."""
-
-    def __repr__(self) -> str:
-        return f"Reservation({self.worker}, computed={self.computed}/{self.tokens}, prefilling={self.prefilling})"
 
 
 class QueueEstimate:
@@ -197,6 +178,7 @@ class QueueEstimator:
         """Add a request that was placed. tokens: of its prompt; computed: those that the worker has to compute."""
         reservation = Reservation(worker, tokens, computed, now)
         queue = self._queue(worker)
+        reservation.alone = not queue.prefilling
         queue.reservations[reservation] = queue.unreported[reservation] = None
         queue.prefilling[reservation] = None
         queue.prefilling_tokens += computed
@@ -228,10 +210,23 @@ class QueueEstimator:
             queue.unreported.pop(reservation, None)
             queue.dirty = True
 
-    def answer_began(self, reservation: Reservation, now: float) -> None:
-        """Note that the answer has begun. What passed since the answer before it tells how fast engines compute."""
+    def computed_max(self, reservation: Reservation, now: float) -> int | None:
+        """Return how many tokens a worker that reports nothing has computed for a request, at most, if it answers now.
+
+        None of a worker that reports, and of a prompt that is known to be computed.
+        """
+        if not reservation.prefilling or self._queues[reservation.worker].load is not None:
+            return None
+        return int((now - reservation.since) * 1e3 / self._speeds.ms_per_token(reservation.worker))
+
+    def answer_began(self, reservation: Reservation, now: float, *, is_new: bool = True) -> None:
+        """Note that the answer has begun. What passed since the answer before it tells how fast engines compute.
+
+        is_new: whether the worker was never sent what it has to compute. Otherwise it may have it still.
+        """
         queue = self._queues[reservation.worker]
-        if reservation.prefilling and reservation.computed >= RATE_TOKENS_MIN and queue.load is None:
+        tells = is_new and reservation.prefilling and reservation.computed >= RATE_TOKENS_MIN
+        if tells and queue.load is None:
             self._speeds.computed(reservation.computed, now - max(reservation.since, queue.answered_at))
         queue.answered_at = now
         self.first_byte(reservation)

@@ -4,84 +4,169 @@ It is a model of the cache: for each worker the boundaries of the prompts that i
 the end, and no more of them than its cache has room for. A prompt that is sent again is used from its beginning to its
 end, so the end is evicted first, as engines do. Only the boundaries of the whole KiBs count: all prompts that share a
 text have them in common, so a worker that holds one of them holds all before it.
+
+How much room there is, plain engines do not say, but their answers do: who computes anew what the model holds has less
+room than that, and who answers too soon to have computed what the model has evicted has more. So what was evicted is
+remembered for a while. The room is learned in KiBs of prompts: what else is in a cache, such as answers, is left out.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from ghostcacher_router.types import GRID_BYTES, Prompt
 
 CAPACITY_TOKENS_GUESS = 1 << 21
-"""Tokens that the cache of an engine holds which does not say: more than most. To believe too much costs little, since
-what was evicted is computed where it likely was; to believe too little spreads copies of what is still there."""
+"""Tokens that a cache holds of which nothing is known: more than most. Whoever believes too much learns better by the
+first prompt that is computed anew."""
 
 BYTES_PER_TOKEN = 4
-CAPACITY_KIB_MAX = CAPACITY_TOKENS_GUESS * BYTES_PER_TOKEN // GRID_BYTES
-"""KiBs remembered of one worker: 1 MiB of memory or less."""
+KIB_TOKENS = GRID_BYTES // BYTES_PER_TOKEN
+CAPACITY_KIB_MAX = CAPACITY_TOKENS_GUESS // KIB_TOKENS
+"""KiBs remembered of one worker, with what was evicted: 1 MiB of memory or less."""
 
 WORKERS_MAX = 1024
+
+TELLING_BYTES = 4096
+"""Computing less than this takes no time that could be told from everything else that takes time."""
+
+SHRINK = 0.95
+"""The room that is left after a prompt was computed anew. It may have been something else that took long; that a prompt
+was not computed is certain, so the other direction needs no caution."""
+
+
+class CacheUse(NamedTuple):
+    """What a prompt finds in the model of its worker's cache."""
+
+    new: Sequence[bytes]
+    """The boundaries that are new there, for `withdraw`."""
+    held_bytes: int
+    """How much of the prompt, from its first byte, the cache likely holds."""
+    sent_bytes: int
+    """How much of it the worker was sent before, what it has likely evicted since then included."""
+    held_kib: int
+    """What the cache likely holds, in all."""
+    needed_kib: int
+    """What it must have room for, to hold all that the worker was sent of the prompt; 0 without any."""
+
+
+class _Cache:
+    """The model of one worker's cache. Boundaries are in the order of their last use, the latest at the end."""
+
+    __slots__ = ("evicted", "held", "room_kib")
+
+    def __init__(self) -> None:
+        self.held: OrderedDict[bytes, None] = OrderedDict()
+        self.evicted: OrderedDict[bytes, None] = OrderedDict()
+        """What it has likely evicted, in the order of eviction."""
+        self.room_kib: float | None = None
+        """What was learned of its room; None before that."""
+
+    def use_of(self, grid: Sequence[bytes]) -> CacheUse:
+        """Return what a prompt finds, without the boundaries that are new."""
+        held = _leading(grid, self.held)
+        sent = held
+        while sent < len(grid) and (grid[sent] in self.evicted or grid[sent] in self.held):
+            sent += 1
+        needed = len(self.held) if sent else 0
+        if sent > held and grid[sent - 1] in self.evicted:
+            for digest in reversed(self.evicted):
+                needed += 1
+                if digest == grid[sent - 1]:
+                    break
+        return CacheUse((), held * GRID_BYTES, sent * GRID_BYTES, len(self.held), needed)
+
+    def touch(self, grid: Sequence[bytes]) -> list[bytes]:
+        """Put a prompt's boundaries at the end; return those that are new."""
+        new = []
+        for digest in reversed(grid):
+            self.evicted.pop(digest, None)
+            if digest in self.held:
+                self.held.move_to_end(digest)
+            else:
+                self.held[digest] = None
+                new.append(digest)
+        return new
+
+    def evict(self, room_kib: float) -> None:
+        """Evict what has no room."""
+        while len(self.held) > room_kib:
+            self.evicted[self.held.popitem(last=False)[0]] = None
+        while self.evicted and len(self.held) + len(self.evicted) > CAPACITY_KIB_MAX:
+            self.evicted.popitem(last=False)
 
 
 class SentCaches:
     """Worker -> the boundaries that its cache likely holds. On the event loop only."""
 
     def __init__(self) -> None:
-        self._caches: OrderedDict[str, OrderedDict[bytes, None]] = OrderedDict()
+        self._caches: OrderedDict[str, _Cache] = OrderedDict()
+        self._typical_kib: float | None = None
+        """The room that was learned last: others have as much, until they show their own."""
 
     def __repr__(self) -> str:
-        return f"SentCaches({', '.join(f'{name}: {len(cache)} KiB' for name, cache in self._caches.items())})"
+        return f"SentCaches({', '.join(f'{name}: {len(cache.held)} KiB' for name, cache in self._caches.items())})"
 
     def held_bytes(self, prompt: Prompt, workers: Sequence[str]) -> dict[str, int]:
         """Return how much of a prompt, from its first byte, each worker likely holds; those without any are absent."""
         grid = _grid(prompt)
-        if not grid:
-            return {}
         found: dict[str, int] = {}
         for worker in workers:
             cache = self._caches.get(worker)
-            if not cache or grid[0] not in cache:
-                continue
-            low, high = 1, len(grid)
-            while low < high:
-                middle = (low + high + 1) // 2
-                if grid[middle - 1] in cache:
-                    low = middle
-                else:
-                    high = middle - 1
-            found[worker] = low * GRID_BYTES
+            if cache is not None and (held := _leading(grid, cache.held)):
+                found[worker] = held * GRID_BYTES
         return found
 
-    def record(self, prompt: Prompt, worker: str, capacity_tokens: int) -> Sequence[bytes]:
-        """Note that a worker is sent a prompt; return the boundaries that are new there, for `withdraw`.
+    def capacity_tokens(self, worker: str) -> int:
+        """Return how many tokens a plain worker's cache holds, as far as its answers tell.
 
-        capacity_tokens: of the worker's cache; 0 when that is not known.
+        Before they do, it is what the worker was sent: nobody knows whether there is room for more.
         """
         cache = self._caches.get(worker)
         if cache is None:
-            cache = self._caches[worker] = OrderedDict()
+            return 0
+        room_kib = self._room_kib(cache)
+        return int((len(cache.held) if room_kib is None else room_kib) * KIB_TOKENS)
+
+    def record(self, prompt: Prompt, worker: str, capacity_tokens: int) -> CacheUse:
+        """Note that a worker is sent a prompt; return what the prompt finds there.
+
+        capacity_tokens: of the worker's cache; 0 when the worker does not say.
+        """
+        cache = self._caches.setdefault(worker, _Cache())
         self._caches.move_to_end(worker)
         if len(self._caches) > WORKERS_MAX:
             self._caches.popitem(last=False)
-        new = []
-        for digest in reversed(_grid(prompt)):
-            if digest in cache:
-                cache.move_to_end(digest)
-            else:
-                cache[digest] = None
-                new.append(digest)
-        held_max = (capacity_tokens or CAPACITY_TOKENS_GUESS) * BYTES_PER_TOKEN // GRID_BYTES
-        while len(cache) > min(held_max, CAPACITY_KIB_MAX):
-            cache.popitem(last=False)
-        return new
+        grid = _grid(prompt)
+        use = cache.use_of(grid)._replace(new=cache.touch(grid))
+        room_kib = capacity_tokens / KIB_TOKENS or self._room_kib(cache) or CAPACITY_KIB_MAX
+        cache.evict(min(room_kib, CAPACITY_KIB_MAX))
+        return use
+
+    def answered(self, worker: str, prompt: Prompt, use: CacheUse, computed_bytes_max: int, *, alone: bool) -> None:
+        """Learn from an answer of a plain worker how much its cache holds.
+
+        use: what `record` returned of the prompt.
+        computed_bytes_max: how much of a prompt can be computed in the time until the answer began.
+        alone: whether nothing was ahead of the request. Otherwise a long time says nothing.
+        """
+        cache = self._caches.get(worker)
+        if cache is None:
+            return
+        computed_max, beyond = min(computed_bytes_max, prompt.size), use.sent_bytes - use.held_bytes
+        if use.held_bytes >= TELLING_BYTES and alone and computed_max > prompt.size - use.held_bytes / 2:
+            self._learn(cache, SHRINK * min(self._room_kib(cache) or use.held_kib, use.held_kib))
+        elif beyond >= TELLING_BYTES and computed_max < prompt.size - use.held_bytes - beyond / 2:
+            self._learn(cache, max(self._room_kib(cache) or 0.0, use.needed_kib))
 
     def withdraw(self, worker: str, new: Sequence[bytes]) -> None:
-        """Take back what `record` returned: the request has failed."""
+        """Take back what `record` returned as new: the request has failed."""
         cache = self._caches.get(worker)
         if cache is not None:
             for digest in new:
-                cache.pop(digest, None)
+                cache.held.pop(digest, None)
 
     def forget_worker(self, worker: str) -> None:
         """Forget what a worker was sent: its cache is gone."""
@@ -91,7 +176,28 @@ class SentCaches:
         """Forget everything."""
         self._caches.clear()
 
+    def _room_kib(self, cache: _Cache) -> float | None:
+        """Return what is known of a plain worker's room; None when nothing is known of any."""
+        return self._typical_kib if cache.room_kib is None else cache.room_kib
+
+    def _learn(self, cache: _Cache, room_kib: float) -> None:
+        cache.room_kib = self._typical_kib = min(room_kib, CAPACITY_KIB_MAX)
+
 
 def _grid(prompt: Prompt) -> list[bytes]:
     """Return the digests of the boundaries at whole KiBs, in order."""
     return [digest for end, digest in zip(prompt.ends, prompt.digests, strict=True) if not end % GRID_BYTES]
+
+
+def _leading(grid: Sequence[bytes], cache: OrderedDict[bytes, None]) -> int:
+    """Return how many of a prompt's boundaries, from the first, a cache has."""
+    if not grid or grid[0] not in cache:
+        return 0
+    low, high = 1, len(grid)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if grid[middle - 1] in cache:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -12,6 +12,7 @@ from ghostcacher_connector.publish.held_blocks import Batch, HeldBlocks
 from tests.support.index_parts import FakeClock
 
 PARTITIONS = 3
+ENGINE_SLOTS = 100
 
 
 def partition_of(root: bytes) -> int:
@@ -19,11 +20,21 @@ def partition_of(root: bytes) -> int:
 
 
 def new_held(dirty_max: int = 100, clock: FakeClock | None = None) -> HeldBlocks:
-    return HeldBlocks(partitions=PARTITIONS, partition_of=partition_of, dirty_max=dirty_max, clock=clock or FakeClock())
+    return HeldBlocks(
+        partitions=PARTITIONS,
+        partition_of=partition_of,
+        engine_slots=ENGINE_SLOTS,
+        dirty_max=dirty_max,
+        clock=clock or FakeClock(),
+    )
 
 
 def entry(block: bytes, slot: int, generation: int) -> Entry:
-    return Entry(block, block, Location(Tier.DEVICE, slot, generation))
+    return Entry(block, block, Location(tier_of(slot), slot, generation))
+
+
+def tier_of(slot: int) -> Tier:
+    return Tier.DEVICE if slot < ENGINE_SLOTS else Tier.HOST
 
 
 def test_published_block_is_taken_once() -> None:
@@ -63,6 +74,26 @@ def test_block_in_two_slots_survives_loss_of_one() -> None:
     held.withdraw(1)
     assert held.take(10).entries == [entry(b"a", 2, 6)]
     held.withdraw(2)
+    assert held.take(10).drops == [Drop(b"a", b"a")]
+
+
+def test_engine_slot_of_a_block_is_advertised_before_its_host_slot() -> None:
+    """Whichever came first. The host slot takes its place when the engine has evicted the block, and gives it back."""
+    held = new_held()
+    host, engine, other = ENGINE_SLOTS, 1, 2
+    held.publish(host, b"a", b"a", 5)
+    assert held.take(10).entries == [entry(b"a", host, 5)]
+    held.publish(engine, b"a", b"a", 6)
+    assert held.take(10).entries == [entry(b"a", engine, 6)]
+    held.publish(host + 1, b"a", b"a", 7)
+    held.publish(other, b"a", b"a", 8)
+    assert not held.take(10)
+    held.withdraw(engine)
+    assert held.take(10).entries == [entry(b"a", other, 8)]
+    held.withdraw(other)
+    assert held.take(10).entries[0].location.tier is Tier.HOST
+    held.withdraw(host)
+    held.withdraw(host + 1)
     assert held.take(10).drops == [Drop(b"a", b"a")]
 
 
@@ -115,6 +146,10 @@ def test_partition_marked_dirty_is_sent_again_and_no_other() -> None:
     assert batch.drops == []
 
 
+SLOTS = st.integers(0, 5) | st.integers(ENGINE_SLOTS, ENGINE_SLOTS + 5)
+"""Of either tier."""
+
+
 class HeldBlocksMachine(RuleBasedStateMachine):
     """Any sequence of calls: an index that applies every batch ends up with what is held, and nothing else."""
 
@@ -125,14 +160,14 @@ class HeldBlocksMachine(RuleBasedStateMachine):
         self.index: dict[bytes, Location] = {}
         self.generation = 0
 
-    @rule(slot=st.integers(0, 9), block=st.integers(0, 7))
+    @rule(slot=SLOTS, block=st.integers(0, 7))
     def publish(self, slot: int, block: int) -> None:
         self.generation += 1
         name = bytes([block])
         self.held.publish(slot, name, name, self.generation)
         self.slots[slot] = (name, self.generation)
 
-    @rule(slot=st.integers(0, 9))
+    @rule(slot=SLOTS)
     def withdraw(self, slot: int) -> None:
         self.held.withdraw(slot)
         self.slots.pop(slot, None)
@@ -168,6 +203,8 @@ class HeldBlocksMachine(RuleBasedStateMachine):
         assert self.index.keys() == {block for block, _ in self.slots.values()}
         for block, location in self.index.items():
             assert self.slots[location.slot] == (block, location.generation)
+            assert location.tier == min(tier_of(slot) for slot, (held, _) in self.slots.items() if held == block)
+            assert location.tier is tier_of(location.slot)
 
     @invariant()
     def holds(self) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ghostcacher_connector.core.admin_api import FlushScope
+from ghostcacher_connector.core.types import FlushScope
 from ghostcacher_router.admin.parameters import CHAT, COMPLETIONS, FlushTarget, draining_of, explain_of, flush_of
 from ghostcacher_router.http.protocol.local_response import LocalRequest
 from ghostcacher_router.http.protocol.refusal import Refusal

@@ -19,10 +19,10 @@ KV_BLOCKS = ((DOCUMENTS // ENGINES + 1) * DOCUMENT_TOKENS + 20 * QUESTION_TOKENS
 """Of each engine: its share of the documents, one more, and some room for questions."""
 
 
-async def ask_at_random(sim: Sim, rate_per_s: float, seed: int) -> list[Served]:
+async def ask_at_random(sim: Sim, rate_per_s: float, seed: int, requests: int = REQUESTS) -> list[Served]:
     """Ask questions on documents at random, open loop; return how each was served."""
     rng, tasks = Random(seed), []
-    for number in range(REQUESTS):
+    for number in range(requests):
         document = text_of(f"document {rng.randrange(DOCUMENTS)}", DOCUMENT_TOKENS)
         router = sim.routers[number % len(sim.routers)]
         tasks.append(router.send(document + text_of(f"question {number}", QUESTION_TOKENS)))
@@ -39,6 +39,27 @@ async def test_documents_that_just_fit_are_computed_about_once() -> None:
     once = DOCUMENTS * DOCUMENT_TOKENS + REQUESTS * (QUESTION_TOKENS + BLOCK_TOKENS)
     assert computed < 2.0 * once
     assert sum(one.ttft_s for one in served[REQUESTS // 2 :]) / (REQUESTS // 2) < 0.05
+
+
+@virtual
+async def test_every_router_learns_from_all_requests() -> None:
+    """What each of four routers has placed itself is too little to tell that documents come back; all find it alike."""
+    sim = await make_sim(ENGINES, routers=4, kv_blocks=KV_BLOCKS)
+    await ask_at_random(sim, rate_per_s=8.0, seed=1, requests=60)
+    shares = [router.routing.state.regret.share for router in sim.routers]
+    assert min(shares) > 0.5
+    assert max(shares) - min(shares) < 0.1
+
+
+@virtual
+async def test_plain_engines_show_how_much_they_hold() -> None:
+    """Of engines that report nothing their answers tell, roughly, what each holds, and that all of it comes back."""
+    sim = Sim(ENGINES, plain=True, kv_blocks=KV_BLOCKS // 2)
+    await ask_at_random(sim, rate_per_s=2.0, seed=1, requests=120)
+    state = sim.routers[0].routing.state
+    for name in sim.engines:
+        assert 0.5 < state.sent_caches.capacity_tokens(name) / (KV_BLOCKS // 2 * BLOCK_TOKENS) < 1.5
+    assert state.regret.share > 0.5
 
 
 @pytest.mark.parametrize("at_once", [10, 40])

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_connector.core.sections import decode_sections
+from ghostcacher_connector.core.sections import decode_hint, session_tag
 from ghostcacher_router.types import Prompt
-from tests.support.prompts import CHAT, COMPLETIONS, LONG, MESSAGES, chat, prompt_of, say
+from tests.support.prompts import CHAT, COMPLETIONS, LONG, MESSAGES, SEED, chat, prompt_of, say
 
 TOOL = {"name": "f", "input_schema": {"type": "object"}}
 
 
 def hint(prompt: Prompt) -> list[tuple[str, int, int]]:
     """Return type, end and retention of each run."""
-    return [(section.name, end, retain_s) for section, end, retain_s in decode_sections("id" + prompt.hint)]
+    return [(section.name, end, retain_s) for section, end, retain_s in decode_hint("id" + prompt.hint).ends]
 
 
 def marked(ttl: str | None, **more: Any) -> dict[str, Any]:
@@ -85,3 +85,14 @@ def test_tools_are_marked_though_their_form_is_remembered() -> None:
         body["tools"] = [TOOL | marked(ttl)]
         found.append(hint(prompt_of(MESSAGES, body))[0][2])
     assert found == [3600, 300, 3600]
+
+
+@pytest.mark.parametrize("given", [{"user": "alice"}, {"prompt_cache_key": "alice", "user": "bob"}])
+def test_session_of_a_request_is_told_by_its_tag(given: dict[str, Any]) -> None:
+    """Whether there is anything to say of its sections or not; never by its name."""
+    for messages in ([say("user", "x")], [say("system", "s"), say("user", "x")]):
+        prompt = prompt_of(CHAT, {"messages": messages, **given})
+        assert decode_hint("id" + prompt.hint).session == session_tag("alice", SEED)
+        assert "alice" not in prompt.hint
+    by_header = prompt_of(CHAT, {"messages": [say("user", "x")]}, {b"x-session-id": b"alice"})
+    assert decode_hint("id" + by_header.hint).session == session_tag("alice", SEED)

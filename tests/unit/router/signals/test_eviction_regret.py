@@ -19,7 +19,7 @@ def regret_of(prompts: list[Prompt], capacity_kib: int, samples: int = 4096) -> 
     """Return what a fleet whose caches hold so much finds of these prompts."""
     regret = EvictionRegret(samples)
     for prompt in prompts:
-        regret.note(prompt, prompt.size // TOKEN_BYTES)
+        regret.note(prompt.digests, prompt.size // TOKEN_BYTES)
         regret.resize(capacity_kib * KIB_TOKENS)
     return regret
 

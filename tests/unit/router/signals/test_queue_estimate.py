@@ -16,8 +16,8 @@ from ghostcacher_router.signals.queue_estimate import (
     PROGRESS_MAX_S,
     STALE_S,
     QueueEstimator,
-    Reservation,
 )
+from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import FakeClock, make_record
 
@@ -303,6 +303,31 @@ def test_worker_that_reports_nothing_makes_progress_with_its_first_prompt_only()
     queues.first_byte(first)
     queues.ended(first)
     queues.check_invariants()
+
+
+def test_time_until_an_answer_bounds_what_a_plain_worker_has_computed() -> None:
+    """Ten tokens a millisecond; of a worker that reports, or a prompt that is known to be computed, nothing is told."""
+    queues, reporting = QueueEstimator(), make_worker("w")
+    first, second = (queues.reserve("p", 5000, 100, 10.0) for _ in range(2))
+    queues.sent(second, 10.1)
+    assert (first.alone, second.alone) == (True, False)
+    assert queues.computed_max(first, 10.2) == pytest.approx(2000, abs=1)
+    assert queues.computed_max(second, 10.2) == pytest.approx(1000, abs=1)
+    queues.answer_began(first, 10.2)
+    assert queues.computed_max(first, 10.3) is None
+    queues.answer_began(second, 10.2)
+    assert queues.reserve("p", 5000, 100, 11.0).alone
+    told = queues.reserve("w", 5000, 100, 11.0)
+    report(reporting, 11.0)
+    queues.estimate(reporting, 11.0)
+    assert queues.computed_max(told, 12.0) is None
+
+
+def test_prompt_that_its_worker_may_still_have_says_nothing_of_the_rate() -> None:
+    queues, worker = QueueEstimator(), plain_worker()
+    for at, is_new in ((1.0, True), (2.0, False)):
+        queues.answer_began(queues.reserve("p", 1000, 1000, at), at + (1.0 if is_new else 0.01), is_new=is_new)
+    assert 1e3 / queues.estimate(worker, 3.0).engine.ms_per_token == pytest.approx(1000.0)
 
 
 def test_rate_of_workers_that_report_nothing_is_learned_from_their_answers() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from ghostcacher_router.signals.sent_caches import BYTES_PER_TOKEN, SentCaches
+from ghostcacher_router.signals.sent_caches import CAPACITY_KIB_MAX, KIB_TOKENS, SentCaches
 from ghostcacher_router.types import GRID_BYTES, Prompt
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import prompt_of
 
-KIB_TOKENS = GRID_BYTES // BYTES_PER_TOKEN
 PLENTY = 1 << 20
 WORKERS = ["w1", "w2"]
 
@@ -45,7 +44,7 @@ def test_failed_request_leaves_what_was_there_before() -> None:
     caches, system = SentCaches(), text("system", 4)
     caches.record(prompt_of(system), "w1", PLENTY)
     longer = prompt_of(system + text("question", 4))
-    caches.withdraw("w1", caches.record(longer, "w1", PLENTY))
+    caches.withdraw("w1", caches.record(longer, "w1", PLENTY).new)
     assert held_kib(caches, longer) == {"w1": 4}
     caches.forget_worker("w1")
     assert held_kib(caches, longer) == {}
@@ -57,3 +56,69 @@ def test_worker_that_does_not_say_what_it_holds_is_believed_to_hold_much() -> No
     for number in range(20):
         caches.record(prompt_of(text(f"document {number}", 64)), "w1", 0)
     assert held_kib(caches, prompt_of(text("document 0", 64))) == {"w1": 64}
+
+
+def fill(caches: SentCaches, worker: str, documents: int) -> list[Prompt]:
+    """Send a worker that says nothing of its cache documents of 8 KiB; return them."""
+    prompts = [prompt_of(text(f"{worker}, document {number}", 8)) for number in range(documents)]
+    for prompt in prompts:
+        caches.record(prompt, worker, 0)
+    return prompts
+
+
+def ask_again(caches: SentCaches, worker: str, prompt: Prompt, computed_kib: int, *, alone: bool = True) -> None:
+    """Send a prompt that is answered when so much of it can have been computed."""
+    use = caches.record(prompt, worker, 0)
+    caches.answered(worker, prompt, use, computed_kib * GRID_BYTES, alone=alone)
+
+
+def test_prompt_that_is_computed_anew_shows_how_much_was_evicted() -> None:
+    """The cache has less room than the model had in it; it, and others of which nothing is known, hold as much less."""
+    caches = SentCaches()
+    first, *_ = fill(caches, "w1", 10)
+    assert caches.capacity_tokens("w1") == 80 * KIB_TOKENS
+    ask_again(caches, "w1", first, 8)
+    assert caches.capacity_tokens("w1") == 76 * KIB_TOKENS
+    others = fill(caches, "w2", 10)
+    assert caches.capacity_tokens("w2") == 76 * KIB_TOKENS
+    assert held_kib(caches, others[0]) == {"w2": 4}
+
+
+def test_prompt_that_is_not_computed_shows_that_there_was_room() -> None:
+    """Who answers too soon to have computed what the model has evicted had room for all that came since."""
+    caches = SentCaches()
+    first, *_ = fill(caches, "w1", 10)
+    for _ in range(5):
+        ask_again(caches, "w1", first, 8)
+    assert caches.capacity_tokens("w1") < 64 * KIB_TOKENS
+    second, *_ = fill(caches, "w1", 10)
+    assert held_kib(caches, second) == {}
+    ask_again(caches, "w1", second, 1)
+    assert caches.capacity_tokens("w1") == 80 * KIB_TOKENS
+
+
+def test_answer_that_may_have_waited_for_others_shows_nothing() -> None:
+    """Neither does one that comes too late or too soon for its own few KiBs, or as soon as was forecast."""
+    caches = SentCaches()
+    prompts = fill(caches, "w1", 10)
+    ask_again(caches, "w1", prompts[0], 8, alone=False)
+    ask_again(caches, "w1", prompts[1], 1)
+    short = prompt_of(text("short", 3))
+    ask_again(caches, "w1", short, 3)
+    ask_again(caches, "w1", short, 3)
+    assert caches.capacity_tokens("w1") == 83 * KIB_TOKENS
+    ask_again(caches, "w1", prompts[2], 8)
+    evicting = caches.capacity_tokens("w1")
+    ask_again(caches, "w1", prompt_of(text("never sent", 8)), 0)
+    assert caches.capacity_tokens("w1") == evicting < 83 * KIB_TOKENS
+
+
+def test_what_is_remembered_of_evicted_prompts_is_bounded() -> None:
+    """What a worker holds and what it has evicted are no more than the largest cache that is thought of."""
+    caches, many = SentCaches(), CAPACITY_KIB_MAX // 512 + 4
+    for number in range(many):
+        prompt = prompt_of(text(f"document {number}", 512))
+        ask_again(caches, "w1", prompt, 512)
+        ask_again(caches, "w1", prompt, 512)
+    cache = caches._caches["w1"]
+    assert 0 < len(cache.evicted) <= CAPACITY_KIB_MAX - len(cache.held)

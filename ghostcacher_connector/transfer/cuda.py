@@ -1,4 +1,5 @@
-"""The few calls of the CUDA driver that bounce buffers on a GPU need. Loads no torch: the relay process does without.
+"""The few calls of the CUDA driver that bounce buffers and host slots of a GPU need. Loads no torch: the relay process
+does without.
 
 The primary context, which is also torch's and UCX's, is made current for the length of a call only: callers are threads
 of an engine. Copies go on a stream of their own, so that they neither wait for the engine's work nor hold it up.
@@ -8,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError, TransferError
 from ghostcacher_connector.transfer.layout import Bytes
@@ -18,6 +19,50 @@ DRIVER = "libcuda.so.1"
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: the stream does not wait for the default one."""
 NUMBER_END = 1 << 31
+
+
+PITCH_MAX = (1 << 31) - 1
+"""CU_DEVICE_ATTRIBUTE_MAX_PITCH of every device so far."""
+
+UNIFIED = 4
+"""CU_MEMORYTYPE_UNIFIED: the driver tells by the address which memory it is."""
+
+
+class Copy2D(NamedTuple):
+    """Rows of equal size, equally far apart on both sides."""
+
+    source: int
+    """The address of the first row."""
+    source_step: int
+    """From one row to the next, in bytes."""
+    target: int
+    target_step: int
+    row_bytes: int
+    row_count: int
+    """How many rows."""
+
+
+class _Memcpy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("srcXInBytes", ctypes.c_size_t),
+        ("srcY", ctypes.c_size_t),
+        ("srcMemoryType", ctypes.c_uint),
+        ("srcHost", ctypes.c_void_p),
+        ("srcDevice", ctypes.c_uint64),
+        ("srcArray", ctypes.c_void_p),
+        ("srcPitch", ctypes.c_size_t),
+        ("dstXInBytes", ctypes.c_size_t),
+        ("dstY", ctypes.c_size_t),
+        ("dstMemoryType", ctypes.c_uint),
+        ("dstHost", ctypes.c_void_p),
+        ("dstDevice", ctypes.c_uint64),
+        ("dstArray", ctypes.c_void_p),
+        ("dstPitch", ctypes.c_size_t),
+        ("WidthInBytes", ctypes.c_size_t),
+        ("Height", ctypes.c_size_t),
+    )
 
 
 def has_driver(driver: str = DRIVER) -> bool:
@@ -71,10 +116,47 @@ class CudaDevice:
             self._call("cuMemcpyDtoHAsync_v2", place, ctypes.c_uint64(address), size, self._stream)
             self._call("cuStreamSynchronize", self._stream)
 
+    def copy_planes(self, rows: Iterable[Copy2D]) -> None:
+        """Carry out copies between device and pinned host memory; returns when the bytes of all of them are there."""
+        with self._current():
+            for copy in rows:
+                self._start(copy)
+            self._call("cuStreamSynchronize", self._stream)
+
+    def pin(self, address: int, nbytes: int) -> None:
+        """Lock host memory in place, so that copies run beside the engine's work. Raises TransferError."""
+        with self._current():
+            self._call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(nbytes), ctypes.c_uint(0))
+
+    def unpin(self, address: int) -> None:
+        """Undo `pin`. Raises TransferError."""
+        with self._current():
+            self._call("cuMemHostUnregister", ctypes.c_void_p(address))
+
     def wait_for_all(self) -> None:
         """Return when nothing that this process has given the device to do is left."""
         with self._current():
             self._call("cuCtxSynchronize")
+
+    def _start(self, copy: Copy2D) -> None:
+        """Give a copy to the stream: at once, or row by row where the rows are farther apart than the driver takes."""
+        if copy.row_count == 1 or max(copy.source_step, copy.target_step) <= PITCH_MAX:
+            parameters = _Memcpy2D(
+                srcMemoryType=UNIFIED,
+                srcDevice=copy.source,
+                srcPitch=copy.source_step,
+                dstMemoryType=UNIFIED,
+                dstDevice=copy.target,
+                dstPitch=copy.target_step,
+                WidthInBytes=copy.row_bytes,
+                Height=copy.row_count,
+            )
+            self._call("cuMemcpy2DAsync_v2", ctypes.byref(parameters), self._stream)
+            return
+        for number in range(copy.row_count):
+            source = ctypes.c_uint64(copy.source + number * copy.source_step)
+            target = ctypes.c_uint64(copy.target + number * copy.target_step)
+            self._call("cuMemcpyAsync", target, source, ctypes.c_size_t(copy.row_bytes), self._stream)
 
     @contextlib.contextmanager
     def _current(self) -> Iterator[None]:
