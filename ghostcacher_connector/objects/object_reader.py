@@ -7,6 +7,7 @@ and have the checksum there that was taken when they were written.
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -33,6 +34,8 @@ from ghostcacher_connector.objects.object_notes import Note
 from ghostcacher_connector.objects.rank_objects import RankObjects
 from ghostcacher_connector.objects.read_threads import ReadThreads
 from ghostcacher_connector.objects.stores.base import StoreError, StoreFault
+
+logger = logging.getLogger(__name__)
 
 THREADS = 4
 WAITING_MAX = 256
@@ -120,12 +123,12 @@ class ObjectReader:
         if name in self._objects.quarantine:
             return 0, "quarantined"
         try:
-            data = reading.data.result(max(0.0, deadline - self._clock()))
+            error = reading.data.exception(max(0.0, deadline - self._clock()))
         except (TimeoutError, CancelledError):
             return 0, "deadline"
-        except StoreError as error:
-            self._failed(span, error)
-            return 0, error.fault.value
+        if error is not None:
+            return 0, self._failed(span, error).value
+        data = reading.data.result()
         with self._lock:
             self._backoff.succeeded()
         right = 0
@@ -144,14 +147,18 @@ class ObjectReader:
         self._note_used(span.object.digest)
         return right, None
 
-    def _failed(self, span: Span, error: StoreError) -> None:
+    def _failed(self, span: Span, error: BaseException) -> StoreFault:
+        if not isinstance(error, StoreError):
+            logger.error("object tier: unexpected error in a read, which is a miss", exc_info=error)
+            error = StoreError(StoreFault.OTHER, "unexpected error")
         if error.fault is StoreFault.MISSING:
             # Dropped or expired since it was noted. Who writes it anew does so at a later time.
             self._objects.note(Note("dropped", span.object.digest, span.object.changed_at))
-            return
+            return error.fault
         self._objects.failed("read", error)
         with self._lock:
             self._backoff.failed(self._clock())
+        return error.fault
 
     def _note_used(self, digest: bytes) -> None:
         now = self._objects.wall()

@@ -164,18 +164,21 @@ class ObjectWriter:
         self._give_back(jobs)
         return sum(len(job.hashes) for job in jobs) * self._block_bytes
 
-    def close(self, deadline_s: float) -> bool:
-        """Write what is queued, for at most `deadline_s`, and end; return whether all was written."""
-        end = self._clock() + deadline_s
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until nothing is queued or being written; return whether that is so. A failing store ends the wait."""
         with self._changed:
-            while (self._jobs or self._busy) and (left := end - self._clock()) > 0 and not self._backoff.failures:
-                self._changed.wait(left)
-            done = not self._jobs and not self._busy
+            self._changed.wait_for(lambda: (not self._jobs and not self._busy) or self._backoff.failures > 0, timeout_s)
+            return not self._jobs and not self._busy
+
+    def close(self, deadline_s: float) -> None:
+        """Write what is queued, for at most `deadline_s`, and end."""
+        end = self._clock() + deadline_s
+        self.wait_idle(deadline_s)
+        with self._changed:
             self._closing.set()
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, end - self._clock()))
-        return done
 
     def _buffer_for(self, digest: bytes) -> mmap.mmap | None:
         """Return a buffer for an object that is now queued; None, counted, when it cannot be taken."""

@@ -75,6 +75,8 @@ def test_a_shorter_object_gives_what_it_has(store: ObjectStore) -> None:
     store.create("v1/a/one", DATA[:100])
     assert bytes(store.read("v1/a/one", 40)) == bytes(DATA[:40])
     assert bytes(store.read("v1/a/one", 4000)) == bytes(DATA[:100])
+    store.create("v1/a/empty", memoryview(b""))
+    assert bytes(store.read("v1/a/empty", 4000)) == b""
 
 
 def test_what_is_not_there_is_missing(store: ObjectStore) -> None:

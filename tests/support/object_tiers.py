@@ -11,7 +11,8 @@ import numpy as np
 
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects.stores.base import ObjectStore
-from ghostcacher_connector.objects.tier import ObjectTier, TierOptions
+from ghostcacher_connector.objects.tier import ObjectTier
+from ghostcacher_connector.objects.tier_options import TierOptions
 
 NAMESPACE = b"model, weights and layout"
 BLOCK_BYTES = 1 << 20
@@ -82,11 +83,10 @@ def write_all(
         assert tier.write(hashes, rows_of(hashes), position=0, section=1)
 
 
-def right(tier: ObjectTier, hashes: Sequence[bytes]) -> int:
+def right(tier: ObjectTier, hashes: Sequence[bytes], block_bytes: int = BLOCK_BYTES) -> int:
     """Read a prompt; return how many blocks the tier says are right, all of which have to be."""
-    into = buffers(len(hashes))
+    into = buffers(len(hashes), block_bytes)
     count = tier.read(hashes, into, time.monotonic() + DEADLINE_S)
-    assert [bytes(one) == bytes(row_of(name)) for one, name in zip(into[:count], hashes, strict=False)] == [
-        True
-    ] * count
+    for got, block_hash in zip(into[:count], hashes, strict=False):
+        assert got == row_of(block_hash, block_bytes)
     return count

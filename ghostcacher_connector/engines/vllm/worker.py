@@ -1,7 +1,8 @@
 """The connector's half in each rank's process: owns the slot table, the registered memory and the pulls.
 
 Order of the calls in one step, as vLLM makes them:
-1. `begin_step`: at the very start, before any block is copied, computed or pulled: generations are bumped;
+1. `begin_step`: at the very start, before any block is copied, computed or pulled: generations are bumped, and after
+   that copies to the host tier are submitted to the copier's thread: their slots may have held something else;
 2. the forward pass (the model runner's);
 3. `start_pulls`: new pulls are submitted to the puller's threads; they write only slots that step 1 has seen;
 4. `take_received`, `take_failed_slots`, `take_report`: what has ended since.
@@ -33,6 +34,7 @@ from ghostcacher_connector.identity.fingerprint import Fingerprint
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
+from ghostcacher_connector.transfer.copier import Copier
 from ghostcacher_connector.transfer.jobs import PullJob, outdated_result
 from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.rank import RankRuntime
@@ -158,6 +160,8 @@ class ConnectorWorker:
             self._lost_step = True
         self._step = metadata.step
         self._table.bump(metadata.bumped, metadata.generations)
+        for job in metadata.copies:
+            self._copier.submit(job)
 
     def check_begun(self, metadata: StepMetadata, call: str) -> None:
         """Give up on this rank's generations if vLLM makes a call of this step that has not begun yet.
@@ -167,6 +171,12 @@ class ConnectorWorker:
         if metadata.step != self._step and not self._begins_late:
             self._lose_generations(f"{call} of step {metadata.step}: expected after handle_preemptions of that step")
             self._begins_late = True
+
+    @property
+    def _copier(self) -> Copier:
+        assert self._runtime is not None
+        assert self._runtime.copier is not None, "a copy is ordered of a rank without a host tier"
+        return self._runtime.copier
 
     def _lose_generations(self, why: str) -> None:
         assert self._table is not None
@@ -207,7 +217,8 @@ class ConnectorWorker:
     def take_report(self) -> RankReport:
         reports, self._reports = self._reports, []
         round_trips = self._runtime.round_trips() if reports and self._runtime is not None else {}
-        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late)
+        copies = self._copier.poll() if self._runtime is not None and self._runtime.copier is not None else []
+        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late, copies)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""

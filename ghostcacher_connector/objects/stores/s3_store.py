@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.objects.stores.base import ObjectStore, StoredObject, StoreError, StoreFault
+from ghostcacher_connector.objects.stores.base import ListedObject, ObjectStore, StoreError, StoreFault
 
 try:
     from obstore import exceptions as obstore_errors
@@ -29,6 +29,8 @@ except ModuleNotFoundError:  # the extra [objects] is not installed
 
 CONNECT_S_MAX = 2.0
 DETAIL_CHARS_MAX = 200
+RANGE_NOT_SATISFIABLE = "416"
+"""What there is to say of the first bytes of an empty object."""
 DEFAULT_REGION = "us-east-1"
 
 
@@ -72,15 +74,17 @@ class S3Store(ObjectStore):
         try:
             data = memoryview(self._bucket.get_range(name, start=0, end=size_bytes))
         except _ERRORS as error:
+            if _status_of(error) == RANGE_NOT_SATISFIABLE:
+                return memoryview(b"")
             _raise(f"reading {name}", error)
         return data
 
-    def walk(self, prefix: str, count_max: int) -> Iterator[StoredObject]:
+    def walk(self, prefix: str, count_max: int) -> Iterator[ListedObject]:
         left = count_max
         try:
             for batch in self._bucket.list(prefix, chunk_size=1000):
                 for found in batch[:left]:
-                    yield StoredObject(found["path"], found["size"], found["last_modified"].timestamp())
+                    yield ListedObject(found["path"], found["size"], found["last_modified"].timestamp())
                 left -= len(batch)
                 if left <= 0:
                     return
@@ -139,11 +143,15 @@ def _fault_of(error: Exception) -> StoreFault:
         return StoreFault.MISSING
     if isinstance(error, obstore_errors.PermissionDeniedError | obstore_errors.UnauthenticatedError):
         return StoreFault.REFUSED
-    text = str(error)
-    if (status := _STATUS.search(text)) is not None:
-        return _STATUS_FAULTS.get(status[1], StoreFault.OTHER)
-    kind = _KIND.search(text)
+    if (status := _status_of(error)) is not None:
+        return _STATUS_FAULTS.get(status, StoreFault.OTHER)
+    kind = _KIND.search(str(error))
     return StoreFault.OTHER if kind is None else _KIND_FAULTS.get(kind[1], StoreFault.OTHER)
+
+
+def _status_of(error: Exception) -> str | None:
+    found = _STATUS.search(str(error))
+    return found[1] if found else None
 
 
 def _first_line(error: Exception) -> str:
