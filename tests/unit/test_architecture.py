@@ -142,6 +142,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_router.admin": {
         "core.admin_api",
+        "core.sections",
         "ghostcacher_router.types",
         "ghostcacher_router.build",
         "ghostcacher_router.fleet",
