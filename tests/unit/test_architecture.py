@@ -144,6 +144,7 @@ ARROWS: dict[str, set[str]] = {
         "core.admin_api",
         "core.sections",
         "ghostcacher_router.types",
+        "ghostcacher_router.ports",
         "ghostcacher_router.build",
         "ghostcacher_router.fleet",
         "ghostcacher_router.http.protocol",
