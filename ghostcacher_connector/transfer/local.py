@@ -14,7 +14,15 @@ from collections.abc import Callable
 from ghostcacher_connector.core.errors import TransferError
 from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory
 from ghostcacher_connector.slots import Slots, SlotTable, check_header, seal_words, valid_mask
-from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, checked_result, failed_result
+from ghostcacher_connector.transfer.base import (
+    Probe,
+    PullRequest,
+    PullResult,
+    Transport,
+    Validity,
+    checked_result,
+    failed_result,
+)
 from ghostcacher_connector.transfer.layout import Bytes, request_fault, rows_of, slots_fault
 from ghostcacher_connector.transfer.row_copy import row_copy
 
@@ -54,7 +62,7 @@ class LocalTransport(Transport):
 
     def pull(self, request: PullRequest) -> PullResult:
         started = self._clock()
-        count, peer = len(request.local_slots), request.peer
+        count = len(request.local_slots)
         fault = self._fault_of(request)
         if fault is not None:
             return failed_result(count, self.name, *fault)
@@ -72,9 +80,7 @@ class LocalTransport(Transport):
                 return failed_result(count, self.name, MissReason.TRANSFER_FAILED, str(exc), moved_bytes=moved_bytes)
             moved_bytes += len(slots[part]) * self._engine.bytes_per_slot
         # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
-        seal = self._table.seal(request.remote_slots)
-        valid = valid_mask(seal, peer.incarnation, peer.slot_count, request.generations)
-        return checked_result(valid, self.name, moved_bytes, self._clock() - started)
+        return checked_result(self._check_seal(request), self.name, moved_bytes, self._clock() - started)
 
     def probe(self, peer: RankEndpoint, slots: Slots, *, timeout_s: float) -> Probe:
         started = time.perf_counter()
@@ -95,6 +101,10 @@ class LocalTransport(Transport):
 
     def close(self) -> None:
         self._closed = True
+
+    def _check_seal(self, request: PullRequest) -> Validity:
+        seal = self._table.seal(request.remote_slots)
+        return valid_mask(seal, request.peer.incarnation, request.peer.slot_count, request.generations)
 
     def _fault_of(self, request: PullRequest) -> tuple[MissReason, str] | None:
         if not self.reaches(request.peer):

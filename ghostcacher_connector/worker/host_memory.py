@@ -73,9 +73,14 @@ class HostMemory:
         """The size of the mapping, in bytes."""
         return len(self._mapping)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the memory was given back."""
+        return self._mapping.closed
+
     def close(self) -> None:
         """Give the memory back: nothing may read or write it any more. Idempotent."""
-        if self._mapping.closed:
+        if self.closed:
             return
         if self._device is not None:
             self._device.unpin(int(self._bytes.ctypes.data))

@@ -27,10 +27,10 @@ from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_connector.core.types import RankEndpoint, SlotMemory, WorkerRecord
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.metrics.catalog import COPY_RESULTS
-from ghostcacher_connector.slots import SlotTable
+from ghostcacher_connector.slots import Slots, SlotTable
 from ghostcacher_connector.transfer.base import Probe, Transport
 from ghostcacher_connector.transfer.copier import Copier, CopierStats
-from ghostcacher_connector.transfer.layout import rows_of
+from ghostcacher_connector.transfer.layout import by_memory, rows_of
 from ghostcacher_connector.transfer.local import LocalTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
@@ -118,6 +118,8 @@ class RankRuntime:
 
     def start(self) -> None:
         """Prove that a pull works, then look for peers. Raises TransferError when it does not."""
+        if self._settings.object_url is not None:
+            logger.warning("object_url: has no effect yet: engines do not use the object tier")
         if self._settings.self_check:
             self._run_self_check()
         self._live_workers.start()
@@ -236,32 +238,32 @@ class RankRuntime:
         return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 
     def _run_self_check(self) -> None:
-        """Read a slot of this rank the way a peer would and compare its bytes. Raises TransferError.
+        """Read a slot of each of this rank's memories the way a peer would and compare its bytes. Raises TransferError.
 
-        On a GPU only the seal: CUDA does not open for a process the memory that is its own.
+        On a GPU none of the engine's: CUDA does not open for a process the memory that is its own.
         """
-        expected = self._write_pattern()
-        slots = np.asarray([self._scratch_slot] if self._memory.memory == "DRAM" else [], dtype=np.int64)
+        on_host = [self._scratch_slot] if self._memory.memory == "DRAM" else []
+        if self._host is not None:
+            on_host.append(self._memory.slot_count)  # the first host slot: nothing is in it yet
+        slots = np.asarray(on_host, dtype=np.int64)
+        expected = self._write_pattern(slots)
         seen = self._nixl.probe(self.endpoint, slots, timeout_s=SELF_CHECK_TIMEOUT_S)
         error = ""
         if not seen.current:
             error = "the seal is that of another incarnation"
-        elif expected is not None and seen.data != expected:
-            error = f"slot {self._scratch_slot}: the bytes read are not those that were written"
+        elif seen.data != expected:
+            error = f"slots {on_host}: the bytes read are not those that were written"
         self._self_check = SelfCheckReport(ok=not error, transport=seen.transport, error=error, at=time.time())
         self._recorder.set("gc_self_check_ok", 0 if error else 1, rank=str(self._rank))
         if error:
             raise TransferError(f"self-check of {self._worker} rank {self._rank} failed: {error}")
-        what = f"slot {self._scratch_slot}" if len(slots) else "the seal"
+        what = f"slots {on_host}" if on_host else "the seal"
         logger.info("self-check: read %s over %s in %.0f us", what, seen.transport, (seen.rtt_s + seen.data_s) * 1e6)
 
-    def _write_pattern(self) -> bytes | None:
-        """Fill the scratch slot with random bytes and return them; None where the host cannot write them."""
-        if self._memory.memory != "DRAM":
-            return None
-        parts = []
-        for segment in self._memory.segments:
-            pattern = secrets.token_bytes(segment.slot_bytes)
-            rows_of(segment, self._memory.slot_count)[self._scratch_slot] = np.frombuffer(pattern, dtype=np.uint8)
-            parts.append(pattern)
-        return b"".join(parts)
+    def _write_pattern(self, slots: Slots) -> bytes:
+        """Fill slots in host memory with random bytes; return these, segment after segment."""
+        rows = [np.frombuffer(secrets.token_bytes(len(slots) * size), np.uint8) for size in self._memory.slot_bytes]
+        for memory, places, within in by_memory(self.endpoint.memories, slots):
+            for segment, part in zip(memory.segments, rows, strict=True):
+                rows_of(segment, memory.slot_count)[within] = part.reshape(len(slots), -1)[places]
+        return b"".join(part.tobytes() for part in rows)

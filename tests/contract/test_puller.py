@@ -4,99 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from ghostcacher_connector.core.types import MissReason, RankEndpoint, Role, Segment, WorkerRecord
-from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport, failed_result
-from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource
+from ghostcacher_connector.core.types import MissReason, Segment
+from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, failed_result
+from ghostcacher_connector.transfer.jobs import PullJob, PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
+from tests.contract.puller_fleet import NAMESPACE, Fleet, record, wait_for, wait_until
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
 pytestmark = pytest.mark.timeout(120)
-NAMESPACE = "n" * 32
-
-
-def record(worker: str, endpoint: RankEndpoint, namespace: str = NAMESPACE) -> WorkerRecord:
-    return WorkerRecord(
-        schema=2,
-        worker=worker,
-        incarnation=endpoint.incarnation,
-        namespace=namespace,
-        fingerprint={},
-        role=Role.BOTH,
-        http=None,
-        block_tokens=16,
-        started_at=0.0,
-        ranks=(endpoint,),
-    )
-
-
-class Fleet:
-    """Two owners on one fabric, and a puller with its own memory."""
-
-    def __init__(self, **options: Any) -> None:
-        self.fabric = Fabric()
-        self.owners = {name: KvMemory() for name in ("w1", "w2")}
-        self.transports = {
-            name: MemoryTransport(self.fabric, owner.memories, owner.table, name=name)
-            for name, owner in self.owners.items()
-        }
-        self.memory = KvMemory()
-        self.clock_s = 100.0
-        self.transport: Transport = options.pop("transport", None) or MemoryTransport(
-            self.fabric, self.memory.memories, self.memory.table, name="me", clock=self.clock
-        )
-        self.puller = Puller(
-            [self.transport], self.memory.rank, namespace=NAMESPACE, rank=0, clock=self.clock, **options
-        )
-        self.publish()
-
-    def clock(self) -> float:
-        return self.clock_s
-
-    def publish(self) -> None:
-        self.puller.update_peers([record(name, t.endpoint(rank=0)) for name, t in self.transports.items()])
-
-    def write(self, worker: str, slots: list[int], generations: list[int]) -> PullSource:
-        """Fill slots of a worker; return them as a source."""
-        where, what = np.array(slots, dtype=np.int64), np.array(generations, dtype=np.uint64)
-        self.owners[worker].write(where, what)
-        return PullSource(worker, self.owners[worker].table.incarnation, where, what)
-
-    def run(self, *sources: PullSource, count: int = 3, seconds: float = 5.0, job_id: str = "j") -> JobResult:
-        slots = np.arange(10, 10 + count, dtype=np.int64)
-        self.puller.submit(PullJob(job_id, slots, sources, self.clock_s + seconds))
-        return wait_for(self.puller)[0]
-
-    def agent(self, worker: str) -> str:
-        return self.transports[worker].agent_name
-
-
-def wait_for(puller: Puller, count: int = 1) -> list[JobResult]:
-    """Poll until so many jobs ended."""
-    results: list[JobResult] = []
-
-    def collected() -> bool:
-        results.extend(puller.poll())
-        return len(results) >= count
-
-    wait_until(collected)
-    return results
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "the condition did not come true"
-        time.sleep(0.002)
 
 
 class UnfinishedTransport(MemoryTransport):
@@ -148,25 +73,34 @@ def fleet() -> Iterator[Fleet]:
     fleet.puller.close()
 
 
-def test_job_with_one_good_source_is_done(fleet: Fleet) -> None:
+@pytest.fixture(params=["peer", "own"])
+def any_fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    """One whose first owner is a peer, and one where it is the puller's rank itself, with its host slots."""
+    fleet = Fleet(own=request.param == "own")
+    yield fleet
+    fleet.puller.close()
+
+
+def test_job_with_one_good_source_is_done(any_fleet: Fleet) -> None:
     """All blocks arrive from the first source."""
-    source = fleet.write("w1", [1, 2, 3], [7, 8, 9])
-    result = fleet.run(source)
+    source = any_fleet.write("w1", [1, 2, 3], [7, 8, 9])
+    result = any_fleet.run(source)
     assert result.outcome is PullOutcome.DONE
     assert result.reason is None
-    assert result.bytes == 3 * fleet.memory.rank.bytes_per_slot
-    assert fleet.memory.holds(np.arange(10, 13), source.remote_slots, source.generations).all()
+    assert result.bytes == 3 * any_fleet.memory.rank.bytes_per_slot
+    assert any_fleet.memory.holds(np.arange(10, 13), source.remote_slots, source.generations).all()
 
 
-def test_stale_blocks_are_fetched_from_the_next_source(fleet: Fleet) -> None:
+def test_stale_blocks_are_fetched_from_the_next_source(any_fleet: Fleet) -> None:
     """Only what the first source did not deliver is asked of the second."""
-    first = fleet.write("w1", [1, 2, 3], [7, 7, 7])
-    fleet.owners["w1"].table.bump(np.array([2]), np.array([8], dtype=np.uint64))
-    second = fleet.write("w2", [4, 5, 6], [3, 3, 3])
-    result = fleet.run(first, second)
+    first = any_fleet.write("w1", [1, 2, 3], [7, 7, 7])
+    any_fleet.owners["w1"].table.bump(first.remote_slots[1:2], np.array([8], dtype=np.uint64))
+    second = any_fleet.write("w2", [4, 5, 6], [3, 3, 3])
+    result = any_fleet.run(first, second)
     assert result.outcome is PullOutcome.DONE
     assert [(t.worker, t.asked, t.valid) for t in result.tries] == [("w1", 3, 2), ("w2", 1, 1)]
-    assert fleet.memory.holds(np.array([10, 11, 12]), np.array([1, 5, 3]), np.array([7, 3, 7])).all()
+    sources = np.array([first.remote_slots[0], 5, first.remote_slots[2]])
+    assert any_fleet.memory.holds(np.array([10, 11, 12]), sources, np.array([7, 3, 7])).all()
 
 
 def test_dead_source_is_replaced_by_the_next(fleet: Fleet) -> None:
@@ -176,9 +110,9 @@ def test_dead_source_is_replaced_by_the_next(fleet: Fleet) -> None:
     assert fleet.run(first, fleet.write("w2", [4, 5, 6], [3, 3, 3])).outcome is PullOutcome.DONE
 
 
-def test_shorter_source_delivers_its_part_and_the_rest_says_why(fleet: Fleet) -> None:
+def test_shorter_source_delivers_its_part_and_the_rest_says_why(any_fleet: Fleet) -> None:
     """A source may hold fewer blocks; those that nobody holds are reported as not indexed."""
-    result = fleet.run(fleet.write("w1", [1, 2], [7, 7]))
+    result = any_fleet.run(any_fleet.write("w1", [1, 2], [7, 7]))
     assert result.valid.tolist() == [True, True, False]
     assert [(f.reason, f.blocks.tolist()) for f in result.failures] == [(MissReason.NOT_INDEXED, [2])]
 
@@ -192,9 +126,9 @@ def test_reused_during_the_read_ends_as_stale(fleet: Fleet) -> None:
     assert not result.valid.any()
 
 
-def test_unknown_peer_fails_as_unreachable(fleet: Fleet) -> None:
+def test_unknown_peer_fails_as_unreachable(any_fleet: Fleet) -> None:
     """A worker that is not in the directory cannot be pulled from."""
-    result = fleet.run(PullSource("nobody", bytes(16), np.array([1]), np.array([1], dtype=np.uint64)), count=1)
+    result = any_fleet.run(PullSource("nobody", bytes(16), np.array([1]), np.array([1], dtype=np.uint64)), count=1)
     assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE)
 
 
@@ -212,9 +146,9 @@ def test_failing_peer_is_backed_off_from_and_tried_again_later(fleet: Fleet) -> 
     assert fleet.puller.links()["w1"].failures == 1
 
 
-def test_deadline_passed_in_the_queue_fails_as_timeout(fleet: Fleet) -> None:
+def test_deadline_passed_in_the_queue_fails_as_timeout(any_fleet: Fleet) -> None:
     """A job that comes too late reads nothing."""
-    result = fleet.run(fleet.write("w1", [1, 2, 3], [7, 7, 7]), seconds=-1.0)
+    result = any_fleet.run(any_fleet.write("w1", [1, 2, 3], [7, 7, 7]), seconds=-1.0)
     assert (result.outcome, result.reason, result.bytes) == (PullOutcome.FAILED, MissReason.TIMEOUT, 0)
 
 

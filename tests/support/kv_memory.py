@@ -47,6 +47,12 @@ class KvMemory:
         self.rows = [rows_of(segment, slot_count) for segment in segments]
         self.words = [rows.view(np.uint64) for rows in self.rows]
 
+    def adopt(self, host: SlotMemory) -> None:
+        """Have these host slots from now on, and a new table."""
+        self.memories = (self.rank, host)
+        self.host_rows = [rows_of(segment, host.slot_count) for segment in host.segments]
+        self.table = SlotTable(self.rank.slot_count + host.slot_count)
+
     def write(self, slots: np.ndarray, generations: np.ndarray) -> None:
         """Bump, then overwrite: what an engine does with a slot that it reuses."""
         self.table.bump(slots, generations)
@@ -54,10 +60,14 @@ class KvMemory:
 
     def overwrite(self, slots: np.ndarray, generations: np.ndarray) -> None:
         """Fill slots with the content of their generation, without a bump."""
+        self.fill(slots, slots, generations)
+
+    def fill(self, slots: np.ndarray, owners: np.ndarray, generations: np.ndarray) -> None:
+        """Fill slots with the content that other slots, `owners`, have at these generations."""
         for memory, places, within in by_memory(self.memories, slots):
             for number, segment in enumerate(memory.segments):
                 words = rows_of(segment, memory.slot_count).view(np.uint64)
-                words[within] = pattern(slots[places], generations[places], number, words.shape[1])
+                words[within] = pattern(owners[places], generations[places], number, words.shape[1])
 
     def clear(self) -> None:
         """Zero everything."""

@@ -19,9 +19,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ghostcacher_connector.transfer.copier import Copier
+from ghostcacher_connector.transfer.jobs import CopyJob
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from tests.support.kv_memory import KvMemory, make_memory
 
+COPY_S = 60.0
 LATE_BUMP_S = 0.0002
 """How late the broken order bumps: in an engine it would be a forward pass."""
 
@@ -47,6 +50,34 @@ def torture(memory: KvMemory, published: np.ndarray, first: int, bump_last: bool
             memory.write(slots, generations[slots])
         published[slots] = generations[slots]
         rounds += 1
+    return rounds
+
+
+def torture_host(memory: KvMemory, published: np.ndarray, first: int, bump_last: bool) -> int:
+    """As `torture`, with host slots: each is bumped, and filled by a copy from an engine slot, as often as possible."""
+    engine, host = memory.memories
+    copier = Copier((engine, host), memory.table)
+    generations = np.full(host.slot_count, first, dtype=np.uint64)
+    sources = np.arange(4, dtype=np.int64)
+    rng = np.random.default_rng(7)
+    rounds = 0
+    while rounds % 16 or not select.select([sys.stdin], [], [], 0)[0]:
+        slots = rng.choice(host.slot_count, size=4, replace=False).astype(np.int64)
+        generations[slots] += np.uint64(1)
+        places, what = slots + engine.slot_count, generations[slots]
+        memory.table.bump(sources, np.full(4, rounds, dtype=np.uint64))
+        memory.fill(sources, places, what)
+        if not bump_last:
+            memory.table.bump(places, what)
+        copier.submit(CopyJob(rounds, sources, np.full(4, rounds, dtype=np.uint64), places))
+        (result,) = copier.poll(wait_s=COPY_S)
+        assert result.valid.all()
+        if bump_last:
+            time.sleep(LATE_BUMP_S)
+            memory.table.bump(places, what)
+        published[slots] = what
+        rounds += 1
+    assert copier.close()
     return rounds
 
 
@@ -93,7 +124,8 @@ class Owner:
             self.memory.table.renew_incarnation()
             return self.endpoint()
         elif command in {"torture", "torture_bump_last"}:
-            return {"rounds": torture(self.memory, self.published, generations[0], command == "torture_bump_last")}
+            run = torture if len(self.memory.memories) == 1 else torture_host
+            return {"rounds": run(self.memory, self.published, generations[0], command == "torture_bump_last")}
         return {"ok": command}
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport, Validity
@@ -85,9 +86,19 @@ def make_transport(kind: str, mutate: str | None, memory: KvMemory, threads: int
 
 
 def pull_many(
-    transport: Transport, peer: RankEndpoint, published: np.ndarray, memory: KvMemory, *, lane: int, pulls: int
+    transport: Transport,
+    peer: RankEndpoint,
+    published: np.ndarray,
+    memory: KvMemory,
+    *,
+    lane: int,
+    pulls: int,
+    first: int = 0,
 ) -> Tally:
-    """Pull random groups of slots as published at the moment into the lane's own local slots; check the content."""
+    """Pull random groups of slots as published at the moment into the lane's own local slots; check the content.
+
+    first: the number of the first of the SLOTS slots that the writer reuses.
+    """
     rng = np.random.default_rng(lane)
     local = np.arange(BLOCKS_PER_PULL, dtype=np.int64) + lane * BLOCKS_PER_PULL
     accepted = stale = bad = failed_pulls = 0
@@ -95,6 +106,7 @@ def pull_many(
     for _ in range(pulls):
         remote = rng.choice(SLOTS, size=BLOCKS_PER_PULL, replace=False).astype(np.int64)
         generations = published[remote].copy()
+        remote += first
         result = transport.pull(PullRequest(peer, remote, local, generations, time.monotonic() + 10.0))
         failed_pulls += result.outcome is PullOutcome.FAILED
         good = memory.holds(local, remote, generations)
@@ -104,12 +116,26 @@ def pull_many(
     return Tally(pulls, accepted, stale, bad, failed_pulls, time.monotonic() - started)
 
 
+def swapped(peer: RankEndpoint) -> RankEndpoint:
+    """The broken record: each memory has the other one's addresses."""
+    engine, host = peer.memories
+    memories = (replace(engine, segments=host.segments), replace(host, segments=engine.segments))
+    return replace(peer, memories=memories)
+
+
 def run(
-    pulls: int, *, kind: str = "nixl", threads: int = 1, mutate: str | None = None, device: int | None = None
+    pulls: int,
+    *,
+    kind: str = "nixl",
+    threads: int = 1,
+    mutate: str | None = None,
+    device: int | None = None,
+    host: bool = False,
 ) -> Tally:
     """Carry out a torture with a writer process of its own; return the counts over all threads.
 
-    device: both memories lie on this CUDA device; None: in host memory.
+    host: the writer fills host slots, by copies from its engine slots, and those are pulled. device: both memories lie
+    on this CUDA device; None: in host memory.
     """
     shape = {"slot_count": SLOTS, "segment_count": 1, "slot_bytes": SLOT_BYTES}
     place = {} if device is None else {"device": device}
@@ -118,7 +144,7 @@ def run(
         Path(shared.name).write_bytes(bytes(8 * SLOTS))
         published = np.memmap(shared.name, dtype=np.uint64, mode="r")
         options: dict[str, Any] = {
-            "memory": {**shape, **place},
+            "memory": {**shape, **place, **({"host_slots": SLOTS} if host else {})},
             "published": shared.name,
         }
         if kind == "relay":
@@ -126,15 +152,16 @@ def run(
         with OwnerProcess(options) as owner:
             transport = make_transport(kind, mutate, memory, threads)
             transport.probe(owner.endpoint, np.zeros(0, dtype=np.int64), timeout_s=CONNECT_TIMEOUT_S)
+            peer = swapped(owner.endpoint) if mutate == "swapped" else owner.endpoint
             owner.send("torture_bump_last" if mutate == "bump-last" else "torture", generations=[0])
             while not published.all():
                 time.sleep(0.001)  # until every slot has been published once
             tallies: list[Tally] = []
 
             def work(lane: int) -> None:
-                tallies.append(
-                    pull_many(transport, owner.endpoint, published, memory, lane=lane, pulls=pulls // threads)
-                )
+                count = pulls // threads
+                first = SLOTS if host else 0
+                tallies.append(pull_many(transport, peer, published, memory, lane=lane, pulls=count, first=first))
 
             workers = [threading.Thread(target=work, args=(lane,)) for lane in range(threads)]
             for worker in workers:

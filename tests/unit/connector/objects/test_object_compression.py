@@ -15,7 +15,8 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects import compression
 from ghostcacher_connector.objects.stores.file_store import FileStore
-from ghostcacher_connector.objects.tier import ObjectTier, TierOptions
+from ghostcacher_connector.objects.tier import ObjectTier
+from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import BLOCK_BYTES, buffers, chain, opened, right, row_of, rows_of, write_all
 
 pytest.importorskip("zstandard", reason="needs the package zstandard, of the extra [objects]")
@@ -124,7 +125,7 @@ def test_it_never_pays_for_noise() -> None:
 def test_what_was_measured_decides(store: FileStore) -> None:
     """Nothing is compressed before the store was measured; on a slow one then everything is."""
     other = chain(8, "other")
-    with opened(store) as tier:
+    with opened(store, options=ALWAYS._replace(compress="auto")) as tier:
         tier.write(PROMPT, rows_of(PROMPT), position=0, section=1)
         tier.wait_written(60)
         assert stored(store)[0][1] > RAW_BYTES
