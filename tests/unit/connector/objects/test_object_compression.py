@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from ghostcacher_connector.objects.tier import ObjectTier
 from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import BLOCK_BYTES, buffers, chain, opened, right, row_of, rows_of, write_all
 
-pytest.importorskip("zstandard", reason="needs the package zstandard, of the extra [objects]")
+pytestmark = pytest.mark.skipif(
+    find_spec("zstandard") is None, reason="needs the package zstandard, of the extras [objects] and [dev]"
+)
 
 PROMPT = chain(8)
 ALWAYS = TierOptions(queue_bytes=64 << 20, compress="always")
