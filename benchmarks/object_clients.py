@@ -236,7 +236,7 @@ def main() -> None:
     args = parser.parse_args()
     total_mib = 32 if args.short else 256
     random = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory(dir=args.folder) as name, S3Server(Path(name) / "s3") as server:
+    with tempfile.TemporaryDirectory(dir=args.folder) as name, S3Server(Path(name) / "s3", volume_mib=1024) as server:
         files = Path(name) / "files"
         files.mkdir()
         print(

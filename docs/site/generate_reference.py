@@ -18,10 +18,12 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
 
+from ghostcacher_cli.analyze import report
 from ghostcacher_cli.main import main as command_line
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core import admin_api
@@ -37,7 +39,7 @@ from ghostcacher_router.metrics import catalog as metrics_catalog
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 NOTE = "<!-- Made by docs/site/generate_reference.py: change the code, then `make reference`. -->\n"
-COMMANDS = ("", "up", "router", "status", "top", "doctor", "version")
+COMMANDS = ("", "up", "router", "status", "top", "doctor", "analyze", "version")
 COLUMNS = "100"
 
 
@@ -155,6 +157,7 @@ def cli_page() -> str:
         words = [command] if command else []
         name = " ".join(["ghostcacher", *words])
         parts.append(f"\n## {name}\n\n```text\n{help_of(words)}\n```\n")
+    parts.append(f"\n## What analyze --json prints\n\n{inspect.getdoc(report)}\n{structs(report, '###')}")
     return "".join(parts)
 
 
@@ -179,10 +182,17 @@ def http_page() -> str:
         "\n```\n\n`/gc/*` needs the admin token: see [Operating it](../operating/router.md#operating-it). "
         "Its bodies are JSON. Readers should ignore fields that they do not know.\n",
     ]
-    for name, kind in vars(admin_api).items():
-        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__module__ == admin_api.__name__:
-            parts.append(f"\n## {name}\n\n{inspect.getdoc(kind)}\n\n{fields_table(kind)}")
+    parts.append(structs(admin_api, "##"))
     return "".join(parts)
+
+
+def structs(module: ModuleType, heading: str) -> str:
+    """Return a part for each structure of a module: what it is, and its fields."""
+    return "".join(
+        f"\n{heading} {name}\n\n{inspect.getdoc(kind)}\n\n{fields_table(kind)}"
+        for name, kind in vars(module).items()
+        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
+    )
 
 
 def fields_table(kind: type[msgspec.Struct]) -> str:

@@ -30,7 +30,7 @@ from ghostcacher_connector.objects.object_notes import (
     encode_segment,
     merged,
 )
-from ghostcacher_connector.objects.stores.base import ObjectStore, StoredObject, StoreError, StoreFault
+from ghostcacher_connector.objects.stores.base import ListedObject, ObjectStore, StoreError, StoreFault
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class NoteLog:
             self._merge(listed)
         return True
 
-    def _merge(self, listed: list[StoredObject]) -> None:
+    def _merge(self, listed: list[ListedObject]) -> None:
         notes: list[Note] = []
         replaced = []
         for one in sorted(listed, key=lambda one: one.name, reverse=True):
@@ -158,7 +158,7 @@ class NoteLog:
         self._store.create(name, memoryview(encode_segment(segment)))
         self._read.add(name)
 
-    def _segment(self, one: StoredObject) -> Segment | None:
+    def _segment(self, one: ListedObject) -> Segment | None:
         """Return a segment; None when it is gone, or was none and is out of the way now."""
         try:
             if one.size_bytes > SEGMENT_BYTES_MAX:

@@ -20,7 +20,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Self
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.periodic import Periodic
@@ -34,29 +34,12 @@ from ghostcacher_connector.objects.rank_objects import RankObjects
 from ghostcacher_connector.objects.stores.base import ObjectStore, StoreError
 from ghostcacher_connector.objects.stores.open_store import open_store
 from ghostcacher_connector.objects.sweeper import SWEEP_S, Sweeper
+from ghostcacher_connector.objects.tier_options import TierOptions
 
 logger = logging.getLogger(__name__)
 
 REFRESH_S = 15.0
 """How soon a worker knows what others have written."""
-
-
-class TierOptions(NamedTuple):
-    """What the settings say of the object tier."""
-
-    ttl_s: float = 7 * 86_400.0
-    """How long an object is kept after its last use."""
-
-    bytes_max: int = 100 << 30
-    """What all objects of the whole fleet may take."""
-
-    queue_bytes: int = 256 << 20
-    """What may wait to be written in this rank."""
-
-    timeout_s: float = 10.0
-    """Bound of one request to the store."""
-
-    compress: Literal["auto", "always", "never"] = "auto"
 
 
 class ObjectTier:

@@ -11,7 +11,8 @@ import numpy as np
 
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects.stores.base import ObjectStore
-from ghostcacher_connector.objects.tier import ObjectTier, TierOptions
+from ghostcacher_connector.objects.tier import ObjectTier
+from ghostcacher_connector.objects.tier_options import TierOptions
 
 NAMESPACE = b"model, weights and layout"
 BLOCK_BYTES = 1 << 20

@@ -46,7 +46,7 @@ ARROWS: dict[str, set[str]] = {
     "slots": set(),
     "identity": set(),
     "metrics": set(),
-    "objects": {"core.object_url", "metrics"},
+    "objects": {"config", "core.object_url", "metrics"},
     "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
@@ -179,6 +179,12 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_cli.terminal",
     },
     "ghostcacher_cli.doctor": {"*"},
+    "ghostcacher_cli.analyze": {
+        "core.prefix_tree",
+        "core.retention",
+        "ghostcacher_router.prompt",
+        "ghostcacher_cli.terminal",
+    },
     "ghostcacher_cli.main": {
         "ghostcacher_cli.*",
         "core.settings",

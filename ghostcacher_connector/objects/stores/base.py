@@ -54,7 +54,7 @@ class StoreError(GhostCacherError):
         self.fault = fault
 
 
-class StoredObject(NamedTuple):
+class ListedObject(NamedTuple):
     """What a listing says of one object."""
 
     name: str
@@ -75,7 +75,7 @@ class ObjectStore(ABC):
         """Return the first `size_bytes` of an object; fewer when it is shorter."""
 
     @abstractmethod
-    def walk(self, prefix: str, count_max: int) -> Iterator[StoredObject]:
+    def walk(self, prefix: str, count_max: int) -> Iterator[ListedObject]:
         """Yield objects whose names begin with `prefix`, a whole number of words, `count_max` at most, in any order."""
 
     @abstractmethod

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.objects.stores.base import ObjectStore, StoredObject, StoreError, StoreFault
+from ghostcacher_connector.objects.stores.base import ListedObject, ObjectStore, StoreError, StoreFault
 
 try:
     from obstore import exceptions as obstore_errors
@@ -79,12 +79,12 @@ class S3Store(ObjectStore):
             _raise(f"reading {name}", error)
         return data
 
-    def walk(self, prefix: str, count_max: int) -> Iterator[StoredObject]:
+    def walk(self, prefix: str, count_max: int) -> Iterator[ListedObject]:
         left = count_max
         try:
             for batch in self._bucket.list(prefix, chunk_size=1000):
                 for found in batch[:left]:
-                    yield StoredObject(found["path"], found["size"], found["last_modified"].timestamp())
+                    yield ListedObject(found["path"], found["size"], found["last_modified"].timestamp())
                 left -= len(batch)
                 if left <= 0:
                     return

@@ -227,6 +227,12 @@ def _secret(option: str, variable: str | None, default: str) -> str | None:
     return value
 
 
+def _analyze(words: Sequence[str]) -> int:
+    from ghostcacher_cli.analyze.run import main  # noqa: PLC0415 - what only this command needs
+
+    return main(words)
+
+
 def _version(words: Sequence[str]) -> int:
     argparse.ArgumentParser(prog="ghostcacher version", description=COMMANDS["version"].help).parse_args(words)
     print(f"ghostcacher {__version__}")
@@ -255,6 +261,7 @@ COMMANDS: dict[str, Command] = {
     "status": Command("show a router's fleet once", _status),
     "top": Command("show a router's fleet, anew each second", _top),
     "doctor": Command("look at Redis, NIXL and every worker, and say how to fix what is wrong", _doctor),
+    "analyze": Command("say what a cache could save of a file of requests", _analyze),
     "version": Command("print the versions of GhostCacher and of what it works with", _version),
 }
 """What a command needs beyond this module is imported when it is asked for."""

@@ -15,7 +15,8 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects import compression
 from ghostcacher_connector.objects.stores.file_store import FileStore
-from ghostcacher_connector.objects.tier import ObjectTier, TierOptions
+from ghostcacher_connector.objects.tier import ObjectTier
+from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import BLOCK_BYTES, buffers, chain, opened, right, row_of, rows_of, write_all
 
 pytest.importorskip("zstandard", reason="needs the package zstandard, of the extra [objects]")

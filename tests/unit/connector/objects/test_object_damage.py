@@ -22,7 +22,7 @@ from ghostcacher_connector.objects.object_format import (
 )
 from ghostcacher_connector.objects.stores.base import StoreError, StoreFault
 from ghostcacher_connector.objects.stores.file_store import FileStore
-from ghostcacher_connector.objects.tier import TierOptions
+from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import chain, opened, right, rows_of
 
 BLOCKS = 4

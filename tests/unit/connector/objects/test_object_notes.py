@@ -203,6 +203,28 @@ def test_many_segments_become_one_and_nothing_is_forgotten(logs: Logs) -> None:
     assert known(found) == known(catalogue)
 
 
+def test_a_merge_that_fails_halfway_loses_nothing(logs: Logs) -> None:
+    """The disk is full, say: the segments that were to be replaced stay."""
+    writer, _ = logs.log()
+    for number in range(MERGE_AT):
+        writer.add(wrote(number, 1.0 + number))
+        writer.flush()
+
+    class Full(FileStore):
+        def create(self, name: str, data: memoryview) -> bool:
+            if name.startswith(layout.NOTES):
+                raise StoreError(StoreFault.FULL, name)
+            return super().create(name, data)
+
+    merging, catalogue = logs.log(Full(logs.store._folder))
+    with pytest.raises(StoreError):
+        merging.refresh()
+    assert catalogue.object_count == MERGE_AT
+    reader, found = logs.log()
+    reader.refresh()
+    assert known(found) == known(catalogue)
+
+
 def test_one_worker_merges_in_a_stretch_of_time(logs: Logs) -> None:
     """All of them would write as many merged segments as there are workers, and merge those again."""
     writer, _ = logs.log()

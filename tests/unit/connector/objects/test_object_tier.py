@@ -8,15 +8,30 @@ from pathlib import Path
 
 import pytest
 
+from ghostcacher_connector.config import Settings
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects.stores.file_store import FileStore
-from ghostcacher_connector.objects.tier import TierOptions
+from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import buffers, chain, opened, right, row_of, rows_of, write_all
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> FileStore:
     return FileStore(tmp_path / "objects")
+
+
+class Standing(FileStore):
+    """Stands still before it writes an object, until it is let go."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.stands, self.goes = threading.Event(), threading.Event()
+
+    def create(self, name: str, data: memoryview) -> bool:
+        if name.startswith("v1/objects/"):
+            self.stands.set()
+            assert self.goes.wait(60)
+        return super().create(name, data)
 
 
 def test_what_was_written_is_found_by_whoever_opens_the_store_later(store: FileStore) -> None:
@@ -70,23 +85,21 @@ def test_another_namespace_rank_or_block_size_finds_nothing(store: FileStore) ->
             assert tier.read(prompt, buffers(4, 1 << 19), time.monotonic() + 60) == 0
 
 
+def test_the_settings_say_what_the_defaults_are() -> None:
+    assert TierOptions.of(Settings()) == TierOptions()
+    changed = Settings(object_ttl_h=0.5, object_max_gib=0.5, object_queue_mib=16, object_compression="never")
+    assert TierOptions.of(changed) == TierOptions(1800.0, 1 << 29, 16 << 20, 10.0, "never")
+
+
 def test_a_full_queue_drops_and_counts_and_does_not_wait(store: FileStore) -> None:
     """The store stands still: what does not fit into the queue is refused at once."""
-    stands, goes = threading.Event(), threading.Event()
-
-    class Standing(FileStore):
-        def create(self, name: str, data: memoryview) -> bool:
-            stands.set()
-            assert goes.wait(60)
-            return super().create(name, data)
-
     recorder = Recorder()
     prompt = chain(64)
     slow = Standing(store._folder)
     with opened(slow, recorder=recorder, options=TierOptions(queue_bytes=32 << 20)) as tier:
         assert not tier.write(prompt, rows_of(prompt), position=0, section=1)
-        assert stands.wait(60)
-        goes.set()
+        assert slow.stands.wait(60)
+        slow.goes.set()
     outcomes = recorder.drain()["gc_object_writes_total"]
     assert outcomes["queue_full"] == 1
     with opened(store) as tier:
@@ -128,6 +141,34 @@ def test_what_is_dropped_is_gone_for_everybody_and_after_a_restart(store: FileSt
     with opened(store) as tier:
         assert tier.longest(prompt) == 0
         assert right(tier, kept) == 8
+
+
+def test_what_is_dropped_while_it_is_written_does_not_come_back(store: FileStore) -> None:
+    """Neither what is being written nor what waits behind it."""
+    prompt = chain(64)
+    slow = Standing(store._folder)
+    recorder = Recorder()
+    with opened(slow, recorder=recorder) as tier:
+        tier.write(prompt, rows_of(prompt), position=0, section=1)
+        assert slow.stands.wait(60)
+        assert tier.drop() > 0
+        slow.goes.set()
+        assert tier.wait_written(60)
+        assert tier.longest(prompt) == 0
+    assert not list(store.walk("v1/objects/", 100))
+    assert recorder.drain()["gc_object_writes_total"].keys() == {"flushed", "queue_full"}
+
+
+def test_a_drop_of_one_type_spares_the_others(store: FileStore) -> None:
+    prompt, tools = chain(8), chain(8, "tools")
+    with opened(store) as tier:
+        assert tier.write(prompt, rows_of(prompt), position=0, section=2)
+        assert tier.write(tools, rows_of(tools), position=0, section=0)
+        assert tier.wait_written(60)
+        assert tier.drop(section=0) > 8 << 20
+        assert (tier.longest(tools), right(tier, prompt)) == (0, 8)
+    with opened(store) as tier:
+        assert (tier.longest(tools), right(tier, prompt)) == (0, 8)
 
 
 def test_what_was_dropped_can_be_written_again(store: FileStore) -> None:
