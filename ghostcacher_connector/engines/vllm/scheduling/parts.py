@@ -147,6 +147,7 @@ class PartsMaker:
         return HostTier(
             fleet.publisher,
             self._recorder,
+            worker=self._worker,
             first_slot=engine,
             slot_count=slots - engine,
             ranks=len(record.ranks),
@@ -192,7 +193,6 @@ class PartsMaker:
             self._recorder,
             block_tokens=self._block_tokens,
             block_bytes=block_bytes,
-            own_worker=self._worker,
             tier=tier,
             clock=self._clock,
         )
