@@ -339,8 +339,6 @@ class ConnectorScheduler:
         if report.lost_step and self._epochs is not None:
             self._epochs.lost_step(report.step)
         if self._copying is not None:
-            if report.lost_step:
-                self._copying.tier.clear()
             self._copying.reported(report.copies)
         if self._publisher is not None and self._sharing:
             self._publisher.confirm(report.step)
