@@ -12,7 +12,7 @@ request together never exceed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from random import Random
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_match import PrefixMatch
 from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import WorkerMatch, choose, forecast
+from ghostcacher_router.signals.working_sets import Displacement
 from ghostcacher_router.types import Forecast
 
 OVERLOAD = 1.5
@@ -73,13 +74,13 @@ class Choice(NamedTuple):
     """Loop clock, s."""
     budget_ends_at: float
     """End of the request's wait budget; loop clock, s."""
-    displacement: float = 0.0
-    """What each token that is brought into a cache costs others: see `ttft_forecast.forecast`."""
+    displacement: Mapping[str, Displacement]
+    """What the prompt costs others in the cache of each worker, by name."""
 
     def forecast_at(self, estimate: QueueEstimate, match: WorkerMatch) -> Forecast:
         """Return the forecast at a worker, should it have so much of the prompt."""
         engine, queue_ms, tokens = estimate.engine, estimate.queue_ms, self.match.tokens
-        return forecast(engine, queue_ms, tokens, match, estimate.prefilling, self.displacement)
+        return forecast(engine, queue_ms, tokens, match, estimate.prefilling, self.displacement[engine.name])
 
 
 def encountered_locks(

@@ -5,15 +5,18 @@ These are the first four steps of a decision (see picker.py). Nothing here choos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
 from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
 from ghostcacher_router.placement.context import Dependencies, RoutingState
+from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import BYTES_PER_TOKEN_GUESS, LookupNeeded, PrefixMatch, PrefixMatcher
 from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, forecast
+from ghostcacher_router.signals.working_sets import Displacement, Room, displacements, may_crowd
 from ghostcacher_router.types import Ask, Forecast, Prompt
 
 _is_reported = attrgetter("reported")
@@ -30,8 +33,8 @@ class Assessment(NamedTuple):
     """The queue of each candidate, in their order."""
     now: float
     """Loop clock, s."""
-    displacement: float
-    """What each token that is brought into a cache costs others: see `ttft_forecast.forecast`."""
+    displacement: Mapping[str, Displacement]
+    """What the prompt costs others in the cache of each worker, by name."""
 
     @property
     def is_reported(self) -> bool:
@@ -44,7 +47,9 @@ class Assessment(NamedTuple):
             return [forecast(found.engine, found.queue_ms, 1, NO_MATCH) for found in self.estimates]
         tokens, match_at, displacement = self.match.tokens, self.match.at, self.displacement
         return [
-            forecast(found.engine, found.queue_ms, tokens, match_at(worker), found.prefilling, displacement)
+            forecast(
+                found.engine, found.queue_ms, tokens, match_at(worker), found.prefilling, displacement[worker.name]
+            )
             for worker, found in zip(self.candidates.workers, self.estimates, strict=True)
         ]
 
@@ -122,4 +127,33 @@ class Assessor:
         estimates = [estimate(worker, now) for worker in candidates.workers]
         # Whoever computes again what is evicted for this request delays others, too, wherever that will be.
         delayed = sum([found.prefilling for found in estimates]) / len(estimates)
-        return Assessment(candidates, match, estimates, now, self._regret.share * (1.0 + delayed))
+        displacement = self._displacement(candidates, match, self._regret.share * (1.0 + delayed))
+        return Assessment(candidates, match, estimates, now, displacement)
+
+    def _displacement(
+        self, candidates: Candidates, match: PrefixMatch | None, regret: float
+    ) -> Mapping[str, Displacement]:
+        """Return what the prompt costs others in the cache of each worker.
+
+        regret: what each token that is brought into a cache costs on average, as a multiple of computing a token.
+        """
+        rooms = [
+            Room(one.name, capacity_tokens(one), self._regret.working_set_tokens(one.name), 0.0)
+            for one in candidates.workers
+        ]
+        tokens = 0 if match is None else match.tokens
+        if match is None or not may_crowd(rooms, tokens):
+            return dict.fromkeys([room.worker for room in rooms], Displacement(regret))
+        own: dict[str, float] = {}
+        for namespace in candidates.namespaces:
+            if namespace is not None:
+                known = self._prefix_map.known(namespace, match.prompt)
+                own |= self._regret.home_tokens([boundary.block_hash for boundary in known])
+        rooms = [room._replace(own=own.get(room.worker, 0.0)) for room in rooms]
+        return displacements(rooms, tokens, regret)
+
+
+def capacity_tokens(worker: WorkerPort) -> int:
+    """Return how many tokens a worker's cache holds; 0 when it does not say."""
+    load = None if worker.load is None else worker.load.load
+    return 0 if load is None else load.kv_blocks_total * load.block_tokens

@@ -21,6 +21,7 @@ from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
+from ghostcacher_router.placement.assessment import capacity_tokens
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.foreign_requests import ForeignRequests
 from ghostcacher_router.placement.placed_request import PlacedRequest
@@ -115,7 +116,7 @@ class InFlightTracker:
             placed.sent_prompt = self._history.record(
                 prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at
             )
-            placed.cache_use = self._sent_caches.record(prompt, worker.name, _capacity_tokens(worker))
+            placed.cache_use = self._sent_caches.record(prompt, worker.name, capacity_tokens(worker))
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -137,7 +138,7 @@ class InFlightTracker:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
         if prompt is not None and placed.ref is None:
             # Of others their workers tell.
-            self._note_for_regret(prompt.digests, placed.reservation.tokens)
+            self._note_for_regret(prompt.digests, placed.reservation.tokens, placed.worker)
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:
@@ -146,7 +147,7 @@ class InFlightTracker:
         for chain in events.chains:
             own = chain.request in self._open or chain.request in self._unreported
             self._foreign.received(ref, chain, now, own=own)
-            self._note_for_regret(chain.hashes, chain.tokens)
+            self._note_for_regret(chain.hashes, chain.tokens, events.worker)
         self._foreign.computed(events)
         for request_id in events.computed:
             self.on_computed(ref, request_id)
@@ -235,13 +236,14 @@ class InFlightTracker:
         self._history.forget_worker(worker, self._clock())
         self._sent_caches.forget_worker(worker)
 
-    def _note_for_regret(self, digests: Sequence[bytes], tokens: int) -> None:
+    def _note_for_regret(self, digests: Sequence[bytes], tokens: int, worker: str) -> None:
         """Note a prompt that a worker was sent, and now and then how much the fleet's caches hold."""
-        self._regret.note(digests, tokens)
+        self._regret.measure(digests, tokens)
         if self._prompts % CAPACITY_PROMPTS == 0:
             workers, learned = self._fleet.workers.values(), self._sent_caches.capacity_tokens
-            self._regret.resize(sum(_capacity_tokens(worker) or learned(worker.name) for worker in workers))
+            self._regret.resize(sum(capacity_tokens(worker) or learned(worker.name) for worker in workers))
         self._prompts += 1
+        self._regret.note(digests, worker)
 
     def _learn_room(self, placed: PlacedRequest, now: float) -> None:
         """Learn how much a plain worker's cache holds from how soon its answer begins."""
@@ -356,9 +358,3 @@ def _seeded_depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
     indexes = [boundary.index for boundary in known]
     depths |= {bisect_right(indexes, end) for _, end in prompt.section_ends[:SECTIONS_SEEDED]}
     return sorted(depths - {0})
-
-
-def _capacity_tokens(worker: WorkerPort) -> int:
-    """Return how many tokens a worker's cache holds; 0 when it does not say."""
-    load = None if worker.load is None else worker.load.load
-    return 0 if load is None else load.kv_blocks_total * load.block_tokens

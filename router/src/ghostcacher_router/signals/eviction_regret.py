@@ -25,6 +25,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
+from ghostcacher_router.signals.working_sets import Home, WorkingSets
+
 SAMPLES = 4096
 """Boundaries that stand for what the fleet's caches hold."""
 
@@ -43,14 +45,17 @@ class EvictionRegret:
 
     def __init__(self, samples: int = SAMPLES) -> None:
         self._samples = samples
-        self._top: OrderedDict[bytes, None] = OrderedDict()
-        self._deep: OrderedDict[bytes, None] = OrderedDict()
+        self._top: OrderedDict[bytes, Home] = OrderedDict()
+        self._deep: OrderedDict[bytes, Home] = OrderedDict()
+        self._sets = WorkingSets()
         self._sank = self._came_back = 0.0
         self._tokens = self._boundaries = 0
         """Of all prompts that were noted."""
         self._top_max = self._deep_max = 0
         self._below = b"\xff" * 9
         """Boundaries with smaller digests are looked at."""
+        self._tokens_each = 0.0
+        """Tokens for which a boundary in the stack stands."""
 
     def __repr__(self) -> str:
         return f"EvictionRegret({self.share:.2f}, top={len(self._top)}, deep={len(self._deep)})"
@@ -59,6 +64,20 @@ class EvictionRegret:
     def share(self) -> float:
         """Return which share of what is evicted next will be asked for again, in [0, 1]. 0 before anything sank."""
         return self._came_back / self._sank if self._sank else 0.0
+
+    def working_set_tokens(self, worker: str) -> float:
+        """Return how many tokens have their home at a worker, weighted by how likely they are asked for again."""
+        return self._sets.size(worker) * self._tokens_each
+
+    def home_tokens(self, digests: Sequence[bytes]) -> dict[str, float]:
+        """Return how many tokens of a prompt are in the working set of each worker; those without any are absent."""
+        found: dict[str, float] = {}
+        top, deep, below = self._top, self._deep, self._below
+        for digest in [one for one in digests if one < below]:
+            home = top.get(digest) or deep.get(digest)
+            if home is not None:
+                found[home.worker] = found.get(home.worker, 0.0) + self._sets.weight(home) * self._tokens_each
+        return found
 
     def resize(self, capacity_tokens: int) -> None:
         """Set how many tokens the caches of the fleet hold; 0 when that is not known."""
@@ -69,37 +88,41 @@ class EvictionRegret:
         self._top_max = int(sampled * TOP_SHARE)
         self._deep_max = int(sampled * STACK_SHARE) - self._top_max
         rate = sampled / held if held else 0.0
+        self._tokens_each = capacity_tokens / sampled if sampled else 0.0
         self._below = b"\xff" * 9 if rate >= 1.0 else int(rate * DIGEST_SPAN).to_bytes(8, "big")
 
-    def note(self, digests: Sequence[bytes], tokens: int) -> None:
+    def measure(self, digests: Sequence[bytes], tokens: int) -> None:
+        """Learn from a prompt, before it is noted, for how many tokens a boundary stands. See `note`."""
+        self._tokens += tokens
+        self._boundaries += len(digests)
+
+    def note(self, digests: Sequence[bytes], worker: str) -> None:
         """Note a prompt that a worker is sent.
 
         digests: at its boundaries, each of all text before it. They may be of any kind that is evenly distributed.
-        tokens: of the whole prompt, as far as is known.
         """
-        self._tokens += tokens
-        self._boundaries += len(digests)
         if not self._top_max:
             return
-        top, deep, below = self._top, self._deep, self._below
+        top, deep, below, sets = self._top, self._deep, self._below, self._sets
         for digest in [one for one in digests if one < below]:
-            if digest in top:
-                top.move_to_end(digest)
-                continue
-            if digest in deep:
-                del deep[digest]
-                self._came_back += 1.0
-            top[digest] = None
+            before = top.pop(digest, None)
+            if before is None:
+                before = deep.pop(digest, None)
+                self._came_back += before is not None
+            top[digest] = sets.move(before, worker)
         while len(top) > self._top_max:
-            deep[top.popitem(last=False)[0]] = None
+            digest, home = top.popitem(last=False)
+            deep[digest] = home
             self._sank += 1.0
         while len(deep) > self._deep_max:
-            deep.popitem(last=False)
+            sets.forget(deep.popitem(last=False)[1])
         if self._sank > MEMORY * self._deep_max:
             self._sank /= 2.0
             self._came_back /= 2.0
+            sets.fade()
 
     def clear(self) -> None:
         """Forget the boundaries."""
         self._top.clear()
         self._deep.clear()
+        self._sets.clear()

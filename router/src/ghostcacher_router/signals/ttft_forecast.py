@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
+from ghostcacher_router.signals.working_sets import FREE, Displacement
 from ghostcacher_router.types import Forecast
 
 STEP_TOKENS = 2048
@@ -74,12 +75,17 @@ _new = tuple.__new__
 
 
 def forecast(
-    engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch, delayed: float = 0.0, displacement: float = 0.0
+    engine: Engine,
+    queue_ms: float,
+    tokens: int,
+    match: WorkerMatch,
+    delayed: float = 0.0,
+    displacement: Displacement = FREE,
 ) -> Forecast:
     """Return the forecast of a prompt of `tokens` on a worker. queue_ms: the worker's queue now.
 
     delayed: how many requests wait longer for what is computed here.
-    displacement: what each token that is brought into a cache costs others, as a multiple of computing a token.
+    displacement: what the prompt costs others in the worker's cache.
     The last token is always computed: an engine needs its logits.
     """
     # Called for each worker of each request, hence plain branches for min and max, and no keywords.
@@ -106,7 +112,7 @@ def forecast(
     if kv_free is not None and needed > kv_free:
         penalty_ms = KV_FULL_MS * (needed - kv_free) / needed
     compute_ms = computed * ms_per_token
-    others_ms = delayed * compute_ms + displacement * needed * ms_per_token
+    others_ms = delayed * compute_ms + (displacement[0] * needed + displacement[1] * tokens) * ms_per_token
     ttft_ms = queue_ms + wait_ms + pull_ms + compute_ms + penalty_ms
     total_ms, times = ttft_ms + decode_ms + others_ms, (queue_ms, wait_ms, pull_ms, compute_ms, penalty_ms)
     terms = (name, total_ms, *times, decode_ms, others_ms, local, pulled, computed)

@@ -20,6 +20,7 @@ from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.signals.prefix_match import PrefixMatch
 from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
+from ghostcacher_router.signals.working_sets import FREE
 from ghostcacher_router.types import Endpoint, Forecast
 from ghostcacher_simulator.text import text_of
 from tests.support.index_parts import make_record
@@ -53,7 +54,8 @@ def decide(ready_s: dict[str, float], *, budget_s: float = 1.0, queue_ms: float 
     ]
     recompute = forecast(engines["other"], 0.0, TOKENS, NO_MATCH)
     locks = [encountered(name, NOW + seconds) for name, seconds in ready_s.items()]
-    lock, step = follow_any(Choice(match, candidates, recompute, NOW, NOW + budget_s), locks)
+    free = dict.fromkeys(NAMES, FREE)
+    lock, step = follow_any(Choice(match, candidates, recompute, NOW, NOW + budget_s, free), locks)
     return lock.worker, step.action
 
 

@@ -19,8 +19,9 @@ def regret_of(prompts: list[Prompt], capacity_kib: int, samples: int = 4096) -> 
     """Return what a fleet whose caches hold so much finds of these prompts."""
     regret = EvictionRegret(samples)
     for prompt in prompts:
-        regret.note(prompt.digests, prompt.size // TOKEN_BYTES)
+        regret.measure(prompt.digests, prompt.size // TOKEN_BYTES)
         regret.resize(capacity_kib * KIB_TOKENS)
+        regret.note(prompt.digests, "w")
     return regret
 
 
@@ -74,6 +75,32 @@ def test_regret_is_bounded_and_follows_the_load() -> None:
     regret = regret_of(at_random(40, 1000) + once, 40 * DOCUMENT_KIB, samples=128)
     assert len(regret._top) + len(regret._deep) <= 2 * 128
     assert regret.share < 0.1
+
+
+@pytest.mark.parametrize("samples", [4096, 256])
+def test_working_set_is_what_was_sent_there_last_and_comes_again(samples: int) -> None:
+    """A document counts where it was sent last, as long as anybody asks for it; questions soon count nowhere."""
+    regret, documents, rng = EvictionRegret(samples), [document(number) for number in range(20)], Random(1)
+    homes = {number: f"w{number % 3}" for number in range(20)}
+
+    def send(prompt: Prompt, worker: str) -> None:
+        regret.measure(prompt.digests, prompt.size // TOKEN_BYTES)
+        regret.resize(40 * DOCUMENT_KIB * KIB_TOKENS)
+        regret.note(prompt.digests, worker)
+
+    for number in range(3000):
+        chosen = rng.randrange(20)
+        send(documents[chosen], homes[chosen])
+        send(prompt_of(text_of(f"question {number}", 2 * KIB_TOKENS)), homes[chosen])
+    found = [regret.working_set_tokens(f"w{number}") / KIB_TOKENS for number in range(3)]
+    assert found == pytest.approx([7 * DOCUMENT_KIB, 7 * DOCUMENT_KIB, 6 * DOCUMENT_KIB], rel=0.3)
+    before = found[1]
+    for number in range(0, 20, 3):
+        send(documents[number], "w1")
+    assert regret.working_set_tokens("w0") < 0.15 * before
+    assert regret.working_set_tokens("w1") / KIB_TOKENS == pytest.approx(14 * DOCUMENT_KIB, rel=0.3)
+    assert regret.home_tokens(documents[0].digests) == {"w1": pytest.approx(DOCUMENT_KIB * KIB_TOKENS, rel=0.6)}
+    assert regret.home_tokens(document(99).digests) == {}
 
 
 def test_regret_without_a_capacity_is_none() -> None:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.signals.ttft_forecast import KV_FULL_MS, Engine, WorkerMatch, choose, forecast
+from ghostcacher_router.signals.working_sets import Displacement
 from ghostcacher_router.types import Forecast
 
 TOKENS = st.integers(1, 200_000)
@@ -92,9 +93,9 @@ def test_less_free_memory_is_never_better(
     assert full.penalty_ms <= KV_FULL_MS
 
 
-@given(ENGINES, MS, TOKENS, MATCHES, st.floats(0, 50), st.floats(0, 50))
+@given(ENGINES, MS, TOKENS, MATCHES, st.floats(0, 50), st.builds(Displacement, st.floats(0, 50), st.floats(0, 50)))
 def test_price_for_others_is_no_time_of_its_own(
-    engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch, delayed: float, displacement: float
+    engine: Engine, queue_ms: float, tokens: int, match: WorkerMatch, delayed: float, displacement: Displacement
 ) -> None:
     """What others lose is added to what is compared, and changes nothing in the time to first token."""
     alone = forecast(engine, queue_ms, tokens, match)
@@ -107,10 +108,16 @@ def test_price_for_others_is_no_time_of_its_own(
 
 def test_price_is_of_what_is_computed_and_of_what_is_brought() -> None:
     """Who waits behind waits for what is computed; what is brought, computed or pulled, evicts as much."""
-    pulled = WorkerMatch(0, 1000, 0.0)
-    assert forecast(ENGINE, 0.0, 2000, pulled, 3.0, 0.0).others_ms == pytest.approx(3.0 * 100.0)
-    assert forecast(ENGINE, 0.0, 2000, pulled, 0.0, 0.5).others_ms == pytest.approx(0.5 * 200.0)
-    assert forecast(ENGINE, 0.0, 2000, WorkerMatch(1000, 0, 0.0), 0.0, 0.5).others_ms == pytest.approx(0.5 * 100.0)
+    pulled, local, half = WorkerMatch(0, 1000, 0.0), WorkerMatch(1000, 0, 0.0), Displacement(0.5)
+    assert forecast(ENGINE, 0.0, 2000, pulled, 3.0).others_ms == pytest.approx(3.0 * 100.0)
+    assert forecast(ENGINE, 0.0, 2000, pulled, 0.0, half).others_ms == pytest.approx(0.5 * 200.0)
+    assert forecast(ENGINE, 0.0, 2000, local, 0.0, half).others_ms == pytest.approx(0.5 * 100.0)
+
+
+def test_price_of_a_crowded_cache_is_of_the_whole_prompt() -> None:
+    """What is there already takes as much room as what is brought."""
+    local, crowded = WorkerMatch(1000, 0, 0.0), Displacement(0.0, 3.0)
+    assert forecast(ENGINE, 0.0, 2000, local, 0.0, crowded).others_ms == pytest.approx(3.0 * 200.0)
 
 
 def test_pulls_only_what_is_faster_pulled() -> None:
