@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import routing_traces
+from benchmarks.replay.fleet import Sizes
 from benchmarks.replay.policies import entrants
-from benchmarks.replay.requests import PROMPT_TOKENS_MAX, from_documents, from_file
-from benchmarks.routing_traces import Result, verdict
+from benchmarks.replay.requests import BLOCK_TOKENS, PROMPT_TOKENS_MAX, from_documents, from_file
+from benchmarks.routing_traces import Result, replay, verdict
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_simulator.virtual_time import run_virtual
 
 ROWS = [
     {"timestamp": 1_000, "input_length": 1_100, "output_length": 5, "hash_ids": [7, 8, 9]},
@@ -89,6 +91,13 @@ def test_runs_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert tables[0] == tables[1]
     assert "GhostCacher, 2 routers" in tables[0]
     assert len(tables[0].splitlines()) == 2 + 9
+
+
+def test_documents_that_just_fit_are_spread_as_they_fit() -> None:
+    """Of twelve documents each engine has room for four. Nobody gets a fifth: it would be computed again and again."""
+    ours = next(entrant for entrant in entrants(1) if entrant.name == "GhostCacher")
+    found = run_virtual(replay(ours, from_documents(12, 64, count=200, rate_per_s=5.0), Sizes(3, 320, 10_000.0)))
+    assert found.computed_tokens < 3 * 12 * 64 * BLOCK_TOKENS
 
 
 def test_check_names_who_is_too_much_worse(capsys: pytest.CaptureFixture[str]) -> None:
