@@ -151,8 +151,8 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     object_url: Annotated[
         Text | None,
         Meta(
-            description="where blocks outlive the engines: file:///folder or s3://bucket/prefix?endpoint=http://..., "
-            "with credentials from the AWS environment; none: nowhere"
+            description="not used by engines yet; where blocks outlive them: file:///folder or "
+            "s3://bucket/prefix?endpoint=http://..., with credentials from the AWS environment; none: nowhere"
         ),
     ] = None
     object_ttl_h: Annotated[

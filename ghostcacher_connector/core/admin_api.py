@@ -217,7 +217,8 @@ class Drain(msgspec.Struct, frozen=True):
 
 
 class FlushRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of POST /gc/flush. Of DOC and PREFIX it has either `request` or `key`."""
+    """The body of POST /gc/flush. Of DOC and PREFIX it has one of `request`,
+    `key` and `blocks`."""
 
     scope: FlushScope
     """What to forget."""
@@ -229,13 +230,45 @@ class FlushRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where that request would be sent, such as /v1/chat/completions; guessed from its body when not given."""
     key: str | None = None
     """The digest of a boundary, in hex."""
+    blocks: tuple[str, ...] | None = None
+    """Chain hashes of KV blocks, in hex."""
 
 
-class Flushed(msgspec.Struct, frozen=True):
-    """Answers POST /gc/flush."""
+class TierFlushed(msgspec.Struct, frozen=True):
+    """What one tier of a worker has dropped."""
+
+    tier: str
+    """device, host or object."""
+    blocks: int = 0
+    """How many blocks."""
+    bytes: int = 0
+    """What they took there, on all ranks together."""
+
+
+class WorkerFlushed(msgspec.Struct, frozen=True):
+    """What a worker has dropped."""
+
+    worker: str
+    """Its name."""
+    answered: bool = True
+    """Whether it has said so in time. One that has not may drop it later, or not at all."""
+    tiers: tuple[TierFlushed, ...] = ()
+    """Each tier that it has."""
+
+
+class Flushed(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Answers POST /gc/flush. Routers have forgotten what was named; what workers have dropped, is listed."""
 
     flushed: FlushScope
-    """What is forgotten."""
+    """What was named."""
+    blocks: int = 0
+    """How many blocks all workers have dropped, in all tiers."""
+    bytes: int = 0
+    """What they took there."""
+    workers: tuple[WorkerFlushed, ...] = ()
+    """Every worker with a connector."""
+    error: str | None = None
+    """Why workers were not told, or not asked any more; None when all went well."""
 
 
 class WorkerForecast(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,7 @@ class HostTier:
         sink: BlockSink,
         recorder: Recorder,
         *,
+        worker: str,
         first_slot: int,
         slot_count: int,
         ranks: int,
@@ -68,8 +70,10 @@ class HostTier:
     ) -> None:
         """Begin with nothing held.
 
-        first_slot, slot_count: of the host slots, which follow the engine's. block_bytes: of one block on one rank.
+        worker: whose tier it is, as peers know it. first_slot, slot_count: of the host slots, which follow the
+        engine's. block_bytes: of one block on one rank.
         """
+        self.worker = worker
         self._sink = sink
         self._recorder = recorder
         self._clock = clock
@@ -83,7 +87,7 @@ class HostTier:
             on_withdraw=self._given_up,
             clock=clock,
         )
-        self._engine: dict[int, _Published] = {}
+        self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
@@ -95,6 +99,7 @@ class HostTier:
 
     def engine_holds(self, slot: int, candidate: Candidate, generation: int) -> None:
         """Take note of what an engine slot is published with."""
+        self._engine.pop(slot, None)
         self._engine[slot] = _Published(candidate, generation)
         self._engine_slots[candidate.block] = slot
         self.ledger.duplicate(candidate.block)
@@ -107,6 +112,10 @@ class HostTier:
         if published is not None and self._engine_slots.get(published.candidate.block) == slot:
             del self._engine_slots[published.candidate.block]
             self.ledger.unique(published.candidate.block)
+
+    def oldest(self, count: int) -> list[int]:
+        """Return the engine slots that were used least lately, at most so many, the oldest first."""
+        return list(islice(self._engine, count))
 
     # -- copies down ---------------------------------------------------------------------------------------------
 
@@ -153,6 +162,7 @@ class HostTier:
             if slot is not None:
                 self.ledger.duplicate(block)
                 self.wanted.add(slot)
+                self._engine[slot] = self._engine.pop(slot)
 
     # -- giving up -----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Recorder, serve
+from ghostcacher_connector.publish.flush_desk import FlushDesk
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
 from ghostcacher_connector.pull.forecast import PrefillRate
@@ -73,6 +74,7 @@ class Membership:
             prefill_rate=prefill_rate,
             name_taken=lambda: self.publisher.name_taken,
         )
+        self.flushes = FlushDesk(self._coordination, record.worker)
         self._counted = self.publisher.stats()
         self._refused_total, self._refused = 0, dict[str, int]()
         self._page = _open_page(settings.metrics_port, port_offset)
@@ -103,6 +105,7 @@ class Membership:
 
     def leave(self) -> None:
         """Take this worker and its entries out of the fleet; go on following the others. Bounded in time."""
+        self.flushes.stop(STOP_TIMEOUT_S)
         self.reporter.stop(STOP_TIMEOUT_S)
         self.publisher.stop(STOP_TIMEOUT_S)
 

@@ -118,6 +118,8 @@ class RankRuntime:
 
     def start(self) -> None:
         """Prove that a pull works, then look for peers. Raises TransferError when it does not."""
+        if self._settings.object_url is not None:
+            logger.warning("object_url: has no effect yet: engines do not use the object tier")
         if self._settings.self_check:
             self._run_self_check()
         self._live_workers.start()

@@ -22,6 +22,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(3000 if SOAK else 600)]
 BLOCKS = 40
 """Of 32 tokens each: four or five of the prompts below fill an engine."""
 
+HOST_TIER_GIB = 0.006
+"""Of the second engine: as many blocks as it has in its own cache, or less."""
+
 INDEX_LAG_S = 0.4
 """Of the index behind the engines. Meanwhile a busy engine reuses every slot it has, several times."""
 
@@ -38,7 +41,8 @@ ROUNDS = 4
 @pytest.fixture(scope="module")
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
     small = {"num_blocks": BLOCKS, "max_model_len": 640}
-    with running(model, {"a": small, "b": small}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
+    tiered = {**small, "connector": {"host_tier_gib": HOST_TIER_GIB}}
+    with running(model, {"a": small, "b": tiered}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
         fleet.prime("b", "a")
         fleet.prime("a", "b")
         yield fleet
@@ -62,6 +66,21 @@ def test_one_wrong_block_would_be_seen(fleet: Fleet, answers: list[tuple[list[in
         wrong = [*prompt[:at], *other, *prompt[at + BLOCK_TOKENS :]]
         seen += bool(_difference(fleet.recompute("b", wrong, max_tokens=MAX_TOKENS), expected))
     assert seen == len(full)
+
+
+def test_evicted_prompt_comes_back_from_the_host_tier(fleet: Fleet) -> None:
+    """As it was, without a peer that has it: an engine without a tier would compute it again, and rightly so."""
+    prompts = [fleet.document(max(CUTS)) for _ in range(4)]
+    expected = [fleet.recompute("a", prompt, max_tokens=MAX_TOKENS) for prompt in prompts]
+    client, counters = fleet.client("b"), fleet.counters("b")
+    for prompt in prompts:
+        client.complete(prompt, max_tokens=MAX_TOKENS, pull=False)
+    found = [client.complete(prompt, max_tokens=MAX_TOKENS) for prompt in prompts[:2]]
+    for answer, right in zip(found, expected, strict=False):
+        assert_same(answer, right, tolerance=TOLERANCE)
+        assert answer.cached_tokens
+    assert counters.grown("gc_rdma_transfers_total", transport="local", outcome="done") > 0
+    assert counters.grown("gc_tier_copied_blocks_total", result="valid") > 0
 
 
 def test_slots_reused_all_the_time_give_no_wrong_answer(

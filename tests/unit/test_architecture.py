@@ -142,7 +142,9 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_router.admin": {
         "core.admin_api",
+        "core.sections",
         "ghostcacher_router.types",
+        "ghostcacher_router.ports",
         "ghostcacher_router.build",
         "ghostcacher_router.fleet",
         "ghostcacher_router.http.protocol",

@@ -33,6 +33,9 @@ class EvictionReason(str, Enum):
     BUDGET = "budget"
     """The tier was full, and its type held more than its share."""
 
+    AGED = "aged"
+    """The tier was full, and it was known to be of no use any more."""
+
     TTL = "ttl"
     """Its type's time was over, or that of a block before it."""
 
@@ -46,8 +49,8 @@ class Refusal(str, Enum):
     TYPE = "type"
     """Blocks of a user's last message never leave the engine."""
 
-    RARE = "rare"
-    """It was not seen often enough to be worth what would have to go."""
+    WORTH = "worth"
+    """It is worth less than what would have to go for it."""
 
     FULL = "full"
     """All that is in the tier is in use, or retained while this block is not; or the block is larger than the tier."""
@@ -75,6 +78,9 @@ class BlockTraits(NamedTuple):
     age_s: float = 0.0
     """How long ago it was made: not 0 where a tier finds blocks of an earlier life."""
 
+    prompt_blocks: int | None = None
+    """How many blocks the prompt has that it came with; None if not known."""
+
 
 class Evicted(NamedTuple):
     """A block that is no longer in the tier: the caller frees its slot. Children come before their parents."""
@@ -86,7 +92,7 @@ class Evicted(NamedTuple):
 
 
 class Insertion(NamedTuple):
-    """What came of an insertion. A block that was refused is not in the tier, and nothing was evicted for it."""
+    """What came of an insertion. A block that was refused is not in the tier."""
 
     refusal: Refusal | None
     evicted: tuple[Evicted, ...]
@@ -110,6 +116,7 @@ class TierBlock:
         "parent",
         "parent_key",
         "pins",
+        "prompt_blocks",
         "queue",
         "rank",
         "retained_until",
@@ -130,6 +137,8 @@ class TierBlock:
         self.section = traits.section
         self.depth = traits.depth
         self.tokens = traits.tokens
+        self.prompt_blocks = traits.prompt_blocks
+        """How many blocks the prompt has that used it last, as far as known."""
         self.size_bytes = traits.size_bytes
         self.tenant = traits.tenant
         self.came_at = now
@@ -156,18 +165,22 @@ class TierBlock:
 class EvictionPolicy(Protocol):
     """The order in which leaves go. One for each tier; not thread-safe.
 
-    Each event may change the block's `queue` and `rank`, and no other block's: what a policy learns shows in `worth`.
-    Times are the tier's clock's, in seconds, and never go back. All calls take O(log n) or less.
+    Events may change the `queue` and `rank` of the block that they are about, and of no other: what a policy learns
+    shows in `worth`. Times are the tier's clock's, in seconds, and never go back. All calls take O(log n) or less,
+    counted over many.
     """
 
-    def admits(self, key: BlockKey, now: float) -> bool:
-        """Return whether a block that is not in the tier is worth a place, now that the tier is full."""
+    def asked(self, key: BlockKey, traits: BlockTraits | None, now: float) -> None:
+        """A prompt has a block that is not in the tier. Comes before the block is offered, if it ever is."""
+
+    def offered(self, block: TierBlock, now: float) -> float:
+        """Return what a block that is not in the tier would be worth in it, to be compared with `worth`."""
 
     def came(self, block: TierBlock, now: float) -> None:
-        """A block is in the tier from now on."""
+        """A block that was offered is in the tier from now on."""
 
     def used(self, block: TierBlock, now: float) -> None:
-        """A prompt used a block; its `hits` and `used_at` are still as before."""
+        """A prompt uses a block of the tier; its `hits` and `used_at` are still as before."""
 
     def left(self, block: TierBlock, now: float) -> None:
         """A block is no longer in the tier."""

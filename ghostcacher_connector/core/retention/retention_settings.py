@@ -13,7 +13,7 @@ TTL_S_MAX = 30 * 24 * 3_600.0
 QUOTA_GIB_MAX = 1_048_576.0
 PRIORITY_MAX = 1_000.0
 
-PolicyName = Literal["lru", "seed-score"]
+PolicyName = Literal["hit-density", "lru", "seed-score"]
 Ttl = Annotated[Seconds, Meta(ge=1, le=TTL_S_MAX)]
 Priority = Annotated[float, Meta(ge=0, le=PRIORITY_MAX)]
 Share = Annotated[float, Meta(ge=0, le=1)]
@@ -22,7 +22,9 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 class RetentionSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the tiers of a worker keep. All types' times, priorities and budgets have names that end alike."""
 
-    eviction_policy: Annotated[PolicyName, Meta(description="which block a full tier gives up first")] = "lru"
+    eviction_policy: Annotated[PolicyName, Meta(description="by what a full tier chooses the block that goes")] = (
+        "hit-density"
+    )
     tools_ttl_s: Annotated[
         Ttl | None, Meta(description="time after which tool definitions leave the tiers, in s; none: never")
     ] = None
@@ -35,6 +37,10 @@ class RetentionSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unkno
     session_ttl_s: Annotated[
         Ttl | None, Meta(description="time without use after which sessions leave the tiers, in s; none: never")
     ] = 3_600.0
+    tools_priority: Annotated[Priority, Meta(description="how much more a hit on tool definitions is worth")] = 2.0
+    sys_priority: Annotated[Priority, Meta(description="how much more a hit on a system prompt is worth")] = 2.0
+    doc_priority: Annotated[Priority, Meta(description="how much more a hit on a document is worth")] = 1.0
+    session_priority: Annotated[Priority, Meta(description="how much more a hit on a session is worth")] = 1.0
     tools_budget: Annotated[
         Share, Meta(description="share of a full tier beyond which tool definitions go first, from 0 to 1")
     ] = 0.25
@@ -65,6 +71,16 @@ class RetentionSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unkno
             SectionType.SYS: self.sys_ttl_s,
             SectionType.DOC: self.doc_ttl_s,
             SectionType.SESSION: self.session_ttl_s,
+            SectionType.USER: 0.0,
+        }[section]
+
+    def priority(self, section: SectionType) -> float:
+        """Return how much more a hit on blocks of a type is worth than one on others."""
+        return {
+            SectionType.TOOLS: self.tools_priority,
+            SectionType.SYS: self.sys_priority,
+            SectionType.DOC: self.doc_priority,
+            SectionType.SESSION: self.session_priority,
             SectionType.USER: 0.0,
         }[section]
 

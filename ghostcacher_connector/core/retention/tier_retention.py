@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
+from typing import NamedTuple
 
 from ghostcacher_connector.core.retention.alarms import Alarms
 from ghostcacher_connector.core.retention.base import (
@@ -44,6 +45,35 @@ from ghostcacher_connector.core.types import SectionType
 GIB = 1 << 30
 
 
+class Newcomer(NamedTuple):
+    """A block that wants to be in the tier; `retained`: its request wants it kept."""
+
+    block: TierBlock
+    worth: float
+    retained: bool
+
+
+class Victim(NamedTuple):
+    """A leaf that may go. The first four are the order: the least goes."""
+
+    retained: bool
+    not_aged: bool
+    in_budget: bool
+    worth: float
+    block: TierBlock
+
+    def outweighs(self, newcomer: Newcomer) -> bool:
+        """Whether it is worth as much as the newcomer, and nothing but that decides."""
+        equal = self.in_budget or self.block.section is newcomer.block.section
+        return self.not_aged and equal and newcomer.worth <= self.worth
+
+    @property
+    def reason(self) -> EvictionReason:
+        if not self.not_aged:
+            return EvictionReason.AGED
+        return EvictionReason.CAPACITY if self.in_budget else EvictionReason.BUDGET
+
+
 class TierRetention:
     """The blocks of one tier and the order in which they leave it. Sizes are bytes, times seconds of `clock`."""
 
@@ -57,7 +87,7 @@ class TierRetention:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._policy = policy if policy is not None else make_policy(settings)
+        self._policy = policy if policy is not None else make_policy(settings, capacity_bytes)
         self._forest = BlockForest()
         self._queues = EvictionQueues()
         self._deadlines = Alarms()
@@ -90,6 +120,10 @@ class TierRetention:
         """Bytes of all blocks so far that requests wanted retained and quotas did not allow."""
         return self._retained.refused_bytes
 
+    def look(self, key: BlockKey) -> TierBlock | None:
+        """Return what is known of a block, to be read; None if it is not in the tier."""
+        return self._forest.get(key)
+
     def insert(self, key: BlockKey, parent: BlockKey | None, traits: BlockTraits) -> Insertion:
         """Take in a block that is not in the tier, and make room for it; or refuse it.
 
@@ -100,28 +134,35 @@ class TierRetention:
         now = self._clock()
         if traits.section is SectionType.USER:
             return Insertion(Refusal.TYPE, ())
-        wanted = self.used_bytes + traits.size_bytes - self.capacity_bytes
-        if wanted > 0 and not self._policy.admits(key, now):
-            return Insertion(Refusal.RARE, ())
-        evicted = self._make_room(wanted, now, parent, traits)
-        if self.used_bytes + traits.size_bytes > self.capacity_bytes:
-            return Insertion(Refusal.FULL, tuple(evicted))
-        self._add(TierBlock(key, parent, traits, now), traits, now)
-        return Insertion(None, tuple(evicted))
+        block = TierBlock(key, parent, traits, now)
+        worth = self._policy.offered(block, now)
+        wanted = self.used_bytes + block.size_bytes - self.capacity_bytes
+        refusal, evicted = self._make_room(wanted, now, Newcomer(block, worth, traits.retain_s > 0))
+        if refusal is None:
+            self._add(block, traits, now)
+        return Insertion(refusal, tuple(evicted))
 
-    def touch(self, key: BlockKey, *, retain_s: float = 0.0) -> bool:
-        """Note a use of a block; return whether it is in the tier. Blocks of one prompt are touched in prefix order."""
+    def touch(self, key: BlockKey, traits: BlockTraits | None = None) -> bool:
+        """Note that a prompt has a block; return whether the block is in the tier.
+
+        All blocks of a prompt are touched, in prefix order, each once, wherever they are: what comes back though it is
+        not in the tier is worth a place, too. traits: what this prompt says of it, as far as known; of a block in the
+        tier its type, size and tenant stay as they are.
+        """
         block = self._forest.get(key)
-        if block is None:
-            return False
         now = self._clock()
+        if block is None:
+            self._policy.asked(key, traits, now)
+            return False
+        if traits is not None:
+            block.prompt_blocks = traits.prompt_blocks
         self._policy.used(block, now)
         block.hits += 1
         block.used_at = now
         if block.section is SectionType.SESSION:
             self._set_deadline(block, now)
-        if retain_s > 0:
-            self._retain(block, retain_s, now)
+        if traits is not None and traits.retain_s > 0:
+            self._retain(block, traits.retain_s, now)
         self._settle(block)
         return True
 
@@ -147,7 +188,7 @@ class TierRetention:
 
     def evict(self, size_bytes: int) -> list[Evicted]:
         """Make so many bytes free at least, as for a block that is not to be retained; less where nothing may go."""
-        return self._make_room(self.used_bytes + size_bytes - self.capacity_bytes, self._clock(), None, None)
+        return self._make_room(self.used_bytes + size_bytes - self.capacity_bytes, self._clock(), None)[1]
 
     def expire(self) -> list[Evicted]:
         """Evict all whose type's time is over and that nothing keeps: no retention, no pin, no block that follows."""
@@ -229,39 +270,46 @@ class TierRetention:
         if block not in self._deadlines and block.deadline < float("inf"):
             self._deadlines.set(block, block.deadline)
 
-    def _make_room(
-        self, wanted: int, now: float, parent: BlockKey | None, newcomer: BlockTraits | None
-    ) -> list[Evicted]:
-        """Evict until so many bytes more are free, or nothing may go. The newcomer's parent stays."""
+    def _make_room(self, wanted: int, now: float, newcomer: Newcomer | None) -> tuple[Refusal | None, list[Evicted]]:
+        """Evict until so many bytes more are free, nothing may go, or what would go is worth more than the newcomer."""
         evicted: list[Evicted] = []
         if wanted <= 0:
-            return evicted
+            return None, evicted
         self._end_retentions(now)
-        kept = self._forest.get(parent) if parent is not None else None
-        if kept is not None:
-            kept.pins += 1
-            self._settle(kept)
-        while wanted > 0 and (found := self._victim(now, newcomer)) is not None:
-            evicted.append(self._evict(*found, now))
-            wanted -= evicted[-1].size_bytes
-        if kept is not None:
-            kept.pins -= 1
-            self._settle(kept)
-        return evicted
+        parent = self._forest.get(newcomer.block.parent_key) if newcomer and newcomer.block.parent_key else None
+        if parent is not None:
+            # What the newcomer follows must not go for it.
+            parent.pins += 1
+            self._settle(parent)
+        refusal = None
+        while wanted > 0:
+            victim = self._victim(now, newcomer)
+            if victim is None:
+                refusal = Refusal.FULL
+                break
+            if newcomer is not None and victim.outweighs(newcomer):
+                refusal = Refusal.WORTH
+                break
+            evicted.append(self._evict(victim.block, victim.reason, now))
+            wanted -= victim.block.size_bytes
+        if parent is not None:
+            parent.pins -= 1
+            self._settle(parent)
+        return refusal, evicted
 
-    def _victim(self, now: float, newcomer: BlockTraits | None) -> tuple[TierBlock, EvictionReason] | None:
+    def _victim(self, now: float, newcomer: Newcomer | None) -> Victim | None:
         best = None
         for name, block in self._queues.firsts():
-            if name.retained and not (newcomer is not None and newcomer.retain_s > 0):
+            if name.retained and not (newcomer is not None and newcomer.retained):
                 continue
-            after = self.bytes_by_section[name.section]
-            if newcomer is not None and newcomer.section is name.section:
-                after += newcomer.size_bytes
-            over = after > self._budgets[name.section]
-            order = (name.retained, not name.aged, not over, self._policy.worth(block, now))
-            if best is None or order < best[0]:
-                best = (order, block, EvictionReason.BUDGET if over and not name.aged else EvictionReason.CAPACITY)
-        return best and best[1:]
+            size_bytes = self.bytes_by_section[name.section]
+            if newcomer is not None and newcomer.block.section is name.section:
+                size_bytes += newcomer.block.size_bytes
+            over = size_bytes > self._budgets[name.section]
+            victim = Victim(name.retained, not name.aged, not over, self._policy.worth(block, now), block)
+            if best is None or victim[:4] < best[:4]:
+                best = victim
+        return best
 
     def _evict(self, block: TierBlock, reason: EvictionReason, now: float) -> Evicted:
         self._drop(block, now)

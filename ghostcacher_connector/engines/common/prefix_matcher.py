@@ -38,13 +38,12 @@ class PrefixMatcher:
         *,
         block_tokens: int,
         block_bytes: int,
-        own_worker: str = "",
         tier: HostTier | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare for one engine's requests.
 
-        block_bytes: bytes of one block on one rank; ranks pull side by side. own_worker: this worker's name. tier: its
+        block_bytes: bytes of one block on one rank; ranks pull side by side. tier: this worker's
         host tier, if there is one.
         """
         self._settings = settings
@@ -52,7 +51,6 @@ class PrefixMatcher:
         self._recorder = recorder
         self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
         self._block_tokens = block_tokens
-        self._own_worker = own_worker
         self._tier = tier
         self._clock = clock
 
@@ -127,7 +125,7 @@ class PrefixMatcher:
         otherwise: why the index has no answer, which is why nothing is pulled where nothing is here.
         """
         own = self._own(tracked, first_block)
-        holding = Holding(self._own_worker, OWN_INCARNATION, own) if own else None
+        holding = Holding(self._tier.worker, OWN_INCARNATION, own) if own and self._tier is not None else None
         plan = self._planner.plan(tracked.hits, first_block, tracked.pullable, holding)
         if isinstance(plan, MissReason):
             return self._settle(tracked, first_block, plan if own or otherwise is None else otherwise)

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from sglang.srt.configs.model_config import ModelConfig
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
@@ -89,6 +90,11 @@ class EngineRank:
         memory = memory_of(pool, self.page_tokens)
         self.page_bytes = memory.bytes_per_slot
         self.page_count = memory.slot_count
+        if settings.host_tier_gib and self.ranks.size > 1:
+            raise ConfigError(
+                f"host_tier_gib: expected 0 with several ranks on SGLang, got {settings.host_tier_gib:g}: each rank "
+                "decides for itself, and all of them the same, which a tier that goes by time cannot promise"
+            )
         host = open_host_memory(settings.host_tier_gib, memory, ranks=self.ranks.size)
         self.table = SlotTable(memory.slot_count + (host.slots.slot_count if host is not None else 0))
         shared = self._shared(memory.slot_count)
@@ -118,7 +124,9 @@ class EngineRank:
         everyone = self._everyone()
         record = self._record_of(everyone)
         rate = first_prefill_rate(everyone, layers=model.num_hidden_layers, hidden=model.hidden_size)
-        self.forecaster = forecaster = Forecaster(rate, step_tokens_max=_step_tokens_max(server_args))
+        self.forecaster = forecaster = Forecaster(
+            rate, step_tokens_max=_step_tokens_max(server_args), own_worker=worker
+        )
         self.fleet = (
             Membership(settings, record, self.recorder, prefill_rate=lambda: forecaster.prefill_rate)
             if self.ranks.rank == 0
@@ -129,6 +137,11 @@ class EngineRank:
             if self.fleet is not None
             else open_lookups(settings, self.runtime.index, self.runtime.candidates)
         )
+
+    @property
+    def worker(self) -> str:
+        """This worker's name."""
+        return self._worker
 
     def start(self) -> None:
         """Prove that a pull works, then join. Raises TransferError."""

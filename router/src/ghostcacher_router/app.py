@@ -33,6 +33,7 @@ from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
+from ghostcacher_router.admin.worker_flushes import WorkerFlushes
 from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.dns.resolver import Resolver
@@ -212,7 +213,15 @@ class Router:
 
     def _make_proxy(self, text: PrefixMap) -> HttpProxy:
         settings, routing = self._settings, self._routing
-        actions = AdminActions(self._fleet, text, routing, self._parse, router=self._name)
+        actions = AdminActions(
+            self._fleet,
+            text,
+            routing,
+            self._parse,
+            workers=WorkerFlushes(self._store, self._threads, self._fleet, router=self._name),
+            router=self._name,
+            seed=lambda: self._seed,
+        )
         ports = AdminPorts(
             in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,

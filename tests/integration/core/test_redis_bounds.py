@@ -19,9 +19,11 @@ from ghostcacher_connector.core.coordination.codec import ITEM_BYTES_MAX
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.errors import IndexReplyTooLarge, IndexUnavailable
 from ghostcacher_connector.core.index.redis import RedisIndex
+from ghostcacher_connector.core.redis import reply_bounds
 from ghostcacher_connector.core.redis.reply_bounds import REPLY_BYTES_MAX, REPLY_LINES_MAX
 from tests.support.coordination_parts import make_load, make_ref, make_update
 from tests.support.index_parts import NAMESPACE, make_record
+from tests.support.redis_proxy import make_cluster
 
 KEY = b"the fleet's secret"
 TTL_S = 60.0
@@ -180,6 +182,25 @@ def test_large_directory_comes_in_pages(server: RedisServer, raw: redis.Redis) -
             large = replace(record.ranks[0], agent_metadata=bytes(7 << 20))
             index.join(replace(record, ranks=(large,)), lease_ttl_s=TTL_S)
         assert {record.worker for record in index.workers(NAMESPACE)} == names
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_every_connection_is_bounded(cluster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those to the nodes of a cluster, which redis-py makes in another way."""
+    arguments = ("--cluster-enabled", "yes") if cluster else ()
+    with RedisServer(*arguments, tcp=True) as server:
+        if cluster:
+            make_cluster(server)
+        url = server.url.replace("redis://", "redis+cluster://") if cluster else server.url
+        with closing(RedisIndex(url, timeout_s=10.0)) as index:
+            record = make_record()
+            index.join(
+                replace(record, ranks=(replace(record.ranks[0], agent_metadata=bytes(100_000)),)), lease_ttl_s=TTL_S
+            )
+            assert len(index.workers(NAMESPACE)) == 1
+            monkeypatch.setattr(reply_bounds, "REPLY_BYTES_MAX", 50_000)
+            with pytest.raises(IndexReplyTooLarge):
+                index.workers(NAMESPACE)
 
 
 def test_reply_too_large_is_named() -> None:

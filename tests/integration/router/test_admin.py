@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ghostcacher_connector.core.admin_api import GONE, Status, Workers
+from ghostcacher_connector.core.admin_api import GONE, Flushed, Status, Workers
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
@@ -47,8 +47,9 @@ class Routing:
     def in_flight(self, worker: str) -> int:
         return 3 if worker in self.busy else 0
 
-    async def flush(self, ask: FlushTarget) -> None:
+    async def flush(self, ask: FlushTarget) -> Flushed:
         self.flushed.append(ask)
+        return Flushed(ask.scope)
 
     async def explain(self, ask: ExplainedRequest) -> list[dict[str, object]]:
         self.explained.append(ask)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ghostcacher_router.parsing import parser_process
 from ghostcacher_router.parsing.messages import ParseAsk
 from ghostcacher_router.parsing.parser import BODY_COPIES, MEMORY_BYTES, BodyParser
 from ghostcacher_router.parsing.parser_process import ParserFailed, ParserProcess
@@ -248,6 +249,41 @@ def test_process_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         process.close()
     assert b"PATH" in names
     assert [name for name in names if name.startswith(b"GC_")] == []
+
+
+def test_process_that_hangs_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is waited for no longer than the worst body takes."""
+    ask = ParseAsk(COMPLETIONS, {}, SEED, frozenset())
+    process = ParserProcess(256 * MIB)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(parser_process, "SILENCE_S_MAX", 1)
+            process.start()
+        hung = process.pid
+        assert hung is not None
+        os.kill(hung, signal.SIGSTOP)
+        with pytest.raises(ParserFailed, match="did not answer"):
+            process.parse(ask, b"{}")
+        assert not Path(f"/proc/{hung}").exists()
+        process.parse(ask, b"{}")
+        assert process.pid not in (hung, None)
+    finally:
+        process.close()
+
+
+def test_interrupt_of_a_terminal_ends_no_parsing() -> None:
+    """Every process of the terminal gets it; the router's requests in flight may still need this one."""
+    ask = ParseAsk(COMPLETIONS, {}, SEED, frozenset())
+    process = ParserProcess(256 * MIB)
+    try:
+        process.parse(ask, b"{}")
+        child = process.pid
+        assert child is not None
+        os.kill(child, signal.SIGINT)
+        process.parse(ask, b"{}")
+        assert process.pid == child
+    finally:
+        process.close()
 
 
 def test_closed_parser_process_starts_no_other() -> None:

@@ -9,7 +9,7 @@ import msgspec
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
-from ghostcacher_router.fleet.outliers import ERRORS_MAX
+from ghostcacher_router.fleet.outliers import ERRORS_MAX, RETURN_ANSWERS
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.types import WorkerState
 from tests.support.index_parts import make_record
@@ -42,6 +42,32 @@ def eject(fleet: Fleet, name: str) -> None:
 def join(index: MemoryIndex, name: str, engine: MiniEngine) -> None:
     """Enter a new incarnation of a worker."""
     index.join(msgspec.structs.replace(make_record(name), http=engine.endpoint.url), lease_ttl_s=600.0)
+
+
+def test_worker_that_returns_from_an_ejection_starts_slowly() -> None:
+    """Whoever places requests is told how many it may have, until it has answered some."""
+
+    async def main() -> None:
+        index = MemoryIndex()
+        options = FOR_EVER._replace(ejection_first_s=0.05, ejection_max_s=0.05, return_s=1e6)
+        fleet = Fleet(metrics=RouterMetrics(), index=index, options=options)
+        async with MiniEngine() as engine, MiniEngine() as other:
+            join(index, "a", engine)
+            join(index, "b", other)
+            await fleet.start()
+            await until(lambda: served(fleet) == ["a", "b"])
+            assert fleet.limits() == {}
+            eject(fleet, "a")
+            await until(lambda: served(fleet) == ["a", "b"])
+            limits = []
+            for _ in range(RETURN_ANSWERS):
+                limits.append(fleet.limits())
+                fleet.answered("a")
+            assert limits == [{"a": 1}, {"a": 2}, {"a": 4}, {"a": 8}]
+            assert fleet.limits() == {}
+            await fleet.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 60))
 
 
 def test_ejection_ends_with_the_life_of_its_worker() -> None:

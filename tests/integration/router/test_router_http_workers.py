@@ -290,6 +290,28 @@ async def test_kept_connections_are_bounded_in_age_and_number() -> None:
 
 
 @on_loop
+async def test_connection_in_use_when_its_worker_goes_down_is_not_kept() -> None:
+    """What listens there later is another process, which the connection does not lead to; its answer still comes."""
+    gate = asyncio.Event()
+
+    async def wait(peer: Peer, request: Received) -> None:
+        await gate.wait()
+        echo(peer, request)
+
+    async with proxy_rig(MockEngine("w0", wait)) as rig:
+        client = await rig.client()
+        client.send(post(b"one"))
+        await eventually(lambda: rig.engine.received)
+        rig.proxy.worker_down(rig.engine.endpoint)
+        gate.set()
+        assert (await client.answer())[1] == b"one"
+        await eventually(lambda: rig.state.pools.open_count == 0)
+        for body in (b"two", b"three"):
+            assert (await client.ask(post(body)))[1] == body
+        assert len(rig.engine.peers) == 2
+
+
+@on_loop
 async def test_worker_that_closes_a_kept_connection_is_told_of() -> None:
     """It is what an engine does first that is about to end; what the router closes itself tells nothing."""
     group = [MockEngine("w0"), MockEngine("w1")]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
@@ -147,7 +148,7 @@ class Loader:
             return None
         if common_pages(tracked, plan.first_block, keys) < count:
             return None
-        return PullPlan(plan.first_block, count, plan.sources_of(count), plan.pull_s)
+        return replace(plan, block_count=count, sources=plan.sources_of(count))
 
     def _pull(self, job_id: str, plan: PullPlan, pages: Slots, events: Sequence[Any]) -> JobResult | None:
         """Pull, and wait until it is over or the deadline has passed (None)."""
@@ -217,7 +218,7 @@ class Loader:
         reason: MissReason | None = MissReason.TIMEOUT
         if result is not None:
             report = report_of(job_id, plan.sources, result)
-            record_transfer(self._recorder, self._forecaster, report)
+            record_transfer(self._recorder, self._forecaster, report, tier=plan.tier_of(report.worker))
             reason, seconds = report.reason, report.seconds
         if self._ranks.rank == 0:
             record_outcome(

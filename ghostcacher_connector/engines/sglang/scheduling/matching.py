@@ -22,6 +22,7 @@ from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 
 class Matcher(PrefixMatcher):
@@ -38,15 +39,23 @@ class Matcher(PrefixMatcher):
         page_bytes: int,
         pages_max: int,
         holds: Callable[[BlockHash], bool],
+        tier: HostTier | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare for one rank's requests.
 
         page_bytes: bytes of one page on one rank. pages_max: pages of one pull at most. holds: says whether this engine
-        has a block.
+        has a block. tier: see `PrefixMatcher`.
         """
         super().__init__(
-            settings, lookups, forecaster, recorder, block_tokens=page_tokens, block_bytes=page_bytes, clock=clock
+            settings,
+            lookups,
+            forecaster,
+            recorder,
+            block_tokens=page_tokens,
+            block_bytes=page_bytes,
+            tier=tier,
+            clock=clock,
         )
         self._pages_max = pages_max
         self._holds = holds

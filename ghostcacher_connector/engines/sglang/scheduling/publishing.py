@@ -24,9 +24,12 @@ import numpy as np
 import torch
 
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.slots import Slots
+from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 NO_PAGES: Slots = np.empty(0, dtype=np.int64)
 
@@ -82,13 +85,18 @@ class PagePublisher:
         sink: BlockSink | None,
         page_tokens: int,
         on_published: Callable[[BlockHash], None],
+        tier: HostTier | None = None,
     ) -> None:
-        """sink: the index; None on ranks that do not speak for the worker. on_published: called with each block."""
+        """sink: the index; None on ranks that do not speak for the worker. on_published: called with each block.
+
+        tier: told of each page that is published, if there is one.
+        """
         self._guard = guard
         self._book = book
         self._sink = sink
         self._page_tokens = page_tokens
         self._on_published = on_published
+        self._tier = tier
         self._offers: deque[Offer] = deque()
 
     def offer(self, keys: Sequence[str], root: BlockHash, token_indexes: torch.Tensor, events: Sequence[Any]) -> None:
@@ -114,8 +122,14 @@ class PagePublisher:
         """Publish the oldest offer, which every rank has computed; its node is still locked."""
         offer = self._offers.popleft()
         generations = self._guard.publish(offer.pages)
+        parent: BlockHash | None = None
         for block, page, generation in zip(offer.hashes, offer.pages.tolist(), generations.tolist(), strict=True):
             self._book.enter(block, page)
+            if self._tier is not None:
+                # SGLang says neither what a node is part of, nor how deep it lies: see docs/operating/tiers.md.
+                traits = BlockTraits(SectionType.DOC, 0, self._page_tokens, self._tier.block_bytes)
+                self._tier.engine_holds(page, Candidate(block, offer.root, parent, traits), generation)
+            parent = block
             if self._sink is not None:
                 self._sink.publish(page, block, offer.root, generation)
             self._on_published(block)

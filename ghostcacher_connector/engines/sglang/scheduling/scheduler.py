@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.weight_watch import WeightWatch
 from ghostcacher_connector.engines.sglang.engine_rank import EngineRank
+from ghostcacher_connector.engines.sglang.scheduling.copying import PageCopying, make_copying
 from ghostcacher_connector.engines.sglang.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
 from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
@@ -63,11 +65,13 @@ class ConnectorScheduler:
         self._batches_begun = self._batches_done = 0
         self._steps = StepClock(time.monotonic)
         sink = fleet.publisher if fleet is not None else None
-        self._book = book = PageBook(sink.withdraw if sink is not None else None)
+        self._copying = copying = make_copying(engine, allocator, settings)
+        self._book = book = PageBook(_withdraw_from(sink, copying))
         self.guard = PageGuard(allocator, engine.table, engine.generations, book.drop)
         tokens, page_bytes = engine.page_tokens, engine.page_bytes
         self._prompts = PromptReporter(fleet.reporter, book.holds, tokens) if fleet is not None else None
-        self._publisher = PagePublisher(self.guard, book, sink, tokens, self._published)
+        tier = copying.tier if copying is not None else None
+        self._publisher = PagePublisher(self.guard, book, sink, tokens, self._published, tier)
         self._meter = LoadMeter(engine.forecaster, book.holds, page_tokens=tokens, page_bytes=page_bytes)
         self._matcher = Matcher(
             settings,
@@ -78,6 +82,7 @@ class ConnectorScheduler:
             page_bytes=page_bytes,
             pages_max=engine.page_count // POOL_SHARE,
             holds=book.holds,
+            tier=tier,
         )
         self._loader = Loader(
             engine.runtime.puller,
@@ -98,6 +103,8 @@ class ConnectorScheduler:
             return
         tracked = self._tracked[req.rid] = track(req, self._engine.page_tokens)
         self._matcher.ask(tracked)
+        if self._copying is not None:
+            self._copying.arrived(len(tracked.chain))
         if self._prompts is not None:
             self._prompts.arrived(tracked)
 
@@ -137,6 +144,8 @@ class ConnectorScheduler:
         """A pass of the scheduler begins: return how many offers this rank has computed."""
         self._settle()
         self._loader.begin_pass()
+        if self._copying is not None:
+            self._copying.begin_pass(sharing=self._sharing)
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
         return self._publisher.computed_count()
@@ -196,6 +205,8 @@ class ConnectorScheduler:
     def reset(self) -> None:
         """The tree is about to be emptied. What was published is withdrawn when the pool is cleared (page_guard.py)."""
         self._publisher.forget()
+        if self._copying is not None:
+            self._copying.clear()
         self._computed_since_reset = self._old_tree = False
 
     # -- weights ---------------------------------------------------------------------------------------------------
@@ -229,6 +240,8 @@ class ConnectorScheduler:
             self._old_tree = self._computed_since_reset
         self._publisher.void()
         self.guard.withdraw_all()
+        if self._copying is not None:
+            self._copying.clear()
         for tracked in self._tracked.values():
             self._matcher.forget(tracked)
             tracked.phase = Phase.SETTLED
@@ -245,6 +258,8 @@ class ConnectorScheduler:
         if self._left:
             return
         self._left = True
+        if self._copying is not None:
+            self._copying.clear()
         logger.error("leaving the fleet, restart this engine to share again: %s", why)
         self._engine.leave()
 
@@ -260,3 +275,15 @@ class ConnectorScheduler:
             self._fleet.reporter.submit_load(self._meter.measure(self._scheduler, self._tracked.values()))
         except Exception:
             logger.exception("unexpected error while measuring the load")
+
+
+def _withdraw_from(sink: BlockSink | None, copying: PageCopying | None) -> Callable[[int], None] | None:
+    """Return what is to be called with each published page that is released; None where nobody has to know."""
+    if sink is None or copying is None:
+        return sink.withdraw if sink is not None else None
+
+    def withdraw(page: int) -> None:
+        copying.tier.engine_gives(page)
+        sink.withdraw(page)
+
+    return withdraw

@@ -83,7 +83,6 @@ class Matcher(PrefixMatcher):
         *,
         block_tokens: int,
         block_bytes: int,
-        own_worker: str = "",
         tier: HostTier | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,7 +94,6 @@ class Matcher(PrefixMatcher):
             recorder,
             block_tokens=block_tokens,
             block_bytes=block_bytes,
-            own_worker=own_worker,
             tier=tier,
             clock=clock,
         )
@@ -164,8 +162,10 @@ class Matcher(PrefixMatcher):
 
     def _pin(self, tracked: Tracked, plan: PullPlan, order: PullOrder) -> None:
         """Keep in the tier what a pull reads there."""
-        own = next((source for source in order.sources if source.worker == self._own_worker), None)
-        if self._tier is not None and own is not None:
+        if self._tier is None:
+            return
+        own = next((source for source in order.sources if source.worker == self._tier.worker), None)
+        if own is not None:
             blocks = tracked.blocks[plan.first_block : plan.first_block + len(own.remote_slots)]
             self._tier.ledger.pin(tracked.request_id, blocks, order.timeout_s)
 

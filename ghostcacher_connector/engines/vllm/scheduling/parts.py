@@ -15,6 +15,7 @@ from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
+from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
@@ -23,6 +24,7 @@ from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublis
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.publish.block_notes import BlockNotes
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.worker.membership import Membership
@@ -54,6 +56,8 @@ class Parts:
     """Offers blocks; None as above."""
     matcher: Matcher | None
     """Finds blocks; None for a worker that does not pull."""
+    flusher: Flusher
+    """Drops blocks on order."""
     copying: CopyDown | None
     """Has blocks copied to the host tier; None for a worker that does not publish, or without such a tier."""
 
@@ -107,8 +111,10 @@ class PartsMaker:
             prefill_rate=lambda: forecaster.prefill_rate,
         )
         prompts = PromptReporter(fleet.reporter, tokens)
+        notes = BlockNotes()
         tier = self._tier(record, fleet) if self._role.publishes else None
         watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
+        publisher = self._publisher(manager, watch, fleet, prompts, notes, tier) if watch is not None else None
         return Parts(
             fleet,
             forecaster,
@@ -116,8 +122,9 @@ class PartsMaker:
             LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes),
             prompts,
             watch,
-            self._publisher(manager, watch, fleet, prompts, tier) if watch is not None else None,
+            publisher,
             self._matcher(fleet, forecaster, block_bytes, tier) if self._role.pulls else None,
+            Flusher(manager, fleet.publisher, notes, watch, publisher, tier, block_bytes=block_bytes * len(ranks)),
             self._copying(tier, pool) if tier is not None else None,
         )
 
@@ -140,6 +147,7 @@ class PartsMaker:
         return HostTier(
             fleet.publisher,
             self._recorder,
+            worker=self._worker,
             first_slot=engine,
             slot_count=slots - engine,
             ranks=len(record.ranks),
@@ -163,6 +171,7 @@ class PartsMaker:
         watch: SlotWatch,
         fleet: Membership,
         prompts: PromptReporter,
+        notes: BlockNotes,
         tier: HostTier | None,
     ) -> BlockPublisher:
         return BlockPublisher(
@@ -171,6 +180,7 @@ class PartsMaker:
             fleet.publisher,
             self._block_tokens,
             prompts.published,
+            notes=notes,
             tier=tier,
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
         )
@@ -183,7 +193,6 @@ class PartsMaker:
             self._recorder,
             block_tokens=self._block_tokens,
             block_bytes=block_bytes,
-            own_worker=self._worker,
             tier=tier,
             clock=self._clock,
         )

@@ -21,7 +21,7 @@ Driven by the scheduler's thread alone.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
@@ -29,6 +29,7 @@ from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.publish.block_notes import BlockNotes, Note
 from ghostcacher_connector.tiers.host_ledger import Candidate
 from ghostcacher_connector.tiers.host_tier import HostTier
 
@@ -69,12 +70,13 @@ class BlockPublisher:
         block_tokens: int,
         on_published: Callable[[Tracked], None],
         *,
+        notes: BlockNotes,
         tier: HostTier | None = None,
         mixes_adapters_wrong: bool = False,
     ) -> None:
         """on_published: called with a request whenever a step has proven what it can of its blocks.
 
-        tier: told of each block that is published, if there is one.
+        notes: of what is published. tier: told of each block that is published, if there is one.
         mixes_adapters_wrong: the engine computes requests without an adapter wrong in a step together with one.
         """
         self._manager = manager
@@ -82,7 +84,7 @@ class BlockPublisher:
         self._sink = sink
         self._block_tokens = block_tokens
         self._on_published = on_published
-        self._tier = tier
+        self._notes, self._tier = notes, tier
         self._mixes_adapters_wrong = mixes_adapters_wrong
         self._steps: deque[tuple[int, list[Fill]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
 
@@ -125,6 +127,13 @@ class BlockPublisher:
         for request in tracked:
             request.evidence.tainted = True
         self._watch.forget_all()
+
+    def forget(self, tracked: Collection[Tracked]) -> None:
+        """Have nothing that these requests compute, or have in flight, published until they are matched anew."""
+        for request in tracked:
+            request.evidence.tainted = True
+        for _, fills in self._steps:
+            fills[:] = [fill for fill in fills if not fill.evidence.tainted]
 
     def _filling(self, output: SchedulerOutput) -> dict[str, int]:
         """Return the first token of each request that begins in this step, or reaches the end of a block in it."""
@@ -195,7 +204,9 @@ class BlockPublisher:
         # The pool must agree that the slot holds this hash: it does not after a reset of the prefix cache.
         if block.block_hash is None or block.block_hash[:-HASH_GROUP_BYTES] != hashes[index]:
             return
-        generation = self._watch.publish(block.block_id)
+        generation, parent = self._watch.publish(block.block_id), hashes[index - 1] if index else None
+        sections = tracked.sections
+        self._notes.put(hashes[index], Note(parent, sections.section_of(index), sections.session_of(index)))
         if self._tier is not None:
             self._tier.engine_holds(block.block_id, self._candidate(tracked, index, self._tier), generation)
         self._sink.publish(block.block_id, hashes[index], hashes[0], generation)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
@@ -33,6 +34,7 @@ from ghostcacher_connector.engines.vllm.capabilities import pool_faults
 from ghostcacher_connector.engines.vllm.early_leave import leave_on_sigterm
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
+from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.parts import PartsMaker
@@ -43,6 +45,7 @@ from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Sec
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
 from ghostcacher_connector.engines.vllm.scheduling.weight_epochs import WeightEpochs
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
+from ghostcacher_connector.publish.flush_desk import Engine
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.worker.membership import Membership
@@ -88,6 +91,7 @@ class ConnectorScheduler:
         self._watch: SlotWatch | None = None
         self._publisher: BlockPublisher | None = None
         self._copying: CopyDown | None = None
+        self._flusher: Flusher | None = None
         self._prompts: PromptReporter | None = None
         self._load: LoadMeter | None = None
         self._matcher: Matcher | None = None
@@ -104,6 +108,7 @@ class ConnectorScheduler:
         reset = manager.reset_prefix_cache
 
         def reset_prefix_cache() -> bool:
+            self._settle_flushes()
             done: bool = reset()
             self.cache_reset("reset of the prefix cache")
             return done
@@ -132,7 +137,9 @@ class ConnectorScheduler:
         self._watch, self._publisher, self._matcher = parts.watch, parts.publisher, parts.matcher
         self._copying = parts.copying
         self._report_load()
+        self._flusher = parts.flusher
         parts.fleet.start()
+        parts.fleet.flushes.start(Engine(self._drop, self._has_requests))
         leave_on_sigterm(parts.fleet.leave)
         self._gauges = GaugeServer(self._engine_id, parts.fleet.gauges)
 
@@ -211,9 +218,24 @@ class ConnectorScheduler:
             if tracked.phase is not Phase.LOADING:
                 tracked.phase = Phase.SETTLED
 
+    # -- orders to flush -----------------------------------------------------------------------------------------
+
+    def _settle_flushes(self) -> None:
+        """Drop what is ordered, before any block is looked for or given away."""
+        if self._fleet is not None:
+            self._fleet.flushes.settle()
+
+    def _drop(self, order: FlushOrder) -> FlushReport:
+        assert self._flusher is not None
+        return self._flusher.drop(order, self._tracked.values())
+
+    def _has_requests(self) -> bool:
+        return bool(self._tracked) or (self._copying is not None and self._copying.tier.busy)
+
     # -- requests ------------------------------------------------------------------------------------------------
 
     def on_new_request(self, request: Request) -> None:
+        self._settle_flushes()
         tracked = self._tracked[request.request_id] = Tracked(
             request, sections=self._sections.read(request), tenant=tenant_of(request)
         )
@@ -243,6 +265,8 @@ class ConnectorScheduler:
 
     def finished(self, request: Request) -> None:
         """A request has ended: give up a pull that is in flight. What steps have filled for it is still published."""
+        if self._fleet is not None:
+            self._fleet.flushes.touch()
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None:
             return
@@ -257,6 +281,7 @@ class ConnectorScheduler:
 
     def build_metadata(self, output: SchedulerOutput) -> StepMetadata:
         self._settle()
+        self._settle_flushes()
         self._step += 1
         if (output.kv_cache_block_copies or output.new_block_ids_to_zero) and self._sharing:
             # With what support.py accepts vLLM never asks for it: see docs/ARCHITECTURE.md, the model runners.
@@ -319,6 +344,8 @@ class ConnectorScheduler:
             self._copying.reported(report.copies)
         if self._publisher is not None and self._sharing:
             self._publisher.confirm(report.step)
+        if self._flusher is not None:
+            self._flusher.tidy()
         if self._matcher is not None:
             self._matcher.reported(report.pulls)
         if self._forecaster is not None:

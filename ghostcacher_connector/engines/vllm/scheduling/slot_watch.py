@@ -18,7 +18,7 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +87,13 @@ class SlotWatch:
         assert slot in self._computed, f"slot {slot} is published, and nothing proves its contents"
         self._published.add(slot)
         return self._generations[slot]
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Do the same as `forget_all` for some slots."""
+        for slot in slots:
+            self._computed.discard(slot)
+            if slot in self._published:
+                self._bump(slot)
 
     def forget_all(self) -> None:
         """Withdraw whatever is published, and unmark whatever is computed."""

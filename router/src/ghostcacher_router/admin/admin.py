@@ -8,7 +8,7 @@
     GET /gc/stats                       counters since the start
     GET /gc/workers                     every worker, with its state, load and requests in flight
     POST, DELETE /gc/workers/ID/drain   give a worker no new requests (?drain=false and DELETE take that back)
-    POST /gc/flush                      make the routers forget; see `AdminPorts.flush`
+    POST /gc/flush                      make routers forget and workers drop; see `AdminPorts.flush`
     GET, POST /gc/explain               every worker's forecast for a prompt, without sending it anywhere
 
 /gc/pods is an older name of /gc/workers, and stays. access.py says who may use /gc/*, and core/admin_api.py has the
@@ -67,11 +67,10 @@ class AdminPorts(NamedTuple):
     explain: Callable[[ExplainedRequest], Awaitable[list[dict[str, object]]]]
     """Returns the terms of the forecast for each worker that could serve a request, the best first, as in
     `admin_api.WorkerForecast`. Nothing is sent or counted."""
-    flush: Callable[[FlushTarget], Awaitable[None]]
+    flush: Callable[[FlushTarget], Awaitable[Flushed]]
     """Makes every router forget, through the stream that they share, what text of that scope became which blocks, where
-    it was seen, and which worker its sessions were bound to. The engines' KV caches and the index of blocks are left as
-    they are: the next such request is routed as if it were new, and may still find its blocks on the worker it
-    meets."""
+    it was seen, and which worker its sessions were bound to; has every worker with a connector drop its blocks, in all
+    of its tiers, and returns what they have dropped."""
 
 
 class Admin:
@@ -230,8 +229,7 @@ class Admin:
 
     async def _flush(self, request: LocalRequest) -> LocalResponse:
         target = flush_of(request)
-        await self._ports.flush(target)
-        return _json(Flushed(target.scope))
+        return _json(await self._ports.flush(target))
 
     async def _explain(self, request: LocalRequest) -> LocalResponse:
         explained = explain_of(request)

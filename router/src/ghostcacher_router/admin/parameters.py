@@ -6,6 +6,7 @@ import json
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from ghostcacher_connector.core.coordination.flushes import FLUSHED_BLOCKS_MAX
 from ghostcacher_connector.core.types import FlushScope
 from ghostcacher_router.http.protocol.local_response import LocalRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
@@ -14,11 +15,12 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 
 FIELDS_MAX = 32
 KEY_BYTES_MAX = 64
+BLOCK_BYTES_MAX = 128
 _BOOLS = {"1": True, "true": True, "0": False, "false": False}
 
 
 class FlushTarget(NamedTuple):
-    """What the routers are to forget. Of DOC and PREFIX it has either `request` or `key`."""
+    """What routers are to forget, and workers to drop. Of DOC and PREFIX it has `request`, `key` or `blocks`."""
 
     scope: FlushScope
     """What kind of thing it is."""
@@ -30,6 +32,8 @@ class FlushTarget(NamedTuple):
     """The body of a request that has the documents, or the prompt."""
     key: bytes | None = None
     """The digest of a boundary."""
+    blocks: tuple[bytes, ...] = ()
+    """Chain hashes of KV blocks."""
 
 
 class ExplainedRequest(NamedTuple):
@@ -73,15 +77,20 @@ def flush_of(request: LocalRequest) -> FlushTarget:
     except ValueError:
         expected = ", ".join(scope.value for scope in FlushScope)
         raise _wrong("scope", f"expected one of {expected}, got {_shown(body.get('scope'))}") from None
-    if scope is FlushScope.ALL:
+    if scope in {FlushScope.ALL, FlushScope.TOOLS}:
         _only(body, {"scope"})
         return FlushTarget(scope)
     if scope is FlushScope.SESSION:
         _only(body, {"scope", "session"})
         return FlushTarget(scope, session=_text(body, "session"))
-    _only(body, {"scope", "request", "path", "key"})
-    if ("request" in body) == ("key" in body):
-        raise _wrong("request", "expected either `request`, the body of a request, or `key`, a digest in hex")
+    _only(body, {"scope", "request", "path", "key", "blocks"})
+    if len(body.keys() & {"request", "key", "blocks"}) != 1:
+        raise _wrong(
+            "request",
+            "expected one of `request`, the body of a request, `key`, a digest in hex, and `blocks`, hashes in hex",
+        )
+    if "blocks" in body:
+        return FlushTarget(scope, blocks=_blocks(body["blocks"]))
     if "key" in body:
         return FlushTarget(scope, key=_key(body))
     if not isinstance(body["request"], dict):
@@ -139,6 +148,16 @@ def _key(body: dict[str, Any]) -> bytes:
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise _wrong("key", f"expected a digest in hex, up to {KEY_BYTES_MAX} bytes, got {_shown(body['key'])}")
     return key
+
+
+def _blocks(given: object) -> tuple[bytes, ...]:
+    try:
+        blocks = tuple(map(bytes.fromhex, given)) if isinstance(given, list) else ()
+    except (TypeError, ValueError):
+        blocks = ()
+    if not 0 < len(blocks) <= FLUSHED_BLOCKS_MAX or not all(0 < len(block) <= BLOCK_BYTES_MAX for block in blocks):
+        raise _wrong("blocks", f"expected 1 to {FLUSHED_BLOCKS_MAX} hashes in hex, got {_shown(given)}")
+    return blocks
 
 
 def _only(found: dict[str, Any], known: set[str]) -> None:

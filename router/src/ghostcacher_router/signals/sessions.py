@@ -173,6 +173,9 @@ class SessionAffinity:
     def _put(self, key: bytes, binding: _Binding) -> None:
         self._bindings[key] = binding
         self._bindings.move_to_end(key)
+        too_old = self._clock() - self._ttl_s
+        while (oldest := next(iter(self._bindings.values()))).used_at < too_old and oldest.seen_at < too_old:
+            self._bindings.popitem(last=False)  # In the store its time is over, too.
         while len(self._bindings) > SESSIONS_MAX:
             evicted, _ = self._bindings.popitem(last=False)
             if self._forget_evicted:

@@ -34,7 +34,7 @@ class Pool(Protocol):
         """Forget a connection."""
 
     def close_idle(self) -> None:
-        """Close the connections that are kept: they lead nowhere."""
+        """Close the connections that are kept, and those in use after their answers: they lead nowhere."""
 
 
 class WorkerConnection(asyncio.Protocol):

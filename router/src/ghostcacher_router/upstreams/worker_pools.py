@@ -36,6 +36,8 @@ class WorkerPool:
         self.open: set[WorkerConnection] = set()
         self.connecting = 0
         self._idle: dict[WorkerConnection, float] = {}
+        self._last_used: set[WorkerConnection] = set()
+        """Those that are not to be kept once they are idle."""
         self._idle_closed = idle_closed
         self._now = now
 
@@ -53,20 +55,23 @@ class WorkerPool:
         return None
 
     def put(self, connection: WorkerConnection) -> None:
-        """Keep an idle connection; close it when there are enough."""
-        if len(self._idle) >= self.limits.upstream_idle_max:
+        """Keep an idle connection; close it when there are enough, or it leads to what the worker was."""
+        if connection in self._last_used or len(self._idle) >= self.limits.upstream_idle_max:
             connection.abort()
         else:
             self._idle[connection] = self._now
 
     def closed(self, connection: WorkerConnection) -> None:
         self.open.discard(connection)
+        self._last_used.discard(connection)
         if self._idle.pop(connection, None) is not None:
             self._idle_closed(self.endpoint)
 
     def close_idle(self) -> None:
+        """Close the connections that are kept, and those in use after their answers."""
         for connection in list(self._idle):
             connection.abort()
+        self._last_used = self.open - self._idle.keys()
         self._idle.clear()
 
     def tick(self, now: float) -> None:
@@ -154,7 +159,7 @@ class Pools:
                 del self._pools[endpoint]
 
     def close_idle(self, endpoint: Endpoint) -> None:
-        """Close the connections to an endpoint that no request uses."""
+        """Close the connections to an endpoint that no request uses, and keep none of the others."""
         if (pool := self._pools.get(endpoint)) is not None:
             pool.close_idle()
 

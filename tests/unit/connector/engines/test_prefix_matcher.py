@@ -67,7 +67,6 @@ class Bench:
             self.recorder,
             block_tokens=16,
             block_bytes=1024,
-            own_worker="own",
             tier=tier,
             clock=self.clock,
         )

@@ -125,7 +125,7 @@ def test_it_never_pays_for_noise() -> None:
 def test_what_was_measured_decides(store: FileStore) -> None:
     """Nothing is compressed before the store was measured; on a slow one then everything is."""
     other = chain(8, "other")
-    with opened(store) as tier:
+    with opened(store, options=ALWAYS._replace(compress="auto")) as tier:
         tier.write(PROMPT, rows_of(PROMPT), position=0, section=1)
         tier.wait_written(60)
         assert stored(store)[0][1] > RAW_BYTES

@@ -22,7 +22,6 @@ from ghostcacher_connector.objects.object_format import (
 )
 from ghostcacher_connector.objects.stores.base import StoreError, StoreFault
 from ghostcacher_connector.objects.stores.file_store import FileStore
-from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import chain, opened, right, rows_of
 
 BLOCKS = 4
@@ -60,8 +59,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def write_small(store: FileStore, options: TierOptions | None = None) -> None:
-    with opened(store, options=options or TierOptions(), **KIND) as tier:  # type: ignore[arg-type]
+def write_small(store: FileStore) -> None:
+    with opened(store, **KIND) as tier:  # type: ignore[arg-type]
         assert tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), position=0, section=1)
 
 

@@ -12,7 +12,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from ghostcacher_connector.objects.tier_options import TierOptions
-from tests.support.object_tiers import buffers, chain, opened, right, row_of, rows_of, write_all
+from tests.support.object_tiers import SMALL_QUEUE, buffers, chain, opened, right, row_of, rows_of, write_all
 
 
 @pytest.fixture
@@ -76,6 +76,17 @@ def test_blocks_are_written_once_whoever_writes_them(store: FileStore) -> None:
         assert (right(tier, prompt), right(tier, other)) == (12, 12)
 
 
+def test_workers_that_begin_at_different_blocks_cut_alike(store: FileStore) -> None:
+    """At fixed places of the prefix, so that equal blocks meet in equal objects."""
+    prompt = chain(16)
+    recorder = Recorder()
+    with opened(store) as whole, opened(store, recorder=recorder) as later:
+        assert whole.write(prompt, rows_of(prompt), position=0, section=1)
+        assert whole.wait_written(60)
+        assert later.write(prompt[4:], rows_of(prompt[4:]), position=4, section=1)
+    assert recorder.drain()["gc_object_writes_total"] == {"written": 1, "existed": 1}
+
+
 def test_another_namespace_rank_or_block_size_finds_nothing(store: FileStore) -> None:
     prompt = chain(4)
     write_all(store, prompt)
@@ -96,7 +107,7 @@ def test_a_full_queue_drops_and_counts_and_does_not_wait(store: FileStore) -> No
     recorder = Recorder()
     prompt = chain(64)
     slow = Standing(store._folder)
-    with opened(slow, recorder=recorder, options=TierOptions(queue_bytes=32 << 20)) as tier:
+    with opened(slow, recorder=recorder, options=SMALL_QUEUE._replace(queue_bytes=32 << 20)) as tier:
         assert not tier.write(prompt, rows_of(prompt), position=0, section=1)
         assert slow.stands.wait(60)
         slow.goes.set()

@@ -81,6 +81,12 @@ def test_blocks_after_a_gap_go_with_what_was_before_it(notes: BlockNotes) -> Non
     assert doomed(notes, order("prefix", "s"), "sABx") == "ABs"
 
 
+def test_document_goes_from_its_beginning_and_leaves_what_was_before(notes: BlockNotes) -> None:
+    """Nothing else follows the system text any more; other documents will."""
+    assert doomed(notes, order("doc", "f"), "tsdf") == "df"
+    assert doomed(notes, order("prefix", "f"), "tsdf") == "dfst"
+
+
 def test_blocks_of_which_nothing_is_known_go_with_everything_alone(notes: BlockNotes) -> None:
     """They were published by somebody who keeps no notes."""
     assert doomed(notes, order("tools"), "txz") == "t"

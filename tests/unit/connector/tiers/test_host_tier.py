@@ -37,6 +37,7 @@ def new_tier(slots: int = 4, *, ranks: int = 1, block_bytes: int = ORDER_BYTES /
     tier = HostTier(
         sink,
         Recorder(),
+        worker="own",
         first_slot=FIRST,
         slot_count=slots,
         ranks=ranks,

@@ -4,40 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from ghostcacher_connector.core.retention.base import BlockTraits, Evicted, EvictionReason, Refusal
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import SectionType
 
-DOC = SectionType.DOC
+TOOLS, SYS, DOC, SESSION, USER = SectionType
+GIB = 1 << 30
 
 
 class Tier:
-    """A tier of blocks of one byte each, at a time that the test sets."""
+    """A tier of LRU and blocks of one GiB each, at a time that the test sets."""
 
     def __init__(self, capacity: int, **settings: object) -> None:
         self.now = 0.0
-        self.retention = TierRetention(
-            RetentionSettings(**{"eviction_policy": "lru", **settings}), capacity, clock=lambda: self.now
-        )
+        chosen = RetentionSettings(**{"eviction_policy": "lru", "doc_budget": 1.0, **settings})
+        self.retention = TierRetention(chosen, capacity * GIB, clock=lambda: self.now)
 
-    def insert(self, name: str, section: SectionType = DOC, **traits: object) -> Refusal | list[str] | None:
+    def insert(self, name: str, section: SectionType = DOC, **traits: object) -> Refusal | list[str]:
         """Insert a block whose parent's name is one letter shorter; return what left, or why it was refused."""
         self.now += 1
-        made = BlockTraits(section, len(name) - 1, 16, 1, **traits)
-        insertion = self.retention.insert(name.encode(), name[:-1].encode() or None, made)
+        insertion = self.retention.insert(name.encode(), name[:-1].encode() or None, traits_of(name, section, **traits))
         self.retention.check_invariants()
         return insertion.refusal or names(insertion.evicted)
 
-    def touch(self, name: str, retain_s: float = 0.0) -> bool:
+    def touch(self, name: str, **traits: object) -> bool:
         self.now += 1
-        found = self.retention.touch(name.encode(), retain_s=retain_s)
+        found = self.retention.touch(name.encode(), traits_of(name, DOC, **traits))
         self.retention.check_invariants()
         return found
 
+    def at(self, now: float) -> TierRetention:
+        self.now = now
+        return self.retention
+
     @property
-    def held(self) -> set[str]:
-        return {key.decode() for key in self.retention}
+    def held(self) -> str:
+        return " ".join(sorted(key.decode() for key in self.retention))
+
+
+def traits_of(name: str, section: SectionType, **traits: object) -> BlockTraits:
+    return BlockTraits(section, len(name) - 1, 16, GIB)._replace(**traits)
 
 
 def names(evicted: Sequence[Evicted], reason: EvictionReason | None = None) -> list[str]:
@@ -59,3 +68,192 @@ def test_parent_stays_as_long_as_its_children() -> None:
     tier.touch("abc")
     assert tier.insert("x") == ["abc"]
     assert tier.insert("y") == ["ab"]
+
+
+def test_child_that_came_first_holds_its_parent() -> None:
+    """Engines give up the ends of prompts first, so children are copied down before their parents."""
+    tier = Tier(2)
+    tier.insert("ab")
+    tier.insert("a")
+    tier.touch("ab")
+    assert tier.insert("x") == ["ab"]
+
+
+def test_newcomer_never_takes_its_parents_place() -> None:
+    tier = Tier(1)
+    tier.insert("a")
+    assert tier.insert("ab") is Refusal.FULL
+    assert tier.held == "a"
+
+
+def test_user_messages_stay_in_the_engine() -> None:
+    assert Tier(1).insert("a", USER) is Refusal.TYPE
+
+
+def test_pinned_block_and_all_before_it_stay() -> None:
+    tier = Tier(3)
+    for name in ("a", "ab", "x"):
+        tier.insert(name)
+    tier.retention.pin(b"ab")
+    assert tier.insert("y") == ["x"]
+    tier.retention.pin(b"y")
+    assert tier.insert("z") is Refusal.FULL
+    tier.retention.unpin(b"ab")
+    assert tier.insert("z") == ["ab"]
+
+
+class TestTypes:
+    @pytest.mark.parametrize(("section", "ttl_s"), [(DOC, 4 * 3_600.0), (SESSION, 3_600.0)])
+    def test_type_ends_after_its_time(self, section: SectionType, ttl_s: float) -> None:
+        tier = Tier(1)
+        tier.insert("a", section)
+        assert tier.at(ttl_s).expire() == []
+        assert names(tier.at(1 + ttl_s).expire(), EvictionReason.TTL) == ["a"]
+
+    @pytest.mark.parametrize("section", [TOOLS, SYS])
+    def test_tools_and_system_prompts_have_no_end(self, section: SectionType) -> None:
+        tier = Tier(1)
+        tier.insert("a", section)
+        assert tier.at(1e9).expire() == []
+
+    def test_use_prolongs_sessions_and_no_documents(self) -> None:
+        tier = Tier(2, doc_ttl_s=100.0, session_ttl_s=100.0)
+        tier.insert("s", SESSION)
+        tier.insert("d", DOC)
+        tier.now = 60
+        assert tier.touch("s")
+        assert tier.touch("d")
+        assert names(tier.at(150).expire()) == ["d"]
+        assert names(tier.at(161).expire()) == ["s"]
+
+    def test_parent_whose_time_is_over_goes_with_its_last_child(self) -> None:
+        tier = Tier(3, doc_ttl_s=10.0, session_ttl_s=100.0)
+        for name, section in (("a", DOC), ("ab", SESSION)):
+            tier.insert(name, section)
+        assert tier.at(50).expire() == []
+        assert names(tier.at(102).expire()) == ["ab", "a"]
+
+    def test_age_before_it_came_counts(self) -> None:
+        tier = Tier(1)
+        tier.insert("a", DOC, age_s=4 * 3_600.0 - 5)
+        assert names(tier.at(6).expire()) == ["a"]
+
+    def test_type_beyond_its_budget_goes_first(self) -> None:
+        tier = Tier(4, doc_budget=0.5)
+        tier.insert("s", SESSION)
+        for name in ("a", "b", "c"):
+            tier.insert(name)
+        tier.touch("a")
+        assert tier.insert("t", SESSION) == ["b"]
+
+    def test_type_at_its_budget_takes_no_place_from_others(self) -> None:
+        tier = Tier(4, doc_budget=0.5, session_budget=0.5)
+        for name, section in (("s", SESSION), ("t", SESSION), ("a", DOC), ("b", DOC)):
+            tier.insert(name, section)
+        evicted = tier.retention.insert(b"c", None, traits_of("c", DOC)).evicted
+        assert names(evicted, EvictionReason.BUDGET) == ["a"]
+
+
+class TestRetention:
+    def test_retained_block_goes_after_all_others(self) -> None:
+        tier = Tier(3)
+        tier.insert("a", retain_s=100)
+        tier.insert("b")
+        tier.insert("c")
+        assert [tier.insert(name) for name in ("d", "e", "f")] == [["b"], ["c"], ["d"]]
+
+    def test_only_a_retained_block_takes_the_place_of_one(self) -> None:
+        tier = Tier(2, retained_share_max=1.0)
+        tier.insert("a", retain_s=100)
+        tier.insert("b", retain_s=100)
+        assert tier.insert("c") is Refusal.FULL
+        assert tier.insert("d", retain_s=100) == ["a"]
+
+    def test_retention_ends(self) -> None:
+        tier = Tier(2)
+        tier.insert("a", retain_s=10)
+        tier.insert("b")
+        tier.now = 20
+        assert tier.insert("c") == ["a"]
+
+    def test_touch_retains(self) -> None:
+        tier = Tier(2)
+        tier.insert("a")
+        tier.insert("b")
+        tier.touch("a", retain_s=100)
+        tier.touch("b")
+        assert tier.insert("c") == ["b"]
+
+    def test_retention_outlasts_the_types_time(self) -> None:
+        tier = Tier(1, doc_ttl_s=10.0, retained_share_max=1.0)
+        tier.insert("a", retain_s=100)
+        assert tier.at(50).expire() == []
+        assert names(tier.at(102).expire()) == ["a"]
+
+    def test_longest_retention_is_bounded(self) -> None:
+        tier = Tier(1, retained_share_max=1.0, retain_s_max=50.0)
+        tier.insert("a", retain_s=1e9)
+        tier.now = 60
+        assert tier.insert("b") == ["a"]
+
+    def test_tenant_retains_no_more_than_its_quota(self) -> None:
+        """What is beyond is a block like any other, and another tenant still has its own quota."""
+        tier = Tier(8, quota_gib=1.0, retained_share_max=1.0)
+        for name in ("a", "b"):
+            tier.insert(name, retain_s=100, tenant=b"greedy")
+        tier.insert("c", retain_s=100, tenant=b"other")
+        assert tier.retention.retained_bytes == 2 * GIB
+        assert tier.retention.quota_refused_bytes == GIB
+
+    def test_all_tenants_together_retain_no_more_than_the_share(self) -> None:
+        tier = Tier(4, retained_share_max=0.5)
+        for name in ("a", "b", "c"):
+            tier.insert(name, retain_s=100, tenant=name.encode())
+        assert tier.retention.retained_bytes == 2 * GIB
+
+
+class TestFlush:
+    def test_flush_takes_what_follows_and_what_is_kept(self) -> None:
+        tier = Tier(8)
+        for name in ("a", "ab", "abc", "x"):
+            tier.insert(name, retain_s=100)
+        tier.retention.pin(b"abc")
+        flushed = tier.retention.flush(lambda block: block.key == b"ab")
+        tier.retention.check_invariants()
+        assert names(flushed, EvictionReason.FLUSHED) == ["abc", "ab"]
+        tier.retention.unpin(b"abc")
+        assert tier.held == "a x"
+
+    def test_flush_by_type(self) -> None:
+        tier = Tier(8)
+        for name, section in (("t", TOOLS), ("s", SESSION), ("u", SESSION)):
+            tier.insert(name, section)
+        assert sorted(names(tier.retention.flush(lambda block: block.section is SESSION))) == ["s", "u"]
+
+    def test_aged_blocks_go_before_all_others(self) -> None:
+        tier = Tier(4)
+        for name in ("a", "b", "t", "tu"):
+            tier.insert(name, TOOLS if name[0] == "t" else DOC, retain_s=100 if name == "t" else 0)
+        assert tier.retention.age([b"t", b"gone"]) == 2
+        tier.retention.check_invariants()
+        tier.touch("tu")
+        assert [tier.insert(name) for name in ("c", "d", "e")] == [["tu"], ["t"], ["a"]]
+
+
+def test_evict_frees_as_much_as_asked_for() -> None:
+    tier = Tier(4)
+    for name in ("a", "b", "c"):
+        tier.insert(name)
+    assert names(tier.retention.evict(2 * GIB)) == ["a"]
+    assert names(tier.retention.evict(4 * GIB)) == ["b", "c"]
+
+
+def test_removed_block_leaves_its_children() -> None:
+    tier = Tier(4)
+    for name in ("a", "ab"):
+        tier.insert(name)
+    assert tier.retention.remove(b"a")
+    assert not tier.retention.remove(b"a")
+    tier.insert("a")
+    tier.touch("ab")
+    assert names(tier.retention.evict(3 * GIB)) == ["ab"]

@@ -36,6 +36,8 @@ def test_drain_or_not(request_: LocalRequest, draining: bool) -> None:
     ("body", "expected"),
     [
         ({"scope": "all"}, FlushTarget(FlushScope.ALL)),
+        ({"scope": "tools"}, FlushTarget(FlushScope.TOOLS)),
+        ({"scope": "prefix", "blocks": ["00ff", "aa"]}, FlushTarget(FlushScope.PREFIX, blocks=(b"\x00\xff", b"\xaa"))),
         ({"scope": "session", "session": "s"}, FlushTarget(FlushScope.SESSION, session="s")),
         ({"scope": "prefix", "key": "00ff"}, FlushTarget(FlushScope.PREFIX, key=b"\x00\xff")),
         (
@@ -69,6 +71,10 @@ def test_flush_is_understood(body: dict[str, object], expected: FlushTarget) -> 
         ({"scope": "prefix"}, "request"),
         ({"scope": "prefix", "request": {}, "key": "00"}, "request"),
         ({"scope": "prefix", "request": []}, "request"),
+        ({"scope": "prefix", "key": "00", "blocks": ["00"]}, "request"),
+        ({"scope": "tools", "blocks": ["00"]}, "blocks"),
+        *(({"scope": "doc", "blocks": blocks}, "blocks") for blocks in ([], "00", ["xy"], [""], [1], ["00" * 129], {})),
+        ({"scope": "doc", "blocks": ["00"] * 4097}, "blocks"),
         ({"scope": "prefix", "key": "xy"}, "key"),
         ({"scope": "prefix", "key": "00" * 65}, "key"),
     ],

@@ -93,6 +93,24 @@ def test_without_a_store_nobody_waits() -> None:
     run_virtual(main())
 
 
+def test_objects_that_nobody_uses_take_no_room_after_their_time() -> None:
+    """They are let go of when another one comes, and leave the store by themselves."""
+
+    async def main() -> None:
+        here = make(MemoryCoordinationStore(clock=asyncio.get_running_loop().time), ttl_s=10.0)
+        for name in ("resp_1", "resp_2"):
+            here.put(name, "w1")
+        await asyncio.sleep(6.0)
+        here.put("resp_2", "w1")
+        assert "sessions=2," in repr(here)
+        await asyncio.sleep(6.0)
+        here.put("resp_3", "w1")
+        assert "sessions=2," in repr(here)
+        assert (here.holder("resp_1"), here.holder("resp_2"), here.holder("resp_3")) == (None, "w1", "w1")
+
+    run_virtual(main())
+
+
 def test_unused_object_is_forgotten_after_its_time() -> None:
     async def main() -> None:
         here = make(None, ttl_s=10.0)

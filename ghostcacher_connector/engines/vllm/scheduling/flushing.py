@@ -1,0 +1,75 @@
+"""Drops blocks in every tier of a worker when a router orders it.
+
+Engine slots are withdrawn from the index, bumped, so that no peer can read them any more, and taken out of vLLM's own
+prefix cache. Host slots: see the ledger. Requests that run keep their slots, and compute on; what they compute on top
+of a dropped block is not published.
+
+Blocks that were never published, those of requests with a LoRA adapter or an image for instance, have no name that an
+order could mean: the scope "all" drops them, too, and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport, TierDropped
+from ghostcacher_connector.core.types import FlushScope, Tier
+from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
+from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
+from ghostcacher_connector.publish.block_notes import BlockNotes
+from ghostcacher_connector.publish.publisher import Publisher
+from ghostcacher_connector.tiers.host_tier import HostTier
+
+if TYPE_CHECKING:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+
+class Flusher:
+    """Carries out orders to flush. On the scheduler's thread, or while that is idle."""
+
+    def __init__(
+        self,
+        manager: KVCacheManager,
+        publisher: Publisher,
+        notes: BlockNotes,
+        watch: SlotWatch | None,
+        blocks: BlockPublisher | None,
+        tier: HostTier | None,
+        *,
+        block_bytes: int,
+    ) -> None:
+        """watch, blocks: None for a worker that does not publish. block_bytes: of one block, on all ranks together."""
+        self._manager, self._publisher, self._notes = manager, publisher, notes
+        self._watch, self._blocks, self._tier, self._block_bytes = watch, blocks, tier, block_bytes
+
+    def drop(self, order: FlushOrder, tracked: Iterable[Tracked]) -> FlushReport:
+        """Drop what an order names; return how much that was. tracked: all requests that have not ended."""
+        slots = self._publisher.held_blocks.blocks_by_slot()
+        doomed = self._notes.doomed(order, set(slots.values()))
+        pool = self._manager.block_pool
+        assert pool is not None, "bind() has checked it"
+        engine = {slot for slot, block in slots.items() if block in doomed and slot < pool.num_gpu_blocks}
+        everything = order.scope == FlushScope.ALL.value
+        if everything:
+            engine.update(block.block_id for block in pool.blocks if block.block_hash is not None)
+        if self._watch is not None and self._blocks is not None:
+            self._watch.forget(engine)
+            self._blocks.forget(
+                [one for one in tracked if everything or not doomed.isdisjoint(one.request.block_hashes)]
+            )
+        self._manager.evict_blocks(engine)
+        dropped = [self._dropped(Tier.DEVICE, len(engine))]
+        if self._tier is not None:
+            held = self._tier.ledger.drop(lambda block: everything or block in doomed)
+            dropped.append(self._dropped(Tier.HOST, held))
+        return FlushReport(tuple(dropped))
+
+    def tidy(self) -> None:
+        """Forget what is known of blocks that are gone, from time to time."""
+        if self._notes.sweep_due:
+            self._notes.sweep(set(self._publisher.held_blocks.blocks_by_slot().values()))
+
+    def _dropped(self, tier: Tier, blocks: int) -> TierDropped:
+        return TierDropped(tier, blocks, blocks * self._block_bytes)
