@@ -64,7 +64,7 @@ class PolicyRuns:
 
     def saved(self, policy: str, blocks: int) -> int:
         """Return the prompt tokens that a cache of so many blocks serves under a policy."""
-        if policy == LRU:
+        if policy == LRU:  # a run would say the same, and take longer
             return self._exact.at(blocks)
         if blocks >= len(self._trace.tokens_of):
             return self._exact.most
@@ -105,10 +105,11 @@ def _serve(tier: TierRetention, trace: Trace, blocks: Sequence[int]) -> int:
         section = min(SectionType(trace.section_of[block]), SectionType.SESSION)
         tokens = trace.tokens_of[block]
         traits = BlockTraits(section, depth, tokens, size_bytes=1, prompt_blocks=len(blocks))
-        if not tier.touch(key, traits):
-            missing.append((key, parent, traits))
-        elif not missing:
+        if tier.touch(key, traits):
+            # All before it is there, too: a tier never gives up a block before those that follow it.
             saved += tokens
+        else:
+            missing.append((key, parent, traits))
         parent = key
     for key, before, traits in missing:
         # Without the block before it, none that follows serves a prompt.
