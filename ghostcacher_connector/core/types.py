@@ -15,6 +15,10 @@ BlockHash = bytes
 """Chain hash of a block as the engine computes it: it covers the block's tokens and its whole prefix."""
 
 INCARNATION_BYTES = 16
+OWN_INCARNATION = b""
+"""Stands for the worker's own present life where host slots of its own are named: its ledger lives as long as it, and
+an entry of a former life names that one's incarnation."""
+
 DATA_PARALLEL_RANKS_MAX = 1 << 16
 
 

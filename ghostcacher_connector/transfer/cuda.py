@@ -24,13 +24,14 @@ NUMBER_END = 1 << 31
 PITCH_MAX = (1 << 31) - 1
 """CU_DEVICE_ATTRIBUTE_MAX_PITCH of every device so far."""
 
-UNIFIED = 4
-"""CU_MEMORYTYPE_UNIFIED: the driver tells by the address which memory it is."""
+HOST, DEVICE = 1, 2
+"""CU_MEMORYTYPE_HOST and CU_MEMORYTYPE_DEVICE."""
 
 
 class Copy2D(NamedTuple):
-    """Rows of equal size, equally far apart on both sides."""
+    """Rows of equal size, equally far apart on both sides: one is the host's, one the device's."""
 
+    to_device: bool
     source: int
     """The address of the first row."""
     source_step: int
@@ -63,6 +64,19 @@ class _Memcpy2D(ctypes.Structure):
         ("WidthInBytes", ctypes.c_size_t),
         ("Height", ctypes.c_size_t),
     )
+
+
+def _parameters(copy: Copy2D) -> _Memcpy2D:
+    parameters = _Memcpy2D(
+        srcPitch=copy.source_step, dstPitch=copy.target_step, WidthInBytes=copy.row_bytes, Height=copy.row_count
+    )
+    if copy.to_device:
+        parameters.srcMemoryType, parameters.srcHost = HOST, copy.source
+        parameters.dstMemoryType, parameters.dstDevice = DEVICE, copy.target
+    else:
+        parameters.srcMemoryType, parameters.srcDevice = DEVICE, copy.source
+        parameters.dstMemoryType, parameters.dstHost = HOST, copy.target
+    return parameters
 
 
 def has_driver(driver: str = DRIVER) -> bool:
@@ -116,10 +130,10 @@ class CudaDevice:
             self._call("cuMemcpyDtoHAsync_v2", place, ctypes.c_uint64(address), size, self._stream)
             self._call("cuStreamSynchronize", self._stream)
 
-    def copy_planes(self, rows: Iterable[Copy2D]) -> None:
-        """Carry out copies between device and pinned host memory; returns when the bytes of all of them are there."""
+    def copy_all(self, copies: Iterable[Copy2D]) -> None:
+        """Carry out copies between device and host memory; returns when the bytes of all of them are there."""
         with self._current():
-            for copy in rows:
+            for copy in copies:
                 self._start(copy)
             self._call("cuStreamSynchronize", self._stream)
 
@@ -141,22 +155,17 @@ class CudaDevice:
     def _start(self, copy: Copy2D) -> None:
         """Give a copy to the stream: at once, or row by row where the rows are farther apart than the driver takes."""
         if copy.row_count == 1 or max(copy.source_step, copy.target_step) <= PITCH_MAX:
-            parameters = _Memcpy2D(
-                srcMemoryType=UNIFIED,
-                srcDevice=copy.source,
-                srcPitch=copy.source_step,
-                dstMemoryType=UNIFIED,
-                dstDevice=copy.target,
-                dstPitch=copy.target_step,
-                WidthInBytes=copy.row_bytes,
-                Height=copy.row_count,
-            )
-            self._call("cuMemcpy2DAsync_v2", ctypes.byref(parameters), self._stream)
+            self._call("cuMemcpy2DAsync_v2", ctypes.byref(_parameters(copy)), self._stream)
             return
         for number in range(copy.row_count):
-            source = ctypes.c_uint64(copy.source + number * copy.source_step)
-            target = ctypes.c_uint64(copy.target + number * copy.target_step)
-            self._call("cuMemcpyAsync", target, source, ctypes.c_size_t(copy.row_bytes), self._stream)
+            source, target = copy.source + number * copy.source_step, copy.target + number * copy.target_step
+            size = ctypes.c_size_t(copy.row_bytes)
+            if copy.to_device:
+                place = ctypes.c_void_p(source)
+                self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(target), place, size, self._stream)
+            else:
+                place = ctypes.c_void_p(target)
+                self._call("cuMemcpyDtoHAsync_v2", place, ctypes.c_uint64(source), size, self._stream)
 
     @contextlib.contextmanager
     def _current(self) -> Iterator[None]:

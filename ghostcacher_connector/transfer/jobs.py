@@ -19,7 +19,7 @@ class PullSource(NamedTuple):
     """The name of the worker to read from."""
     incarnation: bytes
     """The incarnation of which the index gave the entries: in another one the same slot and generation may hold other
-    content. Empty for host slots of the worker itself, which its own ledger gives."""
+    content. OWN_INCARNATION for host slots of the worker itself."""
     remote_slots: Slots
     """Where its blocks are: entry i belongs to block i of the job. Shape (m,), m at most the job's number of blocks."""
     generations: Generations

@@ -10,7 +10,7 @@ import numpy as np
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory, WorkerRecord
+from ghostcacher_connector.core.types import OWN_INCARNATION, MissReason, RankEndpoint, SlotMemory, WorkerRecord
 from ghostcacher_connector.transfer.base import PullResult, Transport
 from ghostcacher_connector.transfer.jobs import LinkStats
 from ghostcacher_connector.transfer.layout import endpoint_fault
@@ -18,10 +18,6 @@ from ghostcacher_connector.transfer.layout import endpoint_fault
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 2.0
-
-
-OWN_LEDGER = b""
-"""In a `PullSource` of the own worker: the entries are not of the index, but of the ledger that lives as long as it."""
 
 
 class Peer:
@@ -97,7 +93,7 @@ class Peers:
     def know_own(self, worker: str, endpoint: RankEndpoint) -> None:
         """Take the own worker for a peer, for loads from its own host slots: no record of it is needed."""
         with self._lock:
-            self._own = Peer(worker, OWN_LEDGER, endpoint)
+            self._own = Peer(worker, OWN_INCARNATION, endpoint)
 
     def move(self, namespace: str) -> None:
         """Accept the workers of another namespace from now on, and forget those of the present one."""

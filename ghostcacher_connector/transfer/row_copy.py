@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -97,42 +97,51 @@ class HostRowCopy(RowCopy):
 
 
 class DeviceRowCopy(RowCopy):
-    """Between a CUDA device and pinned memory of the host, on a stream of its own."""
+    """Between a CUDA device and memory of the host, pinned or not, on the device's own stream for us."""
 
-    def __init__(self, source: SlotMemory, target: SlotMemory) -> None:
+    def __init__(self, source: SlotMemory, target: SlotMemory, device: CudaDevice) -> None:
         super().__init__(source, target)
-        self._device = CudaDevice(next(memory.device for memory in (source, target) if memory.memory == "VRAM"))
+        self._device = device
+        self._to_device = target.memory == "VRAM"
 
     def run(self, source_slots: Slots, target_slots: Slots) -> None:
-        self._device.copy_planes(self._copies(source_slots, target_slots))
+        self._device.copy_all(copies_2d(self._planes, source_slots, target_slots, to_device=self._to_device))
 
-    def _copies(self, source_slots: Slots, target_slots: Slots) -> Iterator[Copy2D]:
-        """Return the copies of all slots: two dimensions each, those with fewer calls."""
-        runs = merge_runs(source_slots, target_slots)
-        for source, target, length in zip(*(column.tolist() for column in runs), strict=True):
-            for plane in self._planes:
-                there, here = plane.source, plane.target
-                first = there.base + source * there.stride_bytes, here.base + target * here.stride_bytes
-                by_slot, by_segment = (
-                    (there.stride_bytes, here.stride_bytes, length),
-                    (plane.source_step, plane.target_step, plane.segment_count),
+
+def copies_2d(
+    planes: Sequence[Plane], source_slots: Slots, target_slots: Slots, *, to_device: bool
+) -> Iterator[Copy2D]:
+    """Return the copies of all slots in two dimensions: by slot or by segment, whichever needs fewer."""
+    runs = merge_runs(source_slots, target_slots)
+    for source, target, length in zip(*(column.tolist() for column in runs), strict=True):
+        for plane in planes:
+            there, here = plane.source, plane.target
+            first_source = there.base + source * there.stride_bytes
+            first_target = here.base + target * here.stride_bytes
+            by_slot = (there.stride_bytes, here.stride_bytes, length)
+            by_segment = (plane.source_step, plane.target_step, plane.segment_count)
+            inner, outer = (by_slot, by_segment) if length > plane.segment_count else (by_segment, by_slot)
+            for number in range(outer[2]):
+                yield Copy2D(
+                    to_device=to_device,
+                    source=first_source + number * outer[0],
+                    source_step=inner[0],
+                    target=first_target + number * outer[1],
+                    target_step=inner[1],
+                    row_bytes=there.slot_bytes,
+                    row_count=inner[2],
                 )
-                inner, outer = (by_slot, by_segment) if length > plane.segment_count else (by_segment, by_slot)
-                for number in range(outer[2]):
-                    yield Copy2D(
-                        source=first[0] + number * outer[0],
-                        source_step=inner[0],
-                        target=first[1] + number * outer[1],
-                        target_step=inner[1],
-                        row_bytes=there.slot_bytes,
-                        row_count=inner[2],
-                    )
 
 
-def row_copy(source: SlotMemory, target: SlotMemory) -> RowCopy:
-    """Return what copies slots from one memory to the other. Raises ConfigError, TransferError for devices."""
-    on_host = source.memory == target.memory == "DRAM"
-    return HostRowCopy(source, target) if on_host else DeviceRowCopy(source, target)
+def row_copy(source: SlotMemory, target: SlotMemory, device: CudaDevice | None = None) -> RowCopy:
+    """Return what copies slots from one memory to the other, one of which at least is the host's.
+
+    device: that of the other one, to share its stream; by default a stream is made. Raises ConfigError, TransferError.
+    """
+    on_device = next((memory for memory in (source, target) if memory.memory == "VRAM"), None)
+    if on_device is None:
+        return HostRowCopy(source, target)
+    return DeviceRowCopy(source, target, device or CudaDevice(on_device.device))
 
 
 def _view(first: Segment, step: int, count: int, slot_count: int) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ghostcacher_connector.core.errors import TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment, SlotMemory
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, Segment, SlotMemory, Tier
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
 from ghostcacher_connector.transfer.local import LocalTransport
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
@@ -22,9 +22,9 @@ from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
 ENGINE_KINDS = ["memory", "nixl", "relay"]
-PEER_KINDS = [*ENGINE_KINDS, *(f"{kind}-host" for kind in ENGINE_KINDS)]
+PEER_KINDS = [*ENGINE_KINDS, *(f"{kind}-host" for kind in ENGINE_KINDS), "buffer-host"]
 KINDS = [*PEER_KINDS, "local-host"]
-"""Those that end in -host pull from host slots."""
+"""Those that end in -host pull from host slots; buffer: by way of bounce buffers, as into a GPU."""
 SLOTS = 64
 pytestmark = pytest.mark.timeout(120)
 
@@ -77,6 +77,13 @@ class LocalOwner:
 
     def kill(self) -> None:
         raise NotImplementedError
+
+
+class BufferTransport(NixlTransport):
+    """Reads host slots as an engine on a GPU does."""
+
+    def _reads_straight(self, memory: SlotMemory) -> bool:
+        return memory.tier is not Tier.HOST
 
 
 class Rig:
@@ -138,7 +145,8 @@ def make_rig(kind: str, layout: str) -> Iterator[Rig]:
         if kind == "relay":
             transport = RelayTransport(memory.rank, token="secret")
         else:
-            transport = NixlTransport(memory.memories, memory.table, name="reader")
+            make = BufferTransport if kind == "buffer" else NixlTransport
+            transport = make(memory.memories, memory.table, name="reader")
         yield Rig(owner, transport, memory, first)
         transport.close()
 

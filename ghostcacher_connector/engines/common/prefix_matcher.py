@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import BlockHash, Location, MissReason
+from ghostcacher_connector.core.types import OWN_INCARNATION, BlockHash, Location, MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
@@ -20,10 +20,6 @@ from ghostcacher_connector.pull.planner import Holding, PullPlanner
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 logger = logging.getLogger(__name__)
-
-
-OWN_INCARNATION = b""
-"""A rank asks itself as it is when the order reaches it."""
 
 
 class PrefixMatcher:

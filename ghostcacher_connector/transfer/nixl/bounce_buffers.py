@@ -99,7 +99,7 @@ class BounceBuffers:
         skip = -int(raw.ctypes.data) % _PAGE
         self._host_memory = raw[skip : skip + count * size]
         self.memory, self.device = memory, device
-        self._cuda = cuda = CudaDevice(device) if memory == "VRAM" else None
+        self.cuda = cuda = CudaDevice(device) if memory == "VRAM" else None
         self._device_start = cuda.allocate(count * size) if cuda is not None else 0
         self._buffers = [
             BounceBuffer(self._host_memory[i * size : (i + 1) * size], i, cuda, self._device_start + i * size)
@@ -166,9 +166,9 @@ class BounceBuffers:
 
     def close(self) -> None:
         """Wait for all that this process has given the buffers' device to do, and free what they have there."""
-        if self._cuda is not None:
-            self._cuda.wait_for_all()
-            self._cuda.free(self._device_start)
+        if self.cuda is not None:
+            self.cuda.wait_for_all()
+            self.cuda.free(self._device_start)
 
     def quarantined_count(self) -> int:
         """Return how many buffers were quarantined when that was last looked at."""

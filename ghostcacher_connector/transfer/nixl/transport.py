@@ -12,6 +12,9 @@ Life of a pull (`pull`):
    READ is over;
 2. only then `_check_seal` READs the seal of the same slots, and says which rows are valid.
 
+Host slots of a peer are READ straight into the slots of an engine in host memory. Nothing carries them into a GPU in
+one READ without a network card, so there they land in a bounce buffer, a few at a time, and are copied to the device.
+
 A READ into the engine's slots is waited for past the deadline, for a grace, since the slots cannot be given back until
 it is over; over shared memory it is over when it was posted. After that, or when it failed in a way that proves
 nothing, the slots are quarantined and the reading agent is taken down (readers.py). The deadline is looked at between
@@ -28,8 +31,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from ghostcacher_connector.core.errors import PeerUnreachable, TransferError
-from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory
+from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemory, Tier
 from ghostcacher_connector.slots import Slots, SlotTable
 from ghostcacher_connector.transfer.base import (
     Probe,
@@ -40,12 +45,21 @@ from ghostcacher_connector.transfer.base import (
     checked_result,
     failed_result,
 )
-from ghostcacher_connector.transfer.layout import Side, by_memory, descriptors, regions, request_fault
+from ghostcacher_connector.transfer.layout import (
+    Part,
+    Side,
+    by_memory,
+    descriptors,
+    packed_segments,
+    regions,
+    request_fault,
+)
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent, UnfinishedRead
 from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
 from ghostcacher_connector.transfer.nixl.host import host_id
 from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Loan, NixlReader, NoBounceBuffer, wait_until_over
 from ghostcacher_connector.transfer.nixl.readers import OVERDUE_GRACE_S, SPARE_BUFFERS, Readers
+from ghostcacher_connector.transfer.row_copy import row_copy
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +100,7 @@ class NixlTransport(Transport):
         assert table.slot_count == sum(memory.slot_count for memory in memories)
         self._memories = memories
         self._memory = memories[0]
+        self._buffer_bytes = max(PROBE_BYTES_MIN, 2 * self._memory.bytes_per_slot)
         self._table = table
         self._clock = clock
         self._name = name
@@ -157,7 +172,7 @@ class NixlTransport(Transport):
             with self._readers.use() as lent:
                 try:
                     with lent.reader.reading_from(request.peer) as loan:
-                        for chunk_bytes in self._read_rows(request, lent.reader):
+                        for chunk_bytes in self._read_rows(request, lent.reader, loan):
                             moved_bytes += chunk_bytes
                         # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
                         valid = self._check_seal(request, lent.reader, loan)
@@ -173,12 +188,15 @@ class NixlTransport(Transport):
             return result._replace(seconds=self._clock() - started, over=over)
         return checked_result(valid, self.name, moved_bytes, self._clock() - started)
 
-    def _read_rows(self, request: PullRequest, reader: NixlReader) -> Iterator[int]:
+    def _read_rows(self, request: PullRequest, reader: NixlReader, loan: Loan) -> Iterator[int]:
         """READ the rows into the local slots, chunk by chunk; yield the bytes of each chunk that is in place."""
         peer = request.peer
         ours = Side(self._memory.segments, self._memory.device)
-        for memory, theirs, ours_slots in self._chunks(request):
-            remote, local = descriptors(Side(memory.segments, memory.device), ours, theirs, ours_slots)
+        for memory, places, theirs in self._chunks(request):
+            if not self._reads_straight(memory):
+                yield self._read_through_buffer(request, reader, loan, places)
+                continue
+            remote, local = descriptors(Side(memory.segments, memory.device), ours, theirs, request.local_slots[places])
             read = reader.agent.read(peer.agent_name, remote, memory.memory, local, self._memory.memory)
             if not wait_until_over(read, request.deadline, self._clock):
                 self.overdue_count += 1
@@ -189,6 +207,20 @@ class NixlTransport(Transport):
                     raise UnfinishedRead(detail, read) from DeadlinePassed(detail)
             yield int(remote[:, 1].sum())
 
+    def _reads_straight(self, memory: SlotMemory) -> bool:
+        """Say whether slots of a peer's memory can be READ into this engine's slots."""
+        return memory.memory == self._memory.memory
+
+    def _read_through_buffer(self, request: PullRequest, reader: NixlReader, loan: Loan, places: Slots) -> int:
+        """READ the rows of those of a request's slots into the bounce buffer, then copy them; return their bytes."""
+        count = len(places)
+        size = reader.read_rows(request.peer, loan, request.remote_slots[places], request.deadline)
+        rows = packed_segments(loan.buffer.host_address, self._memory.slot_bytes, count)
+        landed = SlotMemory(Tier.HOST, count, rows)
+        copy = row_copy(landed, self._memory, reader.buffers.cuda)
+        copy.run(np.arange(count, dtype=np.int64), request.local_slots[places])
+        return size
+
     def _check_seal(self, request: PullRequest, reader: NixlReader, loan: Loan) -> Validity:
         """Say which rows are valid. All bytes are there: microseconds more decide whether they count, so give them."""
         deadline = max(request.deadline, self._clock() + SEAL_GRACE_S)
@@ -196,27 +228,24 @@ class NixlTransport(Transport):
 
     def _make_reader(self) -> NixlReader:
         """Return a reader with an agent and bounce buffers of its own. Raises ConfigError and TransferError."""
-        buffer_bytes = max(PROBE_BYTES_MIN, 2 * self._memory.bytes_per_slot)
         memory, device = self._memory.memory, self._memory.device
-        buffers = BounceBuffers(self._threads + SPARE_BUFFERS, buffer_bytes, memory=memory, device=device)
+        buffers = BounceBuffers(self._threads + SPARE_BUFFERS, self._buffer_bytes, memory=memory, device=device)
         name = f"{self._name}-reads-{secrets.token_hex(4)}"
         agent = NixlAgent(name, ucx_tls=self._ucx_tls, threads=self._threads, serves=False)
         agent.register(regions(self._memory), memory, device)
         return NixlReader(agent, buffers, own_name=self._serving.name, clock=self._clock)
 
-    def _chunks(self, request: PullRequest) -> Iterator[tuple[SlotMemory, Slots, Slots]]:
-        """Cut a pull in chunks of one memory each: its slots there, its slots here.
-
-        Before each, raise DeadlinePassed when it is too late.
-        """
-        step = max(1, CHUNK_BYTES // self._memory.bytes_per_slot)
+    def _chunks(self, request: PullRequest) -> Iterator[Part]:
+        """Cut a pull in chunks of one memory each; before each, raise DeadlinePassed when it is too late."""
         done = 0
         for memory, places, slots in by_memory(request.peer.memories, request.remote_slots):
+            chunk_bytes = CHUNK_BYTES if self._reads_straight(memory) else self._buffer_bytes
+            step = max(1, chunk_bytes // self._memory.bytes_per_slot)
             for low in range(0, len(slots), step):
                 if self._clock() >= request.deadline:
                     raise DeadlinePassed(f"deadline passed with {done} of {len(request.remote_slots)} blocks read")
                 part = slice(low, low + step)
-                yield memory, slots[part], request.local_slots[places[part]]
+                yield Part(memory, places[part], slots[part])
                 done += len(slots[part])
 
 

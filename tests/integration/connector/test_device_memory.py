@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from ghostcacher_connector.core.types import MissReason
+from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult, Transport
+from ghostcacher_connector.transfer.copier import Copier
+from ghostcacher_connector.transfer.jobs import CopyJob
+from ghostcacher_connector.transfer.local import LocalTransport
+from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from ghostcacher_connector.worker.host_memory import GIB, open_host_memory
 from tests.integration.connector.torture import MUTATIONS, TOKEN, run
 from tests.support.owner_client import OwnerProcess
 
@@ -111,3 +117,48 @@ def test_broken_ordering_is_noticed(mutation: str) -> None:
         if run(1000, mutate=mutation, device=0).bad > 0:
             return
     pytest.fail(f"{mutation}: no torn or stale block was seen; the torture proves nothing")
+
+
+def test_blocks_go_down_to_pinned_host_memory_and_come_back(layout: str) -> None:
+    """Copied from the device and back to it, in runs and scattered, whole; a reused slot is refused both ways."""
+    from tests.support.device_memory import DeviceMemory
+
+    memory = DeviceMemory(layout=layout)
+    host = open_host_memory(64 * memory.rank.bytes_per_slot / GIB, memory.rank, ranks=1)
+    assert host is not None
+    table = SlotTable(128)
+    copier = Copier((memory.rank, host.slots), table)
+    peer = MemoryTransport(Fabric(), (memory.rank, host.slots), table, name="me").endpoint(rank=0)
+    local = LocalTransport((memory.rank, host.slots), table, agent_name=peer.agent_name)
+    memory.overwrite(SLOTS, FIRST + 1)
+    table.bump(SLOTS, FIRST + 1)
+    for places in (SLOTS + 64, SLOTS[::-1] * 3 + 64):
+        copier.submit(CopyJob(1, SLOTS, FIRST + 1, places))
+        assert copier.poll(wait_s=20)[0].valid.all()
+        for target in (SLOTS + 20, SLOTS[::-1] * 2 + 30):
+            memory.clear()
+            result = local.pull(PullRequest(peer, places, target, FIRST, time.monotonic() + 10))
+            assert result.outcome is PullOutcome.DONE, result
+            assert memory.holds(target, SLOTS, FIRST + 1).all()
+            memory.overwrite(SLOTS, FIRST + 1)
+    table.bump(SLOTS[:1], FIRST[:1] + 2)
+    copier.submit(CopyJob(2, SLOTS, FIRST + 1, SLOTS + 64))
+    assert copier.poll(wait_s=20)[0].valid.tolist() == [False] + [True] * 7
+    assert copier.close()
+    host.close()
+
+
+def test_host_slots_of_a_peer_arrive_on_the_device(layout: str) -> None:
+    """By way of a bounce buffer; a peer whose engine is in host memory serves as well as one on a GPU."""
+    from tests.support.device_memory import DeviceMemory
+
+    memory = DeviceMemory(layout=layout)
+    transport = NixlTransport(memory.memories, memory.table, name="reader")
+    with OwnerProcess({"memory": {"host_slots": 64}}) as owner:
+        remote = SLOTS + 64
+        owner.call("write", remote, FIRST + 1)
+        request = PullRequest(owner.endpoint, remote, SLOTS * 3, FIRST + 1, time.monotonic() + 10)
+        result = transport.pull(request)
+        assert result.outcome is PullOutcome.DONE, result
+        assert memory.holds(SLOTS * 3, remote, FIRST + 1).all()
+    transport.close()

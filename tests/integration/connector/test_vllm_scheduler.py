@@ -275,7 +275,8 @@ def test_own_metrics_page_shows_both_halves(make: Make) -> None:
     numbers = itertools.count()
 
     def shown() -> bool:
-        engine.add(f"again-{next(numbers)}", tokens_of(2, 20))  # what has been counted is shown with the next step
+        # What has been counted is shown with the next step; this prompt fills no block, so that it counts nothing more.
+        engine.add(f"again-{next(numbers)}", tokens_of(2, BLOCK_TOKENS // 2))
         engine.run()
         text = urllib.request.urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=10).read().decode()
         return "gc_published_entries_total 5.0" in text and 'gc_self_check_ok{rank="0"} 1.0' in text

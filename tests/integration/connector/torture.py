@@ -66,11 +66,10 @@ EARLY_SEAL_S = 0.0002
 class SealFirst(NixlTransport):
     """The broken reader: checks a seal that was read before the rows."""
 
-    def _read_rows(self, request: PullRequest, reader: NixlReader) -> Iterator[int]:
-        with reader.reading_from(request.peer) as loan:
-            self._early = super()._check_seal(request, reader, loan)
+    def _read_rows(self, request: PullRequest, reader: NixlReader, loan: Loan) -> Iterator[int]:
+        self._early = super()._check_seal(request, reader, loan)
         time.sleep(EARLY_SEAL_S)
-        yield from super()._read_rows(request, reader)
+        yield from super()._read_rows(request, reader, loan)
 
     def _check_seal(self, _request: PullRequest, _reader: NixlReader, _loan: Loan) -> Validity:
         return self._early

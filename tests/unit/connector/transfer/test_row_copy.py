@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from ghostcacher_connector.core.types import Segment, SlotMemory, Tier
 from ghostcacher_connector.transfer.layout import rows_of
-from ghostcacher_connector.transfer.row_copy import planes_of, row_copy
+from ghostcacher_connector.transfer.row_copy import copies_2d, planes_of, row_copy
 from tests.support.kv_memory import KvMemory
 
 SLOTS, HOST_SLOTS = 12, 7
@@ -42,6 +44,25 @@ def test_copies_move_exactly_the_rows_of_the_slots(layout: str, slots: tuple[lis
     assert memory.holds(target, source, fives[: len(source)]).all()
     rest = np.setdiff1d(everything, target)
     assert memory.holds(rest, rest, fives[: len(rest)]).all()
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["layers", "blocks", "gaps"]), slot_pairs())
+def test_copies_in_two_dimensions_move_the_same_bytes(layout: str, slots: tuple[list[int], list[int]]) -> None:
+    """What a GPU's driver is told, carried out row by row: the same as a copy within the host."""
+    memory = KvMemory(SLOTS, 3, 64, layout, host_slots=HOST_SLOTS)
+    everything, fives = np.arange(SLOTS + HOST_SLOTS), np.full(SLOTS + HOST_SLOTS, 5, dtype=np.uint64)
+    memory.overwrite(everything, fives)
+    engine, host = (np.array(side, dtype=np.int64) for side in slots)
+    copies = list(copies_2d(planes_of(*memory.memories), engine, host, to_device=False))
+    for copy in copies:
+        for number in range(copy.row_count):
+            source, target = copy.source + number * copy.source_step, copy.target + number * copy.target_step
+            ctypes.memmove(target, source, copy.row_bytes)
+    assert memory.holds(host + SLOTS, engine, fives[: len(engine)]).all()
+    rest = np.setdiff1d(everything, host + SLOTS)
+    assert memory.holds(rest, rest, fives[: len(rest)]).all()
+    assert len(copies) <= len(engine)  # layers equally far apart: a slot costs one copy at most
 
 
 def memory_at(bases: list[int], stride: int, size: int) -> SlotMemory:
