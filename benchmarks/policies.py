@@ -3,8 +3,8 @@
     python -m benchmarks.policies [--trace FILE[:FIRST:LAST]]... [--capacities 1000,3000] [--short]
 
 FILE: JSON lines with timestamp (ms) and hash_ids, as in Mooncake's traces; FIRST:LAST are the requests to take. Without
-traces the loads are made: documents that are all equally likely, sessions, and both with prompts between them that never
-come again. A block counts as a hit if it and all before it in its prompt are there. The bound knows the future.
+traces the loads are made: documents that are all equally likely, sessions, and both with prompts between them that
+never come again. A block counts as a hit if it and all before it in its prompt are there. The bound knows the future.
 """
 
 from __future__ import annotations
