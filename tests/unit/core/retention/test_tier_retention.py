@@ -194,6 +194,14 @@ class TestRetention:
         tier.now = 20
         assert tier.insert("c") == ["a"]
 
+    def test_retention_can_be_prolonged(self) -> None:
+        tier = Tier(2)
+        tier.insert("a", retain_s=10)
+        tier.touch("a", retain_s=100)
+        tier.insert("b")
+        tier.now = 20
+        assert tier.insert("c") == ["b"]
+
     def test_touch_retains(self) -> None:
         tier = Tier(2)
         tier.insert("a")
