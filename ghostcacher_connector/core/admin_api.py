@@ -6,6 +6,7 @@
     GET /gc/pods                       Pods: the same under an older name
     POST /gc/workers/ID/drain          Drain; DELETE takes the drain back
     POST /gc/flush                     takes FlushRequest, answers Flushed
+    POST /gc/prefetch                  takes the body of a request, with `worker` and `path`; answers Prefetched
     GET, POST /gc/explain              Explanation; POST takes the body of a request as a client would send it
 
 The router encodes these, and whoever reads its answers decodes them. Readers ignore fields that they do not know, and
@@ -269,6 +270,19 @@ class Flushed(msgspec.Struct, frozen=True, omit_defaults=True):
     """Every worker with a connector."""
     error: str | None = None
     """Why workers were not told, or not asked any more; None when all went well."""
+
+
+class Prefetched(msgspec.Struct, frozen=True):
+    """Answers POST /gc/prefetch: a worker has the prefix in its engine's cache now."""
+
+    worker: str
+    """The worker's name."""
+    seconds: float
+    """How long it took, from the placement to the worker's answer."""
+    prompt_tokens: int | None = None
+    """Tokens of the whole prompt, as the engine counts them; None when it does not say."""
+    cached_tokens: int | None = None
+    """Those of them that were in a cache or a tier already; None when the engine does not say."""
 
 
 class WorkerForecast(msgspec.Struct, frozen=True):

@@ -145,6 +145,11 @@ class HostLedger:
         return len(self._generations)
 
     @property
+    def full(self) -> bool:
+        """Whether a block that comes makes another one go."""
+        return not self._free
+
+    @property
     def copies_under_way(self) -> int:
         return len(self._copies)
 

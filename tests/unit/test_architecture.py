@@ -154,7 +154,7 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.signals",
         *COORDINATION,
     },
-    "ghostcacher_router.app": {"ghostcacher_router.*", "core.settings", "core.open", *COORDINATION},
+    "ghostcacher_router.app": {"ghostcacher_router.*", "core.admin_api", "core.settings", "core.open", *COORDINATION},
     # Simulated engines.
     "ghostcacher_simulator.text": {"core.coordination"},
     "ghostcacher_simulator.pool": set(),
