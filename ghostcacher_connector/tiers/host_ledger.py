@@ -150,6 +150,11 @@ class HostLedger:
         return self._retention.blocks_by_section
 
     @property
+    def full(self) -> bool:
+        """Whether a block that comes makes another one go."""
+        return not self._free
+
+    @property
     def copies_under_way(self) -> int:
         return len(self._copies)
 

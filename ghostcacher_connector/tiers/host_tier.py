@@ -92,6 +92,7 @@ class HostTier:
         self._loaded = 0
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
+        self._lent: set[BlockHash] = set()
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
 
@@ -114,7 +115,15 @@ class HostTier:
         self.wanted.discard(slot)
         if published is not None and self._engine_slots.get(published.candidate.block) == slot:
             del self._engine_slots[published.candidate.block]
+            self._lent.discard(published.candidate.block)
             self.ledger.unique(published.candidate.block)
+
+    def lent(self, blocks: Iterable[BlockHash]) -> None:
+        """Note blocks that have just come from a peer, which holds them still: nothing else goes for copies of them.
+
+        Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one.
+        """
+        self._lent.update(blocks)
 
     def oldest(self, count: int) -> list[int]:
         """Return the engine slots that were used least lately, at most so many, the oldest first."""
@@ -142,7 +151,7 @@ class HostTier:
             self.wanted.discard(slot)
             if self.ledger.knows(block):
                 self.ledger.unique(block)
-            elif block not in chosen:
+            elif block not in chosen and not (block in self._lent and self.ledger.full):
                 chosen[block] = slot
             if len(chosen) == self._order_blocks:
                 orders += self._begin(list(chosen.values()))
@@ -195,6 +204,7 @@ class HostTier:
         """Forget and withdraw everything: what was computed so far must not be used any more."""
         self.ledger.clear()
         self.wanted.clear()
+        self._lent.clear()
 
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:
