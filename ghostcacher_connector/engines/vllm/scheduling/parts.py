@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
@@ -119,7 +118,7 @@ class PartsMaker:
             fleet,
             forecaster,
             PrefillMeter(forecaster, self._recorder, self._clock),
-            LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes),
+            LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes, tier=tier),
             prompts,
             watch,
             publisher,
@@ -152,7 +151,7 @@ class PartsMaker:
             slot_count=slots - engine,
             ranks=len(record.ranks),
             block_bytes=record.ranks[0].bytes_per_slot,
-            retention=RetentionSettings(),
+            retention=self._settings,
             clock=self._clock,
         )
 
