@@ -27,16 +27,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)
 
+HOST = Tier.HOST.name.lower()
 ORDER_BYTES = 8 << 20
 """One order: a few milliseconds of a rank's time, after which its generations are compared. Copies of blocks whose
 slots are reused meanwhile are in vain."""
@@ -87,6 +89,7 @@ class HostTier:
             on_withdraw=self._given_up,
             clock=clock,
         )
+        self._loaded = 0
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
         self._lent: set[BlockHash] = set()
@@ -161,6 +164,28 @@ class HostTier:
             self._sink.publish(copied.slot, copied.block, copied.root, copied.generation)
 
     # -- use -----------------------------------------------------------------------------------------------------
+
+    def loaded(self, blocks: int) -> None:
+        """Note that a request has taken so many blocks from here, and that they were right."""
+        self._loaded += blocks
+        self._recorder.inc("gc_tier_loaded_blocks_total", blocks, tier=HOST)
+
+    def load(self) -> TierLoad:
+        """Return what there is to say of the tier now."""
+        ledger = self.ledger
+        by_section = ledger.blocks_by_section
+        for section, blocks in zip(SectionType, by_section, strict=True):
+            self._recorder.set("gc_tier_blocks", blocks, tier=HOST, type=section.name.lower())
+        return TierLoad(
+            Tier.HOST,
+            len(ledger),
+            ledger.slot_count,
+            by_section,
+            self._loaded,
+            ledger.evicted,
+            ledger.refused,
+            ledger.copies_under_way,
+        )
 
     def touch(self, blocks: Iterable[BlockHash]) -> None:
         """Note that a prompt has these blocks, in prefix order, wherever it finds them."""

@@ -112,6 +112,12 @@ class TierRetention:
         return f"TierRetention({len(self)} blocks, {self.used_bytes} of {self.capacity_bytes} bytes)"
 
     @property
+    def blocks_by_section(self) -> tuple[int, ...]:
+        """How many blocks are of each type, in the order of `SectionType`, where all blocks have one size."""
+        size = next((block.size_bytes for block in self._forest), 1)
+        return tuple(self.bytes_by_section[section] // size for section in SectionType)
+
+    @property
     def retained_bytes(self) -> int:
         return self._retained.total_bytes
 

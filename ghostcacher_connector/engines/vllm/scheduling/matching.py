@@ -192,9 +192,12 @@ class Matcher(PrefixMatcher):
                 record_transfer(self._recorder, self._forecaster, report, cancelled=True)
             return 0
         tracked.phase = Phase.SETTLED
+        usable = min((report.blocks_usable for report in reports), default=0)
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)
-        return min((report.blocks_usable for report in reports), default=0)
+            if self._tier is not None and all(report.worker == self._tier.worker for report in reports):
+                self._tier.loaded(usable)
+        return usable
 
     def _lookup_wait_s(self, token_count: int) -> float:
         """A long prompt is not computed because Redis took a moment longer: others are scheduled meanwhile."""
