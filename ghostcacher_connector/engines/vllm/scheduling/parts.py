@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
@@ -158,7 +157,7 @@ class PartsMaker:
             slot_count=slots - engine,
             ranks=len(record.ranks),
             block_bytes=record.ranks[0].bytes_per_slot,
-            retention=RetentionSettings(),
+            retention=self._settings,
             clock=self._clock,
         )
 
