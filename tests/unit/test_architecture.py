@@ -42,7 +42,7 @@ ARROWS: dict[str, set[str]] = {
     "core.coordination": {"core.redis", "core.schema", "core.stamps", "core.refusals", "core.index"},
     "core.open": {"core.redis", "core.index", "core.coordination"},
     # The connector, loaded inside each engine worker.
-    "config": {"core.addresses", "core.object_url", "core.settings"},
+    "config": {"core.addresses", "core.object_url", "core.retention", "core.settings"},
     "slots": set(),
     "identity": set(),
     "metrics": set(),

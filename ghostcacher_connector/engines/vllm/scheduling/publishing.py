@@ -221,6 +221,7 @@ class BlockPublisher:
             tier.block_bytes,
             tracked.tenant,
             sections.retain_s(index),
+            prompt_blocks=tracked.request.num_prompt_tokens // self._block_tokens,
         )
         return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 

@@ -66,6 +66,8 @@ class PolicyRuns:
         """Return the prompt tokens that a cache of so many blocks serves under a policy."""
         if policy == LRU:  # a run would say the same, and take longer
             return self._exact.at(blocks)
+        if blocks == 0:
+            return 0
         if blocks >= len(self._trace.tokens_of):
             return self._exact.most
         capacity = max(1, round(blocks / self.one_in))

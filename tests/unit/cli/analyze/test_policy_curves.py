@@ -64,6 +64,7 @@ def test_cache_that_holds_all_saves_all(documents: Trace, policy: str) -> None:
     exact = curve_of(documents)
     runs = PolicyRuns(documents, exact, uses_max=2000)
     assert runs.saved(policy, len(documents.tokens_of)) == exact.most
+    assert runs.saved(policy, 0) == 0
     assert 0 <= runs.saved(policy, 1) <= runs.saved(policy, 300) <= exact.most
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
@@ -134,12 +135,14 @@ def test_missing_library_is_named_with_how_to_install_it(
     """Before the file is read; without an option, nothing is drawn and nothing is wrong."""
     for name in ("plotext", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=r"--chart: expected plotext, .*: pip install 'ghostcacher\[analyze\]'"):
+    with pytest.raises(ConfigError, match=r"--chart: expected plotext 5, .*: pip install 'ghostcacher\[analyze\]'"):
         require(chart=True, plot=None)
     with pytest.raises(ConfigError, match=r"--plot: expected matplotlib, .*: pip install 'ghostcacher\[analyze\]'"):
         require(chart=None, plot=tmp_path / "a.png")
     require(chart=None, plot=None)
-    assert draw(report_of(str(requests)), chart=None) == []
+    assert draw(report_of(str(requests), "--policies", "lru"), chart=None) == []
+    monkeypatch.setitem(sys.modules, "plotext", ModuleType("plotext"))
+    assert draw(report_of(str(requests), "--policies", "lru"), chart=None) == []
 
 
 @pytest.mark.parametrize(
