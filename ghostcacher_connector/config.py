@@ -24,11 +24,11 @@ from msgspec import Meta
 from ghostcacher_connector.core.addresses import check_reachable
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.object_url import parse_object_url
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
     SECRET_CHARS_MIN,
-    CheckedSettings,
     Milliseconds,
     Port,
     Seconds,
@@ -50,7 +50,7 @@ Worker = Annotated[str, Meta(pattern=WORKER_PATTERN)]
 Transports = Annotated[tuple[Literal["nixl", "relay"], ...], Meta(min_length=1, max_length=2)]
 
 
-class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of a worker. Any way to construct it checks it; raises ConfigError naming the setting."""
 
     masked = frozenset({"relay_token", "index_key"})

@@ -143,6 +143,16 @@ class HostLedger:
         return len(self._generations)
 
     @property
+    def blocks_by_section(self) -> tuple[int, ...]:
+        """How many blocks, those on their way here included, are of each type, in the order of `SectionType`."""
+        return self._retention.blocks_by_section
+
+    @property
+    def full(self) -> bool:
+        """Whether a block that comes makes another one go."""
+        return not self._free
+
+    @property
     def copies_under_way(self) -> int:
         return len(self._copies)
 

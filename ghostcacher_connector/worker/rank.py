@@ -110,7 +110,12 @@ class RankRuntime:
             self.copier = Copier((memory, host.slots), table)
             local.append(LocalTransport((memory, host.slots), table, agent_name=self.endpoint.agent_name))
         self.puller = Puller(
-            [*local, *self._transports()], memory, namespace=namespace, rank=rank, pull_threads=settings.pull_threads
+            [*local, *self._transports()],
+            memory,
+            namespace=namespace,
+            rank=rank,
+            pull_threads=settings.pull_threads,
+            loads=host is not None,
         )
         self._know_own()
         self.index: BlockIndex = open_index(

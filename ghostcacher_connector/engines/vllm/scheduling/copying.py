@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ghostcacher_connector.engines.vllm.scheduling.eviction_window import EvictionWindow
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.object_orders import Fetched, ObjectOrders
 from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult
@@ -52,6 +53,11 @@ class CopyDown:
         """Note a request that has just arrived."""
         self._window.arrived(-(-tracked.request.num_tokens // self._block_tokens))
         self._idle_since = None
+
+    def pulled(self, tracked: Tracked, plan: PullPlan, count: int) -> None:
+        """Note that the first `count` blocks of a plan have come."""
+        if plan.sources[0].worker != self.tier.worker:
+            self.tier.lent(tracked.blocks[plan.first_block : plan.first_block + count])
 
     def orders(self, output: SchedulerOutput) -> list[CopyJob]:
         """Return what the ranks are to copy with a step that has just been scheduled."""

@@ -206,9 +206,12 @@ class Matcher(PrefixMatcher):
                 record_transfer(self._recorder, self._forecaster, report, cancelled=True)
             return 0
         tracked.phase = Phase.SETTLED
+        usable = min((report.blocks_usable for report in reports), default=0)
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)
-        return min((report.blocks_usable for report in reports), default=0)
+            if self._tier is not None and all(report.worker == self._tier.worker for report in reports):
+                self._tier.loaded(usable)
+        return usable
 
     def _fetches(
         self, tracked: PullState, first_block: int, plan: PullPlan | MissReason, otherwise: MissReason | None

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.engines.common.versions import refuse_unproven
+from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
@@ -116,7 +117,7 @@ class PartsMaker:
         )
         prompts = PromptReporter(fleet.reporter, tokens)
         notes = BlockNotes()
-        tier = self._tier(record, fleet) if self._role.publishes else None
+        tier = self._tier(record, fleet, pool) if self._role.publishes else None
         objects = self._objects(record, tier) if tier is not None else None
         fetcher = self._fetcher(objects, tier, forecaster) if objects is not None and tier is not None else None
         watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
@@ -125,7 +126,7 @@ class PartsMaker:
             fleet,
             forecaster,
             PrefillMeter(forecaster, self._recorder, self._clock),
-            LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes),
+            LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes, tier=tier),
             prompts,
             watch,
             publisher,
@@ -144,12 +145,16 @@ class PartsMaker:
             own_worker=self._worker,
         )
 
-    def _tier(self, record: WorkerRecord, fleet: Membership) -> HostTier | None:
-        """Return the tier for the host slots that every rank has; None when there are none."""
+    def _tier(self, record: WorkerRecord, fleet: Membership, pool: BlockPool) -> HostTier | None:
+        """Return the tier for the host slots that every rank has; None when there are none.
+
+        Raises UnsupportedEngine when the pool's free list cannot be walked.
+        """
         engine = record.ranks[0].memories[0].slot_count
         slots = min(endpoint.slot_count for endpoint in record.ranks)
         if slots == engine:
             return None
+        refuse_unproven(free_list_faults(pool))
         return HostTier(
             fleet.publisher,
             self._recorder,
@@ -158,7 +163,7 @@ class PartsMaker:
             slot_count=slots - engine,
             ranks=len(record.ranks),
             block_bytes=record.ranks[0].bytes_per_slot,
-            retention=RetentionSettings(),
+            retention=self._settings,
             clock=self._clock,
         )
 

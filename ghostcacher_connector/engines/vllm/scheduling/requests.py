@@ -71,7 +71,13 @@ def candidate_of(tracked: Tracked, index: int, block_tokens: int, block_bytes: i
     """Describe a block, the index-th of a request, to the tiers. block_bytes: of one block on one rank."""
     hashes, sections = tracked.request.block_hashes, tracked.sections
     traits = BlockTraits(
-        sections.section_of(index), index, block_tokens, block_bytes, tracked.tenant, sections.retain_s(index)
+        sections.section_of(index),
+        index,
+        block_tokens,
+        block_bytes,
+        tracked.tenant,
+        sections.retain_s(index),
+        prompt_blocks=tracked.request.num_prompt_tokens // block_tokens,
     )
     return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 

@@ -340,6 +340,8 @@ class ConnectorScheduler:
         usable = self._matcher.received(request_id, tracked)
         if usable and tracked is not None and tracked.plan is not None and self._publisher is not None:
             self._publisher.pulled(tracked, tracked.plan.first_block, usable)
+            if self._copying is not None:
+                self._copying.pulled(tracked, tracked.plan, usable)
 
     def _confirm(self, report: RankReport) -> None:
         if report.begins_late:
@@ -347,8 +349,6 @@ class ConnectorScheduler:
         if report.lost_step and self._epochs is not None:
             self._epochs.lost_step(report.step)
         if self._copying is not None:
-            if report.lost_step:
-                self._copying.tier.clear()
             self._copying.reported(report.copies)
         if self._publisher is not None and self._sharing:
             self._publisher.confirm(report.step)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -71,13 +73,15 @@ def test_prefix_begins_anywhere_and_ends_at_the_first_gap() -> None:
     assert len(subject.ledger.prefix(chain, 3)) == 1
 
 
-def test_block_is_held_only_once_every_rank_has_copied_it() -> None:
-    """One rank whose slot was reused meanwhile makes the block useless on all of them."""
-    subject = Subject(ranks=2)
+@pytest.mark.parametrize("reports", list(permutations([[True, True], [False, True], [True, True]])))
+def test_block_is_held_only_once_every_rank_has_copied_it(reports: tuple[list[bool], ...]) -> None:
+    """One rank whose slot was reused meanwhile makes the block useless on all of them, whichever reports last."""
+    subject = Subject(ranks=3)
     copy_id, _ = subject.begin(b"a", b"b")
-    assert subject.ledger.end(copy_id, [True, True]) == []
-    assert subject.held(b"a", b"b") == []
-    assert [copied.block for copied in subject.ledger.end(copy_id, [False, True])] == [b"b"]
+    for report in reports[:2]:
+        assert subject.ledger.end(copy_id, report) == []
+        assert subject.held(b"a", b"b") == []
+    assert [copied.block for copied in subject.ledger.end(copy_id, reports[2])] == [b"b"]
     assert not subject.ledger.knows(b"a")
     subject.ledger.check_invariants()
 

@@ -109,6 +109,13 @@ def test_seed_score_falls_with_age() -> None:
     assert {key.decode() for key in load.tier} == {"young0", "new0"}
 
 
+def test_seed_score_takes_the_older_of_equals() -> None:
+    load = Load("seed-score", 2)
+    for name in ("old", "young", "new"):
+        load.prompt(name, 1)
+    assert {key.decode() for key in load.tier} == {"young0", "new0"}
+
+
 def test_priority_of_a_type_weighs() -> None:
     for name, kept in (("sys_priority", "system0"), ("doc_priority", "document0")):
         load = Load("seed-score", 2, **{"sys_priority": 1.0, "sys_budget": 1.0, name: 10.0})

@@ -79,6 +79,24 @@ def test_child_that_came_first_holds_its_parent() -> None:
     assert tier.insert("x") == ["ab"]
 
 
+def test_blocks_of_unknown_depth_follow_each_other() -> None:
+    """SGLang does not say how deep a block lies."""
+    tier = Tier(3)
+    for name in ("a", "ab", "abc"):
+        tier.insert(name, depth=0)
+    tier.touch("abc")
+    assert tier.insert("x") == ["abc"]
+    assert names(tier.retention.flush(lambda block: block.key == b"a")) == ["ab", "a"]
+
+
+def test_wrong_keys_make_no_circle() -> None:
+    tier = Tier(4)
+    tier.retention.insert(b"a", b"b", traits_of("aa", DOC))
+    tier.retention.insert(b"b", b"a", traits_of("bb", DOC))
+    tier.retention.check_invariants()
+    assert len(tier.retention.flush(lambda _: True)) == 2
+
+
 def test_newcomer_never_takes_its_parents_place() -> None:
     tier = Tier(1)
     tier.insert("a")
@@ -175,6 +193,14 @@ class TestRetention:
         tier.insert("b")
         tier.now = 20
         assert tier.insert("c") == ["a"]
+
+    def test_retention_can_be_prolonged(self) -> None:
+        tier = Tier(2)
+        tier.insert("a", retain_s=10)
+        tier.touch("a", retain_s=100)
+        tier.insert("b")
+        tier.now = 20
+        assert tier.insert("c") == ["b"]
 
     def test_touch_retains(self) -> None:
         tier = Tier(2)
