@@ -288,8 +288,9 @@ def test_removed_block_leaves_its_children() -> None:
 
 def test_many_uses_leave_no_outdated_places() -> None:
     """Neither in the queues nor among the times: what is used all the time must not fill memory."""
-    tier = Tier(2, session_ttl_s=1.0)
-    tier.insert("a", SESSION)
+    tier = Tier(2, session_budget=1.0)
+    for name in ("a", "b"):
+        tier.insert(name, SESSION)
     for _ in range(1_000):
         tier.touch("a")
     tier.retention.check_invariants()
