@@ -4,7 +4,7 @@ A long trace is sampled by block (SHARDS): of every n blocks one is kept, chosen
 is n times smaller. The sampled blocks of a prompt still follow each other as its blocks do. What a sample gets wrong,
 it gets wrong for LRU in much the same way; LRU is known exactly, so what is reported is the exact number of LRU and the
 difference to it in the sample. On traces of conversations that came within about half a point of a run of all blocks
-for n = 6, and within a point for n = 11.
+for n = 6, and within one and a half for n = 11.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from ghostcacher_connector.core.retention.base import BlockTraits, Evicted, EvictionReason, Refusal
+from ghostcacher_connector.core.retention.alarms import OUTDATED_SPARE, Alarms
+from ghostcacher_connector.core.retention.base import BlockTraits, Evicted, EvictionReason, Refusal, TierBlock
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import SectionType
@@ -283,3 +284,22 @@ def test_removed_block_leaves_its_children() -> None:
     tier.insert("a")
     tier.touch("ab")
     assert names(tier.retention.evict(3 * GIB)) == ["ab"]
+
+
+def test_many_uses_leave_no_outdated_places() -> None:
+    """Neither in the queues nor among the times: what is used all the time must not fill memory."""
+    tier = Tier(2, session_budget=1.0)
+    for name in ("a", "b"):
+        tier.insert(name, SESSION)
+    for _ in range(1_000):
+        tier.touch("a")
+    tier.retention.check_invariants()
+
+
+def test_alarms_that_are_set_again_leave_no_outdated_ones() -> None:
+    alarms = Alarms()
+    block = TierBlock(b"a", None, traits_of("a", DOC), 0.0)
+    for at in range(1_000):
+        alarms.set(block, at)
+    assert len(alarms._heap) <= 2 + OUTDATED_SPARE
+    assert alarms.next_at() == 999
