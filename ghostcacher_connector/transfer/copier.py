@@ -171,7 +171,8 @@ class Copier:
         try:
             return turn.run()
         except Exception:
-            logger.exception("work on host slots failed: unexpected error")
+            what = f"copy {turn.unread.copy_id}" if turn.unread is not None else "work on host slots"
+            logger.exception("%s failed: unexpected error", what)
             with self._changed:
                 return self._unread(turn)
 
