@@ -29,6 +29,7 @@ import numpy as np
 
 from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
@@ -187,10 +188,9 @@ class HostTier:
             ledger.copies_under_way,
         )
 
-    def touch(self, blocks: Iterable[BlockHash]) -> None:
-        """Note that a prompt has these blocks, in prefix order, wherever it finds them."""
-        blocks = list(blocks)
-        self.ledger.touch(blocks)
+    def touch(self, blocks: Sequence[BlockHash], traits: Iterable[BlockTraits]) -> None:
+        """Note that a prompt has these blocks, in prefix order, wherever it finds them. traits: of each of them."""
+        self.ledger.touch(blocks, traits)
         for block in blocks:
             slot = self._engine_slots.get(block)
             if slot is not None:

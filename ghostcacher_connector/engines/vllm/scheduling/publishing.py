@@ -25,7 +25,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
@@ -213,16 +212,7 @@ class BlockPublisher:
 
     def _candidate(self, tracked: Tracked, index: int, tier: HostTier) -> Candidate:
         """Describe a block, the index-th of a request, to the tiers."""
-        hashes, sections = tracked.request.block_hashes, tracked.sections
-        traits = BlockTraits(
-            sections.section_of(index),
-            index,
-            self._block_tokens,
-            tier.block_bytes,
-            tracked.tenant,
-            sections.retain_s(index),
-            prompt_blocks=tracked.request.num_prompt_tokens // self._block_tokens,
-        )
+        hashes, traits = tracked.request.block_hashes, tracked.traits_of(index, self._block_tokens, tier.block_bytes)
         return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 
     def _table(self, tracked: Tracked) -> Sequence[KVCacheBlock]:

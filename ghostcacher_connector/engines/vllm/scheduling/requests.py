@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_hint, retain_wanted
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
@@ -61,6 +62,17 @@ class Tracked(PullState):
     def blocks(self) -> Sequence[BlockHash]:
         blocks: Sequence[BlockHash] = self.request.block_hashes
         return blocks
+
+    def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
+        return BlockTraits(
+            self.sections.section_of(index),
+            index,
+            block_tokens,
+            block_bytes,
+            self.tenant,
+            self.sections.retain_s(index),
+            prompt_blocks=self.request.num_prompt_tokens // block_tokens,
+        )
 
 
 def shareable(request: Request) -> bool:
