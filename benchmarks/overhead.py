@@ -105,6 +105,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="4 pairs of a small load: for continuous tests")
     parser.add_argument("--size", choices=list(LOADS), help="one model only; default: both")
     parser.add_argument("--pairs", type=int, help="pairs of each model; default: 40 of tiny, 16 of small")
+    parser.add_argument("--host-tier", type=float, default=0.0, metavar="GIB", help="of the engine with the connector")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pair, thread by thread")
     return parser.parse_args(argv)
 
@@ -117,7 +118,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         load = SHORT if chosen.short else LOADS[size]
         count = chosen.pairs or (SHORT_PAIRS if chosen.short else PAIRS[size])
         began = now()
-        found = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress)
+        found = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress, chosen.host_tier)
         progress.done(f"{size} model, {count} pairs of 4 turns of {load}, {now() - began:.0f} s")
         tables = report(found.pairs, load.tokens), calls_report(found.calls), idle_report(found.idle)
         print(*tables, sep="\n\n", end="\n\n", flush=True)
@@ -127,8 +128,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     return 0
 
 
-def compare(size: Size, load: Load, count: int, idle_s: float, progress: ProgressLine) -> Found:
-    """Return what one model shows."""
+def compare(size: Size, load: Load, count: int, idle_s: float, progress: ProgressLine, host_tier_gib: float) -> Found:
+    """Return what one model shows. host_tier_gib: size of the shared engine's host tier."""
     with RedisServer() as redis, tempfile.TemporaryDirectory() as folder:
         times = make_times(Path(folder) / "times")
         common: dict[str, Any] = {
@@ -142,7 +143,7 @@ def compare(size: Size, load: Load, count: int, idle_s: float, progress: Progres
         }
         timed = {
             **common,
-            "extra_args": (*ONE_PROCESS, "--kv-transfer-config", timed_config(redis.url)),
+            "extra_args": (*ONE_PROCESS, "--kv-transfer-config", timed_config(redis.url, host_tier_gib)),
             "env": {**ONE_PROCESS_ENV, FILE_VARIABLE: f"{folder}/times"},
         }
         engines = start_many([EngineOptions(name="plain", **common), EngineOptions(name="shared", **timed)], progress)
@@ -158,9 +159,10 @@ def compare(size: Size, load: Load, count: int, idle_s: float, progress: Progres
             stop_all(engines)
 
 
-def timed_config(redis_url: str) -> str:
+def timed_config(redis_url: str, host_tier_gib: float) -> str:
     """Return the JSON of ``--kv-transfer-config`` for the connector that times its calls."""
-    config = json.loads(transfer_config({"redis_url": redis_url, "worker_id": WORKER}, 0))
+    settings = {"redis_url": redis_url, "worker_id": WORKER, "host_tier_gib": host_tier_gib}
+    config = json.loads(transfer_config(settings, 0))
     del config["kv_connector_extra_config"]["http_url"]
     return json.dumps({**config, "kv_connector_module_path": "benchmarks.harness.timed_connector"})
 

@@ -175,7 +175,7 @@ def measure(
             progress(f"{way}: warming up {engine.options.name}")
             warm_up(engine, documents.tokens(chosen.document_tokens, seed=9_000_000 + number))
         policy.name = way
-        return run_load(
+        result = run_load(
             policy,
             load,
             concurrency=chosen.concurrency,
@@ -183,6 +183,8 @@ def measure(
             pull=True,
             progress=progress,
         )
+    progress.done(f"{way}: {result.hit_ratio:.1%} from a cache, TTFT mean {milliseconds(mean(result.ttft_s))}")
+    return result
 
 
 def different(one: Result, other: Result) -> int:

@@ -6,6 +6,7 @@
     GET /gc/pods                       Pods: the same under an older name
     POST /gc/workers/ID/drain          Drain; DELETE takes the drain back
     POST /gc/flush                     takes FlushRequest, answers Flushed
+    POST /gc/prefetch                  takes the body of a request, with `worker` and `path`; answers Prefetched
     GET, POST /gc/explain              Explanation; POST takes the body of a request as a client would send it
 
 The router encodes these, and whoever reads its answers decodes them. Readers ignore fields that they do not know, and
@@ -25,6 +26,27 @@ NOT_ROUTABLE = "not_routable"
 """The state of a worker that has a lease, but cannot be sent requests."""
 GONE = "gone"
 """The state of a worker that has left the fleet without being drained before."""
+
+
+class TierLoad(msgspec.Struct, frozen=True):
+    """A tier below a worker's engine cache, as its connector reports. Counts are since its start."""
+
+    tier: str
+    """host or object."""
+    blocks: int = 0
+    """Blocks that it holds now."""
+    blocks_max: int = 0
+    """Blocks that it has room for."""
+    blocks_by_type: dict[str, int] = {}
+    """How many of its blocks are tools, sys, doc, session and user."""
+    loaded_blocks: int = 0
+    """Blocks that requests of this worker have taken from it."""
+    evicted_blocks: int = 0
+    """Blocks that made room for others, or whose time was over."""
+    refused_blocks: int = 0
+    """Blocks that were not worth what would have had to go."""
+    copies_under_way: int = 0
+    """Copies that are ordered and not done."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -58,6 +80,8 @@ class Load(msgspec.Struct, frozen=True):
     """How long a step takes that only decodes, as measured, in s; 0 when that is not known."""
     decode_request_s: float = 0.0
     """What one more request adds to such a step, in s; 0 when that is not known."""
+    tiers: tuple[TierLoad, ...] = ()
+    """Those below the engine's cache."""
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -269,6 +293,19 @@ class Flushed(msgspec.Struct, frozen=True, omit_defaults=True):
     """Every worker with a connector."""
     error: str | None = None
     """Why workers were not told, or not asked any more; None when all went well."""
+
+
+class Prefetched(msgspec.Struct, frozen=True):
+    """Answers POST /gc/prefetch: a worker has the prefix in its engine's cache now."""
+
+    worker: str
+    """The worker's name."""
+    seconds: float
+    """How long it took, from the placement to the worker's answer."""
+    prompt_tokens: int | None = None
+    """Tokens of the whole prompt, as the engine counts them; None when it does not say."""
+    cached_tokens: int | None = None
+    """Those of them that were in a cache or a tier already; None when the engine does not say."""
 
 
 class WorkerForecast(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from enum import Enum
 from itertools import product
 from typing import NamedTuple
 
-from ghostcacher_connector.core.types import MissReason
+from ghostcacher_connector.core.types import MissReason, SectionType
 
 
 class Kind(Enum):
@@ -68,6 +68,7 @@ TRANSPORTS = ("local", "nixl", "relay", "memory", "none")
 chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
+SECTIONS = tuple(section.name.lower() for section in SectionType)
 SEAL_RESULTS = ("valid", "stale")
 COPY_RESULTS = ("valid", "stale", "refused")
 STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachable", "other")
@@ -304,6 +305,20 @@ _ALL = (
         "bytes per second",
         "Rate of one request to the object store, as measured lately; 0 before the first one.",
         {"rank": None, "way": None},
+    ),
+    Metric(
+        "gc_tier_blocks",
+        Kind.GAUGE,
+        "blocks",
+        "Blocks in a tier below the engine's cache, those on their way there included, by their type.",
+        {"tier": ("host",), "type": SECTIONS},
+    ),
+    Metric(
+        "gc_tier_loaded_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that requests have taken from a tier of their own worker (vLLM).",
+        {"tier": ("host",)},
     ),
     Metric(
         "gc_tier_copied_blocks_total",

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ghostcacher_connector.core.errors import ConfigError
 
+zstandard: Any
 try:
-    import zstandard
+    zstandard = import_module("zstandard")
 except ModuleNotFoundError:  # the extra [objects] is not installed
     zstandard = None
 
@@ -26,6 +29,12 @@ LEVEL = 1
 """Higher levels take four times as long for the same bytes of KV (measured), and lower ones leave 94 % and more."""
 GAIN_MIN = 1.1
 """What compression must be faster by, all in all: an engine has better uses for its CPUs."""
+
+SAMPLE_BYTES = 1 << 20
+"""Even, as blocks are; some milliseconds."""
+
+TRIAL_EVERY = 64
+"""Objects: half a GiB. The CPUs are busy at one time and not at another."""
 
 
 def check_compression() -> None:
@@ -65,23 +74,42 @@ def decompress(stored: memoryview, into: memoryview) -> bool:
     return True
 
 
-def pays(
-    block: memoryview,
-    *,
-    write_bytes_s: float,
-    read_bytes_s: float,
-    clock: Callable[[], float] = time.perf_counter,
-) -> bool:
-    """Return whether blocks like this one are written and read sooner when they are compressed.
+class Trial(NamedTuple):
+    """What compressing a part of a block has shown."""
 
-    The rates are those of the store, for bytes as they are stored.
-    """
+    ratio: float
+    """Bytes as stored over bytes as they were."""
+    byte_s: float
+    """Seconds for each byte, there and back."""
+
+    def pays(self, write_bytes_s: float, read_bytes_s: float) -> bool:
+        """Return whether such blocks are sooner written and read when compressed, at these rates of the store."""
+        store_byte_s = 1 / write_bytes_s + 1 / read_bytes_s
+        return store_byte_s > GAIN_MIN * (self.byte_s + self.ratio * store_byte_s)
+
+
+def tried(block: memoryview, clock: Callable[[], float] = time.perf_counter) -> Trial:
+    """Compress the beginning of a block, and decompress it."""
+    sample = block[:SAMPLE_BYTES]
+    scratch = memoryview(bytearray(len(sample)))
     began = clock()
-    stored = memoryview(compress(block))
-    compress_s = clock() - began
-    scratch = memoryview(bytearray(len(block)))
-    began = clock()
+    stored = memoryview(compress(sample))
     decompress(stored, scratch)
-    decompress_s = clock() - began
-    per_byte_s = 1 / write_bytes_s + 1 / read_bytes_s
-    return len(block) * per_byte_s > GAIN_MIN * (compress_s + decompress_s + len(stored) * per_byte_s)
+    return Trial(len(stored) / len(sample), (clock() - began) / len(sample))
+
+
+class CompressionChoice:
+    """Decides for one object after the other; what it costs is measured now and then. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._trial: Trial | None = None
+        self._asked = 0
+
+    def pays(self, block: memoryview, *, write_bytes_s: float, read_bytes_s: float) -> bool:
+        """Return whether objects of blocks like this one are to be compressed. The rates are those of the store."""
+        trial = self._trial
+        if trial is None or self._asked % TRIAL_EVERY == 0:
+            trial = self._trial = tried(block, self._clock)
+        self._asked += 1
+        return trial.pays(write_bytes_s, read_bytes_s)

@@ -125,6 +125,8 @@ class ObjectReader:
         try:
             error = reading.data.exception(max(0.0, deadline - self._clock()))
         except (TimeoutError, CancelledError):
+            # Nobody wants it any longer, if it has not begun.
+            reading.data.cancel()
             return 0, "deadline"
         if error is not None:
             return 0, self._failed(span, error).value

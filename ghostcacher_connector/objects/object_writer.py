@@ -96,6 +96,7 @@ class ObjectWriter:
         self._objects = objects
         self._block_bytes = objects.identity.block_bytes
         self._compress = compress if self._block_bytes % 2 == 0 and compression.available() else "never"
+        self._choice = compression.CompressionChoice()
         self._clock = clock
         self._size = group_blocks(self._block_bytes)
         self._buffer_bytes = header_bytes(self._size, HASH_BYTES_MAX) + self._size * self._block_bytes
@@ -285,7 +286,7 @@ class ObjectWriter:
         if self._compress != "auto":
             return self._compress == "always"
         measured = self._objects.write_rate.measured
-        return measured and compression.pays(
+        return measured and self._choice.pays(
             block, write_bytes_s=self._objects.write_rate.bytes_s, read_bytes_s=self._objects.read_rate.bytes_s
         )
 

@@ -145,7 +145,7 @@ class ObjectTier:
         """Delete the objects that hold any of these blocks (None: all that are known), and all that is queued.
 
         section: only those of this `SectionType`. Returns the bytes that are gone; what cannot be deleted is forgotten
-        by the fleet all the same, and its age ends it.
+        by the fleet all the same, and its age ends it. Waits for the store: not for a thread that serves.
         """
         freed = self._writer.forget_queued()
         found = self.catalogue.find(hashes, section)
@@ -177,9 +177,11 @@ class ObjectTier:
     def _keep(self) -> float:
         """Do what is due, and return in how many seconds something else is."""
         now = self._clock()
+        operation = "write"
         try:
             if self._objects.notes.due_s() <= 0:
                 self._objects.notes.flush()
+            operation = "list"
             if now >= self._refresh_at:
                 complete = self._objects.notes.refresh()
                 self._refresh_at = now + (REFRESH_S if complete else 0.0)
@@ -189,7 +191,7 @@ class ObjectTier:
                 self._sweep_at = now + SWEEP_S * random.uniform(0.9, 1.1)  # noqa: S311  spread, no secret
                 self._sweep()
         except StoreError as error:
-            self._failed("list", error)
+            self._failed(operation, error)
             self._set_gauges()
             return self._backoff.failed(now)
         self._backoff.succeeded()

@@ -53,9 +53,7 @@ class Copied(NamedTuple):
     """A block that lies in a host slot on every rank from now on."""
 
     slot: int
-    block: BlockHash
-    root: BlockHash
-    """The first block of its chain."""
+    candidate: Candidate
     generation: int
 
 
@@ -145,6 +143,16 @@ class HostLedger:
         return len(self._generations)
 
     @property
+    def blocks_by_section(self) -> tuple[int, ...]:
+        """How many blocks, those on their way here included, are of each type, in the order of `SectionType`."""
+        return self._retention.blocks_by_section
+
+    @property
+    def full(self) -> bool:
+        """Whether a block that comes makes another one go."""
+        return not self._free
+
+    @property
     def copies_under_way(self) -> int:
         return len(self._copies)
 
@@ -156,6 +164,10 @@ class HostLedger:
 
     def holds(self, block: BlockHash) -> bool:
         return block in self._held
+
+    def on_its_way(self, block: BlockHash) -> bool:
+        """Say whether a copy that brings a block is under way."""
+        return block in self._copying
 
     def prefix(self, blocks: Sequence[BlockHash], first: int) -> list[Location]:
         """Return where blocks ``[first, ...)`` are, up to the first one that is not held."""
@@ -211,7 +223,7 @@ class HostLedger:
             self._retention.unpin(candidate.block)
             generation = self._generation(slot)
             self._held[candidate.block] = _Held(slot, generation)
-            done.append(Copied(slot, candidate.block, candidate.root, generation))
+            done.append(Copied(slot, candidate, generation))
         return done
 
     def expire(self) -> int:

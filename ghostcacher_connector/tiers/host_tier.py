@@ -27,16 +27,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
+from ghostcacher_connector.tiers.host_ledger import Candidate, Copied, HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)
 
+HOST = Tier.HOST.name.lower()
 ORDER_BYTES = 8 << 20
 """One order: a few milliseconds of a rank's time, after which its generations are compared. Copies of blocks whose
 slots are reused meanwhile are in vain."""
@@ -87,10 +89,16 @@ class HostTier:
             on_withdraw=self._given_up,
             clock=clock,
         )
+        self._loaded = 0
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
+        self._lent: set[BlockHash] = set()
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
+        self.on_copied: Callable[[int, Sequence[Copied]], None] = lambda _copy_id, _copied: None
+        """Called with a copy's number and what is held from now on."""
+        self.on_cleared: Callable[[], None] = lambda: None
+        """Called when everything was forgotten."""
 
     def __repr__(self) -> str:
         return f"HostTier(engine blocks={len(self._engine)}, wanted={len(self.wanted)}, {self.ledger!r})"
@@ -111,7 +119,15 @@ class HostTier:
         self.wanted.discard(slot)
         if published is not None and self._engine_slots.get(published.candidate.block) == slot:
             del self._engine_slots[published.candidate.block]
+            self._lent.discard(published.candidate.block)
             self.ledger.unique(published.candidate.block)
+
+    def lent(self, blocks: Iterable[BlockHash]) -> None:
+        """Note blocks that have just come from a peer, which holds them still: nothing else goes for copies of them.
+
+        Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one.
+        """
+        self._lent.update(blocks)
 
     def oldest(self, count: int) -> list[int]:
         """Return the engine slots that were used least lately, at most so many, the oldest first."""
@@ -139,7 +155,7 @@ class HostTier:
             self.wanted.discard(slot)
             if self.ledger.knows(block):
                 self.ledger.unique(block)
-            elif block not in chosen:
+            elif block not in chosen and not (block in self._lent and self.ledger.full):
                 chosen[block] = slot
             if len(chosen) == self._order_blocks:
                 orders += self._begin(list(chosen.values()))
@@ -148,10 +164,35 @@ class HostTier:
 
     def reported(self, copy_id: int, valid: Sequence[bool]) -> None:
         """Take one rank's report of a copy, and publish what every rank has copied."""
-        for copied in self.ledger.end(copy_id, valid):
-            self._sink.publish(copied.slot, copied.block, copied.root, copied.generation)
+        done = self.ledger.end(copy_id, valid)
+        for slot, candidate, generation in done:
+            self._sink.publish(slot, candidate.block, candidate.root, generation)
+        if done:
+            self.on_copied(copy_id, done)
 
     # -- use -----------------------------------------------------------------------------------------------------
+
+    def loaded(self, blocks: int) -> None:
+        """Note that a request has taken so many blocks from here, and that they were right."""
+        self._loaded += blocks
+        self._recorder.inc("gc_tier_loaded_blocks_total", blocks, tier=HOST)
+
+    def load(self) -> TierLoad:
+        """Return what there is to say of the tier now."""
+        ledger = self.ledger
+        by_section = ledger.blocks_by_section
+        for section, blocks in zip(SectionType, by_section, strict=True):
+            self._recorder.set("gc_tier_blocks", blocks, tier=HOST, type=section.name.lower())
+        return TierLoad(
+            Tier.HOST,
+            len(ledger),
+            ledger.slot_count,
+            by_section,
+            self._loaded,
+            ledger.evicted,
+            ledger.refused,
+            ledger.copies_under_way,
+        )
 
     def touch(self, blocks: Iterable[BlockHash]) -> None:
         """Note that a prompt has these blocks, in prefix order, wherever it finds them."""
@@ -170,6 +211,8 @@ class HostTier:
         """Forget and withdraw everything: what was computed so far must not be used any more."""
         self.ledger.clear()
         self.wanted.clear()
+        self._lent.clear()
+        self.on_cleared()
 
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:

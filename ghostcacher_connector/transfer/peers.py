@@ -95,6 +95,10 @@ class Peers:
         with self._lock:
             self._own = Peer(worker, OWN_INCARNATION, endpoint)
 
+    def is_own(self, worker: str) -> bool:
+        """Say whether a name is that of the own worker."""
+        return self._own is not None and worker == self._own.worker
+
     def move(self, namespace: str) -> None:
         """Accept the workers of another namespace from now on, and forget those of the present one."""
         with self._lock:
@@ -151,7 +155,7 @@ class Peers:
             return {worker: _stats_of(peer, now) for worker, peer in self._peers.items()}
 
     def _find(self, worker: str) -> Peer | None:
-        return self._own if self._own is not None and worker == self._own.worker else self._peers.get(worker)
+        return self._own if self.is_own(worker) else self._peers.get(worker)
 
     def _kept(self, peer: Peer | None, record: WorkerRecord) -> Peer:
         """Return what is known of a peer, or a new one when this is another incarnation of it."""

@@ -8,7 +8,8 @@ The thread is free meanwhile.
     owner of the local slots:   caller --submit--> puller --poll--> caller
 
 `submit`, `poll`, `cancel`, `update_peers` and `links` never wait for a peer and may be called from any thread. One more
-thread connects to new peers.
+thread connects to new peers. Where the rank has host slots, another takes loads from them alone: those never wait for
+a peer that hangs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -65,9 +67,11 @@ class Puller:
         namespace: str,
         rank: int,
         pull_threads: int = 2,
+        loads: bool = False,
         queue_max: int = QUEUE_MAX,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Start the threads. loads: whether the rank has host slots of its own to load from (`Peers.know_own`)."""
         self._transports = tuple(transports)
         self._clock = clock
         self._queue_max = queue_max
@@ -80,6 +84,8 @@ class Puller:
         self._to_connect: dict[str, Peer] = {}
         self._closing = False
         self._threads = [daemon_thread(f"gc-pull-{number}", self._pull_loop) for number in range(pull_threads)]
+        if loads:
+            self._threads.append(daemon_thread("gc-load", partial(self._pull_loop, loads_only=True)))
         self._threads.append(daemon_thread("gc-connect", self._connect_loop))
         for thread in self._threads:
             thread.start()
@@ -177,14 +183,14 @@ class Puller:
             transport.close()
         return True
 
-    def _pull_loop(self) -> None:
+    def _pull_loop(self, *, loads_only: bool = False) -> None:
         while True:
             with self._changed:
-                while not self._queue and not self._closing:
+                while (job := self._next(loads_only)) is None and not self._closing:
                     self._changed.wait()
-                if self._closing:
+                if self._closing or job is None:
                     return
-                _, job = self._queue.popitem(last=False)
+                del self._queue[job.job_id]
                 self._running.add(job.job_id)
             result, over = self._run_safely(job)
             with self._changed:
@@ -194,6 +200,14 @@ class Puller:
                 else:
                     self._quarantined.append((result, over))
                 self._changed.notify_all()
+
+    def _next(self, loads_only: bool) -> PullJob | None:
+        """Return the job that waits for longest, of those that ask this rank itself first if they alone are wanted."""
+        wanted = (job for job in self._queue.values() if not loads_only or self._is_load(job))
+        return next(wanted, None)
+
+    def _is_load(self, job: PullJob) -> bool:
+        return bool(job.sources) and self.peers.is_own(job.sources[0].worker)
 
     def _end_quarantines(self) -> None:
         """Give out the results of jobs in whose slots nothing can land any more."""

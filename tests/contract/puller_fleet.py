@@ -52,7 +52,13 @@ class Fleet:
             self.fabric, self.memory.memories, self.memory.table, name="me", clock=self.clock
         )
         self.puller = Puller(
-            [*self.local(), self.transport], self.memory.rank, namespace=NAMESPACE, rank=0, clock=self.clock, **options
+            [*self.local(), self.transport],
+            self.memory.rank,
+            namespace=NAMESPACE,
+            rank=0,
+            loads=own,
+            clock=self.clock,
+            **options,
         )
         self.publish()
 

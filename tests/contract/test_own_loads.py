@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ghostcacher_connector.core.types import MissReason
-from ghostcacher_connector.transfer.base import PullOutcome
-from tests.contract.puller_fleet import Fleet, record
+from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullResult
+from ghostcacher_connector.transfer.jobs import PullJob
+from ghostcacher_connector.transfer.memory import MemoryTransport
+from tests.contract.puller_fleet import Fleet, record, wait_for, wait_until
 
 
 @pytest.fixture
@@ -64,3 +68,34 @@ def test_own_worker_is_not_backed_off_from(fleet: Fleet) -> None:
     late = source._replace(remote_slots=source.remote_slots + 1000)
     assert fleet.run(late).reason is MissReason.MALFORMED_ENTRY
     assert fleet.run(source).outcome is PullOutcome.DONE
+
+
+class Hanging(MemoryTransport):
+    """A transport whose pulls from peers wait until the test lets them go."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.entered = 0
+        self.go_on = threading.Event()
+
+    def pull(self, request: PullRequest) -> PullResult:
+        self.entered += 1
+        assert self.go_on.wait(60)
+        return super().pull(request)
+
+
+def test_load_does_not_wait_for_a_peer_that_hangs() -> None:
+    """All threads that pull hang in READs from a peer, and more such jobs wait: loads are carried out meanwhile."""
+    fleet = Fleet(own=True, pull_threads=1)
+    hanging = Hanging(fleet.fabric, fleet.memory.memories, fleet.memory.table, name="me", clock=fleet.clock)
+    fleet.puller._transports = (*fleet.local(), hanging)
+    remote = fleet.write("w2", [1], [3])
+    for number in range(2):
+        fleet.puller.submit(PullJob(f"remote-{number}", np.array([number]), (remote,), fleet.clock_s + 5))
+    wait_until(lambda: hanging.entered == 1)
+    for number in range(3):
+        result = fleet.run(fleet.write("w1", [1, 2, 3], [7 + number] * 3), remote, job_id=f"load-{number}")
+        assert (result.job_id, result.outcome) == (f"load-{number}", PullOutcome.DONE)
+    hanging.go_on.set()
+    assert {result.job_id for result in wait_for(fleet.puller, 2)} == {"remote-0", "remote-1"}
+    fleet.puller.close()

@@ -79,11 +79,16 @@ def opened(
 
 
 def write_all(
-    store: ObjectStore, hashes: Sequence[bytes], *, options: TierOptions = SMALL_QUEUE, **kind: object
+    store: ObjectStore,
+    hashes: Sequence[bytes],
+    *,
+    rank: int = 0,
+    block_bytes: int = BLOCK_BYTES,
+    options: TierOptions = SMALL_QUEUE,
 ) -> None:
     """Write a prompt by a tier of its own, which is closed behind it."""
-    with opened(store, options=options, **kind) as tier:  # type: ignore[arg-type]
-        assert tier.write(hashes, rows_of(hashes), position=0, section=1)
+    with opened(store, rank=rank, block_bytes=block_bytes, options=options) as tier:
+        assert tier.write(hashes, rows_of(hashes, block_bytes), position=0, section=1)
 
 
 def right(tier: ObjectTier, hashes: Sequence[bytes], block_bytes: int = BLOCK_BYTES) -> int:

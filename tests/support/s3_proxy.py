@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import math
 import socket
 import threading
 import time
@@ -23,13 +24,15 @@ SLOW_DOWN = (
 class S3Proxy:
     """Passes every request on, signed as it is, as long as nothing else is asked of it.
 
-    slow_down: methods that are answered 503 SlowDown, as AWS does when it throttles. bytes_s: the rate of bodies; None:
-    as they come. cut_after: a body breaks off after so many bytes; None: never. requests: how many came, by method.
+    slow_down: methods that are answered 503 SlowDown, as AWS does when it throttles; slow_downs_left: how many of them.
+    bytes_s: the rate of bodies; None: as they come. cut_after: a body breaks off after so many bytes; None: never.
+    requests: how many came, by method.
     """
 
     def __init__(self, endpoint: str) -> None:
         self._upstream = urlsplit(endpoint)
         self.slow_down: frozenset[str] = frozenset()
+        self.slow_downs_left = math.inf
         self.bytes_s: float | None = None
         self.cut_after: int | None = None
         self.requests: Counter[str] = Counter()
@@ -92,7 +95,8 @@ class S3Proxy:
         """Answer one request."""
         self.requests[handler.command] += 1
         body = handler.rfile.read(int(handler.headers.get("content-length", 0)))
-        if handler.command in self.slow_down:
+        if handler.command in self.slow_down and self.slow_downs_left > 0:
+            self.slow_downs_left -= 1
             _answer(handler, 503, {"content-type": "application/xml"}, SLOW_DOWN, len(SLOW_DOWN), None)
             return
         if handler.command == "PUT":

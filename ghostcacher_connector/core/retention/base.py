@@ -63,7 +63,7 @@ class BlockTraits(NamedTuple):
     """The type of the part of the prompt that it belongs to: a hint, never identity."""
 
     depth: int
-    """How many blocks lie before it in its prefix."""
+    """How many blocks lie before it in its prefix; 0 also where the engine does not say."""
 
     tokens: int
     size_bytes: int

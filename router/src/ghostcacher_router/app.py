@@ -25,6 +25,7 @@ from random import Random
 import msgspec
 import uvloop
 
+from ghostcacher_connector.core.admin_api import Prefetched
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex
@@ -33,6 +34,7 @@ from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
+from ghostcacher_router.admin.parameters import PrefetchTarget
 from ghostcacher_router.admin.worker_flushes import WorkerFlushes
 from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.config import RouterSettings
@@ -41,6 +43,7 @@ from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import HttpProber
+from ghostcacher_router.http.exchanges.warming import Warmer
 from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy import HttpProxy
@@ -118,6 +121,7 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._warmer = Warmer(self._proxy.state)
         self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
         self._fleet.hung.when(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
         self._proxy.when_idle_closed(self._fleet.doubted)
@@ -222,11 +226,17 @@ class Router:
             router=self._name,
             seed=lambda: self._seed,
         )
+
+        async def prefetch(target: PrefetchTarget) -> Prefetched:
+            warmed = await self._warmer.warm(target.path, target.body, actions.exclude_all_but(target.worker))
+            return Prefetched(*warmed)
+
         ports = AdminPorts(
             in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,
             refused=lambda: routing.refused,
             explain=actions.explain,
+            prefetch=prefetch,
             flush=actions.flush,
         )
         access = Access(token=settings.admin_token, loopback=self._listen.loopback)

@@ -57,6 +57,8 @@ def test_evicted_prompt_comes_back_from_the_host_tier(make: Make, in_flight: int
     assert engine.counted("gc_pulls_total", outcome="done") == 4
     assert engine.counted("gc_rdma_transfers_total", transport="local") == 4
     ledger(engine).check_invariants()
+    scheduler = engine.connector._scheduler
+    assert scheduler._copying.tier._engine.keys() == scheduler._watch._published, "the tier follows what is published"
 
 
 def test_idle_engine_takes_steps_until_its_copies_are_done(make: Make) -> None:

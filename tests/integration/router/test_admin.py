@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from ghostcacher_connector.core.admin_api import GONE, Flushed, Status, Workers
+from ghostcacher_connector.core.admin_api import GONE, Flushed, Prefetched, Status, Workers
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import FlushScope, WorkerRecord
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.admin import Admin, AdminPorts
-from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget
+from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget, PrefetchTarget
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
@@ -40,6 +40,7 @@ class Routing:
 
     def __init__(self) -> None:
         self.flushed: list[FlushTarget] = []
+        self.prefetched: list[PrefetchTarget] = []
         self.explained: list[ExplainedRequest] = []
         self.fails: Exception | None = None
         self.busy: set[str] = set()
@@ -50,6 +51,10 @@ class Routing:
     async def flush(self, ask: FlushTarget) -> Flushed:
         self.flushed.append(ask)
         return Flushed(ask.scope)
+
+    async def prefetch(self, ask: PrefetchTarget) -> Prefetched:
+        self.prefetched.append(ask)
+        return Prefetched("a", 1.5, 100, 60)
 
     async def explain(self, ask: ExplainedRequest) -> list[dict[str, object]]:
         self.explained.append(ask)
@@ -83,6 +88,7 @@ async def router(*engines: MiniEngine, token: str | None = None) -> AsyncIterato
         replicas=lambda: 2,
         refused=lambda: None,
         explain=routing.explain,
+        prefetch=routing.prefetch,
         flush=routing.flush,
     )
     admin = Admin(fleet=fleet, metrics=metrics, access=Access(token=token, loopback=True), ports=ports)
@@ -232,6 +238,24 @@ def test_worker_that_was_drained_leaves_without_a_trace() -> None:
     run(main())
 
 
+def test_prefetch_reaches_routing_and_says_what_came_of_it() -> None:
+    """Where, how long, and how much of it was there already."""
+
+    async def main() -> None:
+        async with router() as subject:
+            answer = await subject.send("POST", "/gc/prefetch", b'{"model": "m", "prompt": "x", "worker": "a"}')
+            assert json.loads(answer.body) == {
+                "worker": "a",
+                "seconds": 1.5,
+                "prompt_tokens": 100,
+                "cached_tokens": 60,
+            }
+            asked = PrefetchTarget("/v1/completions", {"model": "m", "prompt": "x"}, "a")
+            assert subject.routing.prefetched == [asked]
+
+    run(main())
+
+
 def test_flush_and_explain_reach_routing() -> None:
     """What was asked arrives; what routing refuses is the client's error; what is infinite is still JSON."""
 
@@ -261,6 +285,7 @@ def test_flush_and_explain_reach_routing() -> None:
         ("POST", "/health", 405, b"GET, HEAD"),
         ("DELETE", "/v1/models", 405, b"GET, HEAD"),
         ("GET", "/gc/flush", 405, b"POST"),
+        ("GET", "/gc/prefetch", 405, b"POST"),
         ("GET", "/gc/pods/a/drain", 405, b"POST, DELETE"),
         ("GET", "/gc/workers/a/drain", 405, b"POST, DELETE"),
         ("POST", "/gc/workers", 405, b"GET, HEAD"),
@@ -273,6 +298,7 @@ def test_flush_and_explain_reach_routing() -> None:
         ("POST", "/gc/workers//drain", 404, None),
         ("POST", "/gc/workersx/a/drain", 404, None),
         ("POST", "/gc/flush", 400, None),
+        ("POST", "/gc/prefetch", 400, None),
         ("GET", "/gc/explain?", 400, None),
     ],
 )

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from ghostcacher_router.http.exchanges.fan_out import BODY_BYTES_MAX
+from ghostcacher_router.http.exchanges.own_request import BODY_BYTES_MAX
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_state import FAN_OUTS_MAX
 from ghostcacher_simulator.http_server import Peer, Received, content

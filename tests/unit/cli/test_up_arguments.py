@@ -77,6 +77,8 @@ def test_parse_redis_from_environment() -> None:
         (("--gpus", "0,,1"), ("--gpus", "0,,1")),
         (("--gpus", "0,0"), ("--gpus", "different")),
         (("--kv-gib", "0"), ("--kv-gib", "1 to 4096")),
+        (("--host-tier", "-1"), ("--host-tier", "0 to 4096", "-1")),
+        (("--host-tier", "nan"), ("--host-tier", "nan")),
         (("--ready-timeout", "nan"), ("--ready-timeout",)),
         (("--redis-url", "localhost"), ("redis_url", "redis://")),
         (("--kv-transfer-config", "{}"), ("--kv-transfer-config", "cannot be passed on")),

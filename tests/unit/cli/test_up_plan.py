@@ -12,6 +12,7 @@ import pytest
 from ghostcacher_cli.up import machine, plan
 from ghostcacher_cli.up.arguments import UpOptions, parse
 from ghostcacher_cli.up.launch import GPU_MEMORY_FLAG, cpu_places, gpu_places
+from ghostcacher_cli.up.machine import NotEnoughMemory
 from ghostcacher_cli.up.plan import base_url, plan_engines, plan_router, ranks_of, require_port
 from ghostcacher_connector.core.errors import ConfigError
 
@@ -272,6 +273,30 @@ def test_bad_connector_variable_is_refused_before_engines_start(model: str) -> N
     """A typing error in GC_* costs no minute of loading."""
     with pytest.raises(ConfigError, match="GC_PULL_TIMEOUT: did you mean GC_PULL_TIMEOUT_S"):
         plan_engines(options(model), REDIS, {"GC_PULL_TIMEOUT": "1"})
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [
+        ((), {}, "0"),
+        (("--host-tier", "8"), {}, "8"),
+        ((), {"GC_HOST_TIER_GIB": "1.5"}, "1.5"),
+        (("--host-tier", "0"), {"GC_HOST_TIER_GIB": "1.5"}, "0"),
+    ],
+)
+def test_host_tier_is_each_engines(model: str, words: tuple[str, ...], environ: dict[str, str], expected: str) -> None:
+    """The option wins over the connector's variable."""
+    for engine in plan_engines(options(model, "--workers", "2", *words), REDIS, environ):
+        assert engine.env["GC_HOST_TIER_GIB"] == expected
+
+
+def test_host_tier_counts_as_memory_that_engines_take(model: str) -> None:
+    """The KV cache gets half of what is left beside it; what does not fit is refused before engines start."""
+    roomy = plan_engines(options(model, "--workers", "2", "--host-tier", "20"), REDIS, {})
+    tight = plan_engines(options(model, "--workers", "2", "--host-tier", "28"), REDIS, {})
+    assert int(roomy[0].env["VLLM_CPU_KVCACHE_SPACE"]) > int(tight[0].env["VLLM_CPU_KVCACHE_SPACE"]) >= 1
+    with pytest.raises(NotEnoughMemory, match="--host-tier"):
+        plan_engines(options(model, "--workers", "2", "--host-tier", "32"), REDIS, {})
 
 
 def test_kv_gib_is_not_for_gpus(model: str, gpus: None) -> None:

@@ -12,7 +12,6 @@ from collections import deque
 from typing import Any
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.engines.sglang.engine_rank import EngineRank
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.tiers.host_tier import HostTier
@@ -82,7 +81,7 @@ def make_copying(engine: EngineRank, allocator: Any, settings: Settings) -> Page
         slot_count=engine.table.slot_count - engine.page_count,
         ranks=1,
         block_bytes=engine.page_bytes,
-        retention=RetentionSettings(),
+        retention=settings,
     )
     return PageCopying(
         tier,

@@ -126,7 +126,7 @@ class PagePublisher:
         for block, page, generation in zip(offer.hashes, offer.pages.tolist(), generations.tolist(), strict=True):
             self._book.enter(block, page)
             if self._tier is not None:
-                # SGLang says neither what a node is part of, nor how deep it lies: see docs/operating/tiers.md.
+                # SGLang says neither what a node is part of, nor how deep it lies: see docs/operating/host-tier.md.
                 traits = BlockTraits(SectionType.DOC, 0, self._page_tokens, self._tier.block_bytes)
                 self._tier.engine_holds(page, Candidate(block, offer.root, parent, traits), generation)
             parent = block

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
 from vllm.v1.request import RequestStatus
 
 from ghostcacher_connector.core.coordination.base import LoadReport
@@ -13,6 +14,7 @@ from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -21,16 +23,25 @@ if TYPE_CHECKING:
 class LoadMeter(WorkMeter):
     """Measures one engine. Called on the scheduler's thread."""
 
-    def __init__(self, pool: BlockPool, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> None:
-        """block_bytes: bytes of one block on one rank."""
+    def __init__(
+        self,
+        pool: BlockPool,
+        forecaster: Forecaster,
+        *,
+        block_tokens: int,
+        block_bytes: int,
+        tier: HostTier | None = None,
+    ) -> None:
+        """block_bytes: bytes of one block on one rank. tier: below the engine's cache, if there is one."""
         super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
-        self._pool = pool
+        self._pool, self._tier = pool, tier
 
     def measure(self, tracked: Collection[Tracked]) -> LoadReport:
         """Return the load of an engine with these requests."""
         total = self._pool.num_gpu_blocks - 1  # vLLM keeps one block for padding
         occupancy = Occupancy(total - self._pool.get_num_free_blocks(), total)
-        return self._report(tracked, _progress, self._cached_blocks, occupancy)
+        load = self._report(tracked, _progress, self._cached_blocks, occupancy)
+        return load if self._tier is None else replace(load, tiers=(self._tier.load(),))
 
     def _cached_blocks(self, tracked: Tracked) -> int:
         """Search for the end of the prefix in this engine's cache. A gap makes it an upper bound."""

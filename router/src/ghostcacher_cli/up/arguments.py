@@ -35,7 +35,8 @@ NOT_PASSED_ON = ("--model", "--model-path", "--kv-transfer-config", "--unified-c
 class UpOptions(NamedTuple):
     """What to start. kv_gib: KV cache of each engine where it lies in host memory; None: as much as is sensible.
 
-    gpus: those to use; None: all that are visible. log_dir: None for a temporary one. engine_arguments: passed on.
+    host_tier_gib: of each engine; None: what GC_HOST_TIER_GIB says. gpus: those to use; None: all that are visible.
+    log_dir: None for a temporary one. engine_arguments: passed on.
     """
 
     model: str
@@ -50,6 +51,7 @@ class UpOptions(NamedTuple):
     ready_timeout_s: float
     engine_arguments: tuple[str, ...]
     engine: str = "vllm"
+    host_tier_gib: float | None = None
 
 
 def parse(words: Sequence[str], environ: Mapping[str, str]) -> UpOptions:
@@ -70,6 +72,7 @@ def parse(words: Sequence[str], environ: Mapping[str, str]) -> UpOptions:
         ready_timeout_s=given.ready_timeout,
         engine_arguments=tuple(engine),
         engine=given.engine,
+        host_tier_gib=given.host_tier,
     )
     _check(options)
     return options
@@ -143,6 +146,12 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--kv-gib", type=int, metavar="N", help="KV cache of each engine without GPU, in GiB (default: by free memory)"
     )
+    parser.add_argument(
+        "--host-tier",
+        type=float,
+        metavar="N",
+        help="host memory of each engine for what its cache evicts, in GiB (default: GC_HOST_TIER_GIB, else none)",
+    )
     parser.add_argument("--logs", action="store_true", help="print what the engines and the router log")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="keep their logs here (default: temporary)")
     parser.add_argument(
@@ -184,6 +193,8 @@ def _check(options: UpOptions) -> None:
         raise ConfigError(f"--workers: expected a number from 1 to {WORKERS_MAX}, got {options.workers}")
     if options.kv_gib is not None and not 1 <= options.kv_gib <= KV_GIB_MAX:
         raise ConfigError(f"--kv-gib: expected a number from 1 to {KV_GIB_MAX}, got {options.kv_gib}")
+    if options.host_tier_gib is not None and not 0 <= options.host_tier_gib <= KV_GIB_MAX:
+        raise ConfigError(f"--host-tier: expected 0 to {KV_GIB_MAX} GiB, got {options.host_tier_gib:g}")
     if not 1 <= options.ready_timeout_s <= 24 * READY_TIMEOUT_S:
         raise ConfigError(f"--ready-timeout: expected 1 to 86400 s, got {options.ready_timeout_s:g}")
     host = f"[{options.host}]" if ":" in options.host else options.host

@@ -105,7 +105,9 @@ def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str])
 
     ConfigError also for GC_* variables that the connector would refuse, a minute later.
     """
-    load_settings({}, environ)
+    settings = load_settings({}, environ)
+    if options.host_tier_gib is None:
+        options = options._replace(host_tier_gib=settings.host_tier_gib)
     require_engine(options.engine)
     if options.engine == "sglang" and not _gpus_of(options):
         sglang.require_cpu_build(environ)
@@ -116,10 +118,11 @@ def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str])
     require_memory(
         options.workers * replicas * _memory_gib(options, kv_gib),
         f"{options.workers} engine{'s' * (options.workers > 1)} of {options.model}",
-        "fewer --workers, a smaller model, or a smaller KV cache (--kv-gib)",
+        "fewer --workers, a smaller model, or a smaller KV cache (--kv-gib) or host tier (--host-tier)",
     )
     own = _environment(options, kv_gib)
-    base = {**environ, **own, "GC_REDIS_URL": redis_url}
+    shared = {"GC_REDIS_URL": redis_url, "GC_HOST_TIER_GIB": f"{options.host_tier_gib:g}"}
+    base = {**environ, **own, **shared}
     suffix = _fleet_suffix(options)
     kv_tokens = sglang.pool_tokens(options.model, kv_gib) if options.engine == "sglang" and kv_gib else None
     plans = []
@@ -236,13 +239,14 @@ def _kv_gib(options: UpOptions, environ: Mapping[str, str]) -> int:
     if options.kv_gib is not None or own.isdecimal():
         return int(own) if options.kv_gib is None else options.kv_gib
     copies = options.workers * data_parallel_of(options)
-    left = (available_gib() or 0.0) - copies * memory_needed_gib(options.model, 0)
+    taken_gib = memory_needed_gib(options.model, 0) + (options.host_tier_gib or 0.0)
+    left = (available_gib() or 0.0) - copies * taken_gib
     return max(1, min(KV_GIB_WANTED, int(left / copies / 2)))
 
 
 def _memory_gib(options: UpOptions, kv_gib: int) -> float:
     by_blocks = engine_value(options.engine_arguments, "--num-gpu-blocks-override") is not None
-    return memory_needed_gib(options.model, 0 if by_blocks else kv_gib)
+    return memory_needed_gib(options.model, 0 if by_blocks else kv_gib) + (options.host_tier_gib or 0.0)
 
 
 def _fleet_suffix(options: UpOptions) -> str:

@@ -47,6 +47,15 @@ class AdminActions:
         shape = await self._shape_of(asked.path, asked.body)
         return await self._routing.picker.explain(Ask("explain", "POST", asked.path, shape, {}))
 
+    def exclude_all_but(self, worker: str | None) -> frozenset[str]:
+        """Return the workers that a request for this one is not to be placed at; none for None. Raises Refusal."""
+        if worker is None:
+            return frozenset()
+        if worker not in self._fleet.workers:
+            known = ", ".join(sorted(self._fleet.workers)) or "none"
+            raise Refusal(404, f"worker {worker[:200]!r}: expected one of: {known}", code="worker_not_found")
+        return frozenset(self._fleet.workers) - {worker}
+
     async def flush(self, target: FlushTarget) -> Flushed:
         """Have every router forget, and every worker drop, what a target names; return what workers have dropped.
 

@@ -9,6 +9,7 @@
     GET /gc/workers                     every worker, with its state, load and requests in flight
     POST, DELETE /gc/workers/ID/drain   give a worker no new requests (?drain=false and DELETE take that back)
     POST /gc/flush                      make routers forget and workers drop; see `AdminPorts.flush`
+    POST /gc/prefetch                   have a worker compute or load a prefix before its traffic comes
     GET, POST /gc/explain               every worker's forecast for a prompt, without sending it anywhere
 
 /gc/pods is an older name of /gc/workers, and stays. access.py says who may use /gc/*, and core/admin_api.py has the
@@ -29,9 +30,17 @@ from urllib.parse import unquote
 import msgspec
 
 from ghostcacher_connector import __version__
-from ghostcacher_connector.core.admin_api import Drain, Flushed, Pods, Status, Workers
+from ghostcacher_connector.core.admin_api import Drain, Flushed, Pods, Prefetched, Status, Workers
 from ghostcacher_router.admin.access import Access
-from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget, draining_of, explain_of, flush_of
+from ghostcacher_router.admin.parameters import (
+    ExplainedRequest,
+    FlushTarget,
+    PrefetchTarget,
+    draining_of,
+    explain_of,
+    flush_of,
+    prefetch_of,
+)
 from ghostcacher_router.admin.reports import gone_reports, not_ready, worker_reports
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
@@ -44,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 ANSWER_S_MAX = 10.0
 """The longest that flush and explain take, which ask Redis several times at most."""
+PREFETCH_S_MAX = 300.0
+"""The same of a prefetch: a worker computes a long prompt, behind all that it has to do."""
 
 _MODELS = "/v1/models"
 _OPEN = ("/health", "/ready", "/metrics", _MODELS)
@@ -67,6 +78,8 @@ class AdminPorts(NamedTuple):
     explain: Callable[[ExplainedRequest], Awaitable[list[dict[str, object]]]]
     """Returns the terms of the forecast for each worker that could serve a request, the best first, as in
     `admin_api.WorkerForecast`. Nothing is sent or counted."""
+    prefetch: Callable[[PrefetchTarget], Awaitable[Prefetched]]
+    """Has a worker compute or load a prefix. Raises what `explain` does, and Refusal."""
     flush: Callable[[FlushTarget], Awaitable[Flushed]]
     """Makes every router forget, through the stream that they share, what text of that scope became which blocks, where
     it was seen, and which worker its sessions were bound to; has every worker with a connector drop its blocks, in all
@@ -97,6 +110,7 @@ class Admin:
             "/gc/workers": {"GET": self._workers},
             "/gc/pods": {"GET": self._pods},
             "/gc/flush": {"POST": self._flush},
+            "/gc/prefetch": {"POST": self._prefetch},
             "/gc/explain": {"GET": self._explain, "POST": self._explain},
         }
         metrics.gauge("gc_router_in_flight", "Requests at each worker.", self._in_flight, label="worker")
@@ -113,8 +127,9 @@ class Admin:
 
     async def handle(self, request: LocalRequest) -> LocalResponse:
         """Return the answer. Bounded in time; never raises for what a client sent."""
+        limit_s = PREFETCH_S_MAX if request.path == "/gc/prefetch" else ANSWER_S_MAX
         try:
-            async with asyncio.timeout(ANSWER_S_MAX):
+            async with asyncio.timeout(limit_s):
                 response = await self._answer(request)
         except Refusal as exc:
             response = _refused(request.path, exc)
@@ -123,7 +138,7 @@ class Admin:
         except NoWorker as exc:
             response = _refused(request.path, Refusal(exc.status, exc.message, code=exc.kind))
         except TimeoutError:
-            response = _refused(request.path, Refusal(504, f"no answer within {ANSWER_S_MAX:g} s"))
+            response = _refused(request.path, Refusal(504, f"no answer within {limit_s:g} s"))
         except Exception:
             logger.exception("unexpected error in %s %s", request.method, request.path)
             response = _refused(request.path, Refusal(500, "the router failed; its log says why"))
@@ -230,6 +245,9 @@ class Admin:
     async def _flush(self, request: LocalRequest) -> LocalResponse:
         target = flush_of(request)
         return _json(await self._ports.flush(target))
+
+    async def _prefetch(self, request: LocalRequest) -> LocalResponse:
+        return _json(await self._ports.prefetch(prefetch_of(request)))
 
     async def _explain(self, request: LocalRequest) -> LocalResponse:
         explained = explain_of(request)

@@ -13,6 +13,7 @@ from ghostcacher_router.http.protocol.refusal import Refusal
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 
+WARMED_PATHS = (CHAT, COMPLETIONS, "/v1/messages")
 FIELDS_MAX = 32
 KEY_BYTES_MAX = 64
 BLOCK_BYTES_MAX = 128
@@ -34,6 +35,17 @@ class FlushTarget(NamedTuple):
     """The digest of a boundary."""
     blocks: tuple[bytes, ...] = ()
     """Chain hashes of KV blocks."""
+
+
+class PrefetchTarget(NamedTuple):
+    """A prefix that is to be warmed."""
+
+    path: str
+    """Where a request that has it would be sent."""
+    body: dict[str, Any]
+    """Such a request."""
+    worker: str | None
+    """Where it is to be warmed; None: where the next such request would be placed."""
 
 
 class ExplainedRequest(NamedTuple):
@@ -97,6 +109,19 @@ def flush_of(request: LocalRequest) -> FlushTarget:
         raise _wrong("request", f"expected an object, the body of a request, got {_shown(body['request'])}")
     path = _text(body, "path") if "path" in body else path_for(body["request"])
     return FlushTarget(scope, path=path, request=json.dumps(body["request"]).encode())
+
+
+def prefetch_of(request: LocalRequest) -> PrefetchTarget:
+    """Return what a request to /gc/prefetch wants to be warmed: the body of a request, and `worker` and `path`."""
+    body = _object(request.body)
+    worker = _text(body, "worker") if "worker" in body else None
+    path = _text(body, "path") if "path" in body else path_for(body)
+    if path not in WARMED_PATHS:
+        raise _wrong("path", f"expected one of {', '.join(WARMED_PATHS)}, got {_shown(path)}")
+    field = "prompt" if path == COMPLETIONS else "messages"
+    if not body.get(field):
+        raise _wrong(field, f"expected what is to be warmed, for {path}; got {_shown(body.get(field))}")
+    return PrefetchTarget(path, {name: body[name] for name in body if name not in {"worker", "path"}}, worker)
 
 
 def explain_of(request: LocalRequest) -> ExplainedRequest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects import compression
+from ghostcacher_connector.objects.compression import TRIAL_EVERY, CompressionChoice
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from ghostcacher_connector.objects.tier import ObjectTier
 from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import BLOCK_BYTES, buffers, chain, opened, right, row_of, rows_of, write_all
 
-pytest.importorskip("zstandard", reason="needs the package zstandard, of the extra [objects]")
+pytestmark = pytest.mark.skipif(
+    find_spec("zstandard") is None, reason="needs the package zstandard, of the extras [objects] and [dev]"
+)
 
 PROMPT = chain(8)
 ALWAYS = TierOptions(queue_bytes=64 << 20, compress="always")
@@ -111,15 +115,37 @@ def test_without_the_library_compressed_objects_are_misses_and_no_damage(
 
 @pytest.mark.parametrize(("rate", "expected"), [(1e6, True), (20e6, True), (1e9, False)])
 def test_it_pays_where_the_store_is_slow(rate: float, expected: bool) -> None:
-    """Here compressing takes 5 ms for a block of 1 MiB, and so does the way back: about half of it is left."""
-    ticks = itertools.count(0, 0.005)
+    """Here compressing takes 10 ms for a MiB, there and back, and about half of it is left."""
+    ticks = itertools.count(0, 0.01)
+    choice = CompressionChoice(clock=lambda: next(ticks))
+    assert choice.pays(row_of(PROMPT[0]), write_bytes_s=rate, read_bytes_s=rate) is expected
+
+
+def test_what_it_costs_is_measured_now_and_then() -> None:
+    """The CPU got busy: that counts with the next trial, and the rates of the store with each object."""
+    ticks, tick_s = [0.0], [0.001]
+
+    def clock() -> float:
+        ticks[0] += tick_s[0]
+        return ticks[0]
+
+    choice = CompressionChoice(clock=clock)
     block = row_of(PROMPT[0])
-    assert compression.pays(block, write_bytes_s=rate, read_bytes_s=rate, clock=lambda: next(ticks)) is expected
+
+    def pays(rate: float) -> bool:
+        return choice.pays(block, write_bytes_s=rate, read_bytes_s=rate)
+
+    assert pays(100e6)
+    tick_s[0] = 1.0
+    assert [pays(100e6) for _ in range(TRIAL_EVERY - 2)] == [True] * (TRIAL_EVERY - 2)
+    assert not pays(10e9)
+    assert ticks[0] == pytest.approx(0.002)
+    assert not pays(100e6)
 
 
 def test_it_never_pays_for_noise() -> None:
     noise = np.random.default_rng(0).integers(0, 256, BLOCK_BYTES, np.uint8).data
-    assert not compression.pays(noise, write_bytes_s=1e3, read_bytes_s=1e3)
+    assert not CompressionChoice().pays(noise, write_bytes_s=1e3, read_bytes_s=1e3)
 
 
 def test_what_was_measured_decides(store: FileStore) -> None:

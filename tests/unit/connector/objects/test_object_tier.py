@@ -10,9 +10,16 @@ import pytest
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.metrics.recorder import Recorder
+from ghostcacher_connector.objects import tier as tier_module
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import SMALL_QUEUE, buffers, chain, opened, right, row_of, rows_of, write_all
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker knows of others is what it has read when it began, however long a test takes."""
+    monkeypatch.setattr(tier_module, "REFRESH_S", 3600.0)
 
 
 @pytest.fixture

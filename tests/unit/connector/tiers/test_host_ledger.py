@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from itertools import permutations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -44,7 +46,7 @@ class Subject:
             copy_id, slots = self.begin(block)
             assert slots != [None]
             reports = [self.ledger.end(copy_id, [True]) for _ in range(self.ranks)]
-            assert [copied.block for copied in reports[-1]] == [block]
+            assert [copied.candidate.block for copied in reports[-1]] == [block]
 
     def held(self, *blocks: bytes) -> list[bytes]:
         return [block for block in blocks if self.ledger.holds(block)]
@@ -57,7 +59,7 @@ def test_copied_block_is_found_in_its_slot() -> None:
     assert subject.ledger.knows(b"a")
     assert subject.ledger.prefix([b"a"], 0) == []
     (copied,) = subject.ledger.end(copy_id, [True])
-    assert (copied.slot, copied.block, copied.root) == (slot, b"a", b"root")
+    assert (copied.slot, copied.candidate.block, copied.candidate.root) == (slot, b"a", b"root")
     assert subject.ledger.prefix([b"a", b"b"], 0) == [Location(Tier.HOST, copied.slot, copied.generation)]
 
 
@@ -71,13 +73,15 @@ def test_prefix_begins_anywhere_and_ends_at_the_first_gap() -> None:
     assert len(subject.ledger.prefix(chain, 3)) == 1
 
 
-def test_block_is_held_only_once_every_rank_has_copied_it() -> None:
-    """One rank whose slot was reused meanwhile makes the block useless on all of them."""
-    subject = Subject(ranks=2)
+@pytest.mark.parametrize("reports", list(permutations([[True, True], [False, True], [True, True]])))
+def test_block_is_held_only_once_every_rank_has_copied_it(reports: tuple[list[bool], ...]) -> None:
+    """One rank whose slot was reused meanwhile makes the block useless on all of them, whichever reports last."""
+    subject = Subject(ranks=3)
     copy_id, _ = subject.begin(b"a", b"b")
-    assert subject.ledger.end(copy_id, [True, True]) == []
-    assert subject.held(b"a", b"b") == []
-    assert [copied.block for copied in subject.ledger.end(copy_id, [False, True])] == [b"b"]
+    for report in reports[:2]:
+        assert subject.ledger.end(copy_id, report) == []
+        assert subject.held(b"a", b"b") == []
+    assert [copied.candidate.block for copied in subject.ledger.end(copy_id, reports[2])] == [b"b"]
     assert not subject.ledger.knows(b"a")
     subject.ledger.check_invariants()
 
@@ -239,7 +243,7 @@ class Machine(RuleBasedStateMachine):
         valid = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
         for copied in self.subject.ledger.end(copy_id, valid):
             assert copied.slot not in self.published
-            self.published[copied.slot] = (copied.block, copied.generation)
+            self.published[copied.slot] = (copied.candidate.block, copied.generation)
 
     @rule(blocks=blocks, name=st.sampled_from(["x", "y"]))
     def load(self, blocks: list[bytes], name: str) -> None:

@@ -173,3 +173,16 @@ def test_clear_withdraws_all_and_drops_copies_under_way() -> None:
     assert sink.slots == {}
     assert tier.ledger.prefix([name(1)], 0) == []
     assert not tier.busy
+
+
+def test_nothing_goes_for_a_block_that_a_peer_has_lent() -> None:
+    """While there is room it is copied, too; once the engine has given it away it is a block like any other."""
+    tier, sink = new_tier(slots=2)
+    publish(tier, 1, 2, 3)
+    tier.lent([name(1), name(2), name(3)])
+    copy(tier, 1, 2)
+    assert copy(tier, 3) == []
+    assert sorted(sink.slots.values()) == [name(1), name(2)]
+    tier.engine_gives(3)
+    publish(tier, 3)
+    assert len(copy(tier, 3)) == 1

@@ -7,7 +7,16 @@ import json
 import pytest
 
 from ghostcacher_connector.core.types import FlushScope
-from ghostcacher_router.admin.parameters import CHAT, COMPLETIONS, FlushTarget, draining_of, explain_of, flush_of
+from ghostcacher_router.admin.parameters import (
+    CHAT,
+    COMPLETIONS,
+    FlushTarget,
+    PrefetchTarget,
+    draining_of,
+    explain_of,
+    flush_of,
+    prefetch_of,
+)
 from ghostcacher_router.http.protocol.local_response import LocalRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
 
@@ -101,3 +110,33 @@ def test_bad_explain_is_refused(query: str) -> None:
     with pytest.raises(Refusal) as caught:
         explain_of(ask("GET", query))
     assert caught.value.status == 400
+
+
+def test_prefetch_is_understood() -> None:
+    """The body of a request; where it goes, and to whom, is ours."""
+    assert prefetch_of(ask(body={"messages": [1], "worker": "w"})) == PrefetchTarget(CHAT, {"messages": [1]}, "w")
+    assert prefetch_of(ask(body={"model": "m", "prompt": "x"})) == PrefetchTarget(
+        COMPLETIONS, {"model": "m", "prompt": "x"}, None
+    )
+    given = {"path": "/v1/messages", "messages": [1]}
+    assert prefetch_of(ask(body=given)).path == "/v1/messages"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ([], None),
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"prompt": ""}, "prompt"),
+        ({"input": "x"}, "path"),
+        ({"path": "/v1/embeddings", "prompt": "x"}, "path"),
+        ({"prompt": "x", "worker": ""}, "worker"),
+        ({"prompt": "x", "worker": 1}, "worker"),
+    ],
+)
+def test_bad_prefetch_names_the_field(body: object, field: str | None) -> None:
+    """Before anybody computes anything."""
+    with pytest.raises(Refusal) as caught:
+        prefetch_of(ask(body=body))
+    assert (caught.value.status, caught.value.param) == (400, field)

@@ -12,13 +12,12 @@ import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ghostcacher_router.http.exchanges.own_request import ask_server
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse, error_response
 from ghostcacher_router.http.protocol.refusal import Refusal
-from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line, worker_request
-from ghostcacher_router.http.protocol.response_head import ResponseHead
+from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Server
-from ghostcacher_router.upstreams.response_receiver import Sink
 
 HEADER = b"x-gc-fan-out"
 PATHS = frozenset(
@@ -46,8 +45,6 @@ PATHS = frozenset(
     }
 )
 """What vLLM and SGLang have that is meant for one engine, and wanted of all."""
-BODY_BYTES_MAX = 8 << 10
-"""What is kept of each answer; these are short."""
 MULTI_STATUS = 207
 
 
@@ -105,56 +102,9 @@ async def _bounded(proxy: ProxyState, server: Server, head: RequestHead, request
 
 async def _ask(proxy: ProxyState, server: Server, head: RequestHead, request_id: bytes, body: bytes) -> Result:
     """Return the answer of one server. Raises OSError when it gives none."""
-    # Not a kept connection: one that turns out closed would look like a server that is gone.
-    connection = await proxy.pools.connect(server.endpoint)
-    pool, answer = connection.pool, _Answer(no_body=head.method == "HEAD")
     own = b"X-Request-Id: %b\r\n%b" % (request_id, rank_line(head, None))
-    try:
-        request = worker_request(head, pool.prefix, pool.host_line, own, len(body))
-        connection.begin(answer, request, body, proxy.clock())
-        status = await answer.status
-    except BaseException:
-        connection.abort()
-        raise
-    return Result(server.name, status, bytes(answer.body).decode(errors="replace"), None)
-
-
-class _Answer:
-    """Gathers the answer of one server: a `ResponseReceiver`. status: of the answer, once it is whole."""
-
-    plain = True
-    switching = False
-
-    def __init__(self, *, no_body: bool) -> None:
-        self.no_body = no_body
-        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.body = bytearray()
-        self._status = 0
-
-    def response_head(self, head: ResponseHead, length: int | None, *, whole: bool) -> tuple[bytes, Sink]:  # noqa: ARG002
-        self._status = head.status
-        return b"", self._take
-
-    def response_first_byte(self) -> None: ...
-
-    def response_begins(self) -> None: ...
-
-    def response_end(self, *, clean: bool) -> None:  # noqa: ARG002
-        if not self.status.done():
-            self.status.set_result(self._status)
-
-    def response_lost(self, error: str, *, began: bool) -> None:  # noqa: ARG002
-        self._fail(error)
-
-    def response_bad(self, error: str) -> None:
-        self._fail(error)
-
-    def _take(self, data: bytes) -> None:
-        self.body += data[: BODY_BYTES_MAX - len(self.body)]
-
-    def _fail(self, error: str) -> None:
-        if not self.status.done():
-            self.status.set_exception(OSError(error))
+    status, answer = await ask_server(proxy, server.endpoint, head, own, body)
+    return Result(server.name, status, answer.decode(errors="replace"), None)
 
 
 def _decoded(body: str) -> object:
