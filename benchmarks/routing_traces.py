@@ -88,7 +88,8 @@ async def replay(entrant: Entrant, requests: Sequence[Request], sizes: Sizes) ->
     """Send all requests at their time through one policy, from empty caches."""
     loop = asyncio.get_running_loop()
     stores = Stores(pulls=entrant.pulls) if entrant.reports else None
-    engines = {f"w{number}": ReplayEngine(number, sizes, stores) for number in range(sizes.engines)}
+    made = (ReplayEngine(number, sizes, stores, metrics=entrant.metrics) for number in range(sizes.engines))
+    engines = {engine.name: engine for engine in made}
     for engine in engines.values():
         engine.meet()
     reporting = asyncio.ensure_future(_report(list(engines.values())))

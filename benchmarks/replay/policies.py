@@ -53,6 +53,7 @@ class Entrant(NamedTuple):
     """A policy to measure.
 
     reports: whether engines have connectors. pulls: whether they pull from each other. own: it is the project's.
+    metrics: whether engines say in their metrics how much their caches hold.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Entrant(NamedTuple):
     reports: bool = True
     pulls: bool = True
     own: bool = False
+    metrics: bool = True
 
 
 class RoundRobin:
@@ -179,4 +181,6 @@ def entrants(routers: int) -> list[Entrant]:
         Entrant("GhostCacher", GhostCacher, own=True),
         Entrant(f"GhostCacher, {routers} routers", several, own=True),
         Entrant("GhostCacher, plain engines", GhostCacher, reports=False, own=True),
+        Entrant(f"GhostCacher, {routers} routers, plain engines", several, reports=False, own=True),
+        Entrant("GhostCacher, plain engines, no metrics", GhostCacher, reports=False, own=True, metrics=False),
     ]

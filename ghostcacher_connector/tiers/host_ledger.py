@@ -53,9 +53,7 @@ class Copied(NamedTuple):
     """A block that lies in a host slot on every rank from now on."""
 
     slot: int
-    block: BlockHash
-    root: BlockHash
-    """The first block of its chain."""
+    candidate: Candidate
     generation: int
 
 
@@ -172,6 +170,10 @@ class HostLedger:
     def holds(self, block: BlockHash) -> bool:
         return block in self._held
 
+    def on_its_way(self, block: BlockHash) -> bool:
+        """Say whether a copy that brings a block is under way."""
+        return block in self._copying
+
     def prefix(self, blocks: Sequence[BlockHash], first: int) -> list[Location]:
         """Return where blocks ``[first, ...)`` are, up to the first one that is not held."""
         found = []
@@ -226,7 +228,7 @@ class HostLedger:
             self._retention.unpin(candidate.block)
             generation = self._generation(slot)
             self._held[candidate.block] = _Held(slot, generation)
-            done.append(Copied(slot, candidate.block, candidate.root, generation))
+            done.append(Copied(slot, candidate, generation))
         return done
 
     def expire(self) -> int:

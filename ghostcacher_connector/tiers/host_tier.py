@@ -34,7 +34,7 @@ from ghostcacher_connector.core.retention.retention_settings import RetentionSet
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
+from ghostcacher_connector.tiers.host_ledger import Candidate, Copied, HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)
@@ -96,6 +96,10 @@ class HostTier:
         self._lent: set[BlockHash] = set()
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
+        self.on_copied: Callable[[int, Sequence[Copied]], None] = lambda _copy_id, _copied: None
+        """Called with a copy's number and what is held from now on."""
+        self.on_cleared: Callable[[], None] = lambda: None
+        """Called when everything was forgotten."""
 
     def __repr__(self) -> str:
         return f"HostTier(engine blocks={len(self._engine)}, wanted={len(self.wanted)}, {self.ledger!r})"
@@ -161,8 +165,11 @@ class HostTier:
 
     def reported(self, copy_id: int, valid: Sequence[bool]) -> None:
         """Take one rank's report of a copy, and publish what every rank has copied."""
-        for copied in self.ledger.end(copy_id, valid):
-            self._sink.publish(copied.slot, copied.block, copied.root, copied.generation)
+        done = self.ledger.end(copy_id, valid)
+        for slot, candidate, generation in done:
+            self._sink.publish(slot, candidate.block, candidate.root, generation)
+        if done:
+            self.on_copied(copy_id, done)
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -205,6 +212,7 @@ class HostTier:
         self.ledger.clear()
         self.wanted.clear()
         self._lent.clear()
+        self.on_cleared()
 
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:

@@ -58,7 +58,7 @@ class Subject:
             copy_id, slots = self.begin(block)
             assert slots != [None]
             reports = [self.ledger.end(copy_id, [True]) for _ in range(self.ranks)]
-            assert [copied.block for copied in reports[-1]] == [block]
+            assert [copied.candidate.block for copied in reports[-1]] == [block]
 
     def held(self, *blocks: bytes) -> list[bytes]:
         return [block for block in blocks if self.ledger.holds(block)]
@@ -71,7 +71,7 @@ def test_copied_block_is_found_in_its_slot() -> None:
     assert subject.ledger.knows(b"a")
     assert subject.ledger.prefix([b"a"], 0) == []
     (copied,) = subject.ledger.end(copy_id, [True])
-    assert (copied.slot, copied.block, copied.root) == (slot, b"a", b"root")
+    assert (copied.slot, copied.candidate.block, copied.candidate.root) == (slot, b"a", b"root")
     assert subject.ledger.prefix([b"a", b"b"], 0) == [Location(Tier.HOST, copied.slot, copied.generation)]
 
 
@@ -93,7 +93,7 @@ def test_block_is_held_only_once_every_rank_has_copied_it(reports: tuple[list[bo
     for report in reports[:2]:
         assert subject.ledger.end(copy_id, report) == []
         assert subject.held(b"a", b"b") == []
-    assert [copied.block for copied in subject.ledger.end(copy_id, reports[2])] == [b"b"]
+    assert [copied.candidate.block for copied in subject.ledger.end(copy_id, reports[2])] == [b"b"]
     assert not subject.ledger.knows(b"a")
     subject.ledger.check_invariants()
 
@@ -276,7 +276,7 @@ class Machine(RuleBasedStateMachine):
         valid = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
         for copied in self.subject.ledger.end(copy_id, valid):
             assert copied.slot not in self.published
-            self.published[copied.slot] = (copied.block, copied.generation)
+            self.published[copied.slot] = (copied.candidate.block, copied.generation)
 
     @rule(blocks=blocks, name=st.sampled_from(["x", "y"]))
     def load(self, blocks: list[bytes], name: str) -> None:
