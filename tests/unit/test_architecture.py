@@ -69,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
     "engines.common": {
         "config",
         "core.coordination",
+        "core.retention",
         "core.sections",
         "identity",
         "metrics",

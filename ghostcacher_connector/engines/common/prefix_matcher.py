@@ -64,7 +64,10 @@ class PrefixMatcher:
         if not blocks or (self._settings.pull == "never" and self._tier is None):
             return
         if self._tier is not None:
-            self._tier.touch(blocks)
+            traits = [
+                tracked.traits_of(index, self._block_tokens, self._tier.block_bytes) for index in range(len(blocks))
+            ]
+            self._tier.touch(blocks, traits)
         if self._settings.pull == "never" or self._is_here(blocks, holds):
             tracked.phase = Phase.HELD
             return

@@ -66,19 +66,21 @@ class Tracked(PullState):
         blocks: Sequence[BlockHash] = self.request.block_hashes
         return blocks
 
+    def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
+        return BlockTraits(
+            self.sections.section_of(index),
+            index,
+            block_tokens,
+            block_bytes,
+            self.tenant,
+            self.sections.retain_s(index),
+            prompt_blocks=self.request.num_prompt_tokens // block_tokens,
+        )
+
 
 def candidate_of(tracked: Tracked, index: int, block_tokens: int, block_bytes: int) -> Candidate:
     """Describe a block, the index-th of a request, to the tiers. block_bytes: of one block on one rank."""
-    hashes, sections = tracked.request.block_hashes, tracked.sections
-    traits = BlockTraits(
-        sections.section_of(index),
-        index,
-        block_tokens,
-        block_bytes,
-        tracked.tenant,
-        sections.retain_s(index),
-        prompt_blocks=tracked.request.num_prompt_tokens // block_tokens,
-    )
+    hashes, traits = tracked.request.block_hashes, tracked.traits_of(index, block_tokens, block_bytes)
     return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 
 
