@@ -69,7 +69,7 @@ CLIENTS_STAMP := $(CLIENTS_VENV)/.ghostcacher-$(call key,$(INSTALLED) tests/clie
 MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree.py index_rates.py pull_throughput.py tier_copies.py tiers.py overhead.py ttft.py \
 	sglang_ttft.py router_proxy.py router_decision.py router_bodies.py routing_quality.py \
-	routing_traces.py))))
+	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
 .PHONY: help setup setup-sglang demo test test-sglang test-matrix test-matrix-short test-clients test-fast lint format types soak bench bench-short docs reference wheel release gpu-check clean distclean

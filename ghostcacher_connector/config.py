@@ -24,11 +24,11 @@ from msgspec import Meta
 from ghostcacher_connector.core.addresses import check_reachable
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.object_url import parse_object_url
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
     SECRET_CHARS_MIN,
-    CheckedSettings,
     Milliseconds,
     Port,
     Seconds,
@@ -50,7 +50,7 @@ Worker = Annotated[str, Meta(pattern=WORKER_PATTERN)]
 Transports = Annotated[tuple[Literal["nixl", "relay"], ...], Meta(min_length=1, max_length=2)]
 
 
-class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of a worker. Any way to construct it checks it; raises ConfigError naming the setting."""
 
     masked = frozenset({"relay_token", "index_key"})
@@ -151,7 +151,7 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
     object_url: Annotated[
         Text | None,
         Meta(
-            description="not used by engines yet; where blocks outlive them: file:///folder or "
+            description="where blocks outlive engines, behind the host tier, on vLLM alone: file:///folder or "
             "s3://bucket/prefix?endpoint=http://..., with credentials from the AWS environment; none: nowhere"
         ),
     ] = None
@@ -190,6 +190,10 @@ class Settings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields
             check_reachable("http_url", self.http_url)
         if self.object_url is not None:
             parse_object_url(self.object_url)
+            if self.host_tier_gib == 0:
+                raise ConfigError(
+                    "host_tier_gib: expected more than 0 with object_url: objects are read into it, got 0"
+                )
         _check_relay(self)
         _check_sizes(self)
 

@@ -28,6 +28,27 @@ GONE = "gone"
 """The state of a worker that has left the fleet without being drained before."""
 
 
+class TierLoad(msgspec.Struct, frozen=True):
+    """A tier below a worker's engine cache, as its connector reports. Counts are since its start."""
+
+    tier: str
+    """host or object."""
+    blocks: int = 0
+    """Blocks that it holds now."""
+    blocks_max: int = 0
+    """Blocks that it has room for."""
+    blocks_by_type: dict[str, int] = {}
+    """How many of its blocks are tools, sys, doc, session and user."""
+    loaded_blocks: int = 0
+    """Blocks that requests of this worker have taken from it."""
+    evicted_blocks: int = 0
+    """Blocks that made room for others, or whose time was over."""
+    refused_blocks: int = 0
+    """Blocks that were not worth what would have had to go."""
+    copies_under_way: int = 0
+    """Copies that are ordered and not done."""
+
+
 class Load(msgspec.Struct, frozen=True):
     """What a worker has to do, and how fast it does it, as its connector reports."""
 
@@ -59,6 +80,8 @@ class Load(msgspec.Struct, frozen=True):
     """How long a step takes that only decodes, as measured, in s; 0 when that is not known."""
     decode_request_s: float = 0.0
     """What one more request adds to such a step, in s; 0 when that is not known."""
+    tiers: tuple[TierLoad, ...] = ()
+    """Those below the engine's cache."""
 
 
 class Worker(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from enum import Enum
 from itertools import product
 from typing import NamedTuple
 
-from ghostcacher_connector.core.types import MissReason
+from ghostcacher_connector.core.types import MissReason, SectionType
 
 
 class Kind(Enum):
@@ -68,8 +68,12 @@ TRANSPORTS = ("local", "nixl", "relay", "memory", "none")
 chosen."""
 OUTCOMES = ("done", "stale", "failed", "cancelled")
 """The values of `transfer.base.PullOutcome`; a test keeps them equal."""
+SECTIONS = tuple(section.name.lower() for section in SectionType)
 SEAL_RESULTS = ("valid", "stale")
 COPY_RESULTS = ("valid", "stale", "refused")
+EVICTIONS = ("capacity", "budget", "aged", "ttl", "duplicate", "flushed")
+TIER_REFUSALS = ("type", "worth", "full")
+"""The values of `core.retention.base.EvictionReason` and `Refusal`; a test keeps them equal."""
 STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachable", "other")
 """The values of `objects.stores.base.StoreFault`; a test keeps them equal."""
 OBJECT_MISSES = (*STORE_FAULTS, "truncated", "foreign", "damaged", "codec", "quarantined", "paused", "busy", "deadline")
@@ -304,6 +308,48 @@ _ALL = (
         "bytes per second",
         "Rate of one request to the object store, as measured lately; 0 before the first one.",
         {"rank": None, "way": None},
+    ),
+    Metric(
+        "gc_tier_blocks",
+        Kind.GAUGE,
+        "blocks",
+        "Blocks in a tier below the engine's cache, those on their way there included, by their type.",
+        {"tier": ("host",), "type": SECTIONS},
+    ),
+    Metric(
+        "gc_tier_loaded_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that requests have taken from a tier of their own worker (vLLM).",
+        {"tier": ("host",)},
+    ),
+    Metric(
+        "gc_tier_evicted_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that a tier has given up, by their type and the reason why.",
+        {"tier": ("host",), "type": SECTIONS, "reason": EVICTIONS},
+    ),
+    Metric(
+        "gc_tier_refused_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that a tier did not take in, by their type and the reason why; of the type user it takes none.",
+        {"tier": ("host",), "type": SECTIONS, "reason": TIER_REFUSALS},
+    ),
+    Metric(
+        "gc_tier_retained_bytes",
+        Kind.GAUGE,
+        "bytes",
+        "Blocks of a tier that requests want kept, and that quotas let be, on each rank.",
+        {"tier": ("host",)},
+    ),
+    Metric(
+        "gc_tier_quota_refused_bytes_total",
+        Kind.COUNTER,
+        "bytes",
+        "Blocks that requests wanted kept in a tier and quotas did not let be, on each rank; counted at every request.",
+        {"tier": ("host",)},
     ),
     Metric(
         "gc_tier_copied_blocks_total",

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ghostcacher_connector.core.errors import ConfigError
 
+zstandard: Any
 try:
-    import zstandard
+    zstandard = import_module("zstandard")
 except ModuleNotFoundError:  # the extra [objects] is not installed
     zstandard = None
 

@@ -122,8 +122,14 @@ class PullPlanner:
 def _holdings(hits: Sequence[PrefixHit], first_block: int, end_block: int, own: Holding | None) -> list[Holding]:
     """Return who holds any of these blocks: this worker itself first, the others in the order given."""
     found = [own] if own is not None else []
-    found += [Holding(hit.worker, hit.incarnation, hit.locations[first_block:end_block]) for hit in hits]
+    found += [Holding(hit.worker, hit.incarnation, _in_slots(hit.locations[first_block:end_block])) for hit in hits]
     return [holding for holding in found if holding.locations]
+
+
+def _in_slots(locations: Sequence[Location]) -> Sequence[Location]:
+    """Return the leading blocks that lie in a slot of a rank: what the index says of other tiers cannot be pulled."""
+    count = next((number for number, at in enumerate(locations) if at.tier is Tier.OBJECT), len(locations))
+    return locations[:count]
 
 
 def _prefer_first(ranked: list[_Ranked]) -> None:

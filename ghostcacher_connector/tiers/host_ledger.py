@@ -28,10 +28,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.base import BlockTraits, EvictionReason
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
-from ghostcacher_connector.core.types import BlockHash, Location, Tier
+from ghostcacher_connector.core.types import BlockHash, Location, SectionType, Tier
 from ghostcacher_connector.slots import Generations, Slots, first_generations
+from ghostcacher_connector.tiers.tier_counts import TierCounts
 
 COPY_TIMEOUT_S = 30.0
 """A copy that some rank has not reported by then is given up: it would keep its slots for good. A copy takes
@@ -53,9 +54,7 @@ class Copied(NamedTuple):
     """A block that lies in a host slot on every rank from now on."""
 
     slot: int
-    block: BlockHash
-    root: BlockHash
-    """The first block of its chain."""
+    candidate: Candidate
     generation: int
 
 
@@ -88,11 +87,8 @@ class _Load:
 class HostLedger:
     """See the module's docstring."""
 
-    evicted: int
-    """Blocks that made room for others, since the beginning."""
-
-    refused: int
-    """Blocks that were not worth what would have had to go, since the beginning."""
+    counts: TierCounts
+    """What it has given up and not taken in."""
 
     def __init__(
         self,
@@ -126,7 +122,7 @@ class HostLedger:
         self._copies: dict[int, _Copy] = {}
         self._last_copy_id = 0
         self._loads: dict[str, _Load] = {}
-        self.evicted = self.refused = 0
+        self.counts = TierCounts()
         # Ranks begin at 0, and get these with the first step.
         self.send_all()
 
@@ -145,6 +141,21 @@ class HostLedger:
         return len(self._generations)
 
     @property
+    def blocks_by_section(self) -> tuple[int, ...]:
+        """How many blocks, those on their way here included, are of each type, in the order of `SectionType`."""
+        return self._retention.blocks_by_section
+
+    @property
+    def retained_bytes(self) -> int:
+        """What requests want kept, as far as quotas let it be."""
+        return self._retention.retained_bytes
+
+    @property
+    def quota_refused_bytes(self) -> int:
+        """Bytes that requests have wanted kept and quotas did not let be, since the beginning."""
+        return self._retention.quota_refused_bytes
+
+    @property
     def full(self) -> bool:
         """Whether a block that comes makes another one go."""
         return not self._free
@@ -161,6 +172,10 @@ class HostLedger:
 
     def holds(self, block: BlockHash) -> bool:
         return block in self._held
+
+    def on_its_way(self, block: BlockHash) -> bool:
+        """Say whether a copy that brings a block is under way."""
+        return block in self._copying
 
     def prefix(self, blocks: Sequence[BlockHash], first: int) -> list[Location]:
         """Return where blocks ``[first, ...)`` are, up to the first one that is not held."""
@@ -216,7 +231,7 @@ class HostLedger:
             self._retention.unpin(candidate.block)
             generation = self._generation(slot)
             self._held[candidate.block] = _Held(slot, generation)
-            done.append(Copied(slot, candidate.block, candidate.root, generation))
+            done.append(Copied(slot, candidate, generation))
         return done
 
     def expire(self) -> int:
@@ -228,16 +243,19 @@ class HostLedger:
         for load_id in [load_id for load_id, load in self._loads.items() if load.until <= now]:
             self.unpin(load_id)
         for evicted in self._retention.expire():
-            self.evicted += 1
-            self._release(evicted.key)
+            self._release(evicted.key, evicted.section, evicted.reason)
         return len(late)
 
     # -- use -----------------------------------------------------------------------------------------------------
 
-    def touch(self, blocks: Iterable[BlockHash]) -> None:
-        """Note that a prompt has these blocks, in prefix order. Those that are not known are ignored."""
-        for block in blocks:
-            self._retention.touch(block)
+    def touch(self, blocks: Iterable[BlockHash], traits: Iterable[BlockTraits]) -> None:
+        """Note that a prompt has these blocks, in prefix order, wherever it finds them.
+
+        traits: what it says of each. A block that is held is retained as it asks; of one that is not, the policy learns
+        whether it comes back.
+        """
+        for block, says in zip(blocks, traits, strict=True):
+            self._retention.touch(block, says)
 
     def pin(self, load_id: str, blocks: Iterable[BlockHash], seconds: float) -> None:
         """Keep held blocks where they are while a load reads them: until `unpin`, but no longer than this."""
@@ -272,8 +290,7 @@ class HostLedger:
                 self._give_up(copy_id)
         gone = [block for block in self._held if chosen(block)]
         for block in gone:
-            self._retention.remove(block)
-            self._release(block)
+            self._drop(block, EvictionReason.FLUSHED)
         return len(gone)
 
     def clear(self) -> None:
@@ -306,10 +323,9 @@ class HostLedger:
             self._drop_duplicate()
         insertion = self._retention.insert(candidate.block, candidate.parent, candidate.traits)
         for evicted in insertion.evicted:
-            self.evicted += 1
-            self._release(evicted.key)
-        if not insertion.admitted:
-            self.refused += 1
+            self._release(evicted.key, evicted.section, evicted.reason)
+        if insertion.refusal is not None:
+            self.counts.refuse(candidate.traits.section, insertion.refusal)
             return None
         self._retention.pin(candidate.block)
         self._copying.add(candidate.block)
@@ -319,12 +335,18 @@ class HostLedger:
         pinned = set[BlockHash]().union(*(load.blocks for load in self._loads.values()))
         block = next((block for block in self._duplicates if block not in pinned), None)
         if block is not None:
-            self.evicted += 1
-            self._retention.remove(block)
-            self._release(block)
+            self._drop(block, EvictionReason.DUPLICATE)
 
-    def _release(self, block: BlockHash) -> None:
+    def _drop(self, block: BlockHash, reason: EvictionReason) -> None:
+        """Give up a block that is held."""
+        known = self._retention.look(block)
+        assert known is not None, "what is held is retained"
+        self._retention.remove(block)
+        self._release(block, known.section, reason)
+
+    def _release(self, block: BlockHash, section: SectionType, reason: EvictionReason) -> None:
         """Free the slot of a block that is held, and that the retention has no more: bump and withdraw it."""
+        self.counts.evict(section, reason)
         slot = self._held.pop(block).slot
         self._duplicates.pop(block, None)
         for load in self._loads.values():

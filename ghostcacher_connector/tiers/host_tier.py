@@ -27,22 +27,28 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
+from ghostcacher_connector.tiers.host_ledger import Candidate, Copied, HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)
 
+HOST = Tier.HOST.name.lower()
 ORDER_BYTES = 8 << 20
 """One order: a few milliseconds of a rank's time, after which its generations are compared. Copies of blocks whose
 slots are reused meanwhile are in vain."""
 
 ORDERS_MAX = 64
 """Orders under way at once. More blocks wait in the engine, which has not given them up yet."""
+
+RECORD_INTERVAL_S = 1.0
+"""How often the tier's state goes into the metrics while the engine takes steps."""
 
 
 class _Published(NamedTuple):
@@ -87,11 +93,17 @@ class HostTier:
             on_withdraw=self._given_up,
             clock=clock,
         )
+        self._loaded = self._quota_refused = 0
+        self._record_at = clock()
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
         self._lent: set[BlockHash] = set()
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
+        self.on_copied: Callable[[int, Sequence[Copied]], None] = lambda _copy_id, _copied: None
+        """Called with a copy's number and what is held from now on."""
+        self.on_cleared: Callable[[], None] = lambda: None
+        """Called when everything was forgotten."""
 
     def __repr__(self) -> str:
         return f"HostTier(engine blocks={len(self._engine)}, wanted={len(self.wanted)}, {self.ledger!r})"
@@ -157,15 +169,52 @@ class HostTier:
 
     def reported(self, copy_id: int, valid: Sequence[bool]) -> None:
         """Take one rank's report of a copy, and publish what every rank has copied."""
-        for copied in self.ledger.end(copy_id, valid):
-            self._sink.publish(copied.slot, copied.block, copied.root, copied.generation)
+        done = self.ledger.end(copy_id, valid)
+        for slot, candidate, generation in done:
+            self._sink.publish(slot, candidate.block, candidate.root, generation)
+        if done:
+            self.on_copied(copy_id, done)
 
     # -- use -----------------------------------------------------------------------------------------------------
 
-    def touch(self, blocks: Iterable[BlockHash]) -> None:
-        """Note that a prompt has these blocks, in prefix order, wherever it finds them."""
-        blocks = list(blocks)
-        self.ledger.touch(blocks)
+    def loaded(self, blocks: int) -> None:
+        """Note that a request has taken so many blocks from here, and that they were right."""
+        self._loaded += blocks
+        self._recorder.inc("gc_tier_loaded_blocks_total", blocks, tier=HOST)
+
+    def load(self) -> TierLoad:
+        """Return what there is to say of the tier now."""
+        self._record()
+        ledger = self.ledger
+        return TierLoad(
+            Tier.HOST,
+            len(ledger),
+            ledger.slot_count,
+            ledger.blocks_by_section,
+            self._loaded,
+            ledger.counts.evicted,
+            ledger.counts.refused,
+            ledger.copies_under_way,
+        )
+
+    def record_metrics(self) -> None:
+        """Record what has changed, once a second; cheap enough for every step."""
+        if self._clock() >= self._record_at:
+            self._record()
+
+    def _record(self) -> None:
+        self._record_at = self._clock() + RECORD_INTERVAL_S
+        ledger = self.ledger
+        for section, blocks in zip(SectionType, ledger.blocks_by_section, strict=True):
+            self._recorder.set("gc_tier_blocks", blocks, tier=HOST, type=section.name.lower())
+        self._recorder.set("gc_tier_retained_bytes", ledger.retained_bytes, tier=HOST)
+        refused_bytes, self._quota_refused = self._quota_refused, ledger.quota_refused_bytes
+        self._recorder.inc("gc_tier_quota_refused_bytes_total", self._quota_refused - refused_bytes, tier=HOST)
+        ledger.counts.record(self._recorder, HOST)
+
+    def touch(self, blocks: Sequence[BlockHash], traits: Iterable[BlockTraits]) -> None:
+        """Note that a prompt has these blocks, in prefix order, wherever it finds them. traits: of each of them."""
+        self.ledger.touch(blocks, traits)
         for block in blocks:
             slot = self._engine_slots.get(block)
             if slot is not None:
@@ -180,6 +229,7 @@ class HostTier:
         self.ledger.clear()
         self.wanted.clear()
         self._lent.clear()
+        self.on_cleared()
 
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:

@@ -105,7 +105,7 @@ POISONS: dict[str, Poison] = {
     "a later generation": _relocated(lambda at: at._replace(generation=at.generation + 1)),
     "the greatest generation": _relocated(lambda at: at._replace(generation=(1 << 64) - 1)),
     "no generation at all": _relocated(lambda at: at._replace(generation=0)),
-    "another tier": _relocated(lambda at: at._replace(tier=Tier.HOST)),
+    "another tier": _relocated(lambda at: at._replace(tier=Tier.OBJECT)),
     "values too short": lambda entries, _: dict.fromkeys(entries, b"\x00\x01"),
     "values too long": lambda entries, _: dict.fromkeys(entries, b"\x00" * 64),
     "values of an unknown tier": lambda entries, _: dict.fromkeys(entries, b"\xff" * schema.ENTRY_BYTES),

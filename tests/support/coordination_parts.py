@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PrefixMapUpdate, PromptChain
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_connector.core.types import Tier
 from tests.support.index_parts import NAMESPACE, chain
 
 
@@ -25,6 +27,7 @@ def make_load(running: int = 1, *, waiting_tokens: int = 0) -> LoadReport:
         prefill_tokens_per_s=1e4,
         pull_bytes_per_s=0.0,
         pull_fixed_s=0.004,
+        tiers=(TierLoad(Tier.HOST, 3, 10, (0, 1, 2, 0, 0), 5, 6, 7, 1),),
     )
 
 

@@ -34,7 +34,9 @@ import msgspec
 from msgspec import Meta
 
 from ghostcacher_connector.core.coordination.flushes import FLUSH_AGE_S, FlushOrder, FlushReport
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_connector.core.types import Tier
 
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 Rate = Annotated[float, Meta(ge=0)]
@@ -111,6 +113,9 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     decode_request_s: Rate = 0.0
     """What one more request adds to such a step, in seconds; 0.0 while it is unknown."""
+
+    tiers: Annotated[tuple[TierLoad, ...], Meta(max_length=len(Tier))] = ()
+    """Those below the engine's cache; none where there is none, and of versions that do not say."""
 
     def __post_init__(self) -> None:
         rates = self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s

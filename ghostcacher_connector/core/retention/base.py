@@ -39,8 +39,11 @@ class EvictionReason(str, Enum):
     TTL = "ttl"
     """Its type's time was over, or that of a block before it."""
 
+    DUPLICATE = "duplicate"
+    """The tier was full, and the engine had the block, too, and had used it since it came."""
+
     FLUSHED = "flushed"
-    """Somebody asked for it to be dropped."""
+    """Somebody asked for it to be dropped, or nothing of before was right any more."""
 
 
 class Refusal(str, Enum):
@@ -63,7 +66,7 @@ class BlockTraits(NamedTuple):
     """The type of the part of the prompt that it belongs to: a hint, never identity."""
 
     depth: int
-    """How many blocks lie before it in its prefix."""
+    """How many blocks lie before it in its prefix; 0 also where the engine does not say."""
 
     tokens: int
     size_bytes: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, KeysView
+from collections.abc import Iterable, Iterator, KeysView
 
 from ghostcacher_connector.core.retention.base import BlockKey, TierBlock
 
@@ -10,7 +10,8 @@ from ghostcacher_connector.core.retention.base import BlockKey, TierBlock
 class BlockForest:
     """The blocks of one tier by key, each tied to the block before it as far as both are here.
 
-    A tie needs a parent that is exactly one block less deep, so that wrong keys never make a circle.
+    A tie needs a parent that is exactly one block less deep, so that wrong keys make no circle. Where an engine does
+    not say how deep a block lies, all are of depth 0, and its chain hashes make none.
     """
 
     def __init__(self) -> None:
@@ -41,11 +42,11 @@ class BlockForest:
             parent = self._blocks.get(block.parent_key)
             if parent is None:
                 self._orphans.setdefault(block.parent_key, set()).add(block)
-            elif parent.depth + 1 == block.depth:
+            elif _fit(parent, block):
                 block.parent = parent
                 parent.children.add(block)
         for child in self._orphans.pop(block.key, ()):
-            if child.depth == block.depth + 1:
+            if _fit(block, child):
                 child.parent = block
                 block.children.add(child)
 
@@ -81,9 +82,17 @@ class BlockForest:
             assert all(self._blocks.get(block.key) is block and block.parent is None for block in waiting)
 
 
-def descend(top: TierBlock) -> list[TierBlock]:
+def descend(top: TierBlock) -> Iterable[TierBlock]:
     """Return a block and all that follow it, parents before children."""
-    found = [top]
-    for block in found:
-        found.extend(block.children)
-    return found
+    found = {top: None}
+    order = [top]
+    for block in order:
+        for child in block.children:
+            if child not in found:
+                found[child] = None
+                order.append(child)
+    return order
+
+
+def _fit(parent: TierBlock, child: TierBlock) -> bool:
+    return child.depth == parent.depth + 1 or child.depth == parent.depth == 0

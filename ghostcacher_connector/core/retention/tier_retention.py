@@ -112,6 +112,12 @@ class TierRetention:
         return f"TierRetention({len(self)} blocks, {self.used_bytes} of {self.capacity_bytes} bytes)"
 
     @property
+    def blocks_by_section(self) -> tuple[int, ...]:
+        """How many blocks are of each type, in the order of `SectionType`, where all blocks have one size."""
+        size = next((block.size_bytes for block in self._forest), 1)
+        return tuple(self.bytes_by_section[section] // size for section in SectionType)
+
+    @property
     def retained_bytes(self) -> int:
         return self._retained.total_bytes
 
@@ -209,12 +215,19 @@ class TierRetention:
     def flush(self, chosen: Callable[[TierBlock], bool]) -> list[Evicted]:
         """Evict all chosen blocks and all that follow them, also retained and pinned ones. O(blocks in the tier)."""
         now = self._clock()
-        doomed: dict[TierBlock, None] = {}
+        doomed: set[TierBlock] = set()
         for block in self._forest:
             if block not in doomed and chosen(block):
-                doomed.update(dict.fromkeys(descend(block)))
-        order = sorted(doomed, key=lambda block: block.depth, reverse=True)
-        return [self._evict(block, EvictionReason.FLUSHED, now) for block in order]
+                doomed.update(descend(block))
+        evicted = []
+        leaves = [block for block in doomed if not block.children]
+        while leaves:
+            leaf = leaves.pop()
+            parent = leaf.parent
+            evicted.append(self._evict(leaf, EvictionReason.FLUSHED, now))
+            if parent in doomed and not parent.children:
+                leaves.append(parent)
+        return evicted
 
     def age(self, keys: Iterable[BlockKey]) -> int:
         """Let blocks and all that follow them go before all others, retained or not; return how many there are."""

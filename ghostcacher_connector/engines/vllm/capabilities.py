@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ghostcacher_connector.engines.vllm.scheduling.eviction_window import EvictionWindow
+
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
 
@@ -125,6 +127,21 @@ def pool_faults(pool: BlockPool, block_tokens: int) -> Iterator[str]:
         yield from _faults_of_a_reset(pool_class(num_gpu_blocks=4, enable_caching=True, hash_block_size=16))
     except Exception as exc:
         yield f"BlockPool: expected a small one to be made and used, found {type(exc).__name__}: {exc}"
+
+
+def free_list_faults(pool: BlockPool) -> Iterator[str]:
+    """Yield what the engine's block pool does otherwise than a host tier needs it: its free list is walked."""
+    pool_class: Any = type(pool)
+    try:
+        small = pool_class(num_gpu_blocks=4, enable_caching=True, hash_block_size=16)
+        window = EvictionWindow(small, 1.0)
+        seen = window.walk(range(4), 4)
+        handed_out = [block.block_id for block in small.get_new_blocks(3)]
+    except Exception as exc:
+        yield f"BlockPool.free_block_queue: expected a list to walk, found {type(exc).__name__}: {exc}"
+        return
+    if seen != handed_out:
+        yield f"BlockPool.free_block_queue: expected blocks in the order of their use, {handed_out}, found {seen}"
 
 
 def _missing_of_a_request() -> Iterator[str]:

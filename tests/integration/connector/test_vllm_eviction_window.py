@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 pytest.importorskip("vllm")
 
 from vllm.v1.core.block_pool import BlockPool
 
+from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
 from ghostcacher_connector.engines.vllm.scheduling import eviction_window
 from ghostcacher_connector.engines.vllm.scheduling.eviction_window import EvictionWindow
 
@@ -84,3 +87,24 @@ def test_empty_list_is_walked_to_its_end() -> None:
     window = EvictionWindow(pool, 1.0)
     assert window.walk(set(range(101)), 0) == []
     assert window.complete
+
+
+def test_pool_whose_list_is_another_is_named() -> None:
+    """As a later version may have it: a host tier is refused at start then, and says why."""
+
+    class Backwards(BlockPool):
+        def get_new_blocks(self, num_blocks: int) -> list[Any]:
+            return list(reversed(super().get_new_blocks(num_blocks)))
+
+    class Elsewhere(BlockPool):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            del self.free_block_queue
+
+    assert list(free_list_faults(new_pool())) == []
+    options: dict[str, Any] = {"num_gpu_blocks": 8, "enable_caching": True, "hash_block_size": 16}
+    (fault,) = free_list_faults(Backwards(**options))
+    assert "in the order of their use, [3, 2, 1], found [1, 2, 3]" in fault
+    missing = Elsewhere.__new__(Elsewhere)
+    (fault,) = free_list_faults(missing)
+    assert "expected a list to walk, found AttributeError" in fault

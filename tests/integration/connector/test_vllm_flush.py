@@ -22,6 +22,7 @@ from ghostcacher_connector.publish.flush_desk import Engine
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
+from tests.integration.connector.test_vllm_host_tier import ledger, tier_of
 from tests.support.index_parts import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -203,3 +204,32 @@ def test_desk_never_stands_in_for_an_engine_with_requests(make: Make, router: Re
     assert scheduler._fleet.flushes._engine.has_requests()
     engine.run()
     assert not scheduler._fleet.flushes._engine.has_requests()
+
+
+def test_host_tier_is_flushed_and_its_load_reported(make: Make, router: RedisCoordinationStore) -> None:
+    """What the engine's cache has given up, and what the tier alone holds; it says how much that was."""
+    engine = ready(make(blocks=16, settings=tier_of(64)))
+    texts = [tokens_of(seed, BLOCKS * BLOCK_TOKENS + 1) for seed in range(4)]
+    for number, text in enumerate(texts):
+        cached_tokens(engine, f"r{number}", text)
+    load = engine.connector._scheduler._load
+    (before,) = load.measure([]).tiers
+    assert (before.tier, before.blocks_max, before.loaded_blocks) == (Tier.HOST, 64, 0)
+    assert BLOCKS < before.blocks == sum(before.blocks_by_section) == before.blocks_by_section[SectionType.DOC]
+    assert cached_tokens(engine, "r9", texts[0]) == BLOCKS * BLOCK_TOKENS
+    (after,) = load.measure([]).tiers
+    assert after.loaded_blocks == BLOCKS
+    first = engine.requests["r1"].block_hashes[0]
+    router.append_flush(order("prefix", (first,)))
+    wait_until(lambda: router.flush_reports(order("prefix").order, ["a"]) != [None], WAIT_S)
+    (report,) = router.flush_reports(order("prefix").order, ["a"])
+    assert report is not None
+    assert [dropped.tier for dropped in report.dropped] == [Tier.DEVICE, Tier.HOST]
+    assert sum(dropped.blocks for dropped in report.dropped) >= BLOCKS
+    assert cached_tokens(engine, "again1", texts[1]) == 0
+    assert cached_tokens(engine, "again2", texts[2]) == BLOCKS * BLOCK_TOKENS
+    answer(router, order("all", number=2), "a")
+    (empty,) = load.measure([]).tiers
+    assert (empty.blocks, sum(empty.blocks_by_section)) == (0, 0)
+    assert all(cached_tokens(engine, f"last{number}", text) == 0 for number, text in enumerate(texts))
+    ledger(engine).check_invariants()

@@ -107,7 +107,7 @@ async def test_few_are_warmed_at_a_time_and_those_beyond_a_bound_are_refused() -
         with pytest.raises(Refusal) as caught:
             await warming.warm(CHAT, CONVERSATION, frozenset())
         assert caught.value.status == 429
-        assert len(rig.engine.received) == AT_ONCE_MAX
+        assert len(rig.placements) == AT_ONCE_MAX
         rig.engine.script = says(content(OPENAI))
         for peer in held:
             peer.send(content(OPENAI))

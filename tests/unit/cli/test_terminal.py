@@ -61,6 +61,19 @@ def test_fleet_lines_say_once_what_redis_refuses() -> None:
     assert sum(refused in line for line in lines) == 1
 
 
+def test_fleet_lines_show_each_tier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How full it is, with what, and what it was good for; nothing where there is none."""
+    assert not any("tier" in line for line in fleet_lines(snapshot()))
+    types = {"tools": 0, "sys": 300, "doc": 200}
+    tier = {"tier": "host", "blocks": 500, "blocks_max": 2000, "blocks_by_type": types, "loaded_blocks": 1234}
+    tier |= {"evicted_blocks": 7, "refused_blocks": 1, "copies_under_way": 2}
+    monkeypatch.setitem(WORKERS[0], "load", LOAD | {"tiers": [tier]})
+    (line,) = (line for line in fleet_lines(snapshot()) if "tier" in line)
+    assert line == (
+        "w1: host tier ##........  25% of 2000 blocks (sys 300, doc 200), 1234 loaded, 7 evicted, 2 copies under way"
+    )
+
+
 def test_fleet_lines_show_each_worker() -> None:
     """Every worker has its state, load, KV use, measured rate and share of the requests."""
     lines = fleet_lines(snapshot())

@@ -12,7 +12,6 @@ from collections import deque
 from typing import Any
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.engines.sglang.engine_rank import EngineRank
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.tiers.host_tier import HostTier
@@ -48,6 +47,7 @@ class PageCopying:
         """Take note of copies that have ended, and begin others. sharing: whether what is in the tree may be used."""
         for result in self._copier.poll():
             self.tier.reported(result.copy_id, result.valid.tolist())
+        self.tier.record_metrics()
         if not sharing or not self.tier.wanted:
             return
         free = int(self._allocator.available_size()) // int(self._allocator.page_size)
@@ -82,7 +82,7 @@ def make_copying(engine: EngineRank, allocator: Any, settings: Settings) -> Page
         slot_count=engine.table.slot_count - engine.page_count,
         ranks=1,
         block_bytes=engine.page_bytes,
-        retention=RetentionSettings(),
+        retention=settings,
     )
     return PageCopying(
         tier,

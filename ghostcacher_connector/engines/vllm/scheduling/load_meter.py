@@ -13,6 +13,7 @@ from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -21,9 +22,17 @@ if TYPE_CHECKING:
 class LoadMeter(WorkMeter):
     """Measures one engine. Called on the scheduler's thread."""
 
-    def __init__(self, pool: BlockPool, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> None:
-        """block_bytes: bytes of one block on one rank."""
-        super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
+    def __init__(
+        self,
+        pool: BlockPool,
+        forecaster: Forecaster,
+        *,
+        block_tokens: int,
+        block_bytes: int,
+        tier: HostTier | None = None,
+    ) -> None:
+        """block_bytes: bytes of one block on one rank. tier: below the engine's cache, if there is one."""
+        super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes, tier=tier)
         self._pool = pool
 
     def measure(self, tracked: Collection[Tracked]) -> LoadReport:

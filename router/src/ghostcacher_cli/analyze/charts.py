@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ghostcacher_cli.analyze.report import Report
 from ghostcacher_cli.analyze.report_text import size
@@ -38,8 +39,8 @@ class Line(NamedTuple):
 
 def require(*, chart: bool | None, plot: Path | None) -> None:
     """Look for what the drawings that were asked for need, before anything else is done. Raises ConfigError."""
-    if chart and find_spec("plotext") is None:
-        raise ConfigError(f"--chart: expected plotext, it is not installed: {INSTALL}")
+    if chart and _plotext() is None:
+        raise ConfigError(f"--chart: expected plotext 5, it is not installed: {INSTALL}")
     if plot is None:
         return
     if find_spec("matplotlib") is None:
@@ -59,10 +60,9 @@ def lines_of(report: Report) -> Sequence[Line]:
 
 def draw(report: Report, *, chart: bool | None) -> Sequence[str]:
     """Return a drawing for the terminal as lines of text; none where it is not wanted, or plotext is not there."""
-    if chart is False or len(report.sizes) < 2 or find_spec("plotext") is None:  # noqa: PLR2004 - a line has two ends
+    plotext = None if chart is False else _plotext()
+    if plotext is None or len(report.sizes) < 2:  # noqa: PLR2004 - a line has two ends
         return []
-    import plotext  # noqa: PLC0415 - an extra
-
     lines = lines_of(report)
     marks = _marks([line.name for line in lines])
     places = list(range(len(report.sizes)))
@@ -103,6 +103,15 @@ def write_picture(report: Report, path: Path) -> None:
         figure.savefig(path, dpi=PICTURE_DPI)
     except OSError as exc:
         raise CannotDraw(f"--plot: {path} cannot be written: {exc.strerror or exc}") from exc
+
+
+def _plotext() -> Any:
+    """Return the library; None where it is not, or where another version has its name but none of its functions."""
+    try:
+        plotext = import_module("plotext")
+    except ModuleNotFoundError:
+        return None
+    return plotext if hasattr(plotext, "clear_figure") else None
 
 
 def _marks(names: Sequence[str]) -> Sequence[str]:

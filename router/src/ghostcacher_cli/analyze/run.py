@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from ghostcacher_cli.analyze.arguments import AnalyzeOptions, parse
-from ghostcacher_cli.analyze.policy_curves import policy_curve, sample_of
+from ghostcacher_cli.analyze.policy_curves import PolicyRuns
 from ghostcacher_cli.analyze.previews import Previews
 from ghostcacher_cli.analyze.report import Assumed, BestOrder, Counts, Prefix, Report, SizeHits, Tier
 from ghostcacher_cli.analyze.send_order import curve_of_order, depth_first, write_in_order
@@ -63,11 +63,13 @@ def analyze(options: AnalyzeOptions, tell: Callable[[str], object], elapsed: Cal
     counts = _counts(trace, curve, given.bytes_per_token)
     sizes = options.sizes_bytes or sizes_for(curve, block_bytes)
     blocks = [size // block_bytes for size in sizes]
-    sample = sample_of(trace)
-    curves = []
+    runs = PolicyRuns(trace, curve)
+    saved: dict[str, list[int]] = {}
     for policy in options.policies:
-        tell(f"looking at {policy}")
-        curves.append(policy_curve(policy, trace, sample, blocks, curve))
+        saved[policy] = []
+        for each in blocks:
+            tell(f"trying {policy}: {len(saved[policy])} of {len(blocks)} sizes")
+            saved[policy].append(runs.saved(policy, each))
     prompt_tokens = max(1, counts.prompt_tokens)
     return Report(
         str(options.file),
@@ -80,14 +82,14 @@ def analyze(options: AnalyzeOptions, tell: Callable[[str], object], elapsed: Cal
             SizeHits(
                 sizes[place],
                 blocks[place],
-                {each.policy: each.saved[place] / prompt_tokens for each in curves},
+                {policy: each[place] / prompt_tokens for policy, each in saved.items()},
                 best.at(blocks[place]) / prompt_tokens,
             )
             for place in range(len(sizes))
         ],
         _best_order(curve, best, options, counts, block_bytes),
         _tiers(curve, options, counts, block_bytes),
-        _assumed(options, trace, sample.one_in if len(curves) > 1 else 1),
+        _assumed(options, trace, runs.one_in if len(saved) > 1 else 1),
         elapsed(),
     )
 

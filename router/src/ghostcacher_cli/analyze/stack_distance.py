@@ -34,6 +34,10 @@ class HitCurve(NamedTuple):
         """Return the tokens that a cache without bounds saves."""
         return int(self.saved[-1])
 
+    def needed(self, part: float) -> int:
+        """Return the least size, in blocks, at which a cache saves this part of what any cache could."""
+        return int(np.searchsorted(self.saved, part * self.most))
+
     def at(self, blocks: int) -> int:
         """Return the tokens that a cache of so many blocks saves."""
         return int(self.saved[min(blocks, self.enough)])

@@ -13,6 +13,8 @@ from ghostcacher_connector.core.errors import ConfigError
 GIB = 1 << 30
 SIZES_MOST = 8
 """Sizes of a table where nobody names some: each twice the one before."""
+NEARLY_ALL = 0.995
+"""The part of what any cache could save that the largest of them saves: the last uses of a file may lie far apart."""
 ELEMENT_BYTES = {"float32": 4, "float": 4, "float8_e4m3fn": 1, "float8_e5m2": 1}
 """Bytes of a number by the name of its type, where they are not 2."""
 
@@ -92,8 +94,8 @@ def tiers_worth(curve: HitCurve, distinct_bytes: int, block_bytes: int, given: A
 
 
 def sizes_for(curve: HitCurve, block_bytes: int) -> Sequence[int]:
-    """Return the sizes of caches to look at, in bytes: powers of 2, the last of which hits all that any cache could."""
-    most = 1 << max(0, curve.enough * block_bytes - 1).bit_length()
+    """Return the sizes of caches to look at, in bytes: powers of 2, up to where more brings next to nothing."""
+    most = 1 << max(0, curve.needed(NEARLY_ALL) * block_bytes - 1).bit_length()
     sizes = [most >> shift for shift in range(SIZES_MOST) if most >> shift >= block_bytes]
     return sizes[::-1] or [most]
 

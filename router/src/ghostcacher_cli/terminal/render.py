@@ -22,6 +22,8 @@ def fleet_lines(now: Snapshot, before: Snapshot | None = None) -> list[str]:
         total = sum(now.stats.picks_by_worker.values())
         rows = [_row(worker, now.stats.picks_by_worker.get(worker.id, 0.0), total) for worker in now.workers]
         lines += table(HEADERS, rows, left=2).splitlines()
+    tiers = [line for worker in now.workers if worker.load is not None for line in _tier_lines(worker)]
+    lines += ["", *tiers] if tiers else []
     problems = [problem for worker in now.workers if (problem := _problem(worker)) is not None]
     why_not_ready, redis_error = now.status.why_not_ready, now.status.redis_error
     if redis_error and redis_error not in (why_not_ready or ""):
@@ -77,6 +79,20 @@ def _problem(worker: Worker) -> str | None:
     if worker.state == "ready" or why is None:
         return None
     return f"{worker.id}: {f'gone for {duration(worker.state_s)}: ' if worker.state == GONE else ''}{why}"
+
+
+def _tier_lines(worker: Worker) -> list[str]:
+    """Return a line for each tier below a worker's engine cache."""
+    lines = []
+    for tier in worker.load.tiers if worker.load is not None else ():
+        used = tier.blocks / tier.blocks_max if tier.blocks_max else 0.0
+        types = ", ".join(f"{name} {count(blocks)}" for name, blocks in tier.blocks_by_type.items() if blocks)
+        lines.append(
+            f"{worker.id}: {tier.tier} tier {bar(used, BAR_CHARS)} {used:4.0%} of {count(tier.blocks_max)} blocks"
+            f"{f' ({types})' if types else ''}, {count(tier.loaded_blocks)} loaded, "
+            f"{count(tier.evicted_blocks)} evicted, {count(tier.copies_under_way)} copies under way"
+        )
+    return lines
 
 
 def _row(worker: Worker, picks: float, picks_total: float) -> list[str]:

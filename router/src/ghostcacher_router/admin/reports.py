@@ -6,8 +6,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from ghostcacher_connector.core import admin_api
 from ghostcacher_connector.core.admin_api import GONE, NOT_ROUTABLE, AbsentWorker, Load
 from ghostcacher_connector.core.admin_api import Worker as WorkerReport
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.membership.gone import GoneWorker
 from ghostcacher_router.fleet.worker import Worker
@@ -68,8 +71,25 @@ def _load(worker: Worker, now: float) -> Load | None:
     if worker.load is None:
         return None
     load = worker.load.load
-    fields = msgspec.structs.asdict(load) | {"age_s": round(now - worker.load_measured_at - load.age_s, 3)}
+    fields = msgspec.structs.asdict(load) | {
+        "age_s": round(now - worker.load_measured_at - load.age_s, 3),
+        "tiers": tuple(map(_tier, load.tiers)),
+    }
     return msgspec.convert(fields, Load)
+
+
+def _tier(load: TierLoad) -> admin_api.TierLoad:
+    types = (section.name.lower() for section in SectionType)
+    return admin_api.TierLoad(
+        load.tier.name.lower(),
+        load.blocks,
+        load.blocks_max,
+        dict(zip(types, load.blocks_by_section, strict=False)),
+        load.loaded_blocks,
+        load.evicted_blocks,
+        load.refused_blocks,
+        load.copies_under_way,
+    )
 
 
 def _left(gone: GoneWorker) -> str:

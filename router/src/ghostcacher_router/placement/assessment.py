@@ -138,7 +138,8 @@ class Assessor:
         regret: what each token that is brought into a cache costs on average, as a multiple of computing a token.
         """
         rooms = [
-            Room(one.name, capacity_tokens(one), self._regret.working_set_tokens(one.name), 0.0)
+            # Of plain engines the homes are not known by the hashes of their blocks.
+            Room(one.name, capacity_tokens(one) if one.load else 0, self._regret.working_set_tokens(one.name), 0.0)
             for one in candidates.workers
         ]
         tokens = 0 if match is None else match.tokens
@@ -155,5 +156,6 @@ class Assessor:
 
 def capacity_tokens(worker: WorkerPort) -> int:
     """Return how many tokens a worker's cache holds; 0 when it does not say."""
-    load = None if worker.load is None else worker.load.load
-    return 0 if load is None else load.kv_blocks_total * load.block_tokens
+    if worker.load is None:
+        return worker.cache_tokens or 0
+    return worker.load.load.kv_blocks_total * worker.load.load.block_tokens

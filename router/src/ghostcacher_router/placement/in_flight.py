@@ -240,10 +240,14 @@ class InFlightTracker:
         """Note a prompt that a worker was sent, and now and then how much the fleet's caches hold."""
         self._regret.measure(digests, tokens)
         if self._prompts % CAPACITY_PROMPTS == 0:
-            workers, learned = self._fleet.workers.values(), self._sent_caches.capacity_tokens
-            self._regret.resize(sum(capacity_tokens(worker) or learned(worker.name) for worker in workers))
+            self._regret.resize(sum(map(self._room_tokens, self._fleet.workers.values())))
         self._prompts += 1
         self._regret.note(digests, worker)
+
+    def _room_tokens(self, worker: WorkerPort) -> int:
+        """Return how many tokens a worker's cache holds, as far as that is known: by what it reports, says or shows."""
+        said = capacity_tokens(worker)
+        return (0 if worker.load is None else said) or self._sent_caches.capacity_tokens(worker.name) or said
 
     def _learn_room(self, placed: PlacedRequest, now: float) -> None:
         """Learn how much a plain worker's cache holds from how soon its answer begins."""

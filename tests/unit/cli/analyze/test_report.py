@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import msgspec
 import pytest
 
 from ghostcacher_cli.analyze.arguments import parse
 from ghostcacher_cli.analyze.charts import draw, require, write_picture
+from ghostcacher_cli.analyze.policy_curves import POLICIES
 from ghostcacher_cli.analyze.report import Report
 from ghostcacher_cli.analyze.report_text import report_lines, seconds, size
 from ghostcacher_cli.analyze.run import analyze
@@ -67,6 +69,9 @@ def test_text_says_all_of_it_in_short_lines(requests: Path) -> None:
     ):
         assert said in text
     assert "manual 3" not in text
+    assert "  cache " in text
+    for policy in POLICIES:
+        assert policy in text
 
 
 def test_text_of_what_shares_nothing(tmp_path: Path) -> None:
@@ -109,7 +114,7 @@ def test_numbers_have_about_three_digits() -> None:
 
 def test_drawing_is_plain_text_where_there_is_no_terminal(requests: Path) -> None:
     pytest.importorskip("plotext")
-    lines = draw(report_of(str(requests)), chart=True)
+    lines = draw(report_of(str(requests), "--policies", "lru"), chart=True)
     assert len(lines) > 10
     assert lines[-1].split() == [".", "lru,", "best", "order", "l", "lru"]
     assert "\x1b" not in "".join(lines)
@@ -130,12 +135,14 @@ def test_missing_library_is_named_with_how_to_install_it(
     """Before the file is read; without an option, nothing is drawn and nothing is wrong."""
     for name in ("plotext", "matplotlib"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=r"--chart: expected plotext, .*: pip install 'ghostcacher\[analyze\]'"):
+    with pytest.raises(ConfigError, match=r"--chart: expected plotext 5, .*: pip install 'ghostcacher\[analyze\]'"):
         require(chart=True, plot=None)
     with pytest.raises(ConfigError, match=r"--plot: expected matplotlib, .*: pip install 'ghostcacher\[analyze\]'"):
         require(chart=None, plot=tmp_path / "a.png")
     require(chart=None, plot=None)
-    assert draw(report_of(str(requests)), chart=None) == []
+    assert draw(report_of(str(requests), "--policies", "lru"), chart=None) == []
+    monkeypatch.setitem(sys.modules, "plotext", ModuleType("plotext"))
+    assert draw(report_of(str(requests), "--policies", "lru"), chart=None) == []
 
 
 @pytest.mark.parametrize(
@@ -182,3 +189,15 @@ def test_options_reach_the_assumptions(requests: Path) -> None:
     assert (found.prefill_tokens_per_second, found.load_gib_per_second, found.object_gib_per_second) == (5, 2, 3)
     assert (found.engine_gib, found.host_gib, found.text_bytes_per_token) == (4.5, 0, 2.5)
     assert (found.arrival_spacing_s, found.sampled_one_in) == (1.0, 1)
+
+
+def test_best_policy_of_a_size_is_marked(requests: Path) -> None:
+    """And none where two are as good, as far as is printed."""
+    report = report_of(str(requests), "--policies", "lru")
+    row = report.sizes[-1]
+    ratios = [{"lru": 0.25, "other": 0.3}, {"lru": 0.3001, "other": 0.3}]
+    sizes = [msgspec.structs.replace(row, hit_ratio=each) for each in ratios]
+    lines = report_lines(msgspec.structs.replace(report, sizes=sizes), [])
+    first, second = (line.split() for line in lines if line.strip().startswith(size(row.size_bytes)))
+    assert first[3:7] == ["25.0", "%", "30.0", "%*"]
+    assert second[3:7] == ["30.0", "%", "30.0", "%"]

@@ -29,6 +29,7 @@ def test_order_keeps_to_the_file_where_the_tree_lets_it() -> None:
     """What begins alike comes together, behind the first of it; equal prompts stay as they were."""
     trace = trace_of([[0, 1], [5], [0, 2], [0], [5], [0, 1, 1]])
     assert depth_first(trace) == [3, 0, 5, 2, 1, 4]
+    assert depth_first(trace_of([[number] for number in range(600)])) == list(range(600))
 
 
 def test_lines_are_written_in_order(tmp_path: Path) -> None:

@@ -39,6 +39,13 @@ def test_text_shares_whole_blocks_from_the_beginning(tmp_path: Path) -> None:
     assert list(trace.first_seen) == [0, 0, 2, 3, 3]
 
 
+def test_requests_to_two_models_share_no_block(tmp_path: Path) -> None:
+    lines = [{"model": model, "prompt": "a" * 40} for model in ("m", "other", "m")]
+    first, second, third = blocks(trace_of(tmp_path, lines, 2))
+    assert first == third
+    assert not set(first) & set(second)
+
+
 def test_equal_hashes_behind_others_are_other_blocks(tmp_path: Path) -> None:
     """A hash may be of a block's own content: the block is that and all before it. The last one may be shorter."""
     lines = [{"hash_ids": [1, 2], "input_length": 14}, {"hash_ids": [3, 2]}, {"hash_ids": [1, 2], "input_length": 14}]
@@ -62,8 +69,9 @@ def test_usual_blocks_are_those_of_the_kind(tmp_path: Path) -> None:
 def test_sections_of_blocks_are_those_of_the_request(tmp_path: Path) -> None:
     """Where nothing tells, a block is part of a session."""
     messages = [{"role": "system", "content": "s" * 40}, {"role": "user", "content": "u" * 40}]
-    chat = trace_of(tmp_path, [{"messages": messages}], 10, 1)
-    assert list(map(SectionType, chat.section_of)) == [SectionType.SYS] * 4 + [SectionType.USER] * 5
+    # The system message takes 48 bytes, frames and role included: six blocks, the last of which ends with it.
+    chat = trace_of(tmp_path, [{"messages": messages}], 8, 1)
+    assert list(map(SectionType, chat.section_of)) == [SectionType.SYS] * 6 + [SectionType.USER] * 5
     assert list(trace_of(tmp_path, [{"hash_ids": [1]}]).section_of) == [SectionType.SESSION]
 
 

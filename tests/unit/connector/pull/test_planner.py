@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import Location, PrefixHit, Tier
+from ghostcacher_connector.core.types import Location, MissReason, PrefixHit, Tier
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan, PullPlanner
 
@@ -78,3 +78,14 @@ def test_prefix_that_lies_in_two_tiers_is_pulled_as_one() -> None:
     assert isinstance(plan, PullPlan)
     assert plan.sources[0].remote_slots.tolist() == list(range(10, 100))
     assert plan.tiers == (Tier.HOST,)
+
+
+def test_blocks_in_a_tier_without_slots_end_what_can_be_pulled() -> None:
+    """Whatever stands in the index: there is nothing to READ."""
+    found = hit("a")
+    locations = [at._replace(tier=Tier.OBJECT) if number >= 40 else at for number, at in enumerate(found.locations)]
+    planner = PullPlanner(Settings(pull="always"), Forecaster(1000.0), block_tokens=BLOCK_TOKENS, block_bytes=1)
+    plan = planner.plan([found._replace(locations=locations)], 0, 100)
+    assert isinstance(plan, PullPlan)
+    assert plan.block_count == 40
+    assert planner.plan([found._replace(locations=locations[40:])], 0, 60) is MissReason.NOT_INDEXED

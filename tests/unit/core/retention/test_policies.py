@@ -85,6 +85,15 @@ def test_hit_density_follows_a_load_that_changes() -> None:
     assert hits > 0.6 * 4 * 1_000
 
 
+def test_hit_density_heeds_priorities() -> None:
+    """Of two types that are used alike the one whose hits are worth more has the tier."""
+    load = Load("hit-density", 80, session_priority=10.0, session_budget=1.0)
+    for turn in range(1_000):
+        load.prompt(f"document {turn % 20} ", 4, DOC)
+        load.prompt(f"session {turn % 20} ", 4, SESSION)
+    assert sum(key.startswith(b"session") for key in load.tier) > 70
+
+
 def test_seed_score_prefers_uses_to_recency() -> None:
     load = Load("seed-score", 2)
     load.prompt("often", 1)
@@ -106,6 +115,13 @@ def test_seed_score_falls_with_age() -> None:
         load.prompt("young", 1)
     load.now += 60
     load.prompt("new", 1)
+    assert {key.decode() for key in load.tier} == {"young0", "new0"}
+
+
+def test_seed_score_takes_the_older_of_equals() -> None:
+    load = Load("seed-score", 2)
+    for name in ("old", "young", "new"):
+        load.prompt(name, 1)
     assert {key.decode() for key in load.tier} == {"young0", "new0"}
 
 

@@ -90,3 +90,12 @@ def test_large_tier_follows_a_part_of_all_keys() -> None:
     for number in range(FOLLOWED_MAX):
         times.wait(b"%d" % number, FORGOTTEN, number)
     assert len(times._followed) == pytest.approx(FOLLOWED_MAX / 16, rel=0.1)
+
+
+def test_density_waits_beyond_a_bucket_where_that_pays() -> None:
+    """One of ten is used in the first bucket, nine of ten of the others in the next."""
+    hazard = [0.0] * BUCKETS
+    bucket = bucket_of(10.0)
+    hazard[bucket : bucket + 2] = [0.1, 0.9]
+    first, second = EDGES[bucket + 1] - EDGES[bucket], EDGES[bucket + 2] - EDGES[bucket + 1]
+    assert densities(hazard)[bucket] == pytest.approx((0.1 + 0.9 * 0.9) / (first * 0.95 + 0.9 * second * 0.55))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from ghostcacher_connector.core.retention.base import BlockTraits, Evicted, EvictionReason, Refusal
+from ghostcacher_connector.core.retention.alarms import OUTDATED_SPARE, Alarms
+from ghostcacher_connector.core.retention.base import BlockTraits, Evicted, EvictionReason, Refusal, TierBlock
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import SectionType
@@ -77,6 +78,24 @@ def test_child_that_came_first_holds_its_parent() -> None:
     tier.insert("a")
     tier.touch("ab")
     assert tier.insert("x") == ["ab"]
+
+
+def test_blocks_of_unknown_depth_follow_each_other() -> None:
+    """SGLang does not say how deep a block lies."""
+    tier = Tier(3)
+    for name in ("a", "ab", "abc"):
+        tier.insert(name, depth=0)
+    tier.touch("abc")
+    assert tier.insert("x") == ["abc"]
+    assert names(tier.retention.flush(lambda block: block.key == b"a")) == ["ab", "a"]
+
+
+def test_wrong_keys_make_no_circle() -> None:
+    tier = Tier(4)
+    tier.retention.insert(b"a", b"b", traits_of("aa", DOC))
+    tier.retention.insert(b"b", b"a", traits_of("bb", DOC))
+    tier.retention.check_invariants()
+    assert len(tier.retention.flush(lambda _: True)) == 2
 
 
 def test_newcomer_never_takes_its_parents_place() -> None:
@@ -176,6 +195,14 @@ class TestRetention:
         tier.now = 20
         assert tier.insert("c") == ["a"]
 
+    def test_retention_can_be_prolonged(self) -> None:
+        tier = Tier(2)
+        tier.insert("a", retain_s=10)
+        tier.touch("a", retain_s=100)
+        tier.insert("b")
+        tier.now = 20
+        assert tier.insert("c") == ["b"]
+
     def test_touch_retains(self) -> None:
         tier = Tier(2)
         tier.insert("a")
@@ -257,3 +284,22 @@ def test_removed_block_leaves_its_children() -> None:
     tier.insert("a")
     tier.touch("ab")
     assert names(tier.retention.evict(3 * GIB)) == ["ab"]
+
+
+def test_many_uses_leave_no_outdated_places() -> None:
+    """Neither in the queues nor among the times: what is used all the time must not fill memory."""
+    tier = Tier(2, session_budget=1.0)
+    for name in ("a", "b"):
+        tier.insert(name, SESSION)
+    for _ in range(1_000):
+        tier.touch("a")
+    tier.retention.check_invariants()
+
+
+def test_alarms_that_are_set_again_leave_no_outdated_ones() -> None:
+    alarms = Alarms()
+    block = TierBlock(b"a", None, traits_of("a", DOC), 0.0)
+    for at in range(1_000):
+        alarms.set(block, at)
+    assert len(alarms._heap) <= 2 + OUTDATED_SPARE
+    assert alarms.next_at() == 999
