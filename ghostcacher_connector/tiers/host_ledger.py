@@ -22,7 +22,7 @@ Owner: one thread, the scheduler's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -167,6 +167,11 @@ class HostLedger:
     def holds(self, block: BlockHash) -> bool:
         return block in self._held
 
+    @property
+    def on_their_way(self) -> Set[BlockHash]:
+        """The blocks that are not held yet, and will be once their copies have ended: a view."""
+        return self._copying
+
     def prefix(self, blocks: Sequence[BlockHash], first: int) -> list[Location]:
         """Return where blocks ``[first, ...)`` are, up to the first one that is not held."""
         found = []
@@ -252,6 +257,7 @@ class HostLedger:
         self._loads[load_id] = _Load(pinned, self._clock() + seconds)
         for block in pinned:
             self._retention.pin(block)
+            self._duplicates.pop(block, None)
 
     def unpin(self, load_id: str) -> None:
         """End a load; one that is not known, or was given up, is no error."""
@@ -260,8 +266,11 @@ class HostLedger:
             self._retention.unpin(block)
 
     def duplicate(self, block: BlockHash) -> None:
-        """Note that the engine has a held block, too, and has used it: it is the first to make room."""
-        if block in self._held:
+        """Note that the engine has a held block, too, and has used it: it is the first to make room.
+
+        One that is pinned is not: it is told of again when the engine has what is being loaded.
+        """
+        if block in self._held and not self._is_pinned(block):
             self._duplicates[block] = None
 
     def unique(self, block: BlockHash) -> None:
@@ -320,9 +329,12 @@ class HostLedger:
         self._copying.add(candidate.block)
         return self._free.pop()
 
+    def _is_pinned(self, block: BlockHash) -> bool:
+        known = self._retention.look(block)
+        return known is not None and known.pins > 0
+
     def _drop_duplicate(self) -> None:
-        pinned = set[BlockHash]().union(*(load.blocks for load in self._loads.values()))
-        block = next((block for block in self._duplicates if block not in pinned), None)
+        block = next(iter(self._duplicates), None)
         if block is not None:
             self.evicted += 1
             self._retention.remove(block)
@@ -360,6 +372,7 @@ class HostLedger:
         assert self._copying == {each.block for copy in self._copies.values() for each in copy.candidates}
         assert not self._copying & self._held.keys(), "what is held is not copied again"
         assert self._duplicates.keys() <= self._held.keys(), "only what is held is a duplicate"
+        assert not any(map(self._is_pinned, self._duplicates)), "what is read makes no room"
         assert all(load.blocks <= self._held.keys() for load in self._loads.values()), "only what is held is pinned"
         assert all(self._generation(entry.slot) == entry.generation for entry in self._held.values())
         assert all(0 < copy.reports_due <= self._ranks for copy in self._copies.values())
