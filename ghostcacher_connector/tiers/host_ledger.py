@@ -257,7 +257,6 @@ class HostLedger:
         self._loads[load_id] = _Load(pinned, self._clock() + seconds)
         for block in pinned:
             self._retention.pin(block)
-            self._duplicates.pop(block, None)
 
     def unpin(self, load_id: str) -> None:
         """End a load; one that is not known, or was given up, is no error."""
@@ -266,11 +265,8 @@ class HostLedger:
             self._retention.unpin(block)
 
     def duplicate(self, block: BlockHash) -> None:
-        """Note that the engine has a held block, too, and has used it: it is the first to make room.
-
-        One that is pinned is not: it is told of again when the engine has what is being loaded.
-        """
-        if block in self._held and not self._is_pinned(block):
+        """Note that the engine has a held block, too, and has used it: it is the first to make room."""
+        if block in self._held:
             self._duplicates[block] = None
 
     def unique(self, block: BlockHash) -> None:
@@ -334,7 +330,8 @@ class HostLedger:
         return known is not None and known.pins > 0
 
     def _drop_duplicate(self) -> None:
-        block = next(iter(self._duplicates), None)
+        # Few are pinned: what is loaded is what the engine lacks.
+        block = next((block for block in self._duplicates if not self._is_pinned(block)), None)
         if block is not None:
             self.evicted += 1
             self._retention.remove(block)
@@ -372,7 +369,6 @@ class HostLedger:
         assert self._copying == {each.block for copy in self._copies.values() for each in copy.candidates}
         assert not self._copying & self._held.keys(), "what is held is not copied again"
         assert self._duplicates.keys() <= self._held.keys(), "only what is held is a duplicate"
-        assert not any(map(self._is_pinned, self._duplicates)), "what is read makes no room"
         assert all(load.blocks <= self._held.keys() for load in self._loads.values()), "only what is held is pinned"
         assert all(self._generation(entry.slot) == entry.generation for entry in self._held.values())
         assert all(0 < copy.reports_due <= self._ranks for copy in self._copies.values())
