@@ -151,7 +151,7 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     object_url: Annotated[
         Text | None,
         Meta(
-            description="not used by engines yet; where blocks outlive them: file:///folder or "
+            description="where blocks outlive engines, behind the host tier, on vLLM alone: file:///folder or "
             "s3://bucket/prefix?endpoint=http://..., with credentials from the AWS environment; none: nowhere"
         ),
     ] = None
@@ -190,6 +190,10 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
             check_reachable("http_url", self.http_url)
         if self.object_url is not None:
             parse_object_url(self.object_url)
+            if self.host_tier_gib == 0:
+                raise ConfigError(
+                    "host_tier_gib: expected more than 0 with object_url: objects are read into it, got 0"
+                )
         _check_relay(self)
         _check_sizes(self)
 

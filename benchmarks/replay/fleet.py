@@ -68,8 +68,8 @@ class Stores:
 class ReplayEngine(BatchingEngine):
     """One engine. worker: as routers see it. pull_count: prompts of which it has pulled a part."""
 
-    def __init__(self, number: int, sizes: Sizes, stores: Stores | None) -> None:
-        """stores: None for a plain engine."""
+    def __init__(self, number: int, sizes: Sizes, stores: Stores | None, *, metrics: bool = True) -> None:
+        """stores: None for a plain engine. metrics: whether it says how much its cache holds without a connector."""
         self.name = f"w{number}"
         self.pull_count = 0
         self._clock = asyncio.get_running_loop().time
@@ -77,6 +77,8 @@ class ReplayEngine(BatchingEngine):
         record = None if self._connector is None else self._connector.record
         self.worker = Worker(self.name, Endpoint("127.0.0.1", 1, False, ""), record, self._clock())
         self.worker.state, self.worker.models = WorkerState.READY, frozenset({MODEL})
+        if metrics:
+            self.worker.cache_tokens = sizes.kv_blocks * BLOCK_TOKENS
         super().__init__(sizes.profile(), Batching(), self._connector)
 
     def meet(self) -> None:

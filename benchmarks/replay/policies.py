@@ -53,6 +53,8 @@ class Entrant(NamedTuple):
     """A policy to measure.
 
     reports: whether engines have connectors. pulls: whether they pull from each other. own: it is the project's.
+    metrics: whether engines say in their metrics how much their caches hold.
+    weak: what is known to be bad, and shown for that; the check leaves it out.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Entrant(NamedTuple):
     reports: bool = True
     pulls: bool = True
     own: bool = False
+    metrics: bool = True
+    weak: bool = False
 
 
 class RoundRobin:
@@ -179,4 +183,6 @@ def entrants(routers: int) -> list[Entrant]:
         Entrant("GhostCacher", GhostCacher, own=True),
         Entrant(f"GhostCacher, {routers} routers", several, own=True),
         Entrant("GhostCacher, plain engines", GhostCacher, reports=False, own=True),
+        Entrant(f"GhostCacher, {routers} routers, plain engines", several, reports=False, own=True, weak=True),
+        Entrant("GhostCacher, plain engines, no metrics", GhostCacher, reports=False, own=True, metrics=False),
     ]

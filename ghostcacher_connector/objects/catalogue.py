@@ -87,11 +87,12 @@ class Catalogue:
     def __contains__(self, block_hash: bytes) -> bool:
         return block_hash in self._holders
 
-    def longest(self, hashes: Sequence[bytes]) -> int:
-        """Return how many leading blocks of a prefix are in objects."""
+    def longest(self, hashes: Sequence[bytes], since: float = 0.0) -> int:
+        """Return how many leading blocks of a prefix are in objects, of those written after `since`."""
         holders = self._holders
         for count, block_hash in enumerate(hashes):
-            if block_hash not in holders:
+            holder = holders.get(block_hash)
+            if holder is None or holder.changed_at <= since:
                 return count
         return len(hashes)
 

@@ -55,6 +55,7 @@ class ObjectDirectory:
         digest = namespace_digest(namespace)
         identities = [Identity(digest, rank, size) for rank, size in enumerate(block_bytes)]
         self._ranks = [RankObjects(store, identity, recorder, wall=wall) for identity in identities]
+        self._wall, self._since = wall, 0.0
         self._listed = threading.Event()
         self._backoff = Backoff()
         self._keeper = Periodic("gc-obj-dir", self._refresh)
@@ -69,7 +70,11 @@ class ObjectDirectory:
 
     def longest(self, hashes: Sequence[bytes]) -> int:
         """Return how many leading blocks of a prefix every rank has in objects, as far as is known. No I/O."""
-        return min(rank.catalogue.longest(hashes) for rank in self._ranks)
+        return min(rank.catalogue.longest(hashes, self._since) for rank in self._ranks)
+
+    def hide(self) -> None:
+        """Count nothing any more that was written until now: somebody wants it computed here."""
+        self._since = self._wall()
 
     def close(self, deadline_s: float) -> None:
         """End the thread, and wait for that for at most `deadline_s`. Idempotent."""

@@ -32,6 +32,9 @@ PEER_BYTES_PER_S_GUESS = 1e9
 OWN_BYTES_PER_S_GUESS = 4e9
 """The same for what lies in this worker's own host memory: half of a PCIe 3.0 link, or one core that copies."""
 
+OBJECT_BYTES_PER_S_GUESS = 5e8
+"""The same for what is read from objects into its host memory: a disk, or an object store over 10 Gbit/s."""
+
 RATE_TTL_S = 30.0
 """A low rate that nothing has confirmed for so long is no longer held against a peer, or this engine: what is avoided
 because of one slow pull, or step, would otherwise never be measured again."""
@@ -186,6 +189,8 @@ class Forecaster:
     def bytes_per_s(self, worker: str, tier: Tier = Tier.DEVICE) -> float:
         """Return the rate at which a pull from a worker's tier is forecast."""
         guess = OWN_BYTES_PER_S_GUESS if worker == self._own_worker else PEER_BYTES_PER_S_GUESS
+        if tier is Tier.OBJECT:
+            guess = OBJECT_BYTES_PER_S_GUESS
         rate = self._rates.get((worker, tier))
         if rate is None:
             return guess

@@ -53,9 +53,7 @@ class Copied(NamedTuple):
     """A block that lies in a host slot on every rank from now on."""
 
     slot: int
-    block: BlockHash
-    root: BlockHash
-    """The first block of its chain."""
+    candidate: Candidate
     generation: int
 
 
@@ -150,6 +148,11 @@ class HostLedger:
         return self._retention.blocks_by_section
 
     @property
+    def retained_bytes(self) -> int:
+        """What requests want kept, as far as quotas let it be."""
+        return self._retention.retained_bytes
+
+    @property
     def full(self) -> bool:
         """Whether a block that comes makes another one go."""
         return not self._free
@@ -226,7 +229,7 @@ class HostLedger:
             self._retention.unpin(candidate.block)
             generation = self._generation(slot)
             self._held[candidate.block] = _Held(slot, generation)
-            done.append(Copied(slot, candidate.block, candidate.root, generation))
+            done.append(Copied(slot, candidate, generation))
         return done
 
     def expire(self) -> int:
@@ -244,10 +247,14 @@ class HostLedger:
 
     # -- use -----------------------------------------------------------------------------------------------------
 
-    def touch(self, blocks: Iterable[BlockHash]) -> None:
-        """Note that a prompt has these blocks, in prefix order. Those that are not known are ignored."""
-        for block in blocks:
-            self._retention.touch(block)
+    def touch(self, blocks: Iterable[BlockHash], traits: Iterable[BlockTraits]) -> None:
+        """Note that a prompt has these blocks, in prefix order, wherever it finds them.
+
+        traits: what it says of each. A block that is held is retained as it asks; of one that is not, the policy learns
+        whether it comes back.
+        """
+        for block, says in zip(blocks, traits, strict=True):
+            self._retention.touch(block, says)
 
     def pin(self, load_id: str, blocks: Iterable[BlockHash], seconds: float) -> None:
         """Keep held blocks where they are while a load reads them: until `unpin`, but no longer than this."""

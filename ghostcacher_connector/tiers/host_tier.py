@@ -29,11 +29,12 @@ import numpy as np
 
 from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import Candidate, HostLedger
+from ghostcacher_connector.tiers.host_ledger import Candidate, Copied, HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,10 @@ class HostTier:
         self._lent_max = first_slot  # the engine has no more blocks; some are never published, and so never given away
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
+        self.on_copied: Callable[[int, Sequence[Copied]], None] = lambda _copy_id, _copied: None
+        """Called with a copy's number and what is held from now on."""
+        self.on_cleared: Callable[[], None] = lambda: None
+        """Called when everything was forgotten."""
 
     def __repr__(self) -> str:
         return f"HostTier(engine blocks={len(self._engine)}, wanted={len(self.wanted)}, {self.ledger!r})"
@@ -163,8 +168,11 @@ class HostTier:
 
     def reported(self, copy_id: int, valid: Sequence[bool]) -> None:
         """Take one rank's report of a copy, and publish what every rank has copied."""
-        for copied in self.ledger.end(copy_id, valid):
-            self._sink.publish(copied.slot, copied.block, copied.root, copied.generation)
+        done = self.ledger.end(copy_id, valid)
+        for slot, candidate, generation in done:
+            self._sink.publish(slot, candidate.block, candidate.root, generation)
+        if done:
+            self.on_copied(copy_id, done)
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -190,10 +198,9 @@ class HostTier:
             ledger.copies_under_way,
         )
 
-    def touch(self, blocks: Iterable[BlockHash]) -> None:
-        """Note that a prompt has these blocks, in prefix order, wherever it finds them."""
-        blocks = list(blocks)
-        self.ledger.touch(blocks)
+    def touch(self, blocks: Sequence[BlockHash], traits: Iterable[BlockTraits]) -> None:
+        """Note that a prompt has these blocks, in prefix order, wherever it finds them. traits: of each of them."""
+        self.ledger.touch(blocks, traits)
         for block in blocks:
             slot = self._engine_slots.get(block)
             if slot is not None:
@@ -208,6 +215,7 @@ class HostTier:
         self.ledger.clear()
         self.wanted.clear()
         self._lent.clear()
+        self.on_cleared()
 
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:

@@ -10,7 +10,8 @@ A generation that is unchanged after the rows were copied proves that no overwri
 incarnation is the one of when the job was submitted: a rank that has missed bumps has become another one since.
 
 There is one thread, and jobs end in the order in which they were submitted: a host slot that is given to a later job is
-never overwritten by an earlier one. `submit`, `poll` and `queue_length` never wait for a copy.
+never overwritten by an earlier one. So whatever else fills or reads host slots takes its turn here, too (`Turn`).
+`submit`, `take_turn`, `poll` and `queue_length` never wait for a copy.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -54,10 +56,13 @@ class CopierStats(NamedTuple):
     """The time that this took."""
 
 
-class _Queued(NamedTuple):
-    job: CopyJob
-    incarnation: bytes
-    """The table's when the job was submitted."""
+class Turn(NamedTuple):
+    """Work on host slots, to be carried out once all that was submitted before it has ended."""
+
+    run: Callable[[], CopyResult | None]
+    """Carries it out. Its result is polled; None: nobody waits for one."""
+    unread: CopyResult | None = None
+    """Its result when it is not carried out, or fails."""
 
 
 class Copier:
@@ -80,7 +85,7 @@ class Copier:
         self._queue_max = queue_max
         self._clock = clock
         self._changed = threading.Condition()
-        self._queue: collections.deque[_Queued] = collections.deque()
+        self._queue: collections.deque[Turn] = collections.deque()
         self._finished: list[CopyResult] = []
         self._refused: list[CopyResult] = []
         self._copying = False
@@ -109,11 +114,17 @@ class Copier:
         assert len(job.engine_slots) == len(job.host_slots) == len(job.generations)
         assert _within(job.engine_slots, 0, self._engine_slots), "a copy is of engine slots"
         assert _within(job.host_slots, self._engine_slots, self._host_slots), "a copy fills host slots"
+        count = len(job.engine_slots)
+        unread = CopyResult(job.copy_id, np.zeros(count, dtype=np.bool_), 0, 0.0)
+        self.take_turn(Turn(partial(self._run, job, self._table.incarnation), unread))
+
+    def take_turn(self, turn: Turn) -> None:
+        """Queue other work on host slots, which are its own until its result is polled. A full queue refuses it."""
         with self._changed:
             if self._closing or len(self._queue) >= self._queue_max:
-                self._refuse(job)
+                self._refuse(turn)
             else:
-                self._queue.append(_Queued(job, self._table.incarnation))
+                self._queue.append(turn)
             self._changed.notify_all()
 
     def poll(self, *, wait_s: float = 0.0) -> list[CopyResult]:
@@ -132,7 +143,7 @@ class Copier:
         with self._changed:
             self._closing = True
             while self._queue:
-                self._refuse(self._queue.popleft().job)
+                self._refuse(self._queue.popleft())
             self._changed.notify_all()
         self._thread.join(CLOSE_S)
         if self._thread.is_alive():
@@ -146,30 +157,32 @@ class Copier:
                     self._changed.wait()
                 if self._closing:
                     return
-                queued = self._queue.popleft()
+                turn = self._queue.popleft()
                 self._copying = True
-            result = self._run_safely(queued)
+            result = self._run_safely(turn)
             with self._changed:
                 self._copying = False
-                self._finished.append(result)
+                if result is not None:
+                    self._finished.append(result)
                 self._changed.notify_all()
 
-    def _run_safely(self, queued: _Queued) -> CopyResult:
+    def _run_safely(self, turn: Turn) -> CopyResult | None:
         """Carry out a job; whatever goes wrong ends it with nothing valid: without a result its slots would be lost."""
         try:
-            return self._run(queued)
+            return turn.run()
         except Exception:
-            logger.exception("copy %d failed: unexpected error", queued.job.copy_id)
+            what = f"copy {turn.unread.copy_id}" if turn.unread is not None else "work on host slots"
+            logger.exception("%s failed: unexpected error", what)
             with self._changed:
-                return self._unread(queued.job)
+                return self._unread(turn)
 
-    def _run(self, queued: _Queued) -> CopyResult:
-        job = queued.job
+    def _run(self, job: CopyJob, incarnation: bytes) -> CopyResult:
+        """Copy. incarnation: the table's when the job was submitted."""
         started = self._clock()
-        wanted = np.flatnonzero(self._current(queued))  # what was reused while it waited need not be copied
+        wanted = np.flatnonzero(self._current(job, incarnation))  # what was reused while it waited need not be copied
         self._rows.run(job.engine_slots[wanted], job.host_slots[wanted] - self._engine_slots)
         # Only now, with every byte in place, may the seal be read: earlier it would prove nothing.
-        current = self._current(queued)
+        current = self._current(job, incarnation)
         valid = np.zeros(len(job.engine_slots), dtype=np.bool_)
         valid[wanted] = current[wanted]
         result = CopyResult(job.copy_id, valid, len(wanted) * self._bytes_per_slot, self._clock() - started)
@@ -178,18 +191,18 @@ class Copier:
             self._count(valid=good, stale=len(valid) - good, bytes=result.bytes, seconds=result.seconds)
         return result
 
-    def _current(self, queued: _Queued) -> Validity:
+    def _current(self, job: CopyJob, incarnation: bytes) -> Validity:
         """Say which engine slots still have the generation that the job gives."""
-        seal = self._table.seal(queued.job.engine_slots)
-        return valid_mask(seal, queued.incarnation, self._table.slot_count, queued.job.generations)
+        seal = self._table.seal(job.engine_slots)
+        return valid_mask(seal, incarnation, self._table.slot_count, job.generations)
 
-    def _refuse(self, job: CopyJob) -> None:
-        self._finished.append(self._unread(job))
+    def _refuse(self, turn: Turn) -> None:
+        if (unread := self._unread(turn)) is not None:
+            self._finished.append(unread)
 
-    def _unread(self, job: CopyJob) -> CopyResult:
-        count = len(job.engine_slots)
-        self._count(refused=count)
-        return CopyResult(job.copy_id, np.zeros(count, dtype=np.bool_), 0, 0.0)
+    def _unread(self, turn: Turn) -> CopyResult | None:
+        self._count(refused=len(turn.unread.valid) if turn.unread is not None else 0)
+        return turn.unread
 
     def _count(self, **more: float) -> None:
         self._stats = self._stats._replace(**{name: getattr(self._stats, name) + value for name, value in more.items()})

@@ -128,6 +128,34 @@ class CopyResult(NamedTuple):
     """From the copy's start to its end."""
 
 
+class StoreJob(NamedTuple):
+    """Write blocks in host slots to the object tier, unless their slots are reused meanwhile. Nobody waits for it."""
+
+    hashes: tuple[bytes, ...]
+    """The blocks, consecutive ones of one prefix; n of them."""
+    host_slots: Slots
+    """Where they are, shape (n,)."""
+    generations: Generations
+    """The generations of these slots when the store was ordered, shape (n,)."""
+    position: int
+    """Of the first one in its prefix."""
+    section: int
+    """Their `SectionType`."""
+
+
+class FetchJob(NamedTuple):
+    """Read blocks from the object tier into host slots. It ends with a `CopyResult`."""
+
+    copy_id: int
+    """Names the fetch in its result, among copies."""
+    hashes: tuple[bytes, ...]
+    """The blocks, in prefix order; n of them."""
+    host_slots: Slots
+    """Where they are read to, shape (n,): as those of a copy."""
+    timeout_s: float
+    """Time after which what has not arrived is given up."""
+
+
 def outdated_result(result: JobResult) -> JobResult:
     """Return the result of a job whose blocks were right and are not wanted any more: every one of them is stale."""
     count = len(result.valid)

@@ -37,6 +37,7 @@ from ghostcacher_connector.transfer.puller import Puller
 from ghostcacher_connector.transfer.relay.process import RelayProcess
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from ghostcacher_connector.worker.host_memory import HostMemory
+from ghostcacher_connector.worker.host_objects import HostObjects
 from ghostcacher_connector.worker.link_probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
 from ghostcacher_connector.worker.live_workers import LiveWorkers
 
@@ -83,6 +84,7 @@ class RankRuntime:
         self._port_offset = port_offset
         self._self_check: SelfCheckReport | None = None
         self._responder: ProbeResponder | None = None
+        self._namespace = namespace
         self._overdue = 0
         self._quarantined = 0
         self._copies_waiting = 0
@@ -101,6 +103,8 @@ class RankRuntime:
         self.endpoint: RankEndpoint = self._nixl.endpoint(rank=rank, relay=address)
         self.copier: Copier | None = None
         """Fills host slots; None without a host tier."""
+        self.objects: HostObjects | None = None
+        """Blocks that outlive the engine; None until `open_objects`."""
         local: list[Transport] = []
         if host is not None:
             self.copier = Copier((memory, host.slots), table)
@@ -123,11 +127,25 @@ class RankRuntime:
 
     def start(self) -> None:
         """Prove that a pull works, then look for peers. Raises TransferError when it does not."""
-        if self._settings.object_url is not None:
-            logger.warning("object_url: has no effect yet: engines do not use the object tier")
         if self._settings.self_check:
             self._run_self_check()
         self._live_workers.start()
+
+    def open_objects(self) -> None:
+        """Begin to use the object tier, where the settings name one. Raises ConfigError."""
+        url = self._settings.object_url
+        if url is None or self._host is None or self.copier is None:
+            return
+        self.objects = HostObjects(
+            url,
+            self._settings,
+            self._host.slots,
+            self._table,
+            self.copier,
+            self._recorder,
+            rank=self._rank,
+            namespace=self._namespace,
+        )
 
     def move(self, namespace: str) -> None:
         """Become another incarnation, in another namespace: peers refuse all that was published, from now on.
@@ -135,7 +153,10 @@ class RankRuntime:
         What is being pulled is of the namespace that is left: the caller must not use it. Connections to peers are
         taken down where no READ is in flight, and made anew to those that are met again.
         """
+        self._namespace = namespace
         self.endpoint = replace(self.endpoint, incarnation=self._table.renew_incarnation())
+        if self.objects is not None:
+            self.objects.move(namespace)
         self._know_own()
         # In this order: who is met there is handed to the puller once, and it must take them by then.
         self.puller.peers.move(namespace)
@@ -146,6 +167,8 @@ class RankRuntime:
         if self._responder is not None:
             self._responder.stop(STOP_TIMEOUT_S)
         self._live_workers.stop(STOP_TIMEOUT_S)
+        if self.objects is not None:
+            self.objects.close()
         copied = self.copier is None or self.copier.close()
         # Closes its transports, unless a READ is still in flight: what it writes to must then stay registered.
         pulled = self.puller.close()

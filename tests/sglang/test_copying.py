@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.sglang.scheduling.copying import PageCopying
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.publishing import PageBook, PagePublisher
@@ -103,7 +104,8 @@ def test_pages_are_copied_once_few_are_free() -> None:
     rig.settle()
     assert rig.in_host() == set()
     rig.compute(4, 5, 6, 7, 8, 9)
-    rig.copying.tier.touch([block(1)])
+    traits = BlockTraits(SectionType.DOC, 0, PAGE, rig.copying.tier.block_bytes)
+    rig.copying.tier.touch([block(1)], [traits])
     rig.settle()
     assert rig.in_host() == {block(2), block(3)}
     slots = {found: slot for slot, found in rig.sink.slots.items() if slot >= PAGES}

@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
-    "tiers": {"core.coordination", "core.index", "core.retention", "metrics", "slots", "transfer"},
+    "tiers": {"core.coordination", "core.index", "core.retention", "metrics", "objects", "slots", "transfer"},
     "worker": {
         "config",
         "core.addresses",
@@ -59,6 +59,7 @@ ARROWS: dict[str, set[str]] = {
         "core.schema",
         "core.settings",
         "metrics",
+        "objects",
         "publish",
         "pull",
         "slots",
@@ -68,6 +69,7 @@ ARROWS: dict[str, set[str]] = {
     "engines.common": {
         "config",
         "core.coordination",
+        "core.retention",
         "core.sections",
         "identity",
         "metrics",

@@ -16,7 +16,7 @@ from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService, take_answer
-from ghostcacher_connector.pull.planner import Holding, PullPlanner
+from ghostcacher_connector.pull.planner import Holding, PullPlan, PullPlanner
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,10 @@ class PrefixMatcher:
         if not blocks or (self._settings.pull == "never" and self._tier is None):
             return
         if self._tier is not None:
-            self._tier.touch(blocks)
+            traits = [
+                tracked.traits_of(index, self._block_tokens, self._tier.block_bytes) for index in range(len(blocks))
+            ]
+            self._tier.touch(blocks, traits)
         if self._settings.pull == "never" or self._is_here(blocks, holds):
             tracked.phase = Phase.HELD
             return
@@ -115,18 +118,32 @@ class PrefixMatcher:
         tracked.hits = answer
         return self._decide(tracked, first_block)
 
-    def _decide(self, tracked: PullState, first_block: int, *, otherwise: MissReason | None = None) -> int:
+    def _decide(self, tracked: PullState, first_block: int, *, otherwise: MissReason | None = None) -> int | None:
         """Plan a pull by the index's answer and what is here; return how many blocks to pull.
+
+        None: more is on its way here (`_fetches`).
 
         otherwise: why the index has no answer, which is why nothing is pulled where nothing is here.
         """
         own = self._own(tracked, first_block)
         holding = Holding(self._tier.worker, OWN_INCARNATION, own) if own and self._tier is not None else None
         plan = self._planner.plan(tracked.hits, first_block, tracked.pullable, holding)
+        if self._fetches(tracked, first_block, plan, otherwise):
+            return None
         if isinstance(plan, MissReason):
             return self._settle(tracked, first_block, plan if own or otherwise is None else otherwise)
         tracked.plan, tracked.phase = plan, Phase.PLANNED
         return plan.block_count
+
+    def _fetches(
+        self,
+        tracked: PullState,  # noqa: ARG002 - for an adapter that fetches
+        first_block: int,  # noqa: ARG002
+        plan: PullPlan | MissReason,  # noqa: ARG002
+        otherwise: MissReason | None,  # noqa: ARG002
+    ) -> bool:
+        """Say whether more than the plan brings is fetched to the host tier first."""
+        return False
 
     def _own(self, tracked: PullState, first_block: int) -> Sequence[Location]:
         """Return where this worker's own tier has the request's pullable blocks, from this one on without a gap."""

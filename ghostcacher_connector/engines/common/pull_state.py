@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import NO_SECTIONS, BlockSections
 from ghostcacher_connector.core.types import BlockHash, PrefixHit
 from ghostcacher_connector.pull.planner import PullPlan
@@ -64,3 +65,10 @@ class PullState(ABC):
     @abstractmethod
     def blocks(self) -> Sequence[BlockHash]:
         """The hashes of the request's full blocks."""
+
+    @abstractmethod
+    def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
+        """Describe one of its blocks to a tier, the same whether it is published or asked for.
+
+        index: how many blocks of the request lie before it. block_tokens, block_bytes: of one block, on one rank.
+        """

@@ -95,6 +95,8 @@ class EngineRank:
                 f"host_tier_gib: expected 0 with several ranks on SGLang, got {settings.host_tier_gib:g}: each rank "
                 "decides for itself, and all of them the same, which a tier that goes by time cannot promise"
             )
+        if settings.object_url is not None:
+            logger.warning("object_url: has no effect on SGLang: its engines do not use the object tier")
         host = open_host_memory(settings.host_tier_gib, memory, ranks=self.ranks.size)
         self.table = SlotTable(memory.slot_count + (host.slots.slot_count if host is not None else 0))
         shared = self._shared(memory.slot_count)

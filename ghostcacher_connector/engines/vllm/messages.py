@@ -19,7 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.slots import Generations, Slots
-from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult, PullSource
+from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult, FetchJob, PullSource, StoreJob
 from ghostcacher_connector.worker.registration import Introduction
 
 
@@ -53,10 +53,14 @@ class StepMetadata(KVConnectorMetadata):
     """Requests whose pulls are no longer wanted."""
     copies: list[CopyJob] = field(default_factory=list)
     """Copies to the host tier to start, behind the bumps of this step."""
+    fetches: list[FetchJob] = field(default_factory=list)
+    """Objects to read into host slots, likewise."""
+    stores: list[StoreJob] = field(default_factory=list)
+    """Host slots to write to the object tier."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle arrays as bytes: most are empty, and numpy's own pickling costs four times as much."""
-        orders = self.pulls, self.cancelled, self.copies
+        orders = self.pulls, self.cancelled, self.copies, self.fetches, self.stores
         return _unpickled, (self.step, self.bumped.tobytes(), self.generations.tobytes(), *orders)
 
 
@@ -80,7 +84,7 @@ class RankReport(KVConnectorWorkerMetadata):
     begins_late: bool = False
     """vLLM overwrites blocks on this rank before it passes on the orders of the step: no generation ever is."""
     copies: list[CopyResult] = field(default_factory=list)
-    """How the copies that have ended since went. Ranks end a copy in different steps: each of them reports it."""
+    """How the copies and fetches that have ended since went. Ranks end one in different steps: each reports it."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
         """Merge two ranks' reports: a step is done when the last rank has done it."""

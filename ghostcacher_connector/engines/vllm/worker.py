@@ -37,6 +37,7 @@ from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.copier import Copier
 from ghostcacher_connector.transfer.jobs import PullJob, outdated_result
 from ghostcacher_connector.worker.host_memory import open_host_memory
+from ghostcacher_connector.worker.host_objects import HostObjects
 from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction
 
@@ -122,6 +123,7 @@ class ConnectorWorker:
         if not self._introduced:  # vLLM 0.33 asks again when it is told to wake up
             self._introduced = True
             self._runtime.start()
+            self._runtime.open_objects()
         return self._handshake
 
     def read_weights(self, model: torch.nn.Module) -> str:
@@ -162,6 +164,10 @@ class ConnectorWorker:
         self._table.bump(metadata.bumped, metadata.generations)
         for job in metadata.copies:
             self._copier.submit(job)
+        for store in metadata.stores:
+            self._objects.store(store)
+        for fetch in metadata.fetches:
+            self._objects.fetch(fetch)
 
     def check_begun(self, metadata: StepMetadata, call: str) -> None:
         """Give up on this rank's generations if vLLM makes a call of this step that has not begun yet.
@@ -177,6 +183,12 @@ class ConnectorWorker:
         assert self._runtime is not None
         assert self._runtime.copier is not None, "a copy is ordered of a rank without a host tier"
         return self._runtime.copier
+
+    @property
+    def _objects(self) -> HostObjects:
+        assert self._runtime is not None
+        assert self._runtime.objects is not None, "an object is ordered of a rank without an object tier"
+        return self._runtime.objects
 
     def _lose_generations(self, why: str) -> None:
         assert self._table is not None

@@ -58,6 +58,10 @@ class WorkerPort(Protocol):
     def load_measured_at(self) -> float:
         """When that load was measured; loop clock, s."""
 
+    @property
+    def cache_tokens(self) -> int | None:
+        """Tokens that its cache holds, as its metrics said; None when they did not."""
+
 
 class WorkersPort(Protocol):
     """All workers, by name."""

@@ -38,6 +38,7 @@ class EngineApi:
     headers: whole header lines of each completion.
     key: what /v1/* asks for as a bearer token; None: nothing.
     status: of /health.
+    metrics: the page of /metrics; None: there is none.
     mute: read requests, and never answer.
     raw: bytes sent in place of any answer; then the connection is closed.
     """
@@ -56,6 +57,7 @@ class EngineApi:
         self.headers = tuple(headers)
         self.key = key
         self.status = 200
+        self.metrics: bytes | None = None
         self.mute = False
         self.raw: bytes | None = None
         self._max_model_len = max_model_len
@@ -76,6 +78,8 @@ class EngineApi:
     def _page(self, request: Received) -> bytes:
         if request.path == "/health":
             return content(b"", status=self.status)
+        if request.path == "/metrics" and self.metrics is not None:
+            return content(self.metrics)
         if self.key is not None and request.headers.get(b"authorization") != f"Bearer {self.key}".encode():
             return content(b"{}", status=401)
         if request.path == "/v1/models":

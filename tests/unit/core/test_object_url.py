@@ -28,7 +28,7 @@ SECRET = "wJalrXUtnFEMI-K7MDENG"
 )
 def test_what_it_names(url: str, expected: object) -> None:
     assert parse_object_url(url) == expected
-    assert Settings(object_url=url).object_url == url
+    assert Settings(object_url=url, host_tier_gib=1.0).object_url == url
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,10 @@ def test_what_is_refused_and_why(url: str, said: str) -> None:
     assert SECRET not in str(raised.value)
     if url:
         with pytest.raises(ConfigError, match="object_url"):
-            Settings(object_url=url)
+            Settings(object_url=url, host_tier_gib=1.0)
+
+
+def test_objects_without_a_host_tier_are_refused() -> None:
+    """They are read into it."""
+    with pytest.raises(ConfigError, match=r"host_tier_gib: expected more than 0 with object_url: .*, got 0"):
+        Settings(object_url="file:///var/cache/kv")

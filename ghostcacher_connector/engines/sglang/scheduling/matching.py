@@ -69,7 +69,7 @@ class Matcher(PrefixMatcher):
         first = page_of(tracked, keys[0])
         if first is None:
             return 0
-        count = 0
+        count: int | None = 0
         if tracked.phase is Phase.HELD and first < tracked.pullable:
             self._not_all_held(tracked, tracked.chain[: tracked.pullable], first)
         if tracked.phase is Phase.ASKED:
@@ -77,6 +77,7 @@ class Matcher(PrefixMatcher):
         elif tracked.phase is Phase.PLANNED:
             # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
             count = self._decide(tracked, first)
+        assert count is not None, "nothing is fetched from objects on SGLang"
         return min(count, common_pages(tracked, first, keys), self._pages_max)
 
     def _answered_in_time(self, tracked: Tracked, first: int) -> int:

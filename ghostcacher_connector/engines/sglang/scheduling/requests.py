@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import block_sections, decode_hint
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.common.pull_state import PullState
 from ghostcacher_connector.engines.sglang.scheduling.request_names import router_request_id
 
@@ -34,6 +35,10 @@ class Tracked(PullState):
     @property
     def blocks(self) -> Sequence[BlockHash]:
         return self.chain
+
+    def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
+        """Describe a page as it is published, without type and depth (publishing.py): the two are compared."""
+        return BlockTraits(SectionType.DOC, 0, block_tokens, block_bytes, retain_s=self.sections.retain_s(index))
 
 
 def track(req: Req, page_tokens: int) -> Tracked:

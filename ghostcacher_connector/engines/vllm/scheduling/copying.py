@@ -10,6 +10,7 @@ from ghostcacher_connector.engines.vllm.scheduling.eviction_window import Evicti
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.tiers.host_tier import HostTier
+from ghostcacher_connector.tiers.object_orders import Fetched, ObjectOrders
 from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult
 
 if TYPE_CHECKING:
@@ -33,13 +34,18 @@ class CopyDown:
         *,
         threshold: float,
         block_tokens: int,
+        objects: ObjectOrders | None = None,
+        on_fetched: Callable[[Fetched], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """threshold: share of the pool beyond which blocks are copied: the others are not handed out soon."""
+        """objects: told of the ranks' reports, if there is an object tier. on_fetched: told how each fetch went.
+
+        threshold: share of the pool beyond which blocks are copied: the others are not handed out soon."""
         self.tier = tier
         self._window = EvictionWindow(pool, 1.0 - threshold)
         self._block_tokens = block_tokens
         self._clock = clock
+        self.objects, self._on_fetched = objects, on_fetched
         self._idle_since: float | None = None
         self._ordered = False
 
@@ -68,13 +74,16 @@ class CopyDown:
         """Take note of how the ranks' shares of copies ended."""
         for result in results:
             self.tier.reported(result.copy_id, result.valid.tolist())
+            if self.objects is not None and (fetched := self.objects.reported(result)) is not None:
+                self._on_fetched(fetched)
 
     def unfinished(self) -> bool:
         """Say whether an engine without requests should take another step: copies have yet to be reported, or ordered.
 
         Bounded in time from the first such question after a request has arrived.
         """
-        if not (self.tier.busy or self._ordered or not self._window.complete):
+        storing = self.objects is not None and self.objects.waiting
+        if not (self.tier.busy or self._ordered or storing or not self._window.complete):
             return False
         now = self._clock()
         if self._idle_since is None:

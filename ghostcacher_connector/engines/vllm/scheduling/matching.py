@@ -26,6 +26,7 @@ from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.vllm.messages import PullOrder
+from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, pull_wanted, shareable
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import PullReport, record_outcome, record_transfer
@@ -84,9 +85,10 @@ class Matcher(PrefixMatcher):
         block_tokens: int,
         block_bytes: int,
         tier: HostTier | None = None,
+        fetcher: ObjectFetcher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """See `PrefixMatcher`."""
+        """See `PrefixMatcher`. fetcher: of this worker's object tier, if there is one."""
         super().__init__(
             settings,
             lookups,
@@ -98,6 +100,7 @@ class Matcher(PrefixMatcher):
             clock=clock,
         )
         self._forecaster = forecaster
+        self._fetcher = fetcher
         self._block_bytes = block_bytes
         self._orders: list[PullOrder] = []
         self._flights: dict[str, _Flight] = {}
@@ -116,6 +119,9 @@ class Matcher(PrefixMatcher):
 
     def forget(self, tracked: PullState) -> None:
         super().forget(tracked)
+        if self._fetcher is not None:
+            assert isinstance(tracked, Tracked)
+            self._fetcher.end(tracked)
         self._flights.pop(tracked.request_id, None)
 
     def match(self, tracked: Tracked, local_tokens: int, *, alone: bool = False) -> int | None:
@@ -126,8 +132,16 @@ class Matcher(PrefixMatcher):
         first_block = local_tokens // self._block_tokens
         count: int | None = 0
         self._note_preemption(tracked, first_block)
+        if self._fetcher is not None:
+            if self._fetcher.waits(tracked):
+                return None
+            waited, otherwise = self._fetcher.end(tracked)
+            if waited:
+                self._decide(tracked, first_block, otherwise=otherwise)
         if tracked.phase is Phase.HELD and first_block < tracked.pullable:
             self._not_all_held(tracked, tracked.request.block_hashes[: tracked.pullable], first_block)
+            if tracked.phase is Phase.HELD:
+                return None  # it waits for a fetch
         if tracked.phase is Phase.ASKED:
             count = self._answered(tracked, first_block, wait_s=ALONE_WAIT_S if alone else 0.0)
         elif tracked.phase is Phase.PLANNED:
@@ -198,6 +212,15 @@ class Matcher(PrefixMatcher):
             if self._tier is not None and all(report.worker == self._tier.worker for report in reports):
                 self._tier.loaded(usable)
         return usable
+
+    def _fetches(
+        self, tracked: PullState, first_block: int, plan: PullPlan | MissReason, otherwise: MissReason | None
+    ) -> bool:
+        if self._fetcher is None:
+            return False
+        assert isinstance(tracked, Tracked)
+        covered = first_block + (0 if isinstance(plan, MissReason) else plan.block_count)
+        return self._fetcher.begin(tracked, first_block, covered, otherwise)
 
     def _lookup_wait_s(self, token_count: int) -> float:
         """A long prompt is not computed because Redis took a moment longer: others are scheduled meanwhile."""

@@ -16,6 +16,7 @@ from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
+from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
@@ -25,9 +26,12 @@ from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublis
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.objects.directory import ObjectDirectory
+from ghostcacher_connector.objects.tier_options import TierOptions
 from ghostcacher_connector.publish.block_notes import BlockNotes
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.tiers.host_tier import HostTier
+from ghostcacher_connector.tiers.object_orders import ObjectOrders
 from ghostcacher_connector.worker.membership import Membership
 from ghostcacher_connector.worker.registration import Introduction, first_prefill_rate, worker_record
 
@@ -114,6 +118,8 @@ class PartsMaker:
         prompts = PromptReporter(fleet.reporter, tokens)
         notes = BlockNotes()
         tier = self._tier(record, fleet, pool) if self._role.publishes else None
+        objects = self._objects(record, tier) if tier is not None else None
+        fetcher = self._fetcher(objects, tier, forecaster) if objects is not None and tier is not None else None
         watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
         publisher = self._publisher(manager, watch, fleet, prompts, notes, tier) if watch is not None else None
         return Parts(
@@ -124,9 +130,9 @@ class PartsMaker:
             prompts,
             watch,
             publisher,
-            self._matcher(fleet, forecaster, block_bytes, tier) if self._role.pulls else None,
+            self._matcher(fleet, forecaster, block_bytes, tier, fetcher) if self._role.pulls else None,
             Flusher(manager, fleet.publisher, notes, watch, publisher, tier, block_bytes=block_bytes * len(ranks)),
-            self._copying(tier, pool) if tier is not None else None,
+            self._copying(tier, pool, objects, fetcher) if tier is not None else None,
         )
 
     def _forecaster(self, ranks: list[Introduction]) -> Forecaster:
@@ -161,12 +167,40 @@ class PartsMaker:
             clock=self._clock,
         )
 
-    def _copying(self, tier: HostTier, pool: BlockPool) -> CopyDown:
+    def _objects(self, record: WorkerRecord, tier: HostTier) -> ObjectOrders | None:
+        """Return what orders stores and fetches of objects; None where the settings name no object tier."""
+        url = self._settings.object_url
+        if url is None:
+            return None
+
+        def open_directory(namespace: str) -> ObjectDirectory:
+            return ObjectDirectory.open(
+                url,
+                namespace=namespace.encode(),
+                block_bytes=[endpoint.bytes_per_slot for endpoint in record.ranks],
+                options=TierOptions.of(self._settings),
+                recorder=self._recorder,
+            )
+
+        return ObjectOrders(
+            tier, open_directory, namespace=record.namespace, ranks=len(record.ranks), clock=self._clock
+        )
+
+    def _fetcher(self, objects: ObjectOrders, tier: HostTier, forecaster: Forecaster) -> ObjectFetcher:
+        return ObjectFetcher(
+            objects, tier, forecaster, self._settings, block_tokens=self._block_tokens, clock=self._clock
+        )
+
+    def _copying(
+        self, tier: HostTier, pool: BlockPool, objects: ObjectOrders | None, fetcher: ObjectFetcher | None
+    ) -> CopyDown:
         return CopyDown(
             tier,
             pool,
             threshold=self._settings.hbm_swap_threshold,
             block_tokens=self._block_tokens,
+            objects=objects,
+            on_fetched=fetcher.fetched if fetcher is not None else lambda _: None,
             clock=self._clock,
         )
 
@@ -190,7 +224,14 @@ class PartsMaker:
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
         )
 
-    def _matcher(self, fleet: Membership, forecaster: Forecaster, block_bytes: int, tier: HostTier | None) -> Matcher:
+    def _matcher(
+        self,
+        fleet: Membership,
+        forecaster: Forecaster,
+        block_bytes: int,
+        tier: HostTier | None,
+        fetcher: ObjectFetcher | None,
+    ) -> Matcher:
         return Matcher(
             self._settings,
             fleet.lookups,
@@ -199,6 +240,7 @@ class PartsMaker:
             block_tokens=self._block_tokens,
             block_bytes=block_bytes,
             tier=tier,
+            fetcher=fetcher,
             clock=self._clock,
         )
 

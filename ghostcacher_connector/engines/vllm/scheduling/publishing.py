@@ -25,12 +25,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
-from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, shareable
+from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, candidate_of, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.publish.block_notes import BlockNotes, Note
-from ghostcacher_connector.tiers.host_ledger import Candidate
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
@@ -208,22 +206,10 @@ class BlockPublisher:
         sections = tracked.sections
         self._notes.put(hashes[index], Note(parent, sections.section_of(index), sections.session_of(index)))
         if self._tier is not None:
-            self._tier.engine_holds(block.block_id, self._candidate(tracked, index, self._tier), generation)
+            self._tier.engine_holds(
+                block.block_id, candidate_of(tracked, index, self._block_tokens, self._tier.block_bytes), generation
+            )
         self._sink.publish(block.block_id, hashes[index], hashes[0], generation)
-
-    def _candidate(self, tracked: Tracked, index: int, tier: HostTier) -> Candidate:
-        """Describe a block, the index-th of a request, to the tiers."""
-        hashes, sections = tracked.request.block_hashes, tracked.sections
-        traits = BlockTraits(
-            sections.section_of(index),
-            index,
-            self._block_tokens,
-            tier.block_bytes,
-            tracked.tenant,
-            sections.retain_s(index),
-            prompt_blocks=tracked.request.num_prompt_tokens // self._block_tokens,
-        )
-        return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 
     def _table(self, tracked: Tracked) -> Sequence[KVCacheBlock]:
         """Return vLLM's own list of a request's blocks; it grows, so take slices of it."""

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_hint, retain_wanted
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
 from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.tiers.host_ledger import Candidate
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -48,6 +50,8 @@ class Tracked(PullState):
     """A new one with each match: after a preemption the request begins again, in other slots."""
     joins_until: float = math.inf
     """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
+    fetched: bool = False
+    """Whether blocks of it were fetched from objects, or were to be: once for each request."""
     preemptions: int = 0
     """How often it had been preempted when it was last asked for."""
     tenant: bytes | None = None
@@ -61,6 +65,23 @@ class Tracked(PullState):
     def blocks(self) -> Sequence[BlockHash]:
         blocks: Sequence[BlockHash] = self.request.block_hashes
         return blocks
+
+    def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
+        return BlockTraits(
+            self.sections.section_of(index),
+            index,
+            block_tokens,
+            block_bytes,
+            self.tenant,
+            self.sections.retain_s(index),
+            prompt_blocks=self.request.num_prompt_tokens // block_tokens,
+        )
+
+
+def candidate_of(tracked: Tracked, index: int, block_tokens: int, block_bytes: int) -> Candidate:
+    """Describe a block, the index-th of a request, to the tiers. block_bytes: of one block on one rank."""
+    hashes, traits = tracked.request.block_hashes, tracked.traits_of(index, block_tokens, block_bytes)
+    return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
 
 
 def shareable(request: Request) -> bool:

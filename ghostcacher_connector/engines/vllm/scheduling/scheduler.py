@@ -146,6 +146,8 @@ class ConnectorScheduler:
     def shutdown(self) -> None:
         if self._gauges is not None:
             self._gauges.close()
+        if self._copying is not None and self._copying.objects is not None:
+            self._copying.objects.close()
         if self._fleet is not None:
             self._fleet.stop()
 
@@ -165,6 +167,8 @@ class ConnectorScheduler:
     def cache_reset(self, why: str) -> None:
         """Withdraw everything, and look at the weights before the next step: caches are reset when these change."""
         self._forget_all()
+        if self._copying is not None and self._copying.objects is not None:
+            self._copying.objects.directory.hide()
         if self._epochs is not None:
             self._epochs.doubt(why)
 
@@ -198,6 +202,8 @@ class ConnectorScheduler:
             self._copying.tier.ledger.send_all()
         self._give_up_pulls()
         if (record := self._renew_ranks()) is not None:
+            if self._copying is not None and self._copying.objects is not None:
+                self._copying.objects.move(record.namespace)
             self._fleet.move(record)
 
     def _renew_ranks(self) -> WorkerRecord | None:
@@ -301,7 +307,9 @@ class ConnectorScheduler:
         bumped, generations = self._take_bumps()
         cancelled, self._cancelled = self._cancelled, []
         pulls = self._matcher.take_orders() if self._matcher is not None else []
-        return StepMetadata(self._step, bumped, generations, pulls, cancelled, copies)
+        objects = self._copying.objects if self._copying is not None and self._sharing else None
+        fetches, stores = (objects.take_fetches(), objects.take_stores()) if objects is not None else ([], [])
+        return StepMetadata(self._step, bumped, generations, pulls, cancelled, copies, fetches, stores)
 
     def _take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots of all tiers that were given away since the last step, with their new generations."""

@@ -23,6 +23,7 @@ from math import inf
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_router.fleet.cache_sizes import CacheSizes
 from ghostcacher_router.fleet.discovery import Discovery
 from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.hung_workers import HungWorkers
@@ -70,7 +71,8 @@ class Fleet:
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, offload=self._threads)
         self._outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self.hung = HungWorkers(self.options.gone_ttl_s)
-        told = self._changed, self._went_down, self.hung.tell
+        self._cache_sizes = CacheSizes(prober)
+        told = self._changed, self._went_down, self._cache_sizes.ask, self.hung.tell
         watched = WatchDependencies(prober, self.options, metrics, clock, jitter, *told)
         self._roster = Roster(static, watched, self._drains, self.hung, left=self._left)
         self.workers: Mapping[str, Worker] = self._roster.workers
@@ -235,6 +237,7 @@ class Fleet:
         await self._discovery.stop()
         await self._roster.stop()
         await self._model_refresh.stop()
+        await self._cache_sizes.stop()
         await self.hung.stop()
         self._threads.close()
 

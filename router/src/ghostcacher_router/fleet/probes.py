@@ -1,4 +1,4 @@
-"""Asks a worker whether it is well and what it serves: two small GETs, each bounded in time and size.
+"""Asks a worker whether it is well, what it serves, and how much its cache holds: GETs, each bounded in time and size.
 
 A probe opens a connection of its own, so that it finds what a new request would find, and closes it afterwards. The
 worker's name is resolved as it is for requests.
@@ -17,6 +17,7 @@ import msgspec
 
 from ghostcacher_router.dns.dial import dial
 from ghostcacher_router.dns.resolver import Resolver
+from ghostcacher_router.fleet.engine_metrics import cache_tokens_of
 from ghostcacher_router.types import Endpoint
 
 HTTP_OK = 200
@@ -62,6 +63,9 @@ class Prober(Protocol):
     async def models(self, endpoint: Endpoint) -> tuple[Mapping[str, object], ...]:
         """Return the models that the worker serves, as it describes them, each id once."""
 
+    async def cache_tokens(self, endpoint: Endpoint) -> int | None:
+        """Return how many tokens the worker's cache holds, as its metrics say; None when they do not."""
+
 
 class HttpProber:
     """Asks over HTTP/1.1.
@@ -104,6 +108,10 @@ class HttpProber:
         if answer.status != HTTP_OK:
             raise ProbeFailed(f"/v1/models: expected status 200, got {answer.status}")
         return parse_models(answer.body)
+
+    async def cache_tokens(self, endpoint: Endpoint) -> int | None:
+        answer = await self._get(endpoint, "/metrics")
+        return cache_tokens_of(answer.body) if answer.status == HTTP_OK else None
 
     async def _get(self, endpoint: Endpoint, path: str) -> Answer:
         resolved = False

@@ -43,6 +43,8 @@ class WatchDependencies(NamedTuple):
     """Called after a worker's state or models have changed."""
     went_down: Callable[[str], None]
     """Called with a worker's name when it has become DOWN."""
+    came_up: Callable[[Worker], None]
+    """Called with a worker that answers probes, once after it did not."""
     hangs: Callable[[Worker, float], None]
     """Called when a worker that is DOWN has not answered its last probes, and since when; then after each further one.
     """
@@ -60,6 +62,7 @@ class Watch:
         self.has_probed = False
         """Whether a first probe is over, however it went."""
         self._has_said_joining = False
+        self._has_come_up = False
         self._setbacks = 0
         self._silent_since: deque[float] = deque(maxlen=dependencies.options.failures_max)
         """When each of the last probes in a row began that got no answer."""
@@ -98,6 +101,9 @@ class Watch:
             dependencies.changed()
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
+        if not self._has_come_up:
+            self._has_come_up = True
+            dependencies.came_up(worker)
         self._again_after(self._pause_s())
 
     async def look_after(self, for_s: float) -> None:
@@ -181,6 +187,7 @@ class Watch:
         logger.log(level, "worker %s: %s, was %s%s", worker.name, worker.state.value, before.value, because)
         self._dependencies.changed()
         if worker.state is WorkerState.DOWN:
+            self._has_come_up = False
             self._dependencies.went_down(worker.name)
 
     def _models_due(self) -> bool:

@@ -84,6 +84,8 @@ class Worker:
         """The last load that it reported."""
         self.load_measured_at = now
         """When `load` was measured, as far as this router can tell."""
+        self.cache_tokens: int | None = None
+        """Tokens that its cache holds, as its metrics said; None before that, and where they do not say it."""
         self.failures = 0
         """Probes and connections that failed in a row."""
         self.refusals = 0

@@ -239,9 +239,13 @@ class InFlightTracker:
         """Note a prompt that a worker was sent, and now and then how much the fleet's caches hold."""
         self._regret.note(digests, tokens)
         if self._prompts % CAPACITY_PROMPTS == 0:
-            workers, learned = self._fleet.workers.values(), self._sent_caches.capacity_tokens
-            self._regret.resize(sum(_capacity_tokens(worker) or learned(worker.name) for worker in workers))
+            self._regret.resize(sum(map(self._room_tokens, self._fleet.workers.values())))
         self._prompts += 1
+
+    def _room_tokens(self, worker: WorkerPort) -> int:
+        """Return how many tokens a worker's cache holds, as far as that is known: by what it reports, says or shows."""
+        said = _capacity_tokens(worker)
+        return (0 if worker.load is None else said) or self._sent_caches.capacity_tokens(worker.name) or said
 
     def _learn_room(self, placed: PlacedRequest, now: float) -> None:
         """Learn how much a plain worker's cache holds from how soon its answer begins."""
@@ -360,5 +364,6 @@ def _seeded_depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
 
 def _capacity_tokens(worker: WorkerPort) -> int:
     """Return how many tokens a worker's cache holds; 0 when it does not say."""
-    load = None if worker.load is None else worker.load.load
-    return 0 if load is None else load.kv_blocks_total * load.block_tokens
+    if worker.load is None:
+        return worker.cache_tokens or 0
+    return worker.load.load.kv_blocks_total * worker.load.load.block_tokens

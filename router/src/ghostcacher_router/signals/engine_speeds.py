@@ -105,7 +105,8 @@ class EngineSpeeds:
     def ms_per_token(self, worker: str) -> float:
         """Return the prefill time of one prompt token at a worker."""
         told = self._told.get(worker, NOTHING)
-        if told.ms_per_token is None and self._all.is_empty and self._watched_tokens:
+        # Answers that have taken no measurable time tell no rate.
+        if told.ms_per_token is None and self._all.is_empty and self._watched_s:
             return self._watched_s * 1e3 / self._watched_tokens
         if told.ms_per_token is None:
             return self._all.figure or MS_PER_TOKEN_GUESS

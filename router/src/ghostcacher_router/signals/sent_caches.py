@@ -5,9 +5,11 @@ the end, and no more of them than its cache has room for. A prompt that is sent 
 end, so the end is evicted first, as engines do. Only the boundaries of the whole KiBs count: all prompts that share a
 text have them in common, so a worker that holds one of them holds all before it.
 
-How much room there is, plain engines do not say, but their answers do: who computes anew what the model holds has less
-room than that, and who answers too soon to have computed what the model has evicted has more. So what was evicted is
-remembered for a while. The room is learned in KiBs of prompts: what else is in a cache, such as answers, is left out.
+How much room there is, most engines say, but in tokens, and how many bytes of text a token has is a guess. So their
+answers count: who computes anew what the model holds has less room than that, and who answers too soon to have computed
+what the model has evicted has more. So what was evicted is remembered for a while. The room is learned in KiBs of
+prompts: what else is in a cache, such as answers, is left out. Where an engine has said how much it holds, what is
+learned stays within what the guess can be wrong by.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ CAPACITY_TOKENS_GUESS = 1 << 21
 first prompt that is computed anew."""
 
 BYTES_PER_TOKEN = 4
+"""A guess. English has about so many, code and Chinese about three, and what a tokenizer was not made for has fewer."""
+SHARE_MIN, SHARE_MAX = 0.5, 1.1
+"""Bounds of the room that is learned, as shares of what the worker says. What seems to be less room may be the work of
+other routers, which takes time and room. That there is more is less likely, and believing it wrongly costs more."""
+
 KIB_TOKENS = GRID_BYTES // BYTES_PER_TOKEN
 CAPACITY_KIB_MAX = CAPACITY_TOKENS_GUESS // KIB_TOKENS
 """KiBs remembered of one worker, with what was evicted: 1 MiB of memory or less."""
@@ -55,12 +62,14 @@ class CacheUse(NamedTuple):
 class _Cache:
     """The model of one worker's cache. Boundaries are in the order of their last use, the latest at the end."""
 
-    __slots__ = ("evicted", "held", "room_kib")
+    __slots__ = ("evicted", "held", "room_kib", "said_kib")
 
     def __init__(self) -> None:
         self.held: OrderedDict[bytes, None] = OrderedDict()
         self.evicted: OrderedDict[bytes, None] = OrderedDict()
         """What it has likely evicted, in the order of eviction."""
+        self.said_kib: float | None = None
+        """Its room as the worker says it, at `BYTES_PER_TOKEN`; None when it does not."""
         self.room_kib: float | None = None
         """What was learned of its room; None before that."""
 
@@ -104,7 +113,9 @@ class SentCaches:
     def __init__(self) -> None:
         self._caches: OrderedDict[str, _Cache] = OrderedDict()
         self._typical_kib: float | None = None
-        """The room that was learned last: others have as much, until they show their own."""
+        """The room that was learned last: others have as much, until they say or show their own."""
+        self._share = 1.0
+        """The same, as a share of what its worker says of itself."""
 
     def __repr__(self) -> str:
         return f"SentCaches({', '.join(f'{name}: {len(cache.held)} KiB' for name, cache in self._caches.items())})"
@@ -120,7 +131,7 @@ class SentCaches:
         return found
 
     def capacity_tokens(self, worker: str) -> int:
-        """Return how many tokens a plain worker's cache holds, as far as its answers tell.
+        """Return how many tokens of prompts a worker's cache holds, as far as it and its answers tell.
 
         Before they do, it is what the worker was sent: nobody knows whether there is room for more.
         """
@@ -141,8 +152,8 @@ class SentCaches:
             self._caches.popitem(last=False)
         grid = _grid(prompt)
         use = cache.use_of(grid)._replace(new=cache.touch(grid))
-        room_kib = capacity_tokens / KIB_TOKENS or self._room_kib(cache) or CAPACITY_KIB_MAX
-        cache.evict(min(room_kib, CAPACITY_KIB_MAX))
+        cache.said_kib = capacity_tokens / KIB_TOKENS or None
+        cache.evict(min(self._room_kib(cache) or CAPACITY_KIB_MAX, CAPACITY_KIB_MAX))
         return use
 
     def answered(self, worker: str, prompt: Prompt, use: CacheUse, computed_bytes_max: int, *, alone: bool) -> None:
@@ -177,11 +188,16 @@ class SentCaches:
         self._caches.clear()
 
     def _room_kib(self, cache: _Cache) -> float | None:
-        """Return what is known of a plain worker's room; None when nothing is known of any."""
-        return self._typical_kib if cache.room_kib is None else cache.room_kib
+        """Return what is known of a worker's room; None when nothing is known of any."""
+        if cache.said_kib is None:
+            return self._typical_kib if cache.room_kib is None else cache.room_kib
+        share = self._share if cache.room_kib is None else cache.room_kib / cache.said_kib
+        return cache.said_kib * min(SHARE_MAX, max(SHARE_MIN, share))
 
     def _learn(self, cache: _Cache, room_kib: float) -> None:
         cache.room_kib = self._typical_kib = min(room_kib, CAPACITY_KIB_MAX)
+        if cache.said_kib is not None:
+            self._share = cache.room_kib / cache.said_kib
 
 
 def _grid(prompt: Prompt) -> list[bytes]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import BlockHash, Location, MissReason, PrefixHit, Tier
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.types import BlockHash, Location, MissReason, PrefixHit, SectionType, Tier
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.metrics import Recorder, summary
@@ -20,6 +21,8 @@ from tests.support.index_parts import FakeClock, chain
 from tests.unit.connector.tiers.test_host_tier import copy, new_tier, publish_as
 
 COUNT = 6
+RETAINED = 2
+"""Blocks that the request wants kept."""
 HIT = PrefixHit("peer", b"i" * 16, COUNT, tuple(Location(Tier.DEVICE, slot, 1) for slot in range(COUNT)))
 
 
@@ -52,6 +55,11 @@ class Asked(PullState):
     @property
     def blocks(self) -> list[BlockHash]:
         return chain(COUNT)
+
+    def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
+        return BlockTraits(
+            SectionType.DOC, index, block_tokens, block_bytes, retain_s=60.0 if index < RETAINED else 0.0
+        )
 
 
 class Bench:
@@ -199,6 +207,13 @@ def test_prompt_that_engine_and_tier_have_together_is_not_looked_up() -> None:
     assert bench.lookups.asked == []
     assert bench.request.phase is Phase.PLANNED
     assert bench.planned == [("own", Tier.HOST, 4)]
+
+
+def test_hit_has_the_tier_keep_what_the_request_wants_kept() -> None:
+    """Also where the engine has all of it, and nothing is loaded."""
+    tier = tier_with(0, 1, 2, 3, 4, 5)
+    Bench("auto", tier).start(held=True)
+    assert tier.ledger.retained_bytes == RETAINED * tier.block_bytes
 
 
 def test_prompt_with_a_gap_between_engine_and_tier_is_looked_up() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.core.coordination.base import LoadReport
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.common.work_meter import WAITING_LOOKED_UP_MAX, Occupancy, Progress, WorkMeter
 from ghostcacher_connector.pull.forecast import Forecaster
@@ -33,6 +34,9 @@ class Asked(PullState):
     @property
     def blocks(self) -> list[BlockHash]:
         return []
+
+    def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
+        return BlockTraits(SectionType.DOC, index, block_tokens, block_bytes)
 
 
 class Meter(WorkMeter):

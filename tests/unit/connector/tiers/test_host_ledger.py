@@ -10,7 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.base import BlockTraits, EvictionPolicy
+from ghostcacher_connector.core.retention.lru import Lru
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, Location, SectionType, Tier
@@ -21,17 +22,28 @@ FIRST = 100
 TRAITS = BlockTraits(SectionType.DOC, 0, 16, 1)
 
 
+class Following(Lru):
+    """Notes what it is asked for in vain."""
+
+    def __init__(self) -> None:
+        self.followed: list[tuple[BlockHash, BlockTraits | None]] = []
+
+    def asked(self, key: BlockHash, traits: BlockTraits | None, now: float) -> None:
+        super().asked(key, traits, now)
+        self.followed.append((key, traits))
+
+
 class Subject:
     """A ledger, and what it has said of its slots."""
 
-    def __init__(self, slots: int = 4, ranks: int = 1) -> None:
+    def __init__(self, slots: int = 4, ranks: int = 1, policy: EvictionPolicy | None = None) -> None:
         self.clock = FakeClock()
         self.ranks = ranks
         self.withdrawn: list[tuple[int, BlockHash]] = []
         self.ledger = HostLedger(
             FIRST,
             slots,
-            TierRetention(RetentionSettings(), slots, clock=self.clock),
+            TierRetention(RetentionSettings(), slots, clock=self.clock, policy=policy),
             ranks=ranks,
             on_withdraw=lambda slot, block: self.withdrawn.append((slot, block)),
             clock=self.clock,
@@ -46,7 +58,7 @@ class Subject:
             copy_id, slots = self.begin(block)
             assert slots != [None]
             reports = [self.ledger.end(copy_id, [True]) for _ in range(self.ranks)]
-            assert [copied.block for copied in reports[-1]] == [block]
+            assert [copied.candidate.block for copied in reports[-1]] == [block]
 
     def held(self, *blocks: bytes) -> list[bytes]:
         return [block for block in blocks if self.ledger.holds(block)]
@@ -59,7 +71,7 @@ def test_copied_block_is_found_in_its_slot() -> None:
     assert subject.ledger.knows(b"a")
     assert subject.ledger.prefix([b"a"], 0) == []
     (copied,) = subject.ledger.end(copy_id, [True])
-    assert (copied.slot, copied.block, copied.root) == (slot, b"a", b"root")
+    assert (copied.slot, copied.candidate.block, copied.candidate.root) == (slot, b"a", b"root")
     assert subject.ledger.prefix([b"a", b"b"], 0) == [Location(Tier.HOST, copied.slot, copied.generation)]
 
 
@@ -81,7 +93,7 @@ def test_block_is_held_only_once_every_rank_has_copied_it(reports: tuple[list[bo
     for report in reports[:2]:
         assert subject.ledger.end(copy_id, report) == []
         assert subject.held(b"a", b"b") == []
-    assert [copied.block for copied in subject.ledger.end(copy_id, reports[2])] == [b"b"]
+    assert [copied.candidate.block for copied in subject.ledger.end(copy_id, reports[2])] == [b"b"]
     assert not subject.ledger.knows(b"a")
     subject.ledger.check_invariants()
 
@@ -119,9 +131,30 @@ def test_least_recently_used_makes_room() -> None:
     """A hit counts as a use."""
     subject = Subject(slots=2)
     subject.hold(b"a", b"b")
-    subject.ledger.touch([b"a"])
+    subject.ledger.touch([b"a"], [TRAITS])
     subject.hold(b"c")
     assert subject.held(b"a", b"b", b"c") == [b"a", b"c"]
+
+
+def test_hit_renews_a_retention() -> None:
+    """A request that asks for a block to be kept finds it here: it is kept from now on, as if it came with it."""
+    subject = Subject(slots=4)
+    subject.hold(b"a", b"b", b"c", b"d")
+    for _ in range(2):
+        subject.ledger.touch([b"a"], [TRAITS._replace(retain_s=60.0)])
+        subject.clock.advance(40.0)
+    subject.ledger.touch([b"b", b"c", b"d"], [TRAITS] * 3)
+    subject.hold(b"e")
+    assert subject.held(b"a", b"b") == [b"a"]
+
+
+def test_what_prompts_say_of_blocks_that_are_not_here_reaches_the_policy() -> None:
+    """By that it learns whether blocks of their kind come back, and so what one of them is worth."""
+    policy = Following()
+    subject = Subject(policy=policy)
+    subject.hold(b"a")
+    subject.ledger.touch([b"a", b"b"], [TRAITS, TRAITS._replace(depth=1)])
+    assert policy.followed == [(b"b", TRAITS._replace(depth=1))]
 
 
 def test_block_that_the_engine_has_and_uses_makes_room_first() -> None:
@@ -252,7 +285,7 @@ class Machine(RuleBasedStateMachine):
         valid = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
         for copied in self.subject.ledger.end(copy_id, valid):
             assert copied.slot not in self.published
-            self.published[copied.slot] = (copied.block, copied.generation)
+            self.published[copied.slot] = (copied.candidate.block, copied.generation)
 
     @rule(blocks=blocks, name=st.sampled_from(["x", "y"]))
     def load(self, blocks: list[bytes], name: str) -> None:
@@ -261,7 +294,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(blocks=blocks)
     def use(self, blocks: list[bytes]) -> None:
-        self.subject.ledger.touch(blocks)
+        self.subject.ledger.touch(blocks, [TRAITS] * len(blocks))
         for block in blocks:
             self.subject.ledger.duplicate(block)
 
@@ -318,7 +351,7 @@ def test_no_slot_is_lost_after_many_operations() -> None:
             subject.ledger.pin("load", subject.held(*some), 5.0)
         elif choice < 0.97:
             subject.ledger.duplicate(some[0])
-            subject.ledger.touch(some)
+            subject.ledger.touch(some, [TRAITS] * len(some))
         elif choice < 0.999:
             subject.ledger.drop(lambda block: block == some[0])  # noqa: B023 - called at once
             subject.clock.advance(0.1)

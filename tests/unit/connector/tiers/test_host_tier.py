@@ -56,8 +56,16 @@ def publish(tier: HostTier, *slots: int) -> None:
 
 
 def publish_as(tier: HostTier, slot: int, block: bytes) -> None:
-    traits = BlockTraits(SectionType.DOC, 0, 16, tier.block_bytes)
-    tier.engine_holds(slot, Candidate(block, ROOT, None, traits), 1000 + slot)
+    tier.engine_holds(slot, Candidate(block, ROOT, None, traits_in(tier)), 1000 + slot)
+
+
+def traits_in(tier: HostTier) -> BlockTraits:
+    return BlockTraits(SectionType.DOC, 0, 16, tier.block_bytes)
+
+
+def touch(tier: HostTier, *slots: int) -> None:
+    """Have a prompt that is made of these slots' blocks."""
+    tier.touch([name(slot) for slot in slots], [traits_in(tier)] * len(slots))
 
 
 def name(slot: int) -> bytes:
@@ -141,7 +149,7 @@ def test_evicted_block_that_the_engine_still_has_is_wanted_again() -> None:
     tier, sink = new_tier(slots=1)
     publish(tier, 1, 2)
     copy(tier, 1)
-    tier.touch([name(1)])
+    touch(tier, 1)
     copy(tier, 2)
     assert sink.slots[FIRST] == name(2)
     assert tier.wanted == {1}
@@ -152,7 +160,7 @@ def test_block_soon_to_be_given_up_by_the_engine_does_not_make_room_first() -> N
     tier, sink = new_tier(slots=2)
     publish(tier, 1, 2, 3)
     copy(tier, 1, 2)
-    tier.touch([name(2)])
+    touch(tier, 2)
     assert tier.wanted == {2, 3}
     tier.order([2])
     copy(tier, 3)

@@ -42,6 +42,9 @@ class ScriptedProber:
         self.models_asked += 1
         return self.objects
 
+    async def cache_tokens(self, endpoint: Endpoint) -> int | None:
+        raise AssertionError(f"{endpoint}: a watch asks for no metrics")
+
 
 class Subject:
     """A watched worker with a clock and a prober that do as they are told."""
@@ -51,6 +54,7 @@ class Subject:
         self.options = FleetOptions()
         self.worker = Worker("w", ENDPOINT, None, self.clock())
         self.downs: list[str] = []
+        self.ups: list[str] = []
         self.hung: list[float] = []
         dependencies = WatchDependencies(
             self.prober,
@@ -60,6 +64,7 @@ class Subject:
             lambda: 0.5,
             self._changed,
             self.downs.append,
+            lambda worker: self.ups.append(worker.name),
             lambda _, since: self.hung.append(since),
         )
         self.watch = Watch(self.worker, dependencies)
@@ -157,6 +162,34 @@ def test_nobody_there_is_down_at_once_and_backs_off(subject: Subject) -> None:
     subject.prober.fails = None
     assert subject.probe() is WorkerState.READY
     assert (subject.worker.failures, subject.downs) == (0, ["w"])
+
+
+def test_coming_up_is_told_once_each_time(subject: Subject) -> None:
+    """With the first probe that is answered, and with the first one after it was DOWN; a failure between is none."""
+    subject.prober.fails = ProbeFailed("it loads")
+    subject.probe()
+    assert subject.ups == []
+    subject.prober.fails = None
+    subject.probe()
+    subject.probe()
+    subject.prober.fails = ProbeFailed("slow")
+    subject.probe()
+    subject.prober.fails = None
+    subject.probe()
+    assert subject.ups == ["w"]
+    subject.go_down()
+    assert subject.ups == ["w"]
+    subject.probe()
+    subject.probe()
+    assert subject.ups == ["w", "w"]
+
+
+def test_worker_that_is_known_to_be_well_comes_up_with_its_first_probe(subject: Subject) -> None:
+    """One that takes over from another name of the same server is READY from the beginning."""
+    subject.worker.serves((MODEL,), subject.clock())
+    subject.worker.move(Move.ANSWERED, subject.clock())
+    subject.probe()
+    assert subject.ups == ["w"]
 
 
 def test_worker_that_never_answers_is_named_once(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ghostcacher_router.signals.sent_caches import CAPACITY_KIB_MAX, KIB_TOKENS, SentCaches
+from ghostcacher_router.signals.sent_caches import CAPACITY_KIB_MAX, KIB_TOKENS, SHARE_MAX, SHARE_MIN, SentCaches
 from ghostcacher_router.types import GRID_BYTES, Prompt
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import prompt_of
@@ -58,17 +58,19 @@ def test_worker_that_does_not_say_what_it_holds_is_believed_to_hold_much() -> No
     assert held_kib(caches, prompt_of(text("document 0", 64))) == {"w1": 64}
 
 
-def fill(caches: SentCaches, worker: str, documents: int) -> list[Prompt]:
-    """Send a worker that says nothing of its cache documents of 8 KiB; return them."""
+def fill(caches: SentCaches, worker: str, documents: int, said_kib: int = 0) -> list[Prompt]:
+    """Send a worker documents of 8 KiB; return them. said_kib: what it says of its cache; 0: nothing."""
     prompts = [prompt_of(text(f"{worker}, document {number}", 8)) for number in range(documents)]
     for prompt in prompts:
-        caches.record(prompt, worker, 0)
+        caches.record(prompt, worker, said_kib * KIB_TOKENS)
     return prompts
 
 
-def ask_again(caches: SentCaches, worker: str, prompt: Prompt, computed_kib: int, *, alone: bool = True) -> None:
+def ask_again(
+    caches: SentCaches, worker: str, prompt: Prompt, computed_kib: int, *, alone: bool = True, said_kib: int = 0
+) -> None:
     """Send a prompt that is answered when so much of it can have been computed."""
-    use = caches.record(prompt, worker, 0)
+    use = caches.record(prompt, worker, said_kib * KIB_TOKENS)
     caches.answered(worker, prompt, use, computed_kib * GRID_BYTES, alone=alone)
 
 
@@ -95,6 +97,32 @@ def test_prompt_that_is_not_computed_shows_that_there_was_room() -> None:
     assert held_kib(caches, second) == {}
     ask_again(caches, "w1", second, 1)
     assert caches.capacity_tokens("w1") == 80 * KIB_TOKENS
+
+
+def test_room_that_an_engine_says_it_has_counts_before_any_answer() -> None:
+    """And what others have shown of theirs does not."""
+    caches = SentCaches()
+    ask_again(caches, "w1", fill(caches, "w1", 10)[0], 8)
+    prompts = fill(caches, "w2", 10, said_kib=40)
+    assert caches.capacity_tokens("w2") == 40 * KIB_TOKENS
+    assert [held_kib(caches, prompt) for prompt in prompts] == [{}] * 5 + [{"w2": 8}] * 5
+
+
+def test_answers_correct_what_an_engine_says_within_what_a_guess_can_be_wrong_by() -> None:
+    """How many bytes its tokens have is a guess; the texts of all engines are alike, so it is wrong for all of them."""
+    caches = SentCaches()
+    prompts = fill(caches, "w1", 20, said_kib=80)
+    ask_again(caches, "w1", prompts[-1], 8, said_kib=80)
+    assert caches.capacity_tokens("w1") == 76 * KIB_TOKENS
+    fill(caches, "w2", 20, said_kib=40)
+    assert caches.capacity_tokens("w2") == 38 * KIB_TOKENS
+    for _ in range(50):
+        ask_again(caches, "w1", prompts[-1], 8, said_kib=80)
+    assert caches.capacity_tokens("w1") == SHARE_MIN * 80 * KIB_TOKENS
+    long = [prompt_of(text(f"long {number}", 64)) for number in range(4)]
+    for prompt in (*long, long[0]):
+        ask_again(caches, "w1", prompt, 1, said_kib=80)
+    assert caches.capacity_tokens("w1") == SHARE_MAX * 80 * KIB_TOKENS
 
 
 def test_answer_that_may_have_waited_for_others_shows_nothing() -> None:

@@ -1,0 +1,249 @@
+"""Objects of a worker with two ranks: real memories, real files, and the scheduler's part that orders it all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.types import SectionType
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.objects.directory import ObjectDirectory
+from ghostcacher_connector.objects.tier_options import TierOptions
+from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.host_tier import HostTier
+from ghostcacher_connector.tiers.object_orders import ObjectOrders
+from ghostcacher_connector.transfer.jobs import CopyResult
+from ghostcacher_connector.worker.host_objects import HostObjects
+from tests.support.index_parts import wait_until
+from tests.support.object_tiers import chain
+from tests.support.tier_rank import HOST_SLOTS, NAMESPACE, SLOTS, WAIT_S, TierRank, same
+
+pytestmark = pytest.mark.timeout(120)
+
+COUNT, GENERATION = 3, 5
+BLOCKS = chain(COUNT)
+ENGINE = np.arange(1, COUNT + 1, dtype=np.int64)
+
+
+class Sink:
+    """Takes what is published."""
+
+    def publish(self, slot: int, block: bytes, root: bytes, generation: int) -> None:
+        """Nobody looks for it."""
+
+    def withdraw(self, slot: int) -> None:
+        """Nobody looks for it."""
+
+
+class Worker:
+    """Two ranks, and what their scheduler has of the tiers."""
+
+    def __init__(self, ranks: list[TierRank], url: str) -> None:
+        self.ranks = ranks
+        row_bytes = ranks[0].memory.rank.bytes_per_slot
+        self.tier = HostTier(
+            Sink(),
+            Recorder(),
+            worker="w",
+            first_slot=SLOTS,
+            slot_count=HOST_SLOTS,
+            ranks=len(ranks),
+            block_bytes=row_bytes,
+            retention=RetentionSettings(),
+        )
+        self.orders = ObjectOrders(
+            self.tier,
+            lambda namespace: ObjectDirectory.open(
+                url,
+                namespace=namespace.encode(),
+                block_bytes=[row_bytes] * len(ranks),
+                options=TierOptions(),
+                recorder=Recorder(),
+            ),
+            namespace=NAMESPACE,
+            ranks=len(ranks),
+        )
+        assert self.orders.directory.wait_listed(WAIT_S)
+        for rank in ranks:
+            rank.runtime.open_objects()
+            assert self.objects_of(rank).tier.wait_listed(WAIT_S)
+        self._bump()
+
+    def compute_and_store(self) -> None:
+        """Compute blocks, copy them down and write them to objects."""
+        for number, rank in enumerate(self.ranks):
+            rank.memory.table.bump(ENGINE, same(COUNT, GENERATION))
+            rank.memory.fill(ENGINE, self.owners(number), same(COUNT, GENERATION))
+        for index, slot in enumerate(ENGINE.tolist()):
+            self.tier.engine_holds(slot, candidate(index), GENERATION)
+        # As vLLM gives them up: the last one of a prompt first.
+        for job in self.tier.order(ENGINE[::-1].tolist()):
+            for rank in self.ranks:
+                assert rank.runtime.copier is not None
+                rank.runtime.copier.submit(job)
+            self._reported()
+        (store,) = self.orders.take_stores()
+        assert store.hashes == tuple(BLOCKS)
+        assert store.position == 0
+        for rank in self.ranks:
+            self.objects_of(rank).store(store)
+        wait_until(
+            lambda: all(self.objects_of(rank).tier.catalogue.block_count == COUNT for rank in self.ranks), WAIT_S
+        )
+
+    def fetch(self) -> int:
+        """Read what the directory knows of; return how many blocks are held then."""
+        count = self.orders.longest(BLOCKS)
+        self.orders.fetch([candidate(index) for index in range(count)], WAIT_S)
+        self._bump()
+        for job in self.orders.take_fetches():
+            for rank in self.ranks:
+                self.objects_of(rank).fetch(job)
+            self._reported()
+        assert self.orders.take_stores() == []
+        self.tier.ledger.check_invariants()
+        return len(self.tier.ledger.prefix(BLOCKS, 0))
+
+    def right(self) -> bool:
+        """Say whether every rank has its own part of each block in its host slots."""
+        slots = np.array([location.slot for location in self.tier.ledger.prefix(BLOCKS, 0)], dtype=np.int64)
+        return all(
+            rank.memory.holds(slots, self.owners(number), same(COUNT, GENERATION)).all()
+            for number, rank in enumerate(self.ranks)
+        )
+
+    @staticmethod
+    def objects_of(rank: TierRank) -> HostObjects:
+        assert rank.runtime.objects is not None
+        return rank.runtime.objects
+
+    @staticmethod
+    def owners(rank: int) -> np.ndarray:
+        """Return what names a rank's part of the blocks."""
+        return ENGINE + 100 * rank
+
+    def _bump(self) -> None:
+        bumped = self.tier.ledger.take_bumps()
+        for rank in self.ranks:
+            rank.memory.table.bump(*bumped)
+
+    def _reported(self) -> None:
+        for rank in self.ranks:
+            assert rank.runtime.copier is not None
+            (result,) = rank.runtime.copier.poll(wait_s=WAIT_S)
+            self.tier.reported(result.copy_id, result.valid.tolist())
+            self.orders.reported(result)
+
+
+def candidate(index: int) -> Candidate:
+    traits = BlockTraits(SectionType.DOC, index, 16, 3 * 4096)
+    return Candidate(BLOCKS[index], BLOCKS[0], BLOCKS[index - 1] if index else None, traits)
+
+
+@contextmanager
+def worker(folder: Path) -> Iterator[Worker]:
+    url = f"file://{folder}/objects"
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(TierRank(rank=number, object_url=url, object_compression="never")) for number in (0, 1)
+        ]
+        made = Worker(ranks, url)
+        yield made
+        made.orders.close()
+
+
+def objects_of(folder: Path, rank: int) -> list[Path]:
+    """Return the files of one rank."""
+    objects = folder / "objects" / "v1" / "objects"
+    return [path for path in objects.rglob("*") if path.is_file() and f"/{rank}/" in f"{path.relative_to(objects)}"]
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    """Return the folder in which a worker that is gone has stored blocks."""
+    with worker(tmp_path) as before:
+        before.compute_and_store()
+    return tmp_path
+
+
+def test_each_rank_finds_its_own_part_after_a_restart(stored: Path) -> None:
+    with worker(stored) as after:
+        assert after.fetch() == COUNT
+        assert after.right()
+
+
+def test_what_one_rank_lacks_is_held_by_none(stored: Path) -> None:
+    """Its object is damaged: the other rank has read its own in vain, and nothing is asked again for a while."""
+    (path,) = objects_of(stored, 1)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with worker(stored) as after:
+        # The last block alone is damaged.
+        assert after.fetch() == COUNT - 1
+        path.unlink(missing_ok=True)
+    for path in objects_of(stored, 0):
+        path.unlink()
+    with worker(stored) as later:
+        assert later.fetch() == 0
+        assert later.orders.longest(BLOCKS) == 0
+
+
+def test_fetch_that_was_given_up_holds_nothing_when_it_is_reported(stored: Path) -> None:
+    """The tier was emptied meanwhile."""
+    with worker(stored) as after:
+        after.orders.fetch([candidate(index) for index in range(COUNT)], WAIT_S)
+        (job,) = after.orders.take_fetches()
+        after.tier.clear()
+        for _ in after.ranks:
+            done = CopyResult(job.copy_id, np.ones(COUNT, dtype=np.bool_), 0, 0.0)
+            after.tier.reported(done.copy_id, done.valid.tolist())
+            assert after.orders.reported(done) is None
+        assert len(after.tier.ledger) == 0
+        assert after.fetch() == COUNT
+        assert after.right()
+
+
+def test_blocks_whose_copies_are_gone_are_not_stored(tmp_path: Path) -> None:
+    """Between the copy and the order the tier has given their slots away."""
+    with worker(tmp_path) as one:
+        for index, slot in enumerate(ENGINE.tolist()):
+            one.tier.engine_holds(slot, candidate(index), GENERATION)
+        (job,) = one.tier.order(ENGINE.tolist())
+        for _ in one.ranks:
+            one.tier.reported(job.copy_id, [True] * COUNT)
+        assert one.orders.waiting
+        one.tier.ledger.drop(lambda block: block == BLOCKS[1])
+        first, last = one.orders.take_stores()
+        assert (first.hashes, last.hashes) == ((BLOCKS[0],), (BLOCKS[2],))
+        assert (first.position, last.position) == (0, 2)
+        assert not one.orders.waiting
+
+
+def test_move_of_a_rank_is_not_held_up_by_a_store_that_hangs(stored: Path) -> None:
+    with worker(stored) as one:
+        rank = one.ranks[0]
+        over = np.zeros(1)
+        store = one.objects_of(rank).tier._objects.store
+
+        def hang(*_: object) -> memoryview:
+            while not over[0]:
+                time.sleep(0.01)
+            return memoryview(b"")
+
+        store.read = hang  # type: ignore[method-assign]
+        one.orders.fetch([candidate(index) for index in range(COUNT)], WAIT_S)
+        (job,) = one.orders.take_fetches()
+        one.objects_of(rank).fetch(job)
+        rank.runtime.move("m" * 32)
+        over[0] = 1
+        assert rank.runtime.copier is not None
+        (result,) = rank.runtime.copier.poll(wait_s=WAIT_S)
+        assert not result.valid.any()
