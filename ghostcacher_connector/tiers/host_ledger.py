@@ -161,6 +161,10 @@ class HostLedger:
     def copies_under_way(self) -> int:
         return len(self._copies)
 
+    def is_under_way(self, copy_id: int) -> bool:
+        """Say whether a copy has its slots still: it is not reported by every rank, and was not given up."""
+        return copy_id in self._copies
+
     # -- looking -------------------------------------------------------------------------------------------------
 
     def knows(self, block: BlockHash) -> bool:
