@@ -12,6 +12,7 @@ valid was in no entry, and needs no bump.
 
 A copy that the ledger has given up (`clear`, `drop`, or no report in time) may still write into its slots. They are
 free all the same: a rank carries out one copy after the other, so what a later copy writes is written later.
+One that no rank has been given yet must not be given to any (`is_under_way`): it might come after the later one.
 
 Which blocks stay is up to the retention; only that a *duplicate*, which the engine has and has used since it was
 copied, makes room first: it is copied again before the engine gives it up.
