@@ -71,6 +71,9 @@ OUTCOMES = ("done", "stale", "failed", "cancelled")
 SECTIONS = tuple(section.name.lower() for section in SectionType)
 SEAL_RESULTS = ("valid", "stale")
 COPY_RESULTS = ("valid", "stale", "refused")
+EVICTIONS = ("capacity", "budget", "aged", "ttl", "duplicate", "flushed")
+TIER_REFUSALS = ("type", "worth", "full")
+"""The values of `core.retention.base.EvictionReason` and `Refusal`; a test keeps them equal."""
 STORE_FAULTS = ("missing", "throttled", "refused", "full", "timeout", "unreachable", "other")
 """The values of `objects.stores.base.StoreFault`; a test keeps them equal."""
 OBJECT_MISSES = (*STORE_FAULTS, "truncated", "foreign", "damaged", "codec", "quarantined", "paused", "busy", "deadline")
@@ -318,6 +321,34 @@ _ALL = (
         Kind.COUNTER,
         "blocks",
         "Blocks that requests have taken from a tier of their own worker (vLLM).",
+        {"tier": ("host",)},
+    ),
+    Metric(
+        "gc_tier_evicted_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that a tier has given up, by their type and the reason why.",
+        {"tier": ("host",), "type": SECTIONS, "reason": EVICTIONS},
+    ),
+    Metric(
+        "gc_tier_refused_blocks_total",
+        Kind.COUNTER,
+        "blocks",
+        "Blocks that a tier did not take in, by their type and the reason why; of the type user it takes none.",
+        {"tier": ("host",), "type": SECTIONS, "reason": TIER_REFUSALS},
+    ),
+    Metric(
+        "gc_tier_retained_bytes",
+        Kind.GAUGE,
+        "bytes",
+        "Blocks of a tier that requests want kept, and that quotas let be, on each rank.",
+        {"tier": ("host",)},
+    ),
+    Metric(
+        "gc_tier_quota_refused_bytes_total",
+        Kind.COUNTER,
+        "bytes",
+        "Blocks that requests wanted kept in a tier and quotas did not let be, on each rank; counted at every request.",
         {"tier": ("host",)},
     ),
     Metric(

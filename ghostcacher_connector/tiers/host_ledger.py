@@ -29,10 +29,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.base import BlockTraits, EvictionReason
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
-from ghostcacher_connector.core.types import BlockHash, Location, Tier
+from ghostcacher_connector.core.types import BlockHash, Location, SectionType, Tier
 from ghostcacher_connector.slots import Generations, Slots, first_generations
+from ghostcacher_connector.tiers.tier_counts import TierCounts
 
 COPY_TIMEOUT_S = 30.0
 """A copy that some rank has not reported by then is given up: it would keep its slots for good. A copy takes
@@ -87,11 +88,8 @@ class _Load:
 class HostLedger:
     """See the module's docstring."""
 
-    evicted: int
-    """Blocks that made room for others, since the beginning."""
-
-    refused: int
-    """Blocks that were not worth what would have had to go, since the beginning."""
+    counts: TierCounts
+    """What it has given up and not taken in."""
 
     def __init__(
         self,
@@ -125,7 +123,7 @@ class HostLedger:
         self._copies: dict[int, _Copy] = {}
         self._last_copy_id = 0
         self._loads: dict[str, _Load] = {}
-        self.evicted = self.refused = 0
+        self.counts = TierCounts()
         # Ranks begin at 0, and get these with the first step.
         self.send_all()
 
@@ -152,6 +150,11 @@ class HostLedger:
     def retained_bytes(self) -> int:
         """What requests want kept, as far as quotas let it be."""
         return self._retention.retained_bytes
+
+    @property
+    def quota_refused_bytes(self) -> int:
+        """Bytes that requests have wanted kept and quotas did not let be, since the beginning."""
+        return self._retention.quota_refused_bytes
 
     @property
     def full(self) -> bool:
@@ -246,8 +249,7 @@ class HostLedger:
         for load_id in [load_id for load_id, load in self._loads.items() if load.until <= now]:
             self.unpin(load_id)
         for evicted in self._retention.expire():
-            self.evicted += 1
-            self._release(evicted.key)
+            self._release(evicted.key, evicted.section, evicted.reason)
         return len(late)
 
     # -- use -----------------------------------------------------------------------------------------------------
@@ -294,8 +296,7 @@ class HostLedger:
                 self._give_up(copy_id)
         gone = [block for block in self._held if chosen(block)]
         for block in gone:
-            self._retention.remove(block)
-            self._release(block)
+            self._drop(block, EvictionReason.FLUSHED)
         return len(gone)
 
     def clear(self) -> None:
@@ -328,10 +329,9 @@ class HostLedger:
             self._drop_duplicate()
         insertion = self._retention.insert(candidate.block, candidate.parent, candidate.traits)
         for evicted in insertion.evicted:
-            self.evicted += 1
-            self._release(evicted.key)
-        if not insertion.admitted:
-            self.refused += 1
+            self._release(evicted.key, evicted.section, evicted.reason)
+        if insertion.refusal is not None:
+            self.counts.refuse(candidate.traits.section, insertion.refusal)
             return None
         self._retention.pin(candidate.block)
         self._copying.add(candidate.block)
@@ -345,12 +345,18 @@ class HostLedger:
         # Few are pinned: what is loaded is what the engine lacks.
         block = next((block for block in self._duplicates if not self._is_pinned(block)), None)
         if block is not None:
-            self.evicted += 1
-            self._retention.remove(block)
-            self._release(block)
+            self._drop(block, EvictionReason.DUPLICATE)
 
-    def _release(self, block: BlockHash) -> None:
+    def _drop(self, block: BlockHash, reason: EvictionReason) -> None:
+        """Give up a block that is held."""
+        known = self._retention.look(block)
+        assert known is not None, "what is held is retained"
+        self._retention.remove(block)
+        self._release(block, known.section, reason)
+
+    def _release(self, block: BlockHash, section: SectionType, reason: EvictionReason) -> None:
         """Free the slot of a block that is held, and that the retention has no more: bump and withdraw it."""
+        self.counts.evict(section, reason)
         slot = self._held.pop(block).slot
         self._duplicates.pop(block, None)
         for load in self._loads.values():

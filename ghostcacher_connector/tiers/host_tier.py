@@ -47,6 +47,9 @@ slots are reused meanwhile are in vain."""
 ORDERS_MAX = 64
 """Orders under way at once. More blocks wait in the engine, which has not given them up yet."""
 
+RECORD_INTERVAL_S = 1.0
+"""How often the tier's state goes into the metrics while the engine takes steps."""
+
 
 class _Published(NamedTuple):
     """What an engine slot holds."""
@@ -90,7 +93,8 @@ class HostTier:
             on_withdraw=self._given_up,
             clock=clock,
         )
-        self._loaded = 0
+        self._loaded = self._quota_refused = 0
+        self._record_at = clock()
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
         self._lent: dict[BlockHash, None] = {}
@@ -183,20 +187,33 @@ class HostTier:
 
     def load(self) -> TierLoad:
         """Return what there is to say of the tier now."""
+        self._record()
         ledger = self.ledger
-        by_section = ledger.blocks_by_section
-        for section, blocks in zip(SectionType, by_section, strict=True):
-            self._recorder.set("gc_tier_blocks", blocks, tier=HOST, type=section.name.lower())
         return TierLoad(
             Tier.HOST,
             len(ledger),
             ledger.slot_count,
-            by_section,
+            ledger.blocks_by_section,
             self._loaded,
-            ledger.evicted,
-            ledger.refused,
+            ledger.counts.evicted,
+            ledger.counts.refused,
             ledger.copies_under_way,
         )
+
+    def record_metrics(self) -> None:
+        """Record what has changed, once a second; cheap enough for every step."""
+        if self._clock() >= self._record_at:
+            self._record()
+
+    def _record(self) -> None:
+        self._record_at = self._clock() + RECORD_INTERVAL_S
+        ledger = self.ledger
+        for section, blocks in zip(SectionType, ledger.blocks_by_section, strict=True):
+            self._recorder.set("gc_tier_blocks", blocks, tier=HOST, type=section.name.lower())
+        self._recorder.set("gc_tier_retained_bytes", ledger.retained_bytes, tier=HOST)
+        refused_bytes, self._quota_refused = self._quota_refused, ledger.quota_refused_bytes
+        self._recorder.inc("gc_tier_quota_refused_bytes_total", self._quota_refused - refused_bytes, tier=HOST)
+        ledger.counts.record(self._recorder, HOST)
 
     def touch(self, blocks: Sequence[BlockHash], traits: Iterable[BlockTraits]) -> None:
         """Note that a prompt has these blocks, in prefix order, wherever it finds them. traits: of each of them."""

@@ -39,8 +39,11 @@ class EvictionReason(str, Enum):
     TTL = "ttl"
     """Its type's time was over, or that of a block before it."""
 
+    DUPLICATE = "duplicate"
+    """The tier was full, and the engine had the block, too, and had used it since it came."""
+
     FLUSHED = "flushed"
-    """Somebody asked for it to be dropped."""
+    """Somebody asked for it to be dropped, or nothing of before was right any more."""
 
 
 class Refusal(str, Enum):

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeVar
 
+from msgspec.structs import replace
+
 from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.publish.load import Work, load_report
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 WAITING_LOOKED_UP_MAX = 64
 """Waiting requests whose local prefix is looked up, some ten microseconds each; those behind count in full."""
@@ -41,8 +44,11 @@ Request = TypeVar("Request", bound=PullState)
 class WorkMeter:
     """Makes load reports of one engine."""
 
-    def __init__(self, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> None:
-        """block_bytes: bytes of one block on one rank."""
+    def __init__(
+        self, forecaster: Forecaster, *, block_tokens: int, block_bytes: int, tier: HostTier | None = None
+    ) -> None:
+        """block_bytes: bytes of one block on one rank. tier: below the engine's cache, if there is one."""
+        self._tier = tier
         self._forecaster = forecaster
         self._block_tokens = block_tokens
         self._block_bytes = block_bytes
@@ -75,7 +81,8 @@ class WorkMeter:
             kv_blocks_used=occupancy.used if requests else 0,
             kv_blocks_total=occupancy.total,
         )
-        return load_report(work, self._forecaster, block_tokens=self._block_tokens, block_bytes=self._block_bytes)
+        load = load_report(work, self._forecaster, block_tokens=self._block_tokens, block_bytes=self._block_bytes)
+        return load if self._tier is None else replace(load, tiers=(self._tier.load(),))
 
     def _at_hand(self, request: Request, cached_blocks: Callable[[Request], int]) -> int:
         """Return how many prompt tokens of a waiting request need no computing, near enough."""

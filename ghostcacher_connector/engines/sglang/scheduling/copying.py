@@ -47,6 +47,7 @@ class PageCopying:
         """Take note of copies that have ended, and begin others. sharing: whether what is in the tree may be used."""
         for result in self._copier.poll():
             self.tier.reported(result.copy_id, result.valid.tolist())
+        self.tier.record_metrics()
         if not sharing or not self.tier.wanted:
             return
         free = int(self._allocator.available_size()) // int(self._allocator.page_size)

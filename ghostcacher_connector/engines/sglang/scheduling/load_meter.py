@@ -11,6 +11,7 @@ from ghostcacher_connector.engines.common.work_meter import Occupancy, Progress,
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler
@@ -20,10 +21,16 @@ class LoadMeter(WorkMeter):
     """Measures one engine. Called on the scheduler's thread."""
 
     def __init__(
-        self, forecaster: Forecaster, holds: Callable[[BlockHash], bool], *, page_tokens: int, page_bytes: int
+        self,
+        forecaster: Forecaster,
+        holds: Callable[[BlockHash], bool],
+        *,
+        page_tokens: int,
+        page_bytes: int,
+        tier: HostTier | None = None,
     ) -> None:
-        """holds: says whether this engine has a block. page_bytes: bytes of one page on one rank."""
-        super().__init__(forecaster, block_tokens=page_tokens, block_bytes=page_bytes)
+        """holds: says whether this engine has a block. page_bytes: bytes of one page on one rank. tier: as above."""
+        super().__init__(forecaster, block_tokens=page_tokens, block_bytes=page_bytes, tier=tier)
         self._holds = holds
 
     def measure(self, scheduler: Scheduler, tracked: Collection[Tracked]) -> LoadReport:

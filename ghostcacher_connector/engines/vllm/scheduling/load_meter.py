@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
 from vllm.v1.request import RequestStatus
 
 from ghostcacher_connector.core.coordination.base import LoadReport
@@ -33,15 +32,14 @@ class LoadMeter(WorkMeter):
         tier: HostTier | None = None,
     ) -> None:
         """block_bytes: bytes of one block on one rank. tier: below the engine's cache, if there is one."""
-        super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
-        self._pool, self._tier = pool, tier
+        super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes, tier=tier)
+        self._pool = pool
 
     def measure(self, tracked: Collection[Tracked]) -> LoadReport:
         """Return the load of an engine with these requests."""
         total = self._pool.num_gpu_blocks - 1  # vLLM keeps one block for padding
         occupancy = Occupancy(total - self._pool.get_num_free_blocks(), total)
-        load = self._report(tracked, _progress, self._cached_blocks, occupancy)
-        return load if self._tier is None else replace(load, tiers=(self._tier.load(),))
+        return self._report(tracked, _progress, self._cached_blocks, occupancy)
 
     def _cached_blocks(self, tracked: Tracked) -> int:
         """Search for the end of the prefix in this engine's cache. A gap makes it an upper bound."""

@@ -373,6 +373,8 @@ class ConnectorScheduler:
         """Return what this half has recorded since the last call."""
         if self._fleet is not None:
             self._fleet.record_metrics()
+        if self._copying is not None:
+            self._copying.tier.record_metrics()
         delta = self._recorder.drain()
         if self._fleet is not None:
             self._fleet.export(delta)

@@ -14,6 +14,8 @@ from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.common.work_meter import WAITING_LOOKED_UP_MAX, Occupancy, Progress, WorkMeter
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan
+from ghostcacher_connector.tiers.host_tier import HostTier
+from tests.unit.connector.tiers.test_host_tier import copy, new_tier, publish
 
 BLOCK = 16
 PROMPT = 100
@@ -42,8 +44,8 @@ class Asked(PullState):
 class Meter(WorkMeter):
     """Measures an engine whose pool has 50 blocks, 20 of them in use."""
 
-    def __init__(self) -> None:
-        super().__init__(Forecaster(1000.0), block_tokens=BLOCK, block_bytes=1024)
+    def __init__(self, tier: HostTier | None = None) -> None:
+        super().__init__(Forecaster(1000.0), block_tokens=BLOCK, block_bytes=1024, tier=tier)
         self.lookups = 0
 
     def measure(self, *requests: Asked) -> LoadReport:
@@ -92,3 +94,13 @@ def test_engine_without_requests_uses_no_block() -> None:
     """What its pool still counts as used is given back in a moment."""
     assert (Meter().measure().kv_blocks_used, Meter().measure().kv_blocks_total) == (0, 50)
     assert Meter().measure(Asked()).kv_blocks_used == 20
+
+
+def test_load_tells_what_the_tier_holds() -> None:
+    """On both engines; one without a tier has none to tell of."""
+    tier, _ = new_tier()
+    publish(tier, 1)
+    copy(tier, 1)
+    assert Meter(tier).measure().tiers == (tier.load(),)
+    assert tier.load().blocks == 1
+    assert Meter().measure().tiers == ()

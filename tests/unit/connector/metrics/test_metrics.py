@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ghostcacher_connector
+from ghostcacher_connector.core.retention.base import EvictionReason, Refusal
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.metrics import (
     METRICS,
@@ -32,7 +33,15 @@ from ghostcacher_connector.metrics import (
     serve,
     summary,
 )
-from ghostcacher_connector.metrics.catalog import HIT_RATIO, HITS, OBSERVATIONS_DROPPED, OUTCOMES, REASONS
+from ghostcacher_connector.metrics.catalog import (
+    EVICTIONS,
+    HIT_RATIO,
+    HITS,
+    OBSERVATIONS_DROPPED,
+    OUTCOMES,
+    REASONS,
+    TIER_REFUSALS,
+)
 from ghostcacher_connector.metrics.recorder import OBSERVATIONS_MAX
 from ghostcacher_connector.transfer.base import PullOutcome
 
@@ -71,6 +80,8 @@ def test_label_values_are_those_of_the_types() -> None:
     """Label values that the catalog repeats are the ones that the code uses."""
     assert set(REASONS) == {reason.value for reason in MissReason}
     assert set(OUTCOMES) == {outcome.value for outcome in PullOutcome}
+    assert set(EVICTIONS) == {reason.value for reason in EvictionReason}
+    assert set(TIER_REFUSALS) == {refusal.value for refusal in Refusal}
 
 
 def test_drain_returns_what_came_since() -> None:

@@ -177,7 +177,7 @@ def test_pinned_blocks_stay_while_they_are_read() -> None:
     subject.ledger.duplicate(b"a")
     subject.ledger.pin("load", [b"a", b"b"], 5.0)
     assert subject.begin(b"c")[1] == [None]
-    assert subject.ledger.refused == 1
+    assert subject.ledger.counts.refused == 1
     subject.ledger.unpin("load")
     subject.hold(b"c")
     assert subject.held(b"a", b"b") == [b"b"]

@@ -7,9 +7,10 @@ import numpy as np
 from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.types import BlockHash, SectionType
-from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.metrics import Delta, Recorder
+from ghostcacher_connector.metrics.catalog import METRICS
 from ghostcacher_connector.tiers.host_ledger import Candidate
-from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, HostTier
+from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, RECORD_INTERVAL_S, HostTier
 from ghostcacher_connector.transfer.jobs import CopyJob
 from tests.support.index_parts import FakeClock
 
@@ -32,18 +33,25 @@ class Sink:
         self.slots.pop(slot, None)
 
 
-def new_tier(slots: int = 4, *, ranks: int = 1, block_bytes: int = ORDER_BYTES // 2) -> tuple[HostTier, Sink]:
+def new_tier(
+    slots: int = 4,
+    *,
+    ranks: int = 1,
+    block_bytes: int = ORDER_BYTES // 2,
+    recorder: Recorder | None = None,
+    clock: FakeClock | None = None,
+) -> tuple[HostTier, Sink]:
     sink = Sink()
     tier = HostTier(
         sink,
-        Recorder(),
+        recorder if recorder is not None else Recorder(),
         worker="own",
         first_slot=FIRST,
         slot_count=slots,
         ranks=ranks,
         block_bytes=block_bytes,
         retention=RetentionSettings(),
-        clock=FakeClock(),
+        clock=clock if clock is not None else FakeClock(),
     )
     tier.ledger.take_bumps()
     return tier, sink
@@ -208,3 +216,61 @@ def test_nothing_goes_for_a_block_that_a_peer_has_lent() -> None:
     tier.engine_gives(3)
     publish(tier, 3)
     assert len(copy(tier, 3)) == 1
+
+
+def test_metrics_say_what_left_and_what_was_refused_and_why() -> None:
+    """By type and reason, each once. All that is there is documents, which may fill three quarters when others come."""
+    recorder, clock = Recorder(), FakeClock()
+    tier, _ = new_tier(slots=3, recorder=recorder, clock=clock)
+    publish(tier, 1, 2, 3, 4, 5)
+    tier.engine_holds(6, Candidate(name(6), ROOT, None, traits_in(tier)._replace(section=SectionType.USER)), 7)
+    copy(tier, 1, 2, 3)
+    touch(tier, 1)
+    copy(tier, 4, 5, 6)
+    tier.ledger.drop(lambda block: block == name(5))
+    for slot in range(1, 6):
+        tier.engine_gives(slot)
+    clock.advance(RetentionSettings().doc_ttl_s or 0.0)
+    tier.order([])
+    tier.record_metrics()
+    delta = recorder.drain()
+    assert labelled(delta, "gc_tier_evicted_blocks_total") == {
+        ("host", "doc", "duplicate"): 1,
+        ("host", "doc", "budget"): 1,
+        ("host", "doc", "flushed"): 1,
+        ("host", "doc", "ttl"): 2,
+    }
+    assert labelled(delta, "gc_tier_refused_blocks_total") == {("host", "user", "type"): 1}
+    assert (tier.load().evicted_blocks, tier.load().refused_blocks) == (4, 0)
+    assert recorder.drain().keys() == {"gc_tier_blocks", "gc_tier_retained_bytes", "gc_tier_quota_refused_bytes_total"}
+
+
+def test_metrics_say_what_is_retained_and_what_the_quota_refused() -> None:
+    """Half of the tier may be retained."""
+    recorder = Recorder()
+    tier, _ = new_tier(slots=4, recorder=recorder)
+    publish(tier, 1, 2, 3)
+    copy(tier, 1, 2, 3)
+    tier.touch([name(slot) for slot in (1, 2, 3)], [traits_in(tier)._replace(retain_s=60.0)] * 3)
+    tier.record_metrics()
+    delta = recorder.drain()
+    assert labelled(delta, "gc_tier_retained_bytes") == {("host",): 2 * tier.block_bytes}
+    assert labelled(delta, "gc_tier_quota_refused_bytes_total") == {("host",): tier.block_bytes}
+
+
+def test_metrics_are_recorded_once_a_second_at_most() -> None:
+    """However many steps the engine takes."""
+    recorder, clock = Recorder(), FakeClock()
+    tier, _ = new_tier(recorder=recorder, clock=clock)
+    tier.record_metrics()
+    assert recorder.drain()
+    tier.record_metrics()
+    assert not recorder.drain()
+    clock.advance(RECORD_INTERVAL_S)
+    tier.record_metrics()
+    assert recorder.drain()
+
+
+def labelled(delta: Delta, metric: str) -> dict[tuple[str, ...], object]:
+    """Return a metric's increases by the values of its labels."""
+    return {METRICS[metric].values_of(key): value for key, value in delta.get(metric, {}).items() if value}
