@@ -184,6 +184,12 @@ def test_store_that_hangs_costs_one_request_its_wait(stored: Callable[..., SimEn
     ledger(engine).check_invariants()
 
 
+def test_fetch_that_is_never_reported_is_waited_for_no_longer_than_a_pull(stored: Callable[..., SimEngine]) -> None:
+    engine = stored(pull_timeout_s=0.5)
+    engine.worker._worker._runtime.copier.poll = list
+    assert compute(engine, 0) == 0
+
+
 def test_store_that_is_away_is_as_none(make: Make, tmp_path: Path) -> None:
     """Where the folder cannot be made, nothing is written, nothing found, and every prompt is right."""
     (tmp_path / "file").write_text("in the way")
