@@ -12,6 +12,7 @@ valid was in no entry, and needs no bump.
 
 A copy that the ledger has given up (`clear`, `drop`, or no report in time) may still write into its slots. They are
 free all the same: a rank carries out one copy after the other, so what a later copy writes is written later.
+One that no rank has been given yet must not be given to any (`is_under_way`): it might come after the later one.
 
 Which blocks stay is up to the retention; only that a *duplicate*, which the engine has and has used since it was
 copied, makes room first: it is copied again before the engine gives it up.
@@ -22,7 +23,7 @@ Owner: one thread, the scheduler's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -164,6 +165,10 @@ class HostLedger:
     def copies_under_way(self) -> int:
         return len(self._copies)
 
+    def is_under_way(self, copy_id: int) -> bool:
+        """Say whether a copy has its slots still: it is not reported by every rank, and was not given up."""
+        return copy_id in self._copies
+
     # -- looking -------------------------------------------------------------------------------------------------
 
     def knows(self, block: BlockHash) -> bool:
@@ -173,9 +178,10 @@ class HostLedger:
     def holds(self, block: BlockHash) -> bool:
         return block in self._held
 
-    def on_its_way(self, block: BlockHash) -> bool:
-        """Say whether a copy that brings a block is under way."""
-        return block in self._copying
+    @property
+    def on_their_way(self) -> Set[BlockHash]:
+        """The blocks that are not held yet, and will be once their copies have ended: a view."""
+        return self._copying
 
     def prefix(self, blocks: Sequence[BlockHash], first: int) -> list[Location]:
         """Return where blocks ``[first, ...)`` are, up to the first one that is not held."""
@@ -331,9 +337,13 @@ class HostLedger:
         self._copying.add(candidate.block)
         return self._free.pop()
 
+    def _is_pinned(self, block: BlockHash) -> bool:
+        known = self._retention.look(block)
+        return known is not None and known.pins > 0
+
     def _drop_duplicate(self) -> None:
-        pinned = set[BlockHash]().union(*(load.blocks for load in self._loads.values()))
-        block = next((block for block in self._duplicates if block not in pinned), None)
+        # Few are pinned: what is loaded is what the engine lacks.
+        block = next((block for block in self._duplicates if not self._is_pinned(block)), None)
         if block is not None:
             self._drop(block, EvictionReason.DUPLICATE)
 

@@ -97,7 +97,8 @@ class HostTier:
         self._record_at = clock()
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
-        self._lent: set[BlockHash] = set()
+        self._lent: dict[BlockHash, None] = {}
+        self._lent_max = first_slot  # the engine has no more blocks; some are never published, and so never given away
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
         self.on_copied: Callable[[int, Sequence[Copied]], None] = lambda _copy_id, _copied: None
@@ -124,7 +125,7 @@ class HostTier:
         self.wanted.discard(slot)
         if published is not None and self._engine_slots.get(published.candidate.block) == slot:
             del self._engine_slots[published.candidate.block]
-            self._lent.discard(published.candidate.block)
+            self._lent.pop(published.candidate.block, None)
             self.ledger.unique(published.candidate.block)
 
     def lent(self, blocks: Iterable[BlockHash]) -> None:
@@ -132,7 +133,9 @@ class HostTier:
 
         Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one.
         """
-        self._lent.update(blocks)
+        self._lent.update(dict.fromkeys(blocks))
+        while len(self._lent) > self._lent_max:
+            del self._lent[next(iter(self._lent))]
 
     def oldest(self, count: int) -> list[int]:
         """Return the engine slots that were used least lately, at most so many, the oldest first."""

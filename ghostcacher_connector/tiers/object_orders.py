@@ -142,9 +142,16 @@ class ObjectOrders:
         self._ordered.append(FetchJob(copy_id, hashes, np.asarray(host_slots, dtype=np.int64), timeout_s))
 
     def take_fetches(self) -> list[FetchJob]:
-        """Return what the ranks are to read with the next step."""
+        """Return what the ranks are to read with the next step.
+
+        A fetch that was given up since it was ordered is not carried out: a copy of that very step, which the ranks
+        carry out before, may have its slots.
+        """
         ordered, self._ordered = self._ordered, []
-        return ordered
+        for job in ordered:
+            if not self._tier.ledger.is_under_way(job.copy_id):
+                del self._fetches[job.copy_id]
+        return [job for job in ordered if job.copy_id in self._fetches]
 
     def reported(self, result: CopyResult) -> Fetched | None:
         """Take one rank's report of a copy or a fetch; return how the fetch went once every rank has reported it."""

@@ -131,11 +131,16 @@ class CudaDevice:
             self._call("cuStreamSynchronize", self._stream)
 
     def copy_all(self, copies: Iterable[Copy2D]) -> None:
-        """Carry out copies between device and host memory; returns when the bytes of all of them are there."""
+        """Carry out copies between device and host memory; returns when the bytes of all of them are there.
+
+        Raises TransferError when one is refused, once those before it have landed: the caller gives their places away.
+        """
         with self._current():
-            for copy in copies:
-                self._start(copy)
-            self._call("cuStreamSynchronize", self._stream)
+            try:
+                for copy in copies:
+                    self._start(copy)
+            finally:
+                self._call("cuStreamSynchronize", self._stream)
 
     def pin(self, address: int, nbytes: int) -> None:
         """Lock host memory in place, so that copies run beside the engine's work. Raises TransferError."""

@@ -29,7 +29,13 @@ from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankRepor
 from ghostcacher_connector.engines.vllm.rank_calls import watch_executors
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
-from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS, TRIED_VERSIONS, check_config, check_not_nested
+from ghostcacher_connector.engines.vllm.support import (
+    DISTRIBUTIONS,
+    TRIED_VERSIONS,
+    check_config,
+    check_not_nested,
+    check_settings,
+)
 from ghostcacher_connector.engines.vllm.worker import ConnectorWorker
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.worker.registration import Introduction
@@ -68,6 +74,7 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         check_not_nested()
         check_capabilities("vllm", installed_version("vllm", DISTRIBUTIONS), TRIED_VERSIONS, missing_hooks())
         check_config(vllm_config, kv_cache_config)
+        check_settings(str(self._kv_transfer_config.kv_role), settings)
         # vLLM's default is to fail the request. It reads the policy after it has made the connector.
         self._kv_transfer_config.kv_load_failure_policy = "recompute"
         self._forward_checked = False

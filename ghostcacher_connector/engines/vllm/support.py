@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ghostcacher_connector.core.errors import UnsupportedEngine
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.compat import hash_tokens
 
@@ -39,6 +41,15 @@ def check_not_nested() -> None:
 def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
     refuse_unproven([*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)])
+
+
+def check_settings(role: str, settings: Settings) -> None:
+    """Raise ConfigError for what a worker in this role (vLLM's ``kv_role``) cannot have."""
+    if settings.host_tier_gib and not Role(role).publishes:
+        raise ConfigError(
+            f"host_tier_gib: expected 0 with kv_role {role}, got {settings.host_tier_gib:g}: only what a worker "
+            "publishes is known to be right, and copied"
+        )
 
 
 def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:

@@ -211,6 +211,37 @@ def test_fetch_that_was_given_up_holds_nothing_when_it_is_reported(stored: Path)
         assert after.right()
 
 
+def test_fetch_that_was_given_up_before_its_step_fills_no_slot_of_another_copy(stored: Path) -> None:
+    """An order to flush may come between the two. The slots are given to copies of the same step."""
+    with worker(stored) as after:
+        after.orders.fetch([candidate(index) for index in range(COUNT)], WAIT_S)
+        after.tier.ledger.drop(lambda block: block == BLOCKS[0])
+        for number, rank in enumerate(after.ranks):
+            rank.memory.table.bump(ENGINE, same(COUNT, GENERATION + 1))
+            rank.memory.fill(ENGINE, after.owners(number) + 50, same(COUNT, GENERATION + 1))
+        for index, slot in enumerate(ENGINE.tolist()):
+            after.tier.engine_holds(slot, candidate(index), GENERATION + 1)
+        (copy,) = after.tier.order(ENGINE.tolist())
+        after._bump()
+        for rank in after.ranks:  # in the order in which a rank begins a step
+            assert rank.runtime.copier is not None
+            rank.runtime.copier.submit(copy)
+        fetches = after.orders.take_fetches()
+        for rank in after.ranks:
+            for fetch in fetches:
+                after.objects_of(rank).fetch(fetch)
+            wait_until(lambda rank=rank: rank.runtime.copier.queue_length == 0, WAIT_S)  # type: ignore[misc]
+        for rank in after.ranks:
+            assert rank.runtime.copier is not None
+            for result in rank.runtime.copier.poll():
+                after.tier.reported(result.copy_id, result.valid.tolist())
+        slots = np.array([location.slot for location in after.tier.ledger.prefix(BLOCKS, 0)], dtype=np.int64)
+        assert len(slots) == COUNT
+        for number, rank in enumerate(after.ranks):
+            assert rank.memory.holds(slots, after.owners(number) + 50, same(COUNT, GENERATION + 1)).all()
+        assert fetches == []
+
+
 def test_blocks_whose_copies_are_gone_are_not_stored(tmp_path: Path) -> None:
     """Between the copy and the order the tier has given their slots away."""
     with worker(tmp_path) as one:

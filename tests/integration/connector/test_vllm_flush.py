@@ -233,3 +233,39 @@ def test_host_tier_is_flushed_and_its_load_reported(make: Make, router: RedisCoo
     assert (empty.blocks, sum(empty.blocks_by_section)) == (0, 0)
     assert all(cached_tokens(engine, f"last{number}", text) == 0 for number, text in enumerate(texts))
     ledger(engine).check_invariants()
+
+
+@pytest.mark.parametrize("scope", ["prefix", "doc"])
+def test_block_that_is_only_on_its_way_to_the_host_tier_is_flushed(make: Make, scope: str) -> None:
+    """The engine has given it up, and its copy is not reported yet: the order names it all the same."""
+    engine = ready(make(blocks=16, settings={**tier_of(64), "hbm_swap_threshold": 0.0}))
+    scheduler, copier = engine.connector._scheduler, engine.worker._worker._runtime.copier
+    poll, copier.poll = copier.poll, list
+    engine.add("r1", PROMPT)
+    while ledger(engine).copies_under_way < 1 or engine.requests["r1"].num_output_tokens < 4:
+        engine.step()
+    wait_until(lambda: not copier.queue_length, WAIT_S)
+    held = scheduler._fleet.publisher.held_blocks
+    for seed in (2, 3, 4):  # their blocks take the place of all of the first one's
+        engine.add(f"r{seed}", tokens_of(seed, BLOCKS * BLOCK_TOKENS + 1), pull=False)
+        while f"r{seed}" in engine.scheduler.requests:
+            engine.step()
+    first = engine.requests["r1"].block_hashes[0]
+    assert first not in held.blocks_by_slot().values()
+    assert ledger(engine).knows(first)
+    scheduler._fleet.flushes._orders.append(order(scope, (first,)))
+    engine.add("r5", tokens_of(5, BLOCK_TOKENS + 1))
+    copier.poll = poll
+    engine.run()
+    assert not ledger(engine).holds(first)
+    assert cached_tokens(engine, "r6", PROMPT) == 0
+
+
+def test_flush_of_an_idle_engine_does_not_wait_for_a_copy(make: Make, router: RedisCoordinationStore) -> None:
+    """An engine in lockstep takes no steps for its copies, so that nobody tells how the last ones ended."""
+    engine = ready(make(blocks=16, settings={**tier_of(64), "hbm_swap_threshold": 0.0}))
+    engine.connector._scheduler._lockstep = True
+    while not ledger(engine).copies_under_way:
+        cached_tokens(engine, f"r{len(engine.requests)}", tokens_of(len(engine.requests), 97))
+    answer(router, order("all"), "a")
+    assert ledger(engine).copies_under_way == 0

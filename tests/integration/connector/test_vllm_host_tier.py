@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Tier
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import BLOCK_TOKENS, LAYERS, SimEngine
@@ -84,6 +85,12 @@ def test_worker_without_a_host_tier_copies_nothing(make: Make) -> None:
     for seed in (1, 2, 3, 1):
         assert compute(engine, seed) == 0
     assert engine.connector._scheduler._copying is None
+
+
+def test_host_tier_of_a_worker_that_publishes_nothing_is_refused(make: Make) -> None:
+    """Nothing would ever be in it, and its memory be taken all the same."""
+    with pytest.raises(ConfigError, match="host_tier_gib: expected 0 with kv_role kv_consumer, got"):
+        make(role="kv_consumer", settings=tier_of(64))
 
 
 def test_peer_pulls_from_a_host_slot(make: Make) -> None:

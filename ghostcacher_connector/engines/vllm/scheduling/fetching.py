@@ -83,7 +83,7 @@ class ObjectFetcher:
         if wait is None or self._clock() >= wait.until:
             return False
         ledger = self._tier.ledger
-        return any(ledger.on_its_way(block) for block in tracked.blocks[wait.first : wait.end])
+        return not ledger.on_their_way.isdisjoint(tracked.blocks[wait.first : wait.end])
 
     def end(self, tracked: Tracked) -> tuple[bool, MissReason | None]:
         """End a request's wait; return whether there was one, and the reason that `begin` was given."""

@@ -10,11 +10,11 @@ order could mean: the scope "all" drops them, too, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport, TierDropped
-from ghostcacher_connector.core.types import FlushScope, Tier
+from ghostcacher_connector.core.types import BlockHash, FlushScope, Tier
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
@@ -47,7 +47,7 @@ class Flusher:
     def drop(self, order: FlushOrder, tracked: Iterable[Tracked]) -> FlushReport:
         """Drop what an order names; return how much that was. tracked: all requests that have not ended."""
         slots = self._publisher.held_blocks.blocks_by_slot()
-        doomed = self._notes.doomed(order, set(slots.values()))
+        doomed = self._notes.doomed(order, self._known(slots))
         pool = self._manager.block_pool
         assert pool is not None, "bind() has checked it"
         engine = {slot for slot, block in slots.items() if block in doomed and slot < pool.num_gpu_blocks}
@@ -69,7 +69,15 @@ class Flusher:
     def tidy(self) -> None:
         """Forget what is known of blocks that are gone, from time to time."""
         if self._notes.sweep_due:
-            self._notes.sweep(set(self._publisher.held_blocks.blocks_by_slot().values()))
+            self._notes.sweep(self._known(self._publisher.held_blocks.blocks_by_slot()))
+
+    def _known(self, slots: Mapping[int, BlockHash]) -> set[BlockHash]:
+        """Return all blocks of this worker: what its slots hold, and what is on its way to a host slot.
+
+        The engine may have given up what is copied: nothing else names it until its copy is reported.
+        """
+        known = set(slots.values())
+        return known if self._tier is None else known | self._tier.ledger.on_their_way
 
     def _dropped(self, tier: Tier, blocks: int) -> TierDropped:
         return TierDropped(tier, blocks, blocks * self._block_bytes)

@@ -236,7 +236,8 @@ class ConnectorScheduler:
         return self._flusher.drop(order, self._tracked.values())
 
     def _has_requests(self) -> bool:
-        return bool(self._tracked) or (self._copying is not None and self._copying.tier.busy)
+        # Copies that no step will tell the end of are in nobody's way: an order gives them up.
+        return bool(self._tracked) or self.has_unfinished_copies()
 
     # -- requests ------------------------------------------------------------------------------------------------
 

@@ -183,6 +183,15 @@ def test_pinned_blocks_stay_while_they_are_read() -> None:
     assert subject.held(b"a", b"b") == [b"b"]
 
 
+def test_block_on_its_way_is_named_until_its_copy_ends() -> None:
+    """Well or not: whoever asks for all that the tier has, asks for these, too."""
+    subject = Subject(slots=2)
+    copy_id, _ = subject.begin(b"a", b"b")
+    assert subject.ledger.on_their_way == {b"a", b"b"}
+    subject.ledger.end(copy_id, [True, False])
+    assert subject.ledger.on_their_way == set()
+
+
 def test_pin_ends_with_its_time() -> None:
     """A load that nobody ends does not keep its blocks for good."""
     subject = Subject(slots=1)

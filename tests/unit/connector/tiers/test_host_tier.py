@@ -191,6 +191,20 @@ def test_clear_withdraws_all_and_drops_copies_under_way() -> None:
     assert not tier.busy
 
 
+def test_lent_blocks_that_are_never_published_are_forgotten() -> None:
+    """Requests that are aborted once their pull has ended leave such. The engine cannot have more than its slots."""
+    tier, _ = new_tier(slots=1)
+    publish(tier, 1, 2, 3)
+    copy(tier, 1)
+    tier.lent(name(number) for number in (2, 3, *range(1000, 1000 + FIRST - 1)))
+    assert len(copy(tier, 2)) == 1
+    tier.clear()
+    publish(tier, 4, 5)
+    copy(tier, 4)
+    tier.lent(name(number) for number in (*range(1000, 1000 + FIRST - 1), 5))
+    assert copy(tier, 5) == []
+
+
 def test_nothing_goes_for_a_block_that_a_peer_has_lent() -> None:
     """While there is room it is copied, too; once the engine has given it away it is a block like any other."""
     tier, sink = new_tier(slots=2)
