@@ -90,7 +90,7 @@ def test_runs_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         tables.append(capsys.readouterr().out)
     assert tables[0] == tables[1]
     assert "GhostCacher, 2 routers" in tables[0]
-    assert len(tables[0].splitlines()) == 2 + 9
+    assert len(tables[0].splitlines()) == 2 + 11
 
 
 def test_documents_that_just_fit_are_spread_as_they_fit() -> None:
