@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,32 @@ def test_peer_pulls_from_a_host_slot(make: Make) -> None:
         assert compute(reader, seed) == BLOCKS
     assert reader.counted("gc_rdma_transfers_total", transport="nixl") == 4
     assert reader.counted("gc_seal_checks_total", result="stale") == 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_rank_has_bumped_a_host_slot_when_it_is_given_a_copy_into_it(make: Make, in_flight: int) -> None:
+    """Of every slot that was published: a reader of before must find another generation than it was told of."""
+    engine = make(blocks=16, in_flight=in_flight, settings={**tier_of(8), "hbm_swap_threshold": 0.0})
+    tier, rank = engine.connector._scheduler._copying.tier, engine.worker._worker
+    told: dict[int, int] = {}
+    reused: list[int] = []
+    publish, submit = tier._sink.publish, rank._runtime.copier.submit
+
+    def published(slot: int, block: bytes, root: bytes, generation: int) -> None:
+        told[slot] = generation
+        publish(slot, block, root, generation)
+
+    def submitted(job: Any) -> None:
+        again = [slot for slot in job.host_slots.tolist() if slot in told]
+        assert all(rank._table.generation(slot) > told[slot] for slot in again)
+        reused.extend(again)
+        submit(job)
+
+    tier._sink = SimpleNamespace(publish=published, withdraw=tier._sink.withdraw)
+    rank._runtime.copier.submit = submitted
+    for seed in range(6):
+        compute(engine, seed)
+    assert reused
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
