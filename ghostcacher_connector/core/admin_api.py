@@ -278,6 +278,8 @@ class WorkerFlushed(msgspec.Struct, frozen=True):
     """Whether it has said so in time. One that has not may drop it later, or not at all."""
     tiers: tuple[TierFlushed, ...] = ()
     """Each tier that it has."""
+    supported: bool = True
+    """Whether it takes orders to flush. One that takes none keeps all it has, and is not waited for."""
 
 
 class Flushed(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -219,6 +219,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Whether, where there is an `index_key`, its lease has a stamp beside it (core/stamps.py), without which the
     record does not count. False of versions that make none: their records can be put back after their time."""
 
+    takes_flushes: bool = True
+    """Whether it carries out routers' orders to drop blocks. Versions that do not say may or may not."""
+
 
 class PrefixHit(NamedTuple):
     """The longest run of blocks, from the first one asked for, that one worker holds.

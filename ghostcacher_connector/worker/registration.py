@@ -31,6 +31,7 @@ def worker_record(
     http: str | None,
     block_tokens: int,
     shares_prefill: bool = True,
+    takes_flushes: bool = True,
     data_parallel_rank: int | None = None,
 ) -> WorkerRecord:
     """Return the record of a worker for which this process speaks.
@@ -60,6 +61,7 @@ def worker_record(
         started_at=time.time(),
         ranks=tuple(rank.endpoint for rank in ranks),
         shares_prefill=shares_prefill,
+        takes_flushes=takes_flushes,
         data_parallel_rank=data_parallel_rank,
         owner=this_process(),
         stamped=True,

@@ -210,6 +210,8 @@ class EngineRank:
             block_tokens=self.page_tokens,
             # A prompt enters the radix cache when its batch's results are handled; the next batch may be made before.
             shares_prefill=False,
+            # Its tree gives up whole leaves when it needs room, and no page that somebody names.
+            takes_flushes=False,
         )
 
     def _shared(self, slot_count: int) -> _Shared:

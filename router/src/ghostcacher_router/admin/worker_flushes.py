@@ -2,7 +2,7 @@
 
 The order goes through the store, where every worker looks for it; so does each answer. A worker that does not answer in
 time is named: it may be of an older version, hang, or have lost Redis, and then it keeps its blocks, though others
-do not find them once its lease has ended.
+do not find them once its lease has ended. A worker whose record says that it takes no orders is not waited for.
 """
 
 from __future__ import annotations
@@ -43,9 +43,15 @@ class WorkerFlushes:
 
     async def flush(self, scope: FlushScope, blocks: Sequence[bytes] = (), session: bytes = b"") -> Flushed:
         """Have every worker with a connector drop what is named; return what they have dropped. Bounded in time."""
-        workers = sorted(name for name, worker in self._fleet.workers.items() if worker.incarnation is not None)
+        found = {name: worker for name, worker in self._fleet.workers.items() if worker.incarnation is not None}
+        others = [
+            WorkerFlushed(name, answered=False, supported=False)
+            for name, worker in found.items()
+            if not worker.takes_flushes
+        ]
+        workers = sorted(name for name, worker in found.items() if worker.takes_flushes)
         if not workers:
-            return Flushed(scope)
+            return Flushed(scope, workers=tuple(sorted(others, key=_name_of)))
         order = FlushOrder(secrets.token_bytes(ORDER_BYTES), scope.value, tuple(blocks), session, self._router)
         reports: list[FlushReport | None] = [None] * len(workers)
         error = None
@@ -56,12 +62,12 @@ class WorkerFlushes:
                 await self._wait(self._store, order, workers, reports)
         except IndexUnavailable as exc:
             error = str(exc)
-        answers = tuple(map(_answer_of, workers, reports))
+        answers = sorted([*map(_answer_of, workers, reports), *others], key=_name_of)
         return Flushed(
             scope,
             blocks=sum(tier.blocks for answer in answers for tier in answer.tiers),
             bytes=sum(tier.bytes for answer in answers for tier in answer.tiers),
-            workers=answers,
+            workers=tuple(answers),
             error=error,
         )
 
@@ -74,6 +80,10 @@ class WorkerFlushes:
         while None in reports and self._clock() < deadline:
             await asyncio.sleep(POLL_S)
             reports[:] = await self._offload(lambda: store.flush_reports(order.order, workers))
+
+
+def _name_of(answer: WorkerFlushed) -> str:
+    return answer.worker
 
 
 def _answer_of(worker: str, report: FlushReport | None) -> WorkerFlushed:

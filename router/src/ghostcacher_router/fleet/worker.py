@@ -104,6 +104,7 @@ class Worker:
         self.block_tokens = None if record is None else record.block_tokens
         self.data_parallel_rank = None if record is None else record.data_parallel_rank
         self.shares_prefill = record is None or record.shares_prefill
+        self.takes_flushes = record is None or record.takes_flushes
 
     @property
     def engine(self) -> str | None:

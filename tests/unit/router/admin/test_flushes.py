@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
+from msgspec.structs import replace
 
 from ghostcacher_connector.core.admin_api import Flushed, TierFlushed, WorkerFlushed
 from ghostcacher_connector.core.coordination.base import Flush, PromptChain
@@ -19,12 +20,13 @@ from ghostcacher_connector.core.types import FlushScope, Tier
 from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.parameters import CHAT, FlushTarget
 from ghostcacher_router.admin.worker_flushes import WAIT_S, WorkerFlushes
+from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.prefix_map import PrefixMap
 from ghostcacher_router.prompt import parse_body
 from ghostcacher_router.signals.sessions import session_key
-from ghostcacher_router.types import RequestShape
-from tests.support.index_parts import FakeClock
+from ghostcacher_router.types import Endpoint, RequestShape
+from tests.support.index_parts import FakeClock, make_record
 from tests.support.prompts import LONG, say
 
 T = TypeVar("T")
@@ -48,9 +50,10 @@ class Bench:
         self.answering = {"w1", "w2"}
         self.orders: list[FlushOrder] = []
         self._cursor, _ = self.store.flush_orders(None)
-        worker = SimpleNamespace(incarnation=b"i", namespace=NAMESPACE)
-        plain = SimpleNamespace(incarnation=None, namespace=None)
-        fleet: Any = SimpleNamespace(workers={"w2": worker, "w1": worker, "plain": plain}, models=lambda: ["m"])
+        worker = SimpleNamespace(incarnation=b"i", namespace=NAMESPACE, takes_flushes=True)
+        plain = SimpleNamespace(incarnation=None, namespace=None, takes_flushes=True)
+        self.workers: dict[str, Any] = {"w2": worker, "w1": worker, "plain": plain}
+        fleet: Any = SimpleNamespace(workers=self.workers, models=lambda: ["m"])
         self.text = PrefixMap("router-1")
         self.forgotten: list[Flush] = []
         routing: Any = SimpleNamespace(sync=SimpleNamespace(publish=self.forgotten.append))
@@ -109,6 +112,24 @@ def test_worker_that_does_not_answer_is_named_after_a_bounded_wait() -> None:
     assert [(worker.worker, worker.answered) for worker in found.workers] == [("w1", False), ("w2", True)]
     assert (found.blocks, found.error) == (3, None)
     assert WAIT_S <= bench.clock.now - began_at <= WAIT_S + 1
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_worker_that_takes_no_orders_is_named_and_not_waited_for(others: bool) -> None:
+    """Its record says so; the others are waited for as long as ever."""
+    bench = Bench()
+    if not others:
+        bench.workers.clear()
+    record = replace(make_record("s"), takes_flushes=False)
+    bench.workers["s"] = Worker("s", Endpoint("127.0.0.1", 1, False, ""), record, bench.clock.now)
+    began_at = bench.clock.now
+    found = bench.flush(FlushTarget(FlushScope.ALL))
+    assert [worker for worker in found.workers if worker.worker == "s"] == [
+        WorkerFlushed("s", answered=False, supported=False)
+    ]
+    assert all(worker.answered and worker.supported for worker in found.workers if worker.worker != "s")
+    assert (len(found.workers), found.error) == (3 if others else 1, None)
+    assert bench.clock.now - began_at < WAIT_S
 
 
 def test_store_that_is_away_is_told() -> None:
