@@ -84,6 +84,20 @@ def test_block_is_copied_once(make: Make) -> None:
     assert engine.counted("gc_tier_copied_blocks_total") == 2 * BLOCKS
 
 
+def test_later_request_can_have_a_prompt_kept_and_metrics_say_so(make: Make) -> None:
+    """The first one asked for nothing, so that its blocks came to the tier like any others."""
+    engine = make(blocks=16, settings={**tier_of(64), "hbm_swap_threshold": 0.0})
+    compute(engine, 1)
+    assert ledger(engine).retained_bytes == 0
+    compute(engine, 1, transfer={"gc_retain_s": 600})
+    scheduler = engine.connector._scheduler
+    tier = scheduler._copying.tier
+    assert ledger(engine).retained_bytes == BLOCKS * tier.block_bytes
+    scheduler.take_metrics()
+    tier._record_at = 0.0
+    assert scheduler.take_metrics()["gc_tier_retained_bytes"] == {"host": BLOCKS * tier.block_bytes}
+
+
 def test_worker_without_a_host_tier_copies_nothing(make: Make) -> None:
     engine = make(blocks=16)
     for seed in (1, 2, 3, 1):
