@@ -57,6 +57,13 @@ class _Published(NamedTuple):
     candidate: Candidate
     generation: int
 
+    def retained(self, retain_s: float) -> _Published:
+        """Return it as a block that is kept for at least so long once it is copied."""
+        traits = self.candidate.traits
+        if retain_s <= traits.retain_s:
+            return self
+        return self._replace(candidate=self.candidate._replace(traits=traits._replace(retain_s=retain_s)))
+
 
 class HostTier:
     """See the module's docstring."""
@@ -215,15 +222,15 @@ class HostTier:
         self._recorder.inc("gc_tier_quota_refused_bytes_total", self._quota_refused - refused_bytes, tier=HOST)
         ledger.counts.record(self._recorder, HOST)
 
-    def touch(self, blocks: Sequence[BlockHash], traits: Iterable[BlockTraits]) -> None:
+    def touch(self, blocks: Sequence[BlockHash], traits: Sequence[BlockTraits]) -> None:
         """Note that a prompt has these blocks, in prefix order, wherever it finds them. traits: of each of them."""
         self.ledger.touch(blocks, traits)
-        for block in blocks:
+        for block, says in zip(blocks, traits, strict=True):
             slot = self._engine_slots.get(block)
             if slot is not None:
                 self.ledger.duplicate(block)
                 self.wanted.add(slot)
-                self._engine[slot] = self._engine.pop(slot)
+                self._engine[slot] = self._engine.pop(slot).retained(says.retain_s)
 
     # -- giving up -----------------------------------------------------------------------------------------------
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
+
+from vllm.lora.request import LoRARequest
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Tier
@@ -80,6 +84,20 @@ def test_block_is_copied_once(make: Make) -> None:
     assert engine.counted("gc_tier_copied_blocks_total") == 2 * BLOCKS
 
 
+def test_later_request_can_have_a_prompt_kept_and_metrics_say_so(make: Make) -> None:
+    """The first one asked for nothing, so that its blocks came to the tier like any others."""
+    engine = make(blocks=16, settings={**tier_of(64), "hbm_swap_threshold": 0.0})
+    compute(engine, 1)
+    assert ledger(engine).retained_bytes == 0
+    compute(engine, 1, transfer={"gc_retain_s": 600})
+    scheduler = engine.connector._scheduler
+    tier = scheduler._copying.tier
+    assert ledger(engine).retained_bytes == BLOCKS * tier.block_bytes
+    scheduler.take_metrics()
+    tier._record_at = 0.0
+    assert scheduler.take_metrics()["gc_tier_retained_bytes"] == {"host": BLOCKS * tier.block_bytes}
+
+
 def test_worker_without_a_host_tier_copies_nothing(make: Make) -> None:
     engine = make(blocks=16)
     for seed in (1, 2, 3, 1):
@@ -105,6 +123,69 @@ def test_peer_pulls_from_a_host_slot(make: Make) -> None:
         assert compute(reader, seed) == BLOCKS
     assert reader.counted("gc_rdma_transfers_total", transport="nixl") == 4
     assert reader.counted("gc_seal_checks_total", result="stale") == 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_rank_has_bumped_a_host_slot_when_it_is_given_a_copy_into_it(make: Make, in_flight: int) -> None:
+    """Of every slot that was published: a reader of before must find another generation than it was told of."""
+    engine = make(blocks=16, in_flight=in_flight, settings={**tier_of(8), "hbm_swap_threshold": 0.0})
+    tier, rank = engine.connector._scheduler._copying.tier, engine.worker._worker
+    told: dict[int, int] = {}
+    reused: list[int] = []
+    publish, submit = tier._sink.publish, rank._runtime.copier.submit
+
+    def published(slot: int, block: bytes, root: bytes, generation: int) -> None:
+        told[slot] = generation
+        publish(slot, block, root, generation)
+
+    def submitted(job: Any) -> None:
+        again = [slot for slot in job.host_slots.tolist() if slot in told]
+        assert all(rank._table.generation(slot) > told[slot] for slot in again)
+        reused.extend(again)
+        submit(job)
+
+    tier._sink = SimpleNamespace(publish=published, withdraw=tier._sink.withdraw)
+    rank._runtime.copier.submit = submitted
+    for seed in range(6):
+        compute(engine, seed)
+    assert reused
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("lost", [0, 2, BLOCKS - 1])
+def test_host_slot_that_is_given_away_before_it_is_loaded_is_computed(make: Make, lost: int, in_flight: int) -> None:
+    """With all that follows it; what comes before is used."""
+    engine = make(blocks=16, in_flight=in_flight, settings=tier_of(64))
+    for seed in range(4):
+        compute(engine, seed)
+    block = engine.requests["p0-0"].block_hashes[lost]
+    held = ledger(engine)._held[block]
+    table = engine.worker._worker._table
+    table.bump(np.array([held.slot]), np.array([held.generation + 1], dtype=np.uint64))
+    assert compute(engine, 0) == lost
+    assert not ledger(engine)._loads
+    assert compute(engine, 1) == BLOCKS
+
+
+def test_own_tier_and_a_peer_hold_a_prompt_together(make: Make) -> None:
+    """The peer has all of it and is gone, the own tier has its beginning: that is used, and the rest computed."""
+    holder, reader = make("a", blocks=32), make("b", blocks=16, settings=tier_of(64))
+    for engine in (holder, reader):
+        wait_until(lambda engine=engine: engine.peers_ready(1), WAIT_S)  # type: ignore[misc]
+    for seed in range(1, 5):
+        compute(reader, seed)
+    tokens = tokens_of(1, PROMPT_TOKENS - 1) + tokens_of(50, 3 * BLOCK_TOKENS + 1)
+    holder.add("long", tokens, pull=False)
+    holder.run()
+    wait_until(holder.all_published, WAIT_S)
+    holder.worker._worker._table.renew_incarnation()
+    reader.add("long", tokens)
+    reader.run()
+    assert reader.wrong == []
+    assert reader.outputs("long") == expected_output(tokens, 4)
+    assert reader.counted("gc_seal_checks_total", result="stale") > 0
+    assert reader.counted("gc_cache_hits_total") == BLOCKS
+    assert not ledger(reader)._loads
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
@@ -217,6 +298,23 @@ def test_preempted_requests_of_a_full_engine_stay_right(make: Make) -> None:
         assert engine.outputs(name) == expected_output(tokens, 40)
     assert sum(request.num_preemptions for request in engine.requests.values()) > 0
     ledger(engine).check_invariants()
+
+
+def test_host_tier_keeps_apart_what_is_hashed_apart(make: Make) -> None:
+    """A tenant's salt is in the hash. What is hashed by a name alone, like an adapter, is neither copied nor loaded."""
+    engine = make(blocks=16, settings=tier_of(64))
+    adapter = LoRARequest("adapter", 1, "/nowhere")
+    for options in ({"cache_salt": "a"}, {"cache_salt": "b"}, {}, {"lora_request": adapter}):
+        assert compute(engine, 0, **options) == 0
+    for seed in range(1, 4):
+        compute(engine, seed)
+    assert compute(engine, 0, lora_request=adapter) == 0
+    assert compute(engine, 0, pull=False) == 0
+    for seed in range(1, 4):
+        compute(engine, seed)
+    for options in ({"cache_salt": "a"}, {"cache_salt": "b"}, {}):
+        assert compute(engine, 0, **options) == BLOCKS
+    assert compute(engine, 0, cache_salt="c") == 0
 
 
 def test_lost_step_empties_the_tier(make: Make) -> None:

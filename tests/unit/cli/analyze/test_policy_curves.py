@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import pytest
 from hypothesis import given
 
+from ghostcacher_cli.analyze import policy_curves
 from ghostcacher_cli.analyze.policy_curves import LRU, POLICIES, PolicyRuns, run_policy, sample_of
 from ghostcacher_cli.analyze.stack_distance import HitCurve, hit_curve
 from ghostcacher_cli.analyze.traces import Trace
+from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.retention.retention_settings import PolicyName
+from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from tests.unit.cli.analyze.support import longest, prompts, trace_of
 
 OTHERS = [name for name in POLICIES if name != LRU]
@@ -25,6 +30,29 @@ def documents() -> Trace:
     source = random.Random(5)
     wanted = source.choices(range(200), [1 / (rank + 1) for rank in range(200)], k=1500)
     return trace_of([[0, *([1 + document] * 12), 1000 + number] for number, document in enumerate(wanted)])
+
+
+def test_every_policy_of_the_tiers_is_compared() -> None:
+    """LRU first: it is always known."""
+    assert POLICIES[0] == LRU
+    assert sorted(POLICIES) == sorted(get_args(PolicyName)) == ["hit-density", "lru", "seed-score"]
+
+
+def test_policy_is_told_what_blocks_are_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an engine: without it, it would learn of those alone that it has kept."""
+    asked: list[tuple[int, int | None]] = []
+
+    class Noting(TierRetention):
+        def touch(self, key: bytes, traits: BlockTraits | None = None) -> bool:
+            found = super().touch(key, traits)
+            if not found and traits is not None:
+                asked.append((traits.depth, traits.prompt_blocks))
+            return found
+
+    monkeypatch.setattr(policy_curves, "TierRetention", Noting)
+    trace = trace_of([[1, 2], [3, 4, 5]])
+    run_policy("hit-density", trace, sample_of(trace, 10**9), 5)
+    assert asked == [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]
 
 
 @given(prompts)

@@ -258,6 +258,16 @@ def test_metrics_say_what_is_retained_and_what_the_quota_refused() -> None:
     assert labelled(delta, "gc_tier_quota_refused_bytes_total") == {("host",): tier.block_bytes}
 
 
+def test_block_that_only_the_engine_has_is_kept_from_its_copy_on() -> None:
+    """Whoever asks for it to be kept while it is there may not come again."""
+    tier, _ = new_tier()
+    publish(tier, 1, 2)
+    for retain_s in (60.0, 0.0):
+        tier.touch([name(1)], [traits_in(tier)._replace(retain_s=retain_s)])
+    copy(tier, 1, 2)
+    assert tier.ledger.retained_bytes == tier.block_bytes
+
+
 def test_metrics_are_recorded_once_a_second_at_most() -> None:
     """However many steps the engine takes."""
     recorder, clock = Recorder(), FakeClock()
