@@ -87,7 +87,6 @@ class Copier:
         self._changed = threading.Condition()
         self._queue: collections.deque[Turn] = collections.deque()
         self._finished: list[CopyResult] = []
-        self._refused: list[CopyResult] = []
         self._copying = False
         self._closing = False
         self._stats = CopierStats()

@@ -40,7 +40,7 @@ class KeepingEngine(EngineServer):
     @property
     def served(self) -> list[Received]:
         """All requests but those of probes."""
-        return [request for request in self.received if request.path not in ("/health", "/v1/models")]
+        return [request for request in self.received if request.path not in ("/health", "/v1/models", "/metrics")]
 
     async def _answer(self, peer: Peer, request: Received) -> None:
         path, _, _ = request.path.partition("?")

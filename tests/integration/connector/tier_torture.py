@@ -42,9 +42,9 @@ class SealFirstCopier(Copier):
 
     early: Validity | None = None
 
-    def _current(self, queued: Any) -> Validity:
+    def _current(self, job: CopyJob, incarnation: bytes) -> Validity:
         if self.early is None:
-            self.early = super()._current(queued)
+            self.early = super()._current(job, incarnation)
             time.sleep(LATE_S)
             return self.early
         early, self.early = self.early, None
@@ -54,8 +54,8 @@ class SealFirstCopier(Copier):
 class TrustingCopier(Copier):
     """The broken copier: compares no generation."""
 
-    def _current(self, queued: Any) -> Validity:
-        return np.ones(len(queued.job.engine_slots), dtype=np.bool_)
+    def _current(self, job: CopyJob, incarnation: bytes) -> Validity:  # noqa: ARG002 - what it compares elsewhere
+        return np.ones(len(job.engine_slots), dtype=np.bool_)
 
 
 class SealFirstLoads(LocalTransport):
