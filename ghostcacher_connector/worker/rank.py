@@ -164,9 +164,10 @@ class RankRuntime:
 
     def stop(self) -> None:
         """End threads, transports and the relay. Idempotent; bounded in time."""
+        # In this order: the first one's thread starts the other.
+        self._live_workers.stop(STOP_TIMEOUT_S)
         if self._responder is not None:
             self._responder.stop(STOP_TIMEOUT_S)
-        self._live_workers.stop(STOP_TIMEOUT_S)
         if self.objects is not None:
             self.objects.close()
         copied = self.copier is None or self.copier.close()

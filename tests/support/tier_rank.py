@@ -56,6 +56,7 @@ class TierRank:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.memory.table.renew_incarnation()  # as adapters do: the memory of a rank outlives it within one process
         self.runtime.stop()
 
     def record(self) -> WorkerRecord:
