@@ -27,7 +27,7 @@ from ghostcacher_connector.core.index.base import Entry, WorkerRef, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
 from ghostcacher_connector.core.schema import ENTRY_BYTES, SCHEMA_VERSION, Binding
-from ghostcacher_connector.core.types import Location, Role, Tier, WorkerRecord
+from ghostcacher_connector.core.types import Location, RankEndpoint, Role, Segment, SlotMemory, Tier, WorkerRecord
 from ghostcacher_connector.publish.held_blocks import HeldBlocks
 from ghostcacher_connector.publish.publisher import Publisher
 
@@ -136,6 +136,20 @@ def measure_publish(plan: Plan, index: RedisIndex, client: redis.Redis) -> None:
     row("publish, Publisher thread at 5 ms", f"{threaded_rate:,.0f} blocks/s", limit, threaded_rate / raw_rate)
 
 
+def rank_of(slots: int) -> RankEndpoint:
+    """Return a rank that has an engine's slots and is never read."""
+    return RankEndpoint(
+        rank=0,
+        incarnation=os.urandom(16),
+        memories=(SlotMemory(Tier.DEVICE, slots, (Segment(4096, 4096, 4096),)),),
+        table=4096,
+        agent_name="thread",
+        agent_metadata=b"",
+        relay=None,
+        host="",
+    )
+
+
 def publisher_rate(index: RedisIndex, blocks: Sequence[bytes]) -> float:
     record = WorkerRecord(
         schema=SCHEMA_VERSION,
@@ -147,7 +161,7 @@ def publisher_rate(index: RedisIndex, blocks: Sequence[bytes]) -> float:
         http=None,
         block_tokens=16,
         started_at=0.0,
-        ranks=(),
+        ranks=(rank_of(len(blocks)),),
     )
     publisher = Publisher(index, record, lease_ttl_s=LEASE_S, queue_max=len(blocks), batch=BATCH)
     publisher.start()
