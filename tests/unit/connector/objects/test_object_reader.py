@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,12 @@ class Unwilling(FileStore):
         self.goes = threading.Event()
         self.goes.set()
         self.reads = 0
+        self._lock = threading.Lock()
 
     def read(self, name: str, size_bytes: int) -> memoryview:
         if name.startswith("v1/objects/"):
-            self.reads += 1
+            with self._lock:
+                self.reads += 1
             assert self.goes.wait(60)
             if self.fault is not None:
                 raise StoreError(self.fault, f"reading {name}")
@@ -66,8 +69,11 @@ class Reading:
 
 
 @pytest.fixture
-def reading(tmp_path: Path) -> Reading:
-    return Reading(tmp_path)
+def reading(tmp_path: Path) -> Iterator[Reading]:
+    parts = Reading(tmp_path)
+    yield parts
+    parts.store.goes.set()
+    parts.reader.close(10)
 
 
 @pytest.mark.parametrize("fault", [fault for fault in StoreFault if fault is not StoreFault.MISSING])
@@ -102,15 +108,18 @@ def test_a_missing_object_is_no_failure_of_the_store(reading: Reading) -> None:
 def test_what_hangs_costs_the_threads_and_then_requests_are_turned_away(reading: Reading) -> None:
     """Bounded in threads and in what waits for them; nobody waits longer than his deadline."""
     reading.store.goes.clear()
-    while reading.store.reads < THREADS:
-        assert reading.read(PROMPT[:1], deadline_s=0.0) == 0
-    reading.misses()
+    patient = [threading.Thread(target=reading.read, args=(PROMPT[:1],)) for _ in range(THREADS)]
+    for caller in patient:
+        caller.start()
+    wait_until(lambda: reading.store.reads == THREADS, 60, "every thread hangs in a read")
     for _ in range(WAITING_MAX):
         assert reading.read(PROMPT[:1], deadline_s=0.0) == 0
     assert reading.misses() == {"deadline": WAITING_MAX}
     assert reading.read(PROMPT[:1], deadline_s=0.0) == 0
     assert reading.misses() == {"busy": 1}
     reading.store.goes.set()
+    for caller in patient:
+        caller.join()
     wait_until(lambda: reading.read(PROMPT[:1]) == 1, 60, "the threads are free")
     assert reading.store.reads <= THREADS + 2  # What was given up before it began is not read.
 
