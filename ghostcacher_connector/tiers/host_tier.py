@@ -57,12 +57,13 @@ class _Published(NamedTuple):
     candidate: Candidate
     generation: int
 
-    def retained(self, retain_s: float) -> _Published:
-        """Return it as a block that is kept for at least so long once it is copied."""
-        traits = self.candidate.traits
-        if retain_s <= traits.retain_s:
+    def used(self, says: BlockTraits) -> _Published:
+        """Return it as a block that a prompt has used: it is kept for at least as long as that wants."""
+        before = self.candidate.traits
+        if says.retain_s <= before.retain_s and says.tools == before.tools:
             return self
-        return self._replace(candidate=self.candidate._replace(traits=traits._replace(retain_s=retain_s)))
+        traits = before._replace(retain_s=max(before.retain_s, says.retain_s), tools=says.tools)
+        return self._replace(candidate=self.candidate._replace(traits=traits))
 
 
 class HostTier:
@@ -230,7 +231,7 @@ class HostTier:
             if slot is not None:
                 self.ledger.duplicate(block)
                 self.wanted.add(slot)
-                self._engine[slot] = self._engine.pop(slot).retained(says.retain_s)
+                self._engine[slot] = self._engine.pop(slot).used(says)
 
     # -- giving up -----------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ Life of a block:
 
 The order in which leaves go when a tier is full, the first group that has any:
 
-1. aged ones (`age`: what a changed tool schema made worthless);
+1. aged ones (`age`: of prompts whose tools have been replaced by others);
 2. of types that hold more than their budget; space that nobody else wants may be borrowed, and is given back first;
 3. all others, the least worth first, as the policy says;
 4. retained ones, only for a block that is to be retained itself, the least worth first.
@@ -20,7 +20,7 @@ Not thread-safe: the caller's lock covers all calls. None waits for anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ from ghostcacher_connector.core.retention.eviction_queues import EvictionQueues
 from ghostcacher_connector.core.retention.policies import make_policy
 from ghostcacher_connector.core.retention.retained import Retained
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.retention.tool_sets import ToolSets
 from ghostcacher_connector.core.types import SectionType
 
 GIB = 1 << 30
@@ -91,6 +92,7 @@ class TierRetention:
         self._forest = BlockForest()
         self._queues = EvictionQueues()
         self._deadlines = Alarms()
+        self._tool_sets = ToolSets()
         quota = float("inf") if settings.quota_gib is None else settings.quota_gib * GIB
         self._retained = Retained(settings.retained_share_max * capacity_bytes, quota)
         self._budgets = {section: settings.budget(section) * capacity_bytes for section in SectionType}
@@ -141,8 +143,11 @@ class TierRetention:
         if traits.section is SectionType.USER:
             return Insertion(Refusal.TYPE, ())
         block = TierBlock(key, parent, traits, now)
+        block.aged = self._tool_sets.is_over(traits.tools)
         worth = self._policy.offered(block, now)
         wanted = self.used_bytes + block.size_bytes - self.capacity_bytes
+        if block.aged and wanted > 0:
+            return Insertion(Refusal.WORTH, ())
         refusal, evicted = self._make_room(wanted, now, Newcomer(block, worth, traits.retain_s > 0))
         if refusal is None:
             self._add(block, traits, now)
@@ -157,11 +162,15 @@ class TierRetention:
         """
         block = self._forest.get(key)
         now = self._clock()
+        if traits is not None:
+            self._tool_sets.begin(traits.tools)
         if block is None:
             self._policy.asked(key, traits, now)
             return False
         if traits is not None:
             block.prompt_blocks = traits.prompt_blocks
+            self._tool_sets.use(block, traits.tools)
+        block.aged = False
         self._policy.used(block, now)
         block.hits += 1
         block.used_at = now
@@ -229,18 +238,19 @@ class TierRetention:
                 leaves.append(parent)
         return evicted
 
-    def age(self, keys: Iterable[BlockKey]) -> int:
-        """Let blocks and all that follow them go before all others, retained or not; return how many there are."""
-        now = self._clock()
-        count = 0
-        for top in filter(None, map(self._forest.get, keys)):
-            for block in descend(top):
-                count += not block.aged
-                block.aged = True
-                self._retained.release(block)
-                self._settle(block)
-        self._end_retentions(now)
-        return count
+    def age(self, tools: bytes) -> int:
+        """Let the blocks of prompts with these tools go before all others, retained or not; return how many there are.
+
+        Those that come are taken in only where there is room. It ends for each block that is used, and for what comes
+        once a prompt has these tools again.
+        """
+        aged = self._tool_sets.end(tools)
+        for block in aged:
+            block.aged = True
+            self._retained.release(block)
+            self._settle(block)
+        self._end_retentions(self._clock())
+        return len(aged)
 
     def _at(self, key: BlockKey) -> TierBlock:
         block = self._forest.get(key)
@@ -250,6 +260,7 @@ class TierRetention:
     def _add(self, block: TierBlock, traits: BlockTraits, now: float) -> None:
         block.came_at = now - traits.age_s
         self._forest.add(block)
+        self._tool_sets.add(block)
         self.used_bytes += block.size_bytes
         self.bytes_by_section[block.section] += block.size_bytes
         self._policy.came(block, now)
@@ -334,6 +345,7 @@ class TierRetention:
         self._deadlines.clear(block)
         self._retained.release(block)
         self._forest.remove(block)
+        self._tool_sets.remove(block)
         self.used_bytes -= block.size_bytes
         self.bytes_by_section[block.section] -= block.size_bytes
         self._policy.left(block, now)
@@ -344,6 +356,7 @@ class TierRetention:
         self._forest.check_invariants()
         self._queues.check_invariants()
         self._retained.check_invariants()
+        self._tool_sets.check_invariants(set(self._forest))
         sizes = dict.fromkeys(SectionType, 0)
         for block in self._forest:
             sizes[block.section] += block.size_bytes

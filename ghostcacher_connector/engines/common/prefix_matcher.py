@@ -18,6 +18,7 @@ from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService, take_answer
 from ghostcacher_connector.pull.planner import Holding, PullPlan, PullPlanner
 from ghostcacher_connector.tiers.host_tier import HostTier
+from ghostcacher_connector.tiers.tool_changes import ToolChanges
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class PrefixMatcher:
         self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
         self._block_tokens = block_tokens
         self._tier = tier
+        self._tool_changes = ToolChanges()
         self._clock = clock
 
     def forget(self, tracked: PullState) -> None:
@@ -68,10 +70,19 @@ class PrefixMatcher:
                 tracked.traits_of(index, self._block_tokens, self._tier.block_bytes) for index in range(len(blocks))
             ]
             self._tier.touch(blocks, traits)
+            self._age_replaced_tools(tracked, self._tier)
         if self._settings.pull == "never" or self._is_here(blocks, holds):
             tracked.phase = Phase.HELD
             return
         self._ask_index(tracked, blocks)
+
+    def _age_replaced_tools(self, tracked: PullState, tier: HostTier) -> None:
+        """Let what the tier has of prompts with a conversation's former tools go first."""
+        session, tools = tracked.sections.session, tracked.tools
+        if session is not None and tools is not None:
+            replaced = self._tool_changes.replaced(session, tools)
+            if replaced is not None:
+                tier.ledger.age(replaced)
 
     def _is_here(self, blocks: Sequence[BlockHash], holds: Callable[[BlockHash], bool]) -> bool:
         """Say whether the engine has the first of these blocks, and it or the tier the others, all to the end."""

@@ -53,8 +53,16 @@ class PullState(ABC):
     """What is pulled from whom; None until it is decided."""
     sections: BlockSections = NO_SECTIONS
     """What the blocks of its prompt belong to, as far as is known: a hint for what to keep."""
+    tenant: bytes | None = None
+    """A digest of what names its tenant; None when nothing does, and where the engine does not say."""
+    tools: bytes | None = field(init=False)
+    """What names the tools of its prompt, among those of its tenant; None without tools, and if not known."""
     reported_as: str | None = None
     """The router's id of the request, until its prompt is reported as computed."""
+
+    def __post_init__(self) -> None:
+        tag = self.sections.tools
+        self.tools = None if tag is None else tag + (self.tenant or b"")
 
     @property
     @abstractmethod

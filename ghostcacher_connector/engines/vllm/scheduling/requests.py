@@ -54,8 +54,6 @@ class Tracked(PullState):
     """Whether blocks of it were fetched from objects, or were to be: once for each request."""
     preemptions: int = 0
     """How often it had been preempted when it was last asked for."""
-    tenant: bytes | None = None
-    """Whose quota what it retains counts against: see `tenant_of`."""
 
     @property
     def request_id(self) -> str:
@@ -75,6 +73,7 @@ class Tracked(PullState):
             self.tenant,
             self.sections.retain_s(index),
             prompt_blocks=self.request.num_prompt_tokens // block_tokens,
+            tools=self.tools,
         )
 
 

@@ -284,3 +284,19 @@ def test_metrics_are_recorded_once_a_second_at_most() -> None:
 def labelled(delta: Delta, metric: str) -> dict[tuple[str, ...], object]:
     """Return a metric's increases by the values of its labels."""
     return {METRICS[metric].values_of(key): value for key, value in delta.get(metric, {}).items() if value}
+
+
+def test_what_the_engine_has_of_replaced_tools_comes_down_only_where_there_is_room() -> None:
+    """By the tools of the last prompt that used a block: it may be one that both sets begin with."""
+    tier, sink = new_tier(2)
+    publish(tier, 1, 2, 3, 4)
+    old, new = (traits_in(tier)._replace(tools=tools) for tools in (b"old", b"new"))
+    tier.touch([name(1), name(2), name(3)], [old] * 3)
+    tier.touch([name(3)], [new])
+    copy(tier, 1)
+    tier.ledger.age(b"old")
+    copy(tier, 3, 2)
+    assert set(sink.slots.values()) == {name(1), name(3)}
+    copy(tier, 4)
+    assert set(sink.slots.values()) == {name(3), name(4)}
+    tier.ledger.check_invariants()

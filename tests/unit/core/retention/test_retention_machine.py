@@ -17,6 +17,7 @@ from ghostcacher_connector.core.types import SectionType
 CAPACITY = 40
 KEYS = 120
 TENANTS = (None, b"t", b"u")
+TOOLS = (b"x", b"y", None)
 POLICIES = ("hit-density", "lru", "seed-score")
 TTL_S = {SectionType.DOC: 60.0, SectionType.SESSION: 30.0}
 
@@ -45,7 +46,8 @@ class Model:
         """Give a block its depth, a type that later blocks of a prompt have later, and 1 to 3 bytes."""
         depth = number.bit_length() - 1
         section = SectionType(min(depth // 2, 3))
-        return BlockTraits(section, depth, 16, 1 + number % 3, TENANTS[number % 3], retain_s, 0.0, depth + 4)
+        tools = TOOLS[(number // 4 + int(retain_s)) % 3]
+        return BlockTraits(section, depth, 16, 1 + number % 3, TENANTS[number % 3], retain_s, 0.0, depth + 4, tools)
 
     def insert(self, number: int, retain_s: float) -> None:
         if number in self.held:
@@ -99,7 +101,7 @@ class Model:
         assert number not in self.held
 
     def age(self, number: int) -> None:
-        self.tier.age([key_of(number)])
+        self.tier.age(TOOLS[number % 2])
 
     def leave(self, gone: Sequence[Evicted], *, pins_count: bool = True) -> None:
         for one in gone:

@@ -10,6 +10,7 @@ from ghostcacher_connector.core.retention.alarms import OUTDATED_SPARE, Alarms
 from ghostcacher_connector.core.retention.base import BlockTraits, Evicted, EvictionReason, Refusal, TierBlock
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
+from ghostcacher_connector.core.retention.tool_sets import OVER_MAX
 from ghostcacher_connector.core.types import SectionType
 
 TOOLS, SYS, DOC, SESSION, USER = SectionType
@@ -257,14 +258,57 @@ class TestFlush:
             tier.insert(name, section)
         assert sorted(names(tier.retention.flush(lambda block: block.section is SESSION))) == ["s", "u"]
 
-    def test_aged_blocks_go_before_all_others(self) -> None:
-        tier = Tier(4)
-        for name in ("a", "b", "t", "tu"):
-            tier.insert(name, TOOLS if name[0] == "t" else DOC, retain_s=100 if name == "t" else 0)
-        assert tier.retention.age([b"t", b"gone"]) == 2
+
+class TestReplacedTools:
+    """Blocks of prompts whose tools have been replaced; "t" names those, "n" the new ones."""
+
+    def test_what_belongs_to_them_goes_before_all_others(self) -> None:
+        """Also what a request wants kept; by what the last prompt says that used a block, wherever the tools lie."""
+        tier = Tier(5, retained_share_max=0.5)
+        for name in ("a", "t", "tu", "tv", "b"):
+            tier.insert(name, tools=b"t" if name[0] == "t" else None, retain_s=100 if name == "tu" else 0)
+        tier.touch("t", tools=b"n")
+        assert tier.retention.age(b"t") == 2
         tier.retention.check_invariants()
-        tier.touch("tu")
-        assert [tier.insert(name) for name in ("c", "d", "e")] == [["tu"], ["t"], ["a"]]
+        assert tier.retention.retained_bytes == 0
+        assert [tier.insert(name) for name in ("c", "d", "e")] == [["tu"], ["tv"], ["a"]]
+
+    def test_use_ends_it_for_the_block_and_for_what_comes(self) -> None:
+        tier = Tier(3)
+        for name in ("a", "t", "tu"):
+            tier.insert(name, tools=b"t" if name[0] == "t" else None)
+        tier.retention.age(b"t")
+        tier.touch("t", tools=b"t")
+        tier.touch("tu", tools=b"t")
+        assert tier.insert("x", tools=b"t") == ["a"]
+        assert tier.insert("y") == ["tu"]
+
+    def test_prompt_without_a_block_here_brings_them_back(self) -> None:
+        """The engine has it all, say: what comes down is worth as much as anything."""
+        tier = Tier(1)
+        tier.insert("a")
+        tier.retention.age(b"t")
+        tier.touch("elsewhere", tools=b"t")
+        assert tier.insert("t", tools=b"t") == ["a"]
+
+    def test_what_comes_is_taken_in_only_where_there_is_room(self) -> None:
+        """It goes first, and makes nothing else go."""
+        tier = Tier(2)
+        tier.insert("a")
+        tier.retention.age(b"t")
+        assert tier.insert("t", tools=b"t") == []
+        assert tier.insert("u", tools=b"t") is Refusal.WORTH
+        assert tier.insert("b") == ["t"]
+        tier.retention.check_invariants()
+
+    def test_sets_that_are_over_are_remembered_within_bounds(self) -> None:
+        tier = Tier(1)
+        tier.insert("a")
+        for number in range(OVER_MAX + 1):
+            tier.retention.age(b"%d" % number)
+        tier.retention.check_invariants()
+        assert tier.insert("last", tools=b"%d" % OVER_MAX) is Refusal.WORTH
+        assert tier.insert("first", tools=b"0") == ["a"]
 
 
 def test_evict_frees_as_much_as_asked_for() -> None:
