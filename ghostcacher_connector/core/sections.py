@@ -203,6 +203,12 @@ class BlockSections:
         """Return the tag of the session that a block belongs to; None for what sessions share, and when not known."""
         return self.session if block >= self._history else None
 
+    @property
+    def front(self) -> int:
+        """How many blocks lie in tools and system text, which are at the front of the prompt."""
+        ends = [end for end, section in zip(self._ends, self._sections, strict=True) if section <= SectionType.SYS]
+        return ends[-1] if ends and self._sections[0] <= SectionType.SYS else 0
+
     def retain_s(self, block: int) -> float:
         """Return for how long the client wants a block kept, in seconds from now; 0.0 when it does not say."""
         run = bisect_right(self._ends, block)

@@ -263,10 +263,6 @@ class HostLedger:
         for block, says in zip(blocks, traits, strict=True):
             self._retention.touch(block, says)
 
-    def age(self, tools: bytes) -> int:
-        """Let what belongs to prompts with these tools make room first, until it is used; return how many blocks."""
-        return self._retention.age(tools)
-
     def pin(self, load_id: str, blocks: Iterable[BlockHash], seconds: float) -> None:
         """Keep held blocks where they are while a load reads them: until `unpin`, but no longer than this."""
         pinned = set(blocks)

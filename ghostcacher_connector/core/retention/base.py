@@ -87,6 +87,9 @@ class BlockTraits(NamedTuple):
     tools: bytes | None = None
     """What names the tools of that prompt; None without tools, and if not known."""
 
+    needed: bool = False
+    """Whether the fleet has too few copies without this one, as far as is known."""
+
 
 class Evicted(NamedTuple):
     """A block that is no longer in the tier: the caller frees its slot. Children come before their parents."""

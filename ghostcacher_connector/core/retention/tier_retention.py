@@ -13,7 +13,9 @@ The order in which leaves go when a tier is full, the first group that has any:
 1. aged ones (`age`: of prompts whose tools have been replaced by others);
 2. of types that hold more than their budget; space that nobody else wants may be borrowed, and is given back first;
 3. all others, the least worth first, as the policy says;
-4. retained ones, only for a block that is to be retained itself, the least worth first.
+4. *needed* ones, of which the fleet would have too few copies (`need`), only for what is needed or to be retained
+   itself, the least worth first; not beyond the budget of their type, nor long after their last use;
+5. retained ones, only for a block that is to be retained itself, the least worth first.
 
 Not thread-safe: the caller's lock covers all calls. None waits for anything.
 """
@@ -22,7 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import NamedTuple
 
 from ghostcacher_connector.core.retention.alarms import Alarms
 from ghostcacher_connector.core.retention.base import (
@@ -41,38 +42,12 @@ from ghostcacher_connector.core.retention.policies import make_policy
 from ghostcacher_connector.core.retention.retained import Retained
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tool_sets import ToolSets
+from ghostcacher_connector.core.retention.victims import Newcomer, Victim
 from ghostcacher_connector.core.types import SectionType
 
 GIB = 1 << 30
-
-
-class Newcomer(NamedTuple):
-    """A block that wants to be in the tier; `retained`: its request wants it kept."""
-
-    block: TierBlock
-    worth: float
-    retained: bool
-
-
-class Victim(NamedTuple):
-    """A leaf that may go. The first four are the order: the least goes."""
-
-    retained: bool
-    not_aged: bool
-    in_budget: bool
-    worth: float
-    block: TierBlock
-
-    def outweighs(self, newcomer: Newcomer) -> bool:
-        """Whether it is worth as much as the newcomer, and nothing but that decides."""
-        equal = self.in_budget or self.block.section is newcomer.block.section
-        return self.not_aged and equal and newcomer.worth <= self.worth
-
-    @property
-    def reason(self) -> EvictionReason:
-        if not self.not_aged:
-            return EvictionReason.AGED
-        return EvictionReason.CAPACITY if self.in_budget else EvictionReason.BUDGET
+NEEDED_S = 3_600.0
+"""What nobody has used for so long is kept no longer for the fleet's sake."""
 
 
 class TierRetention:
@@ -93,6 +68,7 @@ class TierRetention:
         self._queues = EvictionQueues()
         self._deadlines = Alarms()
         self._tool_sets = ToolSets()
+        self._needed = Alarms()
         quota = float("inf") if settings.quota_gib is None else settings.quota_gib * GIB
         self._retained = Retained(settings.retained_share_max * capacity_bytes, quota)
         self._budgets = {section: settings.budget(section) * capacity_bytes for section in SectionType}
@@ -124,6 +100,11 @@ class TierRetention:
         return self._retained.total_bytes
 
     @property
+    def needed_blocks(self) -> int:
+        """How many blocks are kept since the fleet would have too few copies."""
+        return len(self._needed)
+
+    @property
     def quota_refused_bytes(self) -> int:
         """Bytes of all blocks so far that requests wanted retained and quotas did not allow."""
         return self._retained.refused_bytes
@@ -148,7 +129,9 @@ class TierRetention:
         wanted = self.used_bytes + block.size_bytes - self.capacity_bytes
         if block.aged and wanted > 0:
             return Insertion(Refusal.WORTH, ())
-        refusal, evicted = self._make_room(wanted, now, Newcomer(block, worth, traits.retain_s > 0))
+        in_budget = self.bytes_by_section[block.section] + block.size_bytes <= self._budgets[block.section]
+        newcomer = Newcomer(block, worth, traits.retain_s > 0, traits.needed and in_budget)
+        refusal, evicted = self._make_room(wanted, now, newcomer)
         if refusal is None:
             self._add(block, traits, now)
         return Insertion(refusal, tuple(evicted))
@@ -174,12 +157,25 @@ class TierRetention:
         self._policy.used(block, now)
         block.hits += 1
         block.used_at = now
+        if block in self._needed:
+            self._needed.set(block, now + NEEDED_S)
         if block.section is SectionType.SESSION:
             self._set_deadline(block, now)
         if traits is not None and traits.retain_s > 0:
             self._retain(block, traits.retain_s, now)
         self._settle(block)
         return True
+
+    def need(self, key: BlockKey, *, needed: bool) -> None:
+        """Note whether the fleet would have too few copies of a block without this one; not here is no error."""
+        block = self._forest.get(key)
+        if block is None or needed == (block in self._needed):
+            return
+        if needed:
+            self._needed.set(block, self._clock() + NEEDED_S)
+        else:
+            self._needed.clear(block)
+        self._settle(block)
 
     def pin(self, key: BlockKey) -> None:
         """Keep a block, and so all before it, from being evicted or expiring, until as many calls of `unpin`."""
@@ -248,6 +244,7 @@ class TierRetention:
         for block in aged:
             block.aged = True
             self._retained.release(block)
+            self._needed.clear(block)
             self._settle(block)
         self._end_retentions(self._clock())
         return len(aged)
@@ -267,6 +264,8 @@ class TierRetention:
         self._set_deadline(block, block.came_at)
         if traits.retain_s > 0:
             self._retain(block, traits.retain_s, now)
+        if traits.needed and not block.aged:
+            self._needed.set(block, now + NEEDED_S)
         self._settle(block)
         if block.parent is not None:
             self._settle(block.parent)
@@ -284,13 +283,15 @@ class TierRetention:
     def _end_retentions(self, now: float) -> None:
         while (block := self._retained.next_end(now)) is not None:
             self._settle(block)
+        while (block := self._needed.pop_due(now)) is not None:
+            self._settle(block)
 
     def _settle(self, block: TierBlock) -> None:
         """Give a block the place that it should have now: in a queue if it is a leaf and not pinned, else none."""
         if block.children or block.pins:
             self._queues.take(block)
             return
-        self._queues.put(block, retained=block in self._retained)
+        self._queues.put(block, retained=block in self._retained, needed=block in self._needed)
         if block not in self._deadlines and block.deadline < float("inf"):
             self._deadlines.set(block, block.deadline)
 
@@ -311,7 +312,7 @@ class TierRetention:
             if victim is None:
                 refusal = Refusal.FULL
                 break
-            if newcomer is not None and victim.outweighs(newcomer):
+            if newcomer is not None and not newcomer.outweighs(victim):
                 refusal = Refusal.WORTH
                 break
             evicted.append(self._evict(victim.block, victim.reason, now))
@@ -324,14 +325,13 @@ class TierRetention:
     def _victim(self, now: float, newcomer: Newcomer | None) -> Victim | None:
         best = None
         for name, block in self._queues.firsts():
-            if name.retained and not (newcomer is not None and newcomer.retained):
-                continue
             size_bytes = self.bytes_by_section[name.section]
             if newcomer is not None and newcomer.block.section is name.section:
                 size_bytes += newcomer.block.size_bytes
-            over = size_bytes > self._budgets[name.section]
-            victim = Victim(name.retained, not name.aged, not over, self._policy.worth(block, now), block)
-            if best is None or victim[:4] < best[:4]:
+            in_budget = size_bytes <= self._budgets[name.section]
+            victim = Victim.of(name, block, in_budget=in_budget, worth=self._policy.worth(block, now))
+            may_go = newcomer.may_replace(victim) if newcomer is not None else not (victim.retained or victim.needed)
+            if may_go and (best is None or victim[:5] < best[:5]):
                 best = victim
         return best
 
@@ -344,6 +344,7 @@ class TierRetention:
         self._queues.take(block)
         self._deadlines.clear(block)
         self._retained.release(block)
+        self._needed.clear(block)
         self._forest.remove(block)
         self._tool_sets.remove(block)
         self.used_bytes -= block.size_bytes

@@ -251,3 +251,17 @@ def test_request_knows_the_tag_of_its_tools() -> None:
     assert block_sections(Hint((), tools=TOOLS_TAG), 160, 16).tools == TOOLS_TAG
     assert block_sections(Hint((), TAG), 160, 16).tools is None
     assert NO_SECTIONS.tools is NO_SECTIONS.session is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "front"),
+    [
+        ((), 0),
+        ((SectionEnd(TOOLS, 50), SectionEnd(SYS, 70), SectionEnd(USER, 100)), 7),
+        ((SectionEnd(SYS, 35), SectionEnd(USER, 100)), 3),
+        ((SectionEnd(DOC, 35), SectionEnd(SYS, 70), SectionEnd(USER, 100)), 0),
+    ],
+)
+def test_front_of_a_prompt_is_its_tools_and_system_text(ends: tuple[SectionEnd, ...], front: int) -> None:
+    """In full blocks; what comes later, whatever it is called, is no front."""
+    assert block_sections(Hint(ends), 160, 16).front == front

@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
 from ghostcacher_connector.core.retention.alarms import OUTDATED_SPARE, Alarms
-from ghostcacher_connector.core.retention.base import BlockTraits, Evicted, EvictionReason, Refusal, TierBlock
-from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
-from ghostcacher_connector.core.retention.tier_retention import TierRetention
-from ghostcacher_connector.core.retention.tool_sets import OVER_MAX
+from ghostcacher_connector.core.retention.base import EvictionReason, Refusal, TierBlock
 from ghostcacher_connector.core.types import SectionType
+from tests.support.lru_tier import Tier, names, traits_of
 
 TOOLS, SYS, DOC, SESSION, USER = SectionType
 GIB = 1 << 30
-
-
-class Tier:
-    """A tier of LRU and blocks of one GiB each, at a time that the test sets."""
-
-    def __init__(self, capacity: int, **settings: object) -> None:
-        self.now = 0.0
-        chosen = RetentionSettings(**{"eviction_policy": "lru", "doc_budget": 1.0, **settings})
-        self.retention = TierRetention(chosen, capacity * GIB, clock=lambda: self.now)
-
-    def insert(self, name: str, section: SectionType = DOC, **traits: object) -> Refusal | list[str]:
-        """Insert a block whose parent's name is one letter shorter; return what left, or why it was refused."""
-        self.now += 1
-        insertion = self.retention.insert(name.encode(), name[:-1].encode() or None, traits_of(name, section, **traits))
-        self.retention.check_invariants()
-        return insertion.refusal or names(insertion.evicted)
-
-    def touch(self, name: str, **traits: object) -> bool:
-        self.now += 1
-        found = self.retention.touch(name.encode(), traits_of(name, DOC, **traits))
-        self.retention.check_invariants()
-        return found
-
-    def at(self, now: float) -> TierRetention:
-        self.now = now
-        return self.retention
-
-    @property
-    def held(self) -> str:
-        return " ".join(sorted(key.decode() for key in self.retention))
-
-
-def traits_of(name: str, section: SectionType, **traits: object) -> BlockTraits:
-    return BlockTraits(section, len(name) - 1, 16, GIB)._replace(**traits)
-
-
-def names(evicted: Sequence[Evicted], reason: EvictionReason | None = None) -> list[str]:
-    return [one.key.decode() for one in evicted if reason in {None, one.reason}]
 
 
 def test_full_tier_evicts_the_leaf_used_longest_ago() -> None:
@@ -257,58 +215,6 @@ class TestFlush:
         for name, section in (("t", TOOLS), ("s", SESSION), ("u", SESSION)):
             tier.insert(name, section)
         assert sorted(names(tier.retention.flush(lambda block: block.section is SESSION))) == ["s", "u"]
-
-
-class TestReplacedTools:
-    """Blocks of prompts whose tools have been replaced; "t" names those, "n" the new ones."""
-
-    def test_what_belongs_to_them_goes_before_all_others(self) -> None:
-        """Also what a request wants kept; by what the last prompt says that used a block, wherever the tools lie."""
-        tier = Tier(5, retained_share_max=0.5)
-        for name in ("a", "t", "tu", "tv", "b"):
-            tier.insert(name, tools=b"t" if name[0] == "t" else None, retain_s=100 if name == "tu" else 0)
-        tier.touch("t", tools=b"n")
-        assert tier.retention.age(b"t") == 2
-        tier.retention.check_invariants()
-        assert tier.retention.retained_bytes == 0
-        assert [tier.insert(name) for name in ("c", "d", "e")] == [["tu"], ["tv"], ["a"]]
-
-    def test_use_ends_it_for_the_block_and_for_what_comes(self) -> None:
-        tier = Tier(3)
-        for name in ("a", "t", "tu"):
-            tier.insert(name, tools=b"t" if name[0] == "t" else None)
-        tier.retention.age(b"t")
-        tier.touch("t", tools=b"t")
-        tier.touch("tu", tools=b"t")
-        assert tier.insert("x", tools=b"t") == ["a"]
-        assert tier.insert("y") == ["tu"]
-
-    def test_prompt_without_a_block_here_brings_them_back(self) -> None:
-        """The engine has it all, say: what comes down is worth as much as anything."""
-        tier = Tier(1)
-        tier.insert("a")
-        tier.retention.age(b"t")
-        tier.touch("elsewhere", tools=b"t")
-        assert tier.insert("t", tools=b"t") == ["a"]
-
-    def test_what_comes_is_taken_in_only_where_there_is_room(self) -> None:
-        """It goes first, and makes nothing else go."""
-        tier = Tier(2)
-        tier.insert("a")
-        tier.retention.age(b"t")
-        assert tier.insert("t", tools=b"t") == []
-        assert tier.insert("u", tools=b"t") is Refusal.WORTH
-        assert tier.insert("b") == ["t"]
-        tier.retention.check_invariants()
-
-    def test_sets_that_are_over_are_remembered_within_bounds(self) -> None:
-        tier = Tier(1)
-        tier.insert("a")
-        for number in range(OVER_MAX + 1):
-            tier.retention.age(b"%d" % number)
-        tier.retention.check_invariants()
-        assert tier.insert("last", tools=b"%d" % OVER_MAX) is Refusal.WORTH
-        assert tier.insert("first", tools=b"0") == ["a"]
 
 
 def test_evict_frees_as_much_as_asked_for() -> None:
