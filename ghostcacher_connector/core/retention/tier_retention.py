@@ -325,11 +325,12 @@ class TierRetention:
     def _victim(self, now: float, newcomer: Newcomer | None) -> Victim | None:
         best = None
         for name, block in self._queues.firsts():
-            size_bytes = self.bytes_by_section[name.section]
+            size_bytes, budget = self.bytes_by_section[name.section], self._budgets[name.section]
+            needed = name.needed and size_bytes <= budget
             if newcomer is not None and newcomer.block.section is name.section:
                 size_bytes += newcomer.block.size_bytes
-            in_budget = size_bytes <= self._budgets[name.section]
-            victim = Victim.of(name, block, in_budget=in_budget, worth=self._policy.worth(block, now))
+            worth = self._policy.worth(block, now)
+            victim = Victim(name.retained, needed, not name.aged, size_bytes <= budget, worth, block)
             may_go = newcomer.may_replace(victim) if newcomer is not None else not (victim.retained or victim.needed)
             if may_go and (best is None or victim[:5] < best[:5]):
                 best = victim

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ghostcacher_connector.core.retention.base import EvictionReason, TierBlock
-from ghostcacher_connector.core.retention.eviction_queues import QueueName
 
 
 class Newcomer(NamedTuple):
@@ -39,11 +38,6 @@ class Victim(NamedTuple):
     in_budget: bool
     worth: float
     block: TierBlock
-
-    @classmethod
-    def of(cls, name: QueueName, block: TierBlock, *, in_budget: bool, worth: float) -> Victim:
-        """Return the first leaf of a queue as a victim."""
-        return cls(name.retained, name.needed and in_budget, not name.aged, in_budget, worth, block)
 
     @property
     def reason(self) -> EvictionReason:

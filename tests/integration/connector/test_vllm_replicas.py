@@ -108,7 +108,7 @@ def readers_that_prefer_others(holder: str, count: int) -> list[str]:
     """Return names of workers that read from nearly anybody else, where others hold the same (`LiveWorkers`)."""
 
     def is_last(name: str) -> bool:
-        return blake2b(f"{name}\0{holder}".encode(), digest_size=1).digest() >= b"\xf8"
+        return blake2b(f"{name}\0{holder}".encode()).digest() >= b"\xf8"
 
     return list(islice((name for name in (f"r{number}" for number in range(10_000)) if is_last(name)), count))
 

@@ -171,7 +171,7 @@ def test_prompt_that_is_held_on_arrival_is_known_as_such() -> None:
     bench = Bench()
     bench.start(held=True)
     assert bench.request.phase is Phase.HELD
-    bench.matcher._ask_index(bench.request, chain(COUNT))
+    bench.matcher._ask_index(bench.request, chain(COUNT), held=0)
     assert bench.lookups.asked == [("r", chain(COUNT))]
     assert bench.request.phase is Phase.ASKED
 

@@ -45,8 +45,19 @@ def test_budget_of_the_type_bounds_it() -> None:
         tier.insert(name, SYS, needed=True)
     assert [tier.insert(name) for name in ("a", "b")] == [["s"], ["t"]]
     assert tier.insert("c") == ["a"], "the others are within their budget"
-    assert tier.insert("w", SYS, needed=True) == ["u"], "of its own type: it is beyond the budget"
-    assert tier.held == "b c v w"
+    assert tier.insert("w", SYS, needed=True) == ["b"], "as any other block: it is beyond the budget"
+    assert tier.insert("d") == ["u"]
+    assert tier.held == "c d v w"
+
+
+def test_block_of_its_type_that_is_not_needed_replaces_none_that_is() -> None:
+    """Also where the type has just what it may have."""
+    tier = Tier(2, sys_budget=1.0)
+    for name in ("s", "t"):
+        tier.insert(name, SYS, needed=True)
+    assert tier.insert("u", SYS) is Refusal.FULL
+    assert tier.insert("v", SYS, needed=True) is Refusal.FULL, "beyond the budget it is as any other"
+    assert tier.held == "s t"
 
 
 def test_it_ends_when_nobody_uses_it_or_others_keep_it() -> None:
