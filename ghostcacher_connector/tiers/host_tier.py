@@ -98,6 +98,7 @@ class HostTier:
             TierRetention(retention, slot_count * block_bytes, clock=clock),
             ranks=ranks,
             on_withdraw=self._given_up,
+            on_clear=lambda: sink.withdraw_from(first_slot),
             clock=clock,
         )
         self._loaded = self._quota_refused = 0
@@ -234,12 +235,16 @@ class HostTier:
 
     # -- giving up -----------------------------------------------------------------------------------------------
 
-    def clear(self) -> None:
-        """Forget and withdraw everything: what was computed so far must not be used any more."""
-        self.ledger.clear()
+    def clear(self) -> int:
+        """Forget and withdraw everything: what was computed so far must not be used any more.
+
+        Returns how many blocks were held.
+        """
+        held = self.ledger.clear()
         self.wanted.clear()
         self._lent.clear()
         self.on_cleared()
+        return held
 
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:

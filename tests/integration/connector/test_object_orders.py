@@ -41,6 +41,9 @@ class Sink:
     def withdraw(self, slot: int) -> None:
         """Nobody looks for it."""
 
+    def withdraw_from(self, first_slot: int) -> None:
+        """Nobody looks for it."""
+
 
 class Worker:
     """Two ranks, and what their scheduler has of the tiers."""
