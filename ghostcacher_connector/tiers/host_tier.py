@@ -34,7 +34,8 @@ from ghostcacher_connector.core.retention.retention_settings import RetentionSet
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import Candidate, Copied, HostLedger
+from ghostcacher_connector.tiers.candidates import Candidate, Copied
+from ghostcacher_connector.tiers.host_ledger import HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from ghostcacher_connector.core.types import SectionType
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.objects.directory import ObjectDirectory
 from ghostcacher_connector.objects.tier_options import TierOptions
-from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.candidates import Candidate
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.object_orders import ObjectOrders
 from ghostcacher_connector.transfer.jobs import CopyResult

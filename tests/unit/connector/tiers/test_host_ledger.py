@@ -16,7 +16,8 @@ from ghostcacher_connector.core.retention.retention_settings import RetentionSet
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, Location, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import COPY_TIMEOUT_S, Candidate, HostLedger
+from ghostcacher_connector.tiers.candidates import Candidate
+from ghostcacher_connector.tiers.host_ledger import COPY_TIMEOUT_S, HostLedger
 from tests.support.index_parts import FakeClock
 
 FIRST = 100

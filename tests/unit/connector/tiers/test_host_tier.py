@@ -9,7 +9,7 @@ from ghostcacher_connector.core.retention.retention_settings import RetentionSet
 from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.metrics.catalog import METRICS
-from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.candidates import Candidate
 from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, RECORD_INTERVAL_S, HostTier
 from ghostcacher_connector.transfer.jobs import CopyJob
 from tests.support.index_parts import FakeClock
