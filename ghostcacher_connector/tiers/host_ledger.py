@@ -11,7 +11,8 @@ with the step whose ranks then copy into it. It is withdrawn from the index at t
 valid was in no entry, and needs no bump.
 
 A copy that the ledger has given up (`clear`, `drop`, or no report in time) may still write into its slots. They are
-free all the same: a rank carries out one copy after the other, so what a later copy writes is written later.
+free all the same: a rank carries out one copy after the other, so what a later copy writes is written later. A fetch
+from objects writes nothing more once one of its slots is given to somebody else (worker/host_objects.py).
 One that no rank has been given yet must not be given to any (`is_under_way`): it might come after the later one.
 
 Which blocks stay is up to the retention; only that a *duplicate*, which the engine has and has used since it was
