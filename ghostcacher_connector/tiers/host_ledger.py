@@ -74,6 +74,9 @@ class HostLedger:
     counts: TierCounts
     """What it has given up and not taken in."""
 
+    changes: int
+    """How often it has changed what is held: what is found by `prefix` is the same until it rises."""
+
     def __init__(
         self,
         first_slot: int,
@@ -107,7 +110,7 @@ class HostLedger:
         self._copies: dict[int, _Copy] = {}
         self._last_copy_id = 0
         self._loads: dict[str, _Load] = {}
-        self.counts = TierCounts()
+        self.counts, self.changes = TierCounts(), 0
 
     def __repr__(self) -> str:
         return (
@@ -210,6 +213,7 @@ class HostLedger:
         if copy.reports_due:
             return []
         del self._copies[copy_id]
+        self.changes += 1
         done = []
         for candidate, slot, good in zip(copy.candidates, copy.slots, copy.valid, strict=True):
             if not good:
@@ -284,6 +288,7 @@ class HostLedger:
     def clear(self) -> int:
         """Forget all that is held or on its way, at some 0.5 us a block; return how many blocks were held."""
         self._on_clear()
+        self.changes += 1
         held = len(self._held)
         on_their_way = Counter(each.traits.section for copy in self._copies.values() for each in copy.candidates)
         for section, count in zip(SectionType, self._retention.blocks_by_section, strict=True):
@@ -346,6 +351,7 @@ class HostLedger:
     def _release(self, block: BlockHash, section: SectionType, reason: EvictionReason) -> None:
         """Free the slot of a block that is held, and that the retention has no more: bump and withdraw it."""
         self.counts.evict(section, reason)
+        self.changes += 1
         slot = self._held.pop(block).slot
         self._duplicates.pop(block, None)
         for load in self._loads.values():

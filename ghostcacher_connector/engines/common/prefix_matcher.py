@@ -133,7 +133,20 @@ class PrefixMatcher:
         if isinstance(plan, MissReason):
             return self._settle(tracked, first_block, plan if own or otherwise is None else otherwise)
         tracked.plan, tracked.phase = plan, Phase.PLANNED
+        tracked.decided_at = self._tier_changes
         return plan.block_count
+
+    def _planned(self, tracked: PullState, first_block: int) -> int | None:
+        """Return what was decided for a request that is asked for again, for want of room; decide anew where that may
+        have changed: the engine has more or less of it, or the tier holds other blocks."""
+        assert tracked.plan is not None
+        if tracked.plan.first_block == first_block and tracked.decided_at == self._tier_changes:
+            return tracked.plan.block_count
+        return self._decide(tracked, first_block)
+
+    @property
+    def _tier_changes(self) -> int:
+        return self._tier.ledger.changes if self._tier is not None else 0
 
     def _fetches(
         self,

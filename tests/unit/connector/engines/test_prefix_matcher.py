@@ -277,3 +277,29 @@ def test_worker_that_pulls_from_nobody_loads_from_its_own_tier() -> None:
     bench.not_all_held(0)
     assert bench.lookups.asked == []
     assert bench.planned == [("own", Tier.HOST, 2)]
+
+
+def test_plan_that_waits_for_room_is_made_anew_only_when_something_has_changed() -> None:
+    """An engine asks in each of its steps, and deciding takes a microsecond a block."""
+    tier, _ = new_tier(slots=COUNT)
+    bench = Bench(tier=tier)
+    for number, block in enumerate(chain(COUNT)[:3]):
+        publish_as(tier, number, block)
+    copy(tier, 0)
+    bench.start(engine=1)
+    plans, plan = list[Any](), bench.matcher._planner.plan
+    bench.matcher._planner.plan = lambda *asked: plans.append(plan(*asked)) or plans[-1]  # type: ignore[func-returns-value, method-assign]
+    bench.lookups.answer = LookupAnswer([HIT], 0.001, None)
+    assert bench.answered() == COUNT
+    for _ in range(3):
+        assert bench.matcher._planned(bench.request, 0) == COUNT
+    assert len(plans) == 1
+    assert bench.matcher._planned(bench.request, 1) == COUNT - 1
+    assert len(plans) == 2
+    copy(tier, 1)
+    assert bench.matcher._planned(bench.request, 1) == COUNT - 1
+    assert len(plans) == 3
+    tier.ledger.drop(lambda _: True)
+    assert bench.matcher._planned(bench.request, 1) == COUNT - 1
+    assert len(plans) == 4
+    assert bench.planned == [("peer", Tier.DEVICE, COUNT - 1)]
