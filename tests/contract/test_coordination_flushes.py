@@ -69,11 +69,10 @@ def test_malformed_orders_are_left_out_and_counted(routing: StoreSubject, value:
     assert routing.store.malformed_entries == 1
 
 
-def test_report_of_a_worker_of_before_is_complete_and_without_an_error(routing: StoreSubject) -> None:
+def test_report_of_a_worker_of_before_is_complete_and_without_an_error() -> None:
     """It knows neither field."""
-    place = bytes(ORDER_BYTES), "w1"
-    routing.poke("flush report", place, msgspec.msgpack.encode([[[0, 1, 10]]]))
-    assert routing.store.flush_reports(place[0], ["w1"]) == [FlushReport((TierDropped(Tier.DEVICE, 1, 10),))]
+    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode([[[0, 1, 10]]]), type=FlushReport)
+    assert decoded == FlushReport((TierDropped(Tier.DEVICE, 1, 10, complete=True, error=None),))
 
 
 def test_malformed_report_is_none_and_counted(routing: StoreSubject) -> None:

@@ -139,9 +139,9 @@ class PrefixMatcher:
     def _planned(self, tracked: PullState, first_block: int) -> int | None:
         """Return what was decided for a request that is asked for again, for want of room; decide anew where that may
         have changed: the engine has more or less of it, or the tier holds other blocks."""
-        assert tracked.plan is not None
-        if tracked.plan.first_block == first_block and tracked.decided_at == self._tier_changes:
-            return tracked.plan.block_count
+        plan = tracked.plan
+        if plan is not None and plan.first_block == first_block and tracked.decided_at == self._tier_changes:
+            return plan.block_count
         return self._decide(tracked, first_block)
 
     @property
