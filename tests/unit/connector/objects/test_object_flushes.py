@@ -143,12 +143,14 @@ def test_flush_of_all_deletes_what_nobody_knows_and_no_other_namespace(store: Fi
         assert (right(other, KEPT), right(own, KEPT)) == (8, 0)
 
 
-def test_workers_that_get_one_order_delete_and_count_once(store: FileStore) -> None:
-    """And one that alone knows of more deletes that, too."""
+def test_workers_that_get_one_order_delete_and_count_once(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the same time: none has heard of what the others do. One that alone knows of more deletes that, too."""
     write_all(store, PROMPT)
     write_all(store, KEPT)
     order = b"o" * 16
     with directory_of(store) as one, directory_of(store) as two, directory_of(store) as three:
+        for other in (two, three):
+            monkeypatch.setattr(other._ranks[0].notes, "refresh", lambda: True)
         first = flush(one, PROMPT, order=order)
         second = flush(two, [*PROMPT, *KEPT], order=order)
         third = flush(three, PROMPT, order=order)
@@ -216,8 +218,9 @@ def test_what_was_written_before_it_is_told_of_is_deleted_and_never_told_of(stor
 
 
 def test_note_that_comes_late_brings_nothing_back(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers; the one that is told of the object by a note of before deletes it, too."""
+    """However late: the one that is told of the object by a note of before deletes it."""
     monkeypatch.setattr(directory_module, "REFRESH_S", 0.05)
+    monkeypatch.setattr(flushes_module, "GRACE_S", 0.0)
     with directory_of(store) as directory, opened(store) as tier:
         monkeypatch.setattr(tier._objects.notes, "refresh", lambda: True)
         assert tier.write(PROMPT, rows_of(PROMPT), RunFacts(0, 1))
