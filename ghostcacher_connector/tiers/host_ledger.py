@@ -14,8 +14,8 @@ A copy that the ledger has given up (`clear`, `drop`, or no report in time) may 
 free all the same: a rank carries out one copy after the other, so what a later copy writes is written later.
 One that no rank has been given yet must not be given to any (`is_under_way`): it might come after the later one.
 
-Which blocks stay is up to the retention; only that a *duplicate*, which the engine has and has used since it was
-copied, makes room first: it is copied again before the engine gives it up.
+Which blocks stay is up to the retention; only that a *duplicate* makes room first: a block which the engine has and has
+used since it was copied (it is copied again before the engine gives it up), or which a peer has lent, and has still.
 
 Owner: one thread, the scheduler's.
 """
@@ -162,6 +162,16 @@ class HostLedger:
         return not self._free
 
     @property
+    def loading(self) -> bool:
+        """Whether a load reads host slots: once it has ended, the engine has their blocks, too."""
+        return bool(self._loads)
+
+    @property
+    def spare(self) -> int:
+        """How many blocks can come without any going that is nowhere else."""
+        return len(self._free) + len(self._duplicates)
+
+    @property
     def copies_under_way(self) -> int:
         return len(self._copies)
 
@@ -279,12 +289,12 @@ class HostLedger:
             self._retention.unpin(block)
 
     def duplicate(self, block: BlockHash) -> None:
-        """Note that the engine has a held block, too, and has used it: it is the first to make room."""
+        """Note that a held block is elsewhere, too: the engine has used it, or a peer lent it. It makes room first."""
         if block in self._held:
             self._duplicates[block] = None
 
     def unique(self, block: BlockHash) -> None:
-        """Note that the engine does not have a block any more, or gives it up soon."""
+        """Note that a block is nowhere else any more, or soon will not be."""
         self._duplicates.pop(block, None)
 
     # -- giving up -----------------------------------------------------------------------------------------------
