@@ -128,10 +128,8 @@ class HostLedger:
         self.send_all()
 
     def __repr__(self) -> str:
-        return (
-            f"HostLedger(held={len(self._held)}, free={len(self._free)}, copies under way={len(self._copies)}, "
-            f"loads={len(self._loads)})"
-        )
+        under_way = f"copies under way={len(self._copies)}, loads={len(self._loads)}"
+        return f"HostLedger(held={len(self._held)}, free={len(self._free)}, {under_way})"
 
     def __len__(self) -> int:
         """Return the number of blocks held."""
