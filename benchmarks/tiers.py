@@ -10,7 +10,8 @@ same order, after the engines have warmed up on something else:
     router     plain engines behind the router alone
     off        the router, and the connector without a host tier
     host       the same with a host tier of the same bytes as the engines' own cache
-    offload    plain engines behind the router, with vLLM's own OffloadingConnector of the same bytes
+    offload    plain engines behind the router, with vLLM's own OffloadingConnector of the same bytes; vLLM 0.32
+               refuses it on CPUs
 
 The first visit of a document has to be computed by somebody, and so have the questions: no way can take more from a
 cache than the whole blocks of the other visits; their share is printed. Every answer must be that of the first way, up
