@@ -15,8 +15,8 @@ free all the same: a rank carries out one copy after the other, so what a later 
 from objects writes nothing more once one of its slots is given to somebody else (worker/host_objects.py).
 One that no rank has been given yet must not be given to any (`is_under_way`): it might come after the later one.
 
-Which blocks stay is up to the retention; only that a *duplicate*, which the engine has and has used since it was
-copied, makes room first: it is copied again before the engine gives it up.
+Which blocks stay is up to the retention; only that a *duplicate* makes room first: a block which the engine has and has
+used since it was copied (it is copied again before the engine gives it up), or which a peer has lent, and has still.
 
 Owner: one thread, the scheduler's.
 """
@@ -113,10 +113,8 @@ class HostLedger:
         self.counts, self.changes = TierCounts(), 0
 
     def __repr__(self) -> str:
-        return (
-            f"HostLedger(held={len(self._held)}, free={len(self._free)}, copies under way={len(self._copies)}, "
-            f"loads={len(self._loads)})"
-        )
+        under_way = f"copies under way={len(self._copies)}, loads={len(self._loads)}"
+        return f"HostLedger(held={len(self._held)}, free={len(self._free)}, {under_way})"
 
     def __len__(self) -> int:
         """Return the number of blocks held."""
@@ -145,6 +143,16 @@ class HostLedger:
     def full(self) -> bool:
         """Whether a block that comes makes another one go."""
         return not self._free
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load reads host slots: once it has ended, the engine has their blocks, too."""
+        return bool(self._loads)
+
+    @property
+    def spare(self) -> int:
+        """How many blocks can come without any going that is nowhere else."""
+        return len(self._free) + len(self._duplicates)
 
     @property
     def copies_under_way(self) -> int:
@@ -265,12 +273,12 @@ class HostLedger:
             self._retention.unpin(block)
 
     def duplicate(self, block: BlockHash) -> None:
-        """Note that the engine has a held block, too, and has used it: it is the first to make room."""
+        """Note that a held block is elsewhere, too: the engine has used it, or a peer lent it. It makes room first."""
         if block in self._held:
             self._duplicates[block] = None
 
     def unique(self, block: BlockHash) -> None:
-        """Note that the engine does not have a block any more, or gives it up soon."""
+        """Note that a block is nowhere else any more, or soon will not be."""
         self._duplicates.pop(block, None)
 
     # -- giving up -----------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ class HostTier:
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
         self._lent: dict[BlockHash, None] = {}
-        self._lent_max = first_slot  # the engine has no more blocks; some are never published, and so never given away
+        self._lent_max = first_slot  # some are never published, and so never given away
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
         self.on_copied: Callable[[int, Sequence[Copied]], None] = lambda _copy_id, _copied: None
@@ -134,17 +134,32 @@ class HostTier:
         self.wanted.discard(slot)
         if published is not None and self._engine_slots.get(published.candidate.block) == slot:
             del self._engine_slots[published.candidate.block]
-            self._lent.pop(published.candidate.block, None)
-            self.ledger.unique(published.candidate.block)
+            self._leaves_engine(published.candidate.block)
+            if not self.ledger.holds(published.candidate.block):
+                self._lent.pop(published.candidate.block, None)
 
     def lent(self, blocks: Iterable[BlockHash]) -> None:
         """Note blocks that have just come from a peer, which holds them still: nothing else goes for copies of them.
 
-        Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one.
+        Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one. So those
+        that are made while there is room are the first to make some.
         """
-        self._lent.update(dict.fromkeys(blocks))
+        for block in blocks:
+            self._lent.pop(block, None)
+            self._lent[block] = None
+            self.ledger.duplicate(block)
         while len(self._lent) > self._lent_max:
-            del self._lent[next(iter(self._lent))]
+            self.owned([next(iter(self._lent))])
+
+    def owned(self, blocks: Iterable[BlockHash]) -> None:
+        """Note blocks that no peer holds, as far as the index knows; any that was not lent is no error."""
+        for block in self._lent.keys() & set(blocks):
+            del self._lent[block]
+            slot = self._engine_slots.get(block)
+            if slot is None:
+                self.ledger.unique(block)
+            else:
+                self.wanted.add(slot)
 
     def oldest(self, count: int) -> list[int]:
         """Return the engine slots that were used least lately, at most so many, the oldest first."""
@@ -160,7 +175,8 @@ class HostTier:
     def order(self, slots: Iterable[int]) -> list[CopyJob]:
         """Order copies of what these engine slots hold, which the engine gives away soon, in this order.
 
-        slots: of those that are `wanted`; what cannot be ordered now stays so.
+        slots: of those that are `wanted`; what cannot be ordered now stays so. While a load reads the tier, only what
+        there is room for is ordered: what it reads will make room, and until then an only copy would have to go.
         """
         self.ledger.expire()
         orders: list[CopyJob] = []
@@ -169,10 +185,14 @@ class HostTier:
             if self.ledger.copies_under_way >= ORDERS_MAX:
                 return orders
             block = self._engine[slot].candidate.block
-            self.wanted.discard(slot)
             if self.ledger.knows(block):
-                self.ledger.unique(block)
-            elif block not in chosen and not (block in self._lent and self.ledger.full):
+                self.wanted.discard(slot)
+                self._leaves_engine(block)
+                continue
+            if self.ledger.loading and len(chosen) >= self.ledger.spare:
+                break
+            self.wanted.discard(slot)
+            if block not in chosen and not (self.ledger.full and block in self._lent):
                 chosen[block] = slot
             if len(chosen) == self._order_blocks:
                 orders += self._begin(list(chosen.values()))
@@ -184,6 +204,8 @@ class HostTier:
         done = self.ledger.end(copy_id, valid)
         for slot, candidate, generation in done:
             self._sink.publish(slot, candidate.block, candidate.root, generation)
+            if candidate.block in self._lent:
+                self.ledger.duplicate(candidate.block)
         if done:
             self.on_copied(copy_id, done)
 
@@ -247,6 +269,11 @@ class HostTier:
         self.on_cleared()
         return held
 
+    def _leaves_engine(self, block: BlockHash) -> None:
+        """Note that the engine gives a block up, or soon will: unless a peer has it, it is not elsewhere, too."""
+        if block not in self._lent:
+            self.ledger.unique(block)
+
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:
             return []
@@ -270,4 +297,6 @@ class HostTier:
         engine_slot = self._engine_slots.get(block)
         if engine_slot is not None:
             self.wanted.add(engine_slot)
+        else:
+            self._lent.pop(block, None)
         self._sink.withdraw(slot)

@@ -114,9 +114,17 @@ class PrefixMatcher:
         if answer is None:
             return None
         if isinstance(answer, MissReason):
+            if answer is MissReason.NOT_INDEXED:
+                self._note_held(tracked, 0)
             return self._decide(tracked, first_block, otherwise=answer)
         tracked.hits = answer
+        self._note_held(tracked, max((hit.length for hit in answer), default=0))
         return self._decide(tracked, first_block)
+
+    def _note_held(self, tracked: PullState, count: int) -> None:
+        """Have the tier know that peers hold no more than a request's first `count` blocks."""
+        if self._tier is not None:
+            self._tier.owned(tracked.blocks[count : tracked.pullable])
 
     def _decide(self, tracked: PullState, first_block: int, *, otherwise: MissReason | None = None) -> int | None:
         """Plan a pull by the index's answer and what is here; return how many blocks to pull.

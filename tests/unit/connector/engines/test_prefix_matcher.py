@@ -130,6 +130,32 @@ def test_answer_that_is_late_is_given_up() -> None:
     assert bench.misses(MissReason.LOOKUP_DEADLINE) == COUNT - 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (LookupAnswer([HIT._replace(length=2)], 0.001, None), 1),
+        (LookupAnswer([], 0.001, MissReason.NOT_INDEXED), 0),
+        (LookupAnswer([], 0.001, MissReason.INDEX_UNAVAILABLE), COUNT - 1),
+        (LookupAnswer([HIT], 0.001, None), COUNT - 1),
+    ],
+)
+def test_tier_learns_what_no_peer_holds_any_more(answer: LookupAnswer, kept: int) -> None:
+    """What was lent makes room in a full tier as long as the index does not say that nobody else has it."""
+    tier, _ = new_tier(slots=COUNT - 1)
+    lent = dict(enumerate(chain(COUNT)[1:]))
+    for slot, block in lent.items():
+        publish_as(tier, slot, block)
+    tier.lent(lent.values())
+    copy(tier, *lent)
+    for slot in lent:
+        tier.engine_gives(slot)
+    bench = Bench(tier=tier)
+    bench.start()
+    bench.lookups.answer = answer
+    bench.answered()
+    assert tier.ledger.spare == kept
+
+
 def test_caller_that_waits_to_the_end_gets_a_decision() -> None:
     """SGLang cannot be asked to come again."""
     bench = Bench()
