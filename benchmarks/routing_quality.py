@@ -6,7 +6,7 @@ Real vLLM engines and a real Redis. The load asks many questions on documents wh
 fleet can hold, so that every engine keeps evicting. The simple policies go to the engines directly, without sharing:
 that is what a fleet of plain engines does behind nginx (round robin, least connections) or behind a hashing balancer.
 `round robin, pulls` shares the caches, but routes blindly: the difference to it is the router's own part.
-Each policy gets new documents of the same shape, and begins with empty caches.
+Each policy gets new documents, is asked for them in the same order, and begins with empty caches.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from benchmarks.harness.workload import through as through_router
 
 ANSWER_TOKENS = 8
 BLOCK_TOKENS = 32
+ORDER = 1
+"""Of the questions, for all policies: whose documents happen to be asked for more often is no merit of a policy."""
 OVERCOMMIT = 2.0
 """The documents' KV, over what all engines together hold."""
 
@@ -132,6 +134,7 @@ def measure(
         document_tokens=chosen.document_tokens,
         requests=chosen.requests,
         seed=seed,
+        order=ORDER,
     )
     return run_load(
         policy, load, concurrency=chosen.concurrency, max_tokens=ANSWER_TOKENS, pull=entrant.pull, progress=progress

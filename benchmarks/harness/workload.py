@@ -66,13 +66,22 @@ class Result(NamedTuple):
 
 
 def make_load(
-    texts: Documents, *, documents: int, document_tokens: int, requests: int, seed: int, skew: float | None = 0.7
+    texts: Documents,
+    *,
+    documents: int,
+    document_tokens: int,
+    requests: int,
+    seed: int,
+    order: int | None = None,
+    skew: float | None = 0.7,
 ) -> Load:
     """Return `requests` questions on `documents` documents; the k-th document is asked for as often as k**-skew.
 
+    seed: of the documents' text, and of the order of the questions.
+    order: another seed for that order, so that loads on different documents are asked alike.
     skew: None for each document equally often, in random order.
     """
-    chosen = random.Random(seed)
+    chosen = random.Random(seed if order is None else order)
     bodies = [texts.text(document_tokens, seed=1000 * seed + index) for index in range(documents)]
     if skew is None:
         asked = [number % documents for number in range(requests)]

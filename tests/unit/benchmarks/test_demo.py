@@ -68,6 +68,12 @@ def test_make_load_without_skew_asks_each_document_equally_often() -> None:
     assert set(loads[0].prompts).isdisjoint(loads[1].prompts)
 
 
+def test_make_load_asks_for_other_documents_in_the_same_order() -> None:
+    loads = [make_load(Texts(), documents=4, document_tokens=9, requests=12, seed=seed, order=3) for seed in (1, 2)]
+    assert loads[0].documents == loads[1].documents
+    assert set(loads[0].prompts).isdisjoint(loads[1].prompts)
+
+
 def test_comparison_table_has_medians_and_spread() -> None:
     """Each measure is the median of its rounds with the lowest and highest, and their ratio; tokens add up to all."""
     cells = {line.split("  ")[0]: [cell for cell in line.split("  ")[1:] if cell] for line in
