@@ -269,7 +269,7 @@ class TierFlushed(msgspec.Struct, frozen=True):
     """What they took there, on all ranks together. Objects are the fleet's: each counts at the worker that has
     deleted it."""
     error: str | None = None
-    """Why not all is deleted yet; None when it is. It is not used any more in any case."""
+    """What is left, why, and what becomes of it; None when all is gone."""
 
 
 class WorkerFlushed(msgspec.Struct, frozen=True):
