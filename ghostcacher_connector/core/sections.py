@@ -203,6 +203,11 @@ class BlockSections:
         """Return the tag of the session that a block belongs to; None for what sessions share, and when not known."""
         return self.session if block >= self._history else None
 
+    def after_tools(self, block: int) -> bool:
+        """Return whether a block is one of tools, or comes after some."""
+        run = bisect_right(self._ends, block)
+        return SectionType.TOOLS in self._sections[: run + 1]
+
     @property
     def front(self) -> int:
         """How many blocks lie in tools and system text, which are at the front of the prompt."""

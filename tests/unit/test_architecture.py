@@ -185,6 +185,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_cli.up": {
         "config",
         "core.addresses",
+        "core.object_url",
         "core.settings",
         "core.redis",
         "core.process",

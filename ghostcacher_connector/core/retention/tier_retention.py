@@ -43,6 +43,7 @@ from ghostcacher_connector.core.retention.retained import Retained
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tool_sets import ToolSets
 from ghostcacher_connector.core.retention.victims import Newcomer, Victim
+from ghostcacher_connector.core.threads import daemon_thread
 from ghostcacher_connector.core.types import SectionType
 
 GIB = 1 << 30
@@ -69,8 +70,7 @@ class TierRetention:
         self._deadlines = Alarms()
         self._tool_sets = ToolSets()
         self._needed = Alarms()
-        quota = float("inf") if settings.quota_gib is None else settings.quota_gib * GIB
-        self._retained = Retained(settings.retained_share_max * capacity_bytes, quota)
+        self._retained = self._new_retained(capacity_bytes)
         self._budgets = {section: settings.budget(section) * capacity_bytes for section in SectionType}
         self._ttls = {section: settings.ttl_s(section) for section in SectionType}
         self.capacity_bytes = capacity_bytes
@@ -234,6 +234,25 @@ class TierRetention:
                 leaves.append(parent)
         return evicted
 
+    def clear(self) -> None:
+        """Forget all blocks, also retained and pinned ones, at once; what the policy has learnt stays.
+
+        What they were is freed beside, on a thread of its own: of a million blocks that takes a second or more.
+        """
+        gone, refused_bytes = self._forest, self.quota_refused_bytes
+        self._forest, self._queues, self._deadlines = BlockForest(), EvictionQueues(), Alarms()
+        self._retained = self._new_retained(self.capacity_bytes)
+        self._retained.refused_bytes = refused_bytes
+        self._needed, sets = Alarms(), self._tool_sets.clear()
+        self.used_bytes = 0
+        self.bytes_by_section = dict.fromkeys(SectionType, 0)
+
+        def free() -> None:
+            gone.untie_all()
+            sets.clear()
+
+        daemon_thread("gc-free", free).start()
+
     def age(self, tools: bytes) -> int:
         """Let the blocks of prompts with these tools go before all others, retained or not; return how many there are.
 
@@ -248,6 +267,10 @@ class TierRetention:
             self._settle(block)
         self._end_retentions(self._clock())
         return len(aged)
+
+    def _new_retained(self, capacity_bytes: int) -> Retained:
+        quota = float("inf") if self._settings.quota_gib is None else self._settings.quota_gib * GIB
+        return Retained(self._settings.retained_share_max * capacity_bytes, quota)
 
     def _at(self, key: BlockKey) -> TierBlock:
         block = self._forest.get(key)

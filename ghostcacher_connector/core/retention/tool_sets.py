@@ -36,6 +36,11 @@ class ToolSets:
         if not of_set:
             del self._blocks[block.tools]
 
+    def clear(self) -> dict[bytes, dict[TierBlock, None]]:
+        """Forget all blocks, not which sets are over; return what there was, to be freed."""
+        blocks, self._blocks = self._blocks, {}
+        return blocks
+
     def begin(self, tools: bytes | None) -> None:
         """Take note that a prompt has these tools: they are not over."""
         if tools is not None:

@@ -56,6 +56,8 @@ class PullState(ABC):
     """Whether any of them did not hold it yet when the pull was planned: more pull it at once than have it."""
     plan: PullPlan | None = None
     """What is pulled from whom; None until it is decided."""
+    decided_at: int = 0
+    """How often the host tier had changed when the plan was made."""
     sections: BlockSections = NO_SECTIONS
     """What the blocks of its prompt belong to, as far as is known: a hint for what to keep."""
     tenant: bytes | None = None

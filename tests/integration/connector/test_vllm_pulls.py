@@ -234,6 +234,7 @@ class Bench:
             block_hashes=chain(BLOCKS),
             num_tokens=BLOCKS * 16 + 1,
             num_preemptions=0,
+            num_computed_tokens=0,
             status=RequestStatus.WAITING,
             lora_request=None,
             mm_features=[],
@@ -276,6 +277,39 @@ def test_request_waits_for_pulls_of_others_no_longer_than_one_may_take() -> None
     assert bench.matcher.match(late, 0) is None
     bench.clock.advance(3.0)
     assert bench.matcher.match(bench.planned("later"), 0) == BLOCKS * 16
+
+
+def test_whoever_asks_is_passed_over_until_loaded_requests_run() -> None:
+    """They hold slots. Who comes behind one that was passed over is passed over, too, until the step is scheduled."""
+    bench = Bench(1000.0)
+    loaded, preempted, newcomer = bench.planned("loaded"), bench.request("preempted"), bench.request("newcomer")
+    bench.pull(loaded)
+    assert bench.matcher.match(preempted, 0) == 0  # Nobody waits for a pull that may take seconds.
+    loaded.request.num_computed_tokens = BLOCKS * 16
+    bench.matcher.received("loaded", loaded)
+    assert bench.matcher.match(preempted, 0) is None  # vLLM has not looked at it yet.
+    loaded.request.status = RequestStatus.WAITING
+    assert bench.matcher.match(preempted, 0) is None
+    loaded.request.status = RequestStatus.RUNNING
+    assert bench.matcher.match(newcomer, 0) is None
+    bench.matcher.take_orders()
+    assert [bench.matcher.match(tracked, 0) for tracked in (preempted, newcomer)] == [0, 0]
+
+
+@pytest.mark.parametrize("end", ["aborted", "nothing usable"])
+def test_nobody_is_passed_over_for_a_loaded_request_that_holds_no_slots(end: str) -> None:
+    bench = Bench(1000.0)
+    loaded, other = bench.planned("loaded"), bench.request("other")
+    bench.pull(loaded)
+    bench.matcher.received("loaded", loaded)
+    assert bench.matcher.match(other, 0) is None
+    bench.matcher.take_orders()
+    if end == "aborted":
+        bench.matcher.forget(loaded)
+    else:
+        loaded.request.status = RequestStatus.WAITING
+        assert bench.matcher.match(loaded, 0) == 0  # It has given its slots back, and is asked for like any other.
+    assert bench.matcher.match(other, 0) == 0
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.vllm.messages import PullOrder
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
+from ghostcacher_connector.engines.vllm.scheduling.loaded_first import LoadedFirst
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, pull_wanted, shareable
 from ghostcacher_connector.engines.vllm.scheduling.turns import Turns
 from ghostcacher_connector.metrics import Recorder
@@ -106,6 +107,7 @@ class Matcher(PrefixMatcher):
         self._block_bytes = block_bytes
         self._orders: list[PullOrder] = []
         self._flights: dict[str, _Flight] = {}
+        self._loaded_first = LoadedFirst()
         self._reports: dict[str, list[PullReport]] = {}
 
     def ask(self, tracked: Tracked, pool: BlockPool | None) -> None:
@@ -125,12 +127,15 @@ class Matcher(PrefixMatcher):
             assert isinstance(tracked, Tracked)
             self._fetcher.end(tracked)
         self._flights.pop(tracked.request_id, None)
+        self._loaded_first.forget(tracked.request_id)
 
     def match(self, tracked: Tracked, local_tokens: int, *, alone: bool = False) -> int | None:
         """Return how many tokens beyond the local ones to pull, or None for "ask again".
 
         alone: the engine has no other request, so that nobody else waits when we do.
         """
+        if self._loaded_first.passes(tracked.request_id):
+            return None
         first_block = local_tokens // self._block_tokens
         count: int | None = 0
         self._note_preemption(tracked, first_block)
@@ -147,12 +152,7 @@ class Matcher(PrefixMatcher):
         if tracked.phase is Phase.ASKED:
             count = self._answered(tracked, first_block, wait_s=ALONE_WAIT_S if alone else 0.0)
         elif tracked.phase is Phase.PLANNED:
-            # It may be asked again: there was no room. The cache and the tier may hold more or less of it by now.
-            assert tracked.plan is not None
-            if self._tier is None and tracked.plan.first_block == first_block:
-                count = tracked.plan.block_count
-            else:
-                count = self._decide(tracked, first_block)
+            count = self._planned(tracked, first_block)
         if count is None or (count and (self._joins(tracked) or self._awaits_turn(tracked))):
             return None
         return count * self._block_tokens
@@ -186,6 +186,8 @@ class Matcher(PrefixMatcher):
             self._tier.ledger.pin(tracked.request_id, blocks, order.timeout_s)
 
     def take_orders(self) -> list[PullOrder]:
+        """Return the pulls of the step that ends here."""
+        self._loaded_first.next_step()
         orders, self._orders = self._orders, []
         return orders
 
@@ -208,6 +210,7 @@ class Matcher(PrefixMatcher):
                 record_transfer(self._recorder, self._forecaster, report, cancelled=True)
             return 0
         tracked.phase = Phase.SETTLED
+        self._loaded_first.add(tracked)
         usable = min((report.blocks_usable for report in reports), default=0)
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)

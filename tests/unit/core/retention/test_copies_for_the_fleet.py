@@ -84,3 +84,14 @@ def test_replaced_tools_are_not_needed() -> None:
     tier.retention.age(b"t")
     assert tier.insert("b") == ["t"]
     assert tier.retention.needed_blocks == 0
+
+
+def test_nothing_is_needed_any_more_after_all_was_forgotten() -> None:
+    """Nor of any tools: what was is neither kept nor counted."""
+    tier = Tier(2, sys_budget=1.0)
+    tier.insert("s", SYS, needed=True, tools=b"t")
+    tier.retention.clear()
+    tier.retention.check_invariants()
+    assert tier.retention.needed_blocks == 0
+    assert tier.retention.age(b"t") == 0
+    assert tier.insert("s", SYS) == []
