@@ -70,7 +70,8 @@ def test_it_ends_when_nobody_uses_it_or_others_keep_it() -> None:
     assert tier.insert("a") == ["s"]
     tier.at(NEEDED_S)
     tier.touch("t")
-    tier.at(2 * NEEDED_S)
+    tier.touch("a")
+    tier.at(2 * NEEDED_S - 1)
     assert tier.insert("b") == ["a"]
     tier.at(2 * NEEDED_S + 2)
     assert tier.insert("c") == ["t"]
