@@ -78,6 +78,7 @@ def test_as_many_tiers_as_are_to_keep_a_system_text_under_pressure(make: Make, r
     for engine in (holder, reader):
         wait_until(lambda engine=engine: engine.peers_ready(1), WAIT_S)  # type: ignore[misc]
     wait_until(holder.all_published, WAIT_S)
+    press(reader)
     assert ask(reader, 3)[:SYSTEM_BLOCKS] == system
     assert reader.counted("gc_rdma_transfers_total", transport="nixl") == 1
     for engine in (holder, reader):

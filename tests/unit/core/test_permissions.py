@@ -18,7 +18,8 @@ DIRECTORY_READ = ["index/workers", "index/namespaces", "redis/now"]
 RUNS = {
     "worker": [
         *DIRECTORY_READ,
-        *("index/enter", "index/hold", "index/leave", "index/apply", "index/lookup", "index/report", "index/reports"),
+        *("index/enter", "index/hold", "index/leave", "index/apply", "index/report", "index/reports"),
+        *("index/lookup", "index/line_up"),
         *("coordination/publish", "coordination/small_entries", "coordination/put_values"),
     ],
     "router": [
