@@ -111,6 +111,9 @@ def test_node_package_needs_nothing_and_its_types_hold(package: Path) -> None:
     """For modules of both kinds: what is right compiles, and what is wrong does not."""
     described = json.loads((package / "package.json").read_text())
     assert "dependencies" not in described
+    # A copy: npm leaves out what is a link.
+    assert not (TYPESCRIPT / "LICENSE").is_symlink()
+    assert (TYPESCRIPT / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     folder = package.parents[2]
     for name in ("use.mts", "use.cts"):
         (folder / name).write_text(CONSUMER)
