@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks.harness.redis_server import RedisServer
 from benchmarks.harness.router import RouterProcess
-from tests.integration.sdk.drivers import Ask, Driver, Node, Result, async_python, sync_python
+from tests.integration.sdk.drivers import Ask, AsyncPython, Driver, Node, Result, SyncPython
 from tests.support.spoken_engine import SpokenEngine
 from tests.unit.architecture import ROOT
 
@@ -34,19 +35,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def node(package: Path) -> Iterator[Driver]:
-    driver = Node(package)
-    yield driver
-    driver.close()
-
-
-@pytest.fixture(params=["python", "asyncio", "node"])
-def driver(request: pytest.FixtureRequest) -> Driver:
-    if request.param == "node":
-        found: Driver = request.getfixturevalue("node")
-        return found
-    return sync_python if request.param == "python" else async_python
+@pytest.fixture(scope="session", params=["python", "asyncio", "node"])
+def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
+    kinds = {"python": SyncPython, "asyncio": AsyncPython}
+    with closing(
+        Node(request.getfixturevalue("package")) if request.param == "node" else kinds[request.param]()
+    ) as used:
+        yield used
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ A driver carries out one `Ask` and says what came of it as plain JSON, in the wo
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -50,11 +49,16 @@ Result = Any
 Driver = Callable[[Ask], Result]
 
 
-def sync_python(ask: Ask) -> Result:
-    """Use GhostCacherClient."""
-    texts: list[str] = []
-    try:
-        with GhostCacherClient(**ask.client) as client:
+class SyncPython:
+    """Uses GhostCacherClient. Clients stay open, so that what ends a request is what the ask does."""
+
+    def __init__(self) -> None:
+        self._clients: dict[str, GhostCacherClient[Any]] = {}
+
+    def __call__(self, ask: Ask) -> Result:
+        texts: list[str] = []
+        try:
+            client = self._client(ask.client)
             places, names = _arguments(client, ask)
             answer = _method(client, ask.call)(*places, **names)
             if not ask.given.get("stream"):
@@ -65,19 +69,39 @@ def sync_python(ask: Ask) -> Result:
                     if count == ask.stop_after:
                         break
             return {"texts": texts, "cache": shown(answer.cache)}
-    except GhostCacherError as exc:
-        return failed(exc, texts)
+        except GhostCacherError as exc:
+            return failed(exc, texts)
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+
+    def _client(self, setup: dict[str, Any]) -> GhostCacherClient[Any]:
+        key = json.dumps(setup)
+        if key not in self._clients:
+            self._clients[key] = GhostCacherClient(**setup)
+        return self._clients[key]
 
 
-def async_python(ask: Ask) -> Result:
-    """Use AsyncGhostCacherClient; a stream that is left early is left by cancelling the task."""
-    return asyncio.run(_async_python(ask))
+class AsyncPython:
+    """Uses AsyncGhostCacherClient; a stream that is left early is left by cancelling the task."""
 
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+        self._clients: dict[str, AsyncGhostCacherClient[Any]] = {}
 
-async def _async_python(ask: Ask) -> Result:
-    texts: list[str] = []
-    try:
-        async with AsyncGhostCacherClient(**ask.client) as client:
+    def __call__(self, ask: Ask) -> Result:
+        return self._runner.run(self._use(ask))
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            self._runner.run(client.close())
+        self._runner.close()
+
+    async def _use(self, ask: Ask) -> Result:
+        texts: list[str] = []
+        try:
+            client = self._client(ask.client)
             places, names = _arguments(client, ask)
             answer = await _method(client, ask.call)(*places, **names)
             if not ask.given.get("stream"):
@@ -87,12 +111,16 @@ async def _async_python(ask: Ask) -> Result:
             if ask.stop_after is not None:
                 await enough.wait()
                 reading.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await reading
             await asyncio.gather(reading, return_exceptions=ask.stop_after is not None)
             return {"texts": texts, "cache": shown(answer.cache)}
-    except GhostCacherError as exc:
-        return failed(exc, texts)
+        except GhostCacherError as exc:
+            return failed(exc, texts)
+
+    def _client(self, setup: dict[str, Any]) -> AsyncGhostCacherClient[Any]:
+        key = json.dumps(setup)
+        if key not in self._clients:
+            self._clients[key] = AsyncGhostCacherClient(**setup)
+        return self._clients[key]
 
 
 async def _read(stream: Any, texts: list[str], stop_after: int | None, enough: asyncio.Event) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import count
 from typing import Any
 
 import pytest
 
+from benchmarks.harness.router import RouterProcess
+from ghostcacher.client import AsyncGhostCacherClient
 from ghostcacher_cli.up.machine import free_port
 from tests.integration.sdk.conftest import Used
-from tests.integration.sdk.drivers import Driver, Result, async_python
+from tests.integration.sdk.drivers import AsyncPython, Driver, Result
 from tests.support.index_parts import wait_until
-from tests.support.spoken_engine import PIECES, TEXT
+from tests.support.spoken_engine import PIECES, TEXT, SpokenEngine
 
 _numbers = count()
 RETRY_AFTER = ["Retry-After: 1"]
@@ -137,5 +140,24 @@ def test_stream_that_is_left_ends_the_request(use: Used, driver: Driver, stop_af
     """By close, a cancelled task or a signal: at once, but that a task ends where it waits for the next bytes."""
     left = fault("stall")
     texts = fail(use, left, stream=True, stop_after=stop_after)["texts"]
-    assert stop_after <= len(texts) <= (EVENTS if driver is async_python else stop_after)
+    assert stop_after <= len(texts) <= (EVENTS if isinstance(driver, AsyncPython) else stop_after)
     wait_until(lambda: left["name"] in use.engine.api.left)
+
+
+def test_async_stream_that_is_closed_ends_the_request(fleet: tuple[RouterProcess, SpokenEngine]) -> None:
+    """Without a cancelled task, and while the client stays open."""
+    router, engine = fleet
+    left = fault("stall")
+
+    async def main() -> None:
+        async with AsyncGhostCacherClient(provider="openai", ghostcacher_url=router.url) as client:
+            messages = [{"role": "user", "content": "Why?"}]
+            async with await client.messages.create(
+                model="m", messages=messages, stream=True, extra_body={"fault": left}
+            ) as stream:
+                await anext(stream)
+            await asyncio.to_thread(wait_until, lambda: left["name"] in engine.api.left)
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+
+    asyncio.run(main())
