@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.unit.architecture import PACKAGES, ROOT, circle_in, file_arrows, imports_of, name_of, room_of, sources
 
-FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engine_patches")
+FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engine_patches", ROOT / "sdk")
 LINES_WANTED = 300
 LINES_MAX = 400
 
@@ -195,6 +196,8 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.app",
         "ghostcacher_router.config",
     },
+    # The client: a distribution of its own.
+    "ghostcacher.client": set(),
 }
 """Room -> the rooms that it may import beside `BASICS`: the code map of docs/ARCHITECTURE.md as a table. Rooms of the
 connector go without its name. "*" is any room of the connector, "PACKAGE.*" any room of that package.
@@ -204,7 +207,8 @@ HEAVY = {"torch", "vllm", "nixl", "sglang", "transformers"}
 
 
 def python_files() -> list[Path]:
-    return sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
+    found = {path for folder in FOLDERS for path in folder.rglob("*.py")}
+    return sorted(path for path in found if "node_modules" not in path.parts)
 
 
 def allowed(room: str, target: str) -> bool:
@@ -265,6 +269,16 @@ def test_engine_libraries_only_where_they_belong(module: str) -> None:
     if room.startswith("engines"):
         return
     assert found <= ({"nixl", "torch"} if room == "transfer" else set()), found
+
+
+CLIENT_LIBRARIES = {"httpx", "msgspec"}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in sources() if name.startswith("ghostcacher.")))
+def test_client_stands_alone(module: str) -> None:
+    """It is installed without the rest: it imports itself, two libraries and what Python brings."""
+    found = {name.partition(".")[0] for name, _ in imports_of(sources()[module])}
+    assert found <= {"ghostcacher", *CLIENT_LIBRARIES, *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("module", sorted(sources()))

@@ -60,6 +60,7 @@ async def test_answer_carries_where_it_was_made_and_what_was_forecast() -> None:
             b"x-gc-worker: w0",
             b"x-gc-forecast-ms: 12.3",
             b"x-gc-cached-tokens: 128",
+            b"x-gc-saved-ms: 48.2",
             b"content-length: 2",
             b"",
             b"",
@@ -72,7 +73,7 @@ async def test_answer_without_a_forecast_carries_where_it_was_made_alone() -> No
     async with proxy_rig() as rig:
         head, _ = await rig.ask(post(b"{}"))
         assert b"\r\nx-gc-worker: w0\r\n" in head
-        assert (b"x-gc-forecast-ms" in head, b"x-gc-cached-tokens" in head) == (False, False)
+        assert (b"x-gc-forecast-ms" in head, b"x-gc-cached-tokens" in head, b"x-gc-saved-ms" in head) == (False,) * 3
 
 
 @pytest.mark.parametrize("given", [b"a b", b"x" * 129, b"a\xe4", b"a,b", b""])
