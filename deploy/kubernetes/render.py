@@ -28,7 +28,7 @@ FILES = {
     "50-network-policies.yaml": ["network-policies"],
     "monitoring/60-monitors.yaml": ["monitoring/monitors"],
 }
-"""File -> the chart's templates in it, in order. `kubectl apply -f` leaves subfolders out: monitors need an operator."""
+"""File -> the chart's templates in it, in order. Subfolders are not applied with it: monitors need an operator."""
 NOT_PLAIN = {"templates/NOTES.txt", "templates/tests/ready.yaml"}
 """Templates that mean nothing without Helm."""
 OF_HELM = ("helm.sh/chart:", "app.kubernetes.io/managed-by:")

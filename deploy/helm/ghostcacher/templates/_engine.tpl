@@ -28,7 +28,7 @@
 {{- if eq $engine.kind "sglang" -}}
 command: [python3, -m, sglang.launch_server]
 args:
-  - --model-path={{ $engine.model }}
+  - {{ printf "--model-path=%s" $engine.model | quote }}
   - --tp={{ $engine.tensorParallel }}
   - --enable-metrics
   - --enable-unified-cache-external-linker
@@ -37,7 +37,7 @@ args:
 {{- else -}}
 command: [python3, -m, vllm.entrypoints.openai.api_server]
 args:
-  - --model={{ $engine.model }}
+  - {{ printf "--model=%s" $engine.model | quote }}
   - --tensor-parallel-size={{ $engine.tensorParallel }}
   {{- if gt (int $engine.dataParallel) 1 }}
   - --data-parallel-size={{ $engine.dataParallel }}
@@ -45,10 +45,10 @@ args:
   - --shutdown-timeout={{ $engine.drainSeconds }}
   - --kv-transfer-config={"kv_connector":"GhostCacherConnector","kv_role":{{ $engine.kvRole | quote }}}
 {{- end }}
-  - --host={{ include "ghostcacher.anyAddress" .root }}
+  - "--host={{ include "ghostcacher.anyAddress" .root }}"
   - --port={{ $engine.port }}
   {{- with $engine.servedModelName }}
-  - --served-model-name={{ . }}
+  - {{ printf "--served-model-name=%s" . | quote }}
   {{- end }}
   {{- range $engine.extraArgs }}
   - {{ . | quote }}
