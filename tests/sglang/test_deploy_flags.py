@@ -17,7 +17,7 @@ def test_sglang_takes_the_flags_of_the_chart() -> None:
     text = TEMPLATE.read_text()
     command = text[text.index("command: [python3, -m, sglang.launch_server]") :]
     branch, _, rest = command.partition("{{- else -}}")
-    shared = rest[rest.index("{{- end }}\n  - ") : rest.index("range $engine.extraArgs")]
+    shared = rest[rest.index('{{- end }}\n  - "--host') : rest.index("range $engine.extraArgs")]
     flags = re.findall(r"--[a-z-]+", branch + shared)
     assert len(flags) == 9, flags
     linker = re.search(r"--unified-cache-external-linker-config=(\{.*\})$", branch, re.MULTILINE)
