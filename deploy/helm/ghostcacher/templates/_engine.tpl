@@ -29,7 +29,7 @@
 command: [python3, -m, sglang.launch_server]
 args:
   - {{ printf "--model-path=%s" $engine.model | quote }}
-  - --tp={{ $engine.tensorParallel }}
+  - --tp-size={{ $engine.tensorParallel }}
   - --enable-metrics
   - --enable-unified-cache-external-linker
   - --unified-cache-external-linker-backend=dynamic
