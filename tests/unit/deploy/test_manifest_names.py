@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,7 @@ from ghostcacher_connector.core.redis.url import parse_redis_url
 from ghostcacher_connector.core.settings import parse_listen, types_of
 from ghostcacher_router.admin import admin
 from ghostcacher_router.config import RouterSettings, load_router_settings
+from ghostcacher_router.fleet import probes
 from tests.support.helm_chart import (
     CHART,
     DEPLOY,
@@ -165,27 +168,39 @@ def test_relay_ports_are_those_of_the_ranks() -> None:
     assert without == 1
 
 
+def path_of(probe: Mapping[str, Any]) -> str:
+    """Return the path that a probe asks for, by itself or by a command."""
+    if "httpGet" in probe:
+        return str(probe["httpGet"]["path"])
+    found = re.search(r"http://127\.0\.0\.1:\d+([^']*)'", probe["exec"]["command"][-1])
+    assert found is not None
+    return found[1]
+
+
 @needs_tools
-def test_routers_paths_are_served() -> None:
-    """Probes, monitors and `helm test` ask for paths that the router answers itself."""
+def test_paths_are_served() -> None:
+    """Probes, monitors and `helm test` ask for paths that the router answers itself, and asks engines for."""
+    kinds = ("startupProbe", "livenessProbe", "readinessProbe")
     for program in programs("router"):
-        probes = [
-            program.container[probe]
-            for probe in ("startupProbe", "livenessProbe", "readinessProbe")
-            if probe in program.container
-        ]
-        asked = [probe["httpGet"]["path"] if "httpGet" in probe else probe["exec"]["command"][-1] for probe in probes]
-        assert len(asked) >= 2
-        for text in asked:
-            assert any(path in text for path in admin._OPEN), text
-        assert any("/ready" in text for text in asked)
-    for name in all_values():
-        for found in rendered(name):
-            ends = found.get("spec", {}).get("endpoints", []) if found["kind"] == "ServiceMonitor" else []
-            assert {end["path"] for end in ends} <= {"/metrics"}
-    test = (CHART / "templates" / "tests" / "ready.yaml").read_text()
-    assert '/ready"' in test
-    assert "/ready" in admin._OPEN
+        asked = {kind: path_of(program.container[kind]) for kind in kinds if kind in program.container}
+        assert set(asked.values()) == {"/health", "/ready"} < set(admin._OPEN)
+        assert asked["livenessProbe"] == "/health"
+        assert asked.get("readinessProbe", asked["startupProbe"]) == "/ready"
+    for program in programs("engine"):
+        assert {path_of(program.container[kind]) for kind in kinds} == {"/health"}
+    asks_engines = inspect.getsource(probes)
+    assert all(f'"{path}"' in asks_engines for path in ("/health", "/metrics"))
+    ends = [
+        end["path"]
+        for name in all_values()
+        for found in rendered(name)
+        for kind, key in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints"))
+        if found["kind"] == kind
+        for end in found["spec"][key]
+    ]
+    assert set(ends) == {"/metrics"} < set(admin._OPEN)
+    test = next(found for found in rendered("plain") if found["kind"] == "Pod")["spec"]["containers"][0]["args"][0]
+    assert re.findall(r":8000(\S*)\"", test) == ["/ready"]
 
 
 @needs_tools
