@@ -92,6 +92,7 @@ def test_engines_take_their_environment(profile: str) -> None:
         alias = service["networks"]["default"]["aliases"][0]
         port = next(argument for argument in service["command"] if argument.startswith("--port=")).partition("=")[2]
         assert settings.http_url == f"http://{alias}:{port}"
+        assert "--host=0.0.0.0" in service["command"]
         assert settings.index_key == settings.relay_token == SECRET
         assert settings.redis_url == "redis://redis:6379/0"
         assert f":{port}/health" in service["healthcheck"]["test"][-1]

@@ -111,6 +111,8 @@ def test_engines_take_their_environment() -> None:
         address = POD_IP["IPv4"] if program.values.get("ipFamily") != "IPv6" else f"[{POD_IP['IPv6']}]"
         ports = {each["name"]: each["containerPort"] for each in program.container["ports"]}
         assert settings.http_url == f"http://{address}:{ports['http']}"
+        any_address = "::" if program.values.get("ipFamily") == "IPv6" else "0.0.0.0"
+        assert {f"--host={any_address}", f"--port={ports['http']}"} < set(program.container["args"])
         assert settings.index_key == SECRETS["index-key"]
         target = parse_redis_url(settings.redis_url or "")
         assert (target.username, target.password) == ("gc-worker", SECRETS["redis-worker-password"])
