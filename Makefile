@@ -73,7 +73,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-matrix-short test-clients test-sdk test-fast lint format types soak bench bench-short docs reference wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-matrix-short test-clients test-sdk test-fast lint format types soak bench bench-short docs reference manifests wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -151,9 +151,11 @@ test-clients: $(CLIENTS_STAMP) tests/clients/node/node_modules $(SDK_NODE) ## cl
 test-fast: $(STAMP) ## unit and contract tests only
 	$(BIN)/python -m pytest tests/unit tests/contract $(SIDE_BY_SIDE) $(ARGS)
 
-lint: $(STAMP) ## ruff: lint and format
+lint: $(STAMP) ## ruff: lint and format, and that of deploy/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/yamllint --strict --config-file deploy/.yamllint deploy
+	$(BIN)/hadolint deploy/docker/*.Dockerfile
 
 format: $(STAMP) ## put the sources in order
 	$(BIN)/ruff check --fix .
@@ -182,6 +184,9 @@ docs: $(STAMP) ## build the documents as a site (build/docs); warnings and an ou
 reference: $(STAMP) ## make docs/reference, and the clients' types, anew from the code
 	$(BIN)/python docs/site/generate_reference.py
 	$(BIN)/python sdk/generate_types.py
+
+manifests: $(STAMP) ## make deploy/kubernetes anew from the Helm chart
+	$(BIN)/python deploy/kubernetes/render.py
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .

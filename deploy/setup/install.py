@@ -59,7 +59,7 @@ def set_up_vllm(folder: Path) -> None:
     environment.uninstall(*BUILT_FOR_CUDA)
     environment.step("NIXL (130 MB)", there=environment.has(NIXL))
     environment.install(NIXL)
-    environment.step("GhostCacher, in place, and its development tools (40 MB)")
+    environment.step("GhostCacher, in place, and its development tools (160 MB)")
     environment.install("--editable", f"{ROOT}[dev]")
     environment.finish()
 
