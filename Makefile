@@ -72,7 +72,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang setup-prometheus demo test test-sglang test-matrix test-matrix-short test-clients test-fast lint format types soak bench bench-short docs reference wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus demo test test-sglang test-matrix test-matrix-short test-clients test-fast lint format types soak bench bench-short docs reference dashboard wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -180,6 +180,9 @@ docs: $(STAMP) ## build the documents as a site (build/docs); warnings and an ou
 
 reference: $(STAMP) ## make docs/reference anew from the code
 	$(BIN)/python docs/site/generate_reference.py
+
+dashboard: $(STAMP) ## make Grafana's dashboard anew from deploy/grafana/panels.py
+	$(BIN)/python deploy/grafana/generate.py
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .

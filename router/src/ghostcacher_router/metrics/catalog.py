@@ -76,6 +76,9 @@ SHORTAGES = ("connections", "address", "descriptors")
 TURNED_AWAY = ("dropped", "refused")
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
+FALLBACKS = ("prompt", "load", "index")
+"""prompt: the request has none, or one that is not understood. load: no worker has reported its load lately. index: it
+cannot be asked where the prompt's blocks are."""
 STORED_RESULTS = ("held", "gone", "unknown")
 """held: sent to the worker that holds it. gone: that worker has left the fleet. unknown: no router knows the id. The
 last two go to any worker, which answers that there is no such object."""
@@ -146,7 +149,10 @@ class RouterMetrics:
         )
         self.fallbacks = self._put(
             Counter(
-                "gc_router_fallbacks_total", "Placements without an exact forecast, by what was missing.", ["reason"]
+                "gc_router_fallbacks_total",
+                "Placements without an exact forecast, by what was missing.",
+                ["reason"],
+                known=[FALLBACKS],
             )
         )
         self.forecast_ratio = self._put(
