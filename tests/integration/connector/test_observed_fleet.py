@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,6 +39,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 PATIENCE_S = 120.0
 RULES = Path(__file__).resolve().parents[3] / "deploy" / "prometheus" / "ghostcacher.rules.yml"
+LOGS = ("--access-log", "--log-format", "json")
 ONLY_AFTER_TROUBLE = {"gc_router_ejections_total", "gc_router_worker_downs_total", "gc_quarantined_reads"}
 """Their labels are not known before: a fleet in which nothing has failed has none of these series."""
 
@@ -48,6 +50,10 @@ class Observed:
     def __init__(self, engines: list[SimEngine], pages: list[MetricsPage], router: RouterProcess) -> None:
         self._engines, self._pages, self._router = engines, pages, router
         self._round = 0
+
+    def router_lines(self) -> list[dict[str, Any]]:
+        """Return the router's log."""
+        return [json.loads(line) for line in self._router.process.log_tail(1_000_000).splitlines()]
 
     def work(self) -> None:
         """Have every engine and the router answer something, some of it known to others, and export what they count."""
@@ -82,7 +88,9 @@ def fleet(make: Make, redis_server: RedisServer, tmp_path: Path) -> Iterator[tup
             command = [sys.executable, "-m", "ghostcacher_simulator", redis_server.url, name]
             command += [secrets.token_hex(16), "60"]
             stack.callback(GuardedProcess(command, log=tmp_path / f"{name}.log", grace_s=5.0).stop)
-        router = stack.enter_context(RouterProcess(redis_url=redis_server.url, log_dir=tmp_path)).wait_workers(2)
+        router = stack.enter_context(
+            RouterProcess(redis_url=redis_server.url, log_dir=tmp_path, arguments=LOGS)
+        ).wait_workers(2)
         pages = [serve(0) for _ in engines]
         for page in pages:
             stack.callback(page.close)
@@ -112,6 +120,13 @@ def test_every_panel_shows_something_and_every_alert_sees_its_series(fleet: tupl
     loaded = [rule for group in server.get("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in loaded} == {rule["alert"] for rule in rules}
     wait_until(lambda: _healths(server) == {"ok"}, PATIENCE_S, "every rule to be evaluated")
+    requests = [line for line in observed.router_lines() if line.get("path") == "/v1/completions"]
+    assert requests[-1].keys() >= {"time", "level", "logger", "message", "client", "method", "status", "took_ms"}
+    assert {line["worker"] for line in requests} <= {"sim-1", "sim-2"}
+    assert all(line["ttft_ms"] > 0 and line["request_id"].startswith("gc-") for line in requests)
+    known = [line for line in requests if line["cached_tokens"]]
+    assert known, "a document that was asked for before"
+    assert all(line["forecast_ms"] is not None and line["reason"] for line in known)
 
 
 def _healths(server: Prometheus) -> set[str]:
