@@ -73,7 +73,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-matrix-short test-clients test-sdk test-fast lint format types soak bench bench-short docs reference manifests wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus demo test test-sglang test-matrix test-matrix-short test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,10 +96,20 @@ $(SGLANG_STAMP): $(SGLANG_INSTALLED)
 $(BESIDE_STAMP): $(INSTALLED)
 	@[ -e $@ ] || { $(INSTALL) beside $(BESIDE_VENV); rm -f $(BESIDE_VENV)/.ghostcacher-*; }; touch $@
 
+# Rules and dashboards are tested with the real one.
+PROMETHEUS_STAMP := $(VENV)/.prometheus-$(call key,deploy/setup/debian_programs.py)
+setup-prometheus: $(STAMP) ## Prometheus and promtool into $(VENV), from Debian's package; where they cannot be, say why
+	@$(MAKE) --no-print-directory $(PROMETHEUS_STAMP) || { \
+		[ "$$GHOSTCACHER_REQUIRE_PROMETHEUS" != 1 ] || exit 1; \
+		echo "Prometheus could not be had on this machine (see above): tests of alerts and dashboards are skipped" >&2; }
+
+$(PROMETHEUS_STAMP): $(STAMP)
+	@[ -e $@ ] || $(INSTALL) prometheus $(VENV); touch $@
+
 demo: $(ENGINE_STAMP) ## two engines, one cache: what it saves (MODEL=name for another model, ARGS=...)
 	$(ENGINE_PYTHON) -m benchmarks.demo $(MODEL_ARGS) $(ARGS)
 
-test: $(STAMP) test-sglang $(SDK_NODE) ## all tests: unit, contract, integration, e2e; stops after 3 failures
+test: $(STAMP) setup-prometheus test-sglang $(SDK_NODE) ## all tests: unit, contract, integration, e2e; stops after 3 failures
 	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(SIDE_BY_SIDE) $(ARGS) $(NONE_CHOSEN)
 	$(BIN)/python -m pytest tests/e2e --maxfail=3 $(ARGS) $(NONE_CHOSEN)
 
@@ -148,7 +158,7 @@ test-clients: $(CLIENTS_STAMP) tests/clients/node/node_modules $(SDK_NODE) ## cl
 	@! [ -d $(SDK_NODE) ] || node sdk/typescript/build.mjs
 	GHOSTCACHER_CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest tests/clients --maxfail=3 $(ARGS)
 
-test-fast: $(STAMP) ## unit and contract tests only
+test-fast: $(STAMP) setup-prometheus ## unit and contract tests only
 	$(BIN)/python -m pytest tests/unit tests/contract $(SIDE_BY_SIDE) $(ARGS)
 
 lint: $(STAMP) ## ruff: lint and format, and that of deploy/
@@ -164,7 +174,7 @@ format: $(STAMP) ## put the sources in order
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-soak: $(STAMP) test-sglang ## the long form of all tests, hours on a small machine
+soak: $(STAMP) setup-prometheus test-sglang ## the long form of all tests, hours on a small machine
 	GHOSTCACHER_SOAK=1 $(BIN)/python -m pytest tests --timeout=3600 $(ARGS)
 
 bench: $(ENGINE_STAMP) setup-sglang ## every benchmark, full length
@@ -187,6 +197,9 @@ reference: $(STAMP) ## make docs/reference, and the clients' types, anew from th
 
 manifests: $(STAMP) ## make deploy/kubernetes anew from the Helm chart
 	$(BIN)/python deploy/kubernetes/render.py
+
+dashboard: $(STAMP) ## make Grafana's dashboard anew from deploy/grafana/panels.py
+	$(BIN)/python deploy/grafana/generate.py
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .

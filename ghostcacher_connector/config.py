@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from ghostcacher_connector.core.addresses import check_reachable
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.log_format import LogFormat
 from ghostcacher_connector.core.object_url import parse_object_url
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.settings import (
@@ -174,6 +175,17 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     weights_id: Annotated[
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
     ] = None
+    tracing: Annotated[
+        bool,
+        Meta(
+            description="record spans of look-ups and pulls of requests that vLLM traces (`--otlp-traces-endpoint`), "
+            "through OpenTelemetry"
+        ),
+    ] = False
+    log_format: Annotated[
+        LogFormat,
+        Meta(description="text: our lines look like the engine's; json: each of ours is one JSON object, for programs"),
+    ] = "text"
     metrics_port: Annotated[
         Port | None,
         Meta(

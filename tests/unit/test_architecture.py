@@ -30,6 +30,8 @@ ARROWS: dict[str, set[str]] = {
     "core.periodic": set(),
     "core.prefix_tree": set(),
     "core.settings": set(),
+    "core.log_format": set(),
+    "core.tracing": set(),
     "core.addresses": {"core.settings"},
     "core.object_url": {"core.settings"},
     "core.retention": {"core.settings"},
@@ -43,13 +45,13 @@ ARROWS: dict[str, set[str]] = {
     "core.coordination": {"core.redis", "core.schema", "core.stamps", "core.refusals", "core.index"},
     "core.open": {"core.redis", "core.index", "core.coordination"},
     # The connector, loaded inside each engine worker.
-    "config": {"core.addresses", "core.object_url", "core.retention", "core.settings"},
+    "config": {"core.addresses", "core.log_format", "core.object_url", "core.retention", "core.settings"},
     "slots": set(),
     "identity": set(),
     "metrics": set(),
     "objects": {"config", "core.object_url", "metrics"},
-    "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
-    "pull": {"config", "core.index", "metrics", "transfer"},
+    "transfer": {"core.addresses", "core.log_format", "core.schema", "core.settings", "slots"},
+    "pull": {"config", "core.index", "core.tracing", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
     "tiers": {"core.coordination", "core.index", "core.retention", "metrics", "objects", "slots", "transfer"},
     "worker": {
@@ -70,8 +72,10 @@ ARROWS: dict[str, set[str]] = {
     "engines.common": {
         "config",
         "core.coordination",
+        "core.log_format",
         "core.retention",
         "core.sections",
+        "core.tracing",
         "identity",
         "metrics",
         "publish",
@@ -96,6 +100,8 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.http.protocol",
     },
     "ghostcacher_router.http": {
+        "core.log_format",
+        "core.tracing",
         "ghostcacher_router.types",
         "ghostcacher_router.dns",
         "ghostcacher_router.prompt",
@@ -110,7 +116,7 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.metrics",
         *COORDINATION,
     },
-    "ghostcacher_router.config": {"core.settings", "ghostcacher_router.fleet"},
+    "ghostcacher_router.config": {"core.log_format", "core.settings", "ghostcacher_router.fleet"},
     "ghostcacher_router.process_signals": {"ghostcacher_router.config"},
     "ghostcacher_router.signals": {"ghostcacher_router.types", "ghostcacher_router.ports", *COORDINATION},
     "ghostcacher_router.ghostlock": {
@@ -157,7 +163,14 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.signals",
         *COORDINATION,
     },
-    "ghostcacher_router.app": {"ghostcacher_router.*", "core.admin_api", "core.settings", "core.open", *COORDINATION},
+    "ghostcacher_router.app": {
+        "ghostcacher_router.*",
+        "core.admin_api",
+        "core.settings",
+        "core.open",
+        "core.tracing",
+        *COORDINATION,
+    },
     # Simulated engines.
     "ghostcacher_simulator.text": {"core.coordination"},
     "ghostcacher_simulator.pool": set(),
@@ -192,6 +205,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_cli.main": {
         "ghostcacher_cli.*",
+        "core.log_format",
         "core.settings",
         "ghostcacher_router.app",
         "ghostcacher_router.config",

@@ -14,7 +14,7 @@ pull where it submits it, so that nothing there is ever seen LOADING.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -55,6 +55,11 @@ class PullState(ABC):
     """What the blocks of its prompt belong to, as far as is known: a hint for what to keep."""
     reported_as: str | None = None
     """The router's id of the request, until its prompt is reported as computed."""
+
+    @property
+    def trace_headers(self) -> Mapping[str, str] | None:
+        """The headers that say which trace the request belongs to; None where the engine does not tell."""
+        return None
 
     @property
     @abstractmethod

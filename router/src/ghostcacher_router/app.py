@@ -31,6 +31,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
+from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
@@ -95,6 +96,7 @@ class Router:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
+        self._tracer = open_tracer("ghostcacher-router") if settings.tracing else None
         self._listen: Listen = parse_listen(settings.listen, "listen")
         self._name = secrets.token_hex(4)
         self._seed = secrets.randbits(64)
@@ -121,6 +123,7 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._proxy.state.tracer = self._tracer
         self._warmer = Warmer(self._proxy.state)
         self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
         self._fleet.hung.when(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
@@ -190,6 +193,8 @@ class Router:
         self._parser.stop()
         for threads in (self._threads, self._reader):
             threads.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings

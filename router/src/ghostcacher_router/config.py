@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.log_format import LogFormat
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
@@ -196,6 +197,16 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least severe messages that are logged")
     ] = "info"
+    log_format: Annotated[
+        LogFormat, Meta(description="text: lines for people; json: each line is one JSON object, for programs")
+    ] = "text"
+    tracing: Annotated[
+        bool,
+        Meta(
+            description="record spans of each request through OpenTelemetry (extra `tracing`), and tell workers of its "
+            "trace; where they go, its variables OTEL_* say"
+        ),
+    ] = False
     access_log: Annotated[bool, Meta(description="log one line for each request")] = False
 
     def check_together(self) -> None:

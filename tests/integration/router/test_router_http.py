@@ -371,3 +371,35 @@ async def test_access_log_names_request_worker_and_status(caplog: pytest.LogCapt
     assert lines[0].endswith(" ms mine-1")
     assert lines[1].startswith('127.0.0.1 "GET /local/x" 200 - ')
     assert lines[2].startswith('127.0.0.1 "-" 400 - ')
+
+
+@on_loop
+async def test_access_log_says_what_was_forecast_and_what_came(caplog: pytest.LogCaptureFixture) -> None:
+    """As fields, for whoever reads it with a program, and in the line for people; nothing where there is nothing."""
+    caplog.set_level("INFO", "ghostcacher_router.access")
+    async with proxy_rig() as rig:
+        rig.state.access_log = True
+        rig.dispatcher.forecast = Forecast("w0", 30.0, 5.0, 0.0, 0.0, 7.34, 0.0, 8.0, 9.66, 64, 16, 20)
+        await rig.ask(post(b"{}", b"X-Request-Id: mine-1"))
+        rig.engine.script = lambda peer, _: peer.abort()
+        await rig.ask(post(b"{}", b"X-Request-Id: mine-2"))
+    fields = [record.gc_fields for record in caplog.records]
+    assert {name: value for name, value in fields[0].items() if name != "took_ms"} == {
+        "client": "127.0.0.1",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "status": 200,
+        "worker": "w0",
+        "reason": "only",
+        "forecast_ms": 12.3,
+        "ttft_ms": None,
+        "cached_tokens": 80,
+        "request_id": "mine-1",
+    }
+    assert " w0 only, forecast 12.3 ms, TTFT - ms, cached 80 tokens, " in caplog.records[0].getMessage()
+    assert (fields[1]["status"], fields[1]["worker"], fields[1]["reason"], fields[1]["request_id"]) == (
+        502,
+        None,
+        None,
+        "mine-2",
+    )

@@ -191,7 +191,7 @@ class InFlightTracker:
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
             placed.decoding_since = now
-            observed_ms = (now - placed.sent_at) * 1e3
+            placed.ttft_ms = observed_ms = (now - placed.sent_at) * 1e3
             self._metrics.first_token(observed_ms, None if forecast is None else forecast.ttft_ms)
             self._compare_forecast(placed, now, BIAS_MAX)
         self._note_answered(placed, now)

@@ -85,8 +85,12 @@ class WorkerExchange(RetriedRequest):
             self._task = later(lambda: shape, self._parsed, self._not_placed)
 
     def _place(self) -> None:
-        head = self._head
-        ask = Ask(self._engine_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
+        head, trace = self._head, self._trace
+        if trace is not None:
+            trace.deciding(self._proxy.clock())
+        ask = Ask(
+            self._engine_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded, trace
+        )
         try:
             placement = self._proxy.dispatcher.place_now(ask)
         except Exception as exc:
@@ -99,6 +103,8 @@ class WorkerExchange(RetriedRequest):
 
     def _placed(self, placement: Placement) -> None:
         self._placement = placement
+        if self._trace is not None:
+            self._trace.placed(placement, self._proxy.clock())
         self._reason = "refused"
         self._sent = False
         try:
@@ -143,6 +149,8 @@ class WorkerExchange(RetriedRequest):
         own += rank_line(head, placement.data_parallel_rank)
         self._connection = connection
         now = proxy.clock()
+        if self._trace is not None:
+            own += self._trace.sent(placement, now)
         connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body, now)
         if not self._sent:
             self._sent = True
@@ -205,7 +213,7 @@ class WorkerExchange(RetriedRequest):
             return
         self._stop(Outcome.DONE)
         self._attempts.ended(placement, status)
-        self._count(status, placement.worker)
+        self._count(status, placement.worker, placement)
         self._client.exchange_done(keep)
 
     def response_lost(self, error: str, *, began: bool) -> None:
