@@ -53,6 +53,8 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
+from ghostcacher_router.providers.choice import ProviderChoice, parse_models, parse_upstream
+from ghostcacher_router.providers.providers import Providers, provider_tls
 from ghostcacher_router.store_calls import StoreThreads, call_s_max
 from ghostcacher_router.sync import READ_BLOCK_S
 from ghostcacher_router.types import Body, RequestShape, WorkerState
@@ -260,8 +262,9 @@ class Router:
             retries_max=settings.retries_max,
             section_hints=settings.section_hints,
         )
-        admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports)
-        return HttpProxy(
+        alone = bool(settings.upstreams) and not settings.workers and not settings.redis
+        admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports, workerless=alone)
+        proxy = HttpProxy(
             routing.picker,
             admin,
             self._parse,
@@ -270,6 +273,23 @@ class Router:
             limits=limits,
             resolver=self._resolver,
             access_log=settings.access_log,
+        )
+        proxy.use_providers(self._make_providers(limits))
+        return proxy
+
+    def _make_providers(self, limits: Limits) -> Providers | None:
+        settings = self._settings
+        if not settings.upstreams:
+            return None
+        upstreams = [parse_upstream(text, "upstreams") for text in settings.upstreams]
+        return Providers(
+            ProviderChoice(upstreams, parse_models(settings.provider_models, "provider_models")),
+            limits=limits,
+            connect_s=settings.provider_connect_timeout_s,
+            tls=provider_tls(settings.provider_ca_file),
+            resolver=self._resolver,
+            admin_token=settings.admin_token,
+            clock=time.monotonic,
         )
 
     def _parse(self, path: str, body: Body, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:

@@ -1,0 +1,9 @@
+"""Hosted providers (Anthropic, OpenAI, Amazon Bedrock) as upstreams beside own engines.
+
+    choice.py             ProviderChoice: which requests go to a provider, before any worker is looked for
+    request_lines.py      the head of a request as a provider gets it: what may leave the fleet
+    provider_call.py      ProviderCall: one request at a provider, in the place of a placement
+    providers.py          Providers: puts these together for the HTTP proxy
+
+Keys pass through, and are kept nowhere: what is sent is made of the client's request and forgotten with it.
+"""

@@ -1,0 +1,15 @@
+"""A request at a provider, as far as it can be seen from outside."""
+
+from __future__ import annotations
+
+from ghostcacher_router.providers.choice import Provider
+from ghostcacher_router.providers.provider_call import ProviderCall
+from ghostcacher_router.types import Endpoint
+
+
+def test_call_does_not_show_the_key_that_it_carries() -> None:
+    """Whatever logs it."""
+    call = ProviderCall(
+        Provider.OPENAI, Endpoint("h", 443, True, ""), b"POST / HTTP/1.1\r\nauthorization: k\r\n\r\n", b"{}"
+    )
+    assert repr(call) == "ProviderCall(openai, body_bytes=2)"
