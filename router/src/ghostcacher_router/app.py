@@ -53,6 +53,7 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
+from ghostcacher_router.providers.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import ProviderChoice, parse_models, parse_upstream
 from ghostcacher_router.providers.providers import Providers, provider_tls
 from ghostcacher_router.store_calls import StoreThreads, call_s_max
@@ -289,6 +290,7 @@ class Router:
             tls=provider_tls(settings.provider_ca_file),
             resolver=self._resolver,
             admin_token=settings.admin_token,
+            ttl=parse_ttl(settings.provider_ttl, "provider_ttl") if settings.provider_cache else None,
             clock=time.monotonic,
         )
 

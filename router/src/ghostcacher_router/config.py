@@ -38,6 +38,7 @@ from ghostcacher_connector.core.settings import (
     types_of,
 )
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
+from ghostcacher_router.providers.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import parse_models, parse_upstream
 
 KIB = 1 << 10
@@ -85,6 +86,17 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
             max_length=1024,
             description="models that go to a provider, as model=name or beginning*=name; a provider that is not named "
             "here gets the names that its own models have",
+        ),
+    ] = ()
+    provider_cache: Annotated[
+        bool, Meta(description="put into requests what makes a provider's own cache work; false: they go as they came")
+    ] = True
+    provider_ttl: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=4,
+            description="how long Anthropic's cache is to keep a section, 5m or 1h, where that is not the default "
+            "(tools=1h, sys=1h, doc=5m, session=5m)",
         ),
     ] = ()
     provider_ca_file: Annotated[
@@ -248,6 +260,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         found = [parse_upstream(text, "upstreams").provider for text in self.upstreams]
         if len(set(found)) < len(found):
             raise ConfigError(f"upstreams: expected each provider once, got {self.upstreams!r}")
+        parse_ttl(self.provider_ttl, "provider_ttl")
         for pattern, provider in parse_models(self.provider_models, "provider_models").items():
             if provider not in found:
                 raise ConfigError(

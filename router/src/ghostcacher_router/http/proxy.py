@@ -108,7 +108,7 @@ class HttpProxy:
             task.cancel()
         await state.pools.close()
         if state.providers is not None:
-            await state.providers.pools.close()
+            await state.providers.close()
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()

@@ -52,6 +52,9 @@ class Providers(Protocol):
         Raises NoWorker.
         """
 
+    async def close(self) -> None:
+        """Close every connection; return when they are closed."""
+
 
 class Exchange(Protocol):
     """A request that is being answered, by a worker (`WorkerExchange`) or by the router itself (`LocalExchange`).

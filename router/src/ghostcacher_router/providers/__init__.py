@@ -2,6 +2,9 @@
 
     choice.py             ProviderChoice: which requests go to a provider, before any worker is looked for
     request_lines.py      the head of a request as a provider gets it: what may leave the fleet
+    rewriting.py          rewritten: what is put into a body so that the provider's own cache works
+    breakpoints.py        Anthropic's cache_control at the ends of sections
+    json_places.py        JsonPlaces: where values lie in a JSON text, so that the rest stays byte for byte
     provider_call.py      ProviderCall: one request at a provider, in the place of a placement
     providers.py          Providers: puts these together for the HTTP proxy
 

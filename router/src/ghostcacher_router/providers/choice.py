@@ -46,7 +46,7 @@ _BEDROCK_HOST = re.compile(r"bedrock-runtime(?:-fips)?\.[a-z0-9-]+\.amazonaws\.c
 MODELS: Final[dict[Provider, tuple[str, ...]]] = {
     Provider.ANTHROPIC: ("claude-*",),
     Provider.OPENAI: (
-        *("gpt-3.5*", "gpt-4*", "gpt-5*", "chatgpt-*", "o1", "o1-*", "o3", "o3-*", "o4-*"),
+        *("gpt-3.5*", "gpt-4*", "gpt-5*", "gpt-6*", "chatgpt-*", "o1", "o1-*", "o3", "o3-*", "o4-*"),
         *("text-embedding-3*", "text-embedding-ada*"),
     ),
     Provider.BEDROCK: (),

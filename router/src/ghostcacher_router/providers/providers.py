@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
-from ghostcacher_router.providers.choice import ProviderChoice
+from ghostcacher_router.providers.choice import Provider, ProviderChoice
 from ghostcacher_router.providers.provider_call import ProviderCall
 from ghostcacher_router.providers.request_lines import leaving_lines, provider_request
-from ghostcacher_router.types import Body, RequestShape
+from ghostcacher_router.providers.rewriting import BYTES_MAX, rewritten
+from ghostcacher_router.types import Body, Endpoint, RequestShape
 from ghostcacher_router.upstreams.worker_pools import Pools
+
+NOW_BYTES_MAX = 64 << 10
+"""The longest body that is written anew at once, which takes some milliseconds; longer ones in a thread."""
 
 IDLE_S = 30.0
 """Of a connection kept for later. Providers keep theirs for a minute or more, and a new one costs three round trips."""
@@ -32,14 +39,18 @@ class Providers:
         tls: ssl.SSLContext,
         resolver: Resolver,
         admin_token: str | None,
+        ttl: Mapping[SectionType, str] | None,
         clock: Callable[[], float],
     ) -> None:
         """limits: those of the proxy, of which connections here have their own times. connect_s: TLS included.
 
-        admin_token: of the router, which no provider ever gets.
+        admin_token: of the router, which no provider ever gets. ttl: for how long providers are asked to keep what they
+        cache, by section; None: bodies go as they came.
         """
         self._choice = choice
         self._admin_token = admin_token
+        self._ttl = ttl
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gc-provider")
         own = limits._replace(connect_s=connect_s, upstream_idle_s=IDLE_S)
         self.pools = Pools(own, clock(), tls, resolver)
 
@@ -55,6 +66,22 @@ class Providers:
         if provider is None:
             return None
         endpoint = self._choice.endpoints[provider]
+        if len(body) > NOW_BYTES_MAX and self._ttl is not None:
+            return asyncio.get_running_loop().run_in_executor(
+                self._thread, self._call, provider, endpoint, head, shape.model, body
+            )
+        return self._call(provider, endpoint, head, shape.model, body)
+
+    async def close(self) -> None:
+        """Close every connection."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        await self.pools.close()
+
+    def _call(
+        self, provider: Provider, endpoint: Endpoint, head: RequestHead, model: str | None, body: Body
+    ) -> ProviderCall:
+        if self._ttl is not None and len(body) <= BYTES_MAX:
+            body = rewritten(provider, head, model, body if isinstance(body, bytes) else body.join(), self._ttl)
         lines = leaving_lines(provider, head, self._admin_token)
         return ProviderCall(provider, endpoint, provider_request(head, endpoint, lines, len(body)), body)
 
