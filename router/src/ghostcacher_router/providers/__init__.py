@@ -4,6 +4,7 @@
     request_lines.py      the head of a request as a provider gets it: what may leave the fleet
     rewriting.py          rewritten: what is put into a body so that the provider's own cache works
     breakpoints.py        Anthropic's cache_control at the ends of sections
+    cache_key.py          OpenAI's prompt_cache_key, made of what requests share
     json_places.py        JsonPlaces: where values lie in a JSON text, so that the rest stays byte for byte
     provider_call.py      ProviderCall: one request at a provider, in the place of a placement
     providers.py          Providers: puts these together for the HTTP proxy

@@ -116,7 +116,8 @@ class JsonPlaces:
 
 def inserted(text: bytes, insertions: Iterable[Insertion]) -> bytes:
     """Return a text with insertions; of several at one place the first given comes first."""
-    pieces, last = [], 0
+    pieces: list[bytes] = []
+    last = 0
     for at, data in sorted(insertions, key=lambda each: each.at):
         pieces += (text[last:at], data)
         last = at

@@ -1,6 +1,7 @@
 """What is put into a request so that the provider's own cache works. In doubt the body goes as it came.
 
-    Anthropic   POST /v1/messages       `cache_control` at the ends of sections    breakpoints.py
+    Anthropic   POST /v1/messages                         `cache_control` at the ends of sections    breakpoints.py
+    OpenAI      POST /v1/chat/completions, /v1/responses  `prompt_cache_key` of the shared prefix    cache_key.py
 
 Nothing is done to bodies that are packed, no JSON in UTF-8, or very long. What is not understood stays, byte for byte.
 """
@@ -18,6 +19,7 @@ from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.prompt.named_sections import named_section_types
 from ghostcacher_router.providers.breakpoints import with_breakpoints
+from ghostcacher_router.providers.cache_key import PATHS, with_cache_key
 from ghostcacher_router.providers.choice import Provider
 from ghostcacher_router.providers.json_places import Unclear
 
@@ -40,6 +42,9 @@ def rewritten(
         if provider is Provider.ANTHROPIC and head.path == "/v1/messages":
             _fields.decode(body)
             return with_breakpoints(body, model or "", _documents(head), ttl)
+        if provider is Provider.OPENAI and head.path in PATHS:
+            _fields.decode(body)
+            return with_cache_key(head.path, body, head.headers)
     except (Unclear, BadBody, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         logger.debug("a body for %s goes as it came: %s", provider.value, type(exc).__name__)
     except Exception:
