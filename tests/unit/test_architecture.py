@@ -110,6 +110,7 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.providers": {
+        "core.settings",
         "ghostcacher_router.types",
         "ghostcacher_router.dns",
         "ghostcacher_router.fleet",

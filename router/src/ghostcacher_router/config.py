@@ -26,6 +26,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
+    UPSTREAM_VARIABLE,
     CheckedSettings,
     Milliseconds,
     Seconds,
@@ -39,15 +40,13 @@ from ghostcacher_connector.core.settings import (
 )
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.providers.breakpoints import parse_ttl
-from ghostcacher_router.providers.choice import parse_models, parse_upstream
+from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
 
 KIB = 1 << 10
 MIB = 1 << 20
 FILE_BYTES_MAX = MIB
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 SHARED_WITH_WORKERS = ("redis_url", "index_key")
-UPSTREAM_VARIABLE = "GC_UPSTREAM_URL"
-"""Another name of the variable of `upstreams`."""
 
 
 class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -88,6 +87,14 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
             "here gets the names that its own models have",
         ),
     ] = ()
+    provider_fallbacks: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=1024,
+            description="what answers requests for an own model that no worker takes, if they bring x-gc-upstream-key: "
+            "own-model=name:model, such as m=openai:gpt-5.2",
+        ),
+    ] = ()
     provider_cache: Annotated[
         bool, Meta(description="put into requests what makes a provider's own cache work; false: they go as they came")
     ] = True
@@ -99,6 +106,20 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
             "(tools=1h, sys=1h, doc=5m, session=5m)",
         ),
     ] = ()
+    bedrock_sign: Annotated[
+        bool,
+        Meta(
+            description="sign requests to bedrock that bring no key with the AWS credentials of this environment: "
+            "whoever reaches the router uses them"
+        ),
+    ] = False
+    bedrock_region: Annotated[
+        Text | None, Meta(description="region that signatures are for; none: as the URL of bedrock says")
+    ] = None
+    provider_prices: Annotated[
+        Text | None,
+        Meta(description="prices that go over the built-in ones, a path of a JSON file of the form of prices.json"),
+    ] = None
     provider_ca_file: Annotated[
         Text | None,
         Meta(description="certificates (PEM) that are trusted for providers, beside the system's; a path"),
@@ -261,6 +282,11 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         if len(set(found)) < len(found):
             raise ConfigError(f"upstreams: expected each provider once, got {self.upstreams!r}")
         parse_ttl(self.provider_ttl, "provider_ttl")
+        for own, (provider, _) in parse_fallbacks(self.provider_fallbacks, "provider_fallbacks").items():
+            if provider not in found:
+                raise ConfigError(
+                    f"provider_fallbacks: {own}: expected a provider that upstreams names, got {provider.value}"
+                )
         for pattern, provider in parse_models(self.provider_models, "provider_models").items():
             if provider not in found:
                 raise ConfigError(

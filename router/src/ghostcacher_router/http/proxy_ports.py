@@ -52,6 +52,11 @@ class Providers(Protocol):
         Raises NoWorker.
         """
 
+    def fallback(
+        self, head: RequestHead, shape: RequestShape, body: Body
+    ) -> ProviderPlacement | Awaitable[ProviderPlacement | None] | None:
+        """Return a request that no worker takes as a provider gets it; None: there is none for it."""
+
     async def close(self) -> None:
         """Close every connection; return when they are closed."""
 

@@ -54,7 +54,7 @@ DEFAULT_TTL: Final[Mapping[SectionType, str]] = {
 
 _NAMES: Final = {section.name.lower(): section for section in DEFAULT_TTL}
 
-_WANTED: Final = (SectionType.SYS, SectionType.SESSION, SectionType.DOC, SectionType.TOOLS)
+WANTED: Final = (SectionType.SYS, SectionType.SESSION, SectionType.DOC, SectionType.TOOLS)
 """Who gets a mark first, where there are too few: the mark of SYS covers the tools before it, too."""
 _MARKS = re.compile(rb'(?<!\\)"%b"\s*:\s*\{([^{}]*)\}' % MARK)
 _HOUR = re.compile(rb'"ttl"\s*:\s*"1h"')
@@ -100,7 +100,7 @@ def with_breakpoints(
     ends = _ends(text, fields, parts, documents)
     tokens_min = tokens_min_of(model)
     worth = {end.section: end for end in ends if end.prefix_bytes >= tokens_min * BYTES_PER_TOKEN}
-    chosen = [worth[section] for section in _WANTED if section in worth][: max(0, MARKS_MAX - len(given))]
+    chosen = [worth[section] for section in WANTED if section in worth][: max(0, MARKS_MAX - len(given))]
     return inserted(body, _insertions(text, sorted(chosen, key=lambda end: end.order), given, ttl))
 
 

@@ -11,18 +11,21 @@ model must not leave the fleet because its worker is away.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.settings import Listen
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.types import Endpoint, NoWorker
 
 HEADER: Final = b"x-gc-upstream"
 """Names the provider that a request is meant for."""
+NO_FALLBACKS: Final[Mapping[str, Fallback]] = MappingProxyType({})
 _PATTERN = re.compile(r"[!-)+-<>-~]{1,256}\*?|\*")
 _BEDROCK_PATH = re.compile(
     r"/model/([^/]+)/(?:converse|converse-stream|invoke|invoke-with-response-stream|count-tokens)"
@@ -54,6 +57,12 @@ MODELS: Final[dict[Provider, tuple[str, ...]]] = {
 """The models of a provider for which the settings name none. Not ``gpt-*``: engines serve gpt-oss. Bedrock's are in its
 paths."""
 
+FALLBACK_PATHS: Final = {
+    Provider.ANTHROPIC: frozenset({"/v1/messages"}),
+    Provider.OPENAI: frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"}),
+}
+"""What a provider can answer in the place of own workers: they have the same API."""
+
 
 class Upstream(NamedTuple):
     """A provider, and where it is reached."""
@@ -62,19 +71,36 @@ class Upstream(NamedTuple):
     endpoint: Endpoint
 
 
+class Fallback(NamedTuple):
+    """What answers in the place of own workers."""
+
+    provider: Provider
+    model: str
+    """As the provider calls it."""
+
+
 def parse_upstream(text: str, setting: str) -> Upstream:
-    """Return the provider that ``name=URL`` names, or the URL of a provider alone. Raises ConfigError."""
+    """Return the provider that ``name=URL`` names, or the URL of a provider alone. Raises ConfigError.
+
+    Without TLS a URL is good for this machine alone: keys go there.
+    """
     name, found, url = text.partition("=")
     if not found or "/" in name:
-        endpoint = parse_endpoint(text, setting)
-        provider = _HOSTS.get(endpoint.host) or (Provider.BEDROCK if _BEDROCK_HOST.fullmatch(endpoint.host) else None)
-        if provider is None:
-            raise ConfigError(f"{setting}: expected name=URL with one of the names {_names()}, got {text[:200]!r}")
-        return Upstream(provider, endpoint)
+        name, url = "", text
+    endpoint = parse_endpoint(url, setting)
     try:
-        return Upstream(Provider(name.strip()), parse_endpoint(url, setting))
+        provider = Provider(name.strip()) if name else _provider_at(endpoint.host)
     except ValueError:
-        raise ConfigError(f"{setting}: expected one of the names {_names()}, got {name[:64]!r}") from None
+        known = f"name=URL with one of the names {_names()}"
+        raise ConfigError(f"{setting}: expected {known}, got {(name or url)[:200]!r}") from None
+    if not endpoint.tls and not Listen(endpoint.host, endpoint.port).loopback:
+        raise ConfigError(f"{setting}: expected https, or a host of this machine, got {url[:200]!r}")
+    return Upstream(provider, endpoint)
+
+
+def _provider_at(host: str) -> Provider:
+    """Return whose host this is. Raises ValueError."""
+    return Provider.BEDROCK if _BEDROCK_HOST.fullmatch(host) else _HOSTS.get(host) or Provider(host)
 
 
 def parse_models(texts: Sequence[str], setting: str) -> dict[str, Provider]:
@@ -95,13 +121,34 @@ def parse_models(texts: Sequence[str], setting: str) -> dict[str, Provider]:
     return found
 
 
+def parse_fallbacks(texts: Sequence[str], setting: str) -> dict[str, Fallback]:
+    """Return the fallback of each own model of ``own-model=name:model``. Raises ConfigError."""
+    found: dict[str, Fallback] = {}
+    names = {provider.value: provider for provider in FALLBACK_PATHS}
+    for text in texts:
+        own, _, rest = text.partition("=")
+        name, _, model = rest.partition(":")
+        if not own or own in found or name not in names or not model:
+            expected = f"each own model once, as own-model=name:model with one of {', '.join(names)}"
+            raise ConfigError(f"{setting}: expected {expected}, got {text[:300]!r}")
+        found[own] = Fallback(names[name], model)
+    return found
+
+
 class ProviderChoice:
     """Says which provider a request goes to.
 
     upstreams: each provider once. models: provider by pattern; a provider that it does not name has those of `MODELS`.
+    fallbacks: what answers in the place of own workers, by the own model.
     """
 
-    def __init__(self, upstreams: Sequence[Upstream], models: dict[str, Provider]) -> None:
+    def __init__(
+        self,
+        upstreams: Sequence[Upstream],
+        models: Mapping[str, Provider],
+        fallbacks: Mapping[str, Fallback] = NO_FALLBACKS,
+    ) -> None:
+        self.fallbacks = fallbacks
         self.endpoints = {upstream.provider: upstream.endpoint for upstream in upstreams}
         patterns = dict(models)
         for provider in self.endpoints.keys() - set(models.values()):

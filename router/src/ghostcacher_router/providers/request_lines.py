@@ -47,7 +47,9 @@ def leaving_lines(provider: Provider, head: RequestHead, admin_token: str | None
     for line in head.forward.split(b"\r\n"):
         name, _, value = line.partition(b":")
         key = name.lower()
-        if (key in names or key.startswith(beginnings)) and not _is_token(value.strip(), admin_token):
+        if provider is Provider.BEDROCK and key == AUTHORIZATION and not is_bearer(value):
+            continue  # A signature for the router's address.
+        if (key in names or key.startswith(beginnings)) and not is_token(value.strip(), admin_token):
             lines.append(line)
     return lines
 
@@ -63,10 +65,15 @@ def provider_request(head: RequestHead, endpoint: Endpoint, lines: list[bytes], 
     return b"%b %b HTTP/1.1\r\n%b\r\n\r\n" % (head.method.encode(), target, b"\r\n".join(lines))
 
 
-def _is_token(value: bytes, token: str | None) -> bool:
+def is_bearer(value: bytes) -> bool:
+    """Say whether a value of the header Authorization is a key."""
+    return value.strip()[: len(_SCHEME)].lower() == _SCHEME
+
+
+def is_token(value: bytes, token: str | None) -> bool:
     """Say whether a header's value is the router's own token."""
     if token is None:
         return False
-    if value[: len(_SCHEME)].lower() == _SCHEME:
+    if is_bearer(value):
         value = value[len(_SCHEME) :].strip()
     return compare_digest(value, token.encode())

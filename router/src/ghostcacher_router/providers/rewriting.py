@@ -1,6 +1,8 @@
 """What is put into a request so that the provider's own cache works. In doubt the body goes as it came.
 
     Anthropic   POST /v1/messages                         `cache_control` at the ends of sections    breakpoints.py
+    Bedrock     POST /model/ID/converse[-stream]          `cachePoint` at the ends of sections       cache_points.py
+                POST /model/ID/invoke... of Claude        as Anthropic, for the usual time
     OpenAI      POST /v1/chat/completions, /v1/responses  `prompt_cache_key` of the shared prefix    cache_key.py
 
 Nothing is done to bodies that are packed, no JSON in UTF-8, or very long. What is not understood stays, byte for byte.
@@ -9,6 +11,7 @@ Nothing is done to bodies that are packed, no JSON in UTF-8, or very long. What 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -20,7 +23,8 @@ from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.prompt.named_sections import named_section_types
 from ghostcacher_router.providers.breakpoints import with_breakpoints
 from ghostcacher_router.providers.cache_key import PATHS, with_cache_key
-from ghostcacher_router.providers.choice import Provider
+from ghostcacher_router.providers.cache_points import with_cache_points
+from ghostcacher_router.providers.choice import Provider, model_in_path
 from ghostcacher_router.providers.json_places import Unclear
 
 logger = logging.getLogger(__name__)
@@ -29,6 +33,7 @@ BYTES_MAX: Final = 16 << 20
 """The longest body that is looked into. A prompt of a million tokens has 4 MiB; what is longer has images in it."""
 MESSAGES_MAX: Final = 1 << 20
 """No body has so many: only what the header says of places among them is bounded by it."""
+CLAUDE_OR_CONVERSE = re.compile(r"/model/[^/]+/(converse|converse-stream|invoke|invoke-with-response-stream)")
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -45,6 +50,14 @@ def rewritten(
         if provider is Provider.OPENAI and head.path in PATHS:
             _fields.decode(body)
             return with_cache_key(head.path, body, head.headers)
+        if provider is Provider.BEDROCK and (found := CLAUDE_OR_CONVERSE.fullmatch(head.path)) is not None:
+            _fields.decode(body)
+            named = model_in_path(head.path) or ""
+            if found[1].startswith("converse"):
+                return with_cache_points(body, named)
+            if "anthropic." in named:
+                # Not every model at Bedrock takes a time.
+                return with_breakpoints(body, named, _documents(head), dict.fromkeys(ttl, "5m"))
     except (Unclear, BadBody, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         logger.debug("a body for %s goes as it came: %s", provider.value, type(exc).__name__)
     except Exception:

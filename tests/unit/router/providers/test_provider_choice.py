@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.config import RouterSettings, load_router_settings
 from ghostcacher_router.http.protocol.request_head import RequestHead, read_request_head
-from ghostcacher_router.providers.choice import Provider, ProviderChoice, Upstream, parse_models, parse_upstream
+from ghostcacher_router.providers.choice import (
+    Provider,
+    ProviderChoice,
+    Upstream,
+    parse_fallbacks,
+    parse_models,
+    parse_upstream,
+)
 from ghostcacher_router.types import Endpoint, NoWorker
 
 ENDPOINT = Endpoint("localhost", 1, True, "")
@@ -76,6 +84,7 @@ def test_upstream_is_a_name_and_a_url_or_a_url_that_is_known() -> None:
     assert parse_upstream("openai=https://proxy.example:8443/v1", "u") == Upstream(
         Provider.OPENAI, Endpoint("proxy.example", 8443, True, "")
     )
+    assert parse_upstream("openai=http://127.0.0.1:9", "u").endpoint.tls is False
     known = {
         "https://api.anthropic.com": Provider.ANTHROPIC,
         "https://api.openai.com/v1": Provider.OPENAI,
@@ -94,6 +103,7 @@ def test_upstream_is_a_name_and_a_url_or_a_url_that_is_known() -> None:
         ("openai=", "http"),
         ("openai", "http"),
         ("openai=https://me:secret@a", "without user"),
+        ("openai=http://proxy.example", "https"),
     ],
 )
 def test_wrong_upstream_is_refused_by_name(text: str, named: str) -> None:
@@ -129,5 +139,21 @@ def test_upstreams_have_two_variables_of_which_one_is_given() -> None:
     assert load_router_settings({}, None, {"GC_UPSTREAM_URL": url}).upstreams == (url,)
     assert len(load_router_settings({}, None, {"GC_UPSTREAM_URL": both}).upstreams) == 2
     assert load_router_settings({}, None, {"GC_ROUTER_UPSTREAMS": url}).upstreams == (url,)
+    # An engine in the same environment is not bothered.
+    assert load_settings({}, {"GC_UPSTREAM_URL": url}) == load_settings({}, {})
     with pytest.raises(ConfigError, match="GC_ROUTER_UPSTREAMS or GC_UPSTREAM_URL"):
         load_router_settings({}, None, {"GC_UPSTREAM_URL": url, "GC_ROUTER_UPSTREAMS": url})
+
+
+@pytest.mark.parametrize(
+    "texts", [["m"], ["m=openai"], ["m=openai:"], ["=openai:x"], ["m=bedrock:x"], ["m=openai:x"] * 2]
+)
+def test_wrong_fallback_is_refused_by_name(texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match="provider_fallbacks: expected each"):
+        parse_fallbacks(texts, "provider_fallbacks")
+
+
+def test_fallback_names_a_provider_that_there_is() -> None:
+    with pytest.raises(ConfigError, match="provider_fallbacks: m: expected a provider that upstreams names"):
+        RouterSettings(upstreams=("openai=https://a",), provider_fallbacks=("m=anthropic:x",))
+    assert parse_fallbacks(["a=openai:x:y"], "f")["a"].model == "x:y"

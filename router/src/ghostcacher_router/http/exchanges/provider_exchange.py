@@ -2,7 +2,8 @@
 
 What goes to a provider takes the same path as what goes to a worker (`WorkerExchange`), on connections of its own. It
 is sent as the provider's room has written it, never goes on to a worker, and its answer is passed on whatever it says:
-429 and 529 carry a time after which clients come back.
+429 and 529 carry a time after which clients come back. What no worker takes may go to a provider, too, where settings
+and the request allow that.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.response_head import ResponseHead
 from ghostcacher_router.http.proxy_ports import Client, ProviderPlacement, Providers
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.types import Body, Outcome, Placement, RequestShape
+from ghostcacher_router.types import Body, NoWorker, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 from ghostcacher_router.upstreams.worker_pools import Pools
+
+FALL_BACK = frozenset({404, 503})
+"""What is said where no worker serves a model, and where none is ready."""
 
 
 class ProviderExchange(WorkerExchange):
@@ -54,9 +58,12 @@ class ProviderExchange(WorkerExchange):
                 return
         super()._parsed(shape)
 
-    def _to_provider(self, call: ProviderPlacement | Awaitable[ProviderPlacement]) -> None:
+    def _to_provider(self, call: ProviderPlacement | Awaitable[ProviderPlacement | None] | None) -> None:
         if isinstance(call, Awaitable):
             self._task = later(lambda: call, self._to_provider, self._not_placed)
+            return
+        if call is None:
+            super()._give_up()
             return
         self._call = call
         self._body = b""
@@ -74,6 +81,22 @@ class ProviderExchange(WorkerExchange):
         if self._call is not None:
             sink = self._call.tapped(sink, head, plain=self.plain)
         return lines, sink
+
+    def _not_placed(self, exc: Exception) -> None:
+        no_worker = isinstance(exc, NoWorker) and exc.status in FALL_BACK and not self._attempts.excluded
+        call = self._providers.fallback(self._head, self._shape, self._body) if no_worker else None
+        if call is None:
+            super()._not_placed(exc)
+        else:
+            self._to_provider(call)
+
+    def _give_up(self) -> None:
+        call = self._providers.fallback(self._head, self._shape, self._body)
+        if call is None:
+            super()._give_up()
+        else:
+            self._attempts.gave_up()
+            self._to_provider(call)
 
     def _turns_away(self, status: int, placement: Placement) -> bool:
         return self._call is None and super()._turns_away(status, placement)
