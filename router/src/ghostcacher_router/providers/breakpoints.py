@@ -189,7 +189,8 @@ def _documents_end(text: JsonPlaces, messages: Sequence[Place], documents: Seque
     if named := [index for index in documents if index < len(messages)]:
         content = _content(text, messages[max(named)])
         return None if content is None else _last_block(text, content)
-    for message in messages:
+    # Most bodies have none, and need not be walked for them.
+    for message in messages if any(kind in text.text for kind in _DOCUMENTS) else ():
         content = _content(text, message)
         found = None if content is None else _last_block(text, content, _DOCUMENTS)
         if found is not None:

@@ -84,7 +84,8 @@ def _history_end(text: JsonPlaces, messages: Sequence[Place]) -> list[Place]:
 
 def _documents(text: JsonPlaces, messages: Sequence[Place]) -> list[Place]:
     """Return the content of the first message with documents, up to its last one."""
-    for message in messages:
+    # Most bodies have none, and need not be walked for them.
+    for message in messages if b'"document"' in text.text else ():
         content = text.fields(message).get(b"content") if text.is_object(message) else None
         blocks = [] if content is None else _items(text, content)
         for number in range(len(blocks), 0, -1):

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 TOKENS_MAX: Final = 200_000
 """The most strings and signs of structure that are walked for one text: some 0.1 s."""
 
-_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[\]{},:]', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},:]', re.DOTALL)
 _SPACE = b" \t\r\n"
 _OPENING, _CLOSING = frozenset(b"[{"), frozenset(b"]}")
 _QUOTE, _COMMA, _COLON, _BACKSLASH = b'",:\\'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ghostcacher_cli.main import router_options
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.config import RouterSettings, load_router_settings
@@ -118,6 +119,13 @@ def test_wrong_upstream_is_refused_by_name(text: str, named: str) -> None:
 def test_wrong_pattern_is_refused_by_name(models: list[str]) -> None:
     with pytest.raises(ConfigError, match="provider_models: expected"):
         parse_models(models, "provider_models")
+
+
+def test_option_is_given_once_for_each_provider() -> None:
+    words = ["--no-redis", "--upstream", "openai=https://a", "--upstream", "anthropic=https://b", "--no-provider-cache"]
+    settings = router_options([*words, "--provider-models", "x=openai,y*=anthropic"], {})
+    assert settings.upstreams == ("openai=https://a", "anthropic=https://b")
+    assert (settings.provider_models, settings.provider_cache) == (("x=openai", "y*=anthropic"), False)
 
 
 def test_settings_of_providers_fit_together() -> None:
