@@ -70,6 +70,30 @@ async def test_stream_passes_event_by_event_and_byte_for_byte(authority: Authori
 
 
 @on_loop
+async def test_body_is_let_go_of_once_the_answer_begins(authority: Authority) -> None:
+    """Long prompts have long answers, and the router counts the body as gone by then."""
+    ends = asyncio.Event()
+
+    async def answer(peer: Peer, _: Asked) -> None:
+        await peer.stream()
+        await ends.wait()
+        await peer.end()
+
+    async with ProviderServer(authority, answer) as server, routed(authority, ("anthropic", server)) as router:
+        reader, writer = await router.connect()
+        body = {"model": "claude-x", "max_tokens": 1, "system": "x" * 300_000, "messages": []}
+        writer.write(post("/v1/messages", body))
+        await read_head(reader)
+        (client,) = router.router._proxy.state.clients
+        exchange = client._exchange  # type: ignore[attr-defined]
+        assert (exchange._body, exchange._call.body) == (b"", b"")
+        assert len(server.asked[0].body) > 300_000
+        ends.set()
+        assert await reader.readexactly(5) == b"0\r\n\r\n"
+        writer.close()
+
+
+@on_loop
 async def test_connection_is_kept_and_one_that_was_closed_is_made_anew(authority: Authority) -> None:
     """A provider closes what is idle whenever it likes: the next request does not fail for it."""
     async with ProviderServer(authority, echo) as server, routed(authority, ("openai", server)) as router:

@@ -80,6 +80,7 @@ class ProviderExchange(WorkerExchange):
         lines, sink = super().response_head(head, length, whole=whole)
         if self._call is not None:
             sink = self._call.tapped(sink, head, plain=self.plain)
+            self._call.body = b""  # It is not sent again, and an answer may take minutes.
         return lines, sink
 
     def _not_placed(self, exc: Exception) -> None:
