@@ -31,6 +31,7 @@ async def test_requests_that_share_a_beginning_have_one_key(authority: Authority
         client = openai.AsyncOpenAI(base_url=f"{router.url}/v1", api_key=KEY, max_retries=0)
         first = await client.chat.completions.create(**asked("one?"), store=True)
         assert first.choices[0].message.content == "Hello there"
+        assert first._request_id is not None
         assert first.usage.prompt_tokens_details.cached_tokens == 0
         include = {"include_usage": True}
         stream = await client.chat.completions.create(**asked("two?"), stream=True, stream_options=include)

@@ -94,6 +94,19 @@ async def test_body_is_let_go_of_once_the_answer_begins(authority: Authority) ->
 
 
 @on_loop
+async def test_name_of_a_request_at_the_provider_is_told(authority: Authority) -> None:
+    """Beside the router's own, by which its log is read: the provider's support asks for it."""
+
+    async def answer(peer: Peer, _: Asked) -> None:
+        await peer.answer(200, b"{}", "X-Request-ID: req_7")
+
+    async with ProviderServer(authority, answer) as server, routed(authority, ("openai", server)) as router:
+        body = {"model": "gpt-5.2", "messages": []}
+        _, headers, _ = await router.post("/v1/chat/completions", body, "X-Request-Id: mine")
+        assert (headers["x-request-id"], headers["x-upstream-request-id"]) == ("mine", "req_7")
+
+
+@on_loop
 async def test_connection_is_kept_and_one_that_was_closed_is_made_anew(authority: Authority) -> None:
     """A provider closes what is idle whenever it likes: the next request does not fail for it."""
     async with ProviderServer(authority, echo) as server, routed(authority, ("openai", server)) as router:

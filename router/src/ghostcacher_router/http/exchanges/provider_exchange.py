@@ -80,6 +80,8 @@ class ProviderExchange(WorkerExchange):
         lines, sink = super().response_head(head, length, whole=whole)
         if self._call is not None:
             sink = self._call.tapped(sink, head, plain=self.plain)
+            if head.request_id is not None:
+                lines = b"%bx-upstream-request-id: %b\r\n\r\n" % (lines[:-2], head.request_id)
             self._call.body = b""  # It is not sent again, and an answer may take minutes.
         return lines, sink
 
