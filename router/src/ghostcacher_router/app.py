@@ -53,10 +53,10 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.providers.accounts import Accounts
-from ghostcacher_router.providers.breakpoints import parse_ttl
+from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import Provider, ProviderChoice, parse_fallbacks, parse_models, parse_upstream
-from ghostcacher_router.providers.prices import read_prices
+from ghostcacher_router.providers.costs.accounts import Accounts
+from ghostcacher_router.providers.costs.prices import read_prices
 from ghostcacher_router.providers.providers import Providers, provider_tls
 from ghostcacher_router.providers.signing import BedrockSigner
 from ghostcacher_router.store_calls import StoreThreads, call_s_max

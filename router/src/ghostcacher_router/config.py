@@ -39,7 +39,7 @@ from ghostcacher_connector.core.settings import (
     types_of,
 )
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
-from ghostcacher_router.providers.breakpoints import parse_ttl
+from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
 
 KIB = 1 << 10

@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from ghostcacher_router.http.protocol.request_head import RequestHead
+from ghostcacher_router.providers.bodies.json_places import JsonPlaces, Unclear
 from ghostcacher_router.providers.choice import FALLBACK_PATHS, Fallback, Provider
-from ghostcacher_router.providers.json_places import JsonPlaces, Unclear
 from ghostcacher_router.providers.request_lines import AUTHORIZATION, is_token, leaving_lines
 
 KEY_HEADER: Final = b"x-gc-upstream-key"

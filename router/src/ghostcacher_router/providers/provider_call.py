@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ghostcacher_router.http.protocol.response_head import ResponseHead
-from ghostcacher_router.providers.accounts import Accounts, Sending
 from ghostcacher_router.providers.choice import Provider
-from ghostcacher_router.providers.usage import UsageReader
-from ghostcacher_router.providers.usage_tap import UsageTap, reader_of
+from ghostcacher_router.providers.costs.accounts import Accounts, Sending
+from ghostcacher_router.providers.costs.usage import UsageReader
+from ghostcacher_router.providers.costs.usage_tap import UsageTap, reader_of
 from ghostcacher_router.types import Body, Endpoint, Forecast, Outcome, Reason
 from ghostcacher_router.upstreams.response_receiver import Sink
 

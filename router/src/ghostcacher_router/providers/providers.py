@@ -14,13 +14,13 @@ from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
-from ghostcacher_router.providers.accounts import Accounts, Sending
+from ghostcacher_router.providers.bodies.json_places import Unclear
+from ghostcacher_router.providers.bodies.rewriting import BYTES_MAX, rewritten
 from ghostcacher_router.providers.choice import Fallback, Provider, ProviderChoice, model_in_path
+from ghostcacher_router.providers.costs.accounts import Accounts, Sending
 from ghostcacher_router.providers.fallback import allows, fallback_lines, with_model
-from ghostcacher_router.providers.json_places import Unclear
 from ghostcacher_router.providers.provider_call import ProviderCall
 from ghostcacher_router.providers.request_lines import AUTHORIZATION, leaving_lines, provider_request
-from ghostcacher_router.providers.rewriting import BYTES_MAX, rewritten
 from ghostcacher_router.providers.signing import BedrockSigner
 from ghostcacher_router.types import Body, RequestShape
 from ghostcacher_router.upstreams.worker_pools import Pools

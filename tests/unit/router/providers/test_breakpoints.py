@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.config import RouterSettings
-from ghostcacher_router.providers.breakpoints import DEFAULT_TTL, parse_ttl, tokens_min_of, with_breakpoints
-from ghostcacher_router.providers.json_places import Unclear
+from ghostcacher_router.providers.bodies.breakpoints import DEFAULT_TTL, parse_ttl, tokens_min_of, with_breakpoints
+from ghostcacher_router.providers.bodies.json_places import Unclear
 from tests.support.providers.anthropic_api import MARK, prompt_of
 
 MODEL = "claude-sonnet-5"

@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Any
 
 from ghostcacher_router.prompt import Reading, read_prompt
-from ghostcacher_router.providers.cache_key import prefix_hash, with_cache_key
+from ghostcacher_router.providers.bodies.cache_key import prefix_hash, with_cache_key
 
 CHAT = "/v1/chat/completions"
 LONG = "word " * 1000

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_router.providers.cache_points import POINT, with_cache_points
+from ghostcacher_router.providers.bodies.cache_points import POINT, with_cache_points
 
 CLAUDE = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0"
 LONG = "word " * 700

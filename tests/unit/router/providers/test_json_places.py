@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_router.providers import json_places
-from ghostcacher_router.providers.json_places import Insertion, JsonPlaces, Place, Unclear, inserted
+from ghostcacher_router.providers.bodies import json_places
+from ghostcacher_router.providers.bodies.json_places import Insertion, JsonPlaces, Place, Unclear, inserted
 
 TEXTS = st.text(alphabet='ab"\\{}[],: \n\u20ac', max_size=6)
 KEYS = st.text(alphabet="ab{}[],: \u20ac", max_size=4)

@@ -11,10 +11,10 @@ import pytest
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.providers.accounts import Accounts
 from ghostcacher_router.providers.choice import Provider
-from ghostcacher_router.providers.prices import BUILT_IN, Price, PriceFile, PriceTable, cost_of, read_prices
-from ghostcacher_router.providers.usage import Usage
+from ghostcacher_router.providers.costs.accounts import Accounts
+from ghostcacher_router.providers.costs.prices import BUILT_IN, Price, PriceFile, PriceTable, cost_of, read_prices
+from ghostcacher_router.providers.costs.usage import Usage
 
 
 def test_built_in_table_is_whole_and_says_from_when_it_is() -> None:

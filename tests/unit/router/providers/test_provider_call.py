@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.providers.accounts import Accounts, Sending
 from ghostcacher_router.providers.choice import Provider
-from ghostcacher_router.providers.prices import read_prices
+from ghostcacher_router.providers.costs.accounts import Accounts, Sending
+from ghostcacher_router.providers.costs.prices import read_prices
 from ghostcacher_router.providers.provider_call import ProviderCall
 from ghostcacher_router.types import Endpoint
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.http.protocol.response_head import read_response_head
-from ghostcacher_router.providers import usage as usage_module
-from ghostcacher_router.providers.usage import AwsEventUsage, EventUsage, JsonUsage, Usage, UsageReader
-from ghostcacher_router.providers.usage_tap import UsageTap, reader_of
+from ghostcacher_router.providers.costs import usage as usage_module
+from ghostcacher_router.providers.costs.usage import AwsEventUsage, EventUsage, JsonUsage, Usage, UsageReader
+from ghostcacher_router.providers.costs.usage_tap import UsageTap, reader_of
 
 ANTHROPIC = {
     "input_tokens": 5,

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_router.providers.usage import Usage
+from ghostcacher_router.providers.costs.usage import Usage
 
 BUILT_IN: Final = Path(__file__).with_name("prices.json")
 FILE_BYTES_MAX: Final = 4 << 20

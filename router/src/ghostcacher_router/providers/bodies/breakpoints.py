@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import SectionType
-from ghostcacher_router.providers.json_places import Insertion, JsonPlaces, Place, inserted
+from ghostcacher_router.providers.bodies.json_places import Insertion, JsonPlaces, Place, inserted
 
 MARKS_MAX: Final = 4
 MARK: Final = b"cache_control"

@@ -18,7 +18,7 @@ from typing import Final
 
 from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.prompt import PromptText, Reading, TooMuch, read_prompt
-from ghostcacher_router.providers.json_places import Insertion, JsonPlaces, Unclear, inserted
+from ghostcacher_router.providers.bodies.json_places import Insertion, JsonPlaces, Unclear, inserted
 
 PATHS: Final = frozenset({"/v1/chat/completions", "/v1/responses"})
 FIELD: Final = b"prompt_cache_key"

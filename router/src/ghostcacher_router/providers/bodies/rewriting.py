@@ -21,11 +21,11 @@ from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.prompt.named_sections import named_section_types
-from ghostcacher_router.providers.breakpoints import with_breakpoints
-from ghostcacher_router.providers.cache_key import PATHS, with_cache_key
-from ghostcacher_router.providers.cache_points import with_cache_points
+from ghostcacher_router.providers.bodies.breakpoints import with_breakpoints
+from ghostcacher_router.providers.bodies.cache_key import PATHS, with_cache_key
+from ghostcacher_router.providers.bodies.cache_points import with_cache_points
+from ghostcacher_router.providers.bodies.json_places import Unclear
 from ghostcacher_router.providers.choice import Provider, model_in_path
-from ghostcacher_router.providers.json_places import Unclear
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from ghostcacher_router.metrics.instruments import OTHER
 from ghostcacher_router.metrics.provider_metrics import ProviderMetrics
 from ghostcacher_router.providers.choice import Provider
-from ghostcacher_router.providers.prices import PriceTable, cost_of
-from ghostcacher_router.providers.usage import Usage
+from ghostcacher_router.providers.costs.prices import PriceTable, cost_of
+from ghostcacher_router.providers.costs.usage import Usage
 
 NO_STATUS = "none"
 

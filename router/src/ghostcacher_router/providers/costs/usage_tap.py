@@ -7,7 +7,7 @@ import logging
 from ghostcacher_router.http.protocol.framing import BadFraming, ChunkedBody
 from ghostcacher_router.http.protocol.headers import HEAD_END
 from ghostcacher_router.http.protocol.response_head import ResponseHead
-from ghostcacher_router.providers.usage import AwsEventUsage, EventUsage, JsonUsage, UsageReader
+from ghostcacher_router.providers.costs.usage import AwsEventUsage, EventUsage, JsonUsage, UsageReader
 from ghostcacher_router.upstreams.response_receiver import Sink
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ghostcacher_connector.core.types import SectionType
-from ghostcacher_router.providers.breakpoints import BYTES_PER_TOKEN, MARKS_MAX, WANTED, tokens_min_of
-from ghostcacher_router.providers.json_places import Insertion, JsonPlaces, Place, inserted
+from ghostcacher_router.providers.bodies.breakpoints import BYTES_PER_TOKEN, MARKS_MAX, WANTED, tokens_min_of
+from ghostcacher_router.providers.bodies.json_places import Insertion, JsonPlaces, Place, inserted
 
 POINT: Final = b',{"cachePoint":{"type":"default"}}'
 NOVA_TOKENS_MIN: Final = 1024
