@@ -30,6 +30,7 @@ from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
     SECRET_CHARS_MIN,
+    UPSTREAM_VARIABLE,
     Milliseconds,
     Port,
     Seconds,
@@ -216,6 +217,7 @@ def load_settings(extra: Mapping[str, object], environ: Mapping[str, str]) -> Se
     Raises ConfigError naming the key, what was expected and what came.
     """
     ours = [name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(ROUTER_PREFIX)]
+    ours = [name for name in ours if name != UPSTREAM_VARIABLE]
     variables = {variable_of(key): key for key in types_of(Settings)}
     return Settings(**(from_environment(Settings, environ, ours, variables) | from_mapping(Settings, extra)))
 

@@ -116,7 +116,22 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.metrics",
         *COORDINATION,
     },
-    "ghostcacher_router.config": {"core.log_format", "core.settings", "ghostcacher_router.fleet"},
+    "ghostcacher_router.providers": {
+        "core.settings",
+        "ghostcacher_router.types",
+        "ghostcacher_router.dns",
+        "ghostcacher_router.fleet",
+        "ghostcacher_router.http.protocol",
+        "ghostcacher_router.metrics",
+        "ghostcacher_router.prompt",
+        "ghostcacher_router.upstreams",
+    },
+    "ghostcacher_router.config": {
+        "core.log_format",
+        "core.settings",
+        "ghostcacher_router.fleet",
+        "ghostcacher_router.providers",
+    },
     "ghostcacher_router.process_signals": {"ghostcacher_router.config"},
     "ghostcacher_router.signals": {"ghostcacher_router.types", "ghostcacher_router.ports", *COORDINATION},
     "ghostcacher_router.ghostlock": {

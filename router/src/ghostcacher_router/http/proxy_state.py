@@ -17,7 +17,7 @@ from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
-from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse, Providers
 from ghostcacher_router.http.rare_lines import RareLines
 from ghostcacher_router.types import Dispatcher, Placement
 from ghostcacher_router.upstreams.worker_pools import Pools
@@ -65,10 +65,11 @@ class ProxyState:
         self.allowed_origins = AllowedOrigins(limits.allowed_origins)
         self.now = clock()
         self.pools = Pools(limits, self.now, worker_tls, resolver)
+        self.providers: Providers | None = None
         self.in_flight = 0
         self.buffered_bytes = 0
         self.draining = False
-        self.admission = Admission(limits, meter, lambda: self.pools.open_count)
+        self.admission = Admission(limits, meter, lambda: self.open_count)
         self.turns = ReadingTurns()
         self.fan_outs = asyncio.Semaphore(FAN_OUTS_MAX)
         self.clients = self.admission.clients
@@ -81,6 +82,11 @@ class ProxyState:
     def __repr__(self) -> str:
         counts = f"clients={len(self.clients)}, in_flight={self.in_flight}, buffered_bytes={self.buffered_bytes}"
         return f"ProxyState({counts})"
+
+    @property
+    def open_count(self) -> int:
+        """Return how many connections to workers and providers are open."""
+        return self.pools.open_count + (0 if self.providers is None else self.providers.pools.open_count)
 
     def has_room_for(self, size: int) -> bool:
         """Say whether a body of which `size` bytes are held, and counted, may stay."""
