@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.providers.anthropic_api import MARK, AnthropicApi
 from tests.support.providers.routed import routed
-from tests.support.providers.server import Authority, ProviderServer
+from tests.support.providers.server import Asked, Authority, Peer, ProviderServer
 from tests.support.proxy_rig import on_loop
 
 anthropic = pytest.importorskip("anthropic")
@@ -83,6 +83,29 @@ async def test_error_of_the_provider_is_the_one_that_the_sdk_raises(authority: A
         client = anthropic.AsyncAnthropic(base_url=router.url, api_key=KEY, max_retries=0)
         with pytest.raises(anthropic.BadRequestError, match="Extra inputs are not permitted"):
             await client.messages.create(**asked("one?"), extra_body={"unknown": 1})
+
+
+@on_loop
+async def test_sdk_comes_back_when_the_provider_says_so(authority: Authority) -> None:
+    """The router does not repeat what the client's library repeats."""
+    api = AnthropicApi(key=KEY)
+
+    async def busy_once(peer: Peer, asked: Asked) -> None:
+        if len(server.asked) == 1:
+            await peer.answer(529, b'{"type":"error","error":{"type":"overloaded_error"}}', "retry-after-ms: 1")
+        else:
+            await api(peer, asked)
+
+    async with ProviderServer(authority, busy_once) as server, routed(authority, ("anthropic", server)) as router:
+        client = anthropic.AsyncAnthropic(base_url=router.url, api_key=KEY, max_retries=1)
+        assert (await client.messages.create(**asked("one?"))).content[0].text == "Hello there"
+        assert len(server.asked) == 2
+        client = anthropic.AsyncAnthropic(base_url=router.url, api_key=KEY, max_retries=0)
+        server.asked.clear()
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            await client.messages.create(**asked("one?"))
+        assert caught.value.status_code == 529
+        assert len(server.asked) == 1
 
 
 @on_loop

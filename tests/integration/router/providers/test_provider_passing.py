@@ -203,7 +203,7 @@ async def test_keys_are_in_no_log_no_metric_and_no_report(
             for word in ("fine", "cut", "silent", "unreachable", "bug"):
                 if word == "bug":
                     router.router._proxy.state.providers._choice.endpoints.clear()  # type: ignore[union-attr]
-                lines = (f"X-Api-Key: {KEY}", f"Authorization: Bearer {KEY}")
+                lines = (f"X-Api-Key: {KEY}", f"Authorization: Bearer {KEY}", f"X-GC-Upstream-Key: {KEY}")
                 reader, writer = await router.connect()
                 model = "gpt-4o" if word == "unreachable" else "claude-x"
                 writer.write(post("/v1/messages?key=" + KEY, {"model": model, "messages": [], "word": word}, *lines))
