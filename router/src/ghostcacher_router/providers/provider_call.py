@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from ghostcacher_router.http.protocol.response_head import ResponseHead
 from ghostcacher_router.providers.choice import Provider
 from ghostcacher_router.providers.costs.accounts import Accounts, Sending
@@ -14,7 +16,7 @@ from ghostcacher_router.upstreams.response_receiver import Sink
 class ProviderCall:
     """A request as a provider gets it: a `ProviderPlacement` of the HTTP proxy. Loop only.
 
-    head, body: as they are sent. worker: the provider's name, which is where a worker's name would stand.
+    head, body: as they are sent. ttft_ms: from then to the answer's first byte; None before it. worker: the provider's name, which is where a worker's name would stand.
     """
 
     data_parallel_rank: int | None = None
@@ -30,6 +32,8 @@ class ProviderCall:
         self.head = head
         self.body = body
         self._provider, self._sending, self._accounts = provider, sending, accounts
+        self.ttft_ms: float | None = None
+        self._sent_at = 0.0
         self._reader: UsageReader | None = None
         self._tap: UsageTap | None = None
 
@@ -44,9 +48,11 @@ class ProviderCall:
         return self._tap
 
     def sent(self) -> None:
+        self._sent_at = time.monotonic()
         self._accounts.sent(self._provider, self._sending)
 
-    def first_byte(self) -> None: ...
+    def first_byte(self) -> None:
+        self.ttft_ms = (time.monotonic() - self._sent_at) * 1e3
 
     def answer_id(self, answer_id: str) -> None: ...
 
