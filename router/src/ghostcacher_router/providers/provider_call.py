@@ -16,7 +16,8 @@ from ghostcacher_router.upstreams.response_receiver import Sink
 class ProviderCall:
     """A request as a provider gets it: a `ProviderPlacement` of the HTTP proxy. Loop only.
 
-    head, body: as they are sent. ttft_ms: from then to the answer's first byte; None before it. worker: the provider's name, which is where a worker's name would stand.
+    head, body: as they are sent. ttft_ms: from then to the answer's first byte; None before it. worker: the provider's
+    name, which is where a worker's name would stand.
     """
 
     data_parallel_rank: int | None = None
