@@ -10,10 +10,12 @@ same order, after the engines have warmed up on something else:
     router     plain engines behind the router alone
     off        the router, and the connector without a host tier
     host       the same with a host tier of the same bytes as the engines' own cache
-    offload    plain engines behind the router, with vLLM's own OffloadingConnector of the same bytes
+    offload    plain engines behind the router, with vLLM's own OffloadingConnector of the same bytes; vLLM 0.32
+               refuses it on CPUs
 
-The first visit of a document has to be computed by somebody, so no way can take more than the share of the other
-visits from a cache; it is printed. Every answer must be that of the first way, up to rounding.
+The first visit of a document has to be computed by somebody, and so have the questions: no way can take more from a
+cache than the whole blocks of the other visits; their share is printed. Every answer must be that of the first way, up
+to rounding.
 
 Then the time to first token of one prompt of a document's length: found in the engine's own cache, in this worker's
 host tier, in a peer's engine and in a peer's host tier.
@@ -103,7 +105,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     )
     wrong = 0
     if results:
-        print(report(results, load), flush=True)
+        print(report(results, reusable_share(load, documents)), flush=True)
         wrong = sum(different(results[0], result) for result in results[1:])
         print(f"\n{wrong} answers differ from those of the first way by more than rounding", flush=True)
     if not chosen.no_ttft:
@@ -165,15 +167,16 @@ def measure(
         clients = [engine.client for engine in engines]
         if way in ("off", "host"):
             wait_until_joined(engines)
+        for number, engine in enumerate(engines):
+            progress(f"{way}: warming up {engine.options.name}")
+            warm_up(engine, documents.tokens(chosen.document_tokens, seed=9_000_000 + number))
         policy = round_robin(clients)
         if way != "plain":
+            # After the warming up: what the engines have forgotten is no document of theirs.
             plain = [engine.url for engine in engines] if way in ("router", "offload") else []
             router = RouterProcess(redis_url=None if plain else redis.url, workers=plain)
             stack.enter_context(router)
             policy = through(router.wait_workers(len(engines)).client)
-        for number, engine in enumerate(engines):
-            progress(f"{way}: warming up {engine.options.name}")
-            warm_up(engine, documents.tokens(chosen.document_tokens, seed=9_000_000 + number))
         policy.name = way
         result = run_load(
             policy,
@@ -193,14 +196,31 @@ def different(one: Result, other: Result) -> int:
     return sum(compare(first, second).logprob_max > ROUNDING_MAX for first, second in pairs)
 
 
-def report(results: Sequence[Result], load: Load) -> str:
-    """Return the table of all ways."""
-    revisits = 1 - len(set(load.documents)) / len(load.documents)
+def reusable_share(load: Load, documents: Documents) -> float:
+    """Return the share of the prompts' tokens that can come from a cache, if nothing is ever lost: whole blocks."""
+    before: dict[int, list[list[int]]] = {}
+    total = found = 0
+    for text, document in zip(load.prompts, load.documents, strict=True):
+        prompt = documents.encode(text)
+        earlier = before.setdefault(document, [])
+        shared = max((_common(prompt, other) for other in earlier), default=0)
+        found += min(shared, len(prompt) - 1) // BLOCK_TOKENS * BLOCK_TOKENS
+        total += len(prompt)
+        earlier.append(prompt)
+    return found / total
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((count for count, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+
+
+def report(results: Sequence[Result], reusable: float) -> str:
+    """Return the table of all ways. reusable: the share of all tokens that can come from a cache."""
     rows = [
         [
             result.policy,
             f"{result.hit_ratio:.1%}",
-            f"{result.hit_ratio / revisits:.1%}",
+            f"{result.hit_ratio / reusable:.1%}",
             milliseconds(mean(result.ttft_s)),
             milliseconds(result.p50_s),
             milliseconds(result.p90_s),
@@ -211,7 +231,7 @@ def report(results: Sequence[Result], load: Load) -> str:
     headers = [
         "way",
         "from a cache",
-        f"of the {revisits:.1%} that can be",
+        f"of the {reusable:.1%} that can be",
         "TTFT mean",
         "p50",
         "p90",

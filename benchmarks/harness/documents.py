@@ -35,6 +35,10 @@ class Documents:
         """Return a document of about `count` tokens, as text."""
         return str(self._tokenizer.decode(self.tokens(count, seed=seed)))
 
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens that an engine makes of a text."""
+        return list(self._tokenizer.encode(text))
+
 
 @cache
 def _corpus() -> str:

@@ -176,6 +176,11 @@ class BlockSections:
         """Return the tag of the session that a block belongs to; None for what sessions share, and when not known."""
         return self._session if block >= self._history else None
 
+    def after_tools(self, block: int) -> bool:
+        """Return whether a block is one of tools, or comes after some."""
+        run = bisect_right(self._ends, block)
+        return SectionType.TOOLS in self._sections[: run + 1]
+
     @property
     def tool_blocks(self) -> int:
         """How many blocks lie in the tools, and so at the front of the prompt."""

@@ -6,12 +6,13 @@ A hint, as the index of the fleet is: objects come and go without being asked he
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from ghostcacher_connector.objects.object_format import Identity, header_bytes, object_digest
-from ghostcacher_connector.objects.object_notes import Note, check_sizes
+from ghostcacher_connector.objects.object_notes import FLUSHES, FlushedBlocks, Note, check_sizes
 
 BLOCKS_MAX = 1 << 19
 """About 250 bytes each, and a terabyte of blocks of 2 MiB. Beyond it the objects that were used longest ago are
@@ -25,13 +26,24 @@ DROPPED_MAX = 1 << 15
 class KnownObject:
     """One object."""
 
-    __slots__ = ("changed_at", "digest", "hashes", "section", "stored_bytes", "used_at")
+    __slots__ = (
+        "after_tools",
+        "changed_at",
+        "digest",
+        "hashes",
+        "parent",
+        "section",
+        "session",
+        "stored_bytes",
+        "used_at",
+    )
 
     def __init__(self, note: Note) -> None:
         self.digest = note.digest
         self.hashes = note.block_hashes()
         self.stored_bytes = note.stored_bytes
         self.section = note.section
+        self.parent, self.session, self.after_tools = note.parent, note.session, note.after_tools
         self.changed_at = note.at
         self.used_at = note.at
 
@@ -62,9 +74,11 @@ class Catalogue:
         self._objects: OrderedDict[bytes, KnownObject] = OrderedDict()
         """By digest, the one that was used longest ago first."""
         self._holders: dict[bytes, KnownObject] = {}
-        """By block hash. Where two objects have a block, it is the later one; when that goes, the other one is
+        """By block hash. Where two objects have a block, it is the one written later; when that goes, the other one is
         forgotten for this block, too.
         """
+        self._flushed = FlushedBlocks()
+        self._late: deque[bytes] = deque(maxlen=DROPPED_MAX)
         self._dropped: OrderedDict[bytes, float] = OrderedDict()
         self._bytes = 0
 
@@ -84,8 +98,16 @@ class Catalogue:
         """The size of all known objects, as they are stored."""
         return self._bytes
 
-    def __contains__(self, block_hash: bytes) -> bool:
-        return block_hash in self._holders
+    @property
+    def newest_at(self) -> float:
+        """When the object was written that was written last, as its note says; 0.0 when none is known."""
+        with self._lock:
+            return max((known.changed_at for known in self._objects.values()), default=0.0)
+
+    @property
+    def flushed_at(self) -> float:
+        """When anything was flushed last, in seconds since 1970; 0.0 when that is longer ago than notes are kept."""
+        return self._flushed.last_at
 
     def longest(self, hashes: Sequence[bytes], since: float = 0.0) -> int:
         """Return how many leading blocks of a prefix are in objects, of those written after `since`."""
@@ -96,13 +118,21 @@ class Catalogue:
                 return count
         return len(hashes)
 
-    def plan(self, hashes: Sequence[bytes]) -> list[Span]:
-        """Return where the leading blocks of a prefix are that are in objects, in their order."""
+    def times(self, hashes: Sequence[bytes]) -> list[float]:
+        """Return when the leading blocks of a prefix were written that are in objects, in seconds since 1970."""
+        holders = list(takewhile(lambda one: one is not None, map(self._holders.get, hashes)))
+        return [holder.changed_at for holder in holders if holder is not None]
+
+    def plan(self, hashes: Sequence[bytes], written_at: Sequence[float] | None = None) -> list[Span]:
+        """Return where the leading blocks of a prefix are that are in objects, in their order.
+
+        written_at: of each, the time before which it must not have been written; None: any will do.
+        """
         spans: list[Span] = []
         with self._lock:
-            for block_hash in hashes:
+            for index, block_hash in enumerate(hashes):
                 holder = self._holders.get(block_hash)
-                if holder is None:
+                if holder is None or (written_at is not None and holder.changed_at < written_at[index]):
                     break
                 last = spans[-1] if spans else None
                 following = last.first + last.length if last else 0
@@ -120,6 +150,8 @@ class Catalogue:
                     self._wrote(note)
                 elif note.what == "used":
                     self._used(note.digest, note.at)
+                elif note.what in FLUSHES:
+                    self._flush(note)
                 else:
                     self._dropped_at(note.digest, note.at)
             while len(self._holders) > self._blocks_max and self._objects:
@@ -135,17 +167,32 @@ class Catalogue:
         with self._lock:
             self._used(digest, at)
 
-    def find(self, hashes: Sequence[bytes] | None, section: int | None) -> list[KnownObject]:
-        """Return the objects that hold any of these blocks, and are of this section type; None: of any."""
+    def covers(self, note: Note) -> bool:
+        """Return whether what is to be written was flushed since that was decided on (`Note.at`)."""
         with self._lock:
-            if hashes is None:
-                found = list(self._objects.values())
-            else:
-                found = list({id(one): one for one in map(self._holders.get, hashes) if one is not None}.values())
-        return [one for one in found if section is None or one.section == section]
+            return self._flushed.covers(note)
+
+    def objects(self) -> list[KnownObject]:
+        """Return all objects."""
+        with self._lock:
+            return list(self._objects.values())
+
+    def look(self, digest: bytes) -> KnownObject | None:
+        """Return what is known of an object; None when it is not known."""
+        return self._objects.get(digest)
+
+    def take_late(self) -> list[bytes]:
+        """Return the digests of objects of which a note came after they had been flushed, since the last call."""
+        with self._lock:
+            late = list(self._late)
+            self._late.clear()
+        return late
 
     def _wrote(self, note: Note) -> None:
         known = self._objects.get(note.digest)
+        if self._flushed.covers(note):
+            self._late.append(note.digest)
+            return
         if self._dropped.get(note.digest, 0.0) >= note.at or not check_sizes(note, self._identity.block_bytes):
             return
         if known is not None:
@@ -160,13 +207,22 @@ class Catalogue:
         self._objects[note.digest] = fresh
         self._bytes += fresh.stored_bytes
         for block_hash in fresh.hashes:
-            self._holders[block_hash] = fresh
+            other = self._holders.get(block_hash)
+            if other is None or other.changed_at <= fresh.changed_at:
+                self._holders[block_hash] = fresh
 
     def _used(self, digest: bytes, at: float) -> None:
         known = self._objects.get(digest)
         if known is not None and known.used_at < at:
             known.used_at = at
             self._objects.move_to_end(digest)
+
+    def _flush(self, note: Note) -> None:
+        self._flushed.add(note)
+        blocks = set(note.block_hashes())
+        for known in list(self._objects.values()):
+            if known.changed_at <= note.at and (note.what == "cleared" or not blocks.isdisjoint(known.hashes)):
+                self._forget(known.digest)
 
     def _dropped_at(self, digest: bytes, at: float) -> None:
         known = self._objects.get(digest)

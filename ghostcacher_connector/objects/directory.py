@@ -1,7 +1,8 @@
 """What a worker's scheduler knows of objects: which leading blocks of a prompt every rank would find.
 
 Each rank has objects of its own, and writes, reads and drops them alone. A prefix is of use only as far as all ranks
-have it. The directory reads the notes of all of them, and nothing else; it has one thread, ``gc-obj-dir``.
+have it. The directory reads the notes of all of them, and has objects of all of them flushed (object_flushes.py); it
+has one thread, ``gc-obj-dir``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Self
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.metrics.recorder import Recorder
+from ghostcacher_connector.objects.object_flushes import FlushWanted, ObjectFlushes
 from ghostcacher_connector.objects.object_format import Identity, namespace_digest
 from ghostcacher_connector.objects.rank_objects import RankObjects
 from ghostcacher_connector.objects.stores.base import ObjectStore, StoreError
@@ -55,10 +57,13 @@ class ObjectDirectory:
         digest = namespace_digest(namespace)
         identities = [Identity(digest, rank, size) for rank, size in enumerate(block_bytes)]
         self._ranks = [RankObjects(store, identity, recorder, wall=wall) for identity in identities]
-        self._wall, self._since = wall, 0.0
+        self._wall = wall
+        self.since = 0.0
+        """What was written until then is not counted, in seconds since 1970; see `hide`."""
         self._listed = threading.Event()
         self._backoff = Backoff()
-        self._keeper = Periodic("gc-obj-dir", self._refresh)
+        self._flushes = ObjectFlushes(store, self._ranks, wall=wall)
+        self._keeper = Periodic("gc-obj-dir", self._step)
         self._keeper.start()
 
     def __repr__(self) -> str:
@@ -69,29 +74,60 @@ class ObjectDirectory:
         return self._listed.wait(timeout_s)
 
     def longest(self, hashes: Sequence[bytes]) -> int:
-        """Return how many leading blocks of a prefix every rank has in objects, as far as is known. No I/O."""
-        return min(rank.catalogue.longest(hashes, self._since) for rank in self._ranks)
+        """Return how many leading blocks of a prefix every rank has in objects, as far as is known. No I/O.
+
+        None while it is found out what an order to flush means.
+        """
+        if self._flushes.undecided:
+            return 0
+        return min(rank.catalogue.longest(hashes, self.since) for rank in self._ranks)
+
+    def times(self, hashes: Sequence[bytes]) -> list[float]:
+        """Return when the leading blocks of a prefix were written, on the rank where that was first, in seconds."""
+        return list(map(min, zip(*(rank.catalogue.times(hashes) for rank in self._ranks), strict=False)))
 
     def hide(self) -> None:
         """Count nothing any more that was written until now: somebody wants it computed here."""
-        self._since = self._wall()
+        self.since = max(self._wall(), *(rank.catalogue.newest_at for rank in self._ranks))
+
+    def flush(self, wanted: FlushWanted) -> None:
+        """Have the objects of some blocks deleted, and count none of them any more from now on. Waits for nothing."""
+        self._flushes.add(wanted)
+        self._keeper.wake()
 
     def close(self, deadline_s: float) -> None:
         """End the thread, and wait for that for at most `deadline_s`. Idempotent."""
         self._keeper.stop(deadline_s)
 
-    def _refresh(self) -> float:
-        """Read the notes that are new; return in how many seconds to look again."""
+    def _step(self) -> float:
+        """Read the notes that are new, and flush what is to be flushed; return in how many seconds to look again."""
+        was_listed = self._listed.is_set()
         try:
-            # Every rank is looked at, also where the first one has more to read than one look takes.
-            complete = [rank.notes.refresh() for rank in self._ranks]
+            complete = self._refresh()
         except StoreError as error:
-            self._ranks[0].failed("list", error)
-            if not self._backoff.failures:
-                logger.warning("object tier: %s (%s)", error, error.fault.value)
-            return self._backoff.failed(time.monotonic())
+            self._flushes.decide()
+            return self._failed("list", error)
+        self._flushes.decide()
+        try:
+            self._flushes.carry_out(late=was_listed)
+        except StoreError as error:
+            return self._failed("delete", error)
         self._backoff.succeeded()
-        if not all(complete):
+        if not complete:
             return 0.0
         self._listed.set()
         return REFRESH_S
+
+    def _refresh(self) -> bool:
+        """Read the notes that are new; return whether all were read. Raises StoreError."""
+        # Every rank is looked at, also where the first one has more to read than one look takes.
+        with self._flushes.looking():
+            complete = [rank.notes.refresh() for rank in self._ranks]
+        return all(complete)
+
+    def _failed(self, operation: str, error: StoreError) -> float:
+        self._ranks[0].failed(operation, error)
+        if not self._backoff.failures:
+            logger.warning("object tier: %s (%s)", error, error.fault.value)
+        self._flushes.failed(error)
+        return self._backoff.failed(time.monotonic())

@@ -119,6 +119,19 @@ class NoteLog:
             self._pending = self._pending[len(notes) :] if self._pending[:1] == [notes[0]] else self._pending
             self._pending_since = self._clock() if self._pending else None
 
+    def take_back(self, unwanted: Callable[[Note], bool]) -> list[Note]:
+        """Return the notes that wait and are unwanted, and do not write them."""
+        with self._lock:
+            found = [note for note in self._pending if unwanted(note)]
+            if found:
+                self._pending = [note for note in self._pending if note not in found]
+        return found
+
+    def flush_all(self) -> None:
+        """Write all notes that wait. Raises StoreError."""
+        while self.pending_count:
+            self.flush()
+
     def refresh(self) -> bool:
         """Read the segments that are new, the latest first; return whether all were read. Raises StoreError."""
         began = self._clock()
@@ -147,7 +160,7 @@ class NoteLog:
             if segment is not None:
                 notes += segment.notes
                 replaced.append(one.name)
-        for batch in batches(merged(notes)[:MERGE_NOTES_MAX]):
+        for batch in batches(merged(notes, self._wall())[:MERGE_NOTES_MAX]):
             self._write(batch)
         self._store.delete(replaced)
         self._read -= set(replaced)

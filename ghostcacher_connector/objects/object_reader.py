@@ -26,6 +26,7 @@ from ghostcacher_connector.objects.object_format import (
     TRUNCATED,
     Codec,
     Damage,
+    Identity,
     StoredBlock,
     checksum_of,
     read_header,
@@ -46,6 +47,18 @@ NOTED_MAX = 4096
 """Of as many objects it is remembered; beyond, some are noted more often."""
 
 
+InTurn = Callable[[Callable[[], None], float], bool]
+"""Carries out work that writes to the memory of who reads, and returns when it is done.
+
+Takes the work and the deadline of the read. Returns False where it was not carried out, and never will be."""
+
+
+def at_once(work: Callable[[], None], _deadline: float) -> bool:
+    """Carry work out here and now: nobody else writes to the memory."""
+    work()
+    return True
+
+
 class _Reading(NamedTuple):
     span: Span
     data: Future[memoryview]
@@ -57,7 +70,7 @@ class ObjectReader:
     def __init__(self, objects: RankObjects, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._objects = objects
         self._clock = clock
-        self._threads = ReadThreads(THREADS, waiting_max=WAITING_MAX)
+        self._threads = ReadThreads[memoryview](THREADS, waiting_max=WAITING_MAX)
         self._lock = threading.Lock()
         self._backoff = Backoff()
         self._noted: dict[bytes, float] = {}
@@ -68,16 +81,24 @@ class ObjectReader:
         with self._lock:
             return not self._backoff.ready(self._clock())
 
-    def read(self, hashes: Sequence[bytes], into: Sequence[memoryview], deadline: float) -> int:
+    def read(
+        self,
+        hashes: Sequence[bytes],
+        into: Sequence[memoryview],
+        deadline: float,
+        *,
+        written_at: Sequence[float] | None = None,
+        in_turn: InTurn = at_once,
+    ) -> int:
         """Read the leading blocks of `hashes` into `into`, one after the other; return how many are right.
 
         into: writable, one block each. deadline: on the monotonic clock. Beyond the returned count the memory holds
-        anything. Never raises for what the world does.
+        anything. Never raises for what the world does. written_at: as of `Catalogue.plan`.
         """
         if self.failing:
             self._missed("paused", self._objects.catalogue.longest(hashes))
             return 0
-        spans = self._objects.catalogue.plan(hashes)
+        spans = self._objects.catalogue.plan(hashes, written_at)
         readings: list[_Reading] = []
         waiting = iter(spans)
         done, reason = 0, None
@@ -89,7 +110,8 @@ class ObjectReader:
                 if not readings:
                     break
                 reading = readings.pop(0)
-                right, reason = self._finish(reading, into[done : done + reading.span.length], deadline)
+                places = into[done : done + reading.span.length]
+                right, reason = self._finish(reading, places, deadline, in_turn)
                 done += right
         except queue.Full:
             reason = "busy"
@@ -112,7 +134,9 @@ class ObjectReader:
         self._objects.recorder.inc("gc_object_read_bytes_total", len(data))
         return data
 
-    def _finish(self, reading: _Reading, into: Sequence[memoryview], deadline: float) -> tuple[int, str | None]:
+    def _finish(
+        self, reading: _Reading, into: Sequence[memoryview], deadline: float, in_turn: InTurn
+    ) -> tuple[int, str | None]:
         """Wait for one object and put its blocks in place.
 
         Returns how many leading ones are right, and why the others are not: a label value of
@@ -133,21 +157,16 @@ class ObjectReader:
         data = reading.data.result()
         with self._lock:
             self._backoff.succeeded()
-        right = 0
-        try:
-            header = read_header(data, self._objects.identity, span.object.hashes)
-            if header.codec is not Codec.PLAIN and not compression.available():
-                return 0, "codec"
-            blocks = header.blocks[span.first : span.first + span.length]
-            for block, target in zip(blocks, into, strict=True):
-                _place(data, header.codec, block, target)
-                right += 1
-        except Damage as damage:
+        placing = _Placing(self._objects.identity, span, data, into)
+        if not in_turn(placing.run, deadline):
+            return 0, "deadline"
+        if placing.damage is not None:
             self._objects.note(Note("dropped", span.object.digest, span.object.changed_at))
-            self._objects.quarantine.put_aside(name, damage)
-            return right, damage.reason
-        self._note_used(span.object.digest)
-        return right, None
+            self._objects.quarantine.put_aside(name, placing.damage)
+            return placing.right, placing.damage.reason
+        if placing.right:
+            self._note_used(span.object.digest)
+        return placing.right, None if placing.right else "codec"
 
     def _failed(self, span: Span, error: BaseException) -> StoreFault:
         if not isinstance(error, StoreError):
@@ -176,6 +195,29 @@ class ObjectReader:
 
     def _missed(self, reason: str, count: int) -> None:
         self._objects.recorder.inc("gc_object_misses_total", count, reason=reason)
+
+
+class _Placing:
+    """Puts the blocks of an object that was read in their places, and looks at them there."""
+
+    def __init__(self, identity: Identity, span: Span, data: memoryview, into: Sequence[memoryview]) -> None:
+        self._identity, self._span, self._data, self._into = identity, span, data, into
+        self.right = 0
+        """How many of them are right; none where the codec is not to be had."""
+        self.damage: Damage | None = None
+
+    def run(self) -> None:
+        span = self._span
+        try:
+            header = read_header(self._data, self._identity, span.object.hashes)
+            if header.codec is not Codec.PLAIN and not compression.available():
+                return
+            blocks = header.blocks[span.first : span.first + span.length]
+            for block, target in zip(blocks, self._into, strict=True):
+                _place(self._data, header.codec, block, target)
+                self.right += 1
+        except Damage as damage:
+            self.damage = damage
 
 
 def _place(data: memoryview, codec: Codec, block: StoredBlock, into: memoryview) -> None:

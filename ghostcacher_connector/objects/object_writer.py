@@ -19,10 +19,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import structs
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.threads import daemon_thread
@@ -38,7 +38,7 @@ from ghostcacher_connector.objects.object_format import (
     read_header,
     write_header,
 )
-from ghostcacher_connector.objects.object_notes import Note
+from ghostcacher_connector.objects.object_notes import Note, RunFacts
 from ghostcacher_connector.objects.rank_objects import RankObjects
 from ghostcacher_connector.objects.stores.base import StoreError, StoreFault
 
@@ -57,11 +57,16 @@ RETRIED = frozenset({StoreFault.THROTTLED, StoreFault.TIMEOUT, StoreFault.UNREAC
 
 class _Job(NamedTuple):
     hashes: tuple[bytes, ...]
-    digest: bytes
-    section: int
     buffer: mmap.mmap
     """Room for the header, then the rows."""
-    epoch: int
+    note: Note
+    """What is noted once it is written, its size aside."""
+    since: float
+    """As `RunFacts.since`."""
+
+    @property
+    def digest(self) -> bytes:
+        return self.note.digest
 
 
 def group_blocks(block_bytes: int) -> int:
@@ -79,7 +84,7 @@ def cuts(count: int, position: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 class ObjectWriter:
-    """The queue and its threads. `offer` and `forget_queued` are for any thread."""
+    """The queue and its threads. `offer` is for any thread."""
 
     def __init__(
         self,
@@ -106,7 +111,6 @@ class ObjectWriter:
         self._jobs: deque[_Job] = deque()
         self._busy = 0
         self._queued: set[bytes] = set()
-        self._epoch = 0
         self._backoff = Backoff()
         self._paused_until = float("-inf")
         self._closing = threading.Event()
@@ -124,21 +128,18 @@ class ObjectWriter:
         self,
         hashes: Sequence[bytes],
         rows: Sequence[memoryview],
+        facts: RunFacts,
         *,
-        position: int,
-        section: int,
         still_valid: Callable[[], bool] | None,
     ) -> bool:
         """Take copies of consecutive blocks of one prefix, to be written; return False when not all could be taken.
 
-        position: of the first block in its prefix. still_valid: asked once everything is copied; what was copied is
-        thrown away when it says no.
+        still_valid: asked once everything is copied; what was copied is thrown away when it says no.
         """
         taken: list[_Job] = []
         complete = True
-        for start, end in cuts(len(hashes), position, self._size):
-            known = takewhile(self._objects.catalogue.__contains__, hashes[start:end])
-            first = start + sum(1 for _ in known)
+        for start, end in cuts(len(hashes), facts.position, self._size):
+            first = start + self._objects.catalogue.longest(hashes[start:end], facts.since)
             group = tuple(hashes[first:end])
             digest = object_digest(self._objects.identity, group) if group else b""
             if not group or digest in self._queued:
@@ -148,22 +149,13 @@ class ObjectWriter:
                 complete = False
                 break
             self._copy(group, rows[first:end], buffer)
-            taken.append(_Job(group, digest, section, buffer, self._epoch))
+            taken.append(_Job(group, buffer, self._note(digest, hashes, first, end, facts), facts.since))
         if taken and still_valid is not None and not still_valid():
             self._count("changed", len(taken))
             self._give_back(taken)
             return False
         self._enqueue(taken)
         return complete
-
-    def forget_queued(self) -> int:
-        """Drop what is queued, and what is being written once it is; return how many bytes of KV were queued."""
-        with self._changed:
-            self._epoch += 1
-            jobs, self._jobs = list(self._jobs), deque()
-        self._count("flushed", len(jobs))
-        self._give_back(jobs)
-        return sum(len(job.hashes) for job in jobs) * self._block_bytes
 
     def wait_idle(self, timeout_s: float) -> bool:
         """Wait until nothing is queued or being written; return whether that is so. A failing store ends the wait."""
@@ -195,6 +187,20 @@ class ObjectWriter:
                 return self._free.pop()
             self._buffers_left -= 1
         return mmap.mmap(-1, self._buffer_bytes)
+
+    def _note(self, digest: bytes, hashes: Sequence[bytes], first: int, end: int, facts: RunFacts) -> Note:
+        """Describe the object of blocks ``[first, end)`` of a run, its size aside."""
+        return Note(
+            "wrote",
+            digest,
+            self._objects.wall() if facts.at is None else facts.at,
+            section=facts.section,
+            hash_bytes=len(hashes[0]),
+            hashes=b"".join(hashes[first:end]),
+            parent=hashes[first - 1] if first else facts.parent,
+            session=facts.session,
+            after_tools=facts.after_tools,
+        )
 
     def _copy(self, hashes: tuple[bytes, ...], rows: Sequence[memoryview], buffer: mmap.mmap) -> None:
         at, size = header_bytes(len(hashes), len(hashes[0])), self._block_bytes
@@ -241,6 +247,8 @@ class ObjectWriter:
 
     def _carry_out(self, job: _Job) -> str:
         """Write one group; return the outcome, a label value of ``gc_object_writes_total``."""
+        if self._objects.catalogue.covers(job.note):
+            return "flushed"
         data = self._encoded(job)
         for _ in range(TRIES):
             try:
@@ -279,7 +287,7 @@ class ObjectWriter:
                     list(map(len, stored)),
                     Codec.ZSTD_SHUFFLED,
                 )
-        write_header(data, self._objects.identity, job.hashes, checksums, sizes, codec=codec, section=job.section)
+        write_header(data, self._objects.identity, job.hashes, checksums, sizes, codec=codec, section=job.note.section)
         return data
 
     def _to_compress(self, block: memoryview) -> bool:
@@ -294,25 +302,33 @@ class ObjectWriter:
         name = self._objects.name_of(job.digest)
         outcome, stored_bytes = "written", len(data)
         began = self._clock()
-        wrote = self._objects.store.create(name, data)
-        if wrote:
+        if self._objects.store.create(name, data):
             self._objects.write_rate.add(len(data), self._clock() - began)
         else:
-            outcome = "existed"
-            existing = self._existing_bytes(name, job)
-            if existing is None:
-                outcome = "written" if self._objects.store.create(name, data) else "existed"
-            else:
-                stored_bytes = existing
-        if job.epoch != self._epoch:
+            existing = None if self._is_outdated(name, job) else self._existing_bytes(name, job)
+            if existing is not None:
+                outcome, stored_bytes = "existed", existing
+            elif not self._objects.store.create(name, data):
+                outcome = "existed"
+        if self._objects.catalogue.covers(job.note):
             self._objects.store.delete([name])
             return "flushed"
         if outcome == "written":
             self._objects.recorder.inc("gc_object_written_bytes_total", stored_bytes)
-        hashes = b"".join(job.hashes)
-        note = Note("wrote", job.digest, self._objects.wall(), stored_bytes, job.section, len(job.hashes[0]), hashes)
-        self._objects.note(note)
+        self._objects.note(structs.replace(job.note, stored_bytes=stored_bytes))
         return outcome
+
+    def _is_outdated(self, name: str, job: _Job) -> bool:
+        """Return whether an object that stands there must not stand for these blocks; then it is out of the way now.
+
+        Nobody knows when one was written of which no note says so: a flush or a reset may have meant it.
+        """
+        known = self._objects.catalogue.look(job.digest)
+        fresh_from = max(job.since, self._objects.catalogue.flushed_at)
+        if fresh_from == 0.0 or (known is not None and known.changed_at > job.since):
+            return False
+        self._objects.store.delete([name])
+        return True
 
     def _existing_bytes(self, name: str, job: _Job) -> int | None:
         """Return the size of the object that stands there already; None when it was none, and is out of the way now."""

@@ -1,4 +1,4 @@
-"""Daemon threads that carry out reads: a store that hangs must hold up neither an engine nor the end of its process."""
+"""Daemon threads that wait for a store: one that hangs must hold up neither an engine nor the end of its process."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Generic, TypeVar
 
 from ghostcacher_connector.core.threads import daemon_thread
 
+Result = TypeVar("Result")
 
-class ReadThreads:
+
+class ReadThreads(Generic[Result]):
     """A few threads with a bounded queue. Thread-safe."""
 
-    def __init__(self, count: int, *, waiting_max: int) -> None:
+    def __init__(self, count: int, *, waiting_max: int, name: str = "gc-obj-read") -> None:
+        """name: how the threads are called, before their numbers."""
         self.count = count
-        self._queue: queue.Queue[tuple[Future[memoryview], Callable[[], memoryview]] | None] = queue.Queue(waiting_max)
+        self._queue: queue.Queue[tuple[Future[Result], Callable[[], Result]] | None] = queue.Queue(waiting_max)
         self._closed = threading.Event()
-        self._threads = [daemon_thread(f"gc-obj-read-{index}", self._run) for index in range(count)]
+        self._threads = [daemon_thread(f"{name}-{index}", self._run) for index in range(count)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, read: Callable[[], memoryview]) -> Future[memoryview]:
+    def submit(self, read: Callable[[], Result]) -> Future[Result]:
         """Have `read` called; raises queue.Full when too many wait."""
-        future: Future[memoryview] = Future()
+        future: Future[Result] = Future()
         if self._closed.is_set():
             raise queue.Full
         self._queue.put_nowait((future, read))

@@ -1,7 +1,7 @@
 """The object tier of one rank: blocks that outlive every engine, in files or in a bucket.
 
     tier = ObjectTier.open(url, namespace=..., rank=..., block_bytes=..., settings=..., recorder=...)
-    tier.write(hashes, rows, position=first, section=...)    copies, queues, returns at once
+    tier.write(hashes, rows, facts)                           copies, queues, returns at once
     tier.longest(hashes)                                      how many leading blocks are known to be there
     tier.read(hashes, into, deadline)                         how many leading blocks are right in `into` now
     tier.close(deadline_s)
@@ -27,8 +27,8 @@ from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects import compression
 from ghostcacher_connector.objects.object_format import Identity, namespace_digest
-from ghostcacher_connector.objects.object_notes import Note
-from ghostcacher_connector.objects.object_reader import ObjectReader
+from ghostcacher_connector.objects.object_notes import RunFacts
+from ghostcacher_connector.objects.object_reader import InTurn, ObjectReader, at_once
 from ghostcacher_connector.objects.object_writer import ObjectWriter
 from ghostcacher_connector.objects.rank_objects import RankObjects
 from ghostcacher_connector.objects.stores.base import ObjectStore, StoreError
@@ -94,7 +94,7 @@ class ObjectTier:
         self._backoff = Backoff()
         self._refresh_at = self._clock()
         self._sweep_at = self._clock() + random.uniform(0.1, 0.5) * SWEEP_S  # noqa: S311  spread, no secret
-        self._keeper = Periodic("gc-obj-keep", self._keep)
+        self._keeper = Periodic("gc-obj-keep", self._keep, at_end=self._tell_the_rest)
         self._keeper.start()
 
     def __repr__(self) -> str:
@@ -116,51 +116,37 @@ class ObjectTier:
         self,
         hashes: Sequence[bytes],
         rows: Sequence[memoryview],
+        facts: RunFacts,
         *,
-        position: int,
-        section: int,
         still_valid: Callable[[], bool] | None = None,
     ) -> bool:
         """Queue consecutive blocks of one prefix to be written; return whether all are queued, or in the store already.
 
-        rows: the bytes of each block, copied before this returns. position: of the first one in its prefix. section:
-        the `SectionType` of the blocks. still_valid: asked after the copy, where the rows are under a seal; what was
-        copied is thrown away when it says no.
+        rows: the bytes of each block, copied before this returns. still_valid: asked after the copy, where the rows are
+        under a seal; what was copied is thrown away when it says no.
         """
-        return self._writer.offer(hashes, rows, position=position, section=section, still_valid=still_valid)
+        return self._writer.offer(hashes, rows, facts, still_valid=still_valid)
 
-    def read(self, hashes: Sequence[bytes], into: Sequence[memoryview], deadline: float) -> int:
+    def read(
+        self,
+        hashes: Sequence[bytes],
+        into: Sequence[memoryview],
+        deadline: float,
+        *,
+        written_at: Sequence[float] | None = None,
+        in_turn: InTurn = at_once,
+    ) -> int:
         """Read the leading blocks of `hashes` into writable memory, each of a block's size; return how many are right.
 
         deadline: on the monotonic clock, for all of it. Beyond the returned count the memory holds anything. After this
         returns nothing is written to it any more.
+        written_at: as of `Catalogue.plan`. in_turn: carries out what writes to that memory, see `InTurn`.
         """
-        return self._reader.read(hashes, into, deadline)
+        return self._reader.read(hashes, into, deadline, written_at=written_at, in_turn=in_turn)
 
     def read_forecast_s(self, block_count: int) -> float:
         """Return how long reading so many blocks is likely to take, by what was measured lately."""
         return block_count * self._objects.identity.block_bytes / self._objects.read_rate.bytes_s
-
-    def drop(self, hashes: Sequence[bytes] | None = None, section: int | None = None) -> int:
-        """Delete the objects that hold any of these blocks (None: all that are known), and all that is queued.
-
-        section: only those of this `SectionType`. Returns the bytes that are gone; what cannot be deleted is forgotten
-        by the fleet all the same, and its age ends it. Waits for the store: not for a thread that serves.
-        """
-        freed = self._writer.forget_queued()
-        found = self.catalogue.find(hashes, section)
-        now = self._objects.wall()
-        for one in found:
-            self._objects.note(Note("dropped", one.digest, now))
-        self._keeper.wake()
-        try:
-            self._objects.store.delete([self._objects.name_of(one.digest) for one in found])
-        except StoreError as error:
-            self._failed("delete", error)
-        else:
-            self._objects.recorder.inc("gc_object_deleted_total", len(found), reason="flushed")
-            freed += sum(one.stored_bytes for one in found)
-        return freed
 
     def close(self, deadline_s: float) -> None:
         """Write what waits, for at most about `deadline_s`, and end all threads. Idempotent."""
@@ -168,25 +154,25 @@ class ObjectTier:
         self._writer.close(0.6 * deadline_s)
         self._keeper.stop(max(0.0, end - self._clock()) / 2)
         self._reader.close(max(0.0, end - self._clock()))
-        if not self._keeper.alive:
-            try:
-                self._objects.notes.flush()
-            except StoreError as error:
-                self._failed("write", error)
 
     def _keep(self) -> float:
         """Do what is due, and return in how many seconds something else is."""
         now = self._clock()
         operation = "write"
         try:
-            if self._objects.notes.due_s() <= 0:
-                self._objects.notes.flush()
-            operation = "list"
-            if now >= self._refresh_at:
+            due = self._objects.notes.due_s() <= 0
+            if due or now >= self._refresh_at:
+                # Before notes are written, too: what was flushed meanwhile is not to be announced.
+                operation = "list"
                 complete = self._objects.notes.refresh()
                 self._refresh_at = now + (REFRESH_S if complete else 0.0)
                 if complete:
                     self._listed.set()
+            if due:
+                operation = "write"
+                self._take_back_flushed()
+                self._objects.notes.flush()
+            operation = "list"
             if now >= self._sweep_at:
                 self._sweep_at = now + SWEEP_S * random.uniform(0.9, 1.1)  # noqa: S311  spread, no secret
                 self._sweep()
@@ -197,6 +183,22 @@ class ObjectTier:
         self._backoff.succeeded()
         self._set_gauges()
         return max(0.05, min(self._objects.notes.due_s(), self._refresh_at - now))
+
+    def _tell_the_rest(self) -> None:
+        """Write the notes that wait."""
+        if not self._objects.notes.pending_count:
+            return
+        try:
+            self._objects.notes.refresh()
+            self._take_back_flushed()
+            self._objects.notes.flush_all()
+        except StoreError as error:
+            self._failed("write", error)
+
+    def _take_back_flushed(self) -> None:
+        """Delete what was written since it was flushed, and never tell of it. Raises StoreError."""
+        late = self._objects.notes.take_back(lambda note: note.what == "wrote" and self.catalogue.covers(note))
+        self._objects.store.delete([self._objects.name_of(note.digest) for note in late])
 
     def _sweep(self) -> None:
         swept = self._sweeper.sweep_if_due()

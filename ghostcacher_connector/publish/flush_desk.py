@@ -17,9 +17,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.coordination.base import CoordinationStore
-from ghostcacher_connector.core.coordination.flushes import FLUSHES_MAX, FlushOrder, FlushReport
+from ghostcacher_connector.core.coordination.flushes import (
+    ERROR_CHARS_MAX,
+    FLUSHES_MAX,
+    FlushOrder,
+    FlushReport,
+    TierDropped,
+)
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.periodic import Periodic
 
@@ -58,6 +66,7 @@ class FlushDesk:
         self._cursor: str | None = None
         self._orders: deque[FlushOrder] = deque(maxlen=FLUSHES_MAX)
         self._answers: deque[tuple[FlushOrder, FlushReport]] = deque(maxlen=FLUSHES_MAX)
+        self._given: deque[tuple[FlushOrder, FlushReport]] = deque(maxlen=FLUSHES_MAX)
         self._backoff = Backoff(BACKOFF_MIN_S, BACKOFF_MAX_S)
         self._thread = Periodic("gc-flushes", self.step)
 
@@ -87,6 +96,18 @@ class FlushDesk:
         """Note that the engine does something with blocks. To be called before `has_requests` turns false."""
         self._used_at = self._clock()
 
+    def amend(self, order: FlushOrder, dropped: TierDropped) -> None:
+        """Answer an order once more, when it is known what has become of one tier. For any thread."""
+        if dropped.error is not None:
+            dropped = replace(dropped, error=dropped.error[:ERROR_CHARS_MAX])
+        with self._lock:
+            for given, report in tuple(self._given):
+                if given.order == order.order:
+                    tiers = (dropped if each.tier is dropped.tier else each for each in report.dropped)
+                    self._give(order, FlushReport(tuple(tiers)))
+                    break
+        self._thread.wake()
+
     def step(self) -> float:
         """Do what is due; return for how many seconds nothing else is."""
         try:
@@ -105,6 +126,12 @@ class FlushDesk:
         self._backoff.succeeded()
         return BUSY_S if self._orders else POLL_S
 
+    def _give(self, order: FlushOrder, report: FlushReport) -> None:
+        """Have an order answered; a later answer takes the place of an earlier one."""
+        self._given = deque((one for one in self._given if one[0].order != order.order), maxlen=FLUSHES_MAX)
+        self._given.append((order, report))
+        self._answers.append((order, report))
+
     def _stand_in(self) -> None:
         """Carry out what waits, for an engine whose thread does not come by."""
         if not self._orders or self._engine is None:
@@ -122,7 +149,7 @@ class FlushDesk:
             except Exception:
                 logger.exception("worker %s: unexpected error while flushing %s", self._worker, order.scope)
                 continue
-            self._answers.append((order, report))
+            self._give(order, report)
             blocks = ", ".join(f"{tier.blocks} of {tier.tier.name}" for tier in report.dropped)
             logger.info(
                 "worker %s: flushed %s for router %s: blocks: %s", self._worker, order.scope, order.router, blocks

@@ -155,6 +155,11 @@ class Publisher:
         self.held_blocks.withdraw(slot)
         self._wake()
 
+    def withdraw_from(self, first_slot: int) -> None:
+        """Stop advertising what this slot and all with higher numbers hold. Never blocks, as `withdraw`."""
+        self.held_blocks.withdraw_from(first_slot)
+        self._wake()
+
     def move(self, record: WorkerRecord) -> None:
         """Begin another life: publish from now on under this record, and nothing of what was published before.
 

@@ -11,11 +11,12 @@ with the step whose ranks then copy into it. It is withdrawn from the index at t
 valid was in no entry, and needs no bump.
 
 A copy that the ledger has given up (`clear`, `drop`, or no report in time) may still write into its slots. They are
-free all the same: a rank carries out one copy after the other, so what a later copy writes is written later.
+free all the same: a rank carries out one copy after the other, so what a later copy writes is written later. A fetch
+from objects writes nothing more once one of its slots is given to somebody else (worker/host_objects.py).
 One that no rank has been given yet must not be given to any (`is_under_way`): it might come after the later one.
 
-Which blocks stay is up to the retention; only that a *duplicate*, which the engine has and has used since it was
-copied, makes room first: it is copied again before the engine gives it up.
+Which blocks stay is up to the retention; only that a *duplicate* makes room first: a block which the engine has and has
+used since it was copied (it is copied again before the engine gives it up), or which a peer has lent, and has still.
 
 Owner: one thread, the scheduler's.
 """
@@ -23,40 +24,22 @@ Owner: one thread, the scheduler's.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from ghostcacher_connector.core.retention.base import BlockTraits, EvictionReason
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, Location, SectionType, Tier
-from ghostcacher_connector.slots import Generations, Slots, first_generations
+from ghostcacher_connector.slots import Generations, Slots
+from ghostcacher_connector.tiers.candidates import Candidate, Copied
+from ghostcacher_connector.tiers.host_generations import HostGenerations
 from ghostcacher_connector.tiers.tier_counts import TierCounts
 
 COPY_TIMEOUT_S = 30.0
 """A copy that some rank has not reported by then is given up: it would keep its slots for good. A copy takes
 milliseconds, but reports come with steps, and an engine may be busy with one for seconds."""
-
-
-class Candidate(NamedTuple):
-    """A block that the engine has, and the tier has not."""
-
-    block: BlockHash
-    root: BlockHash
-    """The first block of its chain."""
-    parent: BlockHash | None
-    """The block before it; None for the first one."""
-    traits: BlockTraits
-
-
-class Copied(NamedTuple):
-    """A block that lies in a host slot on every rank from now on."""
-
-    slot: int
-    candidate: Candidate
-    generation: int
 
 
 class _Held(NamedTuple):
@@ -91,6 +74,9 @@ class HostLedger:
     counts: TierCounts
     """What it has given up and not taken in."""
 
+    changes: int
+    """How often it has changed what is held: what is found by `prefix` is the same until it rises."""
+
     def __init__(
         self,
         first_slot: int,
@@ -99,6 +85,7 @@ class HostLedger:
         *,
         ranks: int,
         on_withdraw: Callable[[int, BlockHash], None],
+        on_clear: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with every slot free.
@@ -107,31 +94,27 @@ class HostLedger:
         retention: empty, with room for as many blocks.
         ranks: how many of them report each copy.
         on_withdraw: called with each slot that held a block, and the block, before anything else may be written there.
+        on_clear: called instead when all slots are given up at once.
         """
         assert slot_count > 0
         self._first_slot = first_slot
         self._ranks = ranks
         self._retention = retention
-        self._on_withdraw = on_withdraw
+        self._on_withdraw, self._on_clear = on_withdraw, on_clear
         self._clock = clock
-        self._generations: list[int] = first_generations(slot_count).tolist()
-        self._bumped: dict[int, int] = {}
-        self._free = list(range(first_slot + slot_count - 1, first_slot - 1, -1))
+        self._generations = HostGenerations(first_slot, slot_count)
+        self._free = self._all_slots()
         self._held: dict[BlockHash, _Held] = {}
         self._duplicates: dict[BlockHash, None] = {}
         self._copying: set[BlockHash] = set()
         self._copies: dict[int, _Copy] = {}
         self._last_copy_id = 0
         self._loads: dict[str, _Load] = {}
-        self.counts = TierCounts()
-        # Ranks begin at 0, and get these with the first step.
-        self.send_all()
+        self.counts, self.changes = TierCounts(), 0
 
     def __repr__(self) -> str:
-        return (
-            f"HostLedger(held={len(self._held)}, free={len(self._free)}, copies under way={len(self._copies)}, "
-            f"loads={len(self._loads)})"
-        )
+        under_way = f"copies under way={len(self._copies)}, loads={len(self._loads)}"
+        return f"HostLedger(held={len(self._held)}, free={len(self._free)}, {under_way})"
 
     def __len__(self) -> int:
         """Return the number of blocks held."""
@@ -160,6 +143,16 @@ class HostLedger:
     def full(self) -> bool:
         """Whether a block that comes makes another one go."""
         return not self._free
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load reads host slots: once it has ended, the engine has their blocks, too."""
+        return bool(self._loads)
+
+    @property
+    def spare(self) -> int:
+        """How many blocks can come without any going that is nowhere else."""
+        return len(self._free) + len(self._duplicates)
 
     @property
     def copies_under_way(self) -> int:
@@ -228,6 +221,7 @@ class HostLedger:
         if copy.reports_due:
             return []
         del self._copies[copy_id]
+        self.changes += 1
         done = []
         for candidate, slot, good in zip(copy.candidates, copy.slots, copy.valid, strict=True):
             if not good:
@@ -235,7 +229,7 @@ class HostLedger:
                 continue
             self._copying.remove(candidate.block)
             self._retention.unpin(candidate.block)
-            generation = self._generation(slot)
+            generation = self._generations.of(slot)
             self._held[candidate.block] = _Held(slot, generation)
             done.append(Copied(slot, candidate, generation))
         return done
@@ -279,12 +273,12 @@ class HostLedger:
             self._retention.unpin(block)
 
     def duplicate(self, block: BlockHash) -> None:
-        """Note that the engine has a held block, too, and has used it: it is the first to make room."""
+        """Note that a held block is elsewhere, too: the engine has used it, or a peer lent it. It makes room first."""
         if block in self._held:
             self._duplicates[block] = None
 
     def unique(self, block: BlockHash) -> None:
-        """Note that the engine does not have a block any more, or gives it up soon."""
+        """Note that a block is nowhere else any more, or soon will not be."""
         self._duplicates.pop(block, None)
 
     # -- giving up -----------------------------------------------------------------------------------------------
@@ -299,28 +293,36 @@ class HostLedger:
             self._drop(block, EvictionReason.FLUSHED)
         return len(gone)
 
-    def clear(self) -> None:
-        """Forget everything: neither what is held nor what is on its way must be used any more."""
-        self.drop(lambda _: True)
-        self._loads.clear()
+    def clear(self) -> int:
+        """Forget all that is held or on its way, at some 0.5 us a block; return how many blocks were held."""
+        self._on_clear()
+        self.changes += 1
+        held = len(self._held)
+        on_their_way = Counter(each.traits.section for copy in self._copies.values() for each in copy.candidates)
+        for section, count in zip(SectionType, self._retention.blocks_by_section, strict=True):
+            self.counts.evict(section, EvictionReason.FLUSHED, count - on_their_way[section])
+        self._generations.bump_all((each.slot for each in self._held.values()), held)
+        self._free = self._all_slots()
+        self._held, self._duplicates, self._copying, self._copies, self._loads = {}, {}, set(), {}, {}
+        self._retention.clear()
+        return held
 
     @property
     def bumps_waiting(self) -> bool:
         """Whether there is anything to take: most steps give up nothing."""
-        return bool(self._bumped)
+        return self._generations.waiting
 
     def take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots that were given up since the last call, with their new generations, shape (n,) each."""
-        bumped, self._bumped = self._bumped, {}
-        slots = np.fromiter(bumped.keys(), dtype=np.int64, count=len(bumped))
-        return slots, np.fromiter(bumped.values(), dtype=np.uint64, count=len(bumped))
+        return self._generations.take()
 
     def send_all(self) -> None:
         """Send every generation with the next step: a rank may have missed some."""
-        self._bumped = dict(enumerate(self._generations, self._first_slot))
+        self._generations.send_all()
 
-    def _generation(self, slot: int) -> int:
-        return self._generations[slot - self._first_slot]
+    def _all_slots(self) -> list[int]:
+        """Return all slots; the first one is taken last from a free list of them."""
+        return list(range(self._first_slot + self.slot_count - 1, self._first_slot - 1, -1))
 
     def _admit(self, candidate: Candidate) -> int | None:
         """Return a slot for a block that is to be copied, or None if it is not worth one."""
@@ -357,12 +359,12 @@ class HostLedger:
     def _release(self, block: BlockHash, section: SectionType, reason: EvictionReason) -> None:
         """Free the slot of a block that is held, and that the retention has no more: bump and withdraw it."""
         self.counts.evict(section, reason)
+        self.changes += 1
         slot = self._held.pop(block).slot
         self._duplicates.pop(block, None)
         for load in self._loads.values():
             load.blocks.discard(block)
-        self._generations[slot - self._first_slot] += 1
-        self._bumped[slot] = self._generation(slot)
+        self._generations.bump(slot)
         self._free.append(slot)
         self._on_withdraw(slot, block)
 
@@ -388,5 +390,5 @@ class HostLedger:
         assert not self._copying & self._held.keys(), "what is held is not copied again"
         assert self._duplicates.keys() <= self._held.keys(), "only what is held is a duplicate"
         assert all(load.blocks <= self._held.keys() for load in self._loads.values()), "only what is held is pinned"
-        assert all(self._generation(entry.slot) == entry.generation for entry in self._held.values())
+        assert all(self._generations.of(entry.slot) == entry.generation for entry in self._held.values())
         assert all(0 < copy.reports_due <= self._ranks for copy in self._copies.values())

@@ -34,7 +34,8 @@ from ghostcacher_connector.core.retention.retention_settings import RetentionSet
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, SectionType, Tier
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import Candidate, Copied, HostLedger
+from ghostcacher_connector.tiers.candidates import Candidate, Copied
+from ghostcacher_connector.tiers.host_ledger import HostLedger
 from ghostcacher_connector.transfer.jobs import CopyJob
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class HostTier:
             TierRetention(retention, slot_count * block_bytes, clock=clock),
             ranks=ranks,
             on_withdraw=self._given_up,
+            on_clear=lambda: sink.withdraw_from(first_slot),
             clock=clock,
         )
         self._loaded = self._quota_refused = 0
@@ -105,7 +107,7 @@ class HostTier:
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
         self._lent: dict[BlockHash, None] = {}
-        self._lent_max = first_slot  # the engine has no more blocks; some are never published, and so never given away
+        self._lent_max = first_slot  # some are never published, and so never given away
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
         self.on_copied: Callable[[int, Sequence[Copied]], None] = lambda _copy_id, _copied: None
@@ -132,17 +134,32 @@ class HostTier:
         self.wanted.discard(slot)
         if published is not None and self._engine_slots.get(published.candidate.block) == slot:
             del self._engine_slots[published.candidate.block]
-            self._lent.pop(published.candidate.block, None)
-            self.ledger.unique(published.candidate.block)
+            self._leaves_engine(published.candidate.block)
+            if not self.ledger.holds(published.candidate.block):
+                self._lent.pop(published.candidate.block, None)
 
     def lent(self, blocks: Iterable[BlockHash]) -> None:
         """Note blocks that have just come from a peer, which holds them still: nothing else goes for copies of them.
 
-        Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one.
+        Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one. So those
+        that are made while there is room are the first to make some.
         """
-        self._lent.update(dict.fromkeys(blocks))
+        for block in blocks:
+            self._lent.pop(block, None)
+            self._lent[block] = None
+            self.ledger.duplicate(block)
         while len(self._lent) > self._lent_max:
-            del self._lent[next(iter(self._lent))]
+            self.owned([next(iter(self._lent))])
+
+    def owned(self, blocks: Iterable[BlockHash]) -> None:
+        """Note blocks that no peer holds, as far as the index knows; any that was not lent is no error."""
+        for block in self._lent.keys() & set(blocks):
+            del self._lent[block]
+            slot = self._engine_slots.get(block)
+            if slot is None:
+                self.ledger.unique(block)
+            else:
+                self.wanted.add(slot)
 
     def oldest(self, count: int) -> list[int]:
         """Return the engine slots that were used least lately, at most so many, the oldest first."""
@@ -158,7 +175,8 @@ class HostTier:
     def order(self, slots: Iterable[int]) -> list[CopyJob]:
         """Order copies of what these engine slots hold, which the engine gives away soon, in this order.
 
-        slots: of those that are `wanted`; what cannot be ordered now stays so.
+        slots: of those that are `wanted`; what cannot be ordered now stays so. While a load reads the tier, only what
+        there is room for is ordered: what it reads will make room, and until then an only copy would have to go.
         """
         self.ledger.expire()
         orders: list[CopyJob] = []
@@ -167,10 +185,14 @@ class HostTier:
             if self.ledger.copies_under_way >= ORDERS_MAX:
                 return orders
             block = self._engine[slot].candidate.block
-            self.wanted.discard(slot)
             if self.ledger.knows(block):
-                self.ledger.unique(block)
-            elif block not in chosen and not (block in self._lent and self.ledger.full):
+                self.wanted.discard(slot)
+                self._leaves_engine(block)
+                continue
+            if self.ledger.loading and len(chosen) >= self.ledger.spare:
+                break
+            self.wanted.discard(slot)
+            if block not in chosen and not (self.ledger.full and block in self._lent):
                 chosen[block] = slot
             if len(chosen) == self._order_blocks:
                 orders += self._begin(list(chosen.values()))
@@ -182,6 +204,8 @@ class HostTier:
         done = self.ledger.end(copy_id, valid)
         for slot, candidate, generation in done:
             self._sink.publish(slot, candidate.block, candidate.root, generation)
+            if candidate.block in self._lent:
+                self.ledger.duplicate(candidate.block)
         if done:
             self.on_copied(copy_id, done)
 
@@ -234,12 +258,21 @@ class HostTier:
 
     # -- giving up -----------------------------------------------------------------------------------------------
 
-    def clear(self) -> None:
-        """Forget and withdraw everything: what was computed so far must not be used any more."""
-        self.ledger.clear()
+    def clear(self) -> int:
+        """Forget and withdraw everything: what was computed so far must not be used any more.
+
+        Returns how many blocks were held.
+        """
+        held = self.ledger.clear()
         self.wanted.clear()
         self._lent.clear()
         self.on_cleared()
+        return held
+
+    def _leaves_engine(self, block: BlockHash) -> None:
+        """Note that the engine gives a block up, or soon will: unless a peer has it, it is not elsewhere, too."""
+        if block not in self._lent:
+            self.ledger.unique(block)
 
     def _begin(self, slots: list[int]) -> list[CopyJob]:
         if not slots:
@@ -264,4 +297,6 @@ class HostTier:
         engine_slot = self._engine_slots.get(block)
         if engine_slot is not None:
             self.wanted.add(engine_slot)
+        else:
+            self._lent.pop(block, None)
         self._sink.withdraw(slot)

@@ -15,8 +15,9 @@ All methods are called on the scheduler's thread, and none waits for the store.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,9 +25,11 @@ import numpy as np
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.threads import daemon_thread
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.types import BlockHash, SectionType
+from ghostcacher_connector.objects.catalogue import KnownObject
 from ghostcacher_connector.objects.directory import ObjectDirectory
-from ghostcacher_connector.tiers.host_ledger import Candidate, Copied
+from ghostcacher_connector.objects.object_flushes import FlushWanted, ObjectsFlushed
+from ghostcacher_connector.tiers.candidates import Candidate, Copied
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.transfer.jobs import CopyResult, FetchJob, StoreJob
 
@@ -38,6 +41,10 @@ WAITING_BYTES_MAX = 64 << 20
 
 STEP_BLOCKS_MAX = 1024
 """Offered with one step at most: sorting them takes about a millisecond."""
+
+UNDER_WAY_MAX = 1 << 16
+"""Of so many blocks that were ordered to be stored it is remembered that nobody may know of them yet: 4 GiB of small
+ones, far beyond what waits to be written."""
 
 CLOSE_S = 0.5
 
@@ -73,12 +80,13 @@ class ObjectOrders:
         namespace: str,
         ranks: int,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """open_directory: opens that of a namespace. tier: the host tier; told here of its copies from now on."""
         self._tier = tier
         self._open_directory = open_directory
         self._ranks = ranks
-        self._clock = clock
+        self._clock, self._wall = clock, wall
         self.directory = open_directory(namespace)
         """Of the present namespace."""
         self._waiting: dict[BlockHash, Copied] = {}
@@ -86,6 +94,7 @@ class ObjectOrders:
         self._fetches: dict[int, _Fetch] = {}
         self._ordered: list[FetchJob] = []
         self._backoff = Backoff()
+        self._stored: dict[BlockHash, None] = {}
         self._waiting_max = max(1, WAITING_BYTES_MAX // tier.block_bytes)
         tier.on_copied, tier.on_cleared = self._copied, self._cleared
 
@@ -111,7 +120,11 @@ class ObjectOrders:
         stored = self.directory
         lacking = [each for each in offered if self._is_held(each) and not stored.longest((each.candidate.block,))]
         lacking.sort(key=lambda each: (each.candidate.root, each.candidate.traits.depth))
-        return [_store_job(run) for run in _runs(lacking, self._waiting_max)]
+        self._stored.update(dict.fromkeys(each.candidate.block for each in lacking))
+        while len(self._stored) > UNDER_WAY_MAX:
+            del self._stored[next(iter(self._stored))]
+        now, since = self._wall(), self.directory.since
+        return [_store_job(run, now, since) for run in _runs(lacking, self._waiting_max)]
 
     def _copied(self, copy_id: int, copied: Sequence[Copied]) -> None:
         """Blocks are held in host slots from now on."""
@@ -138,8 +151,14 @@ class ObjectOrders:
         if not taken:
             return
         hashes, host_slots = zip(*taken, strict=True)
+        written_at = self.directory.times(hashes)
+        written_at += [math.inf] * (
+            len(hashes) - len(written_at)
+        )  # of those it is not known any more that they are there
         self._fetches[copy_id] = _Fetch(len(taken), self._ranks, len(taken), 0, 0.0, timeout_s)
-        self._ordered.append(FetchJob(copy_id, hashes, np.asarray(host_slots, dtype=np.int64), timeout_s))
+        self._ordered.append(
+            FetchJob(copy_id, hashes, np.asarray(host_slots, dtype=np.int64), timeout_s, tuple(written_at))
+        )
 
     def take_fetches(self) -> list[FetchJob]:
         """Return what the ranks are to read with the next step.
@@ -172,11 +191,32 @@ class ObjectOrders:
             self._backoff.succeeded()
         return Fetched(fetch.bytes, fetch.seconds)
 
+    # -- flushing ------------------------------------------------------------------------------------------------
+
+    def flush(
+        self,
+        order: bytes,
+        doomed: Callable[[Iterable[KnownObject]], set[bytes]] | None,
+        under_way: frozenset[BlockHash],
+        done: Callable[[ObjectsFlushed], None],
+    ) -> None:
+        """Have objects deleted, and nothing of them found any more from now on; see `FlushWanted`. Waits for nothing.
+
+        What is held, or on its way to the host tier, the caller drops before: so nothing of it is ordered to be stored.
+        """
+        self.directory.flush(FlushWanted(order, doomed, under_way, done))
+
+    def under_way(self) -> frozenset[BlockHash]:
+        """Return the blocks that were ordered to be stored, and of which it is not known that they are."""
+        self._stored = {block: None for block in self._stored if not self.directory.longest((block,))}
+        return frozenset(self._stored)
+
     # -- beginning anew ------------------------------------------------------------------------------------------
 
     def move(self, namespace: str) -> None:
         """Go on in another namespace."""
         self.close()
+        self._stored.clear()
         self.directory = self._open_directory(namespace)
 
     def close(self) -> None:
@@ -191,14 +231,14 @@ class ObjectOrders:
 
 
 def _runs(copied: Sequence[Copied], blocks_max: int) -> list[list[Copied]]:
-    """Cut sorted blocks into runs of consecutive ones of one prefix and one section type."""
+    """Cut sorted blocks into runs of consecutive ones of one prefix, of which the same is known."""
     runs: list[list[Copied]] = []
     for each in copied:
         last = runs[-1][-1].candidate if runs else None
         if (
             last is not None
             and each.candidate.parent == last.block
-            and each.candidate.traits.section == last.traits.section
+            and _kind_of(each.candidate) == _kind_of(last)
             and len(runs[-1]) < blocks_max
         ):
             runs[-1].append(each)
@@ -207,7 +247,11 @@ def _runs(copied: Sequence[Copied], blocks_max: int) -> list[list[Copied]]:
     return runs
 
 
-def _store_job(run: Sequence[Copied]) -> StoreJob:
+def _kind_of(candidate: Candidate) -> tuple[SectionType, bytes | None, bool]:
+    return candidate.traits.section, candidate.session, candidate.after_tools
+
+
+def _store_job(run: Sequence[Copied], now: float, since: float) -> StoreJob:
     first = run[0].candidate
     return StoreJob(
         tuple(each.candidate.block for each in run),
@@ -215,4 +259,9 @@ def _store_job(run: Sequence[Copied]) -> StoreJob:
         np.asarray([each.generation for each in run], dtype=np.uint64),
         first.traits.depth,
         int(first.traits.section),
+        first.parent or b"",
+        first.session or b"",
+        first.after_tools,
+        now,
+        since,
     )

@@ -30,9 +30,9 @@ class TierCounts:
         """Blocks that were not worth what would have had to go; those of a type that never comes here do not count."""
         return sum(count for (_, reason), count in self._refused.items() if reason is not Refusal.TYPE)
 
-    def evict(self, section: SectionType, reason: EvictionReason) -> None:
-        """Count a block that is held no more."""
-        self._evicted[section, reason] += 1
+    def evict(self, section: SectionType, reason: EvictionReason, count: int = 1) -> None:
+        """Count blocks that are held no more."""
+        self._evicted[section, reason] += count
 
     def refuse(self, section: SectionType, reason: Refusal) -> None:
         """Count a block that is not taken in."""

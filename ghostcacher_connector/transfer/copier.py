@@ -90,6 +90,8 @@ class Copier:
         self._copying = False
         self._closing = False
         self._stats = CopierStats()
+        self.on_submit: Callable[[Slots], None] = lambda _: None
+        """Told of the host slots of each job before it is queued: nothing else may fill them behind it."""
         self._thread = daemon_thread("gc-copy", self._loop)
         self._thread.start()
 
@@ -115,16 +117,22 @@ class Copier:
         assert _within(job.host_slots, self._engine_slots, self._host_slots), "a copy fills host slots"
         count = len(job.engine_slots)
         unread = CopyResult(job.copy_id, np.zeros(count, dtype=np.bool_), 0, 0.0)
+        self.on_submit(job.host_slots)
         self.take_turn(Turn(partial(self._run, job, self._table.incarnation), unread))
 
-    def take_turn(self, turn: Turn) -> None:
-        """Queue other work on host slots, which are its own until its result is polled. A full queue refuses it."""
+    def take_turn(self, turn: Turn) -> bool:
+        """Queue other work on host slots, which are its own until its result is polled; return False if it is refused.
+
+        A full queue refuses it. What is refused is not carried out, and ends with `Turn.unread`.
+        """
         with self._changed:
-            if self._closing or len(self._queue) >= self._queue_max:
-                self._refuse(turn)
-            else:
+            accepted = not self._closing and len(self._queue) < self._queue_max
+            if accepted:
                 self._queue.append(turn)
+            else:
+                self._refuse(turn)
             self._changed.notify_all()
+        return accepted
 
     def poll(self, *, wait_s: float = 0.0) -> list[CopyResult]:
         """Return the jobs that ended since the last call, each once. Waits for one for `wait_s` at most."""

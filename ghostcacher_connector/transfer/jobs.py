@@ -141,6 +141,16 @@ class StoreJob(NamedTuple):
     """Of the first one in its prefix."""
     section: int
     """Their `SectionType`."""
+    parent: bytes
+    """The block before the first one; empty for the first of a chain."""
+    session: bytes
+    """The tag of the session that they belong to; empty for what sessions share, and when not known."""
+    after_tools: bool
+    """Whether they are tools, or come after some."""
+    ordered_at: float
+    """When this was decided, in seconds since 1970: what was flushed since then is not written."""
+    since: float
+    """Objects that were written until then do not stand for these blocks, in seconds since 1970."""
 
 
 class FetchJob(NamedTuple):
@@ -154,6 +164,8 @@ class FetchJob(NamedTuple):
     """Where they are read to, shape (n,): as those of a copy."""
     timeout_s: float
     """Time after which what has not arrived is given up."""
+    written_at: tuple[float, ...]
+    """Of each block, the time before which its object must not have been written: an earlier one was flushed."""
 
 
 def outdated_result(result: JobResult) -> JobResult:

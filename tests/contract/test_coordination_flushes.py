@@ -16,7 +16,13 @@ from ghostcacher_connector.core.coordination.flushes import (
 from ghostcacher_connector.core.types import Tier
 from tests.contract.coordination_subjects import StoreSubject
 
-REPORT = FlushReport((TierDropped(Tier.DEVICE, 3, 300), TierDropped(Tier.HOST, 1 << 33, 1 << 50)))
+REPORT = FlushReport(
+    (
+        TierDropped(Tier.DEVICE, 3, 300),
+        TierDropped(Tier.HOST, 1 << 33, 1 << 50),
+        TierDropped(Tier.OBJECT, 0, 0, complete=False, error="the store is away"),
+    )
+)
 
 
 def order(number: int, *, blocks: int = 0, router: str = "router-1") -> FlushOrder:
@@ -61,6 +67,12 @@ def test_malformed_orders_are_left_out_and_counted(routing: StoreSubject, value:
     routing.store.append_flush(order(2))
     assert routing.store.flush_orders(cursor)[1] == (order(2),)
     assert routing.store.malformed_entries == 1
+
+
+def test_report_of_a_worker_of_before_is_complete_and_without_an_error() -> None:
+    """It knows neither field."""
+    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode([[[0, 1, 10]]]), type=FlushReport)
+    assert decoded == FlushReport((TierDropped(Tier.DEVICE, 1, 10, complete=True, error=None),))
 
 
 def test_malformed_report_is_none_and_counted(routing: StoreSubject) -> None:

@@ -111,6 +111,22 @@ def test_sglang_engines_pull_from_each_other_through_the_router(routed: RoutedFl
     assert before.hits() > 0
 
 
+def test_flush_of_all_empties_engines_of_both_kinds(routed: RoutedFleet) -> None:
+    """Each says how much that was; whoever serves the prompt next computes it."""
+    text = routed.fleet.text(TOKENS)
+    for name in (*SGLANG, "v"):
+        routed.fleet.client(name).complete(text, max_tokens=2)
+    answer, _ = ask(routed.router.url, "/gc/flush", {"scope": "all"})
+    found = {worker["worker"]: worker for worker in answer["workers"]}
+    assert set(found) == {*SGLANG, "v"}
+    for worker in found.values():
+        (device,) = worker["tiers"]
+        assert (worker["answered"], worker["supported"], device["error"]) == (True, True, None), worker
+        assert device["blocks"] > 0
+        assert device["bytes"] > 0
+    assert routed.complete(text)[1] == 0
+
+
 def goes_to(routed: RoutedFleet, text: str) -> str | None:
     """Return the worker that a prompt with this text would go to for what it has of it; None: for something else."""
     answer, _ = ask(routed.router.url, "/gc/explain", {"model": "m", "prompt": text + " And then?"})

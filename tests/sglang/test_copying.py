@@ -38,6 +38,10 @@ class Sink:
     def withdraw(self, slot: int) -> None:
         self.slots.pop(slot, None)
 
+    def withdraw_from(self, first_slot: int) -> None:
+        for slot in [slot for slot in self.slots if slot >= first_slot]:
+            del self.slots[slot]
+
 
 class Rig:
     """A rank with a host tier, whose pages are published as SGLang offers them."""

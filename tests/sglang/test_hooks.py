@@ -59,7 +59,8 @@ def test_hooks_call_the_linker(linker: Linker) -> None:
     hooks.abort_sent(None, "scheduler", "abort", SimpleNamespace(rid="r"))
     hooks.batch_begins("scheduler", "batch")
     hooks.batch_done(None, "scheduler", "batch", "result")
-    assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done"]
+    hooks.scheduler_idles("scheduler")
+    assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done", "idle"]
 
 
 @pytest.mark.parametrize("name", hooks.WEIGHT_CHANGES)

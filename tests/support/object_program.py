@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from ghostcacher_connector.metrics.recorder import Delta, Recorder
+from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from ghostcacher_connector.objects.tier import ObjectTier
 from tests.support.index_parts import wait_until
@@ -40,7 +41,7 @@ def merge(into: dict[str, dict[str, float]], delta: Delta) -> None:
 def written(tier: ObjectTier, number: int, recorder: Recorder, sums: dict[str, dict[str, float]]) -> bool:
     """Write one prompt, and wait for what becomes of it; return whether it is in the store."""
     sums.pop("gc_object_writes_total", None)
-    assert tier.write(prompt(number), rows_of(prompt(number)), position=0, section=1)
+    assert tier.write(prompt(number), rows_of(prompt(number)), RunFacts(0, 1))
 
     def over() -> bool:
         merge(sums, recorder.drain())
@@ -52,7 +53,7 @@ def written(tier: ObjectTier, number: int, recorder: Recorder, sums: dict[str, d
 
 def write_for_ever(tier: ObjectTier) -> None:
     for number in count():
-        if not tier.write(prompt(number), rows_of(prompt(number)), position=0, section=1):
+        if not tier.write(prompt(number), rows_of(prompt(number)), RunFacts(0, 1)):
             wait_until(lambda number=number: tier.longest(prompt(number - 1)) > 0, WAIT_S, "the queue moves")  # type: ignore[misc]
         print(number, flush=True)
 

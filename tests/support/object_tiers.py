@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import queue
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,9 @@ from functools import lru_cache
 import numpy as np
 
 from ghostcacher_connector.metrics.recorder import Recorder
+from ghostcacher_connector.objects.directory import ObjectDirectory
+from ghostcacher_connector.objects.object_flushes import FlushWanted, ObjectsFlushed
+from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.stores.base import ObjectStore
 from ghostcacher_connector.objects.tier import ObjectTier
 from ghostcacher_connector.objects.tier_options import TierOptions
@@ -88,7 +93,21 @@ def write_all(
 ) -> None:
     """Write a prompt by a tier of its own, which is closed behind it."""
     with opened(store, rank=rank, block_bytes=block_bytes, options=options) as tier:
-        assert tier.write(hashes, rows_of(hashes, block_bytes), position=0, section=1)
+        assert tier.write(hashes, rows_of(hashes, block_bytes), RunFacts(0, 1))
+
+
+def flush(
+    directory: ObjectDirectory,
+    blocks: Sequence[bytes] | None = None,
+    *,
+    order: bytes | None = None,
+    under_way: Sequence[bytes] = (),
+) -> ObjectsFlushed:
+    """Have the objects of some blocks flushed, None: all; return how that ended, once it has, or has failed."""
+    ended: queue.Queue[ObjectsFlushed] = queue.Queue()
+    doomed = None if blocks is None else lambda _objects: set(blocks)
+    directory.flush(FlushWanted(order or secrets.token_bytes(16), doomed, frozenset(under_way), ended.put))
+    return ended.get(timeout=DEADLINE_S)
 
 
 def right(tier: ObjectTier, hashes: Sequence[bytes], block_bytes: int = BLOCK_BYTES) -> int:

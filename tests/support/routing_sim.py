@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -87,7 +87,7 @@ class SimEngine(Engine):
         kv_blocks: int | None,
     ) -> None:
         self.name = name
-        self.claims: dict[str, float] = {}
+        self.claims: dict[str, Any] = {}
         self._now = sim.now
         made = replace(make_record(name, namespace=namespace), block_tokens=BLOCK_TOKENS, shares_prefill=shares_prefill)
         record = None if plain else made

@@ -205,6 +205,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_cli.up": {
         "config",
         "core.addresses",
+        "core.object_url",
         "core.settings",
         "core.redis",
         "core.process",

@@ -21,6 +21,7 @@ FLUSHES_MAX = 256
 FLUSHED_BLOCKS_MAX = 4_096
 """The most hashes in one order, 128 KiB."""
 ORDER_BYTES = 16
+ERROR_CHARS_MAX = 512
 
 _Count = Annotated[int, Meta(ge=0, le=1 << 53)]
 _Name = Annotated[str, Meta(max_length=256)]
@@ -53,7 +54,11 @@ class TierDropped(msgspec.Struct, frozen=True, array_like=True):
     tier: Tier
     blocks: _Count
     bytes: _Count
-    """On all ranks together."""
+    """On all ranks together; of objects in the fleet, each by the worker that has deleted it."""
+    complete: bool = True
+    """Whether that is all; if not, another report follows."""
+    error: Annotated[str, Meta(max_length=ERROR_CHARS_MAX)] | None = None
+    """Why it is not done yet; None when all went well."""
 
 
 class FlushReport(msgspec.Struct, frozen=True, array_like=True):

@@ -99,6 +99,9 @@ class BlockSink(Protocol):
 
     def withdraw(self, slot: int) -> None: ...
 
+    def withdraw_from(self, first_slot: int) -> None:
+        """Withdraw this slot and all with higher numbers: one call for a tier that is emptied."""
+
 
 class BlockIndex(ABC):
     """Block hash -> holders, and the directory of live workers."""

@@ -40,7 +40,7 @@ class EvictionReason(str, Enum):
     """Its type's time was over, or that of a block before it."""
 
     DUPLICATE = "duplicate"
-    """The tier was full, and the engine had the block, too, and had used it since it came."""
+    """The tier was full, and the block elsewhere, too: the engine had used it since it came, or a peer had lent it."""
 
     FLUSHED = "flushed"
     """Somebody asked for it to be dropped, or nothing of before was right any more."""

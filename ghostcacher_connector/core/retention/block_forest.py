@@ -62,6 +62,16 @@ class BlockForest:
             self._orphans.setdefault(block.key, set()).add(child)
         block.children = set()
 
+    def untie_all(self) -> None:
+        """Untie all blocks from each other, so that they are freed one by one; the forest is not to be used any more.
+
+        Parents and children keep each other: without this Python's collector would have to find all of them at once.
+        """
+        self._orphans.clear()
+        while self._blocks:
+            _, block = self._blocks.popitem()
+            block.parent, block.children = None, set()
+
     def _forget_orphan(self, parent_key: BlockKey, block: TierBlock) -> None:
         waiting = self._orphans.get(parent_key)
         if waiting is not None:

@@ -40,6 +40,7 @@ from ghostcacher_connector.core.retention.eviction_queues import EvictionQueues
 from ghostcacher_connector.core.retention.policies import make_policy
 from ghostcacher_connector.core.retention.retained import Retained
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.threads import daemon_thread
 from ghostcacher_connector.core.types import SectionType
 
 GIB = 1 << 30
@@ -91,8 +92,7 @@ class TierRetention:
         self._forest = BlockForest()
         self._queues = EvictionQueues()
         self._deadlines = Alarms()
-        quota = float("inf") if settings.quota_gib is None else settings.quota_gib * GIB
-        self._retained = Retained(settings.retained_share_max * capacity_bytes, quota)
+        self._retained = self._new_retained(capacity_bytes)
         self._budgets = {section: settings.budget(section) * capacity_bytes for section in SectionType}
         self._ttls = {section: settings.ttl_s(section) for section in SectionType}
         self.capacity_bytes = capacity_bytes
@@ -229,6 +229,19 @@ class TierRetention:
                 leaves.append(parent)
         return evicted
 
+    def clear(self) -> None:
+        """Forget all blocks, also retained and pinned ones, at once; what the policy has learnt stays.
+
+        What they were is freed beside, on a thread of its own: of a million blocks that takes a second or more.
+        """
+        gone, refused_bytes = self._forest, self.quota_refused_bytes
+        self._forest, self._queues, self._deadlines = BlockForest(), EvictionQueues(), Alarms()
+        self._retained = self._new_retained(self.capacity_bytes)
+        self._retained.refused_bytes = refused_bytes
+        self.used_bytes = 0
+        self.bytes_by_section = dict.fromkeys(SectionType, 0)
+        daemon_thread("gc-free", gone.untie_all).start()
+
     def age(self, keys: Iterable[BlockKey]) -> int:
         """Let blocks and all that follow them go before all others, retained or not; return how many there are."""
         now = self._clock()
@@ -241,6 +254,10 @@ class TierRetention:
                 self._settle(block)
         self._end_retentions(now)
         return count
+
+    def _new_retained(self, capacity_bytes: int) -> Retained:
+        quota = float("inf") if self._settings.quota_gib is None else self._settings.quota_gib * GIB
+        return Retained(self._settings.retained_share_max * capacity_bytes, quota)
 
     def _at(self, key: BlockKey) -> TierBlock:
         block = self._forest.get(key)

@@ -125,9 +125,17 @@ class PrefixMatcher:
         if self._tracer is not None and (headers := tracked.trace_headers):
             lookup_span(self._tracer, headers, tracked.asked_at, self._clock(), asked=tracked.pullable, answer=answer)
         if isinstance(answer, MissReason):
+            if answer is MissReason.NOT_INDEXED:
+                self._note_held(tracked, 0)
             return self._decide(tracked, first_block, otherwise=answer)
         tracked.hits = answer
+        self._note_held(tracked, max((hit.length for hit in answer), default=0))
         return self._decide(tracked, first_block)
+
+    def _note_held(self, tracked: PullState, count: int) -> None:
+        """Have the tier know that peers hold no more than a request's first `count` blocks."""
+        if self._tier is not None:
+            self._tier.owned(tracked.blocks[count : tracked.pullable])
 
     def _decide(self, tracked: PullState, first_block: int, *, otherwise: MissReason | None = None) -> int | None:
         """Plan a pull by the index's answer and what is here; return how many blocks to pull.
@@ -144,7 +152,20 @@ class PrefixMatcher:
         if isinstance(plan, MissReason):
             return self._settle(tracked, first_block, plan if own or otherwise is None else otherwise)
         tracked.plan, tracked.phase = plan, Phase.PLANNED
+        tracked.decided_at = self._tier_changes
         return plan.block_count
+
+    def _planned(self, tracked: PullState, first_block: int) -> int | None:
+        """Return what was decided for a request that is asked for again, for want of room; decide anew where that may
+        have changed: the engine has more or less of it, or the tier holds other blocks."""
+        plan = tracked.plan
+        if plan is not None and plan.first_block == first_block and tracked.decided_at == self._tier_changes:
+            return plan.block_count
+        return self._decide(tracked, first_block)
+
+    @property
+    def _tier_changes(self) -> int:
+        return self._tier.ledger.changes if self._tier is not None else 0
 
     def _fetches(
         self,

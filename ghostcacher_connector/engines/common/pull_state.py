@@ -51,6 +51,8 @@ class PullState(ABC):
     """The index's answer."""
     plan: PullPlan | None = None
     """What is pulled from whom; None until it is decided."""
+    decided_at: int = 0
+    """How often the host tier had changed when the plan was made."""
     sections: BlockSections = NO_SECTIONS
     """What the blocks of its prompt belong to, as far as is known: a hint for what to keep."""
     reported_as: str | None = None

@@ -141,6 +141,11 @@ class EngineRank:
         )
 
     @property
+    def takes_flushes(self) -> bool:
+        """Whether orders to flush are taken: several ranks would have to do so in one pass, and one hears of them."""
+        return self.ranks.size == 1
+
+    @property
     def worker(self) -> str:
         """This worker's name."""
         return self._worker
@@ -210,8 +215,7 @@ class EngineRank:
             block_tokens=self.page_tokens,
             # A prompt enters the radix cache when its batch's results are handled; the next batch may be made before.
             shares_prefill=False,
-            # Its tree gives up whole leaves when it needs room, and no page that somebody names.
-            takes_flushes=False,
+            takes_flushes=self.takes_flushes,
         )
 
     def _shared(self, slot_count: int) -> _Shared:

@@ -67,6 +67,9 @@ class HookedLinker(Protocol):
     def batch_done(self, batch: Any) -> None:
         """The results of a batch have been processed."""
 
+    def idle(self, scheduler: Any) -> None:
+        """SGLang's scheduler has nothing to compute at the moment."""
+
     def weights_may_change(self, model: Any, why: str) -> None:
         """The weights of this model may be changed by what comes next. The same happens on every rank."""
 
@@ -121,6 +124,12 @@ def batch_begins(_scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
 def batch_done(_result: Any, _scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
     if _linker is not None:
         _linker.batch_done(batch)
+
+
+@careful
+def scheduler_idles(scheduler: Any, *_: Any, **__: Any) -> None:
+    if _linker is not None:
+        _linker.idle(scheduler)
 
 
 @careful
@@ -184,6 +193,7 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
         (f"{SCHEDULER}.send_abort_output", abort_sent, "after"),
         (f"{SCHEDULER}.run_batch", batch_begins, "before"),
         (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
+        (f"{SCHEDULER}.on_idle", scheduler_idles, "before"),
         (f"{WRAPPER}._offload_node", node_offered, "before"),
         (f"{CHECKER}._check_full_pool", full_pool_checked, "around"),
         (f"{ARGUMENTS}.from_cli_args", flags_parsed, "after"),

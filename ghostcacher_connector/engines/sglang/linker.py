@@ -79,6 +79,7 @@ class GhostCacherLinker(UnifiedCacheLinker):
         self.layer_done_counter = LayerWiseLoadCounter(engine.layer_count)
         self._stats = self._open_stats(server_args)
         self._engine.start()
+        self._scheduling.take_flushes()
         hooks.set_linker(self)
 
     @property
@@ -136,6 +137,9 @@ class GhostCacherLinker(UnifiedCacheLinker):
 
     def batch_done(self, batch: ScheduleBatch) -> None:
         self._scheduling.batch_done(batch)
+
+    def idle(self, scheduler: Scheduler) -> None:
+        self._scheduling.idle(scheduler)
 
     def weights_may_change(self, model: torch.nn.Module, why: str) -> None:
         self._scheduling.weights_may_change(model, why)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from ghostcacher_connector.core.types import SectionType
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.objects.directory import ObjectDirectory
 from ghostcacher_connector.objects.tier_options import TierOptions
-from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.candidates import Candidate
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.object_orders import ObjectOrders
 from ghostcacher_connector.transfer.jobs import CopyResult
@@ -39,6 +41,9 @@ class Sink:
         """Nobody looks for it."""
 
     def withdraw(self, slot: int) -> None:
+        """Nobody looks for it."""
+
+    def withdraw_from(self, first_slot: int) -> None:
         """Nobody looks for it."""
 
 
@@ -119,6 +124,16 @@ class Worker:
             for number, rank in enumerate(self.ranks)
         )
 
+    def hang(self, goes: threading.Event) -> None:
+        """Have reads of objects wait for an event."""
+        for rank in self.ranks:
+            store = self.objects_of(rank).tier._objects.store
+            store.read = partial(_read_once_it_goes, goes, store.read)  # type: ignore[method-assign]
+
+    def idle(self) -> bool:
+        """Say whether no rank has anything left to copy."""
+        return all(rank.runtime.copier is not None and not rank.runtime.copier.queue_length for rank in self.ranks)
+
     @staticmethod
     def objects_of(rank: TierRank) -> HostObjects:
         assert rank.runtime.objects is not None
@@ -140,6 +155,13 @@ class Worker:
             (result,) = rank.runtime.copier.poll(wait_s=WAIT_S)
             self.tier.reported(result.copy_id, result.valid.tolist())
             self.orders.reported(result)
+
+
+def _read_once_it_goes(
+    goes: threading.Event, read: Callable[[str, int], memoryview], name: str, size: int
+) -> memoryview:
+    assert not name.startswith("v1/objects/") or goes.wait(WAIT_S)
+    return read(name, size)
 
 
 def candidate(index: int) -> Candidate:
@@ -278,3 +300,70 @@ def test_move_of_a_rank_is_not_held_up_by_a_store_that_hangs(stored: Path) -> No
         assert rank.runtime.copier is not None
         (result,) = rank.runtime.copier.poll(wait_s=WAIT_S)
         assert not result.valid.any()
+
+
+def test_store_that_hangs_holds_up_no_copy_to_the_host_tier(stored: Path) -> None:
+    """A fetch waits for it on a thread of its own; what is copied behind it is held meanwhile."""
+    with worker(stored) as after:
+        goes = threading.Event()
+        after.hang(goes)
+        after.orders.fetch([candidate(0)], WAIT_S)
+        after._bump()
+        (fetch,) = after.orders.take_fetches()
+        for rank in after.ranks:
+            after.objects_of(rank).fetch(fetch)
+        other = Candidate(b"other" * 6 + b"..", BLOCKS[0], None, candidate(0).traits)
+        after.tier.engine_holds(int(ENGINE[0]), other, GENERATION)
+        for number, rank in enumerate(after.ranks):
+            rank.memory.table.bump(ENGINE[:1], same(1, GENERATION))
+            rank.memory.fill(ENGINE[:1], after.owners(number)[:1], same(1, GENERATION))
+        (copy,) = after.tier.order([int(ENGINE[0])])
+        after._bump()
+        for rank in after.ranks:
+            assert rank.runtime.copier is not None
+            rank.runtime.copier.submit(copy)
+        after._reported()
+        assert after.tier.ledger.holds(other.block)
+        assert not after.tier.ledger.holds(BLOCKS[0])
+        goes.set()
+        after._reported()
+        assert after.tier.ledger.holds(BLOCKS[0])
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_fetch_that_comes_late_fills_no_slot_that_was_given_to_a_copy(stored: Path, placed: bool) -> None:
+    """The ledger has given it up while its store hung, and its slots are a copy's now."""
+    with worker(stored) as after:
+        goes = threading.Event()
+        if placed:
+            goes.set()
+        after.hang(goes)
+        after.orders.fetch([candidate(index) for index in range(COUNT)], WAIT_S)
+        after._bump()
+        (fetch,) = after.orders.take_fetches()
+        for rank in after.ranks:
+            after.objects_of(rank).fetch(fetch)
+        after.tier.ledger.drop(lambda block: block == BLOCKS[0])
+        for number, rank in enumerate(after.ranks):
+            rank.memory.table.bump(ENGINE, same(COUNT, GENERATION + 1))
+            rank.memory.fill(ENGINE, after.owners(number) + 50, same(COUNT, GENERATION + 1))
+        for index, slot in enumerate(ENGINE.tolist()):
+            after.tier.engine_holds(slot, candidate(index), GENERATION + 1)
+        (copy,) = after.tier.order(ENGINE.tolist())
+        after._bump()
+        assert set(copy.host_slots.tolist()) & set(fetch.host_slots.tolist())
+        for rank in after.ranks:
+            assert rank.runtime.copier is not None
+            rank.runtime.copier.submit(copy)
+        wait_until(after.idle, WAIT_S)
+        goes.set()
+        wait_until(lambda: not any(after.objects_of(rank)._fetches for rank in after.ranks), WAIT_S)
+        wait_until(after.idle, WAIT_S)
+        for rank in after.ranks:
+            assert rank.runtime.copier is not None
+            for result in rank.runtime.copier.poll():
+                after.tier.reported(result.copy_id, result.valid.tolist())
+        slots = np.array([location.slot for location in after.tier.ledger.prefix(BLOCKS, 0)], dtype=np.int64)
+        assert len(slots) == COUNT
+        for number, rank in enumerate(after.ranks):
+            assert rank.memory.holds(slots, after.owners(number) + 50, same(COUNT, GENERATION + 1)).all()

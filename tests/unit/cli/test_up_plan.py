@@ -290,6 +290,36 @@ def test_host_tier_is_each_engines(model: str, words: tuple[str, ...], environ: 
         assert engine.env["GC_HOST_TIER_GIB"] == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "environ", "expected"),
+    [
+        (("--host-tier", "1", "--object-url", "file:///a"), {}, "file:///a"),
+        (("--host-tier", "1"), {"GC_OBJECT_URL": "file:///b"}, "file:///b"),
+        (("--object-url", "file:///a"), {"GC_OBJECT_URL": "file:///b", "GC_HOST_TIER_GIB": "1"}, "file:///a"),
+    ],
+)
+def test_object_url_is_all_engines(model: str, words: tuple[str, ...], environ: dict[str, str], expected: str) -> None:
+    """The option wins over the connector's variable, and the host tier of either is the one behind which it lies."""
+    for engine in plan_engines(options(model, "--workers", "2", *words), REDIS, environ):
+        assert engine.env["GC_OBJECT_URL"] == expected
+
+
+@pytest.mark.parametrize("words", [(), ("--host-tier", "0")])
+def test_object_url_without_a_host_tier_is_refused(model: str, words: tuple[str, ...]) -> None:
+    """Before engines start, and by name."""
+    with pytest.raises(ConfigError, match="host_tier_gib: expected more than 0 with object_url"):
+        plan_engines(options(model, "--object-url", "file:///a", *words), REDIS, {})
+
+
+def test_bucket_without_its_client_says_what_to_install(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file needs none."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "obstore" else found(name))
+    assert plan_engines(options(model, "--host-tier", "1", "--object-url", "file:///a"), REDIS, {})
+    with pytest.raises(ConfigError, match=r"object_url: .*pip install 'ghostcacher\[objects\]'"):
+        plan_engines(options(model, "--host-tier", "1", "--object-url", "s3://bucket/p"), REDIS, {})
+
+
 def test_host_tier_counts_as_memory_that_engines_take(model: str) -> None:
     """The KV cache gets half of what is left beside it; what does not fit is refused before engines start."""
     roomy = plan_engines(options(model, "--workers", "2", "--host-tier", "20"), REDIS, {})

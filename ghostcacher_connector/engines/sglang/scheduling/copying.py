@@ -60,10 +60,11 @@ class PageCopying:
         for order in orders:
             self._copier.submit(order)
 
-    def clear(self) -> None:
-        """Forget and withdraw everything that was copied."""
-        self.tier.clear()
+    def clear(self) -> int:
+        """Forget and withdraw everything that was copied; return how many pages that were."""
+        held = self.tier.clear()
         self._bump()
+        return held
 
     def _bump(self) -> None:
         if self.tier.ledger.bumps_waiting:

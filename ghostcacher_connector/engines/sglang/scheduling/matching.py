@@ -75,8 +75,7 @@ class Matcher(PrefixMatcher):
         if tracked.phase is Phase.ASKED:
             count = self._answered_in_time(tracked, first)
         elif tracked.phase is Phase.PLANNED:
-            # Asked again: there was no room. The local cache may hold more or less of the prompt by now.
-            count = self._decide(tracked, first)
+            count = self._planned(tracked, first)
         assert count is not None, "nothing is fetched from objects on SGLang"
         return min(count, common_pages(tracked, first, keys), self._pages_max)
 

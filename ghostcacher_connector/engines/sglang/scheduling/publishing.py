@@ -28,7 +28,7 @@ from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.slots import Slots
-from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.candidates import Candidate
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 NO_PAGES: Slots = np.empty(0, dtype=np.int64)

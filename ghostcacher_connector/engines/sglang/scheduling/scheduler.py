@@ -23,6 +23,7 @@ from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.weight_watch import WeightWatch
 from ghostcacher_connector.engines.sglang.engine_rank import EngineRank
 from ghostcacher_connector.engines.sglang.scheduling.copying import PageCopying, make_copying
+from ghostcacher_connector.engines.sglang.scheduling.flushing import TreeFlusher
 from ghostcacher_connector.engines.sglang.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
 from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
@@ -30,6 +31,7 @@ from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.sglang.scheduling.publishing import PageBook, PagePublisher
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked, track
+from ghostcacher_connector.publish.flush_desk import Engine
 from ghostcacher_connector.pull.step_times import StepClock, StepTime
 
 if TYPE_CHECKING:
@@ -93,6 +95,22 @@ class ConnectorScheduler:
             engine.recorder,
             page_tokens=tokens,
         )
+        self._flusher: TreeFlusher | None = None
+        if fleet is not None and engine.takes_flushes:
+            self._flusher = TreeFlusher(
+                allocator,
+                self._withdraw_all,
+                fleet.flushes.amend,
+                page_count=engine.page_count,
+                page_bytes=page_bytes,
+                has_host_tier=copying is not None,
+            )
+
+    def take_flushes(self) -> None:
+        """Take orders to flush from now on, where the engine takes any."""
+        if self._fleet is not None and self._flusher is not None:
+            # SGLang's thread comes by when it idles, too: nobody is to stand in for it.
+            self._fleet.flushes.start(Engine(self._flusher.drop, lambda: True))
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -143,12 +161,24 @@ class ConnectorScheduler:
     def begin_pass(self) -> int:
         """A pass of the scheduler begins: return how many offers this rank has computed."""
         self._settle()
+        self._settle_flushes()
         self._loader.begin_pass()
         if self._copying is not None:
             self._copying.begin_pass(sharing=self._sharing)
         if self._fleet is not None and self._fleet.reporter.load_wanted:
             self._report_load()
         return self._publisher.computed_count()
+
+    def idle(self, scheduler: Scheduler) -> None:
+        """SGLang has nothing to compute at the moment."""
+        self._settle_flushes()
+        if self._flusher is not None and not self._left:
+            self._flusher.idle(scheduler)
+
+    def _settle_flushes(self) -> None:
+        """Drop what is ordered."""
+        if self._fleet is not None and self._flusher is not None and not self._left:
+            self._fleet.flushes.settle()
 
     def batch_begins(self, batch: ScheduleBatch) -> None:
         self._settle()
@@ -208,6 +238,20 @@ class ConnectorScheduler:
         if self._copying is not None:
             self._copying.clear()
         self._computed_since_reset = self._old_tree = False
+
+    def _withdraw_all(self) -> int:
+        """Have nothing of before read by peers, and nothing shared until the tree was emptied.
+
+        Returns how many blocks the host tier held.
+        """
+        self._publisher.void()
+        self.guard.withdraw_all()
+        held = self._copying.clear() if self._copying is not None else 0
+        for tracked in self._tracked.values():
+            self._matcher.forget(tracked)
+            tracked.phase = Phase.SETTLED
+        self._old_tree = True
+        return held
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

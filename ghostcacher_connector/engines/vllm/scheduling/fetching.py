@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import MissReason, Tier
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, candidate_of
+from ghostcacher_connector.publish.block_notes import BlockNotes, Note
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.object_orders import Fetched, ObjectOrders
@@ -42,12 +43,14 @@ class ObjectFetcher:
         tier: HostTier,
         forecaster: Forecaster,
         settings: Settings,
+        notes: BlockNotes,
         *,
         block_tokens: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """notes: of what this worker holds, for orders to flush."""
         self._orders, self._tier = orders, tier
-        self._forecaster, self._settings = forecaster, settings
+        self._forecaster, self._settings, self._notes = forecaster, settings, notes
         self._block_tokens = block_tokens
         self._clock = clock
         self._waits: dict[str, _Wait] = {}
@@ -72,6 +75,8 @@ class ObjectFetcher:
         candidates = [candidate_of(tracked, index, self._block_tokens, self._tier.block_bytes) for index in lacking]
         # What the request has there must still be there when the rest has come.
         self._tier.ledger.pin(_pin_id(tracked), blocks[first_block:first], wait_s)
+        for each in candidates:
+            self._notes.put(each.block, Note(each.parent, each.traits.section, each.session))
         if candidates:
             self._orders.fetch(candidates, wait_s)
         self._waits[tracked.request_id] = _Wait(first, end, self._clock() + wait_s, otherwise)

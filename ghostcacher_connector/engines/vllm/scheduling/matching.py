@@ -154,12 +154,7 @@ class Matcher(PrefixMatcher):
         if tracked.phase is Phase.ASKED:
             count = self._answered(tracked, first_block, wait_s=ALONE_WAIT_S if alone else 0.0)
         elif tracked.phase is Phase.PLANNED:
-            # It may be asked again: there was no room. The cache and the tier may hold more or less of it by now.
-            assert tracked.plan is not None
-            if self._tier is None and tracked.plan.first_block == first_block:
-                count = tracked.plan.block_count
-            else:
-                count = self._decide(tracked, first_block)
+            count = self._planned(tracked, first_block)
         if count is None or (count and self._joins(tracked)):
             return None
         return count * self._block_tokens

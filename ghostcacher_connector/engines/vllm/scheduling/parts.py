@@ -120,7 +120,7 @@ class PartsMaker:
         notes = BlockNotes()
         tier = self._tier(record, fleet, pool) if self._role.publishes else None
         objects = self._objects(record, tier) if tier is not None else None
-        fetcher = self._fetcher(objects, tier, forecaster) if objects is not None and tier is not None else None
+        fetcher = self._fetcher(objects, tier, forecaster, notes) if objects is not None and tier is not None else None
         watch = SlotWatch(pool, _withdraw_from(fleet.publisher, tier)) if self._role.publishes else None
         publisher = self._publisher(manager, watch, fleet, prompts, notes, tier) if watch is not None else None
         return Parts(
@@ -132,7 +132,17 @@ class PartsMaker:
             watch,
             publisher,
             self._matcher(fleet, forecaster, block_bytes, tier, fetcher) if self._role.pulls else None,
-            Flusher(manager, fleet.publisher, notes, watch, publisher, tier, block_bytes=block_bytes * len(ranks)),
+            Flusher(
+                manager,
+                fleet.publisher,
+                notes,
+                watch,
+                publisher,
+                tier,
+                objects=objects,
+                amend=fleet.flushes.amend,
+                block_bytes=block_bytes * len(ranks),
+            ),
             self._copying(tier, pool, objects, fetcher) if tier is not None else None,
         )
 
@@ -187,9 +197,11 @@ class PartsMaker:
             tier, open_directory, namespace=record.namespace, ranks=len(record.ranks), clock=self._clock
         )
 
-    def _fetcher(self, objects: ObjectOrders, tier: HostTier, forecaster: Forecaster) -> ObjectFetcher:
+    def _fetcher(
+        self, objects: ObjectOrders, tier: HostTier, forecaster: Forecaster, notes: BlockNotes
+    ) -> ObjectFetcher:
         return ObjectFetcher(
-            objects, tier, forecaster, self._settings, block_tokens=self._block_tokens, clock=self._clock
+            objects, tier, forecaster, self._settings, notes, block_tokens=self._block_tokens, clock=self._clock
         )
 
     def _copying(

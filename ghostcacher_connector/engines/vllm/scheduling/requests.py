@@ -14,7 +14,7 @@ from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
 from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.candidates import Candidate
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -87,8 +87,15 @@ class Tracked(PullState):
 
 def candidate_of(tracked: Tracked, index: int, block_tokens: int, block_bytes: int) -> Candidate:
     """Describe a block, the index-th of a request, to the tiers. block_bytes: of one block on one rank."""
-    hashes, traits = tracked.request.block_hashes, tracked.traits_of(index, block_tokens, block_bytes)
-    return Candidate(hashes[index], hashes[0], hashes[index - 1] if index else None, traits)
+    hashes, sections = tracked.request.block_hashes, tracked.sections
+    return Candidate(
+        hashes[index],
+        hashes[0],
+        hashes[index - 1] if index else None,
+        tracked.traits_of(index, block_tokens, block_bytes),
+        sections.session_of(index),
+        sections.after_tools(index),
+    )
 
 
 def shareable(request: Request) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.object_url import parse_object_url
 from ghostcacher_connector.core.settings import check_redis_url, parse_listen, unknown
 
 WORKERS_MAX = 256
@@ -35,8 +36,9 @@ NOT_PASSED_ON = ("--model", "--model-path", "--kv-transfer-config", "--unified-c
 class UpOptions(NamedTuple):
     """What to start. kv_gib: KV cache of each engine where it lies in host memory; None: as much as is sensible.
 
-    host_tier_gib: of each engine; None: what GC_HOST_TIER_GIB says. gpus: those to use; None: all that are visible.
-    log_dir: None for a temporary one. engine_arguments: passed on.
+    host_tier_gib: of each engine; None: what GC_HOST_TIER_GIB says. object_url: where blocks outlive engines; None:
+    what GC_OBJECT_URL says. gpus: those to use; None: all that are visible. log_dir: None for a temporary one.
+    engine_arguments: passed on.
     """
 
     model: str
@@ -52,6 +54,7 @@ class UpOptions(NamedTuple):
     engine_arguments: tuple[str, ...]
     engine: str = "vllm"
     host_tier_gib: float | None = None
+    object_url: str | None = None
 
 
 def parse(words: Sequence[str], environ: Mapping[str, str]) -> UpOptions:
@@ -73,6 +76,7 @@ def parse(words: Sequence[str], environ: Mapping[str, str]) -> UpOptions:
         engine_arguments=tuple(engine),
         engine=given.engine,
         host_tier_gib=given.host_tier,
+        object_url=given.object_url,
     )
     _check(options)
     return options
@@ -152,6 +156,12 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         metavar="N",
         help="host memory of each engine for what its cache evicts, in GiB (default: GC_HOST_TIER_GIB, else none)",
     )
+    parser.add_argument(
+        "--object-url",
+        metavar="URL",
+        help="where blocks outlive engines, behind the host tier: file:///folder or s3://bucket/prefix?endpoint=... "
+        "(default: GC_OBJECT_URL, else nowhere)",
+    )
     parser.add_argument("--logs", action="store_true", help="print what the engines and the router log")
     parser.add_argument("--log-dir", type=Path, metavar="DIR", help="keep their logs here (default: temporary)")
     parser.add_argument(
@@ -195,6 +205,10 @@ def _check(options: UpOptions) -> None:
         raise ConfigError(f"--kv-gib: expected a number from 1 to {KV_GIB_MAX}, got {options.kv_gib}")
     if options.host_tier_gib is not None and not 0 <= options.host_tier_gib <= KV_GIB_MAX:
         raise ConfigError(f"--host-tier: expected 0 to {KV_GIB_MAX} GiB, got {options.host_tier_gib:g}")
+    if options.object_url is not None:
+        parse_object_url(options.object_url)
+        if options.engine != "vllm":
+            raise ConfigError(f"--object-url: expected --engine vllm, which alone uses objects, got {options.engine}")
     if not 1 <= options.ready_timeout_s <= 24 * READY_TIMEOUT_S:
         raise ConfigError(f"--ready-timeout: expected 1 to 86400 s, got {options.ready_timeout_s:g}")
     host = f"[{options.host}]" if ":" in options.host else options.host

@@ -105,10 +105,11 @@ def plan_engines(options: UpOptions, redis_url: str, environ: Mapping[str, str])
 
     ConfigError also for GC_* variables that the connector would refuse, a minute later.
     """
+    environ = {**environ, **_tier_variables(options)}
     settings = load_settings({}, environ)
-    if options.host_tier_gib is None:
-        options = options._replace(host_tier_gib=settings.host_tier_gib)
+    options = options._replace(host_tier_gib=settings.host_tier_gib)
     require_engine(options.engine)
+    _require_object_client(settings.object_url)
     if options.engine == "sglang" and not _gpus_of(options):
         sglang.require_cpu_build(environ)
     ranks, replicas = ranks_of(options), data_parallel_of(options)
@@ -222,6 +223,21 @@ def _places(options: UpOptions) -> list[Place]:
 def _gpus_of(options: UpOptions) -> Sequence[str]:
     """Return the GPUs that engines may use."""
     return visible_gpus() if options.gpus is None else options.gpus
+
+
+def _tier_variables(options: UpOptions) -> dict[str, str]:
+    """Return the connector's variables for the tiers that the command line names."""
+    said = {
+        "GC_HOST_TIER_GIB": None if options.host_tier_gib is None else f"{options.host_tier_gib:g}",
+        "GC_OBJECT_URL": options.object_url,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _require_object_client(url: str | None) -> None:
+    """Raise ConfigError where engines would find out, a minute later, that they cannot speak S3."""
+    if url is not None and url.startswith("s3:") and importlib.util.find_spec("obstore") is None:
+        raise ConfigError("object_url: s3:// needs the package obstore: pip install 'ghostcacher[objects]'")
 
 
 def _kv_gib(options: UpOptions, environ: Mapping[str, str]) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.core.admin_api import Flushed, TierFlushed, WorkerFlushed
 from ghostcacher_connector.core.coordination.base import CoordinationStore
-from ghostcacher_connector.core.coordination.flushes import ORDER_BYTES, FlushOrder, FlushReport
+from ghostcacher_connector.core.coordination.flushes import ORDER_BYTES, FlushOrder, FlushReport, TierDropped
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.types import FlushScope
 from ghostcacher_router.fleet.fleet import Fleet
@@ -77,7 +77,7 @@ class WorkerFlushes:
         """Give the order, and fill in the answers as they come, for a while."""
         deadline = self._clock() + WAIT_S
         await self._offload(lambda: store.append_flush(order))
-        while None in reports and self._clock() < deadline:
+        while not all(map(_is_complete, reports)) and self._clock() < deadline:
             await asyncio.sleep(POLL_S)
             reports[:] = await self._offload(lambda: store.flush_reports(order.order, workers))
 
@@ -89,5 +89,13 @@ def _name_of(answer: WorkerFlushed) -> str:
 def _answer_of(worker: str, report: FlushReport | None) -> WorkerFlushed:
     if report is None:
         return WorkerFlushed(worker, answered=False)
-    tiers = tuple(TierFlushed(each.tier.name.lower(), each.blocks, each.bytes) for each in report.dropped)
-    return WorkerFlushed(worker, answered=True, tiers=tiers)
+    return WorkerFlushed(worker, answered=True, tiers=tuple(map(_tier_of, report.dropped)))
+
+
+def _is_complete(report: FlushReport | None) -> bool:
+    return report is not None and all(each.complete for each in report.dropped)
+
+
+def _tier_of(dropped: TierDropped) -> TierFlushed:
+    late = None if dropped.complete else "not over yet: nothing of it is used any more, and the worker goes on deleting"
+    return TierFlushed(dropped.tier.name.lower(), dropped.blocks, dropped.bytes, dropped.error or late)

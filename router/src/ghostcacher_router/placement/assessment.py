@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import NamedTuple
 
+from ghostcacher_connector.core.types import Tier
 from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.ports import WorkerPort
@@ -155,7 +156,9 @@ class Assessor:
 
 
 def capacity_tokens(worker: WorkerPort) -> int:
-    """Return how many tokens a worker's cache holds; 0 when it does not say."""
+    """Return how many tokens a worker's caches hold, its engine's and its host tier's; 0 when it does not say."""
     if worker.load is None:
         return worker.cache_tokens or 0
-    return worker.load.load.kv_blocks_total * worker.load.load.block_tokens
+    load = worker.load.load
+    host_blocks = sum([tier.blocks_max for tier in load.tiers if tier.tier is Tier.HOST])
+    return (load.kv_blocks_total + host_blocks) * load.block_tokens

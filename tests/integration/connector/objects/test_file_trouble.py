@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.metrics.recorder import Recorder
+from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from ghostcacher_connector.objects.sweeper import PARTIAL_S_MAX, Sweeper
 from tests.support.index_parts import wait_until
@@ -45,7 +46,7 @@ def test_a_process_killed_while_it_writes_leaves_nothing_wrong(tmp_path: Path) -
     with opened(store, recorder=recorder) as tier:
         known = tier.catalogue.object_count
         for one in prompts:
-            while not tier.write(one, rows_of(one), position=0, section=1):
+            while not tier.write(one, rows_of(one), RunFacts(0, 1)):
                 time.sleep(0.01)
     writes = recorder.drain()["gc_object_writes_total"]
     assert writes.get("existed", 0) == len(names) - known
@@ -109,7 +110,7 @@ def test_a_limit_on_files_is_a_disk_that_is_full(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_read_only_is_read(tmp_path: Path) -> None:
     with opened(FileStore(tmp_path)) as tier:
-        assert tier.write(prompt(0), rows_of(prompt(0)), position=0, section=1)
+        assert tier.write(prompt(0), rows_of(prompt(0)), RunFacts(0, 1))
     script = 'mount --bind -o ro "$1" "$1"; mount -o remount,bind,ro "$1"; shift; exec "$@"'
     result = run(own_disk(script, str(tmp_path), *PROGRAM, "read-only", str(tmp_path)))
     assert (result["right"], result["wrote"]) == (8, False)

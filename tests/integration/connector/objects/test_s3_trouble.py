@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from ghostcacher_connector.metrics.recorder import Recorder
+from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.object_writer import TRIES
 from ghostcacher_connector.objects.stores.base import ObjectStore
 from ghostcacher_connector.objects.stores.open_store import open_store
@@ -68,7 +69,7 @@ def test_throttled_writes_are_tried_again_and_get_there(store: ObjectStore, prox
     recorder = Recorder()
     with opened(store, block_bytes=BLOCK_BYTES, recorder=recorder) as tier:
         proxy.slow_down, proxy.slow_downs_left = frozenset({"PUT"}), TRIES - 1
-        assert tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), position=0, section=1)
+        assert tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), RunFacts(0, 1))
         wait_until(lambda: tier.longest(PROMPT) == 8, 60, "it is written")
     assert counted(recorder, "gc_object_errors_total") == {"write\x1fthrottled": TRIES - 1}
     with opened(store, block_bytes=BLOCK_BYTES) as tier:
@@ -82,7 +83,7 @@ def test_a_server_that_is_away_costs_misses_and_drops(store: ObjectStore, proxy:
     with opened(store, block_bytes=BLOCK_BYTES, recorder=recorder) as tier:
         proxy.go_away()
         assert read(tier) == 0
-        assert tier.write(other, rows_of(other, BLOCK_BYTES), position=0, section=1)
+        assert tier.write(other, rows_of(other, BLOCK_BYTES), RunFacts(0, 1))
         outcomes: dict[str, float] = {}
         errors: dict[str, float] = {}
 

@@ -130,6 +130,32 @@ def test_answer_that_is_late_is_given_up() -> None:
     assert bench.misses(MissReason.LOOKUP_DEADLINE) == COUNT - 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (LookupAnswer([HIT._replace(length=2)], 0.001, None), 1),
+        (LookupAnswer([], 0.001, MissReason.NOT_INDEXED), 0),
+        (LookupAnswer([], 0.001, MissReason.INDEX_UNAVAILABLE), COUNT - 1),
+        (LookupAnswer([HIT], 0.001, None), COUNT - 1),
+    ],
+)
+def test_tier_learns_what_no_peer_holds_any_more(answer: LookupAnswer, kept: int) -> None:
+    """What was lent makes room in a full tier as long as the index does not say that nobody else has it."""
+    tier, _ = new_tier(slots=COUNT - 1)
+    lent = dict(enumerate(chain(COUNT)[1:]))
+    for slot, block in lent.items():
+        publish_as(tier, slot, block)
+    tier.lent(lent.values())
+    copy(tier, *lent)
+    for slot in lent:
+        tier.engine_gives(slot)
+    bench = Bench(tier=tier)
+    bench.start()
+    bench.lookups.answer = answer
+    bench.answered()
+    assert tier.ledger.spare == kept
+
+
 def test_caller_that_waits_to_the_end_gets_a_decision() -> None:
     """SGLang cannot be asked to come again."""
     bench = Bench()
@@ -277,3 +303,29 @@ def test_worker_that_pulls_from_nobody_loads_from_its_own_tier() -> None:
     bench.not_all_held(0)
     assert bench.lookups.asked == []
     assert bench.planned == [("own", Tier.HOST, 2)]
+
+
+def test_plan_that_waits_for_room_is_made_anew_only_when_something_has_changed() -> None:
+    """An engine asks in each of its steps, and deciding takes a microsecond a block."""
+    tier, _ = new_tier(slots=COUNT)
+    bench = Bench(tier=tier)
+    for number, block in enumerate(chain(COUNT)[:3]):
+        publish_as(tier, number, block)
+    copy(tier, 0)
+    bench.start(engine=1)
+    plans, plan = list[Any](), bench.matcher._planner.plan
+    bench.matcher._planner.plan = lambda *asked: plans.append(plan(*asked)) or plans[-1]  # type: ignore[func-returns-value, method-assign]
+    bench.lookups.answer = LookupAnswer([HIT], 0.001, None)
+    assert bench.answered() == COUNT
+    for _ in range(3):
+        assert bench.matcher._planned(bench.request, 0) == COUNT
+    assert len(plans) == 1
+    assert bench.matcher._planned(bench.request, 1) == COUNT - 1
+    assert len(plans) == 2
+    copy(tier, 1)
+    assert bench.matcher._planned(bench.request, 1) == COUNT - 1
+    assert len(plans) == 3
+    tier.ledger.drop(lambda _: True)
+    assert bench.matcher._planned(bench.request, 1) == COUNT - 1
+    assert len(plans) == 4
+    assert bench.planned == [("peer", Tier.DEVICE, COUNT - 1)]

@@ -16,6 +16,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects import compression
 from ghostcacher_connector.objects.compression import TRIAL_EVERY, CompressionChoice
+from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from ghostcacher_connector.objects.tier import ObjectTier
 from ghostcacher_connector.objects.tier_options import TierOptions
@@ -70,7 +71,7 @@ def test_compressed_objects_are_smaller_and_read_as_others_are(store: FileStore)
 def test_blocks_that_do_not_get_smaller_are_stored_as_they_are(store: FileStore) -> None:
     noise = [np.random.default_rng(number).integers(0, 256, BLOCK_BYTES, np.uint8).data for number in range(8)]
     with opened(store, options=ALWAYS) as tier:
-        assert tier.write(PROMPT, noise, position=0, section=1)
+        assert tier.write(PROMPT, noise, RunFacts(0, 1))
     assert sum(size for _, size in stored(store)) > RAW_BYTES
     with opened(store) as tier:
         into = buffers(8)
@@ -152,11 +153,11 @@ def test_what_was_measured_decides(store: FileStore) -> None:
     """Nothing is compressed before the store was measured; on a slow one then everything is."""
     other = chain(8, "other")
     with opened(store, options=ALWAYS._replace(compress="auto")) as tier:
-        tier.write(PROMPT, rows_of(PROMPT), position=0, section=1)
+        tier.write(PROMPT, rows_of(PROMPT), RunFacts(0, 1))
         tier.wait_written(60)
         assert stored(store)[0][1] > RAW_BYTES
         for rate in (tier._objects.read_rate, tier._objects.write_rate):
             for _ in range(50):
                 rate.add(1 << 20, 10.0)
-        tier.write(other, rows_of(other), position=0, section=1)
+        tier.write(other, rows_of(other), RunFacts(0, 1))
     assert min(size for _, size in stored(store)) < 0.8 * RAW_BYTES

@@ -20,6 +20,7 @@ from ghostcacher_connector.objects.object_format import (
     read_header,
     write_header,
 )
+from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.stores.base import StoreError, StoreFault
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from tests.support.object_tiers import chain, opened, right, rows_of
@@ -61,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 
 def write_small(store: FileStore) -> None:
     with opened(store, **KIND) as tier:  # type: ignore[arg-type]
-        assert tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), position=0, section=1)
+        assert tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), RunFacts(0, 1))
 
 
 def object_in(folder: Path) -> Path:
@@ -89,7 +90,7 @@ def check_put_aside(folder: Path, reason: str, right_blocks: int) -> None:
         assert not path.exists()
         (aside,) = (folder / "v1/quarantine").iterdir()
         assert aside.read_bytes() == damaged
-        assert tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), position=0, section=1)
+        assert tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), RunFacts(0, 1))
     with opened(FileStore(folder), **KIND) as tier:  # type: ignore[arg-type]
         assert right(tier, PROMPT, BLOCK_BYTES) == BLOCKS
 
@@ -173,7 +174,7 @@ def test_what_cannot_be_moved_away_is_left_alone(folder: Path) -> None:
     recorder = Recorder()
     with opened(ReadOnly(folder), recorder=recorder, **KIND) as tier:  # type: ignore[arg-type]
         assert right(tier, PROMPT, BLOCK_BYTES) == 0
-        assert not tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), position=0, section=1)
+        assert not tier.write(PROMPT, rows_of(PROMPT, BLOCK_BYTES), RunFacts(0, 1))
         assert right(tier, PROMPT, BLOCK_BYTES) == 0
     assert ReadOnly.reads == 1
     assert recorder.drain()["gc_object_writes_total"] == {"quarantined": 1}

@@ -14,7 +14,7 @@ from ghostcacher_connector.objects.directory import ObjectDirectory
 from ghostcacher_connector.objects.stores.base import ListedObject, StoreError, StoreFault
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from tests.support.index_parts import wait_until
-from tests.support.object_tiers import BLOCK_BYTES, NAMESPACE, chain, opened, write_all
+from tests.support.object_tiers import BLOCK_BYTES, NAMESPACE, chain, flush, write_all
 
 PROMPT = chain(12)
 
@@ -56,8 +56,9 @@ def test_what_ranks_write_and_drop_is_known_soon(store: FileStore, monkeypatch: 
     with Closing(open_directory(store, ranks=1)) as directory:
         write_all(store, PROMPT)
         wait_until(lambda: directory.longest(PROMPT) == 12, 60, "what was written is known")
-        with opened(store) as tier:
-            tier.drop(PROMPT[:1])
+        with Closing(open_directory(store, ranks=1)) as other:
+            assert other.wait_listed(60)
+            flush(other, PROMPT[:1])
         wait_until(lambda: directory.longest(PROMPT) == 0, 60, "what was dropped is known")
 
 

@@ -46,7 +46,7 @@ def used(number: int, at: float) -> Note:
 
 
 def known(catalogue: Catalogue) -> dict[bytes, float]:
-    return {one.digest: one.used_at for one in catalogue.find(None, None)}
+    return {one.digest: one.used_at for one in catalogue.objects()}
 
 
 def segment(*notes: Note, identity: Identity = IDENTITY) -> bytes:
@@ -81,7 +81,7 @@ def test_a_catalogue_holds_no_more_than_it_may_and_is_one_with_itself(notes: lis
     catalogue = Catalogue(IDENTITY, blocks_max=blocks_max)
     for note in notes:
         catalogue.apply((note,))
-        objects = catalogue.find(None, None)
+        objects = catalogue.objects()
         hashes = {block_hash for one in objects for block_hash in one.hashes}
         assert catalogue.block_count == len(hashes) <= blocks_max
         assert catalogue.object_count == len(objects)

@@ -11,6 +11,7 @@ import pytest
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects import tier as tier_module
+from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.stores.file_store import FileStore
 from ghostcacher_connector.objects.tier_options import TierOptions
 from tests.support.object_tiers import SMALL_QUEUE, buffers, chain, opened, right, row_of, rows_of, write_all
@@ -62,7 +63,7 @@ def test_any_run_of_blocks_can_be_read_alone(store: FileStore) -> None:
 def test_a_gap_ends_what_is_found(store: FileStore) -> None:
     prompt = chain(16)
     with opened(store) as tier:
-        assert tier.write(prompt[8:], rows_of(prompt[8:]), position=8, section=2)
+        assert tier.write(prompt[8:], rows_of(prompt[8:]), RunFacts(8, 2))
     with opened(store) as tier:
         assert tier.longest(prompt) == 0
         assert right(tier, prompt) == 0
@@ -74,8 +75,8 @@ def test_blocks_are_written_once_whoever_writes_them(store: FileStore) -> None:
     prompt, other = chain(12), [*chain(8), *chain(4, "another end")]
     recorders = [Recorder(), Recorder()]
     with opened(store, recorder=recorders[0]) as first, opened(store, recorder=recorders[1]) as second:
-        assert first.write(prompt, rows_of(prompt), position=0, section=1)
-        assert second.write(other, rows_of(other), position=0, section=1)
+        assert first.write(prompt, rows_of(prompt), RunFacts(0, 1))
+        assert second.write(other, rows_of(other), RunFacts(0, 1))
     objects = [one.name for one in store.walk("v1/objects/", 100)]
     written = sum(one.drain()["gc_object_writes_total"].get("written", 0.0) for one in recorders)  # type: ignore[operator]
     assert len(objects) == written == 3
@@ -88,9 +89,9 @@ def test_workers_that_begin_at_different_blocks_cut_alike(store: FileStore) -> N
     prompt = chain(16)
     recorder = Recorder()
     with opened(store) as whole, opened(store, recorder=recorder) as later:
-        assert whole.write(prompt, rows_of(prompt), position=0, section=1)
+        assert whole.write(prompt, rows_of(prompt), RunFacts(0, 1))
         assert whole.wait_written(60)
-        assert later.write(prompt[4:], rows_of(prompt[4:]), position=4, section=1)
+        assert later.write(prompt[4:], rows_of(prompt[4:]), RunFacts(4, 1))
     assert recorder.drain()["gc_object_writes_total"] == {"written": 1, "existed": 1}
 
 
@@ -115,7 +116,7 @@ def test_a_full_queue_drops_and_counts_and_does_not_wait(store: FileStore) -> No
     prompt = chain(64)
     slow = Standing(store._folder)
     with opened(slow, recorder=recorder, options=SMALL_QUEUE._replace(queue_bytes=32 << 20)) as tier:
-        assert not tier.write(prompt, rows_of(prompt), position=0, section=1)
+        assert not tier.write(prompt, rows_of(prompt), RunFacts(0, 1))
         assert slow.stands.wait(60)
         slow.goes.set()
     outcomes = recorder.drain()["gc_object_writes_total"]
@@ -128,8 +129,8 @@ def test_rows_that_changed_while_they_were_copied_are_thrown_away(store: FileSto
     """The caller's seal is looked at behind the copy."""
     prompt = chain(3)
     with opened(store) as tier:
-        assert not tier.write(prompt, rows_of(prompt), position=0, section=1, still_valid=lambda: False)
-        assert tier.write(prompt, rows_of(prompt), position=0, section=1, still_valid=lambda: True)
+        assert not tier.write(prompt, rows_of(prompt), RunFacts(0, 1), still_valid=lambda: False)
+        assert tier.write(prompt, rows_of(prompt), RunFacts(0, 1), still_valid=lambda: True)
     with opened(store) as tier:
         assert right(tier, prompt) == 3
 
@@ -138,65 +139,11 @@ def test_rows_are_the_callers_again_once_they_are_queued(store: FileStore) -> No
     prompt = chain(3)
     rows = [memoryview(bytearray(row_of(one))) for one in prompt]
     with opened(store) as tier:
-        assert tier.write(prompt, rows, position=0, section=1)
+        assert tier.write(prompt, rows, RunFacts(0, 1))
         for row in rows:
             row[:] = bytes(len(row))
     with opened(store) as tier:
         assert right(tier, prompt) == 3
-
-
-def test_what_is_dropped_is_gone_for_everybody_and_after_a_restart(store: FileStore) -> None:
-    prompt, kept = chain(8), chain(8, "kept")
-    write_all(store, prompt)
-    write_all(store, kept)
-    with opened(store) as other, opened(store) as tier:
-        assert tier.drop(prompt[:1]) > 8 << 20
-        assert tier.longest(prompt) == 0
-        # Another worker does not know yet, finds none, and that is a miss.
-        assert other.longest(prompt) == 8
-        assert right(other, prompt) == 0
-        assert other.longest(prompt) == 0
-    with opened(store) as tier:
-        assert tier.longest(prompt) == 0
-        assert right(tier, kept) == 8
-
-
-def test_what_is_dropped_while_it_is_written_does_not_come_back(store: FileStore) -> None:
-    """Neither what is being written nor what waits behind it."""
-    prompt = chain(64)
-    slow = Standing(store._folder)
-    recorder = Recorder()
-    with opened(slow, recorder=recorder) as tier:
-        tier.write(prompt, rows_of(prompt), position=0, section=1)
-        assert slow.stands.wait(60)
-        assert tier.drop() > 0
-        slow.goes.set()
-        assert tier.wait_written(60)
-        assert tier.longest(prompt) == 0
-    assert not list(store.walk("v1/objects/", 100))
-    assert recorder.drain()["gc_object_writes_total"].keys() == {"flushed", "queue_full"}
-
-
-def test_a_drop_of_one_type_spares_the_others(store: FileStore) -> None:
-    prompt, tools = chain(8), chain(8, "tools")
-    with opened(store) as tier:
-        assert tier.write(prompt, rows_of(prompt), position=0, section=2)
-        assert tier.write(tools, rows_of(tools), position=0, section=0)
-        assert tier.wait_written(60)
-        assert tier.drop(section=0) > 8 << 20
-        assert (tier.longest(tools), right(tier, prompt)) == (0, 8)
-    with opened(store) as tier:
-        assert (tier.longest(tools), right(tier, prompt)) == (0, 8)
-
-
-def test_what_was_dropped_can_be_written_again(store: FileStore) -> None:
-    prompt = chain(8)
-    write_all(store, prompt)
-    with opened(store) as tier:
-        tier.drop(prompt)
-        assert tier.write(prompt, rows_of(prompt), position=0, section=1)
-    with opened(store) as tier:
-        assert right(tier, prompt) == 8
 
 
 def test_a_read_that_outlives_its_deadline_lands_nowhere(store: FileStore) -> None:

@@ -7,7 +7,13 @@ import threading
 
 import pytest
 
-from ghostcacher_connector.core.coordination.flushes import ORDER_BYTES, FlushOrder, FlushReport, TierDropped
+from ghostcacher_connector.core.coordination.flushes import (
+    ERROR_CHARS_MAX,
+    ORDER_BYTES,
+    FlushOrder,
+    FlushReport,
+    TierDropped,
+)
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.types import Tier
 from ghostcacher_connector.publish.flush_desk import BACKOFF_MAX_S, BUSY_S, IDLE_S, POLL_S, Engine, FlushDesk
@@ -150,3 +156,56 @@ def test_thread_asks_by_itself() -> None:
     wait_until(lambda: store.flush_reports(order(1).order, ["w1"]) == [REPORT], timeout_s=10, what="the answer")
     desk.stop(5)
     assert dropped == [order(1)]
+
+
+OBJECTS = TierDropped(Tier.OBJECT, 0, 0, complete=False)
+EARLY = FlushReport((*REPORT.dropped, OBJECTS))
+
+
+def test_answer_is_given_once_more_when_it_is_known_what_became_of_a_tier() -> None:
+    """The other tiers stay as they were told; an order that was never carried out is not answered."""
+    bench = Bench()
+    bench.desk._engine = Engine(lambda _: EARLY, lambda: False)
+    bench.store.append_flush(order(1))
+    bench.clock.advance(IDLE_S)
+    bench.desk.step()
+    assert bench.store.flush_reports(order(1).order, ["w1"]) == [EARLY]
+    done = TierDropped(Tier.OBJECT, 4, 40)
+    bench.desk.amend(order(1), done)
+    bench.desk.amend(order(2), done)
+    bench.desk.step()
+    assert bench.store.flush_reports(order(1).order, ["w1"]) == [FlushReport((*REPORT.dropped, done))]
+    assert bench.store.flush_reports(order(2).order, ["w1"]) == [None]
+
+
+def test_what_becomes_of_a_tier_may_be_known_before_the_order_is_answered() -> None:
+    """The thread that says it waits for the one that carries the order out."""
+    bench = Bench()
+    done = TierDropped(Tier.OBJECT, 4, 40)
+    amending: list[threading.Thread] = []
+
+    def drop(wanted: FlushOrder) -> FlushReport:
+        amending.append(threading.Thread(target=bench.desk.amend, args=(wanted, done)))
+        amending[0].start()
+        return EARLY
+
+    bench.desk._engine = Engine(drop, lambda: False)
+    bench.store.append_flush(order(1))
+    bench.clock.advance(IDLE_S)
+    bench.desk.step()
+    amending[0].join(10)
+    bench.desk.step()
+    assert bench.store.flush_reports(order(1).order, ["w1"]) == [FlushReport((*REPORT.dropped, done))]
+
+
+def test_long_error_is_cut_so_that_the_answer_is_believed() -> None:
+    bench = Bench()
+    bench.desk._engine = Engine(lambda _: EARLY, lambda: False)
+    bench.store.append_flush(order(1))
+    bench.clock.advance(IDLE_S)
+    bench.desk.step()
+    bench.desk.amend(order(1), TierDropped(Tier.OBJECT, 0, 0, error="x" * 10_000))
+    bench.desk.step()
+    (report,) = bench.store.flush_reports(order(1).order, ["w1"])
+    assert report is not None
+    assert report.dropped[-1].error == "x" * ERROR_CHARS_MAX

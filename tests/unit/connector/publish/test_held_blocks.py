@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ghostcacher_connector.core.index.base import Drop, Entry
 from ghostcacher_connector.core.types import Location, Tier
+from ghostcacher_connector.publish import held_blocks
 from ghostcacher_connector.publish.held_blocks import Batch, HeldBlocks
 from tests.support.index_parts import FakeClock
 
@@ -171,6 +173,14 @@ class HeldBlocksMachine(RuleBasedStateMachine):
     def withdraw(self, slot: int) -> None:
         self.held.withdraw(slot)
         self.slots.pop(slot, None)
+
+    @rule(first_slot=SLOTS)
+    def withdraw_from(self, first_slot: int) -> None:
+        """As of many slots, whatever their number."""
+        with pytest.MonkeyPatch.context() as few:
+            few.setattr(held_blocks, "SINGLY_MAX", 1)
+            self.held.withdraw_from(first_slot)
+        self.slots = {slot: held for slot, held in self.slots.items() if slot < first_slot}
 
     @precondition(lambda self: not self.held.resync)
     @rule(limit=st.integers(1, 12))

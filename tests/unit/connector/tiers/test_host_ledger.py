@@ -15,7 +15,9 @@ from ghostcacher_connector.core.retention.lru import Lru
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.retention.tier_retention import TierRetention
 from ghostcacher_connector.core.types import BlockHash, Location, SectionType, Tier
-from ghostcacher_connector.tiers.host_ledger import COPY_TIMEOUT_S, Candidate, HostLedger
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.tiers.candidates import Candidate
+from ghostcacher_connector.tiers.host_ledger import COPY_TIMEOUT_S, HostLedger
 from tests.support.index_parts import FakeClock
 
 FIRST = 100
@@ -46,9 +48,13 @@ class Subject:
             TierRetention(RetentionSettings(), slots, clock=self.clock, policy=policy),
             ranks=ranks,
             on_withdraw=lambda slot, block: self.withdrawn.append((slot, block)),
+            on_clear=self._all_withdrawn,
             clock=self.clock,
         )
         self.ledger.take_bumps()
+
+    def _all_withdrawn(self) -> None:
+        self.withdrawn += [(held.slot, block) for block, held in self.ledger._held.items()]
 
     def begin(self, *blocks: bytes) -> tuple[int, list[int | None]]:
         return self.ledger.begin([Candidate(block, b"root", None, TRAITS) for block in blocks])
@@ -121,7 +127,9 @@ def test_slot_of_a_useless_copy_is_free_without_a_bump() -> None:
 
 def test_first_bumps_name_every_slot() -> None:
     """A rank's own table begins at 0."""
-    ledger = HostLedger(FIRST, 3, TierRetention(RetentionSettings(), 3), ranks=1, on_withdraw=lambda *_: None)
+    ledger = HostLedger(
+        FIRST, 3, TierRetention(RetentionSettings(), 3), ranks=1, on_withdraw=lambda *_: None, on_clear=lambda: None
+    )
     slots, generations = ledger.take_bumps()
     assert slots.tolist() == [FIRST, FIRST + 1, FIRST + 2]
     assert generations.min() > 0
@@ -254,6 +262,17 @@ def test_nothing_is_held_after_a_clear_and_late_reports_bring_nothing_back() -> 
     }
     assert sorted(slot for slot, _ in subject.withdrawn) == sorted(before)
     subject.ledger.check_invariants()
+
+
+def test_clear_says_how_many_were_held_and_counts_them_by_type() -> None:
+    """What was on its way was not held, and counts as nothing that was given up."""
+    subject = Subject(slots=4)
+    subject.hold(b"a", b"b")
+    subject.begin(b"c")
+    assert subject.ledger.clear() == 2
+    recorder = Recorder()
+    subject.ledger.counts.record(recorder, "host")
+    assert recorder.drain()["gc_tier_evicted_blocks_total"] == {"host\x1fdoc\x1fflushed": 2.0}
 
 
 class Machine(RuleBasedStateMachine):

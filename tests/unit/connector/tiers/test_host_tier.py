@@ -9,7 +9,7 @@ from ghostcacher_connector.core.retention.retention_settings import RetentionSet
 from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.metrics.catalog import METRICS
-from ghostcacher_connector.tiers.host_ledger import Candidate
+from ghostcacher_connector.tiers.candidates import Candidate
 from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, RECORD_INTERVAL_S, HostTier
 from ghostcacher_connector.transfer.jobs import CopyJob
 from tests.support.index_parts import FakeClock
@@ -31,6 +31,10 @@ class Sink:
 
     def withdraw(self, slot: int) -> None:
         self.slots.pop(slot, None)
+
+    def withdraw_from(self, first_slot: int) -> None:
+        for slot in [slot for slot in self.slots if slot >= first_slot]:
+            del self.slots[slot]
 
 
 def new_tier(
@@ -216,6 +220,60 @@ def test_nothing_goes_for_a_block_that_a_peer_has_lent() -> None:
     tier.engine_gives(3)
     publish(tier, 3)
     assert len(copy(tier, 3)) == 1
+
+
+def test_copy_of_what_a_peer_has_lent_makes_room_first() -> None:
+    """Though the engine gives it up soon, or has: the peer's copy is enough, and the other block has no other."""
+    clock = FakeClock()
+    tier, sink = new_tier(slots=2, clock=clock)
+    publish(tier, 1, 2, 3, 4)
+    copy(tier, 1)
+    clock.advance(1.0)
+    tier.lent([name(2)])
+    copy(tier, 2)
+    tier.order([2])
+    tier.engine_gives(2)
+    copy(tier, 3)
+    assert sorted(sink.slots.values()) == [name(1), name(3)]
+    tier.engine_gives(3)
+    tier.lent([name(3)])
+    copy(tier, 4)
+    assert sorted(sink.slots.values()) == [name(1), name(4)]
+
+
+def test_what_no_peer_holds_any_more_is_kept_like_any_other() -> None:
+    """The only copy of a fleet is no spare one, be it in the tier or still in the engine."""
+    clock = FakeClock()
+    tier, sink = new_tier(slots=2, clock=clock)
+    publish(tier, 1, 2, 3)
+    tier.lent([name(1), name(3)])
+    copy(tier, 2)
+    clock.advance(1.0)
+    copy(tier, 1)
+    tier.engine_gives(1)
+    assert copy(tier, 3) == []
+    assert tier.wanted == set()
+    tier.owned([name(1), name(3)])
+    assert tier.wanted == {3}
+    copy(tier, 3)
+    assert sorted(sink.slots.values()) == [name(1), name(3)]
+
+
+def test_no_only_copy_goes_while_a_load_is_about_to_make_room() -> None:
+    """Once it has ended, the engine has what it reads, too; what was not copied until then is copied in its place."""
+    tier, sink = new_tier(slots=3)
+    publish(tier, 1, 2, 3)
+    copy(tier, 1, 2)
+    tier.engine_gives(1)
+    tier.engine_gives(2)
+    tier.ledger.pin("load", [name(1)], 5.0)
+    publish(tier, 4)
+    assert [order.engine_slots.tolist() for order in copy(tier, 3, 4)] == [[3]]
+    assert tier.wanted == {4}
+    tier.ledger.unpin("load")
+    publish(tier, 1)
+    copy(tier, 4)
+    assert sorted(sink.slots.values()) == [name(2), name(3), name(4)]
 
 
 def test_metrics_say_what_left_and_what_was_refused_and_why() -> None:

@@ -98,6 +98,13 @@ class Model:
         assert all(one.reason is EvictionReason.FLUSHED for one in gone)
         assert number not in self.held
 
+    def clear(self) -> None:
+        refused_bytes = self.tier.quota_refused_bytes
+        self.tier.clear()
+        self.held.clear()
+        self.pinned.clear()
+        assert (self.tier.retained_bytes, self.tier.quota_refused_bytes) == (0, refused_bytes)
+
     def age(self, number: int) -> None:
         self.tier.age([key_of(number)])
 
@@ -151,6 +158,7 @@ steps = st.one_of(
     st.tuples(st.sampled_from([Model.pin, Model.unpin, Model.remove, Model.flush, Model.age]), numbers),
     st.tuples(st.just(Model.pass_time), st.sampled_from([0.5, 5.0, 40.0])),
     st.tuples(st.just(Model.evict), st.integers(0, 10)),
+    st.tuples(st.just(Model.clear)),
 )
 Step = tuple[Callable[..., None], object]
 
@@ -180,5 +188,7 @@ def test_tier_and_model_agree_after_many_steps(policy: str) -> None:
             model.pass_time(chance.choice([0.5, 5.0, 40.0]))
             model.evict(chance.randint(0, 6))
             model.check()
+        if number % 5000 == 0:
+            model.clear()
         if number % 700 == 0:
             model.flush(chance.randint(1, KEYS))

@@ -49,6 +49,7 @@ class Bench:
         self.clock, self.store = FakeClock(), MemoryCoordinationStore()
         self.answering = {"w1", "w2"}
         self.orders: list[FlushOrder] = []
+        self.reports = [REPORT]
         self._cursor, _ = self.store.flush_orders(None)
         worker = SimpleNamespace(incarnation=b"i", namespace=NAMESPACE, takes_flushes=True)
         plain = SimpleNamespace(incarnation=None, namespace=None, takes_flushes=True)
@@ -69,8 +70,10 @@ class Bench:
             self._cursor, orders = self.store.flush_orders(self._cursor)
             for order in orders:
                 self.orders.append(order)
+            for order in self.orders:
+                report = self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
                 for worker in self.answering:
-                    self.store.put_flush_report(order.order, worker, REPORT)
+                    self.store.put_flush_report(order.order, worker, report)
         self.clock.advance(0.5)
         return found
 
@@ -112,6 +115,36 @@ def test_worker_that_does_not_answer_is_named_after_a_bounded_wait() -> None:
     assert [(worker.worker, worker.answered) for worker in found.workers] == [("w1", False), ("w2", True)]
     assert (found.blocks, found.error) == (3, None)
     assert WAIT_S <= bench.clock.now - began_at <= WAIT_S + 1
+
+
+def test_worker_that_has_more_to_tell_is_waited_for() -> None:
+    """What was dropped of objects is known later than the rest."""
+    bench = Bench()
+    early = TierDropped(Tier.OBJECT, 0, 0, complete=False)
+    done = TierDropped(Tier.OBJECT, 4, 40)
+    bench.reports = [FlushReport((*REPORT.dropped, early))] * 3 + [FlushReport((*REPORT.dropped, done))]
+    found = bench.flush(FlushTarget(FlushScope.ALL))
+    assert [worker.tiers[-1] for worker in found.workers] == [TierFlushed("object", 4, 40)] * 2
+    assert (found.blocks, found.bytes) == (14, 140)
+
+
+@pytest.mark.parametrize(
+    ("dropped", "error"),
+    [
+        (TierDropped(Tier.OBJECT, 1, 10, complete=False), "not over yet"),
+        (TierDropped(Tier.OBJECT, 1, 10, error="the store is away"), "the store is away"),
+    ],
+)
+def test_what_is_left_of_a_tier_is_told_after_a_bounded_wait(dropped: TierDropped, error: str) -> None:
+    bench = Bench()
+    bench.reports = [FlushReport((*REPORT.dropped, dropped))]
+    began_at = bench.clock.now
+    found = bench.flush(FlushTarget(FlushScope.ALL))
+    for worker in found.workers:
+        assert (worker.answered, worker.tiers[-1].blocks) == (True, 1)
+        assert error in (worker.tiers[-1].error or "")
+    waited_s = bench.clock.now - began_at
+    assert WAIT_S <= waited_s <= WAIT_S + 1 if not dropped.complete else waited_s < WAIT_S
 
 
 @pytest.mark.parametrize("others", [True, False])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
+from ghostcacher_connector.core.types import Tier
+from ghostcacher_router.placement.assessment import capacity_tokens
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.types import Reason, WorkerState
-from ghostcacher_simulator.text import text_of
+from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import make_sim
 
@@ -63,6 +66,18 @@ async def test_what_is_being_computed_is_local_where_it_is_shared(shares_prefill
     first.first_byte()
     await sim.settle(1)
     assert await local_tokens() > 0
+
+
+@virtual
+async def test_host_tier_is_room_for_documents() -> None:
+    """A worker's caches hold what fits into its engine and its host tier; objects are no part of its own caches."""
+    sim = await make_sim(1, kv_blocks=100)
+    engine = sim.engines["w0"]
+    assert capacity_tokens(engine.worker) == 100 * BLOCK_TOKENS
+    host = TierLoad(Tier.HOST, 7, 60, (0, 0, 7, 0, 0), 0, 0, 0, 0)
+    engine.claims["tiers"] = (host, TierLoad(Tier.OBJECT, 7, 1000, (0, 0, 7, 0, 0), 0, 0, 0, 0))
+    engine.report()
+    assert capacity_tokens(engine.worker) == 160 * BLOCK_TOKENS
 
 
 @virtual

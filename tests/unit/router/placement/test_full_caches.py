@@ -8,6 +8,8 @@ from random import Random
 
 import pytest
 
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
+from ghostcacher_connector.core.types import Tier
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
 from ghostcacher_simulator.virtual_time import virtual
@@ -39,6 +41,19 @@ async def test_documents_that_just_fit_are_computed_about_once() -> None:
     once = DOCUMENTS * DOCUMENT_TOKENS + REQUESTS * (QUESTION_TOKENS + BLOCK_TOKENS)
     assert computed < 2.0 * once
     assert sum(one.ttft_s for one in served[REQUESTS // 2 :]) / (REQUESTS // 2) < 0.05
+
+
+@virtual
+async def test_documents_that_fit_with_the_host_tiers_are_computed_about_once() -> None:
+    """What a worker's host tier has room for is room like its engine's: the documents stay where they are, too."""
+    sim = await make_sim(ENGINES, kv_blocks=KV_BLOCKS, options=Options(ghost_lock=False))
+    host = TierLoad(Tier.HOST, 0, KV_BLOCKS - KV_BLOCKS // 2, (0, 0, 0, 0, 0), 0, 0, 0, 0)
+    for engine in sim.engines.values():
+        engine.claims.update(kv_blocks_total=KV_BLOCKS // 2, tiers=(host,))
+    await ask_at_random(sim, rate_per_s=8.0, seed=1)
+    computed = sum(engine.computed_tokens for engine in sim.engines.values())
+    once = DOCUMENTS * DOCUMENT_TOKENS + REQUESTS * (QUESTION_TOKENS + BLOCK_TOKENS)
+    assert computed < 1.4 * once
 
 
 @virtual

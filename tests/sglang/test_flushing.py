@@ -1,0 +1,193 @@
+"""Orders to flush on one rank's scheduler, over SGLang's own page allocator, with real memory, copier and desk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+
+from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.coordination.flushes import ORDER_BYTES, FlushOrder, FlushReport, TierDropped
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_connector.core.types import BlockHash, Tier
+from ghostcacher_connector.engines.sglang.scheduling.flushing import BUSY, NOT_TAKEN
+from ghostcacher_connector.engines.sglang.scheduling.rank_group import RankGroup
+from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.publish.flush_desk import FlushDesk
+from ghostcacher_connector.pull.forecast import Forecaster
+from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.slots import first_generations
+from ghostcacher_connector.transfer.copier import Copier
+from tests.support.index_parts import wait_until
+from tests.support.kv_memory import KvMemory
+
+PAGES, PAGE, HOST_SLOTS = 16, 4, 32
+WAIT_S = 30.0
+BATCH: Any = SimpleNamespace(extend_num_tokens=0, forward_mode=SimpleNamespace(is_extend=lambda: True), reqs=[])
+
+
+class Sink:
+    """What the index is told."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, BlockHash] = {}
+
+    def publish(self, slot: int, block: BlockHash, _root: BlockHash, _generation: int) -> None:
+        self.slots[slot] = block
+
+    def withdraw(self, slot: int) -> None:
+        self.slots.pop(slot, None)
+
+    def withdraw_from(self, first_slot: int) -> None:
+        self.slots = {slot: block for slot, block in self.slots.items() if slot < first_slot}
+
+
+class Rig:
+    """The one rank of a worker, and what stands for SGLang's scheduler: `busy` says whether it has requests."""
+
+    def __init__(self) -> None:
+        self.memory = KvMemory(PAGES, host_slots=HOST_SLOTS)
+        self.allocator: Any = PagedTokenToKVPoolAllocator((PAGES - 1) * PAGE, PAGE, torch.float32, "cpu", None, False)
+        self.store, self.sink, self.busy = MemoryCoordinationStore(), Sink(), False
+        self.desk = FlushDesk(self.store, "w")
+        self.lookups = LookupService(MemoryIndex(), list)
+        self.page_bytes = self.memory.rank.bytes_per_slot
+        reporter = SimpleNamespace(load_wanted=False, submit_load=lambda _: None, chain=lambda *_: None)
+        engine: Any = SimpleNamespace(
+            fleet=SimpleNamespace(publisher=self.sink, reporter=reporter, flushes=self.desk),
+            takes_flushes=True,
+            worker="w",
+            table=self.memory.table,
+            generations=first_generations(PAGES),
+            page_tokens=PAGE,
+            page_bytes=self.page_bytes,
+            page_count=PAGES,
+            lookups=self.lookups,
+            forecaster=Forecaster(1000.0),
+            recorder=Recorder(),
+            request_recorder=Recorder(),
+            ranks=RankGroup(None),
+            runtime=SimpleNamespace(puller=None, copier=Copier(self.memory.memories, self.memory.table)),
+        )
+        self.scheduling = ConnectorScheduler(engine, self.allocator, Settings(hbm_swap_threshold=0.0))
+        self.scheduling.take_flushes()
+        wait_until(lambda: self.desk._cursor is not None, WAIT_S)
+
+    # What of SGLang's scheduler is called.
+
+    def is_fully_idle(self) -> bool:
+        return not self.busy
+
+    def flush_cache(self) -> bool:
+        self.scheduling.reset()
+        self.allocator.clear()
+        return True
+
+    # What tests do.
+
+    def compute(self, *names: int) -> bool:
+        """Fill and publish pages; return whether they were taken."""
+        self.scheduling.batch_begins(BATCH)
+        tokens = self.allocator.alloc(len(names) * PAGE)
+        self.memory.overwrite((tokens[::PAGE] // PAGE).numpy().astype(np.int64), np.array(names, dtype=np.uint64))
+        taken = self.scheduling.offer([bytes([name]).hex() * 32 for name in names], None, tokens, [])
+        self.passes()
+        return taken
+
+    def passes(self) -> None:
+        for _ in range(self.scheduling.begin_pass()):
+            assert self.scheduling.publish_oldest()
+
+    def in_host(self) -> int:
+        return sum(slot >= PAGES for slot in self.sink.slots)
+
+    def order(self, scope: str) -> FlushOrder:
+        """Give an order, and wait until the desk has it."""
+        order = FlushOrder(bytes(ORDER_BYTES), scope, (), b"", "router")
+        self.store.append_flush(order)
+        wait_until(lambda: bool(self.desk._orders), WAIT_S)
+        return order
+
+    def answer(self, order: FlushOrder) -> FlushReport | None:
+        return self.store.flush_reports(order.order, ["w"])[0]
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    made = Rig()
+    yield made
+    made.desk.stop(5)
+    made.lookups.stop()
+
+
+def copied(rig: Rig, count: int) -> None:
+    def done() -> bool:
+        rig.passes()
+        return rig.in_host() == count
+
+    wait_until(done, WAIT_S)
+
+
+def test_idle_engine_empties_its_tree_and_its_host_tier_and_says_how_much(rig: Rig) -> None:
+    """On SGLang's own thread, by SGLang's own call; nobody stands in for it."""
+    assert rig.compute(1, 2, 3)
+    copied(rig, 3)
+    assert rig.allocator.available_size() == (PAGES - 4) * PAGE
+    order = rig.order("all")
+    rig.scheduling.idle(rig)  # type: ignore[arg-type]
+    done = FlushReport((TierDropped(Tier.DEVICE, 3, 3 * rig.page_bytes), TierDropped(Tier.HOST, 3, 3 * rig.page_bytes)))
+    wait_until(lambda: rig.answer(order) == done, WAIT_S)
+    assert rig.sink.slots == {}
+    assert rig.allocator.available_size() == (PAGES - 1) * PAGE
+    assert rig.compute(4)
+    assert len(rig.sink.slots) == 1
+
+
+def test_busy_engine_shares_nothing_until_it_has_emptied_its_tree(rig: Rig) -> None:
+    """Peers read nothing from that moment on; the answer says what is left, and comes once more."""
+    assert rig.compute(1, 2)
+    copied(rig, 2)
+    before = {slot: rig.memory.table.generation(slot) for slot in rig.sink.slots}
+    rig.busy = True
+    order = rig.order("all")
+    rig.passes()
+    assert rig.sink.slots == {}
+    assert all(rig.memory.table.generation(slot) > generation for slot, generation in before.items())
+    wait_until(lambda: rig.answer(order) is not None, WAIT_S)
+    report = rig.answer(order)
+    assert report is not None
+    assert report.dropped[0] == TierDropped(Tier.DEVICE, 0, 0, complete=False, error=BUSY)
+    assert report.dropped[1].blocks == 2
+    assert not rig.compute(3)
+    rig.scheduling.idle(rig)  # type: ignore[arg-type]
+    assert rig.answer(order) == report
+    rig.busy = False
+    rig.scheduling.idle(rig)  # type: ignore[arg-type]
+    wait_until(lambda: rig.answer(order) != report, WAIT_S)
+    assert (rig.answer(order) or report).dropped[0] == TierDropped(Tier.DEVICE, 3, 3 * rig.page_bytes)
+    assert rig.compute(4)
+
+
+@pytest.mark.parametrize("scope", ["prefix", "doc", "session", "tools"])
+def test_other_scopes_drop_nothing_and_say_so(rig: Rig, scope: str) -> None:
+    assert rig.compute(1, 2)
+    order = rig.order(scope)
+    rig.scheduling.idle(rig)  # type: ignore[arg-type]
+    wait_until(lambda: rig.answer(order) is not None, WAIT_S)
+    assert rig.answer(order) == FlushReport((TierDropped(Tier.DEVICE, 0, 0, error=NOT_TAKEN),))
+    assert len(rig.sink.slots) >= 2
+
+
+def test_desk_never_stands_in_for_an_engine_that_does_not_come_by(rig: Rig) -> None:
+    """SGLang's tree is its scheduler's alone: an engine that is paused answers late, or not at all."""
+    rig.order("all")
+    rig.desk._used_at = float("-inf")
+    rig.desk.step()
+    assert rig.desk._orders
