@@ -241,7 +241,8 @@ def _openai_events(body: dict[str, Any], head: Any, prefilled: Prefilled, choice
 def _message(body: dict[str, Any], prefilled: Prefilled) -> Said:
     counted = _usage(prefilled)
     usage = {
-        "input_tokens": counted["prompt_tokens"],
+        # As that API counts: without those that come from a cache.
+        "input_tokens": counted["prompt_tokens"] - counted["prompt_tokens_details"]["cached_tokens"],
         "output_tokens": 4,
         "cache_read_input_tokens": counted["prompt_tokens_details"]["cached_tokens"],
     }

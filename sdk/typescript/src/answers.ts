@@ -108,7 +108,7 @@ export interface ContentBlock {
 
 /** Tokens of a request, as Anthropic's API counts them. */
 export interface MessageUsage {
-  /** Of the prompt. */
+  /** Of the prompt, without those of the other two kinds. */
   input_tokens?: number | null;
   /** Of the answer. */
   output_tokens?: number | null;

@@ -39,12 +39,15 @@ def test_explain_sends_nothing(use: Used, client: Any, path: str, more: Any) -> 
     assert len(use.engine.asked) == asked
 
 
-def test_prefetched_prompt_is_the_one_that_comes(use: Used) -> None:
-    """Byte for byte, documents included; and it is the engine's to compute but once."""
-    warmed = use("admin.prefetch", request=REQUEST, worker="w")
-    assert (warmed["worker"], warmed["prompt_tokens"] > 1000) == ("w", True)
+@pytest.mark.parametrize(("client", "more"), [({}, {}), (ANTHROPIC, {"max_tokens": 9})], ids=["openai", "anthropic"])
+def test_prefetched_prompt_is_the_one_that_comes(use: Used, client: Any, more: Any) -> None:
+    """Byte for byte, documents included; and it is the engine's to compute but once. All of its tokens are counted."""
+    for _ in range(2):
+        warmed = use("admin.prefetch", client=client, request=REQUEST | more, worker="w")
+        assert (warmed["worker"], warmed["prompt_tokens"] > 1000) == ("w", True)
+    assert warmed["prompt_tokens"] >= warmed["cached_tokens"] > 1000
     messages = use.engine.body()["messages"]
-    answer = use(**REQUEST)
+    answer = use(client=client, **REQUEST, **more)
     assert use.engine.body()["messages"] == messages
     assert answer["cache"]["cached_tokens"] > 1000
 

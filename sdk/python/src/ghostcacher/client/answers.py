@@ -200,7 +200,7 @@ class MessageUsage(msgspec.Struct):
     """Tokens of a request, as Anthropic's API counts them."""
 
     input_tokens: int | None = None
-    """Of the prompt."""
+    """Of the prompt, without those of the other two kinds."""
     output_tokens: int | None = None
     """Of the answer."""
     cache_creation_input_tokens: int | None = None
