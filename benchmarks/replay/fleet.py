@@ -157,8 +157,8 @@ class ReplayFleet:
 class ReplayRouter:
     """The routing of one router, without its front."""
 
-    def __init__(self, name: str, engines: Sequence[ReplayEngine], stores: Stores | None) -> None:
-        """stores: None where all engines are plain."""
+    def __init__(self, name: str, engines: Sequence[ReplayEngine], stores: Stores | None, replicas: int = 1) -> None:
+        """stores: None where all engines are plain. replicas: how many routers there are."""
         clock = asyncio.get_running_loop().time
         dependencies = Dependencies(
             ReplayFleet(engines),
@@ -177,6 +177,7 @@ class ReplayRouter:
             store=None if stores is None else stores.coordination.client(),
             router=name,
             options=Options(),
+            replicas=replicas,
             read_block_s=0.0,
         )
         self._routing.start()

@@ -159,7 +159,7 @@ class GhostCacher:
     """Routers of the project, which get the requests in turns."""
 
     def __init__(self, engines: Sequence[ReplayEngine], stores: Stores | None, *, routers: int = 1) -> None:
-        self._routers = [ReplayRouter(f"r{number}", engines, stores) for number in range(routers)]
+        self._routers = [ReplayRouter(f"r{number}", engines, stores, routers) for number in range(routers)]
         self._count = -1
 
     async def place(self, request: Request) -> Choice:

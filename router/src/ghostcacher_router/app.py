@@ -20,6 +20,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import blake2b
 from random import Random
 
 import msgspec
@@ -105,7 +106,7 @@ class Router:
         self._tracer = open_tracer("ghostcacher-router") if settings.tracing else None
         self._listen: Listen = parse_listen(settings.listen, "listen")
         self._name = secrets.token_hex(4)
-        self._seed = secrets.randbits(64)
+        self._seed = _seed_of(settings)
         limit_s = call_s_max(settings.redis_timeout_s)
         self._threads = StoreThreads(THREADS, "gc-store", limit_s=limit_s)
         self._reader = StoreThreads(1, "gc-read", limit_s=READ_BLOCK_S + limit_s)
@@ -223,6 +224,7 @@ class Router:
             options=options,
             session_ttl_s=settings.session_ttl_s,
             stored_ttl_s=settings.stored_ttl_s,
+            replicas=settings.replicas,
             on_heartbeat=self._on_heartbeat,
         )
 
@@ -343,6 +345,14 @@ class Router:
         deadline = time.monotonic() + FLEET_S_MAX
         while not self._fleet.has_looked and time.monotonic() < deadline:
             await asyncio.sleep(WARM_POLL_S)
+
+
+def _seed_of(settings: RouterSettings) -> int:
+    """Return the seed of digests until a heartbeat tells the fleet's: one that routers share which agree by hash."""
+    if settings.replicas == 1:
+        return secrets.randbits(64)
+    shared = b"ghostcacher seed " + (settings.index_key or "").encode()
+    return int.from_bytes(blake2b(shared, digest_size=8).digest(), "big")
 
 
 def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStore | None]:

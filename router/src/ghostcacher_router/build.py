@@ -37,6 +37,7 @@ class Routing:
         options: Options | None = None,
         session_ttl_s: float = 3600.0,
         stored_ttl_s: float = STORED_TTL_S,
+        replicas: int = 1,
         on_heartbeat: Callable[[HeartbeatReply], None] = lambda _: None,
         read_block_s: float = READ_BLOCK_S,
     ) -> None:
@@ -46,8 +47,10 @@ class Routing:
         router: this router's name, unique in the fleet.
         session_ttl_s: how long a session is kept at its worker after its last request.
         stored_ttl_s: how long the worker of a stored answer, file or batch is remembered after its last use.
+        replicas: routers before the same workers, this one included, until a heartbeat tells.
         on_heartbeat, read_block_s: see RouterSync.
         """
+        self._replicas_given = replicas
         self.replicas: int | None = None
         """Routers alive at the last heartbeat; None before the first one."""
         self._forward_heartbeat = on_heartbeat
@@ -124,6 +127,7 @@ class Routing:
             StoredObjects(store, offload, clock, ttl_s=stored_ttl_s),
             SentCaches(),
             EvictionRegret(),
+            several=lambda: (self.replicas or self._replicas_given) > 1,
         )
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:

@@ -194,6 +194,15 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     upstream_idle_s: Annotated[
         Seconds, Meta(ge=0.1, le=3600, description="time that a worker's connection is kept unused, in s")
     ] = 4.0
+    replicas: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=10_000,
+            description="routers before the same workers, this one included, where Redis does not tell: more than one "
+            "agree by hash on who gets what, a count",
+        ),
+    ] = 1
     retries_max: Annotated[
         int, Meta(ge=0, le=16, description="other workers tried when one refuses a request, a count")
     ] = 2

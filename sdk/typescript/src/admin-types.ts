@@ -243,8 +243,10 @@ export interface TierFlushed {
   tier: string;
   /** How many blocks. */
   blocks?: number;
-  /** What they took there, on all ranks together. */
+  /** What they took there, on all ranks together. Objects are the fleet's: each counts at the worker that has deleted it. */
   bytes?: number;
+  /** What is left, why, and what becomes of it; None when all is gone. */
+  error?: string | null;
 }
 
 /** What a worker has dropped. */

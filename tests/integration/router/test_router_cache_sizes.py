@@ -21,6 +21,21 @@ FAST = FleetOptions(health_interval_s=0.05, backoff_first_s=0.02, discover_inter
 PAGE = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="%d",engine="0"} 1.0\n'
 
 
+class CutMetrics(MiniEngine):
+    """An engine whose metrics are cut, once they are told to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fail = False
+        self.handler = self._answer
+
+    async def _answer(self, peer: Peer, request: Received) -> None:
+        if request.path == "/metrics" and self.fail:
+            peer.abort()
+        else:
+            await self.api(peer, request)
+
+
 class SlowMetrics(MiniEngine):
     """An engine whose metrics take for ever."""
 
@@ -52,6 +67,26 @@ def test_plain_worker_is_asked_when_it_comes_up_and_when_it_comes_back() -> None
                 engine.api.status, engine.api.metrics = 503, pages[times % len(pages)]
                 await until(lambda: worker.state is WorkerState.DOWN)
                 engine.api.status = 200
+            await fleet.stop()
+
+    asyncio.run(main())
+
+
+def test_size_of_an_engine_that_came_back_and_whose_metrics_fail_is_not_known() -> None:
+    """What was true of the engine before it went need not be true of the one that came: its answers will tell."""
+
+    async def main() -> None:
+        async with CutMetrics() as engine:
+            fleet = Fleet(metrics=RouterMetrics(), static=[engine.endpoint], options=FAST)
+            engine.api.metrics = PAGE % 100
+            await fleet.start()
+            (worker,) = fleet.workers.values()
+            await until(lambda: worker.cache_tokens == 1600)
+            engine.api.status, engine.fail = 503, True
+            await until(lambda: worker.state is WorkerState.DOWN)
+            engine.api.status = 200
+            await until(lambda: worker.state is WorkerState.READY and engine.asked.count("/metrics") > 1)
+            await until(lambda: worker.cache_tokens is None)
             await fleet.stop()
 
     asyncio.run(main())

@@ -100,6 +100,17 @@ def test_documents_that_just_fit_are_spread_as_they_fit() -> None:
     assert found.computed_tokens < 3 * 12 * 64 * BLOCK_TOKENS
 
 
+def test_routers_that_know_nothing_of_each_other_send_each_document_to_one_engine() -> None:
+    """Four routers before plain engines compute less than twice of what one router alone has them compute."""
+    requests, sizes = from_documents(60, 16, count=900, rate_per_s=6.0), Sizes(3, 320, 10_000.0)
+    one, four = (
+        run_virtual(replay(entrant, requests, sizes))
+        for entrant in entrants(4)
+        if entrant.name.removeprefix("GhostCacher, ") in ("plain engines", "4 routers, plain engines")
+    )
+    assert four.computed_tokens < 2.0 * one.computed_tokens
+
+
 def test_check_names_who_is_too_much_worse(capsys: pytest.CaptureFixture[str]) -> None:
     """Ways of ours fail the check when they are slower than the best simple policy, and not than each other."""
     simple, *_, sharing, plain = entrants(4)

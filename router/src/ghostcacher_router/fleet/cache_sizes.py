@@ -30,7 +30,7 @@ class CacheSizes:
         return f"CacheSizes(asking={len(self._tasks)})"
 
     def ask(self, worker: Worker) -> None:
-        """Have a worker asked, unless it has a connector. What it said before counts until then."""
+        """Have a worker asked, unless it has a connector. What it said before counts until it answers, or fails to."""
         if worker.record is None:
             task = asyncio.get_running_loop().create_task(self._ask(worker))
             self._tasks.add(task)

@@ -21,8 +21,8 @@ from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_match import PrefixMatch
-from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import WorkerMatch, choose, forecast
+from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import Displacement
 from ghostcacher_router.types import Forecast
 

@@ -10,13 +10,14 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from ghostcacher_connector.core.types import Tier
+from ghostcacher_router.placement.agreed_worker import with_agreed_worker
 from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import BYTES_PER_TOKEN_GUESS, LookupNeeded, PrefixMatch, PrefixMatcher
-from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, forecast
+from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import Displacement, Room, displacements, may_crowd
 from ghostcacher_router.types import Ask, Forecast, Prompt
 
@@ -61,7 +62,7 @@ class Assessor:
     def __init__(self, dependencies: Dependencies, state: RoutingState) -> None:
         self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
         self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
-        self._sent_caches, self._regret = state.sent_caches, state.regret
+        self._sent_caches, self._regret, self._several = state.sent_caches, state.regret, state.several
         self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
@@ -88,6 +89,8 @@ class Assessor:
         tokens = found.match.tokens if found.match is not None else 0
         tokens = max(1, prompt.tokens or tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
         held = self._sent_caches.held_bytes(prompt, names)
+        if self._several():
+            held = with_agreed_worker(prompt, held, names)
         local = {name: tokens * size // prompt.size for name, size in held.items()}
         return found._replace(match=PrefixMatch(prompt, tokens, local, {}, {}, False))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
@@ -54,6 +55,8 @@ class RoutingState(NamedTuple):
     """What each worker's cache likely holds, from what this router sent it."""
     regret: EvictionRegret
     """How likely it is that what full caches evict next is asked for again."""
+    several: Callable[[], bool]
+    """Returns whether other routers place requests at the same workers."""
 
     def flush(self, flush: Flush) -> None:
         """Forget what a flush names. What it names in the prefix map is the map's own to forget."""

@@ -32,4 +32,9 @@ def pick(key: bytes, workers: Sequence[str], load_of: Callable[[str], int]) -> s
     bound = bound_of(loads)
     free = [worker for worker, load in zip(workers, loads, strict=True) if load < bound]
     assert free, "the least loaded worker is below the mean"
-    return max(free, key=lambda worker: (xxh3_64_intdigest(key + worker.encode()), worker))
+    return first_in_rank(key, free)
+
+
+def first_in_rank(key: bytes, workers: Sequence[str]) -> str:
+    """Return the worker of the highest rank for `key`, however full it is. workers: at least one."""
+    return max(workers, key=lambda worker: (xxh3_64_intdigest(key + worker.encode()), worker))

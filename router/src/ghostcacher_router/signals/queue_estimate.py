@@ -15,15 +15,14 @@ A request that failed keeps its place for as long as one that is answered: a wor
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection
 
-from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_speeds import EngineSpeeds
 from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.ttft_forecast import Engine
+from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
 
 STALE_S = 2.0
 """A load report that was received longer ago says nothing. Workers report every 100 to 250 ms. An idle worker measures
@@ -61,86 +60,6 @@ QUEUES_SPARE = 64
 """Queues of workers that are gone are kept until there are so many more queues than workers."""
 
 
-class QueueEstimate:
-    """A worker as the next request finds it. There is one object for each worker, good until it is asked for again."""
-
-    __slots__ = ("engine", "prefilling", "queue_ms", "reported")
-
-    def __init__(self, engine: Engine, queue_ms: float, reported: bool) -> None:
-        self.engine = engine
-        self.queue_ms = queue_ms
-        """Prefill time of everything that is ahead."""
-        self.prefilling = 0
-        """Requests that wait for their first token there. As many will wait behind the next one, if all goes on so."""
-        self.reported = reported
-        """Whether a fresh load report stands behind it, and not this router's own count alone."""
-
-    def __repr__(self) -> str:
-        return f"QueueEstimate({self.engine.name}, queue={self.queue_ms:.1f} ms, reported={self.reported})"
-
-
-class _WorkerQueue:
-    """What is known of one worker's queue. Times are the loop's clock, in seconds."""
-
-    __slots__ = (
-        "answered_at",
-        "busy_until",
-        "dirty",
-        "ended",
-        "estimate",
-        "failed",
-        "failed_tokens",
-        "foreign",
-        "load",
-        "measured_at",
-        "prefilling",
-        "prefilling_tokens",
-        "received_at",
-        "reservations",
-        "speeds_version",
-        "trusted_until",
-        "unreported",
-    )
-
-    def __init__(self) -> None:
-        self.reservations: dict[Reservation, None] = {}
-        self.unreported: dict[Reservation, None] = {}
-        """The reservations that the last load report cannot have counted, prefilling or not."""
-        self.foreign: dict[Reservation, None] = {}
-        """Requests of other routers that are still prefilling, as the worker itself tells."""
-        self.ended = 0
-        """Requests that the last load report may have counted, and that have ended since it came."""
-        self.failed: deque[tuple[float, int]] = deque()
-        """Of each request that failed of late: until when it counts as there, and its tokens to be computed."""
-        self.failed_tokens = 0
-        """Tokens to be computed of all of these."""
-        self.prefilling: dict[Reservation, None] = {}
-        """Reservations that are still prefilling, in the order of their placement."""
-        self.answered_at = 0.0
-        """When an answer of the worker began last; loop clock, s."""
-        self.prefilling_tokens = 0
-        """Tokens to be computed of all reservations that are still prefilling."""
-        self.load: object = None
-        """The last load report, to recognise a new one."""
-        self.measured_at = self.received_at = 0.0
-        """When the last load report was measured, and when it came; loop clock, s."""
-        self.speeds_version = -1
-        """Of the speeds that the estimate was made with."""
-        self.busy_until = 0.0
-        """When everything in the queue is computed, should the worker go on."""
-        self.trusted_until = 0.0
-        """Until when the worker is believed to go on without another report."""
-        self.estimate: QueueEstimate | None = None
-        self.dirty = True
-        """Whether the estimate has to be made anew."""
-
-    def drop_failed(self, now: float) -> None:
-        """Forget the failed requests whose time is over."""
-        while self.failed and self.failed[0][0] <= now:
-            self.failed_tokens -= self.failed.popleft()[1]
-            self.dirty = True
-
-
 class QueueEstimator:
     """Estimates queues from load reports and this router's own requests. On the event loop only.
 
@@ -148,7 +67,7 @@ class QueueEstimator:
     """
 
     def __init__(self) -> None:
-        self._queues: dict[str, _WorkerQueue] = {}
+        self._queues: dict[str, WorkerQueue] = {}
         self._speeds = EngineSpeeds()
         self._stay_s = STAY_S_GUESS
         """How long a request is at its worker until it is answered."""
@@ -288,7 +207,7 @@ class QueueEstimator:
         else:
             found.queue_ms = queue.prefilling_tokens * found.engine.ms_per_token
             if load is None:
-                found.queue_ms -= _progress_ms(queue, found, now)
+                found.queue_ms -= queue.progress_ms(now)
         found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
         found.prefilling = len(queue.prefilling) + len(queue.foreign)
         return found
@@ -312,10 +231,10 @@ class QueueEstimator:
             assert queue.failed_tokens == sum(tokens for _, tokens in queue.failed), name
         self._speeds.check_invariants()
 
-    def _queue(self, worker: str) -> _WorkerQueue:
-        return self._queues.setdefault(worker, _WorkerQueue())
+    def _queue(self, worker: str) -> WorkerQueue:
+        return self._queues.setdefault(worker, WorkerQueue())
 
-    def _take_report(self, queue: _WorkerQueue, worker: WorkerPort) -> None:
+    def _take_report(self, queue: WorkerQueue, worker: WorkerPort) -> None:
         queue.load, queue.dirty, queue.ended = worker.load, True, 0
         queue.measured_at = queue.received_at = worker.load_measured_at
         if worker.load is not None:
@@ -326,7 +245,7 @@ class QueueEstimator:
             if arrived < queue.measured_at:
                 del queue.unreported[reservation]
 
-    def _renew_estimate(self, queue: _WorkerQueue, worker: WorkerPort, fresh: bool) -> QueueEstimate:
+    def _renew_estimate(self, queue: WorkerQueue, worker: WorkerPort, fresh: bool) -> QueueEstimate:
         engine = self._engine_of(worker, queue, fresh)
         ms_per_token = engine.ms_per_token
         queue.estimate = QueueEstimate(engine, 0.0, fresh)
@@ -344,12 +263,12 @@ class QueueEstimator:
             queue.busy_until = busy
         return queue.estimate
 
-    def _engine_of(self, worker: WorkerPort, queue: _WorkerQueue, fresh: bool) -> Engine:
+    def _engine_of(self, worker: WorkerPort, queue: WorkerQueue, fresh: bool) -> Engine:
         """Return how fast a worker is with the requests that it has now. fresh: whether its load report counts."""
         name, speeds = worker.name, self._speeds
         load = None if worker.load is None else worker.load.load
         ms_per_token = speeds.ms_per_token(name)
-        step_ms = _batch_of(queue, load if fresh else None) * speeds.decode_request_ms(name)
+        step_ms = queue.batch(load if fresh else None) * speeds.decode_request_ms(name)
         decode_ms = DECODE_WEIGHT * speeds.answer_tokens * step_ms
         if load is None:
             return Engine(name, ms_per_token, step_ms, decode_ms, None, 0.0, None)
@@ -363,20 +282,3 @@ class QueueEstimator:
             bytes_per_token = load.block_bytes / load.block_tokens
             pull_ms_per_token = bytes_per_token / (load.pull_bytes_per_s or PULL_BYTES_PER_S_GUESS) * 1e3
         return Engine(name, ms_per_token, step_ms, decode_ms, free, load.pull_fixed_s * 1e3, pull_ms_per_token)
-
-
-def _progress_ms(queue: _WorkerQueue, found: QueueEstimate, now: float) -> float:
-    """Return how much of its first prompt a worker has likely computed that reports nothing; prompts take turns."""
-    first = next(iter(queue.prefilling), None)
-    if first is None:
-        return 0.0
-    passed_ms = (now - max(first.since, queue.answered_at)) * 1e3
-    return min(passed_ms, first.computed * found.engine.ms_per_token)
-
-
-def _batch_of(queue: _WorkerQueue, load: LoadReport | None) -> int:
-    """Return how many requests a worker has, or seems to have. load: its report, if that is fresh."""
-    batch = len(queue.reservations)
-    if load is not None:
-        batch = max(batch, load.running + load.waiting + len(queue.unreported) - queue.ended)
-    return batch + len(queue.failed)

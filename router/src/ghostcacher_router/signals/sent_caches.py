@@ -122,7 +122,7 @@ class SentCaches:
 
     def held_bytes(self, prompt: Prompt, workers: Sequence[str]) -> dict[str, int]:
         """Return how much of a prompt, from its first byte, each worker likely holds; those without any are absent."""
-        grid = _grid(prompt)
+        grid = grid_of(prompt)
         found: dict[str, int] = {}
         for worker in workers:
             cache = self._caches.get(worker)
@@ -150,7 +150,7 @@ class SentCaches:
         self._caches.move_to_end(worker)
         if len(self._caches) > WORKERS_MAX:
             self._caches.popitem(last=False)
-        grid = _grid(prompt)
+        grid = grid_of(prompt)
         use = cache.use_of(grid)._replace(new=cache.touch(grid))
         cache.said_kib = capacity_tokens / KIB_TOKENS or None
         cache.evict(min(self._room_kib(cache) or CAPACITY_KIB_MAX, CAPACITY_KIB_MAX))
@@ -200,7 +200,7 @@ class SentCaches:
             self._share = cache.room_kib / cache.said_kib
 
 
-def _grid(prompt: Prompt) -> list[bytes]:
+def grid_of(prompt: Prompt) -> list[bytes]:
     """Return the digests of the boundaries at whole KiBs, in order."""
     return [digest for end, digest in zip(prompt.ends, prompt.digests, strict=True) if not end % GRID_BYTES]
 

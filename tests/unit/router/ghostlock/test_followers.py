@@ -18,8 +18,8 @@ from ghostcacher_router.ghostlock.followers import (
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.signals.prefix_match import PrefixMatch
-from ghostcacher_router.signals.queue_estimate import QueueEstimate
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
+from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import FREE
 from ghostcacher_router.types import Endpoint, Forecast
 from ghostcacher_simulator.text import text_of

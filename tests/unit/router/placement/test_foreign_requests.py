@@ -8,7 +8,7 @@ import pytest
 
 from ghostcacher_connector.core.coordination.base import PromptChain, WorkerEvents
 from ghostcacher_router.placement.foreign_requests import FOREIGN_MAX, FOREIGN_S, ForeignRequests
-from ghostcacher_router.signals.queue_estimate import QueueEstimate
+from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import RATE, Sim, make_sim

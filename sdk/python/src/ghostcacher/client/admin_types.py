@@ -270,7 +270,10 @@ class TierFlushed(msgspec.Struct, frozen=True):
     blocks: int = 0
     """How many blocks."""
     bytes: int = 0
-    """What they took there, on all ranks together."""
+    """What they took there, on all ranks together. Objects are the fleet's: each counts at the worker that has
+    deleted it."""
+    error: str | None = None
+    """What is left, why, and what becomes of it; None when all is gone."""
 
 
 class WorkerFlushed(msgspec.Struct, frozen=True):

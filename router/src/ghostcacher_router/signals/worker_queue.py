@@ -1,0 +1,107 @@
+"""What is known of one worker's queue: the requests of this router there, those of others, and those that failed.
+
+Times are the loop's clock, in seconds. On the event loop only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ghostcacher_connector.core.coordination.base import LoadReport
+from ghostcacher_router.signals.reservation import Reservation
+from ghostcacher_router.signals.ttft_forecast import Engine
+
+
+class QueueEstimate:
+    """A worker as the next request finds it. There is one object for each worker, good until it is asked for again."""
+
+    __slots__ = ("engine", "prefilling", "queue_ms", "reported")
+
+    def __init__(self, engine: Engine, queue_ms: float, reported: bool) -> None:
+        self.engine = engine
+        self.queue_ms = queue_ms
+        """Prefill time of everything that is ahead."""
+        self.prefilling = 0
+        """Requests that wait for their first token there. As many will wait behind the next one, if all goes on so."""
+        self.reported = reported
+        """Whether a fresh load report stands behind it, and not this router's own count alone."""
+
+    def __repr__(self) -> str:
+        return f"QueueEstimate({self.engine.name}, queue={self.queue_ms:.1f} ms, reported={self.reported})"
+
+
+class WorkerQueue:
+    """One worker's queue; `QueueEstimator` keeps it."""
+
+    __slots__ = (
+        "answered_at",
+        "busy_until",
+        "dirty",
+        "ended",
+        "estimate",
+        "failed",
+        "failed_tokens",
+        "foreign",
+        "load",
+        "measured_at",
+        "prefilling",
+        "prefilling_tokens",
+        "received_at",
+        "reservations",
+        "speeds_version",
+        "trusted_until",
+        "unreported",
+    )
+
+    def __init__(self) -> None:
+        self.reservations: dict[Reservation, None] = {}
+        self.unreported: dict[Reservation, None] = {}
+        """The reservations that the last load report cannot have counted, prefilling or not."""
+        self.foreign: dict[Reservation, None] = {}
+        """Requests of other routers that are still prefilling, as the worker itself tells."""
+        self.ended = 0
+        """Requests that the last load report may have counted, and that have ended since it came."""
+        self.failed: deque[tuple[float, int]] = deque()
+        """Of each request that failed of late: until when it counts as there, and its tokens to be computed."""
+        self.failed_tokens = 0
+        """Tokens to be computed of all of these."""
+        self.prefilling: dict[Reservation, None] = {}
+        """Reservations that are still prefilling, in the order of their placement."""
+        self.answered_at = 0.0
+        """When an answer of the worker began last; loop clock, s."""
+        self.prefilling_tokens = 0
+        """Tokens to be computed of all reservations that are still prefilling."""
+        self.load: object = None
+        """The last load report, to recognise a new one."""
+        self.measured_at = self.received_at = 0.0
+        """When the last load report was measured, and when it came; loop clock, s."""
+        self.speeds_version = -1
+        """Of the speeds that the estimate was made with."""
+        self.busy_until = 0.0
+        """When everything in the queue is computed, should the worker go on."""
+        self.trusted_until = 0.0
+        """Until when the worker is believed to go on without another report."""
+        self.estimate: QueueEstimate | None = None
+        self.dirty = True
+        """Whether the estimate has to be made anew."""
+
+    def drop_failed(self, now: float) -> None:
+        """Forget the failed requests whose time is over."""
+        while self.failed and self.failed[0][0] <= now:
+            self.failed_tokens -= self.failed.popleft()[1]
+            self.dirty = True
+
+    def progress_ms(self, now: float) -> float:
+        """Return how much of its first prompt a worker has likely computed that reports nothing; prompts take turns."""
+        first = next(iter(self.prefilling), None)
+        if first is None or self.estimate is None:
+            return 0.0
+        passed_ms = (now - max(first.since, self.answered_at)) * 1e3
+        return min(passed_ms, first.computed * self.estimate.engine.ms_per_token)
+
+    def batch(self, load: LoadReport | None) -> int:
+        """Return how many requests a worker has, or seems to have. load: its report, if that is fresh."""
+        batch = len(self.reservations)
+        if load is not None:
+            batch = max(batch, load.running + load.waiting + len(self.unreported) - self.ended)
+        return batch + len(self.failed)
