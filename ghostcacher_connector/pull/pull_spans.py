@@ -21,19 +21,20 @@ def lookup_span(
     ended_at: float,
     *,
     asked: int,
-    answer: Sequence[PrefixHit] | MissReason,
+    found: Sequence[PrefixHit] | MissReason,
 ) -> None:
     """Record a lookup.
 
-    headers: of the request, with its trace. asked: blocks that were asked for. answer: as `take_answer` returns it.
+    headers: of the request, with its trace. asked: blocks that were asked for. found: the holders, or why
+    there are none.
     """
-    missed = isinstance(answer, MissReason)
+    missed = isinstance(found, MissReason)
     tracer.span("ghostcacher.lookup", began_at, parent=headers).end(
         ended_at,
-        outcome=answer.value if isinstance(answer, MissReason) else "hit",
+        outcome=found.value if isinstance(found, MissReason) else "hit",
         blocks_asked=asked,
-        holders=0 if missed else len(answer),
-        blocks_held=0 if isinstance(answer, MissReason) or not answer else max(hit.length for hit in answer),
+        holders=0 if missed else len(found),
+        blocks_held=0 if isinstance(found, MissReason) or not found else max(hit.length for hit in found),
     )
 
 

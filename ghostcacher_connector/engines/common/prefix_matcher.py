@@ -152,7 +152,8 @@ class PrefixMatcher:
         if answer is None:
             return None
         if self._tracer is not None and (headers := tracked.trace_headers):
-            lookup_span(self._tracer, headers, tracked.asked_at, self._clock(), asked=tracked.pullable, answer=answer)
+            found = answer if isinstance(answer, MissReason) else answer.hits
+            lookup_span(self._tracer, headers, tracked.asked_at, self._clock(), asked=tracked.pullable, found=found)
         if isinstance(answer, MissReason):
             if answer is MissReason.NOT_INDEXED:
                 self._note_held(tracked, 0)
