@@ -6,6 +6,7 @@
     gc2:{<ns>}:owner:<worker>             string token of the process whose record that is; TTL = lease
     gc2:{<ns>}:lease:<worker>             string stamp of the record's lease, where there is a key; TTL = lease
     gc2:{<ns>}:report:<worker>:<report>   hash   small values of a worker, each stamped; TTL = the report's
+    gc2:{<ns>}:readers:<block hex>        zset   stamped worker -> when it began to pull (server time, ms); TTL
     gc2:{<ns>:<p>}:blocks:<incarnation>   hash   block hash -> packed Location, digest; TTL = lease
 
     gc2:{router}:load:<ns>:<worker>       string incarnation, server time (16 digits, us), stamped LoadReport; TTL
@@ -128,6 +129,16 @@ def report_key(namespace: str, worker: str, report: str) -> str:
     if not _REPORT.fullmatch(report):
         raise ConfigError(f"report name: expected 1 to 64 of [0-9A-Za-z._-], got {report!r}")
     return f"{PREFIX}:{{{check_namespace(namespace)}}}:report:{check_worker(worker)}:{report}"
+
+
+def readers_key(namespace: str, block: BlockHash) -> str:
+    """Return the key of those that pull a prefix. block: its last one."""
+    return f"{PREFIX}:{{{check_namespace(namespace)}}}:readers:{block.hex()}"
+
+
+def readers_place(namespace: str, block: BlockHash) -> tuple[str | bytes, ...]:
+    """Return what the stamp of one of them is made for (core/stamps.py)."""
+    return "reader", namespace, block
 
 
 def blocks_key(namespace: str, partition: int, incarnation: bytes) -> str:

@@ -1,8 +1,9 @@
 """Tells a worker what the parts of a prompt are: the router writes it behind the request's id, the connector reads it.
 
-    chat-7.gc1.T3f2S9a0D1f40r300U1fc8i0123456789ab
+    chat-7.gc1.T3f2S9a0D1f40r300U1fc8k0123456789i0123456789ab
               '- tools end at byte 0x3f2, the system text at 0x9a0, a document at 0x1f40, and the user's words end the
-                 prompt; what lies before 0x1f40 is to be kept for 300 s; the session's tag is 0123456789ab
+                 prompt; what lies before 0x1f40 is to be kept for 300 s; the tag of the tools is 0123456789, that of
+                 the session 0123456789ab
 
 Engines hand the id on to their connectors and nothing else that a router can set. Bytes are the router's: it does not
 tokenise, so a worker shares its own count of tokens out among the sections in proportion. What comes of it is a hint
@@ -27,8 +28,12 @@ ENDS_MAX = 16
 """Runs of one type in a hint, and in a prompt that gets one: most have five."""
 TAG_BYTES = 6
 """Of the tag of a session: of a million sessions in a worker's tiers two share one with a chance of 1 in 500."""
-RUNS_CHARS_MAX = 106
-HINT_CHARS_MAX = len(MARK) + RUNS_CHARS_MAX + 1 + 2 * TAG_BYTES
+AGENT_BYTES = 2
+"""Of the tag of a system text: it tells the few agents of one session apart."""
+TOOLS_TAG_BYTES = AGENT_BYTES + 3
+"""Of the tag of a set of tools: what has changed looks the same once in 16 million times."""
+RUNS_CHARS_MAX = 95
+HINT_CHARS_MAX = len(MARK) + RUNS_CHARS_MAX + 1 + 2 * TOOLS_TAG_BYTES + 1 + 2 * TAG_BYTES
 """With the longest id of a client, 128 characters, an id stays under the 256 that workers report."""
 RETAIN_S_MAX = 604_800
 """A week: the longest for which a request can ask that blocks are kept."""
@@ -47,7 +52,8 @@ _LETTERS = {
 _TYPES = {letter: section for section, letter in _LETTERS.items()}
 _RUNS = re.compile(r"([TSDHU])([0-9a-f]{1,10})(?:r([0-9]{1,6}))?", re.ASCII)
 _RUNS_OF_HINT = rf"((?:[TSDHU][0-9a-f]{{1,10}}(?:r[0-9]{{1,6}})?){{0,{ENDS_MAX}}})"
-_HINT = re.compile(rf"{re.escape(MARK)}{_RUNS_OF_HINT}(?:i([0-9a-f]{{{2 * TAG_BYTES}}}))?", re.ASCII)
+_TAGS_OF_HINT = rf"(?:k([0-9a-f]{{{2 * TOOLS_TAG_BYTES}}}))?(?:i([0-9a-f]{{{2 * TAG_BYTES}}}))?"
+_HINT = re.compile(rf"{re.escape(MARK)}{_RUNS_OF_HINT}{_TAGS_OF_HINT}", re.ASCII)
 
 
 class SectionEnd(NamedTuple):
@@ -67,14 +73,26 @@ class Hint(NamedTuple):
     """In order; the last one is the end of the prompt. None when it does not say."""
     session: bytes | None = None
     """The tag of the session that the request belongs to; None when it does not say."""
+    tools: bytes | None = None
+    """The tag of the prompt's system text, `AGENT_BYTES`, and that of its tools; None without tools."""
 
 
 def session_tag(session: str, seed: int) -> bytes:
     """Return the tag of a session. seed: the fleet's, so that nobody else finds out the name from the tag."""
+    return _tag(session.encode(errors="surrogatepass"), TAG_BYTES, seed, b"gc session")
+
+
+def tools_tag(system: bytes, tools: bytes, seed: int) -> bytes:
+    """Return the tag of a prompt's tools, behind that of its system text: see `Hint`.
+
+    tools: their text, or a digest of it. seed: the fleet's.
+    """
+    return _tag(system, AGENT_BYTES, seed, b"gc system") + _tag(tools, TOOLS_TAG_BYTES - AGENT_BYTES, seed, b"gc tools")
+
+
+def _tag(text: bytes, size: int, seed: int, person: bytes) -> bytes:
     key = (seed % (1 << 64)).to_bytes(8, "little")
-    return blake2b(
-        session.encode(errors="surrogatepass"), digest_size=TAG_BYTES, key=key, person=b"gc session"
-    ).digest()
+    return blake2b(text, digest_size=size, key=key, person=person).digest()
 
 
 def encode_hint(ends: Iterable[SectionEnd]) -> str:
@@ -95,9 +113,10 @@ def encode_hint(ends: Iterable[SectionEnd]) -> str:
     return MARK + said if len(said) <= RUNS_CHARS_MAX else ""
 
 
-def with_session(hint: str, tag: bytes) -> str:
-    """Return a hint that tells the session's tag, too."""
-    return f"{hint or MARK}i{tag.hex()}"
+def with_tags(hint: str, *, tools: bytes | None = None, session: bytes | None = None) -> str:
+    """Return a hint that tells these tags, too: that of the session last. tools, session: see `Hint`."""
+    told = ("" if tools is None else f"k{tools.hex()}") + ("" if session is None else f"i{session.hex()}")
+    return f"{hint or MARK}{told}" if told else hint
 
 
 def _encoded(run: SectionEnd) -> str:
@@ -115,7 +134,11 @@ def decode_hint(request_id: str | None) -> Hint:
     if match is None:
         return Hint()
     ends = _decoded_runs(match[1])
-    return Hint() if ends is None else Hint(ends, None if match[2] is None else bytes.fromhex(match[2]))
+    return Hint() if ends is None else Hint(ends, session=_decoded_tag(match[3]), tools=_decoded_tag(match[2]))
+
+
+def _decoded_tag(said: str | None) -> bytes | None:
+    return None if said is None else bytes.fromhex(said)
 
 
 def _decoded_runs(said: str) -> tuple[SectionEnd, ...] | None:
@@ -146,7 +169,7 @@ class BlockSections:
     A block in which a section ends belongs to the next one, since it is of use with that alone.
     """
 
-    __slots__ = ("_ends", "_history", "_retain_s", "_sections", "_session")
+    __slots__ = ("_ends", "_history", "_retain_s", "_sections", "session", "tools")
 
     def __init__(
         self,
@@ -156,12 +179,16 @@ class BlockSections:
         *,
         session: bytes | None = None,
         history: int = 0,
+        tools: bytes | None = None,
     ) -> None:
         """ends: how many blocks lie before the end of each run, ascending. Of each run: its type, and for how long its
-        blocks are to be kept. session: the tag of the request's session, None when it is not known. history: the first
-        block that belongs to this session alone."""
+        blocks are to be kept. history: the first block that belongs to this session alone."""
         self._ends, self._sections, self._retain_s = ends, sections, retain_s
-        self._session, self._history = session, history
+        self._history = history
+        self.session = session
+        """The tag of the request's session; None when it is not known."""
+        self.tools = tools
+        """The tag of its system text and of its tools, see `Hint`; None without tools, and when it is not known."""
 
     def __repr__(self) -> str:
         runs = zip(self._sections, self._ends, self._retain_s, strict=True)
@@ -174,7 +201,7 @@ class BlockSections:
 
     def session_of(self, block: int) -> bytes | None:
         """Return the tag of the session that a block belongs to; None for what sessions share, and when not known."""
-        return self._session if block >= self._history else None
+        return self.session if block >= self._history else None
 
     def after_tools(self, block: int) -> bool:
         """Return whether a block is one of tools, or comes after some."""
@@ -182,9 +209,10 @@ class BlockSections:
         return SectionType.TOOLS in self._sections[: run + 1]
 
     @property
-    def tool_blocks(self) -> int:
-        """How many blocks lie in the tools, and so at the front of the prompt."""
-        return self._ends[0] if self._sections and self._sections[0] is SectionType.TOOLS else 0
+    def front(self) -> int:
+        """How many blocks lie in tools and system text, which are at the front of the prompt."""
+        ends = [end for end, section in zip(self._ends, self._sections, strict=True) if section <= SectionType.SYS]
+        return ends[-1] if ends and self._sections[0] <= SectionType.SYS else 0
 
     def retain_s(self, block: int) -> float:
         """Return for how long the client wants a block kept, in seconds from now; 0.0 when it does not say."""
@@ -219,4 +247,4 @@ def block_sections(hint: Hint, prompt_tokens: int, block_tokens: int, retain_s: 
     blocks, sections, kept_s = zip(*runs, strict=True)
     shared = next((before.end for before, end in pairwise(ends) if end.section in HISTORY), 0)
     history = 0 if ends[0].section in HISTORY else shared * prompt_tokens // size // block_tokens
-    return BlockSections(blocks, sections, kept_s, session=hint.session, history=history)
+    return BlockSections(blocks, sections, kept_s, session=hint.session, history=history, tools=hint.tools)

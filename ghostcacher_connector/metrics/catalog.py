@@ -141,6 +141,12 @@ _ALL = (
         {"outcome": OUTCOMES, "reason": ("none", *REASONS)},
     ),
     Metric(
+        "gc_pull_turns_total",
+        Kind.COUNTER,
+        "requests",
+        "Requests whose pull waited, since more workers pulled the same than held it (vLLM).",
+    ),
+    Metric(
         "gc_joined_pulls_total",
         Kind.COUNTER,
         "requests",
@@ -342,6 +348,13 @@ _ALL = (
         Kind.GAUGE,
         "bytes",
         "Blocks of a tier that requests want kept, and that quotas let be, on each rank.",
+        {"tier": ("host",)},
+    ),
+    Metric(
+        "gc_tier_needed_blocks",
+        Kind.GAUGE,
+        "blocks",
+        "Blocks of tools and system texts that a tier keeps so that the fleet has enough copies (replicas_min).",
         {"tier": ("host",)},
     ),
     Metric(

@@ -54,6 +54,8 @@ class LookupAnswer(NamedTuple):
     """Why there is no hit; None when there is one."""
     detail: str = ""
     """The reason in words, for logs."""
+    ahead: tuple[str, ...] = ()
+    """Workers that were about to pull the same before this one; by now they may hold it."""
 
 
 class _Asked(NamedTuple):
@@ -63,12 +65,16 @@ class _Asked(NamedTuple):
     blocks: Sequence[BlockHash]
     since: float
     """When `start` was called, on the service's clock."""
+    held: int | None
+    """See `LookupService.start`."""
 
 
 class LookupService:
     """Asks the index for prefixes, on its own threads.
 
-    candidates: returns the workers that may be asked for; called on these threads, so it must be thread-safe.
+    candidates: returns the workers that may be asked for; called on these threads, so it must be thread-safe, as must:
+    line_up: puts this worker last in the line of those that pull a prefix, which its last block names, and returns who
+    is before it. None: it stands in no line.
     """
 
     def __init__(
@@ -79,12 +85,14 @@ class LookupService:
         threads: int = THREADS,
         queue_max: int = QUEUE_MAX,
         locations_for: int = 4,
+        line_up: Callable[[BlockHash], Sequence[str]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
         self._candidates = candidates
         self._queue_max = queue_max
         self._locations_for = locations_for
+        self._line_up = line_up
         self._clock = clock
         self._lock = threading.Lock()
         self._asked = threading.Condition(self._lock)
@@ -100,8 +108,12 @@ class LookupService:
     def __repr__(self) -> str:
         return f"LookupService(queued={len(self._queue)}, answers={len(self._answers)})"
 
-    def start(self, request_id: str, blocks: Sequence[BlockHash]) -> None:
-        """Ask for the longest prefixes of `blocks`. Never blocks; asking twice changes nothing."""
+    def start(self, request_id: str, blocks: Sequence[BlockHash], *, held: int | None = None) -> None:
+        """Ask for the longest prefixes of `blocks`. Never blocks; asking twice changes nothing.
+
+        held: how many leading ones need no pull: where somebody has more, the worker lines up for it. None: it does
+        not.
+        """
         now = self._clock()
         with self._lock:
             if request_id in self._answers:
@@ -112,7 +124,7 @@ class LookupService:
                 self._put(request_id, _unavailable(f"queue full at {self._queue_max}", 0.0))
             else:
                 self._put(request_id, PENDING)
-                self._queue.append(_Asked(request_id, blocks, now))
+                self._queue.append(_Asked(request_id, blocks, now, held))
                 self._asked.notify()
 
     def poll(self, request_id: str, *, wait_s: float = 0.0) -> LookupAnswer | Literal[Pending.PENDING]:
@@ -176,13 +188,23 @@ class LookupService:
             self._breaker.trip()
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
-        return LookupAnswer(hits, self._clock() - asked.since, reason)
+        return LookupAnswer(hits, self._clock() - asked.since, reason, ahead=self._ahead(asked, hits))
+
+    def _ahead(self, asked: _Asked, hits: Sequence[PrefixHit]) -> tuple[str, ...]:
+        """Line up for what the hits promise; return who is before this worker, as far as can be known."""
+        if self._line_up is None or asked.held is None or not hits or hits[0].length <= asked.held:
+            return ()
+        try:
+            return tuple(self._line_up(asked.blocks[hits[0].length - 1]))
+        except IndexUnavailable as exc:
+            logger.debug("lookup of request %s: in no line: %s", asked.request_id, exc)
+            return ()
 
 
 def take_answer(
     lookups: LookupService, recorder: Recorder, request_id: str, *, left_s: float, wait_s: float
-) -> list[PrefixHit] | MissReason | None:
-    """Return the hits of a request's lookup, why there are none, or None while the answer may still come in time.
+) -> LookupAnswer | MissReason | None:
+    """Return the answer to a request's lookup if it has hits, why not, or None while it may still come in time.
 
     left_s: time until the request's deadline. wait_s: how long the caller can wait here; never beyond the deadline.
     """
@@ -193,7 +215,7 @@ def take_answer(
         lookups.forget(request_id)
         return MissReason.LOOKUP_DEADLINE
     recorder.observe("gc_lookup_seconds", answer.seconds)
-    return answer.hits if answer.reason is None else answer.reason
+    return answer if answer.reason is None else answer.reason
 
 
 def _unavailable(detail: str, seconds: float) -> LookupAnswer:

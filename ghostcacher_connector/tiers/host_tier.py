@@ -23,7 +23,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,12 +58,16 @@ class _Published(NamedTuple):
     candidate: Candidate
     generation: int
 
-    def retained(self, retain_s: float) -> _Published:
-        """Return it as a block that is kept for at least so long once it is copied."""
-        traits = self.candidate.traits
-        if retain_s <= traits.retain_s:
+    def used(self, says: BlockTraits) -> _Published:
+        """Return it as a block that a prompt has used: it is kept for at least as long as that wants."""
+        return self.with_traits(retain_s=max(self.candidate.traits.retain_s, says.retain_s), tools=says.tools)
+
+    def with_traits(self, **traits: Any) -> _Published:
+        """Return it with some traits changed."""
+        changed = self.candidate.traits._replace(**traits)
+        if changed == self.candidate.traits:
             return self
-        return self._replace(candidate=self.candidate._replace(traits=traits._replace(retain_s=retain_s)))
+        return self._replace(candidate=self.candidate._replace(traits=changed))
 
 
 class HostTier:
@@ -93,10 +97,11 @@ class HostTier:
         self._clock = clock
         self.block_bytes = block_bytes
         self._order_blocks = max(1, ORDER_BYTES // block_bytes)
+        self._retention = TierRetention(retention, slot_count * block_bytes, clock=clock)
         self.ledger = HostLedger(
             first_slot,
             slot_count,
-            TierRetention(retention, slot_count * block_bytes, clock=clock),
+            self._retention,
             ranks=ranks,
             on_withdraw=self._given_up,
             on_clear=lambda: sink.withdraw_from(first_slot),
@@ -242,6 +247,7 @@ class HostTier:
         for section, blocks in zip(SectionType, ledger.blocks_by_section, strict=True):
             self._recorder.set("gc_tier_blocks", blocks, tier=HOST, type=section.name.lower())
         self._recorder.set("gc_tier_retained_bytes", ledger.retained_bytes, tier=HOST)
+        self._recorder.set("gc_tier_needed_blocks", self._retention.needed_blocks, tier=HOST)
         refused_bytes, self._quota_refused = self._quota_refused, ledger.quota_refused_bytes
         self._recorder.inc("gc_tier_quota_refused_bytes_total", self._quota_refused - refused_bytes, tier=HOST)
         ledger.counts.record(self._recorder, HOST)
@@ -254,7 +260,20 @@ class HostTier:
             if slot is not None:
                 self.ledger.duplicate(block)
                 self.wanted.add(slot)
-                self._engine[slot] = self._engine.pop(slot).retained(says.retain_s)
+                self._engine[slot] = self._engine.pop(slot).used(says)
+
+    def need(self, block: BlockHash, *, needed: bool) -> None:
+        """Note whether the fleet would have too few copies of a block without this worker's."""
+        if needed:
+            self.owned((block,))
+        self._retention.need(block, needed=needed)
+        slot = self._engine_slots.get(block)
+        if slot is not None:
+            self._engine[slot] = self._engine[slot].with_traits(needed=needed)
+
+    def age(self, tools: bytes) -> int:
+        """Let what is held of prompts with these tools make room first, until it is used; return how many blocks."""
+        return self._retention.age(tools)
 
     # -- giving up -----------------------------------------------------------------------------------------------
 

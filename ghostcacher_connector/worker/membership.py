@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.addresses import is_loopback_url, port_of_rank
@@ -16,7 +17,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef, ref_of
 from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.periodic import Periodic
-from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.core.types import BlockHash, WorkerRecord
 from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Recorder, serve
 from ghostcacher_connector.publish.flush_desk import FlushDesk
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
@@ -42,9 +43,11 @@ class Membership:
         *,
         port_offset: int = 0,
         prefill_rate: Callable[[], PrefillRate] | None = None,
+        takes_turns: bool = False,
     ) -> None:
         """Prepare the membership; `start` joins.
 
+        takes_turns: whether the engine's pulls wait for others of the same prefix, and so have to stand in line.
         port_offset: how far above `metrics_port` this worker's own port is, different for each data-parallel rank.
         prefill_rate: returns the present rate, on the reporter's thread. None: each load's own rate.
         """
@@ -55,7 +58,12 @@ class Membership:
         self.live_workers = LiveWorkers(
             self.index, record.namespace, on_change=self._fleet_changed, lease_ttl_s=settings.lease_ttl_s
         )
-        self.lookups = open_lookups(settings, self.index, self._candidates)
+        self.lookups = open_lookups(
+            settings,
+            self.index,
+            self._candidates,
+            line_up=partial(self._line_up, settings.pull_timeout_s) if takes_turns else None,
+        )
         self.publisher = Publisher(
             self.index,
             record,
@@ -191,14 +199,19 @@ class Membership:
     def _candidates(self) -> list[WorkerRef]:
         return self.live_workers.candidates(exclude_worker=self.record.worker)
 
+    def _line_up(self, ttl_s: float, block: BlockHash) -> Sequence[str]:
+        return self.index.line_up(ref_of(self.record), block, ttl_s=ttl_s)
 
-def open_lookups(settings: Settings, index: BlockIndex, candidates: Callable[[], Sequence[WorkerRef]]) -> LookupService:
-    """Start the lookups beside an engine's scheduler."""
-    return LookupService(
-        index,
-        candidates,
-        locations_for=settings.pull_sources_max,
-    )
+
+def open_lookups(
+    settings: Settings,
+    index: BlockIndex,
+    candidates: Callable[[], Sequence[WorkerRef]],
+    *,
+    line_up: Callable[[BlockHash], Sequence[str]] | None = None,
+) -> LookupService:
+    """Start the lookups beside an engine's scheduler. line_up: see `LookupService`."""
+    return LookupService(index, candidates, locations_for=settings.pull_sources_max, line_up=line_up)
 
 
 def _open_page(base: int | None, offset: int) -> MetricsPage | None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ghostcacher_connector.core.types import RankEndpoint, Role, WorkerRecord
+from ghostcacher_connector.core.types import RankEndpoint, WorkerRecord
 from ghostcacher_connector.transfer.base import Transport
 from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource
 from ghostcacher_connector.transfer.local import LocalTransport
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
+from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 
 NAMESPACE = "n" * 32
@@ -21,18 +22,7 @@ SLOTS = 64
 
 
 def record(worker: str, endpoint: RankEndpoint, namespace: str = NAMESPACE) -> WorkerRecord:
-    return WorkerRecord(
-        schema=2,
-        worker=worker,
-        incarnation=endpoint.incarnation,
-        namespace=namespace,
-        fingerprint={},
-        role=Role.BOTH,
-        http=None,
-        block_tokens=16,
-        started_at=0.0,
-        ranks=(endpoint,),
-    )
+    return rank_record(worker, endpoint, namespace)
 
 
 class Fleet:

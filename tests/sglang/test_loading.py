@@ -13,7 +13,7 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import MissReason, Role, WorkerRecord
+from ghostcacher_connector.core.types import MissReason, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
@@ -27,6 +27,7 @@ from ghostcacher_connector.transfer.base import PullRequest, PullResult, failed_
 from ghostcacher_connector.transfer.jobs import PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
+from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 
 NAMESPACE = "n" * 32
@@ -82,19 +83,7 @@ class Rig:
         )
 
     def record(self) -> WorkerRecord:
-        endpoint = self.peer.endpoint(rank=0)
-        return WorkerRecord(
-            schema=2,
-            worker="peer",
-            incarnation=endpoint.incarnation,
-            namespace=NAMESPACE,
-            fingerprint={},
-            role=Role.BOTH,
-            http=None,
-            block_tokens=PAGE,
-            started_at=0.0,
-            ranks=(endpoint,),
-        )
+        return rank_record("peer", self.peer.endpoint(rank=0), NAMESPACE)
 
     def request(self) -> Tracked:
         """Return a request with a plan to pull the peer's slots 5, 6 and 7."""

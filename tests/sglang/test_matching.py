@@ -64,7 +64,7 @@ def test_prompt_that_was_held_on_arrival_and_is_no_longer_is_looked_up() -> None
     found = matcher()
     hits = request().hits
     lookups: Any = SimpleNamespace(
-        start=lambda rid, _: asked.append(rid), poll=lambda *_, **__: LookupAnswer(hits, 0.001, None)
+        start=lambda rid, *_, **__: asked.append(rid), poll=lambda *_, **__: LookupAnswer(hits, 0.001, None)
     )
     found._lookups = lookups
     held = request()

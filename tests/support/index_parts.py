@@ -86,6 +86,22 @@ def make_record(
     )
 
 
+def rank_record(worker: str, endpoint: RankEndpoint, namespace: str) -> WorkerRecord:
+    """Return the record of a worker of one rank, whose endpoint this is."""
+    return WorkerRecord(
+        schema=SCHEMA_VERSION,
+        worker=worker,
+        incarnation=endpoint.incarnation,
+        namespace=namespace,
+        fingerprint={},
+        role=Role.BOTH,
+        http=None,
+        block_tokens=16,
+        started_at=0.0,
+        ranks=(endpoint,),
+    )
+
+
 def chain(length: int, seed: int = 0, width: int = 32) -> list[bytes]:
     """Return the hashes of a chain of blocks: each is the digest of its parent."""
     blocks, parent = [], str(seed).encode()

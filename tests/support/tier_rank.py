@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult, JobResult, PullJob, PullSource
 from ghostcacher_connector.worker.host_memory import GIB, open_host_memory
 from ghostcacher_connector.worker.rank import RankRuntime
+from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 
 NAMESPACE = "n" * 32
@@ -61,19 +62,7 @@ class TierRank:
 
     def record(self) -> WorkerRecord:
         """Return the record of a worker of this rank alone."""
-        endpoint = self.runtime.endpoint
-        return WorkerRecord(
-            schema=2,
-            worker=self.worker,
-            incarnation=endpoint.incarnation,
-            namespace=NAMESPACE,
-            fingerprint={},
-            role=Role.BOTH,
-            http=None,
-            block_tokens=16,
-            started_at=0.0,
-            ranks=(endpoint,),
-        )
+        return rank_record(self.worker, self.runtime.endpoint, NAMESPACE)
 
     def write(self, slots: Slots, generation: int) -> None:
         """Compute blocks in engine slots."""

@@ -50,7 +50,16 @@ ARROWS: dict[str, set[str]] = {
     "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
     "pull": {"config", "core.index", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
-    "tiers": {"core.coordination", "core.index", "core.retention", "metrics", "objects", "slots", "transfer"},
+    "tiers": {
+        "core.coordination",
+        "core.index",
+        "core.retention",
+        "core.sections",
+        "metrics",
+        "objects",
+        "slots",
+        "transfer",
+    },
     "worker": {
         "config",
         "core.addresses",

@@ -27,6 +27,9 @@ DEPTHS_MAX = 4_096
 """Chains times candidates of one `depths`: some 5 us each bound how long it holds Redis."""
 CHAIN_HASHES_MAX = 8_192
 
+READERS_MAX = 64
+"""Workers that pull one prefix at the same time, as far as is told."""
+
 GONE_S = 600
 """A worker that went without leaving is remembered for ten minutes: long enough for people to come and look."""
 
@@ -165,6 +168,14 @@ class BlockIndex(ABC):
         locations of their whole prefix. The length of any other is an upper bound: where it lost blocks from the
         middle of a chain, its prefix may be shorter. Entries are verified where locations are returned, and there
         alone; a worker whose entries turn out not to fit may have kept a better one from being among the best.
+        """
+
+    @abstractmethod
+    def line_up(self, ref: WorkerRef, block: BlockHash, *, ttl_s: float) -> list[str]:
+        """Put a worker last in the line of those that pull a prefix; return who is before it, in any order.
+
+        block: the last one of the prefix. Each stays for `ttl_s`. Of a long line the last `READERS_MAX` are returned.
+        One round trip.
         """
 
     @abstractmethod

@@ -13,6 +13,7 @@ from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.errors import DigestMismatch, IndexUnavailable, ProtocolError
 from ghostcacher_connector.core.index.base import (
     GONE_S,
+    READERS_MAX,
     BlockIndex,
     Drop,
     Entry,
@@ -86,6 +87,7 @@ class MemoryIndex(BlockIndex):
         self._blocks: Expiring[dict[BlockHash, bytes]] = Expiring(clock)
         self._reports: Expiring[dict[str, bytes]] = Expiring(clock)
         self._entered_at: Expiring[tuple[str, str, float]] = Expiring(clock)
+        self._readers: Expiring[Expiring[bytes]] = Expiring(clock)
         self._clock = clock
         self.reachable = True
 
@@ -111,6 +113,7 @@ class MemoryIndex(BlockIndex):
         self._blocks.clear()
         self._reports.clear()
         self._entered_at.clear()
+        self._readers.clear()
 
     @property
     def partitions(self) -> int:
@@ -223,6 +226,22 @@ class MemoryIndex(BlockIndex):
                 for namespace, worker, entered_at in self._entered_at.live()
                 if self._records.get((namespace, worker)) is None
             )
+
+    def line_up(self, ref: WorkerRef, block: BlockHash, *, ttl_s: float) -> list[str]:
+        key, place = schema.readers_key(ref.namespace, block), schema.readers_place(ref.namespace, block)
+        with self._reached():
+            line = self._readers.get(key) or Expiring[bytes](self._clock)
+            found = line.live()[-READERS_MAX:]
+            line.pop(ref.worker)
+            line.put(ref.worker, self._stamps.put(place, ref.worker.encode(), at=self._clock(), ttl_s=ttl_s), ttl_s)
+            self._readers.put(key, line, ttl_s)
+            before = []
+            for value in found:
+                try:
+                    before.append(self._stamps.take(place, value, now=self._clock()).body.decode())
+                except ProtocolError as exc:
+                    self._refuse("reader", exc)
+            return [worker for worker in before if worker != ref.worker]
 
     def put_report(self, ref: WorkerRef, name: str, fields: Mapping[str, bytes], *, ttl_s: float) -> None:
         key = schema.report_key(ref.namespace, ref.worker, name)

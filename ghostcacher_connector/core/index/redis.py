@@ -15,6 +15,7 @@ from ghostcacher_connector.core.errors import DigestMismatch, ProtocolError
 from ghostcacher_connector.core.index.base import (
     CHAIN_HASHES_MAX,
     DEPTHS_MAX,
+    READERS_MAX,
     BlockIndex,
     Drop,
     Entry,
@@ -27,7 +28,7 @@ from ghostcacher_connector.core.index.directory import WorkerDirectory
 from ghostcacher_connector.core.redis.client import Argument, RedisCalls, milliseconds
 from ghostcacher_connector.core.redis.url import parse_redis_url
 from ghostcacher_connector.core.refusals import Refusals
-from ghostcacher_connector.core.stamps import Stamps
+from ghostcacher_connector.core.stamps import Place, Stamps
 from ghostcacher_connector.core.types import BlockHash, PrefixHit, WorkerRecord
 
 LOOKUP_BLOCKS_MAX = 16_384
@@ -131,6 +132,25 @@ class RedisIndex(BlockIndex):
         malformed, *found = reply
         self._count_malformed(malformed)
         return self._hits(candidates, blocks, found)
+
+    def line_up(self, ref: WorkerRef, block: BlockHash, *, ttl_s: float) -> list[str]:
+        place, now = schema.readers_place(ref.namespace, block), self._directory.now(ref.namespace)
+        entered = self._stamps.put(place, ref.worker.encode(), at=now, ttl_s=ttl_s)
+        args: list[Argument] = [entered, milliseconds(ttl_s), READERS_MAX]
+        seconds, us, *found = self._calls.run("line_up", [schema.readers_key(ref.namespace, block)], args)
+        now = self._directory.clock_of(ref.namespace).said(seconds, us)
+        return self._in_line(ref.worker, place, found[::-1], now)
+
+    def _in_line(self, worker: str, place: Place, found: Sequence[bytes], now: float) -> list[str]:
+        """Return those of a line that are believed, each once, without the one that asks."""
+        before: dict[str, None] = {}
+        for value in found:
+            try:
+                before[self._stamps.take(place, value, now=now).body.decode(errors="replace")] = None
+            except ProtocolError as exc:
+                self._refuse("reader", exc, 1)
+        before.pop(worker, None)
+        return list(before)
 
     def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
         asked = chains[: DEPTHS_MAX // max(1, len(candidates))]

@@ -84,6 +84,12 @@ class BlockTraits(NamedTuple):
     prompt_blocks: int | None = None
     """How many blocks the prompt has that it came with; None if not known."""
 
+    tools: bytes | None = None
+    """What names the tools of that prompt; None without tools, and if not known."""
+
+    needed: bool = False
+    """Whether the fleet has too few copies without this one, as far as is known."""
+
 
 class Evicted(NamedTuple):
     """A block that is no longer in the tier: the caller frees its slot. Children come before their parents."""
@@ -128,6 +134,7 @@ class TierBlock:
         "tenant",
         "ticket",
         "tokens",
+        "tools",
         "used_at",
     )
 
@@ -142,6 +149,8 @@ class TierBlock:
         self.tokens = traits.tokens
         self.prompt_blocks = traits.prompt_blocks
         """How many blocks the prompt has that used it last, as far as known."""
+        self.tools = traits.tools
+        """What names the tools of that prompt; None without tools, and if not known."""
         self.size_bytes = traits.size_bytes
         self.tenant = traits.tenant
         self.came_at = now

@@ -19,6 +19,7 @@ class QueueName(NamedTuple):
 
     aged: bool
     retained: bool
+    needed: bool
     section: SectionType
     group: Hashable
     """The policy's own: `TierBlock.queue`."""
@@ -39,10 +40,10 @@ class EvictionQueues:
     def __contains__(self, block: TierBlock) -> bool:
         return block in self._names
 
-    def put(self, block: TierBlock, *, retained: bool) -> None:
+    def put(self, block: TierBlock, *, retained: bool, needed: bool) -> None:
         """Give a leaf its place, or another one."""
         self.take(block)
-        name = QueueName(block.aged, retained, block.section, block.queue)
+        name = QueueName(block.aged, retained, needed, block.section, block.queue)
         heap = self._heaps.setdefault(name, [])
         block.ticket = next(self._tickets)
         heapq.heappush(heap, (block.rank, block.ticket, block))

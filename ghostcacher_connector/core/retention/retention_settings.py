@@ -12,6 +12,7 @@ from ghostcacher_connector.core.types import SectionType
 TTL_S_MAX = 30 * 24 * 3_600.0
 QUOTA_GIB_MAX = 1_048_576.0
 PRIORITY_MAX = 1_000.0
+REPLICAS_MAX = 64
 
 PolicyName = Literal["hit-density", "lru", "seed-score"]
 Ttl = Annotated[Seconds, Meta(ge=1, le=TTL_S_MAX)]
@@ -53,6 +54,15 @@ class RetentionSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unkno
     session_budget: Annotated[
         Share, Meta(description="share of a full tier beyond which sessions go first, from 0 to 1")
     ] = 0.75
+    replicas_min: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=REPLICAS_MAX,
+            description="copies of tool definitions and system prompts that the fleet's host tiers keep, each for an "
+            "hour after its last use, a count; 0: they are kept as anything else",
+        ),
+    ] = 1
     retain_s_max: Annotated[
         Seconds, Meta(ge=0, le=TTL_S_MAX, description="longest time for which a request can retain its prefix, in s")
     ] = 24 * 3_600.0

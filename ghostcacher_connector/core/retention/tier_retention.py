@@ -10,19 +10,20 @@ Life of a block:
 
 The order in which leaves go when a tier is full, the first group that has any:
 
-1. aged ones (`age`: what a changed tool schema made worthless);
+1. aged ones (`age`: of prompts whose tools have been replaced by others);
 2. of types that hold more than their budget; space that nobody else wants may be borrowed, and is given back first;
 3. all others, the least worth first, as the policy says;
-4. retained ones, only for a block that is to be retained itself, the least worth first.
+4. *needed* ones, of which the fleet would have too few copies (`need`), only for what is needed or to be retained
+   itself, the least worth first; not beyond the budget of their type, nor long after their last use;
+5. retained ones, only for a block that is to be retained itself, the least worth first.
 
 Not thread-safe: the caller's lock covers all calls. None waits for anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import NamedTuple
 
 from ghostcacher_connector.core.retention.alarms import Alarms
 from ghostcacher_connector.core.retention.base import (
@@ -40,39 +41,14 @@ from ghostcacher_connector.core.retention.eviction_queues import EvictionQueues
 from ghostcacher_connector.core.retention.policies import make_policy
 from ghostcacher_connector.core.retention.retained import Retained
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
+from ghostcacher_connector.core.retention.tool_sets import ToolSets
+from ghostcacher_connector.core.retention.victims import Newcomer, Victim
 from ghostcacher_connector.core.threads import daemon_thread
 from ghostcacher_connector.core.types import SectionType
 
 GIB = 1 << 30
-
-
-class Newcomer(NamedTuple):
-    """A block that wants to be in the tier; `retained`: its request wants it kept."""
-
-    block: TierBlock
-    worth: float
-    retained: bool
-
-
-class Victim(NamedTuple):
-    """A leaf that may go. The first four are the order: the least goes."""
-
-    retained: bool
-    not_aged: bool
-    in_budget: bool
-    worth: float
-    block: TierBlock
-
-    def outweighs(self, newcomer: Newcomer) -> bool:
-        """Whether it is worth as much as the newcomer, and nothing but that decides."""
-        equal = self.in_budget or self.block.section is newcomer.block.section
-        return self.not_aged and equal and newcomer.worth <= self.worth
-
-    @property
-    def reason(self) -> EvictionReason:
-        if not self.not_aged:
-            return EvictionReason.AGED
-        return EvictionReason.CAPACITY if self.in_budget else EvictionReason.BUDGET
+NEEDED_S = 3_600.0
+"""What nobody has used for so long is kept no longer for the fleet's sake."""
 
 
 class TierRetention:
@@ -92,6 +68,8 @@ class TierRetention:
         self._forest = BlockForest()
         self._queues = EvictionQueues()
         self._deadlines = Alarms()
+        self._tool_sets = ToolSets()
+        self._needed = Alarms()
         self._retained = self._new_retained(capacity_bytes)
         self._budgets = {section: settings.budget(section) * capacity_bytes for section in SectionType}
         self._ttls = {section: settings.ttl_s(section) for section in SectionType}
@@ -122,6 +100,11 @@ class TierRetention:
         return self._retained.total_bytes
 
     @property
+    def needed_blocks(self) -> int:
+        """How many blocks are kept since the fleet would have too few copies."""
+        return len(self._needed)
+
+    @property
     def quota_refused_bytes(self) -> int:
         """Bytes of all blocks so far that requests wanted retained and quotas did not allow."""
         return self._retained.refused_bytes
@@ -141,9 +124,14 @@ class TierRetention:
         if traits.section is SectionType.USER:
             return Insertion(Refusal.TYPE, ())
         block = TierBlock(key, parent, traits, now)
+        block.aged = self._tool_sets.is_over(traits.tools)
         worth = self._policy.offered(block, now)
         wanted = self.used_bytes + block.size_bytes - self.capacity_bytes
-        refusal, evicted = self._make_room(wanted, now, Newcomer(block, worth, traits.retain_s > 0))
+        if block.aged and wanted > 0:
+            return Insertion(Refusal.WORTH, ())
+        in_budget = self.bytes_by_section[block.section] + block.size_bytes <= self._budgets[block.section]
+        newcomer = Newcomer(block, worth, traits.retain_s > 0, traits.needed and in_budget)
+        refusal, evicted = self._make_room(wanted, now, newcomer)
         if refusal is None:
             self._add(block, traits, now)
         return Insertion(refusal, tuple(evicted))
@@ -157,20 +145,37 @@ class TierRetention:
         """
         block = self._forest.get(key)
         now = self._clock()
+        if traits is not None:
+            self._tool_sets.begin(traits.tools)
         if block is None:
             self._policy.asked(key, traits, now)
             return False
         if traits is not None:
             block.prompt_blocks = traits.prompt_blocks
+            self._tool_sets.use(block, traits.tools)
+        block.aged = False
         self._policy.used(block, now)
         block.hits += 1
         block.used_at = now
+        if block in self._needed:
+            self._needed.set(block, now + NEEDED_S)
         if block.section is SectionType.SESSION:
             self._set_deadline(block, now)
         if traits is not None and traits.retain_s > 0:
             self._retain(block, traits.retain_s, now)
         self._settle(block)
         return True
+
+    def need(self, key: BlockKey, *, needed: bool) -> None:
+        """Note whether the fleet would have too few copies of a block without this one; not here is no error."""
+        block = self._forest.get(key)
+        if block is None or needed == (block in self._needed):
+            return
+        if needed:
+            self._needed.set(block, self._clock() + NEEDED_S)
+        else:
+            self._needed.clear(block)
+        self._settle(block)
 
     def pin(self, key: BlockKey) -> None:
         """Keep a block, and so all before it, from being evicted or expiring, until as many calls of `unpin`."""
@@ -238,22 +243,30 @@ class TierRetention:
         self._forest, self._queues, self._deadlines = BlockForest(), EvictionQueues(), Alarms()
         self._retained = self._new_retained(self.capacity_bytes)
         self._retained.refused_bytes = refused_bytes
+        self._needed, sets = Alarms(), self._tool_sets.clear()
         self.used_bytes = 0
         self.bytes_by_section = dict.fromkeys(SectionType, 0)
-        daemon_thread("gc-free", gone.untie_all).start()
 
-    def age(self, keys: Iterable[BlockKey]) -> int:
-        """Let blocks and all that follow them go before all others, retained or not; return how many there are."""
-        now = self._clock()
-        count = 0
-        for top in filter(None, map(self._forest.get, keys)):
-            for block in descend(top):
-                count += not block.aged
-                block.aged = True
-                self._retained.release(block)
-                self._settle(block)
-        self._end_retentions(now)
-        return count
+        def free() -> None:
+            gone.untie_all()
+            sets.clear()
+
+        daemon_thread("gc-free", free).start()
+
+    def age(self, tools: bytes) -> int:
+        """Let the blocks of prompts with these tools go before all others, retained or not; return how many there are.
+
+        Those that come are taken in only where there is room. It ends for each block that is used, and for what comes
+        once a prompt has these tools again.
+        """
+        aged = self._tool_sets.end(tools)
+        for block in aged:
+            block.aged = True
+            self._retained.release(block)
+            self._needed.clear(block)
+            self._settle(block)
+        self._end_retentions(self._clock())
+        return len(aged)
 
     def _new_retained(self, capacity_bytes: int) -> Retained:
         quota = float("inf") if self._settings.quota_gib is None else self._settings.quota_gib * GIB
@@ -267,12 +280,15 @@ class TierRetention:
     def _add(self, block: TierBlock, traits: BlockTraits, now: float) -> None:
         block.came_at = now - traits.age_s
         self._forest.add(block)
+        self._tool_sets.add(block)
         self.used_bytes += block.size_bytes
         self.bytes_by_section[block.section] += block.size_bytes
         self._policy.came(block, now)
         self._set_deadline(block, block.came_at)
         if traits.retain_s > 0:
             self._retain(block, traits.retain_s, now)
+        if traits.needed and not block.aged:
+            self._needed.set(block, now + NEEDED_S)
         self._settle(block)
         if block.parent is not None:
             self._settle(block.parent)
@@ -290,13 +306,15 @@ class TierRetention:
     def _end_retentions(self, now: float) -> None:
         while (block := self._retained.next_end(now)) is not None:
             self._settle(block)
+        while (block := self._needed.pop_due(now)) is not None:
+            self._settle(block)
 
     def _settle(self, block: TierBlock) -> None:
         """Give a block the place that it should have now: in a queue if it is a leaf and not pinned, else none."""
         if block.children or block.pins:
             self._queues.take(block)
             return
-        self._queues.put(block, retained=block in self._retained)
+        self._queues.put(block, retained=block in self._retained, needed=block in self._needed)
         if block not in self._deadlines and block.deadline < float("inf"):
             self._deadlines.set(block, block.deadline)
 
@@ -317,7 +335,7 @@ class TierRetention:
             if victim is None:
                 refusal = Refusal.FULL
                 break
-            if newcomer is not None and victim.outweighs(newcomer):
+            if newcomer is not None and not newcomer.outweighs(victim):
                 refusal = Refusal.WORTH
                 break
             evicted.append(self._evict(victim.block, victim.reason, now))
@@ -330,14 +348,14 @@ class TierRetention:
     def _victim(self, now: float, newcomer: Newcomer | None) -> Victim | None:
         best = None
         for name, block in self._queues.firsts():
-            if name.retained and not (newcomer is not None and newcomer.retained):
-                continue
-            size_bytes = self.bytes_by_section[name.section]
+            size_bytes, budget = self.bytes_by_section[name.section], self._budgets[name.section]
+            needed = name.needed and size_bytes <= budget
             if newcomer is not None and newcomer.block.section is name.section:
                 size_bytes += newcomer.block.size_bytes
-            over = size_bytes > self._budgets[name.section]
-            victim = Victim(name.retained, not name.aged, not over, self._policy.worth(block, now), block)
-            if best is None or victim[:4] < best[:4]:
+            worth = self._policy.worth(block, now)
+            victim = Victim(name.retained, needed, not name.aged, size_bytes <= budget, worth, block)
+            may_go = newcomer.may_replace(victim) if newcomer is not None else not (victim.retained or victim.needed)
+            if may_go and (best is None or victim[:5] < best[:5]):
                 best = victim
         return best
 
@@ -350,7 +368,9 @@ class TierRetention:
         self._queues.take(block)
         self._deadlines.clear(block)
         self._retained.release(block)
+        self._needed.clear(block)
         self._forest.remove(block)
+        self._tool_sets.remove(block)
         self.used_bytes -= block.size_bytes
         self.bytes_by_section[block.section] -= block.size_bytes
         self._policy.left(block, now)
@@ -361,6 +381,7 @@ class TierRetention:
         self._forest.check_invariants()
         self._queues.check_invariants()
         self._retained.check_invariants()
+        self._tool_sets.check_invariants(set(self._forest))
         sizes = dict.fromkeys(SectionType, 0)
         for block in self._forest:
             sizes[block.section] += block.size_bytes

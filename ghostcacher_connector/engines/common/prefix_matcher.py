@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.config import Settings
@@ -18,6 +19,8 @@ from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService, take_answer
 from ghostcacher_connector.pull.planner import Holding, PullPlan, PullPlanner
 from ghostcacher_connector.tiers.host_tier import HostTier
+from ghostcacher_connector.tiers.replicas import Replicas
+from ghostcacher_connector.tiers.tool_changes import ToolChanges
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,8 @@ class PrefixMatcher:
         self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
         self._block_tokens = block_tokens
         self._tier = tier
+        self._tool_changes = ToolChanges()
+        self._replicas = Replicas(tier.worker, settings.replicas_min) if tier is not None else None
         self._clock = clock
 
     def forget(self, tracked: PullState) -> None:
@@ -68,10 +73,34 @@ class PrefixMatcher:
                 tracked.traits_of(index, self._block_tokens, self._tier.block_bytes) for index in range(len(blocks))
             ]
             self._tier.touch(blocks, traits)
+            self._age_replaced_tools(tracked, self._tier)
+            # As long as the index has not said otherwise.
+            tracked.kept_from = self._replicas.kept_from(blocks[0], ()) if self._replicas is not None else None
         if self._settings.pull == "never" or self._is_here(blocks, holds):
             tracked.phase = Phase.HELD
             return
-        self._ask_index(tracked, blocks)
+        self._ask_index(tracked, blocks, held=self._held(blocks, holds))
+
+    def _held(self, blocks: Sequence[BlockHash], holds: Callable[[BlockHash], bool]) -> int:
+        """Return how many leading blocks are here, about: the engine has those before the first one that it has not."""
+        engine = bisect_left(range(len(blocks)), x=True, key=lambda index: not holds(blocks[index]))
+        return engine + (len(self._tier.ledger.prefix(blocks, engine)) if self._tier is not None else 0)
+
+    def _age_replaced_tools(self, tracked: PullState, tier: HostTier) -> None:
+        """Let what the tier has of prompts with a conversation's former tools go first."""
+        session, tools = tracked.sections.session, tracked.tools
+        if session is not None and tools is not None:
+            replaced = self._tool_changes.replaced(session, tools)
+            if replaced is not None:
+                tier.age(replaced)
+
+    def _note_holders(self, tracked: PullState) -> None:
+        """Find out which of a prompt's blocks this worker is to keep, by who else has them as far as is known."""
+        if self._tier is None or self._replicas is None:
+            return
+        tracked.kept_from = self._replicas.kept_from(tracked.blocks[0], tracked.hits)
+        for index in range(min(tracked.pullable, tracked.sections.front)):
+            self._tier.need(tracked.blocks[index], needed=tracked.needs(index))
 
     def _is_here(self, blocks: Sequence[BlockHash], holds: Callable[[BlockHash], bool]) -> bool:
         """Say whether the engine has the first of these blocks, and it or the tier the others, all to the end."""
@@ -87,12 +116,12 @@ class PrefixMatcher:
             self._decide(tracked, first_block)
         else:
             # It was all here when the request arrived, and some of it has been reused since.
-            self._ask_index(tracked, blocks)
+            self._ask_index(tracked, blocks, held=first_block)
 
-    def _ask_index(self, tracked: PullState, blocks: Sequence[BlockHash]) -> None:
+    def _ask_index(self, tracked: PullState, blocks: Sequence[BlockHash], *, held: int | None) -> None:
         tracked.phase = Phase.ASKED
         tracked.asked_at = self._clock()
-        self._lookups.start(tracked.request_id, blocks)
+        self._lookups.start(tracked.request_id, blocks, held=held)
 
     def _lookup_wait_s(self, token_count: int) -> float:  # noqa: ARG002 - an engine that waits without blocking uses it
         """Return how long to wait for the index before `token_count` tokens are computed without having asked it."""
@@ -116,9 +145,11 @@ class PrefixMatcher:
         if isinstance(answer, MissReason):
             if answer is MissReason.NOT_INDEXED:
                 self._note_held(tracked, 0)
+                self._note_holders(tracked)
             return self._decide(tracked, first_block, otherwise=answer)
-        tracked.hits = answer
-        self._note_held(tracked, max((hit.length for hit in answer), default=0))
+        tracked.hits, tracked.ahead = answer.hits, answer.ahead or tracked.ahead
+        self._note_held(tracked, max((hit.length for hit in answer.hits), default=0))
+        self._note_holders(tracked)
         return self._decide(tracked, first_block)
 
     def _note_held(self, tracked: PullState, count: int) -> None:

@@ -22,6 +22,7 @@ from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import NO_SECTIONS, BlockSections
 from ghostcacher_connector.core.types import BlockHash, PrefixHit
 from ghostcacher_connector.pull.planner import PullPlan
+from ghostcacher_connector.tiers.replicas import REPLICATED
 
 
 class Phase(Enum):
@@ -49,14 +50,29 @@ class PullState(ABC):
     """When the index was asked, on the matcher's clock."""
     hits: list[PrefixHit] = field(default_factory=list)
     """The index's answer."""
+    ahead: tuple[str, ...] = ()
+    """Workers that were about to pull the same before this one."""
+    contended: bool = False
+    """Whether any of them did not hold it yet when the pull was planned: more pull it at once than have it."""
     plan: PullPlan | None = None
     """What is pulled from whom; None until it is decided."""
     decided_at: int = 0
     """How often the host tier had changed when the plan was made."""
     sections: BlockSections = NO_SECTIONS
     """What the blocks of its prompt belong to, as far as is known: a hint for what to keep."""
+    tenant: bytes | None = None
+    """A digest of what names its tenant; None when nothing does, and where the engine does not say."""
+    kept_from: int | None = None
+    """The first block of its prompt that this worker is to keep for the fleet's sake, if it is of a type that is; None:
+    there is none, or the request was never looked up."""
+    tools: bytes | None = field(init=False)
+    """What names the tools of its prompt, among those of its tenant; None without tools, and if not known."""
     reported_as: str | None = None
     """The router's id of the request, until its prompt is reported as computed."""
+
+    def __post_init__(self) -> None:
+        tag = self.sections.tools
+        self.tools = None if tag is None else tag + (self.tenant or b"")
 
     @property
     @abstractmethod
@@ -67,6 +83,11 @@ class PullState(ABC):
     @abstractmethod
     def blocks(self) -> Sequence[BlockHash]:
         """The hashes of the request's full blocks."""
+
+    def needs(self, index: int) -> bool:
+        """Say whether the fleet would have too few copies of one of its blocks without this worker's."""
+        kept = self.kept_from is not None and index >= self.kept_from
+        return kept and self.sections.section_of(index) in REPLICATED
 
     @abstractmethod
     def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from ghostcacher_connector.core.errors import TransferError
-from ghostcacher_connector.core.types import MissReason, Role, WorkerRecord
+from ghostcacher_connector.core.types import MissReason, WorkerRecord
 from ghostcacher_connector.transfer.base import PullOutcome
 from ghostcacher_connector.transfer.jobs import PullJob, PullSource
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
 from tests.support.emulated_reads import BIG, nixl, pull, wait_until
+from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
@@ -141,19 +142,7 @@ def test_peers_that_hang_do_not_use_up_the_bounce_buffers(emulated: dict[str, ob
 
 
 def record_of(worker: str, process: OwnerProcess) -> WorkerRecord:
-    """Return the record of a worker with one rank, which is the process."""
-    return WorkerRecord(
-        schema=2,
-        worker=worker,
-        incarnation=process.endpoint.incarnation,
-        namespace="n",
-        fingerprint={},
-        role=Role.BOTH,
-        http=None,
-        block_tokens=16,
-        started_at=0.0,
-        ranks=(process.endpoint,),
-    )
+    return rank_record(worker, process.endpoint, "n")
 
 
 def job(name: str, worker: str, process: OwnerProcess, slots: np.ndarray, seconds: float) -> PullJob:

@@ -16,7 +16,7 @@ pytest.importorskip("vllm")
 from ghostcacher_connector.core.coordination.flushes import ORDER_BYTES, FlushOrder, FlushReport, TierDropped
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
-from ghostcacher_connector.core.sections import SectionEnd, encode_hint, session_tag, with_session
+from ghostcacher_connector.core.sections import SectionEnd, encode_hint, session_tag, with_tags
 from ghostcacher_connector.core.types import SectionType, Tier
 from ghostcacher_connector.publish.flush_desk import Engine
 from tests.integration.connector.conftest import Make
@@ -83,7 +83,7 @@ def cached_tokens(engine: SimEngine, request_id: str, prompt: list[int]) -> int:
 def chat_id(session: bytes, shared_blocks: int) -> str:
     """Return the id of a request whose first blocks are a system text."""
     ends = [SectionEnd(SectionType.SYS, shared_blocks * BLOCK_TOKENS), SectionEnd(SectionType.USER, len(PROMPT))]
-    return f"chatcmpl-r{with_session(encode_hint(ends), session)}-0a1b2c3d"
+    return f"chatcmpl-r{with_tags(encode_hint(ends), session=session)}-0a1b2c3d"
 
 
 def test_idle_engine_forgets_all_and_says_how_much(make: Make, router: RedisCoordinationStore) -> None:

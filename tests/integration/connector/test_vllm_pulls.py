@@ -214,7 +214,9 @@ class Bench:
 
     def __init__(self, tokens_per_s: float) -> None:
         self.clock, self.recorder = FakeClock(), Recorder()
-        lookups: Any = SimpleNamespace(start=lambda *_: None, poll=lambda *_, **__: PENDING, forget=lambda _: None)
+        lookups: Any = SimpleNamespace(
+            start=lambda *_, **__: None, poll=lambda *_, **__: PENDING, forget=lambda _: None
+        )
         self.matcher = Matcher(
             Settings(pull="always"),
             lookups,

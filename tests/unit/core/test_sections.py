@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from ghostcacher_connector.core.coordination.base import REQUEST_CHARS_MAX
 from ghostcacher_connector.core.sections import (
+    AGENT_BYTES,
     ENDS_MAX,
     HINT_CHARS_MAX,
     NO_SECTIONS,
     RETAIN_S_MAX,
+    TOOLS_TAG_BYTES,
     USER_TOKENS_MAX,
     Hint,
     SectionEnd,
@@ -23,7 +25,8 @@ from ghostcacher_connector.core.sections import (
     encode_hint,
     retain_wanted,
     session_tag,
-    with_session,
+    tools_tag,
+    with_tags,
 )
 from ghostcacher_connector.core.types import SectionType
 
@@ -31,6 +34,7 @@ TOOLS, SYS, DOC, SESSION, USER = SectionType
 
 CLIENT_ID_CHARS_MAX = 128
 TAG = session_tag("alice", 7)
+TOOLS_TAG = tools_tag(b"You are helpful.", b"[search]", 7)
 
 
 def ends_strategy() -> st.SearchStrategy[list[SectionEnd]]:
@@ -59,9 +63,13 @@ def test_hint_says_of_every_byte_what_was_meant(ends: list[SectionEnd]) -> None:
     """Runs of one type are joined, except where something is to be kept; an id never grows too long to be reported."""
     hint = encode_hint(ends)
     assert len(hint) <= HINT_CHARS_MAX
-    tagged = with_session(hint, TAG)
+    tagged = with_tags(with_tags(hint, tools=TOOLS_TAG), session=TAG)
+    assert len(tagged) <= HINT_CHARS_MAX
     assert len("x" * CLIENT_ID_CHARS_MAX + tagged) <= REQUEST_CHARS_MAX
-    assert decode_hint("gc-1" + tagged) == (decode_hint("gc-1" + hint).ends, TAG)
+    assert decode_hint("gc-1" + tagged) == (decode_hint("gc-1" + hint).ends, TAG, TOOLS_TAG)
+    assert decode_hint("gc-1" + with_tags(hint, session=TAG)).tools is None
+    assert decode_hint("gc-1" + with_tags(hint, tools=TOOLS_TAG)).session is None
+    assert with_tags(hint) == hint
     found = list(decode_hint("gc-1" + hint).ends)
     if not found:
         return
@@ -104,6 +112,10 @@ def test_prompt_of_too_many_sections_gets_no_hint() -> None:
         "x.gc1.i0123456789aB",
         "x.gc1.i0123456789abS10U2f",
         "x.gc1.U10U9i0123456789ab",
+        "x.gc1.U10k012345678",
+        "x.gc1.U10k01234567890",
+        "x.gc1.U10k012345678A",
+        "x.gc1.U10i0123456789abk0123456789",
         "x.gc1.Q10",
         "x.gc1.u10",
         "x.gc1.S10U10",
@@ -224,9 +236,32 @@ def test_what_comes_after_what_sessions_share_belongs_to_the_session(ends: tuple
     assert block_sections(Hint(ends), 160, 16).session_of(9) is None
 
 
-def test_tools_are_counted_in_blocks() -> None:
-    """They are at the front, or nowhere."""
-    ends = (SectionEnd(TOOLS, 50), SectionEnd(USER, 100))
-    assert block_sections(Hint(ends), 160, 16).tool_blocks == 5
-    assert block_sections(Hint(), 160, 16).tool_blocks == 0
-    assert NO_SECTIONS.tool_blocks == 0
+def test_tag_of_tools_tells_system_texts_and_tools_apart() -> None:
+    """The first bytes are those of the system text alone; under another seed all is another."""
+    assert len(TOOLS_TAG) == TOOLS_TAG_BYTES
+    same_agent = tools_tag(b"You are helpful.", b"[search, mail]", 7)
+    other_agent = tools_tag(b"You are terse.", b"[search]", 7)
+    assert (same_agent[:AGENT_BYTES], same_agent != TOOLS_TAG) == (TOOLS_TAG[:AGENT_BYTES], True)
+    assert (other_agent[AGENT_BYTES:], other_agent != TOOLS_TAG) == (TOOLS_TAG[AGENT_BYTES:], True)
+    assert tools_tag(b"You are helpful.", b"[search]", 8) != TOOLS_TAG
+
+
+def test_request_knows_the_tag_of_its_tools() -> None:
+    """Whatever else is known of it."""
+    assert block_sections(Hint((), tools=TOOLS_TAG), 160, 16).tools == TOOLS_TAG
+    assert block_sections(Hint((), TAG), 160, 16).tools is None
+    assert NO_SECTIONS.tools is NO_SECTIONS.session is None
+
+
+@pytest.mark.parametrize(
+    ("ends", "front"),
+    [
+        ((), 0),
+        ((SectionEnd(TOOLS, 50), SectionEnd(SYS, 70), SectionEnd(USER, 100)), 7),
+        ((SectionEnd(SYS, 35), SectionEnd(USER, 100)), 3),
+        ((SectionEnd(DOC, 35), SectionEnd(SYS, 70), SectionEnd(USER, 100)), 0),
+    ],
+)
+def test_front_of_a_prompt_is_its_tools_and_system_text(ends: tuple[SectionEnd, ...], front: int) -> None:
+    """In full blocks; what comes later, whatever it is called, is no front."""
+    assert block_sections(Hint(ends), 160, 16).front == front

@@ -38,7 +38,9 @@ class Tracked(PullState):
 
     def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
         """Describe a page as it is published, without type and depth (publishing.py): the two are compared."""
-        return BlockTraits(SectionType.DOC, 0, block_tokens, block_bytes, retain_s=self.sections.retain_s(index))
+        return BlockTraits(
+            SectionType.DOC, 0, block_tokens, block_bytes, retain_s=self.sections.retain_s(index), tools=self.tools
+        )
 
 
 def track(req: Req, page_tokens: int) -> Tracked:

@@ -56,8 +56,9 @@ class CopyDown:
 
     def pulled(self, tracked: Tracked, plan: PullPlan, count: int) -> None:
         """Note that the first `count` blocks of a plan have come."""
-        if plan.sources[0].worker != self.tier.worker:
-            self.tier.lent(tracked.blocks[plan.first_block : plan.first_block + count])
+        if plan.sources[0].worker != self.tier.worker and not tracked.contended:
+            came = range(plan.first_block, plan.first_block + count)
+            self.tier.lent(tracked.blocks[index] for index in came if not tracked.needs(index))
 
     def orders(self, output: SchedulerOutput) -> list[CopyJob]:
         """Return what the ranks are to copy with a step that has just been scheduled."""

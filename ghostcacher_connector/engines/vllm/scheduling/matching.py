@@ -29,6 +29,7 @@ from ghostcacher_connector.engines.vllm.messages import PullOrder
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.loaded_first import LoadedFirst
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, pull_wanted, shareable
+from ghostcacher_connector.engines.vllm.scheduling.turns import Turns
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import PullReport, record_outcome, record_transfer
 from ghostcacher_connector.pull.forecast import Forecaster
@@ -101,6 +102,7 @@ class Matcher(PrefixMatcher):
             clock=clock,
         )
         self._forecaster = forecaster
+        self._turns = Turns(settings, forecaster, recorder, block_tokens=block_tokens, clock=clock)
         self._fetcher = fetcher
         self._block_bytes = block_bytes
         self._orders: list[PullOrder] = []
@@ -151,7 +153,7 @@ class Matcher(PrefixMatcher):
             count = self._answered(tracked, first_block, wait_s=ALONE_WAIT_S if alone else 0.0)
         elif tracked.phase is Phase.PLANNED:
             count = self._planned(tracked, first_block)
-        if count is None or (count and self._joins(tracked)):
+        if count is None or (count and (self._joins(tracked) or self._awaits_turn(tracked))):
             return None
         return count * self._block_tokens
 
@@ -252,6 +254,18 @@ class Matcher(PrefixMatcher):
                     self._recorder.inc("gc_joined_pulls_total", 1)
                 return True
         return False
+
+    def _awaits_turn(self, tracked: Tracked) -> bool:
+        """Say whether a request is to wait until more workers have what it has planned to pull."""
+        plan = tracked.plan
+        assert plan is not None
+        own = self._tier is not None and plan.sources[0].worker == self._tier.worker
+        if own or not self._turns.awaits(tracked):
+            return False
+        if self._turns.looks_again(tracked):
+            self._lookups.forget(tracked.request_id)
+            self._ask_index(tracked, tracked.blocks[: tracked.pullable], held=None)
+        return True
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
         for report in reports:

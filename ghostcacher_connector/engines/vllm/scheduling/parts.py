@@ -114,6 +114,8 @@ class PartsMaker:
             self._recorder,
             port_offset=data_parallel_rank(self._config) or 0,
             prefill_rate=lambda: forecaster.prefill_rate,
+            # Who publishes nothing is nobody's holder after it: others would wait for it in vain.
+            takes_turns=self._role is Role.BOTH,
         )
         prompts = PromptReporter(fleet.reporter, tokens)
         notes = BlockNotes()

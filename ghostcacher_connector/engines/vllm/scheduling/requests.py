@@ -52,10 +52,10 @@ class Tracked(PullState):
     """Until when it may wait for pulls of other requests, on the matcher's clock; infinite before the first one."""
     fetched: bool = False
     """Whether blocks of it were fetched from objects, or were to be: once for each request."""
+    turn_by: float | None = None
+    """By when its pull no longer waits for others, on the matcher's clock; None before it was to wait."""
     preemptions: int = 0
     """How often it had been preempted when it was last asked for."""
-    tenant: bytes | None = None
-    """Whose quota what it retains counts against: see `tenant_of`."""
 
     @property
     def request_id(self) -> str:
@@ -75,6 +75,8 @@ class Tracked(PullState):
             self.tenant,
             self.sections.retain_s(index),
             prompt_blocks=self.request.num_prompt_tokens // block_tokens,
+            tools=self.tools,
+            needed=self.needs(index),
         )
 
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_128
 
-from ghostcacher_connector.core.sections import SectionEnd, encode_hint
+from ghostcacher_connector.core.sections import SectionEnd, encode_hint, tools_tag, with_tags
 from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.types import GRID_BYTES, Prompt
 
@@ -90,7 +90,18 @@ def hash_prompt(
     digests = _digests(text, ends, xxh3_128(preamble, seed))
     marks = [(section, bisect_left(ends, end)) for section, end in section_ends]
     told = [SectionEnd(section, end, retain_s.get(place, 0)) for place, (section, end) in enumerate(section_ends)]
-    return Prompt(ends, digests, marks, _prefix_key(digests, marks), tokens, encode_hint(told))
+    hint = with_tags(encode_hint(told), tools=_tools_tag(text, section_ends, seed))
+    return Prompt(ends, digests, marks, _prefix_key(digests, marks), tokens, hint)
+
+
+def _tools_tag(text: bytes, section_ends: Sequence[tuple[SectionType, int]], seed: int) -> bytes | None:
+    """Return the tag of a prompt's tools; None when it does not begin with any."""
+    tools = system = 0
+    for section, end in section_ends:
+        if section > SectionType.SYS:
+            break
+        tools, system = (end if section is SectionType.TOOLS else tools), end
+    return tools_tag(text[tools:system], text[:tools], seed) if tools else None
 
 
 def _part_boundaries(part_ends: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from hashlib import sha256
 import msgspec
 from msgspec import Raw
 
-from ghostcacher_connector.core.sections import session_tag, with_session
+from ghostcacher_connector.core.sections import session_tag, with_tags
 from ghostcacher_router.prompt.assembly import Reading
 from ghostcacher_router.prompt.bodies import (
     ABSENT,
@@ -238,7 +238,7 @@ def _shape(body: Body, prompt_of: PromptOf, headers: Mapping[bytes, bytes], seed
         raise _PromptUnread(head) from None
     prompt = None if text is None else text.hashed(seed)
     if prompt is not None and head.session is not None:
-        prompt = prompt._replace(hint=with_session(prompt.hint, session_tag(head.session, seed)))
+        prompt = prompt._replace(hint=with_tags(prompt.hint, session=session_tag(head.session, seed)))
     # What the blocks of a session's text are depends on what the session has heard before.
     return head._replace(prompt=prompt) if body.session_params is None else head
 

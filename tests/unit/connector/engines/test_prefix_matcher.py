@@ -10,6 +10,7 @@ import pytest
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.retention.base import BlockTraits
+from ghostcacher_connector.core.sections import Hint, SectionEnd, block_sections
 from ghostcacher_connector.core.types import BlockHash, Location, MissReason, PrefixHit, SectionType, Tier
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
@@ -17,6 +18,7 @@ from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING, LookupAnswer
 from ghostcacher_connector.tiers.host_tier import HostTier
+from ghostcacher_connector.tiers.replicas import Replicas
 from tests.support.index_parts import FakeClock, chain
 from tests.unit.connector.tiers.test_host_tier import copy, new_tier, publish_as
 
@@ -33,9 +35,11 @@ class Lookups:
         self.asked: list[tuple[str, list[BlockHash]]] = []
         self.forgotten: list[str] = []
         self.answer: Any = PENDING
+        self.held: int | None = None
 
-    def start(self, request_id: str, blocks: list[BlockHash]) -> None:
+    def start(self, request_id: str, blocks: list[BlockHash], *, held: int | None = None) -> None:
         self.asked.append((request_id, blocks))
+        self.held = held
 
     def poll(self, *_: Any, **__: Any) -> Any:
         return self.answer
@@ -193,7 +197,7 @@ def test_prompt_that_is_held_on_arrival_is_known_as_such() -> None:
     bench = Bench()
     bench.start(held=True)
     assert bench.request.phase is Phase.HELD
-    bench.matcher._ask_index(bench.request, chain(COUNT))
+    bench.matcher._ask_index(bench.request, chain(COUNT), held=0)
     assert bench.lookups.asked == [("r", chain(COUNT))]
     assert bench.request.phase is Phase.ASKED
 
@@ -303,6 +307,41 @@ def test_worker_that_pulls_from_nobody_loads_from_its_own_tier() -> None:
     bench.not_all_held(0)
     assert bench.lookups.asked == []
     assert bench.planned == [("own", Tier.HOST, 2)]
+
+
+@pytest.mark.parametrize(("engine", "tier", "held"), [(0, (), 0), (2, (), 2), (2, (2, 3), 4), (1, (2, 3), 1)])
+def test_worker_lines_up_for_what_neither_engine_nor_tier_has(engine: int, tier: tuple[int, ...], held: int) -> None:
+    """What they have together from the first block on, without a gap."""
+    bench = Bench("auto", tier_with(*tier))
+    bench.start(engine=engine)
+    assert bench.lookups.held == held
+
+
+@pytest.mark.parametrize("length", [0, 2, COUNT])
+def test_answer_says_which_blocks_of_a_system_text_the_tier_is_to_keep(length: int) -> None:
+    """Those that the peer has not, or all, as the order of their names wants it; none of the document behind it."""
+    tier = tier_with(0, 1, 2, 3, 4, 5)
+    bench = Bench("auto", tier)
+    ends = (SectionEnd(SectionType.SYS, 4), SectionEnd(SectionType.DOC, COUNT))
+    bench.request.sections = block_sections(Hint(ends), COUNT * 16, 16)
+    bench.start()
+    hits = [HIT._replace(length=length, locations=HIT.locations[:length])] if length else []
+    bench.lookups.answer = LookupAnswer(hits, 0.001, None if hits else MissReason.NOT_INDEXED)
+    tier.ledger.drop(lambda block: block == chain(COUNT)[COUNT - 1])
+    bench.answered()
+    kept_from = Replicas("own", 1).kept_from(chain(COUNT)[0], hits)
+    assert kept_from is not None
+    assert tier._retention.needed_blocks == 4 - min(4, kept_from)
+
+
+def test_later_answer_keeps_who_was_ahead() -> None:
+    """A request that looks again stands in its line already."""
+    bench = Bench()
+    bench.start()
+    for ahead in (("first",), ()):
+        bench.lookups.answer = LookupAnswer([HIT], 0.001, None, ahead=ahead)
+        bench.answered()
+        assert bench.request.ahead == ("first",)
 
 
 def test_plan_that_waits_for_room_is_made_anew_only_when_something_has_changed() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.core.breaker import BREAKER_S
+from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import WorkerRef, ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import MissReason
@@ -83,7 +84,8 @@ def test_unknown_prefix_is_not_indexed(new_bench: Callable[..., Bench]) -> None:
     """A miss says that the index does not know the blocks."""
     bench = new_bench()
     bench.service.start("r", chain(4, seed=1))
-    assert bench.answer("r")[::2] == ([], MissReason.NOT_INDEXED)
+    answer = bench.answer("r")
+    assert (answer.hits, answer.reason) == ([], MissReason.NOT_INDEXED)
 
 
 def test_slow_lookup_is_pending_then_timed(new_bench: Callable[..., Bench]) -> None:
@@ -166,7 +168,7 @@ def test_answer_that_is_there_is_taken(new_bench: Callable[..., Bench]) -> None:
     """Hits come as they are, and the time that the lookup took is recorded."""
     bench = new_bench()
     bench.service.start("r", BLOCKS)
-    assert [hit.worker for hit in bench.take(left_s=5.0, wait_s=5.0)] == [bench.ref.worker]
+    assert [hit.worker for hit in bench.take(left_s=5.0, wait_s=5.0).hits] == [bench.ref.worker]
     assert "gc_lookup_seconds" in bench.recorder.drain()
 
 
@@ -187,3 +189,40 @@ def test_answer_that_is_late_is_a_miss(new_bench: Callable[..., Bench], left_s: 
     assert bench.take(left_s=left_s, wait_s=5.0) is MissReason.LOOKUP_DEADLINE
     bench.gate.set()
     assert bench.take(left_s=1.0, wait_s=1.0) is MissReason.INDEX_UNAVAILABLE
+
+
+@pytest.mark.parametrize(("held", "lined_up"), [(None, []), (0, [BLOCKS[2]]), (2, [BLOCKS[2]]), (3, []), (4, [])])
+def test_worker_lines_up_for_what_somebody_has_and_it_has_not(held: int | None, lined_up: list[bytes]) -> None:
+    """Under the last block that there is to be had; the answer says who is before it."""
+    asked: list[bytes] = []
+
+    def line_up(block: bytes) -> list[str]:
+        asked.append(block)
+        return ["first", "second"]
+
+    index, ref = MemoryIndex(), ref_of(make_record())
+    index.apply(ref, entries(BLOCKS[:3]), [], lease_ttl_s=1000.0)
+    service = LookupService(index, lambda: [ref], line_up=line_up)
+    service.start("r", BLOCKS, held=held)
+    wait_until(lambda: service.poll("r") is not PENDING)
+    answer = service.poll("r")
+    assert isinstance(answer, LookupAnswer)
+    assert (asked, answer.ahead) == (lined_up, ("first", "second") if lined_up else ())
+    service.stop()
+
+
+def test_hits_stand_though_nobody_can_line_up_for_them() -> None:
+    """Redis may refuse the one and allow the other."""
+
+    def line_up(_: bytes) -> list[str]:
+        raise IndexUnavailable("no line")
+
+    index, ref = MemoryIndex(), ref_of(make_record())
+    index.apply(ref, entries(BLOCKS[:3]), [], lease_ttl_s=1000.0)
+    service = LookupService(index, lambda: [ref], line_up=line_up)
+    service.start("r", BLOCKS, held=0)
+    wait_until(lambda: service.poll("r") is not PENDING)
+    answer = service.poll("r")
+    assert isinstance(answer, LookupAnswer)
+    assert ([hit.length for hit in answer.hits], answer.ahead) == ([3], ())
+    service.stop()

@@ -44,6 +44,7 @@ def new_tier(
     block_bytes: int = ORDER_BYTES // 2,
     recorder: Recorder | None = None,
     clock: FakeClock | None = None,
+    **retention: float,
 ) -> tuple[HostTier, Sink]:
     sink = Sink()
     tier = HostTier(
@@ -54,7 +55,7 @@ def new_tier(
         slot_count=slots,
         ranks=ranks,
         block_bytes=block_bytes,
-        retention=RetentionSettings(),
+        retention=RetentionSettings(**retention),
         clock=clock if clock is not None else FakeClock(),
     )
     tier.ledger.take_bumps()
@@ -300,7 +301,8 @@ def test_metrics_say_what_left_and_what_was_refused_and_why() -> None:
     }
     assert labelled(delta, "gc_tier_refused_blocks_total") == {("host", "user", "type"): 1}
     assert (tier.load().evicted_blocks, tier.load().refused_blocks) == (4, 0)
-    assert recorder.drain().keys() == {"gc_tier_blocks", "gc_tier_retained_bytes", "gc_tier_quota_refused_bytes_total"}
+    state = {"gc_tier_blocks", "gc_tier_retained_bytes", "gc_tier_needed_blocks"}
+    assert recorder.drain().keys() == state | {"gc_tier_quota_refused_bytes_total"}
 
 
 def test_metrics_say_what_is_retained_and_what_the_quota_refused() -> None:
@@ -342,3 +344,38 @@ def test_metrics_are_recorded_once_a_second_at_most() -> None:
 def labelled(delta: Delta, metric: str) -> dict[tuple[str, ...], object]:
     """Return a metric's increases by the values of its labels."""
     return {METRICS[metric].values_of(key): value for key, value in delta.get(metric, {}).items() if value}
+
+
+def test_what_the_engine_has_of_replaced_tools_comes_down_only_where_there_is_room() -> None:
+    """By the tools of the last prompt that used a block: it may be one that both sets begin with."""
+    tier, sink = new_tier(2)
+    publish(tier, 1, 2, 3, 4)
+    old, new = (traits_in(tier)._replace(tools=tools) for tools in (b"old", b"new"))
+    tier.touch([name(1), name(2), name(3)], [old] * 3)
+    tier.touch([name(3)], [new])
+    copy(tier, 1)
+    tier.age(b"old")
+    copy(tier, 3, 2)
+    assert set(sink.slots.values()) == {name(1), name(3)}
+    copy(tier, 4)
+    assert set(sink.slots.values()) == {name(3), name(4)}
+    tier.ledger.check_invariants()
+
+
+def test_needed_block_of_the_engine_comes_down_though_the_tier_is_full() -> None:
+    """It is told after it was published, and as long as the engine has it."""
+    tier, sink = new_tier(2, recorder=(recorder := Recorder()), clock=(clock := FakeClock()), doc_budget=1.0)
+    publish(tier, 1, 2, 3)
+    tier.need(name(3), needed=True)
+    tier.need(name(9), needed=True)
+    copy(tier, 1, 2)
+    tier.need(name(2), needed=True)
+    copy(tier, 3)
+    assert set(sink.slots.values()) == {name(2), name(3)}
+    tier.need(name(2), needed=False)
+    clock.advance(RECORD_INTERVAL_S)
+    tier.record_metrics()
+    assert recorder.drain()["gc_tier_needed_blocks"] == {"host": 1.0}
+    publish(tier, 4)
+    copy(tier, 4)
+    assert set(sink.slots.values()) == {name(3), name(4)}

@@ -17,6 +17,7 @@ from ghostcacher_connector.core.types import SectionType
 CAPACITY = 40
 KEYS = 120
 TENANTS = (None, b"t", b"u")
+TOOLS = (b"x", b"y", None)
 POLICIES = ("hit-density", "lru", "seed-score")
 TTL_S = {SectionType.DOC: 60.0, SectionType.SESSION: 30.0}
 
@@ -45,7 +46,10 @@ class Model:
         """Give a block its depth, a type that later blocks of a prompt have later, and 1 to 3 bytes."""
         depth = number.bit_length() - 1
         section = SectionType(min(depth // 2, 3))
-        return BlockTraits(section, depth, 16, 1 + number % 3, TENANTS[number % 3], retain_s, 0.0, depth + 4)
+        tools = TOOLS[(number // 4 + int(retain_s)) % 3]
+        return BlockTraits(
+            section, depth, 16, 1 + number % 3, TENANTS[number % 3], retain_s, 0.0, depth + 4, tools, number % 5 == 0
+        )
 
     def insert(self, number: int, retain_s: float) -> None:
         if number in self.held:
@@ -106,7 +110,10 @@ class Model:
         assert (self.tier.retained_bytes, self.tier.quota_refused_bytes) == (0, refused_bytes)
 
     def age(self, number: int) -> None:
-        self.tier.age([key_of(number)])
+        self.tier.age(TOOLS[number % 2])
+
+    def need(self, number: int) -> None:
+        self.tier.need(key_of(number), needed=number % 2 == 0)
 
     def leave(self, gone: Sequence[Evicted], *, pins_count: bool = True) -> None:
         for one in gone:
@@ -155,7 +162,7 @@ times = st.sampled_from([0.0, 0.0, 0.0, 20.0])
 steps = st.one_of(
     st.tuples(st.just(Model.insert), numbers, times),
     st.tuples(st.just(Model.touch), numbers, times),
-    st.tuples(st.sampled_from([Model.pin, Model.unpin, Model.remove, Model.flush, Model.age]), numbers),
+    st.tuples(st.sampled_from([Model.pin, Model.unpin, Model.remove, Model.flush, Model.age, Model.need]), numbers),
     st.tuples(st.just(Model.pass_time), st.sampled_from([0.5, 5.0, 40.0])),
     st.tuples(st.just(Model.evict), st.integers(0, 10)),
     st.tuples(st.just(Model.clear)),
@@ -178,6 +185,7 @@ def test_tier_and_model_agree_after_many_steps(policy: str) -> None:
     chance = random.Random(policy)
     model = Model(policy)
     actions = [Model.insert] * 12 + [Model.touch] * 6 + [Model.pin, Model.unpin, Model.unpin, Model.remove, Model.age]
+    actions.append(Model.need)
     for number in range(100_000 // len(POLICIES) + 1):
         action = chance.choice(actions)
         values = [chance.randint(1, KEYS)]

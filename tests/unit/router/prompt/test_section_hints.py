@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ghostcacher_connector.core.sections import decode_hint, session_tag
+from ghostcacher_connector.core.sections import AGENT_BYTES, decode_hint, session_tag
 from ghostcacher_router.types import Prompt
 from tests.support.prompts import CHAT, COMPLETIONS, LONG, MESSAGES, SEED, chat, prompt_of, say
 
@@ -96,3 +96,34 @@ def test_session_of_a_request_is_told_by_its_tag(given: dict[str, Any]) -> None:
         assert "alice" not in prompt.hint
     by_header = prompt_of(CHAT, {"messages": [say("user", "x")]}, {b"x-session-id": b"alice"})
     assert decode_hint("id" + by_header.hint).session == session_tag("alice", SEED)
+
+
+def tools_in(*tools: dict[str, Any], system: str | None = "be kind", question: str = "x", **more: Any) -> bytes | None:
+    body = {"tools": list(tools), "messages": [say("user", question)]} | ({} if system is None else {"system": system})
+    return decode_hint("id" + prompt_of(MESSAGES, body | more).hint).tools
+
+
+def test_tools_of_a_request_are_told_by_their_tag() -> None:
+    """The same in all prompts with these tools and this system text, whoever asks and for what."""
+    told = tools_in(TOOL)
+    assert told is not None
+    assert tools_in(TOOL, question="y" * 5_000, metadata={"user_id": "alice"}) == told
+    assert tools_in(TOOL, TOOL) != told
+    assert tools_in(TOOL | {"input_schema": {"type": "object", "required": ["q"]}}) != told
+
+
+def test_tag_of_tools_begins_with_that_of_the_system_text() -> None:
+    """So that a worker tells agents of one session apart; where there is no system text they are one agent."""
+    one, changed, other = tools_in(TOOL), tools_in(TOOL, TOOL), tools_in(TOOL, system="be terse")
+    none, none_changed = tools_in(TOOL, system=None), tools_in(TOOL, TOOL, system=None)
+    agents = [tag[:AGENT_BYTES] for tag in (one, changed, other, none, none_changed) if tag is not None]
+    assert (agents[0] == agents[1], agents[3] == agents[4]) == (True, True)
+    assert len(set(agents)) == 3
+    assert other is not None
+    assert one is not None
+    assert one[AGENT_BYTES:] == other[AGENT_BYTES:]
+
+
+def test_prompt_without_tools_tells_no_tag_of_them() -> None:
+    assert tools_in() is None
+    assert decode_hint("id" + chat(say("system", "s"), say("user", "x")).hint).tools is None
