@@ -67,12 +67,13 @@ MATRIX_SHORT := $(addprefix tests/integration/connector/test_vllm_,capabilities.
 MATRIX_E2E := $(addprefix tests/e2e/test_,outputs.py reuse.py failures.py)
 CLIENTS_STAMP := $(CLIENTS_VENV)/.ghostcacher-$(call key,$(INSTALLED) tests/clients/requirements.txt)
 MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
+SDK_NODE := sdk/typescript/node_modules
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree.py index_rates.py pull_throughput.py tier_copies.py tiers.py overhead.py ttft.py \
 	sglang_ttft.py router_proxy.py router_decision.py router_bodies.py routing_quality.py \
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang demo test test-sglang test-matrix test-matrix-short test-clients test-fast lint format types soak bench bench-short docs reference wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus demo test test-sglang test-matrix test-matrix-short test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,10 +96,20 @@ $(SGLANG_STAMP): $(SGLANG_INSTALLED)
 $(BESIDE_STAMP): $(INSTALLED)
 	@[ -e $@ ] || { $(INSTALL) beside $(BESIDE_VENV); rm -f $(BESIDE_VENV)/.ghostcacher-*; }; touch $@
 
+# Rules and dashboards are tested with the real one.
+PROMETHEUS_STAMP := $(VENV)/.prometheus-$(call key,deploy/setup/debian_programs.py)
+setup-prometheus: $(STAMP) ## Prometheus and promtool into $(VENV), from Debian's package; where they cannot be, say why
+	@$(MAKE) --no-print-directory $(PROMETHEUS_STAMP) || { \
+		[ "$$GHOSTCACHER_REQUIRE_PROMETHEUS" != 1 ] || exit 1; \
+		echo "Prometheus could not be had on this machine (see above): tests of alerts and dashboards are skipped" >&2; }
+
+$(PROMETHEUS_STAMP): $(STAMP)
+	@[ -e $@ ] || $(INSTALL) prometheus $(VENV); touch $@
+
 demo: $(ENGINE_STAMP) ## two engines, one cache: what it saves (MODEL=name for another model, ARGS=...)
 	$(ENGINE_PYTHON) -m benchmarks.demo $(MODEL_ARGS) $(ARGS)
 
-test: $(STAMP) test-sglang ## all tests: unit, contract, integration, e2e; stops after 3 failures
+test: $(STAMP) setup-prometheus test-sglang $(SDK_NODE) ## all tests: unit, contract, integration, e2e; stops after 3 failures
 	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(SIDE_BY_SIDE) $(ARGS) $(NONE_CHOSEN)
 	$(BIN)/python -m pytest tests/e2e --maxfail=3 $(ARGS) $(NONE_CHOSEN)
 
@@ -135,15 +146,26 @@ tests/clients/node/node_modules: tests/clients/node/package.json
 	@if command -v npm >/dev/null; then npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --silent && touch $@; \
 	else echo "Node is not installed: its clients are skipped" >&2; fi
 
-test-clients: $(CLIENTS_STAMP) tests/clients/node/node_modules ## clients that other people wrote, through the router
+# The compiler of the TypeScript client, which has no other dependency. Without it the tests of that client are skipped.
+$(SDK_NODE): sdk/typescript/package.json
+	@if command -v npm >/dev/null && npm install --prefix $(@D) --no-package-lock --no-audit --no-fund --silent; \
+	then touch $@; else echo "no Node, or its packages cannot be had: THE CLIENT FOR TYPESCRIPT IS NOT TESTED" >&2; fi
+
+test-sdk: $(STAMP) $(SDK_NODE) ## our own clients, for Python and TypeScript, against a router
+	$(BIN)/python -m pytest tests/unit/sdk tests/integration/sdk $(ARGS)
+
+test-clients: $(CLIENTS_STAMP) tests/clients/node/node_modules $(SDK_NODE) ## clients that other people wrote, and ours, through the router
+	@! [ -d $(SDK_NODE) ] || node sdk/typescript/build.mjs
 	GHOSTCACHER_CLIENTS_PYTHON=$(abspath $(CLIENTS_VENV))/bin/python $(BIN)/python -m pytest tests/clients --maxfail=3 $(ARGS)
 
-test-fast: $(STAMP) ## unit and contract tests only
+test-fast: $(STAMP) setup-prometheus ## unit and contract tests only
 	$(BIN)/python -m pytest tests/unit tests/contract $(SIDE_BY_SIDE) $(ARGS)
 
-lint: $(STAMP) ## ruff: lint and format
+lint: $(STAMP) ## ruff: lint and format, and that of deploy/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/yamllint --strict --config-file deploy/.yamllint deploy
+	$(BIN)/hadolint deploy/docker/*.Dockerfile
 
 format: $(STAMP) ## put the sources in order
 	$(BIN)/ruff check --fix .
@@ -152,7 +174,7 @@ format: $(STAMP) ## put the sources in order
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-soak: $(STAMP) test-sglang ## the long form of all tests, hours on a small machine
+soak: $(STAMP) setup-prometheus test-sglang ## the long form of all tests, hours on a small machine
 	GHOSTCACHER_SOAK=1 $(BIN)/python -m pytest tests --timeout=3600 $(ARGS)
 
 bench: $(ENGINE_STAMP) setup-sglang ## every benchmark, full length
@@ -166,10 +188,18 @@ gpu-check: $(ENGINE_STAMP) ## whole engines on one GPU: answers, speed (docs/gpu
 
 docs: $(STAMP) ## build the documents as a site (build/docs); warnings and an outdated reference are errors
 	$(BIN)/python docs/site/generate_reference.py --check
+	$(BIN)/python sdk/generate_types.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
 
-reference: $(STAMP) ## make docs/reference anew from the code
+reference: $(STAMP) ## make docs/reference, and the clients' types, anew from the code
 	$(BIN)/python docs/site/generate_reference.py
+	$(BIN)/python sdk/generate_types.py
+
+manifests: $(STAMP) ## make deploy/kubernetes anew from the Helm chart
+	$(BIN)/python deploy/kubernetes/render.py
+
+dashboard: $(STAMP) ## make Grafana's dashboard anew from deploy/grafana/panels.py
+	$(BIN)/python deploy/grafana/generate.py
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .
@@ -181,8 +211,8 @@ release: $(STAMP) ## build the source and the wheel that would be uploaded into 
 	GHOSTCACHER_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest tests/integration/cli/test_wheel.py
 
 clean: ## remove what builds and tests leave behind
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf dist build sdk/typescript/dist sdk/python/dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.git -prune -o -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
 
 distclean: clean ## clean, and remove the virtual environments, too
-	rm -rf '$(VENV)' '$(SGLANG_VENV)' '$(CLIENTS_VENV)' tests/clients/node/node_modules .venv-beside-* .venv-vllm-*
+	rm -rf '$(VENV)' '$(SGLANG_VENV)' '$(CLIENTS_VENV)' tests/clients/node/node_modules $(SDK_NODE) .venv-beside-* .venv-vllm-*

@@ -23,12 +23,14 @@ from msgspec import Meta
 
 from ghostcacher_connector.core.addresses import check_reachable
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.log_format import LogFormat
 from ghostcacher_connector.core.object_url import parse_object_url
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
     SECRET_CHARS_MIN,
+    UPSTREAM_VARIABLE,
     Milliseconds,
     Port,
     Seconds,
@@ -174,6 +176,17 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     weights_id: Annotated[
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
     ] = None
+    tracing: Annotated[
+        bool,
+        Meta(
+            description="record spans of look-ups and pulls of requests that vLLM traces (`--otlp-traces-endpoint`), "
+            "through OpenTelemetry"
+        ),
+    ] = False
+    log_format: Annotated[
+        LogFormat,
+        Meta(description="text: our lines look like the engine's; json: each of ours is one JSON object, for programs"),
+    ] = "text"
     metrics_port: Annotated[
         Port | None,
         Meta(
@@ -204,6 +217,7 @@ def load_settings(extra: Mapping[str, object], environ: Mapping[str, str]) -> Se
     Raises ConfigError naming the key, what was expected and what came.
     """
     ours = [name for name in environ if name.startswith(ENVIRONMENT_PREFIX) and not name.startswith(ROUTER_PREFIX)]
+    ours = [name for name in ours if name != UPSTREAM_VARIABLE]
     variables = {variable_of(key): key for key in types_of(Settings)}
     return Settings(**(from_environment(Settings, environ, ours, variables) | from_mapping(Settings, extra)))
 

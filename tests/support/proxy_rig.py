@@ -76,6 +76,7 @@ class RecordedPlacement:
         self.worker, self.endpoint, self.ask, self.forecast = worker, endpoint, ask, forecast
         self.data_parallel_rank: int | None = None
         self.reason = Reason.ONLY
+        self.ttft_ms: float | None = None
         self.told: list[str] = []
         self.answer_ids: list[str] = []
         self.outcome: Outcome | None = None

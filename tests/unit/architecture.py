@@ -13,6 +13,7 @@ PACKAGES = {
     "ghostcacher_router": ROOT / "router" / "src" / "ghostcacher_router",
     "ghostcacher_simulator": ROOT / "router" / "src" / "ghostcacher_simulator",
     "ghostcacher_cli": ROOT / "router" / "src" / "ghostcacher_cli",
+    "ghostcacher": ROOT / "sdk" / "python" / "src" / "ghostcacher",
 }
 SPLIT_ROOMS = {"core", "engines"}
 """Folders of the connector whose sub-folders are rooms of their own."""

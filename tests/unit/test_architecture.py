@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.unit.architecture import PACKAGES, ROOT, circle_in, file_arrows, imports_of, name_of, room_of, sources
 
-FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engine_patches")
+FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engine_patches", ROOT / "sdk")
 LINES_WANTED = 300
 LINES_MAX = 400
 
@@ -29,6 +30,8 @@ ARROWS: dict[str, set[str]] = {
     "core.periodic": set(),
     "core.prefix_tree": set(),
     "core.settings": set(),
+    "core.log_format": set(),
+    "core.tracing": set(),
     "core.addresses": {"core.settings"},
     "core.object_url": {"core.settings"},
     "core.retention": {"core.settings"},
@@ -42,13 +45,13 @@ ARROWS: dict[str, set[str]] = {
     "core.coordination": {"core.redis", "core.schema", "core.stamps", "core.refusals", "core.index"},
     "core.open": {"core.redis", "core.index", "core.coordination"},
     # The connector, loaded inside each engine worker.
-    "config": {"core.addresses", "core.object_url", "core.retention", "core.settings"},
+    "config": {"core.addresses", "core.log_format", "core.object_url", "core.retention", "core.settings"},
     "slots": set(),
     "identity": set(),
     "metrics": set(),
     "objects": {"config", "core.object_url", "metrics"},
-    "transfer": {"core.addresses", "core.schema", "core.settings", "slots"},
-    "pull": {"config", "core.index", "metrics", "transfer"},
+    "transfer": {"core.addresses", "core.log_format", "core.schema", "core.settings", "slots"},
+    "pull": {"config", "core.index", "core.tracing", "metrics", "transfer"},
     "publish": {"core.index", "core.coordination", "core.schema", "metrics", "pull"},
     "tiers": {
         "core.coordination",
@@ -78,8 +81,10 @@ ARROWS: dict[str, set[str]] = {
     "engines.common": {
         "config",
         "core.coordination",
+        "core.log_format",
         "core.retention",
         "core.sections",
+        "core.tracing",
         "identity",
         "metrics",
         "publish",
@@ -104,6 +109,8 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.http.protocol",
     },
     "ghostcacher_router.http": {
+        "core.log_format",
+        "core.tracing",
         "ghostcacher_router.types",
         "ghostcacher_router.dns",
         "ghostcacher_router.prompt",
@@ -118,7 +125,22 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.metrics",
         *COORDINATION,
     },
-    "ghostcacher_router.config": {"core.settings", "ghostcacher_router.fleet"},
+    "ghostcacher_router.providers": {
+        "core.settings",
+        "ghostcacher_router.types",
+        "ghostcacher_router.dns",
+        "ghostcacher_router.fleet",
+        "ghostcacher_router.http.protocol",
+        "ghostcacher_router.metrics",
+        "ghostcacher_router.prompt",
+        "ghostcacher_router.upstreams",
+    },
+    "ghostcacher_router.config": {
+        "core.log_format",
+        "core.settings",
+        "ghostcacher_router.fleet",
+        "ghostcacher_router.providers",
+    },
     "ghostcacher_router.process_signals": {"ghostcacher_router.config"},
     "ghostcacher_router.signals": {"ghostcacher_router.types", "ghostcacher_router.ports", *COORDINATION},
     "ghostcacher_router.ghostlock": {
@@ -165,7 +187,14 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.signals",
         *COORDINATION,
     },
-    "ghostcacher_router.app": {"ghostcacher_router.*", "core.admin_api", "core.settings", "core.open", *COORDINATION},
+    "ghostcacher_router.app": {
+        "ghostcacher_router.*",
+        "core.admin_api",
+        "core.settings",
+        "core.open",
+        "core.tracing",
+        *COORDINATION,
+    },
     # Simulated engines.
     "ghostcacher_simulator.text": {"core.coordination"},
     "ghostcacher_simulator.pool": set(),
@@ -201,10 +230,13 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_cli.main": {
         "ghostcacher_cli.*",
+        "core.log_format",
         "core.settings",
         "ghostcacher_router.app",
         "ghostcacher_router.config",
     },
+    # The client: a distribution of its own.
+    "ghostcacher.client": set(),
 }
 """Room -> the rooms that it may import beside `BASICS`: the code map of docs/ARCHITECTURE.md as a table. Rooms of the
 connector go without its name. "*" is any room of the connector, "PACKAGE.*" any room of that package.
@@ -214,7 +246,8 @@ HEAVY = {"torch", "vllm", "nixl", "sglang", "transformers"}
 
 
 def python_files() -> list[Path]:
-    return sorted(path for folder in FOLDERS for path in folder.rglob("*.py"))
+    found = {path for folder in FOLDERS for path in folder.rglob("*.py")}
+    return sorted(path for path in found if "node_modules" not in path.parts)
 
 
 def allowed(room: str, target: str) -> bool:
@@ -275,6 +308,16 @@ def test_engine_libraries_only_where_they_belong(module: str) -> None:
     if room.startswith("engines"):
         return
     assert found <= ({"nixl", "torch"} if room == "transfer" else set()), found
+
+
+CLIENT_LIBRARIES = {"httpx", "msgspec"}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in sources() if name.startswith("ghostcacher.")))
+def test_client_stands_alone(module: str) -> None:
+    """It is installed without the rest: it imports itself, two libraries and what Python brings."""
+    found = {name.partition(".")[0] for name, _ in imports_of(sources()[module])}
+    assert found <= {"ghostcacher", *CLIENT_LIBRARIES, *sys.stdlib_module_names}
 
 
 @pytest.mark.parametrize("module", sorted(sources()))

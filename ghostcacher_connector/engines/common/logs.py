@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 
+from ghostcacher_connector.core.log_format import JsonFormatter, LogFormat
+
 OURS = "ghostcacher_connector"
 SHOWN = "ghostcacher"
 """Precedes each of our messages. Engines' formats show a file's name at most, and theirs and ours have the same."""
@@ -23,17 +25,19 @@ class NamedFormatter(logging.Formatter):
         return self._engine.format(named)
 
 
-def join_engine_log(engine: str) -> None:
+def join_engine_log(engine: str, log_format: LogFormat) -> None:
     """Give our loggers the engine's handlers and level, unless somebody has configured ours. Idempotent.
 
-    engine: name of the logger that the engine puts its handlers on; "" for the root logger.
+    engine: name of the logger that the engine puts its handlers on; "" for the root logger. log_format: of our lines;
+    "text" is the engine's.
     """
     ours, theirs = logging.getLogger(OURS), logging.getLogger(engine)
     if ours.handlers or not theirs.handlers:
         return
     for handler in theirs.handlers:
         named = copy.copy(handler)  # the same stream under the same lock
-        named.setFormatter(NamedFormatter(handler.formatter or logging.Formatter()))
+        theirs_named = NamedFormatter(handler.formatter or logging.Formatter())
+        named.setFormatter(JsonFormatter() if log_format == "json" else theirs_named)
         ours.addHandler(named)
     ours.setLevel(theirs.level)
     ours.propagate = False

@@ -12,12 +12,14 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import OWN_INCARNATION, BlockHash, Location, MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService, take_answer
 from ghostcacher_connector.pull.planner import Holding, PullPlan, PullPlanner
+from ghostcacher_connector.pull.pull_spans import lookup_span
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.replicas import Replicas
 from ghostcacher_connector.tiers.tool_changes import ToolChanges
@@ -38,12 +40,13 @@ class PrefixMatcher:
         block_tokens: int,
         block_bytes: int,
         tier: HostTier | None = None,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare for one engine's requests.
 
         block_bytes: bytes of one block on one rank; ranks pull side by side. tier: this worker's
-        host tier, if there is one.
+        host tier, if there is one. tracer: of requests that belong to a trace; None: none is traced.
         """
         self._settings = settings
         self._lookups = lookups
@@ -51,9 +54,15 @@ class PrefixMatcher:
         self._planner = PullPlanner(settings, forecaster, block_tokens=block_tokens, block_bytes=block_bytes)
         self._block_tokens = block_tokens
         self._tier = tier
+        self._tracer = tracer
         self._tool_changes = ToolChanges()
         self._replicas = Replicas(tier.worker, settings.replicas_min) if tier is not None else None
         self._clock = clock
+
+    def close(self) -> None:
+        """Send the last spans, if any are recorded, for a bounded time."""
+        if self._tracer is not None:
+            self._tracer.close()
 
     def forget(self, tracked: PullState) -> None:
         """Drop what is kept of a request that has ended."""
@@ -142,6 +151,9 @@ class PrefixMatcher:
         answer = take_answer(self._lookups, self._recorder, tracked.request_id, left_s=left_s, wait_s=wait_s)
         if answer is None:
             return None
+        if self._tracer is not None and (headers := tracked.trace_headers):
+            found = answer if isinstance(answer, MissReason) else answer.hits
+            lookup_span(self._tracer, headers, tracked.asked_at, self._clock(), asked=tracked.pullable, found=found)
         if isinstance(answer, MissReason):
             if answer is MissReason.NOT_INDEXED:
                 self._note_held(tracked, 0)

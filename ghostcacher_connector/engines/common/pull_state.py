@@ -14,7 +14,7 @@ pull where it submits it, so that nothing there is ever seen LOADING.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -73,6 +73,11 @@ class PullState(ABC):
     def __post_init__(self) -> None:
         tag = self.sections.tools
         self.tools = None if tag is None else tag + (self.tenant or b"")
+
+    @property
+    def trace_headers(self) -> Mapping[str, str] | None:
+        """The headers that say which trace the request belongs to; None where the engine does not tell."""
+        return None
 
     @property
     @abstractmethod

@@ -62,8 +62,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
         extra_config: dict[str, Any] | None = None,
         forward_stream: torch.cuda.Stream | None = None,
     ) -> None:
-        join_engine_log("")
         settings = linker_settings(extra_config or {}, os.environ, get_device().watchdog_timeout)
+        join_engine_log("", settings.log_format)
         check_capabilities("sglang", installed_version("sglang", DISTRIBUTIONS), TRIED_VERSIONS, missing())
         if unhooked := hooks.missing():
             raise UnsupportedEngine(

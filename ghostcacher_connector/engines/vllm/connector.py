@@ -69,8 +69,8 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        join_engine_log("vllm")
         settings = load_settings(self._kv_transfer_config.kv_connector_extra_config, os.environ)
+        join_engine_log("vllm", settings.log_format)
         check_not_nested()
         check_capabilities("vllm", installed_version("vllm", DISTRIBUTIONS), TRIED_VERSIONS, missing_hooks())
         check_config(vllm_config, kv_cache_config)

@@ -15,6 +15,7 @@ import time
 
 import msgspec
 
+from ghostcacher_connector.core.log_format import formatter
 from ghostcacher_connector.transfer.nixl.agent import NixlAgent
 from ghostcacher_connector.transfer.nixl.bounce_buffers import BounceBuffers
 from ghostcacher_connector.transfer.nixl.reader import NixlReader
@@ -30,9 +31,11 @@ EXIT_REFUSED = 1
 
 def main() -> None:
     """Serve until the parent is gone."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="relay %(levelname)s %(message)s")
     size = int.from_bytes(sys.stdin.buffer.read(4), "little")
     config = msgspec.msgpack.decode(sys.stdin.buffer.read(size), type=RelayConfig)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(config.log_format, "relay %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
     threading.Thread(target=_die_at_end_of_input, daemon=True).start()
     endpoint = config.endpoint

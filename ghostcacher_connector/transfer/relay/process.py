@@ -16,6 +16,7 @@ import msgspec
 from ghostcacher_connector.core.addresses import is_unspecified
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import ConfigError, TransferError
+from ghostcacher_connector.core.log_format import LogFormat
 from ghostcacher_connector.core.settings import Listen
 from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.nixl.agent import nixl_package
@@ -47,6 +48,8 @@ class RelayConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The setting of this name."""
     nixl_package: str
     """The package in which the parent found NIXL; looking for it would load torch."""
+    log_format: LogFormat = "text"
+    """The setting of this name."""
 
     def __repr__(self) -> str:
         return f"RelayConfig({self.endpoint.agent_name}, listen={self.listen}, token={'set' if self.token else 'none'})"
@@ -63,6 +66,7 @@ class RelayProcess:
         token: str | None = None,
         advertise_host: str | None = None,
         ucx_tls: str | None = None,
+        log_format: LogFormat = "text",
     ) -> None:
         """listen: "host:port", port 0 for any. advertise_host: what readers connect to; found out when not given.
 
@@ -73,6 +77,7 @@ class RelayProcess:
             raise ConfigError(f"relay_listen={listen!r} is open to the network: relay_token is required")
         self._advertise_host = advertise_host or _own_address(self._host)
         self._endpoint = endpoint
+        self._log_format: LogFormat = log_format
         self._token = token or ""
         self._ucx_tls = ucx_tls
         self._restarts_left = RESTARTS_MAX
@@ -117,6 +122,7 @@ class RelayProcess:
             token=self._token,
             ucx_tls=self._ucx_tls,
             nixl_package=nixl_package(),
+            log_format=self._log_format,
         )
         body = msgspec.msgpack.encode(config)
         command = [sys.executable, "-m", "ghostcacher_connector.transfer.relay"]

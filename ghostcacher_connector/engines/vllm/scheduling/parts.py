@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
@@ -255,6 +256,7 @@ class PartsMaker:
             block_bytes=block_bytes,
             tier=tier,
             fetcher=fetcher,
+            tracer=open_tracer("ghostcacher-connector", self._clock) if self._settings.tracing else None,
             clock=self._clock,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,13 @@ class Tracked(PullState):
     """By when its pull no longer waits for others, on the matcher's clock; None before it was to wait."""
     preemptions: int = 0
     """How often it had been preempted when it was last asked for."""
+    ordered_at: float = 0.0
+    """When its pull was ordered, on the matcher's clock."""
+
+    @property
+    def trace_headers(self) -> Mapping[str, str] | None:
+        headers: Mapping[str, str] | None = self.request.trace_headers
+        return headers
 
     @property
     def request_id(self) -> str:

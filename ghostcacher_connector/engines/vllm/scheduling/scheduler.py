@@ -150,6 +150,8 @@ class ConnectorScheduler:
             self._copying.objects.close()
         if self._fleet is not None:
             self._fleet.stop()
+        if self._matcher is not None:
+            self._matcher.close()
 
     def leave(self, why: str) -> None:
         """Stop sharing for good, and keep serving: what this worker holds and what its peers hold may differ."""

@@ -96,8 +96,11 @@ class Admin:
         metrics: RouterMetrics,
         access: Access,
         ports: AdminPorts,
+        workerless: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """workerless: the router serves hosted providers alone, and so is ready without a worker."""
+        self._workerless = workerless
         self._fleet, self._metrics, self._access, self._ports, self._clock = fleet, metrics, access, ports, clock
         self._started_at = clock()
         self._routes: Mapping[str, Mapping[str, Handler]] = {
@@ -171,13 +174,16 @@ class Admin:
     def _in_flight(self) -> Mapping[str, int]:
         return {name: self._ports.in_flight(name) for name in self._fleet.workers}
 
+    def _not_ready(self) -> str | None:
+        return None if self._workerless else not_ready(self._fleet)
+
     # Open to all
 
     async def _health(self, _: LocalRequest) -> LocalResponse:
         return _json({"status": "ok"})
 
     async def _ready(self, _: LocalRequest) -> LocalResponse:
-        why = not_ready(self._fleet)
+        why = self._not_ready()
         return _json({"status": "ready"}) if why is None else _json({"status": "not ready", "why": why}, 503)
 
     async def _page(self, _: LocalRequest) -> LocalResponse:
@@ -197,7 +203,7 @@ class Admin:
 
     async def _status(self, _: LocalRequest) -> LocalResponse:
         fleet = self._fleet
-        why = not_ready(fleet)
+        why = self._not_ready()
         return _json(
             Status(
                 version=__version__,

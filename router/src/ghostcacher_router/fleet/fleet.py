@@ -29,7 +29,12 @@ from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.hung_workers import HungWorkers
 from ghostcacher_router.fleet.membership.gone import GoneWorker
 from ghostcacher_router.fleet.membership.members import Unroutable
-from ghostcacher_router.fleet.model_lists import merged_models, models_with_billing_line, serving_by_model
+from ghostcacher_router.fleet.model_lists import (
+    merged_models,
+    models_with_billing_line,
+    serving_by_model,
+    split_models,
+)
 from ghostcacher_router.fleet.model_refresh import ModelRefresh
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers
@@ -67,6 +72,7 @@ class Fleet:
         self.options = options or FleetOptions()
         self._metrics, self._clock = metrics, clock
         prober = prober or HttpProber()
+        self._has_index = index is not None
         self._threads = StoreThreads(THREADS, "gc-fleet", limit_s=self.options.store_call_s_max)
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, offload=self._threads)
         self._outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
@@ -230,7 +236,12 @@ class Fleet:
     async def start(self) -> None:
         """Begin to look for workers and to probe them. Static ones are known at once, found ones soon."""
         self._discovery.start()
-        self._metrics.watch_fleet(self.count_by_state, lambda: self.redis_available, self._discovery.refused_values)
+        self._metrics.watch_fleet(
+            self.count_by_state,
+            lambda: self.redis_available if self._has_index else None,
+            self._discovery.refused_values,
+            lambda: len(split_models(self.workers.values())),
+        )
 
     async def stop(self) -> None:
         """End all tasks. Threads end when the store or index has answered. Idempotent."""
@@ -255,6 +266,7 @@ class Fleet:
     def _went_down(self, name: str) -> None:
         # From now on its probes have the say, and what it had in memory is likely gone.
         self._outliers.forget(name)
+        self._metrics.downs.inc(name)
         for tell in self._when_down:
             tell(name)
 

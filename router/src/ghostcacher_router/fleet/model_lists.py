@@ -42,6 +42,19 @@ def merged_models(workers: Iterable[Worker]) -> dict[str, Mapping[str, object]]:
     return dict(sorted(found.items()))
 
 
+def split_models(workers: Iterable[Worker]) -> frozenset[str]:
+    """Return the models whose READY workers are in several namespaces: they cannot pull from each other.
+
+    Workers without a connector are in none.
+    """
+    namespaces: dict[str, set[str]] = {}
+    for worker in workers:
+        if worker.state is WorkerState.READY and worker.namespace is not None:
+            for model in worker.models:
+                namespaces.setdefault(model, set()).add(worker.namespace)
+    return frozenset(model for model, found in namespaces.items() if len(found) > 1)
+
+
 def models_with_billing_line(workers: Iterable[Worker]) -> frozenset[str | None]:
     """Return the models of which a prompt may keep a client's billing line; None among them: so may any model.
 

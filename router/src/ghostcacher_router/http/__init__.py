@@ -24,6 +24,7 @@
     taps.py               what is read along in answers: the id of what was made, and where output begins
     own_headers.py        the header lines that the router adds to a response
     later.py              goes on with a request once something is there that it waits for
+    provider_exchange.py  ProviderExchange: a request that may go to a hosted provider instead
     websocket_exchange.py WebSocketExchange: a request to switch to WebSocket, and what follows
     local_exchange.py     LocalExchange: a request that the router answers itself
     fan_out.py            a request that goes to every server, where the client asks for that

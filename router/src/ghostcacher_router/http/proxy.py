@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.http.clients.client_connection import ClientConnection
 from ghostcacher_router.http.protocol.limits import Limits
-from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.proxy_ports import Connection, LocalEndpoints, Meter, Parse, Providers
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Dispatcher, Endpoint
 
@@ -68,6 +68,10 @@ class HttpProxy:
         """
         self.state.pools.idle_closed = tell
 
+    def use_providers(self, providers: Providers | None) -> None:
+        """Let requests go to hosted providers, too; None: to none. To be called before there are any requests."""
+        self.state.providers = providers
+
     @property
     def in_flight(self) -> int:
         """Requests that are being answered."""
@@ -103,6 +107,8 @@ class HttpProxy:
         for task in self._leaving:
             task.cancel()
         await state.pools.close()
+        if state.providers is not None:
+            await state.providers.close()
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
@@ -162,6 +168,8 @@ class HttpProxy:
             client.expired(now)
         state.admission.tick(now)
         state.pools.tick(now)
+        if state.providers is not None:
+            state.providers.pools.tick(now)
 
     def _on_timer(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self.state.limits.tick_s, self._on_timer)

@@ -7,7 +7,11 @@ from typing import Protocol
 
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal
-from ghostcacher_router.types import Body, Endpoint, RequestShape
+from ghostcacher_router.http.protocol.request_head import RequestHead
+from ghostcacher_router.http.protocol.response_head import ResponseHead
+from ghostcacher_router.types import Body, Endpoint, Placement, RequestShape
+from ghostcacher_router.upstreams.response_receiver import Sink
+from ghostcacher_router.upstreams.worker_pools import Pools
 
 Parse = Callable[[str, Body, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
 """Path with query, body and headers by lower-case name -> what routing needs to know of them. Raises BadBody."""
@@ -21,6 +25,40 @@ class LocalEndpoints(Protocol):
 
     async def handle(self, request: LocalRequest) -> LocalResponse:
         """Return the response, within a bounded time; never raises for what a client sent."""
+
+
+class ProviderPlacement(Placement, Protocol):
+    """A request that leaves the fleet: a placement at a hosted provider, whose name is where a worker's would be."""
+
+    head: bytes
+    """As it is sent, with its empty line. It holds a key: not to be logged."""
+    body: Body
+    """As it is sent."""
+
+    def tapped(self, sink: Sink, head: ResponseHead, *, plain: bool) -> Sink:
+        """Return what takes the answer for `sink`, and reads along what it used. plain: its chunks are taken off."""
+
+
+class Providers(Protocol):
+    """The hosted providers. pools: connections to them."""
+
+    pools: Pools
+
+    def call(
+        self, head: RequestHead, shape: RequestShape, body: Body
+    ) -> ProviderPlacement | Awaitable[ProviderPlacement] | None:
+        """Return a request as its provider gets it, at once or to be awaited; None: workers answer it.
+
+        Raises NoWorker.
+        """
+
+    def fallback(
+        self, head: RequestHead, shape: RequestShape, body: Body
+    ) -> ProviderPlacement | Awaitable[ProviderPlacement | None] | None:
+        """Return a request that no worker takes as a provider gets it; None: there is none for it."""
+
+    async def close(self) -> None:
+        """Close every connection; return when they are closed."""
 
 
 class Exchange(Protocol):

@@ -8,20 +8,21 @@ import logging
 import ssl
 from collections.abc import Callable
 
+from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_router.dns.resolver import Resolver
+from ghostcacher_router.http.access_log import log_request
 from ghostcacher_router.http.clients.admission import Admission, Admitted
 from ghostcacher_router.http.clients.reading_turns import ReadingTurns
 from ghostcacher_router.http.protocol.cors import AllowedOrigins
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
-from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse
+from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse, Providers
 from ghostcacher_router.http.rare_lines import RareLines
-from ghostcacher_router.types import Dispatcher
+from ghostcacher_router.types import Dispatcher, Placement
 from ghostcacher_router.upstreams.worker_pools import Pools
 
 logger = logging.getLogger(__name__)
-access = logging.getLogger("ghostcacher_router.access")
 
 CLIENT_LEFT = 499
 """The status under which a request is counted whose client left, as nginx calls it. It is never sent."""
@@ -36,7 +37,7 @@ class ProxyState:
 
     now: the time of the last tick, for what may be half a second off. in_flight: requests that are being answered.
     buffered_bytes: of bodies held. draining: no new request is taken. clients: open connections, let in by
-    `admission`.
+    `admission`. tracer: of each request that a worker answers; None: none is traced.
     """
 
     def __init__(
@@ -60,13 +61,15 @@ class ProxyState:
         self.limits = limits
         self.clock = clock
         self.access_log = access_log
+        self.tracer: Tracer | None = None
         self.allowed_origins = AllowedOrigins(limits.allowed_origins)
         self.now = clock()
         self.pools = Pools(limits, self.now, worker_tls, resolver)
+        self.providers: Providers | None = None
         self.in_flight = 0
         self.buffered_bytes = 0
         self.draining = False
-        self.admission = Admission(limits, meter, lambda: self.pools.open_count)
+        self.admission = Admission(limits, meter, lambda: self.open_count)
         self.turns = ReadingTurns()
         self.fan_outs = asyncio.Semaphore(FAN_OUTS_MAX)
         self.clients = self.admission.clients
@@ -79,6 +82,11 @@ class ProxyState:
     def __repr__(self) -> str:
         counts = f"clients={len(self.clients)}, in_flight={self.in_flight}, buffered_bytes={self.buffered_bytes}"
         return f"ProxyState({counts})"
+
+    @property
+    def open_count(self) -> int:
+        """Return how many connections to workers and providers are open."""
+        return self.pools.open_count + (0 if self.providers is None else self.providers.pools.open_count)
 
     def has_room_for(self, size: int) -> bool:
         """Say whether a body of which `size` bytes are held, and counted, may stay."""
@@ -99,18 +107,17 @@ class ProxyState:
         request_id: bytes | None,
         *,
         worker: str | None = None,
+        placement: Placement | None = None,
         began_at: float | None = None,
     ) -> None:
-        """Count a request that has ended, and log it where that is wanted; no query, since it may hold a secret.
+        """Count a request that has ended, and log it where that is wanted.
 
-        head: None when it could not be read. began_at: when a worker was first wanted for it, by the proxy's clock.
+        began_at: when a worker was first wanted for it, by the proxy's clock. The others: as in `log_request`.
         """
         self.meter.answered("" if head is None else head.path, status)
         if self.access_log:
-            what = "-" if head is None else f"{head.method} {head.path}"
             took_ms = 0.0 if began_at is None else (self.clock() - began_at) * 1e3
-            number = "-" if request_id is None else request_id.decode()
-            access.info('%s "%s" %d %s %.1f ms %s', peer or "-", what, status, worker or "-", took_ms, number)
+            log_request(peer, head, status, request_id, worker=worker, placement=placement, took_ms=took_ms)
 
     def cannot_connect(self, exc: OSError) -> None:
         """Log what the router lacks to connect to workers: once in a while, and for how many requests so far."""

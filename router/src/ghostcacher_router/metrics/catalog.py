@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from ghostcacher_connector.core.admin_api import Quantiles, Requests, Stats
 from ghostcacher_router.metrics.instruments import OTHER, Counter, Gauge, Histogram, Page, Source
+from ghostcacher_router.metrics.provider_metrics import ProviderMetrics
 from ghostcacher_router.types import Reason, WorkerState
 
 PAGE_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -76,6 +77,9 @@ SHORTAGES = ("connections", "address", "descriptors")
 TURNED_AWAY = ("dropped", "refused")
 LOCK_RESULTS = ("granted", "followed", "waited", "timed_out", "taken_over", "lost", "unavailable")
 PROBE_RESULTS = ("ok", "failed")
+FALLBACKS = ("prompt", "load", "index")
+"""prompt: the request has none, or one that is not understood. load: no worker has reported its load lately. index: it
+cannot be asked where the prompt's blocks are."""
 STORED_RESULTS = ("held", "gone", "unknown")
 """held: sent to the worker that holds it. gone: that worker has left the fleet. unknown: no router knows the id. The
 last two go to any worker, which answers that there is no such object."""
@@ -94,6 +98,7 @@ class RouterMetrics:
         self._make_requests()
         self._make_routing()
         self._make_fleet()
+        self.providers = ProviderMetrics(self._put)
         self.registry.register(self._page)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -146,7 +151,10 @@ class RouterMetrics:
         )
         self.fallbacks = self._put(
             Counter(
-                "gc_router_fallbacks_total", "Placements without an exact forecast, by what was missing.", ["reason"]
+                "gc_router_fallbacks_total",
+                "Placements without an exact forecast, by what was missing.",
+                ["reason"],
+                known=[FALLBACKS],
             )
         )
         self.forecast_ratio = self._put(
@@ -206,6 +214,13 @@ class RouterMetrics:
                 ["worker", "reason"],
             )
         )
+        self.downs = self._put(
+            Counter(
+                "gc_router_worker_downs_total",
+                "Times that a worker became DOWN: its probes failed, or connections to it could not be made.",
+                ["worker"],
+            )
+        )
         self.bad_items = self._put(
             Counter(
                 "gc_router_bad_items_total", "Items read from the store that could not be taken, and were left out."
@@ -258,17 +273,31 @@ class RouterMetrics:
     def watch_fleet(
         self,
         states: Callable[[], Mapping[WorkerState, int]],
-        available: Callable[[], bool],
+        available: Callable[[], bool | None],
         refused: Callable[[], Mapping[str, int]],
+        split: Callable[[], int],
     ) -> None:
-        """Export how many workers are in each state, whether Redis answers, and how many values were refused."""
+        """Export what the fleet knows of its workers and of Redis.
+
+        states: how many workers are in each state. available: whether Redis answers; None for a router without one.
+        refused: how many values in it were not believed, by kind and reason. split: models whose workers cannot share.
+        """
         self.gauge(
             "gc_router_workers",
             "Workers, by state.",
             lambda: {state.value: count for state, count in states().items()},
             label="state",
         )
-        self.gauge("gc_router_redis_available", "1 while Redis answers.", lambda: {"": float(available())})
+        self.gauge(
+            "gc_router_redis_available",
+            "1 while Redis answers; absent of a router without one.",
+            lambda: {} if (answers := available()) is None else {"": float(answers)},
+        )
+        self.gauge(
+            "gc_router_split_models",
+            "Models whose ready workers share in several groups, since their fingerprints differ.",
+            lambda: {"": float(split())},
+        )
         self.gauge(
             "gc_router_refused_values",
             'Values in Redis not believed since the start, by kind and reason, such as "load: not authentic".',
@@ -281,6 +310,7 @@ class RouterMetrics:
         self._worker_picks.forget("worker", worker)
         self.refusals.forget("worker", worker)
         self.ejections.forget("worker", worker)
+        self.downs.forget("worker", worker)
 
     def hit_ratio(self) -> float:
         """Return hit tokens over prompt tokens since the start; 0 before the first."""

@@ -191,7 +191,7 @@ class InFlightTracker:
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
             placed.decoding_since = now
-            observed_ms = (now - placed.sent_at) * 1e3
+            placed.ttft_ms = observed_ms = (now - placed.sent_at) * 1e3
             self._metrics.first_token(observed_ms, None if forecast is None else forecast.ttft_ms)
             self._compare_forecast(placed, now, BIAS_MAX)
         self._note_answered(placed, now)
@@ -261,9 +261,8 @@ class InFlightTracker:
 
     def _count_tokens(self, forecast: Forecast) -> None:
         """Count the tokens of a prompt that is answered: one that an engine refuses says nothing of the caches."""
-        spared_ms = forecast.cached_tokens * forecast.compute_ms / forecast.computed_tokens - forecast.pull_ms
         tokens = forecast.cached_tokens + forecast.computed_tokens
-        self._metrics.observed(tokens, forecast.cached_tokens, spared_ms)
+        self._metrics.observed(tokens, forecast.cached_tokens, forecast.saved_ms)
 
     def _note_answered(self, placed: PlacedRequest, now: float) -> None:
         """Note that a prompt is computed, and its blocks are about to be published."""

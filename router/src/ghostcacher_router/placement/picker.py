@@ -44,7 +44,7 @@ from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.signals.ttft_forecast import choose
-from ghostcacher_router.types import Ask, Endpoint, Forecast, Prompt, Reason, Server
+from ghostcacher_router.types import Ask, Endpoint, Forecast, LockWaits, Prompt, Reason, Server
 
 ROUNDS_MAX = 64
 """Decisions about one request: each but the first follows the end of a lock, or an answer of the index. After so many
@@ -147,7 +147,7 @@ class Picker:
                 # Once: what has not come in time is no reason to wait longer.
                 progress.may_look_up = False
             elif isinstance(step, WaitForLock):
-                await self._wait(step, progress)
+                await self._wait(step, progress, ask.trace)
             elif step is not None and await self._confirmed(step):
                 return self._tracker.commit(step)
         raise AssertionError(f"{ask.request_id}: without locks and lookups the last round places")
@@ -276,10 +276,12 @@ class Picker:
 
     # What is awaited
 
-    async def _wait(self, wait: WaitForLock, progress: _Progress) -> None:
-        lock = wait.lock
+    async def _wait(self, wait: WaitForLock, progress: _Progress, trace: LockWaits | None) -> None:
+        lock, began_at = wait.lock, self._clock()
         followed = lock.confirmed
         await self._locks.wait(lock, wait.until)
+        if trace is not None:
+            trace.waited(began_at, self._clock(), worker=lock.worker)
         progress.waited |= followed
         if not lock.ours:
             # Another router's request: only the index can tell whether the prefix is there now.

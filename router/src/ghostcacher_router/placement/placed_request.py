@@ -69,6 +69,7 @@ class PlacedRequest:
         "sent_prompt",
         "status",
         "tracker",
+        "ttft_ms",
         "worker",
     )
 
@@ -99,6 +100,7 @@ class PlacedRequest:
         """The overdue lock that `lock` takes over."""
         self.lock_result: str | None = None
         """What became of the ghost lock that it encountered, for the metrics."""
+        self.ttft_ms: float | None = None
         self.sent_at: float | None = None
         """When it was written to the worker; loop clock, s."""
         self.is_answered = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from hashlib import sha256
+from types import MappingProxyType
 
 import msgspec
 from msgspec import Raw
@@ -34,6 +35,7 @@ from ghostcacher_router.prompt.structure import CONTAINERS_MAX, check_depth, str
 from ghostcacher_router.types import RequestShape
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
+NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
 SESSION_CHARS_MAX = 256
 """The longest name of a session that is kept; a longer one is replaced by its digest, so that two never become one."""
 
@@ -110,13 +112,15 @@ def parse_head(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> Reques
     return _without_prompt(path, in_utf8(body), headers)
 
 
-def read_prompt(path: str, body: bytes, reading: Reading) -> PromptText | None:
+def read_prompt(
+    path: str, body: bytes, reading: Reading, headers: Mapping[bytes, bytes] = NO_HEADERS
+) -> PromptText | None:
     """Return the prompt of a request in the order of the engine's template, not hashed; None where there is none.
 
-    path: one of `PROMPT_PATHS`. Nothing bounds the time that this takes. Raises BadBody, and TooMuch for a body with
-    more parts than `reading` allows.
+    path: one of `PROMPT_PATHS`. headers: by lower-case name; they may name sections. Nothing bounds the time that this
+    takes. Raises BadBody, and TooMuch for a body with more parts than `reading` allows.
     """
-    return _READERS[path](in_utf8(body), {}, reading)[1]()
+    return _READERS[path](in_utf8(body), headers, reading)[1]()
 
 
 def shape_by_method(method: str, path: str, headers: Mapping[bytes, bytes]) -> RequestShape | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Iterator
 
@@ -34,9 +35,9 @@ def test_our_lines_carry_the_packages_name_in_the_engines_form(engine_log: io.St
     """Each of ours does, once in each place that the engine logs to; none of the engine's."""
     second = logging.StreamHandler(copy := io.StringIO())
     logging.getLogger(ENGINE).addHandler(second)
-    join_engine_log(ENGINE)
+    join_engine_log(ENGINE, "text")
     logging.getLogger(ENGINE).removeHandler(second)
-    join_engine_log(ENGINE)
+    join_engine_log(ENGINE, "text")
     logging.getLogger(f"{OURS}.worker.rank").warning("%d peers", 3)
     logging.getLogger(ENGINE).info("100%% ready in %d s", 5)
     assert engine_log.getvalue().splitlines() == [
@@ -50,7 +51,7 @@ def test_our_lines_are_written_once(engine_log: io.StringIO) -> None:
     """A root logger with the engine's handlers, as SGLang's, does not write them again."""
     root = logging.StreamHandler(again := io.StringIO())
     logging.getLogger().addHandler(root)
-    join_engine_log(ENGINE)
+    join_engine_log(ENGINE, "text")
     logging.getLogger(f"{OURS}.worker").warning("once")
     logging.getLogger().removeHandler(root)
     assert engine_log.getvalue().count("once") == 1
@@ -59,7 +60,7 @@ def test_our_lines_are_written_once(engine_log: io.StringIO) -> None:
 
 def test_errors_keep_their_traceback(engine_log: io.StringIO) -> None:
     """What the engine's format adds to a message is added to ours."""
-    join_engine_log(ENGINE)
+    join_engine_log(ENGINE, "text")
     try:
         raise RuntimeError("a bug")
     except RuntimeError:
@@ -73,5 +74,16 @@ def test_loggers_that_somebody_has_configured_are_left_alone(engine_log: io.Stri
     """Whoever gives our loggers handlers of their own wants the lines there."""
     own = logging.NullHandler()
     logging.getLogger(OURS).addHandler(own)
-    join_engine_log(ENGINE)
+    join_engine_log(ENGINE, "text")
     assert logging.getLogger(OURS).handlers == [own]
+
+
+def test_our_lines_can_be_json_among_the_engines(engine_log: io.StringIO) -> None:
+    """For whoever reads logs with a program: ours are objects, the engine's stay as they are."""
+    join_engine_log(ENGINE, "json")
+    logging.getLogger(f"{OURS}.worker.rank").warning("%d\npeers", 3)
+    logging.getLogger(ENGINE).info("ready")
+    ours, theirs = engine_log.getvalue().splitlines()
+    line = json.loads(ours)
+    assert (line["level"], line["logger"], line["message"]) == ("warning", f"{OURS}.worker.rank", "3\npeers")
+    assert theirs == "INFO [test_engine_logs.py] ready"

@@ -5,7 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ghostcacher_router.fleet.model_lists import merged_models, models_with_billing_line, serving_by_model
+from ghostcacher_router.fleet.model_lists import (
+    merged_models,
+    models_with_billing_line,
+    serving_by_model,
+    split_models,
+)
 from ghostcacher_router.fleet.worker import Move, Worker
 from ghostcacher_router.types import Endpoint
 from tests.support.index_parts import make_record
@@ -49,3 +54,16 @@ def test_billing_line_is_kept_for_models_that_sglang_serves(by: str) -> None:
     assert models_with_billing_line([vllm, other, worker("sglang")]) == frozenset()
     assert models_with_billing_line([vllm, both, other]) == {None, "b", "c"}
     assert models_with_billing_line([engine("sglang", "c", ready=False)]) == {None, "c"}
+
+
+def test_model_in_two_namespaces_is_split() -> None:
+    """Ready workers whose fingerprints differ; plain engines, and those that are not ready, split nothing."""
+
+    def engine(name: str, namespace: str | None, *models: str, ready: bool = True) -> Worker:
+        made = worker(name, *models, ready=ready)
+        made.renew(None if namespace is None else msgspec.structs.replace(make_record(name), namespace=namespace))
+        return made
+
+    first, same, plain = engine("a", "1", "x", "y"), engine("b", "1", "x"), engine("c", None, "x")
+    assert split_models([first, same, plain, engine("d", "2", "x", ready=False)]) == frozenset()
+    assert split_models([first, same, plain, engine("d", "2", "x")]) == {"x"}

@@ -9,6 +9,7 @@ import pytest
 
 from ghostcacher_router.ghostlock.followers import WAIT_BUDGET_FACTOR
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S, TTL_S, WATCH_S
+from ghostcacher_router.types import Outcome
 from ghostcacher_simulator.text import text_of
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.routing_sim import DECODE_S, RATE, Sim, all_of
@@ -267,3 +268,33 @@ async def test_client_leaves_while_waiting_nothing_is_left() -> None:
         await sim.settle(3)
         check_idle(sim)
     assert len(await all_of(await burst(sim, 8))) == 8
+
+
+class Waits:
+    """A trace that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, float, str]] = []
+
+    def waited(self, began_at: float, ended_at: float, *, worker: str) -> None:
+        self.seen.append((began_at, ended_at, worker))
+
+
+@virtual
+async def test_trace_is_told_of_waits() -> None:
+    """From when to when, and whose worker was waited for; who waits for nobody tells nothing."""
+    sim = Sim(3, shares_prefill=False)
+    await sim.settle()
+    router, traces = sim.routers[0], [Waits(), Waits()]
+    first, second = (router.ask(question(n), ends=ENDS)._replace(trace=trace) for n, trace in enumerate(traces))
+    owner = router.picker.place_now(first)
+    assert owner is not None
+    owner.sent()
+    began_at = sim.now()
+    placing = asyncio.ensure_future(router.picker.place(second))
+    await asyncio.sleep(COMPUTE_S / 10)
+    owner.ended(Outcome.FAILED, None)
+    placed = await placing
+    placed.ended(Outcome.CANCELLED, None)
+    assert traces[0].seen == []
+    assert traces[1].seen == [(began_at, pytest.approx(began_at + COMPUTE_S / 10, abs=MARGIN_S), owner.worker)]

@@ -23,6 +23,7 @@ from ghostcacher_router.http.clients.client_time import TimedConnection
 from ghostcacher_router.http.exchanges.fan_out import HEADER as FAN_OUT
 from ghostcacher_router.http.exchanges.fan_out import fan_out
 from ghostcacher_router.http.exchanges.local_exchange import LocalExchange
+from ghostcacher_router.http.exchanges.provider_exchange import ProviderExchange
 from ghostcacher_router.http.exchanges.websocket_exchange import WebSocketExchange
 from ghostcacher_router.http.exchanges.worker_exchange import WorkerExchange
 from ghostcacher_router.http.protocol.refusal import Refusal
@@ -142,7 +143,7 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
         return False
 
     def _run(self, head: RequestHead, body: Body) -> None:
-        """Have a request answered: by the router itself, by every server, or by one worker."""
+        """Have a request answered: by the router itself, by every server, by one worker or by a provider."""
         proxy = self._proxy
         now = proxy.clock()
         proxy.admission.busy(self)
@@ -157,9 +158,12 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
         elif FAN_OUT in head.headers:
             request_id = head.request_id or proxy.next_request_id()
             exchange = LocalExchange(proxy, self, head, body, partial(fan_out, proxy, head, request_id))
+        elif head.websocket and body == b"":
+            exchange = WebSocketExchange(proxy, self, head, body, now)
+        elif proxy.providers is not None:
+            exchange = ProviderExchange(proxy, self, head, body, now, proxy.providers)
         else:
-            kind = WebSocketExchange if head.websocket and body == b"" else WorkerExchange
-            exchange = kind(proxy, self, head, body, now)
+            exchange = WorkerExchange(proxy, self, head, body, now)
         self._exchange = exchange
         exchange.start()
 

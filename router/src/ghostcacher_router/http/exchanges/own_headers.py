@@ -14,6 +14,7 @@ def own_lines(request_id: bytes, placement: Placement) -> bytes:
     lines = b"\r\nx-request-id: %b\r\nx-gc-worker: %b" % (request_id, _printable(placement.worker))
     if (found := placement.forecast) is not None:
         lines += b"\r\nx-gc-forecast-ms: %.1f\r\nx-gc-cached-tokens: %d" % (found.ttft_ms, found.cached_tokens)
+        lines += b"\r\nx-gc-saved-ms: %.1f" % found.saved_ms
     return lines
 
 

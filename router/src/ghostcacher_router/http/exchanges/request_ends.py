@@ -19,6 +19,7 @@ from ghostcacher_router.http.protocol.refusal import ROUTER_STOPS, Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
+from ghostcacher_router.http.request_trace import RequestTrace, without_traceparent
 from ghostcacher_router.types import Body, Outcome, Placement
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
@@ -48,6 +49,7 @@ class EndingRequest:
         "_responding",
         "_status",
         "_task",
+        "_trace",
         "request_id",
     )
 
@@ -79,6 +81,10 @@ class EndingRequest:
         """Follows the answer if it is a stream of events, so that it can be ended with an error."""
         self._over = False
         self.request_id = head.request_id or proxy.next_request_id()
+        self._trace: RequestTrace | None = None
+        if proxy.tracer is not None:
+            self._trace = RequestTrace(proxy.tracer, head, self.request_id, received_at)
+            self._head = without_traceparent(head)
 
     def __repr__(self) -> str:
         what = f"{self._head.method} {self._head.path}"
@@ -91,9 +97,9 @@ class EndingRequest:
     def cancel(self) -> None:
         """The client left: whatever is under way ends at once, so that the engine stops computing."""
         if not self._over:
-            worker = self._worker
+            worker, placement = self._worker, self._placement
             self._stop(Outcome.CANCELLED)
-            self._count(CLIENT_LEFT, worker)
+            self._count(CLIENT_LEFT, worker, placement)
 
     def expire(self) -> None:
         """The worker has been silent for too long."""
@@ -108,6 +114,8 @@ class EndingRequest:
     def _refuse(self, refusal: Refusal, outcome: Outcome = Outcome.FAILED) -> None:
         """End the request with an error; no response of a worker has begun."""
         self._stop(outcome)
+        if self._trace is not None:
+            self._trace.ended(refusal.status, self._proxy.clock(), error=refusal.message)
         self._client.exchange_refused(refusal)
 
     def _fail_unexpectedly(self, what: str) -> None:
@@ -127,16 +135,25 @@ class EndingRequest:
             self._status = None
             self._refuse(refusal, outcome)
             return
-        worker = self._worker
+        worker, placement = self._worker, self._placement
         self._stop(outcome)
         assert self._status is not None, self
-        self._count(self._status, worker)
+        self._count(self._status, worker, placement)
         last = b"" if self._events is None else self._events.ending(self._head.path, refusal)
         self._client.cut(last, reset=not self._ends)
 
-    def _count(self, status: int, worker: str | None) -> None:
-        peer, began_at = self._client.peer, self._began_at
-        self._proxy.answered(peer, self._head, status, self.request_id, worker=worker, began_at=began_at)
+    def _count(self, status: int, worker: str | None, placement: Placement | None) -> None:
+        if self._trace is not None:
+            self._trace.ended(status, self._proxy.clock())
+        self._proxy.answered(
+            self._client.peer,
+            self._head,
+            status,
+            self.request_id,
+            worker=worker,
+            placement=placement,
+            began_at=self._began_at,
+        )
 
     def _stop(self, outcome: Outcome) -> None:
         """Let go of everything. Nothing may come after it."""
@@ -150,4 +167,10 @@ class EndingRequest:
             self._connection = None
         placement, self._placement = self._placement, None
         if placement is not None:
-            placement.ended(outcome, self._status)
+            self._left(placement, outcome, self._status)
+
+    def _left(self, placement: Placement, outcome: Outcome, status: int | None) -> None:
+        """Note that an attempt at a worker is over."""
+        placement.ended(outcome, status)
+        if self._trace is not None:
+            self._trace.left(placement, outcome, status, self._proxy.clock())

@@ -103,7 +103,7 @@ class RetriedRequest(EndingRequest):
         placement, broke = self._placement, reason == "broke"
         assert placement is not None, self
         self._placement = None
-        placement.ended(Outcome.BROKE if broke else Outcome.REFUSED, None)
+        self._left(placement, Outcome.BROKE if broke else Outcome.REFUSED, None)
         self._attempts.add(placement, fell_silent=broke or reason == "hung")
         logger.info("request %s: worker %s: %s", self.request_id.decode(), placement.worker, error)
         poison = self._attempts.poison()
@@ -121,7 +121,7 @@ class RetriedRequest(EndingRequest):
         placement, status = self._placement, self._status
         assert placement is not None, self
         self._placement = self._held = self._status = None
-        placement.ended(Outcome.FAILED if answer is None else Outcome.DONE, status)
+        self._left(placement, Outcome.FAILED if answer is None else Outcome.DONE, status)
         self._attempts.add(placement, status=status, answer=answer)
         self._try_another(str(status) if status in TURNS_AWAY else "error")
 
@@ -152,7 +152,7 @@ class RetriedRequest(EndingRequest):
             self._refuse(attempts.refusal())
             return
         self._stop(Outcome.FAILED)
-        self._count(answer.status, answer.worker)
+        self._count(answer.status, answer.worker, None)
         self._client.write(answer.data)
         self._client.exchange_done(answer.keep)
 

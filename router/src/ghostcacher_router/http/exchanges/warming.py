@@ -107,7 +107,10 @@ def _tokens_in(answer: bytes) -> tuple[int | None, int | None]:
         usage = json.loads(answer)["usage"]
         details = usage.get("prompt_tokens_details") or {}
         cached = details.get("cached_tokens", usage.get("cache_read_input_tokens"))
-        prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+        prompt = usage.get("prompt_tokens")
+        if "input_tokens" in usage:
+            # Anthropic's API leaves out of it what came from a cache or went into a provider's.
+            prompt = usage["input_tokens"] + (cached or 0) + (usage.get("cache_creation_input_tokens") or 0)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, None
     return (prompt if type(prompt) is int else None), (cached if type(cached) is int else None)

@@ -33,6 +33,7 @@ from ghostcacher_router.prompt import shape_by_method
 from ghostcacher_router.types import Ask, Body, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
+from ghostcacher_router.upstreams.worker_pools import Pools
 
 HTTP_ERROR = 400
 _OVERLOADED = Refusal(503, "the router has no connection to a worker left", code="router_overloaded", retry_after_s=1)
@@ -85,8 +86,12 @@ class WorkerExchange(RetriedRequest):
             self._task = later(lambda: shape, self._parsed, self._not_placed)
 
     def _place(self) -> None:
-        head = self._head
-        ask = Ask(self._engine_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded)
+        head, trace = self._head, self._trace
+        if trace is not None:
+            trace.deciding(self._proxy.clock())
+        ask = Ask(
+            self._engine_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded, trace
+        )
         try:
             placement = self._proxy.dispatcher.place_now(ask)
         except Exception as exc:
@@ -99,10 +104,12 @@ class WorkerExchange(RetriedRequest):
 
     def _placed(self, placement: Placement) -> None:
         self._placement = placement
+        if self._trace is not None:
+            self._trace.placed(placement, self._proxy.clock())
         self._reason = "refused"
         self._sent = False
         try:
-            pool = self._proxy.pools[placement.endpoint]
+            pool = self._pools[placement.endpoint]
         except OSError as exc:
             self._refused(str(exc), "refused")
             return
@@ -120,8 +127,8 @@ class WorkerExchange(RetriedRequest):
 
     async def _connect_and_send(self, placement: Placement) -> None:
         try:
-            connection = await self._proxy.pools.connect(placement.endpoint)
-            if short_of_files(len(self._proxy.clients) + self._proxy.pools.open_count, of_worker=True):
+            connection = await self._pools.connect(placement.endpoint)
+            if short_of_files(len(self._proxy.clients) + self._proxy.open_count, of_worker=True):
                 connection.abort()
                 raise OSError(errno.EMFILE, "nearly all files that the process may open are open")
         except OSError as exc:
@@ -135,20 +142,29 @@ class WorkerExchange(RetriedRequest):
         else:
             self._send(connection, placement)
 
+    @property
+    def _pools(self) -> Pools:
+        return self._proxy.pools
+
     def _send(self, connection: WorkerConnection, placement: Placement) -> None:
-        proxy, pool = self._proxy, connection.pool
-        head, body = self._head, self._body
+        pool, head, body = connection.pool, self._head, self._body
         forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
         own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self._engine_id, forwarded_for)
         own += rank_line(head, placement.data_parallel_rank)
+        if self._trace is not None:
+            own += self._trace.sent(placement, self._proxy.clock())
+        self._begin(connection, placement, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
+
+    def _begin(self, connection: WorkerConnection, placement: Placement, head: bytes, body: Body) -> None:
+        """Write the request. head, body: as they are sent."""
         self._connection = connection
-        now = proxy.clock()
-        connection.begin(self, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body, now)
+        now = self._proxy.clock()
+        connection.begin(self, head, body, now)
         if not self._sent:
             self._sent = True
             placement.sent()
         if self._received_at is not None:
-            proxy.meter.latency_ms.observe((now - self._received_at) * 1e3)
+            self._proxy.meter.latency_ms.observe((now - self._received_at) * 1e3)
             self._received_at = None
 
     # to the client
@@ -158,9 +174,7 @@ class WorkerExchange(RetriedRequest):
         assert placement is not None, self
         self._status = head.status
         attempts = self._attempts
-        turns_away = len(attempts.excluded) < self._proxy.limits.retries_max and attempts.turns_away(
-            head.status, placement, repeatable=is_repeatable(self._head)
-        )
+        turns_away = self._turns_away(head.status, placement)
         self._held = bytearray() if turns_away else None
         if turns_away:
             self._held_at = self._proxy.clock()
@@ -185,6 +199,13 @@ class WorkerExchange(RetriedRequest):
             sink = tapped(sink, placement, events=head.events)
         return lines, sink
 
+    def _turns_away(self, status: int, placement: Placement) -> bool:
+        """Say whether the answer is held back, since another worker may have a better one."""
+        attempts = self._attempts
+        return len(attempts.excluded) < self._proxy.limits.retries_max and attempts.turns_away(
+            status, placement, repeatable=is_repeatable(self._head)
+        )
+
     def response_first_byte(self) -> None:
         # An error tells nothing of the prompt: an engine that fails at once must not pass for one that has it.
         answered = self._status is not None and self._status < HTTP_ERROR and not self._output_later
@@ -205,7 +226,7 @@ class WorkerExchange(RetriedRequest):
             return
         self._stop(Outcome.DONE)
         self._attempts.ended(placement, status)
-        self._count(status, placement.worker)
+        self._count(status, placement.worker, placement)
         self._client.exchange_done(keep)
 
     def response_lost(self, error: str, *, began: bool) -> None:

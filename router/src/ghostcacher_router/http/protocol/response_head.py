@@ -28,7 +28,7 @@ SWITCHING = 101
 NO_CONTENT = 204
 _NO_BODY = frozenset({NO_CONTENT, 304})
 _FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding", b"upgrade"})
-_NOT_FORWARDED = HOP_BY_HOP | {b"x-request-id"}
+REQUEST_ID = b"x-request-id"
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 _EVENT_STREAM = b"text/event-stream"
 _CHUNKED_LINE = b"transfer-encoding: chunked"
@@ -55,6 +55,8 @@ class ResponseHead(NamedTuple):
     """Whether the body is a stream of server-sent events that is not encoded otherwise."""
     websocket: bool
     """Whether all that follows is WebSocket, in both directions."""
+    request_id: bytes | None = None
+    """The server's own X-Request-Id, which is not among the lines: the router's is."""
 
 
 class _Fields:
@@ -129,17 +131,21 @@ def read_response_head(raw: bytes) -> tuple[ResponseHead, int | None]:
         lines.append(_CHUNKED_LINE)
     lines.insert(0, b"HTTP/1.1" + status_line[8:])
     events = _is_event_stream(fields.pairs)
-    return ResponseHead(status, b"\r\n".join(lines), chunked, no_body, keep_alive, events, websocket), length
+    request_id = framing.get(REQUEST_ID)
+    head = ResponseHead(status, b"\r\n".join(lines), chunked, no_body, keep_alive, events, websocket, request_id)
+    return head, length
 
 
 def _forwarded(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[bytes, bytes]]:
-    """Return the header lines for the client, and the headers that say how the response ends."""
+    """Return the header lines for the client; the headers that say how the response ends, and the request's id."""
     lines, framing = list[bytes](), dict[bytes, bytes]()
     for name, value in pairs:
         key = name.lower()
-        if key in _FRAMING:
+        if key == REQUEST_ID:
+            framing[key] = value
+        elif key in _FRAMING:
             framing[key] = framing[key] + b"," + value if key in framing else value.rstrip(b" \t")
-        elif key not in _NOT_FORWARDED and key[:5] != b"x-gc-":
+        elif key not in HOP_BY_HOP and key[:5] != b"x-gc-":
             lines.append(b"%b: %b" % (name, value))
     return lines, framing
 

@@ -1,0 +1,80 @@
+"""Renders the plain manifests of this folder from the Helm chart.
+
+``render.py`` writes them, ``render.py --check`` compares.
+They are for those who do not use Helm, and are committed. Needs the packages of the extra ``dev``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import helm_python
+import yaml
+
+FOLDER = Path(__file__).parent
+HELM = FOLDER.parent / "helm"
+VALUES = HELM / "examples" / "plain.yaml"
+NAME = "ghostcacher"
+"""Of the release and of its namespace."""
+FILES = {
+    "00-namespace.yaml": ["namespace"],
+    "10-access.yaml": ["access"],
+    "20-redis.yaml": ["redis/config", "redis/server"],
+    "30-engines.yaml": ["engines/deployments"],
+    "40-router.yaml": ["router/deployment", "router/service", "router/scaling"],
+    "50-network-policies.yaml": ["network-policies"],
+    "monitoring/60-monitors.yaml": ["monitoring/monitors"],
+}
+"""File -> the chart's templates in it, in order. Subfolders are not applied with it: monitors need an operator."""
+NOT_PLAIN = {"templates/NOTES.txt", "templates/tests/ready.yaml"}
+"""Templates that mean nothing without Helm."""
+OF_HELM = ("helm.sh/chart:", "app.kubernetes.io/managed-by:")
+"""Labels that would say what is not so."""
+HEAD = "# Made by deploy/kubernetes/render.py from deploy/helm: change the chart, then `make manifests`.\n"
+
+
+def manifests() -> dict[str, str]:
+    """Return file -> text, for all files. Raises ValueError for a template that renders something and has no file."""
+    with helm_python.Chart.load(str(HELM / NAME)) as chart:
+        rendered = chart.render(yaml.safe_load(VALUES.read_text()), name=NAME, namespace=NAME)
+    texts = {path.partition("/")[2]: text for path, text in rendered.items() if text.strip()}
+    files = {file: "".join(_plain(texts, template) for template in templates) for file, templates in FILES.items()}
+    known = {_path(template) for templates in FILES.values() for template in templates} | NOT_PLAIN
+    if left := sorted(set(texts) - known):
+        raise ValueError(f"expected a place in FILES for every template, found none for {', '.join(left)}")
+    return {file: HEAD + text for file, text in files.items()}
+
+
+def _plain(texts: Mapping[str, str], template: str) -> str:
+    """Return the documents of a template, each with a line of dashes before it, without Helm's labels."""
+    lines = [line for line in texts[_path(template)].splitlines() if not line.strip().startswith(OF_HELM)]
+    documents = "\n".join(lines).strip().strip("-").strip()
+    return f"---\n{documents}\n"
+
+
+def _path(template: str) -> str:
+    return f"templates/{template}.yaml"
+
+
+def main() -> int:
+    """Write or compare, as the command line says; return the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when a file is not up to date")
+    check = parser.parse_args().check
+    for file, text in manifests().items():
+        path = FOLDER / file
+        if path.exists() and path.read_text() == text:
+            continue
+        if check:
+            print(f"{path}: not up to date, run `make manifests`", file=sys.stderr)
+            return 1
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""What a line of a log looks like: text for people, or one JSON object for programs (`log_format`).
+
+A JSON line has `time` (UTC), `level`, `logger` and `message`, the fields that the record was given beside its text, and
+`exception` where one was logged. Whatever a message holds, it is one line.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LogFormat = Literal["text", "json"]
+TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def with_fields(fields: Mapping[str, object]) -> dict[str, Any]:
+    """Return the `extra` of a call of a logger that gives a JSON line these fields. Text does not show them."""
+    return {"gc_fields": fields}
+
+
+class JsonFormatter(logging.Formatter):
+    """Formats a record as one JSON object."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= getattr(record, "gc_fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def formatter(log_format: LogFormat, text: str = TEXT) -> logging.Formatter:
+    """Return what formats the lines of a log of our own. text: the form of those that are not JSON."""
+    return JsonFormatter() if log_format == "json" else logging.Formatter(text)

@@ -1,0 +1,1 @@
+"""What is put into bodies, so that the caches of providers work."""

@@ -1,0 +1,1 @@
+"""What answers of providers used, and what that costs."""

@@ -1,0 +1,1 @@
+"""Servers in the places of hosted providers, and a router before them."""

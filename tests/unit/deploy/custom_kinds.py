@@ -1,0 +1,68 @@
+"""Schemas of the custom resources that the chart makes: the fields that it uses, and no others.
+
+Kubernetes' own schemas do not have them. They were compared with the definitions of the Prometheus Operator, the
+External Secrets Operator, the Gateway API and its inference extension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string", "minLength": 1}
+LABELS: Schema = {"type": "object", "additionalProperties": TEXT}
+PORT: Schema = {"type": "integer", "minimum": 1, "maximum": 65535}
+DURATION: Schema = {"type": "string", "pattern": r"^(0|(([0-9]+)y)?(([0-9]+)d)?(([0-9]+)h)?(([0-9]+)m)?(([0-9]+)s)?)$"}
+
+
+def record(*optional: str, **fields: Schema) -> Schema:
+    """Return the schema of an object with these fields; those named in `optional` may be missing."""
+    required = [name for name in fields if name not in optional]
+    return {"type": "object", "additionalProperties": False, "properties": fields, "required": required}
+
+
+def several(items: Schema) -> Schema:
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+SELECTOR = record(matchLabels=LABELS)
+SCRAPED = several(record(port=TEXT, path=TEXT, interval=DURATION))
+RULE = record(
+    *("alert", "record", "for", "keep_firing_for", "labels", "annotations"),
+    **{"alert": TEXT, "record": TEXT, "expr": TEXT, "for": DURATION, "keep_firing_for": DURATION},
+    labels=LABELS,
+    annotations=LABELS,
+)
+
+SPECS: dict[tuple[str, str], Schema] = {
+    ("monitoring.coreos.com/v1", "ServiceMonitor"): record(selector=SELECTOR, endpoints=SCRAPED),
+    ("monitoring.coreos.com/v1", "PodMonitor"): record(selector=SELECTOR, podMetricsEndpoints=SCRAPED),
+    ("monitoring.coreos.com/v1", "PrometheusRule"): record(
+        groups=several(record("interval", name=TEXT, interval=DURATION, rules=several(RULE)))
+    ),
+    ("external-secrets.io/v1", "ExternalSecret"): record(
+        refreshInterval=DURATION,
+        secretStoreRef=record(kind={"enum": ["SecretStore", "ClusterSecretStore"]}, name=TEXT),
+        target=record(name=TEXT),
+        data=several(record(secretKey=TEXT, remoteRef=record(key=TEXT, property=TEXT))),
+    ),
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"): record(
+        "hostnames",
+        parentRefs=several(record("namespace", name=TEXT, namespace=TEXT)),
+        hostnames=several(TEXT),
+        rules=several(
+            record(
+                matches=several(record(path=record(type={"enum": ["PathPrefix"]}, value={"pattern": "^/"}))),
+                timeouts=record(request=DURATION),
+                backendRefs=several(record(name=TEXT, port=PORT)),
+            )
+        ),
+    ),
+    ("inference.networking.k8s.io/v1", "InferencePool"): record(
+        selector=SELECTOR,
+        targetPorts=several(record(number=PORT)),
+        endpointPickerRef=record(name=TEXT, port=record(number=PORT)),
+    ),
+}
+"""(apiVersion, kind) -> schema of its spec."""
