@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport, TierDropped
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
-from ghostcacher_connector.core.sections import SectionEnd, encode_hint, session_tag, with_session
+from ghostcacher_connector.core.sections import SectionEnd, encode_hint, session_tag, with_tags
 from ghostcacher_connector.core.types import SectionType, Tier
 from ghostcacher_connector.objects import directory as directory_module
 from ghostcacher_connector.objects.stores.base import StoreError, StoreFault
@@ -62,7 +62,7 @@ def chat(name: str, front: SectionType, session: bytes) -> str:
     tokens = BLOCKS * BLOCK_TOKENS + 1
     ends = [(front, SHARED * BLOCK_TOKENS), (SectionType.SESSION, STORED * BLOCK_TOKENS), (SectionType.USER, tokens)]
     hint = encode_hint([SectionEnd(*end) for end in ends])
-    return f"chatcmpl-{name}{with_session(hint, session)}-0a1b2c3d"
+    return f"chatcmpl-{name}{with_tags(hint, session=session)}-0a1b2c3d"
 
 
 def prompt(shared: int, own: int) -> list[int]:
