@@ -21,7 +21,7 @@ from ghostcacher_connector.objects.tier_options import TierOptions
 from ghostcacher_connector.tiers.candidates import Candidate
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.object_orders import ObjectOrders
-from ghostcacher_connector.transfer.jobs import CopyResult
+from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult
 from ghostcacher_connector.worker.host_objects import HostObjects
 from tests.support.index_parts import wait_until
 from tests.support.object_tiers import chain
@@ -233,18 +233,24 @@ def test_fetch_that_was_given_up_holds_nothing_when_it_is_reported(stored: Path)
         assert after.right()
 
 
+def given_to_another_copy(after: Worker) -> CopyJob:
+    """Drop what is being fetched, and have its slots given to a copy of other blocks; return that copy."""
+    after.tier.ledger.drop(lambda block: block == BLOCKS[0])
+    for number, rank in enumerate(after.ranks):
+        rank.memory.table.bump(ENGINE, same(COUNT, GENERATION + 1))
+        rank.memory.fill(ENGINE, after.owners(number) + 50, same(COUNT, GENERATION + 1))
+    for index, slot in enumerate(ENGINE.tolist()):
+        after.tier.engine_holds(slot, candidate(index), GENERATION + 1)
+    (copy,) = after.tier.order(ENGINE.tolist())
+    after._bump()
+    return copy
+
+
 def test_fetch_that_was_given_up_before_its_step_fills_no_slot_of_another_copy(stored: Path) -> None:
     """An order to flush may come between the two. The slots are given to copies of the same step."""
     with worker(stored) as after:
         after.orders.fetch([candidate(index) for index in range(COUNT)], WAIT_S)
-        after.tier.ledger.drop(lambda block: block == BLOCKS[0])
-        for number, rank in enumerate(after.ranks):
-            rank.memory.table.bump(ENGINE, same(COUNT, GENERATION + 1))
-            rank.memory.fill(ENGINE, after.owners(number) + 50, same(COUNT, GENERATION + 1))
-        for index, slot in enumerate(ENGINE.tolist()):
-            after.tier.engine_holds(slot, candidate(index), GENERATION + 1)
-        (copy,) = after.tier.order(ENGINE.tolist())
-        after._bump()
+        copy = given_to_another_copy(after)
         for rank in after.ranks:  # in the order in which a rank begins a step
             assert rank.runtime.copier is not None
             rank.runtime.copier.submit(copy)
@@ -343,14 +349,7 @@ def test_fetch_that_comes_late_fills_no_slot_that_was_given_to_a_copy(stored: Pa
         (fetch,) = after.orders.take_fetches()
         for rank in after.ranks:
             after.objects_of(rank).fetch(fetch)
-        after.tier.ledger.drop(lambda block: block == BLOCKS[0])
-        for number, rank in enumerate(after.ranks):
-            rank.memory.table.bump(ENGINE, same(COUNT, GENERATION + 1))
-            rank.memory.fill(ENGINE, after.owners(number) + 50, same(COUNT, GENERATION + 1))
-        for index, slot in enumerate(ENGINE.tolist()):
-            after.tier.engine_holds(slot, candidate(index), GENERATION + 1)
-        (copy,) = after.tier.order(ENGINE.tolist())
-        after._bump()
+        copy = given_to_another_copy(after)
         assert set(copy.host_slots.tolist()) & set(fetch.host_slots.tolist())
         for rank in after.ranks:
             assert rank.runtime.copier is not None
