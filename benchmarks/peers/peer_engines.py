@@ -22,6 +22,8 @@ from ghostcacher_cli.up.machine import free_port
 from ghostcacher_connector.core.errors import ConfigError
 
 IMPORT_TIMEOUT_S = 120.0
+MOONCAKE_PART_BYTES_MIN = 16 << 20
+"""The store takes no less, so that it has more than the others with the tiny model."""
 MOONCAKE_BUFFER_BYTES = 64 << 20
 """Of each engine, beside its part of the store; blocks are read straight into the engine's cache."""
 
@@ -129,7 +131,7 @@ def _mooncake(setup: Setup, stack: ExitStack) -> list[PeerEngine]:
                 "metadata_server": "P2PHANDSHAKE",
                 "master_server_address": f"127.0.0.1:{master}",
                 "protocol": "tcp",
-                "global_segment_size": setup.bytes_each,
+                "global_segment_size": max(setup.bytes_each, MOONCAKE_PART_BYTES_MIN),
                 "local_buffer_size": MOONCAKE_BUFFER_BYTES,
             }
         )
