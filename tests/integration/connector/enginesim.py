@@ -172,20 +172,21 @@ class SimEngine:
     def add(
         self,
         request_id: str,
-        tokens: list[int],
+        tokens: list[int] | None,
         *,
         max_tokens: int = 4,
         pull: bool = True,
         transfer: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
         **options: Any,
     ) -> Request:
-        """transfer: more of the request's kv_transfer_params. options: more of its own, as vLLM names them."""
+        """transfer, sampling: more kv_transfer_params and SamplingParams. options: more of its own, as in vLLM."""
         params = (transfer or {}) | ({} if pull else {"gc_pull": False})
-        extra = {"kv_transfer_params": params} if params else None
+        given = {"extra_args": {"kv_transfer_params": params} if params else None} | (sampling or {})
         request = Request(
             request_id=request_id,
-            prompt_token_ids=list(tokens),
-            sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, extra_args=extra),
+            prompt_token_ids=None if tokens is None else list(tokens),
+            sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **given),
             pooling_params=None,
             block_hasher=self._hasher,
             **options,
@@ -307,6 +308,7 @@ class SimEngine:
         assert metadata is not None
         self.worker.handle_preemptions(metadata)
         self._update_tables(output)
+        self.rank.load_adapters(self._running[request_id].lora for request_id in output.num_scheduled_tokens)
         self.worker.bind_connector_metadata(metadata)
         for layer in self.memory:
             self.worker.wait_for_layer_load(layer)
@@ -338,7 +340,8 @@ class SimEngine:
             self._running.pop(request_id, None)
         for new in output.scheduled_new_reqs:
             tokens = list(new.prefill_token_ids or new.prompt_token_ids or [])
-            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]), lambda: self.rank.weight)
+            lora = new.lora_request
+            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]), self.rank.weight_with(lora), lora)
         cached = output.scheduled_cached_reqs
         for i, request_id in enumerate(cached.req_ids):
             state, fresh = self._running[request_id], cached.new_block_ids[i]

@@ -5,16 +5,18 @@ What a forward pass writes depends on the model's weight, so that KV of other we
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from vllm.distributed.kv_transfer import kv_transfer_state
+from vllm.lora.request import LoRARequest
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.serial_utils import run_method
 
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
+from tests.integration.connector.simadapters import SimAdapters
 
 
 class SimModel(torch.nn.Module):
@@ -23,6 +25,7 @@ class SimModel(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+        self.lora_manager = SimAdapters()
 
 
 class SimRank:
@@ -38,6 +41,24 @@ class SimRank:
 
     def get_model(self) -> SimModel:
         return self.model
+
+    def weight_with(self, lora: LoRARequest | None) -> Callable[[], int]:
+        """Return what tells with what a step computes a request: the weight, and the adapter that vLLM has for it."""
+        if lora is None:
+            return lambda: self.weight
+        return lambda: self.weight + self.model.lora_manager.weight(lora.lora_int_id)
+
+    def load_adapters(self, wanted: Iterable[LoRARequest | None]) -> None:
+        """Have the adapters that a step computes with."""
+        for lora in wanted:
+            if lora is not None:
+                self.add_lora(lora)
+
+    def add_lora(self, lora: LoRARequest) -> bool:
+        return self.model.lora_manager.add(lora)
+
+    def remove_lora(self, number: int) -> bool:
+        return self.model.lora_manager.remove(number)
 
     def update_weights(self, weight: int) -> None:
         """Change the weight, as a worker extension of an RL stack does."""
