@@ -26,8 +26,8 @@ class SimItems:
     def __init__(self, engine: SimEngine) -> None:
         self._engine = engine
         self._contents: dict[str, int] = {}
-        self._update = engine._update_tables
-        engine._update_tables = self._update_tables  # type: ignore[method-assign]
+        self._update = engine.rank._update_tables
+        engine.rank._update_tables = self._update_tables  # type: ignore[method-assign]
         engine.scheduler.max_num_encoder_input_tokens = EMBEDS_MAX
         engine.scheduler.encoder_cache_manager = EncoderCacheManager(cache_size=EMBEDS_MAX)
 
@@ -49,5 +49,5 @@ class SimItems:
         self._update(output)
         resumed = output.scheduled_cached_reqs.resumed_req_ids
         for request_id in [new.req_id for new in output.scheduled_new_reqs] + list(resumed):
-            state = self._engine._running[request_id]
+            state = self._engine.rank._running[request_id]
             state.tokens = self.seen(request_id, state.tokens)

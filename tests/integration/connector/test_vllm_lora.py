@@ -110,7 +110,7 @@ def test_adapter_named_like_a_salt_never_meets_it(make: Make, tmp_path: Path, mo
     salted = a.add("salted", tokens, max_tokens=OUTPUT_TOKENS, cache_salt="acme", pull=False)
     a.run()
     assert a.wrong, "vLLM no longer confuses them, or not here"
-    a.wrong.clear()
+    a.rank.wrong.clear()
     settled(a)
     assert salted.num_tokens > len(tokens)
     assert compute(b, 1, None, 0, cache_salt="acme") == 0
@@ -164,7 +164,7 @@ def test_name_with_two_contents_is_not_shared(make: Make, tmp_path: Path, how: s
     a.add("later", tokens_of(1, BLOCKS * BLOCK_TOKENS + 40), lora_request=adapter)
     a.run()
     assert a.wrong, "vLLM no longer gives it the other one's blocks"
-    a.wrong.clear()
+    a.rank.wrong.clear()
     a.add("new", tokens_of(2, BLOCKS * BLOCK_TOKENS + 3), lora_request=adapter)
     a.run()
     settled(a)

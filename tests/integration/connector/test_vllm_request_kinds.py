@@ -107,8 +107,8 @@ class Embedded:
 
     def __init__(self, engine: SimEngine) -> None:
         self.engine = engine
-        self._update = engine._update_tables
-        engine._update_tables = self._update_tables  # type: ignore[method-assign]
+        self._update = engine.rank._update_tables
+        engine.rank._update_tables = self._update_tables  # type: ignore[method-assign]
 
     def compute(self, numbers: list[int], *, dtype: torch.dtype = torch.float32, mixed: bool = False) -> float:
         """Complete a prompt of such embeddings rightly; return how many blocks came from the peer."""
@@ -128,7 +128,7 @@ class Embedded:
         for new in output.scheduled_new_reqs:
             if new.prompt_embeds is not None:
                 seen = [VOCABULARY + int(row[0]) for row in new.prompt_embeds]
-                self.engine._running[new.req_id].tokens = seen
+                self.engine.rank._running[new.req_id].tokens = seen
 
 
 def test_embeddings_are_shared_by_their_bytes(fleet: tuple[SimEngine, SimEngine]) -> None:
