@@ -20,9 +20,10 @@ from ghostcacher_connector.engines.vllm.scheduling import publishing
 from ghostcacher_connector.slots import Generations, Slots
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
-from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, RunnerRequest, expected_output, prompts, tokens_of
 from tests.integration.connector.simcaches import CACHES
 from tests.integration.connector.simranks import SimRank
+from tests.integration.connector.test_vllm_evidence import published_of
 from tests.integration.connector.test_vllm_host_tier import BLOCKS, compute, tier_of
 from tests.integration.connector.test_vllm_scheduler import INDEX_LAG_S, SOAK, drive, meet, settled
 from tests.support.redis_proxy import Proxy
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.engine
 
 REQUESTS = 10_000 if SOAK else 60
 NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}}
-LATE_STEPS = 4
+LATE_STEPS = 25
+ROUNDS = 8
 OTHERS = [{"cache": cache} for cache in CACHES if cache != "full"]
 ALL = [*OTHERS, {"cache": "full", "ranks": 2}, {"cache": "mla", "ranks": 2}, NGRAM, {"cache": "window", **NGRAM}]
 
@@ -101,7 +103,7 @@ def test_slots_reused_all_the_time_never_give_a_wrong_token(
 
 
 def bump_late(rank: SimRank) -> None:
-    """Break the first ordering on one rank: each step's slots are bumped when some more steps have overwritten them."""
+    """Break the first ordering: each step's slots are bumped when some more steps have overwritten them."""
     table, held = rank.connector._worker._table, []
     bump = table.bump
 
@@ -115,16 +117,20 @@ def bump_late(rank: SimRank) -> None:
 
 @pytest.mark.parametrize("options", ALL, ids=named)
 def test_with_late_bumps_wrong_tokens_would_be_seen(make: Make, lagging_url: str, options: dict[str, Any]) -> None:
-    """The torture proves something: where one rank bumps some steps late, stale blocks pass for right ones."""
+    """The torture proves something: where ranks bump some steps late, stale blocks pass for right ones."""
     in_flight = 1 if "speculative_config" in options else 2
     engines = [
         make(name, blocks=30, in_flight=in_flight, settings={"redis_url": lagging_url}, **options) for name in "ab"
     ]
     meet(*engines)
-    for engine in engines:
-        bump_late(engine.ranks[-1])
-    drive(engines, REQUESTS, prompts(1, documents=6, blocks=8, tail=20))
-    assert [fault for engine in engines for fault in engine.wrong]
+    for rank in (rank for engine in engines for rank in engine.ranks):  # a block counts when it is right on all
+        bump_late(rank)
+    source = prompts(1, documents=6, blocks=8, tail=20)
+    for _ in range(ROUNDS):
+        drive(engines, REQUESTS, source)
+        if any(engine.wrong for engine in engines):
+            return
+    pytest.fail("no stale block was used; the torture proves nothing")
 
 
 @pytest.mark.parametrize("cache", [options["cache"] for options in OTHERS])
@@ -138,29 +144,45 @@ def test_evicted_prompts_come_back_from_the_host_tier(make: Make, cache: str) ->
 # -- speculative decoding ----------------------------------------------------------------------------------------------
 
 
-def entries_of_long_answers(make: Make) -> tuple[SimEngine, list[tuple[int, int, int]]]:
-    """Have an engine give long answers with drafts, many of them wrong; return what would mislead a reader."""
-    engine = make(blocks=40, **NGRAM)
-    published, lies = engine.watch_published(), []
-    engine.rank.after_forward = lambda: lies.extend(engine.lies(published))
+def unsound(engine: SimEngine) -> list[str]:
+    """Return what counts as proven of requests that run, and is not what it should be."""
+    found = []
+    for name, tracked in engine.connector._scheduler._tracked.items():
+        table = engine.scheduler.kv_cache_manager.get_blocks(name).blocks[0]
+        right = RunnerRequest(list(tracked.request.all_token_ids), [])
+        for index in range(tracked.evidence.sound):
+            end = (index + 1) * BLOCK_TOKENS
+            if end > len(right.tokens) or not engine.holds(
+                table[index].block_id, BLOCK_TOKENS - 1, right.number(end - 1)
+            ):
+                found.append(f"{name}: block {index}")
+    return found
+
+
+def long_answers(make: Make) -> tuple[SimEngine, list[str]]:
+    """Have an engine give long answers with drafts, many of them wrong; return what counted as proven, and was not."""
+    engine, wrong = make(blocks=60, **NGRAM), []
     for number in range(6):
         engine.add(f"r{number}", tokens_of(number, 20 + 3 * number), max_tokens=60)
-    engine.run()
-    assert len(published) > 20
-    return engine, lies
+    while engine.scheduler.has_requests():
+        engine.step()
+        wrong += unsound(engine)
+    return engine, wrong
 
 
-def test_rejected_drafts_are_never_published(make: Make) -> None:
-    """At no moment has a published block a token that was only drafted, and answers are published all the same."""
-    engine, lies = entries_of_long_answers(make)
-    assert lies == []
-    assert [engine.outputs(f"r{n}") for n in range(6)] == [
-        expected_output(tokens_of(n, 20 + 3 * n), 60) for n in range(6)
-    ]
+def test_rejected_drafts_prove_nothing(make: Make) -> None:
+    """At no moment does a block with a token that was only drafted count, and answers are published all the same."""
+    engine, wrong = long_answers(make)
+    assert wrong == []
+    for number in range(6):
+        prompt = tokens_of(number, 20 + 3 * number)
+        assert engine.outputs(f"r{number}") == expected_output(prompt, 60)
+        whole = (len(prompt) + 59) // BLOCK_TOKENS
+        assert published_of(engine, engine.requests[f"r{number}"]) in (list(range(whole)), list(range(whole - 1)))
 
 
 def test_drafts_that_counted_as_computed_would_be_seen(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test above proves something: with drafts taken for tokens, blocks with wrong ones are published."""
+    """The test above proves something: with drafts taken for tokens, blocks with wrong ones count as proven."""
     monkeypatch.setattr(publishing, "_known_tokens", lambda output: output.num_scheduled_tokens)
-    _, lies = entries_of_long_answers(make)
-    assert lies
+    _, wrong = long_answers(make)
+    assert wrong
