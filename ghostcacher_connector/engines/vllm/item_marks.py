@@ -37,10 +37,14 @@ class ContentHash(str):
 
 
 def mark_items() -> None:
-    """Have requests marked for our connector from now on. Changes nothing for others; may be called more than once."""
+    """Have requests marked for our connector from now on. Changes nothing for others; may be called more than once.
+
+    Raises ImportError or AttributeError for a vLLM that is built otherwise, and changes nothing then.
+    """
     from vllm.multimodal.processing.inputs import ProcessorInputs  # noqa: PLC0415 - vLLM is optional
     from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415
 
+    _is_content(None)  # else a request would be the first to find out what is not there
     begin = InputProcessor.__init__
     if begin.__module__ == __name__:
         return
