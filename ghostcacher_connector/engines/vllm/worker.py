@@ -26,6 +26,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import SlotMemory, Tier
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
+from ghostcacher_connector.engines.vllm.adapter_reader import AdapterReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
@@ -71,6 +72,8 @@ class ConnectorWorker:
         self._handshake: RankHandshake | None = None
         self._fingerprint: Fingerprint | None = None
         self._weights = WeightsReader()
+        self._adapters = AdapterReader()
+        self._step_adapters: tuple[int, ...] = ()
         self._orders: dict[str, PullOrder] = {}
         self._outdated: set[str] = set()
         self._failed_slots: set[int] = set()
@@ -130,6 +133,11 @@ class ConnectorWorker:
         """Return a digest of this rank's weights."""
         return self._weights.digest(model)
 
+    def read_adapters(self, model: torch.nn.Module) -> dict[int, bytes]:
+        """Return the digests of the LoRA adapters that this rank has now, by vLLM's numbers."""
+        self._adapters.begin(model)
+        return self._adapters.digests()
+
     def move(self, epoch: str) -> Introduction:
         """Become another incarnation, in the namespace of these weights. What is being pulled is not used any more.
 
@@ -160,7 +168,7 @@ class ConnectorWorker:
         if metadata.step != self._step + 1:
             self._lose_generations(f"step {metadata.step} after step {self._step}: bumps were lost")
             self._lost_step = True
-        self._step = metadata.step
+        self._step, self._step_adapters = metadata.step, metadata.adapters
         self._table.bump(metadata.bumped, metadata.generations)
         for job in metadata.copies:
             self._copier.submit(job)
@@ -213,13 +221,20 @@ class ConnectorWorker:
         received = set()
         for result in self._runtime.puller.poll():
             order = self._orders.pop(result.job_id)
-            if result.job_id in self._outdated:
-                self._outdated.remove(result.job_id)
+            if result.job_id in self._outdated or self._is_anothers(order):
+                self._outdated.discard(result.job_id)
                 result = outdated_result(result)  # noqa: PLW2901 - the one that counts
             self._failed_slots.update(int(slot) for slot in order.local_slots[~result.valid])
             self._reports.append(report_of(order.request_id, order.sources, result))
             received.add(result.job_id)
         return received
+
+    def _is_anothers(self, order: PullOrder) -> bool:
+        """Say whether the adapter that a request is computed with has changed since its pull was ordered."""
+        if order.adapter is None:
+            return False
+        number, digest = order.adapter
+        return self._adapters.digests([number]).get(number, digest) != digest
 
     def take_failed_slots(self) -> set[int]:
         """Return the slots whose blocks vLLM must compute itself."""
@@ -230,7 +245,8 @@ class ConnectorWorker:
         reports, self._reports = self._reports, []
         round_trips = self._runtime.round_trips() if reports and self._runtime is not None else {}
         copies = self._copier.poll() if self._runtime is not None and self._runtime.copier is not None else []
-        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late, copies)
+        adapters = self._adapters.digests(self._step_adapters) if self._step_adapters else {}
+        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late, copies, adapters)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""

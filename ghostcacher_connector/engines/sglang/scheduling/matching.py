@@ -62,7 +62,7 @@ class Matcher(PrefixMatcher):
 
     def ask(self, tracked: Tracked) -> None:
         """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
-        self._start_lookup(tracked, tracked.chain[: tracked.pullable], self._holds)
+        self._start_lookup(tracked, tracked.chain[: tracked.pullable], lambda index: self._holds(tracked.chain[index]))
 
     def match(self, tracked: Tracked, keys: Sequence[str]) -> int:
         """Return how many of these pages to pull. keys: of the pages beyond those in this engine's own cache."""

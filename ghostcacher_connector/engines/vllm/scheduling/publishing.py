@@ -116,8 +116,10 @@ class BlockPublisher:
         """Mark blocks ``[first, first + count)`` of a waiting request, whose seals were right on every rank."""
         if tracked.evidence.tainted:
             return
+        if (computed_by := tracked.computed_by) is None:
+            return
         for block in self._table(tracked)[first : first + count]:
-            self._watch.mark(block.block_id, self._watch.watch(block))
+            self._watch.mark(block.block_id, self._watch.watch(block), computed_by)
 
     def forget_all(self, tracked: Iterable[Tracked]) -> None:
         """Withdraw everything; what has been computed so far, or is being computed now, is never published again.
@@ -180,23 +182,27 @@ class BlockPublisher:
 
     def _accept_given(self, tracked: Tracked, given: Sequence[KVCacheBlock]) -> None:
         """Count the leading blocks that are marked by now; the steps that fill the rest may still be in flight."""
+        computed_by = tracked.computed_by
         for index, block in enumerate(given):
-            if not self._watch.is_computed(block.block_id):
+            if computed_by is None or not self._watch.is_computed(block.block_id, computed_by):
                 return
             tracked.evidence.sound = index + 1
             self._publish(tracked, index, block)
 
     def _prove(self, fill: Fill) -> None:
         """Mark what a step has filled, as far as all that comes before it is marked."""
-        evidence = fill.evidence
+        evidence, computed_by = fill.evidence, fill.tracked.computed_by
         assert evidence.given is not None
+        if computed_by is None:
+            return
+        end = fill.tracked.shared_end
         for index, (block, generation) in enumerate(zip(fill.blocks, fill.generations, strict=True), fill.first):
-            if index != evidence.sound:
+            if index != evidence.sound or index == end:
                 return
             slot = block.block_id
-            if index < evidence.given and not self._watch.is_computed(slot):
+            if index < evidence.given and not self._watch.is_computed(slot, computed_by):
                 return
-            if not self._watch.mark(slot, generation):
+            if not self._watch.mark(slot, generation, computed_by):
                 return
             evidence.sound = index + 1
             self._publish(fill.tracked, index, block)
@@ -216,12 +222,12 @@ class BlockPublisher:
 
     def _publish(self, tracked: Tracked, index: int, block: KVCacheBlock) -> None:
         """Publish a marked block, the index-th of a request, once, and only if its hash means the same elsewhere."""
-        request, hashes = tracked.request, tracked.request.block_hashes
-        if self._watch.is_published(block.block_id) or not shareable(request) or index >= len(hashes):
+        if self._watch.is_published(block.block_id) or not shareable(tracked) or index >= len(tracked.blocks):
             return
         # The pool must agree that the slot holds this hash: it does not after a reset of the prefix cache.
-        if block.block_hash is None or block.block_hash[:-HASH_GROUP_BYTES] != hashes[index]:
+        if block.block_hash is None or block.block_hash[:-HASH_GROUP_BYTES] != tracked.request.block_hashes[index]:
             return
+        hashes = tracked.blocks
         generation, parent = self._watch.publish(block.block_id), hashes[index - 1] if index else None
         sections = tracked.sections
         self._notes.put(hashes[index], Note(parent, sections.section_of(index), sections.session_of(index)))

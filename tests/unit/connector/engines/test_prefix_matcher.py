@@ -86,7 +86,7 @@ class Bench:
 
     def start(self, *, held: bool = False, engine: int = 0) -> None:
         """engine: how many leading blocks the engine has."""
-        self.matcher._start_lookup(self.request, chain(COUNT), lambda block: held or block in chain(COUNT)[:engine])
+        self.matcher._start_lookup(self.request, chain(COUNT), lambda index: held or index < engine)
 
     def not_all_held(self, first_block: int) -> None:
         self.matcher._not_all_held(self.request, chain(COUNT), first_block)
