@@ -6,11 +6,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from unittest.mock import patch
 
 from tests.support.providers.routed import Routed, routed
 from tests.support.providers.server import Asked, Authority, Peer, ProviderServer
 from tests.support.proxy_rig import eventually, on_loop
-from tests.support.spans import Recorded
+from tests.support.spans import PREFIX, Recorded
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 LINES = (f"traceparent: 00-{TRACE}-{PARENT}-01", "tracestate: a=b", "X-Request-Id: mine")
@@ -29,7 +30,10 @@ async def traced(
         state = router.router._proxy.state
         recorded = Recorded(state.clock)
         state.tracer = recorded.tracer
-        yield router, recorded
+        with patch.object(recorded.tracer, "span", side_effect=recorded.tracer.span) as begin:
+            yield router, recorded
+        begun = [call.args[0].removeprefix(PREFIX) for call in begin.call_args_list]
+        assert sorted(begun) == sorted(span.name for span in recorded.spans), "spans that never end"
 
 
 @on_loop
