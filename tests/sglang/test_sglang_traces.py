@@ -21,6 +21,7 @@ from sglang.srt.observability.req_time_stats import APIServerReqTimeStats, Sched
 from ghostcacher_connector.core.tracing import Tracer, open_tracer
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase
+from ghostcacher_connector.engines.sglang.scheduling.loading import Verdict
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.pull.lookups import LookupAnswer
 from ghostcacher_connector.transfer.memory import Fault
@@ -146,6 +147,16 @@ def test_pull_that_was_given_up_says_so(traced: Traced, rig: Rig) -> None:
     assert not pulled(rig)
     (hung,) = traced.named("pull")
     assert (hung.error, hung.attributes["source"], hung.attributes["bytes"]) == ("failed: timeout", "peer", 0)
+
+
+def test_pull_of_which_another_rank_lacks_its_share_has_failed(traced: Traced, rig: Rig) -> None:
+    """This rank's pages are there, and SGLang computes them all the same."""
+    others: Any = SimpleNamespace(rank=0, least=lambda _: Verdict.FAILED)
+    rig.loader._ranks = others
+    assert not pulled(rig)
+    (pull,) = traced.named("pull")
+    assert (pull.attributes["outcome"], pull.attributes["blocks_usable"]) == ("failed", 0)
+    assert pull.error is not None
 
 
 def test_request_that_sglang_does_not_trace_has_no_spans(traced: Traced, rig: Rig) -> None:
