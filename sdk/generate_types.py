@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from deploy.generated_files import keep
 from ghostcacher_connector.core import admin_api
 from ghostcacher_connector.core.types import FlushScope
 
@@ -139,15 +140,7 @@ def made() -> dict[Path, str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the files, or with --check compare them; return the exit code."""
-    old = []
-    for path, text in made().items():
-        if "--check" not in arguments:
-            path.write_text(text)
-        elif not path.is_file() or path.read_text() != text:
-            old.append(path.name)
-    if old:
-        print(f"sdk: not up to date: {', '.join(old)}; run `make reference`", file=sys.stderr)
-    return 1 if old else 0
+    return keep(made(), arguments, target="reference")
 
 
 if __name__ == "__main__":

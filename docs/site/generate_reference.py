@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from deploy.generated_files import keep
 from ghostcacher_cli.analyze import report
 from ghostcacher_cli.main import main as command_line
 from ghostcacher_connector.config import Settings
@@ -242,16 +243,7 @@ def pages() -> dict[str, str]:
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or with --check compare them; return the exit code."""
     os.environ["COLUMNS"] = COLUMNS
-    old = []
-    for name, text in pages().items():
-        path = REFERENCE / name
-        if "--check" not in arguments:
-            path.write_text(text)
-        elif not path.is_file() or path.read_text() != text:
-            old.append(path.name)
-    if old:
-        print(f"docs/reference: not up to date: {', '.join(old)}; run `make reference`", file=sys.stderr)
-    return 1 if old else 0
+    return keep({REFERENCE / name: text for name, text in pages().items()}, arguments, target="reference")
 
 
 if __name__ == "__main__":
