@@ -76,7 +76,7 @@ def fleet(case: Case, log_dir: Path) -> Iterator[Fleet]:
         "env": case.env,
         "block_size": case.block_tokens,
         "num_blocks": BLOCKS,
-        "max_model_len": 1024,
+        "max_model_len": 28 * case.block_tokens,
     }
     model = ensure_model("tiny", kind=case.kind)
     with running(model, {"a": options, "b": options}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
