@@ -26,6 +26,7 @@ from ghostcacher_connector.identity.fingerprint import (
 from ghostcacher_connector.identity.model_files import config_digest, model_name, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
+    import torch
     from vllm.config import CacheConfig, VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -86,7 +87,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
         weights_epoch=WEIGHTS_AS_STARTED,
-        kv_dtype=f"{_cache_dtype(cache.cache_dtype, spec.dtype == model.dtype)}/{spec.dtype}",
+        kv_dtype=_kv_dtype(cache.cache_dtype, spec.dtype, model.dtype, rounded=settings.rounds_objects),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         numerics=_numerics(vllm_config),
         block_tokens=spec.block_size,
@@ -147,11 +148,17 @@ def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str
     )
 
 
-def _cache_dtype(asked: str, is_the_models: bool) -> str:
-    """Return what was asked for as ``kv_cache_dtype``, by one name where vLLM has several."""
-    if asked in PLAIN_CACHES and is_the_models:
-        return "auto"
-    return "fp8_e4m3" if asked == "fp8" else asked
+def _kv_dtype(asked: str, stored: torch.dtype, model: torch.dtype, *, rounded: bool) -> str:
+    """Return what was asked for as ``kv_cache_dtype``, by one name where vLLM has several, and what is in the cache.
+
+    rounded: whether blocks may have been in objects that keep 8 bits. They, and what was computed after them, then
+    differ from what a worker without such objects computes: these are two kinds of cache.
+    """
+    if asked in PLAIN_CACHES and stored == model:
+        asked = "auto"
+    elif asked == "fp8":
+        asked = "fp8_e4m3"
+    return f"{asked}/{stored}{', fp8 in objects' if rounded else ''}"
 
 
 def _numerics(vllm_config: VllmConfig) -> str:
