@@ -35,8 +35,8 @@ LOOK_S_MAX = 0.25
 
 
 LINK_SHARE = 0.25
-"""Of the time of its holders' links the pulls of one prefix may take so much, before whoever pulls it is to keep it: the
-links are there for all other prefixes, too."""
+"""Of the time of its holders' links the pulls of one prefix may take so much, before whoever pulls it is to keep it.
+The links are there for all other prefixes, too."""
 
 
 class Turns:
