@@ -71,6 +71,7 @@ class Rig:
         engine: Any = SimpleNamespace(
             fleet=SimpleNamespace(publisher=self.sink, reporter=reporter, flushes=self.desk),
             takes_flushes=True,
+            leave=lambda: None,
             worker="w",
             table=self.memory.table,
             generations=first_generations(PAGES),
@@ -244,6 +245,24 @@ def test_tree_that_sglang_does_not_empty_is_emptied_later(rig: Rig) -> None:
     wait_until(lambda: rig.answer(order) != report, WAIT_S)
     assert (rig.answer(order) or report).dropped[0].complete
     assert rig.compute(3)
+
+
+@pytest.mark.parametrize("ordered", ["before", "after"])
+def test_engine_that_has_left_the_fleet_is_not_emptied(rig: Rig, ordered: str) -> None:
+    """It shares nothing any more, and takes no orders; its own requests go on with what it has."""
+    assert rig.compute(1)
+    rig.busy = True
+    if ordered == "before":
+        rig.order("all")
+        rig.passes()
+    rig.scheduling.leave("of some reason")
+    if ordered == "after":
+        rig.order("all")
+        rig.passes()
+        assert rig.desk._orders
+    rig.busy = False
+    rig.idle()
+    assert rig.flushes == 0
 
 
 def test_orders_that_wait_for_one_another_are_answered_each_and_pages_counted_once(rig: Rig) -> None:
