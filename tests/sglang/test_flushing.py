@@ -67,7 +67,9 @@ class Rig:
         self.desk = FlushDesk(self.store, "w")
         self.lookups = LookupService(MemoryIndex(), list)
         self.page_bytes = self.memory.rank.bytes_per_slot
-        reporter = SimpleNamespace(load_wanted=False, submit_load=lambda _: None, chain=lambda *_: None)
+        reporter = SimpleNamespace(
+            load_wanted=False, listening=False, submit_load=lambda _: None, chain=lambda *_: None
+        )
         engine: Any = SimpleNamespace(
             fleet=SimpleNamespace(publisher=self.sink, reporter=reporter, flushes=self.desk),
             takes_flushes=True,

@@ -26,9 +26,10 @@ STEP = 2.0**-9
 
 
 def as_floats(block: memoryview, dtype: str) -> NDArray[np.float64]:
-    if dtype == "bfloat16":
-        return (np.frombuffer(block, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return np.frombuffer(block, dtype).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # numbers that are none
+        if dtype == "bfloat16":
+            return (np.frombuffer(block, np.uint16).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return np.frombuffer(block, dtype).astype(np.float64)
 
 
 def block_of(values: NDArray[np.float64], dtype: str) -> memoryview:
