@@ -110,14 +110,17 @@ class Fp8:
         """
         if self._dtype == "bfloat16":
             return np.frombuffer(block, np.uint16)
-        floats = np.frombuffer(block, self._dtype).astype(np.float32, copy=False).view(np.uint32)
-        return ((floats >> 16) | ((floats & 0xFFFF) != 0)).astype(np.uint16)
+        with np.errstate(invalid="ignore"):  # what is no number stays none
+            floats = np.frombuffer(block, self._dtype).astype(np.float32, copy=False).view(np.uint32)
+        upper: NDArray[np.uint16] = ((floats >> 16) | ((floats & 0xFFFF) != 0)).astype(np.uint16)
+        return upper
 
 
 def _exponents(largest: NDArray[np.int16], scale_min: int) -> NDArray[np.int16]:
     """Return the exponent of each group's scale, by its largest magnitude."""
     exponents = (largest >> 7) - EXPONENT_BIAS - 8 + ((largest & 0x7F) > (LARGEST & 0x7F))
-    return np.maximum(exponents, scale_min).astype(np.int16)
+    bounded: NDArray[np.int16] = np.maximum(exponents, scale_min).astype(np.int16)
+    return bounded
 
 
 @cache
@@ -127,7 +130,8 @@ def _rounded() -> NDArray[np.uint8]:
     with np.errstate(divide="ignore"):
         exponents = np.maximum(np.floor(np.log2(magnitudes)), -6)
     step = 2.0 ** (exponents - 3)
-    return np.searchsorted(_numbers(), np.rint(magnitudes / step) * step).astype(np.uint8)
+    codes: NDArray[np.uint8] = np.searchsorted(_numbers(), np.rint(magnitudes / step) * step).astype(np.uint8)
+    return codes
 
 
 @cache
@@ -137,8 +141,10 @@ def _values(dtype: str) -> NDArray[Any]:
     signed = np.concatenate([signed, -signed])
     with np.errstate(over="ignore"):
         scaled = (2.0 ** (np.arange(256) - EXPONENT_BIAS)[:, None] * signed).ravel()
-        floats = scaled.astype("float32" if dtype == "bfloat16" else dtype)
-    return (floats.view(np.uint32) >> 16).astype(np.uint16) if dtype == "bfloat16" else floats
+        values: NDArray[Any] = scaled.astype("float32" if dtype == "bfloat16" else dtype)
+    if dtype == "bfloat16":
+        values = (values.view(np.uint32) >> 16).astype(np.uint16)
+    return values
 
 
 def _numbers() -> NDArray[np.float64]:
