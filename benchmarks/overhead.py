@@ -46,7 +46,7 @@ from benchmarks.harness import (
 from benchmarks.harness.cost_report import Pair, Turn, as_json, calls_report, idle_report, report
 from benchmarks.harness.cpu_time import Group, Snapshot, Use, snapshot, used
 from benchmarks.harness.engine import Engine
-from benchmarks.harness.model import Size, recipe
+from benchmarks.harness.model_recipe import Size, recipe
 from benchmarks.harness.program import run_program
 from benchmarks.harness.quiet_fleet import QuietFleet
 from benchmarks.harness.report import ProgressLine, now

@@ -87,7 +87,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
         weights_epoch=WEIGHTS_AS_STARTED,
-        kv_dtype=_kv_dtype(cache.cache_dtype, spec.dtype, model.dtype, rounded=settings.rounds_objects),
+        kv_dtype=_kv_dtype(cache, spec, model.dtype, rounded=settings.rounds_objects),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         numerics=_numerics(vllm_config),
         block_tokens=spec.block_size,
@@ -148,17 +148,28 @@ def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str
     )
 
 
-def _kv_dtype(asked: str, stored: torch.dtype, model: torch.dtype, *, rounded: bool) -> str:
-    """Return what was asked for as ``kv_cache_dtype``, by one name where vLLM has several, and what is in the cache.
+def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype, *, rounded: bool) -> str:
+    """Return what the numbers of a KV cache are. Scales that do not change are the weights' (`weights_digest`).
 
     rounded: whether blocks may have been in objects that keep 8 bits. They, and what was computed after them, then
     differ from what a worker without such objects computes: these are two kinds of cache.
     """
-    if asked in PLAIN_CACHES and stored == model:
-        asked = "auto"
-    elif asked == "fp8":
-        asked = "fp8_e4m3"
-    return f"{asked}/{stored}{', fp8 in objects' if rounded else ''}"
+    from vllm.platforms import current_platform  # noqa: PLC0415 - vLLM is optional
+    from vllm.v1.kv_cache_interface import KVQuantMode  # noqa: PLC0415
+
+    asked = [cache.cache_dtype, getattr(spec, "cache_dtype_str", None) or cache.cache_dtype]  # MLA has its own formats
+    words = list(dict.fromkeys(_cache_dtype(each, spec.dtype == of_model) for each in asked))
+    if spec.kv_quant_mode != KVQuantMode.NONE:
+        # The cache is plain bytes, by which some of AMD's GPUs mean other numbers (e4m3fnuz).
+        words.append(str(current_platform.fp8_dtype()).removeprefix("torch."))
+    return f"{'+'.join(words)}/{spec.dtype}{', fp8 in objects' if rounded else ''}"
+
+
+def _cache_dtype(asked: str, is_the_models: bool) -> str:
+    """Return what was asked for as ``kv_cache_dtype``, by one name where vLLM has several."""
+    if asked in PLAIN_CACHES and is_the_models:
+        return "auto"
+    return "fp8_e4m3" if asked == "fp8" else asked
 
 
 def _numerics(vllm_config: VllmConfig) -> str:
