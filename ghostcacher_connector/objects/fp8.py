@@ -36,21 +36,23 @@ LARGEST = 0x43E8
 """464, the largest number that is rounded to 448, as the upper half of a 32-bit float."""
 
 
+SCALE_MIN = -116
+"""Exponent of the least scale. Under a lesser one zero, which has an exponent of 0 as a float, would not be rounded to
+zero by `_rounded`. Elements far below it become less precise, and zero."""
+
+
 class Element(NamedTuple):
     """What is to be known of a data type. Magnitudes are upper halves of 32-bit floats: ordered as integers are."""
 
     bytes: int
-    scale_min: int
-    """Exponent of the least scale: all numbers under it have a value in this type. Elements that are too small for it
-    become less precise, and zero."""
     too_large: int
     """Elements from here on would be rounded up beyond the largest one of the type, or are infinite, or no numbers."""
 
 
 ELEMENTS = {
-    "bfloat16": Element(2, -116, 0x7F78),
-    "float16": Element(2, -15, 0x4778),
-    "float32": Element(4, -116, 0x7F78),
+    "bfloat16": Element(2, 0x7F78),
+    "float16": Element(2, 0x4778),
+    "float32": Element(4, 0x7F78),
 }
 """By the name of the type."""
 
@@ -86,7 +88,7 @@ class Fp8:
         largest = magnitudes.max(axis=1)
         if int(largest.max(initial=0)) >= self._element.too_large:
             return None
-        exponents = _exponents(largest, self._element.scale_min)
+        exponents = _exponents(largest)
         # The exponent's place in the upper half: dividing by the scale is subtracting it.
         numbers = _rounded().take(magnitudes - (exponents << 7)[:, None], mode="clip")
         numbers |= ((upper >> 8) & 0x80).astype(np.uint8)
@@ -116,10 +118,10 @@ class Fp8:
         return upper
 
 
-def _exponents(largest: NDArray[np.int16], scale_min: int) -> NDArray[np.int16]:
+def _exponents(largest: NDArray[np.int16]) -> NDArray[np.int16]:
     """Return the exponent of each group's scale, by its largest magnitude."""
     exponents = (largest >> 7) - EXPONENT_BIAS - 8 + ((largest & 0x7F) > (LARGEST & 0x7F))
-    bounded: NDArray[np.int16] = np.maximum(exponents, scale_min).astype(np.int16)
+    bounded: NDArray[np.int16] = np.maximum(exponents, SCALE_MIN).astype(np.int16)
     return bounded
 
 

@@ -113,6 +113,27 @@ def test_fp8_numbers_are_kept(dtype: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
+@pytest.mark.parametrize("end", ["smallest", "largest"])
+def test_numbers_at_the_ends_of_a_type_stay_numbers(dtype: str, end: str) -> None:
+    """Each alone, so that its group has its scale: a block with some of the largest ones is left alone."""
+    unsigned = np.uint32 if dtype == "float32" else np.uint16
+    infinite = int(np.frombuffer(block_of(np.array([np.inf]), dtype), unsigned)[0])
+    first = 1 if end == "smallest" else infinite - 256
+    rounded = 0
+    for bits in range(first, first + 256):
+        block = np.array([bits] + [0] * (GROUP - 1), unsigned).data.cast("B")
+        if Fp8(dtype, len(block)).encode(block) is None:
+            assert end == "largest"
+            continue
+        back, stored = there_and_back(block, dtype)
+        assert np.isfinite(as_floats(back, dtype)).all()
+        assert not as_floats(back, dtype)[1:].any()
+        assert there_and_back(back, dtype) == (back, stored)
+        rounded += 1
+    assert rounded == 256 if end == "smallest" else rounded < 256
+
+
+@pytest.mark.parametrize("dtype", ELEMENTS)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_what_is_no_finite_number_is_left_alone(dtype: str, value: float) -> None:
     values = np.ones(2 * GROUP)
