@@ -152,7 +152,7 @@ def report(
 
 
 def logprob_errors(before: Sequence[Completion], after: Sequence[Completion]) -> str:
-    """Say how far log-probabilities are apart, and how many tokens are the same, up to the first other one of an answer.
+    """Say how far log-probabilities are apart, and how many tokens are alike, up to the first other one of an answer.
 
     That one counts, too: both are the likeliest, and a model that parts early shows it in few tokens.
     """
