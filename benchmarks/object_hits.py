@@ -166,7 +166,8 @@ def logprob_errors(before: Sequence[Completion], after: Sequence[Completion]) ->
         errors += [abs(a - b) for a, b in pairs]
     return (
         f"{mean(errors or [math.nan]):.4f} apart on average, {median(errors or [math.nan]):.4f} half of them, "
-        f"{max(errors, default=math.nan):.4f} at most; {tokens} of {sum(len(one.tokens) for one in before)} tokens alike"
+        f"{max(errors, default=math.nan):.4f} at most; "
+        f"{tokens} of {sum(len(one.tokens) for one in before)} tokens alike"
     )
 
 

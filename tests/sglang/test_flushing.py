@@ -189,6 +189,7 @@ def test_busy_engine_shares_nothing_until_it_has_emptied_its_tree(rig: Rig) -> N
     assert report.dropped[1].blocks == 2
     assert not rig.compute(3)
     rig.idle()
+    assert rig.flushes == 0
     assert rig.answer(order) == report
     rig.busy = False
     rig.idle()
