@@ -232,6 +232,17 @@ def test_idle_engine_that_is_ordered_nothing_keeps_its_tree(rig: Rig) -> None:
     assert rig.flushes == 1
 
 
+def test_sglangs_own_flush_empties_the_host_tier_and_forgets_pages_on_their_way(rig: Rig) -> None:
+    """Whoever asks for it, without any order: what was offered is in no tree any more."""
+    assert rig.compute(1, 2)
+    copied(rig, 2)
+    assert rig.offer(3)
+    rig.flush_cache()
+    assert rig.sink.slots == {}
+    rig.passes()
+    assert rig.sink.slots == {}
+
+
 def test_tree_that_sglang_does_not_empty_is_emptied_later(rig: Rig) -> None:
     """Nothing is shared until then, and the answer says that something is left."""
     assert rig.compute(1)
