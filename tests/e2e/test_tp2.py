@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.harness import core_shares
-from ghostcacher_connector.core import schema
-from ghostcacher_connector.core.types import Tier
-from tests.e2e.fleet import BLOCK_TOKENS, Fleet, running, until
+from tests.e2e.fleet import BLOCK_TOKENS, Fleet, running
 from tests.e2e.ranks import FAULTS, RANKS, check_fault_of_one_rank, check_record_of_every_rank
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -22,11 +20,6 @@ PATIENT = {"lease_ttl_s": LEASE_S, "lookup_deadline_ms": 30_000.0, "redis_timeou
 """Four spinning ranks on two cores can keep a lookup waiting for more than a second: here that must not be a miss."""
 
 
-ENGINE_BLOCKS = 96
-TIER = {"host_tier_gib": 0.04, "hbm_swap_threshold": 0.0}
-"""Of the first engine: everything is copied down, and nothing has to go, since it is some 300 blocks."""
-
-
 @pytest.fixture(scope="module")
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
     options = {
@@ -34,8 +27,7 @@ def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
         "cores": "|".join(core_shares(RANKS)),
         "dtype": "bfloat16",  # As most models are served; each answer here has a reference of its very shape.
     }
-    tiered = {**options, "num_blocks": ENGINE_BLOCKS, "connector": TIER}
-    with running(model, {"a": tiered, "b": options}, log_dir=log_dir, connector=PATIENT) as fleet:
+    with running(model, {"a": options, "b": options}, log_dir=log_dir, connector=PATIENT) as fleet:
         fleet.prime("b", "a")
         yield fleet
 
@@ -53,34 +45,6 @@ def test_every_rank_pulls_its_share(fleet: Fleet, tokens: int) -> None:
     assert counters.hits() == (tokens - 1) // BLOCK_TOKENS
     assert counters.grown("gc_rdma_transfers_total", outcome="done") == RANKS
     fleet.assert_right("b", pulled, prompt)
-
-
-def test_blocks_come_back_from_the_host_tiers_of_both_ranks(fleet: Fleet) -> None:
-    """To the engine itself, and to a peer: each rank has its own part of them, and of no other block."""
-    blocks = 10
-    prompts = [fleet.document(blocks * BLOCK_TOKENS + 1) for _ in range(2)]
-    before, counters = fleet.entries("a"), fleet.counters("a")
-    for prompt in prompts:
-        fleet.compute("a", prompt, max_tokens=1)
-    stored = fleet.entries("a").keys() - before.keys()
-    counters.reach("gc_tier_copied_blocks_total", RANKS * blocks * len(prompts), result="valid")
-    for _ in range(ENGINE_BLOCKS // 20 + 1):
-        fleet.compute("a", fleet.document(20 * BLOCK_TOKENS + 1), max_tokens=1)
-    until(lambda: _tiers(fleet, "a", stored) == {Tier.HOST}, "the engine to have given its blocks away")
-
-    for name, prompt, transport in (("b", prompts[0], "nixl"), ("a", prompts[1], "local")):
-        reads = fleet.counters(name)
-        answer = fleet.client(name).complete(prompt, max_tokens=8)
-        assert answer.cached_tokens == blocks * BLOCK_TOKENS
-        assert reads.grown("gc_rdma_transfers_total", transport=transport, outcome="done") == RANKS
-        fleet.assert_right(name, answer, prompt)
-
-
-def _tiers(fleet: Fleet, name: str, blocks: Iterable[bytes]) -> set[Tier | None]:
-    """Return in which tiers these blocks lie, as the index tells: None is in it for any that is nowhere."""
-    entries = fleet.entries(name)
-    found = [entries.get(block) for block in blocks]
-    return {schema.unpack_locations(entry[: schema.LOCATION_BYTES])[0].tier if entry else None for entry in found}
 
 
 def test_record_describes_every_rank(fleet: Fleet) -> None:
