@@ -171,8 +171,11 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         Seconds, Meta(ge=0.1, le=300, description="bound of one request to the object store, in s")
     ] = 10.0
     object_compression: Annotated[
-        Literal["auto", "always", "never"],
-        Meta(description="lossless compression of objects; auto: where the measured rate of the store makes it pay"),
+        Literal["auto", "always", "never", "fp8"],
+        Meta(
+            description="lossless compression of objects; auto: where the measured rate of the store makes it pay; "
+            "fp8: lossy, KV of 16 or 32 bits is rounded to 8, and shared only among workers that say so"
+        ),
     ] = "auto"
     weights_id: Annotated[
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
@@ -203,6 +206,11 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         ),
     ] = "127.0.0.1"
 
+    @property
+    def rounds_objects(self) -> bool:
+        """Whether blocks that come from objects may have been rounded."""
+        return self.object_compression == "fp8"
+
     def check_together(self) -> None:
         """Check what one type cannot say; raise ConfigError."""
         check_redis_url(self.redis_url)
@@ -215,6 +223,8 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ConfigError(
                     "host_tier_gib: expected more than 0 with object_url: objects are read into it, got 0"
                 )
+        elif self.rounds_objects:
+            raise ConfigError("object_url: expected one with object_compression fp8, got none")
         _check_metrics_host(self.metrics_host)
         _check_relay(self)
         _check_sizes(self)

@@ -163,8 +163,9 @@ class PrefixMatcher:
         return self._decide(tracked, first_block)
 
     def _note_held(self, tracked: PullState, count: int) -> None:
-        """Have the tier know that peers hold no more than a request's first `count` blocks."""
+        """Have the tier know that peers hold a request's first `count` blocks, and no more."""
         if self._tier is not None:
+            self._tier.still_lent(tracked.blocks[:count])
             self._tier.owned(tracked.blocks[count : tracked.pullable])
 
     def _decide(self, tracked: PullState, first_block: int, *, otherwise: MissReason | None = None) -> int | None:

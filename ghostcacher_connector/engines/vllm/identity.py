@@ -104,7 +104,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
         weights_epoch=WEIGHTS_AS_STARTED,
-        kv_dtype=_kv_dtype(cache, spec, model.dtype),
+        kv_dtype=_kv_dtype(cache, spec, model.dtype, rounded=settings.rounds_objects),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         numerics=_numerics(vllm_config),
         block_tokens=spec.block_size,
@@ -165,8 +165,12 @@ def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str
     )
 
 
-def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype) -> str:
-    """Return what the numbers of a KV cache are. Scales that do not change are the weights' (`weights_digest`)."""
+def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype, *, rounded: bool) -> str:
+    """Return what the numbers of a KV cache are. Scales that do not change are the weights' (`weights_digest`).
+
+    rounded: whether blocks may have been in objects that keep 8 bits. They, and what was computed after them, then
+    differ from what a worker without such objects computes: these are two kinds of cache.
+    """
     from vllm.platforms import current_platform  # noqa: PLC0415 - vLLM is optional
     from vllm.v1.kv_cache_interface import KVQuantMode  # noqa: PLC0415
 
@@ -175,7 +179,7 @@ def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype
     if spec.kv_quant_mode != KVQuantMode.NONE:
         # The cache is plain bytes, by which some of AMD's GPUs mean other numbers (e4m3fnuz).
         words.append(str(current_platform.fp8_dtype()).removeprefix("torch."))
-    return f"{'+'.join(words)}/{spec.dtype}"
+    return f"{'+'.join(words)}/{spec.dtype}{', fp8 in objects' if rounded else ''}"
 
 
 def _cache_dtype(asked: str, is_the_models: bool) -> str:

@@ -126,7 +126,8 @@ class ConnectorWorker:
         if not self._introduced:  # vLLM 0.33 asks again when it is told to wake up
             self._introduced = True
             self._runtime.start()
-            self._runtime.open_objects()
+            spec = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
+            self._runtime.open_objects(str(spec.dtype).removeprefix("torch."))
         return self._handshake
 
     def read_weights(self, model: torch.nn.Module) -> str:

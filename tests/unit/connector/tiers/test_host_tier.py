@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
@@ -10,7 +11,7 @@ from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.metrics.catalog import METRICS
 from ghostcacher_connector.tiers.candidates import Candidate
-from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, RECORD_INTERVAL_S, HostTier
+from ghostcacher_connector.tiers.host_tier import LENT_S, ORDER_BYTES, ORDERS_MAX, RECORD_INTERVAL_S, HostTier
 from ghostcacher_connector.transfer.jobs import CopyJob
 from tests.support.index_parts import FakeClock
 
@@ -258,6 +259,35 @@ def test_what_no_peer_holds_any_more_is_kept_like_any_other() -> None:
     assert tier.wanted == {3}
     copy(tier, 3)
     assert sorted(sink.slots.values()) == [name(1), name(3)]
+
+
+@pytest.mark.parametrize("ordering", [True, False])
+def test_peers_are_believed_to_hold_what_they_have_lent_for_a_while(ordering: bool) -> None:
+    """Unless the index says so again; also where no step wants anything copied. They give blocks up without a word."""
+    clock = FakeClock()
+    tier, _ = new_tier(slots=2, clock=clock)
+    publish(tier, 1, 2, 3)
+    tier.lent([name(1), name(3)])
+    copy(tier, 1, 2)
+    tier.engine_gives(1)
+    assert copy(tier, 3) == []
+
+    def lent() -> set[int]:
+        """Return which of the two blocks are still taken to be at a peer."""
+        if ordering:
+            tier.order([])
+        tier.record_metrics()
+        return ({1} if tier.ledger.spare else set()) | ({3} - tier.wanted)
+
+    clock.advance(LENT_S - 1)
+    assert lent() == {1, 3}
+    tier.still_lent([name(1), name(2), name(9)])
+    clock.advance(1)
+    assert lent() == {1}
+    clock.advance(LENT_S - 2)
+    assert lent() == {1}
+    clock.advance(1)
+    assert lent() == set()
 
 
 def test_no_only_copy_goes_while_a_load_is_about_to_make_room() -> None:
