@@ -74,7 +74,14 @@ class ConnectorScheduler:
         self._prompts = PromptReporter(fleet.reporter, book.holds, tokens) if fleet is not None else None
         tier = copying.tier if copying is not None else None
         self._publisher = PagePublisher(self.guard, book, sink, tokens, self._published, tier)
-        self._meter = LoadMeter(engine.forecaster, book.holds, page_tokens=tokens, page_bytes=page_bytes, tier=tier)
+        self._meter = LoadMeter(
+            engine.forecaster,
+            engine.request_recorder,
+            book.holds,
+            page_tokens=tokens,
+            page_bytes=page_bytes,
+            tier=tier,
+        )
         self._matcher = Matcher(
             settings,
             engine.lookups,
