@@ -10,7 +10,7 @@ export const FIGURES = [
   { name: "Hit ratio", value: (all) => percent(all.hitRatio), of: (step) => step.hitRatio },
   { name: "TTFT, median", value: (all) => ms(all.ttft.p50), of: (step) => step.ttft.p50 },
   { name: "TTFT saved", value: (all) => ms(all.savedMs), of: (step) => step.savedMs },
-  { name: "Observed / forecast", value: (all) => times(all.ratio.p50), of: (step) => step.ratio.p50 },
+  { name: "Off forecast by", value: (all) => times(all.ratio.p50), of: (step) => step.ratio.p50 },
   { name: "Router adds", value: (all) => ms(all.overhead.p50), of: (step) => step.overhead.p50 },
   { name: "Server errors", value: (all) => count(all.failed), of: (step) => step.failed },
   { name: "In flight", value: (all, state) => count(inFlight(state, all)), of: (step) => step.inFlight },

@@ -54,6 +54,12 @@ export function seconds(value) {
   return value < 172800 ? `${digits(value / 3600)} h` : `${digits(value / 86400)} d`;
 }
 
+export function ago(value) {
+  if (!known(value)) return DASH;
+  if (value < 2) return "now";
+  return value < 100 ? `${Math.round(value)} s ago` : `${seconds(value)} ago`;
+}
+
 export function times(value) {
   return known(value) ? `${value.toFixed(2)}\u00d7` : DASH;
 }

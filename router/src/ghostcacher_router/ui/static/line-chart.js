@@ -4,7 +4,7 @@ import { el, setText, svg } from "./dom.js";
 import { clock, known } from "./format.js";
 
 const HEIGHT = 190;
-const LEFT = 46;
+const LEFT = 52;
 const RIGHT = 8;
 const TOP = 8;
 const BOTTOM = 22;
@@ -64,7 +64,8 @@ export class LineChart {
 
   grid() {
     const found = [];
-    for (const part of [0, 0.25, 0.5, 0.75, 1]) {
+    const parts = partsOf(this.scale);
+    for (const part of Array.from({ length: parts + 1 }, (_, place) => place / parts)) {
       const y = this.y(part * this.scale);
       found.push(svg("line", { class: "grid", x1: LEFT, x2: this.width - RIGHT, y1: y, y2: y }));
       found.push(this.text(LEFT - 6, y + 4, this.format(part * this.scale), "end"));
@@ -151,6 +152,12 @@ export function niceTop(value) {
   if (!(value > 0)) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 2.5, 5, 10].find((step) => step * unit >= value) * unit;
+}
+
+// Into how many parts a scale with such a top is divided, so that each is a round number, too.
+function partsOf(top) {
+  const first = top / 10 ** Math.floor(Math.log10(top));
+  return [2.5, 5].includes(Number(first.toFixed(3))) ? 5 : 4;
 }
 
 // A line as small as a word, without scales.

@@ -1,7 +1,7 @@
 // How fast workers read each other's caches: a matrix while they are few, else what is worst.
 
 import { byId, el, named, setText, table } from "./dom.js";
-import { gigabytes, known, seconds } from "./format.js";
+import { ago, gigabytes, known } from "./format.js";
 
 const MATRIX_MAX = 12;
 const WORST_MAX = 12;
@@ -12,7 +12,7 @@ export function linkRows(links) {
     link.ok ? gigabytes(link.bytes_per_s) : el("span", { class: "bad", title: link.error }, "fails"),
     known(link.rtt_us) ? `${link.rtt_us.toFixed(0)} \u00b5s` : "\u2013",
     el("bdi", {}, link.transport || "\u2013"),
-    `${seconds(link.age_s)} ago`,
+    ago(link.age_s),
   ]);
 }
 
@@ -46,7 +46,7 @@ function cell(link) {
   if (!link.ok) return el("td", { class: "bad", title: link.error }, "fails");
   // A step for each factor of about three, from 0.1 GB/s on.
   const step = known(link.bytes_per_s) ? Math.max(0, Math.min(5, Math.round(2 * Math.log10(link.bytes_per_s / 1e8)))) : 0;
-  const title = `${link.transport || ""}, round trip ${known(link.rtt_us) ? link.rtt_us.toFixed(0) : "?"} \u00b5s, ${seconds(link.age_s)} ago`;
+  const title = `${link.transport || ""}, round trip ${known(link.rtt_us) ? link.rtt_us.toFixed(0) : "?"} \u00b5s, measured ${ago(link.age_s)}`;
   return el("td", { class: `speed-${step}`, title }, gigabytes(link.bytes_per_s));
 }
 

@@ -1,7 +1,7 @@
 // Hottest prefixes, ghost locks, and misses by reason.
 
 import { bar, byId, el, named, setText, table } from "./dom.js";
-import { bytes, count, percent, seconds, short } from "./format.js";
+import { ago, bytes, count, percent, seconds, short } from "./format.js";
 
 const SECTIONS = ["all", "tools", "sys", "doc", "session", "user"];
 const HOLDERS = 4;
@@ -53,7 +53,7 @@ function drawPrefixes() {
     el("span", { class: `tag ${one.section}` }, one.section),
     one.tokens === null ? bytes(one.bytes) : `${count(one.tokens)} tokens`,
     count(one.uses),
-    `${seconds(one.last_s)} ago`,
+    ago(one.last_s),
     holders(one),
   ]);
   const head = ["Digest", "Ends with", "Size", "Uses", "Last", "Held by"];
@@ -100,6 +100,6 @@ export function showMisses(misses, hits, span) {
       bar([[blocks / total, "miss"]], `${reason}: ${percent(blocks / total)}`),
     ),
   );
-  const taken = el("p", { class: "muted" }, `${count(hits)} blocks were taken from peers or tiers, ${count(total)} missed`);
+  const taken = el("p", { class: "about" }, `${count(hits)} blocks were taken from peers or tiers, ${count(total)} missed`);
   byId("misses").replaceChildren(taken, el("ul", { class: "misses" }, ...lines));
 }
