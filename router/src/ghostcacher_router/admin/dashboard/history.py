@@ -71,19 +71,23 @@ class HistoryKeeper:
 
     def sample(self) -> None:
         """Add what happened since the last call."""
-        before, self._sums = self._sums, self._read()
+        before = self._sums
+        self._sums = now = self._read()
         began_at, self._sampled_at = self._sampled_at, self._clock()
-        gained = [new - old for new, old in zip(self._sums[:5], before[:5], strict=True)]
         ttft_ms, overhead_ms, ratio = (
             _between(histogram, old, new)
-            for histogram, old, new in zip(self._histograms, before.spread, self._sums.spread, strict=True)
+            for histogram, old, new in zip(self._histograms, before.spread, now.spread, strict=True)
         )
         hits, misses = self._count_blocks()
         self._points.append(
             HistoryPoint(
                 round(self._wall_clock(), 3),
                 round(self._sampled_at - began_at, 3),
-                *gained,
+                requests=now.requests - before.requests,
+                failed=now.failed - before.failed,
+                prompt_tokens=now.prompt_tokens - before.prompt_tokens,
+                hit_tokens=now.hit_tokens - before.hit_tokens,
+                saved_ttft_ms=now.saved_ttft_ms - before.saved_ttft_ms,
                 ttft_ms=ttft_ms,
                 overhead_ms=overhead_ms,
                 forecast_ratio=ratio,
