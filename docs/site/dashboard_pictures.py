@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from tests.support.shown_fleet import ShownFleet, ask  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 WORKERS = tuple(f"gpu-{letter}{number}" for letter in "ab" for number in range(4))
-PROFILE = Profile(kv_blocks=420, prefill_tokens_per_s=6_000.0, decode_s=0.25, pull_bytes_per_s=4e9)
+PROFILE = Profile(kv_blocks=3000, prefill_tokens_per_s=6_000.0, decode_s=0.25, pull_bytes_per_s=4e9)
 MODEL = "qwen3-32b"
-CLIENTS = 9
+CLIENTS = 10
+POPULAR = 0.95
 SYSTEMS = [
     f"You are the assistant of team {team}. Answer from the documents. " * 60 for team in ("red", "blue", "green")
 ]
@@ -43,34 +45,33 @@ PHONE = {"width": 390, "height": 844}
 READY = "() => document.querySelectorAll('#prefixes tbody tr').length > 3"
 
 
+def document_text(number: int) -> str:
+    return f"Document {number}: the terms of the contract are as follows. " * (90 + number % 7 * 40)
+
+
 def one_client(url: str, number: int, ended: threading.Event) -> None:
     """Ask on documents, of which a few are popular and now and then one is new, until all is over."""
     rng = random.Random(number)  # noqa: S311 - which documents are asked for
     while not ended.is_set():
-        document = min(int(rng.expovariate(0.12)), 60) if rng.random() < 0.93 else rng.randrange(1000, 100_000)  # noqa: PLR2004
-        text = f"Document {document}: the terms of the contract are as follows. " * (150 + document % 7 * 60)
-        ask(
-            url,
-            f"Question {rng.randrange(10_000)}?",
-            system=SYSTEMS[document % len(SYSTEMS)],
-            documents=[text],
-            model=MODEL,
-        )
+        popular = rng.random() < POPULAR
+        document = min(int(rng.expovariate(0.15)), 60) if popular else rng.randrange(1000, 100_000)
+        system = SYSTEMS[document % len(SYSTEMS)]
+        ask(url, f"Question {rng.randrange(10_000)}?", system=system, documents=[document_text(document)], model=MODEL)
         ended.wait(rng.expovariate(0.8))
 
 
 @contextmanager
 def traffic(url: str) -> Iterator[None]:
+    """Have clients ask all the time. Raises what a client met."""
     ended = threading.Event()
-    clients = [threading.Thread(target=one_client, args=(url, number, ended)) for number in range(CLIENTS)]
-    for client in clients:
-        client.start()
-    try:
-        yield
-    finally:
-        ended.set()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(one_client, url, number, ended) for number in range(CLIENTS)]
+        try:
+            yield
+        finally:
+            ended.set()
         for client in clients:
-            client.join()
+            client.result()
 
 
 def window_of(browser: Any, url: str, **options: Any) -> Window:
@@ -107,7 +108,9 @@ def main(seconds: float) -> None:
         take(dark, "dark")
         dark.close(router.url)
         light = window_of(browser, router.url, viewport=TALL, color_scheme="light")
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "What does the contract say? " * 40}]}
+        texts = [("system", SYSTEMS[1]), ("user", document_text(1)), ("user", "What does the contract say of delays?")]
+        messages = [{"role": role, "content": text} for role, text in texts]
+        body = {"model": MODEL, "messages": messages, "metadata": {"gc_sections": "doc=1"}}
         light.page.fill("#body", json.dumps(body))
         light.page.press("#body", "Control+Enter")
         light.until("() => document.querySelectorAll('#explained tbody tr').length > 0")
