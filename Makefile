@@ -73,7 +73,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang setup-prometheus setup-browser screenshots demo test test-sglang test-matrix test-matrix-short test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus demo test test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -107,6 +107,7 @@ $(PROMETHEUS_STAMP): $(STAMP)
 	@[ -e $@ ] || $(INSTALL) prometheus $(VENV); touch $@
 
 # The dashboard is looked at with a real one.
+.PHONY: setup-browser screenshots
 BROWSER_STAMP := $(VENV)/.browser-$(call key,deploy/setup/debian_programs.py)
 setup-browser: $(STAMP) ## Chromium into $(VENV), from Debian's packages; where it cannot be, say why
 	@$(MAKE) --no-print-directory $(BROWSER_STAMP) || { \
@@ -148,6 +149,9 @@ test-vllm-%: .venv-vllm-%/$(MINOR_STAMP)
 	if compgen -G '.venv-vllm-$*/lib/python*/site-packages/vllm_laid_over.pth' >/dev/null; then \
 		echo "real engines of vLLM $*: skipped, it has no build for CPUs"; \
 	else set -x; .venv-vllm-$*/bin/python -m pytest $(MATRIX_E2E) --maxfail=3 $(ARGS); fi
+
+test-kinds: $(STAMP) ## whole engines of each kind of model that a CPU runs, one after the other
+	GHOSTCACHER_KINDS=all $(BIN)/python -m pytest tests/e2e/test_kinds.py $(ARGS)
 
 $(CLIENTS_STAMP): tests/clients/requirements.txt $(STAMP)
 	@[ -e $@ ] || { $(BIN)/python deploy/setup/install.py clients $(CLIENTS_VENV); rm -f $(CLIENTS_VENV)/.ghostcacher-*; }; touch $@

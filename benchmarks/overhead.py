@@ -1,6 +1,6 @@
 """What GhostCacher costs an engine when nothing is shared: CPU time of all its processes a token, against plain vLLM.
 
-    python -m benchmarks.overhead [--short] [--size tiny] [--pairs 15] [--json FILE]
+    python -m benchmarks.overhead [--short] [--size tiny] [--pairs 15] [--host-tier 0 0.5] [--json FILE]
 
 Two engines with the same flags on the same core, one plain and one with the connector, which is in a fleet: its prompts
 are looked up among a peer's blocks, and a router listens. No prompt shares a prefix with another. Both get the same
@@ -16,6 +16,8 @@ The difference between two engines is as uncertain as the machine is busy. So wh
 thread by thread, and the calls that vLLM makes of the connector by a clock around each. Their sum is the line "direct";
 what it leaves out are vLLM's own costs of having a connector at all, and what threads cost each other.
 
+With several sizes of the host tier each of them is measured in turn, against a plain engine of its own.
+
 Scheduler and rank are in one process, as on a GPU: where they are two (vLLM's default on CPUs), each spins while it
 waits for the other, and CPU time is no more than elapsed time.
 """
@@ -23,6 +25,7 @@ waits for the other, and CPU time is no more than elapsed time.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import sys
@@ -46,7 +49,7 @@ from benchmarks.harness import (
 from benchmarks.harness.cost_report import Pair, Turn, as_json, calls_report, idle_report, report
 from benchmarks.harness.cpu_time import Group, Snapshot, Use, snapshot, used
 from benchmarks.harness.engine import Engine
-from benchmarks.harness.model import Size, recipe
+from benchmarks.harness.model_recipe import Size, recipe
 from benchmarks.harness.program import run_program
 from benchmarks.harness.quiet_fleet import QuietFleet
 from benchmarks.harness.report import ProgressLine, now
@@ -105,7 +108,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="4 pairs of a small load: for continuous tests")
     parser.add_argument("--size", choices=list(LOADS), help="one model only; default: both")
     parser.add_argument("--pairs", type=int, help="pairs of each model; default: 40 of tiny, 16 of small")
-    parser.add_argument("--host-tier", type=float, default=0.0, metavar="GIB", help="of the engine with the connector")
+    parser.add_argument(
+        "--host-tier",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="GIB",
+        help="of the engine with the connector; one table for each; default: 0, none",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pair, thread by thread")
     return parser.parse_args(argv)
 
@@ -113,16 +123,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Measure and print; return 0."""
     sizes: list[Size] = [chosen.size] if chosen.size else ["tiny"] if chosen.short else ["tiny", "small"]
-    results = {}
-    for size in sizes:
+    results: dict[str, Any] = {}
+    for size, tier in itertools.product(sizes, chosen.host_tier):
         load = SHORT if chosen.short else LOADS[size]
         count = chosen.pairs or (SHORT_PAIRS if chosen.short else PAIRS[size])
         began = now()
-        found = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress, chosen.host_tier)
-        progress.done(f"{size} model, {count} pairs of 4 turns of {load}, {now() - began:.0f} s")
+        found = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress, tier)
+        name = f"{size}, host tier of {tier:g} GiB" if tier else size
+        progress.done(f"{name}: {count} pairs of 4 turns of {load}, {now() - began:.0f} s")
         tables = report(found.pairs, load.tokens), calls_report(found.calls), idle_report(found.idle)
         print(*tables, sep="\n\n", end="\n\n", flush=True)
-        results[size] = {"load": load._asdict(), **as_json(found.pairs, found.idle, found.calls)}
+        results[name] = {"load": load._asdict(), **as_json(found.pairs, found.idle, found.calls)}
         if chosen.json:
             chosen.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     return 0

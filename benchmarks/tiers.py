@@ -1,7 +1,7 @@
 """What a host tier is worth: documents revisited in random order by two engines that hold half of them.
 
     python -m benchmarks.tiers [--short] [--size small] [--ways plain off host] [--documents 12] [--requests 48]
-                               [--engine-documents 3.5] [--concurrency 2] [--no-ttft]
+                               [--engine-documents 3.5] [--concurrency 2] [--no-ttft] [--peer-python PATH]
 
 Two real vLLM engines and a real Redis on this machine. Each way gets engines of its own and the same prompts in the
 same order, after the engines have warmed up on something else:
@@ -10,8 +10,12 @@ same order, after the engines have warmed up on something else:
     router     plain engines behind the router alone
     off        the router, and the connector without a host tier
     host       the same with a host tier of the same bytes as the engines' own cache
-    offload    plain engines behind the router, with vLLM's own OffloadingConnector of the same bytes; vLLM 0.32
-               refuses it on CPUs
+    offload    plain engines behind the router, with vLLM's own OffloadingConnector, made to run on CPUs
+    lmcache    the same with LMCache's multi-process server
+    mooncake   the same with Mooncake's store
+
+The last three get the bytes that the host tiers have; how they are set up and installed stands in benchmarks/peers.
+lmcache and mooncake need --peer-python, the Python of an environment that has them.
 
 The first visit of a document has to be computed by somebody, and so have the questions: no way can take more from a
 cache than the whole blocks of the other visits; their share is printed. Every answer must be that of the first way, up
@@ -26,20 +30,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
-from statistics import mean, median
+from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
-from benchmarks.harness import Client, Documents, EngineOptions, RedisServer, ensure_model, start_many, stop_all
+from benchmarks.harness import Documents, EngineOptions, RedisServer, ensure_model, start_many, stop_all
 from benchmarks.harness.client import compare
 from benchmarks.harness.comparison import ROUNDING_MAX
-from benchmarks.harness.engine import Engine
+from benchmarks.harness.hit_places import hit_places, hit_places_report
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, milliseconds, table
 from benchmarks.harness.router import RouterProcess
-from benchmarks.harness.scenario import nudge, wait_until_joined, warm_up
+from benchmarks.harness.scenario import wait_until_joined, warm_up
 from benchmarks.harness.workload import Load, Result, make_load, round_robin, run_load, through
+from benchmarks.peers.peer_engines import STARTS, PeerEngine, Setup, peer_engines, require_importable
 
 ANSWER_TOKENS = 8
 QUESTION_TOKENS = 64
@@ -48,8 +55,7 @@ ENGINES = 2
 BLOCK_TOKENS = 128
 """The default on CPUs."""
 GIB = 1 << 30
-WAYS = ("plain", "router", "off", "host", "offload")
-TTFT_DOCUMENTS = 6
+WAYS = ("plain", "router", "off", "host", *STARTS)
 
 
 class Sizes(NamedTuple):
@@ -77,6 +83,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-ttft", action="store_true", help="leave out the second part")
+    parser.add_argument("--peer-python", metavar="PATH", help="of an environment with LMCache and Mooncake")
     chosen = parser.parse_args(argv)
     if chosen.short:
         chosen.size, chosen.documents, chosen.requests, chosen.document_tokens = "tiny", 6, 18, 1024
@@ -86,6 +93,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Measure and print; return 0 when every answer was right."""
+    require_importable(chosen.ways, chosen.peer_python)
     model = str(ensure_model(chosen.size))
     documents = Documents(model)
     sizes = sizes_of(model, chosen)
@@ -109,7 +117,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         wrong = sum(different(results[0], result) for result in results[1:])
         print(f"\n{wrong} answers differ from those of the first way by more than rounding", flush=True)
     if not chosen.no_ttft:
-        print(ttft_report(ttft(chosen, model, sizes, documents, progress)), flush=True)
+        print(hit_places_report(ttft(chosen, model, sizes, documents, progress)), flush=True)
     return 1 if wrong else 0
 
 
@@ -124,18 +132,23 @@ def sizes_of(model: str, chosen: argparse.Namespace) -> Sizes:
 
 
 def options_of(
-    way: str, chosen: argparse.Namespace, model: str, sizes: Sizes, redis: str, *, tier: float = 1.0
+    way: str,
+    chosen: argparse.Namespace,
+    model: str,
+    sizes: Sizes,
+    redis: str,
+    *,
+    tier: float = 1.0,
+    peers: Sequence[PeerEngine] = (),
 ) -> list[EngineOptions]:
-    """Return the options of both engines for one way. tier: bytes of the host tier over those of the engine's cache."""
+    """Return the options of both engines for one way.
+
+    tier: bytes of the host tier over those of the engine's cache. peers: of a way that is another project's.
+    """
     settings: dict[str, Any] = {"redis_url": redis, "lookup_deadline_ms": 1000.0}
     if way == "host":
         settings["host_tier_gib"] = (tier * sizes.blocks + 0.5) * sizes.block_bytes / GIB
     shared = way in ("off", "host")
-    offload = {
-        "kv_connector": "OffloadingConnector",
-        "kv_role": "kv_both",
-        "kv_connector_extra_config": {"cpu_bytes_to_use": sizes.blocks * sizes.block_bytes},
-    }
     return [
         EngineOptions(
             model=model,
@@ -144,7 +157,9 @@ def options_of(
             max_model_len=chosen.document_tokens + QUESTION_TOKENS,
             num_blocks=sizes.blocks + 1,  # vLLM keeps one to itself
             block_size=BLOCK_TOKENS,
-            extra_args=("--kv-transfer-config", json.dumps(offload)) if way == "offload" else (),
+            python=peers[number].python if peers else None,
+            extra_args=peers[number].arguments if peers else (),
+            env=peers[number].env if peers else {},
         )
         for number in range(ENGINES)
     ]
@@ -162,7 +177,11 @@ def measure(
     model = str(ensure_model(chosen.size))
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer(tcp=True))
-        engines = start_many(options_of(way, chosen, model, sizes, redis.url), progress)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gc-peers-")))
+        bytes_each = sizes.blocks * sizes.block_bytes
+        setup = Setup(chosen.peer_python, ENGINES, bytes_each, BLOCK_TOKENS, folder)
+        peers = stack.enter_context(peer_engines(way, setup))
+        engines = start_many(options_of(way, chosen, model, sizes, redis.url, peers=peers), progress)
         stack.callback(stop_all, engines)
         clients = [engine.client for engine in engines]
         if way in ("off", "host"):
@@ -173,7 +192,7 @@ def measure(
         policy = round_robin(clients)
         if way != "plain":
             # After the warming up: what the engines have forgotten is no document of theirs.
-            plain = [engine.url for engine in engines] if way in ("router", "offload") else []
+            plain = [] if way in ("off", "host") else [engine.url for engine in engines]
             router = RouterProcess(redis_url=None if plain else redis.url, workers=plain)
             stack.enter_context(router)
             policy = through(router.wait_workers(len(engines)).client)
@@ -244,61 +263,13 @@ def ttft(
     chosen: argparse.Namespace, model: str, sizes: Sizes, documents: Documents, progress: ProgressLine
 ) -> dict[str, list[float]]:
     """Return times to first token, in s, by where the document was found."""
-    prompts = [documents.tokens(chosen.document_tokens, seed=5_000_000 + index) for index in range(TTFT_DOCUMENTS)]
-    found: dict[str, list[float]] = {}
     with RedisServer() as redis:
-        options = options_of("host", chosen, model, sizes, redis.url, tier=2.0)
-        engines = start_many(options, progress)
+        engines = start_many(options_of("host", chosen, model, sizes, redis.url, tier=2.0), progress)
         try:
             wait_until_joined(engines)
-            for engine in engines:
-                warm_up(engine, documents.tokens(chosen.document_tokens, seed=6_000_000))
-            _visit(engines, prompts, found, progress)
+            return hit_places(engines, documents, chosen.document_tokens, BLOCK_TOKENS, progress)
         finally:
             stop_all(engines)
-    return found
-
-
-def _visit(
-    engines: Sequence[Engine],
-    prompts: Sequence[list[int]],
-    found: dict[str, list[float]],
-    progress: Callable[[str], None],
-) -> None:
-    """Ask A for all documents in turn, each twice, so that the first time it is in the host tier; then ask B."""
-    a, b = (engine.client for engine in engines)
-    for number in range(3 * len(prompts)):
-        progress(f"time to first token: {number} of {3 * len(prompts)}")
-        prompt = prompts[number % len(prompts)]
-        where = "cold" if number < len(prompts) else "own host tier"
-        _ask(a, prompt, where, found)
-        _ask(a, prompt, "own engine", found)
-    for _ in range(3):
-        # The oldest ones of A are in its host tier alone; the last one is in its engine.
-        for prompt, where in ((prompts[0], "peer's host tier"), (prompts[-1], "peer's engine")):
-            progress(f"time to first token: {where}")
-            _ask(b, prompt, where, found)
-        b.reset_prefix_cache()
-        nudge(b)
-
-
-def _ask(client: Client, prompt: list[int], where: str, found: dict[str, list[float]]) -> None:
-    answer = client.complete(prompt, max_tokens=ANSWER_TOKENS)
-    computed = len(prompt) - (answer.cached_tokens or 0)
-    if computed > 2 * BLOCK_TOKENS and where != "cold":
-        where = f"not all in {where}"
-    found.setdefault(where, []).append(answer.ttft_s)
-    nudge(client)
-
-
-def ttft_report(found: dict[str, list[float]]) -> str:
-    """Return the table of where a document was found."""
-    base = median(found.get("own engine", [float("nan")]))
-    rows = [
-        [where, str(len(times)), milliseconds(median(times)), milliseconds(min(times)), f"{median(times) / base:.2f}x"]
-        for where, times in found.items()
-    ]
-    return "\n" + table(["document found in", "times", "TTFT p50", "least", "of an engine hit"], rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     chosen = parser.parse_args(argv)
     try:
-        chosen.stages = named(chosen.stages)
+        chosen.stages = named(chosen.stages, chosen.device)
     except ValueError as exc:
         parser.error(str(exc))
     return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from benchmarks.harness.model import Size
+from benchmarks.harness.model_recipe import Size
 
 Device = Literal["cuda", "cpu"]
 

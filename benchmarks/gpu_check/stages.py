@@ -29,12 +29,16 @@ class Context(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One stage. engines: which it needs, None: none. estimate_s: on a GPU, with its engines there (not measured)."""
+    """One stage. engines: which it needs, None: none. estimate_s: on a GPU, with its engines there (not measured).
+
+    on_cpu: whether CPU engines run it.
+    """
 
     name: str
     engines: Kind | None
     estimate_s: int
     run: Callable[[Context], Found]
+    on_cpu: bool = True
 
 
 def pull(device: Device) -> Found:
@@ -58,6 +62,8 @@ STAGES = (
     Stage("concurrent", "block-major", 30, lambda context: latency.concurrent(context.engines)),
     Stage("owner-killed", "block-major", 30, lambda context: answers.owner_killed(context.engines)),
     Stage("torture", "small-kv", 90, lambda context: answers.torture(context.engines)),
+    Stage("answers-mla", "mla", 45, lambda context: answers.answers(context.engines), on_cpu=False),
+    Stage("answers-window-fp8", "window-fp8", 45, lambda context: answers.answers(context.engines)),
     Stage("decode-layout", "engine-layout", 30, lambda context: latency.decode_layout(context.engines, context.folder)),
 )
 """`owner-killed` is the last one with its engines: it leaves one of them dead."""
@@ -66,9 +72,13 @@ ENGINES_S = 90
 """What starting two engines is estimated to take on a GPU (not measured)."""
 
 
-def named(names: list[str]) -> list[Stage]:
-    """Return the stages of these names, all of them when there are none, in their order. Raises ValueError."""
+def named(names: list[str], device: Device = "cuda") -> list[Stage]:
+    """Return the stages of these names that a device runs, all of them when there are none, in their order.
+
+    Raises ValueError for a name that is unknown.
+    """
     known = {stage.name: stage for stage in STAGES}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"stage: expected some of {', '.join(known)}, got {', '.join(unknown)}")
-    return [stage for stage in STAGES if not names or stage.name in names]
+    run_here = [stage for stage in STAGES if stage.on_cpu or device == "cuda"]
+    return [stage for stage in run_here if not names or stage.name in names]

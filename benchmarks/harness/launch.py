@@ -30,6 +30,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     model: folder or Hugging Face id. connector: None for a plain engine, else GhostCacher's settings (may be empty).
     kv_gib: size of the KV cache on CPU. num_blocks: its exact size in blocks, instead. block_size: tokens a block, None
     for the engine's default. cores: CPU cores such as "0,1" on the CPU build; None: what `start_many` decides.
+    python: the interpreter, of another environment with vLLM; None for ours.
     module_path: False leaves kv_connector_module_path out (the connector is then found as an installed plugin). eager:
     False lets the engine compile and capture CUDA graphs.
     """
@@ -45,6 +46,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int | None = None
     dtype: str = "bfloat16"
     cores: str | None = None
+    python: str | None = None
     module_path: bool = True
     eager: bool = True
     extra_args: tuple[str, ...] = ()
@@ -87,7 +89,8 @@ def command_line(options: EngineOptions, port: int) -> list[str]:
     pairs = [text for flag, value in arguments.items() if value for text in (flag, value)]
     eager = ["--enforce-eager"] if options.eager else []
     flags = [*eager, "--enable-prompt-tokens-details", *options.extra_args]
-    return launch.server_command(options.model, port, [*pairs, *flags])
+    python, *command = launch.server_command(options.model, port, [*pairs, *flags])
+    return [options.python or python, *command]
 
 
 def transfer_config(options: EngineOptions, port: int) -> str | None:

@@ -1,8 +1,8 @@
 """Small random-weight models, so that real engines can run anywhere without downloading anything.
 
-A model is a seeded Qwen3 with a byte-level BPE trained on the Python standard library's sources. It talks nonsense,
-but it is a real model to the engine: same kernels, same KV layout, same scheduler. Compare log-probabilities, never
-only text: a random model may well repeat one token.
+A model is a seeded Qwen3, or one of another kind (model_weights.py), with a byte-level BPE trained on the Python
+standard library's sources. It talks nonsense, but it is a real model to the engine: same kernels, same KV layout, same
+scheduler. Compare log-probabilities, never only text: a random model may well repeat one token.
 
 Models live outside the source tree, in ``$GHOSTCACHER_CACHE`` or ``~/.cache/ghostcacher``, one folder for each set of
 parameters. A folder appears in one rename, complete, so that two processes may build the same model at the same time.
@@ -11,9 +11,7 @@ parameters. A folder appears in one rename, complete, so that two processes may 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -22,86 +20,22 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import msgspec
 
-Size = Literal["tiny", "small", "large"]
-
-RECIPE_VERSION = 1
-"""Part of every folder's name: raise it when the recipe below changes what it builds."""
+from benchmarks.harness.model_recipe import Kind, Recipe, Size, recipe
+from benchmarks.harness.model_weights import build_weights
 
 TRAINING_BYTES_MAX = 6 << 20
 """Of source text for the tokenizer: enough for 16k merges, trained in seconds."""
 
 HUGGING_FACE_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
-LOGIT_STD = 4.0
-"""Spread of the logits. Plain initialisation gives under 1: a nearly flat distribution, in which a wrong KV cache is
-hard to see and the greedy token hangs on rounding."""
-
-ATTENTION_GAIN = 1.6
-"""Of the query and key norms, each. With 1 a random model attends to everything alike, and so averages its context
-away; much more, and rounding is amplified from layer to layer."""
-
-LARGE_HIDDEN = 2048
-"""From this width on a model is made on a GPU where there is one."""
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """All that determines a model. Its digest names the model's folder."""
-
-    seed: int
-    vocab: int
-    layers: int
-    hidden: int
-    intermediate: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    max_position: int = 32768
-    version: int = RECIPE_VERSION
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of KV cache for one token, in bfloat16."""
-        return 2 * self.layers * self.kv_heads * self.head_size * 2
-
-    def digest(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
-
-
-def recipe(size: Size, *, seed: int = 0) -> Recipe:
-    """Return the recipe of a size: "tiny" (5 M parameters), "small" (205 M, 32 KiB of KV a token) or "large".
-
-    "large" has 1.4 billion parameters and 112 KiB of KV a token, and is for GPUs.
-
-    Another seed gives another model of the same shape, which must not share a cache with the first.
-    """
-    if size == "tiny":
-        return Recipe(seed=seed, vocab=4096, layers=4, hidden=256, intermediate=1024, heads=8, kv_heads=4, head_size=64)
-    if size == "small":
-        return Recipe(
-            seed=seed, vocab=16384, layers=16, hidden=1024, intermediate=2816, heads=16, kv_heads=8, head_size=64
-        )
-    if size == "large":
-        return Recipe(
-            seed=seed,
-            vocab=16384,
-            layers=28,
-            hidden=2048,
-            intermediate=6144,
-            heads=16,
-            kv_heads=8,
-            head_size=128,
-            max_position=40960,
-        )
-    raise ValueError(f"model size: expected one of {', '.join(get_args(Size))}, got {size!r}")
 
 
 class ModelNotFound(RuntimeError):
@@ -133,10 +67,11 @@ def default_cache_dir() -> Path:
     return Path(configured) if configured else Path.home() / ".cache" / "ghostcacher"
 
 
-def ensure_model(size: Size, cache_dir: Path | None = None, *, seed: int = 0) -> Path:
+def ensure_model(size: Size, cache_dir: Path | None = None, *, seed: int = 0, kind: Kind = "qwen3") -> Path:
     """Return the folder of a model, building it first if it is not there (seconds)."""
-    plan = recipe(size, seed=seed)
-    target = (cache_dir or default_cache_dir()) / "models" / f"{size}-seed{seed}-{plan.digest()}"
+    plan = recipe(size, seed=seed, kind=kind)
+    name = size if kind == "qwen3" else f"{size}-{kind}"
+    target = (cache_dir or default_cache_dir()) / "models" / f"{name}-seed{seed}-{plan.digest()}"
     if not target.exists():
         _build_and_rename(plan, target)
     return target
@@ -159,7 +94,7 @@ def _build_and_rename(plan: Recipe, target: Path) -> None:
 
 def _build(plan: Recipe, folder: Path) -> None:
     special = _build_tokenizer(plan, folder)
-    _build_weights(plan, folder, eos_token_id=special["<|im_end|>"])
+    build_weights(plan, folder, eos_token_id=special["<|im_end|>"])
     (folder / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
 
 
@@ -192,39 +127,6 @@ def _build_tokenizer(plan: Recipe, folder: Path) -> dict[str, int]:
     return {name: index for index, name in enumerate(names)}  # trainers number special tokens first
 
 
-def _build_weights(plan: Recipe, folder: Path, *, eos_token_id: int) -> None:
-    import torch  # noqa: PLC0415
-    from transformers import Qwen3Config, Qwen3ForCausalLM, logging  # noqa: PLC0415
-
-    init_std = 0.02
-    config = Qwen3Config(
-        vocab_size=plan.vocab,
-        hidden_size=plan.hidden,
-        intermediate_size=plan.intermediate,
-        num_hidden_layers=plan.layers,
-        num_attention_heads=plan.heads,
-        num_key_value_heads=plan.kv_heads,
-        head_dim=plan.head_size,
-        max_position_embeddings=plan.max_position,
-        tie_word_embeddings=True,
-        initializer_range=init_std,
-        eos_token_id=eos_token_id,
-        dtype="bfloat16",
-    )
-    # A billion random numbers take a GPU seconds, and a CPU minutes. They are others there, and so is the model.
-    device = "cuda" if plan.hidden >= LARGE_HIDDEN and torch.cuda.is_available() else "cpu"
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.manual_seed(plan.seed)
-        model = Qwen3ForCausalLM(config)
-    with torch.no_grad():
-        model.model.norm.weight.fill_(LOGIT_STD / (init_std * math.sqrt(plan.hidden)))
-        for layer in model.model.layers:
-            layer.self_attn.q_norm.weight.fill_(ATTENTION_GAIN)
-            layer.self_attn.k_norm.weight.fill_(ATTENTION_GAIN)
-    logging.disable_progress_bar()
-    model.to(torch.bfloat16).save_pretrained(folder)
-
-
 def standard_library_texts() -> Iterator[str]:
     """Yield the standard library's modules (top level only), in order of name: real text that is there everywhere."""
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
@@ -245,8 +147,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("size", choices=get_args(Size))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=get_args(Kind), default="qwen3")
     arguments = parser.parse_args()
-    print(ensure_model(arguments.size, seed=arguments.seed))
+    print(ensure_model(arguments.size, seed=arguments.seed, kind=arguments.kind))
     return 0
 
 

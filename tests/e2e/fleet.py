@@ -107,7 +107,7 @@ class Fleet:
     def block_tokens(self, name: str) -> int:
         """Return how many tokens fill a block of this engine."""
         options = self.engines[name].options
-        return options.page_tokens if isinstance(options, SglangOptions) else BLOCK_TOKENS
+        return options.page_tokens if isinstance(options, SglangOptions) else options.block_size or BLOCK_TOKENS
 
     def blocks_key(self, name: str) -> str:
         """Return the Redis key that holds the entries of a worker's present life."""

@@ -78,7 +78,7 @@ CALLED_BY_US = (
 READ_BY_US = (
     Hook(
         f"{STEP}:SchedulerOutput",
-        "num_scheduled_tokens scheduled_new_reqs scheduled_cached_reqs preempted_req_ids",
+        "num_scheduled_tokens scheduled_new_reqs scheduled_cached_reqs scheduled_spec_decode_tokens preempted_req_ids",
         "know which blocks a step fills",
     ),
     Hook(f"{STEP}:NewRequestData", "req_id num_computed_tokens", "follow new requests"),

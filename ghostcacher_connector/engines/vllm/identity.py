@@ -26,6 +26,7 @@ from ghostcacher_connector.identity.fingerprint import (
 from ghostcacher_connector.identity.model_files import config_digest, model_name, resolved_digest, weights_digest
 
 if TYPE_CHECKING:
+    import torch
     from vllm.config import CacheConfig, VllmConfig
     from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -86,7 +87,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
         weights_epoch=WEIGHTS_AS_STARTED,
-        kv_dtype=f"{_cache_dtype(cache.cache_dtype, spec.dtype == model.dtype)}/{spec.dtype}",
+        kv_dtype=_kv_dtype(cache, spec, model.dtype),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         numerics=_numerics(vllm_config),
         block_tokens=spec.block_size,
@@ -145,6 +146,19 @@ def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str
         cache_dir=load.download_dir,
         owner=engine_id,
     )
+
+
+def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype) -> str:
+    """Return what the numbers of a KV cache are. Scales that do not change are the weights' (`weights_digest`)."""
+    from vllm.platforms import current_platform  # noqa: PLC0415 - vLLM is optional
+    from vllm.v1.kv_cache_interface import KVQuantMode  # noqa: PLC0415
+
+    asked = [cache.cache_dtype, getattr(spec, "cache_dtype_str", None) or cache.cache_dtype]  # MLA has its own formats
+    words = list(dict.fromkeys(_cache_dtype(each, spec.dtype == of_model) for each in asked))
+    if spec.kv_quant_mode != KVQuantMode.NONE:
+        # The cache is plain bytes, by which some of AMD's GPUs mean other numbers (e4m3fnuz).
+        words.append(str(current_platform.fp8_dtype()).removeprefix("torch."))
+    return f"{'+'.join(words)}/{spec.dtype}"
 
 
 def _cache_dtype(asked: str, is_the_models: bool) -> str:

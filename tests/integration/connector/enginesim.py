@@ -5,14 +5,15 @@ earlier token of the request has the number that it must have: what attention wo
 or misplaced block is seen at the first step that would have used it, thousands of steps a minute. A step that has read
 something wrong writes something wrong, as a model would.
 
-The rank's side follows vLLM's model runner: block tables are kept from the scheduler's outputs alone, and the
-connector's calls come in its order. `in_flight` > 1 runs steps ahead of their outputs, as async scheduling does.
+The forward pass is in simranks.py, the kinds of KV cache in simcaches.py. `in_flight` > 1 runs steps ahead of their
+outputs, as async scheduling does. With speculative decoding drafts are proposed of which some are right.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -23,27 +24,23 @@ from typing import Any
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-import torch
 from vllm.config import KVTransferConfig, VllmConfig
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.engine.core import EngineCore
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, KVCacheTensor
-from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.metrics import Delta, merge
 from ghostcacher_connector.metrics.catalog import SEPARATOR
-from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest, expected_output
+from tests.integration.connector.simcaches import CACHES, LAYERS, SimCache, kv_config_of
 from tests.integration.connector.simranks import SimExecutor, SimRank
-
-LAYERS = 2
 
 
 def make_model_dir(root: Path) -> Path:
@@ -71,7 +68,9 @@ def make_model_dir(root: Path) -> Path:
 
 
 class SimEngine:
-    """One engine; see the module's docstring. wrong: descriptions of every wrong number that a step would have read."""
+    """One engine; see the module's docstring."""
+
+    rank_class = SimRank
 
     def __init__(
         self,
@@ -83,20 +82,28 @@ class SimEngine:
         in_flight: int = 1,
         role: str = "kv_both",
         step_tokens: int = 64,
+        cache: str = "full",
+        ranks: int = 1,
         adapt: Callable[[VllmConfig], None] = lambda _: None,
         **engine_args: Any,
     ) -> None:
-        """adapt: changes the configuration before anything is made with it. engine_args: more of vLLM's own."""
+        """cache: its kind of KV cache, a name in `CACHES`. ranks: its tensor-parallel size.
+
+        adapt: changes the configuration before anything is made with it. engine_args: more of vLLM's own.
+        """
         self.name = name
-        self.config = self.make_config(name, model, settings, in_flight, role, step_tokens, **engine_args)
+        more = {"tensor_parallel_size": ranks, **CACHES[cache].engine_args, **engine_args}
+        self.config = self.make_config(name, model, settings, in_flight, role, step_tokens, **more)
         adapt(self.config)
         self.config.cache_config.num_gpu_blocks = blocks
-        self.kv_config = self._make_kv_config(blocks)
-        self.memory = {f"layer.{i}": torch.zeros(blocks, BLOCK_TOKENS, 2, dtype=torch.int64) for i in range(LAYERS)}
-        self.worker = GhostCacherConnector(self.config, KVConnectorRole.WORKER, self.kv_config)
-        self.worker.register_kv_caches(self.memory)
-        self.rank = SimRank(self._execute)
-        self.executor = SimExecutor(self.config, self.rank, self.worker, self._catch_up)
+        self.kv_config = self._make_kv_config(CACHES[cache], blocks)
+        self.ranks = [
+            self.rank_class(self.config, self.kv_config, number, replicated=CACHES[cache].replicated, name=name)
+            for number in range(ranks)
+        ]
+        self.rank = self.ranks[0]
+        self.worker = self.rank.connector
+        self.executor = SimExecutor(self.config, self.ranks, self._catch_up)
         scheduler_class = self.config.scheduler_config.get_scheduler_cls()
         self.scheduler = scheduler_class(
             vllm_config=self.config,
@@ -114,15 +121,12 @@ class SimEngine:
         self._executed: deque[ModelRunnerOutput] = deque()
         # In the order of vLLM's engine core.
         self.executor.init_kv_output_aggregator(self.connector)
-        handshake = self.worker.get_handshake_metadata()
-        assert handshake is not None
-        self.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): handshake})
-        self._running: dict[str, RunnerRequest] = {}
+        handshakes = {(0, number): rank.connector.get_handshake_metadata() for number, rank in enumerate(self.ranks)}
+        self.connector.set_xfer_handshake_metadata_pp_aware(handshakes)
         self.requests: dict[str, Request] = {}
         self.delta: Delta = {}
-        self.after_forward: Callable[[], None] | None = None
-        self.wrong: list[str] = []
         self.steps = 0
+        self._random = random.Random(name)
 
     # -- construction ----------------------------------------------------------------------------------------------
 
@@ -157,15 +161,8 @@ class SimEngine:
             **engine_args,
         ).create_engine_config()
 
-    @staticmethod
-    def _make_kv_config(blocks: int) -> KVCacheConfig:
-        spec = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32)
-        layers = [f"layer.{i}" for i in range(LAYERS)]
-        page = spec.page_size_bytes
-        tensors = [KVCacheTensor(page * blocks * LAYERS, layers, layer_stride=page * blocks, block_stride=page)]
-        return KVCacheConfig(
-            num_blocks=blocks, kv_cache_tensors=tensors, kv_cache_groups=[KVCacheGroupSpec(layers, spec)]
-        )
+    def _make_kv_config(self, cache: SimCache, blocks: int) -> KVCacheConfig:
+        return kv_config_of(self.config, cache, blocks)
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -211,6 +208,15 @@ class SimEngine:
 
     # -- what tests look at ----------------------------------------------------------------------------------------
 
+    @property
+    def wrong(self) -> list[str]:
+        """Descriptions of every wrong number that a step would have read, on any rank."""
+        return [fault for rank in self.ranks for fault in rank.wrong]
+
+    def holds(self, block: int, offset: int, number: int) -> bool:
+        """Say whether a place holds a number, on every layer of every rank."""
+        return all(rank.holds(block, offset, number) for rank in self.ranks)
+
     def counted(self, name: str, **labels: str) -> float:
         """Return a counter's value, summed over the series that have these label values."""
         wanted = set(labels.values())
@@ -225,9 +231,9 @@ class SimEngine:
     def peers_ready(self, count: int) -> bool:
         """Say whether scheduler and rank both know that many peers, and the rank reaches them."""
         fleet = self.connector._scheduler._fleet
-        links = self.worker._worker._runtime.puller.links()
-        connected = [link for link in links.values() if link.connected and link.ready]
-        return len(connected) >= count and len(fleet.live_workers.records()) > count
+        links = [rank.connector._worker._runtime.puller.links().values() for rank in self.ranks]
+        connected = min(sum(link.connected and link.ready for link in of_rank) for of_rank in links)
+        return connected >= count and len(fleet.live_workers.records()) > count
 
     def all_published(self) -> bool:
         """Return whether the index holds all that the worker does."""
@@ -253,11 +259,12 @@ class SimEngine:
 
     def lies(self, published: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
         """Return the entries that a reader would accept now and whose slot holds something else."""
-        table = self.worker._worker._table
         return [
             entry
             for entry in published
-            if table.generation(entry[0]) == entry[1] and not self.holds(entry[0], BLOCK_TOKENS - 1, entry[2])
+            for rank in self.ranks
+            if rank.connector._worker._table.generation(entry[0]) == entry[1]
+            and not rank.holds(entry[0], BLOCK_TOKENS - 1, entry[2])
         ]
 
     # -- steps -----------------------------------------------------------------------------------------------------
@@ -280,6 +287,18 @@ class SimEngine:
             for outputs in self.scheduler.update_from_output(done, result).values():
                 if outputs.scheduler_stats is not None and outputs.scheduler_stats.kv_connector_stats:
                     self.delta = merge(self.delta, outputs.scheduler_stats.kv_connector_stats)
+            if self.config.speculative_config is not None:
+                self._draft(done, self.config.speculative_config.num_speculative_tokens)
+
+    def _draft(self, done: SchedulerOutput, count: int) -> None:
+        """Propose draft tokens for the requests of a step, right up to a random one."""
+        drafts = {}
+        for request_id in done.num_scheduled_tokens:
+            if (tokens := self.rank.tokens_of(request_id)) is not None:
+                drafts[request_id] = expected_output(tokens, count, self.rank.weight)
+                wrong_from = self._random.randrange(count + 1)
+                drafts[request_id][wrong_from:] = [VOCABULARY] * (count - wrong_from)
+        self.scheduler.update_draft_token_ids(DraftTokenIds(list(drafts), list(drafts.values())))
 
     def run(self, *, timeout_s: float = 30.0) -> None:
         """Step until every request has ended. Raises TimeoutError."""
@@ -291,7 +310,8 @@ class SimEngine:
 
     def close(self) -> None:
         self.scheduler.shutdown()
-        self.worker.shutdown()
+        for rank in self.ranks:
+            rank.connector.shutdown()
 
     def rpc(self, method: Any, *args: Any) -> list[Any]:
         """Call a method on every rank, as vLLM's users do."""
@@ -301,97 +321,3 @@ class SimEngine:
         """Execute the steps on their way: a call to the ranks comes after them. Their outputs are processed later."""
         for output in list(self._scheduled)[len(self._executed) :]:
             self._executed.append(self.executor.execute_model(output))
-
-    def _execute(self, output: SchedulerOutput) -> ModelRunnerOutput:
-        metadata = output.kv_connector_metadata
-        assert metadata is not None
-        self.worker.handle_preemptions(metadata)
-        self._update_tables(output)
-        self.worker.bind_connector_metadata(metadata)
-        for layer in self.memory:
-            self.worker.wait_for_layer_load(layer)
-        sampled = {request_id: self._forward(request_id, output) for request_id in output.num_scheduled_tokens}
-        if self.after_forward is not None:
-            self.after_forward()
-        self.worker.start_load_kv(None)  # type: ignore[arg-type]
-        self.worker.wait_for_save()
-        results = self.worker.get_transfer_results(output.finished_req_ids)
-        connector_output = KVConnectorOutput(
-            finished_sending=results.finished_sending,
-            finished_recving=results.finished_recving,
-            failed_recving=results.failed_recving,
-            invalid_block_ids=self.worker.get_block_ids_with_load_errors(),
-            kv_connector_worker_meta=self.worker.build_connector_worker_meta(),
-            kv_connector_stats=self.worker.get_kv_connector_stats(),
-        )
-        self.worker.clear_connector_metadata()
-        ids = list(sampled)
-        return ModelRunnerOutput(
-            req_ids=ids,
-            req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
-            sampled_token_ids=[sampled[request_id] for request_id in ids],
-            kv_connector_output=connector_output,
-        )
-
-    def _update_tables(self, output: SchedulerOutput) -> None:
-        for request_id in output.finished_req_ids:
-            self._running.pop(request_id, None)
-        for new in output.scheduled_new_reqs:
-            tokens = list(new.prefill_token_ids or new.prompt_token_ids or [])
-            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]), lambda: self.rank.weight)
-        cached = output.scheduled_cached_reqs
-        for i, request_id in enumerate(cached.req_ids):
-            state, fresh = self._running[request_id], cached.new_block_ids[i]
-            if request_id in cached.resumed_req_ids:
-                assert fresh is not None
-                state.blocks, state.numbers = list(fresh[0]), []
-                if (all_tokens := cached.all_token_ids.get(request_id)) is not None:
-                    state.tokens = list(all_tokens)
-            elif fresh is not None:
-                state.blocks.extend(fresh[0])
-
-    def _forward(self, request_id: str, output: SchedulerOutput) -> list[int]:
-        """Check the KV that attention would read, write the KV of the step's tokens, sample when the prompt is done."""
-        state, count = self._running[request_id], output.num_scheduled_tokens[request_id]
-        computed = self._computed(request_id, output)
-        error = 0 if self._check(request_id, state, computed) else 1
-        for position in range(computed, computed + count):
-            number = state.number(position) ^ error
-            self._write(state.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS, number)
-        if computed + count < len(state.tokens):
-            return []
-        token = state.number(len(state.tokens) - 1) % VOCABULARY
-        state.tokens.append(token)
-        return [token]
-
-    @staticmethod
-    def _computed(request_id: str, output: SchedulerOutput) -> int:
-        for new in output.scheduled_new_reqs:
-            if new.req_id == request_id:
-                return int(new.num_computed_tokens)
-        cached = output.scheduled_cached_reqs
-        return int(cached.num_computed_tokens[cached.req_ids.index(request_id)])
-
-    def _write(self, block: int, offset: int, number: int) -> None:
-        for layer, memory in enumerate(self.memory.values()):
-            memory[block, offset, 0] = number
-            memory[block, offset, 1] = number ^ (layer + 1)
-
-    def _check(self, request_id: str, state: RunnerRequest, computed: int) -> bool:
-        for position in range(computed):
-            block, offset, expected = (
-                state.blocks[position // BLOCK_TOKENS],
-                position % BLOCK_TOKENS,
-                state.number(position),
-            )
-            if not self.holds(block, offset, expected):
-                self.wrong.append(f"{self.name} {request_id}: position {position}, slot {block}")
-                return False
-        return True
-
-    def holds(self, block: int, offset: int, number: int) -> bool:
-        """Say whether a place holds a number, on every layer."""
-        return all(
-            int(memory[block, offset, 0]) == number and int(memory[block, offset, 1]) == number ^ (layer + 1)
-            for layer, memory in enumerate(self.memory.values())
-        )

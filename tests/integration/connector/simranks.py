@@ -1,20 +1,31 @@
-"""The rank of a simulated engine as vLLM's engine core reaches it: by vLLM's executor, with a model that has weights.
+"""The ranks of a simulated engine as vLLM's engine core reaches them: by vLLM's executor, each with a model of weights.
 
-What a forward pass writes depends on the model's weight, so that KV of other weights is seen at once.
+What a forward pass writes depends on the model's weight, so that KV of other weights is seen at once, and on the rank,
+where ranks hold shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer import kv_transfer_state
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.abstract import Executor
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.serial_utils import run_method
 
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest
+from tests.integration.connector.simcaches import LAYERS
+
+SHARD = 1 << 61
+"""What a rank's number times this is added to what the first rank holds; no number is that large."""
 
 
 class SimModel(torch.nn.Module):
@@ -26,11 +37,34 @@ class SimModel(torch.nn.Module):
 
 
 class SimRank:
-    """What a method that is called on every rank sees: vLLM's worker."""
+    """One rank: its KV memory, its half of the connector, and the forward pass.
 
-    def __init__(self, execute: Callable[[Any], ModelRunnerOutput]) -> None:
-        self.execute_model = execute
+    A method that is called on every rank sees it in place of vLLM's worker. Its side of a step follows vLLM's model
+    runner: block tables are kept from the scheduler's outputs alone, and the connector's calls come in its order.
+    """
+
+    def __init__(
+        self, config: VllmConfig, kv_config: KVCacheConfig, number: int, *, replicated: bool, name: str
+    ) -> None:
+        """number: the rank's own. replicated: it holds the same as the other ranks. name: for descriptions."""
         self.model = SimModel()
+        self.wrong: list[str] = []
+        self.after_forward: Callable[[], None] | None = None
+        self.memory = self._make_memory(kv_config.num_blocks)
+        own = copy.copy(config)
+        own.parallel_config = copy.copy(config.parallel_config)
+        own.parallel_config.rank = number
+        self.connector = GhostCacherConnector(own, KVConnectorRole.WORKER, kv_config)
+        self.connector.register_kv_caches(self.memory)
+        self._name = name
+        self._shard = 0 if replicated else number * SHARD
+        self._running: dict[str, RunnerRequest] = {}
+
+    @staticmethod
+    def _make_memory(blocks: int) -> dict[str, torch.Tensor]:
+        return {f"layer.{i}": torch.zeros(blocks, BLOCK_TOKENS, 2, dtype=torch.int64) for i in range(LAYERS)}
+
+    # -- what methods that are called on every rank do ---------------------------------------------------------------
 
     @property
     def weight(self) -> int:
@@ -47,33 +81,150 @@ class SimRank:
         """Do nothing that concerns the weights; nobody can know that by the name."""
         return "pong"
 
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def execute_model(self, output: SchedulerOutput) -> ModelRunnerOutput:
+        metadata = output.kv_connector_metadata
+        assert metadata is not None
+        self.connector.handle_preemptions(metadata)
+        self._update_tables(output)
+        self.connector.bind_connector_metadata(metadata)
+        for layer in self.memory:
+            self.connector.wait_for_layer_load(layer)
+        sampled = {request_id: self._forward(request_id, output) for request_id in output.num_scheduled_tokens}
+        if self.after_forward is not None:
+            self.after_forward()
+        self.connector.start_load_kv(None)  # type: ignore[arg-type]
+        self.connector.wait_for_save()
+        results = self.connector.get_transfer_results(output.finished_req_ids)
+        connector_output = KVConnectorOutput(
+            finished_sending=results.finished_sending,
+            finished_recving=results.finished_recving,
+            failed_recving=results.failed_recving,
+            invalid_block_ids=self.connector.get_block_ids_with_load_errors(),
+            kv_connector_worker_meta=self.connector.build_connector_worker_meta(),
+            kv_connector_stats=self.connector.get_kv_connector_stats(),
+        )
+        self.connector.clear_connector_metadata()
+        ids = list(sampled)
+        return ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={request_id: i for i, request_id in enumerate(ids)},
+            sampled_token_ids=[sampled[request_id] for request_id in ids],
+            kv_connector_output=connector_output,
+        )
+
+    def tokens_of(self, request_id: str) -> list[int] | None:
+        """Return what the runner knows of a request's tokens, None when it has ended."""
+        state = self._running.get(request_id)
+        return None if state is None else list(state.tokens)
+
+    def _update_tables(self, output: SchedulerOutput) -> None:
+        for request_id in output.finished_req_ids:
+            self._running.pop(request_id, None)
+        for new in output.scheduled_new_reqs:
+            tokens = list(new.prefill_token_ids or new.prompt_token_ids or [])
+            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]), lambda: self.weight)
+        cached = output.scheduled_cached_reqs
+        for i, request_id in enumerate(cached.req_ids):
+            state, fresh = self._running[request_id], cached.new_block_ids[i]
+            if request_id in cached.resumed_req_ids:
+                assert fresh is not None
+                state.blocks, state.numbers = list(fresh[0]), []
+                if (all_tokens := cached.all_token_ids.get(request_id)) is not None:
+                    state.tokens = list(all_tokens)
+            elif fresh is not None:
+                state.blocks.extend(fresh[0])
+
+    def _forward(self, request_id: str, output: SchedulerOutput) -> list[int]:
+        """Check the KV that attention would read, write the KV of the step's tokens, sample when the prompt is done.
+
+        Draft tokens are written like others, and stay in memory when they turn out to be wrong.
+        """
+        state, count = self._running[request_id], output.num_scheduled_tokens[request_id]
+        drafts = output.scheduled_spec_decode_tokens.get(request_id, [])
+        drafted = RunnerRequest([*state.tokens, *drafts], state.blocks, state.weight, numbers=list(state.numbers))
+        computed = self._computed(request_id, output)
+        error = 0 if self._check(request_id, state, computed) else 1
+        for position in range(computed, computed + count):
+            self._store(request_id, state, position, drafted.number(position) ^ error)
+        known = len(state.tokens)
+        if computed + count < known:
+            return []
+        for position in range(known - 1, known + len(drafts)):
+            state.tokens.append(drafted.number(position) % VOCABULARY)
+            if drafted.tokens[position + 1 : position + 2] != state.tokens[-1:]:
+                break
+        return state.tokens[known:]
+
+    @staticmethod
+    def _computed(request_id: str, output: SchedulerOutput) -> int:
+        for new in output.scheduled_new_reqs:
+            if new.req_id == request_id:
+                return int(new.num_computed_tokens)
+        cached = output.scheduled_cached_reqs
+        return int(cached.num_computed_tokens[cached.req_ids.index(request_id)])
+
+    def _words(self, layer: int, number: int) -> tuple[int, int]:
+        """Return what this rank holds in a layer of a token with this number."""
+        return number + self._shard, number ^ (layer + 1)
+
+    def _store(self, request_id: str, state: RunnerRequest, position: int, number: int) -> None:  # noqa: ARG002
+        """Write a token's KV where the request's block table says. request_id: for ranks with several tables."""
+        block, offset = state.blocks[position // BLOCK_TOKENS], position % BLOCK_TOKENS
+        for layer, memory in enumerate(self.memory.values()):
+            memory[block, offset, 0], memory[block, offset, 1] = self._words(layer, number)
+
+    def _check(self, request_id: str, state: RunnerRequest, computed: int) -> bool:
+        for position in range(computed):
+            block, offset, expected = (
+                state.blocks[position // BLOCK_TOKENS],
+                position % BLOCK_TOKENS,
+                state.number(position),
+            )
+            if not self.holds(block, offset, expected):
+                self.wrong.append(f"{self._name} {request_id}: position {position}, slot {block}")
+                return False
+        return True
+
+    def holds(self, block: int, offset: int, number: int) -> bool:
+        """Say whether a place holds a number, on every layer."""
+        return all(
+            tuple(memory[block, offset].tolist()) == self._words(layer, number)
+            for layer, memory in enumerate(self.memory.values())
+        )
+
 
 class SimExecutor(Executor):
-    """Calls one rank in this very process, each call behind the steps that were scheduled before it."""
+    """Calls ranks in this very process, each call behind the steps that were scheduled before it."""
 
-    def __init__(
-        self, config: Any, rank: SimRank, connector: GhostCacherConnector, catch_up: Callable[[], None]
-    ) -> None:
-        """catch_up: has the rank carry out the steps that are on their way to it."""
-        self.rank = rank
-        self._connector = connector
+    def __init__(self, config: Any, ranks: Sequence[SimRank], catch_up: Callable[[], None]) -> None:
+        """catch_up: has the ranks carry out the steps that are on their way to them."""
+        self._ranks = ranks
         self._catch_up = catch_up
         super().__init__(config)
 
     def _init_executor(self) -> None:
-        """The rank is there."""
+        """The ranks are there."""
+
+    def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:  # noqa: ARG002
+        """Have every rank carry out a step, and make one output of all, as vLLM's executor of several ranks does."""
+        return self.kv_output_aggregator.aggregate(self.collective_rpc("execute_model", args=(scheduler_output,)))
 
     def collective_rpc(  # type: ignore[override]
         self, method: Any, _timeout: float | None = None, args: tuple[Any, ...] = (), kwargs: Any = None, **_: Any
     ) -> list[Any]:
         if method != "execute_model":
             self._catch_up()
+        return [self._call(rank, method, args, kwargs or {}) for rank in self._ranks]
+
+    def _call(self, rank: SimRank, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A process has one connector of a rank; here are several ranks in one process.
-        kv_transfer_state._KV_CONNECTOR_AGENT = self._connector
+        kv_transfer_state._KV_CONNECTOR_AGENT = rank.connector
         try:
-            return [run_method(self.rank, method, args, kwargs or {})]
+            return run_method(rank, method, args, kwargs)
         finally:
             kv_transfer_state._KV_CONNECTOR_AGENT = None
 
     def check_health(self) -> None:
-        """It is healthy."""
+        """They are healthy."""

@@ -247,7 +247,7 @@ def test_engine_that_overwrites_before_it_bumps_leaves_at_its_first_step(
     begin, held = engine.worker.handle_preemptions, []
     engine.worker.handle_preemptions = held.append
     if call != "never":
-        engine.after_forward = lambda: begin(held.pop())
+        engine.rank.after_forward = lambda: begin(held.pop())
     incarnation = engine.worker._worker._table.incarnation
     engine.add("r", PROMPT)
     engine.run()

@@ -12,14 +12,17 @@ import torch
 
 pytest.importorskip("vllm")
 
+from vllm.model_executor.layers.attention.attention import set_default_quant_scales
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import get_hash_fn_by_name, sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash, resolve_none_hash_seed
-from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode, MLAAttentionSpec
 from vllm.v1.request import Request
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import FingerprintMismatch
+from ghostcacher_connector.engines.common.weight_digest import content_digest, model_tensors
 from ghostcacher_connector.engines.vllm.identity import check_hashes, fingerprint_of
 from ghostcacher_connector.identity.fingerprint import KNOWN_BLOCK_TOKENS, KNOWN_TOKENS, Fingerprint, differences
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine
@@ -178,6 +181,39 @@ def test_names_of_one_cache_dtype_are_one(model: Path, one: str, other: str) -> 
         config.cache_config.cache_dtype, config.model_config.dtype = name, torch.bfloat16
         found.append(fingerprint_of(config, replace(FULL, dtype=torch.bfloat16), LAYOUT, Settings()))
     assert different(*found) == []
+
+
+def test_bytes_in_fp8_that_mean_other_numbers_are_another_cache(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of AMD's GPUs take the same byte for half as much. Nothing but the platform says so."""
+    config = make_config(model)
+    config.cache_config.cache_dtype = "fp8"
+    scaled = replace(FULL, dtype=torch.uint8, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR)
+    one = fingerprint_of(config, scaled, LAYOUT, Settings())
+    monkeypatch.setattr(type(current_platform), "fp8_dtype", classmethod(lambda _: torch.float8_e4m3fnuz))
+    assert different(one, fingerprint_of(config, scaled, LAYOUT, Settings())) == ["kv_dtype"]
+
+
+@pytest.mark.parametrize("changes", [{"cache_dtype_str": "fp8_ds_mla"}, {"head_size": 320}])
+def test_latent_vectors_of_another_format_or_size_are_another_cache(model: Path, changes: dict[str, Any]) -> None:
+    """MLA has formats of its own, which the option for the cache's type need not name."""
+    config, latent = (
+        make_config(model),
+        MLAAttentionSpec(
+            block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=576, dtype=torch.float32, cache_dtype_str="auto"
+        ),
+    )
+    plain, other = (fingerprint_of(config, spec, LAYOUT, Settings()) for spec in (latent, replace(latent, **changes)))
+    assert different(plain, other) == ["kv_dtype" if "cache_dtype_str" in changes else "head_size"]
+    assert plain.kv_dtype == "auto/torch.float32"
+
+
+def test_scales_of_a_cache_in_fp8_are_weights() -> None:
+    """A layer's scales are part of what the digest of a running model covers."""
+    layer = torch.nn.Module()
+    set_default_quant_scales(layer, register_buffer=True)
+    before = content_digest(model_tensors(layer))
+    layer._k_scale.fill_(0.5)
+    assert content_digest(model_tensors(layer)) != before
 
 
 def test_cache_of_another_dtype_than_the_models_is_another(model: Path) -> None:

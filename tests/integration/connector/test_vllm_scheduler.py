@@ -122,7 +122,7 @@ def test_an_entry_that_passes_the_seal_never_lies(make: Make, in_flight: int) ->
     engine = make("a", blocks=24, in_flight=in_flight)
     entries = engine.watch_published()
     lies: list[tuple[int, int, int]] = []
-    engine.after_forward = lambda: lies.extend(engine.lies(entries))
+    engine.rank.after_forward = lambda: lies.extend(engine.lies(entries))
     source = prompts(3, documents=5, blocks=8, tail=20)
     for number in range(REQUESTS):
         engine.add(f"r{number}", next(source), max_tokens=OUTPUT_TOKENS)

@@ -12,11 +12,19 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from vllm.config import KVTransferConfig
+from vllm.config import KVTransferConfig, SpeculativeConfig
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    KVQuantMode,
+    MLAAttentionSpec,
+    SlidingWindowSpec,
+    UniformTypeKVCacheSpecs,
+)
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
@@ -56,17 +64,33 @@ def hashed_by(tokens: int) -> KVCacheConfig:
     return cache
 
 
-def test_plain_full_attention_is_accepted(config: Any) -> None:
-    """One group of full attention layers is what everything is proven on."""
-    check_config(config, cache_of(FULL))
+LATENT = MLAAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=576, dtype=torch.float32)
+INDEXER = replace(LATENT, head_size=132, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        FULL,
+        LATENT,
+        replace(FULL, sliding_window=64),
+        replace(FULL, attention_chunk_size=64),
+        replace(FULL, dtype=torch.uint8, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR),
+    ],
+)
+def test_one_group_in_which_every_block_is_kept_is_accepted(config: Any, spec: Any) -> None:
+    """Whatever a row holds, and whichever rows a layer looks at."""
+    check_config(config, cache_of(spec))
 
 
 @pytest.mark.parametrize(
     ("cache", "named"),
     [
-        (cache_of(FULL, SLIDING), "KV cache groups: expected 1, found 2"),
-        (cache_of(SLIDING), "found SlidingWindowSpec"),
-        (cache_of(replace(FULL, sliding_window=64)), "sliding window"),
+        (cache_of(FULL, SLIDING), "KV cache groups: expected 1, found 2 .*--disable-hybrid-kv-cache-manager"),
+        (cache_of(SLIDING), "found SlidingWindowSpec .a window in every layer"),
+        (cache_of(UniformTypeKVCacheSpecs.from_specs({"a": LATENT, "b": INDEXER})), "blocks of several sizes.*V3.2"),
+        (cache_of(replace(LATENT, tokens_per_state=4)), "expected a state for each token, found one for 4"),
+        (cache_of(replace(FULL, non_causal=True)), "expected causal"),
         (hashed_by(8), "hash_block_size: expected the block size 16, found 8"),
     ],
 )
@@ -94,6 +118,27 @@ def test_features_without_a_proof_are_refused_by_name(
 ) -> None:
     """Each feature that sharing is not proven with is refused, and named."""
     setattr(getattr(config, section), field, value)
+    with pytest.raises(UnsupportedEngine, match=named):
+        check_config(config, cache_of(FULL))
+
+
+@pytest.mark.parametrize(
+    ("method", "in_flight", "named"),
+    [
+        ("ngram", 2, "async_scheduling: expected false with speculative decoding"),
+        ("ngram_gpu", 1, "speculative decoding: expected none, or ngram, found ngram_gpu"),
+        ("mtp", 1, "speculative decoding: expected none, or ngram, found mtp"),
+        ("eagle3", 1, "found eagle3"),
+    ],
+)
+def test_drafts_are_refused_where_nothing_proves_what_they_leave(
+    config: Any, method: str, in_flight: int, named: str
+) -> None:
+    """Drafters have KV of their own; a scheduler that runs ahead does not know which drafts were right."""
+    config.speculative_config = SpeculativeConfig(method="ngram", num_speculative_tokens=3, prompt_lookup_max=3)
+    check_config(config, cache_of(FULL))
+    config.speculative_config.method = method
+    config.scheduler_config.async_scheduling = in_flight > 1
     with pytest.raises(UnsupportedEngine, match=named):
         check_config(config, cache_of(FULL))
 

@@ -103,6 +103,7 @@ def test_unknown_stage_is_refused_by_name(capsys: pytest.CaptureFixture[str]) ->
         arguments(["answer"])
     assert "owner-killed" in capsys.readouterr().err
     assert [one.name for one in named(["ttft", "pull"])] == ["pull", "ttft"]
+    assert {one.name for one in named([])} - {one.name for one in named([], "cpu")} == {"answers-mla"}
 
 
 def test_each_stage_with_its_engines_is_under_six_minutes() -> None:
@@ -129,6 +130,9 @@ def test_engines_are_started_as_the_stage_needs_them() -> None:
     own = command_line(options_of("A", "engine-layout", "m", "redis://x", "cuda", eager=True), 1)
     assert "--enforce-eager" in own
     assert '"kv_layout": "engine"' in " ".join(own)
+    window = command_line(options_of("A", "window-fp8", "m", "redis://x", "cuda", eager=False), 1)
+    assert window[-3:] == ["--disable-hybrid-kv-cache-manager", "--kv-cache-dtype", "fp8"]
+    assert FULL_GRAPHS in window
     small = command_line(options_of("A", "small-kv", "m", "redis://x", "cpu", eager=False), 1)
     assert small[small.index("--num-gpu-blocks-override") + 1] == str(CPU.torture_blocks)
     assert "--enforce-eager" in small

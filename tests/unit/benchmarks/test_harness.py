@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from benchmarks.harness.client import Completion, compare, parse_metrics
 from benchmarks.harness.engine import Engine, EngineEnded, watching
 from benchmarks.harness.launch import EngineOptions, command_line, environment, transfer_config
-from benchmarks.harness.model import ModelNotFound, recipe, require_model
+from benchmarks.harness.model import ModelNotFound, require_model
+from benchmarks.harness.model_recipe import recipe
 from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
 from benchmarks.harness.scenario import pull_numbers
 from ghostcacher_cli.up.machine import NotEnoughMemory, require_memory

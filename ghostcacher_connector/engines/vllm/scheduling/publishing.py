@@ -11,7 +11,10 @@ anything: a request that is preempted in the midst of `schedule()` leaves hashed
 
 Nothing here looks at what becomes of a request between the two: its slots were watched while it held them, and a slot
 that has been handed out since has another generation. So a step also proves the blocks of a request that was aborted
-or preempted while the step was on its way. (A draft token proves nothing, but support.py refuses speculative decoding.)
+or preempted while the step was on its way.
+
+A draft token proves nothing: its KV is that of a token which the request may not get. Where the drafts of a step reach
+into another block, the request's next step says which of them were right, since it begins behind them.
 
 Only steps in which a request begins or fills a block are looked at, so that a plain decode step costs next to nothing.
 
@@ -85,16 +88,17 @@ class BlockPublisher:
         self._notes, self._tier = notes, tier
         self._mixes_adapters_wrong = mixes_adapters_wrong
         self._steps: deque[tuple[int, list[Fill]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
+        self._drafted: set[str] = set()
 
     def note_step(self, step: int, output: SchedulerOutput, tracked: Mapping[str, Tracked]) -> None:
         """Remember what the requests of a step that has just been scheduled fill in it."""
         if self._mixes_adapters_wrong:
             _taint_mixed(output, tracked)
         fills = []
-        for request_id, start in self._filling(output).items():
+        for request_id, (start, end) in self._filling(output, tracked).items():
             request = tracked.get(request_id)
             if request is not None and not request.evidence.tainted and not request.request.resumable:
-                fills.append(self._fill(request, start, start + output.num_scheduled_tokens[request_id]))
+                fills.append(self._fill(request, start, end))
         if fills:
             self._steps.append((step, fills))
         for request_id in output.preempted_req_ids or ():
@@ -133,29 +137,45 @@ class BlockPublisher:
         for _, fills in self._steps:
             fills[:] = [fill for fill in fills if not fill.evidence.tainted]
 
-    def _filling(self, output: SchedulerOutput) -> dict[str, int]:
-        """Return the first token of each request that begins in this step, or reaches the end of a block in it."""
-        tokens, scheduled = self._block_tokens, output.num_scheduled_tokens
-        cached, resumed = output.scheduled_cached_reqs, output.scheduled_cached_reqs.resumed_req_ids
-        starts = {
-            request_id: start
+    def _filling(self, output: SchedulerOutput, tracked: Mapping[str, Tracked]) -> dict[str, tuple[int, int]]:
+        """Return the tokens ``[start, end)`` of each request that begins in this step, or fills a block; no drafts.
+
+        What the drafts of its last step reached into may have been filled by them: it is returned, too.
+        """
+        tokens, cached, known = self._block_tokens, output.scheduled_cached_reqs, _known_tokens(output)
+        resumed, looked_at = cached.resumed_req_ids, cached.resumed_req_ids | self._drafted
+        spans = {
+            request_id: (start, start + known[request_id])
             for request_id, start in zip(cached.req_ids, cached.num_computed_tokens, strict=True)
-            if start // tokens != (start + scheduled[request_id]) // tokens or request_id in resumed
+            if start // tokens != (start + known[request_id]) // tokens or request_id in looked_at
         }
+        if self._drafted or known is not output.num_scheduled_tokens:
+            self._note_drafts(output, known, tracked)
         if not output.scheduled_new_reqs and not resumed:
-            return starts
-        starts.update((data.req_id, data.num_computed_tokens) for data in output.scheduled_new_reqs)
-        return {request_id: starts[request_id] for request_id in scheduled if request_id in starts}
+            return spans
+        for data in output.scheduled_new_reqs:
+            spans[data.req_id] = data.num_computed_tokens, data.num_computed_tokens + known[data.req_id]
+        return {request_id: spans[request_id] for request_id in known if request_id in spans}
+
+    def _note_drafts(self, output: SchedulerOutput, known: Mapping[str, int], tracked: Mapping[str, Tracked]) -> None:
+        """Remember which requests' drafts reach into another block; of the others that were, those that still wait."""
+        tokens, cached, scheduled = self._block_tokens, output.scheduled_cached_reqs, output.num_scheduled_tokens
+        self._drafted = {name for name in self._drafted if name in tracked and name not in scheduled}
+        for name, start in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            if (start + known[name]) // tokens != (start + scheduled[name]) // tokens:
+                self._drafted.add(name)
 
     def _fill(self, tracked: Tracked, start: int, end: int) -> Fill:
-        """Watch the blocks that a request fills with its tokens ``[start, end)``."""
+        """Watch the blocks that a request has filled when its tokens ``[start, end)`` are computed."""
         evidence, table = tracked.evidence, self._table(tracked)
-        first = start // self._block_tokens
         if evidence.given is None:
             evidence.given = -(-start // self._block_tokens)
             self._accept_given(tracked, table[: evidence.given])
             first = evidence.sound
-        blocks = table[first : end // self._block_tokens]
+        else:
+            first = min(start // self._block_tokens, evidence.filled)
+        evidence.filled = max(first, end // self._block_tokens)
+        blocks = table[first : evidence.filled]
         return Fill(tracked, evidence, first, blocks, [self._watch.watch(block) for block in blocks])
 
     def _accept_given(self, tracked: Tracked, given: Sequence[KVCacheBlock]) -> None:
@@ -215,6 +235,13 @@ class BlockPublisher:
         """Return vLLM's own list of a request's blocks; it grows, so take slices of it."""
         blocks: Sequence[KVCacheBlock] = self._manager.get_blocks(tracked.request_id).blocks[0]
         return blocks
+
+
+def _known_tokens(output: SchedulerOutput) -> Mapping[str, int]:
+    """Return how many tokens of each request a step computes, without drafts: in vLLM's order."""
+    count: Mapping[str, int] = output.num_scheduled_tokens
+    drafts = output.scheduled_spec_decode_tokens
+    return {name: number - len(drafts.get(name, ())) for name, number in count.items()} if drafts else count
 
 
 def _taint_mixed(output: SchedulerOutput, tracked: Mapping[str, Tracked]) -> None:

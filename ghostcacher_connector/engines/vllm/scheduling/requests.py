@@ -36,6 +36,8 @@ class Evidence:
     None before that step."""
     sound: int = 0
     """Blocks ``[0, sound)`` are sound."""
+    filled: int = 0
+    """Blocks ``[0, filled)`` were given, or are filled by steps that have been noted."""
     tainted: bool = False
     """Nothing that the request computes from now on proves anything."""
 
