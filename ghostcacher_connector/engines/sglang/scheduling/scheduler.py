@@ -78,7 +78,14 @@ class ConnectorScheduler:
         # Ranks do the same: the spans of one of them tell it all.
         traces = settings.tracing and engine.ranks.rank == 0
         tracer = open_tracer("ghostcacher-connector") if traces else None
-        self._meter = LoadMeter(engine.forecaster, book.holds, page_tokens=tokens, page_bytes=page_bytes, tier=tier)
+        self._meter = LoadMeter(
+            engine.forecaster,
+            engine.request_recorder,
+            book.holds,
+            page_tokens=tokens,
+            page_bytes=page_bytes,
+            tier=tier,
+        )
         self._matcher = Matcher(
             settings,
             engine.lookups,

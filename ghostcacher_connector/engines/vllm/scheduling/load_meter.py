@@ -11,6 +11,7 @@ from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.engines.common.work_meter import Occupancy, Progress, WorkMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.tiers.host_tier import HostTier
@@ -26,13 +27,14 @@ class LoadMeter(WorkMeter):
         self,
         pool: BlockPool,
         forecaster: Forecaster,
+        recorder: Recorder,
         *,
         block_tokens: int,
         block_bytes: int,
         tier: HostTier | None = None,
     ) -> None:
-        """block_bytes: bytes of one block on one rank. tier: below the engine's cache, if there is one."""
-        super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes, tier=tier)
+        """See `WorkMeter`."""
+        super().__init__(forecaster, recorder, block_tokens=block_tokens, block_bytes=block_bytes, tier=tier)
         self._pool = pool
 
     def measure(self, tracked: Collection[Tracked]) -> LoadReport:

@@ -129,7 +129,7 @@ class PartsMaker:
             fleet,
             forecaster,
             PrefillMeter(forecaster, self._recorder, self._clock),
-            LoadMeter(pool, forecaster, block_tokens=tokens, block_bytes=block_bytes, tier=tier),
+            LoadMeter(pool, forecaster, self._recorder, block_tokens=tokens, block_bytes=block_bytes, tier=tier),
             prompts,
             watch,
             publisher,
