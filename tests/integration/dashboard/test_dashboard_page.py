@@ -143,7 +143,8 @@ def test_keyboard_reaches_everything(router: RouterProcess, show: Open) -> None:
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_both_themes_can_be_read(router: RouterProcess, show: Open, scheme: str) -> None:
     """As the system is set, or as a person chooses, also after a reload; texts have the contrast of WCAG AA."""
-    window = show(router.url, color_scheme=scheme)
+    # Colours that are still changing are not looked at.
+    window = show(router.url, color_scheme=scheme, reduced_motion="reduce")
     page = window.page
     window.until(READY)
     ground = "getComputedStyle(document.body).backgroundColor"

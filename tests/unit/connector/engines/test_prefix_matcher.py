@@ -20,7 +20,7 @@ from ghostcacher_connector.pull.lookups import PENDING, LookupAnswer
 from ghostcacher_connector.tiers.host_tier import LENT_S, HostTier
 from ghostcacher_connector.tiers.replicas import Replicas
 from tests.support.index_parts import FakeClock, chain
-from tests.unit.connector.tiers.test_host_tier import copy, new_tier, publish_as
+from tests.support.ordering_tier import copy, new_tier, publish_as
 
 COUNT = 6
 RETAINED = 2
