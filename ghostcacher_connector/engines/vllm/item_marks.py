@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,15 +117,24 @@ def _is_content(item: Any) -> bool:
     import numpy as np  # noqa: PLC0415 - as vLLM
     import torch  # noqa: PLC0415
     from PIL.Image import Image  # noqa: PLC0415
-    from vllm.multimodal.hasher import _get_image_id_bytes  # noqa: PLC0415
     from vllm.multimodal.media import MediaWithBytes  # noqa: PLC0415
 
     if isinstance(item, MediaWithBytes):
         item = item.media
     if isinstance(item, Image):
-        return _get_image_id_bytes(item) is None
+        return not _carries_name(item)
     if isinstance(item, list | tuple):
         return all(_is_content(each) for each in item)
     if isinstance(item, Mapping):
         return all(isinstance(each, str) or _is_content(each) for each in item.values())
     return item is None or isinstance(item, (*_DATA, np.ndarray, torch.Tensor))
+
+
+def _carries_name(image: Any) -> bool:
+    """Say whether an image has a UUID in its EXIF data, by which vLLM calls it then."""
+    from PIL.ExifTags import Base  # noqa: PLC0415
+
+    try:
+        return isinstance(image.getexif().get(Base.ImageID), uuid.UUID)
+    except Exception:  # malformed EXIF data is none, as for vLLM
+        return False

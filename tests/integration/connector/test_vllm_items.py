@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 pytest.importorskip("vllm")
 
@@ -176,12 +176,10 @@ def test_image_that_says_what_it_is_called_is_not_told(monkeypatch: pytest.Monke
     """Whatever is in it: vLLM takes the id in its EXIF data for its content."""
     import uuid
 
-    class Named(Image.Exif):
-        def get(self, *_: Any) -> Any:
-            return uuid.UUID(int=5)
-
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageID] = uuid.UUID(int=5)
     named = picture(1)
-    monkeypatch.setattr(Image.Image, "getexif", lambda _: Named())
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: exif)
     assert MultiModalHasher.hash_kwargs("sha256", image=named) == MultiModalHasher.hash_kwargs(
         "sha256", image=uuid.UUID(int=5).bytes
     ), "vLLM no longer does that"
