@@ -73,7 +73,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang setup-prometheus demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus setup-browser demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard screenshots manifests wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,7 +87,7 @@ $(STAMP): $(INSTALLED)
 
 setup-sglang: ## make the virtual environment of SGLang (SGLANG_VENV=.venv-sglang); where it cannot be, say why
 	@$(MAKE) --no-print-directory $(SGLANG_STAMP) || { \
-		[ "$$GHOSTCACHER_REQUIRE_SGLANG" != 1 ] || exit 1; \
+		[ "$${GHOSTCACHER_REQUIRE_SGLANG:-}" != 1 ] || exit 1; \
 		echo "SGLang could not be installed on this machine (see above): its tests and benchmarks are skipped" >&2; }
 
 $(SGLANG_STAMP): $(SGLANG_INSTALLED)
@@ -100,18 +100,17 @@ $(BESIDE_STAMP): $(INSTALLED)
 PROMETHEUS_STAMP := $(VENV)/.prometheus-$(call key,deploy/setup/debian_programs.py)
 setup-prometheus: $(STAMP) ## Prometheus and promtool into $(VENV), from Debian's package; where they cannot be, say why
 	@$(MAKE) --no-print-directory $(PROMETHEUS_STAMP) || { \
-		[ "$$GHOSTCACHER_REQUIRE_PROMETHEUS" != 1 ] || exit 1; \
+		[ "$${GHOSTCACHER_REQUIRE_PROMETHEUS:-}" != 1 ] || exit 1; \
 		echo "Prometheus could not be had on this machine (see above): tests of alerts and dashboards are skipped" >&2; }
 
 $(PROMETHEUS_STAMP): $(STAMP)
 	@[ -e $@ ] || $(INSTALL) prometheus $(VENV); touch $@
 
 # The dashboard is looked at with a real one.
-.PHONY: setup-browser screenshots
 BROWSER_STAMP := $(VENV)/.browser-$(call key,deploy/setup/debian_programs.py)
 setup-browser: $(STAMP) ## Chromium into $(VENV), from Debian's packages; where it cannot be, say why
 	@$(MAKE) --no-print-directory $(BROWSER_STAMP) || { \
-		[ "$$GHOSTCACHER_REQUIRE_BROWSER" != 1 ] || exit 1; \
+		[ "$${GHOSTCACHER_REQUIRE_BROWSER:-}" != 1 ] || exit 1; \
 		echo "Chromium could not be had on this machine (see above): THE DASHBOARD IS NOT TESTED IN A BROWSER" >&2; }
 
 $(BROWSER_STAMP): $(STAMP)

@@ -76,9 +76,9 @@ class Sizes(NamedTuple):
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tiers", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--short", action="store_true", help="tiny model, 6 documents, 18 requests")
+    parser.add_argument("--short", action="store_true", help="tiny model, 6 documents, 18 requests, two ways")
     parser.add_argument("--size", choices=["tiny", "small"], default="small")
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=["plain", "router", "off", "host"])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, help="default: plain router off host")
     parser.add_argument("--documents", type=int, default=12)
     parser.add_argument("--document-tokens", type=int, default=4096)
     parser.add_argument("--requests", type=int, default=48)
@@ -88,6 +88,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-ttft", action="store_true", help="leave out the second part")
     parser.add_argument("--peer-python", metavar="PATH", help="of an environment with LMCache and Mooncake")
     chosen = parser.parse_args(argv)
+    if chosen.ways is None:
+        chosen.ways = ["router", "host"] if chosen.short else ["plain", "router", "off", "host"]
     if chosen.short:
         chosen.size, chosen.documents, chosen.requests, chosen.document_tokens = "tiny", 6, 18, 1024
         chosen.engine_documents = 2.0

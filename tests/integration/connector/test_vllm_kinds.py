@@ -31,6 +31,8 @@ from tests.support.redis_proxy import Proxy
 pytestmark = pytest.mark.engine
 
 REQUESTS = 10_000 if SOAK else 60
+ROUNDS_MAX = 5
+"""How often stale blocks come up depends on how fast the machine is."""
 NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}}
 LATE_STEPS = 25
 ROUNDS = 8
@@ -94,12 +96,17 @@ def test_slots_reused_all_the_time_never_give_a_wrong_token(
     ]
     meet(*engines)
     entries = [engine.watch_published() for engine in engines]
-    wrong = drive(engines, REQUESTS, prompts(1, documents=6, blocks=8, tail=20), abort_every=7)
-    assert [engine.wrong for engine in engines] == [[], []]
-    assert wrong == 0
+    for seed in range(1, ROUNDS_MAX + 1):
+        wrong = drive(engines, REQUESTS, prompts(seed, documents=6, blocks=8, tail=20), abort_every=7)
+        assert [engine.wrong for engine in engines] == [[], []]
+        assert wrong == 0
+        hits = sum(engine.counted("gc_cache_hits_total") for engine in engines)
+        stale = sum(engine.counted("gc_cache_misses_total", reason="stale_generation") for engine in engines)
+        if hits > 0 and stale > 0:
+            break
     assert [engine.lies(published) for engine, published in zip(engines, entries, strict=True)] == [[], []]
-    assert sum(engine.counted("gc_cache_hits_total") for engine in engines) > 0
-    assert sum(engine.counted("gc_cache_misses_total", reason="stale_generation") for engine in engines) > 0
+    assert hits > 0
+    assert stale > 0
 
 
 def bump_late(rank: SimRank) -> None:
