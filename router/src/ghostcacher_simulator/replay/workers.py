@@ -61,8 +61,9 @@ class Stores:
 
     def reach(self, *, reachable: bool) -> None:
         """Let Redis go away, or come back, for all."""
-        for each in (self.index, self.coordination, *self._clients):
-            each.reachable = reachable
+        self.index.reachable = self.coordination.reachable = reachable
+        for client in self._clients:
+            client.reachable = reachable
 
 
 class Pulled(NamedTuple):
