@@ -43,6 +43,8 @@ class FleetView:
     def models(self) -> Sequence[str]:
         return [MODEL]
 
+    def base_of(self, model: str | None) -> None: ...
+
     def limits(self) -> Mapping[str, int]:
         return self._outliers.limits()
 
