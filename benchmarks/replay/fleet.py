@@ -133,6 +133,8 @@ class ReplayFleet:
     def models(self) -> Sequence[str]:
         return [MODEL]
 
+    def base_of(self, model: str | None) -> None: ...
+
     def limits(self) -> Mapping[str, int]:
         return {}
 
