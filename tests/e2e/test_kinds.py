@@ -128,6 +128,19 @@ def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
     fleet.assert_right("a", pulled, turn)
 
 
+def test_answer_that_a_grammar_constrains_is_the_same_after_a_pull(fleet: Fleet, case: Case) -> None:
+    """To the last bit of each log-probability; and it is another one than without the grammar."""
+    prompt, wanted = prompt_of(fleet, case, 4), {"structured_outputs": {"regex": "[0-9]+(, [0-9]+)+"}}
+    free = fleet.compute("a", prompt)
+    counters = fleet.counters("b")
+
+    pulled = fleet.client("b").complete(prompt, max_tokens=8, **wanted)
+
+    assert (counters.hits(), counters.misses()) == (4, 0)
+    assert_same(pulled, fleet.client("b").complete(prompt, max_tokens=8, pull=False, **wanted))
+    assert pulled.tokens != free.tokens
+
+
 def test_slots_reused_all_the_time_give_no_wrong_answer(fleet: Fleet, case: Case) -> None:
     """Requests from both sides over more documents than fit: blocks are pulled, and none of them is wrong."""
     if case.kind == "mla":

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghostcacher_router.fleet.engine_metrics import AdapterUse
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import ProbeFailed
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies, backoff_s
@@ -45,6 +46,9 @@ class ScriptedProber:
     async def cache_tokens(self, endpoint: Endpoint) -> int | None:
         raise AssertionError(f"{endpoint}: a watch asks for no metrics")
 
+    async def adapter_use(self, endpoint: Endpoint) -> AdapterUse | None:
+        raise AssertionError(f"{endpoint}: a watch asks for no metrics")
+
 
 class Subject:
     """A watched worker with a clock and a prober that do as they are told."""
@@ -56,6 +60,7 @@ class Subject:
         self.downs: list[str] = []
         self.ups: list[str] = []
         self.hung: list[float] = []
+        self.listed: list[list[str]] = []
         dependencies = WatchDependencies(
             self.prober,
             self.options,
@@ -66,6 +71,7 @@ class Subject:
             self.downs.append,
             lambda worker: self.ups.append(worker.name),
             lambda _, since: self.hung.append(since),
+            lambda worker: self.listed.append(sorted(worker.models)),
         )
         self.watch = Watch(self.worker, dependencies)
 
