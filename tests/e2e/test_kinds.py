@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.harness import compare, ensure_model, run_concurrently
+from benchmarks.harness import compare, core_shares, ensure_model, run_concurrently
 from benchmarks.harness.model_recipe import Kind
 from tests.conftest import SOAK
 from tests.e2e.fleet import BLOCK_TOKENS, TOLERANCE, Fleet, assert_same, running
@@ -28,6 +28,7 @@ NGRAM = (
     "--speculative-config",
     json.dumps({"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}),
 )
+STAGES = ("--pipeline-parallel-size", "2", "--worker-cls", "tests.support.staged_worker.StagedWorker")
 ROOT = Path(__file__).parents[2]
 FP8_TOLERANCE = 0.1
 BLOCKS = 60
@@ -42,6 +43,7 @@ class Case(NamedTuple):
     extra_args: tuple[str, ...]
     block_tokens: int = BLOCK_TOKENS
     env: Mapping[str, str] = {}
+    ranks: int = 1
 
     @property
     def tolerance(self) -> float:
@@ -58,6 +60,7 @@ CASES = {
     "window": Case("window", NO_HYBRID),
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
+    "stages": Case("qwen3", STAGES, env={"PYTHONPATH": str(ROOT)}, ranks=2),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
 }
 """MLA on a CPU without AMX: in blocks of 16 tokens, and with prompts of whole blocks and one token more alone."""
@@ -74,6 +77,7 @@ def fleet(case: Case, log_dir: Path) -> Iterator[Fleet]:
     options = {
         "extra_args": case.extra_args,
         "env": case.env,
+        "cores": "|".join(core_shares(case.ranks)) if case.ranks > 1 else None,
         "block_size": case.block_tokens,
         "num_blocks": BLOCKS,
         "max_model_len": 28 * case.block_tokens,
