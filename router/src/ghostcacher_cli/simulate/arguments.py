@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ghostcacher_cli.simulate.fleets import FleetOptions, add_fleet, fleet_options
+from ghostcacher_cli.simulate.slo import EXPECTED, Goal, parse_goals
 from ghostcacher_cli.terminal.numbers import Number, Whole
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.load.generated import KINDS, Made, parse_made
 from ghostcacher_simulator.replay.policies import Entrant, entrants
 
 PLOT_KINDS = (".png", ".svg")
-WORKERS_MAX = 4_096
+WORKERS, WORKERS_MAX = 4, 4_096
 ROUTERS_MAX = 64
 REQUESTS_MAX = 10_000_000
 DEFAULT_POLICY = "ghostcacher"
@@ -48,7 +49,11 @@ class SimulateOptions(NamedTuple):
     load: LoadOptions
     fleet: FleetOptions
     workers: Sequence[int]
-    """Sizes of fleets, each run by itself; at least one."""
+    """Sizes of fleets, each run by itself; none where the least one is looked for."""
+    goals: Sequence[Goal]
+    """What the least fleet has to keep; none where sizes are given."""
+    workers_max: int
+    """The largest fleet to try."""
     policies: Sequence[Entrant]
     """Each run by itself; at least one."""
     as_json: bool
@@ -62,11 +67,15 @@ def parse(words: Sequence[str]) -> SimulateOptions:
     given = _parser().parse_args(words)
     if given.plot is not None and given.plot.suffix.lower() not in PLOT_KINDS:
         raise ConfigError(f"--plot: expected a name that ends in .png or .svg, got {str(given.plot)!r}")
+    if given.slo and given.workers:
+        raise ConfigError("--slo: expected no --workers, since the least fleet is looked for, got both")
     load = _load(given)
     return SimulateOptions(
         load,
         fleet_options(given, load.block_tokens),
-        given.workers,
+        given.workers or ([] if given.slo else [WORKERS]),
+        parse_goals(given.slo) if given.slo else (),
+        given.workers_max,
         _policies(given.policies, given.routers, compare=given.compare),
         given.as_json,
         given.plot,
@@ -127,7 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"tokens of a KV block ({BLOCK_TOKENS_MADE}; of a trace {BLOCK_TOKENS_OF_TRACES}, as of its hashes)",
     )
-    add("--workers", type=_sizes, default=[4], metavar="N,N", help="sizes of the fleet, each run by itself (4)")
+    add("--workers", type=_sizes, metavar="N,N", help=f"sizes of the fleet, each run by itself ({WORKERS})")
+    add("--slo", metavar="GOALS", help=f"find the least fleet that keeps {EXPECTED}, several with commas")
+    add(
+        "--workers-max", type=Whole(1, WORKERS_MAX), default=64, metavar="N", help="largest fleet to try for --slo (64)"
+    )
     add("--policies", metavar="A,B", help=f"each run by itself, or all ({DEFAULT_POLICY})")
     add("--compare", action="store_true", help=f"run {', '.join(COMPARED)}, where --policies does not say which")
     add("--routers", type=Whole(1, ROUTERS_MAX), default=4, metavar="N", help="of the policies with several (4)")

@@ -23,7 +23,22 @@ class Report(msgspec.Struct, frozen=True):
     worker: WorkerFound
     """What each worker is."""
     runs: list[RunFound]
-    """One for each policy and size of the fleet, in the order in which they were asked for."""
+    """One for each policy and size of the fleet; by size, and in the order in which policies were asked for."""
+    least: list[LeastFound] = []
+    """The least fleet that keeps --slo, for each policy; empty where nothing is to be kept."""
+
+
+class LeastFound(msgspec.Struct, frozen=True):
+    """The least fleet that keeps what is wanted."""
+
+    policy: str
+    """As on the command line."""
+    policy_name: str
+    """For people."""
+    goals: list[str]
+    """What is wanted."""
+    workers: int | None
+    """Its size; null where no fleet up to the largest one that was tried is enough."""
 
 
 class LoadFound(msgspec.Struct, frozen=True):
@@ -128,9 +143,9 @@ class RunFound(msgspec.Struct, frozen=True):
     price."""
 
 
-def report_of(load: Load, fleet: FleetOptions, runs: Sequence[Run]) -> Report:
-    """Return what there is to say of runs of one load."""
-    return Report(_load_found(load), _worker_found(fleet), [run_found(run) for run in runs])
+def report_of(load: Load, fleet: FleetOptions, runs: Sequence[Run], least: Sequence[LeastFound] = ()) -> Report:
+    """Return what there is to say of runs of one load. least: what was found for --slo."""
+    return Report(_load_found(load), _worker_found(fleet), [run_found(run) for run in runs], list(least))
 
 
 def run_found(run: Run) -> RunFound:

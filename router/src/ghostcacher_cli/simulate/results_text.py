@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ghostcacher_cli.simulate.results import Percentiles, Report, RunFound
+from ghostcacher_cli.simulate.results import LeastFound, Percentiles, Report, RunFound
 from ghostcacher_cli.terminal.text import NOTHING, count, duration, milliseconds, printable, table
 
 ANSWERED = "answered"
@@ -15,6 +15,7 @@ def report_lines(report: Report) -> list[str]:
     return [
         *_load(report),
         "",
+        *_least(report.least),
         *_runs(report.runs),
         "",
         *_tokens(report.runs),
@@ -31,6 +32,14 @@ def _load(report: Report) -> Iterator[str]:
         f"{load.name}: {load.requests:,} requests in {duration(load.duration_s)}, {count(load.prompt_tokens)} prompt "
         f"tokens ({percent(saveable)} of them were there before), {count(load.answer_tokens)} answer tokens"
     )
+
+
+def _least(least: Sequence[LeastFound]) -> Iterator[str]:
+    for each in least:
+        needs = "no fleet that was tried is enough" if each.workers is None else f"{each.workers} workers"
+        yield f"{each.policy_name}: {needs} for {', '.join(each.goals)}"
+    if least:
+        yield ""
 
 
 def _runs(runs: Sequence[RunFound]) -> Iterator[str]:

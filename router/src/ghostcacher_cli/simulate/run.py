@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from ghostcacher_cli.simulate.arguments import LoadOptions, SimulateOptions, parse
 from ghostcacher_cli.simulate.pictures import require, write_picture
-from ghostcacher_cli.simulate.results import report_of
+from ghostcacher_cli.simulate.results import LeastFound, report_of, run_found
 from ghostcacher_cli.simulate.results_text import report_lines
+from ghostcacher_cli.simulate.slo import least_workers, serves
 from ghostcacher_cli.terminal.live import Live
 from ghostcacher_simulator.load.generated import make_load
 from ghostcacher_simulator.load.requests import Load
 from ghostcacher_simulator.load.trace_files import read_trace
+from ghostcacher_simulator.replay.policies import Entrant
 from ghostcacher_simulator.replay.replay import Run, replay
 from ghostcacher_simulator.virtual_time import run_virtual
 
@@ -26,12 +28,12 @@ def main(words: Sequence[str]) -> int:
     live = Live(sys.stderr)
     try:
         load = load_of(options.load)
-        runs = list(simulate(options, load, lambda what: live.show([what])))
+        runs, least = simulate(options, load, lambda what: live.show([what]))
     finally:
         live.clear()
     if options.plot is not None:
         write_picture(runs, options.plot)
-    report = report_of(load, options.fleet, runs)
+    report = report_of(load, options.fleet, runs, least)
     if options.as_json:
         print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())
     else:
@@ -53,9 +55,31 @@ def load_of(options: LoadOptions) -> Load:
     )
 
 
-def simulate(options: SimulateOptions, load: Load, tell: Callable[[str], object]) -> Iterator[Run]:
-    """Yield one run after the other. tell: is told what is being done."""
+def simulate(
+    options: SimulateOptions, load: Load, tell: Callable[[str], object]
+) -> tuple[Sequence[Run], Sequence[LeastFound]]:
+    """Return all runs, by size, and the least fleet of each policy where one is looked for.
+
+    tell: is told what is being done.
+    """
+    runs: dict[tuple[int, str], Run] = {}
+
+    def run(workers: int, entrant: Entrant) -> Run:
+        tell(f"{entrant.name}, {workers} workers")
+        found = runs[workers, entrant.key] = run_virtual(replay(entrant, load, options.fleet.of(workers)))
+        return found
+
     for workers in options.workers:
         for entrant in options.policies:
-            tell(f"{entrant.name}, {workers} workers")
-            yield run_virtual(replay(entrant, load, options.fleet.of(workers)))
+            run(workers, entrant)
+    least = []
+    if options.goals:
+        goals = [str(goal) for goal in options.goals]
+        for entrant in options.policies:
+            size = least_workers(
+                lambda workers, entrant=entrant: serves(run_found(run(workers, entrant)), options.goals),  # type: ignore[misc]
+                options.workers_max,
+            )
+            least.append(LeastFound(entrant.key, entrant.name, goals, size))
+    order = [entrant.key for entrant in options.policies]
+    return [runs[key] for key in sorted(runs, key=lambda key: (key[0], order.index(key[1])))], least
