@@ -18,7 +18,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.replay.replay import Replay
 
 RENEW_S = 2.0
-"""From Redis' return, or its loss of everything, until workers renew their leases and enter what was lost."""
+"""From Redis' return, or its loss of everything, until workers renew their leases and enter what was lost, twice."""
 EXPECTED = "death:WORKER@S, death:WORKER@S+S, redis@S+S, flush@S or link:WORKER@S+S/N"
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _FORM = re.compile(rf"(death|redis|flush|link)(?::(w[0-9]+))?@{_NUMBER}(?:\+{_NUMBER})?(?:/{_NUMBER})?")
@@ -85,7 +85,8 @@ def _timeline(script: _Script, failures: Sequence[Failure]) -> Iterator[tuple[fl
         if failure.lasts_s is not None:
             yield ends_s, end
         if failure.kind in {"redis", "flush"}:
-            yield ends_s + RENEW_S, script.renew
+            # The second time they find those that came back after them.
+            yield from ((ends_s + times * RENEW_S, script.renew) for times in (1, 2))
 
 
 class _Script:

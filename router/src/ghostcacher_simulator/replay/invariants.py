@@ -63,6 +63,7 @@ class Invariants:
                 assert not worker.pool.referenced, f"{worker.name}: {worker.pool!r}"
                 assert not worker.requests, f"{worker.name}: {worker.requests} requests"
             self._check_routers()
+            self._check_routers_at_rest()
             self._check_index()
         except AssertionError as exc:
             raise self._broken(str(exc), "the end") from exc
@@ -93,6 +94,13 @@ class Invariants:
             in_flight = state.queues.in_flight_total
             assert in_flight <= under_way, f"router: expected at most {under_way} in flight, got {in_flight}"
 
+    def _check_routers_at_rest(self) -> None:
+        policy = self._replay.policy
+        for router in policy.routers if isinstance(policy, GhostCacher) else ():
+            state = router.routing.state
+            assert not state.queues.in_flight_total, f"router: {state.queues!r}"
+            assert not len(state.locks), f"router: {state.locks!r}"
+
     def _check_index(self) -> None:
         stores = self._replay.stores
         if stores is None or not stores.index.reachable:
@@ -109,6 +117,8 @@ class Invariants:
                     assert found == (block, at.generation), f"index: {hit.worker} has no {block.hex()[:8]} at {at}"
 
     def _pulled(self, pulled: Pulled) -> None:
+        if pulled.peer.dead:
+            raise self._broken(f"{pulled.peer.name}: expected no read of a dead worker to count", "a pull")
         for block, at in zip(pulled.blocks, pulled.locations, strict=True):
             content = pulled.peer.content(at)
             if content != block:
