@@ -85,7 +85,7 @@ READ_BY_US = (
     Hook(f"{STEP}:CachedRequestData", "req_ids num_computed_tokens resumed_req_ids", "follow running requests"),
     Hook(
         "vllm.v1.outputs:KVConnectorOutput",
-        "invalid_block_ids finished_recving kv_connector_worker_meta",
+        "invalid_block_ids finished_recving failed_recving kv_connector_worker_meta",
         "tell the scheduler what has arrived, and what has not",
     ),
     Hook(

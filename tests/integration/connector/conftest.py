@@ -38,7 +38,13 @@ def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
 
     engines: list[SimEngine] = []
 
-    def factory(name: str = "a", *, settings: dict[str, Any] | None = None, **options: Any) -> SimEngine:
+    def factory(
+        name: str = "a",
+        *,
+        settings: dict[str, Any] | None = None,
+        kind: type[SimEngine] = SimEngine,
+        **options: Any,
+    ) -> SimEngine:
         chosen = {
             "redis_url": redis_server.url,
             "pull": "always",
@@ -49,7 +55,7 @@ def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
             "lease_ttl_s": 60.0,
             **(settings or {}),
         }
-        engines.append(SimEngine(name, model, chosen, **options))
+        engines.append(kind(name, model, chosen, **options))
         return engines[-1]
 
     yield factory
