@@ -143,8 +143,10 @@ class SimRank:
         """
         state, count = self._running[request_id], output.num_scheduled_tokens[request_id]
         drafts = output.scheduled_spec_decode_tokens.get(request_id, [])
-        drafted = RunnerRequest([*state.tokens, *drafts], state.blocks, state.weight, numbers=list(state.numbers))
         computed = self._computed(request_id, output)
+        # They are what they are with the weight of this step, whenever somebody looks at them.
+        state.number(min(computed + count, len(state.tokens)) - 1)
+        drafted = RunnerRequest([*state.tokens, *drafts], state.blocks, state.weight, numbers=list(state.numbers))
         error = 0 if self._check(request_id, state, computed) else 1
         for position in range(computed, computed + count):
             self._store(request_id, state, position, drafted.number(position) ^ error)
