@@ -19,8 +19,9 @@ from ghostcacher_connector.core.breaker import BREAKER_S, Breaker
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
 from ghostcacher_connector.core.threads import daemon_thread
-from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
+from ghostcacher_connector.core.types import BlockHash, Location, MissReason, PrefixHit
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.pull.cache_groups import ONE_GROUP, CacheGroups, group_key
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ QUEUE_MAX = 512
 
 ANSWERS_PER_QUEUE = 8
 """Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
+
+WINDOW_LOOKUPS_MAX = 8
+"""Calls of the index for the windows of one prefix: each takes a fraction of a millisecond, and leads past one gap."""
 
 
 class Pending(Enum):
@@ -75,6 +79,7 @@ class LookupService:
     candidates: returns the workers that may be asked for; called on these threads, so it must be thread-safe, as must:
     line_up: puts this worker last in the line of those that pull a prefix, which its last block names, and returns who
     is before it. None: it stands in no line.
+    groups: of the engine; of several, a holder has what a hit needs in each.
     """
 
     def __init__(
@@ -86,9 +91,11 @@ class LookupService:
         queue_max: int = QUEUE_MAX,
         locations_for: int = 4,
         line_up: Callable[[BlockHash], Sequence[str]] | None = None,
+        groups: CacheGroups = ONE_GROUP,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
+        self.groups = groups
         self._candidates = candidates
         self._queue_max = queue_max
         self._locations_for = locations_for
@@ -180,7 +187,7 @@ class LookupService:
         if self._breaker.open:
             return _unavailable("the index failed a moment ago", self._clock() - asked.since)
         try:
-            hits = self._index.lookup(self._candidates(), asked.blocks, locations_for=self._locations_for)
+            hits = self._hits(self._candidates(), asked.blocks)
         except IndexUnavailable as exc:
             now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
@@ -189,6 +196,49 @@ class LookupService:
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
         return LookupAnswer(hits, self._clock() - asked.since, reason, ahead=self._ahead(asked, hits))
+
+    def _hits(self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash]) -> list[PrefixHit]:
+        """Return who holds a prefix: with several KV cache groups those who have the longest one in all of them."""
+        hits = self._index.lookup(candidates, blocks, locations_for=self._locations_for)
+        if not self.groups.others:
+            return hits
+        ends = {hit.incarnation: hit.length for hit in hits if hit.locations}
+        for _ in range(WINDOW_LOOKUPS_MAX):
+            end = max(ends.values(), default=0)
+            holders = {ref.incarnation: ref for ref in candidates if end and ends.get(ref.incarnation) == end}
+            if not holders:
+                break
+            windows = self._windows(list(holders.values()), blocks[:end])
+            whole = [
+                hit._replace(length=end, locations=hit.locations[:end], windows=found)
+                for hit in hits
+                if hit.incarnation in holders and not isinstance(found := windows[hit.incarnation], int)
+            ]
+            if whole:
+                return whole
+            ends.update((name, gap) for name, gap in windows.items() if isinstance(gap, int))
+        return []
+
+    def _windows(
+        self, holders: Sequence[WorkerRef], blocks: Sequence[BlockHash]
+    ) -> dict[bytes, tuple[tuple[int, Location], ...] | int]:
+        """Return what each holder has in the other groups for a hit of these very blocks, as `PrefixHit` has it.
+
+        Of one that lacks a block, the number of the last such block: it may have a hit of the blocks before that.
+        """
+        needed = self.groups.needed(len(blocks))
+        backwards = sorted(needed, reverse=True)
+        keys = [group_key(blocks[index], number) for index, number in backwards]
+        found = self._index.lookup(holders, keys, locations_for=len(holders), root=blocks[0])
+        at = {hit.incarnation: dict(zip(backwards, hit.locations, strict=False)) for hit in found}
+        windows: dict[bytes, tuple[tuple[int, Location], ...] | int] = {}
+        for holder in holders:
+            held = at.get(holder.incarnation, {})
+            if len(held) == len(needed):
+                windows[holder.incarnation] = tuple((block, held[block, number]) for block, number in needed)
+            else:
+                windows[holder.incarnation] = backwards[len(held)][0]
+        return windows
 
     def _ahead(self, asked: _Asked, hits: Sequence[PrefixHit]) -> tuple[str, ...]:
         """Line up for what the hits promise; return who is before this worker, as far as can be known."""

@@ -28,6 +28,7 @@ from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.url import make_client, parse_redis_url
 from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.pull.cache_groups import block_of
 from tests.support.redis_proxy import Proxy
 
 CONNECTOR = {"pull": "always", "redis_timeout_s": 1.0, "lookup_deadline_ms": 1000.0}
@@ -147,8 +148,14 @@ class Fleet:
         return until(settled, f"no more changes of {name} in the index")[0]
 
     def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
-        """Return once the index holds `count` blocks of a worker that were not in it before."""
-        until(lambda: len(self.entries(name).keys() - before.keys()) >= count, f"{count} more entries of {name}")
+        """Return once the index holds `count` blocks of a worker that were not in it before.
+
+        With several KV cache groups a block has a name in each; they are entered together.
+        """
+        until(
+            lambda: len({block_of(key) for key in self.entries(name).keys() - before.keys()}) >= count,
+            f"{count} more blocks of {name}",
+        )
 
     def recompute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:
         """Complete a prompt without any cache: a salt of its own, and no pull."""

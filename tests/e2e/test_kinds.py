@@ -41,6 +41,8 @@ class Case(NamedTuple):
     extra_args: tuple[str, ...]
     block_tokens: int = BLOCK_TOKENS
     env: Mapping[str, str] = {}
+    blocks: int = BLOCKS
+    """Of the KV cache, counted as those of a cache with one group."""
 
     @property
     def drafts(self) -> bool:
@@ -50,6 +52,7 @@ class Case(NamedTuple):
 CASES = {
     "window-fp8-ngram": Case("window-fp8", (*NO_HYBRID, *FP8, *NGRAM)),
     "window": Case("window", NO_HYBRID),
+    "hybrid": Case("window", (), blocks=80),
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
@@ -69,7 +72,7 @@ def fleet(case: Case, log_dir: Path) -> Iterator[Fleet]:
         "extra_args": case.extra_args,
         "env": case.env,
         "block_size": case.block_tokens,
-        "num_blocks": BLOCKS,
+        "num_blocks": case.blocks,
         "max_model_len": 1024,
     }
     model = ensure_model("tiny", kind=case.kind)

@@ -159,11 +159,17 @@ class BlockIndex(ABC):
 
     @abstractmethod
     def lookup(
-        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+        self,
+        candidates: Sequence[WorkerRef],
+        blocks: Sequence[BlockHash],
+        *,
+        locations_for: int = 4,
+        root: BlockHash | None = None,
     ) -> list[PrefixHit]:
         """Return the longest indexed prefix that each candidate holds, longest first; misses are left out.
 
         candidates: workers of one namespace. blocks: chain hashes in prefix order, shape (num_blocks,).
+        root: what they were entered under; None: the first of them.
         Counts from block 0; a gap or a malformed entry ends the match. The `locations_for` best workers come with the
         locations of their whole prefix. The length of any other is an upper bound: where it lost blocks from the
         middle of a chain, its prefix may be shorter. Entries are verified where locations are returned, and there

@@ -177,14 +177,20 @@ class MemoryIndex(BlockIndex):
             self._blocks.pop((ref.namespace, ref.incarnation, partition))
 
     def lookup(
-        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+        self,
+        candidates: Sequence[WorkerRef],
+        blocks: Sequence[BlockHash],
+        *,
+        locations_for: int = 4,
+        root: BlockHash | None = None,
     ) -> list[PrefixHit]:
         if not candidates or not blocks:
             return []
         hits = []
+        partition = self.partition(root or blocks[0])
         with self._reached():
             for ref in candidates:
-                held = self._blocks.get((ref.namespace, ref.incarnation, self.partition(blocks[0]))) or {}
+                held = self._blocks.get((ref.namespace, ref.incarnation, partition)) or {}
                 values = _prefix(held, blocks)
                 binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
                 whole = takewhile(lambda value: len(value) == schema.ENTRY_BYTES, values)

@@ -118,14 +118,19 @@ class RedisIndex(BlockIndex):
         self._calls.call(lambda client: client.unlink(key))
 
     def lookup(
-        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+        self,
+        candidates: Sequence[WorkerRef],
+        blocks: Sequence[BlockHash],
+        *,
+        locations_for: int = 4,
+        root: BlockHash | None = None,
     ) -> list[PrefixHit]:
         if not candidates or not blocks:
             return []
         candidates = candidates[:LOOKUP_CANDIDATES_MAX]
         namespace = candidates[0].namespace
         assert all(ref.namespace == namespace for ref in candidates), "candidates of more than one namespace"
-        partition = self.partition(blocks[0])
+        partition = self.partition(root or blocks[0])
         keys = [schema.blocks_key(namespace, partition, ref.incarnation) for ref in candidates]
         width, chain = _chain(blocks)
         reply = self._calls.run("lookup", keys, [width, chain, locations_for, schema.ENTRY_BYTES, schema.TIER_MAX])

@@ -20,6 +20,7 @@ from ghostcacher_connector.engines.vllm.scheduling.matching import LOOKUP_WAIT_M
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.accounting import PullReport
+from ghostcacher_connector.pull.cache_groups import ONE_GROUP
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING
 from ghostcacher_connector.transfer.base import PullOutcome
@@ -215,7 +216,10 @@ class Bench:
     def __init__(self, tokens_per_s: float) -> None:
         self.clock, self.recorder = FakeClock(), Recorder()
         lookups: Any = SimpleNamespace(
-            start=lambda *_, **__: None, poll=lambda *_, **__: PENDING, forget=lambda _: None
+            start=lambda *_, **__: None,
+            poll=lambda *_, **__: PENDING,
+            forget=lambda _: None,
+            groups=ONE_GROUP,
         )
         self.matcher = Matcher(
             Settings(pull="always"),
@@ -255,7 +259,7 @@ class Bench:
     def pull(self, tracked: Tracked) -> None:
         """Ask for a request's blocks, and allocate slots for them."""
         assert self.matcher.match(tracked, 0) == BLOCKS * 16
-        self.matcher.allocated(tracked, list(range(BLOCKS)), BLOCKS * 16)
+        self.matcher.allocated(tracked, [list(range(BLOCKS))], BLOCKS * 16)
         tracked.request.status = RequestStatus.WAITING_FOR_REMOTE_KVS
 
     def misses(self, reason: MissReason) -> float:

@@ -13,9 +13,10 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
+from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK
 from ghostcacher_connector.engines.vllm.messages import PullOrder
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.loaded_first import LoadedFirst
@@ -37,13 +39,13 @@ from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.pull.pull_spans import pull_span
+from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
 
-GROUPS = [0]
-"""The only KV cache group (support.py refuses others)."""
+logger = logging.getLogger(__name__)
 
 JOIN_SHARE = 0.5
 """A request joins another one's pull when they have at least so much of the larger of both in common: else it would
@@ -106,6 +108,7 @@ class Matcher(PrefixMatcher):
             clock=clock,
         )
         self._forecaster = forecaster
+        self._groups = lookups.groups
         self._turns = Turns(settings, forecaster, recorder, block_tokens=block_tokens, clock=clock)
         self._fetcher = fetcher
         self._block_bytes = block_bytes
@@ -122,7 +125,7 @@ class Matcher(PrefixMatcher):
             self._start_lookup(
                 tracked,
                 request.block_hashes[: tracked.pullable],
-                lambda block: pool is not None and pool.get_cached_block(block, GROUPS) is not None,
+                lambda block: pool is not None and pool.get_cached_block(block, [self._groups.first]) is not None,
             )
 
     def forget(self, tracked: PullState) -> None:
@@ -161,14 +164,18 @@ class Matcher(PrefixMatcher):
             return None
         return count * self._block_tokens
 
-    def allocated(self, tracked: Tracked, slots: list[int], token_count: int) -> None:
-        """Order the pull into the slots that vLLM gave. slots: of all the request's blocks, in order."""
+    def allocated(self, tracked: Tracked, tables: Sequence[Sequence[int]], token_count: int) -> None:
+        """Order the pull into the slots that vLLM gave. tables: all slots of the request, of each KV cache group."""
         plan = tracked.plan
         assert tracked.phase is Phase.PLANNED
         assert plan is not None
         count = min(plan.block_count, token_count // self._block_tokens)
-        local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
-        order = PullOrder(tracked.request_id, local, plan.sources_of(count), self._settings.pull_timeout_s)
+        local = self._local_slots(tables, plan.first_block, plan.first_block + count)
+        sources = plan.sources_of(count)
+        if local is None or (plan.window_blocks is not None and count != plan.block_count):
+            logger.error("request %s: vLLM waits for other blocks than are pulled: it is computed", tracked.request_id)
+            local, sources = np.zeros(1, dtype=np.int64), plan.sources_of(0)
+        order = PullOrder(tracked.request_id, local, sources, self._settings.pull_timeout_s)
         self._orders.append(order)
         first = order.sources[0]
         tier = plan.tier_of(first.worker)
@@ -179,6 +186,19 @@ class Matcher(PrefixMatcher):
         )
         tracked.phase, tracked.ordered_at = Phase.LOADING, self._clock()
         self._count_misses(tracked, plan.first_block + count, MissReason.NOT_INDEXED)
+
+    def _local_slots(self, tables: Sequence[Sequence[int]], first_block: int, end_block: int) -> Slots | None:
+        """Return the slots of blocks ``[first_block, end_block)``, group by group, as a plan has them.
+
+        None where vLLM waits for more or fewer blocks of a group than a plan brings.
+        """
+        slots = list(tables[self._groups.first][first_block:end_block])
+        for group in self._groups.others:
+            table, span = tables[group.number], group.span(first_block, end_block)
+            if [index for index in range(first_block, end_block) if table[index] != NULL_BLOCK] != list(span):
+                return None
+            slots += table[span.start : span.stop]
+        return np.asarray(slots, dtype=np.int64)
 
     def _pin(self, tracked: Tracked, plan: PullPlan, order: PullOrder) -> None:
         """Keep in the tier what a pull reads there."""
@@ -219,6 +239,7 @@ class Matcher(PrefixMatcher):
             pull_span(self._tracer, headers, tracked.ordered_at, self._clock(), reports)
         usable = min((report.blocks_usable for report in reports), default=0)
         if tracked.plan is not None and reports:
+            usable = tracked.plan.usable(usable)
             self._account(tracked.plan, reports)
             if self._tier is not None and all(report.worker == self._tier.worker for report in reports):
                 self._tier.loaded(usable)
@@ -282,7 +303,7 @@ class Matcher(PrefixMatcher):
             self._forecaster,
             plan,
             block_tokens=self._block_tokens,
-            usable=min(report.blocks_usable for report in reports),
+            usable=plan.usable(min(report.blocks_usable for report in reports)),
             seconds=max(report.seconds for report in reports),
             reason=next((r.reason for r in reports if r.reason is not None), None),
         )
@@ -298,4 +319,6 @@ def _alike(flight: _Flight, tracked: Tracked, plan: PullPlan) -> bool:
     if not flight.first_block <= first < end or hashes[first] != others[first]:
         return False
     common = next((number for number in range(first, end) if hashes[number] != others[number]), end) - first
+    if plan.window_blocks is not None and first + common != flight.end_block:
+        return False  # its windows are those of its own end
     return common >= JOIN_SHARE * max(plan.block_count, flight.end_block - flight.first_block)

@@ -270,7 +270,7 @@ class ConnectorScheduler:
     def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
         tracked = self._tracked.get(request.request_id)
         if self._matcher is not None and tracked is not None and token_count > 0:
-            self._matcher.allocated(tracked, blocks.get_block_ids()[0], token_count)
+            self._matcher.allocated(tracked, blocks.get_block_ids(), token_count)
 
     def finished(self, request: Request) -> None:
         """A request has ended: give up a pull that is in flight. What steps have filled for it is still published."""
