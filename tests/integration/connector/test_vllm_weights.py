@@ -218,7 +218,7 @@ def test_weights_changed_in_the_midst_of_requests(make: Make, in_flight: int) ->
         b.run()
         assert b.wrong == []
         assert b.counted("gc_cache_hits_total") == before
-    a.wrong.clear()
+    a.rank.wrong.clear()
     assert not a.scheduler.has_requests()
     reset(a)
     compute(a, 3)
