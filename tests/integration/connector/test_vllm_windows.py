@@ -179,6 +179,7 @@ def test_reader_holds_the_windows_of_its_own_end_alone(fleet: Callable[..., list
     a_keys, b_keys = advertised(a), advertised(b)
     assert window_key(a, "long", 2, 0) in a_keys
     assert window_key(b, "long", 2, 0) not in b_keys
+    assert all(window_key(b, "long", index, group) in b_keys for index in (4, 5, 6) for group in (0, 2))
     run(c, "short", PROMPT[: 4 * BLOCK_TOKENS] + tokens_of(5, 40))
     assert c.counted("gc_cache_hits_total") == 4
     a.close()
@@ -278,3 +279,17 @@ def test_windowed_requests_of_one_prompt_share_one_pull(fleet: Callable[..., lis
     assert b.wrong == []
     assert b.counted("gc_pulls_total") == 1
     assert [b.outputs(f"r{number}") for number in range(3)] == 3 * [expected_output(PROMPT, 4)]
+
+
+def test_request_does_not_wait_for_a_pull_that_ends_elsewhere(fleet: Callable[..., list[WindowEngine]]) -> None:
+    """What two prompts share is of no use to one of them where the other one's windows come: both pull."""
+    a, b = fleet()
+    other = PROMPT[: 5 * BLOCK_TOKENS] + tokens_of(5, 40)
+    run(a, "long", PROMPT)
+    for name, prompt in (("long", PROMPT), ("other", other)):
+        b.add(name, prompt)
+    b.run()
+    assert b.wrong == []
+    assert b.outputs("other") == expected_output(other, 4)
+    assert b.counted("gc_joined_pulls_total") == 0
+    assert b.counted("gc_pulls_total") == 2
