@@ -28,7 +28,6 @@ from ghostcacher_connector.core import schema
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.url import make_client, parse_redis_url
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_connector.pull.cache_groups import block_of
 from tests.support.redis_proxy import Proxy
 
 CONNECTOR = {"pull": "always", "redis_timeout_s": 1.0, "lookup_deadline_ms": 1000.0}
@@ -82,6 +81,8 @@ class Fleet:
         self.index = RedisIndex(redis.url, timeout_s=2.0)
         self._raw = make_client(parse_redis_url(redis.url), 2.0)
         self._documents = documents
+        self.cache_groups = 1
+        """How many KV cache groups the engines have: a block has an entry for each."""
 
     def client(self, name: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Client:
         engine = self.engines[name]
@@ -148,14 +149,9 @@ class Fleet:
         return until(settled, f"no more changes of {name} in the index")[0]
 
     def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
-        """Return once the index holds `count` blocks of a worker that were not in it before.
-
-        With several KV cache groups a block has a name in each; they are entered together.
-        """
-        until(
-            lambda: len({block_of(key) for key in self.entries(name).keys() - before.keys()}) >= count,
-            f"{count} more blocks of {name}",
-        )
+        """Return once the index holds `count` blocks of a worker that were not in it before, in every group."""
+        wanted = count * self.cache_groups
+        until(lambda: len(self.entries(name).keys() - before.keys()) >= wanted, f"{wanted} more entries of {name}")
 
     def recompute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:
         """Complete a prompt without any cache: a salt of its own, and no pull."""
