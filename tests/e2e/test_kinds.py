@@ -43,8 +43,8 @@ class Case(NamedTuple):
     env: Mapping[str, str] = {}
     blocks: int = BLOCKS
     """Of the KV cache, counted as those of a cache with one group."""
-    groups: int = 1
-    """Of the KV cache."""
+    window_blocks: int = 0
+    """Blocks of a window in a KV cache group of its own."""
 
     @property
     def drafts(self) -> bool:
@@ -54,7 +54,7 @@ class Case(NamedTuple):
 CASES = {
     "window-fp8-ngram": Case("window-fp8", (*NO_HYBRID, *FP8, *NGRAM)),
     "window": Case("window", NO_HYBRID),
-    "hybrid": Case("window", (), blocks=80, groups=2),
+    "hybrid": Case("window", (), blocks=80, window_blocks=3),
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
@@ -79,7 +79,7 @@ def fleet(case: Case, log_dir: Path) -> Iterator[Fleet]:
     }
     model = ensure_model("tiny", kind=case.kind)
     with running(model, {"a": options, "b": options}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
-        fleet.cache_groups = case.groups
+        fleet.window_blocks = case.window_blocks
         yield fleet
 
 
