@@ -82,7 +82,7 @@ class Fleet:
         self._raw = make_client(parse_redis_url(redis.url), 2.0)
         self._documents = documents
         self.window_blocks = 0
-        """How many blocks of a prompt have an entry in a second KV cache group, too: vLLM may keep the last ones alone."""
+        """How many blocks of a prompt have an entry in a second KV cache group, too: vLLM keeps the last ones alone."""
 
     def client(self, name: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Client:
         engine = self.engines[name]
