@@ -73,7 +73,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang setup-prometheus demo test test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -108,6 +108,9 @@ $(PROMETHEUS_STAMP): $(STAMP)
 
 demo: $(ENGINE_STAMP) ## two engines, one cache: what it saves (MODEL=name for another model, ARGS=...)
 	$(ENGINE_PYTHON) -m benchmarks.demo $(MODEL_ARGS) $(ARGS)
+
+notebooks: $(STAMP) ## run the notebooks of docs/notebooks, with their results into build/notebooks (ARGS="--short 01")
+	$(BIN)/python docs/notebooks/run.py $(ARGS)
 
 test: $(STAMP) setup-prometheus test-sglang $(SDK_NODE) ## all tests: unit, contract, integration, e2e; stops after 3 failures
 	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(SIDE_BY_SIDE) $(ARGS) $(NONE_CHOSEN)
@@ -156,6 +159,9 @@ $(SDK_NODE): sdk/typescript/package.json
 
 test-sdk: $(STAMP) $(SDK_NODE) ## our own clients, for Python and TypeScript, against a router
 	$(BIN)/python -m pytest tests/unit/sdk tests/integration/sdk $(ARGS)
+
+test-notebooks: $(STAMP) ## the notebooks in their short form, on one fleet; part of test, too
+	$(BIN)/python -m pytest tests/unit/test_notebooks.py tests/e2e/test_notebook_runs.py $(ARGS)
 
 test-clients: $(CLIENTS_STAMP) tests/clients/node/node_modules $(SDK_NODE) ## clients that other people wrote, and ours, through the router
 	@! [ -d $(SDK_NODE) ] || node sdk/typescript/build.mjs

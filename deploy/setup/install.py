@@ -63,7 +63,7 @@ def set_up_vllm(folder: Path) -> None:
     environment.step("NIXL (130 MB)", there=environment.has(NIXL))
     environment.install(NIXL)
     environment.step("GhostCacher, in place, and its development tools (160 MB)")
-    environment.install("--editable", f"{ROOT}[dev]")
+    environment.install("--editable", f"{ROOT}[dev]", "--editable", os.fspath(ROOT / "sdk" / "python"))
     environment.finish()
 
 
