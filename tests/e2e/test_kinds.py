@@ -108,6 +108,8 @@ def test_pulled_prefix_gives_the_answer_of_the_engine_s_own_cache(fleet: Fleet, 
 
 def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
     """Drafts that were right are pulled like other tokens, and what they leave of the wrong ones is not."""
+    if case.window_blocks:
+        pytest.skip("vLLM keeps the windows at the ends of prompts, and not those of answers")
     prompt = prompt_of(fleet, case, 2)
     before, drafted = fleet.entries("b"), fleet.counters("b")
     first = fleet.client("b").complete(prompt, max_tokens=4 * case.block_tokens, ignore_eos=True)
