@@ -73,7 +73,7 @@ BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree
 	routing_traces.py policies.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 
-.PHONY: help setup setup-sglang setup-prometheus demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard manifests wheel release gpu-check clean distclean
+.PHONY: help setup setup-sglang setup-prometheus setup-browser demo notebooks test test-notebooks test-sglang test-matrix test-matrix-short test-kinds test-clients test-sdk test-fast lint format types soak bench bench-short docs reference dashboard screenshots manifests wheel release gpu-check clean distclean
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,7 +87,7 @@ $(STAMP): $(INSTALLED)
 
 setup-sglang: ## make the virtual environment of SGLang (SGLANG_VENV=.venv-sglang); where it cannot be, say why
 	@$(MAKE) --no-print-directory $(SGLANG_STAMP) || { \
-		[ "$$GHOSTCACHER_REQUIRE_SGLANG" != 1 ] || exit 1; \
+		[ "$${GHOSTCACHER_REQUIRE_SGLANG:-}" != 1 ] || exit 1; \
 		echo "SGLang could not be installed on this machine (see above): its tests and benchmarks are skipped" >&2; }
 
 $(SGLANG_STAMP): $(SGLANG_INSTALLED)
@@ -100,11 +100,21 @@ $(BESIDE_STAMP): $(INSTALLED)
 PROMETHEUS_STAMP := $(VENV)/.prometheus-$(call key,deploy/setup/debian_programs.py)
 setup-prometheus: $(STAMP) ## Prometheus and promtool into $(VENV), from Debian's package; where they cannot be, say why
 	@$(MAKE) --no-print-directory $(PROMETHEUS_STAMP) || { \
-		[ "$$GHOSTCACHER_REQUIRE_PROMETHEUS" != 1 ] || exit 1; \
+		[ "$${GHOSTCACHER_REQUIRE_PROMETHEUS:-}" != 1 ] || exit 1; \
 		echo "Prometheus could not be had on this machine (see above): tests of alerts and dashboards are skipped" >&2; }
 
 $(PROMETHEUS_STAMP): $(STAMP)
 	@[ -e $@ ] || $(INSTALL) prometheus $(VENV); touch $@
+
+# The dashboard is looked at with a real one.
+BROWSER_STAMP := $(VENV)/.browser-$(call key,deploy/setup/debian_programs.py)
+setup-browser: $(STAMP) ## Chromium into $(VENV), from Debian's packages; where it cannot be, say why
+	@$(MAKE) --no-print-directory $(BROWSER_STAMP) || { \
+		[ "$${GHOSTCACHER_REQUIRE_BROWSER:-}" != 1 ] || exit 1; \
+		echo "Chromium could not be had on this machine (see above): THE DASHBOARD IS NOT TESTED IN A BROWSER" >&2; }
+
+$(BROWSER_STAMP): $(STAMP)
+	@[ -e $@ ] || $(INSTALL) browser $(VENV); touch $@
 
 demo: $(ENGINE_STAMP) ## two engines, one cache: what it saves (MODEL=name for another model, ARGS=...)
 	$(ENGINE_PYTHON) -m benchmarks.demo $(MODEL_ARGS) $(ARGS)
@@ -112,7 +122,7 @@ demo: $(ENGINE_STAMP) ## two engines, one cache: what it saves (MODEL=name for a
 notebooks: $(STAMP) ## run the notebooks of docs/notebooks, with their results into build/notebooks (ARGS="--short 01")
 	$(BIN)/python docs/notebooks/run.py $(ARGS)
 
-test: $(STAMP) setup-prometheus test-sglang $(SDK_NODE) ## all tests: unit, contract, integration, e2e; stops after 3 failures
+test: $(STAMP) setup-prometheus setup-browser test-sglang $(SDK_NODE) ## all tests: unit, contract, integration, e2e; stops after 3 failures
 	$(BIN)/python -m pytest tests/unit tests/contract tests/integration $(SIDE_BY_SIDE) $(ARGS) $(NONE_CHOSEN)
 	$(BIN)/python -m pytest tests/e2e --maxfail=3 $(ARGS) $(NONE_CHOSEN)
 
@@ -183,7 +193,7 @@ format: $(STAMP) ## put the sources in order
 types: $(STAMP) ## mypy --strict
 	$(BIN)/mypy
 
-soak: $(STAMP) setup-prometheus test-sglang ## the long form of all tests, hours on a small machine
+soak: $(STAMP) setup-prometheus setup-browser test-sglang ## the long form of all tests, hours on a small machine
 	GHOSTCACHER_SOAK=1 $(BIN)/python -m pytest tests --timeout=3600 $(ARGS)
 
 bench: $(ENGINE_STAMP) setup-sglang ## every benchmark, full length
@@ -209,6 +219,9 @@ manifests: $(STAMP) ## make deploy/kubernetes anew from the Helm chart
 
 dashboard: $(STAMP) ## make Grafana's dashboard anew from deploy/grafana/panels.py
 	$(BIN)/python deploy/grafana/generate.py
+
+screenshots: $(STAMP) setup-browser ## make the pictures of docs/operating/dashboard.md anew, from a fleet that serves traffic
+	$(BIN)/python docs/site/dashboard_pictures.py
 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --outdir dist .

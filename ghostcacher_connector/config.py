@@ -16,6 +16,7 @@ An engine may log its own configuration: give secrets by the environment.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -170,8 +171,11 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
         Seconds, Meta(ge=0.1, le=300, description="bound of one request to the object store, in s")
     ] = 10.0
     object_compression: Annotated[
-        Literal["auto", "always", "never"],
-        Meta(description="lossless compression of objects; auto: where the measured rate of the store makes it pay"),
+        Literal["auto", "always", "never", "fp8"],
+        Meta(
+            description="lossless compression of objects; auto: where the measured rate of the store makes it pay; "
+            "fp8: lossy, KV of 16 or 32 bits is rounded to 8, and shared only among workers that say so"
+        ),
     ] = "auto"
     weights_id: Annotated[
         Text | None, Meta(description="name of the exact weights, for models whose files cannot be read here")
@@ -179,8 +183,8 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     tracing: Annotated[
         bool,
         Meta(
-            description="record spans of look-ups and pulls of requests that vLLM traces (`--otlp-traces-endpoint`), "
-            "through OpenTelemetry"
+            description="record spans of look-ups and pulls of requests that the engine traces (vLLM: "
+            "`--otlp-traces-endpoint`, SGLang: `--enable-trace`), through OpenTelemetry"
         ),
     ] = False
     log_format: Annotated[
@@ -190,10 +194,22 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
     metrics_port: Annotated[
         Port | None,
         Meta(
-            description="loopback port of a Prometheus page of its own; a data-parallel rank's is its number above it; "
-            "0: any; none: no page"
+            description="port of a Prometheus page of its own; a data-parallel rank's is its number above it; 0: any; "
+            "none: no page"
         ),
     ] = None
+    metrics_host: Annotated[
+        Text,
+        Meta(
+            description="address of this machine at which that page is; 0.0.0.0 or ::, all of them, for a Prometheus "
+            "on another machine. There is nothing but metrics, for whoever reaches it"
+        ),
+    ] = "127.0.0.1"
+
+    @property
+    def rounds_objects(self) -> bool:
+        """Whether blocks that come from objects may have been rounded."""
+        return self.object_compression == "fp8"
 
     def check_together(self) -> None:
         """Check what one type cannot say; raise ConfigError."""
@@ -207,6 +223,9 @@ class Settings(RetentionSettings, frozen=True, kw_only=True, forbid_unknown_fiel
                 raise ConfigError(
                     "host_tier_gib: expected more than 0 with object_url: objects are read into it, got 0"
                 )
+        elif self.rounds_objects:
+            raise ConfigError("object_url: expected one with object_compression fp8, got none")
+        _check_metrics_host(self.metrics_host)
         _check_relay(self)
         _check_sizes(self)
 
@@ -235,6 +254,15 @@ def _check_relay(settings: Settings) -> None:
             f"relay_listen: {settings.relay_listen!r} is reachable from other machines: expected relay_token to be set "
             f"({variable_of('relay_token')}, {SECRET_CHARS_MIN} characters or more), got none"
         )
+
+
+def _check_metrics_host(host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(
+            f"metrics_host: expected an IP address of this machine, such as 0.0.0.0 for all of them, got {host!r}"
+        ) from None
 
 
 def _check_sizes(settings: Settings) -> None:

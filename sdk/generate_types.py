@@ -16,27 +16,33 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
 
-from ghostcacher_connector.core import admin_api
+from deploy.generated_files import keep
+from ghostcacher_connector.core import admin_api, dashboard_api
 from ghostcacher_connector.core.types import FlushScope
 
 ROOT = Path(__file__).resolve().parent
-PYTHON = ROOT / "python" / "src" / "ghostcacher" / "client" / "admin_types.py"
+CLIENT = ROOT / "python" / "src" / "ghostcacher" / "client"
 TYPESCRIPT = ROOT / "typescript" / "src" / "admin-types.ts"
 NOTE = "Made by sdk/generate_types.py from the router's schema: change that, then `make reference`."
+
+MODULES = (admin_api, dashboard_api)
+"""The schema, in order: a later module uses an earlier one."""
 
 _SCALARS = {str: "string", int: "number", float: "number", bool: "boolean", type(None): "null", Any: "unknown"}
 
 
-def structs() -> list[type[msgspec.Struct]]:
-    """Return the structures of the schema, in its order."""
+def structs(*modules: ModuleType) -> list[type[msgspec.Struct]]:
+    """Return the structures of the schema, or of some of its modules, in their order."""
     return [
         kind
-        for kind in vars(admin_api).values()
-        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__module__ == admin_api.__name__
+        for module in modules or MODULES
+        for kind in vars(module).values()
+        if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__module__ == module.__name__
     ]
 
 
@@ -62,14 +68,24 @@ def docs_of(kind: type) -> Mapping[str, str]:
     return found
 
 
-def python_module() -> str:
-    """Return the schema as a module that needs nothing of ours."""
+def python_admin() -> str:
+    """Return the admin API's schema as a module that needs nothing of ours."""
     parts = [
         f'"""What the router\'s admin API answers and takes.\n\n{NOTE}\n"""\n\nfrom __future__ import annotations\n\n'
         "from enum import Enum\nfrom typing import Any\n\nimport msgspec\n"
     ]
     parts += [f'\n{name} = "{value}"\n"""{text}"""' for name, value, text in constants()]
-    parts += [f"\n\n\n{inspect.getsource(kind).rstrip()}" for kind in (FlushScope, *structs())]
+    parts += [f"\n\n\n{inspect.getsource(kind).rstrip()}" for kind in (FlushScope, *structs(admin_api))]
+    return "".join(parts) + "\n"
+
+
+def python_dashboard() -> str:
+    """Return what the dashboard asks for as a module beside that one."""
+    parts = [
+        f'"""What the router answers to its dashboard, and to whoever else asks.\n\n{NOTE}\n"""\n\n'
+        "from __future__ import annotations\n\nimport msgspec\n\nfrom ghostcacher.client.admin_types import Quantiles"
+    ]
+    parts += [f"\n\n\n{inspect.getsource(kind).rstrip()}" for kind in structs(dashboard_api)]
     return "".join(parts) + "\n"
 
 
@@ -134,20 +150,16 @@ def squeezed(text: str) -> str:
 
 def made() -> dict[Path, str]:
     """Return the text of each file."""
-    return {PYTHON: python_module(), TYPESCRIPT: typescript_module()}
+    return {
+        CLIENT / "admin_types.py": python_admin(),
+        CLIENT / "dashboard_types.py": python_dashboard(),
+        TYPESCRIPT: typescript_module(),
+    }
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the files, or with --check compare them; return the exit code."""
-    old = []
-    for path, text in made().items():
-        if "--check" not in arguments:
-            path.write_text(text)
-        elif not path.is_file() or path.read_text() != text:
-            old.append(path.name)
-    if old:
-        print(f"sdk: not up to date: {', '.join(old)}; run `make reference`", file=sys.stderr)
-    return 1 if old else 0
+    return keep(made(), arguments, target="reference")
 
 
 if __name__ == "__main__":

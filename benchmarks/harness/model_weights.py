@@ -109,7 +109,10 @@ def _gemma3(plan: Recipe, common: dict[str, Any]) -> Any:
 
 
 def _deepseek(plan: Recipe, common: dict[str, Any]) -> Any:
-    """All layers are dense. There is a norm of the latent vector, and none of queries and keys."""
+    """All layers are dense. There is a norm of the latent vector, and none of queries and keys.
+
+    vLLM takes no tied embeddings here: without a head of its own the model would give each token the same chance.
+    """
     from transformers import DeepseekV2Config, DeepseekV2ForCausalLM  # noqa: PLC0415
 
     config = DeepseekV2Config(
@@ -118,7 +121,7 @@ def _deepseek(plan: Recipe, common: dict[str, Any]) -> Any:
         v_head_dim=plan.head_size,
         first_k_dense_replace=plan.layers,
         **LATENT,
-        **{**common, "num_key_value_heads": plan.heads},
+        **{**common, "num_key_value_heads": plan.heads, "tie_word_embeddings": False},
     )
     model = DeepseekV2ForCausalLM(config)
     model.model.norm.weight.fill_(_last_norm(plan))

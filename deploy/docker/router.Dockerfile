@@ -7,7 +7,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY ghostcacher_connector ghostcacher_connector
 COPY router router
-RUN python -m venv /opt/ghostcacher && /opt/ghostcacher/bin/pip install --no-cache-dir .
+RUN python -m venv /opt/ghostcacher && /opt/ghostcacher/bin/pip install --no-cache-dir "/source[tracing,bedrock]"
 
 FROM ${PYTHON}
 COPY --from=build /opt/ghostcacher /opt/ghostcacher

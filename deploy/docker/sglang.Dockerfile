@@ -15,7 +15,7 @@ COPY --from=build /wheels /wheels
 # The image's own SGLang and torch stay as they are; where the connector does not take that SGLang, the build ends here.
 RUN python3 -m pip list --format=freeze | grep -E '^(torch|sglang)==' > /wheels/constraints.txt \
     && PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir --constraint /wheels/constraints.txt \
-        "$(echo /wheels/*.whl)[sglang]" \
+        "$(echo /wheels/*.whl)[sglang,tracing]" \
     && ghostcacher version
 RUN groupadd --gid 65532 ghostcacher && useradd --uid 65532 --gid 65532 --create-home ghostcacher
 ENV HOME=/home/ghostcacher USER=ghostcacher HF_HOME=/models

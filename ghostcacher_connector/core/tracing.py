@@ -106,6 +106,15 @@ class Tracer:
             sending.join(CLOSE_S)
 
 
+def headers_of(context: Any) -> dict[str, str]:
+    """Return the headers that name the span in a context of OpenTelemetry's own as the parent; none without a span."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
+
+    headers: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(headers, context)
+    return headers
+
+
 def open_tracer(service: str, clock: Callable[[], float] = time.monotonic) -> Tracer:
     """Return the tracer of this process. service: what spans say they are of, unless OTEL_SERVICE_NAME says it.
 

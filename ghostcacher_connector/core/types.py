@@ -240,7 +240,10 @@ class PrefixHit(NamedTuple):
 
 
 class MissReason(str, Enum):
-    """Why a block was computed though the fleet might have held it. Label values of ``gc_cache_misses_total``."""
+    """Why a block was computed though the fleet might have held it. Label values of ``gc_cache_misses_total``.
+
+    Load reports count them in this order: add at the end, and never remove one.
+    """
 
     NOT_INDEXED = "not_indexed"
     INDEX_UNAVAILABLE = "index_unavailable"

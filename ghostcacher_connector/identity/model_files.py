@@ -30,6 +30,11 @@ logger = logging.getLogger(__name__)
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt")
 CONFIG_NAME = "config.json"
 CONFIG_BYTES_MAX = 16 << 20
+PROCESSOR_NAMES = (
+    *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+    *("image_processor_config.json", "feature_extractor_config.json"),
+)
+"""Where a model says how images and other items are prepared: sizes, means, numbers of frames."""
 
 VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path", "_commit_hash"})
 """What tools write into a config without changing the model."""
@@ -114,6 +119,17 @@ def config_digest(
         return private_value(owner)
     canonical = json.dumps(_stable(_read_config(path)), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST_CHARS]
+
+
+def processor_digest(model: str, *, revision: str | None = None, cache_dir: str | None = None) -> str:
+    """Return the digest of the files that say how images and other items are prepared, less what tools write into them.
+
+    Parameters as for `weights_digest`. Raises ConfigError when a file is there and is no JSON object.
+    """
+    place = locate_model(model, revision, cache_dir)
+    paths = [place / name for name in PROCESSOR_NAMES] if place is not None and place.is_dir() else []
+    files = {path.name: _stable(_read_config(path)) for path in paths if path.is_file()}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:_DIGEST_CHARS]
 
 
 def resolved_digest(files: str, resolved: Mapping[str, Any], overrides: Any, *, context_tokens: int) -> str:

@@ -105,12 +105,12 @@ class Exporter:
 
 
 class MetricsPage:
-    """A metrics page of our own, at ``http://address:port/metrics``, and the exporter behind it."""
+    """A metrics page of our own, at ``http://host:port/metrics``, and the exporter behind it."""
 
-    def __init__(self, port: int, address: str) -> None:
+    def __init__(self, port: int, host: str) -> None:
         self.registry = CollectorRegistry()
         self._exporter = Exporter(registry_factory(self.registry))
-        self._server, self._thread = start_http_server(port, address, self.registry)
+        self._server, self._thread = start_http_server(port, host, self.registry)
         self.port = int(self._server.server_port)
 
     def apply(self, delta: Delta) -> None:
@@ -124,9 +124,9 @@ class MetricsPage:
         self._thread.join()
 
 
-def serve(port: int, address: str = "127.0.0.1") -> MetricsPage:
-    """Start a metrics page; port 0 means any free one. Raises OSError when the port is taken."""
-    return MetricsPage(port, address)
+def serve(port: int, host: str = "127.0.0.1") -> MetricsPage:
+    """Start a metrics page; port 0 means any free one. Raises OSError when the port is taken, or the host is none."""
+    return MetricsPage(port, host)
 
 
 def _make(cls: Any, metric: Metric, labelnames: list[str], **more: Any) -> Any:

@@ -14,7 +14,9 @@ import threading
 from typing import TypeAlias
 
 from ghostcacher_connector.metrics.catalog import (
+    HITS,
     METRICS,
+    MISSES,
     OBSERVATIONS_DROPPED,
     Kind,
     metric_of,
@@ -22,6 +24,9 @@ from ghostcacher_connector.metrics.catalog import (
 
 OBSERVATIONS_MAX = 1024
 """Engines ask every step; this many pulls or lookups in one step do not happen."""
+
+TOTALLED = frozenset({HITS, MISSES})
+"""Counters whose sums since the start are kept, too: the load report has them."""
 
 Delta: TypeAlias = dict[str, dict[str, float | list[float]]]
 
@@ -32,6 +37,7 @@ class Recorder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._delta: Delta = {}
+        self._totals: dict[str, dict[str, float]] = {name: {} for name in TOTALLED}
 
     def inc(self, name: str, value: float = 1, **labels: str) -> None:
         """Add to a counter."""
@@ -39,6 +45,13 @@ class Recorder:
         assert 0 <= value < math.inf, f"{name}: a counter cannot grow by {value}"
         with self._lock:
             _add(self._delta, name, key, value)
+            if name in TOTALLED:
+                sums = self._totals[name]
+                sums[key] = sums.get(key, 0.0) + value
+
+    def total(self, name: str, **labels: str) -> float:
+        """Return what was added to a counter of `TOTALLED` since the start."""
+        return self._totals[name].get(metric_of(name, Kind.COUNTER).key_of(labels), 0.0)
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """Set a gauge."""

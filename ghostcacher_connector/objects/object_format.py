@@ -8,9 +8,9 @@
     header_bytes                     the blocks, one after the other, as they are stored
 
 All numbers are little-endian. A header is a multiple of `HEADER_ALIGN` bytes, so that rows which are one, too, can be
-written past the page cache. A block's checksum is of its bytes as the engine has them, taken when they were written and
-compared when they lie where the engine will use them. The name of an object is a digest of namespace, rank, sizes and
-hashes: equal names mean equal blocks.
+written past the page cache. A block's checksum is of its bytes as the engine has them (where blocks are rounded: as it
+will have them), taken when they were written and compared when they lie where the engine will use them. The name of an
+object is a digest of namespace, rank, sizes and hashes: equal names mean equal blocks.
 
 Checksums find what was torn, flipped, cut or mixed up. They are no signature: whoever may write to the store can write
 wrong KV, and must be trusted as the engines are.
@@ -48,6 +48,8 @@ class Codec(IntEnum):
     PLAIN = 0
     ZSTD_SHUFFLED = 1
     """Bytes grouped by their place in an element of two bytes, then zstd, each block alone."""
+    FP8 = 2
+    """Rounded to 8 bits, see fp8.py: in namespaces that say so, and nowhere else."""
 
 
 class Damage(Exception):

@@ -21,8 +21,10 @@ import numpy as np
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.objects import compression
 from ghostcacher_connector.objects.catalogue import Span
+from ghostcacher_connector.objects.fp8 import Fp8
 from ghostcacher_connector.objects.object_format import (
     DAMAGED,
+    FOREIGN,
     TRUNCATED,
     Codec,
     Damage,
@@ -157,7 +159,7 @@ class ObjectReader:
         data = reading.data.result()
         with self._lock:
             self._backoff.succeeded()
-        placing = _Placing(self._objects.identity, span, data, into)
+        placing = _Placing(self._objects.identity, self._objects.fp8, span, data, into)
         if not in_turn(placing.run, deadline):
             return 0, "deadline"
         if placing.damage is not None:
@@ -200,8 +202,10 @@ class ObjectReader:
 class _Placing:
     """Puts the blocks of an object that was read in their places, and looks at them there."""
 
-    def __init__(self, identity: Identity, span: Span, data: memoryview, into: Sequence[memoryview]) -> None:
-        self._identity, self._span, self._data, self._into = identity, span, data, into
+    def __init__(
+        self, identity: Identity, fp8: Fp8 | None, span: Span, data: memoryview, into: Sequence[memoryview]
+    ) -> None:
+        self._identity, self._fp8, self._span, self._data, self._into = identity, fp8, span, data, into
         self.right = 0
         """How many of them are right; none where the codec is not to be had."""
         self.damage: Damage | None = None
@@ -210,24 +214,26 @@ class _Placing:
         span = self._span
         try:
             header = read_header(self._data, self._identity, span.object.hashes)
-            if header.codec is not Codec.PLAIN and not compression.available():
+            if header.codec is Codec.ZSTD_SHUFFLED and not compression.available():
                 return
+            if header.codec is Codec.FP8 and self._fp8 is None:
+                raise Damage(FOREIGN, "its blocks are rounded, and those of this namespace are exact")
             blocks = header.blocks[span.first : span.first + span.length]
             for block, target in zip(blocks, self._into, strict=True):
-                _place(self._data, header.codec, block, target)
+                _place(self._data, header.codec, self._fp8, block, target)
                 self.right += 1
         except Damage as damage:
             self.damage = damage
 
 
-def _place(data: memoryview, codec: Codec, block: StoredBlock, into: memoryview) -> None:
+def _place(data: memoryview, codec: Codec, fp8: Fp8 | None, block: StoredBlock, into: memoryview) -> None:
     """Put one block in its place and look at it there; raises Damage."""
     stored = data[block.offset : block.offset + block.stored_bytes]
     if len(stored) < block.stored_bytes:
         raise Damage(TRUNCATED, f"expected {block.offset + block.stored_bytes} bytes, got {len(data)}")
     if codec is Codec.PLAIN:
         np.copyto(np.frombuffer(into, np.uint8), np.frombuffer(stored, np.uint8))
-    elif not compression.decompress(stored, into):
-        raise Damage(DAMAGED, "a block cannot be decompressed")
+    elif not (fp8.decode if codec is Codec.FP8 and fp8 else compression.decompress)(stored, into):
+        raise Damage(DAMAGED, "a block cannot be decoded")
     if checksum_of(into) != block.checksum:
         raise Damage(DAMAGED, "a block's checksum is another")

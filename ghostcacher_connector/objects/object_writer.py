@@ -3,8 +3,9 @@
 Life of a group of blocks:
 1. `offer` cuts a run of blocks into groups at fixed places of their prefix, so that all workers cut alike, leaves out
    what the store has already, and copies the rest into buffers of its own. The caller's memory is free again.
-2. A thread takes checksums, compresses if that pays, and creates the object. One that exists already was written by
-   another worker: its header is read instead, and an object that is not what its name says makes room.
+2. A thread rounds to FP8 where that is wanted, takes checksums, compresses if that pays, and creates the object. One
+   that exists already was written by another worker: its header is read instead, and an object that is not what its
+   name says makes room.
 3. The catalogue knows it, and a note tells the others.
 
 Bounds: as many buffers as fit into ``queue_bytes``; without one the blocks are dropped, and counted. After a failure
@@ -96,7 +97,7 @@ class ObjectWriter:
     ) -> None:
         """queue_bytes: what waits to be written, at most; two objects at least.
 
-        compress: "auto", "always" or "never".
+        compress: "auto", "always" or "never"; with FP8 it does not matter.
         """
         self._objects = objects
         self._block_bytes = objects.identity.block_bytes
@@ -277,18 +278,31 @@ class ObjectWriter:
         memory = memoryview(job.buffer)
         head, size = header_bytes(len(job.hashes), len(job.hashes[0])), self._block_bytes
         blocks = [memory[head + index * size : head + (index + 1) * size] for index in range(len(job.hashes))]
+        codec, stored = self._smaller(blocks)
         checksums = [checksum_of(block) for block in blocks]
-        data, sizes, codec = memory[: head + len(blocks) * size], [size] * len(blocks), Codec.PLAIN
-        if self._to_compress(blocks[0]):
-            stored = [compression.compress(block) for block in blocks]
-            if max(map(len, stored)) <= size:
-                data, sizes, codec = (
-                    memoryview(bytearray(head) + b"".join(stored)),
-                    list(map(len, stored)),
-                    Codec.ZSTD_SHUFFLED,
-                )
+        if codec is Codec.PLAIN:
+            data, sizes = memory[: head + len(blocks) * size], [size] * len(blocks)
+        else:
+            data, sizes = memoryview(bytearray(head) + b"".join(stored)), list(map(len, stored))
         write_header(data, self._objects.identity, job.hashes, checksums, sizes, codec=codec, section=job.note.section)
         return data
+
+    def _smaller(self, blocks: Sequence[memoryview]) -> tuple[Codec, list[bytes]]:
+        """Return how blocks are stored, and as what: nothing for those that are stored as they are.
+
+        Blocks that are rounded hold what will be read back, from then on.
+        """
+        if (fp8 := self._objects.fp8) is not None:
+            rounded = [stored for block in blocks if (stored := fp8.encode(block)) is not None]
+            if len(rounded) == len(blocks):
+                for block, stored in zip(blocks, rounded, strict=True):
+                    fp8.decode(memoryview(stored), block)
+                return Codec.FP8, rounded
+        elif self._to_compress(blocks[0]):
+            compressed = [compression.compress(block) for block in blocks]
+            if max(map(len, compressed)) <= self._block_bytes:
+                return Codec.ZSTD_SHUFFLED, compressed
+        return Codec.PLAIN, []
 
     def _to_compress(self, block: memoryview) -> bool:
         if self._compress != "auto":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects.catalogue import Catalogue
+from ghostcacher_connector.objects.fp8 import Fp8
 from ghostcacher_connector.objects.layout import object_name
 from ghostcacher_connector.objects.note_log import NoteLog
 from ghostcacher_connector.objects.object_format import Identity
@@ -20,11 +21,18 @@ class RankObjects:
     """The store, whose objects they are, and what is known of them."""
 
     def __init__(
-        self, store: ObjectStore, identity: Identity, recorder: Recorder, *, wall: Callable[[], float] = time.time
+        self,
+        store: ObjectStore,
+        identity: Identity,
+        recorder: Recorder,
+        *,
+        fp8: Fp8 | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
-        """wall: seconds since 1970."""
+        """fp8: rounds blocks, in a namespace whose blocks are; None: they are exact. wall: seconds since 1970."""
         self.store = store
         self.identity = identity
+        self.fp8 = fp8
         self.recorder = recorder
         self.wall = wall
         self.catalogue = Catalogue(identity)

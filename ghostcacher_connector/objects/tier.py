@@ -1,6 +1,7 @@
 """The object tier of one rank: blocks that outlive every engine, in files or in a bucket.
 
-    tier = ObjectTier.open(url, namespace=..., rank=..., block_bytes=..., settings=..., recorder=...)
+    tier = ObjectTier.open(url, namespace=..., rank=..., block_bytes=..., kv_dtype=..., options=...,
+                            recorder=...)
     tier.write(hashes, rows, facts)                           copies, queues, returns at once
     tier.longest(hashes)                                      how many leading blocks are known to be there
     tier.read(hashes, into, deadline)                         how many leading blocks are right in `into` now
@@ -26,6 +27,7 @@ from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.metrics.recorder import Recorder
 from ghostcacher_connector.objects import compression
+from ghostcacher_connector.objects.fp8 import Fp8
 from ghostcacher_connector.objects.object_format import Identity, namespace_digest
 from ghostcacher_connector.objects.object_notes import RunFacts
 from ghostcacher_connector.objects.object_reader import InTurn, ObjectReader, at_once
@@ -53,13 +55,15 @@ class ObjectTier:
         namespace: bytes,
         rank: int,
         block_bytes: int,
+        kv_dtype: str,
         options: TierOptions,
         recorder: Recorder,
     ) -> Self:
         """Begin to read what there is, in the background. Raises ConfigError for a URL that is none.
 
         namespace: what makes blocks the same; another one is another set of objects. rank: of this worker's ranks, each
-        of which holds a part of every block. block_bytes: the size of such a part.
+        of which holds a part of every block. block_bytes: the size of such a part. kv_dtype: the data type of its
+        elements; it matters to FP8, which needs "bfloat16", "float16" or "float32", and a namespace of its own.
         """
         if options.compress == "always":
             compression.check_compression()
@@ -68,6 +72,7 @@ class ObjectTier:
             namespace=namespace,
             rank=rank,
             block_bytes=block_bytes,
+            kv_dtype=kv_dtype,
             options=options,
             recorder=recorder,
         )
@@ -79,13 +84,15 @@ class ObjectTier:
         namespace: bytes,
         rank: int,
         block_bytes: int,
+        kv_dtype: str,
         options: TierOptions,
         recorder: Recorder,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """As `open`, on a store that is open."""
         identity = Identity(namespace_digest(namespace), rank, block_bytes)
-        self._objects = objects = RankObjects(store, identity, recorder, wall=wall)
+        fp8 = Fp8(kv_dtype, block_bytes) if options.compress == "fp8" else None
+        self._objects = objects = RankObjects(store, identity, recorder, fp8=fp8, wall=wall)
         self.catalogue = objects.catalogue
         self._reader = ObjectReader(objects)
         self._writer = ObjectWriter(objects, queue_bytes=options.queue_bytes, compress=options.compress)

@@ -24,8 +24,8 @@ class TierOptions(NamedTuple):
     timeout_s: float = 10.0
     """Bound of one request to the store."""
 
-    compress: Literal["auto", "always", "never"] = "auto"
-    """Whether objects are compressed; auto: where it pays."""
+    compress: Literal["auto", "always", "never", "fp8"] = "auto"
+    """Whether objects are compressed; auto: where it pays; fp8: their blocks are rounded to 8 bits."""
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import LoadReport
-from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.core.types import BlockHash, MissReason
+from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.metrics.catalog import HITS, MISSES
 from ghostcacher_connector.pull.forecast import PULL_FIXED_S, Forecaster
 
 
@@ -20,8 +22,10 @@ class Work(NamedTuple):
     kv_blocks_total: int
 
 
-def load_report(work: Work, forecaster: Forecaster, *, block_tokens: int, block_bytes: int) -> LoadReport:
-    """Return the load report of an engine that has this work and these rates."""
+def load_report(
+    work: Work, forecaster: Forecaster, recorder: Recorder, *, block_tokens: int, block_bytes: int
+) -> LoadReport:
+    """Return the load report of an engine that has this work and these rates. recorder: of what its requests met."""
     rate, decode = forecaster.prefill_rate, forecaster.decode_times
     return LoadReport(
         **work._asdict(),
@@ -33,6 +37,8 @@ def load_report(work: Work, forecaster: Forecaster, *, block_tokens: int, block_
         decode_request_s=decode.request_s,
         pull_bytes_per_s=forecaster.typical_bytes_per_s,
         pull_fixed_s=PULL_FIXED_S,
+        hit_blocks=int(recorder.total(HITS)),
+        missed_blocks=tuple(int(recorder.total(MISSES, reason=reason.value)) for reason in MissReason),
     )
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,12 @@ ORDERS_MAX = 64
 
 RECORD_INTERVAL_S = 1.0
 """How often the tier's state goes into the metrics while the engine takes steps."""
+
+
+LENT_S = 600.0
+"""For how long it is believed that the peer which has lent a block holds it still, without a word of the index. Where
+that is wrong, the only copy of the fleet may go; where it is true, a copy too many stays: both are made good by one
+prompt, and a busy engine fills a tier of many GiB anew in minutes."""
 
 
 class _Published(NamedTuple):
@@ -111,7 +117,7 @@ class HostTier:
         self._record_at = clock()
         self._engine: dict[int, _Published] = {}  # what was used last comes last
         self._engine_slots: dict[BlockHash, int] = {}
-        self._lent: dict[BlockHash, None] = {}
+        self._lent: dict[BlockHash, float] = {}  # when a peer was known to hold them, in this order
         self._lent_max = first_slot  # some are never published, and so never given away
         self.wanted: set[int] = set()
         """Engine slots that are to be looked at once the engine is about to give them away."""
@@ -147,14 +153,22 @@ class HostTier:
         """Note blocks that have just come from a peer, which holds them still: nothing else goes for copies of them.
 
         Of a fleet whose tiers are about full, every second copy of a block costs the only copy of another one. So those
-        that are made while there is room are the first to make some.
+        that are made while there is room are the first to make some. This is believed for `LENT_S`.
         """
+        now = self._clock()
         for block in blocks:
             self._lent.pop(block, None)
-            self._lent[block] = None
+            self._lent[block] = now
             self.ledger.duplicate(block)
         while len(self._lent) > self._lent_max:
             self.owned([next(iter(self._lent))])
+
+    def still_lent(self, blocks: Iterable[BlockHash]) -> None:
+        """Note blocks that peers hold, as the index has just said; any that was not lent is no error."""
+        now = self._clock()
+        for block in self._lent.keys() & set(blocks):
+            del self._lent[block]
+            self._lent[block] = now
 
     def owned(self, blocks: Iterable[BlockHash]) -> None:
         """Note blocks that no peer holds, as far as the index knows; any that was not lent is no error."""
@@ -170,6 +184,11 @@ class HostTier:
         """Return the engine slots that were used least lately, at most so many, the oldest first."""
         return list(islice(self._engine, count))
 
+    def _expire_lent(self) -> None:
+        """Believe of nothing any longer that a peer holds it, if the index has not said so for `LENT_S`."""
+        since = self._clock() - LENT_S
+        self.owned([block for block, _ in takewhile(lambda each: each[1] <= since, self._lent.items())])
+
     # -- copies down ---------------------------------------------------------------------------------------------
 
     @property
@@ -184,6 +203,7 @@ class HostTier:
         there is room for is ordered: what it reads will make room, and until then an only copy would have to go.
         """
         self.ledger.expire()
+        self._expire_lent()
         orders: list[CopyJob] = []
         chosen: dict[BlockHash, int] = {}
         for slot in slots:
@@ -237,8 +257,9 @@ class HostTier:
         )
 
     def record_metrics(self) -> None:
-        """Record what has changed, once a second; cheap enough for every step."""
+        """Record what has changed, once a second; cheap enough for every step, in each of which it is called."""
         if self._clock() >= self._record_at:
+            self._expire_lent()  # what is copied after all then is `wanted` again: until then `order` is not called
             self._record()
 
     def _record(self) -> None:

@@ -69,13 +69,15 @@ class HostObjects:
         *,
         rank: int,
         namespace: str,
+        kv_dtype: str,
     ) -> None:
         """Begin to read what there is, in the background. Raises ConfigError.
 
+        kv_dtype: the data type of the blocks' elements.
         host: the host slots, the last ones of the table, each of which is one row of memory without gaps.
         """
         self._url, self._settings, self._recorder = url, settings, recorder
-        self._table, self._copier, self._rank = table, copier, rank
+        self._table, self._copier, self._rank, self._kv_dtype = table, copier, rank, kv_dtype
         self._first_slot = table.slot_count - host.slot_count
         self._block_bytes = host.bytes_per_slot
         whole = Segment(host.segments[0].base, host.bytes_per_slot, host.bytes_per_slot)
@@ -121,6 +123,7 @@ class HostObjects:
             namespace=namespace.encode(),
             rank=self._rank,
             block_bytes=self._block_bytes,
+            kv_dtype=self._kv_dtype,
             options=TierOptions.of(self._settings),
             recorder=self._recorder,
         )

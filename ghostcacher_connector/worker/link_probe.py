@@ -3,8 +3,8 @@
     doctor --"probe_request"--> index <--polls-- responder of each rank --probes--> peers
     doctor <---------------- "links.<rank>", "selfcheck.<rank>" in the index ------'
 
-Each rank stores under report names of its own, since a report is replaced as a whole. Field ``<rank>:<peer>`` of
-``links.<rank>`` is a packed LinkReport. Without requests a rank refreshes its links every `refresh_s`.
+Each rank stores under report names of its own, since a report is replaced as a whole; what it stores of its links says
+core/index/link_report.py. Without requests a rank refreshes its links every `refresh_s`.
 
 Bounds: a request lives `REQUEST_TTL_S`; one answer is at most `PEERS_MAX` probes of `PROBE_TIMEOUT_S`. Everything here
 is advice for people: losing any of it harms nothing, and no error of the index leaves the thread.
@@ -17,12 +17,12 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import msgspec
 
 from ghostcacher_connector.core.errors import IndexUnavailable, ProtocolError, TransferError
 from ghostcacher_connector.core.index.base import BlockIndex, ref_of
+from ghostcacher_connector.core.index.link_report import LinkReport, links_report, unpack
 from ghostcacher_connector.core.periodic import Periodic
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.transfer.base import Probe
@@ -35,7 +35,6 @@ REQUEST_TTL_S = 60.0
 REPORT_TTL_S = 900.0
 PROBE_TIMEOUT_S = 2.0
 PEERS_MAX = 256
-MESSAGE_BYTES_MAX = 4096
 ERROR_CHARS_MAX = 500
 STOP_TIMEOUT_S = 2.0
 
@@ -48,29 +47,6 @@ class ProbeRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the epoch."""
 
 
-class LinkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One timed pull from a peer."""
-
-    ok: bool
-    transport: str | None
-    """Name of the transport that carried it; None when none did."""
-
-    bytes_per_s: float | None
-    """None when it was not measured."""
-
-    rtt_us: float | None
-    """None when it was not measured."""
-
-    error: str
-    """What went wrong, empty when nothing did."""
-
-    at: float
-    """Seconds since the epoch."""
-
-    request: str = ""
-    """Id of the request that it answers; empty when it was measured by itself."""
-
-
 class SelfCheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a rank's self-check ended: it read known blocks of its own over the wire."""
 
@@ -80,25 +56,8 @@ class SelfCheckReport(msgspec.Struct, frozen=True, kw_only=True):
     at: float
 
 
-M = TypeVar("M", ProbeRequest, LinkReport, SelfCheckReport)
-
-
-def links_report(rank: int) -> str:
-    return f"links.{rank}"
-
-
 def self_check_report(rank: int) -> str:
     return f"selfcheck.{rank}"
-
-
-def unpack(packed: bytes, kind: type[M]) -> M:
-    """Return a message that came from the index. Raises ProtocolError."""
-    if len(packed) > MESSAGE_BYTES_MAX:
-        raise ProtocolError(f"{kind.__name__}: expected at most {MESSAGE_BYTES_MAX} bytes, got {len(packed)}")
-    try:
-        return msgspec.msgpack.decode(packed, type=kind)
-    except msgspec.DecodeError as exc:
-        raise ProtocolError(f"{kind.__name__}: {exc}") from exc
 
 
 def link_report(probe: Callable[[], Probe], *, at: float, request: str = "") -> LinkReport:

@@ -89,7 +89,7 @@ class Membership:
         self.flushes = FlushDesk(self._coordination, record.worker)
         self._counted = self.publisher.stats()
         self._refused_total, self._refused = 0, dict[str, int]()
-        self._page = _open_page(settings.metrics_port, port_offset)
+        self._page = _open_page(settings.metrics_host, settings.metrics_port, port_offset)
         self._page_thread = Periodic("gc-page", self._refresh_page)
         self._self_check = settings.self_check
         self._workers: Records | None = None
@@ -219,13 +219,16 @@ def open_lookups(
     return LookupService(index, candidates, locations_for=settings.pull_sources_max, line_up=line_up, groups=groups)
 
 
-def _open_page(base: int | None, offset: int) -> MetricsPage | None:
+def _open_page(host: str, base: int | None, offset: int) -> MetricsPage | None:
     if base is None:
         return None
     port = port_of_rank(base, offset, "metrics_port")
     try:
-        page = serve(port)
+        page = serve(port, host)
     except OSError as exc:
-        raise ConfigError(f"metrics_port: expected a free loopback port, got {port}: {exc.strerror}") from exc
-    logger.info("metrics at http://127.0.0.1:%d/metrics", page.port)
+        raise ConfigError(
+            f"metrics_port, metrics_host: expected a free port of an address of this machine, got {port} at {host}: "
+            f"{exc.strerror}"
+        ) from exc
+    logger.info("metrics at http://%s:%d/metrics", f"[{host}]" if ":" in host else host, page.port)
     return page

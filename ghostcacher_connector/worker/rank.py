@@ -131,8 +131,11 @@ class RankRuntime:
             self._run_self_check()
         self._live_workers.start()
 
-    def open_objects(self) -> None:
-        """Begin to use the object tier, where the settings name one. Raises ConfigError."""
+    def open_objects(self, kv_dtype: str) -> None:
+        """Begin to use the object tier, where the settings name one. Raises ConfigError.
+
+        kv_dtype: the data type of the KV cache, such as "bfloat16".
+        """
         url = self._settings.object_url
         if url is None or self._host is None or self.copier is None:
             return
@@ -145,6 +148,7 @@ class RankRuntime:
             self._recorder,
             rank=self._rank,
             namespace=self._namespace,
+            kv_dtype=kv_dtype,
         )
 
     def move(self, namespace: str) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 from benchmarks.harness import ensure_model
 from benchmarks.harness.router import RouterProcess
+from tests.clients.hosted import Hosted, hosting
 from tests.clients.served import Served
 from tests.e2e.fleet import running
+from tests.support.providers.server import make_authority
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     ):
         router.wait_workers(2)
         yield Served(router, fleet.engines["a"].url)
+
+
+@pytest.fixture(scope="session")
+def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    with hosting(make_authority(tmp_path_factory.mktemp("authority"))) as hosted:
+        yield hosted

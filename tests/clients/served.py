@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from benchmarks.harness.router import RouterProcess
 
 HERE = Path(__file__).parent
+CLIENTS_PYTHON = os.environ.get("GHOSTCACHER_CLIENTS_PYTHON", "")
+with_clients = pytest.mark.skipif(not CLIENTS_PYTHON, reason="needs the clients' environment: run make test-clients")
+with_node = pytest.mark.skipif(
+    not (HERE / "node" / "node_modules").is_dir() or shutil.which("node") is None,
+    reason="needs Node and its packages: run make test-clients",
+)
 MODEL = "m"
 PROGRAM_TIMEOUT_S = 300.0
 PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy")

@@ -7,24 +7,16 @@ itself and to the router must be equal.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.clients.served import HERE, MODEL, Served, run
+from tests.clients.served import CLIENTS_PYTHON, HERE, MODEL, Served, run, with_clients, with_node
 
-CLIENTS_PYTHON = os.environ.get("GHOSTCACHER_CLIENTS_PYTHON", "")
 REQUESTS = 24
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
-with_clients = pytest.mark.skipif(not CLIENTS_PYTHON, reason="needs the clients' environment: run make test-clients")
-with_node = pytest.mark.skipif(
-    not (HERE / "node" / "node_modules").is_dir() or shutil.which("node") is None,
-    reason="needs Node and its packages: run make test-clients",
-)
 
 
 @with_clients

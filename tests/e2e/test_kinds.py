@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.harness import ensure_model, run_concurrently
+from benchmarks.harness import compare, ensure_model, run_concurrently
 from benchmarks.harness.model_recipe import Kind
 from tests.conftest import SOAK
-from tests.e2e.fleet import BLOCK_TOKENS, TOLERANCE, Fleet, assert_different, assert_same, running
+from tests.e2e.fleet import BLOCK_TOKENS, TOLERANCE, Fleet, assert_same, running
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -29,6 +29,7 @@ NGRAM = (
     json.dumps({"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}),
 )
 ROOT = Path(__file__).parents[2]
+FP8_TOLERANCE = 0.1
 BLOCKS = 60
 INDEX_LAG_S = 0.4
 REQUESTS = 4000 if SOAK else 120
@@ -45,6 +46,11 @@ class Case(NamedTuple):
     """Of the KV cache, counted as those of a cache with one group."""
     window_blocks: int = 0
     """Blocks of a window in a KV cache group of its own."""
+
+    @property
+    def tolerance(self) -> float:
+        """What rounding may do. In FP8 a number at the edge between two falls on either side in another batch."""
+        return FP8_TOLERANCE if FP8[0] in self.extra_args else TOLERANCE
 
     @property
     def drafts(self) -> bool:
@@ -75,7 +81,7 @@ def fleet(case: Case, log_dir: Path) -> Iterator[Fleet]:
         "env": case.env,
         "block_size": case.block_tokens,
         "num_blocks": case.blocks,
-        "max_model_len": 1024,
+        "max_model_len": 28 * case.block_tokens,
     }
     model = ensure_model("tiny", kind=case.kind)
     with running(model, {"a": options, "b": options}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
@@ -103,7 +109,7 @@ def test_pulled_prefix_gives_the_answer_of_the_engine_s_own_cache(fleet: Fleet, 
     assert_same(fleet.client("a").complete(prompt, max_tokens=8, pull=False), pulled, tolerance=TOLERANCE)
     at = blocks // 2 * case.block_tokens
     wrong = [*prompt[:at], *fleet.document(case.block_tokens), *prompt[at + case.block_tokens :]]
-    assert_different(fleet.recompute("b", wrong), computed)
+    assert compare(fleet.recompute("b", wrong), computed).logprob_max > 2 * case.tolerance
 
 
 def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
@@ -111,7 +117,7 @@ def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
     if case.window_blocks:
         pytest.skip("vLLM keeps the windows at the ends of prompts, and not those of answers")
     prompt = prompt_of(fleet, case, 2)
-    before, drafted = fleet.entries("b"), fleet.counters("b")
+    before, drafted = fleet.settled_entries("b"), fleet.counters("b")
     first = fleet.client("b").complete(prompt, max_tokens=4 * case.block_tokens, ignore_eos=True)
     whole = (len(prompt) + len(first.tokens) - 1) // case.block_tokens
     fleet.wait_published("b", before, whole - case.drafts)
@@ -141,13 +147,14 @@ def test_slots_reused_all_the_time_give_no_wrong_answer(fleet: Fleet, case: Case
     rng = random.Random(20)
     work = [(rng.choice("ab"), rng.randrange(len(prompts))) for _ in range(REQUESTS)]
 
-    def ask(item: tuple[str, int]) -> None:
+    def ask(item: tuple[str, int]) -> float:
         name, number = item
-        assert_same(fleet.client(name).complete(prompts[number], max_tokens=8), expected[number], tolerance=TOLERANCE)
+        return compare(fleet.client(name).complete(prompts[number], max_tokens=8), expected[number]).logprob_max
 
-    run_concurrently(ask, work, concurrency=6)
+    off = max(run_concurrently(ask, work, concurrency=6))
 
     hits = sum(counters.hits() for counters in before.values())
     stale = sum(counters.grown("gc_cache_misses_total", reason="stale_generation") for counters in before.values())
-    print(f"hits {hits:.0f}, stale {stale:.0f} blocks")
+    print(f"hits {hits:.0f}, stale {stale:.0f} blocks, answers off by at most {off:g}")
+    assert off <= case.tolerance
     assert hits > REQUESTS / 4

@@ -13,6 +13,7 @@ import torch
 from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import MissReason, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
@@ -59,7 +60,7 @@ class LateTransport(MemoryTransport):
 class Rig:
     """A peer that holds three blocks, and this engine's loader over SGLang's allocator."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracer: Tracer | None = None) -> None:
         fabric = Fabric()
         self.fabric, self.owner, self.memory = fabric, KvMemory(), KvMemory()
         self.peer = MemoryTransport(fabric, self.owner.memories, self.owner.table, name="peer")
@@ -80,6 +81,7 @@ class Rig:
             self.forecaster,
             self.recorder,
             page_tokens=PAGE,
+            tracer=tracer,
         )
 
     def record(self) -> WorkerRecord:

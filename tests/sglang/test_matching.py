@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import Location, PrefixHit, Tier
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
@@ -22,7 +23,7 @@ KEYS = [block.hex() for block in CHAIN]
 OTHER = "ee" * 32
 
 
-def matcher(pages_max: int = 100) -> Matcher:
+def matcher(pages_max: int = 100, tracer: Tracer | None = None) -> Matcher:
     lookups: Any = None  # every request here has been answered
     return Matcher(
         Settings(pull="always"),
@@ -33,6 +34,7 @@ def matcher(pages_max: int = 100) -> Matcher:
         page_bytes=1024,
         pages_max=pages_max,
         holds=lambda _: False,
+        tracer=tracer,
     )
 
 

@@ -63,6 +63,7 @@ def opened(
     namespace: bytes = NAMESPACE,
     rank: int = 0,
     block_bytes: int = BLOCK_BYTES,
+    kv_dtype: str = "bfloat16",
     options: TierOptions = SMALL_QUEUE,
     recorder: Recorder | None = None,
     listed: bool = True,
@@ -73,6 +74,7 @@ def opened(
         namespace=namespace,
         rank=rank,
         block_bytes=block_bytes,
+        kv_dtype=kv_dtype,
         options=options,
         recorder=recorder or Recorder(),
     )

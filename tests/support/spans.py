@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -14,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from ghostcacher_connector.core.tracing import Tracer
+from tests.support.local_http import Asked, answering
 
 PREFIX = "ghostcacher."
 
@@ -69,24 +68,14 @@ def collector() -> Iterator[tuple[str, list[Seen]]]:
     """Take OTLP over HTTP on loopback; yield the endpoint, and a list that grows as spans come."""
     seen: list[Seen] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            if self.path == "/v1/traces":
-                seen.extend(_of_otlp(body))
-            self.send_response(200 if self.path == "/v1/traces" else 404)
-            self.send_header("content-length", "0")
-            self.end_headers()
+    def answer(asked: Asked) -> tuple[int, bytes]:
+        if (asked.method, asked.path) != ("POST", "/v1/traces"):
+            return 404, b""
+        seen.extend(_of_otlp(asked.body))
+        return 200, b""
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
-        server.shutdown()
-        thread.join()
+    with answering(answer) as url:
+        yield url, seen
 
 
 def _of_otlp(body: bytes) -> Iterator[Seen]:

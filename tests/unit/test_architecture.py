@@ -22,6 +22,7 @@ COORDINATION = {"core.coordination", "core.index"}
 ARROWS: dict[str, set[str]] = {
     # What workers, routers and tools share.
     "core.admin_api": set(),
+    "core.dashboard_api": {"core.admin_api"},
     "core.types": set(),
     "core.errors": set(),
     "core.backoff": set(),
@@ -175,18 +176,23 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_router.admin": {
         "core.admin_api",
+        "core.dashboard_api",
         "core.sections",
         "ghostcacher_router.types",
         "ghostcacher_router.ports",
         "ghostcacher_router.build",
         "ghostcacher_router.fleet",
+        "ghostcacher_router.ghostlock",
         "ghostcacher_router.http.protocol",
         "ghostcacher_router.metrics",
+        "ghostcacher_router.placement",
         "ghostcacher_router.prefix_map",
         "ghostcacher_router.prompt",
         "ghostcacher_router.signals",
+        "ghostcacher_router.ui",
         *COORDINATION,
     },
+    "ghostcacher_router.ui": {"ghostcacher_router.http.protocol"},
     "ghostcacher_router.app": {
         "ghostcacher_router.*",
         "core.admin_api",

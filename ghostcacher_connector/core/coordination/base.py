@@ -62,6 +62,9 @@ UPDATES_AGE_S = 86_400.0
 An entry takes some 2 KiB: 40 MiB at most, which each new router reads.
 """
 
+MISS_REASONS_MAX = 32
+"""More than there are, since a newer worker may know more of them."""
+
 SEED_TTL_S = 7 * 86_400.0
 """Counted from the last heartbeat of any router: longer than a map entry lives whose text was hashed with the seed."""
 
@@ -116,6 +119,13 @@ class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
 
     tiers: Annotated[tuple[TierLoad, ...], Meta(max_length=len(Tier))] = ()
     """Those below the engine's cache; none where there is none, and of versions that do not say."""
+
+    hit_blocks: Count = 0
+    """Blocks that requests have taken from peers or tiers instead of having them computed, since the start."""
+
+    missed_blocks: Annotated[tuple[Count, ...], Meta(max_length=MISS_REASONS_MAX)] = ()
+    """Full blocks that were computed though the fleet might have held them, since the start, by the reason why: in the
+    order of `MissReason`, shape (reasons,). None of versions that do not say."""
 
     def __post_init__(self) -> None:
         rates = self.prefill_tokens_per_s + self.pull_bytes_per_s + self.pull_fixed_s

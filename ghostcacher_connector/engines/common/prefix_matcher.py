@@ -68,12 +68,10 @@ class PrefixMatcher:
         """Drop what is kept of a request that has ended."""
         self._lookups.forget(tracked.request_id)
 
-    def _start_lookup(
-        self, tracked: PullState, blocks: Sequence[BlockHash], holds: Callable[[BlockHash], bool]
-    ) -> None:
+    def _start_lookup(self, tracked: PullState, blocks: Sequence[BlockHash], holds: Callable[[int], bool]) -> None:
         """Ask the index for the pullable blocks of a request, unless there are none or all of them are here.
 
-        holds: says whether this engine's own cache has a block.
+        holds: says whether this engine's own cache has the block of a number.
         """
         if not blocks or (self._settings.pull == "never" and self._tier is None):
             return
@@ -90,9 +88,9 @@ class PrefixMatcher:
             return
         self._ask_index(tracked, blocks, held=self._held(blocks, holds))
 
-    def _held(self, blocks: Sequence[BlockHash], holds: Callable[[BlockHash], bool]) -> int:
+    def _held(self, blocks: Sequence[BlockHash], holds: Callable[[int], bool]) -> int:
         """Return how many leading blocks are here, about: the engine has those before the first one that it has not."""
-        engine = bisect_left(range(len(blocks)), x=True, key=lambda index: not holds(blocks[index]))
+        engine = bisect_left(range(len(blocks)), x=True, key=lambda index: not holds(index))
         return engine + (len(self._tier.ledger.prefix(blocks, engine)) if self._tier is not None else 0)
 
     def _age_replaced_tools(self, tracked: PullState, tier: HostTier) -> None:
@@ -111,13 +109,13 @@ class PrefixMatcher:
         for index in range(min(tracked.pullable, tracked.sections.front)):
             self._tier.need(tracked.blocks[index], needed=tracked.needs(index))
 
-    def _is_here(self, blocks: Sequence[BlockHash], holds: Callable[[BlockHash], bool]) -> bool:
+    def _is_here(self, blocks: Sequence[BlockHash], holds: Callable[[int], bool]) -> bool:
         """Say whether the engine has the first of these blocks, and it or the tier the others, all to the end."""
         engine = len(blocks)
         if self._tier is not None:
             while engine and self._tier.ledger.holds(blocks[engine - 1]):
                 engine -= 1
-        return engine == 0 or holds(blocks[engine - 1])
+        return engine == 0 or holds(engine - 1)
 
     def _not_all_held(self, tracked: PullState, blocks: Sequence[BlockHash], first_block: int) -> None:
         """Decide what becomes of a request that is HELD and whose blocks from this one on the engine has not."""
@@ -165,8 +163,9 @@ class PrefixMatcher:
         return self._decide(tracked, first_block)
 
     def _note_held(self, tracked: PullState, count: int) -> None:
-        """Have the tier know that peers hold no more than a request's first `count` blocks."""
+        """Have the tier know that peers hold a request's first `count` blocks, and no more."""
         if self._tier is not None:
+            self._tier.still_lent(tracked.blocks[:count])
             self._tier.owned(tracked.blocks[count : tracked.pullable])
 
     def _decide(self, tracked: PullState, first_block: int, *, otherwise: MissReason | None = None) -> int | None:

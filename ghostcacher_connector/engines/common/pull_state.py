@@ -53,7 +53,10 @@ class PullState(ABC):
     ahead: tuple[str, ...] = ()
     """Workers that were about to pull the same before this one."""
     contended: bool = False
-    """Whether any of them did not hold it yet when the pull was planned: more pull it at once than have it."""
+    """Whether copies of it are worth more than others: any of those ahead did not hold it yet when the pull was
+    planned, so that more pull it at once than have it; or, on vLLM, its pulls take much of its holders' links
+    (`Turns`).
+    """
     plan: PullPlan | None = None
     """What is pulled from whom; None until it is decided."""
     decided_at: int = 0

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
+from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.publish.load import Work, load_report
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.tiers.host_tier import HostTier
@@ -45,11 +46,21 @@ class WorkMeter:
     """Makes load reports of one engine."""
 
     def __init__(
-        self, forecaster: Forecaster, *, block_tokens: int, block_bytes: int, tier: HostTier | None = None
+        self,
+        forecaster: Forecaster,
+        recorder: Recorder,
+        *,
+        block_tokens: int,
+        block_bytes: int,
+        tier: HostTier | None = None,
     ) -> None:
-        """block_bytes: bytes of one block on one rank. tier: below the engine's cache, if there is one."""
+        """Make one.
+
+        recorder: of what requests found in the fleet. block_bytes: bytes of one block on one rank. tier: below the
+        engine's cache, if there is one.
+        """
         self._tier = tier
-        self._forecaster = forecaster
+        self._forecaster, self._recorder = forecaster, recorder
         self._block_tokens = block_tokens
         self._block_bytes = block_bytes
 
@@ -81,7 +92,8 @@ class WorkMeter:
             kv_blocks_used=occupancy.used if requests else 0,
             kv_blocks_total=occupancy.total,
         )
-        load = load_report(work, self._forecaster, block_tokens=self._block_tokens, block_bytes=self._block_bytes)
+        tokens, size = self._block_tokens, self._block_bytes
+        load = load_report(work, self._forecaster, self._recorder, block_tokens=tokens, block_bytes=size)
         return load if self._tier is None else replace(load, tiers=(self._tier.load(),))
 
     def _at_hand(self, request: Request, cached_blocks: Callable[[Request], int]) -> int:

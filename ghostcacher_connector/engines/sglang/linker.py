@@ -122,6 +122,7 @@ class GhostCacherLinker(UnifiedCacheLinker):
     def close(self) -> None:
         hooks.set_linker(None)
         self._stats.stop(STOP_TIMEOUT_S)
+        self._scheduling.close()
         self._engine.stop()
 
     # -- hooks -----------------------------------------------------------------------------------------------------

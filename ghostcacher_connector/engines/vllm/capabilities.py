@@ -96,13 +96,19 @@ READ_BY_US = (
 """Classes whose fields the connector reads or sets."""
 
 OF_A_REQUEST = (
+    "_block_hasher",
     "block_hashes",
     "cache_salt",
+    "lora_request",
+    "mm_features",
     "num_computed_tokens",
     "num_preemptions",
     "num_prompt_tokens",
     "num_tokens",
+    "prompt_embeds",
+    "prompt_is_token_ids",
     "resumable",
+    "skip_reading_prefix_cache",
     "status",
 )
 """What the connector reads of a request, beside what it was given when it was made."""

@@ -182,6 +182,10 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         """Return a digest of this rank's weights (called through rank_calls.py)."""
         return self._worker.read_weights(model)
 
+    def read_adapters(self, model: torch.nn.Module) -> dict[int, bytes]:
+        """Return what this rank's LoRA adapters hold (called through rank_calls.py)."""
+        return self._worker.read_adapters(model)
+
     def move(self, epoch: str) -> Introduction:
         """Become another incarnation under another weight epoch (called through rank_calls.py)."""
         return self._worker.move(epoch)

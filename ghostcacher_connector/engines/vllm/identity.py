@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,13 @@ from ghostcacher_connector.identity.fingerprint import (
     named_values,
     private_value,
 )
-from ghostcacher_connector.identity.model_files import config_digest, model_name, resolved_digest, weights_digest
+from ghostcacher_connector.identity.model_files import (
+    config_digest,
+    model_name,
+    processor_digest,
+    resolved_digest,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +59,16 @@ FILE_FORMATS = frozenset(
     }
 )
 """Of ``load_format``: those that read the files of the model's folder and nothing else."""
+
+ITEM_OPTIONS = (
+    *("language_model_only", "enable_mm_embeds", "media_io_kwargs", "mm_processor_kwargs", "mm_device_do_normalize"),
+    *("mm_hasher_algorithm", "mm_encoder_attn_dtype", "interleave_mm_strings", "video_pruning_rate"),
+    "video_pruning_method",
+)
+"""Of vLLM's options for images and other items: those that change what becomes of an item, or what it is called."""
+
+ITEM_LIBRARIES = ("transformers", "pillow", "torchvision", "torchcodec", "opencv-python-headless", "soundfile")
+"""What decodes and scales items: another version may give other numbers for the same bytes."""
 
 PLAIN_CACHES = frozenset({"auto", "bfloat16", "float16", "half", "float32", "float"})
 """Of ``kv_cache_dtype``: those that say no more than the data type itself."""
@@ -87,7 +104,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         config_digest=_resolved(files, vllm_config),
         weights_digest=_weights(vllm_config, settings, engine_id),
         weights_epoch=WEIGHTS_AS_STARTED,
-        kv_dtype=_kv_dtype(cache, spec, model.dtype),
+        kv_dtype=_kv_dtype(cache, spec, model.dtype, rounded=settings.rounds_objects),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
         numerics=_numerics(vllm_config),
         block_tokens=spec.block_size,
@@ -148,8 +165,12 @@ def _weights(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str
     )
 
 
-def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype) -> str:
-    """Return what the numbers of a KV cache are. Scales that do not change are the weights' (`weights_digest`)."""
+def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype, *, rounded: bool) -> str:
+    """Return what the numbers of a KV cache are. Scales that do not change are the weights' (`weights_digest`).
+
+    rounded: whether blocks may have been in objects that keep 8 bits. They, and what was computed after them, then
+    differ from what a worker without such objects computes: these are two kinds of cache.
+    """
     from vllm.platforms import current_platform  # noqa: PLC0415 - vLLM is optional
     from vllm.v1.kv_cache_interface import KVQuantMode  # noqa: PLC0415
 
@@ -158,7 +179,7 @@ def _kv_dtype(cache: CacheConfig, spec: FullAttentionSpec, of_model: torch.dtype
     if spec.kv_quant_mode != KVQuantMode.NONE:
         # The cache is plain bytes, by which some of AMD's GPUs mean other numbers (e4m3fnuz).
         words.append(str(current_platform.fp8_dtype()).removeprefix("torch."))
-    return f"{'+'.join(words)}/{spec.dtype}"
+    return f"{'+'.join(words)}/{spec.dtype}{', fp8 in objects' if rounded else ''}"
 
 
 def _cache_dtype(asked: str, is_the_models: bool) -> str:
@@ -184,7 +205,28 @@ def _numerics(vllm_config: VllmConfig) -> str:
             "model_class_overrides": model.model_class_overrides,
             "quantization_config": model.quantization_config,
         }
+        | _items(vllm_config)
     )
+
+
+def _items(vllm_config: VllmConfig) -> dict[str, object]:
+    """Return what decides which numbers an image or another item becomes; nothing for a model of text alone."""
+    model = vllm_config.model_config
+    if (options := model.multimodal_config) is None:
+        return {}
+    files = processor_digest(str(model.model), revision=model.revision, cache_dir=vllm_config.load_config.download_dir)
+    return {
+        **{name: getattr(options, name) for name in ITEM_OPTIONS if hasattr(options, name)},
+        **{name: _version_or_none(name) for name in ITEM_LIBRARIES},
+        "processor_files": files,
+    }
+
+
+def _version_or_none(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _hashing(algorithm: str, engine_id: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from ghostcacher_connector.engines.vllm.scheduling.adapters import agreed
 from ghostcacher_connector.pull.accounting import PullReport
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult, FetchJob, PullSource, StoreJob
@@ -35,6 +36,8 @@ class PullOrder:
     """Where to pull from, tried in this order; each covers the first ``len(source.remote_slots)`` slots."""
     timeout_s: float
     """Time after which what has not arrived is given up."""
+    adapter: tuple[int, bytes] | None = None
+    """vLLM's number of the LoRA adapter that computed it, and its digest; None for the model alone."""
 
 
 @dataclass(slots=True)
@@ -57,10 +60,12 @@ class StepMetadata(KVConnectorMetadata):
     """Objects to read into host slots, likewise."""
     stores: list[StoreJob] = field(default_factory=list)
     """Host slots to write to the object tier."""
+    adapters: tuple[int, ...] = ()
+    """vLLM's numbers of the LoRA adapters that the step computes with."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle arrays as bytes: most are empty, and numpy's own pickling costs four times as much."""
-        orders = self.pulls, self.cancelled, self.copies, self.fetches, self.stores
+        orders = self.pulls, self.cancelled, self.copies, self.fetches, self.stores, self.adapters
         return _unpickled, (self.step, self.bumped.tobytes(), self.generations.tobytes(), *orders)
 
 
@@ -85,6 +90,8 @@ class RankReport(KVConnectorWorkerMetadata):
     """vLLM overwrites blocks on this rank before it passes on the orders of the step: no generation ever is."""
     copies: list[CopyResult] = field(default_factory=list)
     """How the copies and fetches that have ended since went. Ranks end one in different steps: each reports it."""
+    adapters: dict[int, bytes] = field(default_factory=dict)
+    """What the LoRA adapters of the step hold: digests by vLLM's numbers. Of several ranks: those told alike."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> RankReport:
         """Merge two ranks' reports: a step is done when the last rank has done it."""
@@ -94,7 +101,8 @@ class RankReport(KVConnectorWorkerMetadata):
             slowest[worker] = max(round_trip_s, slowest.get(worker, round_trip_s))
         lost, late = self.lost_step or other.lost_step, self.begins_late or other.begins_late
         step, copies = min(self.step, other.step), self.copies + other.copies
-        return RankReport(step, self.pulls + other.pulls, slowest, lost, late, copies)
+        adapters = agreed([self.adapters, other.adapters])
+        return RankReport(step, self.pulls + other.pulls, slowest, lost, late, copies, adapters)
 
 
 @dataclass(frozen=True, slots=True)

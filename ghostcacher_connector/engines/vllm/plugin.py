@@ -1,4 +1,5 @@
-"""vLLM's general-plugin entry point: makes the connector known by name, and checks its settings with the flags.
+"""vLLM's general-plugin entry point: makes the connector known by name, checks its settings with the flags, and has
+items marked that are hashed by their content.
 
 Every process of vLLM loads it, also those that have never heard of the connector: it changes nothing for them.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.engines.vllm.item_marks import mark_items
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +34,10 @@ def register() -> None:
         KVConnectorFactory.register_connector(CONNECTOR, MODULE, CONNECTOR)
     try:
         check_with_the_flags()
+        mark_items()
     except Exception as exc:
-        # A vLLM that is built otherwise. The connector itself checks, too, only later.
-        logger.debug("settings are not checked with the flags: %s", exc)
+        # A vLLM that is built otherwise. The connector itself checks, too, only later; what has no mark is not shared.
+        logger.debug("settings are not checked with the flags, or items not marked: %s", exc)
 
 
 def check_with_the_flags() -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.v1.executor.abstract import Executor
 
 HARMLESS = frozenset(
@@ -38,18 +39,28 @@ HARMLESS = frozenset(
 class RankCalls:
     """The scheduler's way to the ranks."""
 
-    def __init__(self, executor: Executor, on_doubt: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        on_doubt: Callable[[str], None],
+        on_adapter: Callable[[LoRARequest], None] = lambda _: None,
+    ) -> None:
         """Watch an executor's calls from now on.
 
         on_doubt: called with the name of each call that may change the weights, before it is made.
+        on_adapter: called with each LoRA adapter that the ranks were told to load, when they have done so.
         """
         self._call = executor.collective_rpc
-        self._on_doubt = on_doubt
+        self._on_doubt, self._on_adapter = on_doubt, on_adapter
         executor.collective_rpc = self._watched
 
     def read_weights(self) -> list[str]:
         """Return each rank's digest of its weights, in order of rank. Raises whatever the executor does."""
         return list(self._call(read_weights))
+
+    def read_adapters(self) -> list[dict[int, bytes]]:
+        """Return each rank's digests of the LoRA adapters that it has. Raises whatever the executor does."""
+        return list(self._call(read_adapters))
 
     def move(self, epoch: str) -> list[Introduction]:
         """Have every rank become another incarnation under this weight epoch; return who they are then."""
@@ -58,12 +69,28 @@ class RankCalls:
     def _watched(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if method not in HARMLESS:
             self._on_doubt(method if isinstance(method, str) else getattr(method, "__qualname__", repr(method)))
-        return self._call(method, *args, **kwargs)
+        done = self._call(method, *args, **kwargs)
+        if method == "add_lora" and (loaded := _request_of(*args, **kwargs)) is not None:
+            self._on_adapter(loaded)
+        return done
+
+
+def _request_of(
+    _timeout: float | None = None, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None, **_: Any
+) -> LoRARequest | None:
+    """Return what a call of `collective_rpc`, without its method, hands to ``add_lora``."""
+    return next(iter([*args, *(kwargs or {}).values()]), None)
 
 
 def read_weights(worker: Any) -> str:
     """Return a digest of one rank's weights; runs in the rank's process. worker: vLLM's own."""
     return str(_connector().read_weights(worker.get_model()))
+
+
+def read_adapters(worker: Any) -> dict[int, bytes]:
+    """Return the digests of one rank's LoRA adapters, by vLLM's numbers; runs in the rank's process."""
+    digests: dict[int, bytes] = _connector().read_adapters(worker.get_model())
+    return digests
 
 
 def move(_worker: Any, epoch: str) -> Introduction:

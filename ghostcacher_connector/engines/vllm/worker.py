@@ -26,6 +26,7 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import SlotMemory, Tier
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
+from ghostcacher_connector.engines.vllm.adapter_reader import AdapterReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK, cache_groups, describe_groups
@@ -70,6 +71,8 @@ class ConnectorWorker:
         self._handshake: RankHandshake | None = None
         self._fingerprint: Fingerprint | None = None
         self._weights = WeightsReader()
+        self._adapters = AdapterReader()
+        self._step_adapters: tuple[int, ...] = ()
         self._orders: dict[str, PullOrder] = {}
         self._outdated: set[str] = set()
         self._failed_slots: set[int] = set()
@@ -125,12 +128,18 @@ class ConnectorWorker:
         if not self._introduced:  # vLLM 0.33 asks again when it is told to wake up
             self._introduced = True
             self._runtime.start()
-            self._runtime.open_objects()
+            spec = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
+            self._runtime.open_objects(str(spec.dtype).removeprefix("torch."))
         return self._handshake
 
     def read_weights(self, model: torch.nn.Module) -> str:
         """Return a digest of this rank's weights."""
         return self._weights.digest(model)
+
+    def read_adapters(self, model: torch.nn.Module) -> dict[int, bytes]:
+        """Return the digests of the LoRA adapters that this rank has now, by vLLM's numbers."""
+        self._adapters.begin(model)
+        return self._adapters.digests()
 
     def move(self, epoch: str) -> Introduction:
         """Become another incarnation, in the namespace of these weights. What is being pulled is not used any more.
@@ -162,7 +171,7 @@ class ConnectorWorker:
         if metadata.step != self._step + 1:
             self._lose_generations(f"step {metadata.step} after step {self._step}: bumps were lost")
             self._lost_step = True
-        self._step = metadata.step
+        self._step, self._step_adapters = metadata.step, metadata.adapters
         self._table.bump(metadata.bumped, metadata.generations)
         for job in metadata.copies:
             self._copier.submit(job)
@@ -215,8 +224,8 @@ class ConnectorWorker:
         received = set()
         for result in self._runtime.puller.poll():
             order = self._orders.pop(result.job_id)
-            if result.job_id in self._outdated:
-                self._outdated.remove(result.job_id)
+            if result.job_id in self._outdated or self._is_anothers(order):
+                self._outdated.discard(result.job_id)
                 result = outdated_result(result)  # noqa: PLW2901 - the one that counts
             if self._groups.others:
                 self._failed_requests.update({order.request_id} if not result.valid.all() else ())
@@ -225,6 +234,13 @@ class ConnectorWorker:
             self._reports.append(report_of(order.request_id, order.sources, result))
             received.add(result.job_id)
         return received
+
+    def _is_anothers(self, order: PullOrder) -> bool:
+        """Say whether the adapter that a request is computed with has changed since its pull was ordered."""
+        if order.adapter is None:
+            return False
+        number, digest = order.adapter
+        return self._adapters.digests([number]).get(number, digest) != digest
 
     def take_failed_slots(self) -> set[int]:
         """Return the slots whose blocks vLLM must compute itself; none with several KV cache groups."""
@@ -243,7 +259,8 @@ class ConnectorWorker:
         reports, self._reports = self._reports, []
         round_trips = self._runtime.round_trips() if reports and self._runtime is not None else {}
         copies = self._copier.poll() if self._runtime is not None and self._runtime.copier is not None else []
-        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late, copies)
+        adapters = self._adapters.digests(self._step_adapters) if self._step_adapters else {}
+        return RankReport(self._step, reports, round_trips, self._lost_step, self._begins_late, copies, adapters)
 
     def take_metrics(self) -> Delta:
         """Return what this half has recorded since the last call."""

@@ -36,6 +36,7 @@ from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
+from ghostcacher_router.admin.dashboard.dashboard import Dashboard
 from ghostcacher_router.admin.parameters import PrefetchTarget
 from ghostcacher_router.admin.worker_flushes import WorkerFlushes
 from ghostcacher_router.build import THREADS, Routing
@@ -129,6 +130,15 @@ class Router:
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
+        self._dashboard = Dashboard(
+            self._fleet,
+            text,
+            self._routing,
+            self._metrics,
+            index=self._index,
+            offload=self._threads,
+            router=self._name,
+        )
         self._proxy = self._make_proxy(text)
         self._proxy.state.tracer = self._tracer
         self._warmer = Warmer(self._proxy.state)
@@ -172,6 +182,7 @@ class Router:
         self._parser.start()
         await self._fleet.start()
         self._routing.start()
+        self._dashboard.start()
         await self._warm_up()
         host, port = self._listen
         try:
@@ -192,6 +203,7 @@ class Router:
     async def stop(self) -> None:
         """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
         await self._proxy.stop(self.drain_timeout_s)
+        await self._dashboard.stop()
         await self._routing.stop()
         await self._fleet.stop()
         for closing in (self._store, self._index):
@@ -251,6 +263,10 @@ class Router:
             explain=actions.explain,
             prefetch=prefetch,
             flush=actions.flush,
+            history=self._dashboard.history,
+            prefixes=self._dashboard.prefixes,
+            locks=self._dashboard.locks,
+            links=self._dashboard.links,
         )
         access = Access(token=settings.admin_token, loopback=self._listen.loopback)
         if access.open_here:
@@ -274,7 +290,14 @@ class Router:
             section_hints=settings.section_hints,
         )
         alone = bool(settings.upstreams) and not settings.workers and not settings.redis
-        admin = Admin(fleet=self._fleet, metrics=self._metrics, access=access, ports=ports, workerless=alone)
+        admin = Admin(
+            fleet=self._fleet,
+            metrics=self._metrics,
+            access=access,
+            ports=ports,
+            router=self._name,
+            workerless=alone,
+        )
         proxy = HttpProxy(
             routing.picker,
             admin,

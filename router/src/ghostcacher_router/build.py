@@ -11,6 +11,7 @@ from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
 from ghostcacher_router.placement.picker import Options, Picker
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
+from ghostcacher_router.signals.hot_prefixes import HotPrefixes
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_caches import SentCaches
@@ -127,6 +128,7 @@ class Routing:
             StoredObjects(store, offload, clock, ttl_s=stored_ttl_s),
             SentCaches(),
             EvictionRegret(),
+            HotPrefixes(clock),
             several=lambda: (self.replicas or self._replicas_given) > 1,
         )
 

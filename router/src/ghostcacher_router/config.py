@@ -136,8 +136,8 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         tuple[Text, ...],
         Meta(
             max_length=1024,
-            description="origins of web pages that may read what the router answers itself, beside /gc/*, such as "
-            "https://chat.example; *: all. Engines have their own",
+            description="origins of web pages that may read what the router answers itself, beside /gc/*, and its "
+            "headers in what engines let them read, such as https://chat.example; *: all. Engines have their own",
         ),
     ] = ()
     body_bytes_max: Annotated[

@@ -224,6 +224,7 @@ class BatchingEngine(Engine):
             await asyncio.sleep(self.pull_s(held - local))
         # What the peers have evicted meanwhile is lost.
         held = min(held, self._found(blocks)[1])
+        self.pulled_blocks += max(0, held - local)
         self._filled(None, blocks[:held])
         return held
 
@@ -234,6 +235,7 @@ class BatchingEngine(Engine):
         done = prompt.tokens - todo
         self.computed_tokens += todo
         self.computed_blocks.update(prompt.blocks[held:])
+        self.missed_blocks += len(prompt.blocks) - held
 
         def advanced(tokens: int) -> None:
             nonlocal done

@@ -109,7 +109,8 @@ class Engine:
     """One simulated engine. All methods are for the event loop's thread.
 
     computed_tokens: prompt tokens computed since its start. extra_tokens: claimed to be waiting, without being there.
-    computed_blocks: how often each block was computed.
+    computed_blocks: how often each block was computed. pulled_blocks, missed_blocks: how many came from peers, and did
+        not, in all.
     """
 
     def __init__(self, profile: Profile, sharing: Sharing | None = None) -> None:
@@ -117,6 +118,7 @@ class Engine:
         self.pool = KvPool(profile.kv_blocks)
         self.computed_tokens = 0
         self.computed_blocks: Counter[BlockHash] = Counter()
+        self.pulled_blocks = self.missed_blocks = 0
         self.extra_tokens = 0
         self.dead = False
         self.hung = False
@@ -202,6 +204,9 @@ class Engine:
             prefill_tokens_per_s=self.profile.prefill_tokens_per_s,
             pull_bytes_per_s=self.profile.pull_bytes_per_s,
             pull_fixed_s=self.profile.pull_fixed_s,
+            hit_blocks=self.pulled_blocks,
+            # Nobody has them, or not yet: a simulated engine pulls whatever it finds.
+            missed_blocks=(self.missed_blocks,),
         )
 
     async def _prefill(self, request_id: str, prompt: TokenizedPrompt) -> Prefilled:
@@ -246,9 +251,11 @@ class Engine:
         """Pull the blocks ``[local, held)`` and compute the rest of a prompt."""
         if held > local:
             await asyncio.sleep(self.pull_s(held - local))
+            self.pulled_blocks += held - local
         todo = tokens - held * self.profile.block_tokens
         self.computed_tokens += todo
         self.computed_blocks.update(blocks[held:])
+        self.missed_blocks += len(blocks) - held
         await self._compute(todo / self.profile.prefill_tokens_per_s)
 
     async def _compute(self, seconds: float) -> None:

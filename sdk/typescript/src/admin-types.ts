@@ -73,6 +73,10 @@ export interface Load {
   decode_request_s?: number;
   /** Those below the engine's cache. */
   tiers?: TierLoad[];
+  /** KV blocks that its requests took from peers or tiers instead of having them computed, since its start. */
+  hit_blocks?: number;
+  /** KV blocks that were computed though the fleet might have held them, since its start, by the reason why. */
+  missed_blocks?: Record<string, number>;
 }
 
 /** One worker, as the router sees it. */
@@ -157,6 +161,8 @@ export interface Status {
   replicas?: number | null;
   /** Every known model, by id. */
   models?: string[];
+  /** The name of this run of the router: another router has another one, and so has this one after a restart. */
+  router?: string;
 }
 
 /** Requests that have ended, without those that the router answers itself. */
@@ -167,7 +173,7 @@ export interface Requests {
   by_status?: Record<string, number>;
 }
 
-/** How values are spread, since the router started. */
+/** How values are spread: within buckets, so that the last digits say nothing. */
 export interface Quantiles {
   /** How many there were. */
   count?: number;
@@ -175,6 +181,8 @@ export interface Quantiles {
   p50?: number | null;
   /** Nine tenths of them are below; None before the first. */
   p90?: number | null;
+  /** All but a hundredth of them are below; None before the first. */
+  p99?: number | null;
 }
 
 /** Answers GET /gc/stats: counters since the router started. */
@@ -327,4 +335,142 @@ export interface Explanation {
   path: string;
   /** Each worker that could serve it, the best first. */
   workers: WorkerForecast[];
+}
+
+/** How the router fared in one interval. What was nothing is left out. */
+export interface HistoryPoint {
+  /** The end of the interval, in seconds since 1970. */
+  at: number;
+  /** How long it was. */
+  seconds: number;
+  /** Requests that ended, without those that the router answers itself. */
+  requests?: number;
+  /** Those of them that were answered with a server's error (5xx). */
+  failed?: number;
+  /** Prompt tokens of requests that were answered. */
+  prompt_tokens?: number;
+  /** How many of those needed no computing, by the forecast. */
+  hit_tokens?: number;
+  /** Forecast time to first token that cached prefixes saved, in ms. */
+  saved_ttft_ms?: number;
+  /** Of streams: from the request written to the first byte of the answer's body, in ms. */
+  ttft_ms?: Quantiles;
+  /** What the router added to a request, waiting for a ghost lock included, in ms. */
+  overhead_ms?: Quantiles;
+  /** Observed over forecast time to first token. */
+  forecast_ratio?: Quantiles;
+  /** Requests of this router at workers, at the end of the interval. */
+  in_flight?: number;
+  /** Workers that were ready then. */
+  ready?: number;
+  /** KV blocks that workers' requests took from peers or tiers. */
+  hit_blocks?: number;
+  /** KV blocks that were computed though the fleet might have held them, by the reason why. */
+  missed_blocks?: Record<string, number>;
+}
+
+/** The forecasts of the last answers, each beside what came of it. Both have one number an answer, oldest first. */
+export interface FirstTokens {
+  /** The forecast time to first token, in ms. */
+  forecast_ms?: number[];
+  /** The observed one, in ms. */
+  observed_ms?: number[];
+}
+
+/** Answers GET /gc/history?after=T. */
+export interface History {
+  /** The name of this run of the router, as in `Status`: after a restart it knows nothing of before. */
+  router: string;
+  /** The router's time, in seconds since 1970. */
+  now: number;
+  /** How long an interval is, in seconds. */
+  interval_s: number;
+  /** Those that ended after T (all, without T), oldest first. */
+  points?: HistoryPoint[];
+  /** The last few hundred answers to streams that had a forecast. */
+  first_tokens?: FirstTokens;
+}
+
+/** What many prompts began with lately, up to the end of a section. No text of it is kept. */
+export interface Prefix {
+  /** The digest of the text up to there, in hex: what POST /gc/flush takes as `key`. */
+  key: string;
+  /** The type of the section at its end: tools, sys, doc, session or user. */
+  section: string;
+  /** The size of the text, in the form in which the router hashes it. */
+  bytes: number;
+  /** How many of the prompts that were looked at began with it; what is older counts less. */
+  uses: number;
+  /** How long ago the last one came, in seconds. */
+  last_s: number;
+  /** KV blocks that it fills; None when no worker with a connector has told. */
+  blocks?: number | null;
+  /** Tokens of these blocks; None likewise. */
+  tokens?: number | null;
+  /** Workers that hold it, at most 16 of them; of plain engines it is a guess. */
+  holders?: string[];
+  /** How many hold it, as far as was asked. */
+  holder_count?: number;
+}
+
+/** Answers GET /gc/prefixes: what is hottest, of each type of section. */
+export interface Prefixes {
+  /** The hottest first, at most ten of a type. */
+  prefixes?: Prefix[];
+  /** Prompts that were looked at, since the router started. A busy router looks at a part of them. */
+  seen?: number;
+}
+
+/** A ghost lock: a worker computes a cold prefix, and others who need it wait for that. */
+export interface LockReport {
+  /** The digest of its deepest boundary, in hex. */
+  key: string;
+  /** Who computes. */
+  worker: string;
+  /** Whether a request of this router holds it. Of other routers' locks it knows those that its requests met. */
+  ours: boolean;
+  /** Whether the store has granted it, or has not answered in time. */
+  confirmed: boolean;
+  /** Since when this router knows of it, in seconds. */
+  age_s: number;
+  /** When it will be computed, as forecast, in seconds from now; negative when it is late. */
+  ready_s: number;
+  /** Boundaries of the prompt that it covers, one in about each KiB. */
+  boundaries: number;
+}
+
+/** Answers GET /gc/locks. */
+export interface Locks {
+  /** Those that are held now, the oldest first, at most 64. */
+  locks?: LockReport[];
+  /** How many there are. */
+  total?: number;
+}
+
+/** One worker's way to a peer's cache, as it has timed it itself, once a minute; of rank 0. */
+export interface Link {
+  /** Who reads. */
+  reader: string;
+  /** Whose cache is read. */
+  owner: string;
+  /** Whether the last timed read went well. */
+  ok: boolean;
+  /** What carried it, such as nixl or relay; None when nothing did. */
+  transport?: string | null;
+  /** How fast it was; None when that was not measured. */
+  bytes_per_s?: number | null;
+  /** The round trip, in us; None when that was not measured. */
+  rtt_us?: number | null;
+  /** What went wrong; empty when nothing did. */
+  error?: string;
+  /** How old this is, in seconds. */
+  age_s?: number;
+}
+
+/** Answers GET /gc/links: of all workers, or with ?worker=ID of one of them. */
+export interface Links {
+  /** By reader and owner, at most 64 of a reader. */
+  links?: Link[];
+  /** Readers that were looked at, 24 at most. */
+  readers?: number;
 }

@@ -1,6 +1,20 @@
 /** The router's own API: what it knows of its fleet, and what can be asked of it. */
 
-import type { Drain, Explanation, Flushed, FlushScope, Prefetched, Stats, Status, Worker, Workers } from "./admin-types.js";
+import type {
+  Drain,
+  Explanation,
+  Flushed,
+  FlushScope,
+  History,
+  Links,
+  Locks,
+  Prefetched,
+  Prefixes,
+  Stats,
+  Status,
+  Worker,
+  Workers,
+} from "./admin-types.js";
 import type { Json } from "./arguments.js";
 import type { PromptRequest } from "./calls.js";
 import { adminCall } from "./calls.js";
@@ -36,6 +50,28 @@ export class Admin {
   /** Return every worker that the router knows. */
   async workers(): Promise<Worker[]> {
     return (await this.ask<Workers>("GET", "/gc/workers", "workers")).workers;
+  }
+
+  /** Return how the router fared in the intervals that ended after a time, in seconds since 1970; without one: all. */
+  async history(options: { after?: number } = {}): Promise<History> {
+    const query = options.after === undefined ? "" : `?after=${checks.seconds("after", options.after)}`;
+    return this.ask<History>("GET", `/gc/history${query}`, "points");
+  }
+
+  /** Return what many prompts begin with, and who holds it. */
+  prefixes(): Promise<Prefixes> {
+    return this.ask<Prefixes>("GET", "/gc/prefixes", "prefixes");
+  }
+
+  /** Return the ghost locks that the router knows of. */
+  locks(): Promise<Locks> {
+    return this.ask<Locks>("GET", "/gc/locks", "locks");
+  }
+
+  /** Return how fast workers, or one of them, read their peers' caches. */
+  async links(options: { worker?: string } = {}): Promise<Links> {
+    const query = options.worker === undefined ? "" : `?worker=${encodeURIComponent(checks.text("worker", options.worker))}`;
+    return this.ask<Links>("GET", `/gc/links${query}`, "links");
   }
 
   /** Return each worker's forecast for a request, the best first. Nothing is sent to engines. */

@@ -29,6 +29,14 @@ export function text(field: string, value: unknown): string {
   return value;
 }
 
+/** Return a time in seconds. */
+export function seconds(field: string, value: unknown): number {
+  if (!Number.isFinite(value) || !((value as number) > 0)) {
+    throw new ArgumentError(field, `expected a number of seconds above 0, got ${shown(value)}`);
+  }
+  return value as number;
+}
+
 /** Return a whole number. */
 export function count(field: string, value: unknown, atLeast: number): number {
   if (!Number.isSafeInteger(value) || (value as number) < atLeast) {

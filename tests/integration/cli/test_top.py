@@ -10,15 +10,14 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from ghostcacher_cli import main as cli
 from ghostcacher_cli.terminal.screen import ENTER, LEAVE
+from tests.support.local_http import Asked, answering
 
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 30.0
@@ -31,28 +30,17 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-class Router(BaseHTTPRequestHandler):
-    """Answers like a router that wants a token."""
-
-    def do_GET(self) -> None:
-        known = self.headers["Authorization"] == f"Bearer {TOKEN}"
-        answer = ANSWERS[self.path] if known else {"error": {"message": "expected a token"}}
-        self.send_response(200 if known else 401)
-        self.end_headers()
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+def answer(asked: Asked) -> tuple[int, bytes]:
+    """Answer like a router that wants a token."""
+    known = asked.headers.get("authorization") == f"Bearer {TOKEN}"
+    said = ANSWERS[asked.path] if known else {"error": {"message": "expected a token"}}
+    return (200 if known else 401), json.dumps(said).encode()
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Router) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(answer) as url:
+        yield url
 
 
 class Top:

@@ -89,6 +89,8 @@ def test_wheel_holds_packages_scripts_and_nothing_else(wheel: Path) -> None:
     scripts = {path.name for path in (ROOT / "ghostcacher_connector" / "core").rglob("*.lua")}
     assert scripts
     assert {Path(name).name for name in names if name.endswith(".lua")} == scripts
+    page = {path.name for path in (ROOT / "router" / "src" / "ghostcacher_router" / "ui" / "static").iterdir()}
+    assert {Path(name).name for name in names if "/ui/static/" in name} == page
 
 
 def test_wheel_holds_every_file_of_its_packages_and_the_licence(wheel: Path) -> None:

@@ -169,20 +169,21 @@ class SimEngine:
     def add(
         self,
         request_id: str,
-        tokens: list[int],
+        tokens: list[int] | None,
         *,
         max_tokens: int = 4,
         pull: bool = True,
         transfer: dict[str, Any] | None = None,
+        sampling: dict[str, Any] | None = None,
         **options: Any,
     ) -> Request:
-        """transfer: more of the request's kv_transfer_params. options: more of its own, as vLLM names them."""
+        """transfer, sampling: more kv_transfer_params and SamplingParams. options: more of its own, as in vLLM."""
         params = (transfer or {}) | ({} if pull else {"gc_pull": False})
-        extra = {"kv_transfer_params": params} if params else None
+        given = {"extra_args": {"kv_transfer_params": params} if params else None} | (sampling or {})
         request = Request(
             request_id=request_id,
-            prompt_token_ids=list(tokens),
-            sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, extra_args=extra),
+            prompt_token_ids=None if tokens is None else list(tokens),
+            sampling_params=SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **given),
             pooling_params=None,
             block_hasher=self._hasher,
             **options,

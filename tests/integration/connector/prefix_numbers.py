@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 BLOCK_TOKENS = 16
 VOCABULARY = 1000
@@ -24,6 +25,8 @@ class RunnerRequest:
     blocks: list[int]
     weight: Callable[[], int] = lambda: 0
     """Returns the weight of the model at present."""
+    lora: Any = None
+    """vLLM's request for its adapter; None without one."""
     numbers: list[int] = field(default_factory=list)
 
     def number(self, position: int) -> int:

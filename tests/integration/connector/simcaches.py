@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from vllm.config import VllmConfig
-from vllm.v1.core import kv_cache_utils
 from vllm.v1.kv_cache_interface import (
     ChunkedLocalAttentionSpec,
     FullAttentionSpec,
@@ -23,6 +22,11 @@ from vllm.v1.kv_cache_interface import (
 )
 
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS
+
+try:
+    from vllm.v1.core.kv_cache_planning import get_kv_cache_groups  # type: ignore[import-not-found,unused-ignore]
+except ImportError:  # before 0.33
+    from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
 
 LAYERS = 2
 LOCAL_TOKENS = 24
@@ -81,7 +85,7 @@ CACHES = {
 def kv_config_of(config: VllmConfig, cache: SimCache, blocks: int) -> KVCacheConfig:
     """Return what vLLM makes of its layers: one group of them all, or the simulation cannot run it."""
     specs = {f"layer.{number}": spec for number, spec in enumerate(cache.specs())}
-    (group,) = kv_cache_utils.get_kv_cache_groups(config, specs)
+    (group,) = get_kv_cache_groups(config, specs)
     page, layers = group.kv_cache_spec.page_size_bytes, list(specs)
     tensors = [KVCacheTensor(page * blocks * LAYERS, layers, layer_stride=page * blocks, block_stride=page)]
     return KVCacheConfig(num_blocks=blocks, kv_cache_tensors=tensors, kv_cache_groups=[group])

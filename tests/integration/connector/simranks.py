@@ -14,6 +14,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer import kv_transfer_state
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -22,6 +23,7 @@ from vllm.v1.serial_utils import run_method
 
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest
+from tests.integration.connector.simadapters import SimAdapters
 from tests.integration.connector.simcaches import LAYERS
 
 SHARD = 1 << 61
@@ -34,6 +36,7 @@ class SimModel(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.int64), requires_grad=False)
+        self.lora_manager = SimAdapters()
 
 
 class SimRank:
@@ -73,6 +76,18 @@ class SimRank:
     def get_model(self) -> SimModel:
         return self.model
 
+    def weight_with(self, lora: LoRARequest | None) -> Callable[[], int]:
+        """Return what tells with what a step computes a request: the weight, and the adapter that vLLM has for it."""
+        if lora is None:
+            return lambda: self.weight
+        return lambda: self.weight + self.model.lora_manager.weight(lora.lora_int_id)
+
+    def add_lora(self, lora: LoRARequest) -> bool:
+        return self.model.lora_manager.add(lora)
+
+    def remove_lora(self, number: int) -> bool:
+        return self.model.lora_manager.remove(number)
+
     def update_weights(self, weight: int) -> None:
         """Change the weight, as a worker extension of an RL stack does."""
         self.model.weight.fill_(weight)
@@ -88,6 +103,9 @@ class SimRank:
         assert metadata is not None
         self.connector.handle_preemptions(metadata)
         self._update_tables(output)
+        for request_id in output.num_scheduled_tokens:
+            if (lora := self._running[request_id].lora) is not None:
+                self.add_lora(lora)
         self.connector.bind_connector_metadata(metadata)
         for layer in self.memory:
             self.connector.wait_for_layer_load(layer)
@@ -124,7 +142,8 @@ class SimRank:
             self._running.pop(request_id, None)
         for new in output.scheduled_new_reqs:
             tokens = list(new.prefill_token_ids or new.prompt_token_ids or [])
-            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]), lambda: self.weight)
+            lora = new.lora_request
+            self._running[new.req_id] = RunnerRequest(tokens, list(new.block_ids[0]), self.weight_with(lora), lora)
         cached = output.scheduled_cached_reqs
         for i, request_id in enumerate(cached.req_ids):
             state, fresh = self._running[request_id], cached.new_block_ids[i]

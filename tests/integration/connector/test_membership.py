@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -14,10 +15,11 @@ import pytest
 
 from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.types import OwnerProcess
 from ghostcacher_connector.metrics import Recorder
-from ghostcacher_connector.worker.membership import Membership
+from ghostcacher_connector.worker.membership import Membership, _open_page
 from tests.support.coordination_parts import make_load
 from tests.support.index_parts import chain, make_record, wait_until
 
@@ -138,6 +140,39 @@ def test_self_check_that_is_off_is_not_shown(url: str) -> None:
     member = Membership(settings, make_record("g3"), Recorder())
     assert member.gauges()["gc_self_check_ok"] == {}
     member.stop()
+
+
+def served_at(host: str, port: int) -> bool:
+    """Say whether a metrics page is at an address."""
+    try:
+        with closing(urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=10)) as reply:
+            return b"gc_peers_live" in reply.read()
+    except urllib.error.URLError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("host", "there", "not_there"),
+    [
+        (None, ["127.0.0.1"], ["127.0.0.2"]),
+        ("127.0.0.2", ["127.0.0.2"], ["127.0.0.1"]),
+        ("0.0.0.0", ["127.0.0.1", "127.0.0.2"], []),
+    ],
+)
+def test_own_page_is_where_it_is_said_to_be(url: str, host: str | None, there: list[str], not_there: list[str]) -> None:
+    """At loopback alone by default; every address of the machine is for a Prometheus on another one."""
+    given = {} if host is None else {"metrics_host": host}
+    settings = Settings(redis_url=url, redis_timeout_s=2.0, metrics_port=0, **given)
+    member = Membership(settings, make_record("g6"), Recorder())
+    try:
+        assert member._page is not None
+        port = member._page.port
+        found = [address for address in (*there, *not_there) if served_at(address, port)]
+        with pytest.raises(ConfigError, match=rf"^metrics_port, metrics_host: .* got {port} at "):
+            _open_page(settings.metrics_host, port, 0)
+    finally:
+        member.stop()
+    assert found == there
 
 
 def test_own_page_is_true_without_traffic(url: str) -> None:

@@ -77,7 +77,7 @@ class Worker:
         )
         assert self.orders.directory.wait_listed(WAIT_S)
         for rank in ranks:
-            rank.runtime.open_objects()
+            rank.runtime.open_objects("bfloat16")
             assert self.objects_of(rank).tier.wait_listed(WAIT_S)
         self._bump()
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import tokens_of
 from tests.integration.connector.test_vllm_host_tier import BLOCKS, PROMPT_TOKENS, compute, tier_of
 from tests.support.index_parts import wait_until
+from tests.support.local_http import Asked, answering
 from tests.support.spans import Seen, collector
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -41,33 +40,14 @@ def front_end() -> Iterator[tuple[str, list[Mapping[str, str]]]]:
     """Serve as an engine's API server: yield its URL, and of each request the headers that vLLM hands to its engine."""
     handed: list[Mapping[str, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(asked: Asked) -> tuple[int, bytes]:
+        if asked.method == "GET":
+            return 200, json.dumps({"object": "list", "data": [{"id": "m"}]}).encode()
+        handed.append(extract_trace_headers(asked.headers))
+        return 200, b"{}"
 
-        def do_GET(self) -> None:
-            self._answer({"object": "list", "data": [{"id": "m"}]})
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            handed.append(extract_trace_headers({name.lower(): value for name, value in self.headers.items()}))
-            self._answer({})
-
-        def _answer(self, value: object) -> None:
-            body = json.dumps(value).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", handed
-        server.shutdown()
-        thread.join()
+    with answering(answer) as url:
+        yield url, handed
 
 
 @pytest.fixture

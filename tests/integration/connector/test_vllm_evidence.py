@@ -210,7 +210,7 @@ class Truth:
     def lies(self) -> list[str]:
         """Return the marked slots that do not hold what they must."""
         engine, watch = self._engine, self._engine.connector._scheduler._watch
-        assert watch._published <= watch._computed <= watch._watched
+        assert watch._published <= watch._computed.keys() <= watch._watched
         table, pool = engine.worker._worker._table, engine.scheduler.kv_cache_manager.block_pool
         found = []
         for slot in watch._computed:

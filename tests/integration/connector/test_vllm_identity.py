@@ -183,6 +183,19 @@ def test_names_of_one_cache_dtype_are_one(model: Path, one: str, other: str) -> 
     assert different(*found) == []
 
 
+def test_objects_that_keep_8_bits_make_another_kind_of_cache(model: Path) -> None:
+    """Rounded blocks, and what was computed after them, are told to nobody who expects exact ones; others meet."""
+    config = make_config(model)
+    objects = {"object_url": "file:///objects", "host_tier_gib": 1.0}
+    rounded = identity(config, **objects, object_compression="fp8")
+    exact = [identity(config)] + [
+        identity(config, **objects, object_compression=how) for how in ("auto", "always", "never")
+    ]
+    assert [different(exact[0], other) for other in exact] == [[]] * len(exact)
+    assert different(rounded, exact[0]) == ["kv_dtype"]
+    assert different(rounded, identity(config, **objects, object_compression="fp8", object_ttl_h=1.0)) == []
+
+
 def test_bytes_in_fp8_that_mean_other_numbers_are_another_cache(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of AMD's GPUs take the same byte for half as much. Nothing but the platform says so."""
     config = make_config(model)

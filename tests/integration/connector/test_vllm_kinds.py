@@ -26,6 +26,8 @@ from tests.integration.connector.test_vllm_host_tier import BLOCKS, compute, tie
 pytestmark = pytest.mark.engine
 
 REQUESTS = 10_000 if SOAK else 60
+ROUNDS_MAX = 5
+"""How often stale blocks come up depends on how fast the machine is."""
 NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}}
 OTHERS = [{"cache": cache} for cache in CACHES if cache != "full"]
 ALL = [*OTHERS, {"cache": "full", "ranks": 2}, {"cache": "mla", "ranks": 2}, NGRAM, {"cache": "window", **NGRAM}]
@@ -80,12 +82,17 @@ def test_slots_reused_all_the_time_never_give_a_wrong_token(
     ]
     meet(*engines)
     entries = [engine.watch_published() for engine in engines]
-    wrong = drive(engines, REQUESTS, prompts(1, documents=6, blocks=8, tail=20), abort_every=7)
-    assert [engine.wrong for engine in engines] == [[], []]
-    assert wrong == 0
+    for seed in range(1, ROUNDS_MAX + 1):
+        wrong = drive(engines, REQUESTS, prompts(seed, documents=6, blocks=8, tail=20), abort_every=7)
+        assert [engine.wrong for engine in engines] == [[], []]
+        assert wrong == 0
+        hits = sum(engine.counted("gc_cache_hits_total") for engine in engines)
+        stale = sum(engine.counted("gc_cache_misses_total", reason="stale_generation") for engine in engines)
+        if hits > 0 and stale > 0:
+            break
     assert [engine.lies(published) for engine, published in zip(engines, entries, strict=True)] == [[], []]
-    assert sum(engine.counted("gc_cache_hits_total") for engine in engines) > 0
-    assert sum(engine.counted("gc_cache_misses_total", reason="stale_generation") for engine in engines) > 0
+    assert hits > 0
+    assert stale > 0
 
 
 @pytest.mark.parametrize("options", ALL, ids=named)

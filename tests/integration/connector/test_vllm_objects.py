@@ -92,6 +92,18 @@ def files(url: str, folder: str = "v1/objects") -> list[Path]:
     return sorted(path for path in (Path(url.removeprefix("file://")) / folder).rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize(("writes", "reads"), [("fp8", "never"), ("never", "fp8")])
+def test_rounded_blocks_and_exact_ones_never_meet(make: Make, url: str, writes: str, reads: str) -> None:
+    """Not in objects, and not from one engine's cache to the other's."""
+    before = make("before", blocks=64, settings={**objects_at(url), "object_compression": writes})
+    knows_the_store(before)
+    assert compute(before, 1) == 0
+    wait_until(lambda: tier(before).catalogue.block_count == BLOCKS and before.all_published(), WAIT_S)
+    after = make("after", blocks=64, settings={**objects_at(url), "object_compression": reads})
+    knows_the_store(after)
+    assert compute(after, 1) == 0
+
+
 @pytest.mark.parametrize("in_flight", [1, 2])
 def test_everything_restarted_with_an_empty_redis_finds_its_prompts(make: Make, url: str, in_flight: int) -> None:
     """Bit by bit: each block's numbers are checked at every step that would read them."""

@@ -245,6 +245,7 @@ class Bench:
             prompt_embeds=None,
             resumable=False,
             kv_transfer_params=None,
+            skip_reading_prefix_cache=False,
         )
         return Tracked(request=request)
 

@@ -169,15 +169,26 @@ def test_readers_that_come_at_once_read_from_each_other(make: Make, known: bool)
         assert sources.count("w0") == 1
 
 
-def claim(engine: SimEngine, block: bytes) -> None:
+def claim(engine: SimEngine, block: bytes, worker: str = "ghost") -> None:
     """Have somebody say that it is about to pull a prefix; it never does."""
     index, record = engine.connector._scheduler._fleet.index, engine.connector._scheduler._fleet.record
-    index.line_up(ref_of(record)._replace(worker="ghost"), block, ttl_s=600.0)
+    index.line_up(ref_of(record)._replace(worker=worker), block, ttl_s=600.0)
 
 
-@pytest.mark.parametrize("contended", [False, True])
-def test_copies_of_what_several_pull_at_once_are_kept_by_a_full_tier(make: Make, contended: bool) -> None:
-    """Else a full tier takes no copy of what a peer has still."""
+@pytest.mark.parametrize(
+    ("before", "bytes_per_s", "kept"),
+    [
+        (None, SLOW_BYTES_PER_S, False),
+        ("ghost", 1e9, True),
+        ("a", 1e9, False),
+        ("a", SLOW_BYTES_PER_S, True),
+    ],
+    ids=["alone", "at once", "one after the other", "one after the other on a link that is soon full"],
+)
+def test_copies_of_what_many_pull_are_kept_by_a_full_tier(
+    make: Make, before: str | None, bytes_per_s: float, kept: bool
+) -> None:
+    """Else it takes no copy of what a peer has still. before: who has pulled the document; "a" holds it since."""
     settings: dict[str, Any] = {
         "host_tier_gib": 12.5 * BLOCK_BYTES / GIB,
         "doc_budget": 1.0,
@@ -188,12 +199,14 @@ def test_copies_of_what_several_pull_at_once_are_kept_by_a_full_tier(make: Make,
     press(reader)
     document = ask(holder, 50, system=None)
     wait_until(holder.all_published, WAIT_S)
-    if contended:
-        claim(holder, document[-1])
+    if before is not None:
+        claim(holder, document[-1], before)
+    for _ in range(60):
+        reader.connector._scheduler._forecaster.observe_pull("a", PULL_BYTES_MIN, PULL_BYTES_MIN / bytes_per_s)
     assert ask(reader, 50, system=None) == document
     assert reader.counted("gc_rdma_transfers_total", transport="nixl") == 1
     ledger = reader.connector._scheduler._copying.tier.ledger
-    assert sum(map(ledger.holds, document)) == (BLOCKS if contended else 0)
+    assert sum(map(ledger.holds, document)) == (BLOCKS if kept else 0)
 
 
 def test_reader_that_never_pulls_costs_others_a_bounded_wait(make: Make) -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("vllm")
 from ghostcacher_connector.core.coordination.base import STREAM_START, Cursor, LoadReport, PromptChain, WorkerEvents
 from ghostcacher_connector.core.coordination.redis import RedisCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.pull.step_times import STEPS_MIN
 from tests.integration.connector.conftest import Make
@@ -267,6 +268,25 @@ def test_load_tells_how_long_decode_steps_take(make: Make) -> None:
     assert load.decode_step_s > 0.0
     assert 0.0 <= load.decode_request_s <= load.decode_step_s
     assert not load.prefill_rate_stale
+
+
+def test_load_tells_what_requests_found_in_the_fleet(make: Make) -> None:
+    """Blocks that came from a peer, and those that nobody had, by the reason: what its metrics count, too."""
+    a, b = make("a"), make("b")
+    wait_until(lambda: a.peers_ready(1) and b.peers_ready(1), timeout_s=SETTLE_S, what="peers")
+    prompt = tokens_of(1, 90)
+    a.add("a", prompt)
+    a.run()
+    wait_until(a.all_published, timeout_s=SETTLE_S, what="a has published")
+    for name, tokens in (("b", prompt), ("new", tokens_of(2, 90))):
+        b.add(name, tokens)
+        b.run()
+    for engine in (a, b):
+        load = measured(engine)
+        missed = {reason.value: count for reason, count in zip(MissReason, load.missed_blocks, strict=True) if count}
+        assert load.hit_blocks == engine.counted("gc_cache_hits_total")
+        assert missed == {"not_indexed": 5}
+    assert (measured(a).hit_blocks, measured(b).hit_blocks) == (0, 5)
 
 
 def test_idle_engine_has_no_load(make: Make, router: RedisCoordinationStore) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from ghostcacher_connector.core.admin_api import GONE, Flushed, Prefetched, Status, Workers
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.dashboard_api import History, Links, Locks, Prefixes
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import FlushScope, WorkerRecord
@@ -56,6 +57,12 @@ class Routing:
         self.prefetched.append(ask)
         return Prefetched("a", 1.5, 100, 60)
 
+    async def prefixes(self) -> Prefixes:
+        return Prefixes(seen=7)
+
+    async def links(self, worker: str | None) -> Links:
+        return Links(readers=0 if worker is None else 1)
+
     async def explain(self, ask: ExplainedRequest) -> list[dict[str, object]]:
         self.explained.append(ask)
         if self.fails is not None:
@@ -90,6 +97,10 @@ async def router(*engines: MiniEngine, token: str | None = None) -> AsyncIterato
         explain=routing.explain,
         prefetch=routing.prefetch,
         flush=routing.flush,
+        history=lambda after: History("r", after or 0.0, 5.0),
+        prefixes=routing.prefixes,
+        locks=Locks,
+        links=routing.links,
     )
     admin = Admin(fleet=fleet, metrics=metrics, access=Access(token=token, loopback=True), ports=ports)
     await fleet.start()
@@ -300,6 +311,14 @@ def test_flush_and_explain_reach_routing() -> None:
         ("POST", "/gc/flush", 400, None),
         ("POST", "/gc/prefetch", 400, None),
         ("GET", "/gc/explain?", 400, None),
+        ("GET", "/gc/history?after=yesterday", 400, None),
+        ("GET", "/gc/history?after=nan", 400, None),
+        ("GET", "/gc/history?before=1", 400, None),
+        ("GET", "/gc/links?reader=a", 400, None),
+        ("POST", "/gc/history", 405, b"GET, HEAD"),
+        ("GET", "/gc/ui/nothing.js", 404, None),
+        ("GET", "/gc/ui/../admin.py", 404, None),
+        ("POST", "/gc/ui", 404, None),
     ],
 )
 def test_wrong_requests(method: str, target: str, status: int, allow: bytes | None) -> None:
@@ -327,7 +346,21 @@ def test_head_has_no_body() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["/gc/status", "/gc/stats", "/gc/workers", "/gc/pods", "/gc/explain", "/gc/nothing", "/gc"]
+    "target",
+    [
+        "/gc/status",
+        "/gc/stats",
+        "/gc/workers",
+        "/gc/pods",
+        "/gc/explain",
+        "/gc/history",
+        "/gc/prefixes",
+        "/gc/locks",
+        "/gc/links",
+        "/gc/ui/nothing.js",
+        "/gc/nothing",
+        "/gc",
+    ],
 )
 def test_everything_under_gc_asks_for_the_token(target: str) -> None:
     """With a token set nothing is told without it, not even what there is; the open endpoints stay open."""

@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -293,6 +295,26 @@ def test_closed_parser_process_starts_no_other() -> None:
     with pytest.raises(ParserFailed, match="closed"):
         process.start()
     assert process.pid is None
+
+
+def test_parser_process_that_is_closed_while_it_starts_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A router that is stopped at once: neither a child nor a socket stays behind."""
+    process = ParserProcess(256 * MIB)
+    children: list[subprocess.Popen[bytes]] = []
+    closer = threading.Thread(target=process.close)
+
+    def popen(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        closer.start()
+        closer.join(0.5)
+        children.append(real(*args, **kwargs))
+        return children[0]
+
+    real = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    process.start()
+    closer.join()
+    assert process.pid is None
+    assert [child.poll() for child in children] == [-signal.SIGKILL]
 
 
 PROGRAM = """

@@ -27,6 +27,21 @@ def test_status_stats_workers(use: Used) -> None:
     assert (worker["id"], worker["state"], worker["url"]) == ("w", "ready", use.engine.url)
 
 
+def test_what_the_dashboard_shows(use: Used) -> None:
+    """Typed as the schema says; what cannot be asked for is named before anything is sent, or by the router."""
+    use(documents=["shared " * 500])
+    history = use("admin.history")
+    assert (history["router"], history["interval_s"]) == (use("admin.status")["router"], 5.0)
+    assert use("admin.history", after=history["now"])["points"] == []
+    found = use("admin.prefixes")
+    assert found["seen"] > 0
+    assert {"doc", "user"} <= {one["section"] for one in found["prefixes"]}
+    assert use("admin.locks") == {"locks": [], "total": 0}
+    assert use("admin.links", worker="w") == {"links": [], "readers": 1}
+    assert use("admin.links", worker="no/body")["status"] == 404
+    assert use("admin.history", after=-1)["field"] == "after"
+
+
 @pytest.mark.parametrize(
     ("client", "path", "more"), [({}, "/v1/chat/completions", {}), (ANTHROPIC, "/v1/messages", {"max_tokens": 9})]
 )

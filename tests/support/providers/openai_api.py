@@ -17,7 +17,16 @@ TOKENS_MIN, TOKENS_STEP = 1024, 128
 FIELDS = {
     "/v1/chat/completions": {
         *("model", "messages", "tools", "tool_choice", "stream", "stream_options", "store", "metadata", "temperature"),
-        *("max_completion_tokens", "prompt_cache_key", "prompt_cache_options", "user", "n", "response_format"),
+        *(
+            "max_completion_tokens",
+            "max_tokens",
+            "top_p",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "user",
+            "n",
+            "response_format",
+        ),
     },
     "/v1/responses": {
         *("model", "input", "instructions", "tools", "tool_choice", "stream", "store", "metadata", "temperature"),

@@ -18,10 +18,10 @@ from ghostcacher_cli.doctor.fleet_checks import (
 from ghostcacher_cli.doctor.link_checks import ask, check_links, collect, pairs_of
 from ghostcacher_cli.main import main
 from ghostcacher_connector.core.index.base import GoneWorker, ref_of
+from ghostcacher_connector.core.index.link_report import LinkReport, links_report
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.publish.publisher import Publisher
-from ghostcacher_connector.worker.link_probe import LinkReport, links_report
 from tests.support.index_parts import FakeClock, make_record
 
 FINE = Check("a", Status.OK, "well")

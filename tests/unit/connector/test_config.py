@@ -91,6 +91,8 @@ def test_list_from_json_becomes_tuple() -> None:
         ({"http_url": "10.0.0.1:8000"}, {}, ("http_url", "http")),
         ({"http_url": "http://"}, {}, ("http_url",)),
         ({"http_url": "http://h:99999"}, {}, ("http_url",)),
+        ({"metrics_host": "prometheus"}, {}, ("metrics_host", "an IP address of this machine", "'prometheus'")),
+        ({"metrics_host": "10.0.0.1:9400"}, {}, ("metrics_host",)),
         ({"relay_listen": "8000"}, {}, ("relay_listen", "host:port")),
         ({"relay_listen": "h:65536"}, {}, ("relay_listen", "65535")),
         ({"redis_timeout_s": 2, "lease_ttl_s": 5}, {}, ("redis_timeout_s", "lease_ttl_s")),

@@ -7,8 +7,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from ghostcacher_connector.core.coordination.codec import Codec, LockClaim
+from ghostcacher_connector.core.coordination.base import MISS_REASONS_MAX, Count, LoadReport
+from ghostcacher_connector.core.coordination.codec import SMALL_BYTES_MAX, Codec, LockClaim, time_load
+from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.refusals import Refusals
+from ghostcacher_connector.core.types import MissReason, SectionType, Tier
 from tests.support.coordination_parts import make_chain, make_load, make_ref, make_update
 from tests.support.index_parts import FakeClock
 
@@ -33,6 +36,57 @@ def test_without_a_key_values_are_written_as_before() -> None:
     assert codec.pack_session(b"s", "w1", now=NOW, ttl_s=5) == b"w1"
     assert codec.pack_router("router-1", now=NOW, ttl_s=5) == b"router-1"
     assert codec.pack_claim(b"k", LockClaim("router-1", "w1", 5.25), now=NOW, ttl_s=2) == b""
+
+
+def test_largest_load_is_no_larger_than_readers_take() -> None:
+    """Every count as large as a year of the busiest engine makes it, three tiers, and misses for every reason."""
+    count, rate = 1 << 40, 1.0 / 3.0
+    tier = TierLoad(Tier.OBJECT, count, count, (count,) * len(SectionType), count, count, count, count)
+    numbers = {
+        field.name: rate if field.type is not Count else count
+        for field in msgspec.structs.fields(LoadReport)
+        if field.name not in {"tiers", "missed_blocks", "prefill_rate_stale"}
+    }
+    load = LoadReport(
+        **numbers, prefill_rate_stale=True, tiers=(tier,) * len(Tier), missed_blocks=(count,) * len(MissReason)
+    )
+    ref = make_ref("w" * 255)
+    value = Codec(b"the fleet's secret", Refusals("test")).pack_load(ref, load, now=NOW, ttl_s=5)
+    assert len(time_load(ref.incarnation, NOW, value)) <= SMALL_BYTES_MAX
+
+
+def test_loads_of_other_versions_are_read() -> None:
+    """One that says nothing of misses, and one that knows of more reasons and fields."""
+    fields = msgspec.to_builtins(make_load())
+    older = {name: value for name, value in fields.items() if name not in {"hit_blocks", "missed_blocks"}}
+    newer = fields | {"missed_blocks": [7] * (len(MissReason) + 3), "fresh": 1}
+    misses = []
+    for load in (older, newer):
+        value = REF.incarnation + b"%016d" % (NOW * 1e6) + msgspec.msgpack.encode(load)
+        stored = plain().unpack_load(REF, value, now=NOW)
+        assert stored is not None
+        misses.append(stored.load.missed_blocks)
+    assert misses == [(), (7,) * (len(MissReason) + 3)]
+
+
+def test_reasons_of_misses_keep_their_places() -> None:
+    """Load reports count them by their order: a version with another one would read other reasons."""
+    assert [reason.value for reason in MissReason][:13] == [
+        "not_indexed",
+        "index_unavailable",
+        "lookup_deadline",
+        "stale_generation",
+        "peer_unreachable",
+        "fingerprint_mismatch",
+        "malformed_entry",
+        "slower_than_recompute",
+        "timeout",
+        "transfer_failed",
+        "cancelled",
+        "preempted",
+        "disabled",
+    ]
+    assert len(MissReason) <= MISS_REASONS_MAX
 
 
 OLD: dict[str, Callable[[Codec], object]] = {

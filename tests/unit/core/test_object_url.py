@@ -70,3 +70,9 @@ def test_objects_without_a_host_tier_are_refused() -> None:
     """They are read into it."""
     with pytest.raises(ConfigError, match=r"host_tier_gib: expected more than 0 with object_url: .*, got 0"):
         Settings(object_url="file:///var/cache/kv")
+
+
+def test_rounding_objects_without_any_is_refused() -> None:
+    """It would keep this worker apart from all others, for nothing."""
+    with pytest.raises(ConfigError, match="object_url: expected one with object_compression fp8, got none"):
+        Settings(object_compression="fp8", host_tier_gib=1.0)

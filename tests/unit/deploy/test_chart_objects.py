@@ -111,6 +111,24 @@ def test_wrong_values_are_refused_by_name(values: dict[str, Any], says: str) -> 
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("upstreams", "paths"),
+    [
+        ([], {"/v1"}),
+        (["anthropic=https://api.anthropic.com"], {"/v1"}),
+        (["bedrock=https://bedrock-runtime.eu-west-1.amazonaws.com"], {"/v1", "/model"}),
+        ("https://api.openai.com,https://bedrock-runtime.eu-west-1.amazonaws.com", {"/v1", "/model"}),
+    ],
+)
+def test_gateway_has_the_paths_of_engines_and_providers(upstreams: Any, paths: set[str]) -> None:
+    """And no others: the admin API stays inside."""
+    gateway = {"enabled": True, "parentRefs": [{"name": "public"}]}
+    objects = render({"gateway": gateway, "router": {"settings": {"upstreams": upstreams}}})
+    route = next(found for found in objects if found["kind"] == "HTTPRoute")
+    validate(route)
+    assert {match["path"]["value"] for rule in route["spec"]["rules"] for match in rule["matches"]} == paths
+
+
 def test_defaults_alone_render() -> None:
     """A chart without values gives routers and Redis, for engines that are run elsewhere."""
     components = {found["metadata"]["labels"].get("app.kubernetes.io/component") for found in render({})}

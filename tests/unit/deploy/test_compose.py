@@ -19,6 +19,9 @@ FOLDER = DEPLOY / "compose"
 TEXT = (FOLDER / "compose.yaml").read_text()
 VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)(?::([-?])([^}]*))?\}")
 SECRET = "a-secret-for-the-test"
+UPSTREAM = "https://api.anthropic.com"
+OPTIONAL = {"HF_TOKEN", "GC_UPSTREAM_URL"}
+"""Empty in the example, and may stay so."""
 ENGINES = {"gpu": ("gpu-0", "gpu-1"), "cpu": ("cpu-0", "cpu-1")}
 
 
@@ -26,7 +29,7 @@ def example() -> dict[str, str]:
     """Return the variables of .env.example, as somebody would have filled them in."""
     lines = (FOLDER / ".env.example").read_text().splitlines()
     found = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {name: value or SECRET for name, value in found.items()}
+    return {name: value or (UPSTREAM if name == "GC_UPSTREAM_URL" else SECRET) for name, value in found.items()}
 
 
 def compose() -> dict[str, Any]:
@@ -62,14 +65,15 @@ def test_example_has_every_variable_and_no_other() -> None:
     assert {match[1] for match in VARIABLE.finditer(TEXT)} | {"COMPOSE_PROFILES"} == set(example())
     assert example()["COMPOSE_PROFILES"] in ENGINES
     required = {match[1] for match in VARIABLE.finditer(TEXT) if match[2] == "?"}
-    empty = {name for name, value in example().items() if value == SECRET} - {"HF_TOKEN"}
+    empty = {name for name, value in example().items() if value == SECRET} - OPTIONAL
     assert required - {"MODEL"} == empty
 
 
 def test_defaults_are_those_of_the_example() -> None:
     """Who leaves a line out gets what the example says."""
     defaults = {match[1]: match[3] for match in VARIABLE.finditer(TEXT) if match[2] == "-"}
-    assert {name: value for name, value in defaults.items() if value != (example() | {"HF_TOKEN": ""})[name]} == {}
+    given = example() | dict.fromkeys(OPTIONAL, "")
+    assert {name: value for name, value in defaults.items() if value != given[name]} == {}
 
 
 def test_router_takes_its_environment() -> None:
@@ -77,6 +81,8 @@ def test_router_takes_its_environment() -> None:
     router = SERVICES["router"]
     settings = load_router_settings({}, None, router["environment"])
     assert settings.admin_token == SECRET
+    assert settings.upstreams == (UPSTREAM,)
+    assert load_router_settings({}, None, router["environment"] | {"GC_UPSTREAM_URL": ""}).upstreams == ()
     assert router["ports"][0].rsplit(":", 1)[1] == str(parse_listen(settings.listen, "listen").port)
     assert seconds(router["stop_grace_period"]) > settings.drain_timeout_s + 2
 

@@ -71,7 +71,9 @@ def test_extras_that_images_install_exist(name: str) -> None:
     """Each name in brackets behind the package is one of its extras."""
     extras = {extra for group in re.findall(r"\[([a-z,-]+)\]\"", FILES[name]) for extra in group.split(",")}
     assert extras <= set(EXTRAS)
-    assert bool(extras) == (name != "router")
+    # A setting that values can turn on finds what it needs.
+    assert "tracing" in extras
+    assert extras == {"tracing", "bedrock"} if name == "router" else name in extras
 
 
 def test_router_is_asked_where_it_listens() -> None:

@@ -40,11 +40,11 @@ SIDECAR = DEPLOY / "kubernetes" / "examples" / "sidecar.yaml"
 SET_BY_CHART = {
     "connectorSettings": {
         *("redis_url", "index_key", "worker_id", "http_url", "relay_listen", "relay_token"),
-        *("host_tier_gib", "metrics_port"),
+        *("host_tier_gib", "metrics_port", "metrics_host"),
     },
     "routerSettings": {"listen", "redis_url", "index_key", "admin_token"},
 }
-"""Settings that values cannot set: the chart does, or secrets would show."""
+"""Settings that values cannot set: the chart does, secrets would show, or the engine's own page is scraped."""
 OTHER_VARIABLES = {"POD_NAME", "POD_IP", "REDIS_PASSWORD", "HOME", "HF_HOME", "HF_TOKEN", "VLLM_CPU_KVCACHE_SPACE"}
 GIVEN_BY_VALUES = {"TZ", "UCX_NET_DEVICES"}
 
@@ -92,11 +92,15 @@ def test_routers_take_their_environment() -> None:
     for program in seen:
         settings = load_router_settings({}, None, program.env)
         assert settings.index_key == SECRETS["index-key"]
+        given = program.values.get("router", {})
+        scaled = given.get("autoscaling", {}).get("enabled", False)
+        sidecar = not program.objects
+        assert settings.replicas == (1 if sidecar else 2 if scaled else given.get("replicas", 2))
         port = parse_listen(settings.listen, "listen").port
         assert [each["containerPort"] for each in program.container.get("ports", [])] in ([port], [])
         target = parse_redis_url(settings.redis_url or "")
         assert (target.username, target.password) == ("gc-router", SECRETS["redis-router-password"])
-        for name, value in program.values.get("router", {}).get("settings", {}).items():
+        for name, value in given.get("settings", {}).items():
             assert getattr(settings, name) == (tuple(value) if isinstance(value, list) else value)
 
 

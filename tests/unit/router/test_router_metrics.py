@@ -98,7 +98,7 @@ def test_stats_before_the_first_request() -> None:
     """Nothing is divided by nothing."""
     stats = RouterMetrics().stats()
     assert stats.hit_ratio == 0.0
-    assert msgspec.to_builtins(stats.overhead_ms) == {"count": 0, "p50": None, "p90": None}
+    assert msgspec.to_builtins(stats.overhead_ms) == {"count": 0, "p50": None, "p90": None, "p99": None}
 
 
 @given(st.lists(st.floats(0, 100), min_size=1), st.sampled_from([0.5, 0.9, 1.0]))

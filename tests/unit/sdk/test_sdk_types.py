@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from ghostcacher import client
-from ghostcacher.client import admin_types
+from ghostcacher.client import admin_types, dashboard_types
 from ghostcacher_connector import __version__
-from ghostcacher_connector.core import admin_api
+from ghostcacher_connector.core import admin_api, dashboard_api
 from tests.unit.architecture import ROOT
 
 GENERATOR = ROOT / "sdk" / "generate_types.py"
@@ -24,10 +24,18 @@ def test_types_are_those_of_the_schema() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["Status", "Stats", "Workers", "Explanation", "Flushed", "Prefetched", "Drain"])
+ANSWERS = ["Status", "Stats", "Workers", "Explanation", "Flushed", "Prefetched", "Drain"]
+ANSWERS += ["History", "Prefixes", "Locks", "Links"]
+
+
+@pytest.mark.parametrize("name", ANSWERS)
 def test_what_the_router_sends_the_client_reads(name: str) -> None:
     """Every field, with its default where it has one."""
-    ours, theirs = getattr(admin_api, name), getattr(admin_types, name)
+    ours, theirs = (
+        (getattr(admin_api, name), getattr(admin_types, name))
+        if hasattr(admin_api, name)
+        else (getattr(dashboard_api, name), getattr(dashboard_types, name))
+    )
     fields = [[(field.name, field.required) for field in msgspec.structs.fields(kind)] for kind in (ours, theirs)]
     assert fields[0] == fields[1]
 

@@ -9,6 +9,7 @@ from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.work_meter import Occupancy, Progress, WorkMeter
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
+from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.tiers.host_tier import HostTier
@@ -23,14 +24,15 @@ class LoadMeter(WorkMeter):
     def __init__(
         self,
         forecaster: Forecaster,
+        recorder: Recorder,
         holds: Callable[[BlockHash], bool],
         *,
         page_tokens: int,
         page_bytes: int,
         tier: HostTier | None = None,
     ) -> None:
-        """holds: says whether this engine has a block. page_bytes: bytes of one page on one rank. tier: as above."""
-        super().__init__(forecaster, block_tokens=page_tokens, block_bytes=page_bytes, tier=tier)
+        """holds: says whether this engine has a block. page_bytes: bytes of one page on one rank. See `WorkMeter`."""
+        super().__init__(forecaster, recorder, block_tokens=page_tokens, block_bytes=page_bytes, tier=tier)
         self._holds = holds
 
     def measure(self, scheduler: Scheduler, tracked: Collection[Tracked]) -> LoadReport:

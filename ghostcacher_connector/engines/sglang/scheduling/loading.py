@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.sglang.scheduling.matching import common_pages
@@ -35,6 +36,7 @@ from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import record_outcome, record_transfer, report_of
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan
+from ghostcacher_connector.pull.pull_spans import pull_span
 from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.transfer.base import PullOutcome
 from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource, unread_result
@@ -69,8 +71,11 @@ class Loader:
         recorder: Recorder,
         *,
         page_tokens: int,
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare for one rank's loads. tracer: of requests that belong to a trace; None: none is traced."""
+        self._tracer = tracer
         self._puller = puller
         self._guard = guard
         self._ranks = ranks
@@ -120,6 +125,8 @@ class Loader:
             tracked.phase = Phase.SETTLED
         if plan is not None:
             self._account(job_id, plan, result, seconds, landed=verdict == Verdict.LANDED)
+            if tracked is not None:
+                self._trace(tracked, job_id, plan, result, began, landed=verdict == Verdict.LANDED)
             self._count_misses(tracked, plan.first_block + plan.block_count, MissReason.NOT_INDEXED)
         elif tracked is not None and tracked.plan is not None:
             logger.debug("request %s: its plan is of other pages by now, computing it", tracked.request_id)
@@ -213,6 +220,26 @@ class Loader:
             self._record(job_id, plan, result, seconds, landed=landed)
         except Exception:
             logger.exception("a pull could not be recorded")
+
+    def _trace(
+        self, tracked: Tracked, job_id: str, plan: PullPlan, result: JobResult | None, began_at: float, *, landed: bool
+    ) -> None:
+        """Record the span of a pull: this rank's share, and whether all of them were there. Never raises."""
+        if self._tracer is None:
+            return
+        try:
+            if not (headers := tracked.trace_headers):
+                return
+            if result is None:
+                slots = np.arange(plan.block_count, dtype=np.int64)
+                job = PullJob(job_id, slots, plan.sources, began_at)
+                result = unread_result(job, PullOutcome.FAILED, MissReason.TIMEOUT)
+            report = report_of(job_id, plan.sources, result)
+            if not landed and report.outcome is PullOutcome.DONE:  # another rank has not got its share
+                report = replace(report, outcome=PullOutcome.FAILED, blocks_usable=0)
+            pull_span(self._tracer, headers, began_at, self._clock(), [report])
+        except Exception:
+            logger.exception("the span of a pull could not be recorded")
 
     def _record(self, job_id: str, plan: PullPlan, result: JobResult | None, seconds: float, *, landed: bool) -> None:
         reason: MissReason | None = MissReason.TIMEOUT

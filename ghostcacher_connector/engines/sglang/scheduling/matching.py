@@ -10,11 +10,11 @@ Every rank asks for itself; SGLang takes what all of them can pull. Driven by th
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
 from ghostcacher_connector.config import Settings
+from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase
@@ -40,12 +40,12 @@ class Matcher(PrefixMatcher):
         pages_max: int,
         holds: Callable[[BlockHash], bool],
         tier: HostTier | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         """Prepare for one rank's requests.
 
         page_bytes: bytes of one page on one rank. pages_max: pages of one pull at most. holds: says whether this engine
-        has a block. tier: see `PrefixMatcher`.
+        has a block. tier, tracer: see `PrefixMatcher`.
         """
         super().__init__(
             settings,
@@ -55,14 +55,14 @@ class Matcher(PrefixMatcher):
             block_tokens=page_tokens,
             block_bytes=page_bytes,
             tier=tier,
-            clock=clock,
+            tracer=tracer,
         )
         self._pages_max = pages_max
         self._holds = holds
 
     def ask(self, tracked: Tracked) -> None:
         """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
-        self._start_lookup(tracked, tracked.chain[: tracked.pullable], self._holds)
+        self._start_lookup(tracked, tracked.chain[: tracked.pullable], lambda index: self._holds(tracked.chain[index]))
 
     def match(self, tracked: Tracked, keys: Sequence[str]) -> int:
         """Return how many of these pages to pull. keys: of the pages beyond those in this engine's own cache."""

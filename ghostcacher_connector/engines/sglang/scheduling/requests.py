@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from sglang.srt.mem_cache.utils import get_storage_hash_str
 
 from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import block_sections, decode_hint
+from ghostcacher_connector.core.tracing import headers_of
 from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.common.pull_state import PullState
 from ghostcacher_connector.engines.sglang.scheduling.request_names import router_request_id
@@ -31,6 +32,16 @@ class Tracked(PullState):
     @property
     def request_id(self) -> str:
         return str(self.req.rid)
+
+    @property
+    def trace_headers(self) -> Mapping[str, str] | None:
+        """Headers that name SGLang's own span of the request as the parent; None where it traces none.
+
+        SGLang hands a request's trace to its scheduler as a context of OpenTelemetry, not as the client's headers.
+        """
+        trace = self.req.time_stats.trace_ctx
+        context = trace.root_span_context if trace.tracing_enable else None
+        return None if context is None else headers_of(context)
 
     @property
     def blocks(self) -> Sequence[BlockHash]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.index.base import BlockSink
+from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.weight_watch import WeightWatch
@@ -74,7 +75,17 @@ class ConnectorScheduler:
         self._prompts = PromptReporter(fleet.reporter, book.holds, tokens) if fleet is not None else None
         tier = copying.tier if copying is not None else None
         self._publisher = PagePublisher(self.guard, book, sink, tokens, self._published, tier)
-        self._meter = LoadMeter(engine.forecaster, book.holds, page_tokens=tokens, page_bytes=page_bytes, tier=tier)
+        # Ranks do the same: the spans of one of them tell it all.
+        traces = settings.tracing and engine.ranks.rank == 0
+        tracer = open_tracer("ghostcacher-connector") if traces else None
+        self._meter = LoadMeter(
+            engine.forecaster,
+            engine.request_recorder,
+            book.holds,
+            page_tokens=tokens,
+            page_bytes=page_bytes,
+            tier=tier,
+        )
         self._matcher = Matcher(
             settings,
             engine.lookups,
@@ -85,6 +96,7 @@ class ConnectorScheduler:
             pages_max=engine.page_count // POOL_SHARE,
             holds=book.holds,
             tier=tier,
+            tracer=tracer,
         )
         self._loader = Loader(
             engine.runtime.puller,
@@ -94,6 +106,7 @@ class ConnectorScheduler:
             engine.forecaster,
             engine.recorder,
             page_tokens=tokens,
+            tracer=tracer,
         )
         self._flusher: TreeFlusher | None = None
         if fleet is not None and engine.takes_flushes:
@@ -111,6 +124,10 @@ class ConnectorScheduler:
         if self._fleet is not None and self._flusher is not None:
             # SGLang's thread comes by when it idles, too: nobody is to stand in for it.
             self._fleet.flushes.start(Engine(self._flusher.drop, lambda: True))
+
+    def close(self) -> None:
+        """Send the last spans, if any are recorded, for a bounded time."""
+        self._matcher.close()
 
     # -- requests --------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ Engine slots are withdrawn from the index, bumped, so that no peer can read them
 prefix cache. Host slots: see the ledger; objects: objects/object_flushes.py. Requests that run keep their slots, and
 compute on; what they compute on top of a dropped block is not published.
 
-Blocks that were never published, those of requests with a LoRA adapter or an image for instance, have no name that an
-order could mean: the scope "all" drops them, too, and no other.
+Blocks that were never published, those of requests that are not shared for instance, have no name that an order could
+mean: the scope "all" drops them, too, and no other.
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class Flusher:
             engine.update(block.block_id for block in pool.blocks if block.block_hash is not None)
         if self._watch is not None and self._blocks is not None:
             self._watch.forget(engine)
-            self._blocks.forget(
-                [one for one in tracked if everything or not doomed.isdisjoint(one.request.block_hashes)]
-            )
+            self._blocks.forget([one for one in tracked if everything or not doomed.isdisjoint(one.blocks)])
         self._manager.evict_blocks(engine)
         dropped = [self._dropped(Tier.DEVICE, len(engine))]
         if self._tier is not None:

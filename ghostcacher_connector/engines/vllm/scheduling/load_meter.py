@@ -10,6 +10,7 @@ from vllm.v1.request import RequestStatus
 from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.engines.common.work_meter import Occupancy, Progress, WorkMeter
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.publish.load import held_prefix_length
 from ghostcacher_connector.pull.cache_groups import ONE_GROUP, CacheGroups
 from ghostcacher_connector.pull.forecast import Forecaster
@@ -26,17 +27,15 @@ class LoadMeter(WorkMeter):
         self,
         pool: BlockPool,
         forecaster: Forecaster,
+        recorder: Recorder,
         *,
         block_tokens: int,
         block_bytes: int,
         groups: CacheGroups = ONE_GROUP,
         tier: HostTier | None = None,
     ) -> None:
-        """block_bytes: bytes of one block on one rank. tier: below the engine's cache, if there is one.
-
-        groups: each takes blocks of its own for the same tokens, so that the pool holds as many times fewer tokens.
-        """
-        super().__init__(forecaster, block_tokens=block_tokens, block_bytes=block_bytes, tier=tier)
+        """See `WorkMeter`. groups: each takes blocks of its own, so that the pool holds as many times fewer tokens."""
+        super().__init__(forecaster, recorder, block_tokens=block_tokens, block_bytes=block_bytes, tier=tier)
         self._pool = pool
         self._groups = groups
 

@@ -119,13 +119,17 @@ class Matcher(PrefixMatcher):
 
     def ask(self, tracked: Tracked, pool: BlockPool | None) -> None:
         """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
-        request = tracked.request
-        tracked.pullable = min(len(request.block_hashes), max(0, request.num_tokens - 1) // self._block_tokens)
-        if shareable(request) and pull_wanted(request):
+        request, blocks = tracked.request, tracked.blocks
+        tracked.pullable = min(len(blocks), max(0, request.num_tokens - 1) // self._block_tokens)
+        # What a client wants told of each token of its prompt, vLLM computes for each of them.
+        if shareable(tracked) and pull_wanted(request) and not request.skip_reading_prefix_cache:
             self._start_lookup(
                 tracked,
-                request.block_hashes[: tracked.pullable],
-                lambda block: pool is not None and pool.get_cached_block(block, [self._groups.first]) is not None,
+                blocks[: tracked.pullable],
+                lambda index: (
+                    pool is not None
+                    and pool.get_cached_block(request.block_hashes[index], [self._groups.first]) is not None
+                ),
             )
 
     def forget(self, tracked: PullState) -> None:
@@ -143,6 +147,9 @@ class Matcher(PrefixMatcher):
         """
         if self._loaded_first.passes(tracked.request_id):
             return None
+        if not shareable(tracked) and tracked.phase is not Phase.SETTLED:
+            self.forget(tracked)  # its adapter is no longer known by one content
+            tracked.phase = Phase.SETTLED
         first_block = local_tokens // self._block_tokens
         count: int | None = 0
         self._note_preemption(tracked, first_block)
@@ -153,7 +160,7 @@ class Matcher(PrefixMatcher):
             if waited:
                 self._decide(tracked, first_block, otherwise=otherwise)
         if tracked.phase is Phase.HELD and first_block < tracked.pullable:
-            self._not_all_held(tracked, tracked.request.block_hashes[: tracked.pullable], first_block)
+            self._not_all_held(tracked, tracked.blocks[: tracked.pullable], first_block)
             if tracked.phase is Phase.HELD:
                 return None  # it waits for a fetch
         if tracked.phase is Phase.ASKED:
@@ -175,7 +182,8 @@ class Matcher(PrefixMatcher):
         if local is None or (plan.window_blocks is not None and count != plan.block_count):
             logger.error("request %s: vLLM waits for other blocks than are pulled: it is computed", tracked.request_id)
             local, sources = np.zeros(1, dtype=np.int64), plan.sources_of(0)
-        order = PullOrder(tracked.request_id, local, sources, self._settings.pull_timeout_s)
+        timeout_s, adapter = self._settings.pull_timeout_s, tracked.adapter_order
+        order = PullOrder(tracked.request_id, local, sources, timeout_s, adapter)
         self._orders.append(order)
         first = order.sources[0]
         tier = plan.tier_of(first.worker)
@@ -314,7 +322,7 @@ def _alike(flight: _Flight, tracked: Tracked, plan: PullPlan) -> bool:
 
     A chain hash covers all before it, so blocks that two prompts share have the same numbers in both.
     """
-    hashes, others = tracked.request.block_hashes, flight.tracked.request.block_hashes
+    hashes, others = tracked.blocks, flight.tracked.blocks
     first, end = plan.first_block, min(plan.first_block + plan.block_count, flight.end_block)
     if not flight.first_block <= first < end or hashes[first] != others[first]:
         return False

@@ -132,7 +132,13 @@ class PartsMaker:
             forecaster,
             PrefillMeter(forecaster, self._recorder, self._clock),
             LoadMeter(
-                pool, forecaster, block_tokens=tokens, block_bytes=block_bytes, groups=fleet.lookups.groups, tier=tier
+                pool,
+                forecaster,
+                self._recorder,
+                block_tokens=tokens,
+                block_bytes=block_bytes,
+                groups=fleet.lookups.groups,
+                tier=tier,
             ),
             prompts,
             watch,

@@ -7,14 +7,9 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, shareable
 from ghostcacher_connector.publish.prompt_chain import PromptSink, prompt_chain
-
-if TYPE_CHECKING:
-    from vllm.v1.request import Request
 
 
 class PromptReporter:
@@ -28,12 +23,12 @@ class PromptReporter:
     def arrived(self, tracked: Tracked) -> None:
         """Report the chain of a new request's prompt, if it is a router's and means the same on every worker."""
         request = tracked.request
-        if not self._sink.listening or not shareable(request):
+        if not self._sink.listening or not shareable(tracked):
             return
         name = router_request_id(request.request_id, unique=self._unique)
         if name is None:
             return
-        hashes = request.block_hashes[: self._full_blocks(request)]
+        hashes = tracked.blocks[: self._full_blocks(tracked)]
         chain = prompt_chain(name, request.num_prompt_tokens, hashes, self._block_tokens)
         if chain is not None:
             tracked.reported_as = name
@@ -45,10 +40,10 @@ class PromptReporter:
         To be called when a step of the request's own is done.
         """
         name = tracked.reported_as
-        if name is not None and tracked.evidence.sound >= self._full_blocks(tracked.request):
+        if name is not None and tracked.evidence.sound >= self._full_blocks(tracked):
             tracked.reported_as = None
             self._sink.computed(name)
 
-    def _full_blocks(self, request: Request) -> int:
-        tokens: int = request.num_prompt_tokens
-        return min(len(request.block_hashes), tokens // self._block_tokens)
+    def _full_blocks(self, tracked: Tracked) -> int:
+        tokens: int = tracked.request.num_prompt_tokens
+        return min(len(tracked.blocks), tokens // self._block_tokens)

@@ -127,9 +127,11 @@ class BlockPublisher:
         """Mark blocks ``[first, first + count)`` of a waiting request, whose seals were right on every rank."""
         if tracked.evidence.tainted:
             return
+        if (computed_by := tracked.computed_by) is None:
+            return
         for held in self._held(tracked, first, first + count):
             for _, block in held:
-                self._watch.mark(block.block_id, self._watch.watch(block))
+                self._watch.mark(block.block_id, self._watch.watch(block), computed_by)
 
     def forget_all(self, tracked: Iterable[Tracked]) -> None:
         """Withdraw everything; what has been computed so far, or is being computed now, is never published again.
@@ -197,23 +199,29 @@ class BlockPublisher:
         A block that lies before a group's window counts without being marked there: nothing that the request computes
         reads it, and it holds no slot of that group.
         """
+        if (computed_by := tracked.computed_by) is None:
+            return
         for index, held in enumerate(given):
-            if not all(self._watch.is_computed(block.block_id) for _, block in held):
+            if not all(self._watch.is_computed(block.block_id, computed_by) for _, block in held):
                 return
             tracked.evidence.sound = index + 1
             self._publish(tracked, index, held)
 
     def _prove(self, fill: Fill) -> None:
         """Mark what a step has filled, as far as all that comes before it is marked."""
-        evidence = fill.evidence
+        evidence, computed_by = fill.evidence, fill.tracked.computed_by
         assert evidence.given is not None
+        if computed_by is None:
+            return
+        end = fill.tracked.shared_end
         for index, (held, generations) in enumerate(zip(fill.blocks, fill.generations, strict=True), fill.first):
-            if index != evidence.sound:
+            if index != evidence.sound or index == end:
                 return
             slots = [block.block_id for _, block in held]
-            if index < evidence.given and not all(map(self._watch.is_computed, slots)):
+            if index < evidence.given and not all(self._watch.is_computed(slot, computed_by) for slot in slots):
                 return
-            marked = [self._watch.mark(slot, generation) for slot, generation in zip(slots, generations, strict=True)]
+            pairs = zip(slots, generations, strict=True)
+            marked = [self._watch.mark(slot, generation, computed_by) for slot, generation in pairs]
             if not all(marked):
                 return
             evidence.sound = index + 1
@@ -235,7 +243,7 @@ class BlockPublisher:
 
     def _publish(self, tracked: Tracked, index: int, held: Sequence[Held]) -> None:
         """Publish marked blocks, the index-th of a request in its groups, if their hash means the same elsewhere."""
-        if not shareable(tracked.request) or index >= len(tracked.request.block_hashes):
+        if not shareable(tracked) or index >= len(tracked.blocks):
             return
         for group, block in held:
             # The pool must agree that the slot holds this hash: it does not after a reset of the prefix cache.
@@ -244,7 +252,7 @@ class BlockPublisher:
                 self._publish_one(tracked, index, group, block)
 
     def _publish_one(self, tracked: Tracked, index: int, group: int, block: KVCacheBlock) -> None:
-        hashes = tracked.request.block_hashes
+        hashes = tracked.blocks
         generation, parent = self._watch.publish(block.block_id), hashes[index - 1] if index else None
         sections = tracked.sections
         self._notes.put(hashes[index], Note(parent, sections.section_of(index), sections.session_of(index)))

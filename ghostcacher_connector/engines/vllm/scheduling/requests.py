@@ -12,6 +12,7 @@ from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import BlockSections, block_sections, decode_hint, retain_wanted
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_connector.engines.common.pull_state import PullState
+from ghostcacher_connector.engines.vllm.scheduling.adapters import BASE, AdaptedBlocks, Adapter
 from ghostcacher_connector.engines.vllm.scheduling.request_names import ids_are_unique, router_request_id
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.tiers.candidates import Candidate
@@ -49,6 +50,12 @@ class Tracked(PullState):
 
     request: Request
     """vLLM's own object of it."""
+    adapter: Adapter | None = None
+    """The LoRA adapter that it is computed with; None for the model alone."""
+    shared_end: int | None = None
+    """Blocks from this one on may have one hash and several contents (items.py); None: none may."""
+    ambiguous: bool = False
+    """Whether another request may have given one of its items another content since it arrived."""
     evidence: Evidence = field(default_factory=Evidence)
     """A new one with each match: after a preemption the request begins again, in other slots."""
     joins_until: float = math.inf
@@ -61,6 +68,7 @@ class Tracked(PullState):
     """How often it had been preempted when it was last asked for."""
     ordered_at: float = 0.0
     """When its pull was ordered, on the matcher's clock."""
+    _adapted: AdaptedBlocks | None = None
 
     @property
     def trace_headers(self) -> Mapping[str, str] | None:
@@ -73,8 +81,34 @@ class Tracked(PullState):
 
     @property
     def blocks(self) -> Sequence[BlockHash]:
-        blocks: Sequence[BlockHash] = self.request.block_hashes
-        return blocks
+        """What its full blocks are called in the fleet, as far as their hashes cover their content.
+
+        None of them is, as long as the content of its adapter is not known.
+        """
+        hashes: Sequence[BlockHash] = self.request.block_hashes
+        if self.request.lora_request is not None:
+            if self.adapter is None or (digest := self.adapter.digest) is None:
+                return ()
+            if self._adapted is None:
+                self._adapted = AdaptedBlocks(self.request, digest)
+            hashes = self._adapted.names()
+        return hashes if self.shared_end is None else hashes[: self.shared_end]
+
+    @property
+    def computed_by(self) -> bytes | None:
+        """The digest of what it is computed with; None as long as that is not known, or may be one of several."""
+        if self.ambiguous:
+            return None
+        if self.request.lora_request is None:
+            return BASE
+        return self.adapter.digest if self.adapter is not None and self.adapter.shared else None
+
+    @property
+    def adapter_order(self) -> tuple[int, bytes] | None:
+        """vLLM's number of its adapter, and the digest under which its blocks are looked up."""
+        if self.adapter is None or self.adapter.digest is None:
+            return None
+        return self.request.lora_request.lora_int_id, self.adapter.digest
 
     def traits_of(self, index: int, block_tokens: int, block_bytes: int) -> BlockTraits:
         return BlockTraits(
@@ -92,7 +126,7 @@ class Tracked(PullState):
 
 def candidate_of(tracked: Tracked, index: int, block_tokens: int, block_bytes: int) -> Candidate:
     """Describe a block, the index-th of a request, to the tiers. block_bytes: of one block on one rank."""
-    hashes, sections = tracked.request.block_hashes, tracked.sections
+    hashes, sections = tracked.blocks, tracked.sections
     return Candidate(
         hashes[index],
         hashes[0],
@@ -103,15 +137,12 @@ def candidate_of(tracked: Tracked, index: int, block_tokens: int, block_bytes: i
     )
 
 
-def shareable(request: Request) -> bool:
-    """Say whether the chain hash of this request's blocks means the same on every worker.
+def shareable(tracked: Tracked) -> bool:
+    """Say whether what this request's blocks are called means the same on every worker.
 
-    A LoRA is hashed by its name (vLLM 0.30) or by its name and path (0.31 and later), never by its content, and a
-    multimodal item may be hashed by a name that the client chose: two workers can hold different things under one name.
     A streaming session may exchange its last tokens after they were hashed.
     """
-    plain = request.lora_request is None and not request.mm_features and request.prompt_embeds is None
-    return plain and not request.resumable
+    return tracked.computed_by is not None and not tracked.request.resumable
 
 
 def tenant_of(request: Request) -> bytes | None:

@@ -33,8 +33,10 @@ from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import pool_faults
 from ghostcacher_connector.engines.vllm.early_leave import leave_on_sigterm
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.scheduling.adapters import AdapterBook
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
 from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
+from ghostcacher_connector.engines.vllm.scheduling.items import ItemBook
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.parts import PartsMaker
@@ -82,6 +84,7 @@ class ConnectorScheduler:
         self._step = 0
         self._left = False
         self._epochs: WeightEpochs | None = None
+        self._adapters, self._items = AdapterBook(), ItemBook(vllm_config.model_config.dtype, self._block_tokens)
         self._sections = SectionReader(recorder, self._block_tokens)
         self._tracked: dict[str, Tracked] = {}
         self._cancelled: list[str] = []
@@ -110,6 +113,8 @@ class ConnectorScheduler:
         def reset_prefix_cache() -> bool:
             self._settle_flushes()
             done: bool = reset()
+            if done:
+                self._adapters.forget()
             self.cache_reset("reset of the prefix cache")
             return done
 
@@ -117,7 +122,7 @@ class ConnectorScheduler:
 
     def watch_executor(self, executor: Executor) -> None:
         """Watch the calls to the ranks; to be called before `join`."""
-        self._epochs = WeightEpochs(executor, has_all_experts=not self._lockstep)
+        self._epochs = WeightEpochs(executor, has_all_experts=not self._lockstep, adapters=self._adapters)
 
     def join(self, ranks: dict[int, RankHandshake]) -> None:
         """Enter the fleet, now that every rank has registered its memory. Done once, however often vLLM asks."""
@@ -246,7 +251,11 @@ class ConnectorScheduler:
     def on_new_request(self, request: Request) -> None:
         self._settle_flushes()
         tracked = self._tracked[request.request_id] = Tracked(
-            request, sections=self._sections.read(request), tenant=tenant_of(request)
+            request,
+            self._adapters.of(request),
+            self._items.shared_end(request, self._tracked.values()),
+            sections=self._sections.read(request),
+            tenant=tenant_of(request),
         )
         if self._matcher is not None and not self._left:
             assert self._manager is not None
@@ -311,7 +320,9 @@ class ConnectorScheduler:
         pulls = self._matcher.take_orders() if self._matcher is not None else []
         objects = self._copying.objects if self._copying is not None and self._sharing else None
         fetches, stores = (objects.take_fetches(), objects.take_stores()) if objects is not None else ([], [])
-        return StepMetadata(self._step, bumped, generations, pulls, cancelled, copies, fetches, stores)
+        computing = (self._tracked[name].request for name in output.num_scheduled_tokens if name in self._tracked)
+        adapters = self._adapters.scheduled(self._step, computing)
+        return StepMetadata(self._step, bumped, generations, pulls, cancelled, copies, fetches, stores, adapters)
 
     def _take_bumps(self) -> tuple[Slots, Generations]:
         """Return the slots of all tiers that were given away since the last step, with their new generations."""
@@ -353,6 +364,7 @@ class ConnectorScheduler:
             self._epochs.lost_step(report.step)
         if self._copying is not None:
             self._copying.reported(report.copies)
+        self._adapters.computed(report.step, report.adapters)
         if self._publisher is not None and self._sharing:
             self._publisher.confirm(report.step)
         if self._flusher is not None:

@@ -43,7 +43,7 @@ class SlotWatch:
         # Ranks begin at 0, and get these with the first step.
         self._generations: list[int] = first_generations(pool.num_gpu_blocks).tolist()
         self._watched: set[int] = set()
-        self._computed: set[int] = set()
+        self._computed: dict[int, bytes] = {}
         self._published: set[int] = set()
         self._bumped: dict[int, int] = dict(enumerate(self._generations))
 
@@ -66,18 +66,19 @@ class SlotWatch:
     def is_watched(self, slot: int) -> bool:
         return slot in self._watched
 
-    def mark(self, slot: int, generation: int) -> bool:
+    def mark(self, slot: int, generation: int, computed_by: bytes) -> bool:
         """Note that a watched slot holds what was computed for this generation.
 
+        computed_by: the digest of a LoRA adapter (adapters.py).
         Returns whether it does: false when the slot has been handed out since.
         """
         if slot not in self._watched or self._generations[slot] != generation:
             return False
-        self._computed.add(slot)
+        self._computed[slot] = computed_by
         return True
 
-    def is_computed(self, slot: int) -> bool:
-        return slot in self._computed
+    def is_computed(self, slot: int, computed_by: bytes) -> bool:
+        return self._computed.get(slot) == computed_by
 
     def is_published(self, slot: int) -> bool:
         return slot in self._published
@@ -91,7 +92,7 @@ class SlotWatch:
     def forget(self, slots: Iterable[int]) -> None:
         """Do the same as `forget_all` for some slots."""
         for slot in slots:
-            self._computed.discard(slot)
+            self._computed.pop(slot, None)
             if slot in self._published:
                 self._bump(slot)
 
@@ -116,7 +117,7 @@ class SlotWatch:
     def _reused(self, block: KVCacheBlock) -> None:
         slot = block.block_id
         self._watched.discard(slot)
-        self._computed.discard(slot)
+        self._computed.pop(slot, None)
         self._bump(slot)
 
     def _bump(self, slot: int) -> None:

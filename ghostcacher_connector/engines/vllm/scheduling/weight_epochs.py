@@ -1,4 +1,5 @@
-"""Keeps the ranks in the namespace of the weights that they compute with. Owns the scheduler's way to the ranks.
+"""Keeps the ranks in the namespace of the weights that they compute with. Owns the scheduler's way to the ranks, and so
+learns what LoRA adapters they load.
 
     doubt, lost_step          --> not `certain`: nothing is published
     settle (before each step) --> the ranks read their weights; certain again, here or, after `move`, elsewhere
@@ -8,31 +9,38 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.engines.common.weight_watch import WeightWatch
 from ghostcacher_connector.engines.vllm.rank_calls import RankCalls
+from ghostcacher_connector.engines.vllm.scheduling.adapters import AdapterBook
 from ghostcacher_connector.identity.fingerprint import private_value
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
     from vllm.v1.executor.abstract import Executor
+
+logger = logging.getLogger(__name__)
 
 
 class WeightEpochs:
     """See the module's docstring. Nothing is read before `begin`."""
 
-    def __init__(self, executor: Executor, *, has_all_experts: bool) -> None:
+    def __init__(self, executor: Executor, *, has_all_experts: bool, adapters: AdapterBook) -> None:
         """Watch the calls to the ranks from now on.
 
+        adapters: told of the LoRA adapters that the ranks load.
         has_all_experts: whether the ranks hold all the weights that they compute with. A data-parallel rank of a
             mixture of experts computes with experts that only others hold, and what those hold now cannot be read here:
             its weights are never known to be the same as before, or as another worker's.
         """
-        self._calls = RankCalls(executor, self.doubt)
+        self._calls = RankCalls(executor, self.doubt, self._adapter_loaded)
+        self._adapters = adapters
         self._has_all_experts = has_all_experts
         self._weights: WeightWatch | None = None
         self._moved_at = 0
@@ -41,6 +49,7 @@ class WeightEpochs:
     def begin(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the weights that the ranks were started with."""
         self._weights = WeightWatch(self._read, recorder, clock)
+        self._read_adapters()  # from now on, they tell with each step what they compute it with
 
     @property
     def certain(self) -> bool:
@@ -74,6 +83,18 @@ class WeightEpochs:
         introductions = self._calls.move(self._weights.epoch)
         self._moved_at, self._lost_step = step, False
         return introductions
+
+    def _adapter_loaded(self, lora: LoRARequest) -> None:
+        """Know an adapter before the first request for it, so that this one finds what others computed with it."""
+        if self._weights is not None:
+            self._adapters.loaded(lora, self._read_adapters())
+
+    def _read_adapters(self) -> list[dict[int, bytes]]:
+        try:
+            return self._calls.read_adapters()
+        except Exception:
+            logger.exception("the ranks do not say what LoRA adapters they have: each is shared from its first step on")
+            return [{}]
 
     def _read(self) -> list[str]:
         return self._calls.read_weights() if self._has_all_experts else [private_value()]

@@ -17,10 +17,11 @@ from ghostcacher_cli.doctor.report import Check, fail, ok, warn
 from ghostcacher_connector.core.addresses import is_loopback_url
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import GONE_S, BlockIndex, GoneWorker
+from ghostcacher_connector.core.index.link_report import unpack
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.identity.fingerprint import differences
 from ghostcacher_connector.publish.worker_name import REFUSED_REPORT, RefusedEngine, where
-from ghostcacher_connector.worker.link_probe import SelfCheckReport, self_check_report, unpack
+from ghostcacher_connector.worker.link_probe import SelfCheckReport, self_check_report
 from ghostcacher_connector.worker.live_workers import hosts_of
 
 HTTP_THREADS = 16

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from ghostcacher_cli.doctor.report import Check, fail, ok
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.index.link_report import LinkReport, links_report, unpack
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_connector.worker.link_probe import LinkReport, links_report, request_probes, unpack
+from ghostcacher_connector.worker.link_probe import request_probes
 
 POLL_S = 0.2
 

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
+from ghostcacher_connector.core.index.link_report import LinkReport
 from ghostcacher_connector.core.types import RankEndpoint, SlotMemory, Tier
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
@@ -25,7 +26,7 @@ from ghostcacher_connector.transfer.cuda import CudaDevice, has_driver
 from ghostcacher_connector.transfer.layout import endpoint_fault, packed_segments
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
-from ghostcacher_connector.worker.link_probe import LinkReport, link_report
+from ghostcacher_connector.worker.link_probe import link_report
 
 MARK = b"@gc "
 LOOPBACK = "loopback"

@@ -11,10 +11,10 @@ from ghostcacher_cli.doctor.redis_checks import check_redis
 from ghostcacher_cli.doctor.report import Check, Status, fail, ok
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.index.link_report import LinkReport
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.redis.embedded import EmbeddedRedis
 from ghostcacher_connector.core.types import WorkerRecord
-from ghostcacher_connector.worker.link_probe import LinkReport
 
 NIXL_FIX = "install it: pip install nixl; look at the lines that NIXL prints, and at UCX_TLS"
 

@@ -1,12 +1,14 @@
 """Decides who may use /gc/*.
 
     a token is set          whoever sends it, from anywhere: `Authorization: Bearer <token>`
-    none, on loopback       programs on this machine, but no web page that a browser on it shows
+    none, on loopback       programs on this machine, but no web page that a browser on it shows, except the dashboard
     none, beyond loopback   nobody
 
 What comes through a proxy on this machine is recognised by the headers that most proxies add. A proxy that adds none,
 and sends a loopback address as Host (nginx with its default settings does both), looks like a program on this machine.
 So where a proxy on the same host forwards to the router, set a token.
+
+The dashboard's own files (/gc/ui) are open, and hold no data: a browser that opens a page sends no token.
 
 /health, /ready, /metrics and /v1/models are open, as load balancers, Prometheus and clients expect. They show the names
 of workers and models, and counts; no prompt, no session, no secret.
@@ -62,13 +64,15 @@ def _check_local(headers: Mapping[bytes, bytes], peer: str | None) -> None:
     """Refuse what only seems to come from this machine.
 
     A browser adds Origin to what a page of another site sends, but not to all of it (images, links); it says in
-    Sec-Fetch-Site whose page asks, and "none" where a person has typed the address. A page whose name was made to lead
+    Sec-Fetch-Site whose page asks, and "none" where a person has typed the address. To what the dashboard POSTs it adds
+    this router's own origin, which no page of another site or port has. A page whose name was made to lead
     here (DNS rebinding) still sends its own name as Host. A proxy in front lets anybody through, and often says so, but
     not always.
     """
     host = headers.get(b"host", b"").decode("latin-1")
     site = headers.get(b"sec-fetch-site", b"none")
-    if b"origin" in headers or site not in _OWN_SITES or not is_loopback_host(host):
+    own = f"http://{host}".encode("latin-1")
+    if headers.get(b"origin", own) != own or site not in _OWN_SITES or not is_loopback_host(host):
         raise Refusal(403, f"/gc/* from a web page or for another host: set {TOKEN_SETTING}", code="not_local")
     if any(name in headers for name in _FORWARDED) or not (peer is None or is_loopback_address(peer)):
         raise Refusal(403, f"/gc/* through a proxy or from afar: set {TOKEN_SETTING}", code="not_local")

@@ -11,9 +11,12 @@
     POST /gc/flush                      make routers forget and workers drop; see `AdminPorts.flush`
     POST /gc/prefetch                   have a worker compute or load a prefix before its traffic comes
     GET, POST /gc/explain               every worker's forecast for a prompt, without sending it anywhere
+    GET /gc/history, /gc/prefixes, /gc/locks, /gc/links   what the dashboard shows beside these
+    GET /gc/ui                          the dashboard: a page, its style sheet and scripts
 
-/gc/pods is an older name of /gc/workers, and stays. access.py says who may use /gc/*, and core/admin_api.py has the
-schema of what it takes and answers.
+/gc/pods is an older name of /gc/workers, and stays. access.py says who may use /gc/*; core/admin_api.py and
+core/dashboard_api.py have the schema of what it takes and answers. /gc/ui is open to all, since a browser that opens a
+page sends no token: it holds nothing, and asks for the token before it asks for anything else.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import msgspec
 
 from ghostcacher_connector import __version__
 from ghostcacher_connector.core.admin_api import Drain, Flushed, Pods, Prefetched, Status, Workers
+from ghostcacher_connector.core.dashboard_api import History, Links, Locks, Prefixes
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.parameters import (
     ExplainedRequest,
@@ -39,6 +43,8 @@ from ghostcacher_router.admin.parameters import (
     draining_of,
     explain_of,
     flush_of,
+    history_of,
+    links_of,
     prefetch_of,
 )
 from ghostcacher_router.admin.reports import gone_reports, not_ready, worker_reports
@@ -48,6 +54,7 @@ from ghostcacher_router.http.protocol.refusal import Refusal, error_body
 from ghostcacher_router.metrics.catalog import PAGE_TYPE, RouterMetrics
 from ghostcacher_router.prompt import BadBody
 from ghostcacher_router.types import NoWorker
+from ghostcacher_router.ui import ui_files
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +91,14 @@ class AdminPorts(NamedTuple):
     """Makes every router forget, through the stream that they share, what text of that scope became which blocks, where
     it was seen, and which worker its sessions were bound to; has every worker with a connector drop its blocks, in all
     of its tiers, and returns what they have dropped."""
+    history: Callable[[float | None], History]
+    """Returns how the router fared after a time in seconds since 1970; None: in all that is kept."""
+    prefixes: Callable[[], Awaitable[Prefixes]]
+    """Returns what many prompts begin with, and who holds it."""
+    locks: Callable[[], Locks]
+    """Returns the ghost locks that are held."""
+    links: Callable[[str | None], Awaitable[Links]]
+    """Returns how fast a worker, or each of them, reads its peers. Raises Refusal."""
 
 
 class Admin:
@@ -96,11 +111,15 @@ class Admin:
         metrics: RouterMetrics,
         access: Access,
         ports: AdminPorts,
+        router: str = "",
         workerless: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """workerless: the router serves hosted providers alone, and so is ready without a worker."""
-        self._workerless = workerless
+        """router: the name of this run of it.
+
+        workerless: the router serves hosted providers alone, and so is ready without a worker.
+        """
+        self._router, self._workerless = router, workerless
         self._fleet, self._metrics, self._access, self._ports, self._clock = fleet, metrics, access, ports, clock
         self._started_at = clock()
         self._routes: Mapping[str, Mapping[str, Handler]] = {
@@ -115,7 +134,12 @@ class Admin:
             "/gc/flush": {"POST": self._flush},
             "/gc/prefetch": {"POST": self._prefetch},
             "/gc/explain": {"GET": self._explain, "POST": self._explain},
+            "/gc/history": {"GET": self._history},
+            "/gc/prefixes": {"GET": self._prefixes},
+            "/gc/locks": {"GET": self._locks},
+            "/gc/links": {"GET": self._links},
         }
+        self._page_files = ui_files()
         metrics.gauge("gc_router_in_flight", "Requests at each worker.", self._in_flight, label="worker")
         metrics.gauge("gc_router_replicas", "Routers alive, this one included.", lambda: {"": ports.replicas() or 1})
 
@@ -148,6 +172,8 @@ class Admin:
         return response._replace(body=b"") if request.method == "HEAD" else response
 
     async def _answer(self, request: LocalRequest) -> LocalResponse:
+        if (file := self._page_files.get(request.path)) is not None and request.method in {"GET", "HEAD"}:
+            return file
         if request.path not in _OPEN and not request.path.startswith(_MODELS + "/"):
             # Before anything else: whoever may not use it does not even learn what there is.
             self._access.check(request.headers, request.peer)
@@ -207,6 +233,7 @@ class Admin:
         return _json(
             Status(
                 version=__version__,
+                router=self._router,
                 uptime_s=round(self._clock() - self._started_at, 3),
                 ready=why is None,
                 why_not_ready=why,
@@ -258,6 +285,18 @@ class Admin:
     async def _explain(self, request: LocalRequest) -> LocalResponse:
         explained = explain_of(request)
         return _json({"path": explained.path, "workers": await self._ports.explain(explained)})
+
+    async def _history(self, request: LocalRequest) -> LocalResponse:
+        return _json(self._ports.history(history_of(request)))
+
+    async def _prefixes(self, _: LocalRequest) -> LocalResponse:
+        return _json(await self._ports.prefixes())
+
+    async def _locks(self, _: LocalRequest) -> LocalResponse:
+        return _json(self._ports.locks())
+
+    async def _links(self, request: LocalRequest) -> LocalResponse:
+        return _json(await self._ports.links(links_of(request)))
 
 
 def _json(value: object, status: int = 200) -> LocalResponse:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite, nan
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -135,6 +136,27 @@ def explain_of(request: LocalRequest) -> ExplainedRequest:
     if "prompt" not in query:
         raise _wrong("prompt", "expected ?prompt=, or POST with the body of a request, got neither")
     return ExplainedRequest(COMPLETIONS, json.dumps(query).encode())
+
+
+def history_of(request: LocalRequest) -> float | None:
+    """Return the time after which /gc/history is asked for, in seconds since 1970; None: all that is kept."""
+    query = query_of(request)
+    _only(query, {"after"})
+    text = query.get("after")
+    try:
+        after = None if text is None else float(text)
+    except ValueError:
+        after = nan
+    if after is not None and not isfinite(after):
+        raise _wrong("after", f"expected seconds since 1970, got {_shown(text)}")
+    return after
+
+
+def links_of(request: LocalRequest) -> str | None:
+    """Return the worker that /gc/links is asked about; None: all of them."""
+    query = query_of(request)
+    _only(query, {"worker"})
+    return query.get("worker")
 
 
 def path_for(body: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -10,11 +10,14 @@ from ghostcacher_connector.core import admin_api
 from ghostcacher_connector.core.admin_api import GONE, NOT_ROUTABLE, AbsentWorker, Load
 from ghostcacher_connector.core.admin_api import Worker as WorkerReport
 from ghostcacher_connector.core.coordination.tier_load import TierLoad
-from ghostcacher_connector.core.types import SectionType
+from ghostcacher_connector.core.types import MissReason, SectionType
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.membership.gone import GoneWorker
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import WorkerState
+
+UNKNOWN = "unknown"
+_REASONS = tuple(reason.value for reason in MissReason)
 
 
 def worker_reports(fleet: Fleet, in_flight: Callable[[str], int], now: float) -> tuple[WorkerReport, ...]:
@@ -74,8 +77,18 @@ def _load(worker: Worker, now: float) -> Load | None:
     fields = msgspec.structs.asdict(load) | {
         "age_s": round(now - worker.load_measured_at - load.age_s, 3),
         "tiers": tuple(map(_tier, load.tiers)),
+        "missed_blocks": misses_of(load.missed_blocks),
     }
     return msgspec.convert(fields, Load)
+
+
+def misses_of(counts: Sequence[int]) -> dict[str, int]:
+    """Return misses by reason, without the reasons that there were none for. counts: as in a load report."""
+    found = {reason: count for reason, count in zip(_REASONS, counts, strict=False) if count}
+    if later := sum(counts[len(_REASONS) :]):
+        # Of a newer version, which knows more of them.
+        found[UNKNOWN] = later
+    return found
 
 
 def _tier(load: TierLoad) -> admin_api.TierLoad:

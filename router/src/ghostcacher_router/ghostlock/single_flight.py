@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from ghostcacher_connector.core.breaker import Breaker
@@ -96,6 +96,9 @@ class SingleFlight:
 
     def __len__(self) -> int:
         return len(self._table)
+
+    def __iter__(self) -> Iterator[GhostLock]:
+        return iter(self._table)
 
     @property
     def shared(self) -> bool:

@@ -1,9 +1,10 @@
 """The spans of one request in the router, where it is traced (`tracing`).
 
 ghostcacher.request           from its last byte read to the end of its answer; a child of what the client names
-  ghostcacher.route           one for each placement: how it was decided
+  ghostcacher.route           one for each placement: how it was decided, and a provider's body written
     ghostcacher.lock_wait     waits for another request that computes the same prefix
-  ghostcacher.upstream        one for each time that it was sent to a worker, which is told that it is the parent
+  ghostcacher.upstream        one for each time that it was sent to a worker, which is told that it is the parent, or
+                              to a hosted provider, which is not told of the trace
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ class RequestTrace:
         return f"RequestTrace({self._request!r})"
 
     def deciding(self, at: float) -> None:
-        """A worker is wanted."""
-        self._decision = self._tracer.span("ghostcacher.route", at, parent=self._request)
+        """A worker is wanted, or a provider where none has been found."""
+        if self._decision is None:
+            self._decision = self._tracer.span("ghostcacher.route", at, parent=self._request)
 
     def waited(self, began_at: float, ended_at: float, *, worker: str) -> None:
         """See `types.LockWaits`."""

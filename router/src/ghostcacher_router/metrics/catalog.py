@@ -15,7 +15,8 @@ What to call for what has happened, all on `RouterMetrics`:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector, generate_latest
@@ -67,6 +68,9 @@ RATIO_BOUNDS = (0.1, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0, 10
 ERROR_MS_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 30_000)
 SECONDS_BOUNDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
 
+FIRST_TOKENS_MAX = 256
+"""Answers whose forecast and observed TTFT are kept: enough to see a pattern."""
+
 REASONS = tuple(reason.value for reason in Reason)
 RETRIES = ("refused", "broke", "unreachable", "hung", "503", "429", "error")
 """refused: no connection could be made. broke: it was closed before a byte of the answer came. unreachable: the host of
@@ -107,6 +111,8 @@ class RouterMetrics:
         return f"RouterMetrics(requests={self.requests.total:.0f})"
 
     def _make_requests(self) -> None:
+        self.first_tokens: deque[tuple[float, float]] = deque(maxlen=FIRST_TOKENS_MAX)
+        """Forecast and observed TTFT of the last answers, in ms, for the dashboard."""
         self.requests = self._put(
             Counter("gc_router_requests_total", "Requests, by path and status (499: the client left).", _PATH_STATUS)
         )
@@ -262,6 +268,7 @@ class RouterMetrics:
         """Record the time to the first byte of an answer, and how far off its forecast was."""
         self.ttft_ms.observe(observed_ms)
         if forecast_ms is not None:
+            self.first_tokens.append((forecast_ms, observed_ms))
             self.forecast_error_ms.observe(abs(observed_ms - forecast_ms))
             if forecast_ms > 0.0:
                 self.forecast_ratio.observe(observed_ms / forecast_ms)
@@ -322,7 +329,7 @@ class RouterMetrics:
 
     def stats(self) -> Stats:
         """Return the counters that people ask for first. Quantiles are since the start, within buckets."""
-        by_status = self._requests_by_status()
+        by_status = self.requests_by_status()
         return Stats(
             requests=Requests(sum(by_status.values()), by_status),
             picks=self._picks.by("reason"),
@@ -334,12 +341,12 @@ class RouterMetrics:
             hit_tokens=self.hit_tokens.total,
             hit_ratio=self.hit_ratio(),
             saved_ttft_ms=self.saved_ttft_ms.total,
-            overhead_ms=_quantiles(self.latency_ms),
-            ttft_ms=_quantiles(self.ttft_ms),
-            forecast_ratio=_quantiles(self.forecast_ratio),
+            overhead_ms=quantiles_of(self.latency_ms, self.latency_ms.counts),
+            ttft_ms=quantiles_of(self.ttft_ms, self.ttft_ms.counts),
+            forecast_ratio=quantiles_of(self.forecast_ratio, self.forecast_ratio.counts),
         )
 
-    def _requests_by_status(self) -> dict[str, float]:
+    def requests_by_status(self) -> dict[str, float]:
         """Return the requests that were for a worker, by status."""
         sums: dict[str, float] = {}
         for (path, status), count in self.requests.values.items():
@@ -359,5 +366,7 @@ class _PageCollector(Page, Collector):
     """A page that prometheus_client takes for a collector."""
 
 
-def _quantiles(histogram: Histogram) -> Quantiles:
-    return Quantiles(histogram.count, histogram.quantile(0.5), histogram.quantile(0.9))
+def quantiles_of(histogram: Histogram, counts: Sequence[int]) -> Quantiles:
+    """Return how a part of a histogram's values is spread. counts: how many of them fell in each bucket."""
+    p50, p90, p99 = (histogram.quantile_of(counts, q) for q in (0.5, 0.9, 0.99))
+    return Quantiles(sum(counts), p50, p90, p99)

@@ -127,8 +127,12 @@ class Histogram:
         It is interpolated within its bucket, and never above the largest value. In the last bucket, which has no end,
         it is the lower bound.
         """
-        rank, below = q * self.count, 0
-        for place, count in enumerate(self.counts):
+        return self.quantile_of(self.counts, q)
+
+    def quantile_of(self, counts: Sequence[int], q: float) -> float | None:
+        """Return the same of a part of the values. counts: how many of them fell in each bucket."""
+        rank, below = q * sum(counts), 0
+        for place, count in enumerate(counts):
             if count and below + count >= rank:
                 if place == len(self.bounds):
                     return self.bounds[-1]

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from typing import Final
 
 import msgspec
@@ -36,6 +37,8 @@ class ParserProcess:
         self._memory_bytes_max = memory_bytes_max
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        # Whoever closes it while it starts waits until there is a child to end.
+        self._lock = threading.Lock()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -65,40 +68,45 @@ class ParserProcess:
 
     def close(self) -> None:
         """End the child for good; from any thread. A call that waits for it fails. Idempotent."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
         self._end()
 
     def _connected(self) -> socket.socket:
-        if self._closed:
-            raise ParserFailed("closed")
-        if self._socket is None:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                    ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", SILENCE_S_MAX, 0))
-                command = [sys.executable, "-P", "-m", "ghostcacher_router.parsing.parser_main"]
-                command.append(str(self._memory_bytes_max))
-                # Not our settings, of which some are secrets: it reads what strangers send.
-                env = {name: value for name, value in os.environ.items() if not name.startswith("GC_")}
-                try:
-                    self._process = subprocess.Popen(command, stdin=theirs.fileno(), env=env)  # noqa: S603
-                except OSError as exc:
-                    ours.close()
-                    raise ParserFailed(f"the parsing process could not be started: {exc}") from exc
-            self._socket = ours
-        return self._socket
+        with self._lock:
+            if self._closed:
+                raise ParserFailed("closed")
+            if self._socket is None:
+                self._socket, self._process = self._started()
+            return self._socket
+
+    def _started(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", SILENCE_S_MAX, 0))
+            command = [sys.executable, "-P", "-m", "ghostcacher_router.parsing.parser_main"]
+            command.append(str(self._memory_bytes_max))
+            # Not our settings, of which some are secrets: it reads what strangers send.
+            env = {name: value for name, value in os.environ.items() if not name.startswith("GC_")}
+            try:
+                return ours, subprocess.Popen(command, stdin=theirs.fileno(), env=env)  # noqa: S603
+            except OSError as exc:
+                ours.close()
+                raise ParserFailed(f"the parsing process could not be started: {exc}") from exc
 
     def _receive(self, child: socket.socket) -> bytes:
         (size,) = LENGTH.unpack(_read(child, LENGTH.size))
         return _read(child, min(size, REPLY_BYTES_MAX))
 
     def _end(self) -> None:
-        child, self._socket = self._socket, None
+        with self._lock:
+            child, self._socket = self._socket, None
+            process, self._process = self._process, None
         if child is not None:
             with contextlib.suppress(OSError):
                 child.shutdown(socket.SHUT_RDWR)
             child.close()
-        process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.wait()

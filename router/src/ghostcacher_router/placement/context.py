@@ -11,6 +11,7 @@ from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, PrefixMapPort
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
+from ghostcacher_router.signals.hot_prefixes import HotPrefixes
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.sent_caches import SentCaches
@@ -55,6 +56,8 @@ class RoutingState(NamedTuple):
     """What each worker's cache likely holds, from what this router sent it."""
     regret: EvictionRegret
     """How likely it is that what full caches evict next is asked for again."""
+    hot: HotPrefixes
+    """What many prompts begin with, for people."""
     several: Callable[[], bool]
     """Returns whether other routers place requests at the same workers."""
 
@@ -68,5 +71,6 @@ class RoutingState(NamedTuple):
             self.sent_caches.clear()
             self.locations.clear()
             self.regret.clear()
+            self.hot.clear()
         if flush.scope == "all":
             self.sessions.clear()

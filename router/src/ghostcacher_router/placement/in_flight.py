@@ -70,7 +70,7 @@ class InFlightTracker:
         self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state[:6]
-        self._sent_caches, self._regret = state.sent_caches, state.regret
+        self._sent_caches, self._regret, self._hot = state.sent_caches, state.regret, state.hot
         self._foreign = ForeignRequests(dependencies.fleet, state.queues, state.locations)
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id; under the engine's own id as well, where it has one."""
@@ -136,9 +136,11 @@ class InFlightTracker:
         session, prompt = placed.ask.shape.session, placed.ask.shape.prompt
         if session is not None:
             self._sessions.bind(session_key(placed.ask.shape.model, session), placed.worker)
-        if prompt is not None and placed.ref is None:
-            # Of others their workers tell.
-            self._note_for_regret(prompt.digests, placed.reservation.tokens, placed.worker)
+        if prompt is not None:
+            self._hot.note(prompt)
+            if placed.ref is None:
+                # Of others their workers tell.
+                self._note_for_regret(prompt.digests, placed.reservation.tokens, placed.worker)
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:

@@ -36,6 +36,8 @@ MEDIA_TYPES = frozenset(
         "input_audio",
         "audio_embeds",
         "video_url",
+        "video_embeds",
+        "prompt_embeds",
         "file",
         "input_file",
     }

@@ -139,6 +139,11 @@ class PrefixLocations:
                 return held.blocks if held is not None and held.incarnation == ref.incarnation else 0
         return 0
 
+    def believed(self, namespace: str, block_hash: bytes) -> Mapping[str, HeldPrefix]:
+        """Return who holds the prefix that ends with a block, for people: nothing is asked, or counts as used."""
+        prefix = self._prefixes.get((namespace, block_hash))
+        return {} if prefix is None else prefix.held
+
     async def fetch(self, namespace: str, known: Sequence[KnownPort], timeout_s: float = WAIT_S) -> None:
         """Look a prefix up in the index, and wait for that at most `timeout_s`.
 

@@ -108,6 +108,10 @@ class SentHistory:
                 return HistoryMatch(index, holders)
         return None
 
+    def holders(self, digest: bytes, now: float) -> list[str]:
+        """Return the workers that prompts with a boundary were sent to lately, for people: nothing counts as used."""
+        return [sent.worker for sent in self._valid(self._entries.get(digest, ()), now)]
+
     def record(
         self,
         prompt: Prompt,

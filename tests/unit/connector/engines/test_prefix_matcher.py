@@ -17,10 +17,10 @@ from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING, LookupAnswer
-from ghostcacher_connector.tiers.host_tier import HostTier
+from ghostcacher_connector.tiers.host_tier import LENT_S, HostTier
 from ghostcacher_connector.tiers.replicas import Replicas
 from tests.support.index_parts import FakeClock, chain
-from tests.unit.connector.tiers.test_host_tier import copy, new_tier, publish_as
+from tests.support.ordering_tier import copy, new_tier, publish_as
 
 COUNT = 6
 RETAINED = 2
@@ -86,7 +86,7 @@ class Bench:
 
     def start(self, *, held: bool = False, engine: int = 0) -> None:
         """engine: how many leading blocks the engine has."""
-        self.matcher._start_lookup(self.request, chain(COUNT), lambda block: held or block in chain(COUNT)[:engine])
+        self.matcher._start_lookup(self.request, chain(COUNT), lambda index: held or index < engine)
 
     def not_all_held(self, first_block: int) -> None:
         self.matcher._not_all_held(self.request, chain(COUNT), first_block)
@@ -158,6 +158,29 @@ def test_tier_learns_what_no_peer_holds_any_more(answer: LookupAnswer, kept: int
     bench.lookups.answer = answer
     bench.answered()
     assert tier.ledger.spare == kept
+
+
+def test_index_that_says_so_renews_the_belief_that_peers_hold_what_they_lent() -> None:
+    clock = FakeClock()
+    tier, _ = new_tier(slots=COUNT, clock=clock)
+    publish_as(tier, 1, chain(COUNT)[1])
+    publish_as(tier, 2, chain(COUNT)[2])
+    tier.lent(chain(COUNT)[1:3])
+    copy(tier, 1, 2)
+    tier.engine_gives(1)
+    tier.engine_gives(2)
+    spare = tier.ledger.spare
+    clock.advance(LENT_S - 1)
+    bench = Bench(tier=tier)
+    bench.start()
+    bench.lookups.answer = LookupAnswer([HIT], 0.001, None)
+    bench.answered()
+    clock.advance(LENT_S - 1)
+    tier.order([])
+    assert tier.ledger.spare == spare
+    clock.advance(1)
+    tier.order([])
+    assert tier.ledger.spare == spare - 2
 
 
 def test_caller_that_waits_to_the_end_gets_a_decision() -> None:

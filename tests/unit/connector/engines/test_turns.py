@@ -73,6 +73,22 @@ def test_pull_that_nobody_competes_for_does_not_wait(ahead: tuple[str, ...]) -> 
     assert not bench.tracked.contended
 
 
+@pytest.mark.parametrize(("pull_s", "contended"), [(14.9, False), (15.1, True)])
+def test_pulls_that_take_much_of_the_holders_links_make_copies_worth_keeping(pull_s: float, contended: bool) -> None:
+    """One after the other: nobody waits. Three holders have given it to three readers within a minute."""
+    bench = Bench("a", "b", pull_s=pull_s)
+    bench.hold("first", "a", "b")
+    assert not bench.awaits()
+    assert bench.tracked.contended is contended
+
+
+def test_reader_that_is_the_only_one_makes_no_copy_worth_more() -> None:
+    """However slow the link is."""
+    bench = Bench(pull_s=60.0)
+    assert not bench.awaits()
+    assert not bench.tracked.contended
+
+
 def test_short_pull_does_not_wait_though_its_copies_are_wanted() -> None:
     bench = Bench("a", "b", pull_s=PULL_S_MIN / 2)
     assert not bench.awaits()

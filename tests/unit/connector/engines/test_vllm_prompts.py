@@ -122,7 +122,7 @@ def test_chain_of_a_new_request_is_told() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"lora_request": "adapter"}, {"mm_features": ["image"]}, {"prompt_embeds": "tensor"}, {"resumable": True}],
+    [{"lora_request": "adapter"}, {"resumable": True}],
 )
 def test_prompt_whose_hashes_mean_something_else_elsewhere_is_not_told(fields: dict[str, object]) -> None:
     """What cannot be shared cannot be routed by."""

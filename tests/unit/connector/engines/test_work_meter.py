@@ -12,10 +12,11 @@ from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.common.work_meter import WAITING_LOOKED_UP_MAX, Occupancy, Progress, WorkMeter
+from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.tiers.host_tier import HostTier
-from tests.unit.connector.tiers.test_host_tier import copy, new_tier, publish
+from tests.support.ordering_tier import copy, new_tier, publish
 
 BLOCK = 16
 PROMPT = 100
@@ -45,7 +46,7 @@ class Meter(WorkMeter):
     """Measures an engine whose pool has 50 blocks, 20 of them in use."""
 
     def __init__(self, tier: HostTier | None = None) -> None:
-        super().__init__(Forecaster(1000.0), block_tokens=BLOCK, block_bytes=1024, tier=tier)
+        super().__init__(Forecaster(1000.0), Recorder(), block_tokens=BLOCK, block_bytes=1024, tier=tier)
         self.lookups = 0
 
     def measure(self, *requests: Asked) -> LoadReport:

@@ -100,6 +100,10 @@ def test_drain_returns_what_came_since() -> None:
         "gc_lookup_seconds": {"": [0.25]},
     }
     assert recorder.drain() == {}
+    recorder.inc("gc_cache_misses_total", 5, reason="timeout")
+    assert recorder.total("gc_cache_hits_total") == 4
+    assert recorder.total("gc_cache_misses_total", reason="timeout") == 7
+    assert recorder.total("gc_cache_misses_total", reason="cancelled") == 0
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,13 @@ def test_without_the_library_compressed_objects_are_misses_and_no_damage(
     assert "gc_object_quarantined_total" not in delta
     with pytest.raises(ConfigError, match="zstandard"):
         ObjectTier.open(
-            f"file://{store._folder}", namespace=b"n", rank=0, block_bytes=2, options=ALWAYS, recorder=Recorder()
+            f"file://{store._folder}",
+            namespace=b"n",
+            rank=0,
+            block_bytes=2,
+            kv_dtype="bfloat16",
+            options=ALWAYS,
+            recorder=Recorder(),
         )
 
 

@@ -4,93 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.retention.retention_settings import RetentionSettings
-from ghostcacher_connector.core.types import BlockHash, SectionType
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.metrics.catalog import METRICS
 from ghostcacher_connector.tiers.candidates import Candidate
-from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, RECORD_INTERVAL_S, HostTier
-from ghostcacher_connector.transfer.jobs import CopyJob
+from ghostcacher_connector.tiers.host_tier import ORDER_BYTES, ORDERS_MAX, RECORD_INTERVAL_S
 from tests.support.index_parts import FakeClock
-
-FIRST = 100
-ROOT = b"root"
-
-
-class Sink:
-    """Takes what is published."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, BlockHash] = {}
-
-    def publish(self, slot: int, block: BlockHash, root: BlockHash, generation: int) -> None:
-        assert root == ROOT
-        assert generation > 0
-        self.slots[slot] = block
-
-    def withdraw(self, slot: int) -> None:
-        self.slots.pop(slot, None)
-
-    def withdraw_from(self, first_slot: int) -> None:
-        for slot in [slot for slot in self.slots if slot >= first_slot]:
-            del self.slots[slot]
-
-
-def new_tier(
-    slots: int = 4,
-    *,
-    ranks: int = 1,
-    block_bytes: int = ORDER_BYTES // 2,
-    recorder: Recorder | None = None,
-    clock: FakeClock | None = None,
-    **retention: float,
-) -> tuple[HostTier, Sink]:
-    sink = Sink()
-    tier = HostTier(
-        sink,
-        recorder if recorder is not None else Recorder(),
-        worker="own",
-        first_slot=FIRST,
-        slot_count=slots,
-        ranks=ranks,
-        block_bytes=block_bytes,
-        retention=RetentionSettings(**retention),
-        clock=clock if clock is not None else FakeClock(),
-    )
-    tier.ledger.take_bumps()
-    return tier, sink
-
-
-def publish(tier: HostTier, *slots: int) -> None:
-    """Have engine slots hold one block each, named by the slot."""
-    for slot in slots:
-        publish_as(tier, slot, name(slot))
-
-
-def publish_as(tier: HostTier, slot: int, block: bytes) -> None:
-    tier.engine_holds(slot, Candidate(block, ROOT, None, traits_in(tier)), 1000 + slot)
-
-
-def traits_in(tier: HostTier) -> BlockTraits:
-    return BlockTraits(SectionType.DOC, 0, 16, tier.block_bytes)
-
-
-def touch(tier: HostTier, *slots: int) -> None:
-    """Have a prompt that is made of these slots' blocks."""
-    tier.touch([name(slot) for slot in slots], [traits_in(tier)] * len(slots))
-
-
-def name(slot: int) -> bytes:
-    return f"block {slot}".encode()
-
-
-def copy(tier: HostTier, *slots: int) -> list[CopyJob]:
-    """Copy what engine slots hold."""
-    orders = tier.order(slots)
-    for order in orders:
-        tier.reported(order.copy_id, [True] * len(order.engine_slots))
-    return orders
+from tests.support.ordering_tier import FIRST, ROOT, copy, name, new_tier, publish, publish_as, touch, traits_in
 
 
 def test_order_names_the_slots_and_the_generation_that_was_published() -> None:
@@ -194,70 +115,6 @@ def test_clear_withdraws_all_and_drops_copies_under_way() -> None:
     assert sink.slots == {}
     assert tier.ledger.prefix([name(1)], 0) == []
     assert not tier.busy
-
-
-def test_lent_blocks_that_are_never_published_are_forgotten() -> None:
-    """Requests that are aborted once their pull has ended leave such. The engine cannot have more than its slots."""
-    tier, _ = new_tier(slots=1)
-    publish(tier, 1, 2, 3)
-    copy(tier, 1)
-    tier.lent(name(number) for number in (2, 3, *range(1000, 1000 + FIRST - 1)))
-    assert len(copy(tier, 2)) == 1
-    tier.clear()
-    publish(tier, 4, 5)
-    copy(tier, 4)
-    tier.lent(name(number) for number in (*range(1000, 1000 + FIRST - 1), 5))
-    assert copy(tier, 5) == []
-
-
-def test_nothing_goes_for_a_block_that_a_peer_has_lent() -> None:
-    """While there is room it is copied, too; once the engine has given it away it is a block like any other."""
-    tier, sink = new_tier(slots=2)
-    publish(tier, 1, 2, 3)
-    tier.lent([name(1), name(2), name(3)])
-    copy(tier, 1, 2)
-    assert copy(tier, 3) == []
-    assert sorted(sink.slots.values()) == [name(1), name(2)]
-    tier.engine_gives(3)
-    publish(tier, 3)
-    assert len(copy(tier, 3)) == 1
-
-
-def test_copy_of_what_a_peer_has_lent_makes_room_first() -> None:
-    """Though the engine gives it up soon, or has: the peer's copy is enough, and the other block has no other."""
-    clock = FakeClock()
-    tier, sink = new_tier(slots=2, clock=clock)
-    publish(tier, 1, 2, 3, 4)
-    copy(tier, 1)
-    clock.advance(1.0)
-    tier.lent([name(2)])
-    copy(tier, 2)
-    tier.order([2])
-    tier.engine_gives(2)
-    copy(tier, 3)
-    assert sorted(sink.slots.values()) == [name(1), name(3)]
-    tier.engine_gives(3)
-    tier.lent([name(3)])
-    copy(tier, 4)
-    assert sorted(sink.slots.values()) == [name(1), name(4)]
-
-
-def test_what_no_peer_holds_any_more_is_kept_like_any_other() -> None:
-    """The only copy of a fleet is no spare one, be it in the tier or still in the engine."""
-    clock = FakeClock()
-    tier, sink = new_tier(slots=2, clock=clock)
-    publish(tier, 1, 2, 3)
-    tier.lent([name(1), name(3)])
-    copy(tier, 2)
-    clock.advance(1.0)
-    copy(tier, 1)
-    tier.engine_gives(1)
-    assert copy(tier, 3) == []
-    assert tier.wanted == set()
-    tier.owned([name(1), name(3)])
-    assert tier.wanted == {3}
-    copy(tier, 3)
-    assert sorted(sink.slots.values()) == [name(1), name(3)]
 
 
 def test_no_only_copy_goes_while_a_load_is_about_to_make_room() -> None:

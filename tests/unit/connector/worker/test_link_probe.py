@@ -13,23 +13,20 @@ from hypothesis import strategies as st
 
 from ghostcacher_connector.core.errors import PeerUnreachable, ProtocolError
 from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_connector.core.index.link_report import MESSAGE_BYTES_MAX, LinkReport, links_report, unpack
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.transfer.base import Probe
 from ghostcacher_connector.worker.link_probe import (
-    MESSAGE_BYTES_MAX,
     PEERS_MAX,
     REQUEST_FIELD,
     REQUEST_REPORT,
     REQUEST_TTL_S,
-    LinkReport,
     ProbeRequest,
     ProbeResponder,
     SelfCheckReport,
-    links_report,
     request_probes,
     self_check_report,
-    unpack,
 )
 from tests.support.index_parts import NAMESPACE, FakeClock, make_record, wait_until
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable
 
 from ghostcacher_router.http.exchanges.later import later
 from ghostcacher_router.http.exchanges.worker_exchange import WorkerExchange
+from ghostcacher_router.http.protocol.cors import PROVIDER_ID
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.response_head import ResponseHead
@@ -59,6 +60,8 @@ class ProviderExchange(WorkerExchange):
         super()._parsed(shape)
 
     def _to_provider(self, call: ProviderPlacement | Awaitable[ProviderPlacement | None] | None) -> None:
+        if self._trace is not None:
+            self._trace.deciding(self._proxy.clock())
         if isinstance(call, Awaitable):
             self._task = later(lambda: call, self._to_provider, self._not_placed)
             return
@@ -74,6 +77,8 @@ class ProviderExchange(WorkerExchange):
         if call is None:
             super()._send(connection, placement)
         else:
+            if self._trace is not None:
+                self._trace.sent(placement, self._proxy.clock())  # The provider is not told: no trace leaves.
             self._begin(connection, placement, call.head, call.body)
 
     def response_head(self, head: ResponseHead, length: int | None, *, whole: bool) -> tuple[bytes, Sink]:
@@ -81,7 +86,7 @@ class ProviderExchange(WorkerExchange):
         if self._call is not None:
             sink = self._call.tapped(sink, head, plain=self.plain)
             if head.request_id is not None:
-                lines = b"%bx-upstream-request-id: %b\r\n\r\n" % (lines[:-2], head.request_id)
+                lines = b"%b%b: %b\r\n\r\n" % (lines[:-2], PROVIDER_ID, head.request_id)
             self._call.body = b""  # It is not sent again, and an answer may take minutes.
         return lines, sink
 

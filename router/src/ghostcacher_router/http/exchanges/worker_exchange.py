@@ -186,7 +186,7 @@ class WorkerExchange(RetriedRequest):
         chunked = head.chunked and not self.plain
         self._ends = ends = length is not None or chunked or head.no_body or self.no_body
         self._keep = keep = ends and client.may_keep_alive
-        own = own_lines(self.request_id, placement)
+        own = own_lines(self.request_id, placement) + self._proxy.allowed_origins.exposing(self._head)
         lines = client_head(head, length, own, http11=not self.plain, keep_alive=keep)
         if turns_away:
             return lines, self._hold

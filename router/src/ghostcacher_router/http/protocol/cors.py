@@ -1,4 +1,7 @@
-"""Which web pages may read what the router answers itself (CORS). Of their answers, preflights too, engines decide."""
+"""Which web pages may read what the router answers itself, and its own headers in what others answer (CORS).
+
+Whether a page may read an engine's answer, preflights too, the engine decides.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,18 @@ from collections.abc import Sequence
 
 from ghostcacher_router.http.protocol.request_head import RequestHead
 
-EXPOSED = (b"access-control-expose-headers", b"x-request-id, retry-after")
-"""Headers that a page may read beside the few that it always may."""
+OWN_HEADERS = (b"x-request-id", b"x-gc-worker", b"x-gc-forecast-ms", b"x-gc-cached-tokens", b"x-gc-saved-ms")
+"""Headers that the router adds to an engine's answer."""
+PROVIDER_ID = b"x-upstream-request-id"
+"""What a provider's own id of a request is called beside the router's."""
+EXPOSED = (
+    b"access-control-expose-headers",
+    b", ".join((*OWN_HEADERS, PROVIDER_ID, b"retry-after")),
+)
+"""Headers that a page may read beside the few that it always may. An engine's list and this one add up."""
 ANY = "*"
 _ADMIN = "/gc/"
+_EXPOSING = b"\r\n%b: %b" % EXPOSED
 
 
 class AllowedOrigins:
@@ -32,3 +43,13 @@ class AllowedOrigins:
         if origin not in self._origins:
             return [(b"vary", b"Origin")]
         return [(b"access-control-allow-origin", origin), (b"vary", b"Origin"), EXPOSED]
+
+    def exposing(self, head: RequestHead) -> bytes:
+        """Return the header line for the answer of an engine or provider to a request, with a line end in front.
+
+        Empty where no page asks, or one that is not allowed. It has no effect on a page that may not read that answer.
+        """
+        if not self._origins:
+            return b""
+        origin = head.headers.get(b"origin")
+        return _EXPOSING if origin is not None and (self._any or origin in self._origins) else b""

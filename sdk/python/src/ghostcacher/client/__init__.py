@@ -12,7 +12,7 @@ calls.py            from arguments to requests
 transport.py        sends them, again where nothing came of them
 replies.py          from what came over the wire to answers and errors
 streams.py          answers that come event by event
-admin_types.py      what the router's own API answers: made from its schema
+admin_types.py      what the router's own API answers, as does dashboard_types.py: made from its schema
 """
 
 from ghostcacher.client.admin_types import FlushScope

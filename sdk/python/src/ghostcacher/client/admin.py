@@ -1,4 +1,7 @@
-"""The router's own API: what it knows of its fleet, and what can be asked of it. `admin_types` has what it answers."""
+"""The router's own API: what it knows of its fleet, and what can be asked of it.
+
+`admin_types` and `dashboard_types` have what it answers.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from ghostcacher.client.admin_types import (
     Workers,
 )
 from ghostcacher.client.calls import Call, PromptRequest, admin_call
+from ghostcacher.client.dashboard_types import History, Links, Locks, Prefixes
 from ghostcacher.client.errors import ArgumentError
 from ghostcacher.client.options import Options
 from ghostcacher.client.replies import admin_answer_of
@@ -50,6 +54,20 @@ class AdminCalls:
 
     def workers(self) -> AdminCall[Workers]:
         return AdminCall(admin_call(self._options, "GET", "/gc/workers"), Workers)
+
+    def history(self, after: float | None) -> AdminCall[History]:
+        query = "" if after is None else f"?after={arguments.seconds('after', after)!r}"
+        return AdminCall(admin_call(self._options, "GET", f"/gc/history{query}"), History)
+
+    def prefixes(self) -> AdminCall[Prefixes]:
+        return AdminCall(admin_call(self._options, "GET", "/gc/prefixes"), Prefixes)
+
+    def locks(self) -> AdminCall[Locks]:
+        return AdminCall(admin_call(self._options, "GET", "/gc/locks"), Locks)
+
+    def links(self, worker: str | None) -> AdminCall[Links]:
+        query = "" if worker is None else f"?worker={quote(arguments.text('worker', worker), safe='')}"
+        return AdminCall(admin_call(self._options, "GET", f"/gc/links{query}"), Links)
 
     def explain(self, request: PromptRequest) -> AdminCall[Explanation]:
         path, body = _checked(request)
@@ -114,6 +132,22 @@ class Admin:
         """Return every worker that the router knows."""
         return self._ask(self._calls.workers()).workers
 
+    def history(self, *, after: float | None = None) -> History:
+        """Return how the router fared in the intervals that ended after a time, in seconds since 1970; None: all."""
+        return self._ask(self._calls.history(after))
+
+    def prefixes(self) -> Prefixes:
+        """Return what many prompts begin with, and who holds it."""
+        return self._ask(self._calls.prefixes())
+
+    def locks(self) -> Locks:
+        """Return the ghost locks that the router knows of."""
+        return self._ask(self._calls.locks())
+
+    def links(self, *, worker: str | None = None) -> Links:
+        """Return how fast workers, or one of them, read their peers' caches."""
+        return self._ask(self._calls.links(worker))
+
     def explain(self, request: PromptRequest) -> Explanation:
         """Return each worker's forecast for a request, the best first. Nothing is sent to engines."""
         return self._ask(self._calls.explain(request))
@@ -163,6 +197,22 @@ class AsyncAdmin:
     async def workers(self) -> tuple[Worker, ...]:
         """Return every worker that the router knows."""
         return (await self._ask(self._calls.workers())).workers
+
+    async def history(self, *, after: float | None = None) -> History:
+        """Return how the router fared in the intervals that ended after a time, in seconds since 1970; None: all."""
+        return await self._ask(self._calls.history(after))
+
+    async def prefixes(self) -> Prefixes:
+        """Return what many prompts begin with, and who holds it."""
+        return await self._ask(self._calls.prefixes())
+
+    async def locks(self) -> Locks:
+        """Return the ghost locks that the router knows of."""
+        return await self._ask(self._calls.locks())
+
+    async def links(self, *, worker: str | None = None) -> Links:
+        """Return how fast workers, or one of them, read their peers' caches."""
+        return await self._ask(self._calls.links(worker))
 
     async def explain(self, request: PromptRequest) -> Explanation:
         """Return each worker's forecast for a request, the best first. Nothing is sent to engines."""
