@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from ghostcacher_connector.slots import Generations, Slots
 from tests.integration.connector.enginesim import SimEngine
@@ -32,6 +34,44 @@ def meet(*engines: SimEngine) -> None:
 def settled(engine: SimEngine) -> None:
     """Wait until the index holds what the engine has published."""
     wait_for(engine.all_published, f"{engine.name} has published")
+
+
+def cached_tokens(engine: SimEngine, request_id: str, prompt: list[int], **options: Any) -> int:
+    """Serve a prompt; return how many of its tokens were not computed, and check the answer.
+
+    options: see `SimEngine.add`.
+    """
+    schedule, found = engine.scheduler.schedule, list[int]()
+
+    def watched() -> Any:
+        output = schedule()
+        found.extend(new.num_computed_tokens for new in output.scheduled_new_reqs if new.req_id == request_id)
+        return output
+
+    engine.scheduler.schedule = watched
+    engine.add(request_id, prompt, **options)
+    engine.run()
+    engine.scheduler.schedule = schedule
+    request = engine.requests[request_id]
+    assert engine.outputs(request_id) == expected_output(prompt, request.max_tokens)
+    return found[0]
+
+
+class Gate:
+    """Stands before the reading of an engine's rank: pulls begin when it is opened."""
+
+    def __init__(self, engine: SimEngine) -> None:
+        (transport, *_) = engine.worker._worker._runtime.puller._transports
+        self._open = threading.Event()
+        self._pull = transport.pull
+        transport.pull = self._wait_and_pull
+
+    def _wait_and_pull(self, request: Any) -> Any:
+        assert self._open.wait(SETTLE_S)
+        return self._pull(request)
+
+    def open(self) -> None:
+        self._open.set()
 
 
 def drive(engines: list[SimEngine], requests: int, source: Iterator[list[int]], *, abort_every: int = 0) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +26,7 @@ from ghostcacher_connector.transfer.base import PullOutcome
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine
 from tests.integration.connector.prefix_numbers import expected_output, tokens_of
+from tests.integration.connector.simfleet import Gate
 from tests.support.index_parts import FakeClock, chain, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -34,23 +34,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 WAIT_S = 60.0
 BLOCKS = 5
 PROMPT_TOKENS = BLOCKS * BLOCK_TOKENS + 1
-
-
-class Gate:
-    """Stands before the reading of an engine's rank: pulls begin when it is opened."""
-
-    def __init__(self, engine: SimEngine) -> None:
-        (transport, *_) = engine.worker._worker._runtime.puller._transports
-        self._open = threading.Event()
-        self._pull = transport.pull
-        transport.pull = self._wait_and_pull
-
-    def _wait_and_pull(self, request: Any) -> Any:
-        assert self._open.wait(WAIT_S)
-        return self._pull(request)
-
-    def open(self) -> None:
-        self._open.set()
 
 
 def meet(make: Make, *prompts: list[int], settings: dict[str, Any] | None = None) -> tuple[SimEngine, SimEngine]:

@@ -11,25 +11,30 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1.request import RequestStatus
+
 from tests.conftest import SOAK
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
 from tests.integration.connector.simfleet import (
     OUTPUT_TOKENS,
     ROUNDS,
+    Gate,
     bump_late,
     drive,
     drive_until_wrong,
     meet,
     settled,
+    wait_for,
 )
-from tests.integration.connector.windowsim import ROW_BYTES, WINDOW_BLOCKS, Published, WindowEngine
+from tests.integration.connector.windowsim import KEEP_ALL, ROW_BYTES, WINDOW_BLOCKS, Published, WindowEngine
 
 pytestmark = pytest.mark.engine
 
 REQUESTS = 20_000 if SOAK else 120
 POOL = 96
 """Blocks of a pool in which slots go from group to group all the time, and windows stay a while."""
+LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
 BLOCKS = 7
 PROMPT = tokens_of(1, BLOCKS * BLOCK_TOKENS + 9)
 
@@ -52,6 +57,11 @@ def run(engine: WindowEngine, name: str, prompt: list[int], **options: Any) -> N
     engine.run()
     settled(engine)
     assert (engine.wrong, engine.outputs(name)) == ([], expected_output(prompt, request.max_tokens))
+
+
+def stepped(engine: WindowEngine) -> WindowEngine:
+    engine.step()
+    return engine
 
 
 def advertised(engine: WindowEngine) -> dict[bytes, int]:
@@ -87,12 +97,19 @@ def test_prompt_held_by_a_peer_is_pulled_with_its_last_windows_alone(
     assert b.counted("gc_pulled_bytes_total") == (blocks + 2 * min(blocks, WINDOW_BLOCKS)) * 2 * ROW_BYTES
 
 
-@pytest.mark.parametrize(("in_flight", "abort_every", "ranks"), [(1, 0, 1), (1, 7, 1), (2, 0, 1), (2, 7, 1), (2, 7, 2)])
+@pytest.mark.parametrize(
+    ("in_flight", "abort_every", "options"),
+    [(1, 0, {}), (1, 7, KEEP_ALL), (2, 0, KEEP_ALL), (2, 7, {}), (2, 7, {"ranks": 2, **KEEP_ALL})],
+)
 def test_slots_reused_by_any_group_never_give_a_wrong_token(
-    fleet: Callable[..., list[WindowEngine]], lagging_url: str, in_flight: int, abort_every: int, ranks: int
+    fleet: Callable[..., list[WindowEngine]],
+    lagging_url: str,
+    in_flight: int,
+    abort_every: int,
+    options: dict[str, Any],
 ) -> None:
     """Slots go from group to group, the index lags, requests are aborted: blocks are stale, and outputs right."""
-    engines = fleet(blocks=POOL, in_flight=in_flight, ranks=ranks, settings={"redis_url": lagging_url})
+    engines = fleet(blocks=POOL, in_flight=in_flight, settings={"redis_url": lagging_url}, **options)
     source = prompts(in_flight, documents=6, blocks=8, tail=20)
     for _ in range(ROUNDS):
         wrong = drive(list(engines), REQUESTS, source, abort_every=abort_every)
@@ -156,7 +173,7 @@ def test_load_that_lacks_a_block_in_any_group_is_computed_as_a_whole(
 def test_holder_is_asked_for_what_it_has_the_window_of(fleet: Callable[..., list[WindowEngine]]) -> None:
     """What is left of a prefix is of no use where the next token would see blocks that are gone; what is before that
     is, if its window is still there."""
-    a, b, c = fleet("abc")
+    a, b, c = fleet("abc", **KEEP_ALL)
     run(a, "r", PROMPT)
     a.connector._scheduler._fleet.publisher.withdraw(advertised(a)[window_key(a, "r", BLOCKS - 2, 2)])
     settled(a)
@@ -173,7 +190,7 @@ def test_holder_is_asked_for_what_it_has_the_window_of(fleet: Callable[..., list
 
 def test_reader_holds_the_windows_of_its_own_end_alone(fleet: Callable[..., list[WindowEngine]]) -> None:
     """Who has pulled a prompt is a holder of it, and of no shorter one: for that there is still the first holder."""
-    a, b, c = fleet("abc")
+    a, b, c = fleet("abc", **KEEP_ALL)
     for engine in (a, b):
         run(engine, "long", PROMPT)
     a_keys, b_keys = advertised(a), advertised(b)
@@ -244,7 +261,7 @@ def test_block_hashed_for_a_preempted_request_is_given_to_nobody_in_any_group(ma
 
 def test_reset_of_the_prefix_cache_withdraws_every_group(fleet: Callable[..., list[WindowEngine]]) -> None:
     """After a reset (new weights, for instance) no peer can use what was published before, in no group."""
-    a, b = fleet()
+    a, b = fleet(**KEEP_ALL)
     entries = a.watch_entries()
     run(a, "r", PROMPT)
     before = len(entries)
@@ -260,7 +277,7 @@ def test_reset_of_the_prefix_cache_withdraws_every_group(fleet: Callable[..., li
 def test_cache_is_reported_as_large_as_the_tokens_that_it_holds(make: Make) -> None:
     """Each token takes a place in every group: routers hear of a third of the pool's blocks."""
     engine: Any = make("a", kind=WindowEngine)
-    engine.add("r", PROMPT)
+    engine.add("r", PROMPT, pull=False)
     engine.step()
     half = engine.connector._scheduler
     load = half._load.measure(half._tracked.values())
@@ -283,11 +300,14 @@ def test_windowed_requests_of_one_prompt_share_one_pull(fleet: Callable[..., lis
 
 def test_request_does_not_wait_for_a_pull_that_ends_elsewhere(fleet: Callable[..., list[WindowEngine]]) -> None:
     """What two prompts share is of no use to one of them where the other one's windows come: both pull."""
-    a, b = fleet()
+    a, b = fleet(**KEEP_ALL)
+    gate = Gate(b)
     other = PROMPT[: 5 * BLOCK_TOKENS] + tokens_of(5, 40)
     run(a, "long", PROMPT)
     for name, prompt in (("long", PROMPT), ("other", other)):
         b.add(name, prompt)
+        wait_for(lambda name=name: stepped(b).requests[name].status is LOADING, f"{name} is pulled")  # type: ignore[misc]
+    gate.open()
     b.run()
     assert b.wrong == []
     assert b.outputs("other") == expected_output(other, 4)

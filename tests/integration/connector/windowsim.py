@@ -29,6 +29,8 @@ WINDOW_BLOCKS = 3
 """Blocks that hold the 39 tokens before a block's boundary."""
 FULL_GROUP = 1
 LAYERS = ((2, 3), (0, 1), (4,))
+KEEP_ALL: dict[str, Any] = {"prefix_cache_retention_interval": None}
+"""Has vLLM keep every window. By default it keeps those at the ends of prompts, and where it saw prompts part."""
 ROW_BYTES = BLOCK_TOKENS * 2 * 8
 """Bytes of a block in one tensor."""
 
@@ -109,7 +111,8 @@ class WindowEngine(SimEngine):
             KVCacheGroupSpec([f"layer.{layer}" for layer in layers], spec)
             for layers, spec in zip(LAYERS, (sliding, FullAttentionSpec(**shape), sliding), strict=True)
         ]
-        return KVCacheConfig(num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=groups)
+        kept = self.config.cache_config.prefix_cache_retention_interval
+        return KVCacheConfig(blocks, [], groups, prefix_cache_retention_interval=kept)
 
     def watch_entries(self) -> list[Published]:
         """Return a growing list of all that is published."""
