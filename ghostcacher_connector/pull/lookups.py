@@ -11,13 +11,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Final, Literal, NamedTuple
 
 from ghostcacher_connector.core.breaker import BREAKER_S, Breaker
 from ghostcacher_connector.core.errors import IndexUnavailable
-from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.core.index.base import DEPTHS_MAX, BlockIndex, WorkerRef
 from ghostcacher_connector.core.threads import daemon_thread
 from ghostcacher_connector.core.types import BlockHash, Location, MissReason, PrefixHit
 from ghostcacher_connector.metrics import Recorder
@@ -35,7 +35,11 @@ ANSWERS_PER_QUEUE = 8
 """Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
 
 WINDOW_LOOKUPS_MAX = 8
-"""Calls of the index for the windows of one prefix: each takes a fraction of a millisecond, and leads past one gap."""
+"""How often a holder's windows are looked for at an earlier end of one prefix. Each time takes two calls."""
+
+GAP_BLOCKS_MAX = 512
+"""How far back from a missing window one call of the index looks for the next one: vLLM keeps those at the ends of
+prompts, and an answer and the next question lie between two of them."""
 
 
 class Pending(Enum):
@@ -60,6 +64,9 @@ class LookupAnswer(NamedTuple):
     """The reason in words, for logs."""
     ahead: tuple[str, ...] = ()
     """Workers that were about to pull the same before this one; by now they may hold it."""
+    longest: int = 0
+    """With several KV cache groups: the longest prefix that anybody holds in the first one, with a window or without,
+    in blocks."""
 
 
 class _Asked(NamedTuple):
@@ -187,7 +194,7 @@ class LookupService:
         if self._breaker.open:
             return _unavailable("the index failed a moment ago", self._clock() - asked.since)
         try:
-            hits = self._hits(self._candidates(), asked.blocks)
+            hits, longest = self._hits(self._candidates(), asked.blocks)
         except IndexUnavailable as exc:
             now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
@@ -195,13 +202,17 @@ class LookupService:
             self._breaker.trip()
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
-        return LookupAnswer(hits, self._clock() - asked.since, reason, ahead=self._ahead(asked, hits))
+        return LookupAnswer(hits, self._clock() - asked.since, reason, ahead=self._ahead(asked, hits), longest=longest)
 
-    def _hits(self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash]) -> list[PrefixHit]:
-        """Return who holds a prefix: with several KV cache groups those who have the longest one in all of them."""
+    def _hits(self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash]) -> tuple[list[PrefixHit], int]:
+        """Return who holds a prefix: with several KV cache groups those who have the longest one in all of them.
+
+        With them comes the length of the longest one in the first group.
+        """
         hits = self._index.lookup(candidates, blocks, locations_for=self._locations_for)
         if not self.groups.others:
-            return hits
+            return hits, 0
+        longest = max((hit.length for hit in hits if hit.locations), default=0)
         ends = {hit.incarnation: hit.length for hit in hits if hit.locations}
         for _ in range(WINDOW_LOOKUPS_MAX):
             end = max(ends.values(), default=0)
@@ -215,9 +226,10 @@ class LookupService:
                 if hit.incarnation in holders and not isinstance(found := windows[hit.incarnation], int)
             ]
             if whole:
-                return whole
-            ends.update((name, gap) for name, gap in windows.items() if isinstance(gap, int))
-        return []
+                return whole, longest
+            gaps = {ref: gap for name, ref in holders.items() if isinstance(gap := windows[name], int)}
+            ends.update(self._ends_before(gaps, blocks))
+        return [], longest
 
     def _windows(
         self, holders: Sequence[WorkerRef], blocks: Sequence[BlockHash]
@@ -239,6 +251,28 @@ class LookupService:
             else:
                 windows[holder.incarnation] = backwards[len(held)][0]
         return windows
+
+    def _ends_before(self, gaps: Mapping[WorkerRef, int], blocks: Sequence[BlockHash]) -> dict[bytes, int]:
+        """Return the last end before each holder's gap at which it has a window, going by one group that has windows.
+
+        Whether the other groups have theirs, too, is seen when that end is looked up.
+        """
+        group = next((group for group in self.groups.others if group.window_blocks), None)
+        if group is None or group.window_blocks is None:
+            return {ref.incarnation: gap for ref, gap in gaps.items()}
+        top = max(gaps.values())
+        first = max(0, top - min(GAP_BLOCKS_MAX, DEPTHS_MAX // len(gaps)))
+        keys = [[group_key(block, group.number)] for block in blocks[first:top]]
+        held = self._index.depths(list(gaps), keys, root=blocks[0])
+        ends: dict[bytes, int] = {}
+        for place, (ref, gap) in enumerate(gaps.items()):
+            end = run = first  # what lies before it is not known, and may be there
+            for index, row in enumerate(held[: gap - first], first):
+                run = run + 1 if row[place] else 0
+                if run >= min(index + 1, group.window_blocks):
+                    end = index + 1
+            ends[ref.incarnation] = end
+        return ends
 
     def _ahead(self, asked: _Asked, hits: Sequence[PrefixHit]) -> tuple[str, ...]:
         """Line up for what the hits promise; return who is before this worker, as far as can be known."""

@@ -255,6 +255,7 @@ def test_depths_tell_how_much_of_each_chain_each_worker_holds(index: BlockIndex)
     index.apply(refs[2], entries(other), [], lease_ttl_s=LEASE_S)
     sparse = blocks[3::4]  # of blocks 4, 8, ... 40
     assert index.depths(refs, [sparse, blocks, other[2:], []]) == [[10, 4, 0], [40, 17, 0], [0, 0, 4], [0, 0, 0]]
+    assert index.depths(refs, [sparse, sparse[2:3]], root=blocks[0]) == [[10, 4, 0], [1, 1, 0]]
     assert index.depths([], [blocks]) == [[]]
     assert index.depths(refs, []) == []
 

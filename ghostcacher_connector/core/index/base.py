@@ -185,14 +185,21 @@ class BlockIndex(ABC):
         """
 
     @abstractmethod
-    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+    def depths(
+        self,
+        candidates: Sequence[WorkerRef],
+        chains: Sequence[Sequence[BlockHash]],
+        *,
+        root: BlockHash | None = None,
+    ) -> list[list[int]]:
         """Return, for each chain and each candidate, how many of its leading hashes the candidate holds at most.
 
         candidates: workers of one namespace. chains: hashes in prefix order, of one width; blocks may be left out.
+        root: what all of them were entered under; None: it is not known.
         Found by binary search: fit to weigh costs, not to read by. With a key the last block that is held is verified,
-        and where its entry does not fit, nothing counts as held. One round trip, with a cluster one a
-        partition, since a chain that leaves out its root does not say where it lies. Beyond `DEPTHS_MAX` (chains times
-        candidates) and CHAIN_HASHES_MAX hashes nothing is looked up: 0.
+        and where its entry does not fit, nothing counts as held. One round trip, with a cluster one a partition where
+        the root is not known, since a chain that leaves it out does not say where it lies. Beyond `DEPTHS_MAX` (chains
+        times candidates) and CHAIN_HASHES_MAX hashes nothing is looked up: 0.
         """
 
     @abstractmethod

@@ -157,7 +157,13 @@ class RedisIndex(BlockIndex):
         before.pop(worker, None)
         return list(before)
 
-    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+    def depths(
+        self,
+        candidates: Sequence[WorkerRef],
+        chains: Sequence[Sequence[BlockHash]],
+        *,
+        root: BlockHash | None = None,
+    ) -> list[list[int]]:
         asked = chains[: DEPTHS_MAX // max(1, len(candidates))]
         widths = {len(block) for chain in asked for block in chain}
         found = [[0] * len(candidates) for _ in chains]
@@ -166,7 +172,7 @@ class RedisIndex(BlockIndex):
         assert all(ref.namespace == candidates[0].namespace for ref in candidates), "of more than one namespace"
         value_bytes = schema.ENTRY_BYTES if self._key else 0
         args: list[Argument] = [widths.pop(), value_bytes, *(b"".join(chain[:CHAIN_HASHES_MAX]) for chain in asked)]
-        for partition in range(self._partitions):
+        for partition in range(self._partitions) if root is None else [self.partition(root)]:
             keys = [_blocks_key(ref.namespace, partition, ref.incarnation) for ref in candidates]
             malformed, packed, values = self._calls.run("depths", keys, args)
             self._count_malformed(malformed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -13,13 +13,14 @@ from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import Location, MissReason, PrefixHit, Tier
 from ghostcacher_connector.pull.cache_groups import CacheGroup, CacheGroups, block_of, group_key
 from ghostcacher_connector.pull.forecast import Forecaster
-from ghostcacher_connector.pull.lookups import PENDING, WINDOW_LOOKUPS_MAX, LookupAnswer, LookupService
+from ghostcacher_connector.pull.lookups import GAP_BLOCKS_MAX, PENDING, WINDOW_LOOKUPS_MAX, LookupAnswer, LookupService
 from ghostcacher_connector.pull.planner import PullPlan, PullPlanner
 from tests.support.index_parts import chain, make_record, wait_until
 
 BLOCKS = chain(8)
 GROUPS = CacheGroups(1, (CacheGroup(0, 3), CacheGroup(2, None)))
 """The first group is number 1; number 0 has a window of three blocks, number 2 has full attention, too."""
+WINDOWED = CacheGroups(1, (CacheGroup(0, 3),))
 LEASE_S = 60.0
 
 
@@ -119,13 +120,45 @@ class CountingIndex(MemoryIndex):
         return super().lookup(*args, **options)
 
 
-def test_gaps_beyond_a_bound_are_not_looked_past() -> None:
-    """A holder of a long prefix without any window costs a bounded number of calls."""
-    index, blocks = CountingIndex(), chain(40)
+def held_windows(index: MemoryIndex, blocks: Sequence[bytes], windows: Iterable[int]) -> WorkerRef:
+    """Enter a worker that holds all blocks of the first group, and these of the windowed one."""
     record = make_record()
-    entries = [Entry(block, blocks[0], Location(Tier.DEVICE, slot, 1)) for slot, block in enumerate(blocks)]
+    keys = [*blocks, *(group_key(blocks[number], 0) for number in windows)]
+    entries = [Entry(key, blocks[0], Location(Tier.DEVICE, slot, 1)) for slot, key in enumerate(keys)]
     index.apply(ref_of(record), entries, [], lease_ttl_s=LEASE_S)
-    assert found(index, [ref_of(record)], blocks=blocks).hits == []
+    return ref_of(record)
+
+
+@pytest.mark.parametrize("partitions", [1, 16])
+@pytest.mark.parametrize("end", [1, 2, 3, 40, GAP_BLOCKS_MAX + 37, 3 * GAP_BLOCKS_MAX, 4 * GAP_BLOCKS_MAX])
+def test_last_window_is_found_however_far_back_it_is(end: int, partitions: int) -> None:
+    """An answer of any length may lie behind it: vLLM keeps the windows at the ends of prompts."""
+    index, blocks = MemoryIndex(partitions=partitions), chain(4 * GAP_BLOCKS_MAX)
+    windows = {*range(max(0, end - 3), end), *range(end // 2 - 1, end // 2 + 1), end + 2} & set(range(len(blocks)))
+    ref = held_windows(index, blocks, windows)
+    (hit,) = found(index, [ref], WINDOWED, blocks).hits
+    assert hit.length == end
+    assert found(index, [ref], WINDOWED, blocks).longest == len(blocks)
+
+
+def test_each_holder_s_window_is_looked_for_behind_its_own_gap() -> None:
+    """The one that has the longest prefix with a window serves it."""
+    index, blocks = MemoryIndex(), chain(40)
+    candidates = []
+    for worker, prefix, end in (("a", 40, 10), ("b", 30, 12), ("c", 11, 11)):
+        record = make_record(worker)
+        keys = [*blocks[:prefix], *(group_key(blocks[number], 0) for number in range(end - 3, end))]
+        entries = [Entry(key, blocks[0], Location(Tier.DEVICE, slot, 1)) for slot, key in enumerate(keys)]
+        index.apply(ref_of(record), entries, [], lease_ttl_s=LEASE_S)
+        candidates.append(ref_of(record))
+    assert [(hit.worker, hit.length) for hit in found(index, candidates, WINDOWED, blocks).hits] == [("b", 12)]
+
+
+def test_gaps_beyond_a_bound_are_not_looked_past() -> None:
+    """A holder that has windows everywhere, and nothing of another group, costs a bounded number of calls."""
+    index, blocks = CountingIndex(), chain(40)
+    ref = held_windows(index, blocks, range(40))
+    assert found(index, [ref], blocks=blocks).hits == []
     assert index.calls == 1 + WINDOW_LOOKUPS_MAX
 
 
