@@ -36,7 +36,7 @@ from ghostcacher_connector.engines.vllm.scheduling.turns import Turns
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import PullReport, record_outcome, record_transfer
 from ghostcacher_connector.pull.forecast import Forecaster
-from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.pull.lookups import PENDING, LookupService
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.pull.pull_spans import pull_span
 from ghostcacher_connector.slots import Slots
@@ -169,7 +169,22 @@ class Matcher(PrefixMatcher):
             count = self._planned(tracked, first_block)
         if count is None or (count and (self._joins(tracked) or self._awaits_turn(tracked))):
             return None
+        if self._groups.others:
+            self._keep_window(tracked, first_block, first_block + count)
         return count * self._block_tokens
+
+    def _keep_window(self, tracked: Tracked, first_block: int, end_block: int) -> None:
+        """Have vLLM keep a request's window where others will want it, as if the fleet's cache was its own.
+
+        By default vLLM keeps the windows at the ends of prompts, and where it finds a prompt to part from what it has
+        (`shared_prefix_boundary`). Here it parts from what anybody has; and the end of what is pulled is no end of a
+        prompt. first_block, end_block: what is pulled.
+        """
+        answer = self._lookups.poll(tracked.request_id)
+        longest = min(tracked.pullable, answer.longest) if answer is not PENDING else 0
+        if (end := max(end_block, longest)) > first_block:
+            request = tracked.request
+            request.shared_prefix_boundary = max(request.shared_prefix_boundary, end * self._block_tokens)
 
     def allocated(self, tracked: Tracked, tables: Sequence[Sequence[int]], token_count: int) -> None:
         """Order the pull into the slots that vLLM gave. tables: all slots of the request, of each KV cache group."""
