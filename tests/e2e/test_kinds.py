@@ -2,7 +2,7 @@
 
 One pair by default, which has several kinds at once: layers with windows among layers that see all, a KV cache in FP8
 with the checkpoint's scales, and drafts. With GHOSTCACHER_KINDS=all (``make test-kinds``) each alone, MLA and requests
-with a LoRA adapter, too. Images: test_images.py.
+with a LoRA adapter, too. See test_kind_*.py for others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.harness import compare, ensure_model, run_concurrently
+from benchmarks.harness.lora_adapter import RANK, make_adapter
 from benchmarks.harness.model_recipe import Kind
 from tests.conftest import SOAK
 from tests.e2e.fleet import BLOCK_TOKENS, TOLERANCE, Fleet, assert_different, assert_same, running
-from tests.support.lora_adapter import RANK, make_adapter
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 

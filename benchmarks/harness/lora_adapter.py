@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
 RANK = 8
 STRENGTH = 4.0
 """Of what the adapter adds to the output of a projection, against what it gets: answers must differ plainly."""
@@ -15,6 +12,9 @@ STRENGTH = 4.0
 
 def make_adapter(folder: Path, model: Path, *, seed: int) -> str:
     """Write an adapter for the query and value projections of a model, or another one in its place; return its path."""
+    import torch  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415
+
     config = json.loads((model / "config.json").read_text())
     hidden, head = config["hidden_size"], config["head_dim"]
     sizes = {"q_proj": config["num_attention_heads"] * head, "v_proj": config["num_key_value_heads"] * head}
