@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from benchmarks.harness import compare, ensure_model, run_concurrently
+from benchmarks.harness import compare, core_shares, ensure_model, run_concurrently
 from benchmarks.harness.lora_adapter import RANK, make_adapter
 from benchmarks.harness.model_recipe import Kind
 from tests.conftest import SOAK
@@ -30,6 +30,7 @@ NGRAM = (
     "--speculative-config",
     json.dumps({"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}),
 )
+STAGES = ("--pipeline-parallel-size", "2", "--worker-cls", "tests.support.staged_worker.StagedWorker")
 ROOT = Path(__file__).parents[2]
 FP8_TOLERANCE = 0.1
 BLOCKS = 60
@@ -44,6 +45,7 @@ class Case(NamedTuple):
     extra_args: tuple[str, ...]
     block_tokens: int = BLOCK_TOKENS
     env: Mapping[str, str] = {}
+    ranks: int = 1
     adapter: bool = False
     """Whether requests are for a LoRA adapter, which each engine knows by another name from another path."""
 
@@ -62,6 +64,7 @@ CASES = {
     "window": Case("window", NO_HYBRID),
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
+    "stages": Case("qwen3", STAGES, env={"PYTHONPATH": str(ROOT)}, ranks=2),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
     "adapter": Case("qwen3", ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(RANK)), adapter=True),
 }
@@ -82,6 +85,7 @@ ADAPTERS = {"a": {"mine": 1, "other": 2}, "b": {"yours": 1, "other": 3}}
 def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     options = {
         "env": case.env,
+        "cores": "|".join(core_shares(case.ranks)) if case.ranks > 1 else None,
         "block_size": case.block_tokens,
         "num_blocks": BLOCKS,
         "max_model_len": 28 * case.block_tokens,
@@ -142,6 +146,19 @@ def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
     assert counters.hits() >= whole - case.drafts
     assert_same(pulled, fleet.client("a").complete(turn, max_tokens=8, pull=False))
     fleet.assert_right("a", pulled, turn)
+
+
+def test_answer_that_a_grammar_constrains_is_the_same_after_a_pull(fleet: Fleet, case: Case) -> None:
+    """To the last bit of each log-probability; and it is another one than without the grammar."""
+    prompt, wanted = prompt_of(fleet, case, 4), {"structured_outputs": {"regex": "[0-9]+(, [0-9]+)+"}}
+    free = fleet.compute("a", prompt)
+    counters = fleet.counters("b")
+
+    pulled = fleet.client("b").complete(prompt, max_tokens=8, **wanted)
+
+    assert (counters.hits(), counters.misses()) == (4, 0)
+    assert_same(pulled, fleet.client("b").complete(prompt, max_tokens=8, pull=False, **wanted))
+    assert pulled.tokens != free.tokens
 
 
 def test_slots_reused_all_the_time_give_no_wrong_answer(fleet: Fleet, case: Case) -> None:

@@ -53,9 +53,9 @@ class ScriptedProber:
 class Subject:
     """A watched worker with a clock and a prober that do as they are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: FleetOptions | None = None) -> None:
         self.clock, self.prober, self.changes = FakeClock(), ScriptedProber(), 0
-        self.options = FleetOptions()
+        self.options = options or FleetOptions()
         self.worker = Worker("w", ENDPOINT, None, self.clock())
         self.downs: list[str] = []
         self.ups: list[str] = []
@@ -380,8 +380,9 @@ def test_worker_that_left_is_looked_after_until_its_end_is_clear(
     assert (len(asked), len(subject.hung)) == (probes, 1 if fails is SILENT else 0)
 
 
-def test_worker_that_left_and_answers_is_looked_after_for_a_while(subject: Subject) -> None:
+def test_worker_that_left_and_answers_is_looked_after_for_a_while() -> None:
     """Its requests go on as long as they like."""
+    subject = Subject(FleetOptions(health_interval_s=0.01))
     subject.probe()
     subject.prober.during = lambda: subject.clock.advance(60.0)
     subject.clock.advance(60.0)
