@@ -78,6 +78,8 @@ class Fleet:
         self.redis = redis
         self._index_lag_s = index_lag_s
         self.engines = {engine.options.name: engine for engine in engines}
+        self.models: dict[str, str] = {}
+        """By the name of an engine: the model that its requests name, where that is not its own, such as an adapter."""
         self.index = RedisIndex(redis.url, timeout_s=2.0)
         self._raw = make_client(parse_redis_url(redis.url), 2.0)
         self._documents = documents
@@ -86,7 +88,8 @@ class Fleet:
 
     def client(self, name: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Client:
         engine = self.engines[name]
-        return type(engine.client)(engine.url, timeout_s=timeout_s)
+        model = self.models.get(name, engine.options.served_name)
+        return type(engine.client)(engine.url, model=model, timeout_s=timeout_s)
 
     def document(self, tokens: int) -> list[int]:
         """Return a prompt of exactly this many tokens that nobody has seen."""

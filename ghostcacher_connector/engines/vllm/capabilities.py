@@ -42,7 +42,7 @@ class Hook(NamedTuple):
 CALLED_BY_VLLM = (
     Hook(f"{CONNECTOR}.register_kv_caches", "kv_caches", "let peers read the KV memory"),
     Hook(f"{CONNECTOR}.get_handshake_metadata", "", "tell the scheduler where that memory is"),
-    Hook(f"{CONNECTOR}.set_xfer_handshake_metadata", "metadata", "learn it there, and join the fleet"),
+    Hook(f"{CONNECTOR}.set_xfer_handshake_metadata_pp_aware", "metadata", "learn it there, and join the fleet"),
     Hook(f"{CONNECTOR}.handle_preemptions", "kv_connector_metadata", "bump generations before blocks are overwritten"),
     Hook(f"{CONNECTOR}.start_load_kv", "forward_context kwargs", "start pulls"),
     Hook(f"{CONNECTOR}.get_finished", "finished_req_ids", "say that a pull has ended"),

@@ -200,10 +200,13 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         super().bind_kv_cache_manager(kv_cache_manager)
         self._scheduler.bind(kv_cache_manager)
 
-    def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
-        ranks = {rank: data for rank, data in metadata.items() if isinstance(data, RankHandshake)}
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """Take every rank's introduction, by its pipeline stage and its rank among those that share the stage."""
+        ranks = [data for data in metadata.values() if isinstance(data, RankHandshake)]
         assert len(ranks) == len(metadata), "handshake of another connector"
-        for handshake in ranks.values():
+        for handshake in ranks:
             check_hashes(self._vllm_config, handshake.introduction.fingerprint)
         self._scheduler.join(ranks)
 

@@ -39,6 +39,8 @@ def group_faults(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Ite
         yield "KV cache groups: expected one with full attention, found sliding windows alone"
     if vllm_config.speculative_config is not None:
         yield "speculative decoding: expected none with several KV cache groups"
+    if (stages := vllm_config.parallel_config.pipeline_parallel_size) != 1:
+        yield f"pipeline_parallel_size: expected 1 with several KV cache groups, found {stages}"
     if kv_cache_config.needs_kv_cache_zeroing:
         yield "KV cache zeroing: expected off (blocks would be zeroed before their generations are bumped)"
     if (tokens := hash_tokens(kv_cache_config)) not in (None, block_tokens):

@@ -72,12 +72,20 @@ def check_settings(role: str, settings: Settings, group_count: int) -> None:
 
 def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
     parallel = vllm_config.parallel_config
-    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         size = getattr(parallel, name, 1)
         if size != 1:
             yield f"{name}: expected 1, found {size}"
-    if parallel.distributed_executor_backend == "external_launcher":
+    backend = parallel.distributed_executor_backend
+    if backend == "external_launcher":
         yield "distributed_executor_backend: expected one scheduler for all ranks, found external_launcher"
+    elif parallel.pipeline_parallel_size > 1 and backend != "mp":
+        yield (
+            f"distributed_executor_backend: expected mp with pipeline parallelism, found {backend} (of several stages "
+            "Ray passes on the last one's reports alone)"
+        )
+    if parallel.pipeline_parallel_size > 1 and vllm_config.speculative_config is not None:
+        yield "speculative decoding: expected none with pipeline parallelism (not tried: drafts of batches in flight)"
     if parallel.enable_eplb:
         yield "enable_eplb: expected false (experts move between ranks in any step, and pass for weights that changed)"
 

@@ -32,6 +32,7 @@ from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_n
 from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK, cache_groups, describe_groups
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.stages import layout_of_all_stages
 from ghostcacher_connector.identity.fingerprint import Fingerprint
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
@@ -88,7 +89,8 @@ class ConnectorWorker:
         device = next(iter(kv_caches.values())).device
         kind = "DRAM" if device.type == "cpu" else "VRAM"
         memory = SlotMemory(Tier.DEVICE, config.num_blocks, segments, kind, device.index or 0)
-        layout = describe(kv_caches, segments, config.num_blocks) + describe_groups(config)
+        own_layout = describe(kv_caches, segments, config.num_blocks) + describe_groups(config)
+        layout = layout_of_all_stages(self._vllm_config, own_layout, list(kv_caches))
         fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
         self._fingerprint = fingerprint
         host = open_host_memory(

@@ -228,6 +228,9 @@ class SimExecutor(Executor):
     def _init_executor(self) -> None:
         """The ranks are there."""
 
+    def send(self, scheduler_output: SchedulerOutput) -> None:
+        """Have the ranks know of a step that has been scheduled: they carry it out when its output is asked for."""
+
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:  # noqa: ARG002
         """Have every rank carry out a step, and make one output of all, as vLLM's executor of several ranks does."""
         return self.kv_output_aggregator.aggregate(self.collective_rpc("execute_model", args=(scheduler_output,)))

@@ -30,11 +30,21 @@ ROUNDS_MAX = 5
 """How often stale blocks come up depends on how fast the machine is."""
 NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}}
 OTHERS = [{"cache": cache} for cache in CACHES if cache != "full"]
-ALL = [*OTHERS, {"cache": "full", "ranks": 2}, {"cache": "mla", "ranks": 2}, NGRAM, {"cache": "window", **NGRAM}]
+SEVERAL_RANKS = [
+    {"ranks": 2},
+    {"cache": "mla", "ranks": 2},
+    {"stages": 2},
+    {"stages": 3, "ranks": 2},
+    {"cache": "mla", "stages": 2},
+]
+ALL = [*OTHERS, *SEVERAL_RANKS, NGRAM, {"cache": "window", **NGRAM}]
 
 
 def named(options: dict[str, Any]) -> str:
-    words = [options.get("cache", "full"), f"tp{options['ranks']}" if "ranks" in options else ""]
+    words = [
+        options.get("cache", "full"),
+        *(f"{name}{options[name]}" for name in ("ranks", "stages") if name in options),
+    ]
     return "-".join(filter(None, [*words, "ngram" if "speculative_config" in options else ""]))
 
 
@@ -68,7 +78,8 @@ def test_pulled_blocks_have_the_bytes_of_those_that_were_computed(make: Make, op
         pulled = rows(b, rank, second, count)
         assert pulled.any()
         assert torch.equal(rows(a, rank, first, count), pulled)
-        assert torch.equal(pulled, rows(a, 0, first, count)) is (rank == 0 or CACHES[options["cache"]].replicated)
+        replica = CACHES[options.get("cache", "full")].replicated and "stages" not in options
+        assert torch.equal(pulled, rows(a, 0, first, count)) is (rank == 0 or replica)
 
 
 @pytest.mark.parametrize("options", ALL, ids=named)
@@ -76,7 +87,7 @@ def test_slots_reused_all_the_time_never_give_a_wrong_token(
     make: Make, lagging_url: str, options: dict[str, Any]
 ) -> None:
     """With a pool of a few prompts, an index that lags, and aborts, stale blocks are met and every output is right."""
-    in_flight = 1 if "speculative_config" in options else 2
+    in_flight = 1 if {"speculative_config", "stages"} & options.keys() else 2
     engines = [
         make(name, blocks=30, in_flight=in_flight, settings={"redis_url": lagging_url}, **options) for name in "ab"
     ]
@@ -98,7 +109,7 @@ def test_slots_reused_all_the_time_never_give_a_wrong_token(
 @pytest.mark.parametrize("options", ALL, ids=named)
 def test_with_late_bumps_wrong_tokens_would_be_seen(make: Make, lagging_url: str, options: dict[str, Any]) -> None:
     """The torture proves something: where ranks bump some steps late, stale blocks pass for right ones."""
-    in_flight = 1 if "speculative_config" in options else 2
+    in_flight = 1 if {"speculative_config", "stages"} & options.keys() else 2
     engines = [
         make(name, blocks=30, in_flight=in_flight, settings={"redis_url": lagging_url}, **options) for name in "ab"
     ]

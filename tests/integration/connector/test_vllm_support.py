@@ -104,6 +104,15 @@ def test_drafts_with_several_groups_are_refused(config: Any) -> None:
         check_config(config, cache_of(FULL, SLIDING))
 
 
+def test_stages_with_several_groups_are_refused(config: Any) -> None:
+    """Each stage would have a part of each group, and which rows that leaves in a block has not been tried."""
+    config.parallel_config.pipeline_parallel_size = 2
+    config.parallel_config.distributed_executor_backend = "mp"
+    check_config(config, cache_of(FULL))
+    with pytest.raises(UnsupportedEngine, match="pipeline_parallel_size: expected 1 with several KV cache groups"):
+        check_config(config, cache_of(FULL, SLIDING))
+
+
 def test_host_tier_with_several_groups_is_refused(model: Path) -> None:
     """It keeps and drops blocks one by one, and a window is of use as a whole."""
     with pytest.raises(ConfigError, match="host_tier_gib: expected 0 with 3 KV cache groups"):
@@ -153,7 +162,6 @@ def test_other_caches_are_refused_by_name(config: Any, cache: KVCacheConfig, nam
 @pytest.mark.parametrize(
     ("section", "field", "value", "named"),
     [
-        ("parallel_config", "pipeline_parallel_size", 2, "pipeline_parallel_size: expected 1, found 2"),
         ("parallel_config", "decode_context_parallel_size", 2, "decode_context_parallel_size"),
         ("cache_config", "enable_prefix_caching", False, "enable_prefix_caching: expected true"),
         ("cache_config", "calculate_kv_scales", True, "calculate_kv_scales"),
@@ -169,6 +177,20 @@ def test_features_without_a_proof_are_refused_by_name(
     """Each feature that sharing is not proven with is refused, and named."""
     setattr(getattr(config, section), field, value)
     with pytest.raises(UnsupportedEngine, match=named):
+        check_config(config, cache_of(FULL))
+
+
+def test_pipeline_stages_are_accepted_where_every_stage_reports(config: Any) -> None:
+    """An executor that passes on what the last stage reports, and no other, would have blocks count too early."""
+    config.parallel_config.pipeline_parallel_size = 2
+    for backend in ("ray", "uni"):
+        config.parallel_config.distributed_executor_backend = backend
+        with pytest.raises(UnsupportedEngine, match=f"expected mp with pipeline parallelism, found {backend}"):
+            check_config(config, cache_of(FULL))
+    config.parallel_config.distributed_executor_backend = "mp"
+    check_config(config, cache_of(FULL))
+    config.speculative_config = SpeculativeConfig(method="ngram", num_speculative_tokens=3, prompt_lookup_max=3)
+    with pytest.raises(UnsupportedEngine, match="speculative decoding: expected none with pipeline parallelism"):
         check_config(config, cache_of(FULL))
 
 

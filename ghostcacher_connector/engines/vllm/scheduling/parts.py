@@ -92,7 +92,7 @@ class PartsMaker:
 
     def record_of(self, ranks: list[Introduction]) -> WorkerRecord:
         """Return the worker's record, as its ranks are now. Raises ProtocolError if there are more or fewer of them."""
-        expected = self._config.parallel_config.tensor_parallel_size
+        expected = self._config.parallel_config.world_size  # of one data-parallel engine: all stages, all shards
         if len(ranks) != expected:
             raise ProtocolError(f"ranks: expected {expected}, found {len(ranks)}")
         return worker_record(
@@ -108,7 +108,8 @@ class PartsMaker:
         """Return all parts. manager: vLLM's, with a pool of blocks."""
         pool, record, tokens = manager.block_pool, self.record_of(ranks), self._block_tokens
         assert pool is not None
-        block_bytes = record.ranks[0].bytes_per_slot
+        rank_bytes = [endpoint.bytes_per_slot for endpoint in record.ranks]  # pipeline stages may differ in layers
+        block_bytes = max(rank_bytes)
         forecaster = self._forecaster(ranks)
         fleet = Membership(
             self._settings,
@@ -153,7 +154,7 @@ class PartsMaker:
                 tier,
                 objects=objects,
                 amend=fleet.flushes.amend,
-                block_bytes=block_bytes * len(ranks),
+                block_bytes=sum(rank_bytes),
             ),
             self._copying(tier, pool, objects, fetcher) if tier is not None else None,
         )
@@ -185,7 +186,7 @@ class PartsMaker:
             first_slot=engine,
             slot_count=slots - engine,
             ranks=len(record.ranks),
-            block_bytes=record.ranks[0].bytes_per_slot,
+            block_bytes=max(endpoint.bytes_per_slot for endpoint in record.ranks),
             retention=self._settings,
             clock=self._clock,
         )
