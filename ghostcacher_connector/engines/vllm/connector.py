@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorTransferResults,
     SupportsHMA,
 )
 
@@ -26,7 +27,7 @@ from ghostcacher_connector.engines.vllm.compat import source_of_hits
 from ghostcacher_connector.engines.vllm.identity import check_hashes
 from ghostcacher_connector.engines.vllm.layout_choice import required_layout
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.engines.vllm.nesting import check_outer, enclosing_transfer
+from ghostcacher_connector.engines.vllm.nesting import check_beside_others, check_outer, enclosing_transfer
 from ghostcacher_connector.engines.vllm.rank_calls import watch_executors
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
@@ -73,11 +74,12 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         join_engine_log("vllm", settings.log_format)
         check_capabilities("vllm", installed_version("vllm", DISTRIBUTIONS), TRIED_VERSIONS, missing_hooks())
         check_config(vllm_config, kv_cache_config)
-        check_settings(str(self._kv_transfer_config.kv_role), settings)
+        check_settings(str(self._kv_transfer_config.kv_role), settings, len(kv_cache_config.kv_cache_groups))
         outer = enclosing_transfer()
         self._beside_others = outer is not None
         if outer is not None:
             check_outer(outer)
+            check_beside_others(vllm_config, kv_cache_config)
         else:
             # vLLM's default is to fail the request. It reads the policy after it has made the connector.
             self._kv_transfer_config.kv_load_failure_policy = "recompute"
@@ -182,6 +184,11 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:  # noqa: ARG002
         return None, self._worker.take_received() or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        results = super().get_transfer_results(finished_req_ids)
+        results.failed_recving = self._worker.take_failed_requests()
+        return results
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._worker.take_failed_slots()
 
@@ -210,13 +217,19 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         super().bind_kv_cache_manager(kv_cache_manager)
         self._scheduler.bind(kv_cache_manager)
 
-    def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """Take every rank's introduction, by its pipeline stage and its rank among those that share the stage.
+
+        Beside other connectors this may be that of one of them: ours are asked for.
+        """
         if self._beside_others:
             ranks = self._scheduler.ask_ranks()
         else:
-            ranks = {rank: data for rank, data in metadata.items() if isinstance(data, RankHandshake)}
+            ranks = [data for data in metadata.values() if isinstance(data, RankHandshake)]
             assert len(ranks) == len(metadata), "handshake of another connector"
-        for handshake in ranks.values():
+        for handshake in ranks:
             check_hashes(self._vllm_config, handshake.introduction.fingerprint)
         self._scheduler.join(ranks)
 

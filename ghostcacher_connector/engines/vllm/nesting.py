@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.engines.common.versions import refuse_unproven
 
 if TYPE_CHECKING:
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVTransferConfig, VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+    from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.request import Request
 
 CONNECTOR = "GhostCacherConnector"
@@ -90,6 +92,16 @@ def check_outer(transfer: KVTransferConfig) -> None:
             f"{OUTER}: kv_role: expected {' or '.join(CONSUMERS)}, since its child {CONNECTOR} pulls, got "
             f"{transfer.kv_role}: vLLM would give blocks away that a step in flight still writes"
         )
+
+
+def check_beside_others(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
+    """Raise UnsupportedEngine for what is proven where our connector is alone, and not beside others."""
+    found = []
+    if (stages := vllm_config.parallel_config.pipeline_parallel_size) != 1:
+        found.append(f"pipeline_parallel_size: expected 1 in a {OUTER}, found {stages}")
+    if (groups := len(kv_cache_config.kv_cache_groups)) != 1:
+        found.append(f"KV cache groups: expected 1 in a {OUTER}, found {groups} (--disable-hybrid-kv-cache-manager)")
+    refuse_unproven(found)
 
 
 def _is_ours(child: dict[str, Any]) -> bool:

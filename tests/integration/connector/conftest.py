@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.harness.redis_server import RedisServer
+from tests.support.redis_proxy import Proxy
 
 if TYPE_CHECKING:
     from tests.integration.connector.enginesim import SimEngine
+
+INDEX_LAG_S = 0.06
+"""By when an engine has reused slots that the index still offers."""
 
 Make = Callable[..., "SimEngine"]
 """Makes an engine of the test's fleet: see `make`."""
@@ -29,6 +33,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def redis_server() -> Iterator[RedisServer]:
     with RedisServer(tcp=True) as server:
         yield server
+
+
+@pytest.fixture
+def lagging_url(redis_server: RedisServer) -> Iterator[str]:
+    """The URL of the fleet's Redis, where what engines publish arrives late."""
+    with Proxy(redis_server.port, apply_lag_s=INDEX_LAG_S) as proxy:
+        yield proxy.url
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +16,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPushConnector
 from vllm.platforms import current_platform
 
 from ghostcacher_cli.up.machine import free_port
-from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.engines.vllm import plugin
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
-from ghostcacher_connector.engines.vllm.nesting import check_outer, enclosing_transfer
+from ghostcacher_connector.engines.vllm.nesting import check_beside_others, check_outer, enclosing_transfer
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.pdsim import LAYOUT, NIXL, OURS, PdEngine, child, outer_transfer
@@ -197,3 +198,21 @@ def test_no_layout_is_asked_for_beside_others(model: Path, monkeypatch: pytest.M
     assert GhostCacherConnector.get_required_kvcache_layout(config) == "BLHNC"
     config.kv_transfer_config = outer_transfer([child(NIXL), child(OURS)])
     assert MultiConnector.get_required_kvcache_layout(config) == LAYOUT
+
+
+@pytest.mark.parametrize(
+    ("stages", "groups", "named"),
+    [
+        (2, 1, "pipeline_parallel_size: expected 1 in a MultiConnector, found 2"),
+        (1, 2, "KV cache groups: expected 1 in a MultiConnector, found 2"),
+    ],
+)
+def test_what_is_proven_alone_is_refused_beside_others(stages: int, groups: int, named: str) -> None:
+    """Each of the two needs an argument of its own there."""
+    config = SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=stages))
+    with pytest.raises(UnsupportedEngine, match=named):
+        check_beside_others(config, SimpleNamespace(kv_cache_groups=[None] * groups))
+    check_beside_others(
+        SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=1)),
+        SimpleNamespace(kv_cache_groups=[None]),
+    )
