@@ -3,7 +3,8 @@
 What SGLang calls, in the order of a request's life (s: SGLang's linker interface, h: a hook of ours, hooks.py):
 1. h `queued`: the index is asked, on another thread (matching.py);
 2. s `lookup`: while a batch is built: how many pages can be had (every pass until it is scheduled);
-3. s `load`: SGLang has allocated the pages: pull them, or say no and it computes them (loading.py);
+3. s `load`: SGLang has allocated the pages: a pull into them begins, and the request `waits` in SGLang's queue, in no
+   batch, until they are in the tree, or given up (loading.py);
 4. h `batch_begins`, the forward pass, h `batch_done`: the prefill rate is measured;
 5. s `offload`: new pages are in the tree; in a later pass s `num_completed_offloads` says how many are computed, and
    s `pop_completed_offload` publishes them (publishing.py);
@@ -95,7 +96,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
         return list(range(1, count + 1)) if self._engine.ranks.size > 1 else [count] if count else []
 
     def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
-        return self._scheduling.load(rid, _keys(transfers), transfers[0].device_indices, self._events())
+        self._scheduling.load(rid, _keys(transfers), transfers[0].device_indices, self._events())
+        return False  # nothing is there yet: the request is computed, unless it waits
 
     def start_layer_wise_loading(self) -> int:
         return -1
@@ -129,6 +131,12 @@ class GhostCacherLinker(UnifiedCacheLinker):
 
     def queued(self, scheduler: Scheduler, req: Req) -> None:
         self._scheduling.queued(scheduler, req)
+
+    def waits(self, rid: str) -> bool:
+        return self._scheduling.waits(rid)
+
+    def memory_is_short(self) -> None:
+        self._scheduling.memory_is_short()
 
     def ended(self, rid: str) -> None:
         self._scheduling.ended(rid)
