@@ -62,8 +62,10 @@ def test_hooks_call_the_linker(linker: Linker) -> None:
     hooks.batch_done(None, "scheduler", "batch", "result")
     hooks.scheduler_idles("scheduler")
     hooks.memory_is_short("batch")
-    seen = ["queued", "ended", "ended", "batch_begins", "batch_done", "idle", "memory_is_short"]
+    hooks.node_offered(SimpleNamespace(cache="cache"), "node")
+    seen = ["queued", "ended", "ended", "batch_begins", "batch_done", "idle", "memory_is_short", "node_offered"]
     assert [name for name, *_ in linker.calls] == seen
+    assert linker.calls[-1] == ("node_offered", "cache", "node")
 
 
 class Queue:

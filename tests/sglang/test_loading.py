@@ -131,6 +131,11 @@ class Rig:
     def __init__(self, tracer: Tracer | None = None) -> None:
         fabric = Fabric()
         self.now, self.events = 0.0, list[Any]()
+
+        def clock() -> float:
+            self.now += 1e-6
+            return self.now
+
         self.tracked: dict[str, Tracked] = {}
         self.fabric, self.owner, self.memory = fabric, KvMemory(), KvMemory()
         self.peer = MemoryTransport(fabric, self.owner.memories, self.owner.table, name="peer")
@@ -141,7 +146,7 @@ class Rig:
             namespace=NAMESPACE,
             rank=0,
             pull_threads=THREADS,
-            clock=lambda: self.now,
+            clock=clock,
         )
         self.puller.update_peers([self.record()])
         self.pages = self.memory.table.slot_count - 1
@@ -171,7 +176,7 @@ class Rig:
             enter=lambda *args: enter_pages(self.tree, *args),
             page_tokens=PAGE,
             pages_max=self.pages // 2,
-            clock=lambda: self.now,
+            clock=clock,
         )
 
     def record(self) -> WorkerRecord:
@@ -422,6 +427,17 @@ def test_loads_together_hold_a_part_of_the_pool(rig: Rig) -> None:
     assert rig.load(second, keys) == COUNT * PAGE
 
 
+def test_pages_of_reads_that_hang_count_with_those_of_loads(rig: Rig) -> None:
+    """With none that could be waited for, a request is computed."""
+    rig.loader._pages_max = COUNT
+    rig.transport.let.clear()
+    rig.begin(rig.request())
+    rig.now += 2.0
+    rig.loader.settle()
+    assert not rig.begin(rig.request("b"))
+    assert rig.guard.kept_tokens == COUNT * PAGE
+
+
 def test_pull_begins_when_nothing_else_may_write_to_its_pages(rig: Rig) -> None:
     """A pass that was launched before SGLang gave the pages is still running on the GPU."""
     running = SimpleNamespace(done=False)
@@ -515,13 +531,11 @@ def test_flush_leaves_nothing_of_a_pull_in_the_new_tree(rig: Rig) -> None:
 
 
 def test_sglang_that_runs_out_of_memory_has_the_pages_of_pulls_first(rig: Rig) -> None:
-    """Those that have landed are in the tree, where SGLang takes what it needs; of those that hang it waits no longer
-    than their requests do."""
-    tracked = rig.request()
-    rig.begin(tracked)
+    """Whether they have landed or not: in the tree they would be locked until they are published."""
+    rig.begin(rig.request())
     rig.loader.drain()
     assert not rig.loader.waits("r")
-    assert rig.tree.evictable_size() == COUNT * PAGE
+    assert rig.allocator.available_size() == rig.pages * PAGE
 
 
 def test_draining_ends_at_the_deadline_of_a_pull_that_hangs(rig: Rig) -> None:

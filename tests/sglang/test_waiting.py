@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ghostcacher_connector.engines.common.pull_state import Phase
@@ -89,8 +90,10 @@ def test_pull_of_before_is_not_wanted_any_more(make: Callable[[], Any], event: C
         rig.scheduling.queued(SimpleNamespace(), request("r"))
         tracked = rig.scheduling._tracked["r"]
         load = SimpleNamespace(tracked=tracked, submitted=False, plan=None, job_id="load-1", result=None, began=0.0)
+        load.pages = np.arange(2, dtype=np.int64)
         loader = rig.scheduling._loader
         loader._records = SimpleNamespace(ended=lambda *_, **__: None)
+        loader._puller = SimpleNamespace(poll=lambda **_: [])
         loader._loads.append(load)
         loader._waits["r"] = load
         event(rig)

@@ -46,12 +46,7 @@ REQUEST_CHARS_MAX = 256
 
 
 class HookedLinker(Protocol):
-    """What the hooks need of the linker.
-
-    root: hash of the first page of the node that SGLang is about to offer.
-    """
-
-    root: str | None
+    """What the hooks need of the linker."""
 
     @property
     def kept_tokens(self) -> int:
@@ -68,6 +63,9 @@ class HookedLinker(Protocol):
 
     def ended(self, rid: str) -> None:
         """A request is over, one way or another."""
+
+    def node_offered(self, cache: Any, node_id: Any) -> None:
+        """SGLang is about to offer the pages of a node of its tree."""
 
     def batch_begins(self, batch: Any) -> None:
         """A batch is about to be computed."""
@@ -129,7 +127,8 @@ def prefill_built(build: Callable[..., Any], scheduler: Any, *args: Any, **kwarg
     if not waiting:
         return build(scheduler, *args, **kwargs)
     places = {id(req): place for place, req in enumerate(queue)}
-    scheduler.waiting_queue = [req for req in queue if req not in waiting]
+    waiting_ids = {id(req) for req in waiting}
+    scheduler.waiting_queue = [req for req in queue if id(req) not in waiting_ids]
     try:
         return build(scheduler, *args, **kwargs)
     finally:
@@ -178,8 +177,7 @@ def scheduler_idles(scheduler: Any, *_: Any, **__: Any) -> None:
 @careful
 def node_offered(wrapper: Any, node_id: Any, *_: Any, **__: Any) -> None:
     if _linker is not None:
-        prefix = wrapper.cache.get_prefix_hash_values(node_id)
-        _linker.root = prefix[0] if prefix else None
+        _linker.node_offered(wrapper.cache, node_id)
 
 
 def weights_change(name: str) -> Callable[..., None]:

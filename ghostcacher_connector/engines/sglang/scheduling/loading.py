@@ -13,7 +13,7 @@ Life of a load:
 Nothing that waits for a load can wait for longer than its deadline: with `pull=auto` the time that computing the same
 tokens would have taken, `pull_timeout_s` at most. A request whose pages another load brings waits for that one, once.
 All loads together hold a part of the pool; when SGLang runs out of memory all the same it would retract requests, and
-abort the last one: it waits for the loads first (`drain`).
+abort the last one: it has their pages first (`drain`).
 
 Driven by the scheduler's thread alone.
 """
@@ -145,10 +145,7 @@ class Loader:
         pages = (token_indexes[:: self._page_tokens].cpu() // self._page_tokens).numpy().astype(np.int64, copy=False)
         plan = self._plan(tracked, keys)
         before = self._before(keys, len(pages))
-        own = REFUSED
-        if tracked is not None and plan is not None and not self._hangs():
-            own = FOLLOW if before is not None and not tracked.followed else BEGIN if before is None else REFUSED
-        choice = self._ranks.least(own)
+        choice = self._ranks.least(self._choice(tracked, plan, before, len(pages)))
         if tracked is None:
             return
         if choice == FOLLOW and before is not None:
@@ -189,11 +186,13 @@ class Loader:
             self._take(wait_s=REST_S)
 
     def drain(self) -> None:
-        """Wait until no load is running any more, at most until the last one's deadline. To be called by every rank."""
-        while any(self._state(load) == RUNNING for load in self._loads):
-            for load in self._loads:
-                self._submit(load)
+        """Free what loads hold, whatever has landed; wait for those that run until the last one's deadline at most.
+
+        Pages in the tree would be locked until they are published. To be called by every rank.
+        """
+        while any(load.submitted and self._state(load) == RUNNING for load in self._loads):
             self._take(wait_s=REST_S)
+        self.void()
         self.settle()
 
     def forget(self, rid: str) -> None:
@@ -219,13 +218,23 @@ class Loader:
             return None
         return replace(plan, block_count=count, sources=plan.sources_of(count))
 
+    def _choice(self, tracked: Tracked | None, plan: PullPlan | None, before: Load | None, page_count: int) -> int:
+        """Return what this rank would do with a load of so many pages. before: the load that has to end first."""
+        if tracked is None or plan is None or self._hangs():
+            return REFUSED
+        if before is not None:
+            return REFUSED if tracked.followed else FOLLOW
+        return BEGIN if self._has_room(page_count) else REFUSED
+
     def _before(self, keys: Sequence[str], page_count: int) -> Load | None:
         """Return the load that has to end before one of these pages may begin: it brings them, or leaves no room."""
         for load in self._loads:
             if keys[0] in load.keys:
                 return load
-        held = sum(len(load.pages) for load in (*self._loads, *self._late))
-        return self._loads[0] if self._loads and held + page_count > self._pages_max else None
+        return self._loads[0] if self._loads and not self._has_room(page_count) else None
+
+    def _has_room(self, page_count: int) -> bool:
+        return sum(len(load.pages) for load in (*self._loads, *self._late)) + page_count <= self._pages_max
 
     def _hangs(self) -> bool:
         """Say whether READs that were given up hold every thread: nobody would carry another pull out."""
