@@ -2,8 +2,7 @@
 
     python -m benchmarks.routing_traces [--trace FILE [--speed 1.4] | --documents 60:16 [--rate 8] | --short]
 
-FILE: JSON lines with timestamp (ms), input_length, output_length and hash_ids (one for 512 tokens), as in Mooncake's
-traces, or a CSV with TIMESTAMP, ContextTokens and GeneratedTokens, as in Azure's (its prompts share nothing).
+FILE: a trace as `ghostcacher simulate` takes it: Mooncake's, Azure's or BurstGPT's format.
 --documents N:BLOCKS: questions on N documents of so many blocks of 512 tokens each, all equally likely.
 
 Simulated engines that batch continuously, evict and pull; the router's own code decides. What it does not show is how
@@ -13,7 +12,6 @@ fast a router or an engine is: see routing_quality for real engines.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,15 +19,17 @@ from typing import NamedTuple
 
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
-from benchmarks.replay.fleet import REPORT_S, ReplayEngine, Sizes, Stores
-from benchmarks.replay.policies import Entrant, entrants
-from benchmarks.replay.requests import Request, from_documents, from_file
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_router.types import Outcome
+from ghostcacher_simulator.load.generated import Documents, make_load
+from ghostcacher_simulator.load.requests import BLOCK_TOKENS, Load
+from ghostcacher_simulator.load.trace_files import read_trace
+from ghostcacher_simulator.machines.workers import FleetSpec, fleet_of
+from ghostcacher_simulator.replay.policies import Entrant, entrants
+from ghostcacher_simulator.replay.replay import Run, replay
 from ghostcacher_simulator.virtual_time import run_virtual
 
-SETTLE_S = 2.5
-"""Until routers know of each other."""
+PROMPT_TOKENS_MAX = 32_768
+"""What is longer is cut: engines of a few thousand blocks could hold hardly two of such prompts."""
 DOCUMENTS = "60:16"
 """They about fill the caches."""
 WORSE_MAX = 1.25
@@ -69,59 +69,33 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def requests_of(chosen: argparse.Namespace) -> list[Request]:
+def load_of(chosen: argparse.Namespace) -> Load:
     """Return what is to be replayed. Raises ConfigError for a description that is none."""
     if chosen.trace is not None:
-        return from_file(chosen.trace, chosen.requests or 2_000, chosen.speed)
+        count = chosen.requests or 2_000
+        return read_trace(chosen.trace, count=count, speed=chosen.speed, tokens_max=PROMPT_TOKENS_MAX)
     documents, _, blocks = chosen.documents.partition(":")
     if not (documents.isdigit() and blocks.isdigit() and int(documents) and int(blocks)):
         raise ConfigError(f"--documents: expected N:BLOCKS, such as {DOCUMENTS}, got {chosen.documents!r}")
-    return from_documents(int(documents), int(blocks), chosen.requests or (400 if chosen.short else 1_500), chosen.rate)
+    count = chosen.requests or (400 if chosen.short else 1_500)
+    return questions(int(documents), int(blocks), count, chosen.rate)
 
 
-def sizes_of(chosen: argparse.Namespace) -> Sizes:
+def questions(documents: int, blocks: int, count: int, rate_per_s: float) -> Load:
+    """Return questions on documents of so many blocks, each document as likely as another, at random times."""
+    made = Documents(requests=count, rate=rate_per_s, documents=documents, tokens=blocks * BLOCK_TOKENS)
+    return make_load(made, block_tokens=BLOCK_TOKENS)
+
+
+def fleet_of_choice(chosen: argparse.Namespace) -> FleetSpec:
     engines, blocks, rate = (4, 4_000, 20_000.0) if chosen.trace is not None else (3, 320, 10_000.0)
-    return Sizes(chosen.engines or engines, chosen.blocks or blocks, chosen.prefill_rate or rate)
+    return fleet_of(chosen.engines or engines, chosen.blocks or blocks, chosen.prefill_rate or rate)
 
 
-async def replay(entrant: Entrant, requests: Sequence[Request], sizes: Sizes) -> Result:
-    """Send all requests at their time through one policy, from empty caches."""
-    loop = asyncio.get_running_loop()
-    stores = Stores(pulls=entrant.pulls) if entrant.reports else None
-    made = (ReplayEngine(number, sizes, stores, metrics=entrant.metrics) for number in range(sizes.engines))
-    engines = {engine.name: engine for engine in made}
-    for engine in engines.values():
-        engine.meet()
-    reporting = asyncio.ensure_future(_report(list(engines.values())))
-    policy = entrant.make(list(engines.values()), stores)
-    await asyncio.sleep(SETTLE_S)
-    began_at = loop.time()
-    ttft_s: list[float] = []
-
-    async def send(request: Request) -> None:
-        await asyncio.sleep(began_at + request.arrival_s - loop.time())
-        choice = await policy.place(request)
-        choice.sent()
-
-        def first_token() -> None:
-            ttft_s.append(loop.time() - began_at - request.arrival_s)
-            choice.first_byte()
-
-        await engines[choice.worker].serve(request, first_token)
-        choice.ended(Outcome.DONE, 200)
-
-    await asyncio.gather(*map(send, requests))
-    reporting.cancel()
-    prompt_tokens = sum(request.prompt.tokens for request in requests)
-    computed_tokens = sum(engine.computed_tokens for engine in engines.values())
-    return Result(entrant, ttft_s, prompt_tokens, computed_tokens, sum(one.pull_count for one in engines.values()))
-
-
-async def _report(engines: Sequence[ReplayEngine]) -> None:
-    while True:
-        for engine in engines:
-            engine.report()
-        await asyncio.sleep(REPORT_S)
+def result_of(run: Run) -> Result:
+    """Return what the table and the check need of a run."""
+    ttft_s = [each.ttft_s for each in run.served if each.ttft_s is not None]
+    return Result(run.entrant, ttft_s, run.load.prompt_tokens, run.computed_tokens, run.pulls)
 
 
 def report(results: Sequence[Result]) -> str:
@@ -152,17 +126,18 @@ def verdict(results: Sequence[Result]) -> int:
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Replay under each policy and print the table. Returns 1 when the check of --short fails."""
-    requests, sizes = requests_of(chosen), sizes_of(chosen)
+    load, fleet = load_of(chosen), fleet_of_choice(chosen)
     results = []
     for entrant in entrants(chosen.routers):
         if chosen.only in entrant.name:
             progress(entrant.name)
-            results.append(run_virtual(replay(entrant, requests, sizes)))
+            results.append(result_of(run_virtual(replay(entrant, load, fleet))))
     if not results:
         raise ConfigError(f"--only: expected a part of a policy's name, got {chosen.only!r}")
+    profile = fleet.worker.profile
     progress.done(
-        f"{len(requests):,} requests in {requests[-1].arrival_s:.0f} s; {sizes.engines} engines of {sizes.kv_blocks:,} "
-        f"blocks that compute {sizes.prefill_tokens_per_s:,.0f} tokens/s"
+        f"{len(load.requests):,} requests in {load.duration_s:.0f} s; {fleet.workers} engines of "
+        f"{profile.kv_blocks:,} blocks that compute {profile.prefill_tokens_per_s:,.0f} tokens/s"
     )
     print(report(results))
     return verdict(results) if chosen.short else 0

@@ -12,8 +12,19 @@ from benchmarks.harness.report import Interrupted, interruptible
 from benchmarks.harness.scenario import NotShared
 from ghostcacher_cli.up.machine import NotEnoughMemory
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_simulator.load.trace_lines import BadTrace
 
-EXPECTED = (EngineEnded, EngineStartError, ModelNotFound, NotEnoughMemory, NotShared, ServerError, ConfigError, OSError)
+EXPECTED = (
+    BadTrace,
+    EngineEnded,
+    EngineStartError,
+    ModelNotFound,
+    NotEnoughMemory,
+    NotShared,
+    ServerError,
+    ConfigError,
+    OSError,
+)
 """What the world does to us: shown as a message. Anything else is our own bug and keeps its traceback."""
 
 

@@ -25,7 +25,7 @@ from ghostcacher_connector.engines.sglang import hooks
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.pull.lookups import LookupAnswer
 from ghostcacher_connector.transfer.memory import Fault
-from tests.sglang.test_loading import COUNT, PAGE, Rig
+from tests.sglang.loading_rig import COUNT, PAGE, Rig
 from tests.sglang.test_matching import CHAIN, KEYS, matcher
 from tests.sglang.test_matching import request as planned
 from tests.support.spans import Seen, collector

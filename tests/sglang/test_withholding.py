@@ -15,7 +15,7 @@ from sglang.srt.mem_cache.unified_cache.unified_cache_linker import UnifiedCache
 
 from ghostcacher_connector.engines.sglang import hooks
 from ghostcacher_connector.engines.sglang.scheduling.withholding import ADAPTERS_MAX, Withholding
-from tests.sglang.test_loading import PAGE, Rig
+from tests.sglang.loading_rig import PAGE, Rig
 
 ADAPTER = "6f" * 16
 TEXT = array("q", range(4 * PAGE))

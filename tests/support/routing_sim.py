@@ -142,6 +142,9 @@ class SimFleet:
     def models(self) -> list[str]:
         return ["m"]
 
+    def base_of(self, model: str | None) -> str | None:  # noqa: ARG002 - engines find nothing by themselves
+        return None
+
     def limits(self) -> Mapping[str, int]:
         return self.outliers.limits()
 

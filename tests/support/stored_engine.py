@@ -23,12 +23,17 @@ class KeepingEngine(EngineServer):
     """Makes objects with ids, and knows its own ones only.
 
     kept: what it has, by id. gate: streams wait for it behind their first event.
+    adapters: LoRA adapters that it lists beside its models. findable: those that it finds when it is asked for them.
+    metrics: its page of metrics.
     """
 
     def __init__(self, name: str, models: Iterable[str] = ("m",)) -> None:
         super().__init__(self._answer)
         self.name = name
         self.models = list(models)
+        self.adapters: list[str] = []
+        self.findable: set[str] = set()
+        self.metrics = b""
         self.kept: dict[str, dict[str, Any]] = {}
         self.gate = asyncio.Event()
         self.gate.set()
@@ -48,7 +53,10 @@ class KeepingEngine(EngineServer):
         if path == "/health":
             peer.send(content(b""))
         elif path == "/v1/models":
-            peer.send(_json({"object": "list", "data": [{"id": name} for name in self.models]}))
+            adapters = [{"id": name, "parent": self.models[0]} for name in self.adapters]
+            peer.send(_json({"object": "list", "data": [{"id": name} for name in self.models] + adapters}))
+        elif path == "/metrics":
+            peer.send(content(self.metrics))
         elif collection in COLLECTIONS and rest[0]:
             found = self.kept.get(rest[0])
             if request.method == "DELETE":
@@ -58,10 +66,15 @@ class KeepingEngine(EngineServer):
             await self._make(peer, COLLECTIONS[collection], request)
         elif path in SESSIONS:
             peer.send(self._session(path, json.loads(request.body)))
-        elif path == "/v1/completions" and json.loads(request.body)["model"] not in self.models:
+        elif path == "/v1/completions" and not self._has(json.loads(request.body)["model"]):
             peer.send(_json({"error": {"message": "The model does not exist.", "code": 404}}, 404))
         else:
             peer.send(_json({"engine": self.name, "path": request.path}))
+
+    def _has(self, model: str) -> bool:
+        if model in self.findable and model not in self.adapters:
+            self.adapters.append(model)
+        return model in (*self.models, *self.adapters)
 
     def _session(self, path: str, body: dict[str, Any]) -> bytes:
         if path == "/open_session":

@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
     KVConnectorMetadata,
     KVConnectorRole,
+    KVConnectorTransferResults,
     SupportsHMA,
 )
 
@@ -74,7 +75,7 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         check_not_nested()
         check_capabilities("vllm", installed_version("vllm", DISTRIBUTIONS), TRIED_VERSIONS, missing_hooks())
         check_config(vllm_config, kv_cache_config)
-        check_settings(str(self._kv_transfer_config.kv_role), settings)
+        check_settings(str(self._kv_transfer_config.kv_role), settings, len(kv_cache_config.kv_cache_groups))
         # vLLM's default is to fail the request. It reads the policy after it has made the connector.
         self._kv_transfer_config.kv_load_failure_policy = "recompute"
         self._forward_checked = False
@@ -166,6 +167,11 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:  # noqa: ARG002
         return None, self._worker.take_received() or None
 
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        results = super().get_transfer_results(finished_req_ids)
+        results.failed_recving = self._worker.take_failed_requests()
+        return results
+
     def get_block_ids_with_load_errors(self) -> set[int]:
         return self._worker.take_failed_slots()
 
@@ -194,10 +200,13 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         super().bind_kv_cache_manager(kv_cache_manager)
         self._scheduler.bind(kv_cache_manager)
 
-    def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
-        ranks = {rank: data for rank, data in metadata.items() if isinstance(data, RankHandshake)}
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """Take every rank's introduction, by its pipeline stage and its rank among those that share the stage."""
+        ranks = [data for data in metadata.values() if isinstance(data, RankHandshake)]
         assert len(ranks) == len(metadata), "handshake of another connector"
-        for handshake in ranks.values():
+        for handshake in ranks:
             check_hashes(self._vllm_config, handshake.introduction.fingerprint)
         self._scheduler.join(ranks)
 

@@ -14,6 +14,7 @@ from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.compat import hash_tokens
+from ghostcacher_connector.engines.vllm.kv_groups import group_faults
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -55,8 +56,13 @@ def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Non
     refuse_unproven([*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)])
 
 
-def check_settings(role: str, settings: Settings) -> None:
-    """Raise ConfigError for what a worker in this role (vLLM's ``kv_role``) cannot have."""
+def check_settings(role: str, settings: Settings, group_count: int) -> None:
+    """Raise ConfigError for what a worker cannot have. role: vLLM's ``kv_role``. group_count: of KV cache groups."""
+    if settings.host_tier_gib and group_count > 1:
+        raise ConfigError(
+            f"host_tier_gib: expected 0 with {group_count} KV cache groups, got {settings.host_tier_gib:g}: what a "
+            "window needs is not kept together below the engine's cache"
+        )
     if settings.host_tier_gib and not Role(role).publishes:
         raise ConfigError(
             f"host_tier_gib: expected 0 with kv_role {role}, got {settings.host_tier_gib:g}: only what a worker "
@@ -66,12 +72,20 @@ def check_settings(role: str, settings: Settings) -> None:
 
 def _parallelism(vllm_config: VllmConfig) -> Iterator[str]:
     parallel = vllm_config.parallel_config
-    for name in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         size = getattr(parallel, name, 1)
         if size != 1:
             yield f"{name}: expected 1, found {size}"
-    if parallel.distributed_executor_backend == "external_launcher":
+    backend = parallel.distributed_executor_backend
+    if backend == "external_launcher":
         yield "distributed_executor_backend: expected one scheduler for all ranks, found external_launcher"
+    elif parallel.pipeline_parallel_size > 1 and backend != "mp":
+        yield (
+            f"distributed_executor_backend: expected mp with pipeline parallelism, found {backend} (of several stages "
+            "Ray passes on the last one's reports alone)"
+        )
+    if parallel.pipeline_parallel_size > 1 and vllm_config.speculative_config is not None:
+        yield "speculative decoding: expected none with pipeline parallelism (not tried: drafts of batches in flight)"
     if parallel.enable_eplb:
         yield "enable_eplb: expected false (experts move between ranks in any step, and pass for weights that changed)"
 
@@ -101,11 +115,8 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
     from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec  # noqa: PLC0415 - vLLM is optional
 
     groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        yield (
-            f"KV cache groups: expected 1, found {len(groups)} (sliding windows: start with "
-            "--disable-hybrid-kv-cache-manager; Mamba, linear attention: no prefix of blocks brings back their state)"
-        )
+    if len(groups) > 1:
+        yield from group_faults(vllm_config, kv_cache_config)
         return
     spec = groups[0].kv_cache_spec
     if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):

@@ -43,6 +43,7 @@ from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import HttpProber
@@ -127,6 +128,7 @@ class Router:
                 load_interval_s=settings.load_interval_ms / 1e3,
                 store_call_s_max=limit_s,
             ),
+            lazy=LazyAdapters(settings.lazy_adapters),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)

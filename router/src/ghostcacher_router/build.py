@@ -10,6 +10,7 @@ from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
 from ghostcacher_router.placement.picker import Options, Picker
+from ghostcacher_router.signals.adapter_costs import AdapterCosts
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.signals.hot_prefixes import HotPrefixes
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
@@ -129,6 +130,7 @@ class Routing:
             SentCaches(),
             EvictionRegret(),
             HotPrefixes(clock),
+            AdapterCosts(),
             several=lambda: (self.replicas or self._replicas_given) > 1,
         )
 

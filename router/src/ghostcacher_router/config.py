@@ -39,6 +39,7 @@ from ghostcacher_connector.core.settings import (
     parse_listen,
     types_of,
 )
+from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
 from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
@@ -71,6 +72,14 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
     workers: Annotated[
         tuple[Text, ...],
         Meta(max_length=4096, description="base URLs of workers, beside those that are found through Redis"),
+    ] = ()
+    lazy_adapters: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=1024,
+            description="LoRA adapters that engines find by themselves when they are first asked for them, as "
+            "name=base-model or beginning*=base-model: these names go to workers of that model, listed or not",
+        ),
     ] = ()
     upstreams: Annotated[
         tuple[Text, ...],
@@ -283,6 +292,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         check_redis_url(self.redis_url)
         for url in self.workers:
             parse_endpoint(url, "workers")
+        LazyAdapters(self.lazy_adapters)
         self._check_providers()
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):

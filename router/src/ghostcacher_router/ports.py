@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain, StampedLoad
@@ -51,6 +51,22 @@ class WorkerPort(Protocol):
         """Whether a request finds the prefix that the engine is just computing for another one."""
 
     @property
+    def models(self) -> Collection[str]:
+        """The ids of the models that it lists."""
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """Those of them that are LoRA adapters."""
+
+    @property
+    def adapter_slots(self) -> int | None:
+        """How many adapters can be in use there at a time; None when it does not say."""
+
+    @property
+    def running_adapters(self) -> Collection[str]:
+        """The adapters that were in use there when it was last asked."""
+
+    @property
     def load(self) -> StampedLoad | None:
         """The last load report."""
 
@@ -78,6 +94,9 @@ class FleetPort(WorkersPort, Protocol):
 
     def models(self) -> Sequence[str]:
         """Return the models that the fleet serves."""
+
+    def base_of(self, model: str | None) -> str | None:
+        """Return the model whose workers find this one by themselves when they are asked for it; None: they do not."""
 
     @property
     def models_may_be_old(self) -> bool:

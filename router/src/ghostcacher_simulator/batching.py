@@ -192,15 +192,18 @@ class BatchingEngine(Engine):
             raise Refused(f"request: expected at most {self.pool.slot_count} blocks, got {len(slots)}")
         local, held = await self._admit(request_id, prompt, slots)
         try:
+            loaded = pulled = 0
             if held > local:
-                held = await self._pull(prompt.blocks, local, held)
-            computed = await self._compute_prompt(request_id, prompt, held)
+                loaded, pulled = await self._fetch(prompt.blocks, local, held)
+                self._filled(None, prompt.blocks[: local + loaded + pulled])
+            computed = await self._compute_prompt(request_id, prompt, local + loaded + pulled)
         except BaseException:
             self.pool.release(slots)
             self._freed.set()
             raise
-        block_tokens = self.profile.block_tokens
-        return Prefilled(slots, local * block_tokens, (held - local) * block_tokens, computed)
+        found = (blocks * self.profile.block_tokens for blocks in (local, pulled, loaded))
+        local_tokens, pulled_tokens, loaded_tokens = found
+        return Prefilled(slots, local_tokens, pulled_tokens, computed, loaded_tokens)
 
     async def _admit(self, request_id: str, prompt: TokenizedPrompt, slots: Sequence[BlockHash]) -> tuple[int, int]:
         """Wait for room, and take it; return how many leading blocks are here, and are here or can be pulled."""
@@ -218,15 +221,14 @@ class BatchingEngine(Engine):
         finally:
             del self._waiting[request_id]
 
-    async def _pull(self, blocks: Sequence[BlockHash], local: int, held: int) -> int:
-        """Pull the blocks ``[local, held)``; return how many leading blocks are here then."""
+    async def _fetch(self, blocks: Sequence[BlockHash], local: int, held: int) -> tuple[int, int]:
+        """Have the blocks ``[local, held)`` brought here; return how many came from tiers below, then from peers."""
         async with self._pulls:
             await asyncio.sleep(self.pull_s(held - local))
         # What the peers have evicted meanwhile is lost.
-        held = min(held, self._found(blocks)[1])
-        self.pulled_blocks += max(0, held - local)
-        self._filled(None, blocks[:held])
-        return held
+        pulled = max(0, min(held, self._found(blocks)[1]) - local)
+        self.pulled_blocks += pulled
+        return 0, pulled
 
     async def _compute_prompt(self, request_id: str, prompt: TokenizedPrompt, held: int) -> int:
         """Compute what is not held; return how many tokens that were. The last token of a prompt always is."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from ghostcacher_connector.core.coordination.base import CoordinationStore, LoadReport, PromptChain
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.base import BlockIndex, Drop, Entry, WorkerRef, ref_of
-from ghostcacher_connector.core.types import BlockHash, Location, Tier, WorkerRecord
+from ghostcacher_connector.core.types import BlockHash, Location, PrefixHit, Tier, WorkerRecord
 from ghostcacher_simulator.pool import HeldBlock
 
 logger = logging.getLogger(__name__)
@@ -48,10 +48,12 @@ class Connector:
         lease_ttl_s: float,
         peers: Callable[[], Sequence[WorkerRef]] | None = None,
         at_once: bool = False,
+        keeps_unsent: bool = False,
     ) -> None:
         """peers: to pull from; None: the live workers of the namespace.
 
         at_once: send what the engine says in the same call, and drop it when a store is away.
+        keeps_unsent: keep it then, for the next `flush`.
         """
         self.record = record
         self.ref = ref_of(record)
@@ -61,6 +63,7 @@ class Connector:
         self.load: Callable[[], LoadReport] | None = None
         self._peers = peers or self._known_peers
         self._at_once = at_once
+        self._keeps_unsent = keeps_unsent
         self._known: Sequence[WorkerRef] = ()
         self._chains: deque[PromptChain] = deque(maxlen=UNSENT_MAX)
         self._computed: deque[str] = deque(maxlen=UNSENT_MAX)
@@ -100,10 +103,35 @@ class Connector:
 
     def evicted(self, blocks: Sequence[HeldBlock]) -> None:
         """Withdraw blocks, if they were published."""
-        drops = [Drop(held.block, self._roots.pop(held.block)) for held in blocks if held.block in self._roots]
+        self.withdrawn([held.block for held in blocks])
+
+    def moved(self, blocks: Sequence[HeldBlock], tier: Tier) -> None:
+        """Publish blocks at another place, if they were published."""
+        entries = [
+            Entry(held.block, self._roots[held.block], Location(tier, held.slot, held.generation))
+            for held in blocks
+            if held.block in self._roots
+        ]
+        if entries:
+            self._changes.append((entries, []))
+            self._sent()
+
+    def withdrawn(self, blocks: Sequence[BlockHash]) -> None:
+        """Withdraw blocks, if they were published."""
+        drops = [Drop(block, self._roots.pop(block)) for block in blocks if block in self._roots]
         if drops:
             self._changes.append(([], drops))
             self._sent()
+
+    def best_peer(self, blocks: Sequence[BlockHash]) -> PrefixHit | None:
+        """Ask the index which peer holds the longest prefix, and where: one bounded call. None: nobody is known."""
+        peers = self._peers()
+        if not peers or not blocks:
+            return None
+        try:
+            return next(iter(self._index.lookup(peers, blocks, locations_for=1)), None)
+        except IndexUnavailable:
+            return None
 
     def prefix_at_peers(self, blocks: Sequence[BlockHash]) -> int:
         """Ask the index how many leading blocks a peer holds: one bounded call. 0 when it is away."""
@@ -136,6 +164,8 @@ class Connector:
         if self._at_once:
             with contextlib.suppress(IndexUnavailable):
                 self.flush()
+            if self._keeps_unsent:
+                return
             for unsent in (self._changes, self._chains, self._computed):
                 unsent.clear()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
@@ -97,12 +98,14 @@ class Prefilled(NamedTuple):
 
     blocks: what it references, to be released at its end.
     local_tokens, pulled_tokens, computed_tokens: of its prompt, found in the pool, pulled from a peer, computed.
+    loaded_tokens: of its prompt, loaded from a tier below the pool.
     """
 
     blocks: Sequence[BlockHash]
     local_tokens: int
     pulled_tokens: int
     computed_tokens: int
+    loaded_tokens: int = 0
 
 
 class Engine:
@@ -143,20 +146,28 @@ class Engine:
 
         Raises Refused when the engine dies meanwhile, or when the prompt is larger than the pool.
         """
+        with self.living():
+            self._running += 1
+            try:
+                return await self._prefill(request_id, prompt)
+            finally:
+                self._running -= 1
+
+    @contextmanager
+    def living(self) -> Iterator[None]:
+        """Have what the present task does break with the engine: raises Refused when it dies, or is dead already."""
         if self.dead:
             raise Refused("the engine is dead")
         task: asyncio.Task[object] | None = asyncio.current_task()
         assert task is not None
         self._requests.add(task)
-        self._running += 1
         try:
-            return await self._prefill(request_id, prompt)
+            yield
         except asyncio.CancelledError:
             if self.dead and task.uncancel() == 0:
                 raise Refused("the engine died") from None
             raise
         finally:
-            self._running -= 1
             self._requests.discard(task)
 
     async def decode(self, tokens: int) -> None:

@@ -35,6 +35,7 @@ class KvPool:
         self._blocks: OrderedDict[BlockHash, HeldBlock] = OrderedDict()
         self._filled: set[BlockHash] = set()
         self._references: Counter[BlockHash] = Counter()
+        self._contents: dict[int, BlockHash] = {}
 
     def __repr__(self) -> str:
         return f"KvPool({len(self._blocks)} of {self.slot_count} slots, {len(self._references)} referenced)"
@@ -53,6 +54,9 @@ class KvPool:
             if block not in self._filled:
                 return number
         return len(blocks)
+
+    def __contains__(self, block: BlockHash) -> bool:
+        return block in self._filled
 
     def fits(self, blocks: Sequence[BlockHash]) -> bool:
         """Say whether all of the blocks can be held at once, now."""
@@ -80,11 +84,21 @@ class KvPool:
     def fill(self, blocks: Sequence[BlockHash]) -> list[HeldBlock]:
         """Say that the KV of reserved blocks is there; return where each is."""
         self._filled.update(blocks)
-        return [self._blocks[block] for block in blocks]
+        held = [self._blocks[block] for block in blocks]
+        self._contents.update((each.slot, each.block) for each in held)
+        return held
 
     def holds(self, held: HeldBlock) -> bool:
         """Say whether a block is still where it was, filled."""
         return held.block in self._filled and self._blocks[held.block] == held
+
+    def generation(self, slot: int) -> int:
+        """Return how often a slot was reused: what a reader compares with what it has looked up."""
+        return self._generations[slot]
+
+    def content(self, slot: int) -> BlockHash | None:
+        """Return the block whose KV lies in a slot, wanted or not; None before the first one."""
+        return self._contents.get(slot)
 
     def release(self, blocks: Sequence[BlockHash]) -> None:
         """Give up the references of one `reserve`. Filled blocks stay cached, the end of a prompt first to go."""

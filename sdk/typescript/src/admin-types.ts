@@ -327,6 +327,8 @@ export interface WorkerForecast {
   load_reported?: boolean;
   /** Requests of this router that are on their way there. */
   in_flight?: number;
+  /** Getting the request's LoRA adapter ready there: a part of `queue_ms`. */
+  adapter_ms?: number;
 }
 
 /** Answers /gc/explain. Nothing was sent anywhere. */

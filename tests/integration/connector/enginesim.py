@@ -5,8 +5,9 @@ earlier token of the request has the number that it must have: what attention wo
 or misplaced block is seen at the first step that would have used it, thousands of steps a minute. A step that has read
 something wrong writes something wrong, as a model would.
 
-The forward pass is in simranks.py, the kinds of KV cache in simcaches.py. `in_flight` > 1 runs steps ahead of their
-outputs, as async scheduling does. With speculative decoding drafts are proposed of which some are right.
+The forward pass is in simranks.py, the kinds of KV cache in simcaches.py, pipeline stages in simstages.py. `in_flight`
+> 1 runs steps ahead of their outputs, as async scheduling does; with stages, as many as vLLM does. With speculative
+decoding drafts are proposed of which some are right.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from ghostcacher_connector.metrics.catalog import SEPARATOR
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest, expected_output
 from tests.integration.connector.simcaches import CACHES, LAYERS, SimCache, kv_config_of
 from tests.integration.connector.simranks import SimExecutor, SimRank
+from tests.integration.connector.simstages import StageExecutor, StageRank, start_stages
 
 
 def make_model_dir(root: Path) -> Path:
@@ -84,26 +86,26 @@ class SimEngine:
         step_tokens: int = 64,
         cache: str = "full",
         ranks: int = 1,
+        stages: int = 1,
         adapt: Callable[[VllmConfig], None] = lambda _: None,
         **engine_args: Any,
     ) -> None:
-        """cache: its kind of KV cache, a name in `CACHES`. ranks: its tensor-parallel size.
+        """cache: its kind of KV cache, a name in `CACHES`. ranks, stages: its tensor- and pipeline-parallel size.
 
         adapt: changes the configuration before anything is made with it. engine_args: more of vLLM's own.
         """
         self.name = name
-        more = {"tensor_parallel_size": ranks, **CACHES[cache].engine_args, **engine_args}
+        sizes = {"tensor_parallel_size": ranks, "pipeline_parallel_size": stages}
+        more = {**sizes, **CACHES[cache].engine_args, **engine_args}
         self.config = self.make_config(name, model, settings, in_flight, role, step_tokens, **more)
         adapt(self.config)
         self.config.cache_config.num_gpu_blocks = blocks
         self.kv_config = self._make_kv_config(CACHES[cache], blocks)
-        self.ranks = [
-            self.rank_class(self.config, self.kv_config, number, replicated=CACHES[cache].replicated, name=name)
-            for number in range(ranks)
-        ]
+        self.ranks = self._make_ranks(CACHES[cache].replicated)
         self.rank = self.ranks[0]
         self.worker = self.rank.connector
-        self.executor = SimExecutor(self.config, self.ranks, self._catch_up)
+        executor_class = SimExecutor if stages == 1 else StageExecutor
+        self.executor = executor_class(self.config, self.ranks, self._catch_up)
         scheduler_class = self.config.scheduler_config.get_scheduler_cls()
         self.scheduler = scheduler_class(
             vllm_config=self.config,
@@ -116,12 +118,14 @@ class SimEngine:
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
         self.connector = self.scheduler.connector
-        self._in_flight = in_flight
+        self._in_flight = in_flight if stages == 1 else self.config.max_concurrent_batches
         self._scheduled: deque[SchedulerOutput] = deque()
         self._executed: deque[ModelRunnerOutput] = deque()
         # In the order of vLLM's engine core.
         self.executor.init_kv_output_aggregator(self.connector)
-        handshakes = {(0, number): rank.connector.get_handshake_metadata() for number, rank in enumerate(self.ranks)}
+        handshakes = {
+            divmod(number, ranks): rank.connector.get_handshake_metadata() for number, rank in enumerate(self.ranks)
+        }
         self.connector.set_xfer_handshake_metadata_pp_aware(handshakes)
         self.requests: dict[str, Request] = {}
         self.delta: Delta = {}
@@ -163,6 +167,13 @@ class SimEngine:
 
     def _make_kv_config(self, cache: SimCache, blocks: int) -> KVCacheConfig:
         return kv_config_of(self.config, cache, blocks)
+
+    def _make_ranks(self, replicated: bool) -> list[SimRank]:
+        parallel, options = self.config.parallel_config, {"replicated": replicated, "name": self.name}
+        stages, shards = parallel.pipeline_parallel_size, parallel.tensor_parallel_size
+        if stages == 1:
+            return [self.rank_class(self.config, self.kv_config, number, **options) for number in range(shards)]
+        return start_stages(lambda number: StageRank(self.config, self.kv_config, number, **options), stages, shards)
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -279,6 +290,7 @@ class SimEngine:
         if self.scheduler.has_requests():
             output = self.scheduler.schedule()
             self._scheduled.append(output)
+            self.executor.send(output)
             if len(self._scheduled) < self._in_flight and output.total_num_scheduled_tokens:
                 return
         if self._scheduled:

@@ -83,9 +83,13 @@ CACHES = {
 
 
 def kv_config_of(config: VllmConfig, cache: SimCache, blocks: int) -> KVCacheConfig:
-    """Return what vLLM makes of its layers: one group of them all, or the simulation cannot run it."""
-    specs = {f"layer.{number}": spec for number, spec in enumerate(cache.specs())}
+    """Return what vLLM makes of its layers: one group of them all, or the simulation cannot run it.
+
+    With pipeline stages there is one layer more, so that stages differ in how many they have.
+    """
+    several = config.parallel_config.pipeline_parallel_size > 1
+    specs = {f"layer.{number}": spec for number, spec in enumerate(cache.specs() + several * cache.specs()[:1])}
     (group,) = get_kv_cache_groups(config, specs)
     page, layers = group.kv_cache_spec.page_size_bytes, list(specs)
-    tensors = [KVCacheTensor(page * blocks * LAYERS, layers, layer_stride=page * blocks, block_stride=page)]
+    tensors = [KVCacheTensor(page * blocks * len(layers), layers, layer_stride=page * blocks, block_stride=page)]
     return KVCacheConfig(num_blocks=blocks, kv_cache_tensors=tensors, kv_cache_groups=[group])

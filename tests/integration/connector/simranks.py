@@ -162,8 +162,10 @@ class SimRank:
         """
         state, count = self._running[request_id], output.num_scheduled_tokens[request_id]
         drafts = output.scheduled_spec_decode_tokens.get(request_id, [])
-        drafted = RunnerRequest([*state.tokens, *drafts], state.blocks, state.weight, numbers=list(state.numbers))
         computed = self._computed(request_id, output)
+        # They are what they are with the weight of this step, whenever somebody looks at them.
+        state.number(min(computed + count, len(state.tokens)) - 1)
+        drafted = RunnerRequest([*state.tokens, *drafts], state.blocks, state.weight, numbers=list(state.numbers))
         error = 0 if self._check(request_id, state, computed) else 1
         for position in range(computed, computed + count):
             self._store(request_id, state, position, drafted.number(position) ^ error)
@@ -225,6 +227,9 @@ class SimExecutor(Executor):
 
     def _init_executor(self) -> None:
         """The ranks are there."""
+
+    def send(self, scheduler_output: SchedulerOutput) -> None:
+        """Have the ranks know of a step that has been scheduled: they carry it out when its output is asked for."""
 
     def execute_model(self, scheduler_output: SchedulerOutput, non_block: bool = False) -> Any:  # noqa: ARG002
         """Have every rank carry out a step, and make one output of all, as vLLM's executor of several ranks does."""

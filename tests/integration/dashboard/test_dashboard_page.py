@@ -65,7 +65,7 @@ def test_page_outlives_a_restart_of_the_router(router: RouterProcess, show: Open
     window.until(READY)
     assert window.text("#router") != before
     assert window.page.evaluate(drawn) > 10
-    assert not window.page.locator("#notice").is_visible()
+    window.page.wait_for_selector("#notice", state="hidden")
     router.wait_workers(len(NAMES))
 
 
@@ -97,7 +97,7 @@ def test_request_is_explained(router: RouterProcess, show: Open) -> None:
     page.fill("#body", json.dumps(BODY))
     page.keyboard.press("Control+Enter")
     window.until("() => document.querySelectorAll('#explained tbody tr').length === 2")
-    assert not page.locator("#explain-error").is_visible()
+    page.wait_for_selector("#explain-error", state="hidden")
     assert "compute" in window.text("#explained .legend")
     rows = [row.locator("td").all_inner_texts() for row in page.locator("#explained tbody tr").all()]
     assert {row[0] for row in rows} == set(NAMES)
@@ -127,11 +127,11 @@ def test_keyboard_reaches_everything(router: RouterProcess, show: Open) -> None:
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.textContent").startswith(NAMES[1])
     page.keyboard.press("Enter")
-    assert page.locator("#worker").is_visible()
+    page.wait_for_selector("#worker")
     assert window.text("#worker-title") == NAMES[1]
     window.until("() => document.querySelector('#worker-links table') !== null")
     page.keyboard.press("Escape")
-    assert not page.locator("#worker").is_visible()
+    page.wait_for_selector("#worker", state="hidden")
     assert page.evaluate("document.activeElement.textContent").startswith(NAMES[1])
     page.locator("#ttft-chart svg.lines").focus()
     page.keyboard.press("ArrowLeft")
@@ -173,5 +173,5 @@ def test_phone_shows_all_of_it(router: RouterProcess, show: Open) -> None:
     heights = "(all) => all.filter((one) => one.checkVisibility()).map((one) => one.clientHeight)"
     assert min(page.eval_on_selector_all("button, select, input", heights)) >= 24
     page.locator("#fleet button").first.tap()
-    assert page.locator("#worker").is_visible()
+    page.wait_for_selector("#worker")
     assert page.evaluate("document.querySelector('#worker').getBoundingClientRect().right") <= PHONE["width"]

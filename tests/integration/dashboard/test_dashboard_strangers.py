@@ -63,7 +63,7 @@ def test_wrong_token_shows_nothing(guarded: RouterProcess, show: Open) -> None:
     assert page.evaluate("sessionStorage.length") == 0
     sign_in(window)
     window.until(READY)
-    assert not page.locator("#login").is_visible()
+    page.wait_for_selector("#login", state="hidden")
     assert page.evaluate("Object.values(sessionStorage)") == [TOKEN]
     assert TOKEN not in page.evaluate("JSON.stringify(localStorage) + document.cookie + location.href")
     assert not [url for url in window.asked if "correct" in url]

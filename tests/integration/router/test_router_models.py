@@ -109,3 +109,52 @@ async def test_models_that_nobody_has_do_not_flood_the_engines() -> None:
         assert {reply.status for reply in replies} == {404}
         passed_s = loop.time() - began
         assert asked() - before <= 1 + passed_s / PAUSE_S
+
+
+@on_loop
+async def test_adapter_that_engines_find_by_themselves_goes_to_workers_of_its_model() -> None:
+    """Where a setting says so, else nobody is asked. Who has found it gets the next requests, and is listed with it."""
+    a, b, other = KeepingEngine("a", ["m"]), KeepingEngine("b", ["m"]), KeepingEngine("c", ["n"])
+    for engine in (a, b, other):
+        engine.findable = {"org/sql", "org/law"}
+
+    def body(model: str, number: int) -> dict[str, Any]:
+        return {"model": model, "prompt": f"{number} of another text"}
+
+    async with a, b, other, routers(1, a, b, other, lazy_adapters=("*=m",), health_interval_s=600.0) as (only,):
+        (used,) = {(await ask(only, "POST", "/v1/completions", body("org/sql", n))).json["engine"] for n in range(16)}
+        assert used in ("a", "b")
+        async with asyncio.timeout(30):  # told by its first answer, and by no probe
+            while "org/sql" not in str((await ask(only, "GET", "/v1/models")).json):
+                assert (await ask(only, "POST", "/v1/completions", body("org/sql", 16))).json["engine"] == used
+        assert (await ask(only, "POST", "/v1/completions", body("org/none", 0))).status == 404
+        assert (await ask(only, "POST", "/v1/completions", body("n", 0))).json["engine"] == "c"
+        assert [model["id"] for model in (await ask(only, "GET", "/v1/models")).json["data"]] == ["m", "n", "org/sql"]
+        assert not other.adapters
+    async with a, b, other, routers(1, a, b, other) as (only,):
+        assert (await ask(only, "POST", "/v1/completions", body("org/law", 0))).status == 404
+        assert "org/law" not in (*a.adapters, *b.adapters)
+
+
+@on_loop
+async def test_adapter_goes_where_its_engine_says_that_it_is_in_use() -> None:
+    """And not where others have all slots, though both engines list it and neither was sent anything."""
+    a, b = KeepingEngine("a", ["m"]), KeepingEngine("b", ["m"])
+    for engine, running in ((a, "law"), (b, "sql")):
+        engine.adapters = ["sql", "law"]
+        line = f'vllm:lora_requests_info{{max_lora="1",running_lora_adapters="{running}",waiting_lora_adapters=""}}'
+        engine.metrics = f"{line} 1.7e+09\n".encode()
+    async with a, b, routers(1, a, b) as (only,):
+        async with asyncio.timeout(30):
+            while not all(any(request.path == "/metrics" for request in engine.received[3:]) for engine in (a, b)):
+                await asyncio.sleep(0.01)
+        for number in range(16):
+            reply = await ask(only, "POST", "/v1/completions", {"model": "sql", "prompt": f"{number} words"})
+            assert reply.json["engine"] == "b"
+            reply = await ask(only, "POST", "/v1/completions", {"model": "law", "prompt": f"{number} words"})
+            assert reply.json["engine"] == "a"
+        engines = [
+            (await ask(only, "POST", "/v1/completions", {"model": "m", "prompt": f"{number} words"})).json["engine"]
+            for number in range(16)
+        ]
+        assert set(engines) == {"a", "b"}

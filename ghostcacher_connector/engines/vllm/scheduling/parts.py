@@ -16,6 +16,7 @@ from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.kv_groups import cache_groups
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
@@ -91,7 +92,7 @@ class PartsMaker:
 
     def record_of(self, ranks: list[Introduction]) -> WorkerRecord:
         """Return the worker's record, as its ranks are now. Raises ProtocolError if there are more or fewer of them."""
-        expected = self._config.parallel_config.tensor_parallel_size
+        expected = self._config.parallel_config.world_size  # of one data-parallel engine: all stages, all shards
         if len(ranks) != expected:
             raise ProtocolError(f"ranks: expected {expected}, found {len(ranks)}")
         return worker_record(
@@ -107,7 +108,8 @@ class PartsMaker:
         """Return all parts. manager: vLLM's, with a pool of blocks."""
         pool, record, tokens = manager.block_pool, self.record_of(ranks), self._block_tokens
         assert pool is not None
-        block_bytes = record.ranks[0].bytes_per_slot
+        rank_bytes = [endpoint.bytes_per_slot for endpoint in record.ranks]  # pipeline stages may differ in layers
+        block_bytes = max(rank_bytes)
         forecaster = self._forecaster(ranks)
         fleet = Membership(
             self._settings,
@@ -117,6 +119,7 @@ class PartsMaker:
             prefill_rate=lambda: forecaster.prefill_rate,
             # Who publishes nothing is nobody's holder after it: others would wait for it in vain.
             takes_turns=self._role is Role.BOTH,
+            groups=cache_groups(manager.kv_cache_config),
         )
         prompts = PromptReporter(fleet.reporter, tokens)
         notes = BlockNotes()
@@ -129,7 +132,15 @@ class PartsMaker:
             fleet,
             forecaster,
             PrefillMeter(forecaster, self._recorder, self._clock),
-            LoadMeter(pool, forecaster, self._recorder, block_tokens=tokens, block_bytes=block_bytes, tier=tier),
+            LoadMeter(
+                pool,
+                forecaster,
+                self._recorder,
+                block_tokens=tokens,
+                block_bytes=block_bytes,
+                groups=fleet.lookups.groups,
+                tier=tier,
+            ),
             prompts,
             watch,
             publisher,
@@ -143,7 +154,7 @@ class PartsMaker:
                 tier,
                 objects=objects,
                 amend=fleet.flushes.amend,
-                block_bytes=block_bytes * len(ranks),
+                block_bytes=sum(rank_bytes),
             ),
             self._copying(tier, pool, objects, fetcher) if tier is not None else None,
         )
@@ -175,7 +186,7 @@ class PartsMaker:
             first_slot=engine,
             slot_count=slots - engine,
             ranks=len(record.ranks),
-            block_bytes=record.ranks[0].bytes_per_slot,
+            block_bytes=max(endpoint.bytes_per_slot for endpoint in record.ranks),
             retention=self._settings,
             clock=self._clock,
         )
@@ -235,6 +246,7 @@ class PartsMaker:
             self._block_tokens,
             prompts.published,
             notes=notes,
+            groups=fleet.lookups.groups,
             tier=tier,
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
         )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -124,7 +124,7 @@ class ConnectorScheduler:
         """Watch the calls to the ranks; to be called before `join`."""
         self._epochs = WeightEpochs(executor, has_all_experts=not self._lockstep, adapters=self._adapters)
 
-    def join(self, ranks: dict[int, RankHandshake]) -> None:
+    def join(self, ranks: Sequence[RankHandshake]) -> None:
         """Enter the fleet, now that every rank has registered its memory. Done once, however often vLLM asks."""
         if self._fleet is not None:
             return
@@ -135,7 +135,7 @@ class ConnectorScheduler:
                 "Executor.init_kv_output_aggregator: expected before set_xfer_handshake_metadata, found no call; "
                 "needed to see weights that change"
             )
-        parts = self._maker.make([handshake.introduction for handshake in ranks.values()], self._manager)
+        parts = self._maker.make([handshake.introduction for handshake in ranks], self._manager)
         self._epochs.begin(self._recorder, self._clock)
         self._fleet, self._load, self._prompts = parts.fleet, parts.load, parts.prompts
         self._forecaster, self._prefill = parts.forecaster, parts.prefill
@@ -279,7 +279,7 @@ class ConnectorScheduler:
     def allocated(self, request: Request, blocks: KVCacheBlocks, token_count: int) -> None:
         tracked = self._tracked.get(request.request_id)
         if self._matcher is not None and tracked is not None and token_count > 0:
-            self._matcher.allocated(tracked, blocks.get_block_ids()[0], token_count)
+            self._matcher.allocated(tracked, blocks.get_block_ids(), token_count)
 
     def finished(self, request: Request) -> None:
         """A request has ended: give up a pull that is in flight. What steps have filled for it is still published."""

@@ -23,13 +23,16 @@ from math import inf
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_router.fleet.adapter_uses import AdapterUses
 from ghostcacher_router.fleet.cache_sizes import CacheSizes
 from ghostcacher_router.fleet.discovery import Discovery
 from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.hung_workers import HungWorkers
+from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.gone import GoneWorker
 from ghostcacher_router.fleet.membership.members import Unroutable
 from ghostcacher_router.fleet.model_lists import (
+    base_models,
     merged_models,
     models_with_billing_line,
     serving_by_model,
@@ -53,8 +56,8 @@ THREADS = 3
 class Fleet:
     """Every worker that the router knows, and which of them can be used. On the event loop only.
 
-    index, store: None for a fleet of static URLs alone. clock: in seconds, as the loop's. It is started once, and
-    stopped once.
+    index, store: None for a fleet of static URLs alone. lazy: adapters that engines find when they are asked for them.
+    clock: in seconds, as the loop's. It is started once, and stopped once.
     """
 
     def __init__(
@@ -66,19 +69,21 @@ class Fleet:
         store: CoordinationStore | None = None,
         prober: Prober | None = None,
         options: FleetOptions | None = None,
+        lazy: LazyAdapters | None = None,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.options = options or FleetOptions()
         self._metrics, self._clock = metrics, clock
         prober = prober or HttpProber()
+        self._lazy = lazy or LazyAdapters()
         self._has_index = index is not None
         self._threads = StoreThreads(THREADS, "gc-fleet", limit_s=self.options.store_call_s_max)
         self._drains = Drains(store, ttl_s=self.options.drain_ttl_s, offload=self._threads)
         self._outliers = Outliers(self.options, clock, count=metrics.ejections.inc, changed=self._changed)
         self.hung = HungWorkers(self.options.gone_ttl_s)
-        self._cache_sizes = CacheSizes(prober)
-        told = self._changed, self._went_down, self._cache_sizes.ask, self.hung.tell
+        self._cache_sizes, self._adapter_uses = CacheSizes(prober), AdapterUses(prober)
+        told = self._changed, self._went_down, self._cache_sizes.ask, self.hung.tell, self._adapter_uses.ask
         watched = WatchDependencies(prober, self.options, metrics, clock, jitter, *told)
         self._roster = Roster(static, watched, self._drains, self.hung, left=self._left)
         self.workers: Mapping[str, Worker] = self._roster.workers
@@ -89,6 +94,7 @@ class Fleet:
         self._when_down: list[Callable[[str], None]] = []
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
+        self._bases: frozenset[str] | None = None
         self._billing_kept: frozenset[str | None] | None = None
 
     def __repr__(self) -> str:
@@ -125,13 +131,27 @@ class Fleet:
     def serving(self, model: str | None) -> list[Worker]:
         """Return the READY workers of a model, or all when it is None, in order of name; ejected ones are left out.
 
+        Of an adapter that engines find by themselves they are those of its base model.
+
         It is the same list object until something changes, and not to be changed by the caller.
         """
         self._settle()
         if self._serving is None:
             self._serving = serving_by_model(self._roster.in_order(), self._outliers.ejected)
-        found = self._serving.get(model)
-        return [] if found is None else found
+        base = self.base_of(model)
+        return (base and self._serving.get(base)) or self._serving.get(model) or []
+
+    def base_of(self, model: str | None) -> str | None:
+        """Return the model whose workers find this one when they are asked for it; None when nobody does.
+
+        A model that any worker lists as one of its own, and not as an adapter, is not looked for.
+        """
+        base = None if model is None else self._lazy.base_of(model)
+        if base is None:
+            return None
+        if self._bases is None:
+            self._bases = base_models(self.workers.values())
+        return None if model in self._bases else base
 
     def models(self) -> list[str]:
         """Return the ids of all known models, also of those that no READY worker serves right now, in order."""
@@ -249,6 +269,7 @@ class Fleet:
         await self._roster.stop()
         await self._model_refresh.stop()
         await self._cache_sizes.stop()
+        await self._adapter_uses.stop()
         await self.hung.stop()
         self._threads.close()
 
@@ -271,4 +292,4 @@ class Fleet:
             tell(name)
 
     def _changed(self) -> None:
-        self._serving = self._models = self._billing_kept = None
+        self._serving = self._models = self._bases = self._billing_kept = None

@@ -42,6 +42,11 @@ def merged_models(workers: Iterable[Worker]) -> dict[str, Mapping[str, object]]:
     return dict(sorted(found.items()))
 
 
+def base_models(workers: Iterable[Worker]) -> frozenset[str]:
+    """Return the models that any worker lists, and not as a LoRA adapter."""
+    return frozenset().union(*(worker.models - worker.adapters for worker in workers))
+
+
 def split_models(workers: Iterable[Worker]) -> frozenset[str]:
     """Return the models whose READY workers are in several namespaces: they cannot pull from each other.
 

@@ -17,7 +17,7 @@ import msgspec
 
 from ghostcacher_router.dns.dial import dial
 from ghostcacher_router.dns.resolver import Resolver
-from ghostcacher_router.fleet.engine_metrics import cache_tokens_of
+from ghostcacher_router.fleet.engine_metrics import AdapterUse, adapter_use_of, cache_tokens_of
 from ghostcacher_router.types import Endpoint
 
 HTTP_OK = 200
@@ -66,6 +66,9 @@ class Prober(Protocol):
     async def cache_tokens(self, endpoint: Endpoint) -> int | None:
         """Return how many tokens the worker's cache holds, as its metrics say; None when they do not."""
 
+    async def adapter_use(self, endpoint: Endpoint) -> AdapterUse | None:
+        """Return which LoRA adapters are in use at the worker, as its metrics say; None when they do not."""
+
 
 class HttpProber:
     """Asks over HTTP/1.1.
@@ -112,6 +115,10 @@ class HttpProber:
     async def cache_tokens(self, endpoint: Endpoint) -> int | None:
         answer = await self._get(endpoint, "/metrics")
         return cache_tokens_of(answer.body) if answer.status == HTTP_OK else None
+
+    async def adapter_use(self, endpoint: Endpoint) -> AdapterUse | None:
+        answer = await self._get(endpoint, "/metrics")
+        return adapter_use_of(answer.body) if answer.status == HTTP_OK else None
 
     async def _get(self, endpoint: Endpoint, path: str) -> Answer:
         resolved = False

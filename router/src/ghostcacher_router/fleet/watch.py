@@ -48,6 +48,8 @@ class WatchDependencies(NamedTuple):
     hangs: Callable[[Worker, float], None]
     """Called when a worker that is DOWN has not answered its last probes, and since when; then after each further one.
     """
+    has_listed: Callable[[Worker], None]
+    """Called with a worker each time that it has said what it serves."""
 
 
 class Watch:
@@ -99,6 +101,8 @@ class Watch:
             return
         if models is not None and worker.serves(models, dependencies.clock()):
             dependencies.changed()
+        if models is not None:
+            dependencies.has_listed(worker)
         worker.failures, worker.error = 0, None
         self._move(Move.ANSWERED)
         if not self._has_come_up:

@@ -79,6 +79,12 @@ class Worker:
         """The ids of the models that it served when it last answered; kept while it is DOWN."""
         self.model_objects: tuple[Mapping[str, object], ...] = ()
         """The same models, as the engine describes them."""
+        self.adapters: frozenset[str] = frozenset()
+        """The ids of those that are LoRA adapters: a base model has no parent."""
+        self.adapter_slots: int | None = None
+        """How many adapters can be in use at a time, as its metrics said; None before that."""
+        self.running_adapters: frozenset[str] = frozenset()
+        """The adapters that were in use, or waited for, when its metrics were last read."""
         self.models_asked_at: float | None = None
         self.load: StampedLoad | None = None
         """The last load that it reported."""
@@ -142,6 +148,7 @@ class Worker:
         changed = self.model_objects != models
         self.model_objects, self.models_asked_at = models, now
         self.models = frozenset(str(model["id"]) for model in models)
+        self.adapters = frozenset(str(model["id"]) for model in models if isinstance(model.get("parent"), str))
         return changed
 
     def take_load(self, load: StampedLoad | None, store_now: float, now: float) -> None:
@@ -152,7 +159,7 @@ class Worker:
 
     def inherit(self, other: Worker) -> None:
         """Take over what is known of the same server under another name: its health and models, but not a drain."""
-        self.models, self.model_objects = other.models, other.model_objects
+        self.models, self.model_objects, self.adapters = other.models, other.model_objects, other.adapters
         self.models_asked_at = other.models_asked_at
         self.failures, self.error = other.failures, other.error
         self.state = WorkerState.READY if other.state is WorkerState.DRAINING else other.state

@@ -32,7 +32,7 @@ class Assessment(NamedTuple):
     match: PrefixMatch | None
     """None when there is no prompt, or when no candidate shares its blocks."""
     estimates: list[QueueEstimate]
-    """The queue of each candidate, in their order."""
+    """The queue of each candidate, in their order. Getting the request's LoRA adapter ready is part of it."""
     now: float
     """Loop clock, s."""
     displacement: Mapping[str, Displacement]
@@ -63,6 +63,7 @@ class Assessor:
         self._prefix_map, self._clock = dependencies.prefix_map, dependencies.clock
         self._queues, self._locations, self._locks = state.queues, state.locations, state.locks
         self._sent_caches, self._regret, self._several = state.sent_caches, state.regret, state.several
+        self._adapters = state.adapters
         self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
@@ -115,6 +116,7 @@ class Assessor:
         ):
             terms: dict[str, object] = {"endpoint": worker.endpoint.url, "load_reported": estimate.reported}
             terms["in_flight"] = self._queues.in_flight(worker.name)
+            terms["adapter_ms"] = self._adapters.cost_ms(worker, candidates.adapter)
             rows.append((cost.total_ms, worker.name, cost._asdict() | terms))
         return [row for _, _, row in sorted(rows, key=lambda row: row[:2])]
 
@@ -129,6 +131,9 @@ class Assessor:
     def _assessment(self, candidates: Candidates, match: PrefixMatch | None, now: float) -> Assessment:
         estimate = self._queues.estimate
         estimates = [estimate(worker, now) for worker in candidates.workers]
+        if candidates.adapter is not None:
+            costs = [self._adapters.cost_ms(worker, candidates.adapter) for worker in candidates.workers]
+            estimates = [found.later(ms) if ms else found for found, ms in zip(estimates, costs, strict=True)]
         # Whoever computes again what is evicted for this request delays others, too, wherever that will be.
         delayed = sum([found.prefilling for found in estimates]) / len(estimates)
         displacement = self._displacement(candidates, match, self._regret.share * (1.0 + delayed))

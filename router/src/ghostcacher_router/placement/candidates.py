@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ghostcacher_router.ports import FleetPort, WorkerPort
+from ghostcacher_router.signals.adapter_costs import is_adapter
 from ghostcacher_router.signals.stored_objects import StoredObjects
 from ghostcacher_router.types import Ask, NoWorker, WorkerState
 
@@ -30,6 +31,8 @@ class Candidates(NamedTuple):
     """Of these workers, each once. Plain engines have none, and report nothing."""
     shares: bool
     """Whether any of these workers has a namespace, and so shares its blocks."""
+    adapter: str | None
+    """The LoRA adapter that the request names, where it is one at any of these workers."""
 
 
 class CandidateFinder:
@@ -48,7 +51,7 @@ class CandidateFinder:
         that worker has left the fleet, any other says in the API's own words that there is no such object.
         """
         if ask.shape.needs_id is not None and (holder := self._holder(ask, ask.shape.needs_id)) is not None:
-            return _candidates([holder])
+            return _candidates([holder], ask.shape.model)
         model = ask.shape.model
         workers = self._fleet.serving(model)
         if not workers:
@@ -67,11 +70,12 @@ class CandidateFinder:
         limits = self._fleet.limits()
         if limits:
             workers = self._within(limits, workers)
-        if ask.exclude or limits or wanted is not None:
-            return _candidates(workers)
+        if ask.exclude or limits or wanted is not None or self._fleet.base_of(model) is not None:
+            # The last have whatever names clients think of.
+            return _candidates(workers, model)
         found = self._seen.get(model)
         if found is None or found.workers is not workers:
-            found = self._seen[model] = _candidates(workers)
+            found = self._seen[model] = _candidates(workers, model)
         return found
 
     def _within(self, limits: Mapping[str, int], workers: Sequence[WorkerPort]) -> Sequence[WorkerPort]:
@@ -111,9 +115,12 @@ def _wanted_rank(ask: Ask) -> int | None:
     return int(named)
 
 
-def _candidates(workers: Sequence[WorkerPort]) -> Candidates:
+def _candidates(workers: Sequence[WorkerPort], model: str | None) -> Candidates:
     namespaces = tuple(dict.fromkeys(worker.namespace for worker in workers))
-    return Candidates(workers, namespaces, any(namespace is not None for namespace in namespaces))
+    is_one = model is not None and any(is_adapter(worker, model) for worker in workers)
+    return Candidates(
+        workers, namespaces, any(namespace is not None for namespace in namespaces), model if is_one else None
+    )
 
 
 def _nobody(model: str | None, models: Sequence[str]) -> NoWorker:

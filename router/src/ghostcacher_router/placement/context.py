@@ -10,6 +10,7 @@ from ghostcacher_connector.core.coordination.base import Flush
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.ports import Clock, FleetPort, Offload, PendingPort, PrefixMapPort
+from ghostcacher_router.signals.adapter_costs import AdapterCosts
 from ghostcacher_router.signals.eviction_regret import EvictionRegret
 from ghostcacher_router.signals.hot_prefixes import HotPrefixes
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
@@ -58,6 +59,8 @@ class RoutingState(NamedTuple):
     """How likely it is that what full caches evict next is asked for again."""
     hot: HotPrefixes
     """What many prompts begin with, for people."""
+    adapters: AdapterCosts
+    """Which LoRA adapters each worker has at hand."""
     several: Callable[[], bool]
     """Returns whether other routers place requests at the same workers."""
 

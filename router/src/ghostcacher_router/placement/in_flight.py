@@ -26,6 +26,7 @@ from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.foreign_requests import ForeignRequests
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.ports import KnownPort, WorkerPort
+from ghostcacher_router.signals.adapter_costs import is_adapter
 from ghostcacher_router.signals.prefix_locations import HeldPrefix
 from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.signals.sessions import session_key
@@ -71,6 +72,7 @@ class InFlightTracker:
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state[:6]
         self._sent_caches, self._regret, self._hot = state.sent_caches, state.regret, state.hot
+        self._adapters = state.adapters
         self._foreign = ForeignRequests(dependencies.fleet, state.queues, state.locations)
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id; under the engine's own id as well, where it has one."""
@@ -108,6 +110,9 @@ class InFlightTracker:
         reservation = self._queues.reserve(worker.name, tokens, computed, now)
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
         self._open_id(placed, ask.request_id)
+        if ask.shape.model is not None and is_adapter(worker, ask.shape.model):
+            placed.adapter = ask.shape.model
+            self._adapters.began(worker.name, placed.adapter)
         if prompt is not None:
             held_share, due_at = 1.0, inf
             if work is not None:
@@ -221,9 +226,21 @@ class InFlightTracker:
             self._fleet.answered(placed.worker)
 
     def _models_may_have_changed(self, placed: PlacedRequest) -> bool:
-        """Whether a request loaded or unloaded an adapter, or was told that there is no such model."""
+        """Whether a request loaded or unloaded an adapter, was told that there is no such model, or had one found."""
         missing = placed.status == HTTP_NOT_FOUND and placed.ask.shape.model is not None
-        return placed.ask.path.endswith(CHANGE_MODELS) or (missing and self._fleet.models_may_be_old)
+        return placed.ask.path.endswith(CHANGE_MODELS) or (
+            (missing or self._has_found(placed)) and self._fleet.models_may_be_old
+        )
+
+    def _has_found(self, placed: PlacedRequest) -> bool:
+        """Whether a worker has answered with an adapter that it is not known to have."""
+        worker = self._fleet.workers.get(placed.worker)
+        return (
+            placed.is_answered
+            and placed.adapter is not None
+            and worker is not None
+            and (placed.adapter not in worker.models)
+        )
 
     def on_failed(self, placed: PlacedRequest, kind: str, why: str, *, sure: bool) -> None:
         self._fleet.failed(placed.worker, kind, why, sure=sure)
@@ -237,6 +254,7 @@ class InFlightTracker:
         """Note that a worker is DOWN: its cache is likely gone."""
         self._history.forget_worker(worker, self._clock())
         self._sent_caches.forget_worker(worker)
+        self._adapters.forget_worker(worker)
 
     def _note_for_regret(self, digests: Sequence[bytes], tokens: int, worker: str) -> None:
         """Note a prompt that a worker was sent, and now and then how much the fleet's caches hold."""
@@ -319,6 +337,9 @@ class InFlightTracker:
         else:
             self._queues.ended(placed.reservation)
         self._queues.keep_only(self._fleet.workers)
+        if placed.adapter is not None:
+            self._adapters.ended(placed.worker, placed.adapter, loaded=placed.status != HTTP_NOT_FOUND)
+            self._adapters.keep_only(self._fleet.workers)
         if computed:
             now = self._clock()
             self._queues.answered(placed.reservation, now)

@@ -48,6 +48,7 @@ class PlacedRequest:
     """A request and the worker that was chosen for it: the Placement of types.py."""
 
     __slots__ = (
+        "adapter",
         "ask",
         "cache_use",
         "data_parallel_rank",
@@ -94,6 +95,8 @@ class PlacedRequest:
         """What the history keeps of it; None without a prompt."""
         self.cache_use: CacheUse | None = None
         """What its prompt found in its worker's cache, as far as this router can tell; None without a prompt."""
+        self.adapter: str | None = None
+        """The LoRA adapter that it needs at its worker."""
         self.lock: GhostLock | None = None
         """The ghost lock under which its prompt is computed; None when nothing is computed that others could want."""
         self.replaces: GhostLock | None = None

@@ -26,6 +26,12 @@ class QueueEstimate:
         self.reported = reported
         """Whether a fresh load report stands behind it, and not this router's own count alone."""
 
+    def later(self, ms: float) -> QueueEstimate:
+        """Return one of its own for a request that has to wait so much longer."""
+        later = QueueEstimate(self.engine, self.queue_ms + ms, self.reported)
+        later.prefilling = self.prefilling
+        return later
+
     def __repr__(self) -> str:
         return f"QueueEstimate({self.engine.name}, queue={self.queue_ms:.1f} ms, reported={self.reported})"
 

@@ -390,4 +390,7 @@ def test_plan_that_waits_for_room_is_made_anew_only_when_something_has_changed()
     tier.ledger.drop(lambda _: True)
     assert bench.matcher._planned(bench.request, 1) == COUNT - 1
     assert len(plans) == 4
+    tier.ledger.clear()
+    assert bench.matcher._planned(bench.request, 1) == COUNT - 1
+    assert len(plans) == 5
     assert bench.planned == [("peer", Tier.DEVICE, COUNT - 1)]

@@ -33,6 +33,9 @@ class SilentProber:
     async def cache_tokens(self, endpoint: object) -> None:  # noqa: ARG002 - whoever it is
         await asyncio.Event().wait()
 
+    async def adapter_use(self, endpoint: object) -> None:  # noqa: ARG002 - whoever it is
+        await asyncio.Event().wait()
+
 
 class Bench:
     """One worker that reports every 0.2 s, and one router that looks after each report."""

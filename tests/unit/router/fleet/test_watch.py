@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghostcacher_router.fleet.engine_metrics import AdapterUse
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import ProbeFailed
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies, backoff_s
@@ -45,17 +46,21 @@ class ScriptedProber:
     async def cache_tokens(self, endpoint: Endpoint) -> int | None:
         raise AssertionError(f"{endpoint}: a watch asks for no metrics")
 
+    async def adapter_use(self, endpoint: Endpoint) -> AdapterUse | None:
+        raise AssertionError(f"{endpoint}: a watch asks for no metrics")
+
 
 class Subject:
     """A watched worker with a clock and a prober that do as they are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: FleetOptions | None = None) -> None:
         self.clock, self.prober, self.changes = FakeClock(), ScriptedProber(), 0
-        self.options = FleetOptions()
+        self.options = options or FleetOptions()
         self.worker = Worker("w", ENDPOINT, None, self.clock())
         self.downs: list[str] = []
         self.ups: list[str] = []
         self.hung: list[float] = []
+        self.listed: list[list[str]] = []
         dependencies = WatchDependencies(
             self.prober,
             self.options,
@@ -66,6 +71,7 @@ class Subject:
             self.downs.append,
             lambda worker: self.ups.append(worker.name),
             lambda _, since: self.hung.append(since),
+            lambda worker: self.listed.append(sorted(worker.models)),
         )
         self.watch = Watch(self.worker, dependencies)
 
@@ -374,8 +380,9 @@ def test_worker_that_left_is_looked_after_until_its_end_is_clear(
     assert (len(asked), len(subject.hung)) == (probes, 1 if fails is SILENT else 0)
 
 
-def test_worker_that_left_and_answers_is_looked_after_for_a_while(subject: Subject) -> None:
+def test_worker_that_left_and_answers_is_looked_after_for_a_while() -> None:
     """Its requests go on as long as they like."""
+    subject = Subject(FleetOptions(health_interval_s=0.01))
     subject.probe()
     subject.prober.during = lambda: subject.clock.advance(60.0)
     subject.clock.advance(60.0)

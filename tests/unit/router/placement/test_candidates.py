@@ -38,6 +38,9 @@ class Fleet:
     def models(self) -> list[str]:
         return ["m"]
 
+    def base_of(self, model: str | None) -> str | None:  # noqa: ARG002 - engines find nothing by themselves
+        return None
+
     def limits(self) -> Mapping[str, int]:
         return self.limited
 

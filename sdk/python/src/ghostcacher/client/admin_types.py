@@ -359,6 +359,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     """Whether its load is known from its own report."""
     in_flight: int = 0
     """Requests of this router that are on their way there."""
+    adapter_ms: float = 0.0
+    """Getting the request's LoRA adapter ready there: a part of `queue_ms`."""
 
 
 class Explanation(msgspec.Struct, frozen=True):

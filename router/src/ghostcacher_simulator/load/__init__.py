@@ -1,0 +1,7 @@
+"""Loads: the requests of a simulation, read from a trace or made.
+
+requests.py      a request, a load, and how rows become both
+trace_lines.py   what one line of each format says
+trace_files.py   a file as a load; errors name the line and the column
+generated.py     documents, conversations, agents and RAG, made at random from a seed
+"""

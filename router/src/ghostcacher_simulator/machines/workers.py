@@ -1,0 +1,57 @@
+"""A worker in numbers, and a fleet of equal ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ghostcacher_simulator.batching import Batching
+from ghostcacher_simulator.engine import Profile
+
+SIMULATED_BLOCK_BYTES = 64 << 20
+"""KV of 512 tokens of a model with 128 KiB a token."""
+
+
+class HostTier(NamedTuple):
+    """Host memory under an engine's cache."""
+
+    blocks: int
+    """KV blocks that it holds, from 1."""
+    bytes_per_s: float
+    """Rate at which blocks are loaded from it."""
+    policy: str = "hit-density"
+    """The eviction policy, as the setting `eviction_policy`."""
+
+
+class WorkerSpec(NamedTuple):
+    """One worker."""
+
+    profile: Profile
+    """Its engine's cache, its rate of computing prompts, its link to peers."""
+    batching: Batching = Batching()
+    """How its engine makes steps."""
+    host: HostTier | None = None
+    """Its host tier; None where it has none."""
+    usd_per_hour: float | None = None
+    """What it costs; None where that is not known."""
+
+
+class FleetSpec(NamedTuple):
+    """A fleet."""
+
+    workers: int
+    """How many, from 1."""
+    worker: WorkerSpec
+    """What each of them is."""
+
+
+def fleet_of(workers: int, kv_blocks: int, prefill_tokens_per_s: float, block_tokens: int = 512) -> FleetSpec:
+    """Return a fleet of engines of which little is said: the rest is as usual for a model of some 8 B parameters."""
+    profile = Profile(
+        kv_blocks=kv_blocks,
+        block_tokens=block_tokens,
+        prefill_tokens_per_s=prefill_tokens_per_s,
+        publish_s=0.006,
+        block_bytes=SIMULATED_BLOCK_BYTES * block_tokens // 512,
+        pull_bytes_per_s=10e9,
+    )
+    return FleetSpec(workers, WorkerSpec(profile))

@@ -1,0 +1,235 @@
+"""One run: a load through a policy at a fleet, in virtual time. Alike whenever it is run.
+
+    arrival -> policy chooses -> worker: queue, prefill -> first token -> decode -> answered
+                    ^                 | died
+                    '---- another ----'      died while answering: the client has a part of an answer, "broken"
+
+A request ends exactly once, in one `Ending`. Between the arrival and the first token lie all attempts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from ghostcacher_router.types import NoWorker, Outcome
+from ghostcacher_simulator.engine import Prefilled, Refused
+from ghostcacher_simulator.load.requests import Load, Request
+from ghostcacher_simulator.machines.workers import FleetSpec
+from ghostcacher_simulator.replay.policies import Choice, Entrant
+from ghostcacher_simulator.replay.workers import SimulatedWorker, Stores
+
+SETTLE_S = 2.5
+"""Until routers know of each other."""
+REPORT_S = 0.15
+"""Between two load reports."""
+PROBE_S = 2.0
+"""Until a worker's death is known by its probes, where no request has met it before."""
+ATTEMPTS_MAX = 3
+"""Of one request: the first one and the router's retries."""
+
+
+class Ending(str, Enum):
+    """How a request ended."""
+
+    ANSWERED = "answered"
+    """The whole answer came."""
+    BROKEN = "broken"
+    """Its worker died while it answered."""
+    FAILED = "failed"
+    """Every attempt met a worker that died before the first token."""
+    UNPLACED = "unplaced"
+    """No worker was there."""
+    TOO_LONG = "too long"
+    """Prompt and answer are larger than a worker's KV cache: an engine refuses them."""
+
+
+class Served(NamedTuple):
+    """What became of one request. Tokens are of its prompt, but for `answer_tokens`."""
+
+    request: Request
+    ending: Ending
+    worker: str | None = None
+    """Where it was last; None where it was nowhere."""
+    attempts: int = 0
+    """How many workers it was sent to."""
+    ttft_s: float | None = None
+    """From its arrival to the first token; None where none came."""
+    itl_s: float | None = None
+    """Between two tokens of its answer, in the mean; None where there are no two."""
+    local_tokens: int = 0
+    """Found in the worker's own cache."""
+    loaded_tokens: int = 0
+    """Loaded from the worker's host tier."""
+    pulled_tokens: int = 0
+    """Pulled from a peer."""
+    computed_tokens: int = 0
+
+
+class Run(NamedTuple):
+    """What became of a load."""
+
+    entrant: Entrant
+    load: Load
+    fleet: FleetSpec
+    served: Sequence[Served]
+    """In the order in which requests ended."""
+    took_s: float
+    """From the first arrival to the last ending."""
+    computed_tokens: int
+    """Prompt tokens that all workers computed, also for answers that never came."""
+    pulls: int
+    """Prompts of which a part was pulled."""
+    stale_blocks: int
+    """Blocks that were read from a peer and had become others meanwhile: dropped, and computed."""
+
+
+class Replay:
+    """A run while it goes on. On the event loop of virtual time alone."""
+
+    def __init__(self, entrant: Entrant, load: Load, fleet: FleetSpec) -> None:
+        self.entrant, self.load, self.fleet = entrant, load, fleet
+        self.clock = asyncio.get_running_loop().time
+        self.stores = Stores(pulls=entrant.pulls) if entrant.reports else None
+        self._lives: Counter[str] = Counter()
+        self._gone: list[SimulatedWorker] = []
+        self.workers = [self._worker(f"w{number}") for number in range(fleet.workers)]
+        self.served: list[Served] = []
+        self.outstanding: dict[str, Request] = {}
+        """Requests that have come and not ended, by id."""
+        self.observe: Callable[[str], None] = lambda _: None
+        """Told of each thing that has happened."""
+        for worker in self.workers:
+            worker.meet()
+        self.policy = entrant.make(self.workers, self.stores)
+        self.began_at = 0.0
+
+    async def run(self) -> Run:
+        """Send all requests at their time, and return what became of them."""
+        reporting = asyncio.ensure_future(self._report())
+        await asyncio.sleep(SETTLE_S)
+        self.began_at = self.clock()
+        sent: set[asyncio.Task[None]] = set()
+        for request in self.load.requests:
+            await asyncio.sleep(max(0.0, self.began_at + request.arrival_s - self.clock()))
+            task = asyncio.ensure_future(self._send(request))
+            sent.add(task)
+            task.add_done_callback(sent.discard)
+        # A task whose callbacks have yet to run may hold an error.
+        await asyncio.gather(*sent)
+        took_s = self.clock() - self.began_at
+        reporting.cancel()
+        workers = [*self.workers, *self._gone]
+        return Run(
+            self.entrant,
+            self.load,
+            self.fleet,
+            self.served,
+            took_s,
+            sum(worker.computed_tokens for worker in workers),
+            sum(worker.pull_count for worker in workers),
+            sum(worker.stale_blocks for worker in workers),
+        )
+
+    def worker(self, name: str) -> SimulatedWorker:
+        """Return the worker of a name as it is now."""
+        return self.workers[self._place(name)]
+
+    def kill(self, name: str) -> None:
+        """Let a worker die, as a process does: its requests break, and its probes find nobody."""
+        worker = self.worker(name)
+        worker.die()
+        self.observe(f"{name} died")
+
+        def probe() -> None:
+            if self.worker(name) is worker:
+                self.policy.probe_failed(name)
+
+        asyncio.get_running_loop().call_later(PROBE_S, probe)
+
+    def revive(self, name: str) -> None:
+        """Let a worker that is dead live anew, with an empty cache."""
+        self._gone.append(self.worker(name))
+        self._lives[name] += 1
+        worker = self.workers[self._place(name)] = self._worker(name)
+        for each in self.workers:
+            each.meet()
+        self.policy.came_back(worker)
+        self.observe(f"{name} came back")
+
+    def _place(self, name: str) -> int:
+        return int(name.removeprefix("w"))
+
+    def _worker(self, name: str) -> SimulatedWorker:
+        spec, metrics = self.fleet.worker, self.entrant.metrics
+        return SimulatedWorker(name, spec, self.stores, metrics=metrics, life=self._lives[name])
+
+    async def _send(self, request: Request) -> None:
+        self.outstanding[request.request_id] = request
+        served = await self._serve(request)
+        del self.outstanding[request.request_id]
+        self.served.append(served)
+        self.observe(f"{request.request_id} {served.ending.value}")
+
+    async def _serve(self, request: Request) -> Served:
+        if self.workers[0].slots_of(request.prompt) > self.fleet.worker.profile.kv_blocks:
+            return Served(request, Ending.TOO_LONG)
+        served = Served(request, Ending.FAILED)
+        exclude: frozenset[str] = frozenset()
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            try:
+                choice = await self.policy.place(request, exclude)
+            except NoWorker:
+                return served._replace(ending=Ending.UNPLACED)
+            served = await self._attempt(choice, served._replace(attempts=attempt, worker=choice.worker))
+            if served.ending is not Ending.FAILED:
+                return served
+            exclude |= {choice.worker}
+        return served
+
+    async def _attempt(self, choice: Choice, served: Served) -> Served:
+        """Have a request served where it was placed. FAILED: it died there before its first token."""
+        request, first_at = served.request, None
+
+        def first_token(found: Prefilled) -> None:
+            nonlocal served, first_at
+            first_at = self.clock()
+            served = served._replace(
+                ttft_s=first_at - self.began_at - request.arrival_s,
+                local_tokens=found.local_tokens,
+                loaded_tokens=found.loaded_tokens,
+                pulled_tokens=found.pulled_tokens,
+                computed_tokens=found.computed_tokens,
+            )
+            choice.first_byte()
+
+        worker = self.worker(choice.worker)
+        was_dead = worker.dead
+        choice.sent()
+        try:
+            await worker.serve(request, first_token)
+        except Refused:
+            if first_at is not None:
+                choice.ended(Outcome.FAILED, 200)
+                return served._replace(ending=Ending.BROKEN)
+            choice.ended(Outcome.REFUSED if was_dead else Outcome.BROKE, None)
+            return served
+        choice.ended(Outcome.DONE, 200)
+        later_tokens = request.prompt.answer_tokens - 1
+        itl_s = (self.clock() - first_at) / later_tokens if later_tokens and first_at is not None else None
+        return served._replace(ending=Ending.ANSWERED, itl_s=itl_s)
+
+    async def _report(self) -> None:
+        while True:
+            for worker in self.workers:
+                worker.report()
+            self.observe("reports")
+            await asyncio.sleep(REPORT_S)
+
+
+async def replay(entrant: Entrant, load: Load, fleet: FleetSpec) -> Run:
+    """Send all requests of a load at their time through one policy, from empty caches."""
+    return await Replay(entrant, load, fleet).run()

@@ -1,0 +1,72 @@
+"""The routing of one router of a simulated fleet, without its front: prompts in, placements out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TypeVar
+
+from ghostcacher_router.build import Routing
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.placement.context import Dependencies
+from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
+from ghostcacher_router.prompt.boundaries import hash_prompt
+from ghostcacher_router.types import Ask, Placement, RequestShape
+from ghostcacher_simulator.load.requests import Request
+from ghostcacher_simulator.replay.fleet_view import FleetView
+from ghostcacher_simulator.replay.workers import MODEL, SimulatedWorker, Stores
+
+T = TypeVar("T")
+
+ROUND_TRIP_S = 0.0005
+READ_S = 0.008
+"""From the report of a prompt until a router has read it."""
+DIGEST_SEED = 7
+
+
+class SimulatedRouter:
+    """One router."""
+
+    def __init__(self, name: str, workers: Sequence[SimulatedWorker], stores: Stores | None, replicas: int = 1) -> None:
+        """stores: None where all engines are plain. replicas: how many routers there are."""
+        clock = asyncio.get_running_loop().time
+        self.fleet = FleetView(workers, clock)
+        dependencies = Dependencies(
+            self.fleet,
+            PrefixMap(name, clock=clock),
+            PendingPrompts(clock=clock),
+            RouterMetrics(),
+            clock,
+            # One of its own: routers that draw the same numbers pick the same worker.
+            Random(name),  # noqa: S311 - no secret
+            self._call,
+            self._read,
+        )
+        self.routing = Routing(
+            dependencies,
+            index=None if stores is None else stores.index,
+            store=None if stores is None else stores.client(),
+            router=name,
+            options=Options(),
+            replicas=replicas,
+            read_block_s=0.0,
+        )
+        self.routing.start()
+
+    async def place(self, request: Request, exclude: frozenset[str]) -> Placement:
+        """Choose a worker. exclude: those that have refused the request. Raises NoWorker."""
+        text = request.text()
+        prompt = hash_prompt(text, (), request.text_sections(), preamble=b"", seed=DIGEST_SEED)
+        shape = RequestShape(MODEL, True, prompt, request.session)
+        ask = Ask(request.request_id, "POST", "/v1/completions", shape, {}, exclude)
+        return self.routing.picker.place_now(ask) or await self.routing.picker.place(ask)
+
+    async def _call(self, call: Callable[[], T], /) -> T:
+        await asyncio.sleep(ROUND_TRIP_S)
+        return call()
+
+    async def _read(self, call: Callable[[], T], /) -> T:
+        await asyncio.sleep(READ_S)
+        return call()

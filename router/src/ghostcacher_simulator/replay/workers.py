@@ -1,0 +1,264 @@
+"""One worker of a simulated fleet: an engine that batches, its connector, its host tier, its links to peers.
+
+A pull is what it is in a real worker: the index says where a peer holds what is missing, the blocks are read, and then
+the seal is compared. A slot that was given to another block meanwhile has another generation, and the read is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ghostcacher_connector.core.coordination.base import StampedLoad
+from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.memory import MemoryIndex
+from ghostcacher_connector.core.schema import SCHEMA_VERSION
+from ghostcacher_connector.core.types import (
+    INCARNATION_BYTES,
+    BlockHash,
+    Location,
+    PrefixHit,
+    Role,
+    Tier,
+    WorkerRecord,
+)
+from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.types import Endpoint, WorkerState
+from ghostcacher_simulator.batching import BatchingEngine
+from ghostcacher_simulator.connector import Connector
+from ghostcacher_simulator.engine import Prefilled
+from ghostcacher_simulator.load.requests import Request
+from ghostcacher_simulator.machines.workers import WorkerSpec
+from ghostcacher_simulator.pool import HeldBlock, KvPool
+from ghostcacher_simulator.replay.host_blocks import HostBlocks
+
+MODEL = "m"
+LEASE_S = 1e9
+"""A dead worker is not known by its lease here, but by probes: replay.py."""
+
+
+class Stores:
+    """What workers and routers share."""
+
+    def __init__(self, *, pulls: bool) -> None:
+        """pulls: whether workers pull from each other."""
+        clock = asyncio.get_running_loop().time
+        self.pulls = pulls
+        self.index = MemoryIndex(clock=clock)
+        self.coordination = MemoryCoordinationStore(clock=clock)
+        self._clients: list[MemoryCoordinationStore] = []
+        self.workers: dict[str, SimulatedWorker] = {}
+        """Those that are there, by name."""
+
+    def client(self) -> MemoryCoordinationStore:
+        """Return a client of the store, as another process has one."""
+        self._clients.append(self.coordination.client())
+        return self._clients[-1]
+
+    def reach(self, *, reachable: bool) -> None:
+        """Let Redis go away, or come back, for all."""
+        self.index.reachable = self.coordination.reachable = reachable
+        for client in self._clients:
+            client.reachable = reachable
+
+
+class Pulled(NamedTuple):
+    """Blocks that were read from a peer, as the reader believes."""
+
+    peer: SimulatedWorker
+    blocks: Sequence[BlockHash]
+    """What it has asked for, in order."""
+    locations: Sequence[Location]
+    """Where it has read them."""
+
+
+class SimulatedWorker(BatchingEngine):
+    """One worker. All methods are for the event loop's thread."""
+
+    def __init__(
+        self, name: str, spec: WorkerSpec, stores: Stores | None, *, metrics: bool = True, life: int = 0
+    ) -> None:
+        """stores: None for a plain engine. metrics: whether it says how much its cache holds without a connector.
+
+        life: tells its incarnation from earlier ones of the same name.
+        """
+        self.name, self.life = name, life
+        self.pull_count = 0
+        self.stale_blocks = 0
+        """Blocks that were read and did not have the generation any more."""
+        self.link_share = 1.0
+        """The part of its link that it can use now, above 0."""
+        self.on_pulled: Callable[[Pulled], None] = lambda _: None
+        """Told what was read and believed."""
+        self._clock = asyncio.get_running_loop().time
+        self._stores = stores
+        self._hits: dict[bytes, PrefixHit] = {}
+        self._reads: dict[bytes, Sequence[BlockHash]] = {}
+        self.connector = None if stores is None else self._connect(stores, spec.profile.block_tokens)
+        record = None if self.connector is None else self.connector.record
+        self.worker = Worker(name, Endpoint("127.0.0.1", 1, False, ""), record, self._clock())
+        self.worker.state, self.worker.models = WorkerState.READY, frozenset({MODEL})
+        if metrics:
+            self.worker.cache_tokens = spec.profile.kv_blocks * spec.profile.block_tokens
+        super().__init__(spec.profile, spec.batching, self.connector and _Below(self.connector, self))
+        self.host = None
+        if spec.host is not None and self.connector is not None:
+            self.host = HostBlocks(spec.host, self._clock, self.pool.__contains__)
+        if stores is not None:
+            stores.workers[name] = self
+
+    def meet(self) -> None:
+        """Renew its lease, and look for peers to pull from. Nothing, while Redis is away."""
+        if self.connector is not None:
+            with contextlib.suppress(IndexUnavailable):
+                self.connector.renew()
+
+    def report(self) -> None:
+        """Tell routers its load, and what it could not tell before, unless it is plain or Redis is away."""
+        if self.connector is None or self._stores is None or self.dead:
+            return
+        if self.host is not None:
+            self._withdraw(self.host.expire())
+        if self._stores.coordination.reachable:
+            with contextlib.suppress(IndexUnavailable):
+                self.connector.flush()
+            self.worker.load, self.worker.load_measured_at = StampedLoad(self._clock(), self.load()), self._clock()
+
+    async def serve(self, request: Request, first_token: Callable[[Prefilled], None]) -> None:
+        """Compute a prompt and its answer. first_token: told what became of the prompt. Raises Refused when it dies."""
+        if self.host is not None:
+            self.host.asked(request)
+        prefilled = await self.prefill_tokens(request.request_id, request.prompt)
+        try:
+            self.pull_count += prefilled.pulled_tokens > 0
+            first_token(prefilled)
+            with self.living():
+                await self.decode(request.prompt.answer_tokens - 1)
+        finally:
+            self.release(prefilled)
+
+    def evicted_below(self, blocks: Sequence[HeldBlock]) -> None:
+        """Take what the engine's cache has evicted into the host tier, as far as that wants it."""
+        assert self.connector is not None
+        if self.host is None:
+            self.connector.evicted(blocks)
+            return
+        for each in blocks:
+            held, gone = self.host.take(each.block)
+            self._withdraw(gone)
+            if held is None:
+                self.connector.withdrawn([each.block])
+            else:
+                self.connector.moved([held], Tier.HOST)
+
+    def generation(self, location: Location) -> int:
+        """Return the generation of a slot now: the seal."""
+        return self._memory(location).generation(location.slot)
+
+    def content(self, location: Location) -> BlockHash | None:
+        """Return the block that lies in a slot, whatever anybody believes."""
+        return self._memory(location).content(location.slot)
+
+    def _memory(self, location: Location) -> HostBlocks | KvPool:
+        if location.tier is Tier.HOST:
+            assert self.host is not None, f"{self.name} has no host tier"
+            return self.host
+        return self.pool
+
+    def _withdraw(self, gone: Sequence[BlockHash]) -> None:
+        """Withdraw what has left the host tier, unless the engine's cache has it."""
+        assert self.connector is not None
+        self.connector.withdrawn([block for block in gone if block not in self.pool])
+
+    def _found(self, blocks: Sequence[BlockHash]) -> tuple[int, int]:
+        local = self.pool.match(blocks)
+        below = local if self.host is None else self.host.prefix(blocks)
+        if self.host is not None and below > local:
+            # What makes room for this prompt in the cache goes to the tier, and must not drive out what it reads there.
+            self._reads[_name(blocks)] = self.host.pin(blocks[local:below])
+        if below == len(blocks) or self.connector is None:
+            return local, below
+        hit = self.connector.best_peer(blocks)
+        if hit is not None and hit.length > below:
+            self._hits[_name(blocks)] = hit
+            return local, hit.length
+        return local, below
+
+    async def _fetch(self, blocks: Sequence[BlockHash], local: int, held: int) -> tuple[int, int]:
+        hit, reads = self._hits.pop(_name(blocks), None), self._reads.pop(_name(blocks), ())
+        below = local
+        try:
+            async with self._pulls:
+                if self.host is not None and reads:
+                    below = min(held, self.host.prefix(blocks))
+                    await asyncio.sleep((below - local) * self.profile.block_bytes / self.host.spec.bytes_per_s)
+                if hit is None or hit.length <= below:
+                    return below - local, 0
+                return below - local, await self._read(blocks, below, hit)
+        finally:
+            if self.host is not None:
+                self.host.unpin(reads)
+
+    async def _read(self, blocks: Sequence[BlockHash], start: int, hit: PrefixHit) -> int:
+        """Read the blocks ``[start, hit.length)`` of a peer; return how many of them count: the seal says so."""
+        assert self._stores is not None
+        peer = self._stores.workers.get(hit.worker)
+        share = min(self.link_share, peer.link_share if peer is not None else 1.0)
+        count = hit.length - start
+        await asyncio.sleep(self.profile.pull_fixed_s + (self.pull_s(count) - self.profile.pull_fixed_s) / share)
+        # A peer that died, or lives anew, answers no read of what was looked up before.
+        if peer is None or peer.dead or peer.connector is None or peer.connector.ref.incarnation != hit.incarnation:
+            return 0
+        locations = hit.locations[start : hit.length]
+        fresh = next(
+            (place for place, at in enumerate(locations) if peer.generation(at) != at.generation), len(locations)
+        )
+        self.stale_blocks += count - fresh
+        self.pulled_blocks += fresh
+        self.on_pulled(Pulled(peer, blocks[start : start + fresh], locations[:fresh]))
+        return fresh
+
+    def _connect(self, stores: Stores, block_tokens: int) -> Connector:
+        record = WorkerRecord(
+            schema=SCHEMA_VERSION,
+            worker=self.name,
+            incarnation=hashlib.sha256(f"{self.name} {self.life}".encode()).digest()[:INCARNATION_BYTES],
+            namespace="replay",
+            fingerprint={"model": MODEL},
+            role=Role.BOTH,
+            http=None,
+            block_tokens=block_tokens,
+            started_at=0.0,
+            ranks=(),
+        )
+        connector = Connector(
+            stores.index,
+            stores.coordination,
+            record,
+            lease_ttl_s=LEASE_S,
+            peers=None if stores.pulls else tuple,
+            at_once=True,
+            keeps_unsent=True,
+        )
+        with contextlib.suppress(IndexUnavailable):
+            connector.join()
+        return connector
+
+
+def _name(blocks: Sequence[BlockHash]) -> bytes:
+    """Return what names a prompt between its admission and its reads: between them nothing else runs."""
+    return blocks[-1]
+
+
+class _Below:
+    """The sharing of an engine with a tier below it: evicted blocks go there first. Implements `Sharing`."""
+
+    def __init__(self, connector: Connector, worker: SimulatedWorker) -> None:
+        self.received = connector.received
+        self.prefix_at_peers = connector.prefix_at_peers
+        self.computed = connector.computed
+        self.evicted = worker.evicted_below
