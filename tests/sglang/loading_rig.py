@@ -201,6 +201,12 @@ class Rig:
         assert loaded == (None if self.loader.waits(rid) else (0, tracked.req.last_node))
         return self.loader.waits(rid)
 
+    def hang(self, tracked: Tracked) -> None:
+        """Begin a load whose READ goes on until it is let."""
+        self.transport.let.clear()
+        assert self.begin(tracked)
+        wait_until(lambda: not self.puller._queue)
+
     def load(self, tracked: Tracked, keys: list[str] = KEYS) -> int:
         """Load until it is over; return how many tokens of the request's prompt the tree has then."""
         if self.begin(tracked, keys):

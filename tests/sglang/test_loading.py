@@ -78,9 +78,7 @@ def test_good_head_of_a_pull_is_used(rig: Rig) -> None:
 
 def test_pull_that_may_still_land_keeps_its_pages(rig: Rig) -> None:
     """At the deadline the request waits no longer; nobody gets the pages until the READ is over, then they are free."""
-    tracked = rig.request()
-    rig.transport.let.clear()
-    rig.begin(tracked)
+    rig.hang(rig.request())
     rig.now += 2.0
     rig.loader.settle()
     assert not rig.loader.waits("r")
@@ -95,8 +93,7 @@ def test_pull_that_may_still_land_keeps_its_pages(rig: Rig) -> None:
 
 def test_late_pull_is_recorded_when_it_is_over(rig: Rig) -> None:
     """A pull that was given up tells how slow the peer is, once it has ended."""
-    rig.transport.let.clear()
-    rig.begin(rig.request())
+    rig.hang(rig.request())
     rig.now += 2.0
     rig.loader.settle()
     assert rig.count("gc_pulls_total") == 0
@@ -107,10 +104,8 @@ def test_late_pull_is_recorded_when_it_is_over(rig: Rig) -> None:
 
 def test_no_request_waits_while_reads_that_hang_hold_every_thread(rig: Rig) -> None:
     """Nobody would carry its pull out; it is computed at once, and others pull again when the READs are over."""
-    rig.transport.let.clear()
     for _ in range(THREADS):
-        rig.begin(rig.request())
-        wait_until(lambda: not rig.puller._queue)
+        rig.hang(rig.request())
         rig.now += 2.0
         rig.loader.settle()
     assert not rig.begin(rig.request())

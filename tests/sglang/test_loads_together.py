@@ -80,8 +80,7 @@ def test_loads_together_hold_a_part_of_the_pool(rig: Rig) -> None:
 def test_pages_of_reads_that_hang_count_with_those_of_loads(rig: Rig) -> None:
     """With none that could be waited for, a request is computed."""
     rig.loader._pages_max = COUNT
-    rig.transport.let.clear()
-    rig.begin(rig.request())
+    rig.hang(rig.request())
     rig.now += 2.0
     rig.loader.settle()
     assert not rig.begin(rig.request("b"))
@@ -168,8 +167,7 @@ def test_request_that_ends_while_it_waits_for_anothers_load_ends_alone(rig: Rig)
 
 def test_flush_leaves_nothing_of_a_pull_in_the_new_tree(rig: Rig) -> None:
     """SGLang puts every page into its free list; those of the READ are not among them until it is over."""
-    rig.transport.let.clear()
-    rig.begin(rig.request())
+    rig.hang(rig.request())
     rig.tree.reset()
     rig.allocator.clear()
     assert not rig.loader.waits("r")
@@ -189,8 +187,7 @@ def test_sglang_that_runs_out_of_memory_has_the_pages_of_pulls_first(rig: Rig) -
 
 
 def test_draining_ends_at_the_deadline_of_a_pull_that_hangs(rig: Rig) -> None:
-    rig.transport.let.clear()
-    rig.begin(rig.request())
+    rig.hang(rig.request())
     rig.loader._clock = ticking(rig)
     rig.loader.drain()
     assert not rig.loader.waits("r")

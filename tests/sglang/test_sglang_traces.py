@@ -151,8 +151,7 @@ def test_pull_of_pages_that_were_reused_meanwhile_says_so(traced: Traced, rig: R
 
 def test_pull_that_was_given_up_says_so(traced: Traced, rig: Rig) -> None:
     """Its READ hangs; the request goes on without it."""
-    rig.transport.let.clear()
-    rig.begin(traced_request(rig))
+    rig.hang(traced_request(rig))
     rig.now += 2.0
     rig.loader.settle()
     (hung,) = traced.named("pull")
