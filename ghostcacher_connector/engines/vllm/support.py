@@ -5,12 +5,11 @@ Each refusal here stands for a proof that is still missing. What vLLM itself mus
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.compat import hash_tokens
@@ -36,19 +35,6 @@ KINDS = {
     "MambaSpec": "a state, of which no prefix of blocks brings back a part",
 }
 """Kinds of KV cache that are refused, by the name of vLLM's class, and why."""
-
-
-def check_not_nested() -> None:
-    """Raise UnsupportedEngine when MultiConnector makes the connector.
-
-    It gives its children copies of the configuration, so that the recompute policy which we set is lost, and it
-    passes the ranks' addresses on to its first child only. Nothing but the call stack shows a child that it is one.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").endswith(".multi_connector"):
-            raise UnsupportedEngine("MultiConnector: expected GhostCacherConnector as the only KV connector")
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
 
 
 def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
