@@ -45,6 +45,10 @@ class Case(NamedTuple):
     extra_args: tuple[str, ...]
     block_tokens: int = BLOCK_TOKENS
     env: Mapping[str, str] = {}
+    blocks: int = BLOCKS
+    """Of the KV cache, counted as those of a cache with one group."""
+    window_blocks: int = 0
+    """Blocks of a window in a KV cache group of its own."""
     ranks: int = 1
     adapter: bool = False
     """Whether requests are for a LoRA adapter, which each engine knows by another name from another path."""
@@ -62,6 +66,7 @@ class Case(NamedTuple):
 CASES = {
     "window-fp8-ngram": Case("window-fp8", (*NO_HYBRID, *FP8, *NGRAM)),
     "window": Case("window", NO_HYBRID),
+    "hybrid": Case("window", (), blocks=80, window_blocks=3),
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
     "stages": Case("qwen3", STAGES, env={"PYTHONPATH": str(ROOT)}, ranks=2),
@@ -87,7 +92,7 @@ def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
         "env": case.env,
         "cores": "|".join(core_shares(case.ranks)) if case.ranks > 1 else None,
         "block_size": case.block_tokens,
-        "num_blocks": BLOCKS,
+        "num_blocks": case.blocks,
         "max_model_len": 28 * case.block_tokens,
     }
     model, folder = ensure_model("tiny", kind=case.kind), tmp_path_factory.mktemp("adapters")
@@ -97,6 +102,7 @@ def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
         more = ("--lora-modules", *paths) if case.adapter else ()
         engines[name] = {**options, "extra_args": (*case.extra_args, *more)}
     with running(model, engines, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
+        fleet.window_blocks = case.window_blocks
         if case.adapter:
             fleet.models = {name: next(iter(adapters)) for name, adapters in ADAPTERS.items()}
         yield fleet
@@ -128,6 +134,8 @@ def test_pulled_prefix_gives_the_answer_of_the_engine_s_own_cache(fleet: Fleet, 
 
 def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
     """Drafts that were right are pulled like other tokens, and what they leave of the wrong ones is not."""
+    if case.window_blocks:
+        pytest.skip("vLLM keeps the windows at the ends of prompts, and not those of answers")
     prompt = prompt_of(fleet, case, 2)
     before, drafted = fleet.settled_entries("b"), fleet.counters("b")
     first = fleet.client("b").complete(prompt, max_tokens=4 * case.block_tokens, ignore_eos=True)
