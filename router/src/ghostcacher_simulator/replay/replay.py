@@ -108,8 +108,10 @@ class Replay:
         """Told what workers have read of peers and believed. What it raises ends the run."""
         self.come = 0
         """How many requests have come."""
+        # Each of them would find the same.
+        records = self.stores.index.workers() if self.stores is not None else []
         for worker in self.workers:
-            worker.meet()
+            worker.know(records)
         self.policy = entrant.make(self.workers, self.stores)
         self.begun = asyncio.Event()
         """Set when the first request comes, at `began_at`."""
