@@ -114,6 +114,7 @@ def test_pages_of_an_adapter_are_offered_as_they_are_looked_for(offers: Offers, 
     asked.origin_input_ids = array("q", [*TEXT, 1])
     tracked = track(asked, PAGE, elsewhere.digest(OTHER))
     assert names == tracked.chain
+    assert tracked.adapted
     assert names != plain_names(RadixKey(TEXT, extra_key=own or None), PAGE)
     # SGLang asks by its own names.
     own_names = plain_names(RadixKey(TEXT, extra_key=own + OTHER), PAGE)

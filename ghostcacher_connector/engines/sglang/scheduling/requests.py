@@ -30,17 +30,14 @@ class Tracked(PullState):
     """Hashes of the prompt's full pages; empty when they mean something on this engine only."""
     names: list[BlockHash] = field(default_factory=list)
     """SGLang's own hashes of these pages, where the fleet calls them otherwise; else the same list."""
+    adapted: bool = False
+    """Whether the fleet calls its pages otherwise than SGLang, since a LoRA adapter computes them."""
     followed: bool = False
     """Whether it has waited for another request's load already (loading.py)."""
 
     def __post_init__(self) -> None:
         PullState.__post_init__(self)
         self.names = self.names or self.chain
-
-    @property
-    def adapted(self) -> bool:
-        """Whether the fleet calls its pages otherwise than SGLang, since a LoRA adapter computes them."""
-        return self.names is not self.chain
 
     @property
     def request_id(self) -> str:
@@ -78,10 +75,11 @@ def track(req: Req, page_tokens: int, adapter: bytes | None = None) -> Tracked:
         return Tracked(req, [], sections=sections)
     key = RadixKey(req.origin_input_ids, extra_key=req.extra_key, cache_salt=req.cache_salt)
     names = plain_names(key, page_tokens)
-    chain = names
-    if req.lora_id is not None and adapter is not None:
-        chain = adapted_names(key, req.lora_id, adapter, page_tokens)
-    return Tracked(req, chain, names=names, pullable=max(0, tokens - 1) // page_tokens, sections=sections)
+    pullable = max(0, tokens - 1) // page_tokens
+    if req.lora_id is None or adapter is None:
+        return Tracked(req, names, pullable=pullable, sections=sections)
+    chain = adapted_names(key, req.lora_id, adapter, page_tokens)
+    return Tracked(req, chain, names=names, adapted=True, pullable=pullable, sections=sections)
 
 
 def shareable(req: Req, adapter: bytes | None = None) -> bool:
