@@ -44,7 +44,8 @@ def case_of(seed: int) -> Case:
     )
     host = HostTier(rng.randint(1, 3 * longest), 1e9, rng.choice(["hit-density", "lru", "seed-score"]))
     spec = WorkerSpec(profile, Batching(step_tokens=rng.choice([256, 2_048])), host if rng.random() < 0.5 else None)
-    chosen = rng.choice([each for each in entrants(rng.randint(2, 3)) if each.own == (rng.random() < OWN_SHARE)])
+    own = rng.random() < OWN_SHARE
+    chosen = rng.choice([each for each in entrants(rng.randint(2, 3)) if each.own == own])
     failures = tuple(_failure(rng, workers, load.duration_s) for _ in range(rng.choice([0, 1, 2, 4])))
     return Case(chosen, load, FleetSpec(workers, spec), failures)
 

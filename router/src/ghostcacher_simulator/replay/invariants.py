@@ -134,12 +134,15 @@ def _check_caches(worker: SimulatedWorker) -> None:
 
 
 def _check_served(served: Served) -> None:
-    request = served.request
-    found = served.local_tokens + served.loaded_tokens + served.pulled_tokens + served.computed_tokens
+    request, name = served.request, f"{served.request.request_id} {served.ending.value}"
+    parts = (served.local_tokens, served.loaded_tokens, served.pulled_tokens, served.computed_tokens)
     if served.ttft_s is not None:
-        assert found == request.prompt.tokens, f"{served}: {found} tokens of {request.prompt.tokens}"
-        assert served.ttft_s > 0, f"{served}: no time to the first token"
-    assert (served.ttft_s is not None) == (served.ending in {Ending.ANSWERED, Ending.BROKEN}), f"{served}"
+        assert sum(parts) == request.prompt.tokens, f"{name}: {parts} are not {request.prompt.tokens} tokens"
+        assert served.ttft_s > 0, f"{name}: no time to the first token"
+    begun = served.ending in {Ending.ANSWERED, Ending.BROKEN}
+    assert (served.ttft_s is not None) == begun, f"{name}: first token after {served.ttft_s} s"
     most = served.attempts == ATTEMPTS_MAX
-    assert most if served.ending is Ending.FAILED else served.attempts <= ATTEMPTS_MAX, f"{served}: attempts"
-    assert not served.living_left, f"{request.request_id} {served.ending.value} while {served.living_left} live"
+    assert most if served.ending is Ending.FAILED else served.attempts <= ATTEMPTS_MAX, (
+        f"{name}: {served.attempts} times"
+    )
+    assert not served.living_left, f"{name} while {', '.join(served.living_left)} live"
