@@ -164,7 +164,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
         self._offered = None
         prefix = cache.get_prefix_hash_values(node_id)
         names = offered_names(cache.tree_core, node_id, self._adapters, self._engine.page_tokens)
-        self._offered = _Offered(prefix[0] if prefix else None, names and [name.hex() for name in names])
+        said = None if names is None else [name.hex() for name in names]
+        self._offered = _Offered(prefix[0] if prefix else None, said)
 
     def batch_begins(self, batch: ScheduleBatch) -> None:
         self._scheduling.batch_begins(batch)

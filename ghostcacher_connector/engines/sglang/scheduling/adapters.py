@@ -59,8 +59,8 @@ class Adapters:
                 self._not_shared(number, "its id has come to mean another one")
         if req.lora_id is not None:
             self._learn(req.lora_id, loaded.get(req.lora_id))
-        elif (number := self.id_in(req.extra_key)) is not None:
-            self._not_shared(number, "a client's own key ends with its id")
+        elif (meant := self.id_in(req.extra_key)) is not None:
+            self._not_shared(meant, "a client's own key ends with its id")
 
     def id_in(self, extra_key: str | None) -> str | None:
         """Return the id of the adapter that a key of SGLang's tree ends with; None when it is of no adapter."""
