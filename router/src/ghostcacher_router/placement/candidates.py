@@ -53,10 +53,11 @@ class CandidateFinder:
         if ask.shape.needs_id is not None and (holder := self._holder(ask, ask.shape.needs_id)) is not None:
             return _candidates([holder], ask.shape.model)
         model = ask.shape.model
+        base = self._fleet.base_of(model)
         workers = self._fleet.serving(model)
         if not workers:
             self._seen.pop(model, None)
-            raise _nobody(model, self._fleet.models())
+            raise _nobody(base or model, self._fleet.models())
         wanted = _wanted_rank(ask)
         if wanted is not None:
             workers = [worker for worker in workers if worker.data_parallel_rank in (None, wanted)]
@@ -70,7 +71,7 @@ class CandidateFinder:
         limits = self._fleet.limits()
         if limits:
             workers = self._within(limits, workers)
-        if ask.exclude or limits or wanted is not None or self._fleet.base_of(model) is not None:
+        if ask.exclude or limits or wanted is not None or base is not None:
             # The last have whatever names clients think of.
             return _candidates(workers, model)
         found = self._seen.get(model)

@@ -38,8 +38,8 @@ class Fleet:
     def models(self) -> list[str]:
         return ["m"]
 
-    def base_of(self, model: str | None) -> str | None:  # noqa: ARG002 - engines find nothing by themselves
-        return None
+    def base_of(self, model: str | None) -> str | None:
+        return "m" if model == "lazy" else None
 
     def limits(self) -> Mapping[str, int]:
         return self.limited
@@ -155,3 +155,12 @@ def test_stored_object_is_at_its_worker_only(
     if holder == "b":
         with pytest.raises(NoWorker):
             finder.find(ask._replace(exclude=frozenset({"b"})))
+
+
+@pytest.mark.parametrize(("model", "status"), [("m", 503), ("lazy", 503), ("other", 404)])
+def test_model_whose_workers_are_all_away_may_be_asked_for_again(model: str, status: int) -> None:
+    """So may an adapter that they would find; one that nobody could ever have does not exist."""
+    ask = Ask("r", "POST", "/v1/completions", SHAPE._replace(model=model), {})
+    with pytest.raises(NoWorker) as caught:
+        finder_of(Fleet(), no_objects()).find(ask)
+    assert (caught.value.status, caught.value.retry_after_s is not None) == (status, status == 503)
