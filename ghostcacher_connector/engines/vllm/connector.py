@@ -195,9 +195,9 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_worker_meta(self) -> RankReport:
         return self._worker.take_report()
 
-    def read_weights(self, model: torch.nn.Module) -> str:
+    def read_weights(self, model: torch.nn.Module, drafter: torch.nn.Module | None) -> str:
         """Return a digest of this rank's weights (called through rank_calls.py)."""
-        return self._worker.read_weights(model)
+        return self._worker.read_weights(model, drafter)
 
     def read_adapters(self, model: torch.nn.Module) -> dict[int, bytes]:
         """Return what this rank's LoRA adapters hold (called through rank_calls.py)."""

@@ -15,6 +15,7 @@ from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
+from ghostcacher_connector.engines.vllm.drafters import blocks_held_back, keeps_kv
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.kv_groups import cache_groups
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
@@ -249,6 +250,7 @@ class PartsMaker:
             groups=fleet.lookups.groups,
             tier=tier,
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
+            trails=keeps_kv(self._config),
         )
 
     def _matcher(
@@ -259,7 +261,7 @@ class PartsMaker:
         tier: HostTier | None,
         fetcher: ObjectFetcher | None,
     ) -> Matcher:
-        return Matcher(
+        matcher = Matcher(
             self._settings,
             fleet.lookups,
             forecaster,
@@ -271,6 +273,8 @@ class PartsMaker:
             tracer=open_tracer("ghostcacher-connector", self._clock) if self._settings.tracing else None,
             clock=self._clock,
         )
+        matcher.held_back = blocks_held_back(self._config)
+        return matcher
 
 
 def _withdraw_from(sink: BlockSink, tier: HostTier | None) -> Callable[[int], None]:
