@@ -68,13 +68,14 @@ class CandidateFinder:
         if ask.shape.needs_id is not None and (holder := self._holder(ask, ask.shape.needs_id)) is not None:
             return _candidates([holder], ask.shape.model)
         model = ask.shape.model
+        base = self._fleet.base_of(model)
         workers = self._fleet.serving(model)
         if not workers:
             for computes in (False, True):
                 self._seen.pop((model, computes), None)
             self._roles.pop(model, None)
-            raise _nobody(model, self._fleet.models())
-        workers = self._in_role(model, workers, ask.step)
+            raise _nobody(base or model, self._fleet.models())
+        workers = self._in_role(base or model, workers, ask.step)
         wanted = _wanted_rank(ask)
         if wanted is not None:
             workers = [worker for worker in workers if worker.data_parallel_rank in (None, wanted)]
@@ -88,7 +89,7 @@ class CandidateFinder:
         limits = self._fleet.limits()
         if limits:
             workers = self._within(limits, workers)
-        if ask.exclude or limits or wanted is not None or self._fleet.base_of(model) is not None:
+        if ask.exclude or limits or wanted is not None or base is not None:
             # The last have whatever names clients think of.
             return _candidates(workers, model)
         key = model, ask.step is PdRole.PREFILL
@@ -99,7 +100,7 @@ class CandidateFinder:
 
     def hands_over(self, model: str | None) -> bool:
         """Say whether some workers only compute prompts for a model, and others answer."""
-        return self._roles_of(model, self._fleet.serving(model)).apart
+        return self._roles_of(self._fleet.base_of(model) or model, self._fleet.serving(model)).apart
 
     def _in_role(self, model: str | None, workers: Sequence[WorkerPort], step: PdRole | None) -> Sequence[WorkerPort]:
         """Return the workers for a step, or for a whole request. workers: the fleet's, of this model."""

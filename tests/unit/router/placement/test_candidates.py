@@ -41,8 +41,8 @@ class Fleet:
     def models(self) -> list[str]:
         return ["m"]
 
-    def base_of(self, model: str | None) -> str | None:  # noqa: ARG002 - engines find nothing by themselves
-        return None
+    def base_of(self, model: str | None) -> str | None:
+        return "m" if model == "lazy" else None
 
     def limits(self) -> Mapping[str, int]:
         return self.limited
@@ -160,6 +160,15 @@ def test_stored_object_is_at_its_worker_only(
             finder.find(ask._replace(exclude=frozenset({"b"})))
 
 
+@pytest.mark.parametrize(("model", "status"), [("m", 503), ("lazy", 503), ("other", 404)])
+def test_model_whose_workers_are_all_away_may_be_asked_for_again(model: str, status: int) -> None:
+    """So may an adapter that they would find; one that nobody could ever have does not exist."""
+    ask = Ask("r", "POST", "/v1/completions", SHAPE._replace(model=model), {})
+    with pytest.raises(NoWorker) as caught:
+        finder_of(Fleet(), no_objects()).find(ask)
+    assert (caught.value.status, caught.value.retry_after_s is not None) == (status, status == 503)
+
+
 def in_role(name: str, role: PdRole | None) -> Worker:
     return Worker(name, FRONT, msgspec.structs.replace(make_record(name), pd_role=role), 0.0)
 
@@ -207,3 +216,15 @@ def test_roles_name_urls() -> None:
     for wrong in ("http://b:1", "http://b:1=both", "b=prefill"):
         with pytest.raises(ConfigError, match="roles: expected"):
             parse_roles([wrong], "roles")
+
+
+def test_names_that_clients_think_of_are_not_kept() -> None:
+    """Of adapters that workers find by themselves there may be any number: what is known of them is their model's."""
+    fleet = Fleet(worker("a", None), worker("b", None))
+    fleet.base_of = lambda _: "m"  # type: ignore[assignment, method-assign]
+    finder = finder_of(fleet, no_objects())
+    for number in range(8):
+        named = SHAPE._replace(model=f"adapter {number}")
+        assert len(finder.find(Ask("r", "POST", "/v1/completions", named, {})).workers) == 2
+        finder.hands_over(named.model)
+    assert len(finder._seen) + len(finder._roles) <= 1
