@@ -80,7 +80,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The attention backend, then shape and strides of a slot in every segment."""
 
     tp: int
-    """Tensor-parallel size."""
+    """Tensor-parallel size; 1 where ranks hold replicas, of whatever size the engine is."""
 
     pp: int
     """Pipeline-parallel size."""
@@ -131,6 +131,14 @@ def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[tuple[str, s
     fields = sorted(a.keys() | b.keys())
     pairs = ((field, a.get(field, ABSENT), b.get(field, ABSENT)) for field in fields)
     return [(field, left, right) for field, left, right in pairs if left != right]
+
+
+def share_count(fields: Mapping[str, str]) -> int:
+    """Return into how many shares a block is divided, each for one rank or, where these hold replicas, for several.
+
+    fields: of a fingerprint, as `Fingerprint.as_fields` gives them.
+    """
+    return int(fields["pp"]) * int(fields["tp"])
 
 
 def named_values(values: Mapping[str, object]) -> str:

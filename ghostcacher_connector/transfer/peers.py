@@ -14,6 +14,7 @@ from ghostcacher_connector.core.types import OWN_INCARNATION, MissReason, RankEn
 from ghostcacher_connector.transfer.base import PullResult, Transport
 from ghostcacher_connector.transfer.jobs import LinkStats
 from ghostcacher_connector.transfer.layout import endpoint_fault
+from ghostcacher_connector.transfer.shares import Share
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Peer:
         self.incarnation = incarnation
         """The incarnation of the entries that are good: those of another one are stale."""
         self.endpoint = endpoint
-        """Its rank of the same number as this one: ranks pull from their counterparts."""
+        """Its rank that has the same share of each block as this one: ranks pull from their counterparts."""
         self.backoff = Backoff()
         self.transport: str | None = None
         """The transport that was used last; None when none reaches it."""
@@ -52,13 +53,14 @@ class Peers:
         memory: SlotMemory,
         *,
         namespace: str,
-        rank: int,
+        share: Share,
         clock: Callable[[], float],
     ) -> None:
+        """share: of the rank, which its peers have, too."""
         self._transports = transports
         self._slot_bytes = memory.slot_bytes
         self._namespace = namespace
-        self._rank = rank
+        self._share = share
         self._clock = clock
         self._lock = threading.Lock()
         self._peers: dict[str, Peer] = {}
@@ -89,6 +91,11 @@ class Peers:
             if endpoint.agent_name not in kept:
                 self._forget(endpoint)
         return fresh
+
+    def counterpart(self, record: WorkerRecord) -> RankEndpoint | None:
+        """Return the rank of a worker that has the same share of each block as this one; None when none has."""
+        number = self._share.rank_in(len(record.ranks))
+        return record.ranks[number] if number is not None else None
 
     def know_own(self, worker: str, endpoint: RankEndpoint) -> None:
         """Take the own worker for a peer, for loads from its own host slots: no record of it is needed."""
@@ -159,17 +166,21 @@ class Peers:
 
     def _kept(self, peer: Peer | None, record: WorkerRecord) -> Peer:
         """Return what is known of a peer, or a new one when this is another incarnation of it."""
-        same = peer is not None and peer.incarnation == record.incarnation and peer.endpoint == record.ranks[self._rank]
-        return peer if peer is not None and same else Peer(record.worker, record.incarnation, record.ranks[self._rank])
+        endpoint = self.counterpart(record)
+        assert endpoint is not None, "a record without this rank's share was accepted"
+        same = peer is not None and peer.incarnation == record.incarnation and peer.endpoint == endpoint
+        return peer if peer is not None and same else Peer(record.worker, record.incarnation, endpoint)
 
     def _fault_of(self, record: WorkerRecord) -> str:
         if record.namespace != self._namespace:
             return f"fingerprint_mismatch: namespace {record.namespace[:16]}, expected {self._namespace[:16]}"
-        if len(record.ranks) <= self._rank:
-            return f"fingerprint_mismatch: {len(record.ranks)} ranks, expected more than {self._rank}"
-        endpoint = record.ranks[self._rank]
-        if endpoint.rank != self._rank:
-            return f"malformed_entry: expected rank {self._rank}, found rank {endpoint.rank}"
+        number, endpoint = self._share.rank_in(len(record.ranks)), self.counterpart(record)
+        if endpoint is None:
+            return (
+                f"fingerprint_mismatch: {len(record.ranks)} ranks, expected some for each of {self._share.share_count}"
+            )
+        if endpoint.rank != number:
+            return f"malformed_entry: expected rank {number}, found rank {endpoint.rank}"
         fault = endpoint_fault(endpoint)
         if fault:
             return f"malformed_entry: {fault}"

@@ -47,6 +47,7 @@ from ghostcacher_connector.transfer.jobs import (
     unread_result,
 )
 from ghostcacher_connector.transfer.peers import Peer, Peers
+from ghostcacher_connector.transfer.shares import Share
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +66,20 @@ class Puller:
         memory: SlotMemory,
         *,
         namespace: str,
-        rank: int,
+        share: Share,
         pull_threads: int = 2,
         loads: bool = False,
         queue_max: int = QUEUE_MAX,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the threads. loads: whether the rank has host slots of its own to load from (`Peers.know_own`)."""
+        """Start the threads. loads: whether the rank has host slots of its own to load from (`Peers.know_own`).
+
+        share: of the rank, which its peers have, too.
+        """
         self._transports = tuple(transports)
         self._clock = clock
         self._queue_max = queue_max
-        self.peers = Peers(self._transports, memory, namespace=namespace, rank=rank, clock=clock)
+        self.peers = Peers(self._transports, memory, namespace=namespace, share=share, clock=clock)
         self._changed = threading.Condition()
         self._queue: collections.OrderedDict[str, PullJob] = collections.OrderedDict()
         self._running: set[str] = set()

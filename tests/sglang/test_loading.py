@@ -28,6 +28,7 @@ from ghostcacher_connector.transfer.base import PullRequest, PullResult, failed_
 from ghostcacher_connector.transfer.jobs import PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.transfer.shares import Share
 from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 
@@ -65,7 +66,9 @@ class Rig:
         self.fabric, self.owner, self.memory = fabric, KvMemory(), KvMemory()
         self.peer = MemoryTransport(fabric, self.owner.memories, self.owner.table, name="peer")
         self.transport = LateTransport(fabric, self.memory.memories, self.memory.table, name="me")
-        self.puller = Puller([self.transport], self.memory.rank, namespace=NAMESPACE, rank=0, pull_threads=THREADS)
+        self.puller = Puller(
+            [self.transport], self.memory.rank, namespace=NAMESPACE, share=Share.of(0, 1, 1), pull_threads=THREADS
+        )
         self.puller.update_peers([self.record()])
         pages = self.memory.table.slot_count - 1
         self.allocator: Any = PagedTokenToKVPoolAllocator(pages * PAGE, PAGE, torch.float32, "cpu", None, False)

@@ -112,7 +112,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         kv_heads=model.get_total_num_kv_heads(),
         head_size=spec.head_size,
         layout=f"{_attention_backend(vllm_config)}:{_layout_switches(cache)}:{layout}",
-        tp=parallel.tensor_parallel_size,
+        tp=1 if holds_replicas(spec) else parallel.tensor_parallel_size,
         pp=parallel.pipeline_parallel_size,
         dcp=parallel.decode_context_parallel_size,
         hash_algorithm=cache.prefix_caching_hash_algo,
@@ -122,6 +122,13 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         engine_version=installed_version("vllm", DISTRIBUTIONS),
         schema_version=SCHEMA_VERSION,
     )
+
+
+def holds_replicas(spec: FullAttentionSpec) -> bool:
+    """Say whether all ranks of a stage hold the same rows: a latent vector is not divided by heads."""
+    from vllm.v1.kv_cache_interface import MLAAttentionSpec  # noqa: PLC0415 - vLLM is optional
+
+    return type(spec) is MLAAttentionSpec
 
 
 def check_hashes(vllm_config: VllmConfig, by_rank: Mapping[str, str]) -> None:

@@ -32,12 +32,13 @@ from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_n
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.stages import layout_of_all_stages
-from ghostcacher_connector.identity.fingerprint import Fingerprint
+from ghostcacher_connector.identity.fingerprint import Fingerprint, share_count
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.copier import Copier
 from ghostcacher_connector.transfer.jobs import PullJob, outdated_result
+from ghostcacher_connector.transfer.shares import Share
 from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.host_objects import HostObjects
 from ghostcacher_connector.worker.rank import RankRuntime
@@ -91,9 +92,8 @@ class ConnectorWorker:
         layout = layout_of_all_stages(self._vllm_config, own_layout, list(kv_caches))
         fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
         self._fingerprint = fingerprint
-        host = open_host_memory(
-            self._settings.host_tier_gib, memory, ranks=self._vllm_config.parallel_config.world_size
-        )
+        parallel = self._vllm_config.parallel_config
+        host = open_host_memory(self._settings.host_tier_gib, memory, ranks=parallel.world_size)
         self._table = SlotTable(config.num_blocks + (host.slots.slot_count if host is not None else 0))
         self._runtime = RankRuntime(
             self._settings,
@@ -101,7 +101,7 @@ class ConnectorWorker:
             self._table,
             self._recorder,
             worker=worker_name(self._vllm_config, self._settings),
-            rank=self._vllm_config.parallel_config.rank,
+            share=Share.of(parallel.rank, parallel.world_size, share_count(fingerprint.as_fields())),
             namespace=fingerprint.digest(),
             scratch_slot=NULL_BLOCK,
             port_offset=relay_port_offset(self._vllm_config),
