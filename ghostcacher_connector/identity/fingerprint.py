@@ -80,7 +80,11 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The attention backend, then shape and strides of a slot in every segment."""
 
     tp: int
-    """Tensor-parallel size; 1 where ranks hold replicas, of whatever size the engine is."""
+    """Tensor-parallel size; 1 where it makes no difference to what is shared: see `ranks_hold`."""
+
+    ranks_hold: str = "shards"
+    """What the tensor-parallel ranks of a stage hold: "shards", which other sizes divide otherwise; "replicas"; or
+    "heads", of which other sizes have more or fewer, side by side."""
 
     pp: int
     """Pipeline-parallel size."""
@@ -134,7 +138,7 @@ def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[tuple[str, s
 
 
 def share_count(fields: Mapping[str, str]) -> int:
-    """Return into how many shares a block is divided, each for one rank or, where these hold replicas, for several.
+    """Return how many shares a block has: one for each stage, and for each rank of it where these hold shards.
 
     fields: of a fingerprint, as `Fingerprint.as_fields` gives them.
     """

@@ -267,12 +267,12 @@ class RankRuntime:
         return self._rank < len(ranks) and ranks[self._rank].incarnation == self.endpoint.incarnation
 
     def _probe_peer(self, peer: WorkerRecord) -> Probe:
-        endpoint = self.puller.peers.counterpart(peer)
-        if endpoint is None:
+        sources = self.puller.peers.counterparts(peer)
+        if not sources:
             raise PeerUnreachable(f"{peer.worker} has no rank with the share of rank {self._rank}")
         if self._live_workers.get(peer.worker) != peer:
             self._live_workers.refresh()  # it has joined, or come back, since the last look
-        count = min(PROBE_SLOTS, endpoint.slot_count)
+        count = min(PROBE_SLOTS, sources[0].endpoint.slot_count)
         return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 
     def _run_self_check(self) -> None:

@@ -28,8 +28,8 @@ from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
 from ghostcacher_connector.engines.vllm.adapter_reader import AdapterReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
-from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
-from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
+from ghostcacher_connector.engines.vllm.identity import divides_heads, fingerprint_of, worker_name
+from ghostcacher_connector.engines.vllm.kv_layout import describe, describe_heads, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.stages import layout_of_all_stages
 from ghostcacher_connector.identity.fingerprint import Fingerprint, share_count
@@ -88,10 +88,7 @@ class ConnectorWorker:
         device = next(iter(kv_caches.values())).device
         kind = "DRAM" if device.type == "cpu" else "VRAM"
         memory = SlotMemory(Tier.DEVICE, config.num_blocks, segments, kind, device.index or 0)
-        own_layout = describe(kv_caches, segments, config.num_blocks)
-        layout = layout_of_all_stages(self._vllm_config, own_layout, list(kv_caches))
-        fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
-        self._fingerprint = fingerprint
+        self._fingerprint = fingerprint = self._identify(kv_caches, describe(kv_caches, segments, config.num_blocks))
         parallel = self._vllm_config.parallel_config
         host = open_host_memory(self._settings.host_tier_gib, memory, ranks=parallel.world_size)
         self._table = SlotTable(config.num_blocks + (host.slots.slot_count if host is not None else 0))
@@ -101,7 +98,12 @@ class ConnectorWorker:
             self._table,
             self._recorder,
             worker=worker_name(self._vllm_config, self._settings),
-            share=Share.of(parallel.rank, parallel.world_size, share_count(fingerprint.as_fields())),
+            share=Share.of(
+                parallel.rank,
+                parallel.world_size,
+                share_count(fingerprint.as_fields()),
+                divided=fingerprint.ranks_hold == "heads",
+            ),
             namespace=fingerprint.digest(),
             scratch_slot=NULL_BLOCK,
             port_offset=relay_port_offset(self._vllm_config),
@@ -116,6 +118,15 @@ class ConnectorWorker:
                 flops_per_s=measure_flops(model.hf_text_config.hidden_size, model.dtype, device),
             )
         )
+
+    def _identify(self, kv_caches: dict[str, torch.Tensor], layout: str) -> Fingerprint:
+        """Return what this rank's blocks are, the same as all ranks of the engine say. layout: the rank's own."""
+        config, spec = self._kv_cache_config, self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        heads = None
+        if divides_heads(self._vllm_config, config, self._settings):
+            heads = describe_heads(kv_caches, config.num_blocks, spec.num_kv_heads)
+        of_all = layout_of_all_stages(self._vllm_config, heads or layout, list(kv_caches))
+        return fingerprint_of(self._vllm_config, spec, of_all, self._settings, by_head=heads is not None)
 
     def handshake(self) -> RankHandshake:
         """Start what runs beside the engine, and say who this rank is.
