@@ -1,6 +1,7 @@
 """What GhostCacher costs an engine when nothing is shared: CPU time of all its processes a token, against plain vLLM.
 
     python -m benchmarks.overhead [--short] [--size tiny] [--pairs 15] [--host-tier 0 0.5] [--json FILE]
+                                  [--requests prompt-logprobs]
 
 Two engines with the same flags on the same core, one plain and one with the connector, which is in a fleet: its prompts
 are looked up among a peer's blocks, and a router listens. No prompt shares a prefix with another. Both get the same
@@ -15,6 +16,8 @@ model. A tiny model is the hard case: its steps are short, and so any fixed cost
 The difference between two engines is as uncertain as the machine is busy. So what is ours is also measured by itself:
 thread by thread, and the calls that vLLM makes of the connector by a clock around each. Their sum is the line "direct";
 what it leaves out are vLLM's own costs of having a connector at all, and what threads cost each other.
+
+With ``--requests prompt-logprobs`` all requests are of a kind for which nothing is pulled: it must lose nothing either.
 
 With several sizes of the host tier each of them is measured in turn, against a plain engine of its own.
 
@@ -33,7 +36,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -81,6 +84,8 @@ class Load(NamedTuple):
     requests: int
     prompt_tokens: int
     answer_tokens: int
+    fields: Mapping[str, Any] = {}
+    """What each of them says beside its prompt."""
 
     @property
     def tokens(self) -> int:
@@ -91,6 +96,10 @@ LOADS: dict[Size, Load] = {"tiny": Load(8, 512, 64), "small": Load(4, 256, 64)}
 PAIRS: dict[Size, int] = {"tiny": 40, "small": 16}
 SHORT = Load(requests=4, prompt_tokens=256, answer_tokens=32)
 SHORT_PAIRS = 4
+
+
+RequestKind = Literal["text", "prompt-logprobs"]
+FIELDS: dict[RequestKind, dict[str, Any]] = {"text": {}, "prompt-logprobs": {"prompt_logprobs": 0}}
 
 
 class Found(NamedTuple):
@@ -116,6 +125,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="GIB",
         help="of the engine with the connector; one table for each; default: 0, none",
     )
+    parser.add_argument("--requests", choices=list(FIELDS), default="text", help="of which kind all requests are")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every pair, thread by thread")
     return parser.parse_args(argv)
 
@@ -125,7 +135,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     sizes: list[Size] = [chosen.size] if chosen.size else ["tiny"] if chosen.short else ["tiny", "small"]
     results: dict[str, Any] = {}
     for size, tier in itertools.product(sizes, chosen.host_tier):
-        load = SHORT if chosen.short else LOADS[size]
+        load = (SHORT if chosen.short else LOADS[size])._replace(fields=FIELDS[chosen.requests])
         count = chosen.pairs or (SHORT_PAIRS if chosen.short else PAIRS[size])
         began = now()
         found = compare(size, load, count, IDLE_SHORT_S if chosen.short else IDLE_S, progress, tier)
@@ -218,7 +228,11 @@ class Bench:
         before, start = self._look(engine), now()
         answers = run_concurrently(
             lambda request: engine.client.complete(
-                request[1], max_tokens=self._load.answer_tokens, ignore_eos=True, request_id=request[0]
+                request[1],
+                max_tokens=self._load.answer_tokens,
+                ignore_eos=True,
+                request_id=request[0],
+                **self._load.fields,
             ),
             named,
             concurrency=len(named),

@@ -1,6 +1,7 @@
 """Time to first token: computed, pulled from a peer, and found in the engine's own cache.
 
-    python -m benchmarks.ttft [--short] [--size small [--kind window] | --model DIR_OR_HF_ID] [--tokens 1024 4096 8192]
+    python -m benchmarks.ttft [--short] [--size small [--kind window] | --model DIR_OR_HF_ID] [--adapter]
+                              [--tokens 1024 4096 8192]
 
 Two real vLLM engines and a real Redis on this machine. Each repetition takes a new document, has A compute it, and
 then asks B (see harness/scenario.py); "cold" is B computing everything itself, so that all columns come from the same
@@ -13,12 +14,15 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import get_args
 
 from benchmarks.harness import Documents, EngineOptions, RedisServer, ensure_model, start_many, stop_all
 from benchmarks.harness.engine import Engine
+from benchmarks.harness.lora_adapter import make_adapter
 from benchmarks.harness.model import require_model
 from benchmarks.harness.model_recipe import Kind
 from benchmarks.harness.program import run_program
@@ -33,6 +37,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="tiny model, 1,024 tokens, 3 times: for continuous tests")
     parser.add_argument("--size", choices=["tiny", "small"], default="small", help="of the random model")
     parser.add_argument("--kind", choices=get_args(Kind), default="qwen3", help="of the random model")
+    parser.add_argument("--adapter", action="store_true", help="requests are for a random LoRA adapter (vLLM)")
     parser.add_argument("--model", help="folder or Hugging Face id; default: a random model, made here")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096, 8192])
     parser.add_argument("--repeat", type=int, default=5)
@@ -48,7 +53,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Measure and print; return 0 when every answer was right and every document was pulled."""
     model = require_model(chosen.model) if chosen.model else str(ensure_model(chosen.size, kind=chosen.kind))
     documents = Documents(model)
-    with RedisServer() as redis:
+    with RedisServer() as redis, tempfile.TemporaryDirectory() as folder:
+        adapter = make_adapter(Path(folder), Path(model), seed=1) if chosen.adapter else None
         options = [
             EngineOptions(
                 model=model,
@@ -61,6 +67,7 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 },
                 max_model_len=max(chosen.tokens) + 64,
                 block_size=chosen.block_size,
+                adapter=adapter,
                 extra_args=tuple(shlex.split(chosen.engine_args)),
             )
             for name in ("A", "B")
@@ -71,7 +78,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
             results = {count: measure(engines, documents, count, chosen.repeat, progress) for count in chosen.tokens}
         finally:
             stop_all(engines)
-    progress.done(f"{chosen.model or f'{chosen.size} {chosen.kind}'} model, {chosen.repeat} documents of each length")
+    named = f"{chosen.model or f'{chosen.size} {chosen.kind}'} model{' with an adapter' if adapter else ''}"
+    progress.done(f"{named}, {chosen.repeat} documents of each length")
     print(report(results))
     return 0 if check(results) else 1
 

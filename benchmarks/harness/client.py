@@ -10,7 +10,7 @@ import http.client
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -103,10 +103,14 @@ class Client:
         headers = {"X-Request-Id": request_id} if request_id else {}
         return _Stream(self._post("/v1/completions", body, headers)).completion()
 
-    def chat(self, messages: Sequence[dict[str, str]], *, max_tokens: int = 16, **extra: Any) -> dict[str, Any]:
+    def chat(self, messages: Sequence[dict[str, Any]], *, max_tokens: int = 16, **extra: Any) -> dict[str, Any]:
         """Return the whole answer of one chat completion, not streamed."""
         body = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0, **extra}
         return self._json(self._post("/v1/chat/completions", body, {}))
+
+    def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the whole answer to a request of any kind. Raises ServerError, OSError."""
+        return self._json(self._post(path, dict(body), {}))
 
     def tokenize(self, text: str) -> list[int]:
         """Return the server's token ids of a text."""

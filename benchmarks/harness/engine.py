@@ -70,8 +70,9 @@ class Engine(AbstractContextManager["Engine"]):
 
     @property
     def client(self) -> Client:
-        kind = SglangClient if isinstance(self.options, SglangOptions) else Client
-        return kind(self.url, model=self.options.served_name)
+        if isinstance(self.options, SglangOptions):
+            return SglangClient(self.url, model=self.options.served_name)
+        return Client(self.url, model=launch.ADAPTER if self.options.adapter else self.options.served_name)
 
     @property
     def log(self) -> Path:

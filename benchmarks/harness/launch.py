@@ -16,9 +16,14 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.harness.lora_adapter import RANK
 from ghostcacher_cli.up import launch
 from ghostcacher_cli.up.launch import GPU_MEMORY_FLAG, is_cpu_build
 from ghostcacher_cli.up.machine import core_shares, visible_gpus
+
+ADAPTER = "adapter"
+"""What engines call the adapter that they are started with."""
+LORA = ("--enable-lora", "--max-lora-rank", str(RANK), "--lora-modules")
 
 READY_TIMEOUT_S = 600.0
 """Ready in 40 s on two idle cores, in 200 s on two very busy ones; a large model takes longer and has to say so."""
@@ -32,7 +37,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     for the engine's default. cores: CPU cores such as "0,1" on the CPU build; None: what `start_many` decides.
     python: the interpreter, of another environment with vLLM; None for ours.
     module_path: False leaves kv_connector_module_path out (the connector is then found as an installed plugin). eager:
-    False lets the engine compile and capture CUDA graphs.
+    False lets the engine compile and capture CUDA graphs. adapter: folder of a LoRA adapter, named by all requests.
     """
 
     model: str
@@ -49,6 +54,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     python: str | None = None
     module_path: bool = True
     eager: bool = True
+    adapter: str | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = msgspec.field(default_factory=dict)
     log_dir: Path | None = None
@@ -88,7 +94,8 @@ def command_line(options: EngineOptions, port: int) -> list[str]:
     }
     pairs = [text for flag, value in arguments.items() if value for text in (flag, value)]
     eager = ["--enforce-eager"] if options.eager else []
-    flags = [*eager, "--enable-prompt-tokens-details", *options.extra_args]
+    adapter = [*LORA, f"{ADAPTER}={options.adapter}"] if options.adapter else []
+    flags = [*eager, "--enable-prompt-tokens-details", *adapter, *options.extra_args]
     python, *command = launch.server_command(options.model, port, [*pairs, *flags])
     return [options.python or python, *command]
 

@@ -25,6 +25,7 @@ from typing import Any, get_args
 import msgspec
 
 from benchmarks.harness.model_recipe import Kind, Recipe, Size, recipe
+from benchmarks.harness.model_vision import IMAGE_TOKEN, write_processor
 from benchmarks.harness.model_weights import build_weights
 
 TRAINING_BYTES_MAX = 6 << 20
@@ -95,6 +96,8 @@ def _build_and_rename(plan: Recipe, target: Path) -> None:
 def _build(plan: Recipe, folder: Path) -> None:
     special = _build_tokenizer(plan, folder)
     build_weights(plan, folder, eos_token_id=special["<|im_end|>"])
+    if plan.kind == "images":
+        write_processor(folder)
     (folder / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
 
 
@@ -102,7 +105,7 @@ def _build_tokenizer(plan: Recipe, folder: Path) -> dict[str, int]:
     """Train and save the tokenizer; return the ids of its special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
 
-    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *([IMAGE_TOKEN] if plan.kind == "images" else [])]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -9,9 +9,9 @@ import msgspec
 
 Size = Literal["tiny", "small", "large"]
 
-Kind = Literal["qwen3", "window", "window-fp8", "mla"]
+Kind = Literal["qwen3", "window", "window-fp8", "mla", "images"]
 """Plain full attention; windows beside full attention (Gemma 3); the same with scales for a KV cache in FP8; MLA
-(DeepSeek V2)."""
+(DeepSeek V2); full attention that sees images, too (Qwen3 behind LLaVA's projector)."""
 
 RECIPE_VERSION = 1
 """Part of every folder's name: raise it when the recipe below changes what it builds."""

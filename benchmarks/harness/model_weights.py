@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness.model_recipe import Kind, Recipe
+from benchmarks.harness.model_vision import vision_settings
 
 if TYPE_CHECKING:
     import torch
@@ -82,11 +83,25 @@ def _qwen3(plan: Recipe, common: dict[str, Any]) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM  # noqa: PLC0415
 
     model = Qwen3ForCausalLM(Qwen3Config(head_dim=plan.head_size, **common))
-    model.model.norm.weight.fill_(_last_norm(plan))
-    for layer in model.model.layers:
+    _enlarge_norms(plan, model.model)
+    return model
+
+
+def _llava(plan: Recipe, common: dict[str, Any]) -> Any:
+    """The same behind an encoder of images."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen3Config  # noqa: PLC0415
+
+    text = Qwen3Config(head_dim=plan.head_size, architectures=["Qwen3ForCausalLM"], **common)
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, **vision_settings()))
+    _enlarge_norms(plan, model.model.language_model)
+    return model
+
+
+def _enlarge_norms(plan: Recipe, model: Any) -> None:
+    model.norm.weight.fill_(_last_norm(plan))
+    for layer in model.layers:
         layer.self_attn.q_norm.weight.fill_(ATTENTION_GAIN)
         layer.self_attn.k_norm.weight.fill_(ATTENTION_GAIN)
-    return model
 
 
 def _gemma3(plan: Recipe, common: dict[str, Any]) -> Any:
@@ -136,6 +151,7 @@ BUILDERS: dict[Kind, Callable[[Recipe, dict[str, Any]], Any]] = {
     "window": _gemma3,
     "window-fp8": _gemma3,
     "mla": _deepseek,
+    "images": _llava,
 }
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from ghostcacher_cli.terminal.text import milliseconds, table
+from ghostcacher_cli.terminal.text import milliseconds, percentile, table
 
 __all__ = [
     "Interrupted",
@@ -36,16 +35,6 @@ def mebibytes(count: float) -> str:
 def rate(count: float, seconds: float) -> str:
     """Return bytes over seconds in GB/s (10^9 bytes)."""
     return f"{count / seconds / 1e9:.2f} GB/s" if seconds > 0 else "-"
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the nearest-rank percentile: a value that was measured, below or at which `percent` % of them lie.
-
-    Nothing is interpolated, so that no percentile is above the largest value, however few there are.
-    """
-    assert values, "a percentile of nothing"
-    rank = math.ceil(percent * len(values) / 100)
-    return sorted(values)[max(rank, 1) - 1]
 
 
 def now() -> float:

@@ -26,6 +26,7 @@ import msgspec
 from deploy.generated_files import keep
 from ghostcacher_cli.analyze import report
 from ghostcacher_cli.main import main as command_line
+from ghostcacher_cli.simulate import results
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core import admin_api, dashboard_api
 from ghostcacher_connector.core.settings import (
@@ -40,7 +41,7 @@ from ghostcacher_router.metrics import catalog as metrics_catalog
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 NOTE = "<!-- Made by docs/site/generate_reference.py: change the code, then `make reference`. -->\n"
-COMMANDS = ("", "up", "router", "status", "top", "doctor", "analyze", "version")
+COMMANDS = ("", "up", "router", "status", "top", "doctor", "analyze", "simulate", "version")
 COLUMNS = "100"
 
 
@@ -159,6 +160,7 @@ def cli_page() -> str:
         name = " ".join(["ghostcacher", *words])
         parts.append(f"\n## {name}\n\n```text\n{help_of(words)}\n```\n")
     parts.append(f"\n## What analyze --json prints\n\n{inspect.getdoc(report)}\n{structs(report, '###')}")
+    parts.append(f"\n## What simulate --json prints\n\n{inspect.getdoc(results)}\n{structs(results, '###')}")
     return "".join(parts)
 
 

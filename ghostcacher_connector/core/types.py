@@ -234,6 +234,9 @@ class PrefixHit(NamedTuple):
     incarnation: bytes
     length: int
     locations: tuple[Location, ...]
+    windows: tuple[tuple[int, Location], ...] | None = None
+    """The blocks of other KV cache groups that a hit of exactly this length needs (pull/cache_groups.py), each as the
+    number of the block in its prefix and where it is; None: there are no other groups."""
 
 
 class MissReason(str, Enum):

@@ -11,16 +11,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Final, Literal, NamedTuple
 
 from ghostcacher_connector.core.breaker import BREAKER_S, Breaker
 from ghostcacher_connector.core.errors import IndexUnavailable
-from ghostcacher_connector.core.index.base import BlockIndex, WorkerRef
+from ghostcacher_connector.core.index.base import DEPTHS_MAX, BlockIndex, WorkerRef
 from ghostcacher_connector.core.threads import daemon_thread
-from ghostcacher_connector.core.types import BlockHash, MissReason, PrefixHit
+from ghostcacher_connector.core.types import BlockHash, Location, MissReason, PrefixHit
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.pull.cache_groups import ONE_GROUP, CacheGroups, group_key
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,13 @@ QUEUE_MAX = 512
 
 ANSWERS_PER_QUEUE = 8
 """Answers kept for requests that were never forgotten, as a multiple of the queue: then the oldest goes."""
+
+WINDOW_LOOKUPS_MAX = 8
+"""How often a holder's windows are looked for at an earlier end of one prefix. Each time takes two calls."""
+
+GAP_BLOCKS_MAX = 512
+"""How far back from a missing window one call of the index looks for the next one: vLLM keeps those at the ends of
+prompts, and an answer and the next question lie between two of them."""
 
 
 class Pending(Enum):
@@ -56,6 +64,9 @@ class LookupAnswer(NamedTuple):
     """The reason in words, for logs."""
     ahead: tuple[str, ...] = ()
     """Workers that were about to pull the same before this one; by now they may hold it."""
+    longest: int = 0
+    """With several KV cache groups: the longest prefix that anybody holds in the first one, with a window or without,
+    in blocks."""
 
 
 class _Asked(NamedTuple):
@@ -75,6 +86,7 @@ class LookupService:
     candidates: returns the workers that may be asked for; called on these threads, so it must be thread-safe, as must:
     line_up: puts this worker last in the line of those that pull a prefix, which its last block names, and returns who
     is before it. None: it stands in no line.
+    groups: of the engine; of several, a holder has what a hit needs in each.
     """
 
     def __init__(
@@ -86,9 +98,11 @@ class LookupService:
         queue_max: int = QUEUE_MAX,
         locations_for: int = 4,
         line_up: Callable[[BlockHash], Sequence[str]] | None = None,
+        groups: CacheGroups = ONE_GROUP,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._index = index
+        self.groups = groups
         self._candidates = candidates
         self._queue_max = queue_max
         self._locations_for = locations_for
@@ -180,7 +194,7 @@ class LookupService:
         if self._breaker.open:
             return _unavailable("the index failed a moment ago", self._clock() - asked.since)
         try:
-            hits = self._index.lookup(self._candidates(), asked.blocks, locations_for=self._locations_for)
+            hits, longest = self._hits(self._candidates(), asked.blocks)
         except IndexUnavailable as exc:
             now = self._clock()
             # Once for each time that it breaks: those that wait in the queue do not get here.
@@ -188,7 +202,77 @@ class LookupService:
             self._breaker.trip()
             return _unavailable(str(exc), now - asked.since)
         reason = None if hits else MissReason.NOT_INDEXED
-        return LookupAnswer(hits, self._clock() - asked.since, reason, ahead=self._ahead(asked, hits))
+        return LookupAnswer(hits, self._clock() - asked.since, reason, ahead=self._ahead(asked, hits), longest=longest)
+
+    def _hits(self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash]) -> tuple[list[PrefixHit], int]:
+        """Return who holds a prefix: with several KV cache groups those who have the longest one in all of them.
+
+        With them comes the length of the longest one in the first group.
+        """
+        hits = self._index.lookup(candidates, blocks, locations_for=self._locations_for)
+        if not self.groups.others:
+            return hits, 0
+        longest = max((hit.length for hit in hits if hit.locations), default=0)
+        ends = {hit.incarnation: hit.length for hit in hits if hit.locations}
+        for _ in range(WINDOW_LOOKUPS_MAX):
+            end = max(ends.values(), default=0)
+            holders = {ref.incarnation: ref for ref in candidates if end and ends.get(ref.incarnation) == end}
+            if not holders:
+                break
+            windows = self._windows(list(holders.values()), blocks[:end])
+            whole = [
+                hit._replace(length=end, locations=hit.locations[:end], windows=found)
+                for hit in hits
+                if hit.incarnation in holders and not isinstance(found := windows[hit.incarnation], int)
+            ]
+            if whole:
+                return whole, longest
+            gaps = {ref: gap for name, ref in holders.items() if isinstance(gap := windows[name], int)}
+            ends.update(self._ends_before(gaps, blocks))
+        return [], longest
+
+    def _windows(
+        self, holders: Sequence[WorkerRef], blocks: Sequence[BlockHash]
+    ) -> dict[bytes, tuple[tuple[int, Location], ...] | int]:
+        """Return what each holder has in the other groups for a hit of these very blocks, as `PrefixHit` has it.
+
+        Of one that lacks a block, the number of the last such block: it may have a hit of the blocks before that.
+        """
+        needed = self.groups.needed(len(blocks))
+        backwards = sorted(needed, reverse=True)
+        keys = [group_key(blocks[index], number) for index, number in backwards]
+        found = self._index.lookup(holders, keys, locations_for=len(holders), root=blocks[0])
+        at = {hit.incarnation: dict(zip(backwards, hit.locations, strict=False)) for hit in found}
+        windows: dict[bytes, tuple[tuple[int, Location], ...] | int] = {}
+        for holder in holders:
+            held = at.get(holder.incarnation, {})
+            if len(held) == len(needed):
+                windows[holder.incarnation] = tuple((block, held[block, number]) for block, number in needed)
+            else:
+                windows[holder.incarnation] = backwards[len(held)][0]
+        return windows
+
+    def _ends_before(self, gaps: Mapping[WorkerRef, int], blocks: Sequence[BlockHash]) -> dict[bytes, int]:
+        """Return the last end before each holder's gap at which it has a window, going by one group that has windows.
+
+        Whether the other groups have theirs, too, is seen when that end is looked up.
+        """
+        group = next((group for group in self.groups.others if group.window_blocks), None)
+        if group is None or group.window_blocks is None:
+            return {ref.incarnation: gap for ref, gap in gaps.items()}
+        top = max(gaps.values())
+        first = max(0, top - min(GAP_BLOCKS_MAX, DEPTHS_MAX // len(gaps)))
+        keys = [[group_key(block, group.number)] for block in blocks[first:top]]
+        held = self._index.depths(list(gaps), keys, root=blocks[0])
+        ends: dict[bytes, int] = {}
+        for place, (ref, gap) in enumerate(gaps.items()):
+            end = run = first  # what lies before it is not known, and may be there
+            for index, row in enumerate(held[: gap - first], first):
+                run = run + 1 if row[place] else 0
+                if run >= min(index + 1, group.window_blocks):
+                    end = index + 1
+            ends[ref.incarnation] = end
+        return ends
 
     def _ahead(self, asked: _Asked, hits: Sequence[PrefixHit]) -> tuple[str, ...]:
         """Line up for what the hits promise; return who is before this worker, as far as can be known."""

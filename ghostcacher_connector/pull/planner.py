@@ -26,6 +26,8 @@ class Holding(NamedTuple):
     worker: str
     incarnation: bytes
     locations: Sequence[Location]
+    windows: Sequence[Location] | None = None
+    """What a hit of exactly these blocks needs in the other KV cache groups; None: there are none."""
 
     @property
     def tier(self) -> Tier:
@@ -54,14 +56,28 @@ class PullPlan:
     """How long the pull is forecast to take, once it is carried out."""
     tiers: tuple[Tier, ...] = ()
     """Where most of what each source holds lies."""
+    window_blocks: int | None = None
+    """How many blocks of other KV cache groups follow in each source, which serve a hit of all these blocks and no
+    other; None: there are no such groups."""
 
     def tier_of(self, worker: str) -> Tier:
         """Return the tier that a worker is asked for; DEVICE for one that is not asked."""
         pairs = zip(self.sources, self.tiers, strict=False)
         return next((tier for source, tier in pairs if source.worker == worker), Tier.DEVICE)
 
+    def usable(self, leading: int) -> int:
+        """Return how many of the blocks are there after a pull. With several KV cache groups: all of them, or none.
+
+        leading: how many slots of a source are valid before the first one that is not.
+        """
+        if self.window_blocks is None:
+            return leading
+        return self.block_count if leading == self.block_count + self.window_blocks else 0
+
     def sources_of(self, count: int) -> tuple[PullSource, ...]:
-        """Return the sources of the plan's first `count` blocks alone."""
+        """Return the sources of the plan's first `count` blocks alone; with several KV cache groups, of all or none."""
+        if self.window_blocks is not None:
+            count = count + self.window_blocks if count == self.block_count else 0
         return tuple(
             s._replace(remote_slots=s.remote_slots[:count], generations=s.generations[:count]) for s in self.sources
         )
@@ -87,9 +103,11 @@ class PullPlanner:
         ranked = self._rank(_holdings(hits, first_block, end_block, own))
         if not ranked:
             return MissReason.NOT_INDEXED
-        choice, count, _, _ = ranked[0]
+        choice, count, best, _ = ranked[0]
         if self._settings.pull != "always" and not choice.pull:
             return MissReason.SLOWER_THAN_RECOMPUTE
+        if best.windows is not None:
+            ranked = [entry for entry in ranked if entry.blocks == count]
         chosen = ranked[: self._settings.pull_sources_max]
         return PullPlan(
             first_block,
@@ -97,6 +115,7 @@ class PullPlanner:
             tuple(_source(entry.holding, min(entry.blocks, count)) for entry in chosen),
             choice.pull_s,
             tuple(entry.holding.tier for entry in chosen),
+            None if best.windows is None else len(best.windows),
         )
 
     def _rank(self, holdings: Sequence[Holding]) -> list[_Ranked]:
@@ -107,7 +126,7 @@ class PullPlanner:
         ranked: list[_Ranked] = []
         for place, holding in enumerate(holdings):
             count = len(holding.locations)
-            tokens, pull_bytes = count * self._block_tokens, count * self._block_bytes
+            tokens, pull_bytes = count * self._block_tokens, (count + len(holding.windows or ())) * self._block_bytes
             choice = self._forecaster.compare(holding.worker, tokens, pull_bytes, holding.tier)
             ranked.append(_Ranked(choice, count, holding, place))
         if self._settings.pull == "always":
@@ -122,8 +141,18 @@ class PullPlanner:
 def _holdings(hits: Sequence[PrefixHit], first_block: int, end_block: int, own: Holding | None) -> list[Holding]:
     """Return who holds any of these blocks: this worker itself first, the others in the order given."""
     found = [own] if own is not None else []
-    found += [Holding(hit.worker, hit.incarnation, _in_slots(hit.locations[first_block:end_block])) for hit in hits]
+    found += [_holding(hit, first_block, end_block) for hit in hits]
     return [holding for holding in found if holding.locations]
+
+
+def _holding(hit: PrefixHit, first_block: int, end_block: int) -> Holding:
+    """Return which of these blocks a hit gives; with several KV cache groups it is of use as a whole, or not at all."""
+    if hit.windows is None:
+        return Holding(hit.worker, hit.incarnation, _in_slots(hit.locations[first_block:end_block]))
+    locations, windows = hit.locations[first_block:], [at for block, at in hit.windows if block >= first_block]
+    reads = [*locations, *windows]
+    is_whole = hit.length <= end_block and len(_in_slots(reads)) == len(reads)
+    return Holding(hit.worker, hit.incarnation, locations if is_whole else (), windows)
 
 
 def _in_slots(locations: Sequence[Location]) -> Sequence[Location]:
@@ -143,7 +172,7 @@ def _prefer_first(ranked: list[_Ranked]) -> None:
 
 
 def _source(holding: Holding, count: int) -> PullSource:
-    locations = holding.locations[:count]
-    slots = np.fromiter((location.slot for location in locations), dtype=np.int64, count=count)
-    generations = np.fromiter((location.generation for location in locations), dtype=np.uint64, count=count)
+    locations = [*holding.locations[:count], *(holding.windows or ())]
+    slots = np.fromiter((location.slot for location in locations), dtype=np.int64, count=len(locations))
+    generations = np.fromiter((location.generation for location in locations), dtype=np.uint64, count=len(locations))
     return PullSource(holding.worker, holding.incarnation, slots, generations)

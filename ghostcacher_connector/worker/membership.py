@@ -22,6 +22,7 @@ from ghostcacher_connector.metrics import ASK_INTERVAL_S, Delta, MetricsPage, Re
 from ghostcacher_connector.publish.flush_desk import FlushDesk
 from ghostcacher_connector.publish.publisher import Publisher, PublisherStats
 from ghostcacher_connector.publish.reporter import Reporter
+from ghostcacher_connector.pull.cache_groups import ONE_GROUP, CacheGroups
 from ghostcacher_connector.pull.forecast import PrefillRate
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.worker.live_workers import LiveWorkers, Records, hosts_of
@@ -44,9 +45,11 @@ class Membership:
         port_offset: int = 0,
         prefill_rate: Callable[[], PrefillRate] | None = None,
         takes_turns: bool = False,
+        groups: CacheGroups = ONE_GROUP,
     ) -> None:
         """Prepare the membership; `start` joins.
 
+        groups: the engine's KV cache groups.
         takes_turns: whether the engine's pulls wait for others of the same prefix, and so have to stand in line.
         port_offset: how far above `metrics_port` this worker's own port is, different for each data-parallel rank.
         prefill_rate: returns the present rate, on the reporter's thread. None: each load's own rate.
@@ -63,6 +66,7 @@ class Membership:
             self.index,
             self._candidates,
             line_up=partial(self._line_up, settings.pull_timeout_s) if takes_turns else None,
+            groups=groups,
         )
         self.publisher = Publisher(
             self.index,
@@ -209,9 +213,10 @@ def open_lookups(
     candidates: Callable[[], Sequence[WorkerRef]],
     *,
     line_up: Callable[[BlockHash], Sequence[str]] | None = None,
+    groups: CacheGroups = ONE_GROUP,
 ) -> LookupService:
-    """Start the lookups beside an engine's scheduler. line_up: see `LookupService`."""
-    return LookupService(index, candidates, locations_for=settings.pull_sources_max, line_up=line_up)
+    """Start the lookups beside an engine's scheduler. line_up, groups: see `LookupService`."""
+    return LookupService(index, candidates, locations_for=settings.pull_sources_max, line_up=line_up, groups=groups)
 
 
 def _open_page(host: str, base: int | None, offset: int) -> MetricsPage | None:

@@ -255,6 +255,7 @@ def test_depths_tell_how_much_of_each_chain_each_worker_holds(index: BlockIndex)
     index.apply(refs[2], entries(other), [], lease_ttl_s=LEASE_S)
     sparse = blocks[3::4]  # of blocks 4, 8, ... 40
     assert index.depths(refs, [sparse, blocks, other[2:], []]) == [[10, 4, 0], [40, 17, 0], [0, 0, 4], [0, 0, 0]]
+    assert index.depths(refs, [sparse, sparse[2:3]], root=blocks[0]) == [[10, 4, 0], [1, 1, 0]]
     assert index.depths([], [blocks]) == [[]]
     assert index.depths(refs, []) == []
 
@@ -312,3 +313,16 @@ def test_partition_is_in_range_and_of_the_root_alone(index: BlockIndex) -> None:
 def test_ping_returns_seconds(index: BlockIndex) -> None:
     """The round trip is a plausible time."""
     assert 0.0 <= index.ping() < 5.0
+
+
+def test_blocks_named_otherwise_are_found_under_the_root_of_their_chain(index: BlockIndex) -> None:
+    """Names of another width, which do not begin with the root, lie where the chain's own hashes do."""
+    record, blocks = make_record(), chain(20)
+    ref = ref_of(record)
+    index.join(record, lease_ttl_s=LEASE_S)
+    keys = [block + b"\x02" for block in blocks[4:8]]
+    location = Location(Tier.DEVICE, 3, 9)
+    index.apply(ref, [Entry(key, blocks[0], location) for key in keys], [], lease_ttl_s=LEASE_S)
+    (hit,) = index.lookup([ref], keys, root=blocks[0])
+    assert hit.locations == (location,) * 4
+    assert index.lookup([ref], blocks) == []

@@ -78,13 +78,18 @@ class Fleet:
         self.redis = redis
         self._index_lag_s = index_lag_s
         self.engines = {engine.options.name: engine for engine in engines}
+        self.models: dict[str, str] = {}
+        """By the name of an engine: the model that its requests name, where that is not its own, such as an adapter."""
         self.index = RedisIndex(redis.url, timeout_s=2.0)
         self._raw = make_client(parse_redis_url(redis.url), 2.0)
         self._documents = documents
+        self.window_blocks = 0
+        """How many blocks of a prompt have an entry in a second KV cache group, too: vLLM keeps the last ones alone."""
 
     def client(self, name: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> Client:
         engine = self.engines[name]
-        return type(engine.client)(engine.url, timeout_s=timeout_s)
+        model = self.models.get(name, engine.options.served_name)
+        return type(engine.client)(engine.url, model=model, timeout_s=timeout_s)
 
     def document(self, tokens: int) -> list[int]:
         """Return a prompt of exactly this many tokens that nobody has seen."""
@@ -147,8 +152,9 @@ class Fleet:
         return until(settled, f"no more changes of {name} in the index")[0]
 
     def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
-        """Return once the index holds `count` blocks of a worker that were not in it before."""
-        until(lambda: len(self.entries(name).keys() - before.keys()) >= count, f"{count} more entries of {name}")
+        """Return once the index holds `count` blocks of a worker that were not in it before, with their last window."""
+        wanted = count + min(count, self.window_blocks)
+        until(lambda: len(self.entries(name).keys() - before.keys()) >= wanted, f"{wanted} more entries of {name}")
 
     def recompute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:
         """Complete a prompt without any cache: a salt of its own, and no pull."""

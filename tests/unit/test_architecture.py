@@ -254,6 +254,14 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.prompt",
         "ghostcacher_cli.terminal",
     },
+    "ghostcacher_cli.simulate": {
+        "core.retention",
+        "ghostcacher_simulator.load",
+        "ghostcacher_simulator.machines",
+        "ghostcacher_simulator.replay",
+        "ghostcacher_simulator.virtual_time",
+        "ghostcacher_cli.terminal",
+    },
     "ghostcacher_cli.main": {
         "ghostcacher_cli.*",
         "core.log_format",

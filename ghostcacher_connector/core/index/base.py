@@ -159,11 +159,17 @@ class BlockIndex(ABC):
 
     @abstractmethod
     def lookup(
-        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+        self,
+        candidates: Sequence[WorkerRef],
+        blocks: Sequence[BlockHash],
+        *,
+        locations_for: int = 4,
+        root: BlockHash | None = None,
     ) -> list[PrefixHit]:
         """Return the longest indexed prefix that each candidate holds, longest first; misses are left out.
 
         candidates: workers of one namespace. blocks: chain hashes in prefix order, shape (num_blocks,).
+        root: what they were entered under; None: the first of them.
         Counts from block 0; a gap or a malformed entry ends the match. The `locations_for` best workers come with the
         locations of their whole prefix. The length of any other is an upper bound: where it lost blocks from the
         middle of a chain, its prefix may be shorter. Entries are verified where locations are returned, and there
@@ -179,14 +185,21 @@ class BlockIndex(ABC):
         """
 
     @abstractmethod
-    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+    def depths(
+        self,
+        candidates: Sequence[WorkerRef],
+        chains: Sequence[Sequence[BlockHash]],
+        *,
+        root: BlockHash | None = None,
+    ) -> list[list[int]]:
         """Return, for each chain and each candidate, how many of its leading hashes the candidate holds at most.
 
         candidates: workers of one namespace. chains: hashes in prefix order, of one width; blocks may be left out.
+        root: what all of them were entered under; None: it is not known.
         Found by binary search: fit to weigh costs, not to read by. With a key the last block that is held is verified,
-        and where its entry does not fit, nothing counts as held. One round trip, with a cluster one a
-        partition, since a chain that leaves out its root does not say where it lies. Beyond `DEPTHS_MAX` (chains times
-        candidates) and CHAIN_HASHES_MAX hashes nothing is looked up: 0.
+        and where its entry does not fit, nothing counts as held. One round trip, with a cluster one a partition where
+        the root is not known, since a chain that leaves it out does not say where it lies. Beyond `DEPTHS_MAX` (chains
+        times candidates) and CHAIN_HASHES_MAX hashes nothing is looked up: 0.
         """
 
     @abstractmethod

@@ -177,14 +177,20 @@ class MemoryIndex(BlockIndex):
             self._blocks.pop((ref.namespace, ref.incarnation, partition))
 
     def lookup(
-        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+        self,
+        candidates: Sequence[WorkerRef],
+        blocks: Sequence[BlockHash],
+        *,
+        locations_for: int = 4,
+        root: BlockHash | None = None,
     ) -> list[PrefixHit]:
         if not candidates or not blocks:
             return []
         hits = []
+        partition = self.partition(root or blocks[0])
         with self._reached():
             for ref in candidates:
-                held = self._blocks.get((ref.namespace, ref.incarnation, self.partition(blocks[0]))) or {}
+                held = self._blocks.get((ref.namespace, ref.incarnation, partition)) or {}
                 values = _prefix(held, blocks)
                 binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
                 whole = takewhile(lambda value: len(value) == schema.ENTRY_BYTES, values)
@@ -195,13 +201,20 @@ class MemoryIndex(BlockIndex):
         hits.sort(key=lambda hit: -hit.length)
         return hits[:locations_for] + [hit._replace(locations=()) for hit in hits[locations_for:]]
 
-    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+    def depths(
+        self,
+        candidates: Sequence[WorkerRef],
+        chains: Sequence[Sequence[BlockHash]],
+        *,
+        root: BlockHash | None = None,
+    ) -> list[list[int]]:
+        partitions = range(self._partitions) if root is None else [self.partition(root)]
         with self._reached():
-            return [[self._depth(ref, chain) for ref in candidates] for chain in chains]
+            return [[self._depth(ref, chain, partitions) for ref in candidates] for chain in chains]
 
-    def _depth(self, ref: WorkerRef, chain: Sequence[BlockHash]) -> int:
+    def _depth(self, ref: WorkerRef, chain: Sequence[BlockHash], partitions: Sequence[int]) -> int:
         held: dict[BlockHash, bytes] = {}
-        for partition in range(self._partitions):
+        for partition in partitions:
             held |= self._blocks.get((ref.namespace, ref.incarnation, partition)) or {}
         depth = _depth(held, chain)
         if not depth or not self._key:

@@ -118,14 +118,19 @@ class RedisIndex(BlockIndex):
         self._calls.call(lambda client: client.unlink(key))
 
     def lookup(
-        self, candidates: Sequence[WorkerRef], blocks: Sequence[BlockHash], *, locations_for: int = 4
+        self,
+        candidates: Sequence[WorkerRef],
+        blocks: Sequence[BlockHash],
+        *,
+        locations_for: int = 4,
+        root: BlockHash | None = None,
     ) -> list[PrefixHit]:
         if not candidates or not blocks:
             return []
         candidates = candidates[:LOOKUP_CANDIDATES_MAX]
         namespace = candidates[0].namespace
         assert all(ref.namespace == namespace for ref in candidates), "candidates of more than one namespace"
-        partition = self.partition(blocks[0])
+        partition = self.partition(root or blocks[0])
         keys = [schema.blocks_key(namespace, partition, ref.incarnation) for ref in candidates]
         width, chain = _chain(blocks)
         reply = self._calls.run("lookup", keys, [width, chain, locations_for, schema.ENTRY_BYTES, schema.TIER_MAX])
@@ -152,7 +157,13 @@ class RedisIndex(BlockIndex):
         before.pop(worker, None)
         return list(before)
 
-    def depths(self, candidates: Sequence[WorkerRef], chains: Sequence[Sequence[BlockHash]]) -> list[list[int]]:
+    def depths(
+        self,
+        candidates: Sequence[WorkerRef],
+        chains: Sequence[Sequence[BlockHash]],
+        *,
+        root: BlockHash | None = None,
+    ) -> list[list[int]]:
         asked = chains[: DEPTHS_MAX // max(1, len(candidates))]
         widths = {len(block) for chain in asked for block in chain}
         found = [[0] * len(candidates) for _ in chains]
@@ -161,7 +172,7 @@ class RedisIndex(BlockIndex):
         assert all(ref.namespace == candidates[0].namespace for ref in candidates), "of more than one namespace"
         value_bytes = schema.ENTRY_BYTES if self._key else 0
         args: list[Argument] = [widths.pop(), value_bytes, *(b"".join(chain[:CHAIN_HASHES_MAX]) for chain in asked)]
-        for partition in range(self._partitions):
+        for partition in range(self._partitions) if root is None else [self.partition(root)]:
             keys = [_blocks_key(ref.namespace, partition, ref.incarnation) for ref in candidates]
             malformed, packed, values = self._calls.run("depths", keys, args)
             self._count_malformed(malformed)

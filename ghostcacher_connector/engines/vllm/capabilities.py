@@ -46,6 +46,7 @@ CALLED_BY_VLLM = (
     Hook(f"{CONNECTOR}.handle_preemptions", "kv_connector_metadata", "bump generations before blocks are overwritten"),
     Hook(f"{CONNECTOR}.start_load_kv", "forward_context kwargs", "start pulls"),
     Hook(f"{CONNECTOR}.get_finished", "finished_req_ids", "say that a pull has ended"),
+    Hook(f"{CONNECTOR}.get_transfer_results", "finished_req_ids", "say which requests must be computed after all"),
     Hook(f"{CONNECTOR}.get_block_ids_with_load_errors", "", "have blocks computed that could not be pulled"),
     Hook(f"{CONNECTOR}.build_connector_worker_meta", "", "say which step a rank has computed"),
     Hook(f"{CONNECTOR}.update_connector_output", "connector_output", "learn that every rank has computed a step"),
@@ -85,7 +86,7 @@ READ_BY_US = (
     Hook(f"{STEP}:CachedRequestData", "req_ids num_computed_tokens resumed_req_ids", "follow running requests"),
     Hook(
         "vllm.v1.outputs:KVConnectorOutput",
-        "invalid_block_ids finished_recving kv_connector_worker_meta",
+        "invalid_block_ids finished_recving failed_recving kv_connector_worker_meta",
         "tell the scheduler what has arrived, and what has not",
     ),
     Hook(

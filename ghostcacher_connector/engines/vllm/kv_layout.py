@@ -7,8 +7,8 @@ one plane are dense is checked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Mapping, Sequence
+from itertools import chain, product
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.core.errors import UnsupportedEngine
@@ -26,21 +26,39 @@ HEADS_DIMS = 4
 """Dimensions of a layer's tensor: blocks, heads, tokens, content."""
 
 
-def segments_of(kv_caches: Mapping[str, torch.Tensor], block_count: int, page_bytes: int) -> tuple[Segment, ...]:
+def segments_of(
+    kv_caches: Mapping[str, torch.Tensor], block_count: int, page_bytes: int, groups: Sequence[Sequence[str]] = ()
+) -> tuple[Segment, ...]:
     """Return one segment for each dense plane of each layer, in layer order; slot ``s`` is engine block ``s``.
 
-    Layers that share a tensor share its segments.
+    Layers that share a tensor share its segments. So do those of several KV cache groups: a block of any of them has
+    the rows of the widest one, and leaves some of them unused where it has fewer layers.
+    groups: the layers of each KV cache group.
     block_count: blocks of the pool.
     page_bytes: bytes of one block in one layer, from the KV cache spec; the segments of a layer must add up to it.
     Raises UnsupportedEngine, naming the layer, when the tensor is not laid out in blocks.
     """
     if block_count < BLOCKS_MIN:
         raise UnsupportedEngine(f"KV blocks: expected at least {BLOCKS_MIN}, found {block_count}")
-    segments: dict[Segment, None] = {}
-    for layer, tensor in kv_caches.items():
-        for segment in _layer_segments(layer, tensor, block_count, page_bytes):
-            segments[segment] = None
-    return tuple(segments)
+    planes = {layer: _layer_segments(layer, caches, block_count, page_bytes) for layer, caches in kv_caches.items()}
+    segments = tuple(dict.fromkeys(chain.from_iterable(planes.values())))
+    if len(groups) > 1:
+        rows = [set(chain.from_iterable(planes.get(layer, ()) for layer in group)) for group in groups]
+        _check_overlaid(set(segments), rows)
+    return segments
+
+
+def _check_overlaid(segments: set[Segment], groups: Sequence[set[Segment]]) -> None:
+    """Raise UnsupportedEngine unless all groups lie in the rows of the widest one.
+
+    Else a block would be moved in part only, or into bytes of another one.
+    """
+    widest = max(groups, key=len)
+    if segments != widest:
+        raise UnsupportedEngine(
+            f"KV cache groups of {[len(group) for group in groups]} rows a block: expected all in the same "
+            f"{len(widest)}, found {len(segments)}"
+        )
 
 
 def _layer_segments(layer: str, tensor: torch.Tensor, block_count: int, page_bytes: int) -> list[Segment]:

@@ -5,15 +5,15 @@ Each refusal here stands for a proof that is still missing. What vLLM itself mus
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.compat import hash_tokens
+from ghostcacher_connector.engines.vllm.kv_groups import group_faults
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -37,26 +37,18 @@ KINDS = {
 """Kinds of KV cache that are refused, by the name of vLLM's class, and why."""
 
 
-def check_not_nested() -> None:
-    """Raise UnsupportedEngine when MultiConnector makes the connector.
-
-    It gives its children copies of the configuration, so that the recompute policy which we set is lost, and it
-    passes the ranks' addresses on to its first child only. Nothing but the call stack shows a child that it is one.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").endswith(".multi_connector"):
-            raise UnsupportedEngine("MultiConnector: expected GhostCacherConnector as the only KV connector")
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
-
-
 def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
     refuse_unproven([*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)])
 
 
-def check_settings(role: str, settings: Settings) -> None:
-    """Raise ConfigError for what a worker in this role (vLLM's ``kv_role``) cannot have."""
+def check_settings(role: str, settings: Settings, group_count: int) -> None:
+    """Raise ConfigError for what a worker cannot have. role: vLLM's ``kv_role``. group_count: of KV cache groups."""
+    if settings.host_tier_gib and group_count > 1:
+        raise ConfigError(
+            f"host_tier_gib: expected 0 with {group_count} KV cache groups, got {settings.host_tier_gib:g}: what a "
+            "window needs is not kept together below the engine's cache"
+        )
     if settings.host_tier_gib and not Role(role).publishes:
         raise ConfigError(
             f"host_tier_gib: expected 0 with kv_role {role}, got {settings.host_tier_gib:g}: only what a worker "
@@ -109,11 +101,8 @@ def _cache(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Iterator[
     from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec  # noqa: PLC0415 - vLLM is optional
 
     groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
-        yield (
-            f"KV cache groups: expected 1, found {len(groups)} (sliding windows: start with "
-            "--disable-hybrid-kv-cache-manager; Mamba, linear attention: no prefix of blocks brings back their state)"
-        )
+    if len(groups) > 1:
+        yield from group_faults(vllm_config, kv_cache_config)
         return
     spec = groups[0].kv_cache_spec
     if type(spec) not in (FullAttentionSpec, MLAAttentionSpec):

@@ -29,6 +29,7 @@ from ghostcacher_connector.engines.common.weight_digest import WeightsReader
 from ghostcacher_connector.engines.vllm.adapter_reader import AdapterReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
 from ghostcacher_connector.engines.vllm.identity import divides_heads, fingerprint_of, worker_name
+from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK, cache_groups, describe_groups
 from ghostcacher_connector.engines.vllm.kv_layout import describe, describe_heads, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.stages import layout_of_all_stages
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NULL_BLOCK = 0
-"""vLLM's placeholder: never allocated, never read by attention."""
-
 
 class ConnectorWorker:
     """See the module's docstring."""
@@ -63,6 +61,7 @@ class ConnectorWorker:
     ) -> None:
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
+        self._groups = cache_groups(kv_cache_config)
         self._settings = settings
         self._recorder = recorder
         self._step = 0
@@ -79,16 +78,20 @@ class ConnectorWorker:
         self._orders: dict[str, PullOrder] = {}
         self._outdated: set[str] = set()
         self._failed_slots: set[int] = set()
+        self._failed_requests: set[str] = set()
         self._reports: list[PullReport] = []
 
     def register(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Register the rank's KV memory. Nothing looks for peers yet: see `handshake`."""
-        config, spec = self._kv_cache_config, self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
-        segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes)
+        config = self._kv_cache_config
+        spec = config.kv_cache_groups[self._groups.first].kv_cache_spec
+        layers = [group.layer_names for group in config.kv_cache_groups]
+        segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes, layers)
         device = next(iter(kv_caches.values())).device
         kind = "DRAM" if device.type == "cpu" else "VRAM"
         memory = SlotMemory(Tier.DEVICE, config.num_blocks, segments, kind, device.index or 0)
-        self._fingerprint = fingerprint = self._identify(kv_caches, describe(kv_caches, segments, config.num_blocks))
+        own_layout = describe(kv_caches, segments, config.num_blocks) + describe_groups(config)
+        self._fingerprint = fingerprint = self._identify(kv_caches, own_layout)
         parallel = self._vllm_config.parallel_config
         host = open_host_memory(self._settings.host_tier_gib, memory, ranks=parallel.world_size)
         self._table = SlotTable(config.num_blocks + (host.slots.slot_count if host is not None else 0))
@@ -121,7 +124,8 @@ class ConnectorWorker:
 
     def _identify(self, kv_caches: dict[str, torch.Tensor], layout: str) -> Fingerprint:
         """Return what this rank's blocks are, the same as all ranks of the engine say. layout: the rank's own."""
-        config, spec = self._kv_cache_config, self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
+        config = self._kv_cache_config
+        spec = config.kv_cache_groups[self._groups.first].kv_cache_spec
         heads = None
         if divides_heads(self._vllm_config, config, self._settings):
             heads = describe_heads(kv_caches, config.num_blocks, spec.num_kv_heads)
@@ -238,7 +242,10 @@ class ConnectorWorker:
             if result.job_id in self._outdated or self._is_anothers(order):
                 self._outdated.discard(result.job_id)
                 result = outdated_result(result)  # noqa: PLW2901 - the one that counts
-            self._failed_slots.update(int(slot) for slot in order.local_slots[~result.valid])
+            if self._groups.others:
+                self._failed_requests.update({order.request_id} if not result.valid.all() else ())
+            else:
+                self._failed_slots.update(int(slot) for slot in order.local_slots[~result.valid])
             self._reports.append(report_of(order.request_id, order.sources, result))
             received.add(result.job_id)
         return received
@@ -251,8 +258,16 @@ class ConnectorWorker:
         return self._adapters.digests([number]).get(number, digest) != digest
 
     def take_failed_slots(self) -> set[int]:
-        """Return the slots whose blocks vLLM must compute itself."""
+        """Return the slots whose blocks vLLM must compute itself; none with several KV cache groups."""
         failed, self._failed_slots = self._failed_slots, set()
+        return failed
+
+    def take_failed_requests(self) -> set[str]:
+        """Return the requests of which vLLM must compute all: their pulls have ended, and not every block has come.
+
+        None with one KV cache group. With several, vLLM takes no single blocks, and a window with a gap is of no use.
+        """
+        failed, self._failed_requests = self._failed_requests, set()
         return failed
 
     def take_report(self) -> RankReport:

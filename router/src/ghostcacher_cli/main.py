@@ -237,6 +237,12 @@ def _analyze(words: Sequence[str]) -> int:
     return main(words)
 
 
+def _simulate(words: Sequence[str]) -> int:
+    from ghostcacher_cli.simulate.run import main  # noqa: PLC0415 - what only this command needs
+
+    return main(words)
+
+
 def _version(words: Sequence[str]) -> int:
     argparse.ArgumentParser(prog="ghostcacher version", description=COMMANDS["version"].help).parse_args(words)
     print(f"ghostcacher {__version__}")
@@ -266,6 +272,7 @@ COMMANDS: dict[str, Command] = {
     "top": Command("show a router's fleet, anew each second", _top),
     "doctor": Command("look at Redis, NIXL and every worker, and say how to fix what is wrong", _doctor),
     "analyze": Command("say what a cache could save of a file of requests", _analyze),
+    "simulate": Command("say what a fleet would make of a load, in virtual time", _simulate),
     "version": Command("print the versions of GhostCacher and of what it works with", _version),
 }
 """What a command needs beyond this module is imported when it is asked for."""

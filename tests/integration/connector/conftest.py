@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from benchmarks.harness.redis_server import RedisServer
+from tests.support.redis_proxy import Proxy
 
 if TYPE_CHECKING:
     from tests.integration.connector.enginesim import SimEngine
+
+INDEX_LAG_S = 0.06
+"""By when an engine has reused slots that the index still offers."""
 
 Make = Callable[..., "SimEngine"]
 """Makes an engine of the test's fleet: see `make`."""
@@ -32,13 +36,26 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
+def lagging_url(redis_server: RedisServer) -> Iterator[str]:
+    """The URL of the fleet's Redis, where what engines publish arrives late."""
+    with Proxy(redis_server.port, apply_lag_s=INDEX_LAG_S) as proxy:
+        yield proxy.url
+
+
+@pytest.fixture
 def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
     """Makes simulated engines of one fleet, which are closed at the end."""
     from tests.integration.connector.enginesim import SimEngine
 
     engines: list[SimEngine] = []
 
-    def factory(name: str = "a", *, settings: dict[str, Any] | None = None, **options: Any) -> SimEngine:
+    def factory(
+        name: str = "a",
+        *,
+        settings: dict[str, Any] | None = None,
+        kind: type[SimEngine] = SimEngine,
+        **options: Any,
+    ) -> SimEngine:
         chosen = {
             "redis_url": redis_server.url,
             "pull": "always",
@@ -49,7 +66,7 @@ def make(model: Path, redis_server: RedisServer) -> Iterator[Make]:
             "lease_ttl_s": 60.0,
             **(settings or {}),
         }
-        engines.append(SimEngine(name, model, chosen, **options))
+        engines.append(kind(name, model, chosen, **options))
         return engines[-1]
 
     yield factory

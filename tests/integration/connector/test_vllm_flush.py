@@ -22,7 +22,9 @@ from ghostcacher_connector.publish.flush_desk import Engine
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
+from tests.integration.connector.simfleet import cached_tokens
 from tests.integration.connector.test_vllm_host_tier import ledger, tier_of
+from tests.integration.connector.windowsim import KEEP_ALL, LAYERS, WindowEngine
 from tests.support.index_parts import wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -61,23 +63,6 @@ def answer(router: RedisCoordinationStore, wanted: FlushOrder, *workers: str) ->
 
     wait_until(all_answered, WAIT_S)
     return {name: report.dropped[0].blocks for name, report in zip(workers, found, strict=True) if report is not None}
-
-
-def cached_tokens(engine: SimEngine, request_id: str, prompt: list[int]) -> int:
-    """Serve a prompt; return how many of its tokens were not computed, and check the answer."""
-    schedule, found = engine.scheduler.schedule, list[int]()
-
-    def watched() -> Any:
-        output = schedule()
-        found.extend(new.num_computed_tokens for new in output.scheduled_new_reqs if new.req_id == request_id)
-        return output
-
-    engine.scheduler.schedule = watched
-    engine.add(request_id, prompt)
-    engine.run()
-    engine.scheduler.schedule = schedule
-    assert engine.outputs(request_id) == expected_output(prompt, 4)
-    return found[0]
 
 
 def chat_id(session: bytes, shared_blocks: int) -> str:
@@ -269,3 +254,20 @@ def test_flush_of_an_idle_engine_does_not_wait_for_a_copy(make: Make, router: Re
         cached_tokens(engine, f"r{len(engine.requests)}", tokens_of(len(engine.requests), 97))
     answer(router, order("all"), "a")
     assert ledger(engine).copies_under_way == 0
+
+
+@pytest.mark.parametrize("scope", ["all", "prefix"])
+def test_order_drops_what_it_names_in_every_cache_group(make: Make, router: RedisCoordinationStore, scope: str) -> None:
+    """Orders name blocks by their hashes; the windows of these go, too, and those of other prompts stay."""
+    engine: Any = ready(make(kind=WindowEngine, **KEEP_ALL))
+    other = tokens_of(2, 4 * BLOCK_TOKENS + 1)
+    for name, prompt in (("r1", PROMPT), ("o1", other)):
+        cached_tokens(engine, name, prompt)
+    held = engine.connector._scheduler._fleet.publisher.held_blocks
+    assert len(held) == (BLOCKS + 4) * len(LAYERS)
+    named = () if scope == "all" else (engine.requests["r1"].block_hashes[BLOCKS // 2],)
+    dropped = answer(router, order(scope, named), "a")["a"]
+    left = 0 if scope == "all" else 4
+    assert (dropped, len(held)) == ((BLOCKS + 4 - left) * len(LAYERS), left * len(LAYERS))
+    assert cached_tokens(engine, "r2", PROMPT) == 0
+    assert cached_tokens(engine, "o2", other) == left * BLOCK_TOKENS

@@ -5,28 +5,23 @@ What makes a kind sound is in docs/DESIGN.md, under 11. Here vLLM's own code mak
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-
-from benchmarks.harness.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
 import torch
 
 from ghostcacher_connector.engines.vllm.scheduling import publishing
-from ghostcacher_connector.slots import Generations, Slots
+from tests.conftest import SOAK
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, RunnerRequest, expected_output, prompts, tokens_of
 from tests.integration.connector.simcaches import CACHES
-from tests.integration.connector.simranks import SimRank
+from tests.integration.connector.simfleet import bump_late, drive, drive_until_wrong, meet, settled
 from tests.integration.connector.test_vllm_evidence import published_of
 from tests.integration.connector.test_vllm_host_tier import BLOCKS, compute, tier_of
-from tests.integration.connector.test_vllm_scheduler import INDEX_LAG_S, SOAK, drive, meet, settled
-from tests.support.redis_proxy import Proxy
 
 pytestmark = pytest.mark.engine
 
@@ -34,8 +29,6 @@ REQUESTS = 10_000 if SOAK else 60
 ROUNDS_MAX = 5
 """How often stale blocks come up depends on how fast the machine is."""
 NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3}}
-LATE_STEPS = 25
-ROUNDS = 8
 OTHERS = [{"cache": cache} for cache in CACHES if cache != "full"]
 SEVERAL_RANKS = [
     {"ranks": 2},
@@ -53,13 +46,6 @@ def named(options: dict[str, Any]) -> str:
         *(f"{name}{options[name]}" for name in ("ranks", "stages") if name in options),
     ]
     return "-".join(filter(None, [*words, "ngram" if "speculative_config" in options else ""]))
-
-
-@pytest.fixture
-def lagging_url(redis_server: RedisServer) -> Iterator[str]:
-    """The URL of the fleet's Redis, where what engines publish arrives late."""
-    with Proxy(redis_server.port, apply_lag_s=INDEX_LAG_S) as proxy:
-        yield proxy.url
 
 
 def rows(engine: SimEngine, rank: int, request: Any, count: int) -> torch.Tensor:
@@ -120,19 +106,6 @@ def test_slots_reused_all_the_time_never_give_a_wrong_token(
     assert stale > 0
 
 
-def bump_late(rank: SimRank) -> None:
-    """Break the first ordering: each step's slots are bumped when some more steps have overwritten them."""
-    table, held = rank.connector._worker._table, []
-    bump = table.bump
-
-    def late(slots: Slots, generations: Generations) -> None:
-        held.append((slots, generations))
-        if len(held) > LATE_STEPS:
-            bump(*held.pop(0))
-
-    table.bump = late
-
-
 @pytest.mark.parametrize("options", ALL, ids=named)
 def test_with_late_bumps_wrong_tokens_would_be_seen(make: Make, lagging_url: str, options: dict[str, Any]) -> None:
     """The torture proves something: where ranks bump some steps late, stale blocks pass for right ones."""
@@ -143,12 +116,7 @@ def test_with_late_bumps_wrong_tokens_would_be_seen(make: Make, lagging_url: str
     meet(*engines)
     for rank in (rank for engine in engines for rank in engine.ranks):  # a block counts when it is right on all
         bump_late(rank)
-    source = prompts(1, documents=6, blocks=8, tail=20)
-    for _ in range(ROUNDS):
-        drive(engines, REQUESTS, source)
-        if any(engine.wrong for engine in engines):
-            return
-    pytest.fail("no stale block was used; the torture proves nothing")
+    drive_until_wrong(engines, REQUESTS, prompts(1, documents=6, blocks=8, tail=20))
 
 
 @pytest.mark.parametrize("cache", [options["cache"] for options in OTHERS])

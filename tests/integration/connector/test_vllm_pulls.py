@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +19,14 @@ from ghostcacher_connector.engines.vllm.scheduling.matching import LOOKUP_WAIT_M
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder, summary
 from ghostcacher_connector.pull.accounting import PullReport
+from ghostcacher_connector.pull.cache_groups import ONE_GROUP
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import PENDING
 from ghostcacher_connector.transfer.base import PullOutcome
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import BLOCK_TOKENS, SimEngine
 from tests.integration.connector.prefix_numbers import expected_output, tokens_of
+from tests.integration.connector.simfleet import Gate
 from tests.support.index_parts import FakeClock, chain, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -33,23 +34,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
 WAIT_S = 60.0
 BLOCKS = 5
 PROMPT_TOKENS = BLOCKS * BLOCK_TOKENS + 1
-
-
-class Gate:
-    """Stands before the reading of an engine's rank: pulls begin when it is opened."""
-
-    def __init__(self, engine: SimEngine) -> None:
-        (transport, *_) = engine.worker._worker._runtime.puller._transports
-        self._open = threading.Event()
-        self._pull = transport.pull
-        transport.pull = self._wait_and_pull
-
-    def _wait_and_pull(self, request: Any) -> Any:
-        assert self._open.wait(WAIT_S)
-        return self._pull(request)
-
-    def open(self) -> None:
-        self._open.set()
 
 
 def meet(make: Make, *prompts: list[int], settings: dict[str, Any] | None = None) -> tuple[SimEngine, SimEngine]:
@@ -215,7 +199,10 @@ class Bench:
     def __init__(self, tokens_per_s: float) -> None:
         self.clock, self.recorder = FakeClock(), Recorder()
         lookups: Any = SimpleNamespace(
-            start=lambda *_, **__: None, poll=lambda *_, **__: PENDING, forget=lambda _: None
+            start=lambda *_, **__: None,
+            poll=lambda *_, **__: PENDING,
+            forget=lambda _: None,
+            groups=ONE_GROUP,
         )
         self.matcher = Matcher(
             Settings(pull="always"),
@@ -256,7 +243,7 @@ class Bench:
     def pull(self, tracked: Tracked) -> None:
         """Ask for a request's blocks, and allocate slots for them."""
         assert self.matcher.match(tracked, 0) == BLOCKS * 16
-        self.matcher.allocated(tracked, list(range(BLOCKS)), BLOCKS * 16)
+        self.matcher.allocated(tracked, [list(range(BLOCKS))], BLOCKS * 16)
         tracked.request.status = RequestStatus.WAITING_FOR_REMOTE_KVS
 
     def misses(self, reason: MissReason) -> float:

@@ -30,7 +30,7 @@ from benchmarks.harness.redis_server import RedisServer
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
-from tests.integration.connector.test_vllm_scheduler import SETTLE_S, meet, settled, wait_for
+from tests.integration.connector.simfleet import SETTLE_S, meet, settled, wait_for
 
 pytestmark = pytest.mark.engine
 

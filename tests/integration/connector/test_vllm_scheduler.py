@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -21,67 +19,13 @@ from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics
 from tests.conftest import SOAK
 from tests.integration.connector.conftest import Make
-from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
-from tests.support.redis_proxy import Proxy
+from tests.integration.connector.simfleet import OUTPUT_TOKENS, drive, meet, settled, wait_for
 
 pytestmark = pytest.mark.engine
 
 REQUESTS = 20_000 if SOAK else 120
-OUTPUT_TOKENS = 6
-SETTLE_S = 60.0
 PROMETHEUS = {kind: kind for kind in (Counter, Gauge, Histogram)}
-
-INDEX_LAG_S = 0.06
-"""By when an engine has reused slots that the index still offers."""
-
-
-@pytest.fixture
-def lagging_url(redis_server: RedisServer) -> Iterator[str]:
-    """The URL of the fleet's Redis, where what engines publish arrives late."""
-    with Proxy(redis_server.port, apply_lag_s=INDEX_LAG_S) as proxy:
-        yield proxy.url
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + SETTLE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {SETTLE_S} s: {what}"
-        time.sleep(0.01)
-
-
-def meet(*engines: SimEngine) -> None:
-    """Wait until each engine sees and reaches the others."""
-    for engine in engines:
-        wait_for(lambda e=engine: e.peers_ready(len(engines) - 1), f"{engine.name} reaches its peers")
-
-
-def settled(engine: SimEngine) -> None:
-    """Wait until the index holds what the engine has published."""
-    wait_for(engine.all_published, f"{engine.name} has published")
-
-
-def drive(engines: list[SimEngine], requests: int, source: Iterator[list[int]], *, abort_every: int = 0) -> int:
-    """Run requests over all engines until all have ended; return how many outputs were wrong."""
-    live: list[dict[str, list[int]]] = [{} for _ in engines]
-    started = wrong = 0
-    deadline = time.monotonic() + 600
-    while started < requests or any(live):
-        assert time.monotonic() < deadline, f"stuck: {[list(requests) for requests in live]}"
-        for engine, running in zip(engines, live, strict=True):
-            while len(running) < 6 and started < requests:
-                prompt, request_id = next(source), f"r{started}"
-                engine.add(request_id, prompt, max_tokens=OUTPUT_TOKENS)
-                running[request_id] = prompt
-                started += 1
-            engine.step()
-            for request_id in [r for r in running if engine.requests[r].is_finished()]:
-                prompt = running.pop(request_id)
-                wrong += engine.outputs(request_id) != expected_output(prompt, OUTPUT_TOKENS)
-            if abort_every and running and started % abort_every == 0:
-                request_id, _ = running.popitem()
-                engine.abort(request_id)
-    return wrong
 
 
 @pytest.mark.parametrize("tokens", [1, BLOCK_TOKENS - 1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 5 * BLOCK_TOKENS, 90])

@@ -17,10 +17,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import (
+    ChunkedLocalAttentionSpec,
     FullAttentionSpec,
     KVCacheConfig,
     KVCacheGroupSpec,
     KVQuantMode,
+    MambaSpec,
     MLAAttentionSpec,
     SlidingWindowSpec,
     UniformTypeKVCacheSpecs,
@@ -30,13 +32,12 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
-from ghostcacher_connector.engines.vllm.support import (
-    check_config,
-    check_not_nested,
-)
+from ghostcacher_connector.engines.vllm.kv_groups import describe_groups
+from ghostcacher_connector.engines.vllm.support import check_config
 from ghostcacher_connector.identity.fingerprint import differences
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
+from tests.integration.connector.windowsim import WindowEngine
 
 pytestmark = pytest.mark.engine
 
@@ -44,6 +45,10 @@ FULL = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, d
 SLIDING = SlidingWindowSpec(
     block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32, sliding_window=64
 )
+CHUNKED = ChunkedLocalAttentionSpec(
+    block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=2, dtype=torch.float32, attention_chunk_size=64
+)
+STATE = MambaSpec(block_size=BLOCK_TOKENS, shapes=((2, 2),), dtypes=(torch.float32,))
 LAYOUT = "2x256/256;torch.float32[blocks 16:4 1:4 4:1]"
 
 
@@ -83,10 +88,61 @@ def test_one_group_in_which_every_block_is_kept_is_accepted(config: Any, spec: A
     check_config(config, cache_of(spec))
 
 
+def test_sliding_windows_beside_full_attention_are_accepted(config: Any) -> None:
+    """In whatever order vLLM lists the groups; each kind may have several."""
+    check_config(config, cache_of(SLIDING, FULL, SLIDING, FULL))
+
+
+def test_drafts_with_several_groups_are_refused(config: Any) -> None:
+    """With one group they are shared; with several nothing has been tried."""
+    config.speculative_config = SpeculativeConfig(method="ngram", num_speculative_tokens=3, prompt_lookup_max=3)
+    check_config(config, cache_of(FULL))
+    with pytest.raises(UnsupportedEngine, match="speculative decoding: expected none with several KV cache groups"):
+        check_config(config, cache_of(FULL, SLIDING))
+
+
+def test_stages_with_several_groups_are_refused(config: Any) -> None:
+    """Each stage would have a part of each group, and which rows that leaves in a block has not been tried."""
+    config.parallel_config.pipeline_parallel_size = 2
+    config.parallel_config.distributed_executor_backend = "mp"
+    check_config(config, cache_of(FULL))
+    with pytest.raises(UnsupportedEngine, match="pipeline_parallel_size: expected 1 with several KV cache groups"):
+        check_config(config, cache_of(FULL, SLIDING))
+
+
+def test_host_tier_with_several_groups_is_refused(model: Path) -> None:
+    """It keeps and drops blocks one by one, and a window is of use as a whole."""
+    with pytest.raises(ConfigError, match="host_tier_gib: expected 0 with 3 KV cache groups"):
+        WindowEngine("a", model, {"redis_url": "redis://127.0.0.1:1", "host_tier_gib": 0.001})
+
+
+def test_groups_are_part_of_the_identity() -> None:
+    """Which layers share a block, and how far their windows reach; one group says nothing more than the layout."""
+    caches = [cache_of(FULL), cache_of(FULL, SLIDING), cache_of(SLIDING, FULL)]
+    caches.append(cache_of(FULL, replace(SLIDING, sliding_window=32)))
+    described = [describe_groups(cache) for cache in caches]
+    assert described[0] == ""
+    assert len(set(described)) == 4
+
+
 @pytest.mark.parametrize(
     ("cache", "named"),
     [
-        (cache_of(FULL, SLIDING), "KV cache groups: expected 1, found 2 .*--disable-hybrid-kv-cache-manager"),
+        (cache_of(SLIDING, replace(SLIDING, sliding_window=32)), "expected one with full attention"),
+        (cache_of(FULL, replace(SLIDING, block_size=32)), "group 1: expected blocks of 16 tokens, found 32"),
+        (cache_of(FULL, replace(SLIDING, head_size=4)), "group 1: expected 256 bytes a block and layer"),
+        (cache_of(FULL, replace(SLIDING, extra_retained_tokens=4)), "group 1: expected no tokens kept below"),
+        (
+            cache_of(FULL, CHUNKED),
+            "group 1: expected full or sliding-window attention, found ChunkedLocalAttentionSpec",
+        ),
+        (cache_of(FULL, STATE), "group 1: expected full or sliding-window attention, found MambaSpec"),
+        (cache_of(SLIDING, replace(FULL, non_causal=True)), "group 1: expected causal"),
+        (cache_of(FULL, STATE), "KV cache zeroing: expected off"),
+        (
+            cache_of(replace(FULL, attention_chunk_size=64), SLIDING),
+            "group 0: expected full attention, found windows or chunks",
+        ),
         (cache_of(SLIDING), "found SlidingWindowSpec .a window in every layer"),
         (cache_of(UniformTypeKVCacheSpecs.from_specs({"a": LATENT, "b": INDEXER})), "blocks of several sizes.*V3.2"),
         (cache_of(replace(LATENT, tokens_per_state=4)), "expected a state for each token, found one for 4"),
@@ -249,14 +305,6 @@ def test_longest_context_counts_where_rope_depends_on_it(config: Any) -> None:
     scaled = identity(config).config_digest
     config.model_config.max_model_len *= 2
     assert identity(config).config_digest != scaled
-
-
-def test_connector_inside_multi_connector_is_refused() -> None:
-    """A child of MultiConnector loses the recompute policy: it says so instead of failing requests later."""
-    frame = {"__name__": "vllm.distributed.kv_transfer.kv_connector.v1.multi_connector", "check": check_not_nested}
-    with pytest.raises(UnsupportedEngine, match="MultiConnector"):
-        exec("check()", frame)  # noqa: S102 - a frame of that module, without making one
-    check_not_nested()
 
 
 def test_data_parallel_engines_are_workers_of_their_own(config: Any) -> None:

@@ -27,11 +27,11 @@ from tests.integration.connector.prefix_numbers import (
     tokens_of,
 )
 from tests.integration.connector.simcaches import LAYERS, SimCache
+from tests.integration.connector.simfleet import drive, meet, settled
 from tests.integration.connector.simranks import SimRank
 from tests.integration.connector.test_vllm_host_tier import BLOCKS, compute
 from tests.integration.connector.test_vllm_kinds import rows
 from tests.integration.connector.test_vllm_objects import knows_the_store, objects_at
-from tests.integration.connector.test_vllm_scheduler import drive, meet, settled
 from tests.support.index_parts import wait_until
 
 pytestmark = pytest.mark.engine

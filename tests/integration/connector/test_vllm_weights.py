@@ -22,7 +22,7 @@ from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
-from tests.integration.connector.test_vllm_scheduler import settled, wait_for
+from tests.integration.connector.simfleet import settled, wait_for
 
 pytestmark = pytest.mark.engine
 

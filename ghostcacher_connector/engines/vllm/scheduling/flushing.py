@@ -22,6 +22,7 @@ from ghostcacher_connector.objects.catalogue import KnownObject
 from ghostcacher_connector.objects.object_flushes import ObjectsFlushed
 from ghostcacher_connector.publish.block_notes import BlockNotes, Note
 from ghostcacher_connector.publish.publisher import Publisher
+from ghostcacher_connector.pull.cache_groups import block_of
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.object_orders import ObjectOrders
 
@@ -55,7 +56,7 @@ class Flusher:
 
     def drop(self, order: FlushOrder, tracked: Iterable[Tracked]) -> FlushReport:
         """Drop what an order names; return how much that was. tracked: all requests that have not ended."""
-        slots = self._publisher.held_blocks.blocks_by_slot()
+        slots = self._blocks_by_slot()
         known = self._known(slots)
         doomed = self._notes.doomed(order, known)
         pool = self._manager.block_pool
@@ -95,7 +96,11 @@ class Flusher:
     def tidy(self) -> None:
         """Forget what is known of blocks that are gone, from time to time."""
         if self._notes.sweep_due:
-            self._notes.sweep(self._known(self._publisher.held_blocks.blocks_by_slot()))
+            self._notes.sweep(self._known(self._blocks_by_slot()))
+
+    def _blocks_by_slot(self) -> dict[int, BlockHash]:
+        """Return the hash of the block in each slot, whatever its KV cache group."""
+        return {slot: block_of(key) for slot, key in self._publisher.held_blocks.blocks_by_slot().items()}
 
     def _known(self, slots: Mapping[int, BlockHash]) -> set[BlockHash]:
         """Return all blocks of this worker: what its slots hold, and what is on its way to a host slot.

@@ -13,9 +13,10 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -26,6 +27,7 @@ from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.prefix_matcher import PrefixMatcher
 from ghostcacher_connector.engines.common.pull_state import Phase, PullState
+from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK
 from ghostcacher_connector.engines.vllm.messages import PullOrder
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.loaded_first import LoadedFirst
@@ -34,16 +36,16 @@ from ghostcacher_connector.engines.vllm.scheduling.turns import Turns
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.accounting import PullReport, record_outcome, record_transfer
 from ghostcacher_connector.pull.forecast import Forecaster
-from ghostcacher_connector.pull.lookups import LookupService
+from ghostcacher_connector.pull.lookups import PENDING, LookupService
 from ghostcacher_connector.pull.planner import PullPlan
 from ghostcacher_connector.pull.pull_spans import pull_span
+from ghostcacher_connector.slots import Slots
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
 
-GROUPS = [0]
-"""The only KV cache group (support.py refuses others)."""
+logger = logging.getLogger(__name__)
 
 JOIN_SHARE = 0.5
 """A request joins another one's pull when they have at least so much of the larger of both in common: else it would
@@ -106,6 +108,7 @@ class Matcher(PrefixMatcher):
             clock=clock,
         )
         self._forecaster = forecaster
+        self._groups = lookups.groups
         self._turns = Turns(settings, forecaster, recorder, block_tokens=block_tokens, clock=clock)
         self._fetcher = fetcher
         self._block_bytes = block_bytes
@@ -124,7 +127,8 @@ class Matcher(PrefixMatcher):
                 tracked,
                 blocks[: tracked.pullable],
                 lambda index: (
-                    pool is not None and pool.get_cached_block(request.block_hashes[index], GROUPS) is not None
+                    pool is not None
+                    and pool.get_cached_block(request.block_hashes[index], [self._groups.first]) is not None
                 ),
             )
 
@@ -165,17 +169,36 @@ class Matcher(PrefixMatcher):
             count = self._planned(tracked, first_block)
         if count is None or (count and (self._joins(tracked) or self._awaits_turn(tracked))):
             return None
+        if self._groups.others:
+            self._keep_window(tracked, first_block, first_block + count)
         return count * self._block_tokens
 
-    def allocated(self, tracked: Tracked, slots: list[int], token_count: int) -> None:
-        """Order the pull into the slots that vLLM gave. slots: of all the request's blocks, in order."""
+    def _keep_window(self, tracked: Tracked, first_block: int, end_block: int) -> None:
+        """Have vLLM keep a request's window where others will want it, as if the fleet's cache was its own.
+
+        By default vLLM keeps the windows at the ends of prompts, and where it finds a prompt to part from what it has
+        (`shared_prefix_boundary`). Here it parts from what anybody has; and the end of what is pulled is no end of a
+        prompt. first_block, end_block: what is pulled.
+        """
+        answer = self._lookups.poll(tracked.request_id)
+        longest = min(tracked.pullable, answer.longest) if answer is not PENDING else 0
+        if (end := max(end_block, longest)) > first_block:
+            request = tracked.request
+            request.shared_prefix_boundary = max(request.shared_prefix_boundary, end * self._block_tokens)
+
+    def allocated(self, tracked: Tracked, tables: Sequence[Sequence[int]], token_count: int) -> None:
+        """Order the pull into the slots that vLLM gave. tables: all slots of the request, of each KV cache group."""
         plan = tracked.plan
         assert tracked.phase is Phase.PLANNED
         assert plan is not None
         count = min(plan.block_count, token_count // self._block_tokens)
-        local = np.asarray(slots[plan.first_block : plan.first_block + count], dtype=np.int64)
+        local = self._local_slots(tables, plan.first_block, plan.first_block + count)
+        sources = plan.sources_of(count)
+        if local is None or (plan.window_blocks is not None and count != plan.block_count):
+            logger.error("request %s: vLLM waits for other blocks than are pulled: it is computed", tracked.request_id)
+            local, sources = np.zeros(1, dtype=np.int64), plan.sources_of(0)
         timeout_s, adapter = self._settings.pull_timeout_s, tracked.adapter_order
-        order = PullOrder(tracked.request_id, local, plan.sources_of(count), timeout_s, adapter)
+        order = PullOrder(tracked.request_id, local, sources, timeout_s, adapter)
         self._orders.append(order)
         first = order.sources[0]
         tier = plan.tier_of(first.worker)
@@ -186,6 +209,19 @@ class Matcher(PrefixMatcher):
         )
         tracked.phase, tracked.ordered_at = Phase.LOADING, self._clock()
         self._count_misses(tracked, plan.first_block + count, MissReason.NOT_INDEXED)
+
+    def _local_slots(self, tables: Sequence[Sequence[int]], first_block: int, end_block: int) -> Slots | None:
+        """Return the slots of blocks ``[first_block, end_block)``, group by group, as a plan has them.
+
+        None where vLLM waits for more or fewer blocks of a group than a plan brings.
+        """
+        slots = list(tables[self._groups.first][first_block:end_block])
+        for group in self._groups.others:
+            table, span = tables[group.number], group.span(first_block, end_block)
+            if [index for index in range(first_block, end_block) if table[index] != NULL_BLOCK] != list(span):
+                return None
+            slots += table[span.start : span.stop]
+        return np.asarray(slots, dtype=np.int64)
 
     def _pin(self, tracked: Tracked, plan: PullPlan, order: PullOrder) -> None:
         """Keep in the tier what a pull reads there."""
@@ -226,6 +262,7 @@ class Matcher(PrefixMatcher):
             pull_span(self._tracer, headers, tracked.ordered_at, self._clock(), reports)
         usable = min((report.blocks_usable for report in reports), default=0)
         if tracked.plan is not None and reports:
+            usable = tracked.plan.usable(usable)
             self._account(tracked.plan, reports)
             if self._tier is not None and all(report.worker == self._tier.worker for report in reports):
                 self._tier.loaded(usable)
@@ -289,7 +326,7 @@ class Matcher(PrefixMatcher):
             self._forecaster,
             plan,
             block_tokens=self._block_tokens,
-            usable=min(report.blocks_usable for report in reports),
+            usable=plan.usable(min(report.blocks_usable for report in reports)),
             seconds=max(report.seconds for report in reports),
             reason=next((r.reason for r in reports if r.reason is not None), None),
         )
@@ -305,4 +342,6 @@ def _alike(flight: _Flight, tracked: Tracked, plan: PullPlan) -> bool:
     if not flight.first_block <= first < end or hashes[first] != others[first]:
         return False
     common = next((number for number in range(first, end) if hashes[number] != others[number]), end) - first
+    if plan.window_blocks is not None and first + common != flight.end_block:
+        return False  # its windows are those of its own end
     return common >= JOIN_SHARE * max(plan.block_count, flight.end_block - flight.first_block)

@@ -16,6 +16,7 @@ from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
 from ghostcacher_connector.engines.vllm.identity import worker_name
+from ghostcacher_connector.engines.vllm.kv_groups import cache_groups
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
@@ -119,6 +120,7 @@ class PartsMaker:
             prefill_rate=lambda: forecaster.prefill_rate,
             # Who publishes nothing is nobody's holder after it: others would wait for it in vain.
             takes_turns=self._role is Role.BOTH,
+            groups=cache_groups(manager.kv_cache_config),
         )
         prompts = PromptReporter(fleet.reporter, tokens)
         notes = BlockNotes()
@@ -131,7 +133,15 @@ class PartsMaker:
             fleet,
             forecaster,
             PrefillMeter(forecaster, self._recorder, self._clock),
-            LoadMeter(pool, forecaster, self._recorder, block_tokens=tokens, block_bytes=block_bytes, tier=tier),
+            LoadMeter(
+                pool,
+                forecaster,
+                self._recorder,
+                block_tokens=tokens,
+                block_bytes=block_bytes,
+                groups=fleet.lookups.groups,
+                tier=tier,
+            ),
             prompts,
             watch,
             publisher,
@@ -239,6 +249,7 @@ class PartsMaker:
             self._block_tokens,
             prompts.published,
             notes=notes,
+            groups=fleet.lookups.groups,
             tier=tier,
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
         )

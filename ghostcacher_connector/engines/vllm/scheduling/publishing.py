@@ -27,20 +27,19 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from vllm.v1.core.kv_cache_utils import make_block_hash_with_group_id
+
 from ghostcacher_connector.core.index.base import BlockSink
-from ghostcacher_connector.engines.vllm.scheduling.matching import GROUPS
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, Tracked, candidate_of, shareable
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.publish.block_notes import BlockNotes, Note
+from ghostcacher_connector.pull.cache_groups import ONE_GROUP, CacheGroups
 from ghostcacher_connector.tiers.host_tier import HostTier
 
 if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import KVCacheBlock
     from vllm.v1.core.sched.output import SchedulerOutput
-
-HASH_GROUP_BYTES = 4
-"""vLLM appends the KV cache group's number to the hash that it keeps with a block."""
 
 COPIES_MAX = 8
 """More copies of one block than these are not looked for. Requests that compute the same side by side make some."""
@@ -49,15 +48,25 @@ STEPS_IN_FLIGHT_MAX = 1024
 """Far above vLLM's own limit of concurrent batches; a longer queue means that outputs no longer arrive."""
 
 
+class Held(NamedTuple):
+    """A block of a request in one KV cache group."""
+
+    group: int
+    """The group's number."""
+    block: KVCacheBlock
+
+
 class Fill(NamedTuple):
     """Blocks of one request that one step fills, after those that the request was given and nobody has proven yet."""
 
     tracked: Tracked
     evidence: Evidence
     first: int
-    """Index of the first of these blocks in the request's table."""
-    blocks: Sequence[KVCacheBlock]
-    generations: Sequence[int]
+    """Index of the first of these blocks in the request's tables."""
+    blocks: Sequence[Sequence[Held]]
+    """What the request holds of each of them, in every KV cache group."""
+    generations: Sequence[Sequence[int]]
+    """The generations of their slots, likewise."""
 
 
 class BlockPublisher:
@@ -72,12 +81,14 @@ class BlockPublisher:
         on_published: Callable[[Tracked], None],
         *,
         notes: BlockNotes,
+        groups: CacheGroups = ONE_GROUP,
         tier: HostTier | None = None,
         mixes_adapters_wrong: bool = False,
     ) -> None:
         """on_published: called with a request whenever a step has proven what it can of its blocks.
 
-        notes: of what is published. tier: told of each block that is published, if there is one.
+        notes: of what is published. groups: the engine's KV cache groups. tier: told of each block that is published,
+        if there is one.
         mixes_adapters_wrong: the engine computes requests without an adapter wrong in a step together with one.
         """
         self._manager = manager
@@ -85,7 +96,7 @@ class BlockPublisher:
         self._sink = sink
         self._block_tokens = block_tokens
         self._on_published = on_published
-        self._notes, self._tier = notes, tier
+        self._notes, self._groups, self._tier = notes, groups, tier
         self._mixes_adapters_wrong = mixes_adapters_wrong
         self._steps: deque[tuple[int, list[Fill]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
         self._drafted: set[str] = set()
@@ -118,8 +129,9 @@ class BlockPublisher:
             return
         if (computed_by := tracked.computed_by) is None:
             return
-        for block in self._table(tracked)[first : first + count]:
-            self._watch.mark(block.block_id, self._watch.watch(block), computed_by)
+        for held in self._held(tracked, first, first + count):
+            for _, block in held:
+                self._watch.mark(block.block_id, self._watch.watch(block), computed_by)
 
     def forget_all(self, tracked: Iterable[Tracked]) -> None:
         """Withdraw everything; what has been computed so far, or is being computed now, is never published again.
@@ -169,25 +181,31 @@ class BlockPublisher:
 
     def _fill(self, tracked: Tracked, start: int, end: int) -> Fill:
         """Watch the blocks that a request has filled when its tokens ``[start, end)`` are computed."""
-        evidence, table = tracked.evidence, self._table(tracked)
+        evidence = tracked.evidence
         if evidence.given is None:
             evidence.given = -(-start // self._block_tokens)
-            self._accept_given(tracked, table[: evidence.given])
+            self._accept_given(tracked, self._held(tracked, 0, evidence.given))
             first = evidence.sound
         else:
             first = min(start // self._block_tokens, evidence.filled)
         evidence.filled = max(first, end // self._block_tokens)
-        blocks = table[first : evidence.filled]
-        return Fill(tracked, evidence, first, blocks, [self._watch.watch(block) for block in blocks])
+        blocks = self._held(tracked, first, evidence.filled)
+        generations = [[self._watch.watch(block) for _, block in held] for held in blocks]
+        return Fill(tracked, evidence, first, blocks, generations)
 
-    def _accept_given(self, tracked: Tracked, given: Sequence[KVCacheBlock]) -> None:
-        """Count the leading blocks that are marked by now; the steps that fill the rest may still be in flight."""
-        computed_by = tracked.computed_by
-        for index, block in enumerate(given):
-            if computed_by is None or not self._watch.is_computed(block.block_id, computed_by):
+    def _accept_given(self, tracked: Tracked, given: Sequence[Sequence[Held]]) -> None:
+        """Count the leading blocks that are marked by now; the steps that fill the rest may still be in flight.
+
+        A block that lies before a group's window counts without being marked there: nothing that the request computes
+        reads it, and it holds no slot of that group.
+        """
+        if (computed_by := tracked.computed_by) is None:
+            return
+        for index, held in enumerate(given):
+            if not all(self._watch.is_computed(block.block_id, computed_by) for _, block in held):
                 return
             tracked.evidence.sound = index + 1
-            self._publish(tracked, index, block)
+            self._publish(tracked, index, held)
 
     def _prove(self, fill: Fill) -> None:
         """Mark what a step has filled, as far as all that comes before it is marked."""
@@ -196,16 +214,18 @@ class BlockPublisher:
         if computed_by is None:
             return
         end = fill.tracked.shared_end
-        for index, (block, generation) in enumerate(zip(fill.blocks, fill.generations, strict=True), fill.first):
+        for index, (held, generations) in enumerate(zip(fill.blocks, fill.generations, strict=True), fill.first):
             if index != evidence.sound or index == end:
                 return
-            slot = block.block_id
-            if index < evidence.given and not self._watch.is_computed(slot, computed_by):
+            slots = [block.block_id for _, block in held]
+            if index < evidence.given and not all(self._watch.is_computed(slot, computed_by) for slot in slots):
                 return
-            if not self._watch.mark(slot, generation, computed_by):
+            pairs = zip(slots, generations, strict=True)
+            marked = [self._watch.mark(slot, generation, computed_by) for slot, generation in pairs]
+            if not all(marked):
                 return
             evidence.sound = index + 1
-            self._publish(fill.tracked, index, block)
+            self._publish(fill.tracked, index, held)
 
     def _drop_uncomputed(self, tracked: Tracked) -> None:
         """Take out of vLLM's prefix cache what a preempted request has left there hashed, and no step fills.
@@ -214,19 +234,24 @@ class BlockPublisher:
         """
         pool = self._manager.block_pool
         for block_hash in tracked.request.block_hashes[tracked.evidence.sound :]:
-            for _ in range(COPIES_MAX):
-                cached = pool.get_cached_block(block_hash, GROUPS)
-                if cached is None or self._watch.is_watched(cached[0].block_id):
-                    break
-                self._manager.evict_blocks({cached[0].block_id})
+            for group in self._groups.numbers:
+                for _ in range(COPIES_MAX):
+                    cached = pool.get_cached_block(block_hash, [group])
+                    if cached is None or self._watch.is_watched(cached[0].block_id):
+                        break
+                    self._manager.evict_blocks({cached[0].block_id})
 
-    def _publish(self, tracked: Tracked, index: int, block: KVCacheBlock) -> None:
-        """Publish a marked block, the index-th of a request, once, and only if its hash means the same elsewhere."""
-        if self._watch.is_published(block.block_id) or not shareable(tracked) or index >= len(tracked.blocks):
+    def _publish(self, tracked: Tracked, index: int, held: Sequence[Held]) -> None:
+        """Publish marked blocks, the index-th of a request in its groups, if their hash means the same elsewhere."""
+        if not shareable(tracked) or index >= len(tracked.blocks):
             return
-        # The pool must agree that the slot holds this hash: it does not after a reset of the prefix cache.
-        if block.block_hash is None or block.block_hash[:-HASH_GROUP_BYTES] != tracked.request.block_hashes[index]:
-            return
+        for group, block in held:
+            # The pool must agree that the slot holds this hash: it does not after a reset of the prefix cache.
+            hashed = make_block_hash_with_group_id(tracked.request.block_hashes[index], group)
+            if block.block_hash == hashed and not self._watch.is_published(block.block_id):
+                self._publish_one(tracked, index, group, block)
+
+    def _publish_one(self, tracked: Tracked, index: int, group: int, block: KVCacheBlock) -> None:
         hashes = tracked.blocks
         generation, parent = self._watch.publish(block.block_id), hashes[index - 1] if index else None
         sections = tracked.sections
@@ -235,12 +260,19 @@ class BlockPublisher:
             self._tier.engine_holds(
                 block.block_id, candidate_of(tracked, index, self._block_tokens, self._tier.block_bytes), generation
             )
-        self._sink.publish(block.block_id, hashes[index], hashes[0], generation)
+        self._sink.publish(block.block_id, self._groups.key_of(hashes[index], group), hashes[0], generation)
 
-    def _table(self, tracked: Tracked) -> Sequence[KVCacheBlock]:
-        """Return vLLM's own list of a request's blocks; it grows, so take slices of it."""
-        blocks: Sequence[KVCacheBlock] = self._manager.get_blocks(tracked.request_id).blocks[0]
-        return blocks
+    def _held(self, tracked: Tracked, first: int, end: int) -> Sequence[Sequence[Held]]:
+        """Return what a request holds of its blocks ``[first, end)``, of each in every KV cache group.
+
+        Where a group's window has moved on, vLLM has put a null block in the place of one that it may have given away.
+        """
+        tables = self._manager.get_blocks(tracked.request_id).blocks
+        numbers = self._groups.numbers
+        rows = zip(*(tables[group][first:end] for group in numbers), strict=False)
+        return [
+            [Held(group, block) for group, block in zip(numbers, row, strict=True) if not block.is_null] for row in rows
+        ]
 
 
 def _known_tokens(output: SchedulerOutput) -> Mapping[str, int]:

@@ -29,7 +29,8 @@ TENANT_BYTES = 8
 class Evidence:
     """How far the blocks of one request are proven, from one match of its prompt until it is preempted or ends.
 
-    Block i is *sound* when block i - 1 is, and its slot is marked as computed (slot_watch.py).
+    Block i is *sound* when block i - 1 is, and its slots are marked as computed (slot_watch.py): one in each KV cache
+    group whose window has not moved on from it.
     """
 
     given: int | None = None

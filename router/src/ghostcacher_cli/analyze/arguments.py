@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 from ghostcacher_cli.analyze.policy_curves import LRU, POLICIES
 from ghostcacher_cli.analyze.worth import GIB, Assumptions, bytes_per_token_of
+from ghostcacher_cli.terminal.numbers import Number, Whole
 from ghostcacher_connector.core.errors import ConfigError
 
 PLOT_KINDS = (".png", ".svg")
 PREFIXES_MAX = 1_000
 BLOCK_TOKENS_MAX = 65_536
-NUMBER_MAX = 1e12
+BYTES_PER_TOKEN_MAX = 10**12
 
 DEFAULTS = Assumptions()
 
@@ -99,10 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--chart", action=argparse.BooleanOptionalAction, help="draw hit ratios as text (default: where plotext is)")
     add("--plot", type=Path, metavar="FILE", help="write hit ratios as a picture, a .png or an .svg (needs matplotlib)")
     add("--write-order", type=Path, metavar="FILE", help="write the requests in the best order to a new file")
-    add("--prefixes", type=_Whole(0, PREFIXES_MAX), default=10, metavar="N", help="shared prefixes to list (10)")
+    add("--prefixes", type=Whole(0, PREFIXES_MAX), default=10, metavar="N", help="shared prefixes to list (10)")
     add("--policies", type=_policies, default=POLICIES, metavar="A,B", help=f"of {', '.join(POLICIES)} (all)")
     add("--sizes-gib", type=_sizes, metavar="N,N", help="sizes of caches to look at (powers of 2 that fit the file)")
-    add("--block-size", type=_Whole(1, BLOCK_TOKENS_MAX), metavar="N", help="tokens of a block (16; of a hash: 512)")
+    add("--block-size", type=Whole(1, BLOCK_TOKENS_MAX), metavar="N", help="tokens of a block (16; of a hash: 512)")
     _add_assumptions(parser)
     return parser
 
@@ -112,7 +113,7 @@ def _add_assumptions(parser: argparse.ArgumentParser) -> None:
     model = assumed.add_mutually_exclusive_group()
     model.add_argument(
         "--bytes-per-token",
-        type=_Whole(1, int(NUMBER_MAX)),
+        type=Whole(1, BYTES_PER_TOKEN_MAX),
         metavar="N",
         help=f"KV of one token in all layers, in bytes ({DEFAULTS.bytes_per_token:,}: {DEFAULTS.kv_of})",
     )
@@ -128,41 +129,8 @@ def _add_assumptions(parser: argparse.ArgumentParser) -> None:
         ("text-bytes-per-token", "text of a token, where no token ids are given"),
     ):
         default = getattr(DEFAULTS, name.replace("-", "_"))
-        kind = _Number(at_least_0=name == "host-gib")
+        kind = Number(at_least_0=name == "host-gib")
         assumed.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{what} ({default:,g})")
-
-
-class _Whole:
-    """Takes a whole number from a range."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = least, most
-
-    def __call__(self, text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = self._least - 1
-        if not self._least <= value <= self._most:
-            expected = f"expected a whole number from {self._least} to {self._most}"
-            raise argparse.ArgumentTypeError(f"{expected}, got {text!r}")
-        return value
-
-
-class _Number:
-    """Takes a number above 0, or from 0 on."""
-
-    def __init__(self, *, at_least_0: bool) -> None:
-        self._zero = at_least_0
-
-    def __call__(self, text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = -1.0
-        if not (0 < value <= NUMBER_MAX or (value == 0 and self._zero)):
-            raise argparse.ArgumentTypeError(f"expected a number {'from' if self._zero else 'above'} 0, got {text!r}")
-        return value
 
 
 def _policies(text: str) -> Sequence[str]:
@@ -174,5 +142,5 @@ def _policies(text: str) -> Sequence[str]:
 
 
 def _sizes(text: str) -> Sequence[int]:
-    number = _Number(at_least_0=False)
+    number = Number()
     return sorted({int(number(each) * GIB) for each in text.split(",")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -21,6 +22,16 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the nearest-rank percentile: a value that was measured, below or at which `percent` % of them lie.
+
+    Nothing is interpolated, so that no percentile is above the largest value, however few there are.
+    """
+    assert values, "a percentile of nothing"
+    rank = math.ceil(percent * len(values) / 100)
+    return sorted(values)[max(rank, 1) - 1]
 
 
 def milliseconds(seconds: float) -> str:

@@ -116,3 +116,29 @@ def test_order_inside_a_block_is_described() -> None:
     heads_first = torch.zeros(BLOCKS, HEADS, TOKENS, HEAD).permute(0, 2, 1, 3)
     assert tokens_first.shape == heads_first.shape
     assert described(tokens_first, BLOCKS) != described(heads_first, BLOCKS)
+
+
+def test_groups_that_lie_in_the_same_rows_share_them() -> None:
+    """A block of the group with fewer layers has rows that it leaves unused."""
+    rows = [torch.zeros(BLOCKS, HEADS, TOKENS, HEAD) for _ in range(2)]
+    caches = {"full.0": rows[0], "full.1": rows[1], "window.0": rows[0]}
+    segments = segments_of(caches, BLOCKS, page_bytes(rows[0]), [["window.0"], ["full.0", "full.1"]])
+    assert [segment.base for segment in segments] == [row.data_ptr() for row in rows]
+
+
+def test_groups_that_lie_apart_are_refused() -> None:
+    """A block would have rows that belong to a block of another group."""
+    caches = {name: torch.zeros(BLOCKS, HEADS, TOKENS, HEAD) for name in ("full.0", "window.0")}
+    with pytest.raises(UnsupportedEngine, match=r"\[1, 1\] rows a block: expected all in the same 1, found 2"):
+        segments_of(caches, BLOCKS, page_bytes(caches["full.0"]), [["full.0"], ["window.0"]])
+
+
+def test_groups_that_cut_the_same_bytes_otherwise_are_refused() -> None:
+    """K and V apart in one group, and packed in the other: slots would not be the same bytes."""
+    memory = torch.zeros(2 * BLOCKS * HEADS * TOKENS * HEAD)
+    caches = {
+        "packed": memory.view(BLOCKS, HEADS, TOKENS, 2 * HEAD),
+        "apart": memory.view(2, BLOCKS, HEADS, TOKENS, HEAD),
+    }
+    with pytest.raises(UnsupportedEngine, match="rows a block"):
+        segments_of(caches, BLOCKS, page_bytes(caches["packed"]), [["packed"], ["apart"]])

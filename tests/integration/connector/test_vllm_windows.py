@@ -1,0 +1,315 @@
+"""Sliding windows in KV cache groups of their own, under vLLM's real scheduler and hybrid manager (windowsim.py)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.v1.request import RequestStatus
+
+from tests.conftest import SOAK
+from tests.integration.connector.conftest import Make
+from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
+from tests.integration.connector.simfleet import (
+    OUTPUT_TOKENS,
+    ROUNDS,
+    Gate,
+    bump_late,
+    drive,
+    drive_until_wrong,
+    meet,
+    settled,
+    wait_for,
+)
+from tests.integration.connector.windowsim import KEEP_ALL, ROW_BYTES, WINDOW_BLOCKS, Published, WindowEngine
+
+pytestmark = pytest.mark.engine
+
+REQUESTS = 20_000 if SOAK else 120
+POOL = 96
+"""Blocks of a pool in which slots go from group to group all the time, and windows stay a while."""
+LOADING = RequestStatus.WAITING_FOR_REMOTE_KVS
+BLOCKS = 7
+PROMPT = tokens_of(1, BLOCKS * BLOCK_TOKENS + 9)
+
+
+@pytest.fixture
+def fleet(make: Make) -> Callable[..., list[WindowEngine]]:
+    """Makes engines that reach each other."""
+
+    def factory(names: str = "ab", **options: Any) -> list[WindowEngine]:
+        engines: list[Any] = [make(name, kind=WindowEngine, **options) for name in names]
+        meet(*engines)
+        return engines
+
+    return factory
+
+
+def run(engine: WindowEngine, name: str, prompt: list[int], **options: Any) -> None:
+    """Have an engine answer a prompt, and the index know what it has then; the answer is right."""
+    request = engine.add(name, prompt, **options)
+    engine.run()
+    settled(engine)
+    assert (engine.wrong, engine.outputs(name)) == ([], expected_output(prompt, request.max_tokens))
+
+
+def stepped(engine: WindowEngine) -> WindowEngine:
+    engine.step()
+    return engine
+
+
+def advertised(engine: WindowEngine) -> dict[bytes, int]:
+    """Return the slot of each block that an engine offers, by its name."""
+    found: dict[bytes, int] = engine.connector._scheduler._fleet.publisher.held_blocks._advertised
+    return found
+
+
+def reuse(engine: WindowEngine, slot: int) -> None:
+    """Have a rank reuse a slot, and nobody else know it: the index still offers what it held."""
+    table = engine.worker._worker._table
+    table.bump(np.array([slot]), np.array([table.generation(slot) + 1], dtype=np.uint64))
+    for rows in engine.rank.memory.values():
+        rows[slot] = -1
+
+
+def window_key(engine: WindowEngine, name: str, index: int, group: int) -> bytes:
+    return engine.requests[name].block_hashes[index] + bytes([group])
+
+
+@pytest.mark.parametrize("tokens", [1, BLOCK_TOKENS, BLOCK_TOKENS + 1, 2 * BLOCK_TOKENS + 5, 90, 10 * BLOCK_TOKENS])
+def test_prompt_held_by_a_peer_is_pulled_with_its_last_windows_alone(
+    fleet: Callable[..., list[WindowEngine]], tokens: int
+) -> None:
+    """All blocks of the group with full attention come, and of those with a window what the next token sees."""
+    a, b = fleet()
+    prompt = tokens_of(tokens, tokens)
+    for engine in (a, b):
+        run(engine, "r", prompt)
+    blocks = (tokens - 1) // BLOCK_TOKENS
+    assert b.counted("gc_cache_hits_total") == blocks
+    assert b.counted("gc_cache_misses_total") == 0
+    assert b.counted("gc_pulled_bytes_total") == (blocks + 2 * min(blocks, WINDOW_BLOCKS)) * 2 * ROW_BYTES
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "abort_every", "options"),
+    [(1, 0, {}), (1, 7, KEEP_ALL), (2, 0, KEEP_ALL), (2, 7, {}), (2, 7, {"ranks": 2, **KEEP_ALL})],
+)
+def test_slots_reused_by_any_group_never_give_a_wrong_token(
+    fleet: Callable[..., list[WindowEngine]],
+    lagging_url: str,
+    in_flight: int,
+    abort_every: int,
+    options: dict[str, Any],
+) -> None:
+    """Slots go from group to group, the index lags, requests are aborted: blocks are stale, and outputs right."""
+    engines = fleet(blocks=POOL, in_flight=in_flight, settings={"redis_url": lagging_url}, **options)
+    source = prompts(in_flight, documents=6, blocks=8, tail=20)
+    for _ in range(ROUNDS):
+        wrong = drive(list(engines), REQUESTS, source, abort_every=abort_every)
+        assert ([engine.wrong for engine in engines], wrong) == ([[], []], 0)
+        hits = sum(engine.counted("gc_cache_hits_total") for engine in engines)
+        stale = sum(engine.counted("gc_cache_misses_total", reason="stale_generation") for engine in engines)
+        if hits and stale:
+            break
+    assert hits > 0
+    assert stale > 0
+    assert all(engine.free_blocks() == POOL - 1 for engine in engines)
+
+
+def test_with_late_bumps_wrong_windows_would_be_seen(
+    fleet: Callable[..., list[WindowEngine]], lagging_url: str
+) -> None:
+    """The torture proves something: where ranks bump some steps late, stale blocks pass for right ones."""
+    engines = fleet(blocks=POOL, in_flight=2, settings={"redis_url": lagging_url})
+    for engine in engines:
+        bump_late(engine.rank)
+    drive_until_wrong(list(engines), REQUESTS, prompts(1, documents=6, blocks=8, tail=20))
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_an_entry_that_passes_the_seal_never_lies_in_any_group(make: Make, in_flight: int) -> None:
+    """At any moment, also right after a forward pass has written, an entry that a reader would accept is true."""
+    engine: Any = make("a", kind=WindowEngine, blocks=48, in_flight=in_flight)
+    entries = engine.watch_entries()
+    lies: list[Published] = []
+    engine.rank.after_forward = lambda: lies.extend(engine.false_entries(entries))
+    source = prompts(3, documents=5, blocks=8, tail=20)
+    for number in range(REQUESTS):
+        engine.add(f"r{number}", next(source), max_tokens=OUTPUT_TOKENS)
+        for _ in range(2):
+            engine.step()
+        assert lies == engine.false_entries(entries) == []
+    engine.run(timeout_s=120)
+    assert lies == engine.false_entries(entries) == []
+    assert {entry.group for entry in entries} == {0, 1, 2}
+    assert len(entries) > REQUESTS / 4
+
+
+@pytest.mark.parametrize("group", [0, 1, 2])
+def test_load_that_lacks_a_block_in_any_group_is_computed_as_a_whole(
+    fleet: Callable[..., list[WindowEngine]], group: int
+) -> None:
+    """vLLM takes no single blocks back with several groups: nothing of the load is used, published or left over."""
+    a, b = fleet()
+    run(a, "r", PROMPT)
+    key = a.requests["r"].block_hashes[BLOCKS - 1] if group == 1 else window_key(a, "r", BLOCKS - 1, group)
+    reuse(a, advertised(a)[key])
+    entries = b.watch_entries()
+    run(b, "r", PROMPT)
+    assert b.counted("gc_pulls_total", reason="stale_generation") == 1
+    assert b.counted("gc_cache_hits_total") == 0
+    assert b.counted("gc_cache_misses_total", reason="stale_generation") == BLOCKS
+    assert b.false_entries(entries) == []
+    assert b.free_blocks() == 63
+
+
+def test_holder_is_asked_for_what_it_has_the_window_of(fleet: Callable[..., list[WindowEngine]]) -> None:
+    """What is left of a prefix is of no use where the next token would see blocks that are gone; what is before that
+    is, if its window is still there."""
+    a, b, c = fleet("abc", **KEEP_ALL)
+    run(a, "r", PROMPT)
+    a.connector._scheduler._fleet.publisher.withdraw(advertised(a)[window_key(a, "r", BLOCKS - 2, 2)])
+    settled(a)
+    run(b, "r", PROMPT)
+    assert b.counted("gc_cache_hits_total") == BLOCKS - 2
+    for index in range(BLOCKS):
+        for group in (0, 2):
+            if (slot := advertised(a).get(window_key(a, "r", index, group))) is not None:
+                a.connector._scheduler._fleet.publisher.withdraw(slot)
+    settled(a)
+    run(c, "r", PROMPT)
+    assert c.counted("gc_cache_hits_total") == BLOCKS  # of b, which has computed what it did not pull
+
+
+def test_reader_holds_the_windows_of_its_own_end_alone(fleet: Callable[..., list[WindowEngine]]) -> None:
+    """Who has pulled a prompt is a holder of it, and of no shorter one: for that there is still the first holder."""
+    a, b, c = fleet("abc", **KEEP_ALL)
+    for engine in (a, b):
+        run(engine, "long", PROMPT)
+    a_keys, b_keys = advertised(a), advertised(b)
+    assert window_key(a, "long", 2, 0) in a_keys
+    assert window_key(b, "long", 2, 0) not in b_keys
+    assert all(window_key(b, "long", index, group) in b_keys for index in (4, 5, 6) for group in (0, 2))
+    run(c, "short", PROMPT[: 4 * BLOCK_TOKENS] + tokens_of(5, 40))
+    assert c.counted("gc_cache_hits_total") == 4
+    a.close()
+    c.scheduler.reset_prefix_cache()
+    run(c, "long", PROMPT)
+    assert c.counted("gc_cache_hits_total") >= 4
+
+
+def test_prefix_that_the_engine_has_a_part_of_is_pulled_from_there_on(
+    fleet: Callable[..., list[WindowEngine]],
+) -> None:
+    """Of a window whose first blocks are here, the others alone are pulled."""
+    a, b = fleet()
+    run(a, "r", PROMPT)
+    run(b, "short", PROMPT[: 6 * BLOCK_TOKENS + 1], pull=False)
+    run(b, "r", PROMPT)
+    assert b.counted("gc_cache_hits_total") == 1
+    assert b.counted("gc_pulled_bytes_total") == 3 * 2 * ROW_BYTES
+
+
+def test_windowed_requests_that_are_preempted_resume_with_right_tokens(
+    fleet: Callable[..., list[WindowEngine]],
+) -> None:
+    """They come back in other slots, are pulled for or computed, and are right."""
+    a, b = fleet(blocks=44)
+    texts = [tokens_of(seed, 60) for seed in range(6)]
+    for number, text in enumerate(texts):
+        run(a, f"r{number}", text, max_tokens=2)
+    for number, text in enumerate(texts):
+        b.add(f"r{number}", text, max_tokens=60)
+    b.run()
+    assert b.wrong == []
+    assert [b.outputs(f"r{n}") for n in range(6)] == [expected_output(text, 60) for text in texts]
+    assert sum(request.num_preemptions for request in b.requests.values()) > 0
+    assert b.counted("gc_cache_hits_total") > 0
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_block_hashed_for_a_preempted_request_is_given_to_nobody_in_any_group(make: Make, in_flight: int) -> None:
+    """vLLM may preempt a request in the step in which it has scheduled it, and leave blocks that no step computes."""
+    options = {"scheduling_policy": "priority", "long_prefill_token_threshold": 32, "blocks": 40}
+    engine: Any = make("a", kind=WindowEngine, in_flight=in_flight, **options)
+    entries, source, urgency = (
+        engine.watch_entries(),
+        prompts(5, documents=2, blocks=8, tail=60),
+        random.Random(in_flight),
+    )
+    texts = {}
+    for number in range(REQUESTS):
+        texts[f"r{number}"] = next(source)
+        engine.add(
+            f"r{number}", texts[f"r{number}"], max_tokens=OUTPUT_TOKENS, priority=urgency.randrange(9), pull=False
+        )
+        for _ in range(2):
+            engine.step()
+        assert engine.false_entries(entries) == []
+    engine.run(timeout_s=120)
+    assert (engine.wrong, engine.false_entries(entries)) == ([], [])
+    assert all(engine.outputs(name) == expected_output(text, OUTPUT_TOKENS) for name, text in texts.items())
+    assert sum(request.num_preemptions for request in engine.requests.values()) > 0
+
+
+def test_reset_of_the_prefix_cache_withdraws_every_group(fleet: Callable[..., list[WindowEngine]]) -> None:
+    """After a reset (new weights, for instance) no peer can use what was published before, in no group."""
+    a, b = fleet(**KEEP_ALL)
+    entries = a.watch_entries()
+    run(a, "r", PROMPT)
+    before = len(entries)
+    assert a.scheduler.reset_prefix_cache()
+    run(a, "other", tokens_of(2, 20))  # bumps travel with the next step
+    table = a.worker._worker._table
+    assert before >= 2 * BLOCKS
+    assert all(table.generation(entry.slot) != entry.generation for entry in entries[:before])
+    run(b, "r", PROMPT)
+    assert b.counted("gc_cache_hits_total") == 0
+
+
+def test_cache_is_reported_as_large_as_the_tokens_that_it_holds(make: Make) -> None:
+    """Each token takes a place in every group: routers hear of a third of the pool's blocks."""
+    engine: Any = make("a", kind=WindowEngine)
+    engine.add("r", PROMPT, pull=False)
+    engine.step()
+    half = engine.connector._scheduler
+    load = half._load.measure(half._tracked.values())
+    assert load.kv_blocks_total == 63 // 3
+    assert 0 < load.kv_blocks_used <= BLOCKS + 1
+    engine.run()
+
+
+def test_windowed_requests_of_one_prompt_share_one_pull(fleet: Callable[..., list[WindowEngine]]) -> None:
+    """Those that want the very same wait for it, and find it in their own engine's cache."""
+    a, b = fleet()
+    run(a, "r", PROMPT)
+    for number in range(3):
+        b.add(f"r{number}", PROMPT)
+    b.run()
+    assert b.wrong == []
+    assert b.counted("gc_pulls_total") == 1
+    assert [b.outputs(f"r{number}") for number in range(3)] == 3 * [expected_output(PROMPT, 4)]
+
+
+def test_request_does_not_wait_for_a_pull_that_ends_elsewhere(fleet: Callable[..., list[WindowEngine]]) -> None:
+    """What two prompts share is of no use to one of them where the other one's windows come: both pull."""
+    a, b = fleet(**KEEP_ALL)
+    gate = Gate(b)
+    other = PROMPT[: 5 * BLOCK_TOKENS] + tokens_of(5, 40)
+    run(a, "long", PROMPT)
+    for name, prompt in (("long", PROMPT), ("other", other)):
+        b.add(name, prompt)
+        wait_for(lambda name=name: stepped(b).requests[name].status is LOADING, f"{name} is pulled")  # type: ignore[misc]
+    gate.open()
+    b.run()
+    assert b.wrong == []
+    assert b.outputs("other") == expected_output(other, 4)
+    assert b.counted("gc_joined_pulls_total") == 0
+    assert b.counted("gc_pulls_total") == 2

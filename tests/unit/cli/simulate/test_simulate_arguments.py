@@ -1,0 +1,67 @@
+"""The command line of `ghostcacher simulate`: what it says of loads and fleets, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from ghostcacher_cli.simulate.arguments import COMPARED, parse
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_simulator.load.generated import Chat
+
+
+def test_load_that_is_made_and_trace_are_told_apart() -> None:
+    made, trace = parse(["chat:turns=3"]).load, parse(["dir/chat.jsonl", "--first", "5", "--requests", "9"]).load
+    assert (made.made, made.trace, made.block_tokens) == (Chat(turns=3), None, 128)
+    assert (trace.made, str(trace.trace), trace.first, trace.requests) == (None, "dir/chat.jsonl", 5, 9)
+    assert trace.block_tokens == 512
+
+
+def test_given_figures_stand_instead_of_the_presets() -> None:
+    words = ["chat", "--kv-tokens", "1300", "--prefill-tokens-per-second", "5000", "--step-ms", "7", "--answer-ms", "0"]
+    more = ["--link-gb-per-second", "3", "--kv-bytes-per-token", "1024", "--step-tokens", "99", "--usd-per-hour", "2"]
+    worker = parse(
+        [*words, *more, "--host-gib", "0.5", "--host-gb-per-second", "4", "--host-policy", "lru"]
+    ).fleet.worker
+    profile, batching, host = worker.profile, worker.batching, worker.host
+    assert (profile.kv_blocks, profile.prefill_tokens_per_s, profile.block_bytes) == (10, 5_000.0, 128 * 1_024)
+    assert profile.pull_bytes_per_s == 3e9
+    assert (batching.step_s, batching.decode_s, batching.step_tokens) == (0.007, 0.0, 99)
+    assert host is not None
+    assert (host.blocks, host.bytes_per_s, host.policy) == (4_096, 4e9, "lru")
+    assert worker.usd_per_hour == 2.0
+
+
+def test_fleets_and_policies_are_run_each_once_in_order() -> None:
+    options = parse(["chat", "--workers", "8,2,8", "--policies", "oracle,hashing,oracle"])
+    assert options.workers == [2, 8]
+    assert [each.key for each in options.policies] == ["oracle", "hashing"]
+    assert [each.key for each in parse(["chat"]).policies] == ["ghostcacher"]
+    assert tuple(each.key for each in parse(["chat", "--compare"]).policies) == COMPARED
+    assert len(parse(["chat", "--policies", "all"]).policies) == 11
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chat", "--slo", "ttft-p90=1", "--workers", "2"], r"--slo: expected no --workers, .*, got both"),
+        (["chat", "--plot", "a.gif"], r"--plot: expected a name that ends in \.png or \.svg, got 'a\.gif'"),
+        (["chat", "--policies", "best"], r"--policies: expected some of round-robin, .*, or all, got 'best'"),
+        (["chat", "--first", "3"], r"--first: expected a trace, got the load 'chat', which is made"),
+        (["chat", "--requests", "3"], r"--requests: expected a trace; of a load that is made: chat:requests=3"),
+        (["chat", "--gpu", "h9"], r"gpu: expected one of h100, .*, got 'h9'"),
+        (["chat", "--kv-tokens", "100"], r"--kv-tokens: expected at least one block of 128, got 100"),
+        (["chat", "--host-gib", "0.001"], r"--host-gib: expected at least one block of 16,777,216 bytes, got 0\.001"),
+    ],
+)
+def test_wrong_option_is_named(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        parse(words)
+
+
+@pytest.mark.parametrize(
+    "words", [["--workers", "0"], ["--workers", "2,x"], ["--speed", "0"], ["--usd-per-hour", "-1"]]
+)
+def test_number_out_of_range_is_wrong_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(["chat", *words])
+    assert f"argument {words[0]}: expected" in capsys.readouterr().err

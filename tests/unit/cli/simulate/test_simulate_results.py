@@ -1,0 +1,64 @@
+"""What is made of a run: percentiles, parts, balance, cost, as numbers, text and points of a picture."""
+
+from __future__ import annotations
+
+import pytest
+
+from ghostcacher_cli.simulate.fleets import FleetOptions
+from ghostcacher_cli.simulate.pictures import points_of
+from ghostcacher_cli.simulate.results import report_of, run_found
+from ghostcacher_cli.simulate.results_text import report_lines
+from ghostcacher_simulator.replay.replay import Ending, Run, Served
+from tests.unit.simulator.replay.support import entrant, fleet, load
+
+LOAD = load(*((float(number), "a") for number in range(4)), answer_tokens=190)
+FIRST, SECOND, THIRD, FOURTH = LOAD.requests
+SERVED = [
+    Served(FIRST, Ending.ANSWERED, "w0", 1, 4.0, 0.01, 0, 0, 0, 810),
+    Served(SECOND, Ending.ANSWERED, "w0", 1, 1.0, 0.03, 400, 200, 100, 110),
+    Served(THIRD, Ending.BROKEN, "w1", 2, 2.0, None, 800, 0, 0, 10),
+    Served(FOURTH, Ending.UNPLACED),
+]
+SPEC = fleet(2, price=1.8)
+RUN = Run(entrant("ghostcacher"), LOAD, SPEC, SERVED, 100.0, 940, 1, 3)
+
+
+def test_numbers_of_a_run() -> None:
+    """Parts are of those that got a token; the price is that of two workers for 100 s and 2 x 1,000 tokens."""
+    found = run_found(RUN)
+    assert found.endings == {"answered": 2, "broken": 1, "unplaced": 1}
+    assert found.ttft is not None
+    assert found.itl is not None
+    assert found.sources is not None
+    assert (found.ttft.p50_s, found.ttft.p90_s, found.ttft.mean_s) == (2.0, 4.0, pytest.approx(7 / 3))
+    assert (found.itl.p50_s, found.itl.p99_s) == (0.01, 0.03)
+    parts = [found.sources.engine, found.sources.host, found.sources.peers, found.sources.computed]
+    assert parts == [1_200 / 2_430, 200 / 2_430, 100 / 2_430, 930 / 2_430]
+    assert found.requests_max_over_mean == pytest.approx(2 / 1.5)
+    assert found.computed_max_over_mean == pytest.approx(920 / 465)
+    assert found.usd_per_million_tokens == pytest.approx(2 * 1.8 * 100 / 3_600 / 2_000 * 1e6)
+
+
+def test_run_in_which_nothing_was_served_has_no_numbers() -> None:
+    found = run_found(RUN._replace(served=[Served(FIRST, Ending.TOO_LONG)]))
+    assert (found.ttft, found.itl, found.sources, found.usd_per_million_tokens) == (None, None, None, None)
+    assert found.requests_max_over_mean == 1.0
+
+
+def test_report_says_all_of_it_as_text() -> None:
+    report = report_of(LOAD, FleetOptions(SPEC.worker, ["a source"]), [RUN])
+    assert (report.load.distinct_tokens, report.load.prompt_tokens) == (8 * 100 + 4 * 10, 4 * 810)
+    text = "\n".join(report_lines(report))
+    assert "test: 4 requests in 3 s, 3,240 prompt tokens (74.1 % of them were there before), 760 answer tokens" in (
+        text.replace("3240", "3,240")
+    )
+    row = next(line for line in text.splitlines() if "4,000 ms" in line)
+    times = "2,000 ms 4,000 ms 4,000 ms 10.0 ms 30.0 ms 30.0 ms"
+    assert row.split() == f"GhostCacher 2 {times} 1 min 40 s 50.000".split()
+    assert "  GhostCacher, 2 workers: 2 answered, 1 broken, 1 unplaced" in text
+    assert "  a source" in text
+
+
+def test_picture_ends_below_100_percent_where_requests_got_no_token() -> None:
+    assert points_of(RUN) == ([1.0, 2.0, 4.0], [25.0, 50.0, 75.0])
+    assert points_of(RUN._replace(served=[Served(FIRST, Ending.TOO_LONG)])) == ([], [])
