@@ -50,6 +50,8 @@ class Case(NamedTuple):
     window_blocks: int = 0
     """Blocks of a window in a KV cache group of its own."""
     ranks: int = 1
+    b_args: tuple[str, ...] | None = None
+    """Of the second engine in place of `extra_args`, where it has one rank and the first has several."""
     adapter: bool = False
     """Whether requests are for a LoRA adapter, which each engine knows by another name from another path."""
 
@@ -70,6 +72,7 @@ CASES = {
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
     "stages": Case("qwen3", STAGES, env={"PYTHONPATH": str(ROOT)}, ranks=2),
+    "sizes": Case("qwen3", ("--tensor-parallel-size", "2"), ranks=2, b_args=()),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
     "adapter": Case("qwen3", ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(RANK)), adapter=True),
 }
@@ -90,7 +93,6 @@ ADAPTERS = {"a": {"mine": 1, "other": 2}, "b": {"yours": 1, "other": 3}}
 def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     options = {
         "env": case.env,
-        "cores": "|".join(core_shares(case.ranks)) if case.ranks > 1 else None,
         "block_size": case.block_tokens,
         "num_blocks": case.blocks,
         "max_model_len": 28 * case.block_tokens,
@@ -100,7 +102,10 @@ def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     for name, adapters in ADAPTERS.items():
         paths = [f"{each}={make_adapter(folder / name / each, model, seed=n)}" for each, n in adapters.items()]
         more = ("--lora-modules", *paths) if case.adapter else ()
-        engines[name] = {**options, "extra_args": (*case.extra_args, *more)}
+        alone = case.ranks == 1 or (name == "b" and case.b_args is not None)
+        args = case.extra_args if name == "a" or case.b_args is None else case.b_args
+        cores = None if alone else "|".join(core_shares(case.ranks))
+        engines[name] = {**options, "extra_args": (*args, *more), "cores": cores}
     with running(model, engines, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
         fleet.window_blocks = case.window_blocks
         if case.adapter:
