@@ -82,7 +82,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tp: int
     """Tensor-parallel size; 1 where it makes no difference to what is shared: see `ranks_hold`."""
 
-    ranks_hold: str = "shards"
+    ranks_hold: str
     """What the tensor-parallel ranks of a stage hold: "shards", which other sizes divide otherwise; "replicas"; or
     "heads", of which other sizes have more or fewer, side by side."""
 
