@@ -48,6 +48,8 @@ HOOKED = {
     f"{hooks.SCHEDULER}._add_request_to_queue": "req",
     f"{hooks.SCHEDULER}._release_aborted_request": "req",
     f"{hooks.SCHEDULER}.send_abort_output": "abort_req req",
+    f"{hooks.ADDER}.add_one_req": "req",
+    f"{hooks.WRAPPER}.load_back": "req",
     f"{hooks.SCHEDULER}.run_batch": "batch",
     f"{hooks.SCHEDULER}.process_batch_result": "batch",
     f"{hooks.WRAPPER}._offload_node": "node_id",

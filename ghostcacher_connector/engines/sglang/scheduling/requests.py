@@ -28,6 +28,8 @@ class Tracked(PullState):
     """SGLang's own object of it."""
     chain: list[BlockHash]
     """Hashes of the prompt's full pages; empty when they mean something on this engine only."""
+    followed: bool = False
+    """Whether it has waited for another request's load already (loading.py)."""
 
     @property
     def request_id(self) -> str:
