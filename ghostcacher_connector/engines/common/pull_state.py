@@ -43,7 +43,8 @@ class PullState(ABC):
     pullable: int = 0
     """Blocks ``[0, pullable)`` of the prompt may be pulled.
 
-    The block that holds the last token is not one of them: it is computed in any case, for its logits.
+    The block that holds the last token is not one of them: it is computed in any case, for its logits. Neither are
+    those before it that the engine computes again at the end of every match (`PrefixMatcher.held_back`).
     """
     asked_at: float = 0.0
     """When the index was asked, on the matcher's clock."""

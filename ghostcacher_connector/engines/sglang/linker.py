@@ -32,8 +32,9 @@ from ghostcacher_connector.engines.sglang.capabilities import missing
 from ghostcacher_connector.engines.sglang.engine_rank import STOP_TIMEOUT_S, EngineRank
 from ghostcacher_connector.engines.sglang.flags import linker_settings
 from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS, TRIED_VERSIONS
+from ghostcacher_connector.engines.sglang.scheduling.adapters import Adapters
+from ghostcacher_connector.engines.sglang.scheduling.page_names import offered_names
 from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler
-from ghostcacher_connector.engines.sglang.scheduling.withholding import Withholding
 from ghostcacher_connector.engines.sglang.stats import StatsPump, engine_exporter
 from ghostcacher_connector.metrics import Delta
 
@@ -55,8 +56,8 @@ class _Offered(NamedTuple):
 
     root: str | None
     """Hash of the first page of its chain; None where that is its own first page."""
-    withheld: bool
-    """Whether its pages are not to be shared."""
+    names: list[str] | None
+    """The fleet's names of its pages and of those before it; empty where SGLang's own are these; None: not shared."""
 
 
 class GhostCacherLinker(UnifiedCacheLinker):
@@ -84,8 +85,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
             )
         self.forward_stream = forward_stream
         self._offered: _Offered | None = None
-        self._withholding = Withholding()
         self._engine = engine = EngineRank(server_args, params, components, settings)
+        self._adapters = Adapters(engine.ranks)
         self._scheduling = ConnectorScheduler(engine, params.token_to_kv_pool_allocator, settings)
         self.pools = {PoolName.KV: params.token_to_kv_pool_allocator.get_kvcache()}
         # No load is left to a forward pass: SGLang's counter never has anything to wait for.
@@ -122,9 +123,12 @@ class GhostCacherLinker(UnifiedCacheLinker):
 
     def offload(self, transfers: list[PoolTransfer], session_id: str | None = None) -> bool:  # noqa: ARG002
         offered, self._offered = self._offered, None
-        if offered is None or offered.withheld:
+        if offered is None or offered.names is None:
             return False
-        return self._scheduling.offer(_keys(transfers), offered.root, transfers[0].device_indices, self._events())
+        keys, root = _keys(transfers), offered.root
+        if offered.names:
+            keys, root = offered.names[-len(keys) :], offered.names[0]
+        return self._scheduling.offer(keys, root, transfers[0].device_indices, self._events())
 
     def num_completed_offloads(self) -> int:
         return self._scheduling.begin_pass()
@@ -144,8 +148,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
     # -- hooks -----------------------------------------------------------------------------------------------------
 
     def queued(self, scheduler: Scheduler, req: Req) -> None:
-        self._withholding.arrived(req)
-        self._scheduling.queued(scheduler, req)
+        self._adapters.arrived(scheduler, req)
+        self._scheduling.queued(scheduler, req, self._adapters.digest(req.lora_id))
 
     def waits(self, rid: str) -> bool:
         return self._scheduling.waits(rid)
@@ -159,8 +163,9 @@ class GhostCacherLinker(UnifiedCacheLinker):
     def node_offered(self, cache: UnifiedRadixCache, node_id: NodeId) -> None:
         self._offered = None
         prefix = cache.get_prefix_hash_values(node_id)
-        withheld = self._withholding.withholds(cache.tree_core, node_id)
-        self._offered = _Offered(prefix[0] if prefix else None, withheld)
+        names = offered_names(cache.tree_core, node_id, self._adapters, self._engine.page_tokens)
+        said = None if names is None else [name.hex() for name in names]
+        self._offered = _Offered(prefix[0] if prefix else None, said)
 
     def batch_begins(self, batch: ScheduleBatch) -> None:
         self._scheduling.batch_begins(batch)

@@ -26,7 +26,7 @@ from sglang.srt.runtime_context import (
 )
 
 from ghostcacher_connector.engines.common.versions import refuse_unproven
-from ghostcacher_connector.engines.sglang.scheduling.withholding import FIRST_ITEM
+from ghostcacher_connector.engines.sglang.scheduling.page_names import FIRST_ITEM
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig

@@ -27,7 +27,7 @@ from ghostcacher_connector.engines.vllm.compat import source_of_hits
 from ghostcacher_connector.engines.vllm.identity import check_hashes
 from ghostcacher_connector.engines.vllm.layout_choice import required_layout
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
-from ghostcacher_connector.engines.vllm.nesting import check_beside_others, check_outer, enclosing_transfer
+from ghostcacher_connector.engines.vllm.nesting import check_beside_others, check_outer, enclosing_transfer, pd_role_of
 from ghostcacher_connector.engines.vllm.rank_calls import watch_executors
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
@@ -90,7 +90,7 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         if role is KVConnectorRole.SCHEDULER:
             watch_executors()
             self._scheduler_half = ConnectorScheduler(
-                vllm_config, settings, recorder, beside_others=self._beside_others
+                vllm_config, settings, recorder, beside_others=self._beside_others, pd_role=pd_role_of(outer)
             )
         else:
             self._worker_half = ConnectorWorker(vllm_config, kv_cache_config, settings, recorder)
@@ -195,9 +195,9 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_worker_meta(self) -> RankReport:
         return self._worker.take_report()
 
-    def read_weights(self, model: torch.nn.Module) -> str:
+    def read_weights(self, model: torch.nn.Module, drafter: torch.nn.Module | None) -> str:
         """Return a digest of this rank's weights (called through rank_calls.py)."""
-        return self._worker.read_weights(model)
+        return self._worker.read_weights(model, drafter)
 
     def read_adapters(self, model: torch.nn.Module) -> dict[int, bytes]:
         """Return what this rank's LoRA adapters hold (called through rank_calls.py)."""

@@ -14,6 +14,7 @@ from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
+from ghostcacher_connector.engines.vllm.drafters import drafter_identity, keeps_kv
 from ghostcacher_connector.engines.vllm.layout_choice import backends_of
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
@@ -109,7 +110,7 @@ def fingerprint_of(
         weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=_kv_dtype(cache, spec, model.dtype, rounded=settings.rounds_objects),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
-        numerics=_numerics(vllm_config),
+        numerics=_numerics(vllm_config, settings, engine_id),
         block_tokens=spec.block_size,
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
@@ -138,8 +139,8 @@ def holds_replicas(spec: FullAttentionSpec) -> bool:
 def divides_heads(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, settings: Settings) -> bool:
     """Say whether each rank has as many heads as any other, in order, and nothing of a block but these.
 
-    Not where a head is on several ranks, where numbers have scales of their own, or where bytes are shuffled within a
-    block. Objects hold the rows of a rank, and are found by its number: with an object tier, sizes stay apart.
+    Not where a head is on several ranks, where numbers have scales of their own, where bytes are shuffled within a
+    block, or where a drafter has heads of its own in it. Objects hold the rows of a rank, and are found by its number: with an object tier, sizes stay apart.
     """
     from vllm import envs  # noqa: PLC0415 - vLLM is optional
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode  # noqa: PLC0415
@@ -151,6 +152,7 @@ def divides_heads(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, setti
         and spec.kv_quant_mode == KVQuantMode.NONE
         and spec.num_kv_heads * size == vllm_config.model_config.get_total_num_kv_heads()
         and settings.object_url is None
+        and not keeps_kv(vllm_config)
         and not envs.environment_variables.get(SHUFFLED, lambda: False)()
     )
 
@@ -220,7 +222,7 @@ def _cache_dtype(asked: str, is_the_models: bool) -> str:
     return "fp8_e4m3" if asked == "fp8" else asked
 
 
-def _numerics(vllm_config: VllmConfig) -> str:
+def _numerics(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str:
     """Return what else changes the numbers, each as vLLM itself reads it: unset, 0 and false are one thing there."""
     from vllm import envs  # noqa: PLC0415 - vLLM is optional
 
@@ -237,6 +239,7 @@ def _numerics(vllm_config: VllmConfig) -> str:
             "quantization_config": model.quantization_config,
         }
         | _items(vllm_config)
+        | drafter_identity(vllm_config, settings, engine_id)
     )
 
 

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.core.types import Role
+from ghostcacher_connector.core.types import PdRole, Role
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 
 if TYPE_CHECKING:
@@ -92,6 +92,12 @@ def check_outer(transfer: KVTransferConfig) -> None:
             f"{OUTER}: kv_role: expected {' or '.join(CONSUMERS)}, since its child {CONNECTOR} pulls, got "
             f"{transfer.kv_role}: vLLM would give blocks away that a step in flight still writes"
         )
+
+
+def pd_role_of(transfer: KVTransferConfig | None) -> PdRole | None:
+    """Return what an engine does where prefill and decode are apart, as the connector beside ours is told it."""
+    roles = {str(child.get("kv_role")) for child in children_of(transfer) if not _is_ours(child)}
+    return {"kv_producer": PdRole.PREFILL, "kv_consumer": PdRole.DECODE}.get(roles.pop()) if len(roles) == 1 else None
 
 
 def check_beside_others(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:

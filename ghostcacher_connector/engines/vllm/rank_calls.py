@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ghostcacher_connector.engines.vllm.drafters import drafter_of
 from ghostcacher_connector.engines.vllm.messages import RankHandshake
 from ghostcacher_connector.engines.vllm.nesting import own_connector
 from ghostcacher_connector.worker.registration import Introduction
@@ -96,7 +97,7 @@ def introduce(_worker: Any) -> RankHandshake:
 
 def read_weights(worker: Any) -> str:
     """Return a digest of one rank's weights; runs in the rank's process. worker: vLLM's own."""
-    return str(_connector().read_weights(worker.get_model()))
+    return str(_connector().read_weights(worker.get_model(), drafter_of(worker)))
 
 
 def read_adapters(worker: Any) -> dict[int, bytes]:

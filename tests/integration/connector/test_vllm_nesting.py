@@ -17,9 +17,10 @@ from vllm.platforms import current_platform
 
 from ghostcacher_cli.up.machine import free_port
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.core.types import PdRole
 from ghostcacher_connector.engines.vllm import plugin
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
-from ghostcacher_connector.engines.vllm.nesting import check_beside_others, check_outer, enclosing_transfer
+from ghostcacher_connector.engines.vllm.nesting import check_beside_others, check_outer, enclosing_transfer, pd_role_of
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.pdsim import LAYOUT, NIXL, OURS, PdEngine, child, outer_transfer
@@ -216,3 +217,12 @@ def test_what_is_proven_alone_is_refused_beside_others(stages: int, groups: int,
         SimpleNamespace(parallel_config=SimpleNamespace(pipeline_parallel_size=1)),
         SimpleNamespace(kv_cache_groups=[None]),
     )
+
+
+@pytest.mark.parametrize(
+    ("role", "expected"), [("kv_producer", PdRole.PREFILL), ("kv_consumer", PdRole.DECODE), ("kv_both", None)]
+)
+def test_engine_says_what_it_does_as_the_connector_beside_ours_is_told_it(role: str, expected: PdRole | None) -> None:
+    """Routers need no list of who computes prompts and who answers."""
+    assert pd_role_of(outer_transfer([child(NIXL, role), child(OURS)])) is expected
+    assert pd_role_of(None) is None

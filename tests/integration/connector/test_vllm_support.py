@@ -37,6 +37,7 @@ from ghostcacher_connector.engines.vllm.support import check_config
 from ghostcacher_connector.identity.fingerprint import differences
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output
+from tests.integration.connector.simdrafter import drafting
 from tests.integration.connector.windowsim import WindowEngine
 
 pytestmark = pytest.mark.engine
@@ -195,20 +196,46 @@ def test_pipeline_stages_are_accepted_where_every_stage_reports(config: Any) -> 
     ("method", "in_flight", "named"),
     [
         ("ngram", 2, "async_scheduling: expected false with speculative decoding"),
-        ("ngram_gpu", 1, "speculative decoding: expected none, or ngram, found ngram_gpu"),
-        ("mtp", 1, "speculative decoding: expected none, or ngram, found mtp"),
-        ("eagle3", 1, "found eagle3"),
+        ("ngram_gpu", 1, "speculative decoding: expected none, or one of ngram, eagle.* found ngram_gpu"),
+        ("dflash", 1, "speculative decoding: expected none, or one of .* found dflash"),
+        ("eagle", 2, "async_scheduling: expected false with speculative decoding"),
     ],
 )
 def test_drafts_are_refused_where_nothing_proves_what_they_leave(
     config: Any, method: str, in_flight: int, named: str
 ) -> None:
-    """Drafters have KV of their own; a scheduler that runs ahead does not know which drafts were right."""
+    """A scheduler that runs ahead does not know which drafts were right, and not every drafter's rows are known."""
     config.speculative_config = SpeculativeConfig(method="ngram", num_speculative_tokens=3, prompt_lookup_max=3)
     check_config(config, cache_of(FULL))
     config.speculative_config.method = method
     config.scheduler_config.async_scheduling = in_flight > 1
     with pytest.raises(UnsupportedEngine, match=named):
+        check_config(config, cache_of(FULL))
+
+
+@pytest.mark.parametrize("method", ["eagle", "eagle3", "mtp", "draft_model"])
+def test_drafters_with_layers_in_the_group_of_the_model_s_are_accepted(
+    config: Any, tmp_path: Path, method: str
+) -> None:
+    """One module, whose rows are written once; no others."""
+    made = drafting(tmp_path / "drafter")["speculative_config"]
+    draft = config.speculative_config = SpeculativeConfig(
+        **made, target_model_config=config.model_config, target_parallel_config=config.parallel_config
+    )
+    draft.method = method
+    check_config(config, cache_of(FULL))
+    with pytest.raises(UnsupportedEngine, match="the drafter's layers in the KV cache group of the model's"):
+        check_config(config, cache_of(FULL, FULL))
+    draft.parallel_drafting = True
+    with pytest.raises(UnsupportedEngine, match="parallel_drafting"):
+        check_config(config, cache_of(FULL))
+    draft.parallel_drafting = False
+    draft.num_speculative_tokens_per_batch_size = [(1, 8, 3), (9, 64, 0)]
+    with pytest.raises(UnsupportedEngine, match="num_speculative_tokens_per_batch_size"):
+        check_config(config, cache_of(FULL))
+    draft.num_speculative_tokens_per_batch_size = None
+    draft.method, draft.draft_model_config.hf_config.num_nextn_predict_layers = "mtp", 2
+    with pytest.raises(UnsupportedEngine, match="expected one MTP module"):
         check_config(config, cache_of(FULL))
 
 
@@ -277,6 +304,31 @@ def test_whatever_changes_the_bytes_changes_the_identity(config: Any, model: Pat
     mine, theirs = identity(config), identity(other)
     assert mine.digest() != theirs.digest()
     assert [name for name, _, _ in differences(mine.as_fields(), theirs.as_fields())] == fields.split()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda drafter: (drafter / "pytorch_model.bin").write_bytes(b"other weights"),
+        lambda drafter: (drafter / "config.json").write_text(
+            (drafter / "config.json").read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 2')
+        ),
+    ],
+    ids=["weights", "config"],
+)
+def test_drafter_is_part_of_the_identity(model: Path, tmp_path: Path, change: Any) -> None:
+    """With another one, or with none, blocks hold other rows. Where it lies does not matter."""
+
+    def engine(folder: str | None) -> Any:
+        options = {} if folder is None else {"speculative_config": drafting(tmp_path / folder)["speculative_config"]}
+        return SimEngine.make_config("a", model, {}, in_flight=1, role="kv_both", step_tokens=64, **options)
+
+    mine, alike = identity(engine("here")), identity(engine("there"))
+    assert mine.digest() == alike.digest()
+    changed = engine("other")
+    change(tmp_path / "other")
+    assert [name for name, _, _ in differences(mine.as_fields(), identity(changed).as_fields())] == ["numerics"]
+    assert [name for name, _, _ in differences(mine.as_fields(), identity(engine(None)).as_fields())] == ["numerics"]
 
 
 def test_random_hash_seed_shares_nothing(config: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

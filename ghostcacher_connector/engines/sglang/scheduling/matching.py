@@ -102,7 +102,7 @@ class Matcher(PrefixMatcher):
 def page_of(tracked: Tracked, key: str) -> int | None:
     """Return the position of a page in a request's prompt; None when it is not in it."""
     try:
-        return tracked.chain.index(bytes.fromhex(key))
+        return tracked.names.index(bytes.fromhex(key))
     except ValueError:
         return None
 
@@ -112,6 +112,6 @@ def common_pages(tracked: Tracked, first: int, keys: Sequence[str]) -> int:
 
     Names, not numbers, say what a page is to hold: a request may be known under a name that another one has, too.
     """
-    expected = tracked.chain[first : first + len(keys)]
+    expected = tracked.names[first : first + len(keys)]
     same = (bytes.fromhex(key) == block for key, block in zip(keys, expected, strict=False))
     return sum(1 for _ in takewhile(bool, same))

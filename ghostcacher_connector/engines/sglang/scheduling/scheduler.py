@@ -135,12 +135,15 @@ class ConnectorScheduler:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def queued(self, scheduler: Scheduler, req: Req) -> None:
-        """A request has entered the queue: for the first time, or again after it was retracted."""
+    def queued(self, scheduler: Scheduler, req: Req, adapter: bytes | None = None) -> None:
+        """A request has entered the queue: for the first time, or again after it was retracted.
+
+        adapter: digest of its LoRA adapter, see `track`.
+        """
         self._scheduler = scheduler
         if not self._sharing or req.rid in self._tracked or len(self._tracked) >= TRACKED_MAX:
             return
-        tracked = self._tracked[req.rid] = track(req, self._engine.page_tokens)
+        tracked = self._tracked[req.rid] = track(req, self._engine.page_tokens, adapter)
         self._matcher.ask(tracked)
         if self._copying is not None:
             self._copying.arrived(len(tracked.chain))

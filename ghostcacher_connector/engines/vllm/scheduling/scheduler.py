@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport
 from ghostcacher_connector.core.errors import UnsupportedEngine
-from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.core.types import PdRole, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import pool_faults
@@ -73,12 +73,13 @@ class ConnectorScheduler:
         clock: Callable[[], float] = time.monotonic,
         *,
         beside_others: bool = False,
+        pd_role: PdRole | None = None,
     ) -> None:
         """beside_others: other connectors are called with the same requests, and may load them in our place."""
         assert vllm_config.kv_transfer_config is not None
         self._engine_id = str(vllm_config.kv_transfer_config.engine_id)
         self._block_tokens = vllm_config.cache_config.block_size
-        self._maker = PartsMaker(vllm_config, settings, recorder, clock)
+        self._maker = PartsMaker(vllm_config, settings, recorder, clock, pd_role)
         self._recorder = recorder
         self._clock = clock
         self._beside_others = beside_others

@@ -43,6 +43,8 @@ class LoadOptions(NamedTuple):
     """Of what is random in a load that is made."""
     block_tokens: int
     """Tokens of a KV block, and of what a trace's hash stands for."""
+    clients: int | None
+    """That send one request after the other, whatever the load says of times; None: at their times."""
 
 
 class SimulateOptions(NamedTuple):
@@ -104,6 +106,7 @@ def _load(given: argparse.Namespace) -> LoadOptions:
         given.speed,
         given.seed,
         given.block_tokens or usual,
+        given.clients,
     )
 
 
@@ -141,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"tokens of a KV block ({BLOCK_TOKENS_MADE}; of a trace {BLOCK_TOKENS_OF_TRACES}, as of its hashes)",
     )
+    add("--clients", type=Whole(1, 1 << 20), metavar="N", help="that send one request after the other (at their times)")
     add("--workers", type=_sizes, metavar="N,N", help=f"sizes of the fleet, each run by itself ({WORKERS})")
     add("--slo", metavar="GOALS", help=f"find the least fleet that keeps {EXPECTED}, several with commas")
     add(

@@ -61,9 +61,9 @@ def load_of(options: LoadOptions) -> Load:
 def _run(options: SimulateOptions, load: Load, workers: int, entrant: Entrant) -> Run:
     fleet = options.fleet.of(workers)
     if not options.failures:
-        return run_virtual(replay(entrant, load, fleet))
+        return run_virtual(replay(entrant, load, fleet, clients=options.load.clients))
     try:
-        return run_virtual(watched_replay(entrant, load, fleet, options.failures))
+        return run_virtual(watched_replay(entrant, load, fleet, options.failures, clients=options.load.clients))
     except InvariantBroken as exc:
         raise GhostCacherError(f"{entrant.key}, {workers} workers: a fault of what is simulated: {exc}") from exc
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -92,8 +92,10 @@ class Run(NamedTuple):
 class Replay:
     """A run while it goes on. On the event loop of virtual time alone."""
 
-    def __init__(self, entrant: Entrant, load: Load, fleet: FleetSpec) -> None:
+    def __init__(self, entrant: Entrant, load: Load, fleet: FleetSpec, *, clients: int | None = None) -> None:
+        """clients: that send one request after the other, whatever the load says of times; None: as the load says."""
         self.entrant, self.load, self.fleet = entrant, load, fleet
+        self._clients = clients
         self.clock = asyncio.get_running_loop().time
         self.stores = Stores(pulls=entrant.pulls) if entrant.reports else None
         self._lives: Counter[str] = Counter()
@@ -126,9 +128,14 @@ class Replay:
                 self.began_at = self.clock()
                 self.begun.set()
                 async with asyncio.TaskGroup() as sending:
-                    for request in self.load.requests:
-                        await asyncio.sleep(max(0.0, self.began_at + request.arrival_s - self.clock()))
-                        sending.create_task(self._send(request))
+                    if self._clients is None:
+                        for request in self.load.requests:
+                            await asyncio.sleep(max(0.0, self.began_at + request.arrival_s - self.clock()))
+                            sending.create_task(self._send(request))
+                    else:
+                        left = iter(self.load.requests)
+                        for _ in range(self._clients):
+                            sending.create_task(self._client(left))
                 took_s = self.clock() - self.began_at
                 reporting.cancel()
         except BaseExceptionGroup as exc:
@@ -182,6 +189,11 @@ class Replay:
 
     def _was_pulled(self, pulled: Pulled) -> None:
         self.on_pulled(pulled)
+
+    async def _client(self, left: Iterator[Request]) -> None:
+        """Send what is left, one request after the other."""
+        for request in left:
+            await self._send(request._replace(arrival_s=self.clock() - self.began_at))
 
     async def _send(self, request: Request) -> None:
         self.come += 1
@@ -253,6 +265,6 @@ def first_of(exc: BaseException) -> BaseException:
     return first_of(exc.exceptions[0]) if isinstance(exc, BaseExceptionGroup) else exc
 
 
-async def replay(entrant: Entrant, load: Load, fleet: FleetSpec) -> Run:
-    """Send all requests of a load at their time through one policy, from empty caches."""
-    return await Replay(entrant, load, fleet).run()
+async def replay(entrant: Entrant, load: Load, fleet: FleetSpec, *, clients: int | None = None) -> Run:
+    """Send all requests of a load through one policy, from empty caches: at their time, or by so many clients."""
+    return await Replay(entrant, load, fleet, clients=clients).run()

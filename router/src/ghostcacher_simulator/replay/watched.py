@@ -16,13 +16,15 @@ SETTLED_S = 2 * RENEW_S + 2 * REPORT_S
 """After the last failure and the last request: what is to be told, is told."""
 
 
-async def watched_replay(entrant: Entrant, load: Load, fleet: FleetSpec, failures: Sequence[Failure] = ()) -> Run:
+async def watched_replay(
+    entrant: Entrant, load: Load, fleet: FleetSpec, failures: Sequence[Failure] = (), *, clients: int | None = None
+) -> Run:
     """Run a load while failures happen, and check what must hold at each step, and at the end.
 
-    Raises ConfigError for a failure of a worker that is not there, and InvariantBroken.
+    clients: as of a `Replay`. Raises ConfigError for a failure of a worker that is not there, and InvariantBroken.
     """
     check_workers(failures, fleet.workers)
-    replay = Replay(entrant, load, fleet)
+    replay = Replay(entrant, load, fleet, clients=clients)
     invariants = Invariants(replay)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: invariants.note(context.get("exception") or context["message"]))
