@@ -140,7 +140,8 @@ def divides_heads(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, setti
     """Say whether each rank has as many heads as any other, in order, and nothing of a block but these.
 
     Not where a head is on several ranks, where numbers have scales of their own, where bytes are shuffled within a
-    block, or where a drafter has heads of its own in it. Objects hold the rows of a rank, and are found by its number: with an object tier, sizes stay apart.
+    block, or where a drafter has heads of its own in it. Objects hold the rows of a rank, and are found by its number:
+    with an object tier, sizes stay apart.
     """
     from vllm import envs  # noqa: PLC0415 - vLLM is optional
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode  # noqa: PLC0415
