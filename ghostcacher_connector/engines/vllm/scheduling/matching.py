@@ -244,6 +244,10 @@ class Matcher(PrefixMatcher):
         for report in reports:
             self._reports.setdefault(report.request_id, []).append(report)
 
+    def has_reports(self, request_id: str) -> bool:
+        """Say whether ranks have reported a pull of ours for a request, be that still there or not."""
+        return request_id in self._reports
+
     def received(self, request_id: str, tracked: Tracked | None) -> int:
         """Settle a request whose pull has ended on every rank, well or not; None when it was aborted meanwhile.
 
