@@ -25,7 +25,7 @@ from typing import Any, get_args
 import msgspec
 
 from benchmarks.harness.model_recipe import Kind, Recipe, Size, recipe
-from benchmarks.harness.model_vision import IMAGE_TOKEN, write_processor
+from benchmarks.harness.model_vision import IMAGE_TOKEN, finish
 from benchmarks.harness.model_weights import build_weights
 
 TRAINING_BYTES_MAX = 6 << 20
@@ -97,7 +97,7 @@ def _build(plan: Recipe, folder: Path) -> None:
     special = _build_tokenizer(plan, folder)
     build_weights(plan, folder, eos_token_id=special["<|im_end|>"])
     if plan.kind == "images":
-        write_processor(folder)
+        finish(folder)
     (folder / "recipe.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
 
 

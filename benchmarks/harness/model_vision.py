@@ -50,7 +50,17 @@ def vision_settings() -> dict[str, Any]:
     }
 
 
-def write_processor(folder: Path) -> None:
-    """Write how images and texts become a prompt into a model's folder."""
+def finish(folder: Path) -> None:
+    """Write how images and texts become a prompt into a model's folder, and call the encoder's weights as vLLM does.
+
+    transformers 5 saves them under a shorter prefix than the checkpoints of CLIP have.
+    """
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415
+
+    weights = folder / "model.safetensors"
+    named = {
+        name.replace("vision_tower.", "vision_tower.vision_model."): each for name, each in load_file(weights).items()
+    }
+    save_file(named, weights, metadata={"format": "pt"})
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPARED, indent=2))
     (folder / "processor_config.json").write_text(json.dumps(PROCESSOR, indent=2))

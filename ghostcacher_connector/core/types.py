@@ -72,6 +72,15 @@ class Role(str, Enum):
         return self is not Role.PRODUCER
 
 
+class PdRole(str, Enum):
+    """What an engine does where those that compute prompts and those that answer are apart."""
+
+    PREFILL = "prefill"
+    """It computes prompts, and hands them over."""
+    DECODE = "decode"
+    """It answers, with prompts that were handed over to it, or that it computes itself."""
+
+
 class Location(NamedTuple):
     """Where a block is, at the time of publishing."""
 
@@ -221,6 +230,9 @@ class WorkerRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     takes_flushes: bool = True
     """Whether it carries out routers' orders to drop blocks. Versions that do not say may or may not."""
+
+    pd_role: PdRole | None = None
+    """What it does where prefill and decode are apart; None: all of a request, or of versions that do not say."""
 
 
 class PrefixHit(NamedTuple):

@@ -175,7 +175,7 @@ _ALL = (
         "gc_lookup_wait_seconds",
         Kind.HISTOGRAM,
         "seconds",
-        "Time that an engine's scheduler waited for a lookup, which cannot ask again later (SGLang).",
+        "Time that an engine's scheduler waited for a lookup, before it goes on and asks again later (SGLang).",
         {},
         LOOKUP_BUCKETS,
     ),

@@ -9,7 +9,7 @@ import msgspec
 
 from ghostcacher_connector.core.errors import FingerprintMismatch, ProtocolError
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
-from ghostcacher_connector.core.types import RankEndpoint, Role, WorkerRecord
+from ghostcacher_connector.core.types import PdRole, RankEndpoint, Role, WorkerRecord
 from ghostcacher_connector.worker.owner import this_process
 
 
@@ -33,6 +33,7 @@ def worker_record(
     shares_prefill: bool = True,
     takes_flushes: bool = True,
     data_parallel_rank: int | None = None,
+    pd_role: PdRole | None = None,
 ) -> WorkerRecord:
     """Return the record of a worker for which this process speaks.
 
@@ -63,6 +64,7 @@ def worker_record(
         shares_prefill=shares_prefill,
         takes_flushes=takes_flushes,
         data_parallel_rank=data_parallel_rank,
+        pd_role=pd_role,
         owner=this_process(),
         stamped=True,
     )

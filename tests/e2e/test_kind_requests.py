@@ -30,7 +30,7 @@ BLOCKS = 6
 PLAIN = {"model": "m", "max_tokens": 6, "temperature": 0.0, "logprobs": 1}
 ALONE = {"cache_salt": "alone", "kv_transfer_params": {"gc_pull": False}}
 MORE: dict[str, dict[str, Any]] = {
-    "samples": {"n": 3},
+    "samples": {"n": 3, "temperature": 1.0, "seed": 7},
     "beams": {"n": 2, "use_beam_search": True},
     "grammar": {"structured_outputs": {"regex": "[a-d]{4,8}"}},
     "log-probabilities of the prompt": {"prompt_logprobs": 0},

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import pytest
 
 from benchmarks.harness import compare, core_shares, ensure_model, run_concurrently
+from benchmarks.harness.drafter import ensure_drafter
 from benchmarks.harness.lora_adapter import RANK, make_adapter
 from benchmarks.harness.model_recipe import Kind
 from tests.conftest import SOAK
-from tests.e2e.fleet import BLOCK_TOKENS, TOLERANCE, Fleet, assert_different, assert_same, running
+from tests.e2e.fleet import BLOCK_TOKENS, TOLERANCE, Fleet, assert_different, assert_same, nudge, running
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -50,6 +51,8 @@ class Case(NamedTuple):
     window_blocks: int = 0
     """Blocks of a window in a KV cache group of its own."""
     ranks: int = 1
+    drafter: str = ""
+    """vLLM's name for the kind of drafter with KV of its own, if there is one."""
     adapter: bool = False
     """Whether requests are for a LoRA adapter, which each engine knows by another name from another path."""
 
@@ -60,7 +63,20 @@ class Case(NamedTuple):
 
     @property
     def drafts(self) -> bool:
-        return NGRAM[0] in self.extra_args
+        return bool(self.drafter) or NGRAM[0] in self.extra_args
+
+    @property
+    def held_back(self) -> int:
+        """How many blocks at the end of what is found are computed all the same."""
+        return int(self.drafter == "eagle")
+
+    def args_for(self, model: Path) -> tuple[str, ...]:
+        """Return what both engines are started with for a model."""
+        if not self.drafter:
+            return self.extra_args
+        drafter = ensure_drafter(model) if self.drafter == "eagle" else model  # whose drafts are all right
+        options = {"method": self.drafter, "model": str(drafter), "num_speculative_tokens": 3}
+        return (*self.extra_args, "--no-async-scheduling", "--speculative-config", json.dumps(options))
 
 
 CASES = {
@@ -70,6 +86,8 @@ CASES = {
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
     "stages": Case("qwen3", STAGES, env={"PYTHONPATH": str(ROOT)}, ranks=2),
+    "eagle": Case("qwen3", (), drafter="eagle"),
+    "draft-model": Case("qwen3", (), drafter="draft_model"),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
     "adapter": Case("qwen3", ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(RANK)), adapter=True),
 }
@@ -100,7 +118,7 @@ def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     for name, adapters in ADAPTERS.items():
         paths = [f"{each}={make_adapter(folder / name / each, model, seed=n)}" for each, n in adapters.items()]
         more = ("--lora-modules", *paths) if case.adapter else ()
-        engines[name] = {**options, "extra_args": (*case.extra_args, *more)}
+        engines[name] = {**options, "extra_args": (*case.args_for(model), *more)}
     with running(model, engines, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
         fleet.window_blocks = case.window_blocks
         if case.adapter:
@@ -122,7 +140,7 @@ def test_pulled_prefix_gives_the_answer_of_the_engine_s_own_cache(fleet: Fleet, 
 
     pulled = fleet.client("b").complete(prompt, max_tokens=8)
 
-    assert (counters.hits(), counters.misses()) == (blocks, 0)
+    assert (counters.hits(), counters.misses()) == (blocks - case.held_back, 0)
     assert_same(pulled, fleet.client("b").complete(prompt, max_tokens=8, pull=False))
     fleet.assert_right("b", pulled, prompt)
     assert_same(fleet.client("a").complete(prompt, max_tokens=8, pull=False), pulled, tolerance=TOLERANCE)
@@ -149,10 +167,11 @@ def test_generated_tokens_are_shared_too(fleet: Fleet, case: Case) -> None:
 
     if case.drafts:
         assert drafted.grown("vllm:spec_decode_num_accepted_tokens_total") > 0
+    if case.drafts and case.drafter != "draft_model":  # which is the model itself
         assert drafted.grown("vllm:spec_decode_num_draft_tokens_total") > drafted.grown(
             "vllm:spec_decode_num_accepted_tokens_total"
         )
-    assert counters.hits() >= (2 if case.window_blocks else whole - case.drafts)
+    assert counters.hits() >= (2 if case.window_blocks else whole - case.drafts - case.held_back)
     assert_same(pulled, fleet.client("a").complete(turn, max_tokens=8, pull=False))
     fleet.assert_right("a", pulled, turn)
 
@@ -165,9 +184,32 @@ def test_answer_that_a_grammar_constrains_is_the_same_after_a_pull(fleet: Fleet,
 
     pulled = fleet.client("b").complete(prompt, max_tokens=8, **wanted)
 
-    assert (counters.hits(), counters.misses()) == (4, 0)
+    assert (counters.hits(), counters.misses()) == (4 - case.held_back, 0)
     assert_same(pulled, fleet.client("b").complete(prompt, max_tokens=8, pull=False, **wanted))
     assert pulled.tokens != free.tokens
+
+
+def test_as_many_drafts_are_right_after_a_pull(fleet: Fleet, case: Case) -> None:
+    """As on top of the engine's own cache: the drafter's KV has come along."""
+    if not case.drafter:
+        pytest.skip("no drafter with KV of its own")
+    prompts = [prompt_of(fleet, case, blocks) for blocks in (3, 8, 15)]
+    for prompt in prompts:
+        fleet.compute("a", prompt)
+
+    def accepted(name: str, *, pull: bool) -> float:
+        nudge(fleet.client(name))
+        counters = fleet.counters(name)
+        for prompt in prompts:
+            fleet.client(name).complete(prompt, max_tokens=48, ignore_eos=True, pull=pull)
+        return counters.grown("vllm:spec_decode_num_accepted_tokens_total")
+
+    counters = fleet.counters("b")
+    pulled = accepted("b", pull=True)
+    assert counters.hits() == sum(len(prompt) // case.block_tokens - case.held_back for prompt in prompts)
+    assert pulled == accepted("b", pull=False) == accepted("a", pull=False)
+    assert pulled > 0
+    print(f"{pulled:.0f} drafts were right")
 
 
 def test_slots_reused_all_the_time_give_no_wrong_answer(fleet: Fleet, case: Case) -> None:

@@ -1,6 +1,7 @@
 """Answers from pulled pages are those of a full recompute, in all the ways in which SGLang cuts its work.
 
-Engine a: pages of 16, chunked prefill, no overlap. Engine b: the same pages, overlap schedule.
+Engine a: pages of 16, chunked prefill, no overlap. Engine b: the same pages, overlap schedule; it reads by a's relay,
+which stops with a.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import ensure_model, run_concurrently
+from benchmarks.harness import Completion, ensure_model, run_concurrently
 from benchmarks.harness.sglang import SglangClient
 from ghostcacher_connector.identity.fingerprint import WEIGHTS_AS_STARTED
 from tests.e2e.fleet import REQUEST_TIMEOUT_S, Fleet, running, until
@@ -22,12 +23,18 @@ from tests.e2e.sglang import assert_right, engine, engine_marks
 pytestmark = engine_marks(600)
 
 PAGE = 16
+PATIENCE_S = 60.0
+"""Of a pull of b, and of the lease of an owner that is stopped: longer than a test needs."""
 
 
 @pytest.fixture(scope="module")
 def fleet(model: Path, log_dir: Path) -> Iterator[Fleet]:
-    engines = {"a": engine(chunk_tokens=256), "b": engine(chunk_tokens=256, overlap=True)}
-    with running(model, engines, log_dir=log_dir) as fleet:
+    by_relay = {"transports": ["relay"], "pull_timeout_s": PATIENCE_S}
+    engines = {
+        "a": engine(chunk_tokens=256, connector={"relay_listen": "127.0.0.1:0"}),
+        "b": engine(chunk_tokens=256, overlap=True, connector=by_relay),
+    }
+    with running(model, engines, log_dir=log_dir, connector={"lease_ttl_s": PATIENCE_S}) as fleet:
         fleet.prime("b", "a")
         fleet.prime("a", "b")
         yield fleet
@@ -90,6 +97,31 @@ def test_pulls_of_many_requests_at_once_are_right(fleet: Fleet) -> None:
     assert counters.hits() == sum((len(prompt) - 1) // PAGE for prompt in prompts)
     for answer, prompt in zip(answers, prompts, strict=True):
         assert_right(fleet, "b", answer, prompt)
+
+
+def test_owner_that_is_stopped_holds_up_only_who_asks_for_its_pages(fleet: Fleet) -> None:
+    """Requests that come later are answered meanwhile; when the owner goes on, the first one has its pages."""
+    prompt = fleet.document(20 * PAGE + 1)
+    fleet.compute("a", prompt)
+    others = [fleet.document(100) for _ in range(3)]
+    counters = fleet.counters("b")
+    pulled: list[Completion] = []
+    thread = threading.Thread(target=lambda: pulled.append(fleet.client("b").complete(prompt, max_tokens=8)))
+
+    fleet.engines["a"].pause()
+    try:
+        thread.start()
+        answers = []
+        for other in others:
+            answers.append(fleet.client("b").complete(other, max_tokens=8))
+            assert not pulled
+    finally:
+        fleet.engines["a"].resume()
+    thread.join()
+
+    assert counters.hits() == 20
+    for answer, asked in zip([*pulled, *answers], [prompt, *others], strict=True):
+        assert_right(fleet, "b", answer, asked)
 
 
 def test_salted_prompt_shares_with_its_salt_alone(fleet: Fleet) -> None:

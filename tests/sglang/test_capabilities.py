@@ -11,10 +11,10 @@ import pytest
 import sglang
 
 from ghostcacher_connector.engines.sglang import capabilities, hooks, plugin
-from ghostcacher_connector.engines.sglang.capabilities import HOOKED, OVERRIDDEN, REPLACED, missing
+from ghostcacher_connector.engines.sglang.capabilities import CALLED, HOOKED, OVERRIDDEN, REPLACED, missing
 
 SOURCES = Path(sglang.__path__[0]).parent
-PLACES = [target for target, _, _ in hooks.hooks()] + [need.place for need in (*OVERRIDDEN, *REPLACED)]
+PLACES = [target for target, _, _ in hooks.hooks()] + [need.place for need in (*OVERRIDDEN, *REPLACED, *CALLED)]
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import argparse
 import json
 import pkgutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,7 +61,74 @@ def test_hooks_call_the_linker(linker: Linker) -> None:
     hooks.batch_begins("scheduler", "batch")
     hooks.batch_done(None, "scheduler", "batch", "result")
     hooks.scheduler_idles("scheduler")
-    assert [name for name, *_ in linker.calls] == ["queued", "ended", "ended", "batch_begins", "batch_done", "idle"]
+    hooks.memory_is_short("batch")
+    hooks.node_offered(SimpleNamespace(cache="cache"), "node")
+    seen = ["queued", "ended", "ended", "batch_begins", "batch_done", "idle", "memory_is_short", "node_offered"]
+    assert [name for name, *_ in linker.calls] == seen
+    assert linker.calls[-1] == ("node_offered", "cache", "node")
+
+
+class Queue:
+    """As much of SGLang's scheduler as builds a batch: who is looked at, and who is left in the queue."""
+
+    def __init__(self, *rids: str) -> None:
+        self.waiting_queue = [SimpleNamespace(rid=rid) for rid in rids]
+
+    def build(self, room: int, late: str) -> list[str]:
+        """Take this many out of the queue, and put one request into it, as SGLang does with one that it preempts."""
+        taken, self.waiting_queue = self.waiting_queue[:room], self.waiting_queue[room:]
+        self.waiting_queue.append(SimpleNamespace(rid=late))
+        return [req.rid for req in taken]
+
+    @property
+    def rids(self) -> list[str]:
+        return [req.rid for req in self.waiting_queue]
+
+
+@contextmanager
+def waiting(*rids: str) -> Iterator[None]:
+    """Have these requests wait."""
+    made: Any = SimpleNamespace(waits=lambda rid: rid in rids)
+    hooks.set_linker(made)
+    try:
+        yield
+    finally:
+        hooks.set_linker(None)
+
+
+def test_request_that_waits_is_in_no_batch_and_keeps_its_place() -> None:
+    """Those behind it are computed."""
+    queue = Queue("a", "b", "c", "d")
+    with waiting("a", "c"):
+        assert hooks.prefill_built(Queue.build, queue, room=1, late="e") == ["b"]
+    assert queue.rids == ["a", "c", "d", "e"]
+
+
+def test_queue_is_whole_again_where_no_batch_could_be_built() -> None:
+    queue = Queue("a", "b")
+    with waiting("b"), pytest.raises(TypeError):
+        hooks.prefill_built(Queue.build, queue)
+    assert queue.rids == ["a", "b"]
+
+
+@pytest.mark.parametrize(("waits", "added"), [((), "admitted"), (("r",), "go on")])
+def test_request_that_waits_does_not_end_the_search_for_others(waits: tuple[str, ...], added: str) -> None:
+    adder = SimpleNamespace(budget_state=lambda: "go on")
+    with waiting(*waits):
+        assert hooks.request_added(lambda *_, **__: "admitted", adder, SimpleNamespace(rid="r"), 0) == added
+
+
+def test_request_that_begins_to_wait_while_it_is_added_does_not_end_the_search_for_others() -> None:
+    """SGLang says OTHER of one whose load has to be tried again, and looks at no other."""
+    rids: list[str] = []
+    made: Any = SimpleNamespace(waits=lambda rid: rid in rids)
+    hooks.set_linker(made)
+    try:
+        adder = SimpleNamespace(budget_state=lambda: "go on")
+        found = hooks.request_added(lambda *_: rids.append("r") or "other", adder, SimpleNamespace(rid="r"))
+    finally:
+        hooks.set_linker(None)
+    assert found == "go on"
 
 
 @pytest.mark.parametrize("name", hooks.WEIGHT_CHANGES)

@@ -11,11 +11,11 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.tracing import Tracer
 from ghostcacher_connector.core.types import Location, PrefixHit, Tier
 from ghostcacher_connector.engines.common.pull_state import Phase
-from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
+from ghostcacher_connector.engines.sglang.scheduling.matching import PATIENCE_S, Matcher
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
-from ghostcacher_connector.pull.lookups import LookupAnswer
+from ghostcacher_connector.pull.lookups import PENDING, LookupAnswer
 
 COUNT = 8
 CHAIN = [bytes([number]) * 32 for number in range(COUNT)]
@@ -73,6 +73,33 @@ def test_prompt_that_was_held_on_arrival_and_is_no_longer_is_looked_up() -> None
     held.phase, held.hits = Phase.HELD, []
     assert found.match(held, KEYS) == COUNT
     assert asked == ["r"]
+
+
+def test_answer_that_has_not_come_is_waited_for_a_moment_in_each_pass_and_beside_it() -> None:
+    """Several requests wait together; at the deadline nothing is pulled."""
+    waits: list[float] = []
+    now = [0.0]
+
+    def poll(_rid: str, *, wait_s: float) -> Any:
+        waits.append(wait_s)
+        now[0] += wait_s
+        return PENDING
+
+    found = matcher()
+    found._clock = lambda: now[0]
+    found._lookups = SimpleNamespace(poll=poll, forget=lambda _: None)  # type: ignore[assignment]
+    asked = [request(), request()]
+    for one in asked:
+        one.phase, one.hits = Phase.ASKED, []
+    assert [found.match(one, KEYS) for one in asked] == [None, None]
+    assert waits == [PATIENCE_S, 0.0]
+    found.begin_pass()
+    assert found.match(asked[0], KEYS) is None
+    assert waits[2:] == [PATIENCE_S]
+    now[0] += 1.0
+    found.begin_pass()
+    assert found.match(asked[0], KEYS) == 0
+    assert asked[0].phase is Phase.SETTLED
 
 
 def test_one_pull_is_bounded() -> None:

@@ -95,7 +95,7 @@ def test_held_pages_come_back_when_they_are_let_go(guarded: Guarded, flush: bool
     assert not set(guarded.pages_of(rest)) & set(pages)
     assert guarded.allocator.alloc(guarded.page) is None
 
-    guarded.guard.let_go()
+    guarded.guard.let_go(pages)
 
     assert guarded.guard.kept_tokens == 0
     assert set(guarded.pages_of(guarded.take(4))) == set(pages)
@@ -114,7 +114,7 @@ class AllocatorMachine(RuleBasedStateMachine):
         self.entries: dict[int, int] = {}
         self.in_group: list[torch.Tensor] = []
         self.grouping = False
-        self.held: set[int] = set()
+        self.holds: list[np.ndarray[Any, Any]] = []
 
     @rule(pages=st.integers(1, 6))
     def take(self, pages: int) -> None:
@@ -122,7 +122,8 @@ class AllocatorMachine(RuleBasedStateMachine):
         if taken is None:
             return
         for page in self.guarded.pages_of(taken).tolist():
-            assert page not in self.held, "a page was given out into which a READ may still write"
+            held = any(page in pages for pages in self.holds)
+            assert not held, "a page was given out into which a READ may still write"
             stale = self.entries.pop(page, None)
             assert stale is None or self.guarded.table.generation(page) != stale, f"page {page} is reused unseen"
         self.owned.append(taken)
@@ -169,14 +170,21 @@ class AllocatorMachine(RuleBasedStateMachine):
         tokens = self.owned.pop(number % len(self.owned))
         pages = self.guarded.pages_of(tokens)
         self.guarded.guard.hold(pages)
-        self.held |= set(pages.tolist())
+        self.holds.append(pages)
         self.guarded.allocator.free(tokens)
 
-    @precondition(lambda self: not self.grouping)
-    @rule()
-    def let_go(self) -> None:
-        self.guarded.guard.let_go()
-        self.held.clear()
+    @precondition(lambda self: self.holds and not self.grouping)
+    @rule(number=st.integers(0, 99))
+    def let_go(self, number: int) -> None:
+        self.guarded.guard.let_go(self.holds.pop(number % len(self.holds)))
+
+    @precondition(lambda self: self.holds and not self.grouping)
+    @rule(number=st.integers(0, 99))
+    def hand_over(self, number: int) -> None:
+        pages = self.holds.pop(number % len(self.holds))
+        assert self.guarded.guard.hand_over(pages).tolist() == pages.tolist()
+        tokens = pages[:, None] * self.page_tokens + np.arange(self.page_tokens)
+        self.owned.append(torch.from_numpy(tokens.reshape(-1)))
 
     @precondition(lambda self: not self.grouping)
     @rule()

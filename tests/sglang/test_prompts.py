@@ -114,6 +114,17 @@ def test_requests_that_wait_for_one_page_are_bounded() -> None:
     assert tracked[-1].reported_as is None
 
 
+def test_prompt_with_an_adapter_is_not_reported() -> None:
+    """A router would take it for the same text without."""
+    sink = Sink()
+    reporter = PromptReporter(sink, lambda _: False, PAGE)
+    tracked = request("r-0123abcd")
+    tracked.adapted = True
+    reporter.arrived(tracked)
+    assert sink.chains == []
+    assert tracked.reported_as is None
+
+
 def test_nobody_listens_nothing_is_kept() -> None:
     """Without a router a prompt costs one look at an attribute."""
     sink = Sink(listening=False)

@@ -21,11 +21,11 @@ from sglang.srt.observability.req_time_stats import APIServerReqTimeStats, Sched
 from ghostcacher_connector.core.tracing import Tracer, open_tracer
 from ghostcacher_connector.core.types import MissReason
 from ghostcacher_connector.engines.common.pull_state import Phase
-from ghostcacher_connector.engines.sglang.scheduling.loading import Verdict
+from ghostcacher_connector.engines.sglang import hooks
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked
 from ghostcacher_connector.pull.lookups import LookupAnswer
 from ghostcacher_connector.transfer.memory import Fault
-from tests.sglang.test_loading import COUNT, Rig
+from tests.sglang.loading_rig import COUNT, PAGE, Rig
 from tests.sglang.test_matching import CHAIN, KEYS, matcher
 from tests.sglang.test_matching import request as planned
 from tests.support.spans import Seen, collector
@@ -104,18 +104,26 @@ def test_look_up_that_finds_nothing_says_why(traced: Traced) -> None:
 
 
 @pytest.fixture
-def rig(traced: Traced) -> Iterator[Rig]:
+def rig(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     rig = Rig(traced.tracer)
+    monkeypatch.setattr(hooks, "_linker", rig.linker)
     yield rig
     rig.transport.let.set()
     rig.puller.close()
 
 
-def pulled(rig: Rig) -> bool:
-    """Have a traced request's pages pulled; return whether SGLang was told that they are there."""
+def traced_request(rig: Rig) -> Tracked:
+    """Return a request that is traced, with a plan to pull its pages."""
     tracked = rig.request()
+    fields = vars(tracked.req)
     received(tracked)
-    return rig.load(tracked)[0]
+    vars(tracked.req).update({name: value for name, value in fields.items() if name != "rid"})
+    return tracked
+
+
+def pulled(rig: Rig) -> bool:
+    """Have a traced request's pages pulled; return whether they are in SGLang's tree."""
+    return rig.load(traced_request(rig)) == COUNT * PAGE
 
 
 def test_pull_says_what_was_moved_from_whom(traced: Traced, rig: Rig) -> None:
@@ -143,17 +151,20 @@ def test_pull_of_pages_that_were_reused_meanwhile_says_so(traced: Traced, rig: R
 
 def test_pull_that_was_given_up_says_so(traced: Traced, rig: Rig) -> None:
     """Its READ hangs; the request goes on without it."""
-    rig.transport.let.clear()
-    assert not pulled(rig)
+    rig.hang(traced_request(rig))
+    rig.now += 2.0
+    rig.loader.settle()
     (hung,) = traced.named("pull")
     assert (hung.error, hung.attributes["source"], hung.attributes["bytes"]) == ("failed: timeout", "peer", 0)
 
 
 def test_pull_of_which_another_rank_lacks_its_share_has_failed(traced: Traced, rig: Rig) -> None:
     """This rank's pages are there, and SGLang computes them all the same."""
-    others: Any = SimpleNamespace(rank=0, least=lambda _: Verdict.FAILED)
+    tracked = traced_request(rig)
+    rig.begin(tracked)
+    others: Any = SimpleNamespace(rank=0, least_of=lambda values: [min(value, 0) for value in values])
     rig.loader._ranks = others
-    assert not pulled(rig)
+    rig.over(tracked)
     (pull,) = traced.named("pull")
     assert (pull.attributes["outcome"], pull.attributes["blocks_usable"]) == ("failed", 0)
     assert pull.error is not None
@@ -162,10 +173,9 @@ def test_pull_of_which_another_rank_lacks_its_share_has_failed(traced: Traced, r
 def test_request_that_sglang_does_not_trace_has_no_spans(traced: Traced, rig: Rig) -> None:
     """Its tracing may be off, or the client have the request left out."""
     tracked = rig.request()
-    req: Any = SimpleNamespace(rid="r", time_stats=SchedulerReqTimeStats(disagg_mode=DisaggregationMode.NULL))
-    tracked.req = req
+    tracked.req.time_stats = SchedulerReqTimeStats(disagg_mode=DisaggregationMode.NULL)
     assert tracked.trace_headers is None
-    assert rig.load(tracked)[0]
+    assert rig.load(tracked) == COUNT * PAGE
     unsampled = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
     looked_up(traced, LookupAnswer(planned().hits, 0.001, None), unsampled)
     assert traced.named("pull") == traced.named("lookup") == []

@@ -14,6 +14,7 @@ from typing import Any
 
 import uvloop
 
+from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.proxy import HttpProxy
@@ -119,6 +120,8 @@ class FirstOf:
         self.forecast: Forecast | None = None
         self.rank: int | None = None
         self.doubtful: set[str] = set()
+        self.computing: set[str] = set()
+        """Engines that only compute prompts."""
 
     def place_now(self, ask: Ask) -> Placement | None:
         return self._place(ask) if self.slow is None else None
@@ -132,6 +135,9 @@ class FirstOf:
             self.waiting -= 1
         return self._place(ask)
 
+    def hands_over(self, model: str | None) -> bool:  # noqa: ARG002 - the router's protocol
+        return bool(self.computing)
+
     def servers(self) -> list[Server]:
         return [Server(engine.name, engine.endpoint) for engine in self.engines]
 
@@ -140,7 +146,7 @@ class FirstOf:
 
     def _place(self, ask: Ask) -> Placement:
         for engine in self.engines:
-            if engine.name not in ask.exclude:
+            if engine.name not in ask.exclude and (engine.name in self.computing) is (ask.step is PdRole.PREFILL):
                 self.placements.append(RecordedPlacement(engine.name, engine.endpoint, ask, self.forecast))
                 self.placements[-1].data_parallel_rank = self.rank
                 self.placements[-1].doubtful = engine.name in self.doubtful
@@ -178,6 +184,7 @@ class Tally:
         self.latencies_ms: list[float] = []
         self.reasons: list[str] = []
         self.turned_away = Turned()
+        self.handovers = Turned()
 
     @property
     def latency_ms(self) -> Tally:

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ghostcacher_connector.core import schema
@@ -70,8 +71,10 @@ class _Stream:
 
     def after(self, cursor: str, count: int, unpack: Callable[[bytes], object]) -> tuple[str, tuple[Any, ...]]:
         """Return the new cursor, and the items after the old one that are believed."""
-        number = _number(cursor)
-        found = [entry for entry in self.entries if entry.number > number][:count]
+        # Numbers follow each other: what comes after one is at a known place.
+        first = self.entries[0].number if self.entries else 1
+        start = max(0, _number(cursor) + 1 - first)
+        found = list(islice(self.entries, start, start + count))
         items = [unpack(entry.value) for entry in found]
         cursor = f"{found[-1].number}-0" if found else cursor
         return cursor, tuple(item for item in items if item is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Generic, NamedTuple, TypeVar
@@ -190,7 +191,10 @@ class MemoryIndex(BlockIndex):
         partition = self.partition(root or blocks[0])
         with self._reached():
             for ref in candidates:
-                held = self._blocks.get((ref.namespace, ref.incarnation, partition)) or {}
+                held = self._blocks.get((ref.namespace, ref.incarnation, partition))
+                if held is None or blocks[0] not in held:
+                    # Of hundreds of candidates most have nothing: they cost no more than this.
+                    continue
                 values = _prefix(held, blocks)
                 binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
                 whole = takewhile(lambda value: len(value) == schema.ENTRY_BYTES, values)
@@ -213,9 +217,9 @@ class MemoryIndex(BlockIndex):
             return [[self._depth(ref, chain, partitions) for ref in candidates] for chain in chains]
 
     def _depth(self, ref: WorkerRef, chain: Sequence[BlockHash], partitions: Sequence[int]) -> int:
-        held: dict[BlockHash, bytes] = {}
-        for partition in partitions:
-            held |= self._blocks.get((ref.namespace, ref.incarnation, partition)) or {}
+        parts = [self._blocks.get((ref.namespace, ref.incarnation, partition)) or {} for partition in partitions]
+        # A view: copying a cache for each look would cost more than all else.
+        held: Mapping[BlockHash, bytes] = parts[0] if len(parts) == 1 else ChainMap(*parts)
         depth = _depth(held, chain)
         if not depth or not self._key:
             return depth

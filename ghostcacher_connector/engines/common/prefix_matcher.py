@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 class PrefixMatcher:
     """Decides, request by request, what to pull from whom. Driven by the scheduler's thread alone."""
 
+    held_back = 0
+    """How many blocks at the end of what is found are computed all the same."""
+
     def __init__(
         self,
         settings: Settings,
@@ -175,9 +178,10 @@ class PrefixMatcher:
 
         otherwise: why the index has no answer, which is why nothing is pulled where nothing is here.
         """
-        own = self._own(tracked, first_block)
+        end = self._end_of(tracked, first_block)
+        own = self._own(tracked, first_block)[: end - first_block]
         holding = Holding(self._tier.worker, OWN_INCARNATION, own) if own and self._tier is not None else None
-        plan = self._planner.plan(tracked.hits, first_block, tracked.pullable, holding)
+        plan = self._planner.plan(tracked.hits, first_block, end, holding)
         if self._fetches(tracked, first_block, plan, otherwise):
             return None
         if isinstance(plan, MissReason):
@@ -212,7 +216,20 @@ class PrefixMatcher:
         """Return where this worker's own tier has the request's pullable blocks, from this one on without a gap."""
         if self._tier is None:
             return ()
-        return self._tier.ledger.prefix(tracked.blocks[: tracked.pullable], first_block)
+        return self._tier.ledger.prefix(self._looked_up(tracked), first_block)[: tracked.pullable - first_block]
+
+    def _looked_up(self, tracked: PullState) -> Sequence[BlockHash]:
+        """Return the blocks that the index is asked for: behind those that may be pulled come those held back."""
+        return tracked.blocks[: tracked.pullable + self.held_back]
+
+    def _end_of(self, tracked: PullState, first_block: int) -> int:
+        """Return the block before which a pull ends: those held back come behind it, and were found, too."""
+        if not self.held_back:
+            return tracked.pullable
+        found = max((hit.length for hit in tracked.hits), default=0)
+        if self._tier is not None:
+            found = max(found, first_block + len(self._tier.ledger.prefix(self._looked_up(tracked), first_block)))
+        return max(first_block, min(tracked.pullable, found - self.held_back))
 
     def _settle(self, tracked: PullState, first_block: int, reason: MissReason) -> int:
         tracked.phase = Phase.SETTLED

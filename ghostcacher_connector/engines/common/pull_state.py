@@ -7,8 +7,7 @@
 HELD: the engine, with the worker's lower tiers, has all of the prompt when the request arrives, and so the index is not
 asked. While the request waits for its turn, these blocks may be reused; then the index is asked after all.
 
-SETTLED is final: a request is pulled for at most once, so that a failed pull cannot repeat itself. SGLang waits for a
-pull where it submits it, so that nothing there is ever seen LOADING.
+SETTLED is final: a request is pulled for at most once, so that a failed pull cannot repeat itself.
 """
 
 from __future__ import annotations
@@ -44,7 +43,8 @@ class PullState(ABC):
     pullable: int = 0
     """Blocks ``[0, pullable)`` of the prompt may be pulled.
 
-    The block that holds the last token is not one of them: it is computed in any case, for its logits.
+    The block that holds the last token is not one of them: it is computed in any case, for its logits. Neither are
+    those before it that the engine computes again at the end of every match (`PrefixMatcher.held_back`).
     """
     asked_at: float = 0.0
     """When the index was asked, on the matcher's clock."""

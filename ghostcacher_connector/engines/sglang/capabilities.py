@@ -17,11 +17,13 @@ from ghostcacher_connector.engines.sglang import hooks
 
 LINKER = "sglang.srt.mem_cache.unified_cache.unified_cache_linker.UnifiedCacheLinker"
 ALLOCATORS = "sglang.srt.mem_cache.allocator"
+CACHE = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+TREE = "sglang.srt.mem_cache.unified_cache.unified_tree_core_interface.UnifiedTreeCoreInterface"
 DYNAMIC_BACKEND = "sglang.srt.mem_cache.unified_cache.linker_factory"
 
 
 class Need(NamedTuple):
-    """A method of SGLang that is overridden, hooked or replaced."""
+    """A method of SGLang that is overridden, hooked, replaced or called."""
 
     place: str
     """Where it is: module, class and method."""
@@ -48,6 +50,8 @@ HOOKED = {
     f"{hooks.SCHEDULER}._add_request_to_queue": "req",
     f"{hooks.SCHEDULER}._release_aborted_request": "req",
     f"{hooks.SCHEDULER}.send_abort_output": "abort_req req",
+    f"{hooks.ADDER}.add_one_req": "req",
+    f"{hooks.WRAPPER}.load_back": "req",
     f"{hooks.SCHEDULER}.run_batch": "batch",
     f"{hooks.SCHEDULER}.process_batch_result": "batch",
     f"{hooks.WRAPPER}._offload_node": "node_id",
@@ -61,6 +65,16 @@ REPLACED = (
     Need(f"{ALLOCATORS}.token.TokenToKVPoolAllocator.free", "free_index"),
 )
 """By which pages enter the free lists: where generations are bumped (scheduling/page_guard.py)."""
+
+
+CALLED = (
+    Need(f"{CACHE}.insert", "params"),
+    Need(f"{CACHE}.match_prefix", "params"),
+    Need(f"{CACHE}.path_device_indices", "node"),
+    Need(f"{CACHE}.get_prefix_hash_values", ""),
+    Need(f"{TREE}.snapshot_buffer_backup", "node_id pass_prefix_keys"),
+)
+"""By which pages enter the tree (scheduling/tree_entry.py), and are named (scheduling/page_names.py)."""
 
 
 def missing(sources: Path | None = None) -> list[str]:
@@ -78,7 +92,7 @@ def _faults(sources: Path) -> Iterator[str]:
         yield from _fault_of(sources, Need(target, HOOKED.get(target, "")), exact=False)
     for need in OVERRIDDEN:
         yield from _fault_of(sources, need, exact=True)
-    for need in REPLACED:
+    for need in (*REPLACED, *CALLED):
         yield from _fault_of(sources, need, exact=False)
 
 

@@ -23,7 +23,7 @@ from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.sglang.identity import fingerprint_of
-from ghostcacher_connector.engines.sglang.kv_pool import PADDING_PAGE, describe, memory_of
+from ghostcacher_connector.engines.sglang.kv_pool import PADDING_PAGE, describe, device_of, memory_of
 from ghostcacher_connector.engines.sglang.scheduling.rank_group import RankGroup
 from ghostcacher_connector.engines.sglang.support import check_config
 from ghostcacher_connector.metrics import Delta, Recorder
@@ -81,7 +81,8 @@ class EngineRank:
         pool = params.token_to_kv_pool_allocator.get_kvcache()
         self.page_tokens: int = params.page_size
         self.layer_count: int = pool.layer_num
-        self.on_cpu = pool.k_buffer[0].device.type == "cpu"
+        device = device_of(pool)
+        self.on_cpu = device.type == "cpu"
         self.recorder = Recorder()
         self._settings = settings
         self.ranks = RankGroup(params.tp_cache_group)
@@ -121,7 +122,7 @@ class EngineRank:
             endpoint=self.runtime.endpoint,
             fingerprint=fingerprint.as_fields(),
             namespace=fingerprint.digest(),
-            flops_per_s=measure_flops(model.hidden_size, model.dtype, pool.k_buffer[0].device),
+            flops_per_s=measure_flops(model.hidden_size, model.dtype, device),
         )
         everyone = self._everyone()
         record = self._record_of(everyone)

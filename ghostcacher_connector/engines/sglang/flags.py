@@ -48,12 +48,16 @@ def check_secrets(extra: Mapping[str, object]) -> None:
 
 
 def check_waits(settings: Settings, watchdog_s: float | None) -> None:
-    """Raise ConfigError for waits so long that SGLang would take the engine for dead."""
+    """Raise ConfigError for waits so long that SGLang would take the engine for dead.
+
+    Requests wait in its queue, and hold up no others; but a scheduler that is short of memory waits for pulls.
+    """
     wait_s = settings.lookup_deadline_ms / 1e3 + settings.pull_timeout_s
     if watchdog_s and wait_s > watchdog_s / WATCHDOG_SHARE:
         raise ConfigError(
             f"lookup_deadline_ms and pull_timeout_s: expected at most {watchdog_s / WATCHDOG_SHARE:g} s together, got "
-            f"{wait_s:g} s: the scheduler waits for both, and counts as dead after watchdog_timeout={watchdog_s:g} s"
+            f"{wait_s:g} s: a scheduler that is short of memory waits for pulls, and counts as dead after "
+            f"watchdog_timeout={watchdog_s:g} s"
         )
 
 

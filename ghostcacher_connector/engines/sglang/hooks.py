@@ -3,8 +3,8 @@
 Every process of SGLang loads this module before its configuration is known, so it imports little: whoever imports
 prometheus_client too early takes SGLang's metrics page away. A hook does nothing in a process without a linker of ours.
 
-No hook raises. Two of them change the call that they see: pages that are held count as pages in use, and a request that
-a router sent keeps the router's id.
+No hook raises. Some change the call that they see: pages that are held count as pages in use, a request that a router
+sent keeps the router's id, and a request that waits for a pull is in no batch, and holds up none behind it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
 WRAPPER = "sglang.srt.mem_cache.unified_cache.unified_cache_linker.UnifiedCacheLinkerWrapper"
+ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
+BATCH = "sglang.srt.managers.schedule_batch.ScheduleBatch"
 CHECKER = "sglang.srt.managers.scheduler_components.invariant_checker.SchedulerInvariantChecker"
 WEIGHTS = "sglang.srt.managers.scheduler_components.weight_updater.SchedulerWeightUpdaterManager"
 ARGUMENTS = "sglang.srt.server_args.ServerArgs"
@@ -44,12 +46,7 @@ REQUEST_CHARS_MAX = 256
 
 
 class HookedLinker(Protocol):
-    """What the hooks need of the linker.
-
-    root: hash of the first page of the node that SGLang is about to offer.
-    """
-
-    root: str | None
+    """What the hooks need of the linker."""
 
     @property
     def kept_tokens(self) -> int:
@@ -58,8 +55,17 @@ class HookedLinker(Protocol):
     def queued(self, scheduler: Any, req: Any) -> None:
         """A request has entered the scheduler's queue."""
 
+    def waits(self, rid: str) -> bool:
+        """Say whether a request is to be in no batch yet. Never raises."""
+
+    def memory_is_short(self) -> None:
+        """SGLang is about to retract requests for want of memory."""
+
     def ended(self, rid: str) -> None:
         """A request is over, one way or another."""
+
+    def node_offered(self, cache: Any, node_id: Any) -> None:
+        """SGLang is about to offer the pages of a node of its tree."""
 
     def batch_begins(self, batch: Any) -> None:
         """A batch is about to be computed."""
@@ -114,6 +120,42 @@ def abort_sent(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **
         _linker.ended(req.rid)
 
 
+def prefill_built(build: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build a batch of those that do not wait; the others keep their places in the queue."""
+    queue = scheduler.waiting_queue
+    waiting = [req for req in queue if _linker.waits(req.rid)] if _linker is not None else []
+    if not waiting:
+        return build(scheduler, *args, **kwargs)
+    places = {id(req): place for place, req in enumerate(queue)}
+    waiting_ids = {id(req) for req in waiting}
+    scheduler.waiting_queue = [req for req in queue if id(req) not in waiting_ids]
+    try:
+        return build(scheduler, *args, **kwargs)
+    finally:
+        everyone = [*scheduler.waiting_queue, *waiting]
+        scheduler.waiting_queue = sorted(everyone, key=lambda req: places.get(id(req), len(places)))
+
+
+def request_added(add: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:
+    """Pass over a request that waits, or has begun to, and go on with the one behind it."""
+    if _linker is not None and _linker.waits(req.rid):
+        return adder.budget_state()
+    result = add(adder, req, *args, **kwargs)
+    return adder.budget_state() if _linker is not None and _linker.waits(req.rid) else result
+
+
+def load_begun(load_back: Callable[..., Any], wrapper: Any, req: Any) -> Any:
+    """Tell SGLang that a request cannot be admitted now, where it waits for what was to be loaded."""
+    result = load_back(wrapper, req)
+    return None if _linker is not None and _linker.waits(req.rid) else result
+
+
+@careful
+def memory_is_short(_batch: Any, *_: Any, **__: Any) -> None:
+    if _linker is not None:
+        _linker.memory_is_short()
+
+
 @careful
 def batch_begins(_scheduler: Any, batch: Any, *_: Any, **__: Any) -> None:
     if _linker is not None:
@@ -135,8 +177,7 @@ def scheduler_idles(scheduler: Any, *_: Any, **__: Any) -> None:
 @careful
 def node_offered(wrapper: Any, node_id: Any, *_: Any, **__: Any) -> None:
     if _linker is not None:
-        prefix = wrapper.cache.get_prefix_hash_values(node_id)
-        _linker.root = prefix[0] if prefix else None
+        _linker.node_offered(wrapper.cache, node_id)
 
 
 def weights_change(name: str) -> Callable[..., None]:
@@ -191,6 +232,10 @@ def hooks() -> list[tuple[str, Callable[..., Any], str]]:
         (f"{SCHEDULER}._add_request_to_queue", request_queued, "before"),
         (f"{SCHEDULER}._release_aborted_request", request_aborted, "after"),
         (f"{SCHEDULER}.send_abort_output", abort_sent, "after"),
+        (f"{SCHEDULER}._get_new_batch_prefill_raw", prefill_built, "around"),
+        (f"{ADDER}.add_one_req", request_added, "around"),
+        (f"{WRAPPER}.load_back", load_begun, "around"),
+        (f"{BATCH}.retract_decode", memory_is_short, "before"),
         (f"{SCHEDULER}.run_batch", batch_begins, "before"),
         (f"{SCHEDULER}.process_batch_result", batch_done, "after"),
         (f"{SCHEDULER}.on_idle", scheduler_idles, "before"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache.utils import get_hash_str
-from sglang.srt.runtime_context import get_exec, get_model, get_parallel
+from sglang.srt.runtime_context import get_exec, get_lora, get_model, get_parallel
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
@@ -27,7 +27,8 @@ from ghostcacher_connector.identity.model_files import config_digest, model_name
 
 if TYPE_CHECKING:
     from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+    from ghostcacher_connector.engines.sglang.kv_pool import KvPool
 
 HASH_ALGORITHM = "sha256-u32le-chain"
 HASH_SEED = "sglang-cache-namespace-v1"
@@ -56,7 +57,7 @@ NUMERIC_SWITCHES = ("SGLANG_ENABLE_DETERMINISTIC_INFERENCE",)
 
 
 def fingerprint_of(
-    model: ModelConfig, pool: MHATokenToKVPool, layout: str, settings: Settings, *, page_tokens: int, owner: str
+    model: ModelConfig, pool: KvPool, layout: str, settings: Settings, *, page_tokens: int, owner: str
 ) -> Fingerprint:
     """Return the fingerprint of this engine's pages, the same on each of its ranks.
 
@@ -76,7 +77,7 @@ def fingerprint_of(
         weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=str(pool.dtype),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
-        numerics=numerics(),
+        numerics=f"{numerics()}:{adapter_kernels()}",
         block_tokens=page_tokens,
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
@@ -127,6 +128,12 @@ def _kernels() -> str:
 def numerics() -> str:
     """Return what changes numbers and is no option of the kernels, as SGLang reads it."""
     return named_values({name: getattr(envs, name).get() for name in NUMERIC_SWITCHES})
+
+
+def adapter_kernels() -> str:
+    """Return what adds adapters: requests without one may share a batch with others, and go through it."""
+    lora = get_lora()
+    return f"lora:{lora.lora_backend}" if lora.enable_lora else "no lora"
 
 
 def layout_switches() -> str:

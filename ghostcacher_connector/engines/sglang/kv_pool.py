@@ -1,11 +1,15 @@
-"""Turns SGLang's KV pool into segments: slot ``p`` is page ``p``, ``page_size`` rows in each layer's K and V.
+"""Turns SGLang's KV pool into segments: slot ``p`` is page ``p``, ``page_size`` rows in each plane.
+
+A plane is one layer's K or V; with MLA one layer's latent vectors, which are both.
 
 Shapes and strides are read off the tensors and checked, never assumed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from ghostcacher_connector.core.errors import UnsupportedEngine
 from ghostcacher_connector.core.types import Segment, SlotMemory, Tier
@@ -13,13 +17,27 @@ from ghostcacher_connector.transfer.layout import describe_segments
 
 if TYPE_CHECKING:
     import torch
-    from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
 PADDING_PAGE = 0
 """Takes the writes of padding tokens: never allocated, never read by a request."""
 
+KvPool: TypeAlias = MHATokenToKVPool | MLATokenToKVPool
+"""Those that are known how to be read; no subclass of them (support.py)."""
 
-def page_count(pool: MHATokenToKVPool, page_tokens: int) -> int:
+
+def planes_of(pool: KvPool) -> dict[str, list[torch.Tensor]]:
+    """Return the planes of a pool by SGLang's name of their kind: one for each layer, shape (rows, heads, size)."""
+    if isinstance(pool, MLATokenToKVPool):
+        return {"kv": pool.kv_buffer}
+    return {"k": pool.k_buffer, "v": pool.v_buffer}
+
+
+def device_of(pool: KvPool) -> torch.device:
+    """Return where the pool lies."""
+    return next(iter(planes_of(pool).values()))[0].device
+
+
+def page_count(pool: KvPool, page_tokens: int) -> int:
     """Return how many pages the pool has, the one for padding included. Raises UnsupportedEngine."""
     rows = int(pool.size) + page_tokens
     if rows % page_tokens:
@@ -27,22 +45,24 @@ def page_count(pool: MHATokenToKVPool, page_tokens: int) -> int:
     return rows // page_tokens
 
 
-def memory_of(pool: MHATokenToKVPool, page_tokens: int) -> SlotMemory:
+def memory_of(pool: KvPool, page_tokens: int) -> SlotMemory:
     """Return the memory of the pool. Raises UnsupportedEngine, naming the layer, for rows that are not dense."""
     pages = page_count(pool, page_tokens)
     segments = tuple(
         _segment(f"{name}_buffer[{layer}]", tensor, pages, page_tokens)
-        for name, tensors in (("k", pool.k_buffer), ("v", pool.v_buffer))
+        for name, tensors in planes_of(pool).items()
         for layer, tensor in enumerate(tensors)
     )
-    device = pool.k_buffer[0].device
+    device = device_of(pool)
     return SlotMemory(Tier.DEVICE, pages, segments, "DRAM" if device.type == "cpu" else "VRAM", device.index or 0)
 
 
-def describe(pool: MHATokenToKVPool, memory: SlotMemory) -> str:
+def describe(pool: KvPool, memory: SlotMemory) -> str:
     """Return the layout without its addresses, for the fingerprint: equal layouts give equal words."""
-    rows = f"{tuple(pool.k_buffer[0].shape[1:])}/{tuple(pool.v_buffer[0].shape[1:])}"
-    return f"{pool.kv_cache_layout}:{describe_segments(memory.segments)}:{pool.k_buffer[0].dtype}{rows}"
+    planes = planes_of(pool)
+    rows = "/".join(f"{name}{tuple(tensors[0].shape[1:])}" for name, tensors in planes.items())
+    layout = "latent" if isinstance(pool, MLATokenToKVPool) else pool.kv_cache_layout
+    return f"{layout}:{describe_segments(memory.segments)}:{next(iter(planes.values()))[0].dtype}{rows}"
 
 
 def _segment(name: str, tensor: torch.Tensor, pages: int, page_tokens: int) -> Segment:

@@ -3,7 +3,8 @@
 What SGLang calls, in the order of a request's life (s: SGLang's linker interface, h: a hook of ours, hooks.py):
 1. h `queued`: the index is asked, on another thread (matching.py);
 2. s `lookup`: while a batch is built: how many pages can be had (every pass until it is scheduled);
-3. s `load`: SGLang has allocated the pages: pull them, or say no and it computes them (loading.py);
+3. s `load`: SGLang has allocated the pages: a pull into them begins, and the request `waits` in SGLang's queue, in no
+   batch, until they are in the tree, or given up (loading.py);
 4. h `batch_begins`, the forward pass, h `batch_done`: the prefill rate is measured;
 5. s `offload`: new pages are in the tree; in a later pass s `num_completed_offloads` says how many are computed, and
    s `pop_completed_offload` publishes them (publishing.py);
@@ -17,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sglang.srt.mem_cache.hicache_storage import PoolName
 from sglang.srt.mem_cache.unified_cache.unified_cache_linker import LayerWiseLoadCounter, UnifiedCacheLinker
@@ -31,6 +32,8 @@ from ghostcacher_connector.engines.sglang.capabilities import missing
 from ghostcacher_connector.engines.sglang.engine_rank import STOP_TIMEOUT_S, EngineRank
 from ghostcacher_connector.engines.sglang.flags import linker_settings
 from ghostcacher_connector.engines.sglang.plugin import DISTRIBUTIONS, TRIED_VERSIONS
+from ghostcacher_connector.engines.sglang.scheduling.adapters import Adapters
+from ghostcacher_connector.engines.sglang.scheduling.page_names import offered_names
 from ghostcacher_connector.engines.sglang.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.sglang.stats import StatsPump, engine_exporter
 from ghostcacher_connector.metrics import Delta
@@ -41,15 +44,25 @@ if TYPE_CHECKING:
     from sglang.srt.managers.scheduler import Scheduler
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams
     from sglang.srt.mem_cache.hicache_storage import PoolTransfer
+    from sglang.srt.mem_cache.unified_cache.unified_tree_core_interface import NodeId
+    from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
     from sglang.srt.server_args import ServerArgs
 
 logger = logging.getLogger(__name__)
 
 
+class _Offered(NamedTuple):
+    """The node of SGLang's tree that is about to be offered."""
+
+    root: str | None
+    """Hash of the first page of its chain; None where that is its own first page."""
+    names: list[str] | None
+    """The fleet's names of its pages and of those before it; empty where SGLang's own are these; None: not shared."""
+
+
 class GhostCacherLinker(UnifiedCacheLinker):
     """Shares this engine's KV pool with the fleet.
 
-    root: hash of the first page of the node that SGLang is about to offer (set by a hook).
     Raises ConfigError or UnsupportedEngine at start, by name; afterwards a failure of the cache is a miss.
     """
 
@@ -71,8 +84,9 @@ class GhostCacherLinker(UnifiedCacheLinker):
                 f"not hooked: {', '.join(unhooked)}"
             )
         self.forward_stream = forward_stream
-        self.root: str | None = None
+        self._offered: _Offered | None = None
         self._engine = engine = EngineRank(server_args, params, components, settings)
+        self._adapters = Adapters(engine.ranks)
         self._scheduling = ConnectorScheduler(engine, params.token_to_kv_pool_allocator, settings)
         self.pools = {PoolName.KV: params.token_to_kv_pool_allocator.get_kvcache()}
         # No load is left to a forward pass: SGLang's counter never has anything to wait for.
@@ -95,7 +109,8 @@ class GhostCacherLinker(UnifiedCacheLinker):
         return list(range(1, count + 1)) if self._engine.ranks.size > 1 else [count] if count else []
 
     def load(self, rid: str, transfers: list[PoolTransfer]) -> bool:
-        return self._scheduling.load(rid, _keys(transfers), transfers[0].device_indices, self._events())
+        self._scheduling.load(rid, _keys(transfers), transfers[0].device_indices, self._events())
+        return False  # nothing is there yet: the request is computed, unless it waits
 
     def start_layer_wise_loading(self) -> int:
         return -1
@@ -107,8 +122,13 @@ class GhostCacherLinker(UnifiedCacheLinker):
         return False
 
     def offload(self, transfers: list[PoolTransfer], session_id: str | None = None) -> bool:  # noqa: ARG002
-        root, self.root = self.root, None
-        return self._scheduling.offer(_keys(transfers), root, transfers[0].device_indices, self._events())
+        offered, self._offered = self._offered, None
+        if offered is None or offered.names is None:
+            return False
+        keys, root = _keys(transfers), offered.root
+        if offered.names:
+            keys, root = offered.names[-len(keys) :], offered.names[0]
+        return self._scheduling.offer(keys, root, transfers[0].device_indices, self._events())
 
     def num_completed_offloads(self) -> int:
         return self._scheduling.begin_pass()
@@ -128,10 +148,24 @@ class GhostCacherLinker(UnifiedCacheLinker):
     # -- hooks -----------------------------------------------------------------------------------------------------
 
     def queued(self, scheduler: Scheduler, req: Req) -> None:
-        self._scheduling.queued(scheduler, req)
+        self._adapters.arrived(scheduler, req)
+        self._scheduling.queued(scheduler, req, self._adapters.digest(req.lora_id))
+
+    def waits(self, rid: str) -> bool:
+        return self._scheduling.waits(rid)
+
+    def memory_is_short(self) -> None:
+        self._scheduling.memory_is_short()
 
     def ended(self, rid: str) -> None:
         self._scheduling.ended(rid)
+
+    def node_offered(self, cache: UnifiedRadixCache, node_id: NodeId) -> None:
+        self._offered = None
+        prefix = cache.get_prefix_hash_values(node_id)
+        names = offered_names(cache.tree_core, node_id, self._adapters, self._engine.page_tokens)
+        said = None if names is None else [name.hex() for name in names]
+        self._offered = _Offered(prefix[0] if prefix else None, said)
 
     def batch_begins(self, batch: ScheduleBatch) -> None:
         self._scheduling.batch_begins(batch)

@@ -7,17 +7,15 @@ since, and it is cryptographic: who may upload an adapter must not be able to ma
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
 import torch
 
-logger = logging.getLogger(__name__)
+from ghostcacher_connector.engines.common.adapter_content import content_digest
 
-ADAPTER_DIGEST_BYTES = 32
+logger = logging.getLogger(__name__)
 
 
 class AdapterReader:
@@ -57,12 +55,9 @@ def adapter_digest(adapter: Any, modules: Iterable[str]) -> bytes:
     adapter: vLLM's ``LoRAModel``, as it is when it has been added to the engine's. modules: names of those modules of
         the model that the engine lets adapters change; what an adapter has for others is not used.
     """
-    hasher = hashlib.blake2b(digest_size=ADAPTER_DIGEST_BYTES)
     layers = {name: vars(layer) for name, layer in adapter.loras.items()}
     whole = {name: vars(module) for name, module in getattr(adapter, "modules_to_save", {}).items()}  # from 0.31 on
-    for piece in _pieces([sorted(modules), adapter.rank, adapter.is_3d_lora_weight, layers, whole]):
-        hasher.update(piece)
-    return hasher.digest()
+    return content_digest([sorted(modules), adapter.rank, adapter.is_3d_lora_weight, layers, whole])
 
 
 def _digest_or_none(adapter: Any, modules: list[str]) -> bytes | None:
@@ -71,26 +66,3 @@ def _digest_or_none(adapter: Any, modules: list[str]) -> bytes | None:
     except Exception:
         logger.exception("a LoRA adapter cannot be read: what is computed with it is not shared")
         return None
-
-
-def _pieces(value: Any) -> Iterator[Any]:
-    """Yield what is to be hashed of a value, so that different values never give the same bytes.
-
-    Raises TypeError for what has no content that could be read.
-    """
-    if isinstance(value, torch.Tensor):
-        yield msgspec.msgpack.encode(("tensor", str(value.dtype), tuple(value.shape)))
-        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    elif isinstance(value, dict):
-        yield msgspec.msgpack.encode(("dict", len(value)))
-        for name in sorted(value):
-            yield msgspec.msgpack.encode(name)
-            yield from _pieces(value[name])
-    elif isinstance(value, list | tuple):
-        yield msgspec.msgpack.encode(("list", len(value)))
-        for each in value:
-            yield from _pieces(each)
-    elif value is None or isinstance(value, str | int | float | bool):
-        yield msgspec.msgpack.encode(("value", value))
-    else:
-        raise TypeError(f"adapter: expected tensors, numbers and texts, found {type(value).__name__}")

@@ -27,6 +27,7 @@ from ghostcacher_connector.engines.vllm.compat import source_of_hits
 from ghostcacher_connector.engines.vllm.identity import check_hashes
 from ghostcacher_connector.engines.vllm.layout_choice import required_layout
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.nesting import check_beside_others, check_outer, enclosing_transfer, pd_role_of
 from ghostcacher_connector.engines.vllm.rank_calls import watch_executors
 from ghostcacher_connector.engines.vllm.scheduling.scheduler import ConnectorScheduler
 from ghostcacher_connector.engines.vllm.stats import GhostCacherPromMetrics, GhostCacherStats
@@ -34,7 +35,6 @@ from ghostcacher_connector.engines.vllm.support import (
     DISTRIBUTIONS,
     TRIED_VERSIONS,
     check_config,
-    check_not_nested,
     check_settings,
 )
 from ghostcacher_connector.engines.vllm.worker import ConnectorWorker
@@ -72,19 +72,26 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         settings = load_settings(self._kv_transfer_config.kv_connector_extra_config, os.environ)
         join_engine_log("vllm", settings.log_format)
-        check_not_nested()
         check_capabilities("vllm", installed_version("vllm", DISTRIBUTIONS), TRIED_VERSIONS, missing_hooks())
         check_config(vllm_config, kv_cache_config)
         check_settings(str(self._kv_transfer_config.kv_role), settings, len(kv_cache_config.kv_cache_groups))
-        # vLLM's default is to fail the request. It reads the policy after it has made the connector.
-        self._kv_transfer_config.kv_load_failure_policy = "recompute"
+        outer = enclosing_transfer()
+        self._beside_others = outer is not None
+        if outer is not None:
+            check_outer(outer)
+            check_beside_others(vllm_config, kv_cache_config)
+        else:
+            # vLLM's default is to fail the request. It reads the policy after it has made the connector.
+            self._kv_transfer_config.kv_load_failure_policy = "recompute"
         self._forward_checked = False
         recorder = Recorder()
         self._scheduler_half: ConnectorScheduler | None = None
         self._worker_half: ConnectorWorker | None = None
         if role is KVConnectorRole.SCHEDULER:
             watch_executors()
-            self._scheduler_half = ConnectorScheduler(vllm_config, settings, recorder)
+            self._scheduler_half = ConnectorScheduler(
+                vllm_config, settings, recorder, beside_others=self._beside_others, pd_role=pd_role_of(outer)
+            )
         else:
             self._worker_half = ConnectorWorker(vllm_config, kv_cache_config, settings, recorder)
 
@@ -100,8 +107,13 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
 
     @classmethod
     def get_required_kvcache_layout(cls, vllm_config: VllmConfig) -> str | None:
-        """Say which layout of the KV cache to use: vLLM asks the class, before there is an instance."""
+        """Say which layout of the KV cache to use: vLLM asks the class, before there is an instance.
+
+        None beside other connectors: all of them must want the same, and NixlConnector wants one of its own.
+        """
         assert vllm_config.kv_transfer_config is not None
+        if enclosing_transfer() is not None:
+            return None
         settings = load_settings(vllm_config.kv_transfer_config.kv_connector_extra_config, os.environ)
         return required_layout(vllm_config, settings)
 
@@ -137,6 +149,11 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
         """Nothing to restore: nothing is ever unregistered."""
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        """Introduce this rank; beside other connectors not here, where one answer goes to all of them: `introduce`."""
+        return None if self._beside_others else self._worker.handshake()
+
+    def introduce(self) -> RankHandshake:
+        """Introduce this rank (called through rank_calls.py)."""
         return self._worker.handshake()
 
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
@@ -178,9 +195,9 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def build_connector_worker_meta(self) -> RankReport:
         return self._worker.take_report()
 
-    def read_weights(self, model: torch.nn.Module) -> str:
+    def read_weights(self, model: torch.nn.Module, drafter: torch.nn.Module | None) -> str:
         """Return a digest of this rank's weights (called through rank_calls.py)."""
-        return self._worker.read_weights(model)
+        return self._worker.read_weights(model, drafter)
 
     def read_adapters(self, model: torch.nn.Module) -> dict[int, bytes]:
         """Return what this rank's LoRA adapters hold (called through rank_calls.py)."""
@@ -203,9 +220,15 @@ class GhostCacherConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        """Take every rank's introduction, by its pipeline stage and its rank among those that share the stage."""
-        ranks = [data for data in metadata.values() if isinstance(data, RankHandshake)]
-        assert len(ranks) == len(metadata), "handshake of another connector"
+        """Take every rank's introduction, by its pipeline stage and its rank among those that share the stage.
+
+        Beside other connectors this may be that of one of them: ours are asked for.
+        """
+        if self._beside_others:
+            ranks = self._scheduler.ask_ranks()
+        else:
+            ranks = [data for data in metadata.values() if isinstance(data, RankHandshake)]
+            assert len(ranks) == len(metadata), "handshake of another connector"
         for handshake in ranks:
             check_hashes(self._vllm_config, handshake.introduction.fingerprint)
         self._scheduler.join(ranks)

@@ -14,6 +14,7 @@ from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
+from ghostcacher_connector.engines.vllm.drafters import drafter_identity
 from ghostcacher_connector.engines.vllm.layout_choice import backends_of
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
@@ -106,7 +107,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         weights_epoch=WEIGHTS_AS_STARTED,
         kv_dtype=_kv_dtype(cache, spec, model.dtype, rounded=settings.rounds_objects),
         quantization=f"{model.quantization or 'none'}/{model.dtype}",
-        numerics=_numerics(vllm_config),
+        numerics=_numerics(vllm_config, settings, engine_id),
         block_tokens=spec.block_size,
         layers=model.hf_text_config.num_hidden_layers,
         kv_heads=model.get_total_num_kv_heads(),
@@ -189,7 +190,7 @@ def _cache_dtype(asked: str, is_the_models: bool) -> str:
     return "fp8_e4m3" if asked == "fp8" else asked
 
 
-def _numerics(vllm_config: VllmConfig) -> str:
+def _numerics(vllm_config: VllmConfig, settings: Settings, engine_id: str) -> str:
     """Return what else changes the numbers, each as vLLM itself reads it: unset, 0 and false are one thing there."""
     from vllm import envs  # noqa: PLC0415 - vLLM is optional
 
@@ -206,6 +207,7 @@ def _numerics(vllm_config: VllmConfig) -> str:
             "quantization_config": model.quantization_config,
         }
         | _items(vllm_config)
+        | drafter_identity(vllm_config, settings, engine_id)
     )
 
 

@@ -19,6 +19,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ghostcacher_connector.engines.vllm.nesting import uses_us
+
 MARK = "gc_items_by_content"
 """The key of the mark in a request's ``extra_args``."""
 
@@ -53,8 +55,7 @@ def mark_items() -> None:
     @functools.wraps(begin)
     def begin_marking(processor: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         begin(processor, vllm_config, *args, **kwargs)
-        transfer = vllm_config.kv_transfer_config
-        if transfer is not None and transfer.kv_connector == "GhostCacherConnector":
+        if uses_us(vllm_config.kv_transfer_config):
             processor.process_inputs = marking(processor.process_inputs)
             if ProcessorInputs.get_mm_hashes.__module__ != __name__:
                 ProcessorInputs.get_mm_hashes = telling(ProcessorInputs.get_mm_hashes)

@@ -15,10 +15,10 @@ from typing import Any
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.engines.vllm.item_marks import mark_items
+from ghostcacher_connector.engines.vllm.nesting import CONNECTOR, check_outer, settings_of, uses_us
 
 logger = logging.getLogger(__name__)
 
-CONNECTOR = "GhostCacherConnector"
 MODULE = "ghostcacher_connector.engines.vllm"
 
 
@@ -62,8 +62,10 @@ def checking(complete: Callable[..., None]) -> Callable[..., None]:
 
     def complete_and_check(config: Any, *args: Any, **kwargs: Any) -> None:
         complete(config, *args, **kwargs)
-        if config.kv_connector == CONNECTOR:
-            check_settings(config.kv_connector_extra_config)
+        for extra in settings_of(config):
+            check_settings(extra)
+        if uses_us(config) and config.kv_connector != CONNECTOR:
+            check_children(config)
 
     return complete_and_check
 
@@ -76,13 +78,13 @@ def keeping(complete: Callable[..., None]) -> Callable[..., None]:
     """
 
     def complete_and_check(config: Any, *args: Any, **kwargs: Any) -> None:
-        asked = _connector_of(config)
+        asked, ours = _connector_of(config), uses_us(config.kv_transfer_config)
         complete(config, *args, **kwargs)
         found = _connector_of(config)
-        if asked == CONNECTOR and found != CONNECTOR:
+        if ours and found != asked:
             size = getattr(config.cache_config, "kv_offloading_size", None)
             raise RefusedFlag(
-                f"GhostCacher: kv_connector: expected {CONNECTOR} to stay, but vLLM has replaced it by {found}, and "
+                f"GhostCacher: kv_connector: expected {asked} to stay, but vLLM has replaced it by {found}, and "
                 f"nothing would be shared; --kv-offloading-size (here: {size}) does this: leave out one of the two"
             )
 
@@ -92,6 +94,14 @@ def keeping(complete: Callable[..., None]) -> Callable[..., None]:
 def _connector_of(config: Any) -> str | None:
     transfer = config.kv_transfer_config
     return None if transfer is None else transfer.kv_connector
+
+
+def check_children(config: Any) -> None:
+    """Raise RefusedFlag for a MultiConnector of which our connector cannot be a child."""
+    try:
+        check_outer(config)
+    except ConfigError as exc:
+        raise RefusedFlag(f"GhostCacher: {exc}") from exc
 
 
 def check_settings(extra: dict[str, object]) -> None:

@@ -17,6 +17,9 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ghostcacher_connector.engines.vllm.drafters import drafter_of
+from ghostcacher_connector.engines.vllm.messages import RankHandshake
+from ghostcacher_connector.engines.vllm.nesting import own_connector
 from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
@@ -54,6 +57,10 @@ class RankCalls:
         self._on_doubt, self._on_adapter = on_doubt, on_adapter
         executor.collective_rpc = self._watched
 
+    def introduce(self) -> list[RankHandshake]:
+        """Return who the ranks are, in order of rank. Raises whatever the executor does."""
+        return list(self._call(introduce))
+
     def read_weights(self) -> list[str]:
         """Return each rank's digest of its weights, in order of rank. Raises whatever the executor does."""
         return list(self._call(read_weights))
@@ -82,9 +89,15 @@ def _request_of(
     return next(iter([*args, *(kwargs or {}).values()]), None)
 
 
+def introduce(_worker: Any) -> RankHandshake:
+    """Have one rank introduce itself; runs in the rank's process."""
+    handshake: RankHandshake = _connector().introduce()
+    return handshake
+
+
 def read_weights(worker: Any) -> str:
     """Return a digest of one rank's weights; runs in the rank's process. worker: vLLM's own."""
-    return str(_connector().read_weights(worker.get_model()))
+    return str(_connector().read_weights(worker.get_model(), drafter_of(worker)))
 
 
 def read_adapters(worker: Any) -> dict[int, bytes]:
@@ -102,7 +115,7 @@ def move(_worker: Any, epoch: str) -> Introduction:
 def _connector() -> Any:
     from vllm.distributed.kv_transfer import get_kv_transfer_group  # noqa: PLC0415 - only in a rank
 
-    return get_kv_transfer_group()
+    return own_connector(get_kv_transfer_group())
 
 
 def watch_executors() -> None:
@@ -118,13 +131,13 @@ def watch_executors() -> None:
 
 
 def _introducing(begin: Callable[..., None]) -> Callable[..., None]:
-    """Return vLLM's method with an introduction behind it, for connectors that want to be introduced."""
+    """Return vLLM's method with an introduction behind it, for connectors of ours."""
 
     @functools.wraps(begin)
     def init_kv_output_aggregator(executor: Executor, connector: Any) -> None:
         begin(executor, connector)
-        if (watch := getattr(connector, "watch_executor", None)) is not None:
-            watch(executor)
+        if (own := own_connector(connector)) is not None:
+            own.watch_executor(executor)
 
     init_kv_output_aggregator.__module__ = __name__  # by which it is known again
     return init_kv_output_aggregator

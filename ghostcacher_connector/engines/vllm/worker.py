@@ -20,20 +20,24 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import torch
 from msgspec.structs import replace
+from torch.nn import ModuleList
 
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.types import SlotMemory, Tier
 from ghostcacher_connector.engines.common.calibration import measure_flops
 from ghostcacher_connector.engines.common.weight_digest import WeightsReader
+from ghostcacher_connector.engines.common.weight_watch import UNREAD
 from ghostcacher_connector.engines.vllm.adapter_reader import AdapterReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
+from ghostcacher_connector.engines.vllm.drafters import keeps_kv
 from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK, cache_groups, describe_groups
 from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.stages import layout_of_all_stages
-from ghostcacher_connector.identity.fingerprint import Fingerprint
+from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
@@ -45,7 +49,6 @@ from ghostcacher_connector.worker.rank import RankRuntime
 from ghostcacher_connector.worker.registration import Introduction
 
 if TYPE_CHECKING:
-    import torch
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
@@ -67,6 +70,7 @@ class ConnectorWorker:
         self._lost_step = False
         self._begins_late = False
         self._introduced = False
+        self._device = torch.device("cpu")
         self._table: SlotTable | None = None
         self._runtime: RankRuntime | None = None
         self._handshake: RankHandshake | None = None
@@ -86,7 +90,7 @@ class ConnectorWorker:
         spec = config.kv_cache_groups[self._groups.first].kv_cache_spec
         layers = [group.layer_names for group in config.kv_cache_groups]
         segments = segments_of(kv_caches, config.num_blocks, spec.page_size_bytes, layers)
-        device = next(iter(kv_caches.values())).device
+        device = self._device = next(iter(kv_caches.values())).device
         kind = "DRAM" if device.type == "cpu" else "VRAM"
         memory = SlotMemory(Tier.DEVICE, config.num_blocks, segments, kind, device.index or 0)
         own_layout = describe(kv_caches, segments, config.num_blocks) + describe_groups(config)
@@ -134,9 +138,14 @@ class ConnectorWorker:
             self._runtime.open_objects(str(spec.dtype).removeprefix("torch."))
         return self._handshake
 
-    def read_weights(self, model: torch.nn.Module) -> str:
-        """Return a digest of this rank's weights."""
-        return self._weights.digest(model)
+    def read_weights(self, model: torch.nn.Module, drafter: torch.nn.Module | None = None) -> str:
+        """Return a digest of this rank's weights, those of a drafter that keeps KV among them."""
+        if not keeps_kv(self._vllm_config):
+            return self._weights.digest(model)
+        if drafter is None:
+            logger.error("get_draft_model: expected the drafter's model, found none: its weights cannot be read")
+            return UNREAD + private_value()
+        return self._weights.digest(ModuleList([model, drafter]))
 
     def read_adapters(self, model: torch.nn.Module) -> dict[int, bytes]:
         """Return the digests of the LoRA adapters that this rank has now, by vLLM's numbers."""
@@ -211,6 +220,9 @@ class ConnectorWorker:
     def start_pulls(self, metadata: StepMetadata) -> None:
         assert self._runtime is not None
         self.check_begun(metadata, "start_load_kv")
+        if metadata.pulls and keeps_kv(self._vllm_config):
+            # A drafter may still write for a request that has ended with its step, and whose slots are pulled into now.
+            finish_device_work(self._device)
         for order in metadata.pulls:
             self._orders[order.request_id] = order
             deadline = time.monotonic() + order.timeout_s
@@ -276,3 +288,9 @@ class ConnectorWorker:
             self._table.renew_incarnation()
         if self._runtime is not None:
             self._runtime.stop()
+
+
+def finish_device_work(device: torch.device) -> None:
+    """Return when a device has carried out what was launched on it so far: at most a step's work."""
+    if device.type != "cpu":
+        torch.accelerator.current_stream(device.index).synchronize()

@@ -44,7 +44,7 @@ from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.dns.resolver import Resolver
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
-from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import HttpProber
 from ghostcacher_router.http.exchanges.warming import Warmer
@@ -129,6 +129,7 @@ class Router:
                 store_call_s_max=limit_s,
             ),
             lazy=LazyAdapters(settings.lazy_adapters),
+            roles=parse_roles(settings.roles, "roles"),
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
@@ -290,6 +291,8 @@ class Router:
             upstream_idle_s=settings.upstream_idle_s,
             retries_max=settings.retries_max,
             section_hints=settings.section_hints,
+            prefill_tokens_min=settings.prefill_tokens_min,
+            prefill_s=settings.prefill_timeout_s,
         )
         alone = bool(settings.upstreams) and not settings.workers and not settings.redis
         admin = Admin(

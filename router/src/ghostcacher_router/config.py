@@ -40,7 +40,7 @@ from ghostcacher_connector.core.settings import (
     types_of,
 )
 from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
-from ghostcacher_router.fleet.membership.endpoints import parse_endpoint
+from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
 from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
 
@@ -81,6 +81,20 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
             "name=base-model or beginning*=base-model: these names go to workers of that model, listed or not",
         ),
     ] = ()
+    roles: Annotated[
+        tuple[Text, ...],
+        Meta(
+            max_length=4096,
+            description="what workers do where prefill and decode are apart, as URL=prefill or URL=decode; our "
+            "connector beside NixlConnector says it itself",
+        ),
+    ] = ()
+    prefill_tokens_min: Annotated[
+        int, Meta(ge=0, le=10_000_000, description="shorter prompts are not computed apart, in tokens, about")
+    ] = 256
+    prefill_timeout_s: Annotated[
+        Seconds, Meta(ge=0.1, le=86_400, description="bound of computing a prompt apart, in s; then who answers does")
+    ] = 600.0
     upstreams: Annotated[
         tuple[Text, ...],
         Meta(
@@ -292,6 +306,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         check_redis_url(self.redis_url)
         for url in self.workers:
             parse_endpoint(url, "workers")
+        parse_roles(self.roles, "roles")
         LazyAdapters(self.lazy_adapters)
         self._check_providers()
         for origin in self.allowed_origins:

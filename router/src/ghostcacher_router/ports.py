@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from ghostcacher_connector.core.coordination.base import Flush, PrefixMapUpdate, PromptChain, StampedLoad
 from ghostcacher_connector.core.index.base import WorkerRef
-from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.core.types import PdRole, WorkerRecord
 from ghostcacher_router.types import Endpoint, Outcome, Prompt, WorkerState
 
 T = TypeVar("T")
@@ -49,6 +49,10 @@ class WorkerPort(Protocol):
     @property
     def shares_prefill(self) -> bool:
         """Whether a request finds the prefix that the engine is just computing for another one."""
+
+    @property
+    def pd_role(self) -> PdRole | None:
+        """What it does where prefill and decode are apart; None: all of a request."""
 
     @property
     def models(self) -> Collection[str]:

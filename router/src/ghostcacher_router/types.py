@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple, Protocol
 
-from ghostcacher_connector.core.types import SectionType
+from ghostcacher_connector.core.types import PdRole, SectionType
 
 GRID_BYTES = 1024
 """There is a boundary at every multiple of it, counted from the prompt's first byte."""
@@ -232,6 +232,8 @@ class Ask(NamedTuple):
     """The names of workers that have refused this request already."""
     trace: LockWaits | None = None
     """Its trace; None where it is not traced."""
+    step: PdRole | None = None
+    """Which step of a request it is that two workers carry out; None: all of it."""
 
 
 class Placement(Protocol):
@@ -306,6 +308,9 @@ class Dispatcher(Protocol):
 
     async def place(self, ask: Ask) -> Placement:
         """Return a placement, within a bounded time. Raises NoWorker."""
+
+    def hands_over(self, model: str | None) -> bool:
+        """Say whether one worker computes the prompts of a model's requests and another one answers."""
 
     def servers(self) -> Sequence[Server]:
         """Return all servers that answer, each once, also those that are drained."""

@@ -194,7 +194,7 @@ class BatchingEngine(Engine):
         try:
             loaded = pulled = 0
             if held > local:
-                loaded, pulled = await self._fetch(prompt.blocks, local, held)
+                loaded, pulled = await self._fetch(self._sought(prompt), local, held)
                 self._filled(None, prompt.blocks[: local + loaded + pulled])
             computed = await self._compute_prompt(request_id, prompt, local + loaded + pulled)
         except BaseException:
@@ -215,11 +215,18 @@ class BatchingEngine(Engine):
                 self._sharing.received(chain)
             async with self._one:
                 await self._room_for(slots)
-                found = self._found(prompt.blocks)
+                found = self._found(self._sought(prompt))
                 self._sharing.evicted(self.pool.reserve(slots))
             return found
         finally:
             del self._waiting[request_id]
+
+    def _sought(self, prompt: TokenizedPrompt) -> Sequence[BlockHash]:
+        """Return the blocks that need not be computed if they are anywhere: not the one with the prompt's last token.
+
+        Without computing that there is no answer, and engines compute whole blocks.
+        """
+        return prompt.blocks[: (prompt.tokens - 1) // self.profile.block_tokens]
 
     async def _fetch(self, blocks: Sequence[BlockHash], local: int, held: int) -> tuple[int, int]:
         """Have the blocks ``[local, held)`` brought here; return how many came from tiers below, then from peers."""
@@ -231,10 +238,9 @@ class BatchingEngine(Engine):
         return 0, pulled
 
     async def _compute_prompt(self, request_id: str, prompt: TokenizedPrompt, held: int) -> int:
-        """Compute what is not held; return how many tokens that were. The last token of a prompt always is."""
+        """Compute what is not held; return how many tokens that were."""
         done, block_tokens = held * self.profile.block_tokens, self.profile.block_tokens
-        todo = max(1, prompt.tokens - done)
-        done = prompt.tokens - todo
+        todo = prompt.tokens - done
         self.computed_tokens += todo
         self.computed_blocks.update(prompt.blocks[held:])
         self.missed_blocks += len(prompt.blocks) - held

@@ -80,7 +80,10 @@ class Connector:
         """Prolong the lease, enter again what was lost, and look for peers. Raises IndexUnavailable."""
         if sum(self._index.renew(self.record, lease_ttl_s=self._lease_ttl_s).counts) < len(self._published):
             self._index.apply(self.ref, list(self._published.values()), [], lease_ttl_s=self._lease_ttl_s)
-        workers = self._index.workers(self.ref.namespace)
+        self.know(self._index.workers(self.ref.namespace))
+
+    def know(self, workers: Sequence[WorkerRecord]) -> None:
+        """Take the workers of the namespace, with or without this one, as those to pull from."""
         self._known = [ref_of(record) for record in workers if record.worker != self.ref.worker]
 
     def leave(self) -> None:

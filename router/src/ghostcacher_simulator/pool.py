@@ -100,6 +100,15 @@ class KvPool:
         """Return the block whose KV lies in a slot, wanted or not; None before the first one."""
         return self._contents.get(slot)
 
+    def check_invariants(self) -> None:
+        """Raise AssertionError where blocks and slots do not fit together."""
+        assert len(self._blocks) + len(self._dropped) == self._next_slot <= self.slot_count, f"{self!r}: slots are lost"
+        assert self._references.keys() <= self._blocks.keys(), f"{self!r}: a referenced block has no slot"
+        for block in self._filled:
+            held = self._blocks[block]
+            at = (self._contents.get(held.slot), self._generations[held.slot])
+            assert at == (block, held.generation), f"{self!r}: slot {held.slot} holds another block than it should"
+
     def release(self, blocks: Sequence[BlockHash]) -> None:
         """Give up the references of one `reserve`. Filled blocks stay cached, the end of a prompt first to go."""
         for block in reversed(blocks):

@@ -37,6 +37,7 @@ from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from ghostcacher_connector.engines.vllm.nesting import CONNECTOR, own_connector
 from ghostcacher_connector.metrics import Delta, merge
 from ghostcacher_connector.metrics.catalog import SEPARATOR
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest, expected_output
@@ -117,17 +118,17 @@ class SimEngine:
         )
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK_TOKENS, sha256)
-        self.connector = self.scheduler.connector
+        self.outer = self.scheduler.connector
+        self.connector = own_connector(self.outer)
         self._in_flight = in_flight if stages == 1 else self.config.max_concurrent_batches
         self._scheduled: deque[SchedulerOutput] = deque()
         self._executed: deque[ModelRunnerOutput] = deque()
         # In the order of vLLM's engine core.
-        self.executor.init_kv_output_aggregator(self.connector)
-        handshakes = {
-            divmod(number, ranks): rank.connector.get_handshake_metadata() for number, rank in enumerate(self.ranks)
-        }
-        self.connector.set_xfer_handshake_metadata_pp_aware(handshakes)
+        self.executor.init_kv_output_aggregator(self.outer)
+        said = {divmod(number, ranks): rank.outer.get_handshake_metadata() for number, rank in enumerate(self.ranks)}
+        self.outer.set_xfer_handshake_metadata_pp_aware({rank: data for rank, data in said.items() if data is not None})
         self.requests: dict[str, Request] = {}
+        self.transfers: dict[str, Any] = {}
         self.delta: Delta = {}
         self.steps = 0
         self._random = random.Random(name)
@@ -298,8 +299,9 @@ class SimEngine:
                 self._executed.append(self.executor.execute_model(self._scheduled[0]))
             done, result = self._scheduled.popleft(), self._executed.popleft()
             for outputs in self.scheduler.update_from_output(done, result).values():
-                if outputs.scheduler_stats is not None and outputs.scheduler_stats.kv_connector_stats:
-                    self.delta = merge(self.delta, outputs.scheduler_stats.kv_connector_stats)
+                self.transfers |= {each.request_id: each.kv_transfer_params for each in outputs.outputs}
+                if outputs.scheduler_stats is not None and (stats := outputs.scheduler_stats.kv_connector_stats):
+                    self.delta = merge(self.delta, stats if self.connector is self.outer else stats.get(CONNECTOR, {}))
             if self.config.speculative_config is not None:
                 self._draft(done, self.config.speculative_config.num_speculative_tokens)
 
@@ -324,7 +326,7 @@ class SimEngine:
     def close(self) -> None:
         self.scheduler.shutdown()
         for rank in self.ranks:
-            rank.connector.shutdown()
+            rank.outer.shutdown()
 
     def rpc(self, method: Any, *args: Any) -> list[Any]:
         """Call a method on every rank, as vLLM's users do."""

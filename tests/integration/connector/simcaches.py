@@ -46,7 +46,8 @@ class SimCache(NamedTuple):
     """Whether the ranks of one engine hold the same, and not shards."""
 
 
-def _full(**changes: Any) -> FullAttentionSpec:
+def full_spec(**changes: Any) -> FullAttentionSpec:
+    """Return the spec of a layer that sees all tokens."""
     options = {"block_size": BLOCK_TOKENS, "num_kv_heads": 1, "head_size": 2, "dtype": torch.float32, **changes}
     return FullAttentionSpec(**options)
 
@@ -70,14 +71,14 @@ def _chunks() -> ChunkedLocalAttentionSpec:
 
 
 def _scaled() -> FullAttentionSpec:
-    return _full(head_size=8, dtype=torch.uint8, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR)
+    return full_spec(head_size=8, dtype=torch.uint8, kv_quant_mode=KVQuantMode.FP8_PER_TENSOR)
 
 
 CACHES = {
-    "full": SimCache(lambda: [_full(), _full()], {}),
+    "full": SimCache(lambda: [full_spec(), full_spec()], {}),
     "mla": SimCache(lambda: [_latent(), _latent()], {}, replicated=True),
-    "window": SimCache(lambda: [_full(), _window()], NO_HYBRID),
-    "chunks": SimCache(lambda: [_full(), _chunks()], NO_HYBRID),
+    "window": SimCache(lambda: [full_spec(), _window()], NO_HYBRID),
+    "chunks": SimCache(lambda: [full_spec(), _chunks()], NO_HYBRID),
     "fp8": SimCache(lambda: [_scaled(), _scaled()], {"kv_cache_dtype": "fp8"}),
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from vllm.config import VllmConfig
 from vllm.distributed.kv_transfer import kv_transfer_state
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.executor.abstract import Executor
@@ -22,6 +22,7 @@ from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.serial_utils import run_method
 
 from ghostcacher_connector.engines.vllm.connector import GhostCacherConnector
+from ghostcacher_connector.engines.vllm.nesting import own_connector
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest
 from tests.integration.connector.simadapters import SimAdapters
 from tests.integration.connector.simcaches import LAYERS
@@ -57,11 +58,16 @@ class SimRank:
         own = copy.copy(config)
         own.parallel_config = copy.copy(config.parallel_config)
         own.parallel_config.rank = number
-        self.connector = GhostCacherConnector(own, KVConnectorRole.WORKER, kv_config)
-        self.connector.register_kv_caches(self.memory)
+        self.outer = self._make_connector(own, kv_config)
+        self.connector: GhostCacherConnector = own_connector(self.outer)
+        self.outer.register_kv_caches(self.memory)
         self._name = name
         self._shard = 0 if replicated else number * SHARD
         self._running: dict[str, RunnerRequest] = {}
+
+    def _make_connector(self, config: VllmConfig, kv_config: KVCacheConfig) -> KVConnectorBase_V1:
+        """Return what vLLM calls on this rank: our connector, or one that it is a child of."""
+        return GhostCacherConnector(config, KVConnectorRole.WORKER, kv_config)
 
     @staticmethod
     def _make_memory(blocks: int) -> dict[str, torch.Tensor]:
@@ -101,29 +107,29 @@ class SimRank:
     def execute_model(self, output: SchedulerOutput) -> ModelRunnerOutput:
         metadata = output.kv_connector_metadata
         assert metadata is not None
-        self.connector.handle_preemptions(metadata)
+        self.outer.handle_preemptions(metadata)
         self._update_tables(output)
         for request_id in output.num_scheduled_tokens:
             if (lora := self._running[request_id].lora) is not None:
                 self.add_lora(lora)
-        self.connector.bind_connector_metadata(metadata)
+        self.outer.bind_connector_metadata(metadata)
         for layer in self.memory:
-            self.connector.wait_for_layer_load(layer)
+            self.outer.wait_for_layer_load(layer)
         sampled = {request_id: self._forward(request_id, output) for request_id in output.num_scheduled_tokens}
         if self.after_forward is not None:
             self.after_forward()
-        self.connector.start_load_kv(None)  # type: ignore[arg-type]
-        self.connector.wait_for_save()
-        results = self.connector.get_transfer_results(output.finished_req_ids)
+        self.outer.start_load_kv(None)  # type: ignore[arg-type]
+        self.outer.wait_for_save()
+        results = self.outer.get_transfer_results(output.finished_req_ids)
         connector_output = KVConnectorOutput(
             finished_sending=results.finished_sending,
             finished_recving=results.finished_recving,
             failed_recving=results.failed_recving,
-            invalid_block_ids=self.connector.get_block_ids_with_load_errors(),
-            kv_connector_worker_meta=self.connector.build_connector_worker_meta(),
-            kv_connector_stats=self.connector.get_kv_connector_stats(),
+            invalid_block_ids=self.outer.get_block_ids_with_load_errors(),
+            kv_connector_worker_meta=self.outer.build_connector_worker_meta(),
+            kv_connector_stats=self.outer.get_kv_connector_stats(),
         )
-        self.connector.clear_connector_metadata()
+        self.outer.clear_connector_metadata()
         ids = list(sampled)
         return ModelRunnerOutput(
             req_ids=ids,
@@ -244,7 +250,7 @@ class SimExecutor(Executor):
 
     def _call(self, rank: SimRank, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # A process has one connector of a rank; here are several ranks in one process.
-        kv_transfer_state._KV_CONNECTOR_AGENT = rank.connector
+        kv_transfer_state._KV_CONNECTOR_AGENT = rank.outer
         try:
             return run_method(rank, method, args, kwargs)
         finally:

@@ -7,13 +7,10 @@ differ in when they run: vLLM asks what can be pulled only when the grammar is t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
-
-from benchmarks.harness.redis_server import RedisServer
 
 pytest.importorskip("vllm")
 
@@ -28,8 +25,7 @@ from tests.conftest import SOAK
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, VOCABULARY, RunnerRequest, prompts, tokens_of
-from tests.integration.connector.test_vllm_scheduler import INDEX_LAG_S, meet, settled
-from tests.support.redis_proxy import Proxy
+from tests.integration.connector.simfleet import meet, settled
 
 pytestmark = pytest.mark.engine
 
@@ -109,13 +105,6 @@ def even_output(tokens: list[int]) -> list[int]:
         token = state.number(len(state.tokens) - 1) % VOCABULARY
         state.tokens.append((token + token % 2) % VOCABULARY or 2)
     return state.tokens[len(tokens) :]
-
-
-@pytest.fixture
-def lagging_url(redis_server: RedisServer) -> Iterator[str]:
-    """The URL of the fleet's Redis, where what engines publish arrives late."""
-    with Proxy(redis_server.port, apply_lag_s=INDEX_LAG_S) as proxy:
-        yield proxy.url
 
 
 @pytest.fixture

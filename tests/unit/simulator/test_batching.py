@@ -46,6 +46,16 @@ async def timed(engine: BatchingEngine, name: str, prompt: TokenizedPrompt) -> t
 
 
 @virtual
+async def test_block_with_the_last_token_is_always_computed() -> None:
+    """A prompt of whole blocks that has just been computed: without its last token there is no answer."""
+    engine = BatchingEngine(PROFILE, BATCHING)
+    prompt = prompt_of(8)._replace(tokens=8 * BLOCK_TOKENS)
+    await timed(engine, "a", prompt)
+    _, again = await timed(engine, "b", prompt)
+    assert (again.local_tokens, again.computed_tokens) == (700, 100)
+
+
+@virtual
 async def test_a_prompt_is_computed_in_steps_and_found_again() -> None:
     """810 tokens are two steps; the same prompt again is the ten that fill no block."""
     engine = BatchingEngine(PROFILE, BATCHING)

@@ -1,15 +1,15 @@
 """Finds out what of a prompt is worth pulling: asks the index, weighs, and answers SGLang's `lookup`.
 
 The index is asked when the request enters the queue. SGLang looks for a prefix when it builds a batch, some hundred
-microseconds later when it is idle, and cannot be asked to come again: an answer that is not there yet is waited for on
-the scheduler's thread, until the deadline at most.
+microseconds later when it is idle. An answer that is not there yet is waited for on the scheduler's thread for a few
+milliseconds, since the next batch may be a long one; then the request waits in the queue (scheduler.py), until the
+lookup's deadline at most, while others are computed.
 
 Every rank asks for itself; SGLang takes what all of them can pull. Driven by the scheduler's thread alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
@@ -23,6 +23,9 @@ from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.tiers.host_tier import HostTier
+
+PATIENCE_S = 0.005
+"""One pass of the scheduler waits no longer for all answers together: an index in good health needs about 1 ms."""
 
 
 class Matcher(PrefixMatcher):
@@ -59,13 +62,21 @@ class Matcher(PrefixMatcher):
         )
         self._pages_max = pages_max
         self._holds = holds
+        self._patience_s = PATIENCE_S
+
+    def begin_pass(self) -> None:
+        """A pass of the scheduler begins: it has patience anew."""
+        self._patience_s = PATIENCE_S
 
     def ask(self, tracked: Tracked) -> None:
         """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
         self._start_lookup(tracked, tracked.chain[: tracked.pullable], lambda index: self._holds(tracked.chain[index]))
 
-    def match(self, tracked: Tracked, keys: Sequence[str]) -> int:
-        """Return how many of these pages to pull. keys: of the pages beyond those in this engine's own cache."""
+    def match(self, tracked: Tracked, keys: Sequence[str]) -> int | None:
+        """Return how many of these pages to pull, or None while the index's answer may still come in time.
+
+        keys: of the pages beyond those in this engine's own cache.
+        """
         first = page_of(tracked, keys[0])
         if first is None:
             return 0
@@ -76,22 +87,22 @@ class Matcher(PrefixMatcher):
             count = self._answered_in_time(tracked, first)
         elif tracked.phase is Phase.PLANNED:
             count = self._planned(tracked, first)
-        assert count is not None, "nothing is fetched from objects on SGLang"
-        return min(count, common_pages(tracked, first, keys), self._pages_max)
+        return None if count is None else min(count, common_pages(tracked, first, keys), self._pages_max)
 
-    def _answered_in_time(self, tracked: Tracked, first: int) -> int:
-        """Wait for the index's answer until the deadline; return how many pages to pull."""
+    def _answered_in_time(self, tracked: Tracked, first: int) -> int | None:
+        """Wait for the index's answer as long as the pass has patience; return how many pages to pull, once it came."""
         asked = self._clock()
-        count = self._answered(tracked, first, wait_s=math.inf)
-        self._recorder.observe("gc_lookup_wait_seconds", self._clock() - asked)
-        assert count is not None, "an answer that was waited for until its deadline"
+        count = self._answered(tracked, first, wait_s=self._patience_s)
+        waited_s = self._clock() - asked
+        self._patience_s = max(0.0, self._patience_s - waited_s)
+        self._recorder.observe("gc_lookup_wait_seconds", waited_s)
         return count
 
 
 def page_of(tracked: Tracked, key: str) -> int | None:
     """Return the position of a page in a request's prompt; None when it is not in it."""
     try:
-        return tracked.chain.index(bytes.fromhex(key))
+        return tracked.names.index(bytes.fromhex(key))
     except ValueError:
         return None
 
@@ -101,6 +112,6 @@ def common_pages(tracked: Tracked, first: int, keys: Sequence[str]) -> int:
 
     Names, not numbers, say what a page is to hold: a request may be known under a name that another one has, too.
     """
-    expected = tracked.chain[first : first + len(keys)]
+    expected = tracked.names[first : first + len(keys)]
     same = (bytes.fromhex(key) == block for key, block in zip(keys, expected, strict=False))
     return sum(1 for _ in takewhile(bool, same))

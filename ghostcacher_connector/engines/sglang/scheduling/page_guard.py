@@ -15,8 +15,9 @@ Why no page is ever overwritten under a generation that somebody may hold:
 On a GPU a forward pass that was launched before a page was released may still write to it: such a page is the last,
 unfilled one of a request, and those are never published. A pull waits for that pass before it writes (loading.py).
 
-Owner of a page: SGLang, except while it is *held*: a pull was given up and its READ may land later. SGLang frees such
-a page at once; it gets no further than here until `let_go`. Every rank holds the same pages (rank_group.py).
+Owner of a page: SGLang, except while it is *held*: a pull reads into it, or was given up and its READ may land later.
+SGLang frees such a page at once; it gets no further than here until the pull is over: then it is free (`let_go`), or is
+what SGLang would have computed (`hand_over`). Every rank holds the same pages (rank_group.py).
 
 Driven by the scheduler's thread alone.
 """
@@ -81,16 +82,21 @@ class PageGuard:
         self._bump(np.flatnonzero(self._published))
 
     def hold(self, pages: Slots) -> None:
-        """Keep these pages from SGLang's free lists, whoever frees them, until `let_go`."""
+        """Keep these pages from SGLang's free lists, whoever frees them, until `let_go` or `hand_over`."""
         self._held[pages] = True
 
-    def let_go(self) -> None:
-        """Give back what was kept: nothing can be written there any more."""
-        kept = np.flatnonzero(self._kept)
-        self._held[:] = False
-        self._kept[:] = False
+    def let_go(self, pages: Slots) -> None:
+        """Hold these pages no longer, and give back what was kept of them: nothing can be written there any more."""
+        kept = self.hand_over(pages)
         if len(kept):
             self._put_back(torch.from_numpy(kept).to(self._allocator.device))
+
+    def hand_over(self, pages: Slots) -> Slots:
+        """Hold these pages no longer; return those that were kept: in use from now on, as if just allocated."""
+        kept: Slots = pages[self._kept[pages]]
+        self._held[pages] = False
+        self._kept[pages] = False
+        return kept
 
     def _release_pages(self, *page_ids: torch.Tensor) -> None:
         """Stands for `PagedTokenToKVPoolAllocator._release_page_ids`."""

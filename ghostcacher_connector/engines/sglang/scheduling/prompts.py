@@ -31,8 +31,11 @@ class PromptReporter:
         self._waiting: dict[BlockHash, list[Tracked]] = {}
 
     def arrived(self, tracked: Tracked) -> None:
-        """Report the chain of a new request's prompt, if it is a router's and means the same on every worker."""
-        if not self._sink.listening or (name := router_request_id(tracked.req.rid)) is None:
+        """Report the chain of a new request's prompt, if it is a router's and means the same on every worker.
+
+        Prompts with an adapter are left out: SGLang takes its name in a field that routers do not know.
+        """
+        if tracked.adapted or not self._sink.listening or (name := router_request_id(tracked.req.rid)) is None:
             return
         chain = prompt_chain(name, len(tracked.req.origin_input_ids), tracked.chain, self._page_tokens)
         if chain is not None:

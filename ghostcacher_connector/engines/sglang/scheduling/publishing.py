@@ -8,8 +8,8 @@ Why an offered page is always one that a pass fills: SGLang enters tokens into i
 that computes them, a chunk when the next one is prepared, a request that ends when its result is processed, by which
 time the pass of its last token is launched, too (support.py refuses the one setting with which it is not). A request
 that is retracted, or aborted in the midst of its chunks, enters nothing. So what a request is given from the tree was
-launched before its own first pass, on the same stream, and what it computes stands on that. A pull is over before
-SGLang goes on, and enters the tree only with the request that it was made for.
+launched before its own first pass, on the same stream, and what it computes stands on that. What was pulled enters the
+tree when its seal was right on every rank, behind a prefix that is in the tree (loading.py), and nobody sees it before.
 
 Driven by the scheduler's thread alone.
 """

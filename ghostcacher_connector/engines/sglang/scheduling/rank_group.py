@@ -10,6 +10,7 @@ the engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,11 +38,15 @@ class RankGroup:
 
     def least(self, value: int) -> int:
         """Return the smallest of all ranks' values."""
+        return self.least_of([value])[0]
+
+    def least_of(self, values: Sequence[int]) -> list[int]:
+        """Return the smallest of all ranks' values at each place. Every rank gives as many."""
         if self.size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.int64)
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self._group)
-        return int(tensor.item())
+        return [int(value) for value in tensor.tolist()]
 
     def gather(self, payload: bytes) -> list[bytes]:
         """Return all ranks' payloads, in rank order."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sglang.srt.mem_cache.radix_cache import RadixKey
-from sglang.srt.mem_cache.utils import get_storage_hash_str
 
 from ghostcacher_connector.core.retention.base import BlockTraits
 from ghostcacher_connector.core.sections import block_sections, decode_hint
 from ghostcacher_connector.core.tracing import headers_of
 from ghostcacher_connector.core.types import BlockHash, SectionType
 from ghostcacher_connector.engines.common.pull_state import PullState
+from ghostcacher_connector.engines.sglang.scheduling.page_names import adapted_names, plain_names
 from ghostcacher_connector.engines.sglang.scheduling.request_names import router_request_id
 
 if TYPE_CHECKING:
@@ -28,6 +28,16 @@ class Tracked(PullState):
     """SGLang's own object of it."""
     chain: list[BlockHash]
     """Hashes of the prompt's full pages; empty when they mean something on this engine only."""
+    names: list[BlockHash] = field(default_factory=list)
+    """SGLang's own hashes of these pages, where the fleet calls them otherwise; else the same list."""
+    adapted: bool = False
+    """Whether the fleet calls its pages otherwise than SGLang, since a LoRA adapter computes them."""
+    followed: bool = False
+    """Whether it has waited for another request's load already (loading.py)."""
+
+    def __post_init__(self) -> None:
+        PullState.__post_init__(self)
+        self.names = self.names or self.chain
 
     @property
     def request_id(self) -> str:
@@ -54,27 +64,32 @@ class Tracked(PullState):
         )
 
 
-def track(req: Req, page_tokens: int) -> Tracked:
-    """Return what is known of a request that has just arrived."""
+def track(req: Req, page_tokens: int, adapter: bytes | None = None) -> Tracked:
+    """Return what is known of a request that has just arrived.
+
+    adapter: digest of its LoRA adapter; None without one, and where what it computes is not shared.
+    """
     tokens = len(req.origin_input_ids)
-    full = tokens // page_tokens
     sections = block_sections(decode_hint(router_request_id(req.rid)), tokens, page_tokens)
-    if not shareable(req):
+    if not shareable(req, adapter):
         return Tracked(req, [], sections=sections)
-    key = RadixKey(req.origin_input_ids, extra_key=req.extra_key, cache_salt=req.cache_salt)[: full * page_tokens]
-    names = get_storage_hash_str(key, None, page_size=page_tokens) if full else []
-    chain = [bytes.fromhex(name) for name in names]
-    return Tracked(req, chain, pullable=max(0, tokens - 1) // page_tokens, sections=sections)
+    key = RadixKey(req.origin_input_ids, extra_key=req.extra_key, cache_salt=req.cache_salt)
+    names = plain_names(key, page_tokens)
+    pullable = max(0, tokens - 1) // page_tokens
+    if req.lora_id is None or adapter is None:
+        return Tracked(req, names, pullable=pullable, sections=sections)
+    chain = adapted_names(key, req.lora_id, adapter, page_tokens)
+    return Tracked(req, chain, names=names, adapted=True, pullable=pullable, sections=sections)
 
 
-def shareable(req: Req) -> bool:
+def shareable(req: Req, adapter: bytes | None = None) -> bool:
     """Say whether the names of this request's pages mean the same on every worker.
 
-    Pages of images are named by a number made from the image, a LoRA by an id of its server, overridden embeddings by
-    nothing at all; a session may hold tokens that are not in its prompt.
+    Pages of images are named by a number made from the image, overridden embeddings by nothing at all; a session may
+    hold tokens that are not in its prompt. adapter: digest of its LoRA adapter, as far as it is known.
     """
     return (
-        req.lora_id is None
+        (req.lora_id is None or adapter is not None)
         and req.multimodal_inputs is None
         and req.input_embeds is None
         and req.positional_embed_overrides is None

@@ -26,12 +26,14 @@ from ghostcacher_connector.engines.sglang.engine_rank import EngineRank
 from ghostcacher_connector.engines.sglang.scheduling.copying import PageCopying, make_copying
 from ghostcacher_connector.engines.sglang.scheduling.flushing import TreeFlusher
 from ghostcacher_connector.engines.sglang.scheduling.load_meter import LoadMeter
+from ghostcacher_connector.engines.sglang.scheduling.load_records import LoadRecords
 from ghostcacher_connector.engines.sglang.scheduling.loading import Loader
 from ghostcacher_connector.engines.sglang.scheduling.matching import Matcher
 from ghostcacher_connector.engines.sglang.scheduling.page_guard import PageGuard
 from ghostcacher_connector.engines.sglang.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.sglang.scheduling.publishing import PageBook, PagePublisher
 from ghostcacher_connector.engines.sglang.scheduling.requests import Tracked, track
+from ghostcacher_connector.engines.sglang.scheduling.tree_entry import enter_pages
 from ghostcacher_connector.publish.flush_desk import Engine
 from ghostcacher_connector.pull.step_times import StepClock, StepTime
 
@@ -46,7 +48,7 @@ TRACKED_MAX = 65_536
 """Far above what an engine queues; a request beyond is served without the fleet."""
 
 POOL_SHARE = 2
-"""One pull takes at most one part in so many of the pool: nobody can use its pages while a READ into them hangs."""
+"""Pulls take at most one part in so many of the pool: nobody can use their pages while READs into them hang."""
 
 
 class ConnectorScheduler:
@@ -65,6 +67,7 @@ class ConnectorScheduler:
         self._old_tree = False
         self._scheduler: Scheduler | None = None
         self._tracked: dict[str, Tracked] = {}
+        self._asking: set[str] = set()
         self._batches_begun = self._batches_done = 0
         self._steps = StepClock(time.monotonic)
         sink = fleet.publisher if fleet is not None else None
@@ -104,9 +107,10 @@ class ConnectorScheduler:
             engine.ranks,
             settings,
             engine.forecaster,
-            engine.recorder,
+            records=LoadRecords(engine.ranks, engine.forecaster, engine.recorder, page_tokens=tokens, tracer=tracer),
+            enter=self._enter,
             page_tokens=tokens,
-            tracer=tracer,
+            pages_max=engine.page_count // POOL_SHARE,
         )
         self._flusher: TreeFlusher | None = None
         if fleet is not None and engine.takes_flushes:
@@ -131,12 +135,15 @@ class ConnectorScheduler:
 
     # -- requests --------------------------------------------------------------------------------------------------
 
-    def queued(self, scheduler: Scheduler, req: Req) -> None:
-        """A request has entered the queue: for the first time, or again after it was retracted."""
+    def queued(self, scheduler: Scheduler, req: Req, adapter: bytes | None = None) -> None:
+        """A request has entered the queue: for the first time, or again after it was retracted.
+
+        adapter: digest of its LoRA adapter, see `track`.
+        """
         self._scheduler = scheduler
         if not self._sharing or req.rid in self._tracked or len(self._tracked) >= TRACKED_MAX:
             return
-        tracked = self._tracked[req.rid] = track(req, self._engine.page_tokens)
+        tracked = self._tracked[req.rid] = track(req, self._engine.page_tokens, adapter)
         self._matcher.ask(tracked)
         if self._copying is not None:
             self._copying.arrived(len(tracked.chain))
@@ -144,8 +151,18 @@ class ConnectorScheduler:
             self._prompts.arrived(tracked)
 
     def match(self, rid: str, keys: Sequence[str]) -> int:
-        """Return how many of these pages can be had from peers. Waits until the lookup's deadline at most."""
+        """Return how many of these pages can be had from peers; 0 while the index has not answered on every rank."""
         self._settle()
+        self._asking.discard(rid)
+        count = self._count(rid, keys)
+        # Each rank has an answer, and a deadline, of its own: a request waits on all of them or on none.
+        if self._engine.ranks.least(count is not None):
+            return count or 0
+        self._asking.add(rid)
+        return 0
+
+    def _count(self, rid: str, keys: Sequence[str]) -> int | None:
+        """Return how many pages this rank can have from peers, or None while it does not know yet."""
         tracked = self._tracked.get(rid)
         if tracked is None or not self._sharing:
             return 0
@@ -155,9 +172,21 @@ class ConnectorScheduler:
             logger.exception("request %s: unexpected error while matching its prefix, computing it", rid)
             return 0
 
-    def load(self, rid: str, keys: Sequence[str], token_indexes: torch.Tensor, events: Sequence[Any]) -> bool:
-        """Fill pages, or return False, the same on every rank."""
-        return self._loader.load(self._tracked.get(rid) if self._sharing else None, keys, token_indexes, events)
+    def load(self, rid: str, keys: Sequence[str], token_indexes: torch.Tensor, events: Sequence[Any]) -> None:
+        """Begin to fill pages, while the request waits; or have it computed. The same happens on every rank."""
+        self._loader.begin(self._tracked.get(rid) if self._sharing else None, keys, token_indexes, events)
+
+    def waits(self, rid: str) -> bool:
+        """Say whether a request is to be in no batch yet: the index has not answered, or its pages are on their way."""
+        return rid in self._asking or self._loader.waits(rid)
+
+    def memory_is_short(self) -> None:
+        """SGLang is about to retract requests, or to abort the last one: have the pages that pulls hold."""
+        self._loader.drain()
+
+    def _enter(self, tracked: Tracked, first_token: int, token_indexes: torch.Tensor) -> bool:
+        assert self._scheduler is not None, "a pull was begun for a request that never entered the queue"
+        return enter_pages(self._scheduler.tree_cache, tracked, first_token, token_indexes)
 
     def ended(self, rid: str) -> None:
         """A request is over, one way or another."""
@@ -170,6 +199,7 @@ class ConnectorScheduler:
         if tracked is None:
             return
         self._matcher.forget(tracked)
+        self._loader.forget(rid)
         if self._prompts is not None:
             self._prompts.ended(tracked)
 
@@ -179,7 +209,9 @@ class ConnectorScheduler:
         """A pass of the scheduler begins: return how many offers this rank has computed."""
         self._settle()
         self._settle_flushes()
-        self._loader.begin_pass()
+        self._asking.clear()
+        self._matcher.begin_pass()
+        self._loader.settle()
         if self._copying is not None:
             self._copying.begin_pass(sharing=self._sharing)
         if self._fleet is not None and self._fleet.reporter.load_wanted:
@@ -188,6 +220,7 @@ class ConnectorScheduler:
 
     def idle(self, scheduler: Scheduler) -> None:
         """SGLang has nothing to compute at the moment."""
+        self._loader.rest()
         self._settle_flushes()
         if self._flusher is not None and not self._left:
             self._flusher.idle(scheduler)
@@ -252,6 +285,7 @@ class ConnectorScheduler:
     def reset(self) -> None:
         """The tree is about to be emptied. What was published is withdrawn when the pool is cleared (page_guard.py)."""
         self._publisher.forget()
+        self._loader.void()
         if self._copying is not None:
             self._copying.clear()
         self._computed_since_reset = self._old_tree = False
@@ -262,6 +296,7 @@ class ConnectorScheduler:
         Returns how many blocks the host tier held.
         """
         self._publisher.void()
+        self._loader.void()
         self.guard.withdraw_all()
         held = self._copying.clear() if self._copying is not None else 0
         for tracked in self._tracked.values():
@@ -300,6 +335,7 @@ class ConnectorScheduler:
         if doubt is not None:  # else what is in the tree is of these weights
             self._old_tree = self._computed_since_reset
         self._publisher.void()
+        self._loader.void()
         self.guard.withdraw_all()
         if self._copying is not None:
             self._copying.clear()

@@ -16,7 +16,6 @@ Driven by the scheduler's thread alone.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_connector.engines.common.adapter_content import adapted
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -179,12 +179,3 @@ def agreed(ranks: Sequence[Mapping[int, bytes]]) -> dict[int, bytes]:
     """Return the digests that all ranks tell alike, by number."""
     first, *others = ranks
     return {number: digest for number, digest in first.items() if all(rank.get(number) == digest for rank in others)}
-
-
-def adapted(digest: bytes, block: BlockHash) -> BlockHash:
-    """Return what a block is called in the fleet that an adapter of this digest computed.
-
-    block: the engine's hash of it without an adapter.
-    """
-    # As long as the engine's own, so that the index sees nothing of it.
-    return hashlib.sha256(b"adapter" + digest + block).digest()[: len(block)]

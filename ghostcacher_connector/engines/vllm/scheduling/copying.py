@@ -6,9 +6,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ghostcacher_connector.engines.vllm.scheduling.eviction_window import EvictionWindow
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
 from ghostcacher_connector.pull.planner import PullPlan
+from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.tiers.host_tier import HostTier
 from ghostcacher_connector.tiers.object_orders import Fetched, ObjectOrders
 from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult
@@ -90,3 +94,12 @@ class CopyDown:
         if self._idle_since is None:
             self._idle_since = now
         return now - self._idle_since < IDLE_STEPS_S
+
+
+def take_bumps(watch: SlotWatch | None, copying: CopyDown | None) -> tuple[Slots, Generations]:
+    """Return the slots of all tiers that were given away since the last step, with their new generations."""
+    slots, generations = watch.take_bumps() if watch is not None else NO_BUMPS
+    if copying is None or not copying.tier.ledger.bumps_waiting:
+        return slots, generations
+    of_tier = copying.tier.ledger.take_bumps()
+    return np.concatenate((slots, of_tier[0])), np.concatenate((generations, of_tier[1]))

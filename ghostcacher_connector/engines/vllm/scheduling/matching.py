@@ -120,12 +120,13 @@ class Matcher(PrefixMatcher):
     def ask(self, tracked: Tracked, pool: BlockPool | None) -> None:
         """Start the lookup for a request that has just arrived, unless there is nothing to look up."""
         request, blocks = tracked.request, tracked.blocks
-        tracked.pullable = min(len(blocks), max(0, request.num_tokens - 1) // self._block_tokens)
+        found = min(len(blocks), max(0, request.num_tokens - 1) // self._block_tokens)
+        tracked.pullable = max(0, found - self.held_back)
         # What a client wants told of each token of its prompt, vLLM computes for each of them.
         if shareable(tracked) and pull_wanted(request) and not request.skip_reading_prefix_cache:
             self._start_lookup(
                 tracked,
-                blocks[: tracked.pullable],
+                blocks[:found] if tracked.pullable else (),
                 lambda index: (
                     pool is not None
                     and pool.get_cached_block(request.block_hashes[index], [self._groups.first]) is not None
@@ -160,7 +161,7 @@ class Matcher(PrefixMatcher):
             if waited:
                 self._decide(tracked, first_block, otherwise=otherwise)
         if tracked.phase is Phase.HELD and first_block < tracked.pullable:
-            self._not_all_held(tracked, tracked.blocks[: tracked.pullable], first_block)
+            self._not_all_held(tracked, self._looked_up(tracked), first_block)
             if tracked.phase is Phase.HELD:
                 return None  # it waits for a fetch
         if tracked.phase is Phase.ASKED:
@@ -274,7 +275,7 @@ class Matcher(PrefixMatcher):
         if self._fetcher is None:
             return False
         assert isinstance(tracked, Tracked)
-        covered = first_block + (0 if isinstance(plan, MissReason) else plan.block_count)
+        covered = first_block + (0 if isinstance(plan, MissReason) else plan.block_count + self.held_back)
         return self._fetcher.begin(tracked, first_block, covered, otherwise)
 
     def _lookup_wait_s(self, token_count: int) -> float:
@@ -314,7 +315,7 @@ class Matcher(PrefixMatcher):
             return False
         if self._turns.looks_again(tracked):
             self._lookups.forget(tracked.request_id)
-            self._ask_index(tracked, tracked.blocks[: tracked.pullable], held=None)
+            self._ask_index(tracked, self._looked_up(tracked), held=None)
         return True
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:

@@ -11,10 +11,11 @@ from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.errors import ProtocolError
 from ghostcacher_connector.core.index.base import BlockSink
 from ghostcacher_connector.core.tracing import open_tracer
-from ghostcacher_connector.core.types import Role, WorkerRecord
+from ghostcacher_connector.core.types import PdRole, Role, WorkerRecord
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import free_list_faults
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank, front_rank
+from ghostcacher_connector.engines.vllm.drafters import blocks_held_back, keeps_kv
 from ghostcacher_connector.engines.vllm.identity import worker_name
 from ghostcacher_connector.engines.vllm.kv_groups import cache_groups
 from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
@@ -78,11 +79,13 @@ class PartsMaker:
         settings: Settings,
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
+        pd_role: PdRole | None = None,
     ) -> None:
+        """pd_role: what the engine does where prefill and decode are apart."""
         transfer = vllm_config.kv_transfer_config
         assert transfer is not None
         assert transfer.kv_role is not None
-        self._role = Role(transfer.kv_role)
+        self._role, self._pd_role = Role(transfer.kv_role), pd_role
         self._worker = worker_name(vllm_config, settings)
         self._config = vllm_config
         self._block_tokens = vllm_config.cache_config.block_size
@@ -102,6 +105,7 @@ class PartsMaker:
             http=self._settings.http_url,
             block_tokens=self._block_tokens,
             data_parallel_rank=front_rank(self._config),
+            pd_role=self._pd_role,
         )
 
     def make(self, ranks: list[Introduction], manager: KVCacheManager) -> Parts:
@@ -249,6 +253,7 @@ class PartsMaker:
             groups=fleet.lookups.groups,
             tier=tier,
             mixes_adapters_wrong=mixes_adapters_wrong(self._config),
+            trails=keeps_kv(self._config),
         )
 
     def _matcher(
@@ -259,7 +264,7 @@ class PartsMaker:
         tier: HostTier | None,
         fetcher: ObjectFetcher | None,
     ) -> Matcher:
-        return Matcher(
+        matcher = Matcher(
             self._settings,
             fleet.lookups,
             forecaster,
@@ -271,6 +276,8 @@ class PartsMaker:
             tracer=open_tracer("ghostcacher-connector", self._clock) if self._settings.tracing else None,
             clock=self._clock,
         )
+        matcher.held_back = blocks_held_back(self._config)
+        return matcher
 
 
 def _withdraw_from(sink: BlockSink, tier: HostTier | None) -> Callable[[int], None]:

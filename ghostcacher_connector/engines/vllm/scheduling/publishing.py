@@ -84,12 +84,15 @@ class BlockPublisher:
         groups: CacheGroups = ONE_GROUP,
         tier: HostTier | None = None,
         mixes_adapters_wrong: bool = False,
+        trails: bool = False,
     ) -> None:
         """on_published: called with a request whenever a step has proven what it can of its blocks.
 
         notes: of what is published. groups: the engine's KV cache groups. tier: told of each block that is published,
         if there is one.
         mixes_adapters_wrong: the engine computes requests without an adapter wrong in a step together with one.
+        trails: a drafter writes rows into a step's blocks when the step has been reported already: a step is proven
+        when a later one has computed something.
         """
         self._manager = manager
         self._watch = watch
@@ -100,11 +103,16 @@ class BlockPublisher:
         self._mixes_adapters_wrong = mixes_adapters_wrong
         self._steps: deque[tuple[int, list[Fill]]] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
         self._drafted: set[str] = set()
+        self._trails = trails
+        self._computing: deque[int] = deque(maxlen=STEPS_IN_FLIGHT_MAX)
+        self._finished = 0
 
     def note_step(self, step: int, output: SchedulerOutput, tracked: Mapping[str, Tracked]) -> None:
         """Remember what the requests of a step that has just been scheduled fill in it."""
         if self._mixes_adapters_wrong:
             _taint_mixed(output, tracked)
+        if self._trails and output.total_num_scheduled_tokens:
+            self._computing.append(step)
         fills = []
         for request_id, (start, end) in self._filling(output, tracked).items():
             request = tracked.get(request_id)
@@ -118,10 +126,22 @@ class BlockPublisher:
 
     def confirm(self, step: int) -> None:
         """Mark and publish what the steps up to this one have computed; every rank has reported them done."""
+        if self._trails:
+            step = self._finished_by(step)
         while self._steps and self._steps[0][0] <= step:
             for fill in self._steps.popleft()[1]:
                 self._prove(fill)
                 self._on_published(fill.tracked)
+
+    def _finished_by(self, step: int) -> int:
+        """Return the last step whose drafter has written all its rows, too, when a step's output is there.
+
+        That is the one before the last that computed tokens: a device carries out one step after the other. A step
+        without tokens launches nothing, and its output waits for nothing.
+        """
+        while self._computing and self._computing[0] <= step:
+            self._finished = self._computing.popleft() - 1
+        return self._finished
 
     def pulled(self, tracked: Tracked, first: int, count: int) -> None:
         """Mark blocks ``[first, first + count)`` of a waiting request, whose seals were right on every rank."""

@@ -22,34 +22,33 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ghostcacher_connector.config import Settings
 from ghostcacher_connector.core.coordination.flushes import FlushOrder, FlushReport
 from ghostcacher_connector.core.errors import UnsupportedEngine
-from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.core.types import PdRole, WorkerRecord
 from ghostcacher_connector.engines.common.pull_state import Phase
 from ghostcacher_connector.engines.common.versions import refuse_unproven
 from ghostcacher_connector.engines.vllm.capabilities import pool_faults
 from ghostcacher_connector.engines.vllm.early_leave import leave_on_sigterm
 from ghostcacher_connector.engines.vllm.messages import RankHandshake, RankReport, StepMetadata
+from ghostcacher_connector.engines.vllm.nesting import handed_off, own_stats
 from ghostcacher_connector.engines.vllm.scheduling.adapters import AdapterBook
-from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
+from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown, take_bumps
 from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
 from ghostcacher_connector.engines.vllm.scheduling.items import ItemBook
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
+from ghostcacher_connector.engines.vllm.scheduling.loaded_elsewhere import loaded_elsewhere
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.parts import PartsMaker
 from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.scheduling.requests import Evidence, SectionReader, Tracked, tenant_of
-from ghostcacher_connector.engines.vllm.scheduling.slot_watch import NO_BUMPS, SlotWatch
+from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.engines.vllm.scheduling.weight_epochs import WeightEpochs
 from ghostcacher_connector.metrics import Delta, GaugeServer, Recorder
 from ghostcacher_connector.publish.flush_desk import Engine
 from ghostcacher_connector.pull.forecast import Forecaster
-from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.worker.membership import Membership
 
 if TYPE_CHECKING:
@@ -72,13 +71,18 @@ class ConnectorScheduler:
         settings: Settings,
         recorder: Recorder,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        beside_others: bool = False,
+        pd_role: PdRole | None = None,
     ) -> None:
+        """beside_others: other connectors are called with the same requests, and may load them in our place."""
         assert vllm_config.kv_transfer_config is not None
         self._engine_id = str(vllm_config.kv_transfer_config.engine_id)
         self._block_tokens = vllm_config.cache_config.block_size
-        self._maker = PartsMaker(vllm_config, settings, recorder, clock)
+        self._maker = PartsMaker(vllm_config, settings, recorder, clock, pd_role)
         self._recorder = recorder
         self._clock = clock
+        self._beside_others = beside_others
         # The data-parallel ranks of a mixture of experts step together: who waits, makes all of them wait.
         self._lockstep = vllm_config.parallel_config.data_parallel_size > 1
         self._step = 0
@@ -123,6 +127,10 @@ class ConnectorScheduler:
     def watch_executor(self, executor: Executor) -> None:
         """Watch the calls to the ranks; to be called before `join`."""
         self._epochs = WeightEpochs(executor, has_all_experts=not self._lockstep, adapters=self._adapters)
+
+    def ask_ranks(self) -> list[RankHandshake]:
+        """Have every rank introduce itself, where vLLM does not pass on what ranks say of themselves."""
+        return self._epochs.introduce() if self._epochs is not None else []
 
     def join(self, ranks: Sequence[RankHandshake]) -> None:
         """Enter the fleet, now that every rank has registered its memory. Done once, however often vLLM asks."""
@@ -271,7 +279,7 @@ class ConnectorScheduler:
         tracked = self._tracked.get(request.request_id)
         if tracked is not None:
             tracked.evidence = Evidence()
-        if tracked is None or self._matcher is None:
+        if tracked is None or self._matcher is None or (self._beside_others and handed_off(request)):
             return 0, False
         count = self._matcher.match(tracked, local_tokens, alone=len(self._tracked) == 1 and not self._lockstep)
         return count, bool(count)
@@ -315,7 +323,7 @@ class ConnectorScheduler:
             self._prefill.scheduled(self._step, output)
         # What is copied down is chosen first: what has to go for it is bumped with this step.
         copies = self._copying.orders(output) if self._copying is not None and self._sharing else []
-        bumped, generations = self._take_bumps()
+        bumped, generations = take_bumps(self._watch, self._copying)
         cancelled, self._cancelled = self._cancelled, []
         pulls = self._matcher.take_orders() if self._matcher is not None else []
         objects = self._copying.objects if self._copying is not None and self._sharing else None
@@ -324,14 +332,6 @@ class ConnectorScheduler:
         adapters = self._adapters.scheduled(self._step, computing)
         return StepMetadata(self._step, bumped, generations, pulls, cancelled, copies, fetches, stores, adapters)
 
-    def _take_bumps(self) -> tuple[Slots, Generations]:
-        """Return the slots of all tiers that were given away since the last step, with their new generations."""
-        slots, generations = self._watch.take_bumps() if self._watch is not None else NO_BUMPS
-        if self._copying is None or not self._copying.tier.ledger.bumps_waiting:
-            return slots, generations
-        of_tier = self._copying.tier.ledger.take_bumps()
-        return np.concatenate((slots, of_tier[0])), np.concatenate((generations, of_tier[1]))
-
     def has_unfinished_copies(self) -> bool:
         """Say whether an engine without requests should take another step all the same, for copies to the host tier."""
         # In lockstep with other engines, each step of an idle one is a step of all.
@@ -339,13 +339,17 @@ class ConnectorScheduler:
 
     def update(self, output: KVConnectorOutput) -> None:
         """A step's output of all ranks has been processed."""
-        if self._fleet is not None and output.kv_connector_stats is not None:
-            self._fleet.export(output.kv_connector_stats.data)
+        if self._fleet is not None and (own := own_stats(output.kv_connector_stats)) is not None:
+            self._fleet.export(own.data)
         report = output.kv_connector_worker_meta
         if isinstance(report, RankReport):
             self._confirm(report)
         for request_id in output.finished_recving or ():
-            self._received(request_id, self._tracked.get(request_id))
+            tracked = self._tracked.get(request_id)
+            if self._beside_others and (tracked is None or tracked.phase is not Phase.LOADING):
+                loaded_elsewhere(request_id, tracked, output, self._watch, self._manager)
+            if tracked is None or tracked.phase is Phase.LOADING:
+                self._received(request_id, tracked)
 
     def _received(self, request_id: str, tracked: Tracked | None) -> None:
         """The pull of a request, or of one that was aborted meanwhile, has ended on every rank."""

@@ -45,6 +45,7 @@ class SlotWatch:
         self._watched: set[int] = set()
         self._computed: dict[int, bytes] = {}
         self._published: set[int] = set()
+        self._distrusted: set[int] = set()
         self._bumped: dict[int, int] = dict(enumerate(self._generations))
 
     def __repr__(self) -> str:
@@ -70,12 +71,16 @@ class SlotWatch:
         """Note that a watched slot holds what was computed for this generation.
 
         computed_by: the digest of a LoRA adapter (adapters.py).
-        Returns whether it does: false when the slot has been handed out since.
+        Returns whether it does: false when the slot has been handed out since, or is not trusted.
         """
-        if slot not in self._watched or self._generations[slot] != generation:
+        if slot not in self._watched or self._generations[slot] != generation or slot in self._distrusted:
             return False
         self._computed[slot] = computed_by
         return True
+
+    def distrust(self, slots: Iterable[int]) -> None:
+        """Never mark these slots again: what another connector gave up to read into them may still arrive."""
+        self._distrusted.update(slots)
 
     def is_computed(self, slot: int, computed_by: bytes) -> bool:
         return self._computed.get(slot) == computed_by

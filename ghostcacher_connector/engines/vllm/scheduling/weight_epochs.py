@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ghostcacher_connector.engines.common.weight_watch import WeightWatch
+from ghostcacher_connector.engines.vllm.messages import RankHandshake
 from ghostcacher_connector.engines.vllm.rank_calls import RankCalls
 from ghostcacher_connector.engines.vllm.scheduling.adapters import AdapterBook
 from ghostcacher_connector.identity.fingerprint import private_value
@@ -45,6 +46,10 @@ class WeightEpochs:
         self._weights: WeightWatch | None = None
         self._moved_at = 0
         self._lost_step = False
+
+    def introduce(self) -> list[RankHandshake]:
+        """Return who the ranks are, in order of rank. Raises whatever the executor does."""
+        return self._calls.introduce()
 
     def begin(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
         """Read the weights that the ranks were started with."""

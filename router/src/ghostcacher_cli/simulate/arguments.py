@@ -12,6 +12,8 @@ from ghostcacher_cli.simulate.slo import EXPECTED, Goal, parse_goals
 from ghostcacher_cli.terminal.numbers import Number, Whole
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.load.generated import KINDS, Made, parse_made
+from ghostcacher_simulator.replay.failures import EXPECTED as FAILS
+from ghostcacher_simulator.replay.failures import Failure, parse_failure
 from ghostcacher_simulator.replay.policies import Entrant, entrants
 
 PLOT_KINDS = (".png", ".svg")
@@ -41,6 +43,8 @@ class LoadOptions(NamedTuple):
     """Of what is random in a load that is made."""
     block_tokens: int
     """Tokens of a KV block, and of what a trace's hash stands for."""
+    clients: int | None
+    """That send one request after the other, whatever the load says of times; None: at their times."""
 
 
 class SimulateOptions(NamedTuple):
@@ -56,6 +60,8 @@ class SimulateOptions(NamedTuple):
     """The largest fleet to try."""
     policies: Sequence[Entrant]
     """Each run by itself; at least one."""
+    failures: Sequence[Failure]
+    """What fails in each run; where anything does, all that must hold is checked at each step."""
     as_json: bool
     """Whether to print JSON."""
     plot: Path | None
@@ -77,6 +83,7 @@ def parse(words: Sequence[str]) -> SimulateOptions:
         parse_goals(given.slo) if given.slo else (),
         given.workers_max,
         _policies(given.policies, given.routers, compare=given.compare),
+        [parse_failure(text) for text in given.fail],
         given.as_json,
         given.plot,
     )
@@ -99,6 +106,7 @@ def _load(given: argparse.Namespace) -> LoadOptions:
         given.speed,
         given.seed,
         given.block_tokens or usual,
+        given.clients,
     )
 
 
@@ -136,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"tokens of a KV block ({BLOCK_TOKENS_MADE}; of a trace {BLOCK_TOKENS_OF_TRACES}, as of its hashes)",
     )
+    add("--clients", type=Whole(1, 1 << 20), metavar="N", help="that send one request after the other (at their times)")
     add("--workers", type=_sizes, metavar="N,N", help=f"sizes of the fleet, each run by itself ({WORKERS})")
     add("--slo", metavar="GOALS", help=f"find the least fleet that keeps {EXPECTED}, several with commas")
     add(
@@ -144,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--policies", metavar="A,B", help=f"each run by itself, or all ({DEFAULT_POLICY})")
     add("--compare", action="store_true", help=f"run {', '.join(COMPARED)}, where --policies does not say which")
     add("--routers", type=Whole(1, ROUTERS_MAX), default=4, metavar="N", help="of the policies with several (4)")
+    add("--fail", action="append", default=[], metavar="WHAT", help=f"let something fail, any number of times: {FAILS}")
     add("--json", dest="as_json", action="store_true", help="print one JSON object instead of text")
     add("--plot", type=Path, metavar="FILE", help="write a picture as well, a .png or an .svg (needs matplotlib)")
     add_fleet(parser)

@@ -13,16 +13,19 @@ from ghostcacher_cli.simulate.results import LeastFound, report_of, run_found
 from ghostcacher_cli.simulate.results_text import report_lines
 from ghostcacher_cli.simulate.slo import least_workers, serves
 from ghostcacher_cli.terminal.live import Live
+from ghostcacher_connector.core.errors import GhostCacherError
 from ghostcacher_simulator.load.generated import make_load
 from ghostcacher_simulator.load.requests import Load
 from ghostcacher_simulator.load.trace_files import read_trace
+from ghostcacher_simulator.replay.invariants import InvariantBroken
 from ghostcacher_simulator.replay.policies import Entrant
 from ghostcacher_simulator.replay.replay import Run, replay
+from ghostcacher_simulator.replay.watched import watched_replay
 from ghostcacher_simulator.virtual_time import run_virtual
 
 
 def main(words: Sequence[str]) -> int:
-    """Simulate, print what came of it, and return the exit code. Raises ConfigError and BadTrace."""
+    """Simulate, print what came of it, and return the exit code. Raises GhostCacherError."""
     options = parse(words)
     require(options.plot)
     live = Live(sys.stderr)
@@ -42,7 +45,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def load_of(options: LoadOptions) -> Load:
-    """Return the load that options describe. Raises ConfigError and BadTrace."""
+    """Return the load that options describe. Raises GhostCacherError."""
     if options.made is not None:
         return make_load(options.made, seed=options.seed, block_tokens=options.block_tokens, speed=options.speed)
     assert options.trace is not None
@@ -53,6 +56,16 @@ def load_of(options: LoadOptions) -> Load:
         speed=options.speed,
         block_tokens=options.block_tokens,
     )
+
+
+def _run(options: SimulateOptions, load: Load, workers: int, entrant: Entrant) -> Run:
+    fleet = options.fleet.of(workers)
+    if not options.failures:
+        return run_virtual(replay(entrant, load, fleet, clients=options.load.clients))
+    try:
+        return run_virtual(watched_replay(entrant, load, fleet, options.failures, clients=options.load.clients))
+    except InvariantBroken as exc:
+        raise GhostCacherError(f"{entrant.key}, {workers} workers: a fault of what is simulated: {exc}") from exc
 
 
 def simulate(
@@ -66,7 +79,7 @@ def simulate(
 
     def run(workers: int, entrant: Entrant) -> Run:
         tell(f"{entrant.name}, {workers} workers")
-        found = runs[workers, entrant.key] = run_virtual(replay(entrant, load, options.fleet.of(workers)))
+        found = runs[workers, entrant.key] = _run(options, load, workers, entrant)
         return found
 
     for workers in options.workers:

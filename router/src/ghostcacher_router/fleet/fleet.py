@@ -20,9 +20,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from types import MappingProxyType
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.fleet.adapter_uses import AdapterUses
 from ghostcacher_router.fleet.cache_sizes import CacheSizes
 from ghostcacher_router.fleet.discovery import Discovery
@@ -57,6 +59,7 @@ class Fleet:
     """Every worker that the router knows, and which of them can be used. On the event loop only.
 
     index, store: None for a fleet of static URLs alone. lazy: adapters that engines find when they are asked for them.
+    roles: of engines that do not say what they do where prefill and decode are apart, by `same_server`.
     clock: in seconds, as the loop's. It is started once, and stopped once.
     """
 
@@ -70,6 +73,7 @@ class Fleet:
         prober: Prober | None = None,
         options: FleetOptions | None = None,
         lazy: LazyAdapters | None = None,
+        roles: Mapping[Endpoint, PdRole] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -85,7 +89,7 @@ class Fleet:
         self._cache_sizes, self._adapter_uses = CacheSizes(prober), AdapterUses(prober)
         told = self._changed, self._went_down, self._cache_sizes.ask, self.hung.tell, self._adapter_uses.ask
         watched = WatchDependencies(prober, self.options, metrics, clock, jitter, *told)
-        self._roster = Roster(static, watched, self._drains, self.hung, left=self._left)
+        self._roster = Roster(static, watched, self._drains, self.hung, left=self._left, roles=roles)
         self.workers: Mapping[str, Worker] = self._roster.workers
         self._discovery = Discovery(
             index, store, self._roster, self._drains, self._threads, options=self.options, clock=clock

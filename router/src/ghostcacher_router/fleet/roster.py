@@ -15,10 +15,11 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
-from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.core.types import PdRole, WorkerRecord
 from ghostcacher_router.fleet.drains import Drains
 from ghostcacher_router.fleet.forever import forever
 from ghostcacher_router.fleet.hung_workers import HungWorkers
+from ghostcacher_router.fleet.membership.endpoints import same_server
 from ghostcacher_router.fleet.membership.gone import GoneWorkers
 from ghostcacher_router.fleet.membership.members import Member, Unroutable, members_of
 from ghostcacher_router.fleet.watch import Watch, WatchDependencies
@@ -43,12 +44,15 @@ class Roster:
         hung: HungWorkers,
         *,
         left: Callable[[Worker, bool], None],
+        roles: Mapping[Endpoint, PdRole] = MappingProxyType({}),
     ) -> None:
         """static: the URLs of workers that are known from the beginning. watched: of each worker's watch.
 
+        roles: of engines that do not say what they do, by `same_server`.
         left: called with each worker that has left, and whether it did for good: no other incarnation takes over.
         """
         self._static, self._watched, self._drains, self._hung, self._left = tuple(static), watched, drains, hung, left
+        self._roles = roles
         self._workers: dict[str, Worker] = {}
         self.workers: Mapping[str, Worker] = MappingProxyType(self._workers)
         self.watches: dict[str, Watch] = {}
@@ -112,7 +116,8 @@ class Roster:
         logger.info("worker %s: %s", worker.name, "gone" if for_good else "a new incarnation takes over")
 
     def _add(self, member: Member, before: Mapping[str, Worker]) -> None:
-        worker = Worker(member.name, member.endpoint, member.record, self._watched.clock())
+        role = self._roles.get(same_server(member.endpoint))
+        worker = Worker(member.name, member.endpoint, member.record, self._watched.clock(), role)
         by_url = next((other for other in before.values() if member.takes_over(other)), None)
         if by_url is not None:
             worker.inherit(by_url)

@@ -19,7 +19,7 @@ from enum import Enum
 
 from ghostcacher_connector.core.coordination.base import StampedLoad
 from ghostcacher_connector.core.index.base import WorkerRef, ref_of
-from ghostcacher_connector.core.types import WorkerRecord
+from ghostcacher_connector.core.types import PdRole, WorkerRecord
 from ghostcacher_router.types import Endpoint, WorkerState
 
 
@@ -66,9 +66,13 @@ class Worker:
     Data-parallel ranks are several at one endpoint.
     """
 
-    def __init__(self, name: str, endpoint: Endpoint, record: WorkerRecord | None, now: float) -> None:
+    def __init__(
+        self, name: str, endpoint: Endpoint, record: WorkerRecord | None, now: float, pd_role: PdRole | None = None
+    ) -> None:
+        """pd_role: what the engine does, where its record does not say it."""
         self.name = name
         self.endpoint = endpoint
+        self._told_role = pd_role
         self.renew(record)
         self.state = WorkerState.JOINING
         self.since = now
@@ -111,6 +115,7 @@ class Worker:
         self.data_parallel_rank = None if record is None else record.data_parallel_rank
         self.shares_prefill = record is None or record.shares_prefill
         self.takes_flushes = record is None or record.takes_flushes
+        self.pd_role = self._told_role if record is None or record.pd_role is None else record.pd_role
 
     @property
     def engine(self) -> str | None:

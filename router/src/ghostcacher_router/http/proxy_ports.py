@@ -193,6 +193,11 @@ class Meter(Protocol):
         """
 
     @property
+    def handovers(self) -> Counted:
+        """Prompts that one worker was to compute for another one, by what came of it: "handed" or "failed", and "late"
+        for those of the first that were not used in time."""
+
+    @property
     def turned_away(self) -> Counted:
         """Clients' connections for which there was no room, by what was short and by what was done."""
 

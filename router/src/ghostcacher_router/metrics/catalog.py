@@ -72,6 +72,7 @@ FIRST_TOKENS_MAX = 256
 """Answers whose forecast and observed TTFT are kept: enough to see a pattern."""
 
 REASONS = tuple(reason.value for reason in Reason)
+HANDOVERS = ("handed", "failed", "late")
 RETRIES = ("refused", "broke", "unreachable", "hung", "503", "429", "error")
 """refused: no connection could be made. broke: it was closed before a byte of the answer came. unreachable: the host of
 the worker did not acknowledge the request. hung: the worker answered no probe any more. Numbers: the status of an
@@ -145,6 +146,15 @@ class RouterMetrics:
                 "Requests sent to another worker, nothing having been sent to the client, by what had failed.",
                 ["reason"],
                 known=[RETRIES],
+            )
+        )
+
+        self.handovers = self._put(
+            Counter(
+                "gc_router_handovers_total",
+                "Prompts that one worker was to compute for another: handed over, failed, or handed over too late.",
+                ["result"],
+                known=[HANDOVERS],
             )
         )
 

@@ -67,6 +67,10 @@ class Assessor:
         self._finder = CandidateFinder(dependencies.fleet, state.stored, state.queues.in_flight)
         self._matcher = PrefixMatcher(dependencies.fleet, dependencies.prefix_map, state.locations, state.history)
 
+    def hands_over(self, model: str | None) -> bool:
+        """Say whether one worker computes the prompts of a model's requests and another one answers."""
+        return self._finder.hands_over(model)
+
     def assess(self, ask: Ask, *, may_look_up: bool, newer_than: float | None = None) -> Assessment | LookupNeeded:
         """Return the assessment of a request. Raises NoWorker.
 

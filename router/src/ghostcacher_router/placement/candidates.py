@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.ports import FleetPort, WorkerPort
 from ghostcacher_router.signals.adapter_costs import is_adapter
 from ghostcacher_router.signals.stored_objects import StoredObjects
@@ -35,13 +36,27 @@ class Candidates(NamedTuple):
     """The LoRA adapter that the request names, where it is one at any of these workers."""
 
 
+class _Roles(NamedTuple):
+    """The workers of one model by what they do where prefill and decode are apart."""
+
+    workers: Sequence[WorkerPort]
+    """All of them: the fleet's own list."""
+    computing: Sequence[WorkerPort]
+    """Those that compute prompts, and hand them over."""
+    answering: Sequence[WorkerPort]
+    """Those that answer; all, where there are no others."""
+    apart: bool
+    """Whether there are both."""
+
+
 class CandidateFinder:
     """Finds candidates. Results are kept: the fleet's lists stay the same objects until the fleet changes."""
 
     def __init__(self, fleet: FleetPort, stored: StoredObjects, in_flight: Callable[[str], int]) -> None:
         """in_flight: returns how many requests of this router are at a worker."""
         self._fleet, self._stored, self._in_flight = fleet, stored, in_flight
-        self._seen: dict[str | None, Candidates] = {}
+        self._seen: dict[tuple[str | None, bool], Candidates] = {}
+        self._roles: dict[str | None, _Roles] = {}
 
     def find(self, ask: Ask) -> Candidates:
         """Return the candidates of a request. Raises NoWorker.
@@ -53,10 +68,14 @@ class CandidateFinder:
         if ask.shape.needs_id is not None and (holder := self._holder(ask, ask.shape.needs_id)) is not None:
             return _candidates([holder], ask.shape.model)
         model = ask.shape.model
+        base = self._fleet.base_of(model)
         workers = self._fleet.serving(model)
         if not workers:
-            self._seen.pop(model, None)
-            raise _nobody(model, self._fleet.models())
+            for computes in (False, True):
+                self._seen.pop((model, computes), None)
+            self._roles.pop(model, None)
+            raise _nobody(base or model, self._fleet.models())
+        workers = self._in_role(base or model, workers, ask.step)
         wanted = _wanted_rank(ask)
         if wanted is not None:
             workers = [worker for worker in workers if worker.data_parallel_rank in (None, wanted)]
@@ -70,13 +89,38 @@ class CandidateFinder:
         limits = self._fleet.limits()
         if limits:
             workers = self._within(limits, workers)
-        if ask.exclude or limits or wanted is not None or self._fleet.base_of(model) is not None:
+        if ask.exclude or limits or wanted is not None or base is not None:
             # The last have whatever names clients think of.
             return _candidates(workers, model)
-        found = self._seen.get(model)
+        key = model, ask.step is PdRole.PREFILL
+        found = self._seen.get(key)
         if found is None or found.workers is not workers:
-            found = self._seen[model] = _candidates(workers, model)
+            found = self._seen[key] = _candidates(workers, model)
         return found
+
+    def hands_over(self, model: str | None) -> bool:
+        """Say whether some workers only compute prompts for a model, and others answer."""
+        return self._roles_of(self._fleet.base_of(model) or model, self._fleet.serving(model)).apart
+
+    def _in_role(self, model: str | None, workers: Sequence[WorkerPort], step: PdRole | None) -> Sequence[WorkerPort]:
+        """Return the workers for a step, or for a whole request. workers: the fleet's, of this model."""
+        roles = self._roles_of(model, workers)
+        if step is not PdRole.PREFILL:
+            return roles.answering
+        if not roles.apart:
+            raise NoWorker(503, "No worker computes prompts alone.", kind="no_worker", retry_after_s=RETRY_AFTER_S)
+        return roles.computing
+
+    def _roles_of(self, model: str | None, workers: Sequence[WorkerPort]) -> _Roles:
+        known = self._roles.get(model)
+        if known is None or known.workers is not workers:
+            computing = [worker for worker in workers if worker.pd_role is PdRole.PREFILL]
+            answering = [worker for worker in workers if worker.pd_role is not PdRole.PREFILL]
+            apart = bool(computing and answering)
+            known = _Roles(workers, computing, answering if apart else workers, apart)
+            if workers:
+                self._roles[model] = known
+        return known
 
     def _within(self, limits: Mapping[str, int], workers: Sequence[WorkerPort]) -> Sequence[WorkerPort]:
         """Return the workers that may have one more request in flight; all of them, when none may."""

@@ -31,7 +31,8 @@ class Fallback:
 
     def least_loaded(self, ask: Ask, workers: Sequence[WorkerPort], forecasts: Sequence[Forecast]) -> PlacedRequest:
         """Place a request that has no prompt, where the queue is shortest. forecasts: of one token at each worker."""
-        self._metrics.fallbacks.inc("prompt")
+        if ask.step is None:
+            self._metrics.fallbacks.inc("prompt")
         best = choose(forecasts, self._rng)
         reason = Reason.ONLY if len(workers) == 1 else Reason.LEAST_LOAD
         return self._tracker.reserve(ask, self._fleet.workers[best.worker], reason, None)

@@ -156,6 +156,10 @@ class Picker:
         """Return what each candidate would cost and why, best first; place nothing. Raises NoWorker."""
         return await self._assessor.explain(ask)
 
+    def hands_over(self, model: str | None) -> bool:
+        """Say whether one worker computes the prompts of a model's requests and another one answers."""
+        return self._assessor.hands_over(model)
+
     def servers(self) -> list[Server]:
         """Return all servers that answer, each once, also those that are drained."""
         found: dict[Endpoint, Server] = {}

@@ -96,6 +96,15 @@ class HostBlocks:
         for block in blocks:
             self._tier.unpin(block)
 
+    def check_invariants(self) -> None:
+        """Raise AssertionError where blocks, slots and the retention's view do not fit together."""
+        assert len(self._held) + len(self._free) == self.spec.blocks, f"{self!r}: slots are lost"
+        assert len(self._held) == len(self._tier), f"{self!r}: the retention knows {len(self._tier)} blocks"
+        for block, held in self._held.items():
+            assert block in self._tier, f"{self!r}: the retention does not know a block"
+            at = (self._contents[held.slot], self._generations[held.slot])
+            assert at == (block, held.generation), f"{self!r}: slot {held.slot} holds another block than it should"
+
     def expire(self) -> list[BlockHash]:
         """Let those go whose time is over; return them."""
         return self._let_go(self._tier.expire())

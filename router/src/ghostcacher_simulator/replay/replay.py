@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from ghostcacher_simulator.engine import Prefilled, Refused
 from ghostcacher_simulator.load.requests import Load, Request
 from ghostcacher_simulator.machines.workers import FleetSpec
 from ghostcacher_simulator.replay.policies import Choice, Entrant
-from ghostcacher_simulator.replay.workers import SimulatedWorker, Stores
+from ghostcacher_simulator.replay.workers import Pulled, SimulatedWorker, Stores
 
 SETTLE_S = 2.5
 """Until routers know of each other."""
@@ -67,6 +67,8 @@ class Served(NamedTuple):
     pulled_tokens: int = 0
     """Pulled from a peer."""
     computed_tokens: int = 0
+    living_left: tuple[str, ...] = ()
+    """Of a request that found no worker: those that lived then and had not refused it."""
 
 
 class Run(NamedTuple):
@@ -90,8 +92,10 @@ class Run(NamedTuple):
 class Replay:
     """A run while it goes on. On the event loop of virtual time alone."""
 
-    def __init__(self, entrant: Entrant, load: Load, fleet: FleetSpec) -> None:
+    def __init__(self, entrant: Entrant, load: Load, fleet: FleetSpec, *, clients: int | None = None) -> None:
+        """clients: that send one request after the other, whatever the load says of times; None: as the load says."""
         self.entrant, self.load, self.fleet = entrant, load, fleet
+        self._clients = clients
         self.clock = asyncio.get_running_loop().time
         self.stores = Stores(pulls=entrant.pulls) if entrant.reports else None
         self._lives: Counter[str] = Counter()
@@ -101,27 +105,41 @@ class Replay:
         self.outstanding: dict[str, Request] = {}
         """Requests that have come and not ended, by id."""
         self.observe: Callable[[str], None] = lambda _: None
-        """Told of each thing that has happened."""
+        """Told of each thing that has happened. What it raises ends the run."""
+        self.on_pulled: Callable[[Pulled], None] = lambda _: None
+        """Told what workers have read of peers and believed. What it raises ends the run."""
+        self.come = 0
+        """How many requests have come."""
+        # Each of them would find the same.
+        records = self.stores.index.workers() if self.stores is not None else []
         for worker in self.workers:
-            worker.meet()
+            worker.know(records)
         self.policy = entrant.make(self.workers, self.stores)
+        self.begun = asyncio.Event()
+        """Set when the first request comes, at `began_at`."""
         self.began_at = 0.0
 
     async def run(self) -> Run:
         """Send all requests at their time, and return what became of them."""
-        reporting = asyncio.ensure_future(self._report())
-        await asyncio.sleep(SETTLE_S)
-        self.began_at = self.clock()
-        sent: set[asyncio.Task[None]] = set()
-        for request in self.load.requests:
-            await asyncio.sleep(max(0.0, self.began_at + request.arrival_s - self.clock()))
-            task = asyncio.ensure_future(self._send(request))
-            sent.add(task)
-            task.add_done_callback(sent.discard)
-        # A task whose callbacks have yet to run may hold an error.
-        await asyncio.gather(*sent)
-        took_s = self.clock() - self.began_at
-        reporting.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                reporting = group.create_task(self._report())
+                await asyncio.sleep(SETTLE_S)
+                self.began_at = self.clock()
+                self.begun.set()
+                async with asyncio.TaskGroup() as sending:
+                    if self._clients is None:
+                        for request in self.load.requests:
+                            await asyncio.sleep(max(0.0, self.began_at + request.arrival_s - self.clock()))
+                            sending.create_task(self._send(request))
+                    else:
+                        left = iter(self.load.requests)
+                        for _ in range(self._clients):
+                            sending.create_task(self._client(left))
+                took_s = self.clock() - self.began_at
+                reporting.cancel()
+        except BaseExceptionGroup as exc:
+            raise first_of(exc) from exc
         workers = [*self.workers, *self._gone]
         return Run(
             self.entrant,
@@ -165,9 +183,20 @@ class Replay:
 
     def _worker(self, name: str) -> SimulatedWorker:
         spec, metrics = self.fleet.worker, self.entrant.metrics
-        return SimulatedWorker(name, spec, self.stores, metrics=metrics, life=self._lives[name])
+        worker = SimulatedWorker(name, spec, self.stores, metrics=metrics, life=self._lives[name])
+        worker.on_pulled = self._was_pulled
+        return worker
+
+    def _was_pulled(self, pulled: Pulled) -> None:
+        self.on_pulled(pulled)
+
+    async def _client(self, left: Iterator[Request]) -> None:
+        """Send what is left, one request after the other."""
+        for request in left:
+            await self._send(request._replace(arrival_s=self.clock() - self.began_at))
 
     async def _send(self, request: Request) -> None:
+        self.come += 1
         self.outstanding[request.request_id] = request
         served = await self._serve(request)
         del self.outstanding[request.request_id]
@@ -183,7 +212,8 @@ class Replay:
             try:
                 choice = await self.policy.place(request, exclude)
             except NoWorker:
-                return served._replace(ending=Ending.UNPLACED)
+                living = (worker.name for worker in self.workers if not worker.dead and worker.name not in exclude)
+                return served._replace(ending=Ending.UNPLACED, living_left=tuple(living))
             served = await self._attempt(choice, served._replace(attempts=attempt, worker=choice.worker))
             if served.ending is not Ending.FAILED:
                 return served
@@ -230,6 +260,11 @@ class Replay:
             await asyncio.sleep(REPORT_S)
 
 
-async def replay(entrant: Entrant, load: Load, fleet: FleetSpec) -> Run:
-    """Send all requests of a load at their time through one policy, from empty caches."""
-    return await Replay(entrant, load, fleet).run()
+def first_of(exc: BaseException) -> BaseException:
+    """Return the first error of a group, however deep."""
+    return first_of(exc.exceptions[0]) if isinstance(exc, BaseExceptionGroup) else exc
+
+
+async def replay(entrant: Entrant, load: Load, fleet: FleetSpec, *, clients: int | None = None) -> Run:
+    """Send all requests of a load through one policy, from empty caches: at their time, or by so many clients."""
+    return await Replay(entrant, load, fleet, clients=clients).run()

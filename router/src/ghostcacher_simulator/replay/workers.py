@@ -117,6 +117,11 @@ class SimulatedWorker(BatchingEngine):
             with contextlib.suppress(IndexUnavailable):
                 self.connector.renew()
 
+    def know(self, others: Sequence[WorkerRecord]) -> None:
+        """Take others as peers to pull from, without looking for them."""
+        if self.connector is not None:
+            self.connector.know(others)
+
     def report(self) -> None:
         """Tell routers its load, and what it could not tell before, unless it is plain or Redis is away."""
         if self.connector is None or self._stores is None or self.dead:

@@ -44,6 +44,7 @@ def test_fleets_and_policies_are_run_each_once_in_order() -> None:
     ("words", "said"),
     [
         (["chat", "--slo", "ttft-p90=1", "--workers", "2"], r"--slo: expected no --workers, .*, got both"),
+        (["chat", "--fail", "fire@3"], r"failure: expected death:WORKER@S, .*, got 'fire@3'"),
         (["chat", "--plot", "a.gif"], r"--plot: expected a name that ends in \.png or \.svg, got 'a\.gif'"),
         (["chat", "--policies", "best"], r"--policies: expected some of round-robin, .*, or all, got 'best'"),
         (["chat", "--first", "3"], r"--first: expected a trace, got the load 'chat', which is made"),

@@ -61,6 +61,14 @@ def test_least_fleet_is_found_with_few_runs(needed: int, most: int) -> None:
     assert max(tried) <= most
 
 
+def test_failures_happen_in_every_run_and_are_watched() -> None:
+    words = ["documents:requests=40,documents=4", "--workers", "1,2", "--fail", "death:w0@2", "--fail", "redis@1+2"]
+    options = parse(words)
+    one, two = simulate(options, load_of(options.load), lambda _: None)[0]
+    assert run_found(one).endings["unplaced"] > 0
+    assert set(run_found(two).endings) <= {"answered", "broken"}
+
+
 def test_least_fleet_keeps_the_goal_and_one_worker_fewer_does_not() -> None:
     words = "documents:requests=120,documents=10,tokens=4000,rate=6 --prefill-tokens-per-second 5000 --policies hashing"
     options = parse([*words.split(), "--slo", "ttft-p90=2.0", "--workers-max", "16"])

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ghostcacher_connector.engines.common.adapter_content import adapted
 from ghostcacher_connector.engines.vllm.scheduling import adapters
-from ghostcacher_connector.engines.vllm.scheduling.adapters import AdapterBook, adapted, agreed
+from ghostcacher_connector.engines.vllm.scheduling.adapters import AdapterBook, agreed
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 import msgspec
 import pytest
 
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.types import PdRole
+from ghostcacher_router.fleet.membership.endpoints import parse_roles
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.placement.candidates import CandidateFinder
 from ghostcacher_router.signals.stored_objects import StoredObjects
@@ -38,8 +41,8 @@ class Fleet:
     def models(self) -> list[str]:
         return ["m"]
 
-    def base_of(self, model: str | None) -> str | None:  # noqa: ARG002 - engines find nothing by themselves
-        return None
+    def base_of(self, model: str | None) -> str | None:
+        return "m" if model == "lazy" else None
 
     def limits(self) -> Mapping[str, int]:
         return self.limited
@@ -155,3 +158,73 @@ def test_stored_object_is_at_its_worker_only(
     if holder == "b":
         with pytest.raises(NoWorker):
             finder.find(ask._replace(exclude=frozenset({"b"})))
+
+
+@pytest.mark.parametrize(("model", "status"), [("m", 503), ("lazy", 503), ("other", 404)])
+def test_model_whose_workers_are_all_away_may_be_asked_for_again(model: str, status: int) -> None:
+    """So may an adapter that they would find; one that nobody could ever have does not exist."""
+    ask = Ask("r", "POST", "/v1/completions", SHAPE._replace(model=model), {})
+    with pytest.raises(NoWorker) as caught:
+        finder_of(Fleet(), no_objects()).find(ask)
+    assert (caught.value.status, caught.value.retry_after_s is not None) == (status, status == 503)
+
+
+def in_role(name: str, role: PdRole | None) -> Worker:
+    return Worker(name, FRONT, msgspec.structs.replace(make_record(name), pd_role=role), 0.0)
+
+
+def taking(finder: CandidateFinder, step: PdRole | None) -> list[str]:
+    ask = Ask("r", "POST", "/v1/completions", SHAPE, {}, step=step)
+    first = finder.find(ask)
+    assert finder.find(ask) is first, "it is kept"
+    return [each.name for each in first.workers]
+
+
+def test_step_goes_to_those_that_do_it() -> None:
+    """Who only computes prompts answers nobody, and who answers takes whole requests, too."""
+    p, d, both = in_role("p", PdRole.PREFILL), in_role("d", PdRole.DECODE), in_role("both", None)
+    finder = finder_of(Fleet(p, d, both), no_objects())
+    assert finder.hands_over("m")
+    assert taking(finder, PdRole.PREFILL) == ["p"]
+    assert taking(finder, PdRole.DECODE) == taking(finder, None) == ["d", "both"]
+
+
+@pytest.mark.parametrize("role", [PdRole.PREFILL, PdRole.DECODE, None])
+def test_workers_of_one_role_take_all_of_a_request(role: PdRole | None) -> None:
+    """A fleet that has lost all of one kind still answers: each engine can do both."""
+    finder = finder_of(Fleet(in_role("a", role), in_role("b", role)), no_objects())
+    assert not finder.hands_over("m")
+    assert taking(finder, None) == ["a", "b"]
+    with pytest.raises(NoWorker):
+        finder.find(Ask("r", "POST", "/v1/completions", SHAPE, {}, step=PdRole.PREFILL))
+
+
+def test_role_that_the_router_is_told_counts_where_the_worker_says_none() -> None:
+    """What an engine says of itself wins."""
+    plain = Worker("w", FRONT, None, 0.0, PdRole.PREFILL)
+    assert plain.pd_role is PdRole.PREFILL
+    plain.renew(make_record("w"))
+    assert plain.pd_role is PdRole.PREFILL
+    plain.renew(msgspec.structs.replace(make_record("w"), pd_role=PdRole.DECODE))
+    assert plain.pd_role is PdRole.DECODE
+
+
+def test_roles_name_urls() -> None:
+    """One server has one role, by whichever of its names; what is none is named."""
+    roles = parse_roles(["http://localhost:8000/v1=prefill", "http://b:1=decode"], "roles")
+    assert roles == {Endpoint("127.0.0.1", 8000, False, ""): PdRole.PREFILL, Endpoint("b", 1, False, ""): PdRole.DECODE}
+    for wrong in ("http://b:1", "http://b:1=both", "b=prefill"):
+        with pytest.raises(ConfigError, match="roles: expected"):
+            parse_roles([wrong], "roles")
+
+
+def test_names_that_clients_think_of_are_not_kept() -> None:
+    """Of adapters that workers find by themselves there may be any number: what is known of them is their model's."""
+    fleet = Fleet(worker("a", None), worker("b", None))
+    fleet.base_of = lambda _: "m"  # type: ignore[assignment, method-assign]
+    finder = finder_of(fleet, no_objects())
+    for number in range(8):
+        named = SHAPE._replace(model=f"adapter {number}")
+        assert len(finder.find(Ask("r", "POST", "/v1/completions", named, {})).workers) == 2
+        finder.hands_over(named.model)
+    assert len(finder._seen) + len(finder._roles) <= 1

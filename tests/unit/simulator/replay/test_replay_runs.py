@@ -82,6 +82,26 @@ def test_last_message_is_never_in_a_tier() -> None:
     assert found.served[-1].loaded_tokens + found.served[-1].local_tokens == 5 * BLOCK
 
 
+def test_clients_send_one_request_after_the_other() -> None:
+    """Whatever the load says of times: two are under way, and each waits for its own answer alone."""
+
+    async def main() -> tuple[Run, int]:
+        going = Replay(entrant("round-robin"), load(*((0.0, name) for name in "abcdef")), fleet(2), clients=2)
+        most = 0
+
+        def look(_: str) -> None:
+            nonlocal most
+            most = max(most, len(going.outstanding))
+
+        going.observe = look
+        return await going.run(), most
+
+    found, most = run_virtual(main())
+    assert most == 2
+    assert [each.ttft_s for each in found.served] == pytest.approx([0.816] * 6)
+    assert found.took_s == pytest.approx(3 * (0.816 + 0.00625))
+
+
 def test_request_that_fits_no_cache_is_told_and_not_sent() -> None:
     found = run("ghostcacher", load((0, "a"), blocks=40), fleet(2))
     assert [(each.ending, each.ttft_s) for each in found.served] == [(Ending.TOO_LONG, None)]

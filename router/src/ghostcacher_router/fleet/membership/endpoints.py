@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.types import Endpoint
 
 URL_CHARS_MAX = 200
@@ -29,6 +31,20 @@ def parse_endpoint(url: str, setting: str = "http_url") -> Endpoint:
         raise ConfigError(f"{setting}: expected http[s]://host[:port][/path] without user or query, got {shown!r}")
     path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
     return Endpoint(host, port or _PORTS[parts.scheme], parts.scheme == "https", path)
+
+
+def parse_roles(entries: Iterable[str], setting: str) -> dict[Endpoint, PdRole]:
+    """Return what engines do, by `same_server` of their URLs.
+
+    Raises ConfigError, naming the setting, unless each entry is URL=prefill or URL=decode.
+    """
+    roles = {}
+    for entry in entries:
+        url, _, name = entry.rpartition("=")
+        if name not in set(PdRole):
+            raise ConfigError(f"{setting}: expected URL=prefill or URL=decode, got {entry[:200]!r}")
+        roles[same_server(parse_endpoint(url, setting))] = PdRole(name)
+    return roles
 
 
 def same_server(endpoint: Endpoint) -> Endpoint:

@@ -15,12 +15,21 @@ BODY_BYTES_MAX = 8 << 10
 
 
 async def ask_server(
-    proxy: ProxyState, endpoint: Endpoint, head: RequestHead, own_lines: bytes, body: bytes
+    proxy: ProxyState,
+    endpoint: Endpoint,
+    head: RequestHead,
+    own_lines: bytes,
+    body: bytes,
+    *,
+    answer_bytes_max: int = BODY_BYTES_MAX,
 ) -> tuple[int, bytes]:
-    """Return status and body of the answer of one server. Raises OSError when it gives none."""
+    """Return status and body of the answer of one server. Raises OSError when it gives none.
+
+    answer_bytes_max: what is kept of the body.
+    """
     # Not a kept connection: one that turns out closed would look like a server that is gone.
     connection = await proxy.pools.connect(endpoint)
-    pool, answer = connection.pool, _Answer(no_body=head.method == "HEAD")
+    pool, answer = connection.pool, _Answer(answer_bytes_max, no_body=head.method == "HEAD")
     try:
         request = worker_request(head, pool.prefix, pool.host_line, own_lines, len(body))
         connection.begin(answer, request, body, proxy.clock())
@@ -37,8 +46,8 @@ class _Answer:
     plain = True
     switching = False
 
-    def __init__(self, *, no_body: bool) -> None:
-        self.no_body = no_body
+    def __init__(self, bytes_max: int, *, no_body: bool) -> None:
+        self._bytes_max, self.no_body = bytes_max, no_body
         self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.body = bytearray()
         self._status = 0
@@ -62,7 +71,7 @@ class _Answer:
         self._fail(error)
 
     def _take(self, data: bytes) -> None:
-        self.body += data[: BODY_BYTES_MAX - len(self.body)]
+        self.body += data[: self._bytes_max - len(self.body)]
 
     def _fail(self, error: str) -> None:
         if not self.status.done():

@@ -15,8 +15,11 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable
+from functools import partial
 
+from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, HeldAnswer
+from ghostcacher_router.http.exchanges.handover import HandedOver, hand_over, step_of, wanted
 from ghostcacher_router.http.exchanges.later import later
 from ghostcacher_router.http.exchanges.own_headers import own_lines
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
@@ -45,7 +48,17 @@ class WorkerExchange(RetriedRequest):
     Tells the client's connection exactly once that it is over, unless it was cancelled by it.
     """
 
-    __slots__ = ("_engine_id", "_keep", "_output_later", "_received_at", "_sent", "_shape", "no_body", "plain")
+    __slots__ = (
+        "_engine_id",
+        "_handed",
+        "_keep",
+        "_output_later",
+        "_received_at",
+        "_sent",
+        "_shape",
+        "no_body",
+        "plain",
+    )
     switching = False
     _shape: RequestShape
 
@@ -59,6 +72,8 @@ class WorkerExchange(RetriedRequest):
         """Whether the client may send another request behind this answer."""
         self._engine_id = self.request_id
         """The request's id as the worker sees it: with what tells of the prompt's sections behind it."""
+        self._handed: HandedOver | None = None
+        """What another worker has computed of it, and was not used yet."""
         self._output_later = False
         """Whether output begins after the first byte, and is looked for."""
         self.no_body = head.method == "HEAD"
@@ -81,17 +96,28 @@ class WorkerExchange(RetriedRequest):
             self._shape = shape
             if shape.prompt is not None and self._proxy.limits.section_hints:
                 self._engine_id += shape.prompt.hint.encode()
-            self._place()
+            if wanted(self._proxy, self._head, shape, self._body):
+                own, ask = self._own_lines(), self._ask(PdRole.PREFILL)
+                step = partial(hand_over, self._proxy, self._head, ask, own, self._body)
+                self._task = later(step, self._handed_over, self._not_placed)
+            else:
+                self._place()
         else:
             self._task = later(lambda: shape, self._parsed, self._not_placed)
 
+    def _handed_over(self, handed: HandedOver | None) -> None:
+        self._handed = handed
+        self._place()
+
+    def _ask(self, step: PdRole | None) -> Ask:
+        head, shape = self._head, self._shape if step is None else step_of(step, self._shape)
+        excluded, trace = self._attempts.excluded, self._trace
+        return Ask(self._engine_id.decode(), head.method, head.path, shape, head.headers, excluded, trace, step)
+
     def _place(self) -> None:
-        head, trace = self._head, self._trace
-        if trace is not None:
-            trace.deciding(self._proxy.clock())
-        ask = Ask(
-            self._engine_id.decode(), head.method, head.path, self._shape, head.headers, self._attempts.excluded, trace
-        )
+        if self._trace is not None:
+            self._trace.deciding(self._proxy.clock())
+        ask = self._ask(None if self._handed is None else PdRole.DECODE)
         try:
             placement = self._proxy.dispatcher.place_now(ask)
         except Exception as exc:
@@ -114,7 +140,8 @@ class WorkerExchange(RetriedRequest):
             self._refused(str(exc), "refused")
             return
         # A kept connection may turn out closed, and then nobody knows whether the worker has seen the request.
-        connection = pool.take() if is_repeatable(self._head) else None
+        # Nor whether it has read what was handed over, which is read once.
+        connection = pool.take() if is_repeatable(self._head) and self._handed is None else None
         if connection is None:
             self._connect(placement)
         else:
@@ -147,13 +174,23 @@ class WorkerExchange(RetriedRequest):
         return self._proxy.pools
 
     def _send(self, connection: WorkerConnection, placement: Placement) -> None:
-        pool, head, body = connection.pool, self._head, self._body
-        forwarded_for = self._client.forwarded_for(head.headers.get(b"x-forwarded-for"))
-        own = b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self._engine_id, forwarded_for)
-        own += rank_line(head, placement.data_parallel_rank)
+        pool, head, body = connection.pool, self._head, self._take_body()
+        own = self._own_lines() + rank_line(head, placement.data_parallel_rank)
         if self._trace is not None:
             own += self._trace.sent(placement, self._proxy.clock())
         self._begin(connection, placement, worker_request(head, pool.prefix, pool.host_line, own, len(body)), body)
+
+    def _own_lines(self) -> bytes:
+        forwarded_for = self._client.forwarded_for(self._head.headers.get(b"x-forwarded-for"))
+        return b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self._engine_id, forwarded_for)
+
+    def _take_body(self) -> Body:
+        """Return what is sent: with what was handed over the first time, if that can still be there."""
+        handed, self._handed = self._handed, None
+        if handed is not None and self._proxy.clock() > handed.usable_until:
+            self._proxy.meter.handovers.inc("late")
+            return self._body
+        return self._body if handed is None else handed.body
 
     def _begin(self, connection: WorkerConnection, placement: Placement, head: bytes, body: Body) -> None:
         """Write the request. head, body: as they are sent."""

@@ -1,0 +1,255 @@
+"""How far `ghostcacher simulate` is from real engines: the same questions, asked of both.
+
+    python -m benchmarks.simulator_calibration [--short] [--size small] [--engines 2,3] [--documents 12] [--requests 72]
+
+Real vLLM engines, a real Redis and a real router. First each engine is measured, all at the same time, as they will
+work: prompts of two lengths, an answer alone and several beside each other, a pull. These figures make the simulated
+workers. Then both get the same questions on documents whose KV is twice what the fleet holds, from the same number of
+clients, in turns and through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT
+or in tokens computed. On a machine with fewer free cores than engines the engines' speed is not one figure: then so
+are the differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from statistics import median
+from typing import NamedTuple
+
+from benchmarks.harness import Documents, EngineOptions, RedisServer, ensure_model, start_many, stop_all
+from benchmarks.harness.client import run_concurrently
+from benchmarks.harness.engine import Engine
+from benchmarks.harness.program import run_program
+from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
+from benchmarks.harness.router import RouterProcess
+from benchmarks.harness.scenario import share, wait_until_joined, warm_up
+from benchmarks.harness.workload import Load as Questions
+from benchmarks.harness.workload import Result, make_load, round_robin, run_load, through
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_simulator.batching import Batching
+from ghostcacher_simulator.engine import Profile
+from ghostcacher_simulator.load.requests import Load, Row, make_requests
+from ghostcacher_simulator.machines.workers import FleetSpec, WorkerSpec
+from ghostcacher_simulator.replay.policies import entrants
+from ghostcacher_simulator.replay.replay import Run, replay
+from ghostcacher_simulator.virtual_time import run_virtual
+
+ANSWER_TOKENS = 8
+BLOCK_TOKENS = 32
+STEP_TOKENS = 2_048
+OVERCOMMIT = 2.0
+"""The documents' KV, over what all engines together hold."""
+BESIDE = 4
+"""Answers beside each other, when a step is measured."""
+MEASURED_TOKENS = 48
+ROUNDS = 3
+OFF_MAX = 0.2
+POLICIES = {"round robin": "round-robin", "GhostCacher": "ghostcacher"}
+
+
+class Compared(NamedTuple):
+    """One load by one policy, of both."""
+
+    engines: int
+    policy: str
+    real_p50_s: float
+    simulated_p50_s: float
+    real_tokens: int
+    simulated_tokens: int
+
+    @property
+    def off(self) -> tuple[float, float]:
+        """Return by what parts the simulator is off: in TTFT, in tokens."""
+        return self.simulated_p50_s / self.real_p50_s - 1, self.simulated_tokens / self.real_tokens - 1
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.simulator_calibration", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--short", action="store_true", help="tiny model, two engines, few requests, no check")
+    parser.add_argument("--size", choices=["tiny", "small"], default="small")
+    parser.add_argument("--engines", default="2,3", metavar="N,N")
+    parser.add_argument("--documents", type=int, default=12)
+    parser.add_argument("--document-tokens", type=int, default=1536)
+    parser.add_argument("--requests", type=int, default=72)
+    parser.add_argument("--concurrency", type=int, default=4)
+    chosen = parser.parse_args(argv)
+    if chosen.short:
+        chosen.size, chosen.engines, chosen.documents, chosen.requests = "tiny", "2", 6, 24
+        chosen.document_tokens = 768
+    if not all(size.isdigit() and int(size) > 1 for size in chosen.engines.split(",")):
+        raise ConfigError(f"--engines: expected numbers from 2, such as 2,3, got {chosen.engines!r}")
+    return chosen
+
+
+def options_of(chosen: argparse.Namespace, model: str, redis_url: str, engines: int) -> list[EngineOptions]:
+    """Return the options of all engines: together they hold 1/OVERCOMMIT of the documents."""
+    blocks = chosen.documents * chosen.document_tokens / OVERCOMMIT / engines / BLOCK_TOKENS
+    longest = chosen.document_tokens + 256
+    needed = (chosen.concurrency // 2 + 1) * longest // BLOCK_TOKENS
+    return [
+        EngineOptions(
+            model=model,
+            name=f"w{index}",
+            connector={"redis_url": redis_url, "worker_id": f"w{index}", "pull": "always"},
+            max_model_len=longest,
+            block_size=BLOCK_TOKENS,
+            num_blocks=max(round(blocks), needed),
+            extra_args=("--max-num-batched-tokens", str(STEP_TOKENS)),
+        )
+        for index in range(engines)
+    ]
+
+
+def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> WorkerSpec:
+    """Return a worker with the figures of these engines, which are measured side by side."""
+
+    def ttft_s(tokens: int) -> float:
+        def one(numbered: tuple[int, Engine]) -> float:
+            number, engine = numbered
+            times = []
+            for attempt in range(ROUNDS):
+                prompt = texts.tokens(tokens, seed=7_000_000 + 1_000 * tokens + 10 * number + attempt)
+                times.append(engine.client.complete(prompt, max_tokens=2, pull=False).ttft_s)
+            engine.client.reset_prefix_cache()
+            return median(times)
+
+        return median(run_concurrently(one, list(enumerate(engines)), concurrency=len(engines)))
+
+    def gap_s(answers: int) -> float:
+        def one(number: int) -> float:
+            prompt = texts.tokens(BLOCK_TOKENS, seed=9_000_000 + number)
+            engine = engines[number % len(engines)]
+            return median(engine.client.complete(prompt, max_tokens=MEASURED_TOKENS, ignore_eos=True).gaps_s)
+
+        each = answers * len(engines)
+        return median(run_concurrently(one, range(each), concurrency=each))
+
+    short, long = longest // 4, longest
+    short_s, long_s = ttft_s(short), ttft_s(long)
+    rate = (long - short) / max(1e-9, long_s - short_s)
+    step_s, beside_s = gap_s(1), gap_s(BESIDE)
+    pull = share(engines[0], engines[1], texts.tokens(long, seed=8_000_000), max_tokens=2).pull
+    for engine in engines:
+        engine.client.reset_prefix_cache()
+    blocks = max(1, pull.tokens // BLOCK_TOKENS)
+    assert isinstance(engines[0].options, EngineOptions)
+    profile = Profile(
+        kv_blocks=engines[0].options.num_blocks or 1,
+        block_tokens=BLOCK_TOKENS,
+        prefill_tokens_per_s=rate,
+        arrival_s=max(0.0, short_s - short / rate - step_s),
+        block_bytes=max(1, pull.bytes // blocks),
+        pull_bytes_per_s=max(1.0, pull.bytes / max(1e-6, pull.seconds)),
+        pull_fixed_s=0.0,
+    )
+    batching = Batching(STEP_TOKENS, step_s, max(0.0, (beside_s - step_s) / (BESIDE - 1)))
+    return WorkerSpec(profile, batching)
+
+
+def simulated_load(questions: Questions, texts: Documents) -> Load:
+    """Return the same questions for the simulator: tokens as the engines have them, shared where they are equal."""
+    rows = []
+    for number, prompt in enumerate(questions.prompts):
+        ids = texts.encode(prompt)
+        pieces = (ids[start : start + BLOCK_TOKENS] for start in range(0, len(ids), BLOCK_TOKENS))
+        names = [hashlib.sha256(repr(piece).encode()).hexdigest()[:16] for piece in pieces]
+        rows.append(Row(float(number), len(ids), ANSWER_TOKENS, names))
+    return Load("questions", make_requests(rows, block_tokens=BLOCK_TOKENS), BLOCK_TOKENS)
+
+
+def compare(
+    chosen: argparse.Namespace,
+    engines: Sequence[Engine],
+    router: RouterProcess,
+    texts: Documents,
+    progress: ProgressLine,
+) -> tuple[WorkerSpec, list[Compared]]:
+    """Return the measured worker, and what both made of each policy."""
+    for number, engine in enumerate(engines):
+        warm_up(engine, texts.tokens(chosen.document_tokens, seed=6_000_000 + number))
+    progress("measuring the engines")
+    worker = measured(engines, texts, chosen.document_tokens)
+    found = []
+    by_key = {each.key: each for each in entrants(1)}
+    for seed, (name, key) in enumerate(POLICIES.items(), start=1):
+        for engine in engines:
+            engine.client.reset_prefix_cache()
+        own = key == "ghostcacher"
+        policy = through(router.client) if own else round_robin([engine.client for engine in engines])
+        questions = make_load(
+            texts,
+            documents=chosen.documents,
+            document_tokens=chosen.document_tokens,
+            requests=chosen.requests,
+            seed=seed,
+            order=1,
+        )
+        real = run_load(
+            policy, questions, concurrency=chosen.concurrency, max_tokens=ANSWER_TOKENS, pull=own, progress=progress
+        )
+        load = simulated_load(questions, texts)
+        fleet = FleetSpec(len(engines), worker)
+        found.append(_compared(name, real, run_virtual(replay(by_key[key], load, fleet, clients=chosen.concurrency))))
+    return worker, found
+
+
+def _compared(name: str, real: Result, run: Run) -> Compared:
+    ttft_s = [each.ttft_s for each in run.served if each.ttft_s is not None]
+    return Compared(run.fleet.workers, name, real.p50_s, percentile(ttft_s, 50), real.computed, run.computed_tokens)
+
+
+def report(found: Sequence[Compared]) -> str:
+    rows = [
+        [
+            each.policy,
+            str(each.engines),
+            milliseconds(each.real_p50_s),
+            milliseconds(each.simulated_p50_s),
+            f"{each.off[0]:+.0%}",
+            f"{each.real_tokens:,}",
+            f"{each.simulated_tokens:,}",
+            f"{each.off[1]:+.0%}",
+        ]
+        for each in found
+    ]
+    return table(["policy", "engines", "TTFT p50", "simulated", "off", "tokens computed", "simulated", "off"], rows)
+
+
+def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
+    """Measure, simulate and print. Returns 1 when the simulator is off by more than `OFF_MAX`, but for --short."""
+    model = str(ensure_model(chosen.size))
+    texts = Documents(model)
+    found: list[Compared] = []
+    for size in map(int, chosen.engines.split(",")):
+        with RedisServer() as redis:
+            engines = start_many(options_of(chosen, model, redis.url, size), progress)
+            try:
+                wait_until_joined(engines)
+                with RouterProcess(redis_url=redis.url) as router:
+                    router.wait_workers(size)
+                    worker, compared = compare(chosen, engines, router, texts, progress)
+            finally:
+                stop_all(engines)
+        profile, batching = worker.profile, worker.batching
+        progress.done(
+            f"{size} engines: {profile.prefill_tokens_per_s:,.0f} tokens/s, {milliseconds(profile.arrival_s)} before, "
+            f"steps of {milliseconds(batching.step_s)} and {milliseconds(batching.decode_s)} for each further answer, "
+            f"pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s"
+        )
+        found += compared
+    print(report(found))
+    far = [each for each in found if max(map(abs, each.off)) > OFF_MAX]
+    return 0 if chosen.short or not far else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_program(lambda: run(arguments(argv), ProgressLine()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

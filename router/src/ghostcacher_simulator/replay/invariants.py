@@ -1,0 +1,148 @@
+"""What must hold at each step of a run, whatever fails: no request lost, no wrong block, everything bounded.
+
+at each step     requests: each that came has ended once, or is under way; none waits for longer than `WAIT_S_MAX`
+                 caches: no more than fits; each block lies where it is said to, under its generation
+                 routers: their own invariants; no more in flight than has come
+at each pull     what was read and believed is the block that was wanted
+at each ending   the tokens of a prompt are all accounted for; no request fails or finds no worker while one lives
+                 that has not refused it
+at the end       nothing is in flight any more, no slot is referenced; the index, where Redis is there, says of
+                 no block that a living worker has it which it has not
+"""
+
+from __future__ import annotations
+
+from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_simulator.replay.policies import GhostCacher
+from ghostcacher_simulator.replay.replay import ATTEMPTS_MAX, Ending, Replay, Served
+from ghostcacher_simulator.replay.workers import Pulled, SimulatedWorker
+
+WAIT_S_MAX = 3_600.0
+"""What a fleet has not served in an hour, with all its queues, it never will: nothing in a run takes that long."""
+
+
+class InvariantBroken(AssertionError):
+    """Something does not hold. The message says what, when and after which step."""
+
+
+class Invariants:
+    """Watches one run."""
+
+    def __init__(self, replay: Replay) -> None:
+        """Watch a run that has not begun."""
+        self._replay = replay
+        self._judged = 0
+        self.steps = 0
+        """How often all of it was checked."""
+        self._noted: list[object] = []
+        replay.observe = self.check
+        replay.on_pulled = self._pulled
+
+    def note(self, error: object) -> None:
+        """Note an error that nobody has taken: the next check fails."""
+        self._noted.append(error)
+
+    def check(self, step: str) -> None:
+        """Check what must hold always. Raises InvariantBroken."""
+        self.steps += 1
+        try:
+            assert not self._noted, f"an error that nobody has taken: {self._noted[0]!r}"
+            self._check_requests()
+            for worker in self._replay.workers:
+                _check_caches(worker)
+            self._check_routers()
+        except AssertionError as exc:
+            raise self._broken(str(exc), step) from exc
+
+    def check_end(self) -> None:
+        """Check what must hold once all requests have ended and time has passed. Raises InvariantBroken."""
+        try:
+            assert not self._noted, f"an error that nobody has taken: {self._noted[0]!r}"
+            assert not self._replay.outstanding, f"under way: {sorted(self._replay.outstanding)}"
+            for worker in self._replay.workers:
+                assert not worker.pool.referenced, f"{worker.name}: {worker.pool!r}"
+                assert not worker.requests, f"{worker.name}: {worker.requests} requests"
+            self._check_routers()
+            self._check_routers_at_rest()
+            self._check_index()
+        except AssertionError as exc:
+            raise self._broken(str(exc), "the end") from exc
+
+    def _broken(self, what: str, step: str) -> InvariantBroken:
+        at_s = self._replay.clock() - self._replay.began_at
+        return InvariantBroken(f"at {at_s:.3f} s, after {step!r}: {what.splitlines()[0]}")
+
+    def _check_requests(self) -> None:
+        replay = self._replay
+        served, under_way = len(replay.served), len(replay.outstanding)
+        assert served + under_way == replay.come, f"{replay.come} came, {served} ended, {under_way} are under way"
+        for request in replay.outstanding.values():
+            waited_s = replay.clock() - replay.began_at - request.arrival_s
+            assert waited_s < WAIT_S_MAX, f"{request.request_id} has waited for {waited_s:.0f} s"
+        for each in replay.served[self._judged :]:
+            _check_served(each)
+        self._judged = served
+
+    def _check_routers(self) -> None:
+        policy, under_way = self._replay.policy, len(self._replay.outstanding)
+        if not isinstance(policy, GhostCacher):
+            return
+        for router in policy.routers:
+            state = router.routing.state
+            state.queues.check_invariants()
+            state.locks.check_invariants()
+            in_flight = state.queues.in_flight_total
+            assert in_flight <= under_way, f"router: expected at most {under_way} in flight, got {in_flight}"
+
+    def _check_routers_at_rest(self) -> None:
+        policy = self._replay.policy
+        for router in policy.routers if isinstance(policy, GhostCacher) else ():
+            state = router.routing.state
+            assert not state.queues.in_flight_total, f"router: {state.queues!r}"
+            assert not len(state.locks), f"router: {state.locks!r}"
+
+    def _check_index(self) -> None:
+        stores = self._replay.stores
+        if stores is None or not stores.index.reachable:
+            return
+        living = {
+            worker.connector.ref: worker for worker in self._replay.workers if worker.connector and not worker.dead
+        }
+        known = [ref_of(record) for record in stores.index.workers() if ref_of(record) in living]
+        for request in self._replay.load.requests:
+            for hit in stores.index.lookup(known, request.prompt.blocks, locations_for=len(known)):
+                worker = self._replay.worker(hit.worker)
+                for block, at in zip(request.prompt.blocks, hit.locations, strict=False):
+                    found = (worker.content(at), worker.generation(at))
+                    assert found == (block, at.generation), f"index: {hit.worker} has no {block.hex()[:8]} at {at}"
+
+    def _pulled(self, pulled: Pulled) -> None:
+        if pulled.peer.dead:
+            raise self._broken(f"{pulled.peer.name}: expected no read of a dead worker to count", "a pull")
+        for block, at in zip(pulled.blocks, pulled.locations, strict=True):
+            content = pulled.peer.content(at)
+            if content != block:
+                got = content.hex()[:8] if content else None
+                what = f"{pulled.peer.name}, {at}: expected block {block.hex()[:8]}, got {got}"
+                raise self._broken(what, "a pull")
+
+
+def _check_caches(worker: SimulatedWorker) -> None:
+    worker.pool.check_invariants()
+    if worker.host is not None:
+        worker.host.check_invariants()
+
+
+def _check_served(served: Served) -> None:
+    request, name = served.request, f"{served.request.request_id} {served.ending.value}"
+    parts = (served.local_tokens, served.loaded_tokens, served.pulled_tokens, served.computed_tokens)
+    if served.ttft_s is not None:
+        assert sum(parts) == request.prompt.tokens, f"{name}: {parts} are not {request.prompt.tokens} tokens"
+        assert served.ttft_s > 0, f"{name}: no time to the first token"
+    begun = served.ending in {Ending.ANSWERED, Ending.BROKEN}
+    assert (served.ttft_s is not None) == begun, f"{name}: first token after {served.ttft_s} s"
+    most = served.attempts == ATTEMPTS_MAX
+    assert most if served.ending is Ending.FAILED else served.attempts <= ATTEMPTS_MAX, (
+        f"{name}: {served.attempts} times"
+    )
+    assert not served.living_left, f"{name} while {', '.join(served.living_left)} live"

@@ -1,0 +1,278 @@
+"""One worker computes the prompt, another one answers: two steps, as vLLM's own proxy makes them, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.client import metrics
+from benchmarks.harness.router import RouterProcess
+from ghostcacher_router.http.exchanges.handover import USABLE_S
+from ghostcacher_router.http.protocol.limits import Limits
+from ghostcacher_router.prompt import parse_body
+from ghostcacher_router.types import Outcome, RequestShape
+from ghostcacher_simulator.api import EngineApi
+from ghostcacher_simulator.http_server import EngineServer
+from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, chunks, content, says
+from tests.support.prompts import CHAT, COMPLETIONS, say
+from tests.support.proxy_rig import POST, Rig, eventually, on_loop, proxy_rig
+
+PARAMS = {"do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2]], "remote_port": 5600}
+COMPUTED = json.dumps({"choices": [], "kv_transfer_params": PARAMS}).encode()
+CONVERSATION: dict[str, Any] = {"model": "m", "messages": [say("user", "hello " * 40)], "max_tokens": 9}
+PATIENCE_S = 60.0
+
+
+def parse(path: str, body: Any, headers: Mapping[bytes, bytes]) -> RequestShape:
+    return parse_body(path, body, headers, 7)
+
+
+def two_steps(rig: Rig) -> Rig:
+    """Have the rig's engines that are named p... compute, and read bodies as a router does."""
+    rig.state.parse = parse
+    rig.dispatcher.computing = {engine.name for engine in rig.engines if engine.name.startswith("p")}
+    return rig
+
+
+def request(body: dict[str, Any], path: str = CHAT) -> bytes:
+    data = json.dumps(body).encode()
+    return POST.replace(CHAT.encode(), path.encode()) + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
+
+
+def bodies(engine: MockEngine) -> list[dict[str, Any]]:
+    return [json.loads(received.body) for received in engine.received]
+
+
+def steps(rig: Rig) -> list[tuple[str, str | None, Outcome | None]]:
+    return [(place.worker, place.ask.step and place.ask.step.value, place.outcome) for place in rig.placements]
+
+
+SHORT = Limits(prefill_tokens_min=0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@on_loop
+async def test_prompt_is_computed_by_one_worker_and_answered_by_another(path: str, stream: bool) -> None:
+    """The first is asked for one token; the second gets what the client wrote, and where the first has the prompt."""
+    answer = CHUNKED + chunks(b"data: x\n\n") if stream else content(b"answer")
+    p, d = MockEngine("p", says(content(COMPUTED))), MockEngine("d", says(answer))
+    async with proxy_rig(p, d, limits=SHORT) as rig:
+        body = {"model": "m", "max_tokens": 9, "stream": stream, "stream_options": {"include_usage": True}}
+        body |= {"messages": CONVERSATION["messages"]} if path == CHAT else {"prompt": "hello"}
+        answered = (await two_steps(rig).ask(request(body, path)))[1]
+        assert (b"data: x" if stream else b"answer") in answered
+        one_token = {"max_tokens": 1, "max_completion_tokens": None, "min_tokens": 0, "stream": False}
+        one_token |= {"stream_options": None, "kv_transfer_params": {"do_remote_decode": True}}
+        assert bodies(p) == [body | one_token]
+        assert bodies(d) == [body | {"kv_transfer_params": PARAMS}]
+        assert p.received[0].headers[b"x-request-id"] == d.received[0].headers[b"x-request-id"]
+        assert steps(rig) == [("p", "prefill", Outcome.DONE), ("d", "decode", Outcome.DONE)]
+        first, second = (place.ask.shape.prompt for place in rig.placements)
+        assert first is not None
+        assert second is None
+        assert rig.meter.handovers == [("handed",)]
+
+
+def breaks(peer: Peer, _: Received) -> None:
+    peer.abort()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        breaks,
+        says(content(b"{}", status=500)),
+        says(content(b"{}", status=400)),
+        says(content(b"no json")),
+        says(content(b'{"kv_transfer_params": null}')),
+        says(content(b'{"kv_transfer_params": {"do_remote_prefill": false}}')),
+    ],
+)
+@on_loop
+async def test_worker_that_answers_computes_what_nobody_has_handed_over(script: Any) -> None:
+    """Whatever goes wrong: the client gets its answer, to what it wrote, and that worker is placed by the prompt."""
+    p, d = MockEngine("p", script), MockEngine("d", says(content(b"answer")))
+    async with proxy_rig(p, d, limits=SHORT) as rig:
+        assert (await two_steps(rig).ask(request(CONVERSATION)))[1] == b"answer"
+        assert bodies(d) == [CONVERSATION]
+        assert rig.placements[-1].ask.step is None
+        assert rig.placements[-1].ask.shape.prompt is not None
+        assert rig.meter.handovers == [("failed",)]
+
+
+@on_loop
+async def test_another_worker_computes_when_the_first_fails() -> None:
+    """Once: then the one that answers does."""
+    p1, p2, d = MockEngine("p1", breaks), MockEngine("p2", says(content(COMPUTED))), MockEngine("d")
+    async with proxy_rig(p1, p2, d, limits=SHORT) as rig:
+        await two_steps(rig).ask(request(CONVERSATION))
+        assert [worker for worker, _, _ in steps(rig)] == ["p1", "p2", "d"]
+        assert bodies(d)[0]["kv_transfer_params"] == PARAMS
+
+
+@on_loop
+async def test_what_was_handed_over_is_sent_once() -> None:
+    """The first engine lets go of it when it was read: a worker that comes second would read what lies there then."""
+    p, d1, d2 = MockEngine("p", says(content(COMPUTED))), MockEngine("d1", breaks), MockEngine("d2")
+    async with proxy_rig(p, d1, d2, limits=SHORT) as rig:
+        await two_steps(rig).ask(request(CONVERSATION))
+        assert bodies(d1)[0]["kv_transfer_params"] == PARAMS
+        assert bodies(d2) == [CONVERSATION]
+
+
+@on_loop
+async def test_kept_connection_is_not_used_for_what_is_sent_once() -> None:
+    """It may turn out closed, and then nobody knows whether the worker has read what was handed over."""
+    p, d = MockEngine("p", says(content(COMPUTED))), MockEngine("d")
+    async with proxy_rig(p, d, limits=SHORT) as rig:
+        for _ in range(3):
+            await two_steps(rig).ask(request(CONVERSATION))
+        assert [received.connection for received in d.received] == [0, 1, 2]
+
+
+@on_loop
+async def test_worker_that_takes_no_connection_leaves_it_to_another() -> None:
+    """It has read nothing."""
+    p, d1, d2 = MockEngine("p", says(content(COMPUTED))), MockEngine("d1"), MockEngine("d2")
+    async with proxy_rig(p, d1, d2, limits=SHORT) as rig:
+        await d1.stop()
+        await two_steps(rig).ask(request(CONVERSATION))
+        assert bodies(d2)[0]["kv_transfer_params"] == PARAMS
+
+
+@on_loop
+async def test_what_was_handed_over_is_not_used_late() -> None:
+    """The first engine keeps it for a while only."""
+    p, d = MockEngine("p", says(content(COMPUTED))), MockEngine("d")
+    async with proxy_rig(p, d, limits=SHORT) as rig:
+        two_steps(rig)
+        answer = p.script
+
+        def slow(peer: Peer, received: Received) -> None:
+            rig.dispatcher.slow = asyncio.Event()
+            answer(peer, received)
+
+        p.script = slow
+        client = await rig.client()
+        client.send(request(CONVERSATION))
+        await eventually(lambda: rig.dispatcher.waiting)
+        rig.clock.now += USABLE_S + 1
+        assert rig.dispatcher.slow is not None
+        rig.dispatcher.slow.set()
+        await client.answer()
+        assert bodies(d) == [CONVERSATION]
+        assert rig.meter.handovers == [("handed",), ("late",)]
+
+
+@on_loop
+async def test_client_that_leaves_ends_the_first_step() -> None:
+    """The engine stops computing for nobody."""
+    left = asyncio.Event()
+
+    async def never(peer: Peer, _: Received) -> None:
+        await peer.left()
+        left.set()
+
+    p, d = MockEngine("p", never), MockEngine("d")
+    async with proxy_rig(p, d, limits=SHORT) as rig:
+        client = await two_steps(rig).client()
+        client.send(request(CONVERSATION))
+        await eventually(lambda: p.received)
+        client.abort()
+        async with asyncio.timeout(PATIENCE_S):
+            await left.wait()
+        assert d.received == []
+        await eventually(lambda: steps(rig) == [("p", "prefill", Outcome.CANCELLED)])
+
+
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [
+        (CHAT, {"n": 2}),
+        (CHAT, {"kv_transfer_params": {"gc_pull": False}}),
+        (CHAT, {"prompt_logprobs": 1}),
+        (CHAT, {"use_beam_search": True}),
+        (COMPLETIONS, {"prompt": ["a", "b"]}),
+        (COMPLETIONS, {"prompt": [[1, 2], [3]]}),
+        (COMPLETIONS, {"prompt": "a", "best_of": 3}),
+        (COMPLETIONS, {"prompt": "a", "echo": True}),
+        ("/v1/messages", {}),
+    ],
+)
+@on_loop
+async def test_request_with_several_prompts_or_answers_goes_to_one_worker(path: str, changes: dict[str, Any]) -> None:
+    """What one engine hands over is one prompt, and is read once."""
+    p, d = MockEngine("p"), MockEngine("d")
+    async with proxy_rig(p, d, limits=SHORT) as rig:
+        await two_steps(rig).ask(request(CONVERSATION | changes, path))
+        assert steps(rig) == [("d", None, Outcome.DONE)]
+        assert bodies(d) == [CONVERSATION | changes]
+
+
+@on_loop
+async def test_short_prompt_goes_to_one_worker() -> None:
+    """Handing it over would take as long as computing it."""
+    p, d = MockEngine("p", says(content(COMPUTED))), MockEngine("d")
+    async with proxy_rig(p, d, limits=Limits(prefill_tokens_min=50)) as rig:
+        await two_steps(rig).ask(request(CONVERSATION | {"messages": [say("user", "hello")]}))
+        await rig.ask(request(CONVERSATION))
+        assert [worker for worker, _, _ in steps(rig)] == ["d", "p", "d"]
+
+
+class PdApi(EngineApi):
+    """An engine beside NixlConnector, as far as HTTP shows it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.got: list[dict[str, Any]] = []
+
+    async def __call__(self, peer: Peer, request: Received) -> None:
+        if request.path != CHAT:
+            await super().__call__(peer, request)
+            return
+        self.got.append(json.loads(request.body))
+        handed = {**PARAMS, "remote_engine_id": self.name} if self._hands_over else None
+        peer.send(content(json.dumps({"from": self.name, "kv_transfer_params": handed}).encode()))
+
+    @property
+    def _hands_over(self) -> bool:
+        return self.got[-1].get("kv_transfer_params") == {"do_remote_decode": True}
+
+
+@on_loop
+async def test_router_knows_roles_of_static_workers(tmp_path: Path) -> None:
+    """A real router, told who does what: prompts of one prefix go to one of the two that compute, the third answers."""
+    servers = [EngineServer(PdApi(name)) for name in ("p1", "p2", "d")]
+    for server in servers:
+        await server.start()
+    urls = [f"http://127.0.0.1:{server.port}" for server in servers]
+    roles = ",".join(f"{url}={role}" for url, role in zip(urls, ("prefill", "prefill", "decode"), strict=True))
+    try:
+        await asyncio.to_thread(ask_router, urls, ["--roles", roles], tmp_path)
+    finally:
+        for server in servers:
+            await server.stop()
+    p1, p2, d = (server.handler for server in servers)
+    assert {len(p1.got), len(p2.got)} == {0, 4}
+    assert [body["kv_transfer_params"]["remote_engine_id"] for body in d.got] == [(p1 if p1.got else p2).name] * 4
+
+
+def ask_router(urls: list[str], arguments: list[str], folder: Path) -> None:
+    """Have a router answer four requests that begin alike."""
+    with RouterProcess(workers=urls, arguments=arguments, log_dir=folder) as router:
+        router.wait_workers(3, deadline_s=PATIENCE_S)
+        for number in range(4):
+            messages = [say("system", "be brief " * 400), say("user", f"question {number}")]
+            data = json.dumps({"model": "m", "messages": messages}).encode()
+            asked = urllib.request.Request(f"{router.url}{CHAT}", data, {"Content-Type": "application/json"})  # noqa: S310
+            with urllib.request.urlopen(asked, timeout=PATIENCE_S) as reply:  # noqa: S310
+                assert json.load(reply)["from"] == "d"
+        assert metrics(router.url).sum("gc_router_handovers_total", result="handed") == 4
