@@ -4,6 +4,7 @@
 
 A process of its own owns the memory. Columns: GB/s of memcpy (slot by slot, as a local copy would do it), of pulls by
 NIXL (seal included) and through the relay over loopback; ratio = time of the pull over time of the memcpy.
+split_ratio = time of two pulls of half of each row, as from two ranks that have half of the heads, over time of one.
 Slots are pulled in a scattered order, so that no two are merged into one READ.
 """
 
@@ -24,6 +25,7 @@ from ghostcacher_connector.core.types import RankEndpoint
 from ghostcacher_connector.transfer.base import PullOutcome, PullRequest, Transport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from ghostcacher_connector.transfer.shares import WHOLE, RowPart, part_of_rank
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
@@ -43,9 +45,11 @@ def median_s(action: Callable[[], None], repeats: int) -> float:
     return statistics.median(times)
 
 
-def pull_once(transport: Transport, peer: RankEndpoint, remote: np.ndarray, local: np.ndarray) -> None:
+def pull_once(
+    transport: Transport, peer: RankEndpoint, remote: np.ndarray, local: np.ndarray, part: RowPart = WHOLE
+) -> None:
     zeros = np.zeros(len(remote), dtype=np.uint64)
-    result = transport.pull(PullRequest(peer, remote, local, zeros, time.monotonic() + 60))
+    result = transport.pull(PullRequest(peer, remote, local, zeros, time.monotonic() + 60, part))
     assert result.outcome is PullOutcome.DONE, result
 
 
@@ -63,12 +67,17 @@ def measure(slot_bytes: int, segments: int, repeats: int) -> dict[str, Any]:
             for a, b in zip(remote.tolist(), local.tolist(), strict=True):
                 here[b] = there[a]
 
+    def pull_halves() -> None:
+        for half in (RowPart(0, 2), RowPart(1, 2)):
+            pull_once(direct, part_of_rank(owner.endpoint, half, half), remote, local, half)
+
     relay = {"listen": "127.0.0.1:0", "token": TOKEN}
     with OwnerProcess({"memory": shape, "relay": relay}) as owner:
         direct = NixlTransport(memory.memories, memory.table, name="reader")
         through = RelayTransport(memory.rank, token=TOKEN)
         copy_s = median_s(copy, repeats)
         direct_s = median_s(lambda: pull_once(direct, owner.endpoint, remote, local), repeats)
+        halves_s = median_s(pull_halves, repeats)
         relay_s = median_s(lambda: pull_once(through, owner.endpoint, remote, local), repeats)
         none = np.zeros(0, dtype=np.int64)
         seal_us = statistics.median(direct.probe(owner.endpoint, none, timeout_s=5).rtt_s for _ in range(200)) * 1e6
@@ -84,6 +93,7 @@ def measure(slot_bytes: int, segments: int, repeats: int) -> dict[str, Any]:
         "memcpy_GBps": total / copy_s / 1e9,
         "nixl_GBps": total / direct_s / 1e9,
         "nixl_ratio": direct_s / copy_s,
+        "split_ratio": halves_s / direct_s,
         "relay_GBps": total / relay_s / 1e9,
         "relay_ratio": relay_s / copy_s,
         "seal_us": seal_us,

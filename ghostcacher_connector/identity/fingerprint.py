@@ -80,7 +80,11 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The attention backend, then shape and strides of a slot in every segment."""
 
     tp: int
-    """Tensor-parallel size."""
+    """Tensor-parallel size; 1 where it makes no difference to what is shared: see `ranks_hold`."""
+
+    ranks_hold: str
+    """What the tensor-parallel ranks of a stage hold: "shards", which other sizes divide otherwise; "replicas"; or
+    "heads", of which other sizes have more or fewer, side by side."""
 
     pp: int
     """Pipeline-parallel size."""
@@ -131,6 +135,14 @@ def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[tuple[str, s
     fields = sorted(a.keys() | b.keys())
     pairs = ((field, a.get(field, ABSENT), b.get(field, ABSENT)) for field in fields)
     return [(field, left, right) for field, left, right in pairs if left != right]
+
+
+def share_count(fields: Mapping[str, str]) -> int:
+    """Return how many shares a block has: one for each stage, and for each rank of it where these hold shards.
+
+    fields: of a fingerprint, as `Fingerprint.as_fields` gives them.
+    """
+    return int(fields["pp"]) * int(fields["tp"])
 
 
 def named_values(values: Mapping[str, object]) -> str:

@@ -42,6 +42,7 @@ import numpy.typing as npt
 
 from ghostcacher_connector.core.types import MissReason, RankEndpoint
 from ghostcacher_connector.slots import Generations, Slots
+from ghostcacher_connector.transfer.shares import WHOLE, RowPart
 
 Validity = npt.NDArray[np.bool_]
 
@@ -72,6 +73,8 @@ class PullRequest(NamedTuple):
     """The generations of the remote slots as they were published, shape (n,), uint64."""
     deadline: float
     """On the transport's monotonic clock, in seconds."""
+    local_part: RowPart = WHOLE
+    """The part of each local row that the peer's row fills. A relay fills whole rows only."""
 
 
 class PullResult(NamedTuple):
@@ -116,6 +119,15 @@ def checked_result(valid: Validity, transport: str, moved_bytes: int, seconds: f
         transport,
         f"{stale} of {len(valid)} blocks were reused since they were published",
     )
+
+
+def joined_result(first: PullResult, second: PullResult) -> PullResult:
+    """Return the result of two pulls into two parts of the same slots: a block is valid when it is in both."""
+    moved, seconds = first.bytes + second.bytes, first.seconds + second.seconds
+    worse = next((each for each in (second, first) if each.outcome is PullOutcome.FAILED), None)
+    if worse is not None:
+        return worse._replace(bytes=moved, seconds=seconds, over=second.over)
+    return checked_result(first.valid & second.valid, second.transport, moved, seconds)
 
 
 class Probe(NamedTuple):

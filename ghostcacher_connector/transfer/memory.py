@@ -19,6 +19,7 @@ from ghostcacher_connector.core.types import MissReason, RankEndpoint, SlotMemor
 from ghostcacher_connector.slots import Slots, SlotTable, check_header, seal_words, valid_mask
 from ghostcacher_connector.transfer.base import Probe, PullRequest, PullResult, Transport, checked_result, failed_result
 from ghostcacher_connector.transfer.layout import Bytes, by_memory, endpoint_fault, request_fault, rows_of, slots_fault
+from ghostcacher_connector.transfer.shares import part_of_memory
 
 
 class Fault(Enum):
@@ -114,7 +115,7 @@ class MemoryTransport(Transport):
     def pull(self, request: PullRequest) -> PullResult:
         started = self._clock()
         count = len(request.local_slots)
-        peer, ours = request.peer, self._memories[0]
+        peer, ours = request.peer, part_of_memory(self._memories[0], request.local_part)
         fault = request_fault(ours, peer, request.remote_slots, request.local_slots, len(request.generations))
         if fault is not None:
             return failed_result(count, self.name, *fault)

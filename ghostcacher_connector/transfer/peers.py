@@ -5,31 +5,42 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ghostcacher_connector.core.backoff import Backoff
 from ghostcacher_connector.core.errors import TransferError
 from ghostcacher_connector.core.types import OWN_INCARNATION, MissReason, RankEndpoint, SlotMemory, WorkerRecord
-from ghostcacher_connector.transfer.base import PullResult, Transport
+from ghostcacher_connector.transfer.base import Probe, PullResult, Transport
 from ghostcacher_connector.transfer.jobs import LinkStats
 from ghostcacher_connector.transfer.layout import endpoint_fault
+from ghostcacher_connector.transfer.shares import WHOLE, Piece, RowPart, Share, part_of_rank
 
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 2.0
 
 
+class Source(NamedTuple):
+    """A rank of a peer, as far as it is read."""
+
+    endpoint: RankEndpoint
+    """Describes what is read of its rows."""
+    ours: RowPart
+    """The part of this rank's rows that it fills."""
+
+
 class Peer:
     """One peer: its endpoint and what is known of the way to it. Guarded by the lock of `Peers`."""
 
-    def __init__(self, worker: str, incarnation: bytes, endpoint: RankEndpoint) -> None:
+    def __init__(self, worker: str, incarnation: bytes, pieces: tuple[Source, ...]) -> None:
         self.worker = worker
         """The worker's name."""
         self.incarnation = incarnation
         """The incarnation of the entries that are good: those of another one are stale."""
-        self.endpoint = endpoint
-        """Its rank of the same number as this one: ranks pull from their counterparts."""
+        self.pieces = pieces
+        """What to read of which of its ranks, in order: together the share of each block that this rank has."""
         self.backoff = Backoff()
         self.transport: str | None = None
         """The transport that was used last; None when none reaches it."""
@@ -42,6 +53,11 @@ class Peer:
         self.last_error = ""
         """Why the last one did."""
 
+    @property
+    def endpoint(self) -> RankEndpoint:
+        """The first of its ranks that is read: the others are reached in the same way."""
+        return self.pieces[0].endpoint
+
 
 class Peers:
     """Peers by worker name. Thread-safe; transports are called without the lock held."""
@@ -52,13 +68,14 @@ class Peers:
         memory: SlotMemory,
         *,
         namespace: str,
-        rank: int,
+        share: Share,
         clock: Callable[[], float],
     ) -> None:
+        """share: of the rank, which its peers have, too."""
         self._transports = transports
         self._slot_bytes = memory.slot_bytes
         self._namespace = namespace
-        self._rank = rank
+        self._share = share
         self._clock = clock
         self._lock = threading.Lock()
         self._peers: dict[str, Peer] = {}
@@ -83,17 +100,25 @@ class Peers:
             old = self._peers
             self._peers = {worker: self._kept(old.get(worker), record) for worker, record in accepted.items()}
             fresh = [peer for worker, peer in self._peers.items() if old.get(worker) is not peer]
-            gone = [peer.endpoint for worker, peer in old.items() if self._peers.get(worker) is not peer]
-        kept = {peer.endpoint.agent_name for peer in fresh}
+            left = [peer for worker, peer in old.items() if self._peers.get(worker) is not peer]
+        gone = [source.endpoint for peer in left for source in peer.pieces]
+        kept = {source.endpoint.agent_name for peer in fresh for source in peer.pieces}
         for endpoint in gone:
             if endpoint.agent_name not in kept:
                 self._forget(endpoint)
         return fresh
 
+    def counterparts(self, record: WorkerRecord) -> tuple[Source, ...]:
+        """Return what to read of which ranks of a worker; nothing when it has not what this rank has."""
+        return tuple(
+            Source(part_of_rank(record.ranks[piece.rank], piece.theirs, piece.ours), piece.ours)
+            for piece in self._share.pieces_in(len(record.ranks))
+        )
+
     def know_own(self, worker: str, endpoint: RankEndpoint) -> None:
         """Take the own worker for a peer, for loads from its own host slots: no record of it is needed."""
         with self._lock:
-            self._own = Peer(worker, OWN_INCARNATION, endpoint)
+            self._own = Peer(worker, OWN_INCARNATION, (Source(endpoint, WHOLE),))
 
     def is_own(self, worker: str) -> bool:
         """Say whether a name is that of the own worker."""
@@ -107,18 +132,21 @@ class Peers:
 
     def connect(self, peer: Peer) -> None:
         """Connect to a peer and measure its round trip, so that the first pull does not pay for that."""
-        transport = self.transport_to(peer.endpoint)
-        if transport is None:
-            self._note_error(peer, "no transport reaches it")
-            return
-        try:
-            probe = transport.probe(peer.endpoint, np.zeros(0, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
-        except TransferError as exc:
-            self._note_error(peer, str(exc))
-            return
+        reached: list[Probe] = []
+        for source in peer.pieces:
+            transport = self.transport_to(source.endpoint)
+            if transport is None:
+                self._note_error(peer, "no transport reaches it")
+                return
+            try:
+                nothing = np.zeros(0, dtype=np.int64)
+                reached.append(transport.probe(source.endpoint, nothing, timeout_s=PROBE_TIMEOUT_S))
+            except TransferError as exc:
+                self._note_error(peer, str(exc))
+                return
         with self._lock:
-            peer.transport = transport.name
-            peer.rtt_s = probe.rtt_s
+            peer.transport = reached[-1].transport
+            peer.rtt_s = max(probe.rtt_s for probe in reached)
 
     def ready(self, worker: str) -> Peer | None:
         """Return a peer that is known and that nothing backs off from."""
@@ -159,21 +187,28 @@ class Peers:
 
     def _kept(self, peer: Peer | None, record: WorkerRecord) -> Peer:
         """Return what is known of a peer, or a new one when this is another incarnation of it."""
-        same = peer is not None and peer.incarnation == record.incarnation and peer.endpoint == record.ranks[self._rank]
-        return peer if peer is not None and same else Peer(record.worker, record.incarnation, record.ranks[self._rank])
+        pieces = self.counterparts(record)
+        same = peer is not None and peer.incarnation == record.incarnation and peer.pieces == pieces
+        return peer if peer is not None and same else Peer(record.worker, record.incarnation, pieces)
 
     def _fault_of(self, record: WorkerRecord) -> str:
         if record.namespace != self._namespace:
             return f"fingerprint_mismatch: namespace {record.namespace[:16]}, expected {self._namespace[:16]}"
-        if len(record.ranks) <= self._rank:
-            return f"fingerprint_mismatch: {len(record.ranks)} ranks, expected more than {self._rank}"
-        endpoint = record.ranks[self._rank]
-        if endpoint.rank != self._rank:
-            return f"malformed_entry: expected rank {self._rank}, found rank {endpoint.rank}"
+        pieces = self._share.pieces_in(len(record.ranks))
+        if not pieces:
+            return f"fingerprint_mismatch: {len(record.ranks)} ranks do not divide a block as this worker's do"
+        return next(filter(None, (self._fault_of_piece(record, piece) for piece in pieces)), "")
+
+    def _fault_of_piece(self, record: WorkerRecord, piece: Piece) -> str:
+        endpoint = record.ranks[piece.rank]
+        if endpoint.rank != piece.rank:
+            return f"malformed_entry: expected rank {piece.rank}, found rank {endpoint.rank}"
         fault = endpoint_fault(endpoint)
         if fault:
             return f"malformed_entry: {fault}"
-        if endpoint.slot_bytes != self._slot_bytes:
+        # So many times one of their rows' parts as one of ours: rows that could not be divided so are not equal here.
+        theirs = [size * piece.ours.of for size in endpoint.slot_bytes]
+        if theirs != [size * piece.theirs.of for size in self._slot_bytes]:
             return "fingerprint_mismatch: its bytes per slot differ from this worker's"
         return ""
 

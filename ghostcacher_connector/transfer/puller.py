@@ -36,6 +36,7 @@ from ghostcacher_connector.transfer.base import (
     Validity,
     checked_result,
     failed_result,
+    joined_result,
 )
 from ghostcacher_connector.transfer.jobs import (
     BlockFailure,
@@ -47,6 +48,7 @@ from ghostcacher_connector.transfer.jobs import (
     unread_result,
 )
 from ghostcacher_connector.transfer.peers import Peer, Peers
+from ghostcacher_connector.transfer.shares import Share
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +67,20 @@ class Puller:
         memory: SlotMemory,
         *,
         namespace: str,
-        rank: int,
+        share: Share,
         pull_threads: int = 2,
         loads: bool = False,
         queue_max: int = QUEUE_MAX,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the threads. loads: whether the rank has host slots of its own to load from (`Peers.know_own`)."""
+        """Start the threads. loads: whether the rank has host slots of its own to load from (`Peers.know_own`).
+
+        share: of the rank, which its peers have, too.
+        """
         self._transports = tuple(transports)
         self._clock = clock
         self._queue_max = queue_max
-        self.peers = Peers(self._transports, memory, namespace=namespace, rank=rank, clock=clock)
+        self.peers = Peers(self._transports, memory, namespace=namespace, share=share, clock=clock)
         self._changed = threading.Condition()
         self._queue: collections.OrderedDict[str, PullJob] = collections.OrderedDict()
         self._running: set[str] = set()
@@ -286,18 +291,27 @@ class Puller:
             # Generations start anew with each incarnation: these may be met again, with other content.
             nothing = np.zeros(len(wanted), dtype=np.bool_)
             return checked_result(nothing, "none", 0, 0.0)
-        request = PullRequest(
-            peer.endpoint, source.remote_slots[wanted], job.local_slots[wanted], source.generations[wanted], deadline
-        )
-        detail = f"no transport reaches {source.worker}"
-        result = failed_result(len(wanted), "none", MissReason.PEER_UNREACHABLE, detail)
+        result: PullResult | None = None
+        for endpoint, part in peer.pieces:
+            slots, generations = source.remote_slots[wanted], source.generations[wanted]
+            request = PullRequest(endpoint, slots, job.local_slots[wanted], generations, deadline, part)
+            piece = self._pull_piece(source.worker, request)
+            result = piece if result is None else joined_result(result, piece)
+            if result.over is not None or not result.valid.any():
+                break  # what still lands, or is missing, makes the other parts worthless
+        assert result is not None, "a peer of which nothing is read"
+        self.peers.record(peer, result)
+        return result
+
+    def _pull_piece(self, worker: str, request: PullRequest) -> PullResult:
+        detail = f"no transport reaches {worker}"
+        result = failed_result(len(request.local_slots), "none", MissReason.PEER_UNREACHABLE, detail)
         for transport in self._transports:
-            if not transport.reaches(peer.endpoint):
+            if not transport.reaches(request.peer):
                 continue
             result = transport.pull(request)
             if result.over is not None or result.reason not in RETRY_ELSEWHERE:
                 break
-        self.peers.record(peer, result)
         return result
 
 

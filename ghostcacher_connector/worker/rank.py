@@ -36,6 +36,7 @@ from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
 from ghostcacher_connector.transfer.relay.process import RelayProcess
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from ghostcacher_connector.transfer.shares import Share
 from ghostcacher_connector.worker.host_memory import HostMemory
 from ghostcacher_connector.worker.host_objects import HostObjects
 from ghostcacher_connector.worker.link_probe import PROBE_TIMEOUT_S, ProbeResponder, SelfCheckReport
@@ -60,7 +61,7 @@ class RankRuntime:
         recorder: Recorder,
         *,
         worker: str,
-        rank: int,
+        share: Share,
         namespace: str,
         scratch_slot: int,
         port_offset: int = 0,
@@ -70,6 +71,7 @@ class RankRuntime:
 
         table: of the engine's slots and the host's. host: the host tier's memory, if there is one; closed by `stop`.
         port_offset: how far above `relay_listen` this rank's own port is, different for each rank of one deployment.
+        share: the part of each block that this rank has.
         scratch_slot: a slot that the engine never reads; the self-check writes to it.
         Raises ConfigError and TransferError: at start, and only then.
         """
@@ -79,7 +81,8 @@ class RankRuntime:
         self._recorder = recorder
         self._table = table
         self._worker = worker
-        self._rank = rank
+        self._rank = rank = share.rank
+        self._share = share
         self._scratch_slot = scratch_slot
         self._port_offset = port_offset
         self._self_check: SelfCheckReport | None = None
@@ -113,7 +116,7 @@ class RankRuntime:
             [*local, *self._transports()],
             memory,
             namespace=namespace,
-            rank=rank,
+            share=share,
             pull_threads=settings.pull_threads,
             loads=host is not None,
         )
@@ -146,7 +149,7 @@ class RankRuntime:
             self._table,
             self.copier,
             self._recorder,
-            rank=self._rank,
+            rank=self._share.number,
             namespace=self._namespace,
             kv_dtype=kv_dtype,
         )
@@ -264,11 +267,12 @@ class RankRuntime:
         return self._rank < len(ranks) and ranks[self._rank].incarnation == self.endpoint.incarnation
 
     def _probe_peer(self, peer: WorkerRecord) -> Probe:
-        if self._rank >= len(peer.ranks):
-            raise PeerUnreachable(f"{peer.worker} has no rank {self._rank}")
+        sources = self.puller.peers.counterparts(peer)
+        if not sources:
+            raise PeerUnreachable(f"{peer.worker} has no rank with the share of rank {self._rank}")
         if self._live_workers.get(peer.worker) != peer:
             self._live_workers.refresh()  # it has joined, or come back, since the last look
-        count = min(PROBE_SLOTS, peer.ranks[self._rank].slot_count)
+        count = min(PROBE_SLOTS, sources[0].endpoint.slot_count)
         return self.puller.probe(peer.worker, np.arange(count, dtype=np.int64), timeout_s=PROBE_TIMEOUT_S)
 
     def _run_self_check(self) -> None:

@@ -14,6 +14,7 @@ from ghostcacher_connector.transfer.jobs import JobResult, PullJob, PullSource
 from ghostcacher_connector.transfer.local import LocalTransport
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.transfer.shares import Share
 from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 
@@ -45,7 +46,7 @@ class Fleet:
             [*self.local(), self.transport],
             self.memory.rank,
             namespace=NAMESPACE,
-            rank=0,
+            share=Share.of(0, 1, 1),
             loads=own,
             clock=self.clock,
             **options,

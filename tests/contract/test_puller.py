@@ -17,6 +17,7 @@ from ghostcacher_connector.transfer.jobs import PullJob, PullSource
 from ghostcacher_connector.transfer.memory import Fabric, Fault, MemoryTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.transfer.shares import Share
 from tests.contract.puller_fleet import NAMESPACE, Fleet, record, wait_for, wait_until
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
@@ -41,7 +42,7 @@ def test_job_that_may_still_land_is_kept_back_and_asked_of_nobody_else() -> None
     fabric, memory = Fabric(), KvMemory()
     transport = UnfinishedTransport(fabric, memory.memories, memory.table, name="me")
     transport.over = threading.Event()
-    puller = Puller([transport], memory.rank, namespace=NAMESPACE, rank=0, pull_threads=1)
+    puller = Puller([transport], memory.rank, namespace=NAMESPACE, share=Share.of(0, 1, 1), pull_threads=1)
     owner = KvMemory()
     peer = MemoryTransport(fabric, owner.memories, owner.table, name="w1")
     puller.update_peers([record("w1", peer.endpoint(rank=0))])
@@ -296,7 +297,7 @@ def test_new_peer_is_connected_in_the_background_and_measured() -> None:
     """With real NIXL: the link is up before the first job, and what is pulled is counted."""
     memory = KvMemory(64, 4, 64 << 10)
     transport = NixlTransport(memory.memories, memory.table, name="reader")
-    puller = Puller([transport], memory.rank, namespace=NAMESPACE, rank=0)
+    puller = Puller([transport], memory.rank, namespace=NAMESPACE, share=Share.of(0, 1, 1))
     with OwnerProcess({"memory": {"slot_count": 64, "segment_count": 4, "slot_bytes": 64 << 10}}) as owner:
         owner.call("overwrite", range(64), [0] * 64)
         puller.update_peers([record("w1", owner.endpoint)])

@@ -18,6 +18,7 @@ from ghostcacher_connector.transfer.local import LocalTransport
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
+from ghostcacher_connector.transfer.shares import RowPart, part_of_rank
 from tests.support.kv_memory import KvMemory
 from tests.support.owner_client import OwnerProcess
 
@@ -184,6 +185,27 @@ def test_published_slots_arrive_unchanged_in_any_layout(kind: str, layout: str) 
         assert result.valid.all()
         assert result.reason is None
         assert result.bytes == 7 * 3 * 4096
+        assert rig.holds(local, remote, generations).all()
+        untouched = np.setdiff1d(np.arange(64), local)
+        assert not any(rows[untouched].any() for rows in rig.memory.rows)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PEER_KINDS if "relay" not in kind])
+@pytest.mark.parametrize("layout", ["layers", "blocks", "gaps"])
+def test_parts_of_rows_arrive_in_their_places(kind: str, layout: str) -> None:
+    """Each quarter of the owner's rows is put where a quarter of the reader's belongs, here in reverse order."""
+    for rig in make_rig(kind, layout):
+        remote, local, generations = np.array([3, 4, 5, 0, 63]), np.array([7, 8, 9, 1, 0]), np.arange(1, 6)
+        rig.call("write", remote, generations)
+        for number in range(4):
+            theirs, ours = RowPart(number, 4), RowPart(3 - number, 4)
+            endpoint = part_of_rank(rig.owner.endpoint, theirs, ours)
+            stamps, deadline = generations.astype(np.uint64), time.monotonic() + 10
+            result = rig.transport.pull(PullRequest(endpoint, remote + rig.first, local, stamps, deadline, ours))
+            assert result.outcome is PullOutcome.DONE, result
+            assert result.bytes == 5 * 3 * 1024
+        for rows in rig.memory.rows:
+            rows[local] = rows[local].reshape(5, 4, -1)[:, ::-1].reshape(5, -1)
         assert rig.holds(local, remote, generations).all()
         untouched = np.setdiff1d(np.arange(64), local)
         assert not any(rows[untouched].any() for rows in rig.memory.rows)

@@ -51,6 +51,8 @@ class Case(NamedTuple):
     window_blocks: int = 0
     """Blocks of a window in a KV cache group of its own."""
     ranks: int = 1
+    b_args: tuple[str, ...] | None = None
+    """Of the second engine in place of `extra_args`, where it has one rank and the first has several."""
     drafter: str = ""
     """vLLM's name for the kind of drafter with KV of its own, if there is one."""
     adapter: bool = False
@@ -86,6 +88,7 @@ CASES = {
     "fp8": Case("qwen3", FP8),
     "ngram": Case("qwen3", NGRAM),
     "stages": Case("qwen3", STAGES, env={"PYTHONPATH": str(ROOT)}, ranks=2),
+    "sizes": Case("qwen3", ("--tensor-parallel-size", "2"), ranks=2, b_args=()),
     "eagle": Case("qwen3", (), drafter="eagle"),
     "draft-model": Case("qwen3", (), drafter="draft_model"),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
@@ -108,7 +111,6 @@ ADAPTERS = {"a": {"mine": 1, "other": 2}, "b": {"yours": 1, "other": 3}}
 def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     options = {
         "env": case.env,
-        "cores": "|".join(core_shares(case.ranks)) if case.ranks > 1 else None,
         "block_size": case.block_tokens,
         "num_blocks": case.blocks,
         "max_model_len": 28 * case.block_tokens,
@@ -118,7 +120,10 @@ def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     for name, adapters in ADAPTERS.items():
         paths = [f"{each}={make_adapter(folder / name / each, model, seed=n)}" for each, n in adapters.items()]
         more = ("--lora-modules", *paths) if case.adapter else ()
-        engines[name] = {**options, "extra_args": (*case.args_for(model), *more)}
+        alone = case.ranks == 1 or (name == "b" and case.b_args is not None)
+        args = case.args_for(model) if name == "a" or case.b_args is None else case.b_args
+        cores = None if alone else "|".join(core_shares(case.ranks))
+        engines[name] = {**options, "extra_args": (*args, *more), "cores": cores}
     with running(model, engines, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
         fleet.window_blocks = case.window_blocks
         if case.adapter:

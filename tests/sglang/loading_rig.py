@@ -45,6 +45,7 @@ from ghostcacher_connector.transfer.base import PullRequest, PullResult, failed_
 from ghostcacher_connector.transfer.jobs import PullSource
 from ghostcacher_connector.transfer.memory import Fabric, MemoryTransport
 from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.transfer.shares import Share
 from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
 
@@ -142,7 +143,7 @@ class Rig:
             [self.transport],
             self.memory.rank,
             namespace=NAMESPACE,
-            rank=0,
+            share=Share.of(0, 1, 1),
             pull_threads=THREADS,
             clock=clock,
         )

@@ -73,12 +73,18 @@ class Queue:
 
     def __init__(self, *rids: str) -> None:
         self.waiting_queue = [SimpleNamespace(rid=rid) for rid in rids]
+        self.running_batch = SimpleNamespace(batch_is_full=False)
 
-    def build(self, room: int, late: str) -> list[str]:
+    def build(self, room: int, late: str) -> tuple[list[str], Any]:
         """Take this many out of the queue, and put one request into it, as SGLang does with one that it preempts."""
         taken, self.waiting_queue = self.waiting_queue[:room], self.waiting_queue[room:]
         self.waiting_queue.append(SimpleNamespace(rid=late))
-        return [req.rid for req in taken]
+        return [req.rid for req in taken], self.running_batch
+
+    def find_no_room(self) -> tuple[None, Any]:
+        """Admit nobody, as SGLang does while its pool is full: it looks at nobody again until a request has ended."""
+        self.running_batch.batch_is_full = True
+        return None, self.running_batch
 
     @property
     def rids(self) -> list[str]:
@@ -86,9 +92,9 @@ class Queue:
 
 
 @contextmanager
-def waiting(*rids: str) -> Iterator[None]:
-    """Have these requests wait."""
-    made: Any = SimpleNamespace(waits=lambda rid: rid in rids)
+def waiting(*rids: str, kept_tokens: int = 0) -> Iterator[None]:
+    """Have these requests wait. kept_tokens: of pages that pulls hold."""
+    made: Any = SimpleNamespace(waits=lambda rid: rid in rids, kept_tokens=kept_tokens)
     hooks.set_linker(made)
     try:
         yield
@@ -100,8 +106,21 @@ def test_request_that_waits_is_in_no_batch_and_keeps_its_place() -> None:
     """Those behind it are computed."""
     queue = Queue("a", "b", "c", "d")
     with waiting("a", "c"):
-        assert hooks.prefill_built(Queue.build, queue, room=1, late="e") == ["b"]
+        assert hooks.prefill_built(Queue.build, queue, room=1, late="e")[0] == ["b"]
     assert queue.rids == ["a", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("waits", "kept_tokens", "full"), [(("a",), 0, False), ((), 32, False), ((), 0, True), (("of before",), 0, True)]
+)
+def test_full_batch_is_looked_at_again_while_pulls_hold_pages(
+    waits: tuple[str, ...], kept_tokens: int, full: bool
+) -> None:
+    """SGLang would admit no request before one that runs has ended, though the pages of a pull are free meanwhile."""
+    queue = Queue("a", "b")
+    with waiting(*waits, kept_tokens=kept_tokens):
+        hooks.prefill_built(Queue.find_no_room, queue)
+    assert queue.running_batch.batch_is_full is full
 
 
 def test_queue_is_whole_again_where_no_batch_could_be_built() -> None:

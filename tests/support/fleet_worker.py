@@ -14,6 +14,7 @@ from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.core.types import Role, WorkerRecord
 from ghostcacher_connector.metrics import Recorder
+from ghostcacher_connector.transfer.shares import Share
 from ghostcacher_connector.worker.rank import RankRuntime
 from tests.support.kv_memory import KvMemory
 
@@ -67,7 +68,7 @@ class FleetWorker:
             self._memory.table,
             Recorder(),
             worker=name,
-            rank=0,
+            share=Share.of(0, 1, 1),
             namespace=namespace,
             scratch_slot=self._memory.rank.slot_count - 1,
         )

@@ -38,7 +38,7 @@ def case_of(seed: int) -> Case:
     profile = Profile(
         kv_blocks=int(longest * rng.choice([0.9, 1.2, 2.0, 4.0])) + 1,
         block_tokens=BLOCK_TOKENS,
-        prefill_tokens_per_s=rng.choice([2_000.0, 10_000.0]),
+        prefill_tokens_per_s=rng.choice([500.0, 2_000.0, 10_000.0]),
         block_bytes=1 << 20,
         pull_bytes_per_s=rng.choice([1e7, 1e8, 1e9]),
     )
@@ -62,12 +62,13 @@ def run_case(seed: int) -> Run:
 
 
 def _load(rng: Random) -> Load:
-    requests, rate = rng.randint(3, 25), rng.choice([1.0, 4.0, 20.0])
+    requests, rate = rng.randint(3, 25), rng.choice([1.0, 4.0, 20.0, 200.0])
+    tools = rng.choice([400, 2_500])
     kinds: list[Made] = [
-        Documents(requests=requests, rate=rate, documents=rng.randint(1, 5), tokens=rng.randint(64, 1_500), answer=20),
+        Documents(requests=requests, rate=rate, documents=rng.randint(1, 5), tokens=rng.randint(64, 4_000), answer=20),
         Rag(requests=requests, rate=rate, passages=6, found=2, tokens=200, rules=rng.choice([0, 128]), answer=20),
         Chat(requests=requests, rate=rate, turns=4, rules=128, message=60, answer=40, pause=rng.choice([0.0, 2.0])),
-        Agents(requests=requests, rate=rate, kinds=2, turns=5, tools=400, message=100, answer=20, pause=1.0),
+        Agents(requests=requests, rate=rate, kinds=2, turns=5, tools=tools, message=100, answer=20, pause=1.0),
     ]
     return make_load(rng.choice(kinds), seed=rng.randrange(1 << 30), block_tokens=BLOCK_TOKENS)
 

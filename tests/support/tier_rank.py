@@ -12,6 +12,7 @@ from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.slots import Generations, Slots
 from ghostcacher_connector.transfer.jobs import CopyJob, CopyResult, JobResult, PullJob, PullSource
+from ghostcacher_connector.transfer.shares import Share
 from ghostcacher_connector.worker.host_memory import GIB, open_host_memory
 from ghostcacher_connector.worker.rank import RankRuntime
 from tests.support.index_parts import rank_record
@@ -46,7 +47,7 @@ class TierRank:
             self.memory.table,
             self.recorder,
             worker=worker,
-            rank=rank,
+            share=Share.of(rank, rank + 1, rank + 1),
             namespace=NAMESPACE,
             scratch_slot=SLOTS - 1,
             host=self.host,

@@ -30,6 +30,7 @@ from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.forecast import STEP_TOKENS_MIN, Forecaster
 from ghostcacher_connector.pull.lookups import LookupService
 from ghostcacher_connector.slots import Generations, SlotTable, first_generations
+from ghostcacher_connector.transfer.shares import Share
 from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.membership import Membership, open_lookups
 from ghostcacher_connector.worker.rank import RankRuntime
@@ -112,7 +113,7 @@ class EngineRank:
             self.table,
             self.recorder,
             worker=worker,
-            rank=self.ranks.rank,
+            share=Share.of(self.ranks.rank, self.ranks.size, self.ranks.size),
             namespace=fingerprint.digest(),
             scratch_slot=PADDING_PAGE,
             port_offset=self.ranks.rank,

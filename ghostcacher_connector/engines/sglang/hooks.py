@@ -122,18 +122,33 @@ def abort_sent(_result: Any, _scheduler: Any, _abort: Any, req: Any, *_: Any, **
 
 def prefill_built(build: Callable[..., Any], scheduler: Any, *args: Any, **kwargs: Any) -> Any:
     """Build a batch of those that do not wait; the others keep their places in the queue."""
-    queue = scheduler.waiting_queue
-    waiting = [req for req in queue if _linker.waits(req.rid)] if _linker is not None else []
-    if not waiting:
+    if _linker is None:
         return build(scheduler, *args, **kwargs)
+    queue = scheduler.waiting_queue
+    waiting = [req for req in queue if _linker.waits(req.rid)]
     places = {id(req): place for place, req in enumerate(queue)}
     waiting_ids = {id(req) for req in waiting}
-    scheduler.waiting_queue = [req for req in queue if id(req) not in waiting_ids]
+    if waiting:
+        scheduler.waiting_queue = [req for req in queue if id(req) not in waiting_ids]
     try:
-        return build(scheduler, *args, **kwargs)
+        built = build(scheduler, *args, **kwargs)
     finally:
-        everyone = [*scheduler.waiting_queue, *waiting]
-        scheduler.waiting_queue = sorted(everyone, key=lambda req: places.get(id(req), len(places)))
+        if waiting:
+            everyone = [*scheduler.waiting_queue, *waiting]
+            scheduler.waiting_queue = sorted(everyone, key=lambda req: places.get(id(req), len(places)))
+    _look_again(scheduler, built[1])
+    return built
+
+
+def _look_again(scheduler: Any, running_batch: Any) -> None:
+    """Have SGLang admit requests in the next pass, though it has found no room for one while pulls hold pages.
+
+    It would look at none before a request that runs has ended: not at the one whose pages have come meanwhile either.
+    """
+    assert _linker is not None
+    waits = _linker.waits
+    if running_batch.batch_is_full and (_linker.kept_tokens or any(waits(req.rid) for req in scheduler.waiting_queue)):
+        running_batch.batch_is_full = False
 
 
 def request_added(add: Callable[..., Any], adder: Any, req: Any, *args: Any, **kwargs: Any) -> Any:

@@ -84,6 +84,7 @@ def fingerprint_of(
         head_size=model.head_dim,
         layout=f"{_kernels()}:{layout_switches()}:{layout}",
         tp=get_parallel().tp_size,
+        ranks_hold="shards",
         pp=1,
         dcp=1,
         hash_algorithm=HASH_ALGORITHM,

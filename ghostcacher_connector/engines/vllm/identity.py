@@ -14,7 +14,7 @@ from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.engines.common.versions import installed_version
 from ghostcacher_connector.engines.common.worker_name import chosen_name
 from ghostcacher_connector.engines.vllm.data_parallel import data_parallel_rank
-from ghostcacher_connector.engines.vllm.drafters import drafter_identity
+from ghostcacher_connector.engines.vllm.drafters import drafter_identity, keeps_kv
 from ghostcacher_connector.engines.vllm.layout_choice import backends_of
 from ghostcacher_connector.engines.vllm.support import DISTRIBUTIONS
 from ghostcacher_connector.identity.fingerprint import (
@@ -36,7 +36,7 @@ from ghostcacher_connector.identity.model_files import (
 if TYPE_CHECKING:
     import torch
     from vllm.config import CacheConfig, VllmConfig
-    from vllm.v1.kv_cache_interface import FullAttentionSpec
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig
 
 SHUFFLED = "VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT"
 """Environment of vLLM that changes the order of bytes inside a block without changing any stride."""
@@ -86,11 +86,13 @@ def worker_name(vllm_config: VllmConfig, settings: Settings) -> str:
     return name if rank is None else f"{name}-dp{rank}"
 
 
-def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str, settings: Settings) -> Fingerprint:
+def fingerprint_of(
+    vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str, settings: Settings, *, by_head: bool = False
+) -> Fingerprint:
     """Return the fingerprint of this engine's blocks, the same on each of its ranks.
 
     The data-parallel size is left out on purpose: replicas of one model hold the same KV.
-    layout: as `kv_layout.describe` gives it.
+    layout: as `kv_layout.describe` gives it or, by_head, `kv_layout.describe_heads`.
     """
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     assert vllm_config.kv_transfer_config is not None
@@ -99,6 +101,7 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
     name, revision = model_name(path, model.revision, cache_dir)
     files = config_digest(path, settings.weights_id, revision=model.revision, cache_dir=cache_dir, owner=engine_id)
     seed, known = _hashing(cache.prefix_caching_hash_algo, engine_id)
+    ranks_hold = "replicas" if holds_replicas(spec) else "heads" if by_head else "shards"
     return Fingerprint(
         model=name,
         revision=revision,
@@ -113,7 +116,8 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         kv_heads=model.get_total_num_kv_heads(),
         head_size=spec.head_size,
         layout=f"{_attention_backend(vllm_config)}:{_layout_switches(cache)}:{layout}",
-        tp=parallel.tensor_parallel_size,
+        tp=parallel.tensor_parallel_size if ranks_hold == "shards" else 1,
+        ranks_hold=ranks_hold,
         pp=parallel.pipeline_parallel_size,
         dcp=parallel.decode_context_parallel_size,
         hash_algorithm=cache.prefix_caching_hash_algo,
@@ -122,6 +126,35 @@ def fingerprint_of(vllm_config: VllmConfig, spec: FullAttentionSpec, layout: str
         engine="vllm",
         engine_version=installed_version("vllm", DISTRIBUTIONS),
         schema_version=SCHEMA_VERSION,
+    )
+
+
+def holds_replicas(spec: FullAttentionSpec) -> bool:
+    """Say whether all ranks of a stage hold the same rows: a latent vector is not divided by heads."""
+    from vllm.v1.kv_cache_interface import MLAAttentionSpec  # noqa: PLC0415 - vLLM is optional
+
+    return type(spec) is MLAAttentionSpec
+
+
+def divides_heads(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig, settings: Settings) -> bool:
+    """Say whether each rank has as many heads as any other, in order, and nothing of a block but these.
+
+    Not where a head is on several ranks, where numbers have scales of their own, where bytes are shuffled within a
+    block, or where a drafter has heads of its own in it. Objects hold the rows of a rank, and are found by its number:
+    with an object tier, sizes stay apart.
+    """
+    from vllm import envs  # noqa: PLC0415 - vLLM is optional
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVQuantMode  # noqa: PLC0415
+
+    spec, size = kv_cache_config.kv_cache_groups[0].kv_cache_spec, vllm_config.parallel_config.tensor_parallel_size
+    return (
+        len(kv_cache_config.kv_cache_groups) == 1
+        and type(spec) is FullAttentionSpec
+        and spec.kv_quant_mode == KVQuantMode.NONE
+        and spec.num_kv_heads * size == vllm_config.model_config.get_total_num_kv_heads()
+        and settings.object_url is None
+        and not keeps_kv(vllm_config)
+        and not envs.environment_variables.get(SHUFFLED, lambda: False)()
     )
 
 

@@ -22,6 +22,10 @@ BLOCKS_MIN = 3
 """With fewer blocks than this, the K/V dimension (size 2) could be taken for the block dimension."""
 
 
+HEADS_DIMS = 4
+"""Dimensions of a layer's tensor: blocks, heads, tokens, content."""
+
+
 def segments_of(
     kv_caches: Mapping[str, torch.Tensor], block_count: int, page_bytes: int, groups: Sequence[Sequence[str]] = ()
 ) -> tuple[Segment, ...]:
@@ -86,6 +90,24 @@ def _layer_segments(layer: str, tensor: torch.Tensor, block_count: int, page_byt
             f"{described}: expected {page_bytes} bytes a block, found {len(offsets)} planes of {slot_bytes}"
         )
     return [Segment(tensor.data_ptr() + offset * item, stride_bytes, slot_bytes) for offset in offsets]
+
+
+def describe_heads(kv_caches: Mapping[str, torch.Tensor], block_count: int, heads: int) -> str | None:
+    """Return the layout of one head of a block, or None where the heads of a block do not lie one after the other.
+
+    Such layouts are equal, however many heads ranks have: one's row is part of another's. heads: what each layer has.
+    vLLM's order of dimensions is blocks, heads, tokens, content; a layout says in which order they lie in memory.
+    """
+    kinds: dict[str, None] = {}
+    for tensor in kv_caches.values():
+        shape, strides = tuple(tensor.shape), tuple(tensor.stride())
+        if len(shape) != HEADS_DIMS or shape[:2] != (block_count, heads):
+            return None
+        tokens, content = shape[2:]
+        if strides[1:] != (tokens * content, content, 1) or strides[0] < heads * tokens * content:
+            return None
+        kinds[f"{tensor.dtype}[blocks heads {tokens} {content}]"] = None
+    return f"{len(kv_caches)}x{'+'.join(kinds)}"
 
 
 def describe(kv_caches: Mapping[str, torch.Tensor], segments: tuple[Segment, ...], block_count: int) -> str:

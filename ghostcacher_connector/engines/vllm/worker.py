@@ -32,17 +32,18 @@ from ghostcacher_connector.engines.common.weight_watch import UNREAD
 from ghostcacher_connector.engines.vllm.adapter_reader import AdapterReader
 from ghostcacher_connector.engines.vllm.data_parallel import relay_port_offset
 from ghostcacher_connector.engines.vllm.drafters import keeps_kv
-from ghostcacher_connector.engines.vllm.identity import fingerprint_of, worker_name
+from ghostcacher_connector.engines.vllm.identity import divides_heads, fingerprint_of, worker_name
 from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK, cache_groups, describe_groups
-from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of
+from ghostcacher_connector.engines.vllm.kv_layout import describe, describe_heads, segments_of
 from ghostcacher_connector.engines.vllm.messages import PullOrder, RankHandshake, RankReport, StepMetadata
 from ghostcacher_connector.engines.vllm.stages import layout_of_all_stages
-from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value
+from ghostcacher_connector.identity.fingerprint import Fingerprint, private_value, share_count
 from ghostcacher_connector.metrics import Delta, Recorder
 from ghostcacher_connector.pull.accounting import PullReport, report_of
 from ghostcacher_connector.slots import SlotTable
 from ghostcacher_connector.transfer.copier import Copier
 from ghostcacher_connector.transfer.jobs import PullJob, outdated_result
+from ghostcacher_connector.transfer.shares import Share
 from ghostcacher_connector.worker.host_memory import open_host_memory
 from ghostcacher_connector.worker.host_objects import HostObjects
 from ghostcacher_connector.worker.rank import RankRuntime
@@ -94,12 +95,9 @@ class ConnectorWorker:
         kind = "DRAM" if device.type == "cpu" else "VRAM"
         memory = SlotMemory(Tier.DEVICE, config.num_blocks, segments, kind, device.index or 0)
         own_layout = describe(kv_caches, segments, config.num_blocks) + describe_groups(config)
-        layout = layout_of_all_stages(self._vllm_config, own_layout, list(kv_caches))
-        fingerprint = fingerprint_of(self._vllm_config, spec, layout, self._settings)
-        self._fingerprint = fingerprint
-        host = open_host_memory(
-            self._settings.host_tier_gib, memory, ranks=self._vllm_config.parallel_config.world_size
-        )
+        self._fingerprint = fingerprint = self._identify(kv_caches, own_layout)
+        parallel = self._vllm_config.parallel_config
+        host = open_host_memory(self._settings.host_tier_gib, memory, ranks=parallel.world_size)
         self._table = SlotTable(config.num_blocks + (host.slots.slot_count if host is not None else 0))
         self._runtime = RankRuntime(
             self._settings,
@@ -107,7 +105,12 @@ class ConnectorWorker:
             self._table,
             self._recorder,
             worker=worker_name(self._vllm_config, self._settings),
-            rank=self._vllm_config.parallel_config.rank,
+            share=Share.of(
+                parallel.rank,
+                parallel.world_size,
+                share_count(fingerprint.as_fields()),
+                divided=fingerprint.ranks_hold == "heads",
+            ),
             namespace=fingerprint.digest(),
             scratch_slot=NULL_BLOCK,
             port_offset=relay_port_offset(self._vllm_config),
@@ -122,6 +125,16 @@ class ConnectorWorker:
                 flops_per_s=measure_flops(model.hf_text_config.hidden_size, model.dtype, device),
             )
         )
+
+    def _identify(self, kv_caches: dict[str, torch.Tensor], layout: str) -> Fingerprint:
+        """Return what this rank's blocks are, the same as all ranks of the engine say. layout: the rank's own."""
+        config = self._kv_cache_config
+        spec = config.kv_cache_groups[self._groups.first].kv_cache_spec
+        heads = None
+        if divides_heads(self._vllm_config, config, self._settings):
+            heads = describe_heads(kv_caches, config.num_blocks, spec.num_kv_heads)
+        of_all = layout_of_all_stages(self._vllm_config, heads or layout, list(kv_caches))
+        return fingerprint_of(self._vllm_config, spec, of_all, self._settings, by_head=heads is not None)
 
     def handshake(self) -> RankHandshake:
         """Start what runs beside the engine, and say who this rank is.

@@ -60,6 +60,7 @@ from ghostcacher_connector.transfer.nixl.host import host_id
 from ghostcacher_connector.transfer.nixl.reader import DeadlinePassed, Loan, NixlReader, NoBounceBuffer, wait_until_over
 from ghostcacher_connector.transfer.nixl.readers import OVERDUE_GRACE_S, SPARE_BUFFERS, Readers
 from ghostcacher_connector.transfer.row_copy import row_copy
+from ghostcacher_connector.transfer.shares import part_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +160,8 @@ class NixlTransport(Transport):
     def pull(self, request: PullRequest) -> PullResult:
         started = self._clock()
         count = len(request.local_slots)
-        fault = request_fault(
-            self._memory, request.peer, request.remote_slots, request.local_slots, len(request.generations)
-        )
+        ours = part_of_memory(self._memory, request.local_part)
+        fault = request_fault(ours, request.peer, request.remote_slots, request.local_slots, len(request.generations))
         if fault is None and self._closed:
             fault = MissReason.DISABLED, "the transport is closed"
         if fault is not None:
@@ -191,7 +191,7 @@ class NixlTransport(Transport):
     def _read_rows(self, request: PullRequest, reader: NixlReader, loan: Loan) -> Iterator[int]:
         """READ the rows into the local slots, chunk by chunk; yield the bytes of each chunk that is in place."""
         peer = request.peer
-        ours = Side(self._memory.segments, self._memory.device)
+        ours = Side(part_of_memory(self._memory, request.local_part).segments, self._memory.device)
         for memory, places, theirs in self._chunks(request):
             if not self._reads_straight(memory):
                 yield self._read_through_buffer(request, reader, loan, places)
@@ -215,9 +215,9 @@ class NixlTransport(Transport):
         """READ the rows of those of a request's slots into the bounce buffer, then copy them; return their bytes."""
         count = len(places)
         size = reader.read_rows(request.peer, loan, request.remote_slots[places], request.deadline)
-        rows = packed_segments(loan.buffer.host_address, self._memory.slot_bytes, count)
+        rows = packed_segments(loan.buffer.host_address, request.peer.slot_bytes, count)
         landed = SlotMemory(Tier.HOST, count, rows)
-        copy = row_copy(landed, self._memory, reader.buffers.cuda)
+        copy = row_copy(landed, part_of_memory(self._memory, request.local_part), reader.buffers.cuda)
         copy.run(np.arange(count, dtype=np.int64), request.local_slots[places])
         return size
 

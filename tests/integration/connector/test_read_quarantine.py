@@ -14,6 +14,7 @@ from ghostcacher_connector.transfer.base import PullOutcome
 from ghostcacher_connector.transfer.jobs import PullJob, PullSource
 from ghostcacher_connector.transfer.nixl.transport import NixlTransport
 from ghostcacher_connector.transfer.puller import Puller
+from ghostcacher_connector.transfer.shares import Share
 from tests.support.emulated_reads import BIG, nixl, pull, wait_until
 from tests.support.index_parts import rank_record
 from tests.support.kv_memory import KvMemory
@@ -71,7 +72,7 @@ def test_slots_stay_quarantined_until_the_reading_agent_is_gone(emulated: dict[s
         for process in (owner, other):
             process.call("overwrite", range(64), [0] * 64)
             wait_until(lambda process=process: pull(transport, process.endpoint, slots).outcome is PullOutcome.DONE)
-        puller = Puller([transport], memory.rank, namespace="n", rank=0, pull_threads=1)
+        puller = Puller([transport], memory.rank, namespace="n", share=Share.of(0, 1, 1), pull_threads=1)
         puller.update_peers([record_of("owner", owner), record_of("other", other)])
         # Each is probed when it is met; a probe of a stopped owner, or over a failing rail, would spoil what follows.
         wait_until(lambda: [link.connected for link in puller.links().values()] == [True, True])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 import threading
 from dataclasses import replace
@@ -19,10 +20,12 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from vllm.v1 import spec_decode
 from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker import gpu_model_runner, gpu_worker
 from vllm.v1.worker.gpu import block_table, kv_connector, model_runner
+from vllm.v1.worker.gpu import spec_decode as gpu_spec_decode
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
@@ -44,6 +47,8 @@ FORWARDS = {
 
 PRE_FORWARD = "self.kv_connector.pre_forward"
 WRITES_EARLY = {"self.kv_block_zeroer.zero_block_ids", "copy_kv_cache_blocks_inplace"}
+COPY_DRAFTS = {"adaptive_verification.py", "utils.py", "ngram_proposer_gpu.py"}
+"""Modules of drafters that use other streams: to copy what was drafted to the host."""
 KV_MEMORY = {"kv_caches", "kv_block_zeroer"}
 """The names by which V2's runner has the KV memory, or has it written."""
 
@@ -104,6 +109,15 @@ def test_v2_writes_before_the_bump_only_where_it_zeroes_or_copies() -> None:
                 "scheduler_output.new_block_ids_to_zero",
                 "scheduler_output.kv_cache_block_copies",
             }, f"{writes} under another condition: {condition}"
+
+
+def test_drafters_run_on_the_stream_of_the_model() -> None:
+    """So that a step which has computed tokens proves what drafters were given before it, in both runners."""
+    folders = [Path(inspect.getfile(package)).parent for package in (spec_decode, gpu_spec_decode)]
+    modules = [path for folder in folders for path in folder.rglob("*.py")]
+    elsewhere = {path.name for path in modules if re.search(r"\bstream\(|Stream\(", path.read_text())}
+    assert len(modules) > len(COPY_DRAFTS)
+    assert elsewhere <= COPY_DRAFTS
 
 
 def test_v2_states_of_full_attention_write_nothing_before_the_bump() -> None:

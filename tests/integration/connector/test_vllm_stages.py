@@ -22,8 +22,8 @@ from ghostcacher_connector.worker.registration import Introduction
 from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, prompts, tokens_of
+from tests.integration.connector.simfleet import drive, meet, settled
 from tests.integration.connector.test_vllm_host_tier import BLOCKS, compute, tier_of
-from tests.integration.connector.test_vllm_scheduler import drive, meet, settled
 
 pytestmark = pytest.mark.engine
 

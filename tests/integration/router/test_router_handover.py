@@ -118,6 +118,17 @@ async def test_another_worker_computes_when_the_first_fails() -> None:
 
 
 @on_loop
+async def test_two_workers_that_fail_are_enough() -> None:
+    """The one that answers computes the prompt, and no third one is asked."""
+    p1, p2, p3, d = MockEngine("p1", breaks), MockEngine("p2", breaks), MockEngine("p3"), MockEngine("d")
+    async with proxy_rig(p1, p2, p3, d, limits=SHORT) as rig:
+        await two_steps(rig).ask(request(CONVERSATION))
+        assert [worker for worker, _, _ in steps(rig)] == ["p1", "p2", "d"]
+        assert bodies(d) == [CONVERSATION]
+        assert rig.meter.handovers == [("failed",)]
+
+
+@on_loop
 async def test_what_was_handed_over_is_sent_once() -> None:
     """The first engine lets go of it when it was read: a worker that comes second would read what lies there then."""
     p, d1, d2 = MockEngine("p", says(content(COMPUTED))), MockEngine("d1", breaks), MockEngine("d2")

@@ -63,6 +63,14 @@ async def test_worker_computes_one_token_of_the_prompt(
 
 
 @on_loop
+async def test_prefix_is_warmed_where_prompts_are_computed() -> None:
+    """A worker that only answers has no use for it."""
+    async with proxy_rig(MockEngine("d"), MockEngine("p", says(content(OPENAI)))) as rig:
+        rig.dispatcher.computing = {"p"}
+        assert (await warmer(rig).warm(CHAT, CONVERSATION, frozenset())).worker == "p"
+
+
+@on_loop
 async def test_worker_may_be_chosen_by_who_asks() -> None:
     """By what it is not."""
     async with proxy_rig(MockEngine("w0"), MockEngine("w1")) as rig:

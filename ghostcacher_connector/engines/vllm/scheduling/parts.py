@@ -28,6 +28,7 @@ from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
 from ghostcacher_connector.engines.vllm.scheduling.publishing import BlockPublisher
 from ghostcacher_connector.engines.vllm.scheduling.slot_watch import SlotWatch
 from ghostcacher_connector.engines.vllm.support import mixes_adapters_wrong
+from ghostcacher_connector.identity.fingerprint import share_count
 from ghostcacher_connector.metrics import Recorder
 from ghostcacher_connector.objects.directory import ObjectDirectory
 from ghostcacher_connector.objects.tier_options import TierOptions
@@ -201,11 +202,13 @@ class PartsMaker:
         if url is None:
             return None
 
+        copies = len(record.ranks) // share_count(record.fingerprint)  # of which one object is enough
+
         def open_directory(namespace: str) -> ObjectDirectory:
             return ObjectDirectory.open(
                 url,
                 namespace=namespace.encode(),
-                block_bytes=[endpoint.bytes_per_slot for endpoint in record.ranks],
+                block_bytes=[endpoint.bytes_per_slot for endpoint in record.ranks[::copies]],
                 options=TierOptions.of(self._settings),
                 recorder=self._recorder,
             )

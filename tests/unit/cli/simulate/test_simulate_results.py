@@ -39,6 +39,11 @@ def test_numbers_of_a_run() -> None:
     assert found.usd_per_million_tokens == pytest.approx(2 * 1.8 * 100 / 3_600 / 2_000 * 1e6)
 
 
+def test_idle_workers_count_in_the_balance() -> None:
+    found = run_found(RUN._replace(fleet=fleet(4)))
+    assert found.requests_max_over_mean == pytest.approx(2 / (3 / 4))
+
+
 def test_run_in_which_nothing_was_served_has_no_numbers() -> None:
     found = run_found(RUN._replace(served=[Served(FIRST, Ending.TOO_LONG)]))
     assert (found.ttft, found.itl, found.sources, found.usd_per_million_tokens) == (None, None, None, None)

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from ghostcacher_connector.core.errors import UnsupportedEngine  # noqa: E402
 from ghostcacher_connector.core.types import Segment  # noqa: E402
-from ghostcacher_connector.engines.vllm.kv_layout import describe, segments_of  # noqa: E402
+from ghostcacher_connector.engines.vllm.kv_layout import describe, describe_heads, segments_of  # noqa: E402
 
 BLOCKS, HEADS, TOKENS, HEAD = 7, 2, 16, 8
 
@@ -142,3 +142,28 @@ def test_groups_that_cut_the_same_bytes_otherwise_are_refused() -> None:
     }
     with pytest.raises(UnsupportedEngine, match="rows a block"):
         segments_of(caches, BLOCKS, page_bytes(caches["packed"]), [["packed"], ["apart"]])
+
+
+def test_heads_side_by_side_have_one_layout_however_many_they_are() -> None:
+    """In blocks of one layer as well as of all; a block's other layers may lie between."""
+
+    def layout(heads: int, layers: int = 1) -> str | None:
+        blocks = torch.zeros(BLOCKS, layers, heads, TOKENS, 2 * HEAD)
+        return describe_heads({"l": blocks[:, 0]}, BLOCKS, heads)
+
+    assert layout(1) == layout(2) == layout(8) == layout(4, layers=3)
+    assert layout(1) is not None
+    assert describe_heads({"l": torch.zeros(BLOCKS, 2, TOKENS, HEAD)}, BLOCKS, 2) != layout(2)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pytest.param(torch.zeros(BLOCKS, TOKENS, HEADS, 2 * HEAD).transpose(1, 2), id="tokens before heads"),
+        pytest.param(torch.zeros(HEADS, BLOCKS, TOKENS, 2 * HEAD).transpose(0, 1), id="heads before blocks"),
+        pytest.param(torch.zeros(2, BLOCKS, HEADS, TOKENS, HEAD), id="keys apart from values"),
+        pytest.param(torch.zeros(BLOCKS, HEADS + 1, TOKENS, HEAD), id="another number of heads"),
+    ],
+)
+def test_heads_that_are_not_side_by_side_have_none(tensor: torch.Tensor) -> None:
+    assert describe_heads({"l": tensor}, BLOCKS, HEADS) is None

@@ -29,6 +29,7 @@ BASE = {
     "head_size": 64,
     "layout": "CPU_ATTN:4x(16384/16384)",
     "tp": 1,
+    "ranks_hold": "shards",
     "pp": 1,
     "dcp": 1,
     "hash_algorithm": "sha256",

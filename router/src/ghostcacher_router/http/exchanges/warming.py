@@ -11,6 +11,7 @@ import asyncio
 import json
 from typing import Any, NamedTuple
 
+from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.http.exchanges.own_request import ask_server
 from ghostcacher_router.http.protocol.refusal import Refusal
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
@@ -73,7 +74,9 @@ class Warmer:
         if shape.prompt is None:
             raise Refusal(400, "expected messages or a prompt that an engine computes, got none that is understood")
         request_id = proxy.next_request_id().decode() + (shape.prompt.hint if proxy.limits.section_hints else "")
-        ask = Ask(request_id, "POST", path, shape, {}, exclude)
+        # Where prompts are computed apart, there they are wanted.
+        step = PdRole.PREFILL if proxy.dispatcher.hands_over(shape.model) else None
+        ask = Ask(request_id, "POST", path, shape, {}, exclude, step=step)
         began_at = proxy.clock()
         placement = proxy.dispatcher.place_now(ask) or await proxy.dispatcher.place(ask)
         status, answer = await self._send(placement, path, request_id, data)
