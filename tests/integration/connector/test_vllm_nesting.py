@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ pytest.importorskip("vllm")
 
 from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiConnector
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPushConnector
+from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 from vllm.platforms import current_platform
 from vllm.v1.request import RequestStatus
 
@@ -34,6 +36,14 @@ pytestmark = pytest.mark.engine
 
 SETTLE_S = 60.0
 PROMPT = 6 * BLOCK_TOKENS + 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> Iterator[None]:
+    """Leave no process groups behind, which NixlConnector asks for: other tests know none."""
+    yield
+    destroy_model_parallel()
+    destroy_distributed_environment()
 
 
 def run_both(*engines: SimEngine, timeout_s: float = SETTLE_S) -> None:
