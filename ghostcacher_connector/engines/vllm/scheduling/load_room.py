@@ -42,6 +42,6 @@ class LoadRoom:
 
     def _rest(self, tracked: Tracked, end_block: int) -> int:
         """Return how many slots a request needs at the same time behind so many blocks, beside those that it holds."""
-        blocks = -(-tracked.request.num_tokens // self._block_tokens) - end_block
+        blocks: int = -(-tracked.request.num_tokens // self._block_tokens) - end_block
         windows = (group.window_blocks for group in self._groups.others)
         return blocks + sum(blocks if size is None else min(blocks, size + self._step_blocks) for size in windows)
