@@ -342,6 +342,17 @@ def test_request_does_not_wait_for_a_pull_that_ends_elsewhere(fleet: Callable[..
     assert b.counted("gc_pulls_total") == 2
 
 
+def test_windows_are_kept_where_a_prompt_parts_from_another_engine_s(
+    fleet: Callable[..., list[WindowEngine]],
+) -> None:
+    """The third question about a document finds it, whichever engines the first two were put to."""
+    document, found = tokens_of(1, 6 * BLOCK_TOKENS), []
+    for number, engine in enumerate(fleet("abc")):
+        found.append(cached_tokens(engine, f"r{number}", document + tokens_of(10 + number, 20)))
+        settled(engine)
+    assert found == [0, 0, len(document)]
+
+
 @pytest.mark.parametrize("retention", [{}, {"prefix_cache_retention_interval": 4 * BLOCK_TOKENS}])
 def test_fleet_hits_whatever_one_engine_with_all_the_caches_would(
     make: Make, fleet: Callable[..., list[WindowEngine]], retention: dict[str, Any]
