@@ -151,9 +151,14 @@ class Fleet:
 
         return until(settled, f"no more changes of {name} in the index")[0]
 
-    def wait_published(self, name: str, before: Mapping[bytes, bytes], count: int) -> None:
-        """Return once the index holds `count` blocks of a worker that were not in it before, with their last window."""
-        wanted = count + min(count, self.window_blocks)
+    def wait_published(
+        self, name: str, before: Mapping[bytes, bytes], count: int, *, prompt_blocks: int | None = None
+    ) -> None:
+        """Return once the index holds `count` blocks of a worker that were not in it before, with their last window.
+
+        prompt_blocks: how many of them are the prompt's, at whose end the window is; None: all.
+        """
+        wanted = count + min(count if prompt_blocks is None else prompt_blocks, self.window_blocks)
         until(lambda: len(self.entries(name).keys() - before.keys()) >= wanted, f"{wanted} more entries of {name}")
 
     def recompute(self, name: str, prompt: Sequence[int], *, max_tokens: int = 8) -> Completion:

@@ -135,6 +135,18 @@ def test_adapters_with_other_content_never_meet(offers: Offers) -> None:
     assert len({chain[0] for chain in chains}) == len(chains)
 
 
+@pytest.mark.parametrize("field", ["extra_key", "cache_salt"])
+def test_clients_own_key_keeps_prompts_with_one_adapter_apart(field: str) -> None:
+    """As it does without one."""
+    digest = known().digest(ADAPTER)
+    chains = []
+    for own in ("", "one", "two"):
+        asked = req(ADAPTER, own if field == "extra_key" else "")
+        asked.cache_salt = own or None if field == "cache_salt" else None
+        chains.append(track(asked, PAGE, digest).chain)
+    assert len({chain[0] for chain in chains}) == len(chains)
+
+
 def test_adapter_that_is_not_shared_has_no_names(offers: Offers) -> None:
     """Its requests ask for nothing, and what they compute is not offered."""
     offers.adapters.arrived(scheduler(), req(ADAPTER))

@@ -21,6 +21,7 @@ from tests.integration.connector.simfleet import (
     ROUNDS,
     Gate,
     bump_late,
+    cached_tokens,
     drive,
     drive_until_wrong,
     meet,
@@ -234,10 +235,12 @@ def test_windowed_requests_that_are_preempted_resume_with_right_tokens(
     assert b.counted("gc_cache_hits_total") > 0
 
 
-@pytest.mark.parametrize("in_flight", [1, 2])
-def test_block_hashed_for_a_preempted_request_is_given_to_nobody_in_any_group(make: Make, in_flight: int) -> None:
+@pytest.mark.parametrize(("in_flight", "retention"), [(1, KEEP_ALL), (2, {})])
+def test_block_hashed_for_a_preempted_request_is_given_to_nobody_in_any_group(
+    make: Make, in_flight: int, retention: dict[str, Any]
+) -> None:
     """vLLM may preempt a request in the step in which it has scheduled it, and leave blocks that no step computes."""
-    options = {"scheduling_policy": "priority", "long_prefill_token_threshold": 32, "blocks": 40}
+    options = {"scheduling_policy": "priority", "long_prefill_token_threshold": 32, "blocks": 40, **retention}
     engine: Any = make("a", kind=WindowEngine, in_flight=in_flight, **options)
     entries, source, urgency = (
         engine.watch_entries(),
@@ -252,6 +255,7 @@ def test_block_hashed_for_a_preempted_request_is_given_to_nobody_in_any_group(ma
         )
         for _ in range(2):
             engine.step()
+            assert in_flight > 1 or engine.false_hits() == []
         assert engine.false_entries(entries) == []
     engine.run(timeout_s=120)
     assert (engine.wrong, engine.false_entries(entries)) == ([], [])
@@ -313,3 +317,30 @@ def test_request_does_not_wait_for_a_pull_that_ends_elsewhere(fleet: Callable[..
     assert b.outputs("other") == expected_output(other, 4)
     assert b.counted("gc_joined_pulls_total") == 0
     assert b.counted("gc_pulls_total") == 2
+
+
+@pytest.mark.parametrize("retention", [{}, {"prefix_cache_retention_interval": 4 * BLOCK_TOKENS}])
+def test_fleet_hits_whatever_one_engine_with_all_the_caches_would(
+    make: Make, fleet: Callable[..., list[WindowEngine]], retention: dict[str, Any]
+) -> None:
+    """vLLM keeps few windows: those at the ends of prompts, and where it sees prompts part. The fleet keeps the same,
+    though no engine sees all prompts: questions about one document, turns of one conversation, the same once more."""
+    source, engines = random.Random(1), fleet("abc", blocks=600, **retention)
+    alone: Any = make(
+        "alone", kind=WindowEngine, blocks=1800, role="kv_consumer", settings={"pull": "never"}, **retention
+    )
+    texts = [tokens_of(seed, 9 * BLOCK_TOKENS + seed) for seed in range(3)]
+    hits = []
+    for number in range(120 if SOAK else 24):
+        text, name = source.randrange(len(texts)), f"r{number}"
+        cut = source.choice([len(texts[text]), 6 * BLOCK_TOKENS, source.randrange(1, len(texts[text]))])
+        prompt = texts[text][:cut] + tokens_of(100 + number, source.choice([1, 1, 20, 70]))
+        engine = source.choice(engines)
+        max_tokens = source.choice([1, 5 * BLOCK_TOKENS])
+        expected = cached_tokens(alone, name, prompt, max_tokens=max_tokens)
+        hits.append((cached_tokens(engine, name, prompt, max_tokens=max_tokens), expected, name))
+        settled(engine)
+        if source.random() < 0.5:
+            texts[text] = prompt[: 12 * BLOCK_TOKENS] + engine.outputs(name)[: 4 * BLOCK_TOKENS]
+    assert [hit for hit in hits if hit[0] < hit[1]] == []
+    assert sum(expected > 0 for _, expected, _ in hits) > 8

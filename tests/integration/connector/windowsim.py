@@ -132,6 +132,22 @@ class WindowEngine(SimEngine):
         publisher._sink = Spy()
         return entries
 
+    def false_hits(self) -> list[tuple[str, int, int]]:
+        """Return (request, group, block) of what vLLM would give to who has a preempted request's tokens, wrongly.
+
+        To be asked when no step is on its way.
+        """
+        pool, found = self.scheduler.kv_cache_manager.block_pool, []
+        for name, request in self.requests.items():
+            state = RunnerRequest(list(request.all_token_ids), [])
+            for index, block_hash in enumerate(request.block_hashes if request.num_preemptions else ()):
+                number = state.number((index + 1) * BLOCK_TOKENS - 1)
+                for group in range(len(LAYERS)):
+                    cached = pool.get_cached_block(block_hash, [group])
+                    if cached and not self.rank.group_holds(group, cached[0].block_id, BLOCK_TOKENS - 1, number):
+                        found.append((name, group, index))
+        return found
+
     def false_entries(self, entries: list[Published]) -> list[Published]:
         """Return the entries that a reader would accept now and whose slot holds something else, on any rank."""
         return [
