@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("vllm")
@@ -16,6 +17,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.multi_connector import MultiCo
 from vllm.distributed.kv_transfer.kv_connector.v1.nixl import NixlPushConnector
 from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 from vllm.platforms import current_platform
+from vllm.v1.request import RequestStatus
 
 from ghostcacher_cli.up.machine import free_port
 from ghostcacher_connector.core.errors import ConfigError, UnsupportedEngine
@@ -27,6 +29,7 @@ from tests.integration.connector.conftest import Make
 from tests.integration.connector.enginesim import SimEngine
 from tests.integration.connector.pdsim import LAYOUT, NIXL, OURS, PdEngine, child, outer_transfer
 from tests.integration.connector.prefix_numbers import BLOCK_TOKENS, expected_output, tokens_of
+from tests.integration.connector.simfleet import Gate
 from tests.support.index_parts import wait_until
 
 pytestmark = pytest.mark.engine
@@ -149,6 +152,30 @@ def test_load_that_fails_is_computed_and_its_slots_are_offered_by_nobody(make: M
         run_both(d)
     assert distrusted.isdisjoint(slot for slot, _, _ in entries)
     assert (d.lies(entries), d.wrong) == ([], [])
+
+
+def test_slots_of_a_pull_of_ours_that_nobody_waits_for_any_more_are_still_trusted(make: Make) -> None:
+    """Our own pulls are over when they are reported: what fails of one whose request was aborted is no hand-over."""
+    p, d = make("p", kind=PdEngine), make("d", kind=PdEngine)
+    wait_until(lambda: d.peers_ready(1), timeout_s=SETTLE_S, what="peers")
+    tokens = tokens_of(1, PROMPT)
+    first = p.add("r", tokens)
+    run_both(p)
+    wait_until(p.all_published, timeout_s=SETTLE_S, what="p has published")
+    slot = p.connector._scheduler._fleet.publisher.held_blocks._advertised[first.block_hashes[2]]
+    table = p.worker._worker._table
+    table.bump(np.array([slot]), np.array([table.generation(slot) + 1], dtype=np.uint64))
+    gate = Gate(d)
+    pulled = d.add("r", tokens)
+    while pulled.status is not RequestStatus.WAITING_FOR_REMOTE_KVS:
+        d.step()
+    d.step()
+    d.abort("r")
+    gate.open()
+    while d.free_blocks() < d.config.cache_config.num_gpu_blocks - 1:
+        d.step()
+    assert d.counted("gc_pulls_total", outcome="cancelled") == 1
+    assert d.connector._scheduler._watch._distrusted == set()
 
 
 @pytest.mark.parametrize(

@@ -302,6 +302,29 @@ def test_windowed_requests_of_one_prompt_share_one_pull(fleet: Callable[..., lis
     assert [b.outputs(f"r{number}") for number in range(3)] == 3 * [expected_output(PROMPT, 4)]
 
 
+@pytest.mark.parametrize("spare", [2, 8])
+def test_pulled_requests_never_hold_all_the_room_that_each_of_them_needs(
+    fleet: Callable[..., list[WindowEngine]], spare: int
+) -> None:
+    """vLLM takes no slot back from a request that was pulled for and does not run, and forgets that windows move on."""
+    (a,) = fleet("a", blocks=200)
+    texts = [tokens_of(seed, 28 * BLOCK_TOKENS - 1) for seed in (1, 2)]
+    for number, text in enumerate(texts):
+        run(a, f"r{number}", text[: 24 * BLOCK_TOKENS + 1])
+    (b,) = fleet("b", blocks=1 + 2 * (24 + 2 * WINDOW_BLOCKS) + spare)
+    meet(a, b)
+    gate = Gate(b)
+    for number, text in enumerate(texts):
+        b.add(f"r{number}", text)
+    tracked = b.connector._scheduler._tracked
+    wait_for(lambda: all(stepped(b) and each.plan is not None for each in tracked.values()), "both have a plan")
+    gate.open()
+    b.run()
+    assert b.wrong == []
+    assert [b.outputs(f"r{number}") for number in range(2)] == [expected_output(text, 4) for text in texts]
+    assert b.counted("gc_cache_hits_total") > 0
+
+
 def test_request_does_not_wait_for_a_pull_that_ends_elsewhere(fleet: Callable[..., list[WindowEngine]]) -> None:
     """What two prompts share is of no use to one of them where the other one's windows come: both pull."""
     a, b = fleet(**KEEP_ALL)

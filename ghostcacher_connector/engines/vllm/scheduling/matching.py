@@ -30,6 +30,7 @@ from ghostcacher_connector.engines.common.pull_state import Phase, PullState
 from ghostcacher_connector.engines.vllm.kv_groups import NULL_BLOCK
 from ghostcacher_connector.engines.vllm.messages import PullOrder
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
+from ghostcacher_connector.engines.vllm.scheduling.load_room import LoadRoom
 from ghostcacher_connector.engines.vllm.scheduling.loaded_first import LoadedFirst
 from ghostcacher_connector.engines.vllm.scheduling.requests import Tracked, pull_wanted, shareable
 from ghostcacher_connector.engines.vllm.scheduling.turns import Turns
@@ -80,6 +81,9 @@ class _Flight(NamedTuple):
 
 class Matcher(PrefixMatcher):
     """Decides, request by request, what to pull from whom."""
+
+    room: LoadRoom | None = None
+    """Of an engine with several KV cache groups: says whether a pull has to wait for others."""
 
     def __init__(
         self,
@@ -170,6 +174,8 @@ class Matcher(PrefixMatcher):
             count = self._planned(tracked, first_block)
         if count is None or (count and (self._joins(tracked) or self._awaits_turn(tracked))):
             return None
+        if count and (count := self._if_room(tracked, first_block, count)) is None:
+            return None
         if self._groups.others:
             self._keep_window(tracked, first_block, first_block + count)
         return count * self._block_tokens
@@ -244,6 +250,10 @@ class Matcher(PrefixMatcher):
         for report in reports:
             self._reports.setdefault(report.request_id, []).append(report)
 
+    def has_reports(self, request_id: str) -> bool:
+        """Say whether ranks have reported a pull of ours for a request, be that still there or not."""
+        return request_id in self._reports
+
     def received(self, request_id: str, tracked: Tracked | None) -> int:
         """Settle a request whose pull has ended on every rank, well or not; None when it was aborted meanwhile.
 
@@ -317,6 +327,17 @@ class Matcher(PrefixMatcher):
             self._lookups.forget(tracked.request_id)
             self._ask_index(tracked, self._looked_up(tracked), held=None)
         return True
+
+    def _if_room(self, tracked: Tracked, first_block: int, count: int) -> int | None:
+        """Return how many blocks to pull beside what is being pulled: as planned, none, or None for "ask again"."""
+        others = [(flight.tracked, flight.end_block) for flight in self._flights.values() if flight.under_way]
+        if self.room is None or not others or self.room.suffices(tracked, first_block, first_block + count, others):
+            return count
+        if tracked.room_by is None:
+            tracked.room_by = self._clock() + self._settings.pull_timeout_s
+        if self._clock() < tracked.room_by:
+            return None
+        return self._settle(tracked, first_block, MissReason.TIMEOUT)
 
     def _account(self, plan: PullPlan, reports: list[PullReport]) -> None:
         for report in reports:

@@ -22,6 +22,7 @@ from ghostcacher_connector.engines.vllm.scheduling.copying import CopyDown
 from ghostcacher_connector.engines.vllm.scheduling.fetching import ObjectFetcher
 from ghostcacher_connector.engines.vllm.scheduling.flushing import Flusher
 from ghostcacher_connector.engines.vllm.scheduling.load_meter import LoadMeter
+from ghostcacher_connector.engines.vllm.scheduling.load_room import LoadRoom
 from ghostcacher_connector.engines.vllm.scheduling.matching import Matcher
 from ghostcacher_connector.engines.vllm.scheduling.prefill_meter import PrefillMeter
 from ghostcacher_connector.engines.vllm.scheduling.prompts import PromptReporter
@@ -149,7 +150,7 @@ class PartsMaker:
             prompts,
             watch,
             publisher,
-            self._matcher(fleet, forecaster, block_bytes, tier, fetcher) if self._role.pulls else None,
+            self._matcher(pool, fleet, forecaster, block_bytes, tier, fetcher) if self._role.pulls else None,
             Flusher(
                 manager,
                 fleet.publisher,
@@ -261,6 +262,7 @@ class PartsMaker:
 
     def _matcher(
         self,
+        pool: BlockPool,
         fleet: Membership,
         forecaster: Forecaster,
         block_bytes: int,
@@ -280,6 +282,9 @@ class PartsMaker:
             clock=self._clock,
         )
         matcher.held_back = blocks_held_back(self._config)
+        if (groups := fleet.lookups.groups).others:
+            step_tokens = self._config.scheduler_config.max_num_batched_tokens
+            matcher.room = LoadRoom(pool, groups, block_tokens=self._block_tokens, step_tokens=step_tokens)
         return matcher
 
 

@@ -64,6 +64,8 @@ class Tracked(PullState):
     """Whether blocks of it were fetched from objects, or were to be: once for each request."""
     turn_by: float | None = None
     """By when its pull no longer waits for others, on the matcher's clock; None before it was to wait."""
+    room_by: float | None = None
+    """By when its pull no longer waits for room beside other pulls, on the matcher's clock; None before it waited."""
     preemptions: int = 0
     """How often it had been preempted when it was last asked for."""
     ordered_at: float = 0.0

@@ -346,7 +346,8 @@ class ConnectorScheduler:
             self._confirm(report)
         for request_id in output.finished_recving or ():
             tracked = self._tracked.get(request_id)
-            if self._beside_others and (tracked is None or tracked.phase is not Phase.LOADING):
+            ours = self._matcher is not None and self._matcher.has_reports(request_id)
+            if self._beside_others and not ours:
                 loaded_elsewhere(request_id, tracked, output, self._watch, self._manager)
             if tracked is None or tracked.phase is Phase.LOADING:
                 self._received(request_id, tracked)
