@@ -153,7 +153,7 @@ test-vllm-%: .venv-vllm-%/$(MINOR_STAMP)
 	else set -x; .venv-vllm-$*/bin/python -m pytest $(MATRIX_E2E) --maxfail=3 $(ARGS); fi
 
 test-kinds: $(STAMP) ## whole engines of each kind of model that a CPU runs, one after the other
-	GHOSTCACHER_KINDS=all $(BIN)/python -m pytest tests/e2e/test_kinds.py tests/e2e/test_kind_images.py tests/e2e/test_kind_requests.py tests/e2e/test_sglang_kinds.py $(ARGS)
+	GHOSTCACHER_KINDS=all $(BIN)/python -m pytest tests/e2e/test_kinds.py tests/e2e/test_kind_images.py tests/e2e/test_kind_requests.py tests/e2e/test_disaggregation.py tests/e2e/test_sglang_kinds.py $(ARGS)
 
 $(CLIENTS_STAMP): tests/clients/requirements.txt $(STAMP)
 	@[ -e $@ ] || { $(BIN)/python deploy/setup/install.py clients $(CLIENTS_VENV); rm -f $(CLIENTS_VENV)/.ghostcacher-*; }; touch $@

@@ -9,6 +9,7 @@ What is true of every vLLM server is in ghostcacher_cli/up/launch.py. Learned by
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import msgspec
 from benchmarks.harness.lora_adapter import RANK
 from ghostcacher_cli.up import launch
 from ghostcacher_cli.up.launch import GPU_MEMORY_FLAG, is_cpu_build
-from ghostcacher_cli.up.machine import core_shares, visible_gpus
+from ghostcacher_cli.up.machine import core_shares, free_port, visible_gpus
 
 ADAPTER = "adapter"
 """What engines call the adapter that they are started with."""
@@ -38,6 +39,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     python: the interpreter, of another environment with vLLM; None for ours.
     module_path: False leaves kv_connector_module_path out (the connector is then found as an installed plugin). eager:
     False lets the engine compile and capture CUDA graphs. adapter: folder of a LoRA adapter, named by all requests.
+    nixl_role: of a NixlConnector beside ours, in a MultiConnector; None: ours is alone.
     """
 
     model: str
@@ -55,6 +57,7 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     module_path: bool = True
     eager: bool = True
     adapter: str | None = None
+    nixl_role: str | None = None
     extra_args: tuple[str, ...] = ()
     env: Mapping[str, str] = msgspec.field(default_factory=dict)
     log_dir: Path | None = None
@@ -104,12 +107,18 @@ def transfer_config(options: EngineOptions, port: int) -> str | None:
     """Return the JSON of ``--kv-transfer-config``, or None for a plain engine."""
     if options.connector is None:
         return None
-    return launch.transfer_config(options.connector, port, role=options.role, module_path=options.module_path)
+    ours = launch.transfer_config(options.connector, port, role=options.role, module_path=options.module_path)
+    if options.nixl_role is None:
+        return ours
+    children = [{"kv_connector": "NixlConnector", "kv_role": options.nixl_role}, json.loads(ours)]
+    outer = {"kv_connector": "MultiConnector", "kv_role": "kv_both", "kv_load_failure_policy": "recompute"}
+    return json.dumps({**outer, "kv_connector_extra_config": {"connectors": children}})
 
 
 def environment(options: EngineOptions) -> dict[str, str]:
     """Return the server's environment: ours, without a network, with the development endpoints, on its cores."""
-    added = {"VLLM_SERVER_DEV_MODE": "1", **launch.server_environment(options.model, options.kv_gib)}
+    side = {} if options.nixl_role is None else {"VLLM_NIXL_SIDE_CHANNEL_PORT": str(free_port())}
+    added = {"VLLM_SERVER_DEV_MODE": "1", **side, **launch.server_environment(options.model, options.kv_gib)}
     if is_cpu_build() and options.cores:
         added |= launch.cpu_place(options.cores).env
     root = str(Path(__file__).resolve().parents[2])
