@@ -73,10 +73,14 @@ class Question(NamedTuple):
         item: dict[str, Any] = {"type": "image_url", "image_url": {"url": self.image}}
         if self.called is not None:
             item["uuid"] = self.called
-        texts = [{"type": "text", "text": text} for text in (self.before, self.behind)]
+        # In a message of its own: the template of this model puts images in front of their message.
+        messages = [
+            {"role": "system", "content": self.before},
+            {"role": "user", "content": [item, {"type": "text", "text": self.behind}]},
+        ]
         more: dict[str, Any] = {} if salt is None else {"cache_salt": salt}
         answer = fleet.client(name).chat(
-            [{"role": "user", "content": [texts[0], item, texts[1]]}],
+            messages,
             max_tokens=ANSWER_TOKENS,
             logprobs=True,
             ignore_eos=True,
