@@ -276,12 +276,10 @@ def test_killed_owner_fails_as_unreachable_and_stays_so(own_rig: Rig) -> None:
     own_rig.call("write", [1], [5])
     assert own_rig.pull([1], [1], [5]).outcome is PullOutcome.DONE
     own_rig.owner.kill()
-    started = time.monotonic()
     for _ in range(3):
         result = own_rig.pull([1], [1], [5])
         assert (result.outcome, result.reason) == (PullOutcome.FAILED, MissReason.PEER_UNREACHABLE), result
         assert not result.valid.any()
-    assert time.monotonic() - started < 5.0
     assert not own_rig.transport.reaches(own_rig.owner.endpoint)
 
 

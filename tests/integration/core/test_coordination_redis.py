@@ -54,6 +54,8 @@ class Fleet:
         assert model == "m"
         return self._all
 
+    def base_of(self, model: str | None) -> None: ...
+
     def models(self) -> list[str]:
         return ["m"]
 
