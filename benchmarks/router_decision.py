@@ -25,13 +25,13 @@ from benchmarks.harness import RedisServer
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import milliseconds, percentile, table
 from benchmarks.proxy.bodies import MARK, chat_body, corpus
-from benchmarks.proxy.connectors import BLOCK_TOKENS, LEASE_S, NAMESPACE, Chains, Seen, held_blocks, load_of, record_of
+from benchmarks.proxy.connectors import LEASE_S, NAMESPACE, Chains, Seen, held_blocks, load_of, record_of
 from benchmarks.proxy.running import two_cores
 from ghostcacher_connector.core.coordination.base import StampedLoad
-from ghostcacher_connector.core.index.base import WorkerRef, ref_of
 from ghostcacher_connector.core.index.redis import RedisIndex
 from ghostcacher_connector.core.types import WorkerRecord
 from ghostcacher_router.build import THREADS, Routing
+from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
@@ -53,20 +53,13 @@ LEARNED = 8
 """Prompts of each project that are learned from, and so the projects that are asked for."""
 
 
-class Worker:
-    """An engine server that is always ready; see ghostcacher_router/ports.py."""
-
-    state = WorkerState.READY
-    namespace = NAMESPACE
-    block_tokens = BLOCK_TOKENS
-    shares_prefill = True
-    data_parallel_rank: int | None = None
+class ReadyWorker(Worker):
+    """An engine server that is always ready."""
 
     def __init__(self, record: WorkerRecord, port: int) -> None:
-        self.name = record.worker
-        self.record = record
-        self.endpoint = Endpoint("127.0.0.1", port, False, "")
-        self.ref: WorkerRef = ref_of(record)
+        super().__init__(record.worker, Endpoint("127.0.0.1", port, False, ""), record, time.monotonic())
+        self.state = WorkerState.READY
+        self.models = frozenset({"mock"})
         self.report()
 
     def report(self) -> None:
@@ -79,12 +72,14 @@ class Fleet:
     """Workers that stay; see ghostcacher_router/ports.py."""
 
     def __init__(self, count: int) -> None:
-        listed = [Worker(record_of(number, 1000 + number), 1000 + number) for number in range(count)]
-        self.listed: Sequence[Worker] = listed
-        self.workers: Mapping[str, Worker] = {worker.name: worker for worker in listed}
+        listed = [ReadyWorker(record_of(number, 1000 + number), 1000 + number) for number in range(count)]
+        self.listed: Sequence[ReadyWorker] = listed
+        self.workers: Mapping[str, ReadyWorker] = {worker.name: worker for worker in listed}
 
-    def serving(self, model: str | None) -> Sequence[Worker]:  # noqa: ARG002 - one model
+    def serving(self, model: str | None) -> Sequence[ReadyWorker]:  # noqa: ARG002 - one model
         return self.listed
+
+    def base_of(self, model: str | None) -> None: ...
 
     def models(self) -> Sequence[str]:
         return ["mock"]
@@ -216,6 +211,7 @@ async def timed(call: Callable[[], Coroutine[Any, Any, object]], count: int) -> 
 async def measure_all(index: RedisIndex, workers: int, count: int) -> str:
     fleet = Fleet(workers)
     for worker in fleet.listed:
+        assert worker.record is not None
         index.join(worker.record, lease_ttl_s=LEASE_S)
     offload = StoreThreads(THREADS, "bench", limit_s=60.0)
 
