@@ -42,6 +42,17 @@ HEADS = 4
 SIZES = [(1, 2), (4, 2), (2, 4)]
 
 
+def ask_both(a: SimEngine, b: SimEngine) -> list[int]:
+    """Put one prompt to `a`, and to `b` once `a` has published it; return the prompt."""
+    prompt = tokens_of(1, 5 * BLOCK_TOKENS + 3)
+    a.add("first", prompt)
+    a.run()
+    settled(a)
+    b.add("second", prompt)
+    b.run()
+    return prompt
+
+
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize(("owners", "readers"), SIZES)
 def test_replicas_are_pulled_whatever_the_sizes(make: Make, owners: int, readers: int, stages: int) -> None:
@@ -87,12 +98,7 @@ def test_replicas_read_from_another_stage_would_be_seen(make: Make, monkeypatch:
     monkeypatch.setattr(Share, "pieces_in", lambda share, rank_count: (Piece(share.rank % rank_count, WHOLE, WHOLE),))
     a, b = make("a", cache="mla", stages=3), make("b", cache="mla", stages=3, ranks=2)
     meet(a, b)
-    prompt = tokens_of(1, 5 * BLOCK_TOKENS + 3)
-    a.add("first", prompt)
-    a.run()
-    settled(a)
-    b.add("second", prompt)
-    b.run()
+    ask_both(a, b)
     assert b.wrong
 
 
@@ -190,12 +196,7 @@ def test_heads_are_pulled_whatever_the_sizes(make_heads: Make, owners: int, read
     """Each from the rank that has it, into its place; answers are those of an engine alone."""
     a, b = make_heads("a", blocks=64, ranks=owners), make_heads("b", blocks=64, ranks=readers)
     meet(a, b)
-    prompt = tokens_of(1, 5 * BLOCK_TOKENS + 3)
-    a.add("first", prompt)
-    a.run()
-    settled(a)
-    b.add("second", prompt)
-    b.run()
+    prompt = ask_both(a, b)
     assert (b.wrong, b.outputs("second")) == ([], expected_output(prompt, 4))
     assert b.counted("gc_cache_hits_total") == 5
 
@@ -224,12 +225,7 @@ def test_heads_in_another_place_would_be_seen(
     monkeypatch.setattr(Share, "pieces_in", lambda share, rank_count: break_it(pieces_in(share, rank_count)))
     a, b = make_heads("a", ranks=2), make_heads("b")
     meet(a, b)
-    prompt = tokens_of(1, 5 * BLOCK_TOKENS + 3)
-    a.add("first", prompt)
-    a.run()
-    settled(a)
-    b.add("second", prompt)
-    b.run()
+    ask_both(a, b)
     assert b.wrong
 
 
