@@ -87,7 +87,8 @@ EVERYTHING: dict[str, Any] = {
             "extraEnv": [{"name": "UCX_NET_DEVICES", "value": "mlx5_0:1"}],
             "huggingFaceToken": {"secret": "hf"},
         },
-        {"name": "decode", "model": "m", "device": "cpu", "kvRole": "kv_consumer", "image": "own"},
+        {"name": "consumer", "model": "m", "device": "cpu", "kvRole": "kv_consumer", "image": "own"},
+        {"name": "decode", "model": "m", "dataParallel": 2, "pdRole": "decode"},
     ],
     "networkPolicy": {
         "clients": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
@@ -109,6 +110,11 @@ EVERYTHING: dict[str, Any] = {
 def all_values() -> dict[str, dict[str, Any]]:
     """Return name -> values, of all that the chart is rendered with."""
     return {name: yaml.safe_load(path.read_text()) for name, path in EXAMPLES.items()} | {"everything": EVERYTHING}
+
+
+def engines_of(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what some values say of each engine: its own over those for all."""
+    return [values.get("engineDefaults", {}) | engine for engine in values.get("engines", [])]
 
 
 @functools.cache

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import yaml
 
+from ghostcacher_connector.core.types import PdRole
+from ghostcacher_connector.engines.vllm.nesting import OUTER, check_outer, pd_role_of, uses_us
 from tests.support.helm_chart import DEPLOY, all_values, needs_tools, pods, rendered
 
 pytestmark = pytest.mark.engine
@@ -21,7 +24,9 @@ def commands() -> Iterator[list[str]]:
             if SERVER in pod.containers[0].get("command", []):
                 yield pod.containers[0]["args"]
     services = yaml.safe_load((DEPLOY / "compose" / "compose.yaml").read_text())["services"]
-    yield from (service["command"] for name, service in services.items() if name[:4] in ("gpu-", "cpu-"))
+    for service in services.values():
+        if SERVER in service.get("entrypoint", []):
+            yield [*service["entrypoint"][service["entrypoint"].index(SERVER) + 1 :], *service["command"]]
 
 
 @needs_tools
@@ -33,9 +38,15 @@ def test_vllm_takes_every_flag() -> None:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())
-    seen = list(commands())
-    assert len(seen) > 8
-    for arguments in seen:
-        found = parser.parse_args(arguments)
-        assert isinstance(found.kv_transfer_config, KVTransferConfig)
-        assert found.kv_transfer_config.kv_connector == "GhostCacherConnector"
+    roles: Counter[PdRole | None] = Counter()
+    for arguments in commands():
+        transfer = parser.parse_args(arguments).kv_transfer_config
+        assert isinstance(transfer, KVTransferConfig)
+        assert uses_us(transfer)
+        if transfer.kv_connector == OUTER:
+            check_outer(transfer)
+        roles[pd_role_of(transfer)] += 1
+    # Two of the compose file's four profiles and one example have prefill and decode apart.
+    assert roles[PdRole.PREFILL] == 2 * 2 + 1
+    assert roles[PdRole.DECODE] == 2 * 1 + 2
+    assert roles[None] > 8

@@ -86,6 +86,9 @@ ENGINE = {"name": "a", "model": "m"}
         ),
         ({"engines": [{**ENGINE, "kind": "sglang", "device": "cpu"}]}, "engines: a: device: "),
         ({"engines": [{**ENGINE, "kind": "sglang", "kvRole": "kv_consumer"}]}, "engines: a: kvRole: "),
+        ({"engines": [{**ENGINE, "kind": "sglang", "pdRole": "decode"}]}, "engines: a: pdRole: "),
+        ({"engines": [{**ENGINE, "pdRole": "prefil"}]}, "'/engines/0/pdRole'"),
+        ({"engines": [ENGINE], "nixl": {"tcpPorts": {"first": 30000}}}, "nixl.tcpPorts: expected the first port"),
         ({"engines": [{**ENGINE, "models": {"existingClaim": "c", "hostPath": "/p"}}]}, "engines: a: models: "),
         ({"engines": [{**ENGINE, "resources": {"limits": {"memory": "8G"}}}]}, "'/engines/0/resources/limits/memory'"),
         (

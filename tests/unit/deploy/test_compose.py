@@ -22,7 +22,14 @@ SECRET = "a-secret-for-the-test"
 UPSTREAM = "https://api.anthropic.com"
 OPTIONAL = {"HF_TOKEN", "GC_UPSTREAM_URL"}
 """Empty in the example, and may stay so."""
-ENGINES = {"gpu": ("gpu-0", "gpu-1"), "cpu": ("cpu-0", "cpu-1")}
+APART = ("prefill-0", "prefill-1", "decode-0")
+ENGINES = {
+    "gpu": ("gpu-0", "gpu-1"),
+    "cpu": ("cpu-0", "cpu-1"),
+    "gpu-pd": tuple(f"gpu-{name}" for name in APART),
+    "cpu-pd": tuple(f"cpu-{name}" for name in APART),
+}
+"""Profile -> the engines that it starts."""
 
 
 def example() -> dict[str, str]:
@@ -96,18 +103,36 @@ def test_engines_take_their_environment(profile: str) -> None:
         assert service["profiles"] == [profile]
         settings = load_settings({}, {key: str(value) for key, value in service["environment"].items()})
         alias = service["networks"]["default"]["aliases"][0]
-        port = next(argument for argument in service["command"] if argument.startswith("--port=")).partition("=")[2]
+        arguments = [*service["entrypoint"], *service["command"]]
+        port = next(argument for argument in arguments if argument.startswith("--port=")).partition("=")[2]
         assert settings.http_url == f"http://{alias}:{port}"
-        assert "--host=0.0.0.0" in service["command"]
+        assert "--host=0.0.0.0" in arguments
         assert settings.index_key == settings.relay_token == SECRET
         assert settings.redis_url == "redis://redis:6379/0"
         assert f":{port}/health" in service["healthcheck"]["test"][-1]
         names.add(settings.worker_id)
-    assert len(names) == 2
-    assert {SERVICES[name]["networks"]["default"]["aliases"][0] for name in ENGINES[profile]} == {
-        "engine-0",
-        "engine-1",
-    }
+    assert names == {f"engine-{number}" for number in range(len(ENGINES[profile]))}
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_engines_that_hand_prompts_over_find_each_other(device: str) -> None:
+    """Each is reached at its own name, which it can listen on, and two compute prompts for one that answers."""
+    names = ENGINES[f"{device}-pd"]
+    roles = []
+    for name in names:
+        service = SERVICES[name]
+        alias = service["networks"]["default"]["aliases"][0]
+        assert service["environment"]["VLLM_NIXL_SIDE_CHANNEL_HOST"] == service["hostname"] == alias
+        (argument,) = service["command"]
+        config = json.loads(argument.removeprefix("--kv-transfer-config="))
+        first, last = config["kv_connector_extra_config"]["connectors"]
+        (alone,) = SERVICES[f"{device}-0"]["command"]
+        assert last == json.loads(alone.removeprefix("--kv-transfer-config="))
+        roles.append((first["kv_connector"], first["kv_role"]))
+    assert roles == [("NixlConnector", role) for role in ("kv_producer", "kv_producer", "kv_consumer")]
+    shown = [SERVICES[name]["environment"].get("CUDA_VISIBLE_DEVICES", "").split(",") for name in names]
+    assert device == "cpu" or [sorted(each) for each in shown] == [["0", "1", "2"]] * 3
+    assert device == "cpu" or len({each[0] for each in shown}) == 3
 
 
 def test_prometheus_scrapes_what_is_there() -> None:
@@ -116,7 +141,8 @@ def test_prometheus_scrapes_what_is_there() -> None:
     targets = {
         target for job in config["scrape_configs"] for each in job["static_configs"] for target in each["targets"]
     }
-    assert targets == {"router:8000", "engine-0:8000", "engine-1:8000"}
+    engines = {SERVICES[name]["environment"]["GC_WORKER_ID"] for names in ENGINES.values() for name in names}
+    assert targets == {"router:8000", *(f"{engine}:8000" for engine in engines)}
     mounts = dict(volume.split(":")[:2] for volume in SERVICES["prometheus"]["volumes"])
     assert Path(config["rule_files"][0]).parent.as_posix() == mounts["../prometheus"]
     source = yaml.safe_load((DEPLOY / "grafana" / "datasource.yml").read_text())["datasources"][0]

@@ -30,6 +30,7 @@ from tests.support.helm_chart import (
     SECRETS,
     Pod,
     all_values,
+    engines_of,
     environment,
     needs_tools,
     pods,
@@ -45,7 +46,12 @@ SET_BY_CHART = {
     "routerSettings": {"listen", "redis_url", "index_key", "admin_token"},
 }
 """Settings that values cannot set: the chart does, secrets would show, or the engine's own page is scraped."""
-OTHER_VARIABLES = {"POD_NAME", "POD_IP", "REDIS_PASSWORD", "HOME", "HF_HOME", "HF_TOKEN", "VLLM_CPU_KVCACHE_SPACE"}
+OTHER_VARIABLES = {
+    *("POD_NAME", "POD_IP", "REDIS_PASSWORD", "HOME", "HF_HOME", "HF_TOKEN", "VLLM_CPU_KVCACHE_SPACE"),
+    *("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "UCX_TCP_PORT_RANGE"),
+}
+SIDE_CHANNEL = 5600
+"""Of NixlConnector, by default."""
 GIVEN_BY_VALUES = {"TZ", "UCX_NET_DEVICES"}
 
 
@@ -62,7 +68,7 @@ class Program(NamedTuple):
     @property
     def given(self) -> Mapping[str, Any]:
         """What the values say of this engine."""
-        return next(each for each in self.values["engines"] if each["name"] == self.pod.labels["ghostcacher/engine"])
+        return next(each for each in engines_of(self.values) if each["name"] == self.pod.labels["ghostcacher/engine"])
 
     @property
     def policy(self) -> Mapping[str, Any]:
@@ -161,17 +167,44 @@ def test_relay_ports_are_those_of_the_ranks() -> None:
     for program in programs("engine"):
         settings = load_settings({}, program.env)
         declared = [each["containerPort"] for each in program.container["ports"] if each["name"].startswith("relay-")]
-        ranges = [each for rule in program.policy["ingress"] for each in rule["ports"] if "endPort" in each]
+        ranges = [rule["ports"] for rule in program.policy["ingress"] if "endPort" in rule["ports"][0]]
         if settings.relay_listen is None:
             without += 1
-            assert declared == ranges == []
+            assert declared == []
+            assert all(ports[0]["port"] == SIDE_CHANNEL for ports in ranges)
             continue
         assert settings.relay_token == SECRETS["relay-token"]
         first = parse_listen(settings.relay_listen, "relay_listen").port
         ranks = program.given.get("tensorParallel", 1) * program.given.get("dataParallel", 1)
         assert declared == [port_of_rank(first, rank, "relay_listen") for rank in range(ranks)]
-        assert ranges == [{"port": declared[0], "endPort": declared[-1]}]
-    assert without == 1
+        assert ranges[0] == [{"port": declared[0], "endPort": declared[-1]}]
+    assert without > 0
+
+
+@needs_tools
+def test_engines_that_hand_prompts_over_reach_each_other() -> None:
+    """Each copy in a pod has a side channel, and it and UCX listen where other engines, and nobody else, are let in."""
+    roles = set()
+    for program in programs("engine"):
+        role = program.given.get("pdRole")
+        assert program.pod.labels.get("ghostcacher/pd-role") == role
+        opened = [rule for rule in program.policy["ingress"] if rule["ports"][0]["port"] == SIDE_CHANNEL]
+        declared = [each["containerPort"] for each in program.container["ports"] if each["name"].startswith("nixl-")]
+        if role is None:
+            assert opened == declared == []
+            assert not any("NIXL" in name or name == "UCX_TCP_PORT_RANGE" for name in program.env)
+            continue
+        roles.add(role)
+        assert declared == [SIDE_CHANNEL + copy for copy in range(program.given.get("dataParallel", 1))]
+        assert program.env["VLLM_NIXL_SIDE_CHANNEL_PORT"] == str(SIDE_CHANNEL)
+        assert program.env["VLLM_NIXL_SIDE_CHANNEL_HOST"] == program.env["POD_IP"]
+        first, last = map(int, program.env["UCX_TCP_PORT_RANGE"].split("-"))
+        assert [rule["ports"] for rule in opened] == [
+            [{"port": declared[0], "endPort": declared[-1]}, {"port": first, "endPort": last}]
+        ]
+        (peer,) = opened[0]["from"]
+        assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "engine"
+    assert roles == {"prefill", "decode"}
 
 
 def path_of(probe: Mapping[str, Any]) -> str:
@@ -225,7 +258,9 @@ def test_connector_is_named_as_it_is_called() -> None:
         kinds.add(program.container["command"][-1])
         if "--kv-transfer-config" in flags:
             config = json.loads(flags["--kv-transfer-config"])
-            assert config | {"kv_role": "kv_both"} == vllm
+            # With a role, beside NixlConnector: tests/integration/deploy has vLLM and our own check read that.
+            ours = config["kv_connector_extra_config"]["connectors"][-1] if "pdRole" in program.given else config
+            assert ours | {"kv_role": "kv_both"} == vllm
         else:
             assert json.loads(flags[sglang[-2]]) == linker
             assert sglang[0] in flags

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ghostcacher_router.config import load_router_settings
-from tests.support.helm_chart import Pod, all_values, environment, needs_tools, pods, render, rendered
+from tests.support.helm_chart import Pod, all_values, engines_of, environment, needs_tools, pods, render, rendered
 
 pytestmark = needs_tools
 
@@ -47,7 +47,7 @@ def test_capabilities_and_root_come_only_with_what_needs_them() -> None:
     seen = set()
     for name, values in all_values().items():
         for pod in pods(rendered(name)):
-            given = {each["name"]: each for each in values.get("engines", [])}
+            given = {each["name"]: each for each in engines_of(values)}
             own = given.get(pod.labels.get("ghostcacher/engine", ""), {})
             rdma = own.get("rdma", {}).get("enabled", False)
             host, traced = own.get("hostNamespaces", False), own.get("sysPtrace", False)

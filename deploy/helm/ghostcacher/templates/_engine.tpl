@@ -10,8 +10,11 @@
 {{- if and (gt (float64 $engine.hostTierGib) 0.0) (gt (int $engine.tensorParallel) 1) }}{{ fail (printf "%s: hostTierGib: SGLang has no host tier with tensorParallel above 1: expected 0, got %v" $where $engine.hostTierGib) }}{{ end -}}
 {{- if ne $engine.device "gpu" }}{{ fail (printf "%s: device: SGLang without a GPU is for tests: expected gpu, got %s" $where $engine.device) }}{{ end -}}
 {{- if ne $engine.kvRole "kv_both" }}{{ fail (printf "%s: kvRole: SGLang has no roles: expected kv_both, got %s" $where $engine.kvRole) }}{{ end -}}
+{{- if $engine.pdRole }}{{ fail (printf "%s: pdRole: SGLang hands nothing over: expected none, got %s" $where $engine.pdRole) }}{{ end -}}
 {{- end -}}
 {{- if and $engine.models.existingClaim $engine.models.hostPath }}{{ fail (printf "%s: models: expected existingClaim or hostPath, got both" $where) }}{{ end -}}
+{{- $ports := .root.Values.nixl.tcpPorts -}}
+{{- if gt (int $ports.first) (int $ports.last) }}{{ fail (printf "nixl.tcpPorts: expected the first port before the last, got %v and %v" $ports.first $ports.last) }}{{ end -}}
 {{- $_ := set $engine "asRoot" (or $engine.rdma.enabled $engine.hostNamespaces $engine.sysPtrace) -}}
 {{- $_ := set $engine "ranks" (mul (int $engine.tensorParallel) (int $engine.dataParallel)) -}}
 {{- $_ := set $engine "fullname" (printf "%s-%s" (include "ghostcacher.fullname" .root) $engine.name) -}}
@@ -43,7 +46,7 @@ args:
   - --data-parallel-size={{ $engine.dataParallel }}
   {{- end }}
   - --shutdown-timeout={{ $engine.drainSeconds }}
-  - --kv-transfer-config={"kv_connector":"GhostCacherConnector","kv_role":{{ $engine.kvRole | quote }}}
+  - --kv-transfer-config={{ include "ghostcacher.transferConfig" $engine }}
 {{- end }}
   - "--host={{ include "ghostcacher.anyAddress" .root }}"
   - --port={{ $engine.port }}
@@ -53,6 +56,21 @@ args:
   {{- range $engine.extraArgs }}
   - {{ . | quote }}
   {{- end }}
+{{- end }}
+
+{{/*
+The connector as JSON: alone or, with a pdRole, beside vLLM's NixlConnector, which is asked first. What stands beside
+kv_connector of MultiConnector is read there alone.
+*/}}
+{{- define "ghostcacher.transferConfig" -}}
+{{- $ours := dict "kv_connector" "GhostCacherConnector" "kv_role" .kvRole -}}
+{{- if .pdRole -}}
+{{- $nixlRole := get (dict "prefill" "kv_producer" "decode" "kv_consumer") .pdRole -}}
+{{- $children := list (dict "kv_connector" "NixlConnector" "kv_role" $nixlRole) $ours -}}
+{{- $outer := dict "kv_connector" "MultiConnector" "kv_role" "kv_both" "kv_load_failure_policy" "recompute" -}}
+{{- $ours = merge $outer (dict "kv_connector_extra_config" (dict "connectors" $children)) -}}
+{{- end -}}
+{{ $ours | toJson }}
 {{- end }}
 
 {{/* The worker's name is the pod's: no two live engines may have one, and no two pods of a namespace do. */}}
@@ -91,6 +109,14 @@ args:
 {{- if eq $engine.device "cpu" }}
 - name: VLLM_CPU_KVCACHE_SPACE
   value: {{ $engine.cpuKvCacheGib | quote }}
+{{- end }}
+{{- if $engine.pdRole }}
+- name: VLLM_NIXL_SIDE_CHANNEL_HOST
+  value: $(POD_IP)
+- name: VLLM_NIXL_SIDE_CHANNEL_PORT
+  value: {{ $root.Values.nixl.sideChannelPort | quote }}
+- name: UCX_TCP_PORT_RANGE
+  value: "{{ $root.Values.nixl.tcpPorts.first }}-{{ $root.Values.nixl.tcpPorts.last }}"
 {{- end }}
 {{- with $engine.extraEnv }}
 {{ toYaml . }}
