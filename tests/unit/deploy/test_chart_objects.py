@@ -8,7 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.support.helm_chart import CHART, NAME, all_values, needs_tools, render, rendered
+from ghostcacher_router.config import load_router_settings
+from tests.support.helm_chart import CHART, NAME, all_values, environment, needs_tools, pods, render, rendered
 from tests.unit.deploy.custom_kinds import SPECS
 
 pytestmark = needs_tools
@@ -98,6 +99,7 @@ ENGINE = {"name": "a", "model": "m"}
         ({"secrets": {"external": {"enabled": True}}}, "secrets.external.store.name: "),
         ({"redis": {"url": "redis://u:p@host"}}, "'/redis/url'"),
         ({"redis": {"tls": {"enabled": True}}}, "redis.tls.secret: expected a Secret"),
+        ({"router": {"settings": {"redis": False}}}, "router.settings.redis: expected workers or upstreams"),
         ({"redis": {"users": {"worker": ""}}}, "redis.users.worker: expected a name"),
         ({"gateway": {"enabled": True}}, "gateway.parentRefs: expected at least one Gateway"),
         ({"gateway": {"inferencePool": {"enabled": True}}}, "gateway.inferencePool.endpointPicker.name: "),
@@ -136,6 +138,32 @@ def test_defaults_alone_render() -> None:
     """A chart without values gives routers and Redis, for engines that are run elsewhere."""
     components = {found["metadata"]["labels"].get("app.kubernetes.io/component") for found in render({})}
     assert components == {None, "router", "redis"}
+
+
+@pytest.mark.parametrize(
+    ("values", "runs"),
+    [
+        ({"router": {"settings": {"redis": False, "upstreams": ["anthropic=https://api.anthropic.com"]}}}, False),
+        ({"router": {"settings": {"redis": "False", "workers": ["http://10.0.0.1:8000"]}}}, False),
+        ({"router": {"settings": {"redis": "true"}}}, True),
+        ({"router": {"settings": {"redis": False, "workers": ["http://w:8000"]}}, "engines": [ENGINE]}, True),
+        ({"redis": {"url": "redis://h"}}, False),
+    ],
+)
+def test_redis_is_run_only_where_somebody_uses_it(values: dict[str, Any], runs: bool) -> None:
+    """Engines always do, routers unless they are told not to; then nothing of it is left over, and they start."""
+    objects = render({**values, "networkPolicy": {"egress": {"enabled": True}}})
+    kinds = {found["kind"] for found in objects if found["metadata"]["name"] == f"{NAME}-redis"}
+    expected = {"ServiceAccount", "ConfigMap", "StatefulSet", "Service", "NetworkPolicy"}
+    assert kinds == (expected if runs else set())
+    router = next(pod for pod in pods(objects) if pod.component == "router").containers[0]
+    settings = load_router_settings({}, None, environment(router))
+    assert settings.redis == ("GC_REDIS_URL" in str(router["env"]))
+    policies = {each["metadata"]["name"]: each["spec"] for each in objects if each["kind"] == "NetworkPolicy"}
+    ports = {port["port"] for rule in policies[f"{NAME}-router"]["egress"] for port in rule["ports"]}
+    assert (6379 in ports) == settings.redis
+    for found in objects:
+        validate(found)
 
 
 def test_default_values_are_valid_themselves() -> None:

@@ -27,7 +27,8 @@
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}
 {{- $redis := .Values.redis.url }}
-{{- if $redis }}
+{{- if not (include "ghostcacher.routersUseRedis" .) }}
+{{- else if $redis }}
 # Redis. Sentinels name servers, which are where Redis is by default.
 - ports:
     {{- $default := ternary (list 26379) (list 6379) (contains "+sentinel:" $redis) }}

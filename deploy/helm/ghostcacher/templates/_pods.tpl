@@ -37,6 +37,16 @@ imagePullSecrets:
     secretKeyRef: {name: {{ include "ghostcacher.secretName" .root }}, key: {{ .key }}}
 {{- end }}
 
+{{/* Who uses Redis, as "true" or nothing: routers unless their settings say no, engines always. */}}
+{{- define "ghostcacher.routersUseRedis" -}}
+{{- if not (has (dig "redis" true .Values.router.settings | toString | lower) (list "false" "0")) }}true{{ end -}}
+{{- end }}
+
+{{/* Whether a Redis is run here: where somebody uses one, and there is none of yours. */}}
+{{- define "ghostcacher.runsRedis" -}}
+{{- if and (not .Values.redis.url) (or .Values.engines (include "ghostcacher.routersUseRedis" .)) }}true{{ end -}}
+{{- end }}
+
 {{/* GC_REDIS_URL and what it is made of: (dict "root" $ "program" "worker"). The password comes before the URL. */}}
 {{- define "ghostcacher.redisVariables" -}}
 {{- $redis := .root.Values.redis -}}
