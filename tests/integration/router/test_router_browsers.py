@@ -44,6 +44,31 @@ async def test_every_method_on_the_path_of_a_prompt_is_the_engines_to_answer(pat
         assert asked[0].headers[b"access-control-request-method"] == b"POST"
 
 
+@pytest.mark.parametrize(
+    ("allowed", "says"),
+    [((), None), (("*",), b"*"), (("https://app.example",), b"https://app.example"), (("https://b.example",), None)],
+)
+@on_loop
+async def test_router_of_providers_alone_answers_preflights(allowed: tuple[str, ...], says: bytes | None) -> None:
+    """A page of an origin that is allowed may send what it asks for; there is no engine that could say so."""
+    upstreams = ("openai=http://127.0.0.1:1",)
+    router = Router(RouterSettings(listen="127.0.0.1:0", redis=False, upstreams=upstreams, allowed_origins=allowed))
+    await router.start()
+    try:
+        names = PREFLIGHT | {"access-control-request-headers": "authorization,x-stainless-lang"}
+        for path in (*PROMPTS, "/v1/models", "/gcx"):
+            reply = await ask(router, "OPTIONS", path, headers=names)
+            assert reply.status == 200
+            lines = reply.head.split(b"\r\n")
+            origin = [line for line in lines if line.startswith(b"access-control-allow-origin")]
+            assert origin == ([] if says is None else [b"access-control-allow-origin: " + says])
+            assert b"access-control-allow-methods: POST" in lines
+            assert b"access-control-allow-headers: authorization,x-stainless-lang" in lines
+        assert b"access-control" not in (await ask(router, "OPTIONS", "/gc/status", headers=names)).head
+    finally:
+        await router.stop()
+
+
 @on_loop
 async def test_settings_for_pages_and_addresses_reach_the_proxy() -> None:
     """A page that is allowed reads the router's own errors, and the limit of an address is the one that was set."""

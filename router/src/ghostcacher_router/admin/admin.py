@@ -49,6 +49,7 @@ from ghostcacher_router.admin.parameters import (
 )
 from ghostcacher_router.admin.reports import gone_reports, not_ready, worker_reports
 from ghostcacher_router.fleet.fleet import Fleet
+from ghostcacher_router.http.protocol.cors import answer_to_preflight
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
 from ghostcacher_router.http.protocol.refusal import Refusal, error_body
 from ghostcacher_router.metrics.catalog import PAGE_TYPE, RouterMetrics
@@ -147,10 +148,12 @@ class Admin:
         return f"Admin({self._access!r})"
 
     def match(self, method: str, path: str) -> bool:
-        """Say whether this request is answered here. CORS preflights of /v1/models are the engines' to answer."""
-        if path == "/gc" or path.startswith("/gc/"):
+        """Say whether this request is answered here. CORS preflights are the engines', where there are any."""
+        if _is_for_admins(path):
             return True
-        return method != "OPTIONS" and (path in _OPEN or path.startswith(_MODELS + "/"))
+        if method == "OPTIONS":
+            return self._workerless
+        return path in _OPEN or path.startswith(_MODELS + "/")
 
     async def handle(self, request: LocalRequest) -> LocalResponse:
         """Return the answer. Bounded in time; never raises for what a client sent."""
@@ -174,6 +177,8 @@ class Admin:
     async def _answer(self, request: LocalRequest) -> LocalResponse:
         if (file := self._page_files.get(request.path)) is not None and request.method in {"GET", "HEAD"}:
             return file
+        if request.method == "OPTIONS" and not _is_for_admins(request.path):
+            return LocalResponse(200, answer_to_preflight(request.headers), b"")
         if request.path not in _OPEN and not request.path.startswith(_MODELS + "/"):
             # Before anything else: whoever may not use it does not even learn what there is.
             self._access.check(request.headers, request.peer)
@@ -297,6 +302,10 @@ class Admin:
 
     async def _links(self, request: LocalRequest) -> LocalResponse:
         return _json(await self._ports.links(links_of(request)))
+
+
+def _is_for_admins(path: str) -> bool:
+    return path == "/gc" or path.startswith("/gc/")
 
 
 def _json(value: object, status: int = 200) -> LocalResponse:

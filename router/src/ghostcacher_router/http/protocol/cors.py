@@ -1,11 +1,12 @@
 """Which web pages may read what the router answers itself, and its own headers in what others answer (CORS).
 
-Whether a page may read an engine's answer, preflights too, the engine decides.
+Whether a page may read an engine's answer, preflights too, the engine decides. A router without engines answers
+preflights itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ghostcacher_router.http.protocol.request_head import RequestHead
 
@@ -19,6 +20,8 @@ EXPOSED = (
 )
 """Headers that a page may read beside the few that it always may. An engine's list and this one add up."""
 ANY = "*"
+PREFLIGHT_S = 600
+"""For how long a browser may go by the answer to a preflight."""
 _ADMIN = "/gc/"
 _EXPOSING = b"\r\n%b: %b" % EXPOSED
 
@@ -53,3 +56,15 @@ class AllowedOrigins:
             return b""
         origin = head.headers.get(b"origin")
         return _EXPOSING if origin is not None and (self._any or origin in self._origins) else b""
+
+
+def answer_to_preflight(asked: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the headers that let a page send what it asks for. asked: the preflight's headers, by lower-case name.
+
+    They mean nothing to a page whose origin `AllowedOrigins` does not name beside them.
+    """
+    method, names = asked.get(b"access-control-request-method"), asked.get(b"access-control-request-headers")
+    if method is None:
+        return []
+    named = [] if names is None else [(b"access-control-allow-headers", names)]
+    return [(b"access-control-allow-methods", method), *named, (b"access-control-max-age", b"%d" % PREFLIGHT_S)]
