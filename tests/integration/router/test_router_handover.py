@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +14,26 @@ from benchmarks.harness.client import metrics
 from benchmarks.harness.router import RouterProcess
 from ghostcacher_router.http.exchanges.handover import USABLE_S
 from ghostcacher_router.http.protocol.limits import Limits
-from ghostcacher_router.prompt import parse_body
-from ghostcacher_router.types import Outcome, RequestShape
+from ghostcacher_router.types import Outcome
 from ghostcacher_simulator.api import EngineApi
 from ghostcacher_simulator.http_server import EngineServer
+from tests.support.handover_rig import (
+    COMPUTED,
+    CONVERSATION,
+    PARAMS,
+    SHORT,
+    asked,
+    bodies,
+    breaks,
+    request,
+    steps,
+    two_steps,
+)
 from tests.support.mock_engine import CHUNKED, MockEngine, Peer, Received, chunks, content, says
 from tests.support.prompts import CHAT, COMPLETIONS, say
-from tests.support.proxy_rig import POST, Rig, eventually, on_loop, proxy_rig
+from tests.support.proxy_rig import eventually, on_loop, proxy_rig
 
-PARAMS = {"do_remote_prefill": True, "do_remote_decode": False, "remote_block_ids": [[1, 2]], "remote_port": 5600}
-COMPUTED = json.dumps({"choices": [], "kv_transfer_params": PARAMS}).encode()
-CONVERSATION: dict[str, Any] = {"model": "m", "messages": [say("user", "hello " * 40)], "max_tokens": 9}
 PATIENCE_S = 60.0
-
-
-def parse(path: str, body: Any, headers: Mapping[bytes, bytes]) -> RequestShape:
-    return parse_body(path, body, headers, 7)
-
-
-def two_steps(rig: Rig) -> Rig:
-    """Have the rig's engines that are named p... compute, and read bodies as a router does."""
-    rig.state.parse = parse
-    rig.dispatcher.computing = {engine.name for engine in rig.engines if engine.name.startswith("p")}
-    return rig
-
-
-def request(body: dict[str, Any], path: str = CHAT) -> bytes:
-    data = json.dumps(body).encode()
-    return POST.replace(CHAT.encode(), path.encode()) + b"Content-Length: %d\r\n\r\n%b" % (len(data), data)
-
-
-def bodies(engine: MockEngine) -> list[dict[str, Any]]:
-    return [json.loads(received.body) for received in engine.received]
-
-
-def steps(rig: Rig) -> list[tuple[str, str | None, Outcome | None]]:
-    return [(place.worker, place.ask.step and place.ask.step.value, place.outcome) for place in rig.placements]
-
-
-SHORT = Limits(prefill_tokens_min=0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -78,10 +58,6 @@ async def test_prompt_is_computed_by_one_worker_and_answered_by_another(path: st
         assert first is not None
         assert second is None
         assert rig.meter.handovers == [("handed",)]
-
-
-def breaks(peer: Peer, _: Received) -> None:
-    peer.abort()
 
 
 @pytest.mark.parametrize(
@@ -187,15 +163,13 @@ async def test_client_that_leaves_ends_the_first_step() -> None:
     """The engine stops computing for nobody."""
     left = asyncio.Event()
 
-    async def never(peer: Peer, _: Received) -> None:
+    async def waits(peer: Peer, _: Received) -> None:
         await peer.left()
         left.set()
 
-    p, d = MockEngine("p", never), MockEngine("d")
+    p, d = MockEngine("p", waits), MockEngine("d")
     async with proxy_rig(p, d, limits=SHORT) as rig:
-        client = await two_steps(rig).client()
-        client.send(request(CONVERSATION))
-        await eventually(lambda: p.received)
+        client = await asked(rig, p)
         client.abort()
         async with asyncio.timeout(PATIENCE_S):
             await left.wait()
@@ -244,9 +218,12 @@ class PdApi(EngineApi):
         super().__init__()
         self.name = name
         self.got: list[dict[str, Any]] = []
+        self.hangs_next = False
+        """Hang with the next prompt: answer nothing any more, no probe either."""
 
     async def __call__(self, peer: Peer, request: Received) -> None:
-        if request.path != CHAT:
+        self.mute |= self.hangs_next and request.path == CHAT
+        if self.mute or request.path != CHAT:
             await super().__call__(peer, request)
             return
         self.got.append(json.loads(request.body))
@@ -260,30 +237,43 @@ class PdApi(EngineApi):
 
 @on_loop
 async def test_router_knows_roles_of_static_workers(tmp_path: Path) -> None:
-    """A real router, told who does what: prompts of one prefix go to one of the two that compute, the third answers."""
-    servers = [EngineServer(PdApi(name)) for name in ("p1", "p2", "d")]
+    """A real router, told who does what: prompts of one prefix go to one of the two that compute, the third answers.
+
+    Once that one hangs, with a prompt and with its probes, the other computes, and no request fails.
+    """
+    engines = [PdApi(name) for name in ("p1", "p2", "d")]
+    servers = [EngineServer(engine) for engine in engines]
     for server in servers:
         await server.start()
     urls = [f"http://127.0.0.1:{server.port}" for server in servers]
     roles = ",".join(f"{url}={role}" for url, role in zip(urls, ("prefill", "prefill", "decode"), strict=True))
     try:
-        await asyncio.to_thread(ask_router, urls, ["--roles", roles], tmp_path)
+        await asyncio.to_thread(ask_router, urls, ["--roles", roles, *FAST_PROBES], engines, tmp_path)
     finally:
         for server in servers:
             await server.stop()
-    p1, p2, d = (server.handler for server in servers)
-    assert {len(p1.got), len(p2.got)} == {0, 4}
-    assert [body["kv_transfer_params"]["remote_engine_id"] for body in d.got] == [(p1 if p1.got else p2).name] * 4
+    p1, p2, d = engines
+    assert len(p1.got) == len(p2.got) == 4
+    assert [body["kv_transfer_params"]["remote_engine_id"] for body in d.got] == (
+        [engine.name for engine in sorted((p1, p2), key=lambda engine: not engine.mute) for _ in range(4)]
+    )
 
 
-def ask_router(urls: list[str], arguments: list[str], folder: Path) -> None:
-    """Have a router answer four requests that begin alike."""
+FAST_PROBES = ("--health-interval-s", "0.1", "--health-timeout-s", "0.5", "--health-failures-max", "2")
+
+
+def ask_router(urls: list[str], arguments: list[str], engines: list[PdApi], folder: Path) -> None:
+    """Have a router answer eight requests that begin alike; who has computed the first four hangs with the next."""
     with RouterProcess(workers=urls, arguments=arguments, log_dir=folder) as router:
         router.wait_workers(3, deadline_s=PATIENCE_S)
-        for number in range(4):
+        for number in range(8):
+            if number == 4:
+                (first,) = (engine for engine in engines[:2] if engine.got)
+                first.hangs_next = True
             messages = [say("system", "be brief " * 400), say("user", f"question {number}")]
             data = json.dumps({"model": "m", "messages": messages}).encode()
             asked = urllib.request.Request(f"{router.url}{CHAT}", data, {"Content-Type": "application/json"})  # noqa: S310
             with urllib.request.urlopen(asked, timeout=PATIENCE_S) as reply:  # noqa: S310
                 assert json.load(reply)["from"] == "d"
-        assert metrics(router.url).sum("gc_router_handovers_total", result="handed") == 4
+        assert metrics(router.url).sum("gc_router_handovers_total", result="handed") == 8
+        assert metrics(router.url).sum("gc_router_retries_total", reason="hung") == 1

@@ -56,24 +56,25 @@ class Attempts:
     answer: the last answer that turned it away; None when none did.
     """
 
-    __slots__ = ("_erred", "_failed", "_silent", "answer", "excluded")
+    __slots__ = ("_erred", "_failed", "_silent", "_silent_workers", "answer", "excluded")
 
     def __init__(self) -> None:
         self.excluded: frozenset[str] = frozenset()
         self.answer: HeldAnswer | None = None
         self._failed: list[Placement] = []
         self._silent = 0
+        self._silent_workers: list[str] = []
         self._erred = 0
 
     def __repr__(self) -> str:
-        return f"Attempts({sorted(self.excluded)}, silent={self._silent})"
+        return f"Attempts({sorted(self.excluded)}, silent={self._silent_workers})"
 
     def turns_away(self, status: int, placement: Placement, *, repeatable: bool) -> bool:
         """Say whether an answer of this status is to be held, since another worker may have a better one.
 
         repeatable: whether another worker may carry out what this one may have carried out.
         """
-        if _is_error(status):
+        if is_error(status):
             return repeatable and not (self._silent or self._erred) and placement.doubtful
         return status in TURNS_AWAY
 
@@ -92,18 +93,30 @@ class Attempts:
         """
         self.excluded |= {placement.worker}
         self._failed.append(placement)
-        self._silent += fell_silent
-        self._erred += status is not None and _is_error(status)
+        if fell_silent:
+            self._silent += 1
+            self._silent_workers.append(placement.worker)
+        self._erred += status is not None and is_error(status)
         if answer is not None:
             self.answer = answer
+
+    def failed_before(self, placement: Placement, *, fell_silent: bool) -> None:
+        """Note that a worker has failed at the first step of a request (`handover.py`), which ends no request.
+
+        However many have fallen silent on it there, one more may.
+        """
+        self._failed.append(placement)
+        if fell_silent:
+            self._silent = 1
+            self._silent_workers.append(placement.worker)
 
     def poison(self) -> Refusal | None:
         """Return the error for a request that seems to be what fails, and is not to be tried again; None: go on."""
         if self._silent < FAILED_MAX:
             return None
-        names = ", ".join(sorted(placement.worker for placement in self._failed))
+        count, names = len(self._silent_workers), ", ".join(sorted(self._silent_workers))
         message = (
-            f"{self._silent} workers closed the connection on this request without an answer, or hang ({names}); "
+            f"{count} workers closed the connection on this request without an answer, or hang ({names}); "
             "it is not tried at another one, since the request itself may be the cause"
         )
         return Refusal(502, message, code="closed_unanswered")
@@ -123,7 +136,7 @@ class Attempts:
         if status in TURNS_AWAY:
             if not self._failed:
                 last.failed(sure=False)
-        elif _is_error(status) and not self._erred:
+        elif is_error(status) and not self._erred:
             last.failed(sure=False)
 
     def gave_up(self) -> None:
@@ -142,6 +155,6 @@ class Attempts:
         self._failed.clear()
 
 
-def _is_error(status: int) -> bool:
+def is_error(status: int) -> bool:
     """Say whether a status tells of a failure that may be the worker's or the request's."""
     return status >= _SERVER_ERROR and status != _NOT_IMPLEMENTED and status not in TURNS_AWAY

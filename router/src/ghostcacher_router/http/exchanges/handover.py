@@ -5,8 +5,9 @@
     the client's request --with these--> an engine that answers, placed by load
 
 as vLLM's own example of a proxy does. Whatever goes wrong in the first step, there is none: whichever engine answers
-computes the prompt, too. What was handed over is used once, and soon: the first engine lets go of it when it was read,
-and nobody can tell what lies there later.
+computes the prompt, too. That a worker gives no answer is noticed as with any other request (`request_retries.py`): its
+connection breaks, its host acknowledges nothing, or its probes show that it hangs. What was handed over is used once,
+and soon: the first engine lets go of it when it was read, and nobody can tell what lies there later.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ghostcacher_connector.core.types import PdRole
-from ghostcacher_router.http.exchanges.own_request import ask_server
+from ghostcacher_router.http.exchanges.attempts import OWN_FAULTS, TURNS_AWAY, is_error
+from ghostcacher_router.http.exchanges.own_request import OwnRequest
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.types import Ask, Body, LongBody, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.types import Ask, Body, Endpoint, LongBody, NoWorker, Outcome, Placement, RequestShape
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +44,6 @@ USABLE_S = 10.0
 only once the second engine asks for it."""
 
 HTTP_ERROR = 400
-_SERVER_ERROR = 500
-_TOO_MANY = 429
 
 _ONE_TOKEN = (
     b',"max_tokens":1,"max_completion_tokens":null,"min_tokens":0,"stream":false,"stream_options":null,'
@@ -59,6 +59,14 @@ class HandedOver(NamedTuple):
     """The client's, with what tells the second engine where the first one has it."""
     usable_until: float
     """By the proxy's clock, in s."""
+
+
+class _NoAnswer(OSError):
+    """A worker gave none. reason: a label of retries."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class _Fields(msgspec.Struct):
@@ -99,67 +107,137 @@ def fits(body: bytes) -> bool:
     return single and plain and not several and fields.prompt_logprobs is None and fields.kv_transfer_params is None
 
 
-async def hand_over(proxy: ProxyState, head: RequestHead, ask: Ask, own_lines: bytes, body: Body) -> HandedOver | None:
-    """Have an engine compute the prompt of a request; return the second step, None when that is to compute it.
-
-    ask: the request as it is placed for this step. own_lines: the router's headers. Takes `prefill_s` at most.
-    """
-    data = _joined(body).rstrip()
-    result, handed = "failed", None
-    try:
-        async with asyncio.timeout(proxy.limits.prefill_s):
-            params = await _computed(proxy, head, ask, own_lines, data[:-1] + _ONE_TOKEN)
-        if params is not None:
-            result, more = "handed", b',"kv_transfer_params":%b}' % json.dumps(params).encode()
-            handed = HandedOver(data[:-1] + more, proxy.clock() + USABLE_S)
-    except (OSError, NoWorker, TimeoutError) as exc:
-        logger.info("request %s: nothing is handed over: %s", ask.request_id, exc)
-    proxy.meter.handovers.inc(result)
-    return handed
-
-
 def _joined(body: Body) -> bytes:
     return body.join() if isinstance(body, LongBody) else body
 
 
-async def _computed(
-    proxy: ProxyState, head: RequestHead, ask: Ask, own_lines: bytes, body: bytes
-) -> dict[str, Any] | None:
-    """Return where the prompt lies computed; None when an engine does not say so. Raises OSError and NoWorker."""
-    for left in reversed(range(TRIES_MAX)):
-        placement = proxy.dispatcher.place_now(ask) or await proxy.dispatcher.place(ask)
+class PrefillStep:
+    """The first step of one request, and what may be seen while it is under way: as of an `Exchange`. Loop only.
+
+    failed: the workers that failed at it, and whether each fell silent.
+    """
+
+    __slots__ = ("_ask", "_body", "_bound", "_head", "_own_lines", "_placement", "_proxy", "_request", "failed")
+
+    def __init__(self, proxy: ProxyState, head: RequestHead, ask: Ask, own_lines: bytes, body: Body) -> None:
+        """ask: the request as it is placed for this step. own_lines: the router's headers."""
+        self._proxy, self._head, self._ask, self._own_lines = proxy, head, ask, own_lines
+        self._body = _joined(body).rstrip()[:-1]
+        """Without its last brace."""
+        self._placement: Placement | None = None
+        """Where it is, or is on its way to."""
+        self._request: OwnRequest | None = None
+        self._bound: asyncio.Timeout | None = None
+        self.failed: list[tuple[Placement, bool]] = []
+
+    def __repr__(self) -> str:
+        at = None if self._placement is None else self._placement.worker
+        return f"PrefillStep({self._ask.request_id}, worker={at})"
+
+    async def run(self) -> HandedOver | None:
+        """Have an engine compute the prompt; return the second step, None when that is to compute it.
+
+        Takes `prefill_s` at most, and no longer than a worker may be silent.
+        """
+        result, handed, limits = "failed", None, self._proxy.limits
         try:
-            status, answer = await _send(proxy, placement, head, own_lines, body)
-        except OSError:
-            if not left:
-                raise
-        else:
+            async with asyncio.timeout(min(limits.prefill_s, limits.worker_silence_s)) as self._bound:
+                params = await self._computed()
+            if params is not None:
+                result, more = "handed", b',"kv_transfer_params":%b}' % json.dumps(params).encode()
+                handed = HandedOver(self._body + more, self._proxy.clock() + USABLE_S)
+        except (OSError, NoWorker) as exc:
+            logger.info("request %s: nothing is handed over: %s", self._ask.request_id, exc)
+        self._proxy.meter.handovers.inc(result)
+        return handed
+
+    # what may be seen while it waits
+
+    @property
+    def heard_bytes(self) -> int:
+        connection = None if self._request is None else self._request.connection
+        return 0 if connection is None else connection.passed_bytes
+
+    def is_at(self, worker: str, endpoint: Endpoint) -> bool:
+        placement = self._placement
+        return placement is not None and placement.worker == worker and placement.endpoint == endpoint
+
+    def check(self, now: float) -> None:
+        """See whether the request has arrived at the worker's host, which must not take longer than connecting."""
+        request = self._request
+        if request is None or request.connection is None:
+            return
+        silent_s = request.connection.unacknowledged_s(now, self._proxy.limits.connect_s)
+        if silent_s is not None:
+            request.connection.pool.close_idle()
+            request.give_up(_NoAnswer("unreachable", f"its host has acknowledged nothing for {silent_s:.1f} s"))
+
+    def worker_hangs(self) -> None:
+        """Have another worker compute the prompt. Connecting is bounded, and goes on."""
+        if self._request is not None:
+            self._request.give_up(_NoAnswer("hung", "it answers nobody any more"))
+
+    # the workers that are asked
+
+    async def _computed(self) -> dict[str, Any] | None:
+        """Return where the prompt lies computed; None when an engine does not say so. Raises OSError and NoWorker."""
+        for left in reversed(range(TRIES_MAX)):
+            place = self._proxy.dispatcher
+            placement = place.place_now(self._ask) or await place.place(self._ask)
+            try:
+                status, answer = await self._send(placement)
+            except _NoAnswer as exc:
+                reason = exc.reason
+                self.failed.append((placement, reason in ("broke", "hung")))
+                if not left:
+                    raise
+            else:
+                if status < HTTP_ERROR:
+                    return _params_in(answer)
+                if not (is_error(status) or status in TURNS_AWAY):
+                    return None  # what is wrong with the request the client is told by the other engine
+                reason = str(status) if status in TURNS_AWAY else "error"
+                self.failed.append((placement, False))
+                if not left:
+                    return None
+            self._proxy.meter.retries.inc(reason)
+            self._ask = self._ask._replace(exclude=self._ask.exclude | {placement.worker})
+        return None
+
+    async def _send(self, placement: Placement) -> tuple[int, bytes]:
+        """Send the request to a worker; return status and body of the answer.
+
+        Raises _NoAnswer where there is none, and OSError for what the router lacks itself.
+        """
+        head, own = self._head, self._own_lines + rank_line(self._head, placement.data_parallel_rank)
+        self._placement = placement
+        self._request = request = OwnRequest(self._proxy, answer_bytes_max=ANSWER_BYTES_MAX)
+        outcome, status = Outcome.CANCELLED, None
+        placement.sent()
+        try:
+            status, answer = await request.ask(placement.endpoint, head, own, self._body + _ONE_TOKEN)
+            outcome = Outcome.DONE
             if status < HTTP_ERROR:
-                return _params_in(answer)
-            if not left or not (status >= _SERVER_ERROR or status == _TOO_MANY):
-                return None  # what is wrong with the request the client is told by the other engine
-        ask = ask._replace(exclude=ask.exclude | {placement.worker})
-    return None
-
-
-async def _send(
-    proxy: ProxyState, placement: Placement, head: RequestHead, own_lines: bytes, body: bytes
-) -> tuple[int, bytes]:
-    """Send the first step; return status and body of the answer. Raises OSError when there is none."""
-    own = own_lines + rank_line(head, placement.data_parallel_rank)
-    outcome, status = Outcome.CANCELLED, None
-    placement.sent()
-    try:
-        status, answer = await ask_server(proxy, placement.endpoint, head, own, body, answer_bytes_max=ANSWER_BYTES_MAX)
-        outcome = Outcome.DONE
-        if status < HTTP_ERROR:
-            placement.first_byte()
-    except OSError:
-        outcome = Outcome.BROKE
-        raise
-    finally:
-        placement.ended(outcome, status)
-    return status, answer
+                placement.first_byte()
+        except _NoAnswer:
+            outcome = Outcome.REFUSED
+            raise
+        except OSError as exc:
+            if exc.errno in OWN_FAULTS:
+                self._proxy.cannot_connect(exc)
+                raise
+            outcome, reason = (Outcome.REFUSED, "refused") if request.connection is None else (Outcome.BROKE, "broke")
+            raise _NoAnswer(reason, str(exc)) from exc
+        except asyncio.CancelledError:
+            # One that has had the time of another one before it had less than it was promised.
+            if self._bound is not None and self._bound.expired() and not self.failed:
+                outcome = Outcome.FAILED
+                self.failed.append((placement, False))
+            raise
+        finally:
+            self._placement = self._request = None
+            placement.ended(outcome, status)
+        return status, answer
 
 
 def _params_in(answer: bytes) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from ghostcacher_router.http.protocol.response_head import ResponseHead
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Endpoint
 from ghostcacher_router.upstreams.response_receiver import Sink
+from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
 BODY_BYTES_MAX = 8 << 10
 """What is kept of each answer; these are short."""
@@ -27,17 +28,41 @@ async def ask_server(
 
     answer_bytes_max: what is kept of the body.
     """
-    # Not a kept connection: one that turns out closed would look like a server that is gone.
-    connection = await proxy.pools.connect(endpoint)
-    pool, answer = connection.pool, _Answer(answer_bytes_max, no_body=head.method == "HEAD")
-    try:
-        request = worker_request(head, pool.prefix, pool.host_line, own_lines, len(body))
-        connection.begin(answer, request, body, proxy.clock())
-        status = await answer.status
-    except BaseException:
-        connection.abort()
-        raise
-    return status, bytes(answer.body)
+    return await OwnRequest(proxy, answer_bytes_max=answer_bytes_max).ask(endpoint, head, own_lines, body)
+
+
+class OwnRequest:
+    """One such request, which may be given up while its answer is awaited. connection: None until one is made."""
+
+    __slots__ = ("_answer", "_bytes_max", "_proxy", "connection")
+
+    def __init__(self, proxy: ProxyState, *, answer_bytes_max: int) -> None:
+        self._proxy, self._bytes_max = proxy, answer_bytes_max
+        self._answer: _Answer | None = None
+        self.connection: WorkerConnection | None = None
+
+    def __repr__(self) -> str:
+        return f"OwnRequest({self.connection!r})"
+
+    async def ask(self, endpoint: Endpoint, head: RequestHead, own_lines: bytes, body: bytes) -> tuple[int, bytes]:
+        """Return status and body of the answer. Raises OSError when there is none. To be called once."""
+        # Not a kept connection: one that turns out closed would look like a server that is gone.
+        self.connection = connection = await self._proxy.pools.connect(endpoint)
+        self._answer = answer = _Answer(self._bytes_max, no_body=head.method == "HEAD")
+        pool = connection.pool
+        try:
+            request = worker_request(head, pool.prefix, pool.host_line, own_lines, len(body))
+            connection.begin(answer, request, body, self._proxy.clock())
+            status = await answer.status
+        except BaseException:
+            connection.abort()
+            raise
+        return status, bytes(answer.body)
+
+    def give_up(self, error: OSError) -> None:
+        """Have `ask` raise an error, unless the answer is there, or no connection is yet: making one is bounded."""
+        if self._answer is not None:
+            self._answer.fail(error)
 
 
 class _Answer:
@@ -65,14 +90,14 @@ class _Answer:
             self.status.set_result(self._status)
 
     def response_lost(self, error: str, *, began: bool) -> None:  # noqa: ARG002
-        self._fail(error)
+        self.fail(OSError(error))
 
     def response_bad(self, error: str) -> None:
-        self._fail(error)
+        self.fail(OSError(error))
 
     def _take(self, data: bytes) -> None:
         self.body += data[: self._bytes_max - len(self.body)]
 
-    def _fail(self, error: str) -> None:
+    def fail(self, error: OSError) -> None:
         if not self.status.done():
-            self.status.set_exception(OSError(error))
+            self.status.set_exception(error)

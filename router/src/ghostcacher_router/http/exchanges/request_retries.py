@@ -8,6 +8,8 @@
     it fails where others have failed      the same, once
     nobody is left to be tried             it ends
 
+While another worker computes its prompt, that step goes on by the same rules (`handover.py`), and never ends it.
+
 What a worker was sent it may have carried out, so it goes to another one only where that makes no difference to the
 client (`repeatable.py`). A connection that was kept and turns out closed, or to lead nowhere, proves nothing of the
 worker.
@@ -18,6 +20,7 @@ from __future__ import annotations
 import logging
 
 from ghostcacher_router.http.exchanges.attempts import TURNS_AWAY, HeldAnswer
+from ghostcacher_router.http.exchanges.handover import PrefillStep
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
 from ghostcacher_router.http.exchanges.request_ends import EndingRequest
 from ghostcacher_router.http.protocol.refusal import Refusal
@@ -34,7 +37,7 @@ logger = logging.getLogger(__name__)
 class RetriedRequest(EndingRequest):
     """A request that may be tried at several workers. Loop only."""
 
-    __slots__ = ("_reason", "_reused")
+    __slots__ = ("_reason", "_reused", "_step")
 
     def __init__(self, proxy: ProxyState, client: Client, head: RequestHead, body: Body, received_at: float) -> None:
         super().__init__(proxy, client, head, body, received_at)
@@ -42,10 +45,14 @@ class RetriedRequest(EndingRequest):
         """Whether its connection was kept from an earlier request."""
         self._reason = "refused"
         """Why it goes to another worker if no new connection can be made: a label of retries."""
+        self._step: PrefillStep | None = None
+        """The first of two steps, while it is under way."""
 
     # what may be seen while it waits
 
     def is_at(self, worker: str, endpoint: Endpoint) -> bool:
+        if self._step is not None:
+            return self._step.is_at(worker, endpoint)
         placement = self._placement
         return placement is not None and placement.worker == worker and placement.endpoint == endpoint
 
@@ -54,6 +61,9 @@ class RetriedRequest(EndingRequest):
 
         Nor is an answer waited for that is held back.
         """
+        if self._step is not None:
+            self._step.check(now)
+            return
         connection, limits = self._connection, self._proxy.limits
         if connection is not None and self._held is not None:
             if now - self._held_at > limits.turned_away_s:
@@ -70,6 +80,9 @@ class RetriedRequest(EndingRequest):
 
     def worker_hangs(self) -> None:
         """Have another worker answer, or end the response. Connecting is bounded, and goes on."""
+        if self._step is not None:
+            self._step.worker_hangs()
+            return
         connection = self._connection
         if self._status is not None and self._held is None:
             self._fail(504, "the worker no longer answers", code="worker_timeout")
@@ -80,6 +93,11 @@ class RetriedRequest(EndingRequest):
                 self._unanswered("it answers nobody any more", "hung")
             else:
                 self._turned_away(None)
+
+    def expire(self) -> None:
+        """The worker has been silent for too long; the first of two steps ends by itself, with time for the second."""
+        if self._step is None:
+            super().expire()
 
     def _let_go_of(self, connection: WorkerConnection) -> None:
         self._connection = None

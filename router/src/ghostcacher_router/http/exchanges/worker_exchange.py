@@ -15,11 +15,10 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Awaitable
-from functools import partial
 
 from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, HeldAnswer
-from ghostcacher_router.http.exchanges.handover import HandedOver, hand_over, step_of, wanted
+from ghostcacher_router.http.exchanges.handover import HandedOver, PrefillStep, step_of, wanted
 from ghostcacher_router.http.exchanges.later import later
 from ghostcacher_router.http.exchanges.own_headers import own_lines
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
@@ -56,6 +55,7 @@ class WorkerExchange(RetriedRequest):
         "_received_at",
         "_sent",
         "_shape",
+        "_steps",
         "no_body",
         "plain",
     )
@@ -74,6 +74,8 @@ class WorkerExchange(RetriedRequest):
         """The request's id as the worker sees it: with what tells of the prompt's sections behind it."""
         self._handed: HandedOver | None = None
         """What another worker has computed of it, and was not used yet."""
+        self._steps = 0
+        """First steps of two that are over."""
         self._output_later = False
         """Whether output begins after the first byte, and is looked for."""
         self.no_body = head.method == "HEAD"
@@ -98,15 +100,20 @@ class WorkerExchange(RetriedRequest):
                 self._engine_id += shape.prompt.hint.encode()
             if wanted(self._proxy, self._head, shape, self._body):
                 own, ask = self._own_lines(), self._ask(PdRole.PREFILL)
-                step = partial(hand_over, self._proxy, self._head, ask, own, self._body)
-                self._task = later(step, self._handed_over, self._not_placed)
+                self._step = step = PrefillStep(self._proxy, self._head, ask, own, self._body)
+                self._task = later(step.run, self._handed_over, self._not_placed)
             else:
                 self._place()
         else:
             self._task = later(lambda: shape, self._parsed, self._not_placed)
 
     def _handed_over(self, handed: HandedOver | None) -> None:
+        step, self._step = self._step, None
+        assert step is not None, self
+        for placement, fell_silent in step.failed:
+            self._attempts.failed_before(placement, fell_silent=fell_silent)
         self._handed = handed
+        self._steps += 1
         self._place()
 
     def _ask(self, step: PdRole | None) -> Ask:
@@ -298,9 +305,14 @@ class WorkerExchange(RetriedRequest):
 
     @property
     def heard_bytes(self) -> int:
+        if self._step is not None:
+            return self._step.heard_bytes
         return 0 if self._connection is None else self._connection.passed_bytes
 
-    passed_bytes = heard_bytes
+    @property
+    def passed_bytes(self) -> int:
+        # The second of two workers has as much time to be silent as the first one had.
+        return self._steps + self.heard_bytes
 
     def pause(self) -> None:
         if self._connection is not None:
