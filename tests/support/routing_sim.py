@@ -123,7 +123,7 @@ class SimFleet:
 
     def __init__(self, engines: dict[str, SimEngine], now: Callable[[], float]) -> None:
         self.workers = {name: engine.worker for name, engine in engines.items()}
-        self.outliers = Outliers(FleetOptions(), now, count=lambda *_: None, changed=self._changed)
+        self.outliers = Outliers(FleetOptions(), now, count=lambda *_: None, changed=self.changed)
         self._now = now
         self._down: set[str] = set()
         self._when_down: list[Callable[[str], None]] = []
@@ -153,7 +153,7 @@ class SimFleet:
         assert outcome is not Outcome.DONE
         self._down.add(name)
         self.outliers.forget(name)
-        self._changed()
+        self.changed()
         for tell in self._when_down:
             tell(name)
 
@@ -177,7 +177,8 @@ class SimFleet:
     def when_down(self, tell: Callable[[str], None]) -> None:
         self._when_down.append(tell)
 
-    def _changed(self) -> None:
+    def changed(self) -> None:
+        """Note that a worker is another one, or in another state."""
         self._serving = None
 
 

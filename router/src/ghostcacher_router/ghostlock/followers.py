@@ -21,7 +21,8 @@ from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_match import PrefixMatch
-from ghostcacher_router.signals.ttft_forecast import WorkerMatch, choose, forecast
+from ghostcacher_router.signals.ranking import Ranking
+from ghostcacher_router.signals.ttft_forecast import WorkerMatch, forecast
 from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import Displacement
 from ghostcacher_router.types import Forecast
@@ -104,17 +105,15 @@ def encountered_locks(
 
 
 def recompute_forecast(
-    forecasts: Sequence[Forecast], encountered: Sequence[EncounteredLock], best: Forecast, rng: Random
+    ranking: Ranking, encountered: Sequence[EncounteredLock], best: Forecast, rng: Random
 ) -> Forecast:
     """Return the best forecast of computing a prefix again, away from the owners of its locks.
 
     Owners are left out since this router's history counts what they compute as local to them already. If all workers
     are owners, only the first one is left out. best: returned when no worker is left.
     """
-    owners = {one.lock.worker for one in encountered}
-    others = [found for found in forecasts if found.worker not in owners]
-    others = others or [found for found in forecasts if found.worker != encountered[0].lock.worker]
-    return choose(others, rng) if others else best
+    owners = [one.lock.worker for one in encountered]
+    return ranking.best(rng, owners) or ranking.best(rng, owners[:1]) or best
 
 
 def wait_budget_s(recompute: Forecast, bias: float) -> float:

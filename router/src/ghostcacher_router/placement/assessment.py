@@ -5,55 +5,104 @@ These are the first four steps of a decision (see picker.py). Nothing here choos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import attrgetter
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from ghostcacher_connector.core.types import Tier
+import numpy as np
+
 from ghostcacher_router.placement.agreed_worker import with_agreed_worker
 from ghostcacher_router.placement.candidates import CandidateFinder, Candidates
 from ghostcacher_router.placement.context import Dependencies, RoutingState
-from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_locations import WAIT_S
-from ghostcacher_router.signals.prefix_match import BYTES_PER_TOKEN_GUESS, LookupNeeded, PrefixMatch, PrefixMatcher
-from ghostcacher_router.signals.ttft_forecast import NO_MATCH, forecast
+from ghostcacher_router.signals.prefix_match import (
+    BYTES_PER_TOKEN_GUESS,
+    NOBODY,
+    LookupNeeded,
+    PrefixMatch,
+    PrefixMatcher,
+)
+from ghostcacher_router.signals.queue_columns import QueueList, Queues
+from ghostcacher_router.signals.ranking import ColumnRanking, ListRanking, Ranking
+from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Column, forecast, totals
 from ghostcacher_router.signals.worker_queue import QueueEstimate
-from ghostcacher_router.signals.working_sets import Displacement, Room, displacements, may_crowd
+from ghostcacher_router.signals.working_sets import (
+    FREE,
+    Displacement,
+    Displacements,
+    Room,
+    displacements,
+    is_large,
+    may_crowd,
+)
 from ghostcacher_router.types import Ask, Forecast, Prompt
 
-_is_reported = attrgetter("reported")
+FREE_EVERYWHERE = Displacements(FREE)
 
 
 class Assessment(NamedTuple):
-    """What is known of a request's candidates at one moment."""
+    """What is known of a request's candidates at one moment. To be used before anything else happens."""
 
     candidates: Candidates
     """The workers that may take the request, and their namespaces."""
     match: PrefixMatch | None
     """None when there is no prompt, or when no candidate shares its blocks."""
-    estimates: list[QueueEstimate]
-    """The queue of each candidate, in their order. Getting the request's LoRA adapter ready is part of it."""
+    queues: Queues
+    """The queue of each candidate, in their order."""
+    adapter_ms: Sequence[float] | None
+    """How long each candidate takes to get the request's LoRA adapter ready; None where it needs none."""
     now: float
     """Loop clock, s."""
-    displacement: Mapping[str, Displacement]
+    displacement: Displacements
     """What the prompt costs others in the cache of each worker, by name."""
 
-    @property
-    def is_reported(self) -> bool:
-        """Whether any of the queues is known from a fresh load report."""
-        return any(map(_is_reported, self.estimates))
+    def estimate_at(self, place: int) -> QueueEstimate:
+        """Return the queue of a candidate, given by its place. Getting the adapter ready is part of it."""
+        found = self.queues.estimate_at(place)
+        return found.later(self.adapter_ms[place]) if self.adapter_ms and self.adapter_ms[place] else found
+
+    def forecast_at(self, place: int) -> Forecast:
+        """Return the TTFT forecast of a candidate, given by its place; without a match, of one token."""
+        worker, found, match = self.candidates.workers[place], self.estimate_at(place), self.match
+        if match is None:
+            return forecast(found.engine, found.queue_ms, 1, NO_MATCH)
+        displacement = self.displacement[worker.name]
+        return forecast(found.engine, found.queue_ms, match.tokens, match.at(worker), found.prefilling, displacement)
 
     def forecasts(self) -> list[Forecast]:
-        """Return the TTFT forecast of each candidate, in their order; without a match, of one token."""
-        if self.match is None:
-            return [forecast(found.engine, found.queue_ms, 1, NO_MATCH) for found in self.estimates]
-        tokens, match_at, displacement = self.match.tokens, self.match.at, self.displacement
-        return [
-            forecast(
-                found.engine, found.queue_ms, tokens, match_at(worker), found.prefilling, displacement[worker.name]
+        """Return the forecast of each candidate, in their order."""
+        return [self.forecast_at(place) for place in range(len(self.candidates.workers))]
+
+    def ranking(self) -> Ranking:
+        """Return the same forecasts to choose from, at the price of a few for hundreds of candidates."""
+        queues, match, (workers, namespaces, _, _) = self.queues, self.match, self.candidates
+        if isinstance(queues, QueueList):
+            return ListRanking(self.forecasts())
+        places, queue_ms = queues.listed.places, queues.queue_ms
+        if self.adapter_ms:
+            queue_ms = queue_ms + np.array(self.adapter_ms)
+        if match is None:
+            nothing = np.zeros(1)
+            total_ms = totals(
+                queues.engines, queue_ms, 1, local=nothing, pullable=0.0, delayed=0.0, brought=0.0, kept=0.0
             )
-            for worker, found in zip(self.candidates.workers, self.estimates, strict=True)
-        ]
+            return ColumnRanking(total_ms, places, self.forecast_at)
+        usual, others = self.displacement.usual, self.displacement
+        brought: Column | float = usual.brought
+        kept: Column | float = usual.kept
+        if others:
+            brought = np.array([others[worker.name].brought for worker in workers])
+            kept = np.array([others[worker.name].kept for worker in workers])
+        total_ms = totals(
+            queues.engines,
+            queue_ms,
+            match.tokens,
+            local=match.local_column(places),
+            pullable=match.pullable_column(workers, namespaces),
+            delayed=queues.prefilling,
+            brought=brought,
+            kept=kept,
+        )
+        return ColumnRanking(total_ms, places, self.forecast_at)
 
 
 class Assessor:
@@ -97,7 +146,7 @@ class Assessor:
         if self._several():
             held = with_agreed_worker(prompt, held, names)
         local = {name: tokens * size // prompt.size for name, size in held.items()}
-        return found._replace(match=PrefixMatch(prompt, tokens, local, {}, {}, False))
+        return found._replace(match=PrefixMatch(prompt, tokens, NOBODY, local, {}, {}, False))
 
     async def look_up(self, needed: LookupNeeded, timeout_s: float) -> None:
         """Ask the index what an assessment lacks, and wait for that at most `timeout_s`."""
@@ -115,10 +164,9 @@ class Assessor:
         assert not isinstance(match, LookupNeeded)
         assessment = self._assessment(candidates, match, self._clock())
         rows = []
-        for worker, estimate, cost in zip(
-            candidates.workers, assessment.estimates, assessment.forecasts(), strict=True
-        ):
-            terms: dict[str, object] = {"endpoint": worker.endpoint.url, "load_reported": estimate.reported}
+        for place, worker in enumerate(candidates.workers):
+            cost, reported = assessment.forecast_at(place), assessment.estimate_at(place).reported
+            terms: dict[str, object] = {"endpoint": worker.endpoint.url, "load_reported": reported}
             terms["in_flight"] = self._queues.in_flight(worker.name)
             terms["adapter_ms"] = self._adapters.cost_ms(worker, candidates.adapter)
             rows.append((cost.total_ms, worker.name, cost._asdict() | terms))
@@ -128,36 +176,32 @@ class Assessor:
         self, prompt: Prompt, candidates: Candidates, now: float, *, may_look_up: bool, newer_than: float | None = None
     ) -> PrefixMatch | LookupNeeded:
         pulls = self._locations.available and not self._locks.broken
+        workers, namespaces = candidates.workers, candidates.namespaces
         return self._matcher.match(
-            prompt, candidates.namespaces, now, pulls=pulls, may_look_up=may_look_up, newer_than=newer_than
+            prompt, workers, namespaces, now, pulls=pulls, may_look_up=may_look_up, newer_than=newer_than
         )
 
     def _assessment(self, candidates: Candidates, match: PrefixMatch | None, now: float) -> Assessment:
-        estimate = self._queues.estimate
-        estimates = [estimate(worker, now) for worker in candidates.workers]
+        queues = self._queues.at(candidates.workers, now)
+        costs: list[float] | None = None
         if candidates.adapter is not None:
             costs = [self._adapters.cost_ms(worker, candidates.adapter) for worker in candidates.workers]
-            estimates = [found.later(ms) if ms else found for found, ms in zip(estimates, costs, strict=True)]
+        displacement = FREE_EVERYWHERE if match is None else self._displacement(candidates, match, queues)
+        return Assessment(candidates, match, queues, costs, now, displacement)
+
+    def _displacement(self, candidates: Candidates, match: PrefixMatch, queues: Queues) -> Displacements:
+        """Return what the prompt costs others in the cache of each worker."""
         # Whoever computes again what is evicted for this request delays others, too, wherever that will be.
-        delayed = sum([found.prefilling for found in estimates]) / len(estimates)
-        displacement = self._displacement(candidates, match, self._regret.share * (1.0 + delayed))
-        return Assessment(candidates, match, estimates, now, displacement)
-
-    def _displacement(
-        self, candidates: Candidates, match: PrefixMatch | None, regret: float
-    ) -> Mapping[str, Displacement]:
-        """Return what the prompt costs others in the cache of each worker.
-
-        regret: what each token that is brought into a cache costs on average, as a multiple of computing a token.
-        """
+        # What each token that is brought into a cache costs on average, as a multiple of computing a token.
+        regret, tokens = self._regret.share * (1.0 + queues.delayed), match.tokens
+        if not is_large(tokens, queues.capacity_min):
+            return Displacements(Displacement(regret))
         rooms = [
-            # Of plain engines the homes are not known by the hashes of their blocks.
-            Room(one.name, capacity_tokens(one) if one.load else 0, self._regret.working_set_tokens(one.name), 0.0)
-            for one in candidates.workers
+            Room(worker.name, capacity, self._regret.working_set_tokens(worker.name), 0.0)
+            for worker, capacity in zip(candidates.workers, queues.capacities(), strict=True)
         ]
-        tokens = 0 if match is None else match.tokens
-        if match is None or not may_crowd(rooms, tokens):
-            return dict.fromkeys([room.worker for room in rooms], Displacement(regret))
+        if not may_crowd(rooms, tokens):
+            return Displacements(Displacement(regret))
         own: dict[str, float] = {}
         for namespace in candidates.namespaces:
             if namespace is not None:
@@ -165,12 +209,3 @@ class Assessor:
                 own |= self._regret.home_tokens([boundary.block_hash for boundary in known])
         rooms = [room._replace(own=own.get(room.worker, 0.0)) for room in rooms]
         return displacements(rooms, tokens, regret)
-
-
-def capacity_tokens(worker: WorkerPort) -> int:
-    """Return how many tokens a worker's caches hold, its engine's and its host tier's; 0 when it does not say."""
-    if worker.load is None:
-        return worker.cache_tokens or 0
-    load = worker.load.load
-    host_blocks = sum([tier.blocks_max for tier in load.tiers if tier.tier is Tier.HOST])
-    return (load.kv_blocks_total + host_blocks) * load.block_tokens

@@ -9,8 +9,7 @@ from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.hash_ring import bound_of, pick
 from ghostcacher_router.placement.in_flight import InFlightTracker
 from ghostcacher_router.placement.placed_request import PlacedRequest
-from ghostcacher_router.ports import WorkerPort
-from ghostcacher_router.signals.ttft_forecast import best_of, choose
+from ghostcacher_router.signals.ttft_forecast import best_of
 from ghostcacher_router.types import Ask, Forecast, Prompt, Reason
 
 ENOUGH = 2
@@ -25,16 +24,18 @@ class Fallback:
 
     def __init__(self, dependencies: Dependencies, state: RoutingState, tracker: InFlightTracker) -> None:
         self._fleet, self._metrics = dependencies.fleet, dependencies.metrics
-        self._clock, self._rng = dependencies.clock, dependencies.rng
+        self._clock = dependencies.clock
         self._queues, self._history = state.queues, state.history
         self._tracker = tracker
 
-    def least_loaded(self, ask: Ask, workers: Sequence[WorkerPort], forecasts: Sequence[Forecast]) -> PlacedRequest:
-        """Place a request that has no prompt, where the queue is shortest. forecasts: of one token at each worker."""
+    def least_loaded(self, ask: Ask, best: Forecast, *, only: bool) -> PlacedRequest:
+        """Place a request that has no prompt, where the queue is shortest.
+
+        best: the least forecast of one token. only: whether there was no choice.
+        """
         if ask.step is None:
             self._metrics.fallbacks.inc("prompt")
-        best = choose(forecasts, self._rng)
-        reason = Reason.ONLY if len(workers) == 1 else Reason.LEAST_LOAD
+        reason = Reason.ONLY if only else Reason.LEAST_LOAD
         return self._tracker.reserve(ask, self._fleet.workers[best.worker], reason, None)
 
     def without_reports(self, prompt: Prompt, forecasts: Sequence[Forecast]) -> tuple[Forecast, Reason]:

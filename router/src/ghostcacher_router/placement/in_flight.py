@@ -21,7 +21,6 @@ from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
-from ghostcacher_router.placement.assessment import capacity_tokens
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.foreign_requests import ForeignRequests
 from ghostcacher_router.placement.placed_request import PlacedRequest
@@ -30,6 +29,7 @@ from ghostcacher_router.signals.adapter_costs import is_adapter
 from ghostcacher_router.signals.prefix_locations import HeldPrefix
 from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.signals.sessions import session_key
+from ghostcacher_router.signals.working_sets import capacity_tokens
 from ghostcacher_router.types import Ask, Forecast, Outcome, Prompt, Reason
 
 LAST_SEEDED = 3

@@ -42,8 +42,8 @@ from ghostcacher_router.placement.in_flight import CHANGE_MODELS, InFlightTracke
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
+from ghostcacher_router.signals.ranking import Ranking
 from ghostcacher_router.signals.sessions import session_key
-from ghostcacher_router.signals.ttft_forecast import choose
 from ghostcacher_router.types import Ask, Endpoint, Forecast, LockWaits, Prompt, Reason, Server
 
 ROUNDS_MAX = 64
@@ -100,8 +100,8 @@ class _Round(NamedTuple):
     ask: Ask
     assessment: Assessment
     match: PrefixMatch
-    forecasts: list[Forecast]
-    """The forecast for each candidate."""
+    ranking: Ranking
+    """The forecasts of all candidates."""
     best: Forecast
     """The least of them."""
 
@@ -187,13 +187,13 @@ class Picker:
             return found
         candidates, match, prompt = found.candidates, found.match, ask.shape.prompt
         if prompt is None:
-            return self._fallback.least_loaded(ask, candidates.workers, found.forecasts())
-        if match is None or not found.is_reported:
+            return self._fallback.least_loaded(ask, self._best(found.ranking()), only=len(candidates.workers) == 1)
+        if match is None or not found.queues.reported:
             return self._place_without_reports(ask, prompt, self._assessor.own_memory(prompt, found))
-        forecasts = found.forecasts()
-        if len(forecasts) == 1:
-            return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, forecasts[0])
-        this = _Round(ask, found, match, forecasts, choose(forecasts, self._rng))
+        if len(candidates.workers) == 1:
+            return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, found.forecast_at(0))
+        ranking = found.ranking()
+        this = _Round(ask, found, match, ranking, self._best(ranking))
         if progress.honours_locks and len(self._locks):
             tokens_min = self._options.ghost_lock_tokens_min
             encountered = encountered_locks(self._locks, match, candidates.namespaces, tokens_min)
@@ -202,12 +202,17 @@ class Picker:
         chosen, reason = self._keep_session(this, Reason.FOLLOW if progress.waited else Reason.FORECAST)
         return self._reserve(this, chosen, reason, progress, now_only=now_only)
 
+    def _best(self, ranking: Ranking) -> Forecast:
+        best = ranking.best(self._rng)
+        assert best is not None, "there is at least one candidate"
+        return best
+
     def _place_without_reports(self, ask: Ask, prompt: Prompt, found: Assessment) -> PlacedRequest:
         """Place a prompt while no worker reports its load, by what this router itself has sent, and what it guesses."""
         assert found.match is not None
         forecasts = found.forecasts()
         best, reason = self._fallback.without_reports(prompt, forecasts)
-        this = _Round(ask, found, found.match, forecasts, best)
+        this = _Round(ask, found, found.match, found.ranking(), best)
         chosen, reason = self._keep_session(this, reason)
         return self._tracker.reserve(ask, self._fleet.workers[chosen.worker], reason, None, chosen)
 
@@ -216,13 +221,14 @@ class Picker:
     ) -> PlacedRequest | WaitForLock | None:
         """Decide about a request that encounters ghost locks."""
         found = this.assessment
-        recompute = recompute_forecast(this.forecasts, encountered, this.best, self._rng)
+        recompute = recompute_forecast(this.ranking, encountered, this.best, self._rng)
         if progress.budget_ends_at is None:
             progress.budget_ends_at = found.now + wait_budget_s(recompute, self._tracker.bias)
         for one in encountered:
             if not one.lock.confirmed:
                 return WaitForLock(one.lock, confirm_by(one.lock))
-        candidates = list(zip(found.candidates.workers, found.estimates, strict=True))
+        workers = found.candidates.workers
+        candidates = [(worker, found.estimate_at(place)) for place, worker in enumerate(workers)]
         choice = Choice(this.match, candidates, recompute, found.now, progress.budget_ends_at, found.displacement)
         lock, step = follow_any(choice, encountered)
         if step.action is Action.WAIT:
@@ -243,10 +249,8 @@ class Picker:
         if worker is None or worker == best.worker:
             return best, reason
         limit_ms = best.total_ms * (1.0 + self._options.affinity_tolerance) + AFFINITY_MS
-        for found in this.forecasts:
-            if found.worker == worker and found.total_ms <= limit_ms:
-                return found, Reason.AFFINITY
-        return best, reason
+        found = this.ranking.at(worker)
+        return (best, reason) if found is None or found.total_ms > limit_ms else (found, Reason.AFFINITY)
 
     def _reserve(
         self,

@@ -6,13 +6,16 @@ workers hold these blocks, as the index says), and the history of what this rout
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from ghostcacher_router.ports import FleetPort, KnownPort, PrefixMapPort, WorkerPort
 from ghostcacher_router.signals.prefix_locations import HeldPrefix, PrefixLocations
 from ghostcacher_router.signals.sent_history import HistoryMatch, SentHistory, SentPrompt
-from ghostcacher_router.signals.ttft_forecast import WorkerMatch
+from ghostcacher_router.signals.ttft_forecast import Column, WorkerMatch
 from ghostcacher_router.types import Prompt, WorkerState
 
 BRIDGE_S = 5.0
@@ -21,6 +24,10 @@ reporting its blocks takes time."""
 
 BYTES_PER_TOKEN_GUESS = 4
 """For plain engines, which report no token counts: English prose under most vocabularies."""
+
+RESOLVED_MAX = 512
+"""Prefixes of which it is remembered who holds them, among the workers that there are: some 25 KiB each, where 512
+workers hold them all."""
 
 _new = tuple.__new__
 """What a NamedTuple's own constructor calls, which takes twice as long. Called for each worker of each request."""
@@ -33,14 +40,41 @@ class LookupNeeded(NamedTuple):
     prompt: Prompt
 
 
+class Holders:
+    """How many tokens of a prefix each worker has in its own cache."""
+
+    __slots__ = ("_column", "_places", "most", "most_tokens", "tokens")
+
+    def __init__(self, tokens: Mapping[str, int], most: int = 0, most_tokens: int = 0) -> None:
+        """tokens: by worker name; workers without any are absent. most, most_tokens: what can be pulled of one."""
+        self.tokens, self.most, self.most_tokens = tokens, most, most_tokens
+        self._places: Mapping[str, int] | None = None
+        self._column: Column | None = None
+
+    def column(self, places: Mapping[str, int]) -> Column:
+        """Return the tokens of each worker of a list, not to be changed. places: worker -> its place in the list."""
+        if self._column is None or self._places is not places:
+            column = np.zeros(len(places))
+            for worker, tokens in self.tokens.items():
+                if (place := places.get(worker)) is not None:
+                    column[place] = tokens
+            self._places, self._column = places, column
+        return self._column
+
+
+NOBODY = Holders({})
+
+
 class PrefixMatch(NamedTuple):
     """What the fleet has of one prompt at one moment. Tokens count from the prompt's first one."""
 
     prompt: Prompt
     tokens: int
     """Tokens of the whole prompt: an estimate, unless the prompt came as token ids."""
-    local: dict[str, int]
-    """Tokens in each worker's own cache, by worker name; workers without any are absent."""
+    held: Holders
+    """Tokens in each worker's own cache, as the index says."""
+    sent: Mapping[str, int]
+    """The same where this router has sent the worker more than the index says, by worker name."""
     pullable: dict[str | None, int]
     """The most tokens that one worker of a namespace has for its peers, by namespace."""
     warm: dict[str, int]
@@ -50,7 +84,24 @@ class PrefixMatch(NamedTuple):
 
     def at(self, worker: WorkerPort) -> WorkerMatch:
         """Return the match at one worker."""
-        return _new(WorkerMatch, (self.local.get(worker.name, 0), self.pullable.get(worker.namespace, 0), 0.0))
+        local = self.sent.get(worker.name) or self.held.tokens.get(worker.name, 0)
+        return _new(WorkerMatch, (local, self.pullable.get(worker.namespace, 0), 0.0))
+
+    def local_column(self, places: Mapping[str, int]) -> Column:
+        """Return the tokens in the own cache of each worker of a list. places: worker -> its place in the list."""
+        column = self.held.column(places)
+        if self.sent:
+            column = column.copy()
+            for worker, tokens in self.sent.items():
+                if (place := places.get(worker)) is not None:
+                    column[place] = tokens
+        return column
+
+    def pullable_column(self, workers: Sequence[WorkerPort], namespaces: Sequence[str | None]) -> Column | float:
+        """Return the most tokens that each worker of a list can pull. namespaces: of these workers, each once."""
+        if len(namespaces) == 1:
+            return float(self.pullable.get(namespaces[0], 0))
+        return np.array([self.pullable.get(worker.namespace, 0) for worker in workers], dtype=float)
 
     def warm_in(self, namespace: str) -> int:
         """Return the index of the deepest boundary that a worker of a namespace has computed, -1 when none has."""
@@ -62,19 +113,28 @@ class PrefixMatch(NamedTuple):
 
 
 class _Partial:
-    """A match that is being put together. `local`, `pullable`, `warm` and `pulls` are as in PrefixMatch.
+    """A match that is being put together. `held`, `sent`, `pullable`, `warm` and `pulls` are as in PrefixMatch.
 
     known: the deepest boundary whose blocks the prefix map knows, by namespace.
     """
 
-    __slots__ = ("known", "local", "pullable", "pulls", "warm")
+    __slots__ = ("held", "known", "pullable", "pulls", "sent", "warm")
 
     def __init__(self, pulls: bool) -> None:
         self.pulls = pulls
         self.known: dict[str, KnownPort] = {}
-        self.local: dict[str, int] = {}
+        self.held = NOBODY
+        self.sent: dict[str, int] = {}
         self.pullable: dict[str | None, int] = {}
         self.warm: dict[str, int] = {}
+
+
+class _Resolved(NamedTuple):
+    """Who holds a prefix, and what that was found out from. While these are the same objects, so are the holders."""
+
+    held: Mapping[str, HeldPrefix]
+    workers: Sequence[WorkerPort]
+    holders: Holders
 
 
 class PrefixMatcher:
@@ -84,10 +144,12 @@ class PrefixMatcher:
         self, fleet: FleetPort, prefix_map: PrefixMapPort, locations: PrefixLocations, history: SentHistory
     ) -> None:
         self._fleet, self._prefix_map, self._locations, self._history = fleet, prefix_map, locations, history
+        self._resolved: OrderedDict[bytes, _Resolved] = OrderedDict()
 
     def match(
         self,
         prompt: Prompt,
+        workers: Sequence[WorkerPort],
         namespaces: Iterable[str | None],
         now: float,
         *,
@@ -97,6 +159,7 @@ class PrefixMatcher:
     ) -> PrefixMatch | LookupNeeded:
         """Return the match of a prompt with the workers of some namespaces.
 
+        workers: the candidates: another list when anything in the fleet has changed.
         namespaces: None stands for plain engines, of which only the history knows anything.
         pulls: whether workers can pull from their peers now.
         may_look_up: whether LookupNeeded is an answer; otherwise what is known must do.
@@ -114,28 +177,39 @@ class PrefixMatcher:
                 if held is None:
                     return LookupNeeded(namespace, prompt)
                 partial.known[namespace] = deepest
-                blocks = self._add_holders(namespace, held, partial)
-                partial.warm[namespace] = self._boundary_within(namespace, prompt, deepest, blocks)
+                holders = self._holders(namespace, deepest.block_hash, held, workers)
+                partial.held = holders if partial.held is NOBODY else _both(partial.held, holders)
+                if holders.most and pulls:
+                    partial.pullable[namespace] = holders.most_tokens
+                partial.warm[namespace] = self._boundary_within(namespace, prompt, deepest, holders.most)
         tokens = max(1, tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
         sent = self._history.find(prompt, now)
         if sent is not None:
             self._add_history(sent, tokens * prompt.ends[sent.boundary] // prompt.size, partial, now)
-        return PrefixMatch(prompt, tokens, partial.local, partial.pullable, partial.warm, pulls)
+        return PrefixMatch(prompt, tokens, partial.held, partial.sent, partial.pullable, partial.warm, pulls)
 
-    def _add_holders(self, namespace: str, held: Mapping[str, HeldPrefix], partial: _Partial) -> int:
-        """Add the tokens that each live worker holds; return the most blocks that can be pulled."""
+    def _holders(
+        self, namespace: str, block_hash: bytes, held: Mapping[str, HeldPrefix], candidates: Sequence[WorkerPort]
+    ) -> Holders:
+        """Return what each live worker holds of a prefix, and the most that can be pulled."""
+        known = self._resolved.get(block_hash)
+        if known is not None and known.held is held and known.workers is candidates:
+            self._resolved.move_to_end(block_hash)
+            return known.holders
         most, most_tokens = 0, 0
-        workers, local = self._fleet.workers, partial.local
+        workers, tokens_of = self._fleet.workers, {}
         for name, (incarnation, blocks) in held.items():
             worker = workers.get(name)
             if worker is None or worker.ref != (namespace, name, incarnation):
                 continue
-            local[name] = tokens = blocks * (worker.block_tokens or 0)
+            tokens_of[name] = tokens = blocks * (worker.block_tokens or 0)
             if blocks > most and worker.state is not WorkerState.DOWN:
                 most, most_tokens = blocks, tokens
-        if most and partial.pulls:
-            partial.pullable[namespace] = most_tokens
-        return most
+        holders = Holders(tokens_of, most, most_tokens)
+        self._resolved[block_hash] = _Resolved(held, candidates, holders)
+        if len(self._resolved) > RESOLVED_MAX:
+            self._resolved.popitem(last=False)
+        return holders
 
     def _add_history(self, match: HistoryMatch, tokens: int, partial: _Partial, now: float) -> None:
         """Add what this router itself has sent, where the index cannot know better.
@@ -152,7 +226,8 @@ class PrefixMatcher:
             known = None if namespace is None else partial.known.get(namespace)
             if namespace is not None and known is not None and self._is_settled(sent, match, namespace, known, now):
                 continue
-            partial.local[worker.name] = max(partial.local.get(worker.name, 0), tokens)
+            if tokens > (partial.sent.get(worker.name) or partial.held.tokens.get(worker.name, 0)):
+                partial.sent[worker.name] = tokens
             if now >= sent.done_at and namespace is not None and partial.pulls:
                 partial.pullable[namespace] = max(partial.pullable.get(namespace, 0), tokens)
                 partial.warm[namespace] = max(partial.warm.get(namespace, -1), match.boundary)
@@ -172,3 +247,8 @@ class PrefixMatcher:
             return deepest.index
         within = [known.index for known in self._prefix_map.known(namespace, prompt) if known.block_count <= blocks]
         return within[-1] if within else -1
+
+
+def _both(one: Holders, two: Holders) -> Holders:
+    """Return the holders in two namespaces together; what can be pulled is of each namespace alone."""
+    return Holders({**one.tokens, **two.tokens})

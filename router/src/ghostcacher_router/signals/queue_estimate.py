@@ -15,14 +15,16 @@ A request that failed keeps its place for as long as one that is answered: a wor
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_speeds import EngineSpeeds
+from ghostcacher_router.signals.queue_columns import QueueColumns, QueueList, Queues
 from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.ttft_forecast import Engine
 from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
+from ghostcacher_router.signals.working_sets import capacity_tokens
 
 STALE_S = 2.0
 """A load report that was received longer ago says nothing. Workers report every 100 to 250 ms. An idle worker measures
@@ -56,6 +58,9 @@ forgotten."""
 FAILED_MAX = 1024
 """Failed requests that are counted in one worker's queue: more say nothing more."""
 
+FEW = 16
+"""Of so many workers each one's estimate and forecast are sooner made by themselves than all as columns."""
+
 QUEUES_SPARE = 64
 """Queues of workers that are gone are kept until there are so many more queues than workers."""
 
@@ -68,6 +73,13 @@ class QueueEstimator:
 
     def __init__(self) -> None:
         self._queues: dict[str, WorkerQueue] = {}
+        self._columns = QueueColumns()
+        self._columns_version = 0
+        """Of the speeds that all columns were written with."""
+        self._changed: set[WorkerQueue] = set()
+        """Queues that are dirty: their slots in the columns have to be written anew."""
+        self._failing: set[WorkerQueue] = set()
+        """Queues in which requests that failed are counted."""
         self._speeds = EngineSpeeds()
         self._stay_s = STAY_S_GUESS
         """How long a request is at its worker until it is answered."""
@@ -90,7 +102,7 @@ class QueueEstimator:
         queue = self._queues.get(worker)
         if queue is None:
             return 0
-        queue.drop_failed(now)
+        self._drop_failed(queue, now)
         return len(queue.reservations) + len(queue.failed)
 
     def reserve(self, worker: str, tokens: int, computed: int, now: float) -> Reservation:
@@ -101,7 +113,7 @@ class QueueEstimator:
         queue.reservations[reservation] = queue.unreported[reservation] = None
         queue.prefilling[reservation] = None
         queue.prefilling_tokens += computed
-        queue.dirty = True
+        self._touch(queue)
         return reservation
 
     def sent(self, reservation: Reservation, now: float) -> None:
@@ -110,14 +122,14 @@ class QueueEstimator:
             reservation.since = now
             queue = self._queues[reservation.worker]
             queue.unreported[reservation] = None
-            queue.dirty = True
+            self._touch(queue)
 
     def reserve_foreign(self, worker: str, tokens: int, computed: int, now: float) -> Reservation:
         """Add a request of another router, of which the worker has told; `foreign_computed` takes it off."""
         reservation = Reservation(worker, tokens, computed, now)
         queue = self._queue(worker)
         queue.foreign[reservation] = queue.unreported[reservation] = None
-        queue.dirty = True
+        self._touch(queue)
         return reservation
 
     def foreign_computed(self, reservation: Reservation) -> None:
@@ -127,7 +139,7 @@ class QueueEstimator:
             reservation.prefilling = False
             queue.foreign.pop(reservation, None)
             queue.unreported.pop(reservation, None)
-            queue.dirty = True
+            self._touch(queue)
 
     def computed_max(self, reservation: Reservation, now: float) -> int | None:
         """Return how many tokens a worker that reports nothing has computed for a request, at most, if it answers now.
@@ -157,7 +169,7 @@ class QueueEstimator:
             queue = self._queues[reservation.worker]
             del queue.prefilling[reservation]
             queue.prefilling_tokens -= reservation.computed
-            queue.dirty = True
+            self._touch(queue)
 
     def ended(self, reservation: Reservation) -> None:
         """Remove a request, however it went. May be called again."""
@@ -169,7 +181,7 @@ class QueueEstimator:
                 del queue.unreported[reservation]
             else:
                 queue.ended += 1
-            queue.dirty = True
+            self._touch(queue)
 
     def decoded(self, worker: str, seconds: float) -> None:
         """Note that an answer ended well, so many seconds after its first token."""
@@ -186,17 +198,18 @@ class QueueEstimator:
         if until > now and len(queue.failed) < FAILED_MAX:
             queue.failed.append((until, reservation.computed))
             queue.failed_tokens += reservation.computed
-            queue.dirty = True
+            self._failing.add(queue)
+            self._touch(queue)
 
     def estimate(self, worker: WorkerPort, now: float) -> QueueEstimate:
         """Return what a request would find at a worker now."""
         queue = self._queues.get(worker.name) or self._queue(worker.name)
-        load = worker.load
+        queue.worker, load = worker, worker.load
         if load is not queue.load:
             self._take_report(queue, worker)
         fresh = load is not None and now - queue.received_at <= STALE_S
         if queue.failed:
-            queue.drop_failed(now)
+            self._drop_failed(queue, now)
         found = queue.estimate
         if found is None or queue.dirty or found.reported is not fresh or queue.speeds_version != self._speeds.version:
             found = self._renew_estimate(queue, worker, fresh)
@@ -212,12 +225,39 @@ class QueueEstimator:
         found.prefilling = len(queue.prefilling) + len(queue.foreign)
         return found
 
+    def at(self, workers: Sequence[WorkerPort], now: float) -> Queues:
+        """Return what a request would find at each of some workers now: what `estimate` says of each.
+
+        workers: at least one; the list is not changed after this.
+        """
+        if len(workers) <= FEW:
+            return QueueList([self.estimate(worker, now) for worker in workers])
+        listed = self._columns.listed(workers, self._queue)
+        for worker, queue in listed.told():
+            self._take_report(queue, worker)
+        for queue in list(self._failing):
+            self._drop_failed(queue, now)
+        while self._changed or self._columns_version != self._speeds.version:
+            changed = self._changed
+            if self._columns_version != self._speeds.version:
+                # What one worker tells of its speed may change what another one is taken for.
+                self._columns_version, changed = self._speeds.version, set(self._queues.values())
+            self._changed = set()
+            for queue in changed:
+                if queue.worker is not None:
+                    self.estimate(queue.worker, now)
+                    self._columns.write(queue)
+        return self._columns.view(listed, now, STALE_S, self.estimate)
+
     def keep_only(self, workers: Collection[str]) -> None:
         """Forget workers that are gone and have no request in flight."""
         if len(self._queues) > len(workers) + QUEUES_SPARE:
             gone = [name for name, queue in self._queues.items() if name not in workers and not queue.reservations]
+            dropped = [self._queues.pop(name) for name in gone]
+            self._columns.drop([queue.slot for queue in dropped])
+            self._changed.difference_update(dropped)
+            self._failing.difference_update(dropped)
             for name in gone:
-                del self._queues[name]
                 self._speeds.forget(name)
 
     def check_invariants(self) -> None:
@@ -232,10 +272,25 @@ class QueueEstimator:
         self._speeds.check_invariants()
 
     def _queue(self, worker: str) -> WorkerQueue:
-        return self._queues.setdefault(worker, WorkerQueue())
+        queue = self._queues.get(worker)
+        if queue is None:
+            queue = self._queues[worker] = WorkerQueue(self._columns.add())
+            self._changed.add(queue)
+        return queue
+
+    def _touch(self, queue: WorkerQueue) -> None:
+        queue.dirty = True
+        self._changed.add(queue)
+
+    def _drop_failed(self, queue: WorkerQueue, now: float) -> None:
+        if queue.drop_failed(now):
+            self._touch(queue)
+        if not queue.failed:
+            self._failing.discard(queue)
 
     def _take_report(self, queue: WorkerQueue, worker: WorkerPort) -> None:
-        queue.load, queue.dirty, queue.ended = worker.load, True, 0
+        self._touch(queue)
+        queue.load, queue.ended = worker.load, 0
         queue.measured_at = queue.received_at = worker.load_measured_at
         if worker.load is not None:
             queue.received_at += worker.load.load.age_s
@@ -248,7 +303,7 @@ class QueueEstimator:
     def _renew_estimate(self, queue: WorkerQueue, worker: WorkerPort, fresh: bool) -> QueueEstimate:
         engine = self._engine_of(worker, queue, fresh)
         ms_per_token = engine.ms_per_token
-        queue.estimate = QueueEstimate(engine, 0.0, fresh)
+        queue.estimate = QueueEstimate(engine, 0.0, fresh, capacity_tokens(worker) if worker.load else 0)
         queue.dirty, queue.speeds_version = False, self._speeds.version
         if worker.load is not None:
             load, trusted_from = worker.load.load, queue.measured_at

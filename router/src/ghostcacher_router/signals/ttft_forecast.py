@@ -20,8 +20,10 @@ makes queues long everywhere. With it a copy is made where a queue is longer tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from ghostcacher_router.signals.working_sets import FREE, Displacement
 from ghostcacher_router.types import Forecast
@@ -55,6 +57,22 @@ class Engine(NamedTuple):
     """Time of a pull that does not depend on its size."""
     pull_ms_per_token: float | None
     """Time to pull the KV of one token; None when the worker cannot pull."""
+
+
+Column = npt.NDArray[np.float64]
+
+
+class EngineColumns(NamedTuple):
+    """The same of many engines, each a column; shape (workers,)."""
+
+    ms_per_token: Column
+    step_ms: Column
+    decode_ms: Column
+    kv_free_tokens: Column
+    """Infinite where the worker does not report it."""
+    pull_fixed_ms: Column
+    pull_ms_per_token: Column
+    """Far above what computing takes where the worker cannot pull."""
 
 
 class WorkerMatch(NamedTuple):
@@ -119,14 +137,48 @@ def forecast(
     return _new(Forecast, terms)
 
 
+def totals(
+    engines: EngineColumns,
+    queue_ms: Column,
+    tokens: int,
+    *,
+    local: Column,
+    pullable: Column | float,
+    delayed: Column | float,
+    brought: Column | float,
+    kept: Column | float,
+) -> Column:
+    """Return the `total_ms` of `forecast` for many workers, to the last bit: the same steps in the same order.
+
+    local, pullable: of `WorkerMatch`, where `ready_ms` is 0. brought, kept: of `Displacement`.
+    """
+    last = tokens - 1 if tokens > 1 else 0
+    needed = tokens - np.minimum(local, last)
+    queue_ms = queue_ms + engines.step_ms * (1.0 + needed / STEP_TOKENS)
+    computed, pull_ms = needed, 0.0
+    pulled = np.minimum(pullable, last) - (tokens - needed)
+    if (pulled > 0).any():
+        pulls_ms = engines.pull_fixed_ms + pulled * engines.pull_ms_per_token
+        shorter_ms = queue_ms - engines.step_ms * pulled / STEP_TOKENS
+        pays = (pulled > 0) & (pulls_ms < queue_ms - shorter_ms + pulled * engines.ms_per_token)
+        computed = np.where(pays, needed - pulled, needed)
+        queue_ms = np.where(pays, shorter_ms, queue_ms)
+        pull_ms = np.where(pays, pulls_ms, 0.0)
+    compute_ms = computed * engines.ms_per_token
+    total_ms = queue_ms + pull_ms + compute_ms
+    lacking = needed > engines.kv_free_tokens
+    if lacking.any():
+        total_ms += np.where(lacking, KV_FULL_MS * (needed - engines.kv_free_tokens) / needed, 0.0)
+    others_ms = delayed * compute_ms + (brought * needed + kept * tokens) * engines.ms_per_token
+    return total_ms + engines.decode_ms + others_ms
+
+
+def tie_limit(least_ms: float) -> float:
+    """Return up to which total forecasts count as equal to the least one."""
+    return least_ms + max(TIE_MS, TIE_SHARE * least_ms)
+
+
 def best_of(forecasts: Sequence[Forecast]) -> list[Forecast]:
     """Return the least of the forecasts, and those that count as equal. forecasts: at least one."""
-    least = min([found.total_ms for found in forecasts])
-    limit = least + max(TIE_MS, TIE_SHARE * least)
+    limit = tie_limit(min([found.total_ms for found in forecasts]))
     return [found for found in forecasts if found.total_ms <= limit]
-
-
-def choose(forecasts: Sequence[Forecast], rng: Random) -> Forecast:
-    """Return the least of the forecasts; one of those that count as equal at random. forecasts: at least one."""
-    best = best_of(forecasts)
-    return best[0] if len(best) == 1 else best[int(rng.random() * len(best))]

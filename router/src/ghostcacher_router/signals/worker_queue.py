@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 from ghostcacher_connector.core.coordination.base import LoadReport
+from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.ttft_forecast import Engine
 
@@ -15,10 +16,12 @@ from ghostcacher_router.signals.ttft_forecast import Engine
 class QueueEstimate:
     """A worker as the next request finds it. There is one object for each worker, good until it is asked for again."""
 
-    __slots__ = ("engine", "prefilling", "queue_ms", "reported")
+    __slots__ = ("capacity", "engine", "prefilling", "queue_ms", "reported")
 
-    def __init__(self, engine: Engine, queue_ms: float, reported: bool) -> None:
+    def __init__(self, engine: Engine, queue_ms: float, reported: bool, capacity: int = 0) -> None:
         self.engine = engine
+        self.capacity = capacity
+        """Tokens that the worker's caches hold; 0 of a plain one, whose homes are not known by the hashes of blocks."""
         self.queue_ms = queue_ms
         """Prefill time of everything that is ahead."""
         self.prefilling = 0
@@ -28,7 +31,7 @@ class QueueEstimate:
 
     def later(self, ms: float) -> QueueEstimate:
         """Return one of its own for a request that has to wait so much longer."""
-        later = QueueEstimate(self.engine, self.queue_ms + ms, self.reported)
+        later = QueueEstimate(self.engine, self.queue_ms + ms, self.reported, self.capacity)
         later.prefilling = self.prefilling
         return later
 
@@ -54,12 +57,19 @@ class WorkerQueue:
         "prefilling_tokens",
         "received_at",
         "reservations",
+        "slot",
         "speeds_version",
         "trusted_until",
         "unreported",
+        "worker",
+        "written",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        """Its place in the columns: queue_columns.py."""
+        self.worker: WorkerPort | None = None
+        """The worker; None before anybody has asked for an estimate."""
         self.reservations: dict[Reservation, None] = {}
         self.unreported: dict[Reservation, None] = {}
         """The reservations that the last load report cannot have counted, prefilling or not."""
@@ -88,14 +98,17 @@ class WorkerQueue:
         self.trusted_until = 0.0
         """Until when the worker is believed to go on without another report."""
         self.estimate: QueueEstimate | None = None
+        self.written: QueueEstimate | None = None
+        """The estimate that is in the columns."""
         self.dirty = True
         """Whether the estimate has to be made anew."""
 
-    def drop_failed(self, now: float) -> None:
-        """Forget the failed requests whose time is over."""
+    def drop_failed(self, now: float) -> bool:
+        """Forget the failed requests whose time is over; return whether there were any."""
+        count = len(self.failed)
         while self.failed and self.failed[0][0] <= now:
             self.failed_tokens -= self.failed.popleft()[1]
-            self.dirty = True
+        return len(self.failed) < count
 
     def progress_ms(self, now: float) -> float:
         """Return how much of its first prompt a worker has likely computed that reports nothing; prompts take turns."""

@@ -16,7 +16,11 @@ How much of what was asked for once is asked for again is measured: questions ar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
+
+from ghostcacher_connector.core.types import Tier
+from ghostcacher_router.ports import WorkerPort
 
 ROOM_SHARE = 0.9
 """The share of a cache that a working set can fill. Running requests need the rest, for questions and answers."""
@@ -51,6 +55,17 @@ class Displacement(NamedTuple):
 
 
 FREE = Displacement(0.0)
+
+
+class Displacements(dict[str, Displacement]):
+    """What a prompt costs others in the cache of each worker: as `usual` says, where the mapping says nothing else."""
+
+    def __init__(self, usual: Displacement, others: Mapping[str, Displacement] = MappingProxyType({})) -> None:
+        super().__init__(others)
+        self.usual = usual
+
+    def __missing__(self, worker: str) -> Displacement:
+        return self.usual
 
 
 class Room(NamedTuple):
@@ -125,24 +140,37 @@ class WorkingSets:
             counts.pop(home.worker, None)
 
 
+def capacity_tokens(worker: WorkerPort) -> int:
+    """Return how many tokens a worker's caches hold, its engine's and its host tier's; 0 when it does not say."""
+    if worker.load is None:
+        return worker.cache_tokens or 0
+    load = worker.load.load
+    host_blocks = sum([tier.blocks_max for tier in load.tiers if tier.tier is Tier.HOST])
+    return (load.kv_blocks_total + host_blocks) * load.block_tokens
+
+
+def is_large(tokens: int, capacity_min: float) -> bool:
+    """Return whether a prompt is large enough to crowd a worker. capacity_min: of the smallest cache, in tokens."""
+    return tokens > LARGE_SHARE * capacity_min
+
+
 def may_crowd(rooms: Sequence[Room], tokens: int) -> bool:
     """Return whether a prompt of so many tokens could crowd a worker while others have room. `own` does not matter."""
     fits = sum([room.working_set for room in rooms]) <= ROOM_SHARE * sum([room.capacity for room in rooms])
-    large = any(tokens > LARGE_SHARE * room.capacity for room in rooms)
+    large = is_large(tokens, min([room.capacity for room in rooms]))
     return large and fits and any(room.working_set + tokens > ROOM_SHARE * room.capacity for room in rooms)
 
 
-def displacements(rooms: Sequence[Room], tokens: int, regret: float) -> Mapping[str, Displacement]:
+def displacements(rooms: Sequence[Room], tokens: int, regret: float) -> Displacements:
     """Return what a prompt costs others at each worker.
 
     tokens: of the prompt; what of it has a home counts, if anything has.
     regret: what each token that is brought into a cache costs on average, as a multiple of computing a token.
     """
-    usual = Displacement(regret)
     at_home = sum([room.own for room in rooms])
     needed = at_home or tokens
     total = sum([room.working_set for room in rooms]) - at_home + needed
     crowded = {room.worker for room in rooms if room.working_set - room.own + needed > ROOM_SHARE * room.capacity}
     if total > ROOM_SHARE * sum([room.capacity for room in rooms]) or len(crowded) == len(rooms):
         crowded = set()
-    return {room.worker: Displacement(0.0, CROWDED + regret) if room.worker in crowded else usual for room in rooms}
+    return Displacements(Displacement(regret), dict.fromkeys(crowded, Displacement(0.0, CROWDED + regret)))

@@ -17,7 +17,8 @@ from ghostcacher_router.ghostlock.followers import (
 )
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
-from ghostcacher_router.signals.prefix_match import PrefixMatch
+from ghostcacher_router.signals.prefix_match import NOBODY, PrefixMatch
+from ghostcacher_router.signals.ranking import ListRanking
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
 from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import FREE
@@ -46,7 +47,7 @@ def encountered(name: str, ready_at: float) -> EncounteredLock:
 
 def decide(ready_s: dict[str, float], *, budget_s: float = 1.0, queue_ms: float = 0.0) -> tuple[str, Action]:
     """Return whose lock is honoured, and how. ready_s: when each owner expects to be done; queue_ms: of each."""
-    match = PrefixMatch(PROMPT, TOKENS, {}, {}, {}, True)
+    match = PrefixMatch(PROMPT, TOKENS, NOBODY, {}, {}, {}, True)
     engines = {name: Engine(name, MS_PER_TOKEN, 0.0, 0.0, None, 0.0, None) for name in (*NAMES, "other")}
     candidates = [
         (worker(name, shares_prefill=name == "v"), QueueEstimate(engines[name], queue_ms, reported=True))
@@ -91,7 +92,7 @@ def test_lock_that_covers_little_of_what_is_missing_is_not_honoured(tokens_min: 
 
     locks = SingleFlight(None, never, lambda: NOW, router="r", clock_offset=float, count=lambda _: None)  # type: ignore[arg-type]
     assert locks.take("n", PROMPT, -1, "v", NOW) is not None
-    match = PrefixMatch(PROMPT, TOKENS, {}, {}, {"n": warm}, True)
+    match = PrefixMatch(PROMPT, TOKENS, NOBODY, {}, {}, {"n": warm}, True)
     assert len(encountered_locks(locks, match, ("n", None), tokens_min)) == honoured
 
 
@@ -102,6 +103,6 @@ def test_prefix_is_computed_again_away_from_its_owners() -> None:
         for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
     ]
     locks, rng = [encountered(name, NOW) for name in NAMES], Random(1)
-    assert recompute_forecast(forecasts, locks, forecasts[0], rng).worker == "o"
-    assert recompute_forecast(forecasts[:2], locks, forecasts[0], rng).worker == "s"
-    assert recompute_forecast(forecasts[:1], locks, forecasts[0], rng).worker == "v"
+    assert recompute_forecast(ListRanking(forecasts), locks, forecasts[0], rng).worker == "o"
+    assert recompute_forecast(ListRanking(forecasts[:2]), locks, forecasts[0], rng).worker == "s"
+    assert recompute_forecast(ListRanking(forecasts[:1]), locks, forecasts[0], rng).worker == "v"

@@ -6,8 +6,8 @@ import pytest
 
 from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.types import Tier
-from ghostcacher_router.placement.assessment import capacity_tokens
 from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.signals.working_sets import capacity_tokens
 from ghostcacher_router.types import Reason, WorkerState
 from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
 from ghostcacher_simulator.virtual_time import virtual
@@ -41,6 +41,7 @@ async def test_down_worker_is_not_pulled_from() -> None:
     served = await router.send(TEXT)
     await sim.settle(0.3)
     sim.engines[served.worker].worker.state = WorkerState.DOWN
+    router.fleet.changed()
     rows = {row["worker"]: row for row in await router.picker.explain(router.ask(TEXT))}
     other = next(name for name in rows if name != served.worker)
     assert rows[other]["pulled_tokens"] == 0

@@ -38,6 +38,7 @@ async def test_other_incarnation_of_a_worker_has_nothing() -> None:
     for engine in sim.engines.values():
         assert engine.worker.record is not None
         engine.worker.renew(replace(engine.worker.record, incarnation=b"n" * 16))
+    router.fleet.changed()
     state.history.clear()
     rows = await router.picker.explain(asks[1])
     assert [row["local_tokens"] for row in rows] == [0, 0]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from random import Random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ghostcacher_router.signals.ttft_forecast import KV_FULL_MS, Engine, WorkerMatch, choose, forecast
+from ghostcacher_router.signals.ttft_forecast import KV_FULL_MS, Engine, WorkerMatch, forecast
 from ghostcacher_router.signals.working_sets import Displacement
 from ghostcacher_router.types import Forecast
 
@@ -136,17 +134,3 @@ def test_wait_runs_beside_the_queue() -> None:
     """What is ready in 30 ms costs 10 ms more behind a queue of 20, and nothing behind one of 50."""
     assert forecast(ENGINE, 20.0, 2000, WorkerMatch(1000, 0, 30.0)).wait_ms == pytest.approx(10.0)
     assert forecast(ENGINE, 50.0, 2000, WorkerMatch(1000, 0, 30.0)).wait_ms == 0.0
-
-
-@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=70), st.integers())
-def test_choice_is_among_the_least(totals: list[float], seed: int) -> None:
-    """What is chosen is never worse than the least by more than forecasts can tell apart."""
-    found = choose([least(total) for total in totals], Random(seed))
-    assert found.total_ms <= min(totals) * 1.01 + 0.5
-
-
-def test_ties_break_at_random() -> None:
-    """Equal workers get equal shares."""
-    rng, equal = Random(1), [least(100.0, f"w{number}") for number in range(4)]
-    picks = [choose(equal, rng).worker for _ in range(400)]
-    assert all(70 < picks.count(f"w{number}") < 130 for number in range(4))

@@ -1,0 +1,209 @@
+"""The queues of all workers as columns of numbers, so that one decision looks at hundreds of them at once.
+
+Each queue has a *slot*, its place in all columns. `QueueEstimator` writes a slot when its estimate is made anew, so a
+decision costs as many estimates as queues have changed since the one before it, whatever the size of the fleet.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.ttft_forecast import EngineColumns
+from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
+
+Column = npt.NDArray[np.float64]
+
+LISTS_MAX = 16
+"""Lists of workers whose slots are remembered. A model has one or two; others are made for single requests."""
+
+NO_PULL = 1e300
+"""Time to pull a token where nothing can be pulled: beyond all others, and no infinity, of which 0 would be NaN."""
+
+_BUSY_UNTIL, _TRUSTED_UNTIL, _RECEIVED_AT, _FAILED_MS, _PREFILLING, _CAPACITY, _ENGINE = range(7)
+_COLUMNS = _ENGINE + len(EngineColumns._fields)
+
+
+class ListedQueues:
+    """The queues of a list of workers, which stays as it is."""
+
+    __slots__ = ("loads", "places", "queues", "slots", "workers")
+
+    def __init__(self, workers: Sequence[WorkerPort], queues: Sequence[WorkerQueue]) -> None:
+        """queues: of each of the workers."""
+        self.workers, self.queues = workers, queues
+        self.loads: Sequence[object] = ()
+        """The load reports that were seen last, to recognise new ones."""
+        self.places: Mapping[str, int] = {worker.name: place for place, worker in enumerate(workers)}
+        """Worker -> its place in the list."""
+        slots = [queue.slot for queue in queues]
+        self.slots: slice | npt.NDArray[np.intp] = np.array(slots, dtype=np.intp)
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            # A part of the columns, which needs no copy.
+            self.slots = slice(slots[0], slots[0] + len(slots))
+
+    def told(self) -> Sequence[tuple[WorkerPort, WorkerQueue]]:
+        """Return the workers with a load report that their queues do not know yet."""
+        loads = [worker.load for worker in self.workers]
+        if loads == self.loads:
+            return ()
+        self.loads = loads
+        pairs = zip(self.workers, self.queues, strict=True)
+        return [(worker, queue) for worker, queue in pairs if worker.load is not queue.load]
+
+
+class QueueList(NamedTuple):
+    """The same as `QueueView` of a few workers."""
+
+    estimates: Sequence[QueueEstimate]
+
+    def estimate_at(self, place: int) -> QueueEstimate:
+        """Return the queue of the worker at a place of the list."""
+        return self.estimates[place]
+
+    def capacities(self) -> Sequence[float]:
+        """Return how many tokens each worker's caches hold; 0 of a plain one."""
+        return [found.capacity for found in self.estimates]
+
+    @property
+    def capacity_min(self) -> float:
+        """Return the least of these."""
+        return min(self.capacities())
+
+    @property
+    def delayed(self) -> float:
+        """Return how many requests wait for their first token at a worker, in the mean."""
+        return sum([found.prefilling for found in self.estimates]) / len(self.estimates)
+
+    @property
+    def reported(self) -> bool:
+        """Whether a fresh load report stands behind any of them."""
+        return any(found.reported for found in self.estimates)
+
+
+class QueueView(NamedTuple):
+    """What a request would find at each worker of a list, at one moment. To be used before anything else happens."""
+
+    listed: ListedQueues
+    now: float
+    """Loop clock, s."""
+    estimate: Callable[[WorkerPort, float], QueueEstimate]
+    queue_ms: Column
+    """Prefill time of everything that is ahead."""
+    prefilling: Column
+    """Requests that wait for their first token there."""
+    capacity: Column
+    engines: EngineColumns
+    reported: bool
+
+    def estimate_at(self, place: int) -> QueueEstimate:
+        """Return the queue of the worker at a place of the list."""
+        return self.estimate(self.listed.workers[place], self.now)
+
+    def capacities(self) -> Sequence[float]:
+        """Return how many tokens each worker's caches hold; 0 of a plain one."""
+        return self.capacity.tolist()
+
+    @property
+    def capacity_min(self) -> float:
+        """Return the least of these."""
+        return float(self.capacity.min())
+
+    @property
+    def delayed(self) -> float:
+        """Return how many requests wait for their first token at a worker, in the mean."""
+        return float(self.prefilling.sum()) / len(self.prefilling)
+
+
+Queues = QueueList | QueueView
+
+
+class QueueColumns:
+    """The columns. On the event loop only."""
+
+    def __init__(self) -> None:
+        self._values = np.zeros((_COLUMNS, 16))
+        self._free: list[int] = []
+        self._used = 0
+        self._lists: OrderedDict[int, ListedQueues] = OrderedDict()
+
+    def add(self) -> int:
+        """Return a slot for a new queue."""
+        if self._free:
+            return self._free.pop()
+        if self._used == self._values.shape[1]:
+            self._values = np.concatenate([self._values, np.zeros_like(self._values)], axis=1)
+        self._used += 1
+        return self._used - 1
+
+    def drop(self, slots: Sequence[int]) -> None:
+        """Let go of the slots of queues that are gone."""
+        self._free.extend(slots)
+        self._lists.clear()
+
+    def listed(self, workers: Sequence[WorkerPort], queue_of: Callable[[str], WorkerQueue]) -> ListedQueues:
+        """Return the queues of a list of workers, which is not changed after this."""
+        known = self._lists.get(id(workers))
+        if known is not None and known.workers is workers:
+            self._lists.move_to_end(id(workers))
+            return known
+        queues = [queue_of(worker.name) for worker in workers]
+        for worker, queue in zip(workers, queues, strict=True):
+            queue.worker = worker
+        found = self._lists[id(workers)] = ListedQueues(workers, queues)
+        while len(self._lists) > LISTS_MAX:
+            self._lists.popitem(last=False)
+        return found
+
+    def write(self, queue: WorkerQueue) -> None:
+        """Write the slot of a queue whose estimate was made anew."""
+        found = queue.written = queue.estimate
+        assert found is not None, queue
+        _, ms_per_token, step_ms, decode_ms, kv_free, pull_fixed_ms, pull_ms_per_token = found.engine
+        self._values[:, queue.slot] = (
+            queue.busy_until,
+            queue.trusted_until,
+            -inf if queue.load is None else queue.received_at,
+            queue.failed_tokens * ms_per_token,
+            found.prefilling,
+            found.capacity,
+            ms_per_token,
+            step_ms,
+            decode_ms,
+            inf if kv_free is None else kv_free,
+            pull_fixed_ms,
+            NO_PULL if pull_ms_per_token is None else pull_ms_per_token,
+        )
+
+    def view(
+        self, listed: ListedQueues, now: float, stale_s: float, estimate: Callable[[WorkerPort, float], QueueEstimate]
+    ) -> QueueView:
+        """Return what a request would find at the workers of a list now.
+
+        stale_s: a load report that was received longer ago says nothing.
+        estimate: returns the queue of one worker; asked where no fresh report is there.
+        """
+        values = self._values[:, listed.slots]
+        fresh = now - values[_RECEIVED_AT] <= stale_s
+        queue_ms = np.minimum(values[_TRUSTED_UNTIL], now)
+        np.subtract(values[_BUSY_UNTIL], queue_ms, out=queue_ms)
+        queue_ms *= 1e3
+        np.maximum(queue_ms, 0.0, out=queue_ms)
+        queue_ms += values[_FAILED_MS]
+        reported = True
+        if not fresh.all():
+            reported = bool(fresh.any())
+            for place in (~fresh).nonzero()[0].tolist():
+                queue, found = listed.queues[place], estimate(listed.workers[place], now)
+                queue_ms[place] = found.queue_ms
+                if queue.written is not found:
+                    self.write(queue)
+            values = self._values[:, listed.slots]
+        engines = EngineColumns(*values[_ENGINE:])
+        return QueueView(listed, now, estimate, queue_ms, values[_PREFILLING], values[_CAPACITY], engines, reported)

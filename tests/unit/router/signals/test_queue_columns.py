@@ -1,0 +1,131 @@
+"""Queues as columns: at every moment they say of each worker what its own estimate says."""
+
+from __future__ import annotations
+
+from math import inf
+from unittest import mock
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.signals import queue_estimate
+from ghostcacher_router.signals.queue_columns import NO_PULL, QueueColumns, QueueList, QueueView
+from ghostcacher_router.signals.queue_estimate import QUEUES_SPARE, QueueEstimator
+from ghostcacher_router.signals.reservation import Reservation
+from tests.support.index_parts import FakeClock
+from tests.unit.router.signals.test_queue_estimate import make_worker, plain_worker, report
+
+WORKERS = 3
+
+
+def view_of(queues: QueueEstimator, workers: list[Worker], now: float) -> QueueView:
+    with mock.patch.object(queue_estimate, "FEW", 0):
+        found = queues.at(workers, now)
+    assert isinstance(found, QueueView)
+    return found
+
+
+def check(queues: QueueEstimator, workers: list[Worker], now: float) -> None:
+    """Assert that the columns of a list of workers say what their estimates say."""
+    view = view_of(queues, workers, now)
+    estimates = [queues.estimate(worker, now) for worker in workers]
+    few = QueueList(estimates)
+    assert view.queue_ms.tolist() == [found.queue_ms for found in estimates]
+    assert view.prefilling.tolist() == [found.prefilling for found in estimates]
+    assert (view.reported, view.delayed, view.capacity_min) == (few.reported, few.delayed, few.capacity_min)
+    assert list(view.capacities()) == list(few.capacities())
+    for place, found in enumerate(estimates):
+        name, *numbers = found.engine
+        assert view.listed.places[name] == place
+        assert [inf if one == NO_PULL else one for one in (float(column[place]) for column in view.engines)] == [
+            inf if one is None else one for one in numbers
+        ]
+        assert view.estimate_at(place) is found
+
+
+class ColumnsMachine(RuleBasedStateMachine):
+    """All that can happen to queues, in any order; one worker is plain. Sometimes one of several lists is asked for."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.queues, self.clock = QueueEstimator(), FakeClock()
+        self.workers = [*(make_worker(f"w{number}") for number in range(WORKERS)), plain_worker()]
+        self.lists = [self.workers[:WORKERS], self.workers[::-1], self.workers[1:2]]
+        self.reservations: list[Reservation] = []
+        self.foreign: list[Reservation] = []
+        self.gone = self.looks = 0
+
+    @rule(worker=st.integers(0, WORKERS), computed=st.integers(0, 5000))
+    def reserve(self, worker: int, computed: int) -> None:
+        name = self.workers[worker].name
+        self.reservations.append(self.queues.reserve(name, computed + 7, computed, self.clock()))
+
+    @rule(worker=st.integers(0, WORKERS - 1), ends=st.booleans())
+    def tell_of_others(self, worker: int, ends: bool) -> None:
+        if ends and self.foreign:
+            self.queues.foreign_computed(self.foreign.pop())
+        else:
+            self.foreign.append(self.queues.reserve_foreign(f"w{worker}", 900, 800, self.clock()))
+
+    @rule(number=st.integers(0, 99), step=st.sampled_from(["sent", "answer_began", "ended", "failed"]))
+    def happen(self, number: int, step: str) -> None:
+        if self.reservations:
+            reservation = self.reservations[number % len(self.reservations)]
+            if step in ("ended", "failed"):
+                self.reservations.remove(reservation)
+            if step == "ended":
+                self.queues.ended(reservation)
+            else:
+                getattr(self.queues, step)(reservation, self.clock())
+
+    @rule(worker=st.integers(0, WORKERS - 1), waiting=st.integers(0, 10_000), rate=st.sampled_from([0.0, 500.0, 1e3]))
+    def report(self, worker: int, waiting: int, rate: float) -> None:
+        report(self.workers[worker], self.clock(), waiting, running=waiting % 5, rate=rate)
+
+    @rule(worker=st.integers(0, WORKERS - 1))
+    def live_anew(self, worker: int) -> None:
+        """Another worker of the same name takes its place: in other lists, as the fleet makes them."""
+        self.workers[worker] = make_worker(f"w{worker}")
+        self.lists = [self.workers[:WORKERS], self.workers[::-1], self.workers[1:2]]
+
+    @rule()
+    def others_come_and_go(self) -> None:
+        """Queues of workers that are gone are dropped, and their slots taken by others."""
+        for _ in range(QUEUES_SPARE + 1):
+            self.gone += 1
+            self.queues.ended(self.queues.reserve(f"gone{self.gone}", 1, 1, self.clock()))
+        self.queues.keep_only({worker.name for worker in self.workers[1:]})
+
+    @rule(seconds=st.sampled_from([0.001, 0.3, 1.2, 2.5]))
+    def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @invariant()
+    def sound(self) -> None:
+        if hasattr(self, "queues"):
+            self.looks += 1
+            check(self.queues, self.lists[self.looks % len(self.lists)], self.clock())
+            self.queues.check_invariants()
+
+
+ColumnsMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+test_columns_machine = ColumnsMachine.TestCase
+
+
+def test_few_workers_are_estimated_one_by_one() -> None:
+    """Beyond that all at once."""
+    queues, workers = QueueEstimator(), [make_worker(f"w{number}") for number in range(queue_estimate.FEW + 1)]
+    assert isinstance(queues.at(workers[1:], 1.0), QueueList)
+    assert isinstance(queues.at(workers, 1.0), QueueView)
+
+
+def test_slots_of_queues_that_are_gone_are_used_again() -> None:
+    """Names that come and go do not fill the columns."""
+    columns = QueueColumns()
+    slots = [columns.add() for _ in range(40)]
+    assert slots == list(range(40))
+    columns.drop([3, 5])
+    assert {columns.add(), columns.add()} == {3, 5}
+    assert columns.add() == 40

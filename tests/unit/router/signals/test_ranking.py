@@ -1,0 +1,113 @@
+"""What is chosen of many forecasts: by columns the same as one by one."""
+
+from __future__ import annotations
+
+from math import inf
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostcacher_router.signals.queue_columns import NO_PULL
+from ghostcacher_router.signals.ranking import ColumnRanking, ListRanking, Ranking
+from ghostcacher_router.signals.ttft_forecast import Engine, EngineColumns, WorkerMatch, forecast, totals
+from ghostcacher_router.signals.working_sets import Displacement
+from ghostcacher_router.types import Forecast
+from tests.unit.router.signals.test_ttft_forecast import ENGINES, MS, least
+
+
+class Case(NamedTuple):
+    """One worker as a request finds it."""
+
+    engine: Engine
+    queue_ms: float
+    local: int
+    pullable: int
+    delayed: int
+    displacement: Displacement
+
+
+CASES = st.builds(
+    Case,
+    ENGINES,
+    MS,
+    st.sampled_from([0, 0, 1, 500, 30_000, 250_000]),
+    st.sampled_from([0, 0, 500, 30_000, 250_000]),
+    st.integers(0, 9),
+    st.builds(Displacement, st.floats(0, 2), st.floats(0, 20)),
+)
+
+
+def columns_of(engines: list[Engine]) -> EngineColumns:
+    free = [inf if one.kv_free_tokens is None else one.kv_free_tokens for one in engines]
+    pulls = [NO_PULL if one.pull_ms_per_token is None else one.pull_ms_per_token for one in engines]
+    rates = [[one.ms_per_token, one.step_ms, one.decode_ms, one.pull_fixed_ms] for one in engines]
+    ms_per_token, step_ms, decode_ms, pull_fixed_ms = np.array(rates).T
+    return EngineColumns(ms_per_token, step_ms, decode_ms, np.array(free, float), pull_fixed_ms, np.array(pulls))
+
+
+@given(st.lists(CASES, min_size=1, max_size=9), st.integers(1, 200_000))
+def test_columns_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
+    """To the last bit, so that a choice by columns is the choice by forecasts: of the least, and of equal ones."""
+    found = [
+        forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, one.pullable, 0.0), *one[4:]) for one in cases
+    ]
+    _, queue_ms, local, pullable, delayed, displacements = zip(*cases, strict=True)
+    brought, kept = np.array(displacements, float).T
+    total_ms = totals(
+        columns_of([one.engine for one in cases]),
+        np.array(queue_ms, float),
+        tokens,
+        local=np.array(local, float),
+        pullable=np.array(pullable, float),
+        delayed=np.array(delayed, float),
+        brought=brought,
+        kept=kept,
+    )
+    assert total_ms.tolist() == [one.total_ms for one in found]
+
+
+FORECASTS = st.lists(st.floats(0, 1e5) | st.sampled_from([10.0, 10.05, 10.4, 11.0]), min_size=1, max_size=20)
+
+
+@given(FORECASTS, st.sets(st.integers(0, 20)), st.integers(0, 9))
+def test_both_rankings_choose_alike(total_ms: list[float], without: set[int], seed: int) -> None:
+    """The same worker, of equal ones by the same draw, whoever is left out."""
+    one, two = rankings(total_ms)
+    left_out = [f"w{number}" for number in without]
+    assert one.best(Random(seed)) == two.best(Random(seed)) is not None
+    assert one.best(Random(seed), left_out) == two.best(Random(seed), left_out)
+    assert one.at("w0") == two.at("w0") is not None
+    assert one.at("gone") is two.at("gone") is None
+
+
+def rankings(total_ms: list[float]) -> tuple[ListRanking, ColumnRanking]:
+    forecasts = [least(total, f"w{number}") for number, total in enumerate(total_ms)]
+    places = {found.worker: place for place, found in enumerate(forecasts)}
+    return ListRanking(forecasts), ColumnRanking(np.array(total_ms), places, forecasts.__getitem__)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+@given(st.lists(st.floats(0, 1e4), min_size=1, max_size=70), st.integers())
+def test_choice_is_among_the_least(kind: int, total_ms: list[float], seed: int) -> None:
+    """What is chosen is never worse than the least by more than forecasts can tell apart."""
+    found = best(rankings(total_ms)[kind], Random(seed))
+    assert found.total_ms <= min(total_ms) * 1.01 + 0.5
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_ties_break_at_random(kind: int) -> None:
+    """Equal workers get equal shares, one that is clearly worse gets none; where nobody is left, nobody is chosen."""
+    ranking, rng = rankings([100.0, 100.0, 100.9, 100.0, 102.0])[kind], Random(1)
+    picks = [best(ranking, rng).worker for _ in range(400)]
+    assert all(70 < picks.count(f"w{number}") < 130 for number in range(4))
+    assert ranking.best(rng, [f"w{number}" for number in range(5)]) is None
+
+
+def best(ranking: Ranking, rng: Random) -> Forecast:
+    found = ranking.best(rng)
+    assert found is not None
+    return found
