@@ -108,7 +108,7 @@ class QueueView(NamedTuple):
 
     def capacities(self) -> Sequence[float]:
         """Return how many tokens each worker's caches hold; 0 of a plain one."""
-        return self.capacity.tolist()
+        return [float(tokens) for tokens in self.capacity]
 
     @property
     def capacity_min(self) -> float:

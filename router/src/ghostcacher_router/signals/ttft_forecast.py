@@ -155,7 +155,8 @@ def totals(
     last = tokens - 1 if tokens > 1 else 0
     needed = tokens - np.minimum(local, last)
     queue_ms = queue_ms + engines.step_ms * (1.0 + needed / STEP_TOKENS)
-    computed, pull_ms = needed, 0.0
+    computed = needed
+    pull_ms: Column | float = 0.0
     pulled = np.minimum(pullable, last) - (tokens - needed)
     if (pulled > 0).any():
         pulls_ms = engines.pull_fixed_ms + pulled * engines.pull_ms_per_token
