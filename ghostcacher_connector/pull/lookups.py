@@ -266,8 +266,8 @@ class LookupService:
         held = self._index.depths(list(gaps), keys, root=blocks[0])
         ends: dict[bytes, int] = {}
         for place, (ref, gap) in enumerate(gaps.items()):
-            end = run = first  # what lies before it is not known, and may be there
-            for index, row in enumerate(held[: gap - first], first):
+            end = run = min(first, gap)  # what lies before it is not known, and may be there
+            for index, row in enumerate(held[: max(0, gap - first)], first):
                 run = run + 1 if row[place] else 0
                 if run >= min(index + 1, group.window_blocks):
                     end = index + 1

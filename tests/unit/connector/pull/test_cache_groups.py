@@ -154,6 +154,24 @@ def test_each_holder_s_window_is_looked_for_behind_its_own_gap() -> None:
     assert [(hit.worker, hit.length) for hit in found(index, candidates, WINDOWED, blocks).hits] == [("b", 12)]
 
 
+def test_gap_far_before_another_holder_s_is_looked_behind_at_once() -> None:
+    """One lacks a block near the start, the other one the last window at each of six ends: the first serves its part.
+
+    Eight ends are looked up: the whole prefix, those six, and what is before the gap.
+    """
+    index, blocks, ends = MemoryIndex(), chain(GAP_BLOCKS_MAX + 88), (580, 560, 540, 520, 400, 300)
+    windows = {"near": [n for end in ends for n in range(end - 3, end)], "far": list(range(len(blocks)))}
+    lacked, candidates = {"near": {end - 1 for end in ends}, "far": {5}}, []
+    for worker, windowed in windows.items():
+        record = make_record(worker)
+        full = [number for number in range(len(blocks)) if number not in lacked[worker]]
+        keys = [*blocks, *(group_key(blocks[n], 0) for n in windowed), *(group_key(blocks[n], 2) for n in full)]
+        entries = [Entry(key, blocks[0], Location(Tier.DEVICE, slot, 1)) for slot, key in enumerate(keys)]
+        index.apply(ref_of(record), entries, [], lease_ttl_s=LEASE_S)
+        candidates.append(ref_of(record))
+    assert [(hit.worker, hit.length) for hit in found(index, candidates, blocks=blocks).hits] == [("far", 5)]
+
+
 def test_gaps_beyond_a_bound_are_not_looked_past() -> None:
     """A holder that has windows everywhere, and nothing of another group, costs a bounded number of calls."""
     index, blocks = CountingIndex(), chain(40)
