@@ -108,10 +108,11 @@ OF_A_REQUEST = (
     "prompt_embeds",
     "prompt_is_token_ids",
     "resumable",
+    "shared_prefix_boundary",
     "skip_reading_prefix_cache",
     "status",
 )
-"""What the connector reads of a request, beside what it was given when it was made."""
+"""What the connector reads or sets of a request, beside what it was given when it was made."""
 
 
 def missing_hooks() -> Iterator[str]:
