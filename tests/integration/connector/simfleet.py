@@ -41,6 +41,14 @@ def cached_tokens(engine: SimEngine, request_id: str, prompt: list[int], **optio
 
     options: see `SimEngine.add`.
     """
+    found = found_tokens(engine, request_id, prompt, **options)
+    request = engine.requests[request_id]
+    assert engine.outputs(request_id) == expected_output(prompt, request.max_tokens)
+    return found
+
+
+def found_tokens(engine: SimEngine, request_id: str, prompt: list[int], **options: Any) -> int:
+    """Serve a prompt, rightly or not; return how many of its tokens were not computed."""
     schedule, found = engine.scheduler.schedule, list[int]()
 
     def watched() -> Any:
@@ -52,8 +60,6 @@ def cached_tokens(engine: SimEngine, request_id: str, prompt: list[int], **optio
     engine.add(request_id, prompt, **options)
     engine.run()
     engine.scheduler.schedule = schedule
-    request = engine.requests[request_id]
-    assert engine.outputs(request_id) == expected_output(prompt, request.max_tokens)
     return found[0]
 
 

@@ -235,34 +235,6 @@ def test_windowed_requests_that_are_preempted_resume_with_right_tokens(
     assert b.counted("gc_cache_hits_total") > 0
 
 
-@pytest.mark.parametrize(("in_flight", "retention"), [(1, KEEP_ALL), (2, {})])
-def test_block_hashed_for_a_preempted_request_is_given_to_nobody_in_any_group(
-    make: Make, in_flight: int, retention: dict[str, Any]
-) -> None:
-    """vLLM may preempt a request in the step in which it has scheduled it, and leave blocks that no step computes."""
-    options = {"scheduling_policy": "priority", "long_prefill_token_threshold": 32, "blocks": 40, **retention}
-    engine: Any = make("a", kind=WindowEngine, in_flight=in_flight, **options)
-    entries, source, urgency = (
-        engine.watch_entries(),
-        prompts(5, documents=2, blocks=8, tail=60),
-        random.Random(in_flight),
-    )
-    texts = {}
-    for number in range(REQUESTS):
-        texts[f"r{number}"] = next(source)
-        engine.add(
-            f"r{number}", texts[f"r{number}"], max_tokens=OUTPUT_TOKENS, priority=urgency.randrange(9), pull=False
-        )
-        for _ in range(2):
-            engine.step()
-            assert in_flight > 1 or engine.false_hits() == []
-        assert engine.false_entries(entries) == []
-    engine.run(timeout_s=120)
-    assert (engine.wrong, engine.false_entries(entries)) == ([], [])
-    assert all(engine.outputs(name) == expected_output(text, OUTPUT_TOKENS) for name, text in texts.items())
-    assert sum(request.num_preemptions for request in engine.requests.values()) > 0
-
-
 def test_reset_of_the_prefix_cache_withdraws_every_group(fleet: Callable[..., list[WindowEngine]]) -> None:
     """After a reset (new weights, for instance) no peer can use what was published before, in no group."""
     a, b = fleet(**KEEP_ALL)
