@@ -11,15 +11,27 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.gpu_check.engines import Pair, pair
+from benchmarks.gpu_check.kinds import KINDS, chosen_kinds
 from benchmarks.gpu_check.results import Result, all_right, hardware, load, report, save
-from benchmarks.gpu_check.stages import ENGINES_S, STAGES, Context, Stage, named
+from benchmarks.gpu_check.stages import ENGINES_S, KIND_STAGES, STAGES, Context, Stage, named
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stages", nargs="*", help=f"which; default: all of {', '.join(stage.name for stage in STAGES)}")
+    of_kinds = ", ".join(stage.name for stage in KIND_STAGES)
+    parser.add_argument(
+        "stages",
+        nargs="*",
+        help=f"which; default: all of {', '.join(stage.name for stage in STAGES)}; besides these: {of_kinds}",
+    )
+    parser.add_argument(
+        "--kinds",
+        type=kinds,
+        default=[],
+        help=f"the stages of these kinds of models, with commas, or all: {', '.join(KINDS)}",
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: everything small, as a trial")
     parser.add_argument("--out", type=Path, default=Path("build/gpu-check"), help="folder of the results")
     parser.add_argument(
@@ -30,10 +42,18 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     chosen = parser.parse_args(argv)
     try:
-        chosen.stages = named(chosen.stages, chosen.device)
+        chosen.stages = named(chosen.stages, chosen.device, chosen.kinds)
     except ValueError as exc:
         parser.error(str(exc))
     return chosen
+
+
+def kinds(text: str) -> list[str]:
+    """Read the option of this name."""
+    try:
+        return chosen_kinds(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:

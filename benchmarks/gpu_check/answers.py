@@ -25,8 +25,10 @@ def answers(pair: Pair) -> Found:
     block = block_tokens(pair.b.client.metrics())
     for number, length in enumerate(pair.sizes.answer_lengths):
         pair.progress(f"answers: {length} tokens")
-        found = share(pair.a, pair.b, pair.documents.tokens(length, seed=100 + number), max_tokens=ANSWER_TOKENS)
-        wanted = (length - 1) // block * block
+        prompt = pair.documents.tokens(length, seed=100 + number)
+        window_blocks = pair.kind.window_blocks(pair.device)
+        found = share(pair.a, pair.b, prompt, max_tokens=ANSWER_TOKENS, window_blocks=window_blocks)
+        wanted = max(0, (length - 1) // block * block - pair.kind.held_back(pair.device))
         same = found.against_local
         off, rounding = found.against_cold.logprob_max, found.rounding.logprob_max
         checks += [

@@ -31,7 +31,7 @@ class Sizes(NamedTuple):
     pulls_at_once: int
     """How many are pulled at the same time."""
     torture_blocks: int
-    """KV cache of each engine under torture, in blocks."""
+    """KV cache of each engine under torture, in blocks of 16 tokens on a GPU, and of 32 on a CPU."""
     torture_length: int
     """Documents of the torture; together they are several times as large as a cache."""
     torture_documents: int
@@ -76,5 +76,18 @@ CPU = Sizes(
 )
 
 
-def sizes_of(device: Device) -> Sizes:
-    return GPU if device == "cuda" else CPU
+GPU_KINDS = GPU._replace(
+    model="small",
+    max_model_len=8_448,
+    answer_lengths=(17, 500, 2_049, 8_000),
+    torture_blocks=700,
+    torture_length=2_000,
+    torture_documents=12,
+    torture_requests=80,
+)
+"""Of stages for one kind of model: a small one, whose engines are ready soon, and a KV cache that the torture fills."""
+
+
+def sizes_of(device: Device, *, kinds: bool = False) -> Sizes:
+    """Return how much stages do. kinds: those for one kind of model each."""
+    return CPU if device == "cpu" else GPU_KINDS if kinds else GPU

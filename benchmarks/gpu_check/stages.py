@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gpu_check import answers, latency
-from benchmarks.gpu_check.engines import Kind, Pair
+from benchmarks.gpu_check import answers, kind_answers, latency
+from benchmarks.gpu_check.engines import Pair
+from benchmarks.gpu_check.kinds import ENGINES, KINDS
 from benchmarks.gpu_check.results import Check
 from benchmarks.gpu_check.sizes import Device, sizes_of
 from benchmarks.gpu_pull import GOAL, measure_all
@@ -29,16 +30,20 @@ class Context(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One stage. engines: which it needs, None: none. estimate_s: on a GPU, with its engines there (not measured).
+    """One stage. engines: those that it needs, a name in `ENGINES`; None: none.
 
-    on_cpu: whether CPU engines run it.
+    estimate_s: on a GPU, with its engines there (not measured).
     """
 
     name: str
-    engines: Kind | None
+    engines: str | None
     estimate_s: int
     run: Callable[[Context], Found]
-    on_cpu: bool = True
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether CPU engines run it."""
+        return self.engines is None or ENGINES[self.engines].on_cpu
 
 
 def pull(device: Device) -> Found:
@@ -62,23 +67,36 @@ STAGES = (
     Stage("concurrent", "block-major", 30, lambda context: latency.concurrent(context.engines)),
     Stage("owner-killed", "block-major", 30, lambda context: answers.owner_killed(context.engines)),
     Stage("torture", "small-kv", 90, lambda context: answers.torture(context.engines)),
-    Stage("answers-mla", "mla", 45, lambda context: answers.answers(context.engines), on_cpu=False),
-    Stage("answers-window-fp8", "window-fp8", 45, lambda context: answers.answers(context.engines)),
     Stage("decode-layout", "engine-layout", 30, lambda context: latency.decode_layout(context.engines, context.folder)),
 )
 """`owner-killed` is the last one with its engines: it leaves one of them dead."""
+
+
+def stages_of(kind: str) -> list[Stage]:
+    """Return the stages of one kind of model."""
+    if kind == "images":
+        return [Stage("answers-images", kind, 20, lambda context: kind_answers.images(context.engines))]
+    stages = [Stage(f"answers-{kind}", kind, 20, lambda context: answers.answers(context.engines))]
+    if KINDS[kind].drafter:
+        stages.append(Stage(f"drafts-{kind}", kind, 10, lambda context: kind_answers.drafts(context.engines)))
+    return [*stages, Stage(f"torture-{kind}", kind, 40, lambda context: answers.torture(context.engines))]
+
+
+KIND_STAGES = tuple(stage for kind in KINDS for stage in stages_of(kind))
+"""Run where they are asked for, by name or by kind."""
 
 ENGINES_S = 90
 """What starting two engines is estimated to take on a GPU (not measured)."""
 
 
-def named(names: list[str], device: Device = "cuda") -> list[Stage]:
-    """Return the stages of these names that a device runs, all of them when there are none, in their order.
+def named(names: list[str], device: Device = "cuda", kinds: Collection[str] = ()) -> list[Stage]:
+    """Return the stages of these names and kinds of models that a device runs, in their order.
 
-    Raises ValueError for a name that is unknown.
+    Without any: all but those of kinds. Raises ValueError for a name that is unknown.
     """
-    known = {stage.name: stage for stage in STAGES}
+    known = {stage.name: stage for stage in (*STAGES, *KIND_STAGES)}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"stage: expected some of {', '.join(known)}, got {', '.join(unknown)}")
-    run_here = [stage for stage in STAGES if stage.on_cpu or device == "cuda"]
-    return [stage for stage in run_here if not names or stage.name in names]
+    asked = [stage for stage in known.values() if stage.name in names or stage.engines in kinds]
+    chosen = asked if names or kinds else STAGES
+    return [stage for stage in chosen if stage.on_cpu or device == "cuda"]

@@ -9,9 +9,10 @@ import msgspec
 
 Size = Literal["tiny", "small", "large"]
 
-Kind = Literal["qwen3", "window", "window-fp8", "mla", "images"]
+Kind = Literal["qwen3", "window", "window-fp8", "mla", "images", "mtp"]
 """Plain full attention; windows beside full attention (Gemma 3); the same with scales for a KV cache in FP8; MLA
-(DeepSeek V2); full attention that sees images, too (Qwen3 behind LLaVA's projector)."""
+(DeepSeek V2); full attention that sees images, too (Qwen3 behind LLaVA's projector); full attention with a module that
+drafts (MiMo's, one layer of MTP)."""
 
 RECIPE_VERSION = 1
 """Part of every folder's name: raise it when the recipe below changes what it builds."""

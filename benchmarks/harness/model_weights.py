@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.harness.drafter import add_mtp_module
 from benchmarks.harness.model_recipe import Kind, Recipe
 from benchmarks.harness.model_vision import vision_settings
 
@@ -77,6 +78,8 @@ def build_weights(plan: Recipe, folder: Path, *, eos_token_id: int) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     if plan.kind == "window-fp8":
         _add_scales(plan, folder)
+    if plan.kind == "mtp":
+        add_mtp_module(folder)
 
 
 def _qwen3(plan: Recipe, common: dict[str, Any]) -> Any:
@@ -94,6 +97,19 @@ def _llava(plan: Recipe, common: dict[str, Any]) -> Any:
     text = Qwen3Config(head_dim=plan.head_size, architectures=["Qwen3ForCausalLM"], **common)
     model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, **vision_settings()))
     _enlarge_norms(plan, model.model.language_model)
+    return model
+
+
+def _qwen2(plan: Recipe, common: dict[str, Any]) -> Any:
+    """There is no norm of queries and keys. Whoever drafts has a head of its own, which must be in the checkpoint."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: PLC0415
+
+    model = Qwen2ForCausalLM(Qwen2Config(**{**common, "tie_word_embeddings": False}))
+    model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+    model.model.norm.weight.fill_(_last_norm(plan))
+    for layer in model.model.layers:
+        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+            projection.weight.mul_(ATTENTION_GAIN / (INIT_STD * math.sqrt(plan.hidden)))
     return model
 
 
@@ -152,6 +168,7 @@ BUILDERS: dict[Kind, Callable[[Recipe, dict[str, Any]], Any]] = {
     "window-fp8": _gemma3,
     "mla": _deepseek,
     "images": _llava,
+    "mtp": _qwen2,
 }
 
 

@@ -94,26 +94,44 @@ def warm_up(engine: Engine, prompt: Sequence[int]) -> None:
     engine.client.reset_prefix_cache()
 
 
-def compute_and_publish(engine: Engine, prompt: Sequence[int], *, max_tokens: int) -> Completion:
-    """Complete a prompt that is new to the fleet, and return when the index holds its blocks."""
+def compute_and_publish(
+    engine: Engine, prompt: Sequence[int], *, max_tokens: int, window_blocks: int = 0
+) -> Completion:
+    """Complete a prompt that is new to the fleet, and return when the index holds its blocks.
+
+    window_blocks: of them, at most, are entered once more, in a KV cache group with windows.
+    """
     client = engine.client
-    before = client.metrics().sum("gc_published_entries_total")
+    before = published(client)
     answer = client.complete(prompt, max_tokens=max_tokens, pull=False)
-    expected = before + len(prompt) // block_tokens(client.metrics())
-    deadline = time.monotonic() + PUBLISH_DEADLINE_S
-    while client.metrics().sum("gc_published_entries_total") < expected:
-        if time.monotonic() > deadline:
-            raise NotShared(
-                f"engine {engine.options.name} published less than {expected - before:.0f} blocks in "
-                f"{PUBLISH_DEADLINE_S:.0f} s; see {engine.log}"
-            )
-        nudge(client)
+    blocks = len(prompt) // block_tokens(client.metrics())
+    wait_until_published(engine, before, blocks + min(blocks, window_blocks))
     return answer
 
 
-def share(a: Engine, b: Engine, prompt: Sequence[int], *, max_tokens: int = 16) -> Sharing:
-    """Run the scenario of the module's docstring for one document that neither engine has seen."""
-    cold = compute_and_publish(a, prompt, max_tokens=max_tokens)
+def published(client: Client) -> float:
+    """Return how many entries an engine has made in the index up to now."""
+    return client.metrics().sum("gc_published_entries_total")
+
+
+def wait_until_published(engine: Engine, before: float, count: int) -> None:
+    """Return when an engine has made `count` more entries than `before`. Raises NotShared."""
+    deadline = time.monotonic() + PUBLISH_DEADLINE_S
+    while published(engine.client) < before + count:
+        if time.monotonic() > deadline:
+            raise NotShared(
+                f"engine {engine.options.name} published less than {count} blocks in "
+                f"{PUBLISH_DEADLINE_S:.0f} s; see {engine.log}"
+            )
+        nudge(engine.client)
+
+
+def share(a: Engine, b: Engine, prompt: Sequence[int], *, max_tokens: int = 16, window_blocks: int = 0) -> Sharing:
+    """Run the scenario of the module's docstring for one document that neither engine has seen.
+
+    window_blocks: see `compute_and_publish`.
+    """
+    cold = compute_and_publish(a, prompt, max_tokens=max_tokens, window_blocks=window_blocks)
     client = b.client
     before = client.metrics()
     pulled = client.complete(prompt, max_tokens=max_tokens)

@@ -99,7 +99,10 @@ def memory_needed_gib(options: SglangOptions) -> float:
 
 
 class SglangClient(Client):
-    """Speaks SGLang's native API: token ids in, token ids and log-probabilities out."""
+    """Speaks SGLang's native API: token ids in, token ids and log-probabilities out.
+
+    A model that is named "MODEL:ADAPTER", as SGLang's OpenAI API has it, is the model with a LoRA adapter.
+    """
 
     def complete(
         self,
@@ -117,6 +120,8 @@ class SglangClient(Client):
         body |= {"text": prompt} if isinstance(prompt, str) else {"input_ids": list(prompt)}
         body |= {"rid": request_id} if request_id else {}
         body |= {"extra_key": cache_salt} if cache_salt else {}
+        adapter = self.model.partition(":")[2]
+        body |= {"lora_path": adapter} if adapter else {}
         reply = self._post("/generate", body, {})
         first, event, now = math.nan, {}, math.nan
         for event in reply.events():

@@ -70,14 +70,16 @@ class Case(NamedTuple):
     @property
     def held_back(self) -> int:
         """How many blocks at the end of what is found are computed all the same."""
-        return int(self.drafter == "eagle")
+        return int(self.drafter in ("eagle", "mtp"))
 
     def args_for(self, model: Path) -> tuple[str, ...]:
         """Return what both engines are started with for a model."""
         if not self.drafter:
             return self.extra_args
-        drafter = ensure_drafter(model) if self.drafter == "eagle" else model  # whose drafts are all right
-        options = {"method": self.drafter, "model": str(drafter), "num_speculative_tokens": 3}
+        options = {"method": self.drafter, "num_speculative_tokens": 3}
+        if self.drafter != "mtp":  # which is a part of the model
+            drafter = ensure_drafter(model) if self.drafter == "eagle" else model  # whose drafts are all right
+            options["model"] = str(drafter)
         return (*self.extra_args, "--no-async-scheduling", "--speculative-config", json.dumps(options))
 
 
@@ -91,6 +93,7 @@ CASES = {
     "sizes": Case("qwen3", ("--tensor-parallel-size", "2"), ranks=2, b_args=()),
     "eagle": Case("qwen3", (), drafter="eagle"),
     "draft-model": Case("qwen3", (), drafter="draft_model"),
+    "mtp": Case("mtp", (), drafter="mtp"),
     "mla": Case("mla", (), 16, {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests/support/mla_cpu"), str(ROOT)])}),
     "adapter": Case("qwen3", ("--enable-lora", "--max-loras", "2", "--max-lora-rank", str(RANK)), adapter=True),
 }
@@ -118,8 +121,10 @@ def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     model, folder = ensure_model("tiny", kind=case.kind), tmp_path_factory.mktemp("adapters")
     engines = {}
     for name, adapters in ADAPTERS.items():
-        paths = [f"{each}={make_adapter(folder / name / each, model, seed=n)}" for each, n in adapters.items()]
-        more = ("--lora-modules", *paths) if case.adapter else ()
+        more: tuple[str, ...] = ()
+        if case.adapter:
+            paths = [f"{each}={make_adapter(folder / name / each, model, seed=n)}" for each, n in adapters.items()]
+            more = ("--lora-modules", *paths)
         alone = case.ranks == 1 or (name == "b" and case.b_args is not None)
         args = case.args_for(model) if name == "a" or case.b_args is None else case.b_args
         cores = None if alone else "|".join(core_shares(case.ranks))

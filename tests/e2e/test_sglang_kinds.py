@@ -9,13 +9,15 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from benchmarks.harness import compare, ensure_model, run_concurrently
+from benchmarks.harness.lora_adapter import RANK, make_adapter
 from benchmarks.harness.model_recipe import Kind
 from tests.e2e.fleet import Fleet, running
-from tests.e2e.sglang import TOLERANCE, engine, engine_marks
+from tests.e2e.sglang import TOLERANCE, assert_right, engine, engine_marks
 
 pytestmark = engine_marks(900)
 
@@ -26,21 +28,45 @@ REQUESTS = 120
 INDEX_LAG_S = 0.3
 
 
-KINDS: tuple[Kind, ...] = ("window",)
-CHOSEN = KINDS if os.environ.get("GHOSTCACHER_KINDS") == "all" else ()
+class Case(NamedTuple):
+    """How both engines of a pair are started."""
+
+    kind: Kind = "qwen3"
+    adapter: bool = False
+    """Whether requests are for a LoRA adapter, which each engine knows by another name from another path."""
+
+
+CASES = {"window": Case("window"), "adapter": Case(adapter=True)}
+CHOSEN = list(CASES) if os.environ.get("GHOSTCACHER_KINDS") == "all" else []
+ADAPTERS = {"a": {"mine": 1, "other": 2}, "b": {"yours": 1, "other": 3}}
+"""By engine, what it calls an adapter and the seed of its content: one content under two names, and one name of two."""
+LORA = ("--enable-lora", "--lora-backend", "torch_native", "--max-lora-rank", str(RANK), "--lora-paths")
 
 
 @pytest.fixture(scope="module", params=CHOSEN)
-def fleet(request: pytest.FixtureRequest, log_dir: Path) -> Iterator[Fleet]:
-    small = engine(
-        pool_tokens=POOL_TOKENS,
-        context_tokens=512,
-        page_tokens=PAGE,
-        chunk_tokens=128,
-        running_max=4,
-    )
-    model = ensure_model("tiny", kind=request.param)
-    with running(model, {"a": small, "b": small}, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def fleet(case: Case, log_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    model, folder, engines = ensure_model("tiny", kind=case.kind), tmp_path_factory.mktemp("adapters"), {}
+    for name, adapters in ADAPTERS.items():
+        more: tuple[str, ...] = ()
+        if case.adapter:
+            paths = [f"{each}={make_adapter(folder / name / each, model, seed=n)}" for each, n in adapters.items()]
+            more = (*LORA, *paths)
+        engines[name] = engine(
+            pool_tokens=POOL_TOKENS,
+            context_tokens=512,
+            page_tokens=PAGE,
+            chunk_tokens=128,
+            running_max=4,
+            extra_args=more,
+        )
+    with running(model, engines, log_dir=log_dir, index_lag_s=INDEX_LAG_S) as fleet:
+        if case.adapter:
+            fleet.models = {name: f"m:{next(iter(adapters))}" for name, adapters in ADAPTERS.items()}
         fleet.prime("b", "a")
         fleet.prime("a", "b")
         yield fleet
@@ -75,3 +101,20 @@ def test_pages_reused_all_the_time_give_no_wrong_answer(fleet: Fleet) -> None:
 
     assert max(differences) <= TOLERANCE
     assert sum(counters.hits() for counters in before.values()) > 0
+
+
+@pytest.mark.parametrize("case", [name for name in CHOSEN if CASES[name].adapter], indirect=True)
+def test_adapter_is_its_content_and_nothing_else(fleet: Fleet, case: Case) -> None:
+    """One content under two names is shared; one name with two contents is not, and neither is the model alone."""
+    prompt = fleet.document(10 * PAGE + 1)
+    computed = fleet.compute("a", prompt)
+    for name, hits in {"yours": 10, "other": 0, "": 0}.items():
+        fleet.models["b"] = f"m:{name}"
+        try:
+            counters = fleet.counters("b")
+            answer = fleet.client("b").complete(prompt, max_tokens=8)
+            assert counters.hits() == hits, name
+            assert_right(fleet, "b", answer, prompt)
+        finally:
+            fleet.models["b"] = "m:yours"
+        assert (compare(answer, computed).logprob_max <= TOLERANCE) is (hits > 0), name

@@ -65,6 +65,27 @@ def after_host_pool(module: Any) -> None:
     module.HostKVCache.__init__ = unpinned
 
 
+def after_lora(module: Any) -> None:
+    """Nor to copy a batch's adapters faster to a device, which the backend in PyTorch does on every machine."""
+    import torch
+
+    class Unpinned(types.ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        @staticmethod
+        def zeros(*args: Any, **options: Any) -> Any:
+            return torch.zeros(*args, **{**options, "pin_memory": False})
+
+        @staticmethod
+        def tensor(*args: Any, **options: Any) -> Any:
+            return torch.tensor(*args, **{**options, "pin_memory": False})
+
+    module.torch = Unpinned("torch")
+    if not torch.cuda.is_available():
+        torch.Tensor.pin_memory = lambda tensor, *_: tensor  # type: ignore[method-assign]
+
+
 def after_host_mha(module: Any) -> None:
     """The copies of ``--hicache-io-backend direct`` come from the native kernels; plain indexing does the same."""
 
@@ -121,6 +142,8 @@ def after_native_hash(module: Any) -> None:
 
 _BEFORE: dict[str, Callable[[], None]] = {"torchvision": before_torchvision, "sglang": before_sglang}
 _AFTER: dict[str, Callable[[Any], None]] = {
+    "sglang.srt.lora.backend.torch_backend": after_lora,
+    "sglang.srt.lora.layers": after_lora,
     "sglang.srt.mem_cache.cpp_utils.native_hash": after_native_hash,
     "sglang.srt.mem_cache.pool_host.base": after_host_pool,
     "sglang.srt.mem_cache.pool_host.mha": after_host_mha,

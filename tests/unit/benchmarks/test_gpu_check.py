@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -15,10 +16,12 @@ from packaging.requirements import Requirement
 from benchmarks.gpu_check import pack
 from benchmarks.gpu_check.__main__ import arguments, run
 from benchmarks.gpu_check.engines import FULL_GRAPHS, options_of
+from benchmarks.gpu_check.kinds import KINDS
 from benchmarks.gpu_check.results import Check, Result, all_right, load, numbers_of, report, save
-from benchmarks.gpu_check.sizes import CPU, GPU
-from benchmarks.gpu_check.stages import ENGINES_S, STAGES, Context, Stage, named
+from benchmarks.gpu_check.sizes import CPU, GPU, GPU_KINDS
+from benchmarks.gpu_check.stages import ENGINES_S, KIND_STAGES, STAGES, Context, Stage, named
 from benchmarks.harness.launch import command_line
+from benchmarks.harness.model_recipe import recipe
 from benchmarks.harness.report import ProgressLine
 
 RIGHT = Check("tokens", "3", "3", True, "right")
@@ -103,39 +106,72 @@ def test_unknown_stage_is_refused_by_name(capsys: pytest.CaptureFixture[str]) ->
         arguments(["answer"])
     assert "owner-killed" in capsys.readouterr().err
     assert [one.name for one in named(["ttft", "pull"])] == ["pull", "ttft"]
-    assert {one.name for one in named([])} - {one.name for one in named([], "cpu")} == {"answers-mla"}
+    assert [one.name for one in named(["answers-fp8", "pull"])] == ["pull", "answers-fp8"]
+    assert [one.name for one in named([])] == [one.name for one in STAGES]
+
+
+def test_stages_of_kinds_are_run_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """By kind, in their order, with engines shared between those of one kind; on a CPU without MLA."""
+    stages = arguments(["--kinds", "eagle,mla", "ttft"]).stages
+    eagle = ["answers-eagle", "drafts-eagle", "torture-eagle"]
+    assert [one.name for one in stages] == ["ttft", "answers-mla", "torture-mla", *eagle]
+    assert {one.engines for one in arguments(["--kinds", "all"]).stages} == set(KINDS)
+    assert [one.name for one in arguments(["--kinds", "eagle,mla", "--device", "cpu"]).stages] == eagle
+    with pytest.raises(SystemExit):
+        arguments(["--kinds", "mamba"])
+    assert "expected all, or some of mla, window, hybrid" in capsys.readouterr().err
 
 
 def test_each_stage_with_its_engines_is_under_six_minutes() -> None:
     """By the estimates; and engines that are left dead serve no stage after that."""
-    assert all(one.estimate_s + ENGINES_S < 360 for one in STAGES)
+    assert all(one.estimate_s + ENGINES_S < 360 for one in (*STAGES, *KIND_STAGES))
     names = [one.name for one in STAGES if one.engines == "block-major"]
     assert names[-1] == "owner-killed"
 
 
 def test_lengths_fit_the_engines() -> None:
     """Prompts and answers fit what an engine is started for, and a tortured cache holds a document, but not all."""
-    for sizes, block in ((GPU, 16), (CPU, 32)):
-        assert max(*sizes.ttft_lengths, *sizes.answer_lengths, sizes.torture_length) + 16 <= sizes.max_model_len
+    for sizes, block in ((GPU, 16), (GPU_KINDS, 16), (CPU, 32)):
+        lengths = () if sizes is GPU_KINDS else sizes.ttft_lengths  # no kind's stage measures times
+        assert max(*lengths, *sizes.answer_lengths, sizes.torture_length) + 16 <= sizes.max_model_len
+        assert sizes.max_model_len <= recipe(sizes.model).max_position
         assert sizes.torture_blocks * block >= sizes.max_model_len
         assert sizes.torture_documents * sizes.torture_length > 2 * sizes.torture_blocks * block
 
 
 def test_engines_are_started_as_the_stage_needs_them() -> None:
     """Block-major is what GhostCacher does by itself; on a GPU full CUDA graphs, unless they are turned off."""
-    line = command_line(options_of("A", "block-major", "m", "redis://x", "cuda", eager=False), 1)
+    line = command_line(options_of("A", "block-major", Path("m"), "redis://x", "cuda", eager=False), 1)
     assert FULL_GRAPHS in line
     assert "--enforce-eager" not in line
     assert "kv_layout" not in " ".join(line)
-    own = command_line(options_of("A", "engine-layout", "m", "redis://x", "cuda", eager=True), 1)
+    own = command_line(options_of("A", "engine-layout", Path("m"), "redis://x", "cuda", eager=True), 1)
     assert "--enforce-eager" in own
     assert '"kv_layout": "engine"' in " ".join(own)
-    window = command_line(options_of("A", "window-fp8", "m", "redis://x", "cuda", eager=False), 1)
+    window = command_line(options_of("A", "window-fp8", Path("m"), "redis://x", "cuda", eager=False), 1)
     assert window[-3:] == ["--disable-hybrid-kv-cache-manager", "--kv-cache-dtype", "fp8"]
     assert FULL_GRAPHS in window
-    small = command_line(options_of("A", "small-kv", "m", "redis://x", "cpu", eager=False), 1)
+    small = command_line(options_of("A", "small-kv", Path("m"), "redis://x", "cpu", eager=False), 1)
     assert small[small.index("--num-gpu-blocks-override") + 1] == str(CPU.torture_blocks)
     assert "--enforce-eager" in small
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("fp8", "700"), ("hybrid", "1400"), ("mla", "175")])
+def test_kinds_have_one_size_of_cache(kind: str, blocks: str) -> None:
+    """In blocks of 16 tokens, of 64 for MLA, and in as many groups as there are."""
+    line = command_line(options_of("A", kind, Path("m"), "redis://x", "cuda", eager=True), 1)
+    assert line[line.index("--num-gpu-blocks-override") + 1] == blocks
+    assert ("64" in line) is (kind == "mla")
+
+
+def test_drafters_and_adapters_are_named_to_the_engine() -> None:
+    """A draft model is the model itself; requests are for the adapter."""
+    line = command_line(options_of("A", "draft-model", Path("m"), "redis://x", "cpu", eager=True), 1)
+    drafter = json.loads(line[line.index("--speculative-config") + 1])
+    assert (drafter["method"], drafter["model"]) == ("draft_model", "m")
+    assert "--no-async-scheduling" in line
+    adapted = command_line(options_of("A", "adapter", Path("m"), "redis://x", "cpu", eager=True, adapter="/a"), 1)
+    assert "adapter=/a" in adapted
 
 
 def test_graphs_are_what_vllm_understands() -> None:
@@ -195,5 +231,6 @@ def test_pack_strips_and_unpacks_to_the_same_tree(tmp_path: Path) -> None:
 def test_help_names_every_stage() -> None:
     """The program says what there is without a GPU, and without vLLM being loaded."""
     command = [sys.executable, "-m", "benchmarks.gpu_check", "--help"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert all(one.name in text for one in STAGES)
+    wide = {**os.environ, "COLUMNS": "10000"}  # or names would be broken between lines
+    text = subprocess.run(command, check=True, capture_output=True, text=True, env=wide).stdout
+    assert all(one.name in text for one in (*STAGES, *KIND_STAGES))
