@@ -37,11 +37,12 @@ from ghostcacher_connector.core.settings import (
 )
 from ghostcacher_connector.metrics.catalog import METRICS
 from ghostcacher_router.config import SHARED_WITH_WORKERS, RouterSettings
+from ghostcacher_router.epp.settings import PickerSettings
 from ghostcacher_router.metrics import catalog as metrics_catalog
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference"
 NOTE = "<!-- Made by docs/site/generate_reference.py: change the code, then `make reference`. -->\n"
-COMMANDS = ("", "up", "router", "status", "top", "doctor", "analyze", "simulate", "version")
+COMMANDS = ("", "up", "router", "epp", "status", "top", "doctor", "analyze", "simulate", "version")
 COLUMNS = "100"
 
 
@@ -70,16 +71,21 @@ As options (`--retries-max 1`), in the file of `--config` (TOML, or JSON), or as
 the name in capitals; Redis and its key are shared with the engines: {shared_variables()}. The first wins. Secrets
 have no option.
 
-{settings_table(RouterSettings)}"""
+{settings_table(RouterSettings)}
+## Endpoint picker
+
+Those of a router, given in the same ways, and these:
+
+{settings_table(PickerSettings, beside=RouterSettings)}"""
 
 
 def shared_variables() -> str:
     return ", ".join(f"`{ENVIRONMENT_PREFIX}{name.upper()}`" for name in SHARED_WITH_WORKERS)
 
 
-def settings_table(kind: type[CheckedSettings]) -> str:
+def settings_table(kind: type[CheckedSettings], beside: type[CheckedSettings] = CheckedSettings) -> str:
     rows = []
-    for field in msgspec.structs.fields(kind):
+    for field in msgspec.structs.fields(kind)[len(msgspec.structs.fields(beside)) :]:
         annotation = types_of(kind)[field.name]
         info = msgspec.inspect.type_info(annotation)
         assert isinstance(info, msgspec.inspect.Metadata), field.name

@@ -139,6 +139,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.config": {
         "core.log_format",
         "core.settings",
+        "ghostcacher_router.settings_file",
         "ghostcacher_router.fleet",
         "ghostcacher_router.providers",
     },
@@ -193,6 +194,26 @@ ARROWS: dict[str, set[str]] = {
         *COORDINATION,
     },
     "ghostcacher_router.ui": {"ghostcacher_router.http.protocol"},
+    "ghostcacher_router.settings_file": set(),
+    "ghostcacher_router.stores": {"core.open", "ghostcacher_router.config", *COORDINATION},
+    "ghostcacher_router.epp": {
+        "core.settings",
+        "ghostcacher_router.types",
+        "ghostcacher_router.config",
+        "ghostcacher_router.dns",
+        "ghostcacher_router.fleet",
+        "ghostcacher_router.http",
+        "ghostcacher_router.http.protocol",
+        "ghostcacher_router.metrics",
+        "ghostcacher_router.prompt",
+        "ghostcacher_router.upstreams",
+    },
+    "ghostcacher_router.endpoint_picker": {
+        "core.settings",
+        "ghostcacher_router.app",
+        "ghostcacher_router.epp",
+        "ghostcacher_router.process_signals",
+    },
     "ghostcacher_router.app": {
         "ghostcacher_router.*",
         "core.admin_api",
@@ -268,6 +289,8 @@ ARROWS: dict[str, set[str]] = {
         "core.settings",
         "ghostcacher_router.app",
         "ghostcacher_router.config",
+        "ghostcacher_router.endpoint_picker",
+        "ghostcacher_router.epp",
     },
     # The client: a distribution of its own.
     "ghostcacher.client": set(),

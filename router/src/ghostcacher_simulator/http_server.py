@@ -138,12 +138,24 @@ class EngineServer:
         head = await peer.reader.readuntil(b"\r\n\r\n")
         pairs = [line.partition(b": ") for line in head.split(b"\r\n")[1:-2]]
         headers = {name.lower(): value for name, _, value in pairs}
-        body = await peer.reader.readexactly(int(headers.get(b"content-length", b"0")))
+        if headers.get(b"transfer-encoding") == b"chunked":
+            body = await _chunks(peer.reader)
+        else:
+            body = await peer.reader.readexactly(int(headers.get(b"content-length", b"0")))
         request = Received(head, headers, body, peer.number)
         self.received.append(request)
         await _wait(self.handler(peer, request))
         if not peer.writer.transport.is_closing():
             await peer.writer.drain()
+
+
+async def _chunks(reader: asyncio.StreamReader) -> bytes:
+    """Return a body that comes in chunks, without trailers."""
+    body = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        body += (await reader.readexactly(size + 2))[:-2]
+    await reader.readexactly(2)
+    return body
 
 
 async def _wait(result: Awaitable[None] | None) -> None:

@@ -251,6 +251,10 @@ class Fleet:
         self._drains.want(watch.worker.drain_id, draining)
         watch.drain(draining)
 
+    def follow(self, static: Sequence[Endpoint], roles: Mapping[Endpoint, PdRole]) -> None:
+        """Have the workers by URL be these from now on. roles: what they do, by `same_server`, if they do not say."""
+        self._roster.follow(static, roles)
+
     async def share_drains(self) -> bool:
         """Tell the other replicas now; return whether they can know of every drain. Bounded by the store's time-out."""
         return await self._discovery.share_drains()

@@ -92,6 +92,12 @@ class Roster:
             self._drains.follow(worker.drain_id for worker in self._workers.values())
             self._watched.changed()
 
+    def follow(self, static: Sequence[Endpoint], roles: Mapping[Endpoint, PdRole]) -> None:
+        """Have these URLs be known from now on, in place of those before. roles: as above."""
+        self._static, self._roles = tuple(static), roles
+        records, self._reconciled = self._reconciled or [], None
+        self.reconcile(records)
+
     async def stop(self) -> None:
         """Watch nobody any more. Idempotent."""
         for task in self._tasks.values():

@@ -25,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from ghostcacher_connector.core.admin_api import Quantiles, Requests, Stats
 from ghostcacher_router.metrics.instruments import OTHER, Counter, Gauge, Histogram, Page, Source
+from ghostcacher_router.metrics.picker_metrics import PickerMetrics
 from ghostcacher_router.metrics.provider_metrics import ProviderMetrics
 from ghostcacher_router.types import Reason, WorkerState
 
@@ -104,6 +105,7 @@ class RouterMetrics:
         self._make_routing()
         self._make_fleet()
         self.providers = ProviderMetrics(self._put)
+        self.picker = PickerMetrics(self._put)
         self.registry.register(self._page)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

@@ -1,0 +1,250 @@
+"""Picks a worker for a request of a gateway, and others that may stand in for it.
+
+Whatever is missing costs time and no answer: without Redis, without a prompt that can be read, or when what it waits
+for does not come, a worker is picked by load. Only when no worker can take the request is there none.
+
+Where some workers compute prompts and others answer, the request goes to one that answers, and a header names one that
+computes, as llm-d's picker does: the sidecar of the former asks the latter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import lru_cache
+from typing import NamedTuple
+
+from ghostcacher_connector.core.types import PdRole
+from ghostcacher_router.dns.resolver import is_address
+from ghostcacher_router.epp.messages import PREFILLER
+from ghostcacher_router.epp.parts import Parts
+from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.http.protocol.request_head import RANK_HEADER
+from ghostcacher_router.prompt import BadBody, shape_by_method
+from ghostcacher_router.types import Ask, Body, Endpoint, NoWorker, Outcome, Placement, RequestShape
+
+UNREAD = RequestShape(model=None, stream=False, prompt=None, session=None)
+PREFILL_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""What the sidecar of a worker that answers hands to another one."""
+ADDRESSES_MAX = 8192
+HTTP_NOT_FOUND = 404
+RETRY_AFTER_S = 2
+
+_NOBODY = "No endpoint that the gateway may use is ready. Please try again."
+
+
+class Wanted(NamedTuple):
+    """A request for which a worker is wanted."""
+
+    request_id: str
+    method: str
+    target: str
+    """Path and query."""
+    headers: dict[bytes, bytes]
+    """By lower-case name."""
+    subset: frozenset[str] | None
+    """The endpoints that the gateway may use, as `ip:port` or `ip`; None: all of the pool."""
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+
+class Picked(NamedTuple):
+    """Where a request goes."""
+
+    ask: Ask
+    placement: Placement
+    destination: str
+    """`ip:port` of the worker, and of others that may stand in for it, separated by commas."""
+    headers: list[tuple[str, bytes]]
+    """What the request is to bring with it."""
+    prefill: Placement | None
+    """At the worker that computes the prompt; None where the same one does."""
+
+
+class EndpointPicking:
+    """Picks workers for gateways. On the event loop only."""
+
+    def __init__(self, parts: Parts, *, fallbacks_max: int, members: Callable[[], Collection[str] | None]) -> None:
+        """fallbacks_max: endpoints behind the one that is picked. members: `ip:port` of the pool; None: all workers."""
+        self._parts, self._fallbacks_max, self._members = parts, fallbacks_max, members
+        self._resolved: dict[str, str] = {}
+        self._outside: tuple[object, object, frozenset[str]] = (None, None, frozenset())
+
+    def __repr__(self) -> str:
+        return f"EndpointPicking({self._parts.fleet!r})"
+
+    async def pick(
+        self, wanted: Wanted, body: Body | None, timeout_s: float, *, why_unknown: str = "bodyless"
+    ) -> Picked:
+        """Return where a request goes. Raises NoWorker.
+
+        body: None when it is not known. timeout_s: after so long it is picked by load. why_unknown: for the metrics.
+        """
+        await self._resolve_names()
+        exclude = self._excluded(wanted.subset)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        if body is None:
+            how, shape = why_unknown, UNREAD
+        else:
+            how, shape = await self._shape(wanted, body, deadline)
+        engine_id = wanted.request_id
+        if shape.prompt is not None and self._parts.limits.section_hints:
+            engine_id += shape.prompt.hint
+        ask = Ask(engine_id, wanted.method, wanted.path, shape, wanted.headers, exclude)
+        prefill = await self._place_prefill(ask, deadline)
+        try:
+            if prefill is not None:
+                step = shape._replace(prompt=None, session=None)
+                ask = ask._replace(shape=step, step=PdRole.DECODE)
+            late, placement = await self._place(ask, deadline)
+        except BaseException:
+            if prefill is not None:
+                prefill.ended(Outcome.CANCELLED, None)
+            raise
+        self._parts.metrics.picker.picks.inc("late" if late else how)
+        return self._picked(ask, placement, prefill)
+
+    def again_at(self, picked: Picked, served: str) -> Placement | None:
+        """Place a request at the worker that the gateway sent it to, if it is another than the first; None: it is not.
+
+        served: its `ip:port`.
+        """
+        if served == self._address(picked.placement.endpoint) or served not in picked.destination.split(","):
+            return None
+        others = frozenset(
+            name for name, worker in self._parts.fleet.workers.items() if self._address(worker.endpoint) != served
+        )
+        with suppress(NoWorker):
+            return self._parts.dispatcher.place_now(picked.ask._replace(exclude=others))
+        return None
+
+    def _picked(self, ask: Ask, placement: Placement, prefill: Placement | None) -> Picked:
+        headers = [("x-request-id", ask.request_id.encode())]
+        if placement.data_parallel_rank is not None:
+            headers.append((RANK_HEADER.decode(), b"%d" % placement.data_parallel_rank))
+        if prefill is not None:
+            self._parts.metrics.picker.prefills.inc()
+            headers.append((PREFILLER, (self._address(prefill.endpoint) or "").encode()))
+        first = self._address(placement.endpoint)
+        assert first is not None, placement
+        return Picked(ask, placement, ",".join([first, *self._fallbacks(ask, placement, first)]), headers, prefill)
+
+    def _fallbacks(self, ask: Ask, placement: Placement, first: str) -> list[str]:
+        """Return the endpoints that may stand in for the first one, the least loaded first.
+
+        There is none for an engine among several at one endpoint: the header that names it would mean another one.
+        """
+        if placement.data_parallel_rank is not None:
+            return []
+        parts = self._parts
+        others = [
+            worker
+            for worker in parts.fleet.serving(ask.shape.model)
+            if worker.name not in ask.exclude
+            and worker.data_parallel_rank is None
+            and worker.pd_role is not PdRole.PREFILL
+        ]
+        others.sort(key=lambda worker: parts.in_flight(worker.name))
+        found = dict.fromkeys(self._address(worker.endpoint) for worker in others[: self._fallbacks_max + 1])
+        return [address for address in found if address not in (None, first)][: self._fallbacks_max]
+
+    async def _shape(self, wanted: Wanted, body: Body, deadline: float) -> tuple[str, RequestShape]:
+        """Return what is known of a request, and how: of one that no engine could serve, an engine tells the client."""
+        shape = shape_by_method(wanted.method, wanted.target, wanted.headers)
+        if shape is not None:
+            return "prompt", shape
+        try:
+            found = self._parts.parse(wanted.target, body, wanted.headers)
+            if not isinstance(found, RequestShape):
+                async with asyncio.timeout_at(deadline):
+                    found = await found
+        except (BadBody, TimeoutError):
+            return "unread", UNREAD
+        return "prompt", found
+
+    async def _place(self, ask: Ask, deadline: float) -> tuple[bool, Placement]:
+        """Return whether what it waited for came too late, and a placement. Raises NoWorker."""
+        dispatcher = self._parts.dispatcher
+        try:
+            placement = dispatcher.place_now(ask)
+            if placement is None:
+                async with asyncio.timeout_at(deadline):
+                    placement = await dispatcher.place(ask)
+        except TimeoutError:
+            plain = ask._replace(shape=ask.shape._replace(prompt=None, session=None, needs_id=None))
+            return True, dispatcher.place_now(plain) or await dispatcher.place(plain)
+        except NoWorker as exc:
+            if exc.status != HTTP_NOT_FOUND or ask.shape.model is None:
+                raise
+            # Any worker of the pool tells the client that it has no such model.
+            return await self._place(ask._replace(shape=ask.shape._replace(model=None)), deadline)
+        return False, placement
+
+    async def _place_prefill(self, ask: Ask, deadline: float) -> Placement | None:
+        """Place the computing of a prompt; None where the worker that answers computes it, too."""
+        prompt, limits = ask.shape.prompt, self._parts.limits
+        if prompt is None or ask.path not in PREFILL_PATHS or ask.shape.needs_id is not None:
+            return None
+        if (prompt.tokens or prompt.size // limits.bytes_per_token) < limits.prefill_tokens_min:
+            return None
+        if not self._parts.dispatcher.hands_over(ask.shape.model):
+            return None
+        with suppress(NoWorker):
+            late, placement = await self._place(ask._replace(step=PdRole.PREFILL), deadline)
+            if not late and placement.data_parallel_rank is None:
+                return placement
+            placement.ended(Outcome.CANCELLED, None)
+        return None
+
+    # Who may be picked
+
+    def _excluded(self, subset: frozenset[str] | None) -> frozenset[str]:
+        """Return the names of workers that a gateway may not send this request to. Raises NoWorker when all are."""
+        ready, members = self._parts.fleet.serving(None), self._members()
+        if self._outside[0] is not ready or self._outside[1] is not members:
+            # The fleet's list is the same object until something changes; so are the pool's members.
+            outside = frozenset(worker.name for worker in ready if not self._belongs(worker, members))
+            self._outside = (ready, members, outside)
+        excluded = self._outside[2]
+        if subset is not None:
+            excluded |= {worker.name for worker in ready if not self._belongs(worker, subset)}
+        if len(excluded) >= len(ready) and (ready or subset is not None):
+            raise NoWorker(503, _NOBODY, kind="no_worker", retry_after_s=RETRY_AFTER_S)
+        return excluded
+
+    def _belongs(self, worker: Worker, endpoints: Collection[str] | None) -> bool:
+        address = self._address(worker.endpoint)
+        if address is None:
+            return False
+        return endpoints is None or address in endpoints or address.rpartition(":")[0].strip("[]") in endpoints
+
+    def _address(self, endpoint: Endpoint) -> str | None:
+        """Return `ip:port`; None of an endpoint that a gateway cannot reach by that alone."""
+        address = _address_of(endpoint)
+        return address or _address_of(endpoint._replace(host=self._resolved.get(endpoint.host, "")))
+
+    async def _resolve_names(self) -> None:
+        """Look up the workers' names, where they have names: gateways want addresses."""
+        for worker in self._parts.fleet.serving(None):
+            host = worker.endpoint.host
+            if not _is_address(host):
+                with suppress(OSError):
+                    found = (await self._parts.resolver.addresses(host))[0]
+                    if self._resolved.get(host) != found:
+                        self._resolved[host], self._outside = found, (None, None, frozenset())
+
+
+@lru_cache(ADDRESSES_MAX)
+def _is_address(host: str) -> bool:
+    return is_address(host)
+
+
+@lru_cache(ADDRESSES_MAX)
+def _address_of(endpoint: Endpoint) -> str | None:
+    """Return `ip:port` of an endpoint that is reached by it alone: without TLS of its own, and without a path."""
+    if not _is_address(endpoint.host) or endpoint.tls or endpoint.path:
+        return None
+    return f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"

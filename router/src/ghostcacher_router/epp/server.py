@@ -1,0 +1,113 @@
+"""The gRPC server of the endpoint picker: a stream for each HTTP request of a gateway, and the health service."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.settings import Listen
+from ghostcacher_router.epp.exchange import BadMessage, Exchange, HeldBytes
+from ghostcacher_router.epp.health import HealthService
+from ghostcacher_router.epp.messages import SERVICE
+from ghostcacher_router.epp.parts import Parts
+from ghostcacher_router.epp.picking import EndpointPicking
+
+logger = logging.getLogger(__name__)
+
+MESSAGE_BYTES_OVER = 1 << 20
+"""Of a message beside the piece of a body in it: headers and metadata."""
+
+
+class PickerServer:
+    """Listens for gateways. On the event loop only. port: where; 0 before it does."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        picking: EndpointPicking,
+        *,
+        timeout_s: float,
+        tls: tuple[bytes, bytes] | None = None,
+        has_pool: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """timeout_s: of waiting before a worker is picked. tls: certificate chain and key, PEM.
+
+        has_pool: says whether it is known who belongs to the pool.
+        """
+        self._parts, self._picking, self._timeout_s, self._tls = parts, picking, timeout_s, tls
+        self._has_pool = has_pool
+        self._held = HeldBytes(parts.limits.buffered_bytes_max)
+        self._ids = itertools.count(1)
+        self._server: Any = None
+        self._draining = False
+        self._streams = 0
+        self.port = 0
+        parts.metrics.gauge("gc_epp_streams", "Requests of gateways that are under way.", lambda: {"": self._streams})
+
+    def __repr__(self) -> str:
+        return f"PickerServer(port={self.port}, streams={self._streams})"
+
+    @property
+    def streams(self) -> int:
+        """Requests of gateways that are under way."""
+        return self._streams
+
+    async def start(self, listen: Listen) -> None:
+        """Begin to listen. Raises ConfigError when the port is taken or the certificate is none."""
+        limits = self._parts.limits
+        self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=limits.connections_max,
+            options=[
+                ("grpc.max_receive_message_length", limits.body_bytes_max + MESSAGE_BYTES_OVER),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        method = grpc.stream_stream_rpc_method_handler(
+            self._process, pb.ProcessingRequest.FromString, pb.ProcessingResponse.SerializeToString
+        )
+        handlers = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
+        self._server.add_generic_rpc_handlers((handlers, HealthService(self._is_ready).handler()))
+        try:
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(str(listen))
+            else:
+                certificate, key = self._tls
+                credentials = grpc.ssl_server_credentials([(key, certificate)])
+                self.port = self._server.add_secure_port(str(listen), credentials)
+        except RuntimeError as exc:
+            raise ConfigError(f"grpc_listen: expected a free address, got {str(listen)!r}: {exc}") from exc
+        if not self.port:
+            raise ConfigError(f"grpc_listen: {listen}: expected a free address, and a certificate with its key")
+        await self._server.start()
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more streams, let those under way end for so long, and cut the others. Idempotent."""
+        self._draining = True
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace_s)
+
+    def _is_ready(self) -> bool:
+        return not self._draining and self._has_pool() and self._parts.fleet.has_looked
+
+    def _next_id(self) -> str:
+        return f"gc-{self._parts.router}-epp-{next(self._ids)}"
+
+    async def _process(self, _: Any, context: Any) -> None:
+        exchange = Exchange(self._parts, self._picking, self._held, self._next_id, timeout_s=self._timeout_s)
+        self._streams += 1
+        try:
+            while not exchange.over and (request := await context.read()) is not grpc.aio.EOF:
+                for answer in await exchange.answers(request):
+                    await context.write(answer)
+        except BadMessage as exc:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(exc))
+        finally:
+            self._streams -= 1
+            exchange.closed()

@@ -1,0 +1,139 @@
+"""A real Envoy asks the endpoint picker, and sends requests where it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+pytest.importorskip("grpc", reason="needs the extra [epp]")
+pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+
+from ghostcacher_router.endpoint_picker import EndpointPicker
+from tests.integration.router.test_endpoint_picker import address, chat, count, in_flight, picker_of
+from tests.support.envoy_proxy import envoy
+from tests.support.mock_engine import LAST_CHUNK, MiniEngine, Peer, Received, chunk, stream_head, until
+from tests.support.proxy_rig import on_loop
+
+PATH = "/v1/chat/completions"
+MODES = ["FULL_DUPLEX_STREAMED", "BUFFERED"]
+
+
+class StreamingEngine(MiniEngine):
+    """Answers chats with two events, of which the second waits until a test lets it go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = False
+        tells = self.handler
+
+        async def answer(peer: Peer, request: Received) -> None:
+            if request.path != PATH:
+                await tells(peer, request)
+                return
+            peer.send(stream_head(), chunk(b"data: %d\n\n" % self.port))
+            if self.held:
+                await peer.left()
+            else:
+                peer.send(chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
+
+        self.handler = answer
+
+    @property
+    def chats(self) -> list[Received]:
+        return [request for request in self.received if request.path == PATH]
+
+
+class Gateway(NamedTuple):
+    client: httpx.AsyncClient
+    picker: EndpointPicker
+
+
+@asynccontextmanager
+async def gateway_of(folder: Path, engines: Sequence[MiniEngine], body_mode: str) -> AsyncIterator[Gateway]:
+    async with (
+        # Who does not answer is found out by the gateway here, and not by a probe.
+        picker_of(engines, health_interval_s=60.0) as picker,
+        envoy(folder, [engine.port for engine in engines], picker.server.port, body_mode=body_mode) as url,
+        httpx.AsyncClient(base_url=url, timeout=30) as client,
+    ):
+        yield Gateway(client, picker)
+
+
+@pytest.mark.parametrize("body_mode", MODES)
+@on_loop
+async def test_envoy_sends_each_request_where_the_picker_says(tmp_path: Path, body_mode: str) -> None:
+    """Bodies arrive as they were sent, answers stream back, and one prefix stays at one worker."""
+    engines = [StreamingEngine() for _ in range(3)]
+    async with gateway_of(tmp_path, engines, body_mode) as (client, picker):
+        homes = []
+        for document in range(6):
+            served = set()
+            for turn in range(2):
+                body = chat(f"document {document} " * 8000 + f"question {turn}")
+                answer = await client.post(PATH, content=body)
+                assert (answer.status_code, answer.text[-14:]) == (200, "data: [DONE]\n\n"), answer.text
+                port = int(answer.text.split()[1])
+                assert answer.headers["x-gc-worker"] == f"127.0.0.1:{port}"
+                engine = next(engine for engine in engines if engine.port == port)
+                assert engine.chats[-1].body == body
+                assert engine.chats[-1].headers[b"x-gateway-destination-endpoint"].startswith(address(engine).encode())
+                served.add(port)
+            assert len(served) == 1
+            homes.append(served.pop())
+        assert len(set(homes)) == 3
+        await until(lambda: in_flight(picker) == 0 and picker.server.streams == 0)
+        assert count(picker, "prompt") == 12
+        assert picker.router.parts().metrics.requests_by_status() == {"200": 12.0}
+
+
+@on_loop
+async def test_envoy_passes_the_first_tokens_on_and_tells_when_a_client_leaves(tmp_path: Path) -> None:
+    """The answer is not held until its end; whoever leaves in it is no longer in flight."""
+    engine = StreamingEngine()
+    engine.held = True
+    async with gateway_of(tmp_path, [engine], MODES[0]) as (client, picker):
+        async with client.stream("POST", PATH, content=chat()) as answer:
+            first = await anext(answer.aiter_bytes())
+            assert first == b"data: %d\n\n" % engine.port
+            assert picker.router.parts().metrics.ttft_ms.count == 1
+            assert in_flight(picker) == 1
+        await until(lambda: in_flight(picker) == 0 and picker.server.streams == 0)
+        assert picker.router.parts().metrics.requests_by_status() == {"499": 1.0}
+
+
+@on_loop
+async def test_envoy_goes_down_the_list_of_endpoints(tmp_path: Path) -> None:
+    """The worker that is picked takes no connection any more: the next one of the list answers."""
+    engines = [StreamingEngine(), StreamingEngine()]
+    async with gateway_of(tmp_path, engines, MODES[0]) as (client, picker):
+        body = chat("document " * 4000)
+        answer = await client.post(PATH, content=body)
+        first = next(engine for engine in engines if engine.chats)
+        await first.stop()
+        answer = await client.post(PATH, content=body)
+        other = next(engine for engine in engines if engine is not first)
+        assert (answer.status_code, len(other.chats)) == (200, 1)
+        listed = other.chats[0].headers[b"x-gateway-destination-endpoint"].decode().split(",")
+        assert listed == [address(first), address(other)]
+        await until(lambda: in_flight(picker) == 0)
+
+
+@on_loop
+async def test_envoy_gives_the_client_the_pickers_own_answer(tmp_path: Path) -> None:
+    """Without a worker: 503, in the API's own form."""
+    engine = StreamingEngine()
+    async with gateway_of(tmp_path, [engine], MODES[0]) as (client, picker):
+        name = address(engine)
+        picker.router.parts().fleet.drain(name, True)
+        answer = await client.post(PATH, content=chat())
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.headers["content-type"] == "application/json"
+        assert json.loads(answer.content)["error"]["code"] == "no_worker"
+        picker.router.parts().fleet.drain(name, False)
+        assert (await client.get("/v1/models")).status_code == 200

@@ -1,0 +1,218 @@
+"""The endpoint picker and the InferencePool of a cluster, over an API server that answers as Kubernetes does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+pytest.importorskip("grpc", reason="needs the extra [epp]")
+pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.types import PdRole
+from ghostcacher_router.endpoint_picker import EndpointPicker
+from ghostcacher_router.epp.pool import KubernetesApi, PoolUnread, PoolWatch
+from ghostcacher_router.epp.settings import PickerSettings
+from tests.integration.router.test_endpoint_picker import address, chat
+from tests.support.local_http import Asked, answering
+from tests.support.mock_engine import MiniEngine, until
+from tests.support.proxy_rig import on_loop
+from tests.support.strict_gateway import gateway
+
+TOKEN = "token-of-the-service-account"
+SELECTOR = {"app": "vllm", "app.kubernetes.io/part-of": "fleet"}
+
+
+def pod(ip: str, *, ready: bool = True, ending: bool = False, role: str | None = None) -> dict[str, Any]:
+    metadata = {"labels": SELECTOR | ({"llm-d.ai/role": role} if role else {})}
+    if ending:
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # type: ignore[assignment]
+    conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": str(ready)}]
+    return {"metadata": metadata, "status": {"podIP": ip, "phase": "Running", "conditions": conditions}}
+
+
+class Cluster:
+    """What an API server knows of one pool. away: whether it answers with an error. page_pods: listed at once."""
+
+    def __init__(self, account: Path) -> None:
+        self.account = account
+        (account / "token").write_text(TOKEN + "\n")
+        self.ports = [8000]
+        self.pods: list[dict[str, Any]] = []
+        self.away = False
+        self.page_pods = 500
+        self.asked = 0
+
+    def __call__(self, asked: Asked) -> tuple[int, bytes]:
+        self.asked += 1
+        if asked.headers.get("authorization") != f"Bearer {TOKEN}":
+            return 401, b"Unauthorized"
+        if self.away:
+            return 503, b"etcd is away"
+        path, query = urlsplit(asked.path).path, parse_qs(urlsplit(asked.path).query)
+        if path == "/apis/inference.networking.k8s.io/v1/namespaces/llm/inferencepools/fleet":
+            ports = [{"number": port} for port in self.ports]
+            return 200, json.dumps({"spec": {"selector": {"matchLabels": SELECTOR}, "targetPorts": ports}}).encode()
+        if path != "/api/v1/namespaces/llm/pods":
+            return 404, b"not found"
+        assert query["labelSelector"] == ["app=vllm,app.kubernetes.io/part-of=fleet"], query
+        begin = int(query.get("continue", ["0"])[0])
+        end = begin + min(self.page_pods, int(query["limit"][0]))
+        more = {"continue": str(end)} if end < len(self.pods) else {}
+        return 200, json.dumps({"metadata": more, "items": self.pods[begin:end]}).encode()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+@pytest.fixture
+def api(cluster: Cluster) -> Iterator[KubernetesApi]:
+    with answering(cluster) as url:
+        yield KubernetesApi(url, account=cluster.account)
+
+
+@asynccontextmanager
+async def picker_of_pool(api: KubernetesApi) -> AsyncIterator[EndpointPicker]:
+    settings = PickerSettings(listen="127.0.0.1:0", grpc_listen="127.0.0.1:0", redis=False, pool="llm/fleet")
+    picker = EndpointPicker(settings, api=api)
+    try:
+        await picker.start()
+        yield picker
+    finally:
+        await picker.stop()
+
+
+def watch_of(api: KubernetesApi) -> tuple[PoolWatch, list[Any]]:
+    told: list[Any] = []
+    return PoolWatch(api, "llm/fleet", lambda endpoints, roles: told.append((endpoints, dict(roles)))), told
+
+
+@on_loop
+async def test_members_are_the_ports_of_ready_pods_over_all_pages(cluster: Cluster, api: KubernetesApi) -> None:
+    """Neither a pod that loads nor one that ends is one; the label says who computes prompts for whom."""
+    cluster.ports, cluster.page_pods = [8000, 8001], 2
+    cluster.pods = [
+        pod("10.0.0.1", role="prefill"),
+        pod("10.0.0.2", ready=False),
+        pod("10.0.0.3", ending=True),
+        pod("fd00::4", role="both"),
+    ]
+    watch, told = watch_of(api)
+    await watch.look()
+    assert watch.members == {"10.0.0.1:8000", "10.0.0.1:8001", "[fd00::4]:8000", "[fd00::4]:8001"}
+    assert {endpoint.port: role for endpoint, role in told[0][1].items()} == {
+        8000: PdRole.PREFILL,
+        8001: PdRole.PREFILL,
+    }
+    members = watch.members
+    await watch.look()
+    assert (watch.members is members, len(told)) == (True, 1), "nothing has changed"
+
+
+@on_loop
+async def test_pool_stays_as_it_was_while_the_api_is_away(cluster: Cluster, api: KubernetesApi) -> None:
+    """What cannot be read is no news: not an error, not a wrong token, not an answer without a pool."""
+    cluster.pods = [pod("10.0.0.1")]
+    watch, told = watch_of(api)
+    cluster.away = True
+    await watch.look()
+    assert (watch.has_read, watch.members) == (False, frozenset())
+    cluster.away = False
+    await watch.look()
+    assert (watch.has_read, watch.members) == (True, {"10.0.0.1:8000"})
+    cluster.pods = []
+    (cluster.account / "token").write_text("an old one")
+    with pytest.raises(PoolUnread, match="expected status 200, got 401"):
+        await asyncio.to_thread(watch.read)
+    await watch.look()
+    assert watch.members == {"10.0.0.1:8000"}
+    (cluster.account / "token").write_text(TOKEN)
+    await watch.look()
+    assert (watch.members, len(told)) == (frozenset(), 2)
+
+
+@on_loop
+async def test_only_the_pool_is_picked_and_what_leaves_it_is_not(cluster: Cluster, api: KubernetesApi) -> None:
+    """The fleet follows the pool while requests go on."""
+    async with MiniEngine() as one, MiniEngine() as two:
+        cluster.ports, cluster.pods = [one.port, two.port], [pod("127.0.0.1")]
+        async with picker_of_pool(api) as picker, gateway(picker.server.port) as asking:
+            assert picker.pool is not None
+            first = await asking.ask(chat())
+            assert sorted(first.destination) == sorted([address(one), address(two)])
+            cluster.ports = [two.port]
+            await picker.pool.look()
+            second = await asking.ask(chat())
+            assert second.destination == [address(two)]
+            cluster.pods = []
+            await picker.pool.look()
+            assert (await asking.ask(chat())).immediate is not None
+            for exchange in (first, second):
+                exchange.abort()
+            await until(lambda: picker.server.streams == 0)
+
+
+@on_loop
+async def test_health_service_says_when_the_pool_is_known_and_when_the_picker_stops(
+    cluster: Cluster, api: KubernetesApi
+) -> None:
+    """Under each name of the protocol; liveness whatever else is."""
+    cluster.away = True
+    serving, not_serving = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+    async with picker_of_pool(api) as picker:
+        assert picker.pool is not None
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.port}") as channel:
+            stub = HealthStub(channel)
+
+            async def status(name: str) -> int:
+                return int((await stub.Check(health_pb2.HealthCheckRequest(service=name))).status)
+
+            names = ["", "readiness", "envoy.service.ext_proc.v3.ExternalProcessor"]
+            assert [await status(name) for name in names] == [not_serving] * 3
+            assert await status("liveness") == serving
+            cluster.away = False
+            await picker.pool.look()
+            assert [await status(name) for name in names] == [serving] * 3
+            watching = stub.Watch(health_pb2.HealthCheckRequest(service="readiness"))
+            assert (await watching.read()).status == serving
+            picker.server._draining = True
+            assert (await watching.read()).status == not_serving
+            watching.cancel()
+            with pytest.raises(grpc.aio.AioRpcError, match="expected liveness, readiness"):
+                await status("another")
+
+
+def test_pool_is_wanted_in_a_pod_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere there is no token, and no API that it would be for."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigError, match="pool: expected to run in a pod"):
+        EndpointPicker(PickerSettings(redis=False, pool="llm/fleet"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pool": "fleet"}, "pool: expected namespace/name"),
+        ({"pool": "llm/fleet", "workers": ("http://10.0.0.1",)}, "workers: expected none beside pool"),
+        ({"grpc_certificate": "cert.pem"}, "grpc_key: expected a path"),
+        ({"grpc_listen": "9002"}, "grpc_listen: expected"),
+        ({"redis": False}, "workers: expected at least one URL"),
+        ({"upstreams": ("openai=https://api.example",)}, "upstreams: expected none"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PickerSettings(**settings)

@@ -1,0 +1,120 @@
+"""The endpoint picker where something does not come in time, and its TLS and its program."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("grpc", reason="needs the extra [epp]")
+pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.settings import Listen
+from ghostcacher_router.epp.picking import EndpointPicking
+from ghostcacher_router.epp.server import PickerServer
+from ghostcacher_router.types import Ask, Dispatcher, Placement
+from tests.integration.router.test_endpoint_picker import chat, count, in_flight, picker_of
+from tests.support.mock_engine import MiniEngine, until
+from tests.support.proxy_rig import on_loop
+from tests.support.strict_gateway import BUFFERED, gateway
+
+
+class WaitsForPrompts:
+    """A dispatcher that waits for ever before it places a prompt. waiting: how many requests do."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+        self.waiting = 0
+        self.hands_over = dispatcher.hands_over
+
+    def place_now(self, ask: Ask) -> Placement | None:
+        return None if ask.shape.prompt is not None else self._dispatcher.place_now(ask)
+
+    async def place(self, ask: Ask) -> Placement:
+        if ask.shape.prompt is None:
+            return await self._dispatcher.place(ask)
+        self.waiting += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.waiting -= 1
+        raise AssertionError("it waits for ever")
+
+
+@pytest.mark.parametrize(("mode", "timeout_s"), [(None, 0.01), (BUFFERED, 600.0)])
+@on_loop
+async def test_what_does_not_come_in_time_is_no_reason_to_wait(mode: int | None, timeout_s: float) -> None:
+    """Then a worker is picked by load. Where the gateway holds the body it would not wait for long itself."""
+    async with picker_of([MiniEngine()]) as picker:
+        parts = picker.router.parts()
+        slow = parts._replace(dispatcher=WaitsForPrompts(parts.dispatcher))  # type: ignore[arg-type]
+        picking = EndpointPicking(slow, fallbacks_max=2, members=lambda: None)
+        picker.server._parts, picker.server._picking, picker.server._timeout_s = slow, picking, timeout_s
+        modes = {} if mode is None else {"request_mode": mode}
+        async with gateway(picker.server.port, **modes) as asking:
+            exchange = await asking.ask(chat())
+            assert (len(exchange.destination), in_flight(picker)) == (1, 1)
+            assert count(picker, "late") == 1
+            await exchange.respond()
+            await exchange.ended()
+            await until(lambda: in_flight(picker) == 0)
+
+
+@on_loop
+async def test_client_that_leaves_while_a_worker_is_picked_leaves_nothing_waiting() -> None:
+    """The gateway cancels the stream, and what the pick waits for is given up."""
+    async with picker_of([MiniEngine()]) as picker:
+        parts = picker.router.parts()
+        dispatcher = WaitsForPrompts(parts.dispatcher)
+        slow = parts._replace(dispatcher=dispatcher)  # type: ignore[arg-type]
+        picker.server._picking = EndpointPicking(slow, fallbacks_max=2, members=lambda: None)
+        async with gateway(picker.server.port) as asking:
+            asked = asyncio.create_task(asking.ask(chat()))
+            await until(lambda: dispatcher.waiting == 1)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            await until(lambda: dispatcher.waiting == 0 and picker.server.streams == 0)
+            assert (in_flight(picker), picker.server._held.size) == (0, 0)
+
+
+@on_loop
+async def test_gateway_is_spoken_to_with_tls(tmp_path: Path) -> None:
+    """With the certificate of the settings; a port that is taken is named."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    options = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *options], check=True, capture_output=True, timeout=30)
+    tls = {"grpc_certificate": str(certificate), "grpc_key": str(key)}
+    async with picker_of([MiniEngine()], **tls) as picker:
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        async with grpc.aio.secure_channel(f"127.0.0.1:{picker.server.port}", trusted) as channel:
+            answer = await HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        second = PickerServer(
+            picker.router.parts()._replace(metrics=type(picker.router.parts().metrics)()),
+            picker.server._picking,
+            timeout_s=1.0,
+        )
+        with pytest.raises(ConfigError, match="grpc_listen: expected a free address"):
+            await second.start(Listen("127.0.0.1", picker.server.port))
+
+
+def test_program_without_the_extra_says_which_one_it_needs() -> None:
+    """And nothing else: no stack, no half of a picker."""
+    code = (
+        "import sys; sys.modules['grpc'] = None\n"
+        "from ghostcacher_cli.main import main\n"
+        "sys.exit(main(['epp', '--no-redis', '--worker', 'http://127.0.0.1:1']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "ghostcacher[epp]" in done.stderr
+    assert "Traceback" not in done.stderr
