@@ -187,23 +187,30 @@ class MemoryIndex(BlockIndex):
     ) -> list[PrefixHit]:
         if not candidates or not blocks:
             return []
-        hits = []
         partition = self.partition(root or blocks[0])
+        found = []
         with self._reached():
             for ref in candidates:
                 held = self._blocks.get((ref.namespace, ref.incarnation, partition))
                 if held is None or blocks[0] not in held:
                     # Of hundreds of candidates most have nothing: they cost no more than this.
                     continue
-                values = _prefix(held, blocks)
-                binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
-                whole = takewhile(lambda value: len(value) == schema.ENTRY_BYTES, values)
-                locations = binding.unpack(blocks, b"".join(whole))
-                self.malformed_entries += len(locations) < len(values)
-                if locations:
-                    hits.append(PrefixHit(ref.worker, ref.incarnation, len(locations), locations))
+                found.append((sum(1 for _ in takewhile(held.__contains__, blocks)), ref, held))
+            found.sort(key=lambda each: -each[0])
+            located = [self._located(ref, held, blocks[:length]) for length, ref, held in found[:locations_for]]
+        hits = [hit for hit in located if hit.length]
+        hits += [PrefixHit(ref.worker, ref.incarnation, length, ()) for length, ref, _ in found[locations_for:]]
         hits.sort(key=lambda hit: -hit.length)
-        return hits[:locations_for] + [hit._replace(locations=()) for hit in hits[locations_for:]]
+        return hits
+
+    def _located(self, ref: WorkerRef, held: Mapping[BlockHash, bytes], blocks: Sequence[BlockHash]) -> PrefixHit:
+        """Return where a worker holds blocks, up to the first whose entry does not fit."""
+        values = (held[block] for block in blocks)
+        whole = takewhile(lambda value: len(value) == schema.ENTRY_BYTES, values)
+        binding = schema.Binding(ref.namespace, ref.incarnation, self._key)
+        locations = binding.unpack(blocks, b"".join(whole))
+        self.malformed_entries += len(locations) < len(blocks)
+        return PrefixHit(ref.worker, ref.incarnation, len(locations), locations)
 
     def depths(
         self,
@@ -334,10 +341,6 @@ class MemoryIndex(BlockIndex):
 
 def _token_of(record: WorkerRecord) -> str | None:
     return record.owner.token if record.owner is not None else None
-
-
-def _prefix(held: Mapping[BlockHash, bytes], blocks: Sequence[BlockHash]) -> list[bytes]:
-    return [held[block] for block in takewhile(held.__contains__, blocks)]
 
 
 def _depth(held: Mapping[BlockHash, bytes], chain: Sequence[BlockHash]) -> int:

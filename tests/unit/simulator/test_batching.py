@@ -122,19 +122,44 @@ async def test_what_is_larger_than_the_pool_is_refused() -> None:
 
 
 @virtual
-async def test_a_part_of_a_prompt_is_found_before_its_end() -> None:
-    """The second request comes when five of eight blocks are computed, and computes the rest, as the first does."""
+async def test_a_request_that_comes_during_a_step_is_admitted_after_it() -> None:
+    """It finds what that step has computed, and waits for its end; 0.6 s for 500 tokens, then 310 and ten of its own."""
+    engine = BatchingEngine(PROFILE, BATCHING)
+    first = asyncio.ensure_future(timed(engine, "a", prompt_of(5)))
+    await asyncio.sleep(0.2)
+    assert engine.load().waiting == 0
+    second = asyncio.ensure_future(timed(engine, "b", prompt_of(8)))
+    await asyncio.sleep(0.2)
+    assert (engine.load().waiting, engine.load().kv_blocks_used) == (1, 6)
+    took_s, prefilled = await second
+    assert (prefilled.local_tokens, prefilled.computed_tokens) == (500, 310)
+    assert took_s == pytest.approx(0.4 + 0.1 + 0.01 + 0.31)
+    assert (await first)[1].computed_tokens == 510
+
+
+@virtual
+async def test_prompts_that_come_together_are_computed_once() -> None:
+    """Both are admitted to one step: the second one finds what that step is to compute of the first."""
+    engine = BatchingEngine(PROFILE, BATCHING)
+    both = await asyncio.gather(timed(engine, "a", prompt_of(3)), timed(engine, "b", prompt_of(3)))
+    assert [(each.local_tokens, each.computed_tokens) for _, each in both] == [(0, 310), (300, 10)]
+    assert [took_s for took_s, _ in both] == pytest.approx([0.1 + 0.32] * 2)
+
+
+@virtual
+async def test_a_step_that_is_full_admits_nobody() -> None:
+    """The first prompt fills two steps but for a part: the second one comes into the second of them."""
     engine = BatchingEngine(PROFILE, BATCHING)
     first = asyncio.ensure_future(timed(engine, "a", prompt_of(8)))
-    await asyncio.sleep(0.65)
-    _, second = await timed(engine, "b", prompt_of(8))
-    assert second.local_tokens == 500
-    assert (await first)[1].computed_tokens == 810
+    second = asyncio.ensure_future(timed(engine, "b", prompt_of(1, seed=1)))
+    await asyncio.sleep(0.3)
+    assert (engine.load().waiting, engine.load().kv_blocks_used) == (1, 9)
+    assert (await first)[0] == (await second)[0] == pytest.approx(0.6 + 0.1 + 0.31 + 0.11)
 
 
 @virtual
 async def test_a_client_that_leaves_takes_its_request_out_of_the_step() -> None:
-    """Its blocks are given up at once; the step goes on for the others, which find nothing of it."""
+    """Its blocks are given up at once; the step goes on, and what it computes is found, as in engines."""
     engine = BatchingEngine(PROFILE, BATCHING)
     left = asyncio.ensure_future(engine.prefill_tokens("a", prompt_of(4)))
     stays = asyncio.ensure_future(timed(engine, "b", prompt_of(1, seed=1)))
@@ -143,7 +168,20 @@ async def test_a_client_that_leaves_takes_its_request_out_of_the_step() -> None:
     await asyncio.sleep(0)
     assert engine.load().kv_blocks_used == 2
     assert (await stays)[0] == pytest.approx(0.1 + 0.5 + 0.1 + 0.02)
-    assert engine.pool.match(prompt_of(4).blocks) == 0
+    assert engine.pool.match(prompt_of(4).blocks) == 4
+
+
+@virtual
+async def test_a_client_that_leaves_while_it_waits_is_never_admitted() -> None:
+    engine = BatchingEngine(PROFILE, BATCHING)
+    first = asyncio.ensure_future(timed(engine, "a", prompt_of(4)))
+    await asyncio.sleep(0.2)
+    waits = asyncio.ensure_future(engine.prefill_tokens("b", prompt_of(4, seed=1)))
+    await asyncio.sleep(0.1)
+    waits.cancel()
+    await first
+    assert engine.computed_tokens == 410
+    assert (engine.load().waiting, engine.pool.referenced) == (0, 0)
 
 
 @virtual
@@ -195,3 +233,17 @@ async def test_what_the_peer_evicts_during_the_pull_is_computed() -> None:
     await asyncio.sleep(0.4)
     pair.one.evict_all()
     assert (await pulling)[1].computed_tokens == 810
+
+
+@virtual
+async def test_room_that_a_pull_gives_up_is_taken_at_once() -> None:
+    """Nothing is computed meanwhile: no step's end has the waiting request looked at again."""
+    pair = Pair()
+    await timed(pair.one, "a", prompt_of(8))
+    await asyncio.sleep(PROFILE.publish_s)
+    pulling = asyncio.ensure_future(pair.two.prefill_tokens("b", prompt_of(8, answer_tokens=900)))
+    waits = asyncio.ensure_future(timed(pair.two, "c", prompt_of(3, seed=1)))
+    await asyncio.sleep(0.4)
+    assert pair.two.load().waiting == 1
+    pulling.cancel()
+    assert (await waits)[0] == pytest.approx(0.4 + 0.1 + 0.31)

@@ -88,6 +88,9 @@ class Run(NamedTuple):
     stale_blocks: int
     """Blocks that were read from a peer and had become others meanwhile: dropped, and computed."""
 
+    def __repr__(self) -> str:
+        return f"Run({self.entrant.key}, {self.load.name}, {len(self.served)} served, {self.took_s:.3f} s)"
+
 
 class Replay:
     """A run while it goes on. On the event loop of virtual time alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import TypeVar
@@ -23,6 +24,8 @@ T = TypeVar("T")
 ROUND_TRIP_S = 0.0005
 READ_S = 0.008
 """From the report of a prompt until a router has read it."""
+READ_BLOCK_S = 1.0
+"""How long a read waits for something new."""
 DIGEST_SEED = 7
 
 
@@ -32,6 +35,7 @@ class SimulatedRouter:
     def __init__(self, name: str, workers: Sequence[SimulatedWorker], stores: Stores | None, replicas: int = 1) -> None:
         """stores: None where all engines are plain. replicas: how many routers there are."""
         clock = asyncio.get_running_loop().time
+        self._news = asyncio.Event() if stores is None else stores.coordination.reader()
         self.fleet = FleetView(workers, clock)
         dependencies = Dependencies(
             self.fleet,
@@ -68,5 +72,9 @@ class SimulatedRouter:
         return call()
 
     async def _read(self, call: Callable[[], T], /) -> T:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READ_BLOCK_S):
+                await self._news.wait()
+        self._news.clear()
         await asyncio.sleep(READ_S)
         return call()

@@ -12,9 +12,16 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ghostcacher_connector.core.coordination.base import StampedLoad
+from ghostcacher_connector.core.coordination.base import (
+    Flush,
+    LoadReport,
+    PrefixMapUpdate,
+    PromptChain,
+    StampedLoad,
+)
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.core.types import (
@@ -28,7 +35,7 @@ from ghostcacher_connector.core.types import (
 )
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import Endpoint, WorkerState
-from ghostcacher_simulator.batching import BatchingEngine
+from ghostcacher_simulator.batching import BatchingEngine, Found
 from ghostcacher_simulator.connector import Connector
 from ghostcacher_simulator.engine import Prefilled
 from ghostcacher_simulator.load.requests import Request
@@ -41,6 +48,44 @@ LEASE_S = 1e9
 """A dead worker is not known by its lease here, but by probes: replay.py."""
 
 
+class TellingStore(MemoryCoordinationStore):
+    """A store that says when something was appended to what routers read: in virtual time nobody may wait in it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock=clock)
+        self._readers: list[asyncio.Event] = []
+
+    def reader(self) -> asyncio.Event:
+        """Return an event of one reader's own, set when there may be something to read: now, and from now on."""
+        event = asyncio.Event()
+        event.set()
+        self._readers.append(event)
+        return event
+
+    def tell(self) -> None:
+        """Have all readers look."""
+        for event in self._readers:
+            event.set()
+
+    def publish(
+        self,
+        ref: WorkerRef,
+        load: LoadReport | None,
+        chains: Sequence[PromptChain],
+        computed: Sequence[str],
+        *,
+        ttl_s: float,
+    ) -> bool:
+        listening = super().publish(ref, load, chains, computed, ttl_s=ttl_s)
+        if chains or computed:
+            self.tell()
+        return listening
+
+    def append_updates(self, items: Sequence[PrefixMapUpdate | Flush]) -> None:
+        super().append_updates(items)
+        self.tell()
+
+
 class Stores:
     """What workers and routers share."""
 
@@ -49,7 +94,7 @@ class Stores:
         clock = asyncio.get_running_loop().time
         self.pulls = pulls
         self.index = MemoryIndex(clock=clock)
-        self.coordination = MemoryCoordinationStore(clock=clock)
+        self.coordination = TellingStore(clock)
         self._clients: list[MemoryCoordinationStore] = []
         self.workers: dict[str, SimulatedWorker] = {}
         """Those that are there, by name."""
@@ -64,6 +109,8 @@ class Stores:
         self.index.reachable = self.coordination.reachable = reachable
         for client in self._clients:
             client.reachable = reachable
+        # A read that waits ends with its connection.
+        self.coordination.tell()
 
 
 class Pulled(NamedTuple):
@@ -96,8 +143,6 @@ class SimulatedWorker(BatchingEngine):
         """Told what was read and believed."""
         self._clock = asyncio.get_running_loop().time
         self._stores = stores
-        self._hits: dict[bytes, PrefixHit] = {}
-        self._reads: dict[bytes, Sequence[BlockHash]] = {}
         self.connector = None if stores is None else self._connect(stores, spec.profile.block_tokens)
         record = None if self.connector is None else self.connector.record
         self.worker = Worker(name, Endpoint("127.0.0.1", 1, False, ""), record, self._clock())
@@ -179,34 +224,31 @@ class SimulatedWorker(BatchingEngine):
         assert self.connector is not None
         self.connector.withdrawn([block for block in gone if block not in self.pool])
 
-    def _found(self, blocks: Sequence[BlockHash]) -> tuple[int, int]:
+    def _look_up(self, blocks: Sequence[BlockHash]) -> Found:
         local = self.pool.match(blocks)
-        below = local if self.host is None else self.host.prefix(blocks)
-        if self.host is not None and below > local:
+        below, reads = local, ()
+        if self.host is not None:
+            below = self.host.prefix(blocks)
             # What makes room for this prompt in the cache goes to the tier, and must not drive out what it reads there.
-            self._reads[_name(blocks)] = self.host.pin(blocks[local:below])
-        if below == len(blocks) or self.connector is None:
-            return local, below
-        hit = self.connector.best_peer(blocks)
-        if hit is not None and hit.length > below:
-            self._hits[_name(blocks)] = hit
-            return local, hit.length
-        return local, below
+            reads = self.host.pin(blocks[local:below])
+        hit = self.connector.best_peer(blocks) if self.connector is not None and below < len(blocks) else None
+        if hit is None or hit.length <= below:
+            return Found(local, below, reads)
+        return Found(local, hit.length, reads, hit)
 
-    async def _fetch(self, blocks: Sequence[BlockHash], local: int, held: int) -> tuple[int, int]:
-        hit, reads = self._hits.pop(_name(blocks), None), self._reads.pop(_name(blocks), ())
-        below = local
+    async def _fetch(self, blocks: Sequence[BlockHash], found: Found) -> tuple[int, int]:
+        local, below = found.local, found.local
         try:
             async with self._pulls:
-                if self.host is not None and reads:
-                    below = min(held, self.host.prefix(blocks))
+                if self.host is not None and found.reads:
+                    below = min(found.held, self.host.prefix(blocks))
                     await asyncio.sleep((below - local) * self.profile.block_bytes / self.host.spec.bytes_per_s)
-                if hit is None or hit.length <= below:
+                if found.hit is None or found.hit.length <= below:
                     return below - local, 0
-                return below - local, await self._read(blocks, below, hit)
+                return below - local, await self._read(blocks, below, found.hit)
         finally:
             if self.host is not None:
-                self.host.unpin(reads)
+                self.host.unpin(found.reads)
 
     async def _read(self, blocks: Sequence[BlockHash], start: int, hit: PrefixHit) -> int:
         """Read the blocks ``[start, hit.length)`` of a peer; return how many of them count: the seal says so."""
@@ -252,11 +294,6 @@ class SimulatedWorker(BatchingEngine):
         with contextlib.suppress(IndexUnavailable):
             connector.join()
         return connector
-
-
-def _name(blocks: Sequence[BlockHash]) -> bytes:
-    """Return what names a prompt between its admission and its reads: between them nothing else runs."""
-    return blocks[-1]
 
 
 class _Below:

@@ -12,8 +12,9 @@ import pytest
 from ghostcacher_simulator.replay.replay import Ending
 from tests.support.seeded_fleets import case_of, run_case
 
-SEEDS = 160
-CHUNK = 40
+SEEDS = 2_000
+CHUNK = 100
+LOOKED_AT = 160
 LONG_SEEDS = 20_000
 LONG_CHUNK = 1_000
 
@@ -41,10 +42,10 @@ def test_seed_makes_the_same_fleet_and_the_same_run() -> None:
 
 def test_seeds_make_fleets_of_all_kinds() -> None:
     """Routers of the project and others, tiers, every kind of failure, and requests that end in four ways."""
-    cases = [case_of(seed) for seed in range(SEEDS)]
+    cases = [case_of(seed) for seed in range(LOOKED_AT)]
     assert {failure.kind for case in cases for failure in case.failures} == {"death", "redis", "flush", "link"}
     assert {case.entrant.key for case in cases} >= {"ghostcacher", "ghostcacher-routers", "plain", "oracle", "hashing"}
     assert {case.fleet.worker.host is not None for case in cases} == {True, False}
     assert len({case.fleet.workers for case in cases}) == 5
-    endings = {each.ending for seed in range(CHUNK) for each in run_case(seed).served}
+    endings = {each.ending for seed in range(CHUNK // 2) for each in run_case(seed).served}
     assert endings >= {Ending.ANSWERED, Ending.BROKEN, Ending.UNPLACED, Ending.TOO_LONG}
