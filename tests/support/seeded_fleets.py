@@ -82,5 +82,8 @@ def _failure(rng: Random, workers: int, duration_s: float) -> Failure:
             Failure("redis", at_s, None, lasts_s),
             Failure("flush", at_s),
             Failure("link", at_s, worker, lasts_s, rng.choice([2.0, 50.0])),
+            Failure("drain", at_s, worker),
+            Failure("drain", at_s, worker, lasts_s),
+            Failure("restart", at_s),
         ]
     )

@@ -3,9 +3,9 @@
     prefill: arrival -> admission between two steps, in order, as step and KV pool have room -> pull -> chunks in steps
     decode:  one token a step; each running answer makes the step a little longer
 
-A request that comes while a step runs is looked at when it ends, as schedulers do. What a step is to compute of a prompt
-is found by whoever is admitted after it, also into the same step; peers find it when the step has ended. The slots of an
-answer are taken with its prompt: nothing is ever preempted.
+A request that comes while a step runs is looked at when it ends, as schedulers do. What a step is to compute of a
+prompt is found by whoever is admitted after it, also into the same step; peers find it when the step has ended. The
+slots of an answer are taken with its prompt: nothing is ever preempted.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ async def test_what_is_larger_than_the_pool_is_refused() -> None:
 
 @virtual
 async def test_a_request_that_comes_during_a_step_is_admitted_after_it() -> None:
-    """It finds what that step has computed, and waits for its end; 0.6 s for 500 tokens, then 310 and ten of its own."""
+    """It finds what that step of 0.6 s has computed; the ten tokens that are left of the first go before its own."""
     engine = BatchingEngine(PROFILE, BATCHING)
     first = asyncio.ensure_future(timed(engine, "a", prompt_of(5)))
     await asyncio.sleep(0.2)

@@ -4,6 +4,8 @@ death:w1@20       w1 dies 20 s after the first arrival; death:w1@20+10: and live
 redis@20+10       Redis is away for 10 s
 flush@20          Redis loses all that it holds
 link:w1@20+10/8   for 10 s w1 has an eighth of its link, to pull and to be pulled from
+drain:w1@20       w1 gets no requests from then on, and ends those it has; drain:w1@20+10: for 10 s
+restart@20        each of the project's routers, one after the other, gives way to a new one that knows nothing
 """
 
 from __future__ import annotations
@@ -15,20 +17,33 @@ from functools import partial
 from typing import NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_simulator.replay.policies import GhostCacher
 from ghostcacher_simulator.replay.replay import Replay
 
 RENEW_S = 2.0
 """From Redis' return, or its loss of everything, until workers renew their leases and enter what was lost, twice."""
-EXPECTED = "death:WORKER@S, death:WORKER@S+S, redis@S+S, flush@S or link:WORKER@S+S/N"
+RESTART_S = 2.0
+"""Between the restarts of two routers."""
+EXPECTED = "death:WORKER@S, death:WORKER@S+S, redis@S+S, flush@S, link:WORKER@S+S/N, drain:WORKER@S(+S) or restart@S"
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_FORM = re.compile(rf"(death|redis|flush|link)(?::(w[0-9]+))?@{_NUMBER}(?:\+{_NUMBER})?(?:/{_NUMBER})?")
+_FORM = re.compile(rf"(death|redis|flush|link|drain|restart)(?::(w[0-9]+))?@{_NUMBER}(?:\+{_NUMBER})?(?:/{_NUMBER})?")
+
+_HAS: Mapping[str, tuple[bool, bool | None, bool]] = {
+    "death": (True, None, False),
+    "redis": (False, True, False),
+    "flush": (False, False, False),
+    "link": (True, True, True),
+    "drain": (True, None, False),
+    "restart": (False, False, False),
+}
+"""Of each kind: whether it has a worker, a duration (None: perhaps), a part of a link."""
 
 
 class Failure(NamedTuple):
     """One failure. Its text is what `parse_failure` reads."""
 
     kind: str
-    """What fails: "death", "redis", "flush" or "link"."""
+    """What happens: one of the kinds above."""
     at_s: float
     """When, from the first arrival."""
     worker: str | None = None
@@ -49,9 +64,7 @@ def parse_failure(text: str) -> Failure:
     found = _FORM.fullmatch(text)
     if found is not None:
         kind, worker, at_s, lasts_s, divisor = found.groups()
-        # Of each kind: whether it has a worker, a duration (None: perhaps), a part of a link.
-        has = {"death": (True, None, False), "redis": (False, True, False), "flush": (False, False, False)}
-        wanted = has.get(kind, (True, True, True))
+        wanted = _HAS[kind]
         given = (worker is not None, lasts_s is not None, divisor is not None)
         fits = all(want is None or want == is_given for want, is_given in zip(wanted, given, strict=True))
         if fits and (divisor is None or float(divisor) >= 1):
@@ -105,6 +118,8 @@ class _Script:
             "redis": (partial(self._lose, number), partial(self._find, number)),
             "flush": (self._flush, self._flush),
             "link": (partial(self._narrow, name, parts), partial(self._narrow, name, 1 / parts)),
+            "drain": (partial(self._replay.drain, name, True), partial(self._replay.drain, name, False)),
+            "restart": (self._restart, self._restart),
         }
         return acts[failure.kind]
 
@@ -132,6 +147,11 @@ class _Script:
             self._replay.stores.index.flush()
             self._replay.stores.coordination.flush()
         self._replay.observe("Redis has lost everything")
+
+    def _restart(self) -> None:
+        policy, loop = self._replay.policy, asyncio.get_running_loop()
+        for number in range(len(policy.routers) if isinstance(policy, GhostCacher) else 0):
+            loop.call_later(number * RESTART_S, self._replay.restart, number)
 
     def _kill(self, name: str) -> None:
         if not self._replay.worker(name).dead:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.outliers import Outliers, usable
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.types import Outcome
+from ghostcacher_router.types import Outcome, WorkerState
 from ghostcacher_simulator.replay.workers import MODEL, SimulatedWorker
 
 
@@ -22,7 +22,7 @@ class FleetView:
 
     def __init__(self, workers: Sequence[SimulatedWorker], clock: Callable[[], float]) -> None:
         self._workers = {worker.name: worker.worker for worker in workers}
-        self._down: set[str] = set()
+        self._down = {worker.name for worker in workers if worker.dead}
         self._when_down: list[Callable[[str], None]] = []
         self._clock = clock
         self._outliers = Outliers(FleetOptions(), clock, count=lambda *_: None, changed=self._changed)
@@ -36,7 +36,11 @@ class FleetView:
         if self._outliers.due <= self._clock():
             self._outliers.settle()
         if self._serving is None:
-            up = [worker for name, worker in self._workers.items() if name not in self._down]
+            up = [
+                worker
+                for name, worker in self._workers.items()
+                if name not in self._down and worker.state is WorkerState.READY
+            ]
             self._serving = usable(up, self._outliers.ejected)
         return self._serving
 
@@ -70,6 +74,12 @@ class FleetView:
         self.probe_failed(worker.name)
         self._workers[worker.name] = worker.worker
         self._down.discard(worker.name)
+        self._changed()
+
+    def drained(self, name: str) -> None:
+        """Note that a worker is to get no requests, or is again."""
+        if name not in self._down:
+            self._outliers.forget(name)
         self._changed()
 
     def doubts(self, name: str) -> bool:

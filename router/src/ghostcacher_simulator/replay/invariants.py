@@ -87,7 +87,7 @@ class Invariants:
         policy, under_way = self._replay.policy, len(self._replay.outstanding)
         if not isinstance(policy, GhostCacher):
             return
-        for router in policy.routers:
+        for router in (*policy.routers, *policy.leaving):
             state = router.routing.state
             state.queues.check_invariants()
             state.locks.check_invariants()
@@ -96,6 +96,8 @@ class Invariants:
 
     def _check_routers_at_rest(self) -> None:
         policy = self._replay.policy
+        if isinstance(policy, GhostCacher):
+            assert not policy.leaving, f"{len(policy.leaving)} routers were to end and have not"
         for router in policy.routers if isinstance(policy, GhostCacher) else ():
             state = router.routing.state
             assert not state.queues.in_flight_total, f"router: {state.queues!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from random import Random
@@ -62,6 +63,9 @@ class Policy(Protocol):
     def came_back(self, worker: SimulatedWorker) -> None:
         """Learn that a worker lives anew."""
 
+    def drained(self, name: str) -> None:
+        """Learn that a worker is to get no requests, or is again."""
+
 
 class Entrant(NamedTuple):
     """A policy to measure."""
@@ -92,7 +96,7 @@ class Simple:
 
     def living(self, exclude: frozenset[str]) -> list[SimulatedWorker]:
         """Return the workers that can be chosen, in order. Raises NoWorker where there is none."""
-        found = [worker for worker in self.workers if not worker.dead and worker.name not in exclude]
+        found = [worker for worker in self.workers if worker.takes_requests and worker.name not in exclude]
         if not found:
             raise NoWorker(503, "no worker is there", kind="no_worker")
         return found
@@ -100,6 +104,8 @@ class Simple:
     def probe_failed(self, name: str) -> None: ...
 
     def came_back(self, worker: SimulatedWorker) -> None: ...
+
+    def drained(self, name: str) -> None: ...
 
 
 class RoundRobin(Simple):
@@ -198,20 +204,44 @@ class GhostCacher:
     """Routers of the project, which get the requests in turns."""
 
     def __init__(self, workers: Workers, stores: Stores | None, *, routers: int = 1) -> None:
+        self._workers, self._stores = workers, stores
         self.routers = [SimulatedRouter(f"r{number}", workers, stores, routers) for number in range(routers)]
+        self.leaving: list[SimulatedRouter] = []
+        """Those that get no requests any more, and have some."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._count = -1
+        self._restarts = 0
 
     async def place(self, request: Request, exclude: frozenset[str]) -> Choice:
         self._count += 1
         return await self.routers[self._count % len(self.routers)].place(request, exclude)
 
+    def restart(self, number: int) -> None:
+        """Put a new router in the place of one, which ends what it has."""
+        self._restarts += 1
+        name = f"r{number}.{self._restarts}"
+        old, new = self.routers[number], SimulatedRouter(name, self._workers, self._stores, len(self.routers))
+        self.routers[number] = new
+        self.leaving.append(old)
+        task = asyncio.ensure_future(self._leave(old))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _leave(self, router: SimulatedRouter) -> None:
+        await router.leave()
+        self.leaving.remove(router)
+
     def probe_failed(self, name: str) -> None:
-        for router in self.routers:
+        for router in (*self.routers, *self.leaving):
             router.fleet.probe_failed(name)
 
     def came_back(self, worker: SimulatedWorker) -> None:
-        for router in self.routers:
+        for router in (*self.routers, *self.leaving):
             router.fleet.came_back(worker)
+
+    def drained(self, name: str) -> None:
+        for router in (*self.routers, *self.leaving):
+            router.fleet.drained(name)
 
 
 def entrants(routers: int) -> list[Entrant]:

@@ -19,7 +19,7 @@ from ghostcacher_router.types import NoWorker, Outcome
 from ghostcacher_simulator.engine import Prefilled, Refused
 from ghostcacher_simulator.load.requests import Load, Request
 from ghostcacher_simulator.machines.workers import FleetSpec
-from ghostcacher_simulator.replay.policies import Choice, Entrant
+from ghostcacher_simulator.replay.policies import Choice, Entrant, GhostCacher
 from ghostcacher_simulator.replay.workers import Pulled, SimulatedWorker, Stores
 
 SETTLE_S = 2.5
@@ -68,7 +68,7 @@ class Served(NamedTuple):
     """Pulled from a peer."""
     computed_tokens: int = 0
     living_left: tuple[str, ...] = ()
-    """Of a request that found no worker: those that lived then and had not refused it."""
+    """Of a request that found no worker: those that lived then, were not drained and had not refused it."""
 
 
 class Run(NamedTuple):
@@ -181,6 +181,20 @@ class Replay:
         self.policy.came_back(worker)
         self.observe(f"{name} came back")
 
+    def drain(self, name: str, draining: bool) -> None:
+        """Let a worker get no requests, or take it back; one that is dead or lives anew meanwhile is not drained."""
+        worker = self.worker(name)
+        if not worker.dead:
+            worker.drain(draining)
+            self.policy.drained(name)
+            self.observe(f"{name} is {'drained' if draining else 'taken back'}")
+
+    def restart(self, number: int) -> None:
+        """Put a new router that knows nothing in the place of one, which ends what it has."""
+        if isinstance(self.policy, GhostCacher):
+            self.policy.restart(number)
+            self.observe(f"router {number} is restarted")
+
     def _place(self, name: str) -> int:
         return int(name.removeprefix("w"))
 
@@ -215,7 +229,9 @@ class Replay:
             try:
                 choice = await self.policy.place(request, exclude)
             except NoWorker:
-                living = (worker.name for worker in self.workers if not worker.dead and worker.name not in exclude)
+                living = (
+                    worker.name for worker in self.workers if worker.takes_requests and worker.name not in exclude
+                )
                 return served._replace(ending=Ending.UNPLACED, living_left=tuple(living))
             served = await self._attempt(choice, served._replace(attempts=attempt, worker=choice.worker))
             if served.ending is not Ending.FAILED:

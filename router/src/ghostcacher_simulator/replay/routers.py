@@ -26,6 +26,8 @@ READ_S = 0.008
 """From the report of a prompt until a router has read it."""
 READ_BLOCK_S = 1.0
 """How long a read waits for something new."""
+LEAVE_STEP_S = 0.1
+"""Between two looks of a router that ends whether anything is under way."""
 DIGEST_SEED = 7
 
 
@@ -35,6 +37,8 @@ class SimulatedRouter:
     def __init__(self, name: str, workers: Sequence[SimulatedWorker], stores: Stores | None, replicas: int = 1) -> None:
         """stores: None where all engines are plain. replicas: how many routers there are."""
         clock = asyncio.get_running_loop().time
+        self.placing = 0
+        """Requests that wait for a worker to be chosen."""
         self._news = asyncio.Event() if stores is None else stores.coordination.reader()
         self.fleet = FleetView(workers, clock)
         dependencies = Dependencies(
@@ -65,7 +69,17 @@ class SimulatedRouter:
         prompt = hash_prompt(text, (), request.text_sections(), preamble=b"", seed=DIGEST_SEED)
         shape = RequestShape(MODEL, True, prompt, request.session)
         ask = Ask(request.request_id, "POST", "/v1/completions", shape, {}, exclude)
-        return self.routing.picker.place_now(ask) or await self.routing.picker.place(ask)
+        self.placing += 1
+        try:
+            return self.routing.picker.place_now(ask) or await self.routing.picker.place(ask)
+        finally:
+            self.placing -= 1
+
+    async def leave(self) -> None:
+        """End when no request is under way here any more, as a router does that was told to stop."""
+        while self.placing or self.routing.state.queues.in_flight_total:
+            await asyncio.sleep(LEAVE_STEP_S)
+        await self.routing.stop()
 
     async def _call(self, call: Callable[[], T], /) -> T:
         await asyncio.sleep(ROUND_TRIP_S)

@@ -156,6 +156,16 @@ class SimulatedWorker(BatchingEngine):
         if stores is not None:
             stores.workers[name] = self
 
+    @property
+    def takes_requests(self) -> bool:
+        """Whether it is to get requests."""
+        return not self.dead and not self.worker.draining
+
+    def drain(self, draining: bool) -> None:
+        """Have routers know that it is to get no requests, or that it is again."""
+        self.worker.draining = draining
+        self.worker.state = WorkerState.DRAINING if draining else WorkerState.READY
+
     def meet(self) -> None:
         """Renew its lease, and look for peers to pull from. Nothing, while Redis is away."""
         if self.connector is not None:
@@ -226,7 +236,7 @@ class SimulatedWorker(BatchingEngine):
 
     def _look_up(self, blocks: Sequence[BlockHash]) -> Found:
         local = self.pool.match(blocks)
-        below, reads = local, ()
+        below, reads = local, list[BlockHash]()
         if self.host is not None:
             below = self.host.prefix(blocks)
             # What makes room for this prompt in the cache goes to the tier, and must not drive out what it reads there.

@@ -43,7 +43,8 @@ def test_seed_makes_the_same_fleet_and_the_same_run() -> None:
 def test_seeds_make_fleets_of_all_kinds() -> None:
     """Routers of the project and others, tiers, every kind of failure, and requests that end in four ways."""
     cases = [case_of(seed) for seed in range(LOOKED_AT)]
-    assert {failure.kind for case in cases for failure in case.failures} == {"death", "redis", "flush", "link"}
+    kinds = {"death", "redis", "flush", "link", "drain", "restart"}
+    assert {failure.kind for case in cases for failure in case.failures} == kinds
     assert {case.entrant.key for case in cases} >= {"ghostcacher", "ghostcacher-routers", "plain", "oracle", "hashing"}
     assert {case.fleet.worker.host is not None for case in cases} == {True, False}
     assert len({case.fleet.workers for case in cases}) == 5
