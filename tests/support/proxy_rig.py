@@ -83,6 +83,7 @@ class RecordedPlacement:
         self.outcome: Outcome | None = None
         self.status: int | None = None
         self.doubtful = False
+        self.prompt = ask.shape.prompt
         self.blamed: bool | None = None
         """Whether surely; None: not at all."""
 

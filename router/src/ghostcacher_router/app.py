@@ -176,6 +176,7 @@ class Router:
         self._settings = msgspec.structs.replace(self._settings, **taken)
         logging.getLogger().setLevel(settings.log_level.upper())
         self._proxy.state.access_log = settings.access_log
+        self._proxy.state.access_log_prompts = settings.access_log_prompts
 
     def cut(self) -> None:
         """End the connections of all clients at once."""
@@ -318,6 +319,7 @@ class Router:
             resolver=self._resolver,
             access_log=settings.access_log,
         )
+        proxy.state.access_log_prompts = settings.access_log_prompts
         proxy.use_providers(self._make_providers(limits))
         return proxy
 

@@ -297,6 +297,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
         ),
     ] = False
     access_log: Annotated[bool, Meta(description="log one line for each request")] = False
+    access_log_prompts: Annotated[bool, Meta(description="in JSON, name prompts' beginnings by digests")] = False
 
     def check_together(self) -> None:
         """Check what one type cannot say; raise ConfigError."""

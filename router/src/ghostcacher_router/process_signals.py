@@ -26,7 +26,7 @@ SIGNAL_STATUS_BASE = 128
 CUT_S = 0.1
 """From cutting the connections to the end of the process: the loop closes them meanwhile."""
 
-RELOADED = ("log_level", "access_log", "drain_timeout_s")
+RELOADED = ("log_level", "access_log", "access_log_prompts", "drain_timeout_s")
 """The settings that SIGHUP takes over."""
 
 

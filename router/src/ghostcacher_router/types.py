@@ -256,6 +256,10 @@ class Placement(Protocol):
     ttft_ms: float | None
     """From `sent` to the first byte of a stream's output; None before that, and of other answers."""
 
+    @property
+    def prompt(self) -> Prompt | None:
+        """What an engine prefills; None where that is not known."""
+
     def sent(self) -> None:
         """The request has been written."""
 

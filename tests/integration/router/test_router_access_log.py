@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
+from ghostcacher_router.prompt.parse import parse_body
 from ghostcacher_router.types import Forecast
 from tests.support.proxy_rig import on_loop, post, proxy_rig
 
@@ -49,9 +52,32 @@ async def test_access_log_says_what_was_forecast_and_what_came(caplog: pytest.Lo
         "request_id": "mine-1",
     }
     assert " w0 only, forecast 12.3 ms, TTFT - ms, cached 80 tokens, " in caplog.records[0].getMessage()
+    assert not {"prompt_bytes", "prompt_tokens", "prefix"} & fields[0].keys()
     assert (fields[1]["status"], fields[1]["worker"], fields[1]["reason"], fields[1]["request_id"]) == (
         502,
         None,
         None,
         "mine-2",
     )
+
+
+@on_loop
+async def test_access_log_names_the_beginning_of_prompts_where_that_is_wanted(caplog: pytest.LogCaptureFixture) -> None:
+    """One digest for each whole KiB: two prompts have those of their common KiBs. Nothing of a request without one."""
+    caplog.set_level("INFO", "ghostcacher_router.access")
+    async with proxy_rig() as rig:
+        rig.state.access_log = rig.state.access_log_prompts = True
+        rig.state.parse = partial(parse_body, seed=7)
+        for end in (b"x" * 1_500, b"y" * 600):
+            await rig.ask(
+                post(b'{"model": "m", "messages": [{"role": "user", "content": "%b"}]}' % (b"a" * 2_100 + end))
+            )
+        await rig.ask(b"GET /local/x HTTP/1.1\r\nHost: router\r\n\r\n")
+    first, second, none = (record.gc_fields for record in caplog.records)
+    assert (first["prompt_bytes"] > 3_600, first["prompt_tokens"], len(first["prefix"])) == (True, None, 3)
+    assert (second["prompt_bytes"] - first["prompt_bytes"], len(second["prefix"])) == (600 - 1_500, 2)
+    assert first["prefix"][:2] == second["prefix"]
+    assert len({*first["prefix"]}) == 3
+    assert {len(bytes.fromhex(digest)) for digest in first["prefix"]} == {8}
+    assert (none["prompt_bytes"], none["prefix"]) == (None, None)
+    assert "aaaa" not in str([record.__dict__ for record in caplog.records])

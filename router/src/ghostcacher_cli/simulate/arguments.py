@@ -12,6 +12,7 @@ from ghostcacher_cli.simulate.slo import EXPECTED, Goal, parse_goals
 from ghostcacher_cli.terminal.numbers import Number, Whole
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.load.generated import KINDS, Made, parse_made
+from ghostcacher_simulator.load.trace_files import ANSWER_TOKENS
 from ghostcacher_simulator.replay.failures import EXPECTED as FAILS
 from ghostcacher_simulator.replay.failures import Failure, parse_failure
 from ghostcacher_simulator.replay.policies import Entrant, entrants
@@ -43,6 +44,8 @@ class LoadOptions(NamedTuple):
     """Of what is random in a load that is made."""
     block_tokens: int
     """Tokens of a KV block, and of what a trace's hash stands for."""
+    answer_tokens: int
+    """Of answers of which a trace does not say how long they are."""
     clients: int | None
     """That send one request after the other, whatever the load says of times; None: at their times."""
 
@@ -106,6 +109,7 @@ def _load(given: argparse.Namespace) -> LoadOptions:
         given.speed,
         given.seed,
         given.block_tokens or usual,
+        given.answer_tokens,
         given.clients,
     )
 
@@ -143,6 +147,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Whole(1, 65_536),
         metavar="N",
         help=f"tokens of a KV block ({BLOCK_TOKENS_MADE}; of a trace {BLOCK_TOKENS_OF_TRACES}, as of its hashes)",
+    )
+    add(
+        "--answer-tokens",
+        type=Whole(1, 1 << 24),
+        default=ANSWER_TOKENS,
+        metavar="N",
+        help=f"of an answer, where a trace (an access log) does not say ({ANSWER_TOKENS})",
     )
     add("--clients", type=Whole(1, 1 << 20), metavar="N", help="that send one request after the other (at their times)")
     add("--workers", type=_sizes, metavar="N,N", help=f"sizes of the fleet, each run by itself ({WORKERS})")

@@ -55,6 +55,7 @@ def load_of(options: LoadOptions) -> Load:
         count=options.requests,
         speed=options.speed,
         block_tokens=options.block_tokens,
+        answer_tokens=options.answer_tokens,
     )
 
 

@@ -61,6 +61,7 @@ class ProxyState:
         self.limits = limits
         self.clock = clock
         self.access_log = access_log
+        self.access_log_prompts = False
         self.tracer: Tracer | None = None
         self.allowed_origins = AllowedOrigins(limits.allowed_origins)
         self.now = clock()
@@ -117,7 +118,16 @@ class ProxyState:
         self.meter.answered("" if head is None else head.path, status)
         if self.access_log:
             took_ms = 0.0 if began_at is None else (self.clock() - began_at) * 1e3
-            log_request(peer, head, status, request_id, worker=worker, placement=placement, took_ms=took_ms)
+            log_request(
+                peer,
+                head,
+                status,
+                request_id,
+                worker=worker,
+                placement=placement,
+                took_ms=took_ms,
+                prompts=self.access_log_prompts,
+            )
 
     def cannot_connect(self, exc: OSError) -> None:
         """Log what the router lacks to connect to workers: once in a while, and for how many requests so far."""

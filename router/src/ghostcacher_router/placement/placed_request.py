@@ -9,7 +9,7 @@ from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.sent_caches import CacheUse
 from ghostcacher_router.signals.sent_history import SentPrompt
-from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Reason
+from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Prompt, Reason
 
 HTTP_ERROR = 400
 HTTP_TOO_MANY = 429
@@ -142,6 +142,10 @@ class PlacedRequest:
             answered = status is not None and status < HTTP_ERROR
             begun = outcome is Outcome.DONE or not self.reservation.prefilling
             self.tracker.on_ended(self, outcome, computed=answered and begun)
+
+    @property
+    def prompt(self) -> Prompt | None:
+        return self.ask.shape.prompt
 
     @property
     def doubtful(self) -> bool:

@@ -23,6 +23,7 @@ class ProviderCall:
     data_parallel_rank: int | None = None
     reason = Reason.ONLY
     forecast: Forecast | None = None
+    prompt = None
     doubtful = False
 
     def __init__(

@@ -10,12 +10,15 @@ from random import Random
 from typing import BinaryIO
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_simulator.load.access_lines import AccessLines, is_log_line
 from ghostcacher_simulator.load.requests import BLOCK_TOKENS, Load, Row, make_requests
 from ghostcacher_simulator.load.trace_lines import AzureLines, BadTrace, BurstGptLines, MooncakeLines
 
 LINE_BYTES_MAX = 16 << 20
 """A line of JSON with a million hashes has less."""
 SPREAD_SEED = 11
+ANSWER_TOKENS = 200
+"""Of an answer of which a trace does not say how long it is."""
 CSV_FORMATS: Sequence[type[AzureLines | BurstGptLines]] = (AzureLines, BurstGptLines)
 CSV_COLUMNS = " or ".join(", ".join(each.COLUMNS) for each in CSV_FORMATS)
 
@@ -28,15 +31,19 @@ def read_trace(
     speed: float = 1.0,
     block_tokens: int = BLOCK_TOKENS,
     tokens_max: int | None = None,
+    answer_tokens: int = ANSWER_TOKENS,
 ) -> Load:
     """Return requests ``[first, first + count)`` of a trace: JSON lines, or a CSV by its name.
 
-    count: None for all. The others: as in `make_requests`. Raises ConfigError for a file that cannot be read, and
-    BadTrace for one whose lines are not as they should be.
+    count: None for all. answer_tokens: of each answer, where the file does not say. The others: as in `make_requests`.
+    Raises ConfigError for a file that cannot be read, and BadTrace for one whose lines are not as they should be.
     """
     try:
         with path.open("rb") as file:
-            rows = _csv_rows(file, block_tokens) if path.suffix.lower() == ".csv" else _json_rows(file, block_tokens)
+            if path.suffix.lower() == ".csv":
+                rows = _csv_rows(file, block_tokens)
+            else:
+                rows = _json_rows(file, block_tokens, answer_tokens)
             chosen = list(islice(rows, first, None if count is None else first + count))
     except OSError as exc:
         raise ConfigError(f"trace {path}: cannot be read: {exc.strerror or exc}") from exc
@@ -49,8 +56,9 @@ def read_trace(
     return Load(path.name, requests, block_tokens)
 
 
-def _json_rows(file: BinaryIO, block_tokens: int) -> Iterator[Row]:
-    lines, number = MooncakeLines(block_tokens), 0
+def _json_rows(file: BinaryIO, block_tokens: int, answer_tokens: int) -> Iterator[Row]:
+    lines: MooncakeLines | AccessLines | None = None
+    number = 0
     while line := file.readline(LINE_BYTES_MAX + 1):
         number += 1
         if line.isspace():
@@ -58,9 +66,14 @@ def _json_rows(file: BinaryIO, block_tokens: int) -> Iterator[Row]:
         try:
             if len(line) > LINE_BYTES_MAX:
                 raise BadTrace(f"expected at most {LINE_BYTES_MAX >> 20} MiB, it is longer")
-            yield lines.read(line)
+            if lines is None:
+                is_log = is_log_line(line)
+                lines = AccessLines(block_tokens, answer_tokens) if is_log else MooncakeLines(block_tokens)
+            row = lines.read(line)
         except BadTrace as exc:
             raise BadTrace(f"line {number}: {exc}") from exc
+        if row is not None:
+            yield row
 
 
 def _csv_rows(file: BinaryIO, block_tokens: int) -> Iterator[Row]:

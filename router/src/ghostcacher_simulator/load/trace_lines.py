@@ -5,6 +5,7 @@
     Mooncake, aiperf  JSON  timestamp or delay (ms), input_length, output_length, hash_ids, session_id
     Azure             CSV   TIMESTAMP, ContextTokens, GeneratedTokens
     BurstGPT          CSV   Timestamp (s), Request tokens, Response tokens, and Session ID where it has one
+    a router's log    JSON  see access_lines.py
 
 Fields and columns beside these are passed over. Prompts share what equal `hash_ids` say. In a session of a trace of
 lengths alone, history grows: Mooncake's (aiperf's) input is what a turn adds to it, BurstGPT's is the whole prompt.
@@ -67,7 +68,7 @@ class MooncakeLines:
         try:
             entry = self._decoder.decode(line)
         except msgspec.ValidationError as exc:
-            raise BadTrace(_explained(str(exc))) from exc
+            raise BadTrace(explained(str(exc))) from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             raise BadTrace(f"expected one JSON object, got what is no JSON: {exc}") from exc
         if entry.hash_ids is not None:
@@ -154,7 +155,7 @@ def _arrival_s(entry: _HashesLine, before: _Session | None) -> float:
     return before.at_s + entry.delay / 1e3
 
 
-def _explained(text: str) -> str:
+def explained(text: str) -> str:
     """Return msgspec's words with the field first: "hash_ids[2]: expected `int`, got `null`"."""
     what, _, where = text.partition(" - at `$")
     field = where.strip("`.")
