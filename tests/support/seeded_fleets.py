@@ -9,7 +9,7 @@ from ghostcacher_simulator.batching import Batching
 from ghostcacher_simulator.engine import Profile
 from ghostcacher_simulator.load.generated import Agents, Chat, Documents, Made, Rag, make_load
 from ghostcacher_simulator.load.requests import Load
-from ghostcacher_simulator.machines.workers import FleetSpec, HostTier, WorkerSpec
+from ghostcacher_simulator.machines.workers import FleetSpec, HostTier, ObjectTier, WorkerSpec
 from ghostcacher_simulator.replay.failures import Failure
 from ghostcacher_simulator.replay.policies import Entrant, entrants
 from ghostcacher_simulator.replay.replay import Run
@@ -19,6 +19,10 @@ from ghostcacher_simulator.virtual_time import run_virtual
 BLOCK_TOKENS = 64
 OWN_SHARE = 0.8
 """Of the fleets, those with the project's own routers."""
+TIERED_SHARE = 0.5
+"""Those with host tiers."""
+OBJECTS_SHARE = 0.5
+"""Of these, those with an object tier."""
 
 
 class Case(NamedTuple):
@@ -35,19 +39,23 @@ def case_of(seed: int) -> Case:
     rng = Random(seed)
     workers, load = rng.randint(1, 5), _load(rng)
     longest = max(-(-(each.prompt.tokens + each.prompt.answer_tokens) // BLOCK_TOKENS) for each in load.requests)
+    host = HostTier(rng.randint(1, 3 * longest), 1e9, rng.choice(["hit-density", "lru", "seed-score"]))
+    tiered = rng.random() < TIERED_SHARE
     profile = Profile(
-        kv_blocks=int(longest * rng.choice([0.9, 1.2, 2.0, 4.0])) + 1,
+        # A cache that hardly evicts leaves a tier nothing to do.
+        kv_blocks=int(longest * rng.choice([1.0, 1.3] if tiered else [0.9, 1.2, 2.0, 4.0])) + 1,
         block_tokens=BLOCK_TOKENS,
         prefill_tokens_per_s=rng.choice([500.0, 2_000.0, 10_000.0]),
         block_bytes=1 << 20,
         pull_bytes_per_s=rng.choice([1e7, 1e8, 1e9]),
     )
-    host = HostTier(rng.randint(1, 3 * longest), 1e9, rng.choice(["hit-density", "lru", "seed-score"]))
-    spec = WorkerSpec(profile, Batching(step_tokens=rng.choice([256, 2_048])), host if rng.random() < 0.5 else None)
+    spec = WorkerSpec(profile, Batching(step_tokens=rng.choice([256, 2_048])), host if tiered else None)
     own = rng.random() < OWN_SHARE
     chosen = rng.choice([each for each in entrants(rng.randint(2, 3)) if each.own == own])
     failures = tuple(_failure(rng, workers, load.duration_s) for _ in range(rng.choice([0, 1, 2, 4])))
-    return Case(chosen, load, FleetSpec(workers, spec), failures)
+    stored = ObjectTier(rng.choice([1e8, 1e10]), 0.001, rng.choice([None, longest]))
+    objects = stored if tiered and rng.random() < OBJECTS_SHARE else None
+    return Case(chosen, load, FleetSpec(workers, spec, objects), failures)
 
 
 def run_case(seed: int) -> Run:

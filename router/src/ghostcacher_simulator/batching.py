@@ -54,6 +54,17 @@ class Found(NamedTuple):
     """At a peer."""
 
 
+class Fetched(NamedTuple):
+    """Blocks that were brought here."""
+
+    loaded: int = 0
+    """From a tier below."""
+    pulled: int = 0
+    """From a peer."""
+    stored: int = 0
+    """From a store that all share."""
+
+
 class Job:
     """What is left to compute of one prompt or one answer, in tokens."""
 
@@ -276,11 +287,12 @@ class BatchingEngine(Engine):
         waiting = _Waiting(request_id, prompt, slots)
         try:
             found = await self._admission(waiting)
-            loaded = pulled = 0
+            fetched, held = Fetched(), found.local
             if found.held > found.local:
-                loaded, pulled = await self._fetch(self._sought(prompt), found)
-                self._filled(None, prompt.blocks[: found.local + loaded + pulled])
-            job = waiting.job or self._job(request_id, prompt, found.local + loaded + pulled)
+                fetched = await self._fetch(self._sought(prompt), found)
+                held += sum(fetched)
+                self._filled(None, prompt.blocks[:held])
+            job = waiting.job or self._job(request_id, prompt, held)
             computed = job.left
             await self.steps.prompt(job)
         except BaseException:
@@ -290,8 +302,8 @@ class BatchingEngine(Engine):
                 self.pool.release(slots)
                 self._gave_up_slots()
             raise
-        tokens = self.profile.block_tokens
-        return Prefilled(slots, found.local * tokens, pulled * tokens, computed, loaded * tokens)
+        loaded, pulled, stored = (blocks * self.profile.block_tokens for blocks in fetched)
+        return Prefilled(slots, found.local * self.profile.block_tokens, pulled, computed, loaded, stored)
 
     async def _admission(self, waiting: _Waiting) -> Found:
         """Wait for room in the pool and in a step; return what of the prompt is found."""
@@ -337,14 +349,14 @@ class BatchingEngine(Engine):
         """Return what of a prompt need not be computed."""
         return Found(*self._found(blocks))
 
-    async def _fetch(self, blocks: Sequence[BlockHash], found: Found) -> tuple[int, int]:
-        """Have what is held elsewhere brought here; return how many blocks came from tiers below, then from peers."""
+    async def _fetch(self, blocks: Sequence[BlockHash], found: Found) -> Fetched:
+        """Have what is held elsewhere brought here; return what came."""
         async with self._pulls:
             await asyncio.sleep(self.pull_s(found.held - found.local))
         # What the peers have evicted meanwhile is lost.
         pulled = max(0, min(found.held, self._found(blocks)[1]) - found.local)
         self.pulled_blocks += pulled
-        return 0, pulled
+        return Fetched(pulled=pulled)
 
     def _job(self, request_id: str, prompt: TokenizedPrompt, held: int) -> Job:
         """Return what is left to compute of a prompt, of which so many blocks are held."""

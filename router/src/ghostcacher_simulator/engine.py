@@ -98,7 +98,7 @@ class Prefilled(NamedTuple):
 
     blocks: what it references, to be released at its end.
     local_tokens, pulled_tokens, computed_tokens: of its prompt, found in the pool, pulled from a peer, computed.
-    loaded_tokens: of its prompt, loaded from a tier below the pool.
+    loaded_tokens, stored_tokens: of its prompt, loaded from a tier below the pool, read from a store that all share.
     """
 
     blocks: Sequence[BlockHash]
@@ -106,6 +106,7 @@ class Prefilled(NamedTuple):
     pulled_tokens: int
     computed_tokens: int
     loaded_tokens: int = 0
+    stored_tokens: int = 0
 
 
 class Engine:

@@ -32,6 +32,20 @@ def test_worker_follows_from_the_figures() -> None:
     assert (profile.block_bytes, profile.pull_bytes_per_s, worker.host) == (16 * 131_072, 50e9, None)
 
 
+@pytest.mark.parametrize("name", GPUS)
+def test_prices_follow_from_what_was_priced(name: str) -> None:
+    """An eighth of a machine of eight, or a machine of one: the list's figures are written down here once more."""
+    listed = {
+        "p5.48xlarge": 55.04, "p5en.48xlarge": 63.296, "p6-b200.48xlarge": 113.9328, "p4de.24xlarge": 27.44705,
+        "g6e.xlarge": 1.861, "g6.xlarge": 0.8048,
+    }  # fmt: skip
+    gpu = gpu_named(name)
+    machine, _, parts = gpu.priced.partition(" / ")
+    assert gpu.usd_per_hour == pytest.approx(listed[machine] / int(parts or 1), rel=1e-4)
+    worker = worker_of(gpu, model_named("llama-3.1-8b"), gpus=2, block_tokens=16)
+    assert worker.usd_per_hour == 2 * gpu.usd_per_hour
+
+
 def test_several_gpus_compute_and_hold_more() -> None:
     one, two = (worker_of(gpu_named("h200"), model_named("qwen3-32b"), gpus=n, block_tokens=64) for n in (1, 2))
     assert two.profile.prefill_tokens_per_s == 2 * one.profile.prefill_tokens_per_s

@@ -9,8 +9,16 @@ from typing import NamedTuple, get_args
 from ghostcacher_cli.terminal.numbers import Number, Whole
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.retention.retention_settings import PolicyName
-from ghostcacher_simulator.machines.presets import GPUS, HOST_BYTES_PER_S, MODELS, gpu_named, model_named, worker_of
-from ghostcacher_simulator.machines.workers import FleetSpec, HostTier, WorkerSpec
+from ghostcacher_simulator.machines.presets import (
+    GPUS,
+    HOST_BYTES_PER_S,
+    MODELS,
+    PRICED,
+    gpu_named,
+    model_named,
+    worker_of,
+)
+from ghostcacher_simulator.machines.workers import FleetSpec, HostTier, ObjectTier, WorkerSpec
 
 GIB = 1 << 30
 EVICTION_POLICIES: Sequence[str] = get_args(PolicyName)
@@ -23,10 +31,12 @@ class FleetOptions(NamedTuple):
     worker: WorkerSpec
     sources: Sequence[str]
     """For people: each a preset with its source, or what was given."""
+    objects: ObjectTier | None = None
+    """What all workers keep together."""
 
     def of(self, workers: int) -> FleetSpec:
         """Return a fleet of so many."""
-        return FleetSpec(workers, self.worker)
+        return FleetSpec(workers, self.worker, self.objects)
 
 
 def add_fleet(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +60,11 @@ def add_fleet(parser: argparse.ArgumentParser) -> None:
         help=f"by what a full host tier chooses the block that goes ({EVICTION_POLICIES[0]})",
     )
     add("--host-gb-per-second", type=Number(), metavar="N", help="at which it loads from there (20)")
-    add("--usd-per-hour", type=Number(), metavar="N", help="price of one worker, for the cost of tokens")
+    add("--object-gb-per-second", type=Number(), metavar="N", help="an object tier, and its rate at one worker (none)")
+    add("--object-ms", type=Number(at_least_0=True), default=20.0, metavar="N", help="of one read from it (20)")
+    add("--object-gib", type=Number(), metavar="N", help="what it holds, of all workers (any amount)")
+    add("--object-usd-per-gb-month", type=Number(at_least_0=True), metavar="N", help="price of storing there (none)")
+    add("--usd-per-hour", type=Number(), metavar="N", help="price of one worker (of the GPUs: see its source)")
 
 
 def fleet_options(given: argparse.Namespace, block_tokens: int) -> FleetOptions:
@@ -81,5 +95,27 @@ def fleet_options(given: argparse.Namespace, block_tokens: int) -> FleetOptions:
         )
     rate = HOST_BYTES_PER_S if given.host_gb_per_second is None else given.host_gb_per_second * 1e9
     host = HostTier(host_blocks, rate, given.host_policy) if host_blocks else None
-    sources = (f"{given.gpus} x {given.gpu}: {gpu.source}", f"{given.model}: {model.source}")
-    return FleetOptions(WorkerSpec(profile, batching, host, given.usd_per_hour), sources)
+    price = worker.usd_per_hour if given.usd_per_hour is None else given.usd_per_hour
+    sources: tuple[str, ...] = (f"{given.gpus} x {given.gpu}: {gpu.source}", f"{given.model}: {model.source}")
+    if given.usd_per_hour is None:
+        sources = (*sources, f"price: {given.gpus} x {gpu.usd_per_hour} USD/h, {gpu.priced}, {PRICED}")
+    return FleetOptions(WorkerSpec(profile, batching, host, price), sources, _objects(given, profile.block_bytes))
+
+
+def _objects(given: argparse.Namespace, block_bytes: int) -> ObjectTier | None:
+    """Return the object tier that options describe. Raises ConfigError."""
+    if given.object_gb_per_second is None:
+        for name in ("object_gib", "object_usd_per_gb_month"):
+            if getattr(given, name) is not None:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag}: expected an object tier, with --object-gb-per-second, got none")
+        return None
+    if not given.host_gib:
+        raise ConfigError(
+            "--object-gb-per-second: expected a host tier, with --host-gib, which it lies behind, got none"
+        )
+    blocks = None if given.object_gib is None else int(given.object_gib * GIB // block_bytes)
+    if blocks == 0:
+        raise ConfigError(f"--object-gib: expected at least one block of {block_bytes:,} bytes, got {given.object_gib}")
+    rate, fixed_s, price = given.object_gb_per_second * 1e9, given.object_ms / 1e3, given.object_usd_per_gb_month
+    return ObjectTier(rate, fixed_s, blocks, usd_per_gb_month=price)

@@ -20,7 +20,7 @@ PICTURE_INCHES = (11.0, 4.5)
 PICTURE_DPI = 150
 POINTS_MAX = 500
 """Of one line."""
-PARTS = (("computed", "C3"), ("peers", "C1"), ("host", "C0"), ("engine", "C2"))
+PARTS = (("computed", "C3"), ("objects", "C4"), ("peers", "C1"), ("host", "C0"), ("engine", "C2"))
 
 
 class CannotDraw(GhostCacherError):

@@ -13,6 +13,7 @@ from ghostcacher_simulator.load.requests import Load
 from ghostcacher_simulator.replay.replay import Ending, Run
 
 PERCENTS = (50, 90, 99)
+MONTH_S = 30 * 86_400
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -67,6 +68,8 @@ class WorkerFound(msgspec.Struct, frozen=True):
     """Tokens that its KV cache holds."""
     host_tokens: int
     """Tokens that its host tier holds."""
+    object_bytes_per_s: float | None
+    """At which it reads from the object tier, and writes; null where there is none."""
     prefill_tokens_per_s: float
     """Prompt tokens that it computes in a second."""
     step_s: float
@@ -78,7 +81,7 @@ class WorkerFound(msgspec.Struct, frozen=True):
     kv_bytes_per_token: int
     """KV of a token."""
     usd_per_hour: float | None
-    """Its price; null where none was given."""
+    """Its price; null where none is known."""
     sources: list[str]
     """Where the figures come from that were not given."""
 
@@ -105,6 +108,8 @@ class Sources(msgspec.Struct, frozen=True):
     """Loaded from its host tier."""
     peers: float
     """Pulled from a peer's cache or host tier."""
+    objects: float
+    """Read from the object tier."""
     computed: float
     """Computed."""
 
@@ -139,8 +144,10 @@ class RunFound(msgspec.Struct, frozen=True):
     took_s: float
     """From the first arrival to the last ending."""
     usd_per_million_tokens: float | None
-    """The fleet's price for that time, for each million tokens of prompts and answers that were served; null without a
-    price."""
+    """The price of the workers for that time, and of what is stored in the end, for each million tokens of prompts and
+    answers that were served; null without a price."""
+    stored_bytes: int
+    """In the object tier at the end."""
 
 
 def report_of(load: Load, fleet: FleetOptions, runs: Sequence[Run], least: Sequence[LeastFound] = ()) -> Report:
@@ -171,6 +178,7 @@ def run_found(run: Run) -> RunFound:
         _max_over_mean(computed, run.fleet.workers),
         run.took_s,
         _usd_per_million(run),
+        run.stored_bytes,
     )
 
 
@@ -194,6 +202,7 @@ def _worker_found(fleet: FleetOptions) -> WorkerFound:
     return WorkerFound(
         profile.kv_blocks * profile.block_tokens,
         0 if host is None else host.blocks * profile.block_tokens,
+        None if fleet.objects is None else fleet.objects.bytes_per_s,
         profile.prefill_tokens_per_s,
         batching.step_s,
         batching.decode_s,
@@ -216,9 +225,11 @@ def _sources(run: Run) -> Sources | None:
     engine = sum(each.local_tokens for each in begun)
     host = sum(each.loaded_tokens for each in begun)
     peers = sum(each.pulled_tokens for each in begun)
+    objects = sum(each.stored_tokens for each in begun)
     computed = sum(each.computed_tokens for each in begun)
-    whole = engine + host + peers + computed
-    return Sources(engine / whole, host / whole, peers / whole, computed / whole) if whole else None
+    parts = (engine, host, peers, objects, computed)
+    whole = sum(parts)
+    return Sources(*(part / whole for part in parts)) if whole else None
 
 
 def _max_over_mean(counts: Counter[str | None], workers: int) -> float:
@@ -232,4 +243,7 @@ def _usd_per_million(run: Run) -> float | None:
     tokens = sum(prompt.tokens + prompt.answer_tokens for prompt in prompts)
     if price is None or not tokens:
         return None
-    return price * run.fleet.workers * run.took_s / 3_600 / tokens * 1e6
+    usd = price * run.fleet.workers * run.took_s / 3_600
+    if run.fleet.objects is not None and run.fleet.objects.usd_per_gb_month is not None:
+        usd += run.stored_bytes / 1e9 * run.fleet.objects.usd_per_gb_month * run.took_s / MONTH_S
+    return usd / tokens * 1e6

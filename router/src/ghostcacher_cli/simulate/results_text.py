@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ghostcacher_cli.simulate.results import LeastFound, Percentiles, Report, RunFound
+import msgspec
+
+from ghostcacher_cli.simulate.results import LeastFound, Percentiles, Report, RunFound, Sources
 from ghostcacher_cli.terminal.text import NOTHING, count, duration, milliseconds, printable, table
 
 ANSWERED = "answered"
@@ -61,11 +63,23 @@ def _runs(runs: Sequence[RunFound]) -> Iterator[str]:
 def _tokens(runs: Sequence[RunFound]) -> Iterator[str]:
     yield "Where prompt tokens came from, and how even the work was (the busiest worker over the mean)"
     yield ""
-    heads = ("policy", "workers", "engine", "host", "peers", "computed", "tokens", "pulls", "requests", "computing")
+    heads = (
+        "policy",
+        "workers",
+        "engine",
+        "host",
+        "peers",
+        "objects",
+        "computed",
+        "tokens",
+        "pulls",
+        "requests",
+        "computing",
+    )
     rows = []
     for run in runs:
         found = run.sources
-        parts = (found.engine, found.host, found.peers, found.computed) if found else (None,) * 4
+        parts = msgspec.structs.astuple(found) if found else (None,) * len(Sources.__struct_fields__)
         rows.append(
             (
                 run.policy_name,
@@ -101,6 +115,11 @@ def _worker(report: Report) -> Iterator[str]:
         (f"{worker.pull_bytes_per_s / 1e9:,.3g} GB/s", "are pulled from a peer (--link-gb-per-second)"),
         (f"{worker.kv_bytes_per_token:,} bytes", "of KV a token (--kv-bytes-per-token)"),
     ]
+    if worker.object_bytes_per_s is not None:
+        rate = f"{worker.object_bytes_per_s / 1e9:,.3g} GB/s"
+        rows.insert(2, (rate, "are read from the object tier, and written (--object-gb-per-second)"))
+    if worker.usd_per_hour is not None:
+        rows.append((f"{worker.usd_per_hour:,.2f} USD/h", "is its price (--usd-per-hour)"))
     width = max(len(row[0]) for row in rows)
     for value, what in rows:
         yield f"  {value:>{width}}  {what}"

@@ -1,7 +1,8 @@
 """GPUs and models by name, and what a worker of both can do.
 
-Figures are those of the makers; each preset says where they stand. What follows from them is derived here, and each
-assumption has a name below: a preset says what hardware could do, a measurement of yours says what it does.
+Figures are those of the makers, and prices those of one cloud; each preset says where they stand. What follows from
+them is derived here, and each assumption has a name below: a preset says what hardware could do, a measurement of yours
+says what it does.
 
     prefill, tokens/s   = FLOPS of all GPUs x PREFILL_EFFICIENCY / (2 x active parameters)
     a step, s           = STEP_FIXED_S + bytes of active weights / (bandwidth of all GPUs x DECODE_EFFICIENCY)
@@ -40,6 +41,10 @@ HOST_BYTES_PER_S = 20e9
 """Loading from host memory over PCIe, as one reader gets it."""
 
 
+PRICED = "AWS on demand, us-east-1, January 2026"
+"""Seen in a public copy of the list (instances.vantage.sh), not at AWS. Others, and contracts, often ask for half."""
+
+
 class Gpu(NamedTuple):
     """One GPU. GB are 10^9 bytes."""
 
@@ -51,6 +56,10 @@ class Gpu(NamedTuple):
     """In BF16, without sparsity."""
     link_gb_per_s: float
     """To other machines, of one GPU's share of the network; for a GPU without a usual network, 25 Gbit/s Ethernet."""
+    usd_per_hour: float
+    """Of one, on demand, with its part of the machine around it: PRICED."""
+    priced: str
+    """What was priced."""
     source: str
     """Where the figures stand."""
 
@@ -69,12 +78,44 @@ class Model(NamedTuple):
 
 
 GPUS: Mapping[str, Gpu] = {
-    "h100": Gpu(80, 3_350, 989, 50, "NVIDIA H100 data sheet, SXM; DGX H100: one 400 Gbit/s adapter a GPU"),
-    "h200": Gpu(141, 4_800, 989, 50, "NVIDIA H200 data sheet, SXM; DGX H200: one 400 Gbit/s adapter a GPU"),
-    "b200": Gpu(180, 8_000, 2_250, 50, "NVIDIA DGX B200 data sheet, an eighth of it; one 400 Gbit/s adapter a GPU"),
-    "a100-80gb": Gpu(80, 2_039, 312, 25, "NVIDIA A100 data sheet, SXM; DGX A100: one 200 Gbit/s adapter a GPU"),
-    "l40s": Gpu(48, 864, 362, 3.125, "NVIDIA L40S data sheet"),
-    "l4": Gpu(24, 300, 121, 3.125, "NVIDIA L4 data sheet (242 with sparsity)"),
+    "h100": Gpu(
+        80,
+        3_350,
+        989,
+        50,
+        6.88,
+        "p5.48xlarge / 8",
+        "NVIDIA H100 data sheet, SXM; DGX H100: one 400 Gbit/s adapter a GPU",
+    ),
+    "h200": Gpu(
+        141,
+        4_800,
+        989,
+        50,
+        7.912,
+        "p5en.48xlarge / 8",
+        "NVIDIA H200 data sheet, SXM; DGX H200: one 400 Gbit/s adapter a GPU",
+    ),
+    "b200": Gpu(
+        180,
+        8_000,
+        2_250,
+        50,
+        14.2416,
+        "p6-b200.48xlarge / 8",
+        "NVIDIA DGX B200 data sheet, an eighth of it; one 400 Gbit/s adapter a GPU",
+    ),
+    "a100-80gb": Gpu(
+        80,
+        2_039,
+        312,
+        25,
+        3.4309,
+        "p4de.24xlarge / 8",
+        "NVIDIA A100 data sheet, SXM; DGX A100: one 200 Gbit/s adapter a GPU",
+    ),
+    "l40s": Gpu(48, 864, 362, 3.125, 1.861, "g6e.xlarge", "NVIDIA L40S data sheet"),
+    "l4": Gpu(24, 300, 121, 3.125, 0.8048, "g6.xlarge", "NVIDIA L4 data sheet (242 with sparsity)"),
 }
 
 MODELS: Mapping[str, Model] = {
@@ -135,7 +176,7 @@ def worker_of(
     host = (
         HostTier(int(host_bytes // block_bytes), HOST_BYTES_PER_S, host_policy) if host_bytes >= block_bytes else None
     )
-    return WorkerSpec(profile, batching, host)
+    return WorkerSpec(profile, batching, host, gpu.usd_per_hour * gpus)
 
 
 def _named(kind: str, presets: Mapping[str, _Preset], name: str) -> _Preset:

@@ -22,6 +22,21 @@ class HostTier(NamedTuple):
     """The eviction policy, as the setting `eviction_policy`."""
 
 
+class ObjectTier(NamedTuple):
+    """An object store under the host tiers of all workers."""
+
+    bytes_per_s: float
+    """Rate at which one worker reads from it, and writes."""
+    fixed_s: float = 0.02
+    """Of one read, whatever its size."""
+    blocks: int | None = None
+    """KV blocks that it holds, from 1; None: any number."""
+    queue_bytes: float = float(1 << 30)
+    """That wait to be written at one worker, at most; beyond it blocks are dropped."""
+    usd_per_gb_month: float | None = None
+    """What storing 10^9 bytes for 30 days costs; None where that is not known."""
+
+
 class WorkerSpec(NamedTuple):
     """One worker."""
 
@@ -42,6 +57,8 @@ class FleetSpec(NamedTuple):
     """How many, from 1."""
     worker: WorkerSpec
     """What each of them is."""
+    objects: ObjectTier | None = None
+    """What they keep together, behind their host tiers; None where they have none."""
 
 
 def fleet_of(workers: int, kv_blocks: int, prefill_tokens_per_s: float, block_tokens: int = 512) -> FleetSpec:

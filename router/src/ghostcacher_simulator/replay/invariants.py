@@ -50,6 +50,8 @@ class Invariants:
             self._check_requests()
             for worker in self._replay.workers:
                 _check_caches(worker)
+            if self._replay.stores is not None and self._replay.stores.objects is not None:
+                self._replay.stores.objects.check_invariants()
             self._check_routers()
         except AssertionError as exc:
             raise self._broken(str(exc), step) from exc
@@ -137,7 +139,8 @@ def _check_caches(worker: SimulatedWorker) -> None:
 
 def _check_served(served: Served) -> None:
     request, name = served.request, f"{served.request.request_id} {served.ending.value}"
-    parts = (served.local_tokens, served.loaded_tokens, served.pulled_tokens, served.computed_tokens)
+    brought = (served.loaded_tokens, served.pulled_tokens, served.stored_tokens)
+    parts = (served.local_tokens, *brought, served.computed_tokens)
     if served.ttft_s is not None:
         assert sum(parts) == request.prompt.tokens, f"{name}: {parts} are not {request.prompt.tokens} tokens"
         assert served.ttft_s > 0, f"{name}: no time to the first token"

@@ -14,7 +14,8 @@ from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_router.types import NoWorker, Outcome
 from ghostcacher_simulator.load.requests import Request
 from ghostcacher_simulator.replay.routers import SimulatedRouter
-from ghostcacher_simulator.replay.workers import SimulatedWorker, Stores
+from ghostcacher_simulator.replay.stores import Stores
+from ghostcacher_simulator.replay.workers import SimulatedWorker
 
 FULL_S = 5.0
 """What the oracle takes waiting for room in an engine's KV pool to cost."""

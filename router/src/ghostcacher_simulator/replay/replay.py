@@ -19,8 +19,10 @@ from ghostcacher_router.types import NoWorker, Outcome
 from ghostcacher_simulator.engine import Prefilled, Refused
 from ghostcacher_simulator.load.requests import Load, Request
 from ghostcacher_simulator.machines.workers import FleetSpec
+from ghostcacher_simulator.replay.objects import Objects
 from ghostcacher_simulator.replay.policies import Choice, Entrant, GhostCacher
-from ghostcacher_simulator.replay.workers import Pulled, SimulatedWorker, Stores
+from ghostcacher_simulator.replay.stores import Stores
+from ghostcacher_simulator.replay.workers import Pulled, SimulatedWorker
 
 SETTLE_S = 2.5
 """Until routers know of each other."""
@@ -66,6 +68,8 @@ class Served(NamedTuple):
     """Loaded from the worker's host tier."""
     pulled_tokens: int = 0
     """Pulled from a peer."""
+    stored_tokens: int = 0
+    """Read from the object tier."""
     computed_tokens: int = 0
     living_left: tuple[str, ...] = ()
     """Of a request that found no worker: those that lived then, were not drained and had not refused it."""
@@ -87,6 +91,8 @@ class Run(NamedTuple):
     """Prompts of which a part was pulled."""
     stale_blocks: int
     """Blocks that were read from a peer and had become others meanwhile: dropped, and computed."""
+    stored_bytes: int = 0
+    """In the object tier at the end."""
 
     def __repr__(self) -> str:
         return f"Run({self.entrant.key}, {self.load.name}, {len(self.served)} served, {self.took_s:.3f} s)"
@@ -100,7 +106,7 @@ class Replay:
         self.entrant, self.load, self.fleet = entrant, load, fleet
         self._clients = clients
         self.clock = asyncio.get_running_loop().time
-        self.stores = Stores(pulls=entrant.pulls) if entrant.reports else None
+        self.stores = self._make_stores() if entrant.reports else None
         self._lives: Counter[str] = Counter()
         self._gone: list[SimulatedWorker] = []
         self.workers = [self._worker(f"w{number}") for number in range(fleet.workers)]
@@ -153,6 +159,7 @@ class Replay:
             sum(worker.computed_tokens for worker in workers),
             sum(worker.pull_count for worker in workers),
             sum(worker.stale_blocks for worker in workers),
+            0 if self.stores is None or self.stores.objects is None else self.stores.objects.bytes,
         )
 
     def worker(self, name: str) -> SimulatedWorker:
@@ -194,6 +201,10 @@ class Replay:
         if isinstance(self.policy, GhostCacher):
             self.policy.restart(number)
             self.observe(f"router {number} is restarted")
+
+    def _make_stores(self) -> Stores:
+        objects = self.fleet.objects and Objects(self.fleet.objects, self.fleet.worker.profile.block_bytes)
+        return Stores(pulls=self.entrant.pulls, objects=objects)
 
     def _place(self, name: str) -> int:
         return int(name.removeprefix("w"))
@@ -251,6 +262,7 @@ class Replay:
                 local_tokens=found.local_tokens,
                 loaded_tokens=found.loaded_tokens,
                 pulled_tokens=found.pulled_tokens,
+                stored_tokens=found.stored_tokens,
                 computed_tokens=found.computed_tokens,
             )
             choice.first_byte()

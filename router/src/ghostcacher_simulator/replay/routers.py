@@ -17,7 +17,8 @@ from ghostcacher_router.prompt.boundaries import hash_prompt
 from ghostcacher_router.types import Ask, Placement, RequestShape
 from ghostcacher_simulator.load.requests import Request
 from ghostcacher_simulator.replay.fleet_view import FleetView
-from ghostcacher_simulator.replay.workers import MODEL, SimulatedWorker, Stores
+from ghostcacher_simulator.replay.stores import Stores
+from ghostcacher_simulator.replay.workers import MODEL, SimulatedWorker
 
 T = TypeVar("T")
 

@@ -12,17 +12,8 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ghostcacher_connector.core.coordination.base import (
-    Flush,
-    LoadReport,
-    PrefixMapUpdate,
-    PromptChain,
-    StampedLoad,
-)
-from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
+from ghostcacher_connector.core.coordination.base import StampedLoad
 from ghostcacher_connector.core.errors import IndexUnavailable
-from ghostcacher_connector.core.index.base import WorkerRef
-from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.core.types import (
     INCARNATION_BYTES,
@@ -35,88 +26,25 @@ from ghostcacher_connector.core.types import (
 )
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import Endpoint, WorkerState
-from ghostcacher_simulator.batching import BatchingEngine, Found
+from ghostcacher_simulator.batching import BatchingEngine, Fetched, Found
 from ghostcacher_simulator.connector import Connector
 from ghostcacher_simulator.engine import Prefilled
 from ghostcacher_simulator.load.requests import Request
 from ghostcacher_simulator.machines.workers import WorkerSpec
 from ghostcacher_simulator.pool import HeldBlock, KvPool
 from ghostcacher_simulator.replay.host_blocks import HostBlocks
+from ghostcacher_simulator.replay.objects import ObjectWriter
+from ghostcacher_simulator.replay.stores import Peer, Stores
 
 MODEL = "m"
 LEASE_S = 1e9
 """A dead worker is not known by its lease here, but by probes: replay.py."""
 
 
-class TellingStore(MemoryCoordinationStore):
-    """A store that says when something was appended to what routers read: in virtual time nobody may wait in it."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock=clock)
-        self._readers: list[asyncio.Event] = []
-
-    def reader(self) -> asyncio.Event:
-        """Return an event of one reader's own, set when there may be something to read: now, and from now on."""
-        event = asyncio.Event()
-        event.set()
-        self._readers.append(event)
-        return event
-
-    def tell(self) -> None:
-        """Have all readers look."""
-        for event in self._readers:
-            event.set()
-
-    def publish(
-        self,
-        ref: WorkerRef,
-        load: LoadReport | None,
-        chains: Sequence[PromptChain],
-        computed: Sequence[str],
-        *,
-        ttl_s: float,
-    ) -> bool:
-        listening = super().publish(ref, load, chains, computed, ttl_s=ttl_s)
-        if chains or computed:
-            self.tell()
-        return listening
-
-    def append_updates(self, items: Sequence[PrefixMapUpdate | Flush]) -> None:
-        super().append_updates(items)
-        self.tell()
-
-
-class Stores:
-    """What workers and routers share."""
-
-    def __init__(self, *, pulls: bool) -> None:
-        """pulls: whether workers pull from each other."""
-        clock = asyncio.get_running_loop().time
-        self.pulls = pulls
-        self.index = MemoryIndex(clock=clock)
-        self.coordination = TellingStore(clock)
-        self._clients: list[MemoryCoordinationStore] = []
-        self.workers: dict[str, SimulatedWorker] = {}
-        """Those that are there, by name."""
-
-    def client(self) -> MemoryCoordinationStore:
-        """Return a client of the store, as another process has one."""
-        self._clients.append(self.coordination.client())
-        return self._clients[-1]
-
-    def reach(self, *, reachable: bool) -> None:
-        """Let Redis go away, or come back, for all."""
-        self.index.reachable = self.coordination.reachable = reachable
-        for client in self._clients:
-            client.reachable = reachable
-        # A read that waits ends with its connection.
-        self.coordination.tell()
-
-
 class Pulled(NamedTuple):
     """Blocks that were read from a peer, as the reader believes."""
 
-    peer: SimulatedWorker
+    peer: Peer
     blocks: Sequence[BlockHash]
     """What it has asked for, in order."""
     locations: Sequence[Location]
@@ -153,8 +81,16 @@ class SimulatedWorker(BatchingEngine):
         self.host = None
         if spec.host is not None and self.connector is not None:
             self.host = HostBlocks(spec.host, self._clock, self.pool.__contains__)
+        self._writer = None
         if stores is not None:
             stores.workers[name] = self
+            if stores.objects is not None and self.host is not None:
+                self._writer = ObjectWriter(stores.objects, lambda: self.dead)
+
+    @property
+    def incarnation(self) -> bytes | None:
+        """Tells one life of it from another; None of a plain engine."""
+        return None if self.connector is None else self.connector.ref.incarnation
 
     @property
     def takes_requests(self) -> bool:
@@ -214,6 +150,8 @@ class SimulatedWorker(BatchingEngine):
                 self.connector.withdrawn([each.block])
             else:
                 self.connector.moved([held], Tier.HOST)
+                if self._writer is not None:
+                    self._writer.offer(each.block)
 
     def generation(self, location: Location) -> int:
         """Return the generation of a slot now: the seal."""
@@ -242,23 +180,48 @@ class SimulatedWorker(BatchingEngine):
             # What makes room for this prompt in the cache goes to the tier, and must not drive out what it reads there.
             reads = self.host.pin(blocks[local:below])
         hit = self.connector.best_peer(blocks) if self.connector is not None and below < len(blocks) else None
+        stored = self._stored(blocks, below, below if hit is None else hit.length)
+        if stored:
+            return Found(local, stored, reads)
         if hit is None or hit.length <= below:
             return Found(local, below, reads)
         return Found(local, hit.length, reads, hit)
 
-    async def _fetch(self, blocks: Sequence[BlockHash], found: Found) -> tuple[int, int]:
+    def _stored(self, blocks: Sequence[BlockHash], below: int, elsewhere: int) -> int:
+        """Return the end of what is to be read from the object tier: more than anybody has, and faster than computing.
+
+        below: of these leading blocks nothing is to be read. elsewhere: as many a peer has.
+        """
+        objects = None if self._stores is None else self._stores.objects
+        if objects is None or self.host is None:
+            return 0
+        end = objects.prefix(blocks, below)
+        compute_s = (end - below) * self.profile.block_tokens / self.profile.prefill_tokens_per_s
+        return end if end > elsewhere and objects.read_s(end - below) < compute_s else 0
+
+    async def _fetch(self, blocks: Sequence[BlockHash], found: Found) -> Fetched:
         local, below = found.local, found.local
         try:
             async with self._pulls:
                 if self.host is not None and found.reads:
                     below = min(found.held, self.host.prefix(blocks))
                     await asyncio.sleep((below - local) * self.profile.block_bytes / self.host.spec.bytes_per_s)
-                if found.hit is None or found.hit.length <= below:
-                    return below - local, 0
-                return below - local, await self._read(blocks, below, found.hit)
+                if found.hit is not None and found.hit.length > below:
+                    return Fetched(below - local, await self._read(blocks, below, found.hit))
+                return Fetched(below - local, 0, await self._read_objects(blocks, below, found.held))
         finally:
             if self.host is not None:
                 self.host.unpin(found.reads)
+
+    async def _read_objects(self, blocks: Sequence[BlockHash], start: int, end: int) -> int:
+        """Read the blocks ``[start, end)`` from the object tier; return how many are there."""
+        objects = None if self._stores is None else self._stores.objects
+        if objects is None or end <= start:
+            return 0
+        await asyncio.sleep(objects.read_s(end - start))
+        found = min(end, objects.prefix(blocks, start)) - start
+        objects.use(blocks[start : start + found])
+        return found
 
     async def _read(self, blocks: Sequence[BlockHash], start: int, hit: PrefixHit) -> int:
         """Read the blocks ``[start, hit.length)`` of a peer; return how many of them count: the seal says so."""
@@ -268,7 +231,7 @@ class SimulatedWorker(BatchingEngine):
         count = hit.length - start
         await asyncio.sleep(self.profile.pull_fixed_s + (self.pull_s(count) - self.profile.pull_fixed_s) / share)
         # A peer that died, or lives anew, answers no read of what was looked up before.
-        if peer is None or peer.dead or peer.connector is None or peer.connector.ref.incarnation != hit.incarnation:
+        if peer is None or peer.dead or peer.incarnation != hit.incarnation:
             return 0
         locations = hit.locations[start : hit.length]
         fresh = next(

@@ -7,6 +7,7 @@ import pytest
 from ghostcacher_cli.simulate.arguments import COMPARED, parse
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.load.generated import Chat
+from ghostcacher_simulator.machines.workers import ObjectTier
 
 
 def test_load_that_is_made_and_trace_are_told_apart() -> None:
@@ -31,6 +32,31 @@ def test_given_figures_stand_instead_of_the_presets() -> None:
     assert worker.usd_per_hour == 2.0
 
 
+def test_object_tier_lies_behind_the_host_tier() -> None:
+    words = [
+        "chat",
+        "--host-gib",
+        "1",
+        "--object-gb-per-second",
+        "2",
+        "--object-ms",
+        "5",
+        "--kv-bytes-per-token",
+        "1024",
+    ]
+    more = ["--object-gib", "0.5", "--object-usd-per-gb-month", "0.02"]
+    assert parse([*words, *more]).fleet.of(3).objects == ObjectTier(2e9, 0.005, 4_096, usd_per_gb_month=0.02)
+    assert parse(words).fleet.objects == ObjectTier(2e9, 0.005)
+    assert parse(["chat"]).fleet.objects is None
+
+
+def test_price_is_that_of_the_gpus_where_none_is_given() -> None:
+    fleet = parse(["chat", "--gpu", "l4", "--gpus", "2"]).fleet
+    assert fleet.worker.usd_per_hour == pytest.approx(2 * 0.8048)
+    assert fleet.sources[-1] == "price: 2 x 0.8048 USD/h, g6.xlarge, AWS on demand, us-east-1, January 2026"
+    assert not any("price" in source for source in parse(["chat", "--usd-per-hour", "3"]).fleet.sources)
+
+
 def test_fleets_and_policies_are_run_each_once_in_order() -> None:
     options = parse(["chat", "--workers", "8,2,8", "--policies", "oracle,hashing,oracle"])
     assert options.workers == [2, 8]
@@ -51,6 +77,12 @@ def test_fleets_and_policies_are_run_each_once_in_order() -> None:
         (["chat", "--requests", "3"], r"--requests: expected a trace; of a load that is made: chat:requests=3"),
         (["chat", "--gpu", "h9"], r"gpu: expected one of h100, .*, got 'h9'"),
         (["chat", "--kv-tokens", "100"], r"--kv-tokens: expected at least one block of 128, got 100"),
+        (["chat", "--object-gb-per-second", "1"], r"--object-gb-per-second: expected a host tier, .*, got none"),
+        (["chat", "--object-gib", "1"], r"--object-gib: expected an object tier, .*, got none"),
+        (
+            ["chat", "--host-gib", "1", "--object-gb-per-second", "1", "--object-gib", "0.001"],
+            r"--object-gib: expected at least one block of 16,777,216 bytes, got 0\.001",
+        ),
         (["chat", "--host-gib", "0.001"], r"--host-gib: expected at least one block of 16,777,216 bytes, got 0\.001"),
     ],
 )

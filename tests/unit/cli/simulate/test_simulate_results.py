@@ -8,19 +8,29 @@ from ghostcacher_cli.simulate.fleets import FleetOptions
 from ghostcacher_cli.simulate.pictures import points_of
 from ghostcacher_cli.simulate.results import report_of, run_found
 from ghostcacher_cli.simulate.results_text import report_lines
+from ghostcacher_simulator.machines.workers import ObjectTier
 from ghostcacher_simulator.replay.replay import Ending, Run, Served
 from tests.unit.simulator.replay.support import entrant, fleet, load
 
 LOAD = load(*((float(number), "a") for number in range(4)), answer_tokens=190)
 FIRST, SECOND, THIRD, FOURTH = LOAD.requests
 SERVED = [
-    Served(FIRST, Ending.ANSWERED, "w0", 1, 4.0, 0.01, 0, 0, 0, 810),
-    Served(SECOND, Ending.ANSWERED, "w0", 1, 1.0, 0.03, 400, 200, 100, 110),
-    Served(THIRD, Ending.BROKEN, "w1", 2, 2.0, None, 800, 0, 0, 10),
+    Served(FIRST, Ending.ANSWERED, "w0", 1, 4.0, 0.01, 0, 0, 0, 0, 810),
+    Served(SECOND, Ending.ANSWERED, "w0", 1, 1.0, 0.03, 400, 200, 100, 50, 60),
+    Served(THIRD, Ending.BROKEN, "w1", 2, 2.0, None, 800, 0, 0, 0, 10),
     Served(FOURTH, Ending.UNPLACED),
 ]
 SPEC = fleet(2, price=1.8)
 RUN = Run(entrant("ghostcacher"), LOAD, SPEC, SERVED, 100.0, 940, 1, 3)
+
+
+def test_what_is_stored_has_a_price_too() -> None:
+    """Two workers for 100 s are 0.1 USD; 2,592 GB for as long, at 30 USD a month, are 3 USD."""
+    stored = RUN._replace(
+        fleet=SPEC._replace(objects=ObjectTier(1e9, usd_per_gb_month=30.0)), stored_bytes=2_592 * 10**9
+    )
+    assert run_found(stored).usd_per_million_tokens == pytest.approx(3.1 / 2_000 * 1e6)
+    assert run_found(stored).stored_bytes == 2_592 * 10**9
 
 
 def test_numbers_of_a_run() -> None:
@@ -32,10 +42,16 @@ def test_numbers_of_a_run() -> None:
     assert found.sources is not None
     assert (found.ttft.p50_s, found.ttft.p90_s, found.ttft.mean_s) == (2.0, 4.0, pytest.approx(7 / 3))
     assert (found.itl.p50_s, found.itl.p99_s) == (0.01, 0.03)
-    parts = [found.sources.engine, found.sources.host, found.sources.peers, found.sources.computed]
-    assert parts == [1_200 / 2_430, 200 / 2_430, 100 / 2_430, 930 / 2_430]
+    parts = [
+        found.sources.engine,
+        found.sources.host,
+        found.sources.peers,
+        found.sources.objects,
+        found.sources.computed,
+    ]
+    assert parts == [1_200 / 2_430, 200 / 2_430, 100 / 2_430, 50 / 2_430, 880 / 2_430]
     assert found.requests_max_over_mean == pytest.approx(2 / 1.5)
-    assert found.computed_max_over_mean == pytest.approx(920 / 465)
+    assert found.computed_max_over_mean == pytest.approx(870 / 440)
     assert found.usd_per_million_tokens == pytest.approx(2 * 1.8 * 100 / 3_600 / 2_000 * 1e6)
 
 
