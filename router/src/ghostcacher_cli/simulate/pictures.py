@@ -82,8 +82,10 @@ def _draw_sizes(axes: Any, found: Sequence[RunFound]) -> None:
         axes.plot(
             sizes, [run.ttft.p90_s for run in mine if run.ttft], "o--", color=f"C{number}", label=f"{policy}, p90"
         )
-    axes.set_xticks(sorted({run.workers for run in found}))
+    every = sorted({run.workers for run in found})
     axes.set(yscale="log", xlabel="workers", ylabel="time to first token, s")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, labels=map(str, every))
     _finish(axes)
 
 

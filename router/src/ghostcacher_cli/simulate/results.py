@@ -40,6 +40,10 @@ class LeastFound(msgspec.Struct, frozen=True):
     """What is wanted."""
     workers: int | None
     """Its size; null where no fleet up to the largest one that was tried is enough."""
+    tried: int = 0
+    """The size of which `reached` tells: the least fleet, or the largest one that was tried."""
+    reached: list[str] = []
+    """What that fleet has of each goal, and whether it lost answers."""
 
 
 class LoadFound(msgspec.Struct, frozen=True):

@@ -38,8 +38,12 @@ def _load(report: Report) -> Iterator[str]:
 
 def _least(least: Sequence[LeastFound]) -> Iterator[str]:
     for each in least:
-        needs = "no fleet that was tried is enough" if each.workers is None else f"{each.workers} workers"
-        yield f"{each.policy_name}: {needs} for {', '.join(each.goals)}"
+        goals, reached = ", ".join(each.goals), ", ".join(each.reached)
+        if each.workers is None:
+            most = f"no fleet of up to {each.tried} workers is enough for {goals} (with {each.tried}: {reached})"
+            yield f"{each.policy_name}: {most}"
+        else:
+            yield f"{each.policy_name}: {each.workers} workers are enough for {goals} ({reached})"
     if least:
         yield ""
 

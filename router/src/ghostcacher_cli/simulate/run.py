@@ -11,7 +11,7 @@ from ghostcacher_cli.simulate.arguments import LoadOptions, SimulateOptions, par
 from ghostcacher_cli.simulate.pictures import require, write_picture
 from ghostcacher_cli.simulate.results import LeastFound, report_of, run_found
 from ghostcacher_cli.simulate.results_text import report_lines
-from ghostcacher_cli.simulate.slo import least_workers, serves
+from ghostcacher_cli.simulate.slo import PASSED_OVER, least_workers, serves
 from ghostcacher_cli.terminal.live import Live
 from ghostcacher_connector.core.errors import GhostCacherError
 from ghostcacher_simulator.load.generated import make_load
@@ -94,6 +94,10 @@ def simulate(
                 lambda workers, entrant=entrant: serves(run_found(run(workers, entrant)), options.goals),  # type: ignore[misc]
                 options.workers_max,
             )
-            least.append(LeastFound(entrant.key, entrant.name, goals, size))
+            tried = size or max(workers for workers, key in runs if key == entrant.key)
+            found = run_found(runs[tried, entrant.key])
+            reached = [goal.said(found) for goal in options.goals]
+            reached += [f"{found.endings[ending]:,} {ending}" for ending in found.endings if ending not in PASSED_OVER]
+            least.append(LeastFound(entrant.key, entrant.name, goals, size, tried, reached))
     order = [entrant.key for entrant in options.policies]
     return [runs[key] for key in sorted(runs, key=lambda key: (key[0], order.index(key[1])))], least

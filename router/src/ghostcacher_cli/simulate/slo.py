@@ -33,10 +33,20 @@ class Goal(NamedTuple):
     def __str__(self) -> str:
         return f"{self.time}-p{self.percent} of at most {self.most_s:g} s"
 
+    def reached_s(self, run: RunFound) -> float | None:
+        """Return what a run has instead; None for a time that no request has."""
+        times: Percentiles | None = getattr(run, self.time)
+        return None if times is None else float(getattr(times, f"p{self.percent}_s"))
+
     def met(self, run: RunFound) -> bool:
         """Say whether a run is as fast as wanted. Of a time that no request has, nothing is wanted."""
-        times: Percentiles | None = getattr(run, self.time)
-        return times is None or getattr(times, f"p{self.percent}_s") <= self.most_s
+        reached_s = self.reached_s(run)
+        return reached_s is None or reached_s <= self.most_s
+
+    def said(self, run: RunFound) -> str:
+        """Return what a run has instead, for people."""
+        reached_s = self.reached_s(run)
+        return f"{self.time}-p{self.percent} {'-' if reached_s is None else f'{reached_s:.3g} s'}"
 
 
 def parse_goals(text: str) -> Sequence[Goal]:

@@ -121,10 +121,10 @@ class RoundRobin(Simple):
 
 
 class ConsistentHashing(Simple):
-    """By the beginning of the prompt."""
+    """By the conversation, where a request says to which one it belongs, else by the beginning of the prompt."""
 
     async def place(self, request: Request, exclude: frozenset[str]) -> Choice:
-        key = request.segments[0].encode()
+        key = (request.session or request.segments[0]).encode()
         living = self.living(exclude)
         return Chosen(max(living, key=lambda worker: xxh3_64_intdigest(key + worker.name.encode())).name)
 

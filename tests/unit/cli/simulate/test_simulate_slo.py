@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_cli.simulate.arguments import parse
-from ghostcacher_cli.simulate.results import run_found
+from ghostcacher_cli.simulate.results import report_of, run_found
+from ghostcacher_cli.simulate.results_text import report_lines
 from ghostcacher_cli.simulate.run import load_of, simulate
 from ghostcacher_cli.simulate.slo import Goal, least_workers, parse_goals, serves
 from ghostcacher_connector.core.errors import ConfigError
@@ -78,3 +79,19 @@ def test_least_fleet_keeps_the_goal_and_one_worker_fewer_does_not() -> None:
     kept = {run.fleet.workers: serves(run_found(run), options.goals) for run in runs}
     assert list(kept) == sorted(kept)
     assert (kept[least.workers], kept[least.workers - 1]) == (True, False)
+    found = next(run_found(run) for run in runs if run.fleet.workers == least.workers)
+    assert found.ttft is not None
+    assert (least.tried, least.reached) == (least.workers, [f"ttft-p90 {found.ttft.p90_s:.3g} s"])
+
+
+def test_goal_that_no_fleet_keeps_is_told_with_what_the_largest_has() -> None:
+    """A step alone takes longer than an answer's token may."""
+    words = "documents:requests=9 --step-ms 50 --workers-max 3 --policies hashing"
+    options = parse([*words.split(), "--slo", "itl-p50=0.01"])
+    runs, (least,) = simulate(options, load_of(options.load), lambda _: None)
+    found = run_found(runs[-1])
+    assert found.itl is not None
+    assert found.itl.p50_s > 0.05
+    report = report_of(load_of(options.load), options.fleet, runs, [least])
+    said = f"(with 3: itl-p50 {found.itl.p50_s:.3g} s)"
+    assert f"no fleet of up to 3 workers is enough for itl-p50 of at most 0.01 s {said}" in report_lines(report)[2]

@@ -47,6 +47,16 @@ def test_router_sends_a_prompt_to_where_it_is() -> None:
     assert found.computed_tokens == 810 + 3 * 10
 
 
+def test_hashing_keeps_conversations_together_and_spreads_them() -> None:
+    """All prompts begin alike: what tells them apart is the conversation."""
+    prompts = load(*((3.0 * number, "a") for number in range(16)))
+    talks = [request._replace(session=f"talk {number % 8}") for number, request in enumerate(prompts.requests)]
+    found = run("hashing", prompts._replace(requests=talks), fleet(2))
+    places = {(each.request.session, each.worker) for each in found.served}
+    assert len(places) == 8
+    assert {worker for _, worker in places} == {"w0", "w1"}
+
+
 def test_host_tier_keeps_what_the_cache_evicts() -> None:
     """A cache for one prompt: with a tier the first prompt is loaded when it comes again, and computed without."""
     prompts = load((0, "a"), (5, "b"), (10, "c"), (15, "a"))
