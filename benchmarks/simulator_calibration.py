@@ -2,12 +2,12 @@
 
     python -m benchmarks.simulator_calibration [--short] [--size small] [--engines 2,3] [--documents 12] [--requests 72]
 
-Real vLLM engines, a real Redis and a real router. First each engine is measured, all at the same time, as they will
-work: prompts of two lengths, an answer alone and several beside each other, a pull. These figures make the simulated
-workers. Then both get the same questions on documents whose KV is twice what the fleet holds, from the same number of
-clients, in turns and through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT
-or in tokens computed. On a machine with fewer free cores than engines the engines' speed is not one figure: then so
-are the differences.
+Real vLLM engines, a real Redis and a real router. First engines are measured, as many at the same time as there are
+cores: prompts of two lengths, an answer alone and several beside each other, a pull. These figures make the simulated
+workers; where there are more engines than cores, those that share a core do so in the simulator, too. Then both get the
+same questions on documents whose KV is twice what the fleet holds, from the same number of clients, in turns and
+through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT or in tokens computed.
+Whatever else computes meanwhile makes the engines' speed another one than was measured.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from benchmarks.harness.router import RouterProcess
 from benchmarks.harness.scenario import share, wait_until_joined, warm_up
 from benchmarks.harness.workload import Load as Questions
 from benchmarks.harness.workload import Result, make_load, round_robin, run_load, through
+from ghostcacher_cli.up.launch import is_cpu_build
+from ghostcacher_cli.up.machine import core_shares
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.batching import Batching
 from ghostcacher_simulator.engine import Profile
@@ -105,8 +107,14 @@ def options_of(chosen: argparse.Namespace, model: str, redis_url: str, engines: 
     ]
 
 
+def processors_of(engines: int) -> int | None:
+    """Return the cores that so many engines share, as `core_shares` gives them; None where each has some of its own."""
+    cores = len({core for share in core_shares(engines) for core in share.split(",")}) if is_cpu_build() else engines
+    return cores if cores < engines else None
+
+
 def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> WorkerSpec:
-    """Return a worker with the figures of these engines, which are measured side by side."""
+    """Return a worker with the figures of these engines, at least two, which are measured side by side."""
 
     def ttft_s(tokens: int) -> float:
         def one(numbered: tuple[int, Engine]) -> float:
@@ -133,7 +141,7 @@ def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> Worke
     short_s, long_s = ttft_s(short), ttft_s(long)
     rate = (long - short) / max(1e-9, long_s - short_s)
     step_s, beside_s = gap_s(1), gap_s(BESIDE)
-    pull = share(engines[0], engines[1], texts.tokens(long, seed=8_000_000), max_tokens=2).pull
+    pull = share(engines[0], engines[-1], texts.tokens(long, seed=8_000_000), max_tokens=2).pull
     for engine in engines:
         engine.client.reset_prefix_cache()
     blocks = max(1, pull.tokens // BLOCK_TOKENS)
@@ -173,7 +181,8 @@ def compare(
     for number, engine in enumerate(engines):
         warm_up(engine, texts.tokens(chosen.document_tokens, seed=6_000_000 + number))
     progress("measuring the engines")
-    worker = measured(engines, texts, chosen.document_tokens)
+    processors = processors_of(len(engines))
+    worker = measured(engines[: max(2, processors or len(engines))], texts, chosen.document_tokens)
     found = []
     by_key = {each.key: each for each in entrants(1)}
     for seed, (name, key) in enumerate(POLICIES.items(), start=1):
@@ -193,7 +202,7 @@ def compare(
             policy, questions, concurrency=chosen.concurrency, max_tokens=ANSWER_TOKENS, pull=own, progress=progress
         )
         load = simulated_load(questions, texts)
-        fleet = FleetSpec(len(engines), worker)
+        fleet = FleetSpec(len(engines), worker, processors)
         found.append(_compared(name, real, run_virtual(replay(by_key[key], load, fleet, clients=chosen.concurrency))))
     return worker, found
 

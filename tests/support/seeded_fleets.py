@@ -55,7 +55,7 @@ def case_of(seed: int) -> Case:
     failures = tuple(_failure(rng, workers, load.duration_s) for _ in range(rng.choice([0, 1, 2, 4])))
     stored = ObjectTier(rng.choice([1e8, 1e10]), 0.001, rng.choice([None, longest]))
     objects = stored if tiered and rng.random() < OBJECTS_SHARE else None
-    return Case(chosen, load, FleetSpec(workers, spec, objects), failures)
+    return Case(chosen, load, FleetSpec(workers, spec, objects=objects), failures)
 
 
 def run_case(seed: int) -> Run:

@@ -219,7 +219,13 @@ ARROWS: dict[str, set[str]] = {
     # Simulated engines.
     "ghostcacher_simulator.text": {"core.coordination"},
     "ghostcacher_simulator.pool": set(),
-    "ghostcacher_simulator.engine": {"ghostcacher_simulator.pool", "ghostcacher_simulator.text", *COORDINATION},
+    "ghostcacher_simulator.processor": set(),
+    "ghostcacher_simulator.engine": {
+        "ghostcacher_simulator.pool",
+        "ghostcacher_simulator.processor",
+        "ghostcacher_simulator.text",
+        *COORDINATION,
+    },
     "ghostcacher_simulator.batching": {
         "ghostcacher_simulator.engine",
         "ghostcacher_simulator.text",
@@ -247,6 +253,7 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_simulator.load",
         "ghostcacher_simulator.machines",
         "ghostcacher_simulator.pool",
+        "ghostcacher_simulator.processor",
         *COORDINATION,
     },
     "ghostcacher_simulator.__main__": {"ghostcacher_simulator.*", "core.schema", *COORDINATION},

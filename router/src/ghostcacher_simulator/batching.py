@@ -110,6 +110,8 @@ class Steps:
         self._chunks: list[tuple[Job, int]] = []
         self.room = 0
         """Prompt tokens that the step that is planned can still take."""
+        self.one_by_one = False
+        """Whether to take each step by itself, also where many would be alike: others may make any of them longer."""
         self._woken: asyncio.Future[None] | None = None
         self._running: asyncio.Task[None] | None = None
 
@@ -163,7 +165,7 @@ class Steps:
 
     async def _take_steps(self) -> None:
         while self._plan_step():
-            await (self._mixed_step() if self._chunks else self._answer_steps())
+            await (self._one_step() if self._chunks or self.one_by_one else self._answer_steps())
             # Those that have ended leave, and what follows in the same request joins.
             await asyncio.sleep(0)
 
@@ -183,7 +185,7 @@ class Steps:
             self._chunks.append((job, tokens))
             job.planned(tokens)
 
-    async def _mixed_step(self) -> None:
+    async def _one_step(self) -> None:
         chunks, answers = self._chunks, list(self._answers)
         await self._compute(self._step_s() + sum(tokens for _, tokens in chunks) / self._rate)
         for job, tokens in [*chunks, *((job, 1) for job in answers)]:

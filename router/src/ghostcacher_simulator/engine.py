@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_simulator.pool import HeldBlock, KvPool
+from ghostcacher_simulator.processor import Processor
 from ghostcacher_simulator.text import BLOCK_TOKENS, TOKEN_BYTES, block_hashes, sampled_chain
 
 
@@ -124,6 +125,8 @@ class Engine:
         self.computed_blocks: Counter[BlockHash] = Counter()
         self.pulled_blocks = self.missed_blocks = 0
         self.extra_tokens = 0
+        self.processor: Processor | None = None
+        """Which it shares with others; None: it has one of its own."""
         self.dead = False
         self.hung = False
         self._sharing: Sharing = sharing or Alone()
@@ -270,7 +273,7 @@ class Engine:
 
     async def _compute(self, seconds: float) -> None:
         """Let time pass; for ever once the engine hangs."""
-        await asyncio.sleep(seconds)
+        await (asyncio.sleep(seconds) if self.processor is None else self.processor.work(seconds))
         if self.hung:
             await asyncio.get_running_loop().create_future()
 

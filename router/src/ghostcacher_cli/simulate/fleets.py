@@ -36,7 +36,7 @@ class FleetOptions(NamedTuple):
 
     def of(self, workers: int) -> FleetSpec:
         """Return a fleet of so many."""
-        return FleetSpec(workers, self.worker, self.objects)
+        return FleetSpec(workers, self.worker, objects=self.objects)
 
 
 def add_fleet(parser: argparse.ArgumentParser) -> None:

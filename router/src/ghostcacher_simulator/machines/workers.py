@@ -57,6 +57,8 @@ class FleetSpec(NamedTuple):
     """How many, from 1."""
     worker: WorkerSpec
     """What each of them is."""
+    processors: int | None = None
+    """That they share: the worker of number n computes on that of number n modulo so many; None: each has its own."""
     objects: ObjectTier | None = None
     """What they keep together, behind their host tiers; None where they have none."""
 

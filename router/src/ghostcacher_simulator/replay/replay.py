@@ -19,6 +19,7 @@ from ghostcacher_router.types import NoWorker, Outcome
 from ghostcacher_simulator.engine import Prefilled, Refused
 from ghostcacher_simulator.load.requests import Load, Request
 from ghostcacher_simulator.machines.workers import FleetSpec
+from ghostcacher_simulator.processor import Processor
 from ghostcacher_simulator.replay.objects import Objects
 from ghostcacher_simulator.replay.policies import Choice, Entrant, GhostCacher
 from ghostcacher_simulator.replay.stores import Stores
@@ -107,6 +108,7 @@ class Replay:
         self._clients = clients
         self.clock = asyncio.get_running_loop().time
         self.stores = self._make_stores() if entrant.reports else None
+        self._processors = [Processor() for _ in range(fleet.processors or 0)]
         self._lives: Counter[str] = Counter()
         self._gone: list[SimulatedWorker] = []
         self.workers = [self._worker(f"w{number}") for number in range(fleet.workers)]
@@ -213,6 +215,9 @@ class Replay:
         spec, metrics = self.fleet.worker, self.entrant.metrics
         worker = SimulatedWorker(name, spec, self.stores, metrics=metrics, life=self._lives[name])
         worker.on_pulled = self._was_pulled
+        if self._processors:
+            worker.processor = self._processors[self._place(name) % len(self._processors)]
+            worker.steps.one_by_one = True
         return worker
 
     def _was_pulled(self, pulled: Pulled) -> None:
