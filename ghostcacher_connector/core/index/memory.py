@@ -60,6 +60,16 @@ class Expiring(Generic[V]):
             return None
         return value
 
+    def now(self) -> Callable[[object], V | None]:
+        """Return a `get` for many keys at this moment, which asks the clock once and forgets nothing."""
+        now, values = self._clock(), self._values
+
+        def get(key: object) -> V | None:
+            found = values.get(key)
+            return found[1] if found is not None and found[0] > now else None
+
+        return get
+
     def put(self, key: object, value: V, ttl_s: float) -> None:
         self._values[key] = (self._clock() + ttl_s, value)
 
@@ -188,11 +198,12 @@ class MemoryIndex(BlockIndex):
         if not candidates or not blocks:
             return []
         partition = self.partition(root or blocks[0])
-        found = []
+        first, found = blocks[0], []
         with self._reached():
+            blocks_of = self._blocks.now()
             for ref in candidates:
-                held = self._blocks.get((ref.namespace, ref.incarnation, partition))
-                if held is None or blocks[0] not in held:
+                held = blocks_of((ref.namespace, ref.incarnation, partition))
+                if held is None or first not in held:
                     # Of hundreds of candidates most have nothing: they cost no more than this.
                     continue
                 found.append((sum(1 for _ in takewhile(held.__contains__, blocks)), ref, held))
@@ -221,10 +232,15 @@ class MemoryIndex(BlockIndex):
     ) -> list[list[int]]:
         partitions = range(self._partitions) if root is None else [self.partition(root)]
         with self._reached():
-            return [[self._depth(ref, chain, partitions) for ref in candidates] for chain in chains]
+            blocks_of = self._blocks.now()
+            parts = [
+                [blocks_of((ref.namespace, ref.incarnation, partition)) or {} for partition in partitions]
+                for ref in candidates
+            ]
+            pairs = list(zip(candidates, parts, strict=True))
+            return [[self._depth(ref, chain, held) for ref, held in pairs] for chain in chains]
 
-    def _depth(self, ref: WorkerRef, chain: Sequence[BlockHash], partitions: Sequence[int]) -> int:
-        parts = [self._blocks.get((ref.namespace, ref.incarnation, partition)) or {} for partition in partitions]
+    def _depth(self, ref: WorkerRef, chain: Sequence[BlockHash], parts: Sequence[dict[BlockHash, bytes]]) -> int:
         # A view: copying a cache for each look would cost more than all else.
         held: Mapping[BlockHash, bytes] = parts[0] if len(parts) == 1 else ChainMap(*parts)
         depth = _depth(held, chain)

@@ -80,11 +80,11 @@ class Connector:
         """Prolong the lease, enter again what was lost, and look for peers. Raises IndexUnavailable."""
         if sum(self._index.renew(self.record, lease_ttl_s=self._lease_ttl_s).counts) < len(self._published):
             self._index.apply(self.ref, list(self._published.values()), [], lease_ttl_s=self._lease_ttl_s)
-        self.know(self._index.workers(self.ref.namespace))
+        self.know([ref_of(record) for record in self._index.workers(self.ref.namespace)])
 
-    def know(self, workers: Sequence[WorkerRecord]) -> None:
+    def know(self, workers: Sequence[WorkerRef]) -> None:
         """Take the workers of the namespace, with or without this one, as those to pull from."""
-        self._known = [ref_of(record) for record in workers if record.worker != self.ref.worker]
+        self._known = [ref for ref in workers if ref.worker != self.ref.worker]
 
     def leave(self) -> None:
         """Remove the worker from the index. Raises IndexUnavailable."""
@@ -148,6 +148,8 @@ class Connector:
 
     def flush(self) -> None:
         """Send all that is new. Raises IndexUnavailable; what was not sent then is sent by a later flush."""
+        if self.load is None and not (self._changes or self._chains or self._computed):
+            return
         while self._changes:
             entries, drops = self._changes[0]
             new = [entry for entry in entries if self._published.get(entry.block) != entry]

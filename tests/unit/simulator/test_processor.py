@@ -50,7 +50,9 @@ def test_workers_that_share_one_compute_at_half_speed() -> None:
 
     def run(*prompts: str, processors: int | None = None) -> Run:
         spec = fleet(3)._replace(processors=processors)
-        return run_virtual(replay(entrant("round-robin"), load(*((0.0, name) for name in prompts), answer_tokens=21), spec))
+        return run_virtual(
+            replay(entrant("round-robin"), load(*((0.0, name) for name in prompts), answer_tokens=21), spec)
+        )
 
     alone, shared = run("a", "b", "c"), run("a", "b", "c", processors=2)
     assert [each.ttft_s for each in alone.served] == pytest.approx([0.816] * 3)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_router.types import NoWorker, Outcome
 from ghostcacher_simulator.engine import Prefilled, Refused
 from ghostcacher_simulator.load.requests import Load, Request
@@ -122,9 +123,9 @@ class Replay:
         self.come = 0
         """How many requests have come."""
         # Each of them would find the same.
-        records = self.stores.index.workers() if self.stores is not None else []
+        refs = [ref_of(record) for record in self.stores.index.workers()] if self.stores is not None else []
         for worker in self.workers:
-            worker.know(records)
+            worker.know(refs)
         self.policy = entrant.make(self.workers, self.stores)
         self.begun = asyncio.Event()
         """Set when the first request comes, at `began_at`."""

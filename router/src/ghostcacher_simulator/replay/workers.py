@@ -12,8 +12,9 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ghostcacher_connector.core.coordination.base import StampedLoad
+from ghostcacher_connector.core.coordination.base import LoadReport, StampedLoad
 from ghostcacher_connector.core.errors import IndexUnavailable
+from ghostcacher_connector.core.index.base import WorkerRef
 from ghostcacher_connector.core.schema import SCHEMA_VERSION
 from ghostcacher_connector.core.types import (
     INCARNATION_BYTES,
@@ -63,6 +64,9 @@ class SimulatedWorker(BatchingEngine):
         """
         self.name, self.life = name, life
         self.pull_count = 0
+        self._begun = 0
+        self._idle_load: tuple[int, LoadReport] | None = None
+        """The load of a worker without requests, and how many it had had then."""
         self.stale_blocks = 0
         """Blocks that were read and did not have the generation any more."""
         self.link_share = 1.0
@@ -108,7 +112,7 @@ class SimulatedWorker(BatchingEngine):
             with contextlib.suppress(IndexUnavailable):
                 self.connector.renew()
 
-    def know(self, others: Sequence[WorkerRecord]) -> None:
+    def know(self, others: Sequence[WorkerRef]) -> None:
         """Take others as peers to pull from, without looking for them."""
         if self.connector is not None:
             self.connector.know(others)
@@ -122,10 +126,19 @@ class SimulatedWorker(BatchingEngine):
         if self._stores.coordination.reachable:
             with contextlib.suppress(IndexUnavailable):
                 self.connector.flush()
-            self.worker.load, self.worker.load_measured_at = StampedLoad(self._clock(), self.load()), self._clock()
+            self.worker.load, self.worker.load_measured_at = StampedLoad(self._clock(), self._load_now()), self._clock()
+
+    def _load_now(self) -> LoadReport:
+        """Return its load: the same as the last time while nothing comes to a worker that has nothing to do."""
+        if self._idle_load is not None and not self.requests and self._idle_load[0] == self._begun:
+            return self._idle_load[1]
+        load = self.load()
+        self._idle_load = None if self.requests else (self._begun, load)
+        return load
 
     async def serve(self, request: Request, first_token: Callable[[Prefilled], None]) -> None:
         """Compute a prompt and its answer. first_token: told what became of the prompt. Raises Refused when it dies."""
+        self._begun += 1
         if self.host is not None:
             self.host.asked(request)
         prefilled = await self.prefill_tokens(request.request_id, request.prompt)
