@@ -156,6 +156,17 @@ ROUTER = Row(
         ),
         Panel("Look-ups in the index", quantiles("gc_router_lookup_seconds", 0.5, 0.99), "s"),
         Panel("Connections of clients", (Query(total("gc_router_clients", "instance"), "{{instance}}"),)),
+        Panel(
+            "Requests that wait for their turn",
+            (Query(f"{total('gc_router_queue_requests', 'instance')} or vector(0)", "{{instance}}"),),
+            text="With flow control: no worker has room for them.",
+        ),
+        Panel(
+            "Requests that got their turn after a wait",
+            (Query(rate("gc_router_queue_wait_ms_count"), "a second"),),
+            "reqps",
+        ),
+        Panel("Requests that got no turn, by reason", of_each("reason", "gc_router_queue_refusals_total"), "reqps"),
     ),
 )
 

@@ -85,12 +85,14 @@ def shared_variables() -> str:
 
 def settings_table(kind: type[CheckedSettings], beside: type[CheckedSettings] = CheckedSettings) -> str:
     rows = []
-    for field in msgspec.structs.fields(kind)[len(msgspec.structs.fields(beside)) :]:
-        annotation = types_of(kind)[field.name]
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    for name, annotation in types_of(kind).items():
+        if name in beside.__struct_fields__:
+            continue
         info = msgspec.inspect.type_info(annotation)
-        assert isinstance(info, msgspec.inspect.Metadata), field.name
+        assert isinstance(info, msgspec.inspect.Metadata), name
         description = (info.extra_json_schema or {})["description"]
-        rows.append((f"`{field.name}`", shown_default(field.default), expectation(annotation), description))
+        rows.append((f"`{name}`", shown_default(fields[name].default), expectation(annotation), description))
     return table(("setting", "default", "expected", "meaning"), rows)
 
 

@@ -13,6 +13,7 @@ import ipaddress
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
@@ -102,9 +103,11 @@ class Listen(NamedTuple):
 
 @cache
 def types_of(kind: type[CheckedSettings]) -> dict[str, Any]:
-    """Return the annotated type of every setting, by name."""
+    """Return the annotated type of every setting, by name: those of a kind itself, then those that it inherits."""
     hints = get_type_hints(kind, include_extras=True)
-    return {name: hints[name] for name in kind.__struct_fields__}
+    groups = [each for each in kind.__mro__ if issubclass(each, CheckedSettings)]
+    inherited = Counter(name for group in groups for name in group.__struct_fields__)
+    return {name: hints[name] for name in sorted(kind.__struct_fields__, key=inherited.__getitem__)}
 
 
 def from_mapping(kind: type[CheckedSettings], values: Mapping[str, object]) -> dict[str, Any]:

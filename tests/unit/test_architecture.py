@@ -130,11 +130,20 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.prompt",
         "ghostcacher_router.upstreams",
     },
+    "ghostcacher_router.flow": {
+        "core.admin_api",
+        "core.settings",
+        "ghostcacher_router.types",
+        "ghostcacher_router.ports",
+        "ghostcacher_router.metrics",
+        "ghostcacher_router.signals",
+    },
     "ghostcacher_router.config": {
         "core.log_format",
         "core.settings",
         "ghostcacher_router.settings_file",
         "ghostcacher_router.fleet",
+        "ghostcacher_router.flow",
         "ghostcacher_router.providers",
     },
     "ghostcacher_router.process_signals": {"ghostcacher_router.config"},
@@ -163,6 +172,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.build": {
         "ghostcacher_router.types",
         "ghostcacher_router.ports",
+        "ghostcacher_router.flow",
         "ghostcacher_router.signals",
         "ghostcacher_router.ghostlock",
         "ghostcacher_router.placement",

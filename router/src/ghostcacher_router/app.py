@@ -132,6 +132,7 @@ class Router:
         )
         text = PrefixMap(self._name, entries_max=settings.text_map_entries_max)
         self._routing = self._make_routing(text)
+        self._routing.control_flow(settings)
         self._dashboard = Dashboard(
             self._fleet,
             text,
@@ -145,6 +146,8 @@ class Router:
         self._proxy.state.tracer = self._tracer
         self._warmer = Warmer(self._proxy.state)
         self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
+        if self._routing.flow is not None:
+            self._fleet.when_changed(self._routing.flow.changed)
         self._fleet.hung.when(lambda worker, since: self._proxy.worker_hangs(worker.name, worker.endpoint, since))
         self._proxy.when_idle_closed(self._fleet.doubted)
         clients = self._proxy.state.clients
@@ -269,6 +272,7 @@ class Router:
             in_flight=routing.state.queues.in_flight,
             replicas=lambda: routing.replicas,
             refused=lambda: routing.refused,
+            queue=lambda: None if routing.flow is None else routing.flow.report(),
             explain=actions.explain,
             prefetch=prefetch,
             flush=actions.flush,
@@ -296,6 +300,7 @@ class Router:
             worker_silence_s=settings.read_timeout_s,
             upstream_idle_s=settings.upstream_idle_s,
             retries_max=settings.retries_max,
+            takes_turns=routing.flow is not None,
             section_hints=settings.section_hints,
             prefill_tokens_min=settings.prefill_tokens_min,
             prefill_s=settings.prefill_timeout_s,
@@ -310,7 +315,7 @@ class Router:
             workerless=alone,
         )
         proxy = HttpProxy(
-            routing.picker,
+            routing.dispatcher,
             admin,
             self._parse,
             self._metrics,

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_router.flow.flow_control import FlowControl
+from ghostcacher_router.flow.make import make_flow_control
+from ghostcacher_router.flow.settings import FlowSettings
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
@@ -21,6 +24,7 @@ from ghostcacher_router.signals.sessions import SessionAffinity
 from ghostcacher_router.signals.stored_objects import TTL_S as STORED_TTL_S
 from ghostcacher_router.signals.stored_objects import StoredObjects
 from ghostcacher_router.sync import READ_BLOCK_S, RouterSync, StoreClockOffset
+from ghostcacher_router.types import Dispatcher
 
 THREADS = 4
 """For `Dependencies.offload`: lookups, locks, sessions, and whatever Redis delays. `read_offload` needs one more."""
@@ -62,7 +66,12 @@ class Routing:
         )
         self.tracker = tracker = InFlightTracker(dependencies, state)
         self.picker = Picker(dependencies, state, tracker, options or Options())
+        """Chooses workers."""
+        self.dispatcher: Dispatcher = self.picker
         """The Dispatcher of types.py."""
+        self.flow: FlowControl | None = None
+        """Decides whose turn it is; None without flow control. It wants to be told when the fleet has `changed`."""
+        self._dependencies = dependencies
         self.sync: RouterSync | None = None
         """None without a store."""
         if store is not None:
@@ -99,6 +108,26 @@ class Routing:
         if self.sync is not None:
             await self.sync.stop()
 
+    def control_flow(self, settings: FlowSettings) -> None:
+        """Have requests wait for their turn from now on, as far as settings want that. To be called once at most."""
+        have, queues = self._dependencies, self.state.queues
+        flow = make_flow_control(
+            settings,
+            self.picker,
+            have.fleet,
+            queues,
+            have.metrics,
+            routers=lambda: self._routers,
+            clock=have.clock,
+        )
+        if flow is not None:
+            self.flow = self.dispatcher = flow
+            self.tracker.on_freed = flow.freed
+
+    @property
+    def _routers(self) -> int:
+        return self.replicas or self._replicas_given
+
     def _make_state(
         self,
         dependencies: Dependencies,
@@ -131,7 +160,7 @@ class Routing:
             EvictionRegret(),
             HotPrefixes(clock),
             AdapterCosts(),
-            several=lambda: (self.replicas or self._replicas_given) > 1,
+            several=lambda: self._routers > 1,
         )
 
     def _on_heartbeat(self, reply: HeartbeatReply) -> None:

@@ -26,7 +26,6 @@ from ghostcacher_connector.core.settings import (
     ENVIRONMENT_PREFIX,
     ROUTER_PREFIX,
     UPSTREAM_VARIABLE,
-    CheckedSettings,
     Milliseconds,
     Seconds,
     Secret,
@@ -39,6 +38,7 @@ from ghostcacher_connector.core.settings import (
 )
 from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
+from ghostcacher_router.flow.settings import FlowSettings
 from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
 from ghostcacher_router.providers.choice import parse_fallbacks, parse_models, parse_upstream
 from ghostcacher_router.settings_file import read_file
@@ -49,7 +49,7 @@ ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+")
 SHARED_WITH_WORKERS = ("redis_url", "index_key")
 
 
-class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of a router. Any way to construct it checks it; raises ConfigError naming the setting."""
 
     masked = frozenset({"admin_token", "index_key"})
@@ -301,6 +301,7 @@ class RouterSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_
 
     def check_together(self) -> None:
         """Check what one type cannot say; raise ConfigError."""
+        super().check_together()
         parse_listen(self.listen, "listen")
         check_redis_url(self.redis_url)
         for url in self.workers:

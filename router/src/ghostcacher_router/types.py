@@ -85,6 +85,10 @@ class RequestShape(NamedTuple):
     """Whether the answer begins with the id of an object, by which the worker names the request as well."""
     keeps: bool = False
     """Whether the client may ask for that object later."""
+    priority: int | None = None
+    """vLLM's: lower goes first; None when the body has none."""
+    cache_salt: str | None = None
+    """What the client wants its blocks to be shared under alone; None when it gives none."""
 
 
 class WorkerState(Enum):
@@ -215,6 +219,36 @@ class LockWaits(Protocol):
         """Note a wait for a ghost lock; loop clock, s. worker: the owner's."""
 
 
+class Turn:
+    """How far a request has come in waiting for its turn, over all attempts at workers. flow/ fills it in.
+
+    received_at: when the router had all of it; loop clock, s. body_bytes: that are held while it waits.
+    """
+
+    __slots__ = ("body_bytes", "deadline", "is_read", "passed", "priority", "queued_s", "received_at", "tells", "until")
+
+    def __init__(self, received_at: float, body_bytes: int) -> None:
+        self.received_at = received_at
+        self.body_bytes = body_bytes
+        self.is_read = False
+        """Whether priority and deadline are known."""
+        self.priority = 0
+        """Lower goes first."""
+        self.tells: int | None = None
+        """The priority that is written into its body for engines; None where none is."""
+        self.deadline: float | None = None
+        """When it may wait no longer for a worker; loop clock, s."""
+        self.until: float | None = None
+        """End of its wait in the queue, at the latest; None before it has waited."""
+        self.passed: frozenset[str] | None = None
+        """The workers that had refused it when it last had its turn; None before that."""
+        self.queued_s = 0.0
+        """How long it has waited in the queue, in all."""
+
+    def __repr__(self) -> str:
+        return f"Turn(priority={self.priority}, queued_s={self.queued_s:.3f}, passed={self.passed})"
+
+
 class Ask(NamedTuple):
     """A request to be placed."""
 
@@ -234,6 +268,8 @@ class Ask(NamedTuple):
     """Its trace; None where it is not traced."""
     step: PdRole | None = None
     """Which step of a request it is that two workers carry out; None: all of it."""
+    turn: Turn | None = None
+    """Its turn, where there is flow control; None: it waits for none."""
 
 
 class Placement(Protocol):

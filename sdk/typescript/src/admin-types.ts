@@ -135,6 +135,24 @@ export interface Pods {
   pods: Worker[];
 }
 
+/** The requests that wait in the router for their turn, since no worker has room for them (flow control). */
+export interface Queue {
+  /** How many wait. */
+  requests: number;
+  /** How many may; 0 where flow control has no queue. */
+  requests_max: number;
+  /** Of their bodies. */
+  bytes: number;
+  /** How many by priority, the first to go first; "again" are those that a worker has refused or left unanswered. */
+  by_priority?: Record<string, number>;
+  /** The tenants that have most waiting, with how many. Names are digests; empty: of requests that name none. */
+  tenants?: Record<string, number>;
+  /** The workers that have no room, by name. */
+  saturated?: string[];
+  /** When one that finds the queue full is told to come back. */
+  retry_after_s?: number;
+}
+
 /** Answers GET /gc/status: the router as a whole. */
 export interface Status {
   /** The version of GhostCacher. */
@@ -163,6 +181,8 @@ export interface Status {
   models?: string[];
   /** The name of this run of the router: another router has another one, and so has this one after a restart. */
   router?: string;
+  /** What waits for its turn; None without flow control. */
+  queue?: Queue | null;
 }
 
 /** Requests that have ended, without those that the router answers itself. */

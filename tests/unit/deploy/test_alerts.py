@@ -76,6 +76,14 @@ def peers(live: int, workers: int) -> Series:
     )
 
 
+def queue_refusals(reason: str, percent: float) -> Series:
+    """Return requests of which so many in 100 get no turn."""
+    return {
+        "gc_router_requests_total{job='r',instance='a',status='200'}": "0+100x60",
+        f"gc_router_queue_refusals_total{{job='r',instance='a',reason='{reason}'}}": f"0+{percent:g}x60",
+    }
+
+
 EJECTIONS = "gc_router_ejections_total{job='r',instance='a',worker='w',reason='broke'}"
 REFUSED = "gc_tier_refused_blocks_total{job='e',instance='a',tier='host',type='doc',reason='%s'}"
 HITS = "gc_router_prompt_tokens_total", "gc_router_hit_tokens_total", ""
@@ -127,6 +135,10 @@ CASES: Mapping[str, list[Case]] = {
     ],
     "GhostCacherFingerprintSplit": [
         Case(steady("gc_router_split_models{job='r'}", 1), steady("gc_router_split_models{job='r'}", 0), 20)
+    ],
+    "GhostCacherQueueRefuses": [
+        Case(queue_refusals("full", 2), queue_refusals("full", 0.5), 30),
+        Case(queue_refusals("timeout", 2), queue_refusals("deadline", 2), 30),
     ],
     "GhostCacherPeerUnreachable": [
         Case(

@@ -33,7 +33,7 @@ from urllib.parse import unquote
 import msgspec
 
 from ghostcacher_connector import __version__
-from ghostcacher_connector.core.admin_api import Drain, Flushed, Pods, Prefetched, Status, Workers
+from ghostcacher_connector.core.admin_api import Drain, Flushed, Pods, Prefetched, Queue, Status, Workers
 from ghostcacher_connector.core.dashboard_api import History, Links, Locks, Prefixes
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.parameters import (
@@ -100,6 +100,8 @@ class AdminPorts(NamedTuple):
     """Returns the ghost locks that are held."""
     links: Callable[[str | None], Awaitable[Links]]
     """Returns how fast a worker, or each of them, reads its peers. Raises Refusal."""
+    queue: Callable[[], Queue | None] = lambda: None
+    """Returns what waits for its turn; None without flow control."""
 
 
 class Admin:
@@ -250,6 +252,7 @@ class Admin:
                 redis_error=fleet.redis_error or self._ports.refused(),
                 replicas=self._ports.replicas(),
                 models=tuple(fleet.models()),
+                queue=self._ports.queue(),
             )
         )
 

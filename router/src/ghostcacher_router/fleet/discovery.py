@@ -55,6 +55,8 @@ class Discovery:
         self.leases = Leases(options.lease_ttl_s)
         self.trouble = RedisTrouble()
         self.has_looked = index is None
+        self.on_loads: Callable[[], None] = lambda: None
+        """Called whenever loads were asked for, and with them all that comes of their age."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -127,10 +129,12 @@ class Discovery:
         try:
             store_now, loads = await self._threads(lambda: store.loads(refs))
         except IndexUnavailable:
-            return  # The last loads grow old, and whoever uses them sees their age.
-        now = self._clock()
-        for ref, load in zip(refs, loads, strict=True):
-            workers[ref].take_load(load, store_now, now)
+            pass  # The last loads grow old, and whoever uses them sees their age.
+        else:
+            now = self._clock()
+            for ref, load in zip(refs, loads, strict=True):
+                workers[ref].take_load(load, store_now, now)
+        self.on_loads()
 
     def refused_values(self) -> Mapping[str, int]:
         """Return how many values in Redis were not believed, by kind and reason."""

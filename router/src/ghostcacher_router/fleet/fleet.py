@@ -96,6 +96,7 @@ class Fleet:
         )
         self._model_refresh = ModelRefresh(prober, self._roster.in_order, clock, self._changed)
         self._when_down: list[Callable[[str], None]] = []
+        self._when_changed: list[Callable[[], None]] = []
         self._serving: dict[str | None, list[Worker]] | None = None
         self._models: dict[str, Mapping[str, object]] | None = None
         self._bases: frozenset[str] | None = None
@@ -245,6 +246,11 @@ class Fleet:
         """Have a function called with the name of each worker that becomes DOWN."""
         self._when_down.append(tell)
 
+    def when_changed(self, tell: Callable[[], None]) -> None:
+        """Have a function called when loads were read, and when other workers serve a model, or it may be others."""
+        self._when_changed.append(tell)
+        self._discovery.on_loads = self._tell_changed
+
     def drain(self, name: str, draining: bool) -> None:
         """Give a worker no new requests, or take that back: here at once, in every replica soon. KeyError: unknown."""
         watch = self._roster.watches[name]
@@ -301,3 +307,8 @@ class Fleet:
 
     def _changed(self) -> None:
         self._serving = self._models = self._bases = self._billing_kept = None
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        for tell in self._when_changed:
+            tell()

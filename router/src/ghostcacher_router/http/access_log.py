@@ -27,12 +27,14 @@ def log_request(
     placement: Placement | None,
     took_ms: float,
     prompts: bool,
+    queued_ms: float | None = None,
 ) -> None:
     """Log a request; without its query, since that may hold a secret.
 
     head: None when it could not be read. worker: whose answer the client got, or who was to give one. placement: of the
     last attempt; None where there is none to tell of. took_ms: since a worker was first wanted for it. prompts: whether
-    the fields say how long its prompt is and what it begins with.
+    the fields say how long its prompt is and what it begins with. queued_ms: of that it waited for its turn; None
+    without flow control, which adds the field.
     """
     forecast = None if placement is None else placement.forecast
     fields: dict[str, object] = {
@@ -50,10 +52,12 @@ def log_request(
     }
     if prompts:
         fields |= _prompt_fields(None if placement is None else placement.prompt)
+    if queued_ms is not None:
+        fields["queued_ms"] = round(queued_ms, 1)
     what = "-" if head is None else f"{head.method} {head.path}"
     shown = {name: "-" if value is None else value for name, value in fields.items()}
     access.info(
-        '%s "%s" %d %s %s, forecast %s ms, TTFT %s ms, cached %s tokens, %.1f ms %s',
+        '%s "%s" %d %s %s, forecast %s ms, TTFT %s ms, cached %s tokens, %.1f ms %s%s',
         shown["client"],
         what,
         status,
@@ -64,6 +68,7 @@ def log_request(
         shown["cached_tokens"],
         took_ms,
         shown["request_id"],
+        "" if queued_ms is None else f", queued {queued_ms:.1f} ms",
         extra=with_fields(fields),
     )
 

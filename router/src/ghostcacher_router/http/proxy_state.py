@@ -110,10 +110,12 @@ class ProxyState:
         worker: str | None = None,
         placement: Placement | None = None,
         began_at: float | None = None,
+        queued_s: float | None = None,
     ) -> None:
         """Count a request that has ended, and log it where that is wanted.
 
-        began_at: when a worker was first wanted for it, by the proxy's clock. The others: as in `log_request`.
+        began_at: when a worker was first wanted for it, by the proxy's clock. queued_s: how long it waited for its
+        turn; None where nobody waits for one. The others: as in `log_request`.
         """
         self.meter.answered("" if head is None else head.path, status)
         if self.access_log:
@@ -127,6 +129,7 @@ class ProxyState:
                 placement=placement,
                 took_ms=took_ms,
                 prompts=self.access_log_prompts,
+                queued_ms=None if queued_s is None else queued_s * 1e3,
             )
 
     def cannot_connect(self, exc: OSError) -> None:

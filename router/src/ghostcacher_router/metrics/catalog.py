@@ -24,6 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from ghostcacher_connector.core.admin_api import Quantiles, Requests, Stats
+from ghostcacher_router.metrics.flow_metrics import FlowMetrics
 from ghostcacher_router.metrics.instruments import OTHER, Counter, Gauge, Histogram, Page, Source
 from ghostcacher_router.metrics.picker_metrics import PickerMetrics
 from ghostcacher_router.metrics.provider_metrics import ProviderMetrics
@@ -106,6 +107,7 @@ class RouterMetrics:
         self._make_fleet()
         self.providers = ProviderMetrics(self._put)
         self.picker = PickerMetrics(self._put)
+        self.flow = FlowMetrics(self._put, self._put)
         self.registry.register(self._page)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -122,7 +124,8 @@ class RouterMetrics:
         self.latency_ms = self._put(
             Histogram(
                 "gc_request_latency_ms",
-                "What the router adds: from a request's last byte read to the request written to a worker, in ms.",
+                "What the router adds: from a request's last byte read to the request written to a worker, without its "
+                "wait for a turn, in ms.",
                 LATENCY_MS_BOUNDS,
             )
         )

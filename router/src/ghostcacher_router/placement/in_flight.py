@@ -82,6 +82,8 @@ class InFlightTracker:
         """How many open requests have an id, where that is more than one."""
         self.on_named: Callable[[str], None] = lambda _: None
         """Takes the id by which an engine names a request, once `pending` has the prompt under it."""
+        self.on_freed: Callable[[str], None] = lambda _: None
+        """Takes the name of each worker that a request has left, in whatever way."""
         self._fleet.when_down(self._forget_worker)
         self._prompts = 0
         """Placed prompts, in all."""
@@ -358,6 +360,7 @@ class InFlightTracker:
         self._close_id(placed.ask.request_id)
         if placed.engine_id is not None:
             self._close_id(placed.engine_id)
+        self.on_freed(placed.worker)
 
     def _open_id(self, placed: PlacedRequest, request_id: str) -> None:
         if request_id in self._open:

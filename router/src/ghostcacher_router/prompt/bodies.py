@@ -72,6 +72,7 @@ class Body(msgspec.Struct, gc=False):
     prompt_cache_key: Any = None
     metadata: Any = None
     session_params: Any = None
+    priority: Any = None
     cache_salt: Any = None
     extra_key: Any = None
     lora_path: Any = None
@@ -138,7 +139,8 @@ skip_special_tokens add_generation_prompt continue_final_message include_reasoni
 request_id parallel_tool_calls store service_tier safety_identifier verbosity truncation background
 encoding_format dimensions
 """
-"""Fields whose values have nothing inside: the first four are read here, too, and the others by engines alone."""
+"""Fields whose values have nothing inside: the first four and `priority` are read here, too, and the others by engines
+alone."""
 
 
 def ordinary(body: type[B]) -> type[B]:

@@ -249,7 +249,14 @@ def _shape(body: Body, prompt_of: PromptOf, headers: Mapping[bytes, bytes], seed
 
 def _head(body: Body, headers: Mapping[bytes, bytes]) -> RequestShape:
     """Return a body's shape without its prompt."""
-    head = RequestShape(body.model, body.stream is True, None, _header_session(headers) or _body_session(body))
+    head = RequestShape(
+        body.model,
+        body.stream is True,
+        None,
+        _header_session(headers) or _body_session(body),
+        priority=body.priority if type(body.priority) is int else None,
+        cache_salt=body.cache_salt if type(body.cache_salt) is str else None,
+    )
     needs_id = id_of(body.session_params)
     if not isinstance(body, ResponsesBody):
         return head if needs_id is None else head._replace(needs_id=needs_id)

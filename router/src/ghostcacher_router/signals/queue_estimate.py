@@ -22,6 +22,7 @@ from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.engine_speeds import EngineSpeeds
 from ghostcacher_router.signals.queue_columns import QueueColumns, QueueList, Queues
 from ghostcacher_router.signals.reservation import Reservation
+from ghostcacher_router.signals.standing import Standing, standing_of
 from ghostcacher_router.signals.ttft_forecast import Engine
 from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
 from ghostcacher_router.signals.working_sets import capacity_tokens
@@ -248,6 +249,11 @@ class QueueEstimator:
                     self.estimate(queue.worker, now)
                     self._columns.write(queue)
         return self._columns.view(listed, now, STALE_S, self.estimate)
+
+    def standing(self, worker: WorkerPort, now: float) -> Standing:
+        """Return how full a worker is."""
+        found = self.estimate(worker, now)
+        return standing_of(worker, self._queues[worker.name], found)
 
     def keep_only(self, workers: Collection[str]) -> None:
         """Forget workers that are gone and have no request in flight."""

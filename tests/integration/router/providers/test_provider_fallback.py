@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -60,6 +61,38 @@ async def test_provider_answers_what_no_worker_takes(authority: Authority) -> No
                 assert one.headers["authorization"] == f"Bearer {KEY}"
             assert "own-engines-key" not in str(server.asked)
             assert await router.metric('gc_provider_fallbacks_total{provider="openai"}') == len(server.asked) == 2
+
+
+@on_loop
+async def test_provider_takes_what_overflows_the_queue(authority: Authority) -> None:
+    """With flow control: the only place is taken, and the only place in the queue; the others wait, or are refused."""
+    gate = asyncio.Event()
+    engine = worker(content(b"{}"))
+    answer = engine.script
+
+    async def held(peer: WorkerPeer, request: Received) -> None:
+        if request.method == "POST":
+            await gate.wait()
+        answer(peer, request)
+
+    engine.script = held
+    await engine.start()
+    async with ProviderServer(authority, says) as server:
+        given = {"workers": (engine.endpoint.url,), "provider_fallbacks": FALLBACKS[:1]}
+        flow = {"flow_queue_max": 1, "flow_worker_requests_max": 1}
+        async with routed(authority, ("openai", server), **given, **flow) as router:
+            control = router.router._routing.flow
+            assert control is not None
+            key = f"X-GC-Upstream-Key: {KEY}"
+            runs = asyncio.create_task(ask(router, key))
+            await until(lambda: router.router.in_flight == 1, "the place is taken")
+            waits = asyncio.create_task(ask(router, key))
+            await until(lambda: len(control.queue) == 1, "the queue is full")
+            assert await ask(router, key) == (200, "openai")
+            assert (await ask(router))[0] == 429
+            gate.set()
+            assert await asyncio.gather(runs, waits) == [(200, engine.endpoint.name)] * 2
+    await engine.stop()
 
 
 @on_loop

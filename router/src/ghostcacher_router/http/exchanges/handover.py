@@ -22,6 +22,7 @@ import msgspec
 from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.http.exchanges.attempts import OWN_FAULTS, TURNS_AWAY, is_error
 from ghostcacher_router.http.exchanges.own_request import OwnRequest
+from ghostcacher_router.http.exchanges.priority import prioritised
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import Ask, Body, Endpoint, LongBody, NoWorker, Outcome, Placement, RequestShape
@@ -213,9 +214,10 @@ class PrefillStep:
         self._placement = placement
         self._request = request = OwnRequest(self._proxy, answer_bytes_max=ANSWER_BYTES_MAX)
         outcome, status = Outcome.CANCELLED, None
+        body = _joined(prioritised(self._body + _ONE_TOKEN, head.path, self._ask.turn))
         placement.sent()
         try:
-            status, answer = await request.ask(placement.endpoint, head, own, self._body + _ONE_TOKEN)
+            status, answer = await request.ask(placement.endpoint, head, own, body)
             outcome = Outcome.DONE
             if status < HTTP_ERROR:
                 placement.first_byte()

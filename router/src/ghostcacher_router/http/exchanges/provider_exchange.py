@@ -23,8 +23,8 @@ from ghostcacher_router.upstreams.response_receiver import Sink
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 from ghostcacher_router.upstreams.worker_pools import Pools
 
-FALL_BACK = frozenset({404, 503})
-"""What is said where no worker serves a model, and where none is ready."""
+FALL_BACK = frozenset({404, 429, 503})
+"""What is said where no worker serves a model, where too many requests wait already, and where none is ready."""
 
 
 class ProviderExchange(WorkerExchange):

@@ -20,7 +20,7 @@ from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import CLIENT_LEFT, ProxyState
 from ghostcacher_router.http.request_trace import RequestTrace, without_traceparent
-from ghostcacher_router.types import Body, Outcome, Placement
+from ghostcacher_router.types import Body, Outcome, Placement, Turn
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class EndingRequest:
         "_status",
         "_task",
         "_trace",
+        "_turn",
         "request_id",
     )
 
@@ -80,6 +81,8 @@ class EndingRequest:
         self._events: EventStream | None = None
         """Follows the answer if it is a stream of events, so that it can be ended with an error."""
         self._over = False
+        self._turn = Turn(received_at, len(body)) if proxy.limits.takes_turns else None
+        """Its turn, where there is flow control."""
         self.request_id = head.request_id or proxy.next_request_id()
         self._trace: RequestTrace | None = None
         if proxy.tracer is not None:
@@ -153,6 +156,7 @@ class EndingRequest:
             worker=worker,
             placement=placement,
             began_at=self._began_at,
+            queued_s=None if self._turn is None else self._turn.queued_s,
         )
 
     def _stop(self, outcome: Outcome) -> None:

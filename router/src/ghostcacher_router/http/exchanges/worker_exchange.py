@@ -21,6 +21,7 @@ from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULT
 from ghostcacher_router.http.exchanges.handover import HandedOver, PrefillStep, step_of, wanted
 from ghostcacher_router.http.exchanges.later import later
 from ghostcacher_router.http.exchanges.own_headers import own_lines
+from ghostcacher_router.http.exchanges.priority import prioritised
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
 from ghostcacher_router.http.exchanges.request_retries import RetriedRequest
 from ghostcacher_router.http.exchanges.taps import tapped
@@ -119,7 +120,8 @@ class WorkerExchange(RetriedRequest):
     def _ask(self, step: PdRole | None) -> Ask:
         head, shape = self._head, self._shape if step is None else step_of(step, self._shape)
         excluded, trace = self._attempts.excluded, self._trace
-        return Ask(self._engine_id.decode(), head.method, head.path, shape, head.headers, excluded, trace, step)
+        engine_id = self._engine_id.decode()
+        return Ask(engine_id, head.method, head.path, shape, head.headers, excluded, trace, step, self._turn)
 
     def _place(self) -> None:
         if self._trace is not None:
@@ -181,7 +183,7 @@ class WorkerExchange(RetriedRequest):
         return self._proxy.pools
 
     def _send(self, connection: WorkerConnection, placement: Placement) -> None:
-        pool, head, body = connection.pool, self._head, self._take_body()
+        pool, head, body = connection.pool, self._head, prioritised(self._take_body(), self._head.path, self._turn)
         own = self._own_lines() + rank_line(head, placement.data_parallel_rank)
         if self._trace is not None:
             own += self._trace.sent(placement, self._proxy.clock())
@@ -208,7 +210,8 @@ class WorkerExchange(RetriedRequest):
             self._sent = True
             placement.sent()
         if self._received_at is not None:
-            self._proxy.meter.latency_ms.observe((now - self._received_at) * 1e3)
+            queued_s = 0.0 if self._turn is None else self._turn.queued_s
+            self._proxy.meter.latency_ms.observe((now - self._received_at - queued_s) * 1e3)
             self._received_at = None
 
     # to the client

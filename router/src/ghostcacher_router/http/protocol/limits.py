@@ -61,6 +61,8 @@ class Limits(NamedTuple):
     """Connections kept for one worker; the next burst opens them again."""
     retries_max: int = 2
     """Other workers tried when one refuses a request."""
+    takes_turns: bool = False
+    """Whether requests wait for their turn before a worker is chosen, and may say when: see flow/."""
     section_hints: bool = True
     """Whether workers are told of a prompt's sections, behind the request's id."""
     prefill_tokens_min: int = 256

@@ -151,6 +151,25 @@ class Pods(msgspec.Struct, frozen=True):
     """The same as `Workers.workers`."""
 
 
+class Queue(msgspec.Struct, frozen=True):
+    """The requests that wait in the router for their turn, since no worker has room for them (flow control)."""
+
+    requests: int
+    """How many wait."""
+    requests_max: int
+    """How many may; 0 where flow control has no queue."""
+    bytes: int
+    """Of their bodies."""
+    by_priority: dict[str, int] = {}
+    """How many by priority, the first to go first; "again" are those that a worker has refused or left unanswered."""
+    tenants: dict[str, int] = {}
+    """The tenants that have most waiting, with how many. Names are digests; empty: of requests that name none."""
+    saturated: tuple[str, ...] = ()
+    """The workers that have no room, by name."""
+    retry_after_s: int = 1
+    """When one that finds the queue full is told to come back."""
+
+
 class Status(msgspec.Struct, frozen=True):
     """Answers GET /gc/status: the router as a whole."""
 
@@ -182,6 +201,8 @@ class Status(msgspec.Struct, frozen=True):
     """Every known model, by id."""
     router: str = ""
     """The name of this run of the router: another router has another one, and so has this one after a restart."""
+    queue: Queue | None = None
+    """What waits for its turn; None without flow control."""
 
 
 class Requests(msgspec.Struct, frozen=True):

@@ -1,0 +1,118 @@
+"""Which workers have room for another request. A worker that has none is saturated: what it gets only waits there.
+
+    it reports its load     its requests, those that wait in its scheduler, the prompts that it has to compute, and its
+                            KV memory, each against a limit of its own; what others have sent is in its report
+    it does not             this router's requests there, against its share of the limit: one part for each router
+
+Where other routers see the same report and send at the same time, each may send no more than its share of what may wait
+there until the next report comes: together they overshoot by that at most. A worker that has nothing to do has room,
+whatever the limits say.
+
+Nobody asks again and again: who is saturated is kept, and looked at anew where something changes (`placed`, `freed`,
+and `look_again` when reports have come, or the fleet has changed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from ghostcacher_connector.core.types import PdRole
+from ghostcacher_router.ports import Clock, FleetPort, WorkerPort
+from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.standing import Standing
+
+ROLES_MAX = 256
+"""Lists of workers whose roles are kept. The fleet's lists stay the same objects until it changes."""
+
+
+class RoomLimits(NamedTuple):
+    """From where on a worker is saturated. See the settings of the same names."""
+
+    requests: int = 256
+    waiting: int = 8
+    work_ms: float = 2000.0
+    kv_share: float = 0.95
+
+
+def room_in(standing: Standing, limits: RoomLimits, routers: int) -> int:
+    """Return how many more requests a worker may get now from this one of so many routers. Pure."""
+    least = 0 if standing.requests else 1
+    if not standing.reported:
+        return max(least, max(1, limits.requests // routers) - standing.own)
+    if standing.work_ms >= limits.work_ms or standing.kv_share >= limits.kv_share:
+        return least
+    ahead = min(limits.waiting - standing.waiting, -(-limits.waiting // routers))
+    return max(least, min(limits.requests - standing.requests, ahead - standing.on_the_way))
+
+
+class WorkerRooms:
+    """Who has room, in the fleet of one router. On the event loop only."""
+
+    def __init__(
+        self, fleet: FleetPort, queues: QueueEstimator, limits: RoomLimits, routers: Callable[[], int], clock: Clock
+    ) -> None:
+        """routers: returns how many routers place requests at these workers, this one included."""
+        self._fleet, self._queues, self._limits = fleet, queues, limits
+        self._routers, self._clock = routers, clock
+        self._roles: dict[int, tuple[Sequence[WorkerPort], Sequence[Sequence[WorkerPort]]]] = {}
+        self.saturated: set[str] = set()
+        """The workers that have no room, by name."""
+
+    def __repr__(self) -> str:
+        return f"WorkerRooms(saturated={sorted(self.saturated)})"
+
+    def room(self, worker: WorkerPort) -> int:
+        """Return how many more requests a worker may get now."""
+        room = room_in(self._queues.standing(worker, self._clock()), self._limits, max(1, self._routers()))
+        limit = self._fleet.limits().get(worker.name)
+        return room if limit is None else min(room, max(0, limit - self._queues.in_flight(worker.name)))
+
+    def has_room(self, model: str | None, count: int = 1) -> bool:
+        """Say whether the workers of a model have room for so many more requests.
+
+        Where prompts are computed apart, both those that compute and those that answer must have it. A model that
+        nobody serves has room: whoever places the request says what is wrong.
+        """
+        workers = self._fleet.serving(model)
+        return not workers or all(self._have_room(group, count) for group in self._groups(workers))
+
+    def placed(self, worker: str) -> None:
+        """Note that a worker has got a request."""
+        found = self._fleet.workers.get(worker)
+        if found is not None and not self.room(found):
+            self.saturated.add(worker)
+
+    def freed(self, worker: str) -> None:
+        """Note that a request has left a worker."""
+        if worker in self.saturated:
+            found = self._fleet.workers.get(worker)
+            if found is None or self.room(found):
+                self.saturated.discard(worker)
+
+    def look_again(self) -> None:
+        """Look at every worker: load reports have come, or the fleet has changed."""
+        self.saturated = {name for name, worker in self._fleet.workers.items() if not self.room(worker)}
+
+    def _have_room(self, workers: Sequence[WorkerPort], count: int) -> bool:
+        saturated, left = self.saturated, count
+        for worker in workers:
+            if worker.name not in saturated:
+                if left == 1:
+                    return True
+                left -= self.room(worker)
+                if left <= 0:
+                    return True
+        return False
+
+    def _groups(self, workers: Sequence[WorkerPort]) -> Sequence[Sequence[WorkerPort]]:
+        """Return the workers that do the same step of a request, for each step."""
+        known = self._roles.get(id(workers))
+        if known is None or known[0] is not workers:
+            computing = [worker for worker in workers if worker.pd_role is PdRole.PREFILL]
+            answering = [worker for worker in workers if worker.pd_role is not PdRole.PREFILL]
+            apart = computing and answering
+            if len(self._roles) >= ROLES_MAX:
+                self._roles.clear()
+            known = self._roles[id(workers)] = (workers, [computing, answering] if apart else [workers])
+        return known[1]
