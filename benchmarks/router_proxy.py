@@ -11,6 +11,9 @@ byte. For bodies of 2, 32 and 256 KiB, plain and streamed:
 Then 200 streams at once, and the memory over many requests. Our router finds its workers, what they hold and what they
 have to do in a Redis, where simulated connectors tell it; "no index" is the same router with static URLs alone.
 
+With --processes N our router has so many, each on a core of its own, as far as there are cores; where there are fewer,
+its CPU per request is what can be compared with that of one.
+
 Peers are compared when they are there: nginx on the PATH, sglang-router and vllm-router in a virtual environment
 (--peers-venv, $GHOSTCACHER_PEERS_VENV, or made by --install-peers). --only NAME,... limits the run to proxies whose
 names begin so.
@@ -78,6 +81,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="a minute, less exact, without the slow peers")
     parser.add_argument("--workers", type=int, default=8, help="mock engines (default: 8)")
     parser.add_argument("--requests", type=int, help="of the memory check (1000000 takes some minutes)")
+    parser.add_argument("--processes", type=int, default=1, help="of our router (default: %(default)s)")
     parser.add_argument("--only", default="", help="names of proxies, or how they begin, with commas between them")
     parser.add_argument("--peers-venv", type=Path, default=peers_venv(), help="where sglang-router and vllm-router are")
     parser.add_argument("--install-peers", action="store_true", help="make that virtual environment first")
@@ -192,7 +196,8 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
         servers += start_peers(stack, chosen, mocks, cores, folder)
         for indexed in (True,) if chosen.short else (True, False):
             if wanted(OURS if indexed else f"{OURS}, no index", chosen.only):
-                servers.append(start_ours(stack, mocks.ports, report, cores, folder, indexed=indexed))
+                count = chosen.processes
+                servers.append(start_ours(stack, mocks.ports, report, cores, folder, indexed=indexed, processes=count))
         results = run_scenarios(servers, plan, inputs, progress)
         streams = run_streams(servers, mocks, plan.streams_s, inputs, progress)
         write_inputs(mocks, folder)

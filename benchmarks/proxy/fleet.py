@@ -18,14 +18,24 @@ POLL_S = 0.05
 
 
 def start_ours(
-    stack: ExitStack, workers: Sequence[int], report: Path, cores: Cores, folder: Path, *, indexed: bool
+    stack: ExitStack,
+    workers: Sequence[int],
+    report: Path,
+    cores: Cores,
+    folder: Path,
+    *,
+    indexed: bool,
+    processes: int = 1,
 ) -> Server:
-    """Return our router, with all workers in its fleet. indexed: through Redis, else it is given their URLs."""
+    """Return our router, with all workers in its fleet. indexed: through Redis, else it is given their URLs.
+
+    Several processes have as many cores, as far as there are any beside the one of everything else.
+    """
     port = free_port()
     redis_url = start_connectors(stack, workers, report, cores, folder) if indexed else None
-    peer = our_router(port, workers, redis_url)
+    peer = our_router(port, workers, redis_url, processes)
     assert peer.command is not None
-    server = start_server(stack, peer.name, peer.command, port, cores.proxy, folder)
+    server = start_server(stack, peer.name, peer.command, port, cores.proxies(processes), folder)
     wait_workers(server, len(workers))
     return server
 

@@ -103,13 +103,17 @@ def rust_peer(name: str, venv: Path, port: int, metrics_port: int, workers: Sequ
     return Peer(name, command, hint)
 
 
-def our_router(port: int, workers: Sequence[int], redis_url: str | None) -> Peer:
+def our_router(port: int, workers: Sequence[int], redis_url: str | None, processes: int = 1) -> Peer:
     """Return our router: with a Redis it finds the workers and what they hold there, else it is given their URLs."""
     command = [sys.executable, "-m", "ghostcacher_cli.main", "router", "--listen", f"127.0.0.1:{port}"]
+    name = OURS
+    if processes > 1:
+        command += ["--processes", str(processes)]
+        name = f"{OURS}, {processes} processes"
     if redis_url is not None:
-        return Peer(OURS, [*command, "--redis-url", redis_url], "")
+        return Peer(name, [*command, "--redis-url", redis_url], "")
     workers_given = [part for url in urls(workers) for part in ("--worker", url)]
-    return Peer(f"{OURS}, no index", [*command, "--no-redis", *workers_given], "")
+    return Peer(f"{name}, no index", [*command, "--no-redis", *workers_given], "")
 
 
 def urls(workers: Sequence[int]) -> list[str]:

@@ -25,10 +25,15 @@ LOAD_MARGIN_S = 60.0
 
 
 class Cores(NamedTuple):
-    """proxy: the core that only the measured proxy computes on. others: the core of everything else."""
+    """proxy: the core that only the measured proxy computes on. others: the core of everything else. more: the rest."""
 
     proxy: int
     others: int
+    more: tuple[int, ...] = ()
+
+    def proxies(self, count: int) -> str:
+        """Return the cores of a proxy of so many processes: as many, as far as there are any beside `others`."""
+        return ",".join(map(str, (self.proxy, *self.more)[:count]))
 
 
 def two_cores() -> Cores:
@@ -36,10 +41,10 @@ def two_cores() -> Cores:
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < 2:
         raise OSError(f"cores: expected at least 2, one for the proxy and one for the load, got {len(usable)}")
-    return Cores(*usable[:2])
+    return Cores(*usable[:2], tuple(usable[2:]))
 
 
-def pinned(core: int, command: Sequence[str]) -> list[str]:
+def pinned(core: int | str, command: Sequence[str]) -> list[str]:
     return ["taskset", "-c", str(core), *command]
 
 
@@ -109,7 +114,9 @@ class Server:
         return sum(map(_rss_bytes, self.process.processes())) if self.process else 0
 
 
-def start_server(stack: ExitStack, name: str, command: Sequence[str], port: int, core: int, folder: Path) -> Server:
+def start_server(
+    stack: ExitStack, name: str, command: Sequence[str], port: int, core: int | str, folder: Path
+) -> Server:
     """Return a proxy that has answered a whole request. Raises ServerError with the end of its output."""
     log = folder / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.log"
     process = GuardedProcess(pinned(core, command), log=log, grace_s=GRACE_S)

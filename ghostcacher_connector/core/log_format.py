@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -40,3 +41,10 @@ class JsonFormatter(logging.Formatter):
 def formatter(log_format: LogFormat, text: str = TEXT) -> logging.Formatter:
     """Return what formats the lines of a log of our own. text: the form of those that are not JSON."""
     return JsonFormatter() if log_format == "json" else logging.Formatter(text)
+
+
+def log_to_stderr(level: str, log_format: LogFormat) -> None:
+    """Have this process log to standard error. level: in small letters, as settings have it."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(log_format))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

@@ -218,13 +218,33 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.epp",
         "ghostcacher_router.process_signals",
     },
+    "ghostcacher_router.processes": {
+        "core.admin_api",
+        "core.dashboard_api",
+        "core.settings",
+        "ghostcacher_router.config",
+        "ghostcacher_router.http",
+        "ghostcacher_router.http.protocol",
+        "ghostcacher_router.metrics",
+    },
+    "ghostcacher_router.setup": {
+        "ghostcacher_router.config",
+        "ghostcacher_router.dns",
+        "ghostcacher_router.http.protocol",
+        "ghostcacher_router.metrics",
+        "ghostcacher_router.providers",
+    },
     "ghostcacher_router.app": {
         "ghostcacher_router.*",
         "core.admin_api",
         "core.settings",
-        "core.open",
         "core.tracing",
         *COORDINATION,
+    },
+    "ghostcacher_router.child_main": {
+        "core.log_format",
+        "ghostcacher_router.app",
+        "ghostcacher_router.processes",
     },
     # Simulated engines.
     "ghostcacher_simulator.text": {"core.coordination"},
@@ -302,6 +322,7 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.config",
         "ghostcacher_router.endpoint_picker",
         "ghostcacher_router.epp",
+        "ghostcacher_router.processes",
     },
     # The client: a distribution of its own.
     "ghostcacher.client": set(),

@@ -6,7 +6,6 @@ Exit codes: 0 fine, 1 something failed, 2 wrong usage, 130 interrupted, 141 nobo
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import platform
 import sys
@@ -19,7 +18,7 @@ import msgspec
 
 from ghostcacher_connector import __version__
 from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
-from ghostcacher_connector.core.log_format import formatter
+from ghostcacher_connector.core.log_format import log_to_stderr
 from ghostcacher_connector.core.settings import from_text, types_of
 from ghostcacher_router.config import Kind, RouterSettings, load_settings
 
@@ -137,17 +136,14 @@ def _help_of(field: msgspec.structs.FieldInfo) -> str:
     return (text + default).replace("%", "%%")
 
 
-def _log_as(settings: RouterSettings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter(settings.log_format))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
-
-
 def _router(words: Sequence[str]) -> int:
     settings = router_options(words, os.environ)
-    _log_as(settings)
-    from ghostcacher_router.app import run  # noqa: PLC0415 - late: bad options are told before anything is loaded
-
+    log_to_stderr(settings.log_level, settings.log_format)
+    # Late: bad options are told before anything is loaded, and a supervisor needs nothing of a router.
+    if settings.processes > 1:
+        from ghostcacher_router.processes.supervisor import supervise as run  # noqa: PLC0415
+    else:
+        from ghostcacher_router.app import run  # noqa: PLC0415
     return run(settings, lambda: router_options(words, os.environ))
 
 
@@ -158,7 +154,7 @@ def _epp(words: Sequence[str]) -> int:
         return _options_of(PickerSettings, "epp", words, os.environ)
 
     settings = read()
-    _log_as(settings)
+    log_to_stderr(settings.log_level, settings.log_format)
     from ghostcacher_router.endpoint_picker import run  # noqa: PLC0415 - late: it needs an extra
 
     return run(settings, read)

@@ -27,7 +27,7 @@ import uvloop
 
 from ghostcacher_connector.core.admin_api import Prefetched
 from ghostcacher_connector.core.coordination.base import HeartbeatReply
-from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
 from ghostcacher_connector.core.settings import Listen, parse_listen
 from ghostcacher_connector.core.tracing import open_tracer
 from ghostcacher_router.admin.access import Access
@@ -35,6 +35,7 @@ from ghostcacher_router.admin.actions import AdminActions
 from ghostcacher_router.admin.admin import Admin, AdminPorts
 from ghostcacher_router.admin.dashboard.dashboard import Dashboard
 from ghostcacher_router.admin.parameters import PrefetchTarget
+from ghostcacher_router.admin.reports import not_ready
 from ghostcacher_router.admin.worker_flushes import WorkerFlushes
 from ghostcacher_router.build import THREADS, Routing
 from ghostcacher_router.config import RouterSettings
@@ -55,12 +56,8 @@ from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
-from ghostcacher_router.providers.bodies.breakpoints import parse_ttl
-from ghostcacher_router.providers.choice import Provider, ProviderChoice, parse_fallbacks, parse_models, parse_upstream
-from ghostcacher_router.providers.costs.accounts import Accounts
-from ghostcacher_router.providers.costs.prices import read_prices
-from ghostcacher_router.providers.providers import Providers, provider_tls
-from ghostcacher_router.providers.signing import BedrockSigner
+from ghostcacher_router.processes.membership import Membership, Told
+from ghostcacher_router.setup import make_providers
 from ghostcacher_router.store_calls import StoreThreads, call_s_max
 from ghostcacher_router.stores import open_stores, seed_of
 from ghostcacher_router.sync import READ_BLOCK_S
@@ -72,26 +69,35 @@ WARM_S_MAX = 5.0
 """Longest wait for Redis before listening: a router that knows little is better than none."""
 FLEET_S_MAX = 1.0
 """Longest wait for the workers' first probes, after that: one that does not answer holds up nobody for longer."""
+SUCCESSOR_S_MAX = 20.0
+"""The same for a process that replaces one: that one serves meanwhile, and goes on when this one finds no worker."""
 WARM_POLL_S = 0.01
 
 GC_YOUNG_OBJECTS = 20_000
 """New objects between two runs of the garbage collector. A request makes hardly any cycles, and each run costs time."""
 
 
-def run(settings: RouterSettings, read_again: Callable[[], RouterSettings]) -> int:
+def run(
+    settings: RouterSettings, read_again: Callable[[], RouterSettings], membership: Membership | None = None
+) -> int:
     """Run a router until SIGINT or SIGTERM; return its exit code. Raises ConfigError, IndexUnavailable at start.
 
-    read_again: returns the settings as they are given at a SIGHUP. Raises ConfigError.
+    read_again: returns the settings as they are given at a SIGHUP. Raises ConfigError. membership: where this process
+    is one of several of a router.
     """
-    return uvloop.run(_main(settings, read_again))
+    return uvloop.run(_main(settings, read_again, membership))
 
 
-async def _main(settings: RouterSettings, read_again: Callable[[], RouterSettings]) -> int:
-    router = Router(settings)
+async def _main(
+    settings: RouterSettings, read_again: Callable[[], RouterSettings], membership: Membership | None
+) -> int:
+    router = Router(settings, membership)
     signals = ProcessSignals(settings, read_again=read_again, take_over=router.take_over, cut=router.cut)
     signals.install()
     try:
         await router.start()
+        if membership is not None:
+            await router.follow(membership, signals.end)
         await signals.wait_for_end()
         logger.info("stopping: %d requests in flight have %g s to end", router.in_flight, router.drain_timeout_s)
     finally:
@@ -102,9 +108,12 @@ async def _main(settings: RouterSettings, read_again: Callable[[], RouterSetting
 class Router:
     """One router process. On the event loop only. url: where it listens; empty before it does."""
 
-    def __init__(self, settings: RouterSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: RouterSettings, membership: Membership | None = None) -> None:
+        """membership: where it is one process of several."""
+        self._settings, self._membership = settings, membership
         self._tracer = open_tracer("ghostcacher-router") if settings.tracing else None
+        self._workerless = bool(settings.upstreams) and not settings.workers and not settings.redis
+        """Whether it serves hosted providers alone."""
         self._listen: Listen = parse_listen(settings.listen, "listen")
         self._name = secrets.token_hex(4)
         self._seed = seed_of(settings)
@@ -152,6 +161,11 @@ class Router:
         self._proxy.when_idle_closed(self._fleet.doubted)
         clients = self._proxy.state.clients
         self._metrics.gauge("gc_router_clients", "Connections of clients.", lambda: {"": len(clients)})
+        self._metrics.gauge(
+            "gc_router_processes",
+            "Processes of this router, those that end included, as each of them sees it.",
+            lambda: {"": 1 if membership is None else 1 + len(membership.siblings.others())},
+        )
         self.url = ""
 
     def __repr__(self) -> str:
@@ -196,9 +210,14 @@ class Router:
         self._routing.start()
         self._dashboard.start()
         await self._warm_up()
+        if self._membership is not None and self._membership.seat.replaces and not self._workerless:
+            await self._be_of_use()
         host, port = self._listen
         try:
-            port = await self._proxy.start(host, port)
+            if self._membership is None:
+                port = await self._proxy.start(host, port)
+            else:
+                port = await self._membership.accept(self._proxy)
         except OSError as exc:
             raise ConfigError(
                 f"listen: expected a free address, got {self._settings.listen!r}: {exc.strerror or exc}"
@@ -212,9 +231,15 @@ class Router:
         where = f"Redis: {self._index!r}" if self._index is not None else "no Redis"
         logger.info("router %s listens on %s, %s (%s)", self._name, self.url, workers, where)
 
+    async def follow(self, membership: Membership, end: Callable[[], None]) -> None:
+        """Do from now on what the supervisor of several processes says. end: has this process end in order."""
+        await membership.follow(self._proxy, Told(lambda: self._proxy.leave(self.drain_timeout_s), end))
+
     async def stop(self) -> None:
         """End everything, within `drain_timeout_s` and some seconds. Idempotent."""
         await self._proxy.stop(self.drain_timeout_s)
+        if self._membership is not None:
+            await self._membership.stop()
         await self._dashboard.stop()
         await self._routing.stop()
         await self._fleet.stop()
@@ -305,18 +330,18 @@ class Router:
             prefill_tokens_min=settings.prefill_tokens_min,
             prefill_s=settings.prefill_timeout_s,
         )
-        alone = bool(settings.upstreams) and not settings.workers and not settings.redis
         admin = Admin(
             fleet=self._fleet,
             metrics=self._metrics,
             access=access,
             ports=ports,
             router=self._name,
-            workerless=alone,
+            workerless=self._workerless,
         )
+        membership = self._membership
         proxy = HttpProxy(
             routing.dispatcher,
-            admin,
+            admin if membership is None else membership.whole(admin, self._metrics, shared=settings.redis),
             self._parse,
             self._metrics,
             router=self._name,
@@ -325,38 +350,8 @@ class Router:
             access_log=settings.access_log,
         )
         proxy.state.access_log_prompts = settings.access_log_prompts
-        proxy.use_providers(self._make_providers(limits))
+        proxy.use_providers(make_providers(settings, limits, self._metrics, self._resolver))
         return proxy
-
-    def _make_providers(self, limits: Limits) -> Providers | None:
-        settings = self._settings
-        if not settings.upstreams:
-            return None
-        upstreams = [parse_upstream(text, "upstreams") for text in settings.upstreams]
-        prices = read_prices(settings.provider_prices)
-        self._metrics.gauge(
-            "gc_provider_prices_timestamp_seconds",
-            "The day from which the price table is, as seconds since 1970.",
-            lambda: {"": prices.as_of_s},
-        )
-        choice = ProviderChoice(
-            upstreams,
-            parse_models(settings.provider_models, "provider_models"),
-            parse_fallbacks(settings.provider_fallbacks, "provider_fallbacks"),
-        )
-        bedrock = choice.endpoints.get(Provider.BEDROCK) if settings.bedrock_sign else None
-        return Providers(
-            choice,
-            limits=limits,
-            connect_s=settings.provider_connect_timeout_s,
-            tls=provider_tls(settings.provider_ca_file),
-            resolver=self._resolver,
-            admin_token=settings.admin_token,
-            ttl=parse_ttl(settings.provider_ttl, "provider_ttl") if settings.provider_cache else None,
-            accounts=Accounts(self._metrics.providers, prices),
-            signer=None if bedrock is None else BedrockSigner(bedrock, settings.bedrock_region),
-            clock=time.monotonic,
-        )
 
     def _parse(self, path: str, body: Body, headers: Mapping[bytes, bytes]) -> RequestShape | Awaitable[RequestShape]:
         return self._parser.parse(path, body, headers, self._seed, self._fleet.billing_kept())
@@ -385,3 +380,13 @@ class Router:
         deadline = time.monotonic() + FLEET_S_MAX
         while not self._fleet.has_looked and time.monotonic() < deadline:
             await asyncio.sleep(WARM_POLL_S)
+
+    async def _be_of_use(self) -> None:
+        """Wait until every worker was probed, for a bounded time. Raises GhostCacherError when none is ready then."""
+        deadline = time.monotonic() + SUCCESSOR_S_MAX
+        while time.monotonic() < deadline:
+            if self._fleet.has_looked and not_ready(self._fleet) is None:
+                return
+            await asyncio.sleep(WARM_POLL_S)
+        if (why := not_ready(self._fleet)) is not None:
+            raise GhostCacherError(f"{why}: the process that was to be replaced goes on")

@@ -224,6 +224,10 @@ class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fie
             "agree by hash on who gets what, a count",
         ),
     ] = 1
+    processes: Annotated[
+        int,
+        Meta(ge=1, le=64, description="processes of this router on its one address, each of one core, a count"),
+    ] = 1
     retries_max: Annotated[
         int, Meta(ge=0, le=16, description="other workers tried when one refuses a request, a count")
     ] = 2
@@ -332,16 +336,12 @@ class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fie
         if len(set(found)) < len(found):
             raise ConfigError(f"upstreams: expected each provider once, got {self.upstreams!r}")
         parse_ttl(self.provider_ttl, "provider_ttl")
-        for own, (provider, _) in parse_fallbacks(self.provider_fallbacks, "provider_fallbacks").items():
+        fallbacks = parse_fallbacks(self.provider_fallbacks, "provider_fallbacks")
+        named = [("provider_fallbacks", own, provider) for own, (provider, _) in fallbacks.items()]
+        named += [("provider_models", *pair) for pair in parse_models(self.provider_models, "provider_models").items()]
+        for setting, name, provider in named:
             if provider not in found:
-                raise ConfigError(
-                    f"provider_fallbacks: {own}: expected a provider that upstreams names, got {provider.value}"
-                )
-        for pattern, provider in parse_models(self.provider_models, "provider_models").items():
-            if provider not in found:
-                raise ConfigError(
-                    f"provider_models: {pattern}: expected a provider that upstreams names, got {provider.value}"
-                )
+                raise ConfigError(f"{setting}: {name}: expected a provider that upstreams names, got {provider.value}")
 
 
 Kind = TypeVar("Kind", bound=RouterSettings)

@@ -50,6 +50,7 @@ class ProcessSignals:
         """
         self._settings, self._read_again, self._take_over, self._cut = settings, read_again, take_over, cut
         self._ending = asyncio.Event()
+        self._signalled = False
         self.status = 0
         """The exit status: 0 after an end in order."""
 
@@ -69,8 +70,13 @@ class ProcessSignals:
         """Return when the router is to end in order."""
         await self._ending.wait()
 
+    def end(self) -> None:
+        """Have the router end in order, as the first signal to end does, without a signal. Idempotent."""
+        self._ending.set()
+
     def _end(self, number: signal.Signals) -> None:
-        if not self._ending.is_set():
+        if not self._signalled:
+            self._signalled = True
             self._ending.set()
             return
         logger.warning("%s again: ending at once", number.name)

@@ -183,6 +183,8 @@ export interface Status {
   router?: string;
   /** What waits for its turn; None without flow control. */
   queue?: Queue | null;
+  /** Processes of this router that have answered; what is counted is of all of them. */
+  processes?: number;
 }
 
 /** Requests that have ended, without those that the router answers itself. */

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +21,11 @@ logger = logging.getLogger(__name__)
 
 ACCEPT_BACKLOG = 1024
 """A burst of new clients waits in the kernel instead of being refused."""
+ACCEPTED_TURNS = 4
+"""Of the event loop, after which whatever was accepted before the proxy ceased to listen is a client that it knows."""
+LEAVE_IDLE_S = 5.0
+"""How long a connection that is kept for a next request stays open when the proxy leaves clients to another one. A
+client may be sending in the very moment in which it is closed: the less likely, the longer it has not."""
 
 
 class HttpProxy:
@@ -57,6 +64,7 @@ class HttpProxy:
         self._servers: list[asyncio.Server] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._left_at: float | None = None
 
     def __repr__(self) -> str:
         return f"HttpProxy({self.state!r})"
@@ -83,15 +91,46 @@ class HttpProxy:
         server = await loop.create_server(
             lambda: ClientConnection(self.state), host, port, ssl=tls, backlog=ACCEPT_BACKLOG
         )
-        self._servers.append(server)
-        if self._timer is None:
-            self._timer = loop.call_later(self.state.limits.tick_s, self._on_timer)
+        self._began_to_listen(server)
         return int(server.sockets[0].getsockname()[1])
 
-    async def stop(self, drain_s: float) -> None:
-        """Take no more requests, let those in flight end within `drain_s`, and close everything."""
+    async def start_on(self, bound: socket.socket) -> asyncio.Server:
+        """Listen on a socket that is bound, until `stop_on`; what other processes do with the same one is their own."""
+        server = await asyncio.get_running_loop().create_server(
+            lambda: ClientConnection(self.state), sock=bound.dup(), backlog=ACCEPT_BACKLOG
+        )
+        self._began_to_listen(server)
+        return server
+
+    def stop_on(self, server: asyncio.Server) -> None:
+        """Listen no more there. What waits to be accepted is for those who have the same socket."""
+        self._servers.remove(server)
+        server.close()
+
+    async def leave(self, within_s: float) -> None:
+        """Accept no more clients, and let those that are there go. Return when they are gone, or after `within_s`.
+
+        They are told to connect again with their next answer. Those that ask nothing are closed after `LEAVE_IDLE_S`.
+        """
         state = self.state
-        state.draining = True
+        self._left_at = state.clock()
+        state.leaving, state.keep_alive_s = True, min(state.keep_alive_s, LEAVE_IDLE_S)
+        for server in self._servers:
+            server.close()
+        for _ in range(ACCEPTED_TURNS):
+            await asyncio.sleep(0)
+        for client in list(state.clients):
+            client.leave_soon()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await state.wait_until_empty()
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more requests, let those in flight end within `drain_s` (from `leave` on), and close everything."""
+        state = self.state
+        state.leaving = state.draining = True
+        if self._left_at is not None:
+            drain_s = max(0.0, self._left_at + drain_s - state.clock())
         for server in self._servers:
             server.close()
         for client in list(state.clients):
@@ -112,6 +151,11 @@ class HttpProxy:
         for server in self._servers:
             await server.wait_closed()
         self._servers.clear()
+
+    def _began_to_listen(self, server: asyncio.Server) -> None:
+        self._servers.append(server)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.state.limits.tick_s, self._on_timer)
 
     async def _end_late(self) -> None:
         """Tell the clients whose requests have not ended, and close their connections once they know."""

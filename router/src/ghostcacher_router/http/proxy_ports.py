@@ -151,6 +151,9 @@ class Connection(Protocol):
     def expired(self, now: float) -> None:
         """The deadline has passed."""
 
+    def leave_soon(self) -> None:
+        """Close after the next answer, or when no request comes within `ProxyState.keep_alive_s`."""
+
     def drain(self) -> None:
         """Take no more requests; the one that is under way may end."""
 

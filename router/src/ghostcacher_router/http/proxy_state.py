@@ -36,8 +36,9 @@ class ProxyState:
     """Shared by the proxy, its clients' connections and their exchanges. Loop only.
 
     now: the time of the last tick, for what may be half a second off. in_flight: requests that are being answered.
-    buffered_bytes: of bodies held. draining: no new request is taken. clients: open connections, let in by
-    `admission`. tracer: of each request that a worker answers; None: none is traced.
+    buffered_bytes: of bodies held. leaving: each connection takes one more request at most. draining: none is taken.
+    clients: open connections, let in by `admission`. tracer: of each request that a worker answers; None: none is
+    traced. keep_alive_s: how long a connection stays open between two requests.
     """
 
     def __init__(
@@ -69,7 +70,9 @@ class ProxyState:
         self.providers: Providers | None = None
         self.in_flight = 0
         self.buffered_bytes = 0
+        self.leaving = False
         self.draining = False
+        self.keep_alive_s = limits.keep_alive_s
         self.admission = Admission(limits, meter, lambda: self.open_count)
         self.turns = ReadingTurns()
         self.fan_outs = asyncio.Semaphore(FAN_OUTS_MAX)

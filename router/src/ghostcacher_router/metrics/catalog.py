@@ -338,6 +338,11 @@ class RouterMetrics:
         """Return hit tokens over prompt tokens since the start; 0 before the first."""
         return self.hit_tokens.total / self.prompt_tokens.total if self.prompt_tokens.total else 0.0
 
+    @property
+    def instruments(self) -> Mapping[str, Counter | Histogram | Gauge]:
+        """All of them, by name."""
+        return self._page.instruments
+
     def page(self) -> bytes:
         """Return the metrics page in the text format of `PAGE_TYPE`."""
         return generate_latest(self.registry)

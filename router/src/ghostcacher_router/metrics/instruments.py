@@ -141,6 +141,17 @@ class Histogram:
             below += count
         return None
 
+    def state(self) -> tuple[list[int], float, float]:
+        """Return what was observed: the buckets, the sum and the largest value."""
+        return self.counts, self.sum, self._largest
+
+    def absorb(self, state: tuple[Sequence[int], float, float]) -> None:
+        """Add what a histogram with the same bounds has observed."""
+        counts, total, largest = state
+        self.counts = [ours + theirs for ours, theirs in zip(self.counts, counts, strict=True)]
+        self.sum += total
+        self._largest = max(self._largest, largest)
+
     def family(self) -> Metric:
         """Return the metric as the page shows it."""
         names = [*(str(float(bound)) for bound in self.bounds), "+Inf"]

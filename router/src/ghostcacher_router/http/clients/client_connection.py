@@ -171,7 +171,7 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
 
     @property
     def may_keep_alive(self) -> bool:
-        return self._reader.keep_alive and not self._proxy.draining
+        return self._reader.keep_alive and not self._proxy.leaving
 
     def forwarded_for(self, before: bytes | None) -> bytes:
         return self._peer_bytes if before is None else b"%b, %b" % (before, self._peer_bytes)
@@ -217,7 +217,7 @@ class ClientConnection(TimedConnection, asyncio.Protocol):
             return
         self._proxy.admission.waits(self)
         self._state = _HEAD
-        self.deadline = self._proxy.now + self._proxy.limits.keep_alive_s
+        self.deadline = self._proxy.now + self._proxy.keep_alive_s
         if self._reader.pending:
             asyncio.get_running_loop().call_soon(self._read_pending)
 

@@ -96,6 +96,10 @@ class EndingConnection(Admitted):
             self._leave()
             self.transport.abort()
 
+    def leave_soon(self) -> None:
+        if self._state is State.HEAD and not self._reader.pending:
+            self.deadline = min(self.deadline, self._proxy.clock() + self._proxy.keep_alive_s)
+
     def drain(self) -> None:
         if self._state is State.HEAD and not self._reader.pending:
             self._close()

@@ -203,6 +203,8 @@ class Status(msgspec.Struct, frozen=True):
     """The name of this run of the router: another router has another one, and so has this one after a restart."""
     queue: Queue | None = None
     """What waits for its turn; None without flow control."""
+    processes: int = 1
+    """Processes of this router that have answered; what is counted is of all of them."""
 
 
 class Requests(msgspec.Struct, frozen=True):

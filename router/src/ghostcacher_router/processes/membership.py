@@ -1,0 +1,129 @@
+"""A child's place: what it has from its supervisor, and what passes between both while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from ghostcacher_router.http.proxy import HttpProxy
+from ghostcacher_router.http.proxy_ports import LocalEndpoints
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.processes.child import READY, SIZE
+from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, Seat, Start
+from ghostcacher_router.processes.siblings import Siblings
+from ghostcacher_router.processes.whole_router import WholeRouter
+
+logger = logging.getLogger(__name__)
+
+
+class Told(NamedTuple):
+    """What a child does at its supervisor's word."""
+
+    leave: Callable[[], Awaitable[None]]
+    """Lets all clients go, in bounded time."""
+    end: Callable[[], None]
+    """Has the process end in order."""
+
+
+class Membership:
+    """One child among the others. On the event loop, but for `receive`."""
+
+    def __init__(self, seat: Seat, control: socket.socket) -> None:
+        self.seat = seat
+        self.siblings = Siblings(Path(seat.folder), seat.name)
+        self._control = control
+        self._sockets = [[socket.socket(fileno=number) for number in slot] for slot in seat.sockets]
+        self._servers: dict[int, list[asyncio.Server]] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._left = False
+        self._whole: WholeRouter | None = None
+
+    def __repr__(self) -> str:
+        return f"Membership({self.seat.name}, slots={sorted(self._servers)})"
+
+    def whole(self, local: LocalEndpoints, metrics: RouterMetrics, *, shared: bool) -> WholeRouter:
+        """Return what answers for all processes. local: answers for this one. shared: whether they have a Redis."""
+        self._whole = WholeRouter(local, metrics, self.seat, self.siblings, shared=shared)
+        return self._whole
+
+    async def accept(self, proxy: HttpProxy, slot: int | None = None) -> int:
+        """Have the proxy listen for a slot, the own one for None; return the port. Raises OSError."""
+        slot = self.seat.slot if slot is None else slot
+        if slot not in self._servers and not self._left:
+            self._servers[slot] = [await proxy.start_on(bound) for bound in self._sockets[slot]]
+        return int(self._sockets[slot][0].getsockname()[1])
+
+    async def follow(self, proxy: HttpProxy, told: Told) -> None:
+        """Say that this child is ready, and do what the supervisor says from now on. Raises ConfigError."""
+        if self._whole is not None:
+            await self.siblings.start(self._whole.answer)
+        reader, writer = await asyncio.open_connection(sock=self._control)
+        writer.write(READY + b"\n")
+        self._following = asyncio.create_task(self._follow(reader, writer, proxy, told))
+
+    async def stop(self) -> None:
+        """End that. Idempotent."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        self.siblings.stop()
+
+    async def _follow(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while line := await reader.readline():
+                word, _, slot = line.decode().strip().partition(" ")
+                if word == "adopt":
+                    await self._adopt(proxy, int(slot))
+                elif word == "return":
+                    for server in self._servers.pop(int(slot), ()):
+                        proxy.stop_on(server)
+                elif word == "leave":
+                    self._left = True
+                    self._close_sockets()
+                    await told.leave()
+                    break
+        if not self._left:
+            logger.warning("the supervisor is gone: process %s ends", self.seat.name)
+        self._close_sockets()
+        writer.close()
+        told.end()
+
+    async def _adopt(self, proxy: HttpProxy, slot: int) -> None:
+        try:
+            await self.accept(proxy, slot)
+        except OSError as exc:
+            logger.error("connections of slot %d wait for its next process: %s", slot, exc)
+
+    def _close_sockets(self) -> None:
+        # Nobody is to wait in a queue from which this process will not accept.
+        for slot in self._sockets:
+            for bound in slot:
+                bound.close()
+
+
+def receive(control: socket.socket) -> Start:
+    """Wait for the first message of a supervisor. Raises OSError, EOFError, ConfigError."""
+    with control.makefile("rb", buffering=0) as stream:
+        (size,) = SIZE.unpack(_exactly(stream, SIZE.size))
+        if size > CONTROL_BYTES_MAX:
+            raise EOFError(f"expected at most {CONTROL_BYTES_MAX} bytes of settings, got {size}")
+        return msgspec.json.decode(_exactly(stream, size), type=Start)
+
+
+def _exactly(stream: socket.SocketIO, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = stream.read(size - len(data))
+        if not part:
+            raise EOFError("the supervisor is gone")
+        data += part
+    return data

@@ -1,0 +1,110 @@
+"""Answers for a router in several processes, in whichever of them a client happens to ask.
+
+    read, and merged                  /metrics, /gc/status, stats, workers (pods), history, locks, prefixes
+    done by all                       drains; flushes, where no Redis tells the others
+    the same everywhere, or of one    all else: the asked process answers
+
+Each answers the request first, and so decides whether it may be asked; only then it asks the others, in bounded time.
+With the header `x-gc-process: own` it answers for itself alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from urllib.parse import parse_qs
+
+import msgspec
+
+from ghostcacher_connector.core.dashboard_api import History
+from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
+from ghostcacher_router.http.proxy_ports import LocalEndpoints
+from ghostcacher_router.metrics.catalog import RouterMetrics
+from ghostcacher_router.metrics.merging import counts_of, merged_metrics, merged_page
+from ghostcacher_router.processes.merging import MERGED, merged_drain, merged_history
+from ghostcacher_router.processes.seat import Seat
+from ghostcacher_router.processes.siblings import COUNTS, PAGE, Answer, Question, Siblings
+
+logger = logging.getLogger(__name__)
+
+ALONE = b"x-gc-process"
+OK = 200
+
+
+class WholeRouter:
+    """The `LocalEndpoints` of one process, for all of them. On the event loop only."""
+
+    def __init__(
+        self, local: LocalEndpoints, metrics: RouterMetrics, seat: Seat, siblings: Siblings, *, shared: bool
+    ) -> None:
+        """local: of this process alone. shared: whether flushes reach the others through Redis."""
+        self._local, self._metrics, self._seat, self._siblings = local, metrics, seat, siblings
+        self._shared = shared
+
+    def __repr__(self) -> str:
+        return f"WholeRouter({self._seat.name}, {self._local!r})"
+
+    def match(self, method: str, path: str) -> bool:
+        """As one process."""
+        return self._local.match(method, path)
+
+    async def handle(self, request: LocalRequest) -> LocalResponse:
+        """Answer for all processes. Bounded in time; never raises for what a client sent."""
+        own = await self._local.handle(request)
+        if own.status != OK or ALONE in request.headers or request.method == "HEAD":
+            return own
+        try:
+            return await self._of_all(request, own)
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
+            logger.exception("the answers of all processes to %s cannot be merged", request.path)
+            return own
+
+    async def answer(self, question: Question) -> Answer:
+        """Answer another process, for this one alone."""
+        if question.what == PAGE:
+            return Answer(body=self._metrics.page())
+        if question.what == COUNTS:
+            return Answer(counts=counts_of(self._metrics))
+        response = await self._local.handle(question.request)
+        return Answer(response.status, response.body)
+
+    async def _of_all(self, request: LocalRequest, own: LocalResponse) -> LocalResponse:
+        path, reads = request.path, request.method == "GET"
+        if reads and path == "/metrics":
+            answers = await self._siblings.ask(Question(PAGE))
+            pages = {self._seat.name: own.body} | {name: answer.body for name, answer in answers.items()}
+            return own._replace(body=merged_page(pages))
+        if reads and path == "/gc/stats":
+            answers = await self._siblings.ask(Question(COUNTS))
+            counts = [counts_of(self._metrics), *(answer.counts for answer in answers.values())]
+            return own._replace(body=msgspec.json.encode(merged_metrics(counts).stats()))
+        if reads and path == "/gc/history":
+            return await self._history(request, own)
+        if reads and (merge := MERGED.get(path)) is not None:
+            merged = merge(msgspec.json.decode(own.body), await self._ask(request))
+            if path == "/gc/status":
+                merged["router"] = self._seat.router
+            return own._replace(body=msgspec.json.encode(merged))
+        if path.endswith("/drain") and not reads:
+            merged = merged_drain(msgspec.json.decode(own.body), await self._ask(request))
+            return own._replace(body=msgspec.json.encode(merged))
+        if path == "/gc/flush" and not self._shared:
+            await self._ask(request)
+        return own
+
+    async def _history(self, request: LocalRequest, own: LocalResponse) -> LocalResponse:
+        given = parse_qs(request.query).get("after")
+        after = None if given is None else float(given[0])
+        answer = msgspec.json.Decoder(History).decode
+        mine = answer(own.body)
+        if after is not None:
+            # An interval that ends after it may have begun before.
+            request = request._replace(query=f"after={after - 3 * mine.interval_s}")
+            mine = answer((await self._local.handle(request)).body)
+        answers = await self._siblings.ask(Question.of(request))
+        others = [answer(each.body) for each in answers.values() if each.status == OK]
+        merged = merged_history([mine, *others], after)
+        return own._replace(body=msgspec.json.encode(msgspec.structs.replace(merged, router=self._seat.router)))
+
+    async def _ask(self, request: LocalRequest) -> list[dict[str, object]]:
+        answers = await self._siblings.ask(Question.of(request))
+        return [msgspec.json.decode(answer.body) for answer in answers.values() if answer.status == OK]

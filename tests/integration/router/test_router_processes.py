@@ -1,0 +1,182 @@
+"""A router in several processes, as people start it: replaced under load, killed, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.router import RouterProcess
+from tests.support.mock_engine import until
+from tests.support.proxy_rig import on_loop
+from tests.support.restart_load import EchoEngine, RestartLoad
+
+PATIENCE_S = 60.0
+
+
+class Running:
+    """A router of several processes that is up, and what its log says."""
+
+    def __init__(self, router: RouterProcess) -> None:
+        self.router = router
+
+    @property
+    def log(self) -> str:
+        return self.router.process.log_tail(400)
+
+    def count(self, text: str) -> int:
+        return len(re.findall(text, self.log))
+
+    async def said(self, text: str, times: int = 1) -> None:
+        try:
+            await until(lambda: self.count(text) >= times, text, PATIENCE_S)
+        except TimeoutError:
+            raise AssertionError(f"expected {text!r} {times} times in:\n{self.log}") from None
+
+    def children(self) -> list[int]:
+        """The processes that serve."""
+        found = []
+        for pid in self.router.process.processes():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"ghostcacher_router.child_main" in words:
+                found.append(pid)
+        return found
+
+    async def ended(self) -> int | None:
+        await until(lambda: self.router.process.poll() is not None, "the end", PATIENCE_S)
+        return self.router.process.poll()
+
+
+@asynccontextmanager
+async def running(folder: Path, engine: EchoEngine, *words: str) -> AsyncIterator[Running]:
+    arguments = ("--processes", "2", "--health-interval-s", "600", *words)
+    router = await asyncio.to_thread(
+        RouterProcess, workers=[f"http://127.0.0.1:{engine.port}"], arguments=arguments, log_dir=folder
+    )
+    try:
+        run = Running(router)
+        await run.said("listens on", 2)
+        await run.said("ready, was joining", 2)
+        yield run
+    finally:
+        await asyncio.to_thread(router.process.kill)
+
+
+@on_loop
+async def test_rolling_restart_under_load_loses_no_request(tmp_path: Path) -> None:
+    """On kept connections, on new ones, and of streams that last longer than their process accepts clients."""
+    async with EchoEngine() as engine, running(tmp_path, engine) as run:
+        before = run.children()
+        load = RestartLoad(run.router.port, clients=8, streams=8, fresh=8)
+        await until(lambda: load.streamed > 0, "a stream", PATIENCE_S)
+        os.kill(run.router.process.pid, signal.SIGHUP)
+        await run.said("the rolling restart is done")
+        answered, streamed = load.answered, load.streamed
+        await until(lambda: load.answered > answered and load.streamed > streamed, "answers", PATIENCE_S)
+        await load.stop()
+        assert load.failures == []
+        assert load.closed > 0
+        after = run.children()
+        assert len(after) == 2
+        assert not set(before) & set(after)
+        os.kill(run.router.process.pid, signal.SIGTERM)
+        assert await run.ended() == 0
+
+
+async def ask_fresh(port: int, method: str, path: str) -> Any:
+    """Ask the router's own API on a connection of its own, which any of its processes may get."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+    async with asyncio.timeout(PATIENCE_S):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 200"), head
+    return body if path == "/metrics" else json.loads(body)
+
+
+@on_loop
+async def test_any_process_answers_for_all_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
+    """Counters are sums, a drain holds in all; what a killed process has counted is gone, and its clients come back."""
+    async with EchoEngine() as engine, running(tmp_path, engine) as run:
+        port = run.router.port
+        load = RestartLoad(port, clients=8)
+        await until(lambda: load.answered > 50, "answers", PATIENCE_S)
+        await load.stop()
+        assert load.failures == []
+        for _ in range(8):
+            stats = await ask_fresh(port, "GET", "/gc/stats")
+            assert stats["requests"] == {"total": load.answered, "by_status": {"200": load.answered}}
+            assert (await ask_fresh(port, "GET", "/gc/status"))["processes"] == 2
+            page = (await ask_fresh(port, "GET", "/metrics")).decode()
+            samples = re.findall(
+                r'gc_router_requests_total{process="(.+)",path="/v1/completions",status="200"} (.+)', page
+            )
+            assert sorted(process.partition(".")[0] for process, _ in samples) == ["0", "1"]
+            assert sum(float(value) for _, value in samples) == load.answered
+        (worker,) = (await ask_fresh(port, "GET", "/gc/workers"))["workers"]
+        await ask_fresh(port, "POST", f"/gc/workers/{worker['id']}/drain")
+        for _ in range(8):
+            (worker,) = (await ask_fresh(port, "GET", "/gc/workers"))["workers"]
+            assert worker["state"] == "draining"
+        await ask_fresh(port, "DELETE", f"/gc/workers/{worker['id']}/drain")
+
+        before = run.children()
+        os.kill(before[0], signal.SIGKILL)
+        await run.said(r"has ended \(SIGKILL\), and is started again")
+        load = RestartLoad(port, clients=8, fresh=8)
+        await run.said("ready, was joining", 3)
+        await load.stop()
+        assert load.failures == []
+        after = run.children()
+        assert len(after) == 2
+        assert before[0] not in after
+        assert before[1] in after
+
+        os.kill(run.router.process.pid, signal.SIGKILL)
+        await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in after), "the children's end", PATIENCE_S)
+        assert "the supervisor is gone" in run.log
+
+
+@on_loop
+async def test_settings_that_are_read_again_are_of_all_processes(tmp_path: Path) -> None:
+    """A bad file changes nothing, and what belongs to the supervisor is named."""
+    file = tmp_path / "router.toml"
+    file.write_text("retries_max = 1")
+    async with EchoEngine() as engine, running(tmp_path, engine, "--config", str(file)) as run:
+        before = run.children()
+        file.write_text("retries_max = 99")
+        os.kill(run.router.process.pid, signal.SIGHUP)
+        await run.said("the settings stay as they are")
+        assert run.children() == before
+        file.write_text(
+            "access_log = true\nprovider_prices = '/no/such/file'\nupstreams = ['openai=http://127.0.0.1:9']"
+        )
+        os.kill(run.router.process.pid, signal.SIGHUP)
+        await run.said("the rolling restart has stopped")
+        assert run.children() == before
+        file.write_text("access_log = true")
+        os.kill(run.router.process.pid, signal.SIGHUP)
+        await run.said("the rolling restart is done")
+        assert not set(run.children()) & set(before)
+        await ask_fresh(run.router.port, "GET", "/health")
+        await run.said('"GET /health" 200')
+        os.kill(run.router.process.pid, signal.SIGINT)
+        assert await run.ended() == 0
+
+
+@on_loop
+async def test_router_whose_processes_cannot_start_ends_with_their_error(tmp_path: Path) -> None:
+    """It is said once."""
+    words = ("--processes", "4", "--upstream", "openai=http://127.0.0.1:9", "--provider-prices", "/no/such/file")
+    with pytest.raises(RuntimeError, match="the router does not answer") as caught:
+        await asyncio.to_thread(RouterProcess, workers=["http://127.0.0.1:9"], arguments=words, log_dir=tmp_path)
+    assert str(caught.value).count("/no/such/file") == 1
+    assert "has ended (exit status 2) before it was ready" in str(caught.value)
