@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore, LoadReport, PromptChain
 from ghostcacher_connector.core.errors import IndexUnavailable
@@ -70,6 +70,11 @@ class Connector:
         self._changes: deque[tuple[list[Entry], list[Drop]]] = deque(maxlen=UNSENT_MAX)
         self._roots: dict[BlockHash, BlockHash] = {}
         self._published: dict[BlockHash, Entry] = {}
+
+    @property
+    def published(self) -> Mapping[BlockHash, Entry]:
+        """Return what the index has been told of and not had withdrawn, by block."""
+        return self._published
 
     def join(self) -> None:
         """Enter the worker into the index. Raises IndexUnavailable."""

@@ -7,7 +7,7 @@ at each pull     what was read and believed is the block that was wanted
 at each ending   the tokens of a prompt are all accounted for; no request fails or finds no worker while one lives
                  that has not refused it
 at the end       nothing is in flight any more, no slot is referenced; the index, where Redis is there, says of
-                 no block that a living worker has it which it has not
+                 no block that a living worker has it which it has not, and forgets none that was withdrawn
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_simulator.replay.policies import GhostCacher
 from ghostcacher_simulator.replay.replay import ATTEMPTS_MAX, Ending, Replay, Served
-from ghostcacher_simulator.replay.workers import Pulled, SimulatedWorker
+from ghostcacher_simulator.replay.workers import LEASE_S, Pulled, SimulatedWorker
 
 WAIT_S_MAX = 3_600.0
 """What a fleet has not served in an hour, with all its queues, it never will: nothing in a run takes that long."""
@@ -119,6 +119,16 @@ class Invariants:
                 for block, at in zip(request.prompt.blocks, hit.locations, strict=False):
                     found = (worker.content(at), worker.generation(at))
                     assert found == (block, at.generation), f"index: {hit.worker} has no {block.hex()[:8]} at {at}"
+        for ref, worker in living.items():
+            assert worker.connector is not None
+            entered = worker.connector.published
+            for block, entry in entered.items():
+                found = (worker.content(entry.location), worker.generation(entry.location))
+                assert found == (block, entry.location.generation), (
+                    f"{worker.name} has never withdrawn {block.hex()[:8]}"
+                )
+            held = sum(stores.index.renew(worker.connector.record, lease_ttl_s=LEASE_S).counts)
+            assert held == len(entered), f"index: {held} entries of {ref.worker}, expected {len(entered)}"
 
     def _pulled(self, pulled: Pulled) -> None:
         if pulled.peer.dead:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import BlockHash
+from ghostcacher_simulator.connector import Connector
 from ghostcacher_simulator.load.requests import Load
 from ghostcacher_simulator.machines.workers import FleetSpec
 from ghostcacher_simulator.pool import KvPool
@@ -149,6 +151,18 @@ def test_slot_that_is_lost_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(KvPool, "_drop", lose)
     with pytest.raises(InvariantBroken, match=r"^at \d+\.\d+ s, after '.*': KvPool\(.*\): slots are lost"):
         run("round-robin", load(*((float(number), f"{number}") for number in range(9))), fleet(1, kv_blocks=30))
+
+
+def test_block_that_is_never_withdrawn_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one behind a gap, which no lookup comes to: of a prompt's end only the part next to its beginning goes."""
+    withdrawn = Connector.withdrawn
+
+    def forget(self: Connector, blocks: Sequence[BlockHash]) -> None:
+        withdrawn(self, blocks[-1:])
+
+    monkeypatch.setattr(Connector, "withdrawn", forget)
+    with pytest.raises(InvariantBroken, match=r"after 'the end': w0 has never withdrawn [0-9a-f]{8}$"):
+        run("prefix", load((0, "a"), (5, "b"), (10, "c")), fleet(1, kv_blocks=20))
 
 
 def test_error_in_a_callback_ends_the_run() -> None:
