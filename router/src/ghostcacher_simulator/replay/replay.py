@@ -30,6 +30,8 @@ SETTLE_S = 2.5
 """Until routers know of each other."""
 REPORT_S = 0.15
 """Between two load reports."""
+REPORTS = "reports"
+"""The step that tells of them."""
 PROBE_S = 2.0
 """Until a worker's death is known by its probes, where no request has met it before."""
 ATTEMPTS_MAX = 3
@@ -293,7 +295,7 @@ class Replay:
         while True:
             for worker in self.workers:
                 worker.report()
-            self.observe("reports")
+            self.observe(REPORTS)
             await asyncio.sleep(REPORT_S)
 
 
