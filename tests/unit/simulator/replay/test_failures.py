@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_connector.core.index.base import Drop, Entry, WorkerRef
+from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_simulator.connector import Connector
 from ghostcacher_simulator.load.requests import Load
@@ -162,6 +164,20 @@ def test_block_that_is_never_withdrawn_ends_the_run(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Connector, "withdrawn", forget)
     with pytest.raises(InvariantBroken, match=r"after 'the end': w0 has never withdrawn [0-9a-f]{8}$"):
+        run("prefix", load((0, "a"), (5, "b"), (10, "c")), fleet(1, kv_blocks=20))
+
+
+def test_entry_that_the_index_keeps_for_itself_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a gap, again: five blocks of the first prompt go, and the index takes out one of them."""
+    apply = MemoryIndex.apply
+
+    def keep(
+        self: MemoryIndex, ref: WorkerRef, entries: Sequence[Entry], drops: Sequence[Drop], *, lease_ttl_s: float
+    ) -> None:
+        apply(self, ref, entries, drops[-1:], lease_ttl_s=lease_ttl_s)
+
+    monkeypatch.setattr(MemoryIndex, "apply", keep)
+    with pytest.raises(InvariantBroken, match=r"after 'the end': index: 23 entries of w0, expected 19$"):
         run("prefix", load((0, "a"), (5, "b"), (10, "c")), fleet(1, kv_blocks=20))
 
 
