@@ -388,4 +388,6 @@ class Explanation(msgspec.Struct, frozen=True):
     path: str
     """Where the request would be sent."""
     workers: tuple[WorkerForecast, ...]
-    """Each worker that could serve it, the best first."""
+    """Each worker that could answer it, the best first; by load, as one token, where another computes its prompt."""
+    prefill: tuple[WorkerForecast, ...] = ()
+    """Each worker that could compute its prompt for one that answers, the best first; none where one does both."""

@@ -46,6 +46,7 @@ from ghostcacher_router.fleet.lazy_adapters import LazyAdapters
 from ghostcacher_router.fleet.membership.endpoints import parse_endpoint, parse_roles
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.fleet.probes import HttpProber
+from ghostcacher_router.http.exchanges.handover import steps_of
 from ghostcacher_router.http.exchanges.warming import Warmer
 from ghostcacher_router.http.open_files import allow_clients
 from ghostcacher_router.http.protocol.limits import Limits
@@ -284,6 +285,7 @@ class Router:
             text,
             routing,
             self._parse,
+            steps=lambda *asked: steps_of(self._proxy.state.limits, routing.picker, *asked),
             workers=WorkerFlushes(self._store, self._threads, self._fleet, router=self._name),
             router=self._name,
             seed=lambda: self._seed,

@@ -357,8 +357,10 @@ export interface WorkerForecast {
 export interface Explanation {
   /** Where the request would be sent. */
   path: string;
-  /** Each worker that could serve it, the best first. */
+  /** Each worker that could answer it, the best first; by load, as one token, where another computes its prompt. */
   workers: WorkerForecast[];
+  /** Each worker that could compute its prompt for one that answers, the best first; none where one does both. */
+  prefill?: WorkerForecast[];
 }
 
 /** How the router fared in one interval. What was nothing is left out. */

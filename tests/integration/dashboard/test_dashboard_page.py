@@ -105,6 +105,14 @@ def test_request_is_explained(router: RouterProcess, show: Open) -> None:
     page.fill("#body", json.dumps(BODY | {"model": "nobody's"}))
     page.click("text=Explain >> nth=-1")
     window.until("() => document.querySelector('#explain-error').textContent.includes(\"nobody's\")")
+    step = {"total_ms": 1.0, "compute_ms": 1.0}
+    both = {"path": "/v1/completions", "workers": [step | {"worker": "d"}], "prefill": [step | {"worker": "p"}]}
+    page.route("**/gc/explain*", lambda route: route.fulfill(json=both))
+    page.fill("#body", json.dumps(BODY))
+    page.keyboard.press("Control+Enter")
+    window.until("() => document.querySelectorAll('#explained h3').length === 2")
+    chips = page.locator("#explained p .chip").all_inner_texts()
+    assert chips == ["p", "d"]
 
 
 def test_keyboard_reaches_everything(router: RouterProcess, show: Open) -> None:

@@ -19,7 +19,7 @@ from ghostcacher_connector.core.index.memory import MemoryIndex
 from ghostcacher_connector.core.types import FlushScope, WorkerRecord
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.admin import Admin, AdminPorts
-from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget, PrefetchTarget
+from ghostcacher_router.admin.parameters import Explained, ExplainedRequest, FlushTarget, PrefetchTarget
 from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.fleet.options import FleetOptions
 from ghostcacher_router.http.protocol.local_response import LocalRequest, LocalResponse
@@ -63,11 +63,11 @@ class Routing:
     async def links(self, worker: str | None) -> Links:
         return Links(readers=0 if worker is None else 1)
 
-    async def explain(self, ask: ExplainedRequest) -> list[dict[str, object]]:
+    async def explain(self, ask: ExplainedRequest) -> Explained:
         self.explained.append(ask)
         if self.fails is not None:
             raise self.fails
-        return [{"worker": "a", "total_ms": float("inf")}]
+        return Explained([{"worker": "a", "total_ms": float("inf")}], [{"worker": "b"}])
 
 
 class Subject:
@@ -277,6 +277,7 @@ def test_flush_and_explain_reach_routing() -> None:
             assert subject.routing.flushed == [FlushTarget(FlushScope.ALL)]
             explained = await subject.get("/gc/explain?model=m&prompt=p")
             assert explained["workers"] == [{"worker": "a", "total_ms": None}]
+            assert explained["prefill"] == [{"worker": "b"}]
             for failure, status in (
                 (BadBody("no", "messages"), 400),
                 (NoWorker(404, "no model", kind="model_not_found"), 404),

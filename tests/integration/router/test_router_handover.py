@@ -266,6 +266,11 @@ def ask_router(urls: list[str], arguments: list[str], engines: list[PdApi], fold
     """Have a router answer eight requests that begin alike; who has computed the first four hangs with the next."""
     with RouterProcess(workers=urls, arguments=arguments, log_dir=folder) as router:
         router.wait_workers(3, deadline_s=PATIENCE_S)
+        names = [url.removeprefix("http://") for url in urls]
+        explained = explain(router.url, {"model": "m", "prompt": "be brief " * 400})
+        assert {row["worker"] for row in explained["prefill"]} == set(names[:2])
+        assert [row["worker"] for row in explained["workers"]] == names[2:]
+        assert explain(router.url, {"model": "m", "prompt": "short"})["prefill"] == []
         for number in range(8):
             if number == 4:
                 (first,) = (engine for engine in engines[:2] if engine.got)
@@ -277,3 +282,10 @@ def ask_router(urls: list[str], arguments: list[str], engines: list[PdApi], fold
                 assert json.load(reply)["from"] == "d"
         assert metrics(router.url).sum("gc_router_handovers_total", result="handed") == 8
         assert metrics(router.url).sum("gc_router_retries_total", reason="hung") == 1
+
+
+def explain(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    asked = urllib.request.Request(f"{url}/gc/explain", json.dumps(body).encode())  # noqa: S310
+    with urllib.request.urlopen(asked, timeout=PATIENCE_S) as reply:  # noqa: S310
+        found: dict[str, Any] = json.load(reply)
+    return found

@@ -8,8 +8,8 @@ from ghostcacher_connector.core.admin_api import Flushed
 from ghostcacher_connector.core.coordination.base import Flush
 from ghostcacher_connector.core.coordination.flushes import FLUSHED_BLOCKS_MAX
 from ghostcacher_connector.core.sections import session_tag
-from ghostcacher_connector.core.types import FlushScope, SectionType
-from ghostcacher_router.admin.parameters import ExplainedRequest, FlushTarget
+from ghostcacher_connector.core.types import FlushScope, PdRole, SectionType
+from ghostcacher_router.admin.parameters import Explained, ExplainedRequest, FlushTarget
 from ghostcacher_router.admin.worker_flushes import WorkerFlushes
 from ghostcacher_router.build import Routing
 from ghostcacher_router.fleet.fleet import Fleet
@@ -22,6 +22,8 @@ FLUSHED_MAX = 4096
 """The most boundaries that one flush names, 4 MiB of text: each is an entry of the stream that the routers share."""
 
 Parse = Callable[[str, bytes, Mapping[bytes, bytes]], RequestShape | Awaitable[RequestShape]]
+Steps = Callable[[str, RequestShape, bytes], Sequence[tuple[PdRole | None, RequestShape]]]
+"""Returns each step of a request by its path, shape and body, and what routing goes by there: one or two."""
 
 
 class AdminActions:
@@ -34,18 +36,23 @@ class AdminActions:
         routing: Routing,
         parse: Parse,
         *,
+        steps: Steps,
         workers: WorkerFlushes,
         router: str,
         seed: Callable[[], int],
     ) -> None:
         """workers: has workers drop blocks. router: its name, which flushes carry. seed: returns the fleet's."""
-        self._fleet, self._text, self._routing, self._parse = fleet, text, routing, parse
+        self._fleet, self._text, self._routing, self._parse, self._steps = fleet, text, routing, parse, steps
         self._workers, self._router, self._seed = workers, router, seed
 
-    async def explain(self, asked: ExplainedRequest) -> list[dict[str, object]]:
+    async def explain(self, asked: ExplainedRequest) -> Explained:
         """Return each worker's forecast for a request, the best first. Raises BadBody, NoWorker."""
-        shape = await self._shape_of(asked.path, asked.body)
-        return await self._routing.picker.explain(Ask("explain", "POST", asked.path, shape, {}))
+        whole = await self._shape_of(asked.path, asked.body)
+        *before, answers = [
+            await self._routing.picker.explain(Ask("explain", "POST", asked.path, shape, {}, step=step))
+            for step, shape in self._steps(asked.path, whole, asked.body)
+        ]
+        return Explained(answers, before[0] if before else [])
 
     def exclude_all_but(self, worker: str | None) -> frozenset[str]:
         """Return the workers that a request for this one is not to be placed at; none for None. Raises Refusal."""

@@ -37,6 +37,7 @@ from ghostcacher_connector.core.admin_api import Drain, Flushed, Pods, Prefetche
 from ghostcacher_connector.core.dashboard_api import History, Links, Locks, Prefixes
 from ghostcacher_router.admin.access import Access
 from ghostcacher_router.admin.parameters import (
+    Explained,
     ExplainedRequest,
     FlushTarget,
     PrefetchTarget,
@@ -83,9 +84,8 @@ class AdminPorts(NamedTuple):
     """Returns how many routers are alive; None when that is not known."""
     refused: Callable[[], str | None]
     """Returns why Redis refuses some of what keeps routers in step, for people; None when it does not."""
-    explain: Callable[[ExplainedRequest], Awaitable[list[dict[str, object]]]]
-    """Returns the terms of the forecast for each worker that could serve a request, the best first, as in
-    `admin_api.WorkerForecast`. Nothing is sent or counted."""
+    explain: Callable[[ExplainedRequest], Awaitable[Explained]]
+    """Returns the terms of the forecast for each worker that could serve a request. Nothing is sent or counted."""
     prefetch: Callable[[PrefetchTarget], Awaitable[Prefetched]]
     """Has a worker compute or load a prefix. Raises what `explain` does, and Refusal."""
     flush: Callable[[FlushTarget], Awaitable[Flushed]]
@@ -292,7 +292,7 @@ class Admin:
 
     async def _explain(self, request: LocalRequest) -> LocalResponse:
         explained = explain_of(request)
-        return _json({"path": explained.path, "workers": await self._ports.explain(explained)})
+        return _json({"path": explained.path, **(await self._ports.explain(explained))._asdict()})
 
     async def _history(self, request: LocalRequest) -> LocalResponse:
         return _json(self._ports.history(history_of(request)))

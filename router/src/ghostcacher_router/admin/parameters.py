@@ -58,6 +58,15 @@ class ExplainedRequest(NamedTuple):
     """Its body."""
 
 
+class Explained(NamedTuple):
+    """The terms of forecasts, each as in `admin_api.WorkerForecast`, the best worker first."""
+
+    workers: list[dict[str, object]]
+    """Of those that could answer the request."""
+    prefill: list[dict[str, object]]
+    """Of those that could compute its prompt for one that answers; empty where one worker does both."""
+
+
 def query_of(request: LocalRequest) -> dict[str, str]:
     """Return the fields of a query, each once."""
     try:

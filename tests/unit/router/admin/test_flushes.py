@@ -59,8 +59,9 @@ class Bench:
         self.forgotten: list[Flush] = []
         routing: Any = SimpleNamespace(sync=SimpleNamespace(publish=self.forgotten.append))
         workers = WorkerFlushes(self.store if redis else None, self.offload, fleet, router="router-1", clock=self.clock)
+        steps: Any = None  # Of what is explained.
         self.actions = AdminActions(
-            fleet, self.text, routing, parse, workers=workers, router="router-1", seed=lambda: SEED
+            fleet, self.text, routing, parse, steps=steps, workers=workers, router="router-1", seed=lambda: SEED
         )
 
     async def offload(self, call: Callable[[], T]) -> T:

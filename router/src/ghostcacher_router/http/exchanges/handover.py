@@ -23,9 +23,20 @@ from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.http.exchanges.attempts import OWN_FAULTS, TURNS_AWAY, is_error
 from ghostcacher_router.http.exchanges.own_request import OwnRequest
 from ghostcacher_router.http.exchanges.priority import prioritised
+from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.types import Ask, Body, Endpoint, LongBody, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.types import (
+    Ask,
+    Body,
+    Dispatcher,
+    Endpoint,
+    LongBody,
+    NoWorker,
+    Outcome,
+    Placement,
+    RequestShape,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +93,32 @@ class _Fields(msgspec.Struct):
     prompt: Any = None
 
 
-def wanted(proxy: ProxyState, head: RequestHead, shape: RequestShape, body: Body) -> bool:
-    """Say whether a request is to be computed by one engine and answered by another."""
-    limits = proxy.limits
-    if head.method != "POST" or head.path not in PATHS or shape.prompt is None or shape.needs_id is not None:
+def steps_of(
+    limits: Limits, dispatcher: Dispatcher, path: str, shape: RequestShape, body: Body
+) -> list[tuple[PdRole | None, RequestShape]]:
+    """Return each step of a POST to a path, and what routing goes by there: one, or two where two engines carry it out.
+
+    The second one goes by load, not by its prompt or its session.
+    """
+    if wanted(limits, dispatcher, path, shape, body):
+        return [(PdRole.PREFILL, shape), (PdRole.DECODE, of_second_step(shape))]
+    return [(None, shape)]
+
+
+def of_second_step(shape: RequestShape) -> RequestShape:
+    """Return what routing needs to know of a request whose prompt another engine has computed."""
+    return shape._replace(prompt=None, session=None)
+
+
+def wanted(limits: Limits, dispatcher: Dispatcher, path: str, shape: RequestShape, body: Body) -> bool:
+    """Say whether a POST to a path is to be computed by one engine and answered by another."""
+    if path not in PATHS or shape.prompt is None or shape.needs_id is not None:
         return False
     size = shape.prompt.tokens or shape.prompt.size // limits.bytes_per_token
     return (
         size >= limits.prefill_tokens_min
         and len(body) <= BODY_BYTES_MAX
-        and proxy.dispatcher.hands_over(shape.model)
+        and dispatcher.hands_over(shape.model)
         and fits(_joined(body))
     )
 
@@ -249,8 +276,3 @@ def _params_in(answer: bytes) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return params if isinstance(params, dict) and params.get("do_remote_prefill") else None
-
-
-def step_of(role: PdRole, shape: RequestShape) -> RequestShape:
-    """Return what routing needs to know of a step: the second one goes by load, not by its prompt or its session."""
-    return shape if role is PdRole.PREFILL else shape._replace(prompt=None, session=None)

@@ -18,7 +18,7 @@ from collections.abc import Awaitable
 
 from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.http.exchanges.attempts import HELD_BYTES_MAX, OWN_FAULTS, HeldAnswer
-from ghostcacher_router.http.exchanges.handover import HandedOver, PrefillStep, step_of, wanted
+from ghostcacher_router.http.exchanges.handover import HandedOver, PrefillStep, of_second_step, wanted
 from ghostcacher_router.http.exchanges.later import later
 from ghostcacher_router.http.exchanges.own_headers import own_lines
 from ghostcacher_router.http.exchanges.priority import prioritised
@@ -99,9 +99,10 @@ class WorkerExchange(RetriedRequest):
             self._shape = shape
             if shape.prompt is not None and self._proxy.limits.section_hints:
                 self._engine_id += shape.prompt.hint.encode()
-            if wanted(self._proxy, self._head, shape, self._body):
+            proxy, head = self._proxy, self._head
+            if head.method == "POST" and wanted(proxy.limits, proxy.dispatcher, head.path, shape, self._body):
                 own, ask = self._own_lines(), self._ask(PdRole.PREFILL)
-                self._step = step = PrefillStep(self._proxy, self._head, ask, own, self._body)
+                self._step = step = PrefillStep(proxy, head, ask, own, self._body)
                 self._task = later(step.run, self._handed_over, self._not_placed)
             else:
                 self._place()
@@ -118,7 +119,7 @@ class WorkerExchange(RetriedRequest):
         self._place()
 
     def _ask(self, step: PdRole | None) -> Ask:
-        head, shape = self._head, self._shape if step is None else step_of(step, self._shape)
+        head, shape = self._head, of_second_step(self._shape) if step is PdRole.DECODE else self._shape
         excluded, trace = self._attempts.excluded, self._trace
         engine_id = self._engine_id.decode()
         return Ask(engine_id, head.method, head.path, shape, head.headers, excluded, trace, step, self._turn)

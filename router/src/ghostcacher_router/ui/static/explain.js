@@ -47,7 +47,20 @@ async function explain() {
   }
 }
 
-function draw({ path, workers }) {
+function draw({ path, workers, prefill = [] }) {
+  const parts = prefill.length
+    ? [
+        ["Step 1, of those that compute prompts: by what they have of this one", "Prefill workers", prefill],
+        ["Step 2, of those that answer: by load", "Decode workers", workers],
+      ].flatMap(([about, name, each]) => [el("h3", {}, about), ...forecasts(each, name)])
+    : forecasts(workers, "Forecasts");
+  byId("explained").replaceChildren(
+    el("p", { class: "muted" }, `${path}: the best first. Tokens that are local, pulled and computed are those of the prompt`),
+    ...parts,
+  );
+}
+
+function forecasts(workers, name) {
   const shown = workers.slice(0, ROWS_MAX);
   const most = Math.max(...shown.map((worker) => worker.total_ms ?? 0), 1e-9);
   const used = TERMS.filter(([field]) => shown.some((worker) => worker[field] > 0));
@@ -69,11 +82,10 @@ function draw({ path, workers }) {
   const made = table(head, rows, ["", "number", "wide", "number", "number", "number", "number"]);
   const more = workers.length - shown.length;
   const best = shown.length ? el("p", {}, "The next such request would most likely go to ", named(shown[0].worker, { class: "chip" })) : null;
-  byId("explained").replaceChildren(
-    el("p", { class: "muted" }, `${path}: the best first. Tokens that are local, pulled and computed are those of the prompt`),
+  return [
     ...[best].filter(Boolean),
     legend,
-    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Forecasts" }, made),
+    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": name }, made),
     ...(more > 0 ? [el("p", { class: "muted" }, `and ${more} more workers`)] : []),
-  );
+  ];
 }
