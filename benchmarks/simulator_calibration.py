@@ -2,11 +2,11 @@
 
     python -m benchmarks.simulator_calibration [--short] [--size small] [--engines 2,3] [--documents 12] [--requests 72]
 
-Real vLLM engines, a real Redis and a real router. First engines are measured, as many at the same time as there are
-cores: prompts of two lengths, an answer alone and several beside each other, a pull. These figures make the simulated
-workers; where there are more engines than cores, those that share a core do so in the simulator, too. Then both get the
-same questions on documents whose KV is twice what the fleet holds, from the same number of clients, in turns and
-through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT or in tokens computed.
+Real vLLM engines, a real Redis and a real router. First an engine is measured alone: prompts of two lengths, an answer
+alone and several beside each other, a pull; and how much slower each of two and more engines is that compute at one
+time, since they share cores, caches and memory. These figures make the simulated workers. Then both get the same
+questions on documents whose KV is twice what the fleet holds, from the same number of clients, in turns and through
+the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT or in tokens computed.
 Whatever else computes meanwhile makes the engines' speed another one than was measured.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import sys
 from collections.abc import Sequence
 from statistics import median
@@ -28,8 +29,6 @@ from benchmarks.harness.router import RouterProcess
 from benchmarks.harness.scenario import share, wait_until_joined, warm_up
 from benchmarks.harness.workload import Load as Questions
 from benchmarks.harness.workload import Result, make_load, round_robin, run_load, through
-from ghostcacher_cli.up.launch import is_cpu_build
-from ghostcacher_cli.up.machine import core_shares
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.batching import Batching
 from ghostcacher_simulator.engine import Profile
@@ -107,41 +106,40 @@ def options_of(chosen: argparse.Namespace, model: str, redis_url: str, engines: 
     ]
 
 
-def processors_of(engines: int) -> int | None:
-    """Return the cores that so many engines share, as `core_shares` gives them; None where each has some of its own."""
-    cores = len({core for share in core_shares(engines) for core in share.split(",")}) if is_cpu_build() else engines
-    return cores if cores < engines else None
+def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> tuple[WorkerSpec, list[float]]:
+    """Return a worker with the figures of the first engine alone, and the speeds of one, two and more at a time."""
+    seeds = itertools.count(7_000_000)
 
-
-def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> WorkerSpec:
-    """Return a worker with the figures of these engines, at least two, which are measured side by side."""
-
-    def ttft_s(tokens: int) -> float:
-        def one(numbered: tuple[int, Engine]) -> float:
-            number, engine = numbered
-            times = []
-            for attempt in range(ROUNDS):
-                prompt = texts.tokens(tokens, seed=7_000_000 + 1_000 * tokens + 10 * number + attempt)
-                times.append(engine.client.complete(prompt, max_tokens=2, pull=False).ttft_s)
+    def ttft_s(tokens: int, many: int) -> float:
+        """Return the time to the first token of a prompt that no engine knows, where so many compute at a time."""
+        times = []
+        for _ in range(ROUNDS):
+            prompts = [(engine, texts.tokens(tokens, seed=next(seeds))) for engine in engines[:many]]
+            times += run_concurrently(
+                lambda each: each[0].client.complete(each[1], max_tokens=2, pull=False).ttft_s,
+                prompts,
+                concurrency=many,
+            )
+        for engine in engines[:many]:
             engine.client.reset_prefix_cache()
-            return median(times)
-
-        return median(run_concurrently(one, list(enumerate(engines)), concurrency=len(engines)))
+        return median(times)
 
     def gap_s(answers: int) -> float:
         def one(number: int) -> float:
             prompt = texts.tokens(BLOCK_TOKENS, seed=9_000_000 + number)
-            engine = engines[number % len(engines)]
-            return median(engine.client.complete(prompt, max_tokens=MEASURED_TOKENS, ignore_eos=True).gaps_s)
+            return median(engines[0].client.complete(prompt, max_tokens=MEASURED_TOKENS, ignore_eos=True).gaps_s)
 
-        each = answers * len(engines)
-        return median(run_concurrently(one, range(each), concurrency=each))
+        return median(run_concurrently(one, range(answers), concurrency=answers))
 
     short, long = longest // 4, longest
-    short_s, long_s = ttft_s(short), ttft_s(long)
+    short_s, long_s = ttft_s(short, 1), ttft_s(long, 1)
     rate = (long - short) / max(1e-9, long_s - short_s)
     step_s, beside_s = gap_s(1), gap_s(BESIDE)
-    pull = share(engines[0], engines[-1], texts.tokens(long, seed=8_000_000), max_tokens=2).pull
+    before_s = max(0.0, short_s - short / rate - step_s)
+    alone_s = long_s - before_s
+    speeds = [1.0]
+    speeds += [min(1.0, alone_s / (ttft_s(long, many) - before_s)) for many in range(2, len(engines) + 1)]
+    pull = share(engines[0], engines[1], texts.tokens(long, seed=8_000_000), max_tokens=2).pull
     for engine in engines:
         engine.client.reset_prefix_cache()
     blocks = max(1, pull.tokens // BLOCK_TOKENS)
@@ -150,13 +148,13 @@ def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> Worke
         kv_blocks=engines[0].options.num_blocks or 1,
         block_tokens=BLOCK_TOKENS,
         prefill_tokens_per_s=rate,
-        arrival_s=max(0.0, short_s - short / rate - step_s),
+        arrival_s=before_s,
         block_bytes=max(1, pull.bytes // blocks),
         pull_bytes_per_s=max(1.0, pull.bytes / max(1e-6, pull.seconds)),
         pull_fixed_s=0.0,
     )
     batching = Batching(STEP_TOKENS, step_s, max(0.0, (beside_s - step_s) / (BESIDE - 1)))
-    return WorkerSpec(profile, batching)
+    return WorkerSpec(profile, batching), speeds
 
 
 def simulated_load(questions: Questions, texts: Documents) -> Load:
@@ -176,13 +174,13 @@ def compare(
     router: RouterProcess,
     texts: Documents,
     progress: ProgressLine,
-) -> tuple[WorkerSpec, list[Compared]]:
-    """Return the measured worker, and what both made of each policy."""
+) -> tuple[FleetSpec, list[Compared]]:
+    """Return the measured fleet, and what both made of each policy."""
     for number, engine in enumerate(engines):
         warm_up(engine, texts.tokens(chosen.document_tokens, seed=6_000_000 + number))
     progress("measuring the engines")
-    processors = processors_of(len(engines))
-    worker = measured(engines[: max(2, processors or len(engines))], texts, chosen.document_tokens)
+    worker, speeds = measured(engines, texts, chosen.document_tokens)
+    fleet = FleetSpec(len(engines), worker, speeds)
     found = []
     by_key = {each.key: each for each in entrants(1)}
     for seed, (name, key) in enumerate(POLICIES.items(), start=1):
@@ -202,9 +200,8 @@ def compare(
             policy, questions, concurrency=chosen.concurrency, max_tokens=ANSWER_TOKENS, pull=own, progress=progress
         )
         load = simulated_load(questions, texts)
-        fleet = FleetSpec(len(engines), worker, processors)
         found.append(_compared(name, real, run_virtual(replay(by_key[key], load, fleet, clients=chosen.concurrency))))
-    return worker, found
+    return fleet, found
 
 
 def _compared(name: str, real: Result, run: Run) -> Compared:
@@ -241,14 +238,15 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 wait_until_joined(engines)
                 with RouterProcess(redis_url=redis.url) as router:
                     router.wait_workers(size)
-                    worker, compared = compare(chosen, engines, router, texts, progress)
+                    fleet, compared = compare(chosen, engines, router, texts, progress)
             finally:
                 stop_all(engines)
-        profile, batching = worker.profile, worker.batching
+        profile, batching, _, _ = fleet.worker
+        speeds = ", ".join(f"{speed:.2f}" for speed in fleet.speeds or ())
         progress.done(
             f"{size} engines: {profile.prefill_tokens_per_s:,.0f} tokens/s, {milliseconds(profile.arrival_s)} before, "
             f"steps of {milliseconds(batching.step_s)} and {milliseconds(batching.decode_s)} for each further answer, "
-            f"pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s"
+            f"pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s; speed of each of one, two, ...: {speeds}"
         )
         found += compared
     print(report(found))

@@ -1,14 +1,17 @@
-"""A processor on which several engines compute, each of them as fast as the others: CPU engines on one core."""
+"""A processor on which several engines compute, each of them as fast as the others: CPU engines on one machine."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 
 class Processor:
     """What is computed at one time shares it equally. On the event loop alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, speeds: Sequence[float]) -> None:
+        """speeds: of each that computes, where one does, two do, and so on, as a part of its speed alone; above 0."""
+        self._speeds = speeds
         self._left_s: dict[asyncio.Future[None], float] = {}
         self._since = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -32,10 +35,14 @@ class Processor:
                 del self._left_s[ended]
                 self._plan()
 
+    @property
+    def _speed(self) -> float:
+        return self._speeds[min(len(self._left_s), len(self._speeds)) - 1]
+
     def _pass_time(self) -> None:
         now = asyncio.get_running_loop().time()
         if self._left_s:
-            done_s = (now - self._since) / len(self._left_s)
+            done_s = (now - self._since) * self._speed
             self._left_s = {each: left_s - done_s for each, left_s in self._left_s.items()}
         self._since = now
 
@@ -45,7 +52,7 @@ class Processor:
             self._timer.cancel()
             self._timer = None
         if self._left_s:
-            wait_s = max(0.0, min(self._left_s.values())) * len(self._left_s)
+            wait_s = max(0.0, min(self._left_s.values())) / self._speed
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._end_first)
 
     def _end_first(self) -> None:

@@ -1,4 +1,4 @@
-"""Engines that share a processor: what is computed at one time shares it equally."""
+"""Engines that share a processor: what is computed at one time slows each other down."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def timed(processor: Processor, seconds: float, after_s: float = 0.0) -> f
 
 @virtual
 async def test_what_is_alone_takes_its_time() -> None:
-    processor = Processor()
+    processor = Processor((1.0, 0.5))
     assert [await timed(processor, seconds) for seconds in (2.0, 0.0, 3.0)] == pytest.approx([2.0, 0.0, 3.0])
     assert repr(processor) == "Processor(0 at work)"
 
@@ -30,14 +30,14 @@ async def test_what_is_alone_takes_its_time() -> None:
 @virtual
 async def test_two_share_it_while_both_compute() -> None:
     """From 1 s on the two halve it: the short one has its second after two, the long one the rest alone."""
-    processor = Processor()
+    processor = Processor((1.0, 0.5))
     took_s = await asyncio.gather(timed(processor, 4.0), timed(processor, 1.0, after_s=1.0))
     assert took_s == pytest.approx([5.0, 2.0])
 
 
 @virtual
 async def test_what_is_given_up_leaves_it_to_the_others() -> None:
-    processor = Processor()
+    processor = Processor((1.0, 0.5))
     long = asyncio.ensure_future(timed(processor, 2.0))
     given_up = asyncio.ensure_future(timed(processor, 9.0))
     await asyncio.sleep(1.0)
@@ -45,18 +45,24 @@ async def test_what_is_given_up_leaves_it_to_the_others() -> None:
     assert await long == pytest.approx(2.5)
 
 
-def test_workers_that_share_one_compute_at_half_speed() -> None:
-    """Prompts of 810 tokens and their answers, at the same time; w2 has the processor of w0, and w1 one of its own."""
+@virtual
+async def test_speeds_are_those_that_were_measured() -> None:
+    """Two are a tenth slower each, three compute at half speed, and so do more."""
+    for many, took_s in ((1, 1.0), (2, 1 / 0.9), (3, 2.0), (4, 2.0)):
+        processor = Processor((1.0, 0.9, 0.5))
+        assert await asyncio.gather(*(timed(processor, 1.0) for _ in range(many))) == pytest.approx([took_s] * many)
 
-    def run(*prompts: str, processors: int | None = None) -> Run:
-        spec = fleet(3)._replace(processors=processors)
-        return run_virtual(
-            replay(entrant("round-robin"), load(*((0.0, name) for name in prompts), answer_tokens=21), spec)
-        )
 
-    alone, shared = run("a", "b", "c"), run("a", "b", "c", processors=2)
-    assert [each.ttft_s for each in alone.served] == pytest.approx([0.816] * 3)
-    ttft_s = {each.worker: each.ttft_s for each in shared.served}
-    assert ttft_s == pytest.approx({"w0": 2 * 0.816, "w1": 0.816, "w2": 2 * 0.816})
-    itl_s = {each.worker: each.itl_s for each in shared.served}
-    assert itl_s == pytest.approx({"w0": 2 * 0.00625, "w1": 0.00625, "w2": 2 * 0.00625})
+def test_workers_of_one_machine_slow_each_other_down() -> None:
+    """Prompts of 810 tokens and their answers of 21, at the same time: both compute in every step."""
+
+    def run(*prompts: str, speeds: tuple[float, ...] | None = None) -> Run:
+        requests = load(*((0.0, name) for name in prompts), answer_tokens=21)
+        return run_virtual(replay(entrant("round-robin"), requests, fleet(2)._replace(speeds=speeds)))
+
+    for slower, speeds in ((1.0, None), (1.0, (1.0, 1.0)), (2.0, (1.0, 0.5))):
+        found = run("a", "b", speeds=speeds)
+        assert [each.ttft_s for each in found.served] == pytest.approx([slower * 0.816] * 2)
+        assert [each.itl_s for each in found.served] == pytest.approx([slower * 0.00625] * 2)
+    (alone,) = run("a", speeds=(1.0, 0.5)).served
+    assert alone.ttft_s == pytest.approx(0.816)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ghostcacher_simulator.batching import Batching
@@ -57,8 +58,9 @@ class FleetSpec(NamedTuple):
     """How many, from 1."""
     worker: WorkerSpec
     """What each of them is."""
-    processors: int | None = None
-    """That they share: the worker of number n computes on that of number n modulo so many; None: each has its own."""
+    speeds: Sequence[float] | None = None
+    """Of each of them that computes, where one does, two do, and so on, as a part of its speed alone: of engines that
+    share cores, caches and memory. None: none slows another one down."""
     objects: ObjectTier | None = None
     """What they keep together, behind their host tiers; None where they have none."""
 

@@ -111,7 +111,7 @@ class Replay:
         self._clients = clients
         self.clock = asyncio.get_running_loop().time
         self.stores = self._make_stores() if entrant.reports else None
-        self._processors = [Processor() for _ in range(fleet.processors or 0)]
+        self._processor = None if fleet.speeds is None else Processor(fleet.speeds)
         self._lives: Counter[str] = Counter()
         self._gone: list[SimulatedWorker] = []
         self.workers = [self._worker(f"w{number}") for number in range(fleet.workers)]
@@ -218,8 +218,8 @@ class Replay:
         spec, metrics = self.fleet.worker, self.entrant.metrics
         worker = SimulatedWorker(name, spec, self.stores, metrics=metrics, life=self._lives[name])
         worker.on_pulled = self._was_pulled
-        if self._processors:
-            worker.processor = self._processors[self._place(name) % len(self._processors)]
+        if self._processor is not None:
+            worker.processor = self._processor
             worker.steps.one_by_one = True
         return worker
 
