@@ -25,7 +25,7 @@ TURN_S = 0.1
 REPORT_TTL_S = 10 * TURN_S
 RENEWALS_PER_LEASE = 3
 UNSENT_MAX = 1_024
-"""Prompts, and changes of blocks, kept for a store that is away; older ones are dropped."""
+"""Prompts kept for a store that is away; older ones are dropped. Of blocks the last change of each is kept."""
 
 
 def entries_of(blocks: Sequence[HeldBlock]) -> list[Entry]:
@@ -67,7 +67,8 @@ class Connector:
         self._known: Sequence[WorkerRef] = ()
         self._chains: deque[PromptChain] = deque(maxlen=UNSENT_MAX)
         self._computed: deque[str] = deque(maxlen=UNSENT_MAX)
-        self._changes: deque[tuple[list[Entry], list[Drop]]] = deque(maxlen=UNSENT_MAX)
+        self._changes: dict[BlockHash, Entry | Drop] = {}
+        self._changing = threading.Lock()
         self._roots: dict[BlockHash, BlockHash] = {}
         self._published: dict[BlockHash, Entry] = {}
 
@@ -104,7 +105,7 @@ class Connector:
         """Publish a prompt's blocks, and, unless there is more of it to come, report that peers can pull them."""
         entries = entries_of(blocks)
         self._roots.update((entry.block, entry.root) for entry in entries)
-        self._changes.append((entries, []))
+        self._change(entries)
         if request_id is not None:
             self._computed.append(request_id)
         self._sent()
@@ -121,14 +122,14 @@ class Connector:
             if held.block in self._roots
         ]
         if entries:
-            self._changes.append((entries, []))
+            self._change(entries)
             self._sent()
 
     def withdrawn(self, blocks: Sequence[BlockHash]) -> None:
         """Withdraw blocks, if they were published."""
         drops = [Drop(block, self._roots.pop(block)) for block in blocks if block in self._roots]
         if drops:
-            self._changes.append(([], drops))
+            self._change(drops)
             self._sent()
 
     def best_peer(self, blocks: Sequence[BlockHash]) -> PrefixHit | None:
@@ -155,20 +156,33 @@ class Connector:
         """Send all that is new. Raises IndexUnavailable; what was not sent then is sent by a later flush."""
         if self.load is None and not (self._changes or self._chains or self._computed):
             return
-        while self._changes:
-            entries, drops = self._changes[0]
-            new = [entry for entry in entries if self._published.get(entry.block) != entry]
-            if new or drops:
-                self._index.apply(self.ref, new, drops, lease_ttl_s=self._lease_ttl_s)
-            self._published.update((entry.block, entry) for entry in new)
-            for drop in drops:
-                self._published.pop(drop.block, None)
-            self._changes.popleft()
+        with self._changing:
+            changes, self._changes = self._changes, {}
+        try:
+            self._apply(list(changes.values()))
+        except IndexUnavailable:
+            with self._changing:
+                self._changes = changes | self._changes
+            raise
         chains = [self._chains.popleft() for _ in range(len(self._chains))]
         computed = [self._computed.popleft() for _ in range(len(self._computed))]
         load = self.load() if self.load is not None else None
         if load is not None or chains or computed:
             self._store.publish(self.ref, load, chains, computed, ttl_s=REPORT_TTL_S)
+
+    def _change(self, changes: Sequence[Entry | Drop]) -> None:
+        with self._changing:
+            self._changes.update((change.block, change) for change in changes)
+
+    def _apply(self, changes: Sequence[Entry | Drop]) -> None:
+        published = self._published
+        new = [each for each in changes if isinstance(each, Entry) and published.get(each.block) != each]
+        gone = [each for each in changes if isinstance(each, Drop) and each.block in published]
+        if new or gone:
+            self._index.apply(self.ref, new, gone, lease_ttl_s=self._lease_ttl_s)
+        published.update((entry.block, entry) for entry in new)
+        for drop in gone:
+            del published[drop.block]
 
     def _sent(self) -> None:
         if self._at_once:
@@ -176,8 +190,10 @@ class Connector:
                 self.flush()
             if self._keeps_unsent:
                 return
-            for unsent in (self._changes, self._chains, self._computed):
-                unsent.clear()
+            with self._changing:
+                self._changes = {}
+            self._chains.clear()
+            self._computed.clear()
 
     def _known_peers(self) -> Sequence[WorkerRef]:
         return self._known

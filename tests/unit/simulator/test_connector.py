@@ -7,7 +7,7 @@ import pytest
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.errors import IndexUnavailable
 from ghostcacher_connector.core.index.memory import MemoryIndex
-from ghostcacher_simulator.connector import Connector
+from ghostcacher_simulator.connector import UNSENT_MAX, Connector
 from ghostcacher_simulator.pool import HeldBlock
 from tests.support.index_parts import FakeClock, chain, make_record
 
@@ -58,3 +58,40 @@ def test_unsent_changes_wait_for_the_index() -> None:
     subject.index.reachable = True
     subject.connector.flush()
     assert subject.indexed() == 4
+
+
+def test_block_that_goes_while_the_index_is_away_is_withdrawn_however_much_follows() -> None:
+    """More changes than prompts are kept: the withdrawal is none that gives way to them."""
+    subject = Subject()
+    subject.connector.computed("r", HELD)
+    subject.connector.flush()
+    subject.index.reachable = False
+    subject.connector.evicted(HELD[1:])
+    for number in range(UNSENT_MAX + 1):
+        others = [HeldBlock(block, 9, 1) for block in chain(1, number + 1)]
+        subject.connector.computed(None, others)
+        if number:
+            subject.connector.evicted(others)
+        with pytest.raises(IndexUnavailable):
+            subject.connector.flush()
+    subject.index.reachable = True
+    subject.connector.flush()
+    assert subject.indexed() == 1
+    assert subject.connector.published.keys() == {BLOCKS[0], *chain(1, 1)}
+
+
+def test_what_changes_while_a_flush_fails_is_later_than_what_it_could_not_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an engine's loop does, beside the thread that flushes."""
+    subject = Subject()
+    subject.connector.computed("r", HELD)
+
+    def fail(*_: object, **__: object) -> None:
+        subject.connector.evicted(HELD[3:])
+        raise IndexUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject.index, "apply", fail)
+        with pytest.raises(IndexUnavailable):
+            subject.connector.flush()
+    subject.connector.flush()
+    assert subject.indexed() == 3
