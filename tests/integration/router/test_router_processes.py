@@ -15,6 +15,10 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.router import RouterProcess
+from ghostcacher_connector.core.settings import Listen
+from ghostcacher_router.config import RouterSettings
+from ghostcacher_router.processes.listeners import Listeners
+from ghostcacher_router.processes.supervisor import Supervisor
 from tests.support.mock_engine import until
 from tests.support.proxy_rig import on_loop
 from tests.support.restart_load import EchoEngine, RestartLoad
@@ -180,3 +184,26 @@ async def test_router_whose_processes_cannot_start_ends_with_their_error(tmp_pat
         await asyncio.to_thread(RouterProcess, workers=["http://127.0.0.1:9"], arguments=words, log_dir=tmp_path)
     assert str(caught.value).count("/no/such/file") == 1
     assert "has ended (exit status 2) before it was ready" in str(caught.value)
+
+
+def test_process_that_hangs_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing ends it but the supervisor: probes from outside seldom come to it."""
+    monkeypatch.setattr("ghostcacher_router.processes.supervisor.SILENCE_S_MAX", 3.0)
+
+    async def run() -> None:
+        async with EchoEngine() as engine:
+            settings = RouterSettings(redis=False, workers=(engine.endpoint.url,), listen="127.0.0.1:0")
+            listeners = Listeners(Listen("127.0.0.1", 0), settings.processes)
+            supervisor = Supervisor(settings, lambda: settings, listeners, tmp_path)
+            running = asyncio.create_task(supervisor.run())
+            await until(lambda: supervisor.pids != [], "the child", PATIENCE_S)
+            (hung,) = supervisor.pids
+            os.kill(hung, signal.SIGSTOP)
+            await until(lambda: supervisor.pids not in ([hung], []), "its successor", PATIENCE_S)
+            assert f"({hung}) hangs" in caplog.text
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await running == 0
+
+    asyncio.run(run())

@@ -3,6 +3,7 @@
 They talk over a socket. The first message tells the child its seat and its settings (SIZE, then JSON). Then lines:
 
     child -> supervisor   ready          it accepts connections
+                          alive          every second: its event loop runs
     supervisor -> child   leave          another one has its slot: it accepts no more, and ends with its last client
                           adopt I        slot I has no child: accept for it, too
                           return I       it has one again
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -26,8 +28,13 @@ import msgspec
 
 from ghostcacher_router.processes.seat import Start
 
+logger = logging.getLogger(__name__)
+
 SIZE: Final = Struct("<I")
 READY: Final = b"ready"
+ALIVE: Final = b"alive"
+ALIVE_S: Final = 1.0
+"""From one such line to the next."""
 COMMAND: Final = (sys.executable, "-P", "-m", "ghostcacher_router.child_main")
 
 
@@ -44,6 +51,7 @@ class Child:
         self.slot, self.name = start.seat.slot, start.seat.name
         self._process, self._control = process, control
         self._ready = asyncio.Event()
+        self._heard_at = asyncio.get_running_loop().time()
         self.ended: asyncio.Task[int] = asyncio.create_task(process.wait())
         """Returns the exit status, negative when a signal ended it."""
         self._reading = asyncio.create_task(self._read(reader))
@@ -96,16 +104,32 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    async def end_within(self, within_s: float | None) -> int:
-        """Return its exit status once it has ended; kill it when it has not in time. None: it has all the time."""
+    async def end_within(self, within_s: float) -> int:
+        """Return its exit status once it has ended; kill it when it has not in time."""
         await asyncio.wait({self.ended}, timeout=within_s)
         self.signal(signal.SIGKILL)
         status = await self.ended
         self._control.close()
         return status
 
+    async def end_or_silence(self, silence_s: float) -> int:
+        """Return its exit status once it has ended; kill it when it has said nothing for so long."""
+        while not self.ended.done() and self._silent_s < silence_s:
+            await asyncio.wait({self.ended}, timeout=silence_s - self._silent_s)
+            if self._silent_s >= silence_s:
+                # It may be us who were held up: what it has said meanwhile is heard now.
+                await asyncio.wait({self.ended}, timeout=ALIVE_S)
+        if not self.ended.done():
+            logger.error("process %s (%d) hangs: it has said nothing for %.0f s", self.name, self.pid, self._silent_s)
+        return await self.end_within(0.0)
+
+    @property
+    def _silent_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._heard_at
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError, ValueError):
             while line := await reader.readline():
+                self._heard_at = asyncio.get_running_loop().time()
                 if line.strip() == READY:
                     self._ready.set()

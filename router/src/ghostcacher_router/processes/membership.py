@@ -15,7 +15,7 @@ import msgspec
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.processes.child import READY, SIZE
+from ghostcacher_router.processes.child import ALIVE, ALIVE_S, READY, SIZE
 from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, Seat, Start
 from ghostcacher_router.processes.siblings import Siblings
 from ghostcacher_router.processes.whole_router import WholeRouter
@@ -41,7 +41,7 @@ class Membership:
         self._control = control
         self._sockets = [[socket.socket(fileno=number) for number in slot] for slot in seat.sockets]
         self._servers: dict[int, list[asyncio.Server]] = {}
-        self._following: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._left = False
         self._whole: WholeRouter | None = None
 
@@ -66,13 +66,16 @@ class Membership:
             await self.siblings.start(self._whole.answer)
         reader, writer = await asyncio.open_connection(sock=self._control)
         writer.write(READY + b"\n")
-        self._following = asyncio.create_task(self._follow(reader, writer, proxy, told))
+        self._tasks = [
+            asyncio.create_task(self._follow(reader, writer, proxy, told)),
+            asyncio.create_task(self._say_alive(writer)),
+        ]
 
     async def stop(self) -> None:
         """End that. Idempotent."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.siblings.stop()
 
     async def _follow(
@@ -96,6 +99,12 @@ class Membership:
         self._close_sockets()
         writer.close()
         told.end()
+
+    @staticmethod
+    async def _say_alive(writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(ALIVE + b"\n")
+            await asyncio.sleep(ALIVE_S)
 
     async def _adopt(self, proxy: HttpProxy, slot: int) -> None:
         try:

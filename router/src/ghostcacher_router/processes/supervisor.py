@@ -2,8 +2,8 @@
 
 Start: the first child alone, so that what is wrong is said once: when it cannot start, the supervisor ends with its
 exit status. Then the others, side by side.
-A child that dies is started again, with a growing pause while its successors die, too. When that has happened to every
-slot some times in a row, the supervisor gives up, so that whoever looks after it sees that.
+A child that dies, or hangs, is started again, with a growing pause while its successors die, too. When that has
+happened to every slot some times in a row, the supervisor gives up, so that whoever looks after it sees that.
 SIGHUP: settings are read again. When they are good, children are replaced, one by one: the successor accepts
 connections before its predecessor ceases to; and the next one's turn comes when that has ended, so there is one child
 too many at most. When a successor does not start, the others stay as they are.
@@ -44,6 +44,9 @@ END_S = 15.0
 """What a child may need to end beyond `drain_timeout_s`. Then it is killed."""
 FAILURES_MAX = 5
 """Children of each slot in a row that were never ready, until the supervisor gives up."""
+SILENCE_S_MAX = 30.0
+"""A child whose event loop has not turned for so long is killed, and another one takes its place: a probe from outside
+would meet it now and then only."""
 STABLE_S = 60.0
 """A child that was ready for so long did not fail for how it was started."""
 SIGNAL_STATUS_BASE = 128
@@ -92,6 +95,11 @@ class Supervisor:
     def __repr__(self) -> str:
         return f"Supervisor({self._router}, {self._slots!r})"
 
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the children that are ready."""
+        return [child.pid for child in self._slots.children]
+
     async def run(self) -> int:
         """Return the exit status when all children have ended."""
         self._install_signals()
@@ -132,7 +140,7 @@ class Supervisor:
                     await asyncio.sleep(slot.backoff.failed(self._now()))
                 continue
             since = self._now()
-            status = await child.end_within(None)
+            status = await child.end_or_silence(SILENCE_S_MAX)
             self._alive.discard(child)
             if slot.child is not child:
                 continue
