@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.harness import GuardedProcess, RedisServer, ServerError, free_port
+from benchmarks.harness.client import parse_metrics
 from benchmarks.proxy.proxies import our_router
 from benchmarks.proxy.running import GRACE_S, Cores, Server, ask, pinned, start_server, wait_for
 
@@ -36,7 +37,7 @@ def start_ours(
     peer = our_router(port, workers, redis_url, processes)
     assert peer.command is not None
     server = start_server(stack, peer.name, peer.command, port, cores.proxies(processes), folder)
-    wait_workers(server, len(workers))
+    wait_workers(server, len(workers), processes)
     return server
 
 
@@ -50,13 +51,15 @@ def start_connectors(stack: ExitStack, workers: Sequence[int], report: Path, cor
     return redis.url
 
 
-def wait_workers(server: Server, count: int) -> None:
-    """Return when the router sends requests to so many workers. Raises ServerError after 20 s."""
+def wait_workers(server: Server, count: int, processes: int = 1) -> None:
+    """Return when so many processes of the router send requests to so many workers. Raises ServerError after 20 s."""
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     ready = 0
     while time.monotonic() < deadline:
-        _, answer = ask(server.port, "GET", "/gc/pods")
-        ready = answer.count(b'"ready"')
+        _, answer = ask(server.port, "GET", "/metrics")
+        page = parse_metrics(answer.decode())
+        seen = page.by("gc_router_workers", "state").get("ready", 0.0)
+        ready = int(seen // processes)
         if ready >= count:
             return
         time.sleep(POLL_S)
