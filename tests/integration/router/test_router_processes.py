@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import os
 import re
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.harness.router import RouterProcess
+from ghostcacher_connector.core.process.guard import PR_SET_CHILD_SUBREAPER, descendants
 from ghostcacher_connector.core.settings import Listen
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.processes.listeners import Listeners
@@ -186,13 +188,29 @@ async def test_router_whose_processes_cannot_start_ends_with_their_error(tmp_pat
     assert "has ended (exit status 2) before it was ready" in str(caught.value)
 
 
+def adopt_orphans(wanted: bool) -> None:
+    """Have this process become the parent of those below it whose parents have died, or no longer."""
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) == 0
+
+
+def zombies() -> set[int]:
+    """The processes below this one that have ended, and whose parents have not looked yet."""
+    found = set()
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                found.add(pid)
+    return found
+
+
 def test_process_that_hangs_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing ends it but the supervisor: probes from outside seldom come to it."""
+    """Nothing ends it but the supervisor: probes from outside seldom come to it. What it leaves behind is let go of."""
     monkeypatch.setattr("ghostcacher_router.processes.supervisor.SILENCE_S_MAX", 3.0)
 
     async def run() -> None:
+        before = zombies()
         async with EchoEngine() as engine:
             settings = RouterSettings(redis=False, workers=(engine.endpoint.url,), listen="127.0.0.1:0")
             listeners = Listeners(Listen("127.0.0.1", 0), settings.processes)
@@ -203,7 +221,12 @@ def test_process_that_hangs_is_replaced(
             os.kill(hung, signal.SIGSTOP)
             await until(lambda: supervisor.pids not in ([hung], []), "its successor", PATIENCE_S)
             assert f"({hung}) hangs" in caplog.text
+            await until(lambda: zombies() <= before, "the end of its parsing process", PATIENCE_S)
             os.kill(os.getpid(), signal.SIGTERM)
             assert await running == 0
 
-    asyncio.run(run())
+    adopt_orphans(True)  # As process 1 of a container does.
+    try:
+        asyncio.run(run())
+    finally:
+        adopt_orphans(False)

@@ -245,7 +245,8 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        if hasattr(os, "waitid"):
+            loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             loop.add_signal_handler(number, logger.info, "%s: nothing to do", number.name)
 
