@@ -26,6 +26,8 @@ from tests.support.proxy_rig import on_loop
 from tests.support.restart_load import EchoEngine, RestartLoad
 
 PATIENCE_S = 60.0
+WAITING = 16
+"""Connections of which about half wait for a process that will never accept them."""
 
 
 class Running:
@@ -110,7 +112,7 @@ async def ask_fresh(port: int, method: str, path: str) -> Any:
 
 @on_loop
 async def test_any_process_answers_for_all_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
-    """Counters are sums, a drain holds in all; what a killed process has counted is gone, and its clients come back."""
+    """Counters are sums, a drain holds in all. Who waits for a process that is killed is answered by another one."""
     async with EchoEngine() as engine, running(tmp_path, engine) as run:
         port = run.router.port
         load = RestartLoad(port, clients=8)
@@ -135,7 +137,14 @@ async def test_any_process_answers_for_all_and_a_dead_one_is_replaced(tmp_path: 
         await ask_fresh(port, "DELETE", f"/gc/workers/{worker['id']}/drain")
 
         before = run.children()
+        os.kill(before[0], signal.SIGSTOP)
+        waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(WAITING)]
+        for _, writer in waiting:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         os.kill(before[0], signal.SIGKILL)
+        async with asyncio.timeout(PATIENCE_S):
+            answers = [await reader.read() for reader, _ in waiting]
+        assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers), answers
         await run.said(r"has ended \(SIGKILL\), and is started again")
         load = RestartLoad(port, clients=8, fresh=8)
         await run.said("ready, was joining", 3)
