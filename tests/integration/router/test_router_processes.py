@@ -183,6 +183,7 @@ async def test_settings_that_are_read_again_are_of_all_processes(tmp_path: Path)
         assert not set(run.children()) & set(before)
         await ask_fresh(run.router.port, "GET", "/health")
         await run.said('"GET /health" 200')
+        assert not run.count("is started again")
         os.kill(run.router.process.pid, signal.SIGINT)
         assert await run.ended() == 0
 
