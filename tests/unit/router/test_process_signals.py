@@ -80,7 +80,7 @@ async def test_each_change_is_named_once(caplog: pytest.LogCaptureFixture) -> No
 async def test_router_takes_over_what_changes_nothing_in_flight() -> None:
     """All of that, and nothing else."""
     router = Router(FIRST)
-    wanted = {"log_level": "error", "access_log": True, "drain_timeout_s": 7.5}
+    wanted = {"log_level": "error", "access_log": True, "access_log_prompts": True, "drain_timeout_s": 7.5}
     assert wanted.keys() == set(RELOADED)
     router.take_over(msgspec.structs.replace(FIRST, retries_max=1, **wanted))
     assert (router.drain_timeout_s, router._proxy.state.access_log) == (7.5, True)
