@@ -125,6 +125,8 @@ class FairQueue(Generic[T]):
         self._priorities: list[int] = []
         """Of the bands, in order."""
         self._number = 0
+        self._models: dict[str | None, int] = {}
+        """How many wait for each model."""
         self.count = 0
         self.size = 0
         """Bytes, in all."""
@@ -171,7 +173,13 @@ class FairQueue(Generic[T]):
 
         has_room: says whether a request for a model could go now. Asked once for each model.
         """
-        full: dict[str | None, bool] = {}
+        full = {}
+        for model in self._models:
+            full[model] = not has_room(model)
+            if not full[model]:
+                break
+        else:
+            return None  # Without looking at every tenant: it is what mostly happens while all workers are busy.
         for priority in self._priorities:
             one = self._pop_of(self._bands[priority], full, has_room)
             if one is not None:
@@ -205,6 +213,8 @@ class FairQueue(Generic[T]):
     def check_invariants(self) -> None:
         """Assert that what is counted is what is there."""
         assert self._priorities == sorted(self._bands), self
+        assert self.count == sum(self._models.values()), self
+        assert all(self._models.values()), self
         assert self.count == sum(band.count for band in self._bands.values()), self
         assert self.size == sum(tenant.size for band in self._bands.values() for tenant in band.tenants.values()), self
         for band in self._bands.values():
@@ -266,6 +276,11 @@ class FairQueue(Generic[T]):
         flow.tenant.size += change * one.size
         self.count += change
         self.size += change * one.size
+        left = self._models.get(one.model, 0) + change
+        if left:
+            self._models[one.model] = left
+        else:
+            del self._models[one.model]
 
     def _tidy(self, flow: _Flow[T]) -> None:
         """Forget what holds nothing any more."""

@@ -72,7 +72,8 @@ class FlowControl:
         self._placing: Counter[str | None] = Counter()
         """Requests that have had their turn and have no worker yet, by model."""
         self._turns: deque[float] = deque(maxlen=TURNS_KEPT)
-        """When requests that had waited got their turn; loop clock, s."""
+        """When requests that had waited got their turn, since somebody has been waiting; loop clock, s."""
+        self._waiting_since = 0.0
         self._looks: asyncio.Handle | None = None
 
     def __repr__(self) -> str:
@@ -178,6 +179,9 @@ class FlowControl:
             work=work_of(ask),
             size=turn.body_bytes,
         )
+        if not len(self.queue):
+            self._turns.clear()
+            self._waiting_since = began_at
         displaced = self.queue.push(one, bounded=not again)
         if displaced is one:
             raise self._refused(turn, "full")
@@ -289,6 +293,6 @@ class FlowControl:
     def _retry_after_s(self) -> int:
         """Return when the queue will likely have moved on by all that waits now, in s."""
         turns = self._turns
-        if not turns or (took_s := self._clock() - turns[0]) <= 0:
-            return 1
-        return max(1, min(RETRY_S_MAX, ceil(len(self.queue) * took_s / len(turns))))
+        since = turns[0] if len(turns) == TURNS_KEPT else self._waiting_since
+        took_s = self._clock() - since if len(self.queue) else 0.0
+        return max(1, min(RETRY_S_MAX, ceil(len(self.queue) * took_s / max(1, len(turns)))))

@@ -124,13 +124,11 @@ async def test_full_queue_says_when_to_come_back() -> None:
     rig = Controlled(queue_max=3, queue_timeout_s=600.0)
     for name in "abcd":
         await rig.send(rig.ask(name))
-    for name in "ab":
+    for ends, comes in zip("abc", "efg", strict=True):
         await asyncio.sleep(10)
-        await rig.end(name)
-    await rig.send(rig.ask("e"))
-    await rig.send(rig.ask("f"))
-    await asyncio.sleep(10)
-    error = await refused(await rig.send(rig.ask("g")))
+        await rig.end(ends)
+        await rig.send(rig.ask(comes))
+    error = await refused(await rig.send(rig.ask("h")))
     assert (error.status, error.kind, error.retry_after_s) == (429, "queue_full", 30)
     assert error.message == "All workers are busy, and 3 requests wait for them already. Please try again later."
     assert rig.refusals() == {"full": 1}
