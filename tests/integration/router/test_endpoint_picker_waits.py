@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import Listen
+from ghostcacher_router.endpoint_picker import EndpointPicker
 from ghostcacher_router.epp.picking import EndpointPicking
 from ghostcacher_router.epp.server import PickerServer
-from ghostcacher_router.types import Ask, Dispatcher, Placement
-from tests.integration.router.test_endpoint_picker import chat, count, in_flight, picker_of
+from ghostcacher_router.types import Ask, Dispatcher, Endpoint, Placement
+from tests.integration.router.test_endpoint_picker import address, chat, count, in_flight, picker_of
 from tests.support.mock_engine import MiniEngine, until
 from tests.support.proxy_rig import on_loop
 from tests.support.strict_gateway import BUFFERED, gateway
@@ -83,6 +85,40 @@ async def test_client_that_leaves_while_a_worker_is_picked_leaves_nothing_waitin
             await asyncio.gather(asked, return_exceptions=True)
             await until(lambda: dispatcher.waiting == 0 and picker.server.streams == 0)
             assert (in_flight(picker), picker.server._held.size) == (0, 0)
+
+
+class ComesMeanwhile:
+    """A dispatcher that waits before it places anything, and meanwhile the fleet becomes another one."""
+
+    def __init__(self, picker: EndpointPicker, endpoints: Sequence[Endpoint]) -> None:
+        self._parts, self._endpoints = picker.router.parts(), list(endpoints)
+        self.hands_over = self._parts.dispatcher.hands_over
+
+    def place_now(self, ask: Ask) -> Placement | None:  # noqa: ARG002
+        return None
+
+    async def place(self, ask: Ask) -> Placement:
+        fleet = self._parts.fleet
+        fleet.follow(self._endpoints, {})
+        await until(lambda: len(fleet.serving(None)) == len(self._endpoints))
+        return await self._parts.dispatcher.place(ask)
+
+
+@on_loop
+async def test_worker_that_comes_while_a_request_waits_is_not_picked_outside_of_its_subset() -> None:
+    """Neither as the pick nor as a fallback; and where it would be the only one, there is none."""
+    old, new = MiniEngine(), MiniEngine()
+    async with new, picker_of([old]) as picker, gateway(picker.server.port) as asking:
+        for endpoints, destination in (([old.endpoint, new.endpoint], [address(old)]), ([new.endpoint], [])):
+            parts = picker.router.parts()._replace(dispatcher=ComesMeanwhile(picker, endpoints))  # type: ignore[arg-type]
+            picker.server._picking = EndpointPicking(parts, fallbacks_max=2, members=lambda: None)
+            for _ in range(4):
+                exchange = await asking.ask(chat(), subset=[address(old)])
+                assert exchange.destination == destination
+                exchange.abort()
+                await until(lambda: in_flight(picker) == 0)
+                if not destination:
+                    break
 
 
 @on_loop

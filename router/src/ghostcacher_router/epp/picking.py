@@ -27,6 +27,8 @@ from ghostcacher_router.types import Ask, Body, Endpoint, NoWorker, Outcome, Pla
 UNREAD = RequestShape(model=None, stream=False, prompt=None, session=None)
 PREFILL_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 """What the sidecar of a worker that answers hands to another one."""
+PLACED_AGAIN_MAX = 4
+"""Placements of one request, of which all but the last were at a worker that came too late to be left out."""
 ADDRESSES_MAX = 8192
 HTTP_NOT_FOUND = 404
 RETRY_AFTER_S = 2
@@ -95,17 +97,20 @@ class EndpointPicking:
             engine_id += shape.prompt.hint
         ask = Ask(engine_id, wanted.method, wanted.path, shape, wanted.headers, exclude)
         prefill = await self._place_prefill(ask, deadline)
+        if prefill is not None and not self._may_go_to(prefill.worker, wanted.subset):
+            prefill.ended(Outcome.CANCELLED, None)
+            prefill = None
         try:
             if prefill is not None:
                 step = shape._replace(prompt=None, session=None)
                 ask = ask._replace(shape=step, step=PdRole.DECODE)
-            late, placement = await self._place(ask, deadline)
+            late, placement = await self._place_within(ask, wanted.subset, deadline)
         except BaseException:
             if prefill is not None:
                 prefill.ended(Outcome.CANCELLED, None)
             raise
         self._parts.metrics.picker.picks.inc("late" if late else how)
-        return self._picked(ask, placement, prefill)
+        return self._picked(ask, placement, prefill, wanted.subset)
 
     def again_at(self, picked: Picked, served: str) -> Placement | None:
         """Place a request at the worker that the gateway sent it to, if it is another than the first; None: it is not.
@@ -121,7 +126,9 @@ class EndpointPicking:
             return self._parts.dispatcher.place_now(picked.ask._replace(exclude=others))
         return None
 
-    def _picked(self, ask: Ask, placement: Placement, prefill: Placement | None) -> Picked:
+    def _picked(
+        self, ask: Ask, placement: Placement, prefill: Placement | None, subset: frozenset[str] | None
+    ) -> Picked:
         headers = [("x-request-id", ask.request_id.encode())]
         if placement.data_parallel_rank is not None:
             headers.append((RANK_HEADER.decode(), b"%d" % placement.data_parallel_rank))
@@ -130,9 +137,10 @@ class EndpointPicking:
             headers.append((PREFILLER, (self._address(prefill.endpoint) or "").encode()))
         first = self._address(placement.endpoint)
         assert first is not None, placement
-        return Picked(ask, placement, ",".join([first, *self._fallbacks(ask, placement, first)]), headers, prefill)
+        destination = ",".join([first, *self._fallbacks(ask, placement, first, subset)])
+        return Picked(ask, placement, destination, headers, prefill)
 
-    def _fallbacks(self, ask: Ask, placement: Placement, first: str) -> list[str]:
+    def _fallbacks(self, ask: Ask, placement: Placement, first: str, subset: frozenset[str] | None) -> list[str]:
         """Return the endpoints that may stand in for the first one, the least loaded first.
 
         There is none for an engine among several at one endpoint: the header that names it would mean another one.
@@ -144,6 +152,7 @@ class EndpointPicking:
             worker
             for worker in parts.fleet.serving(ask.shape.model)
             if worker.name not in ask.exclude
+            and self._may_go_to(worker.name, subset)
             and worker.data_parallel_rank is None
             and worker.pd_role is not PdRole.PREFILL
         ]
@@ -164,6 +173,20 @@ class EndpointPicking:
         except (BadBody, TimeoutError):
             return "unread", UNREAD
         return "prompt", found
+
+    async def _place_within(self, ask: Ask, subset: frozenset[str] | None, deadline: float) -> tuple[bool, Placement]:
+        """Return the same as `_place`, of a worker that the gateway may use. Raises NoWorker.
+
+        Who was no candidate when the wait began may be one at its end: a worker that came meanwhile, or one that is
+        drained and holds what the request needs.
+        """
+        for _ in range(PLACED_AGAIN_MAX):
+            late, placement = await self._place(ask, deadline)
+            if self._may_go_to(placement.worker, subset):
+                return late, placement
+            placement.ended(Outcome.CANCELLED, None)
+            ask = ask._replace(exclude=ask.exclude | {placement.worker})
+        raise NoWorker(503, _NOBODY, kind="no_worker", retry_after_s=RETRY_AFTER_S)
 
     async def _place(self, ask: Ask, deadline: float) -> tuple[bool, Placement]:
         """Return whether what it waited for came too late, and a placement. Raises NoWorker."""
@@ -214,6 +237,11 @@ class EndpointPicking:
         if len(excluded) >= len(ready) and (ready or subset is not None):
             raise NoWorker(503, _NOBODY, kind="no_worker", retry_after_s=RETRY_AFTER_S)
         return excluded
+
+    def _may_go_to(self, name: str, subset: frozenset[str] | None) -> bool:
+        """Say whether a worker is in the pool, and among those that a gateway may use for this request."""
+        worker = self._parts.fleet.workers.get(name)
+        return worker is not None and self._belongs(worker, self._members()) and self._belongs(worker, subset)
 
     def _belongs(self, worker: Worker, endpoints: Collection[str] | None) -> bool:
         address = self._address(worker.endpoint)

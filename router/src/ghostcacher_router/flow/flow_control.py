@@ -185,7 +185,8 @@ class FlowControl:
         displaced = self.queue.push(one, bounded=not again)
         if displaced is one:
             raise self._refused(turn, "full")
-        if displaced is not None:
+        if displaced is not None and not displaced.item.done():
+            # One that is done has left in this very moment, and was about to take itself out.
             displaced.item.set_result(False)
         self._dispatch()
         has_turn = False

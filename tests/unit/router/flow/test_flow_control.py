@@ -233,6 +233,19 @@ async def test_turn_of_a_client_that_leaves_in_that_moment_goes_to_the_next() ->
 
 
 @virtual
+async def test_place_of_a_client_that_leaves_in_that_moment_is_taken() -> None:
+    """Who takes it is placed in its turn, and leaves nothing behind."""
+    rig = Controlled(priorities="header", queue_max=1)
+    await rig.send(rig.ask("runs"))
+    leaves = await rig.send(rig.ask("leaves", header(b"x-gc-priority", 5)))
+    rig.tasks["takes"] = asyncio.create_task(rig.place(rig.ask("takes")))
+    leaves.cancel()
+    await settled()
+    await rig.finish()
+    assert rig.order == ["runs", "takes"]
+
+
+@virtual
 async def test_request_that_a_worker_refused_goes_before_all_that_wait() -> None:
     """Even where the queue is full: it was accepted long ago. It does not go to the worker that refused it."""
     rig = Controlled(2, queue_max=1, priorities="client", priority_min=-9)
