@@ -163,7 +163,9 @@ class FlowControl:
         return turn.passed is None or not ask.exclude <= turn.passed
 
     def _has_room(self, model: str | None) -> bool:
-        return self._rooms.has_room(model, self._placing[model] + 1)
+        # Adapters, and their base, are models of their own at the same workers.
+        ahead = [n for other, n in self._placing.items() if other == model or self._rooms.shares(other, model)]
+        return self._rooms.has_room(model, sum(ahead) + 1)
 
     async def _wait(self, ask: Ask, turn: Turn) -> None:
         """Return when a request has its turn; it counts among `_placing` then. Raises NoWorker."""

@@ -22,8 +22,8 @@ from ghostcacher_router.ports import Clock, FleetPort, WorkerPort
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
 from ghostcacher_router.signals.standing import Standing
 
-ROLES_MAX = 256
-"""Lists of workers whose roles are kept. The fleet's lists stay the same objects until it changes."""
+LISTS_MAX = 256
+"""Lists of workers of which something is remembered. The fleet's lists stay the same objects until it changes."""
 
 
 class RoomLimits(NamedTuple):
@@ -46,6 +46,15 @@ def room_in(standing: Standing, limits: RoomLimits, routers: int) -> int:
     return max(least, min(limits.requests - standing.requests, ahead - standing.on_the_way))
 
 
+class _Listed(NamedTuple):
+    """What is remembered of a list of workers."""
+
+    workers: Sequence[WorkerPort]
+    groups: Sequence[Sequence[WorkerPort]]
+    """Those that do the same step of a request, for each step."""
+    names: frozenset[str]
+
+
 class WorkerRooms:
     """Who has room, in the fleet of one router. On the event loop only."""
 
@@ -55,7 +64,7 @@ class WorkerRooms:
         """routers: returns how many routers place requests at these workers, this one included."""
         self._fleet, self._queues, self._limits = fleet, queues, limits
         self._routers, self._clock = routers, clock
-        self._roles: dict[int, tuple[Sequence[WorkerPort], Sequence[Sequence[WorkerPort]]]] = {}
+        self._lists: dict[int, _Listed] = {}
         self.saturated: set[str] = set()
         """The workers that have no room, by name."""
 
@@ -75,7 +84,14 @@ class WorkerRooms:
         nobody serves has room: whoever places the request says what is wrong.
         """
         workers = self._fleet.serving(model)
-        return not workers or all(self._have_room(group, count) for group in self._groups(workers))
+        return not workers or all(self._have_room(group, count) for group in self._listed(workers).groups)
+
+    def shares(self, one: str | None, other: str | None) -> bool:
+        """Say whether two models have a worker in common, as adapters and their base have."""
+        first, second = self._fleet.serving(one), self._fleet.serving(other)
+        if first is second or not (first and second):
+            return bool(first)
+        return not self._listed(first).names.isdisjoint(self._listed(second).names)
 
     def placed(self, worker: str) -> None:
         """Note that a worker has got a request."""
@@ -105,14 +121,14 @@ class WorkerRooms:
                     return True
         return False
 
-    def _groups(self, workers: Sequence[WorkerPort]) -> Sequence[Sequence[WorkerPort]]:
-        """Return the workers that do the same step of a request, for each step."""
-        known = self._roles.get(id(workers))
-        if known is None or known[0] is not workers:
+    def _listed(self, workers: Sequence[WorkerPort]) -> _Listed:
+        known = self._lists.get(id(workers))
+        if known is None or known.workers is not workers:
             computing = [worker for worker in workers if worker.pd_role is PdRole.PREFILL]
             answering = [worker for worker in workers if worker.pd_role is not PdRole.PREFILL]
             apart = computing and answering
-            if len(self._roles) >= ROLES_MAX:
-                self._roles.clear()
-            known = self._roles[id(workers)] = (workers, [computing, answering] if apart else [workers])
-        return known[1]
+            if len(self._lists) >= LISTS_MAX:
+                self._lists.clear()
+            names = frozenset(worker.name for worker in workers)
+            known = self._lists[id(workers)] = _Listed(workers, [computing, answering] if apart else [workers], names)
+        return known

@@ -345,6 +345,20 @@ async def test_new_reports_and_workers_give_turns() -> None:
 
 
 @virtual
+async def test_models_at_the_same_worker_share_its_room() -> None:
+    """An adapter, or a request that names no model, gets no turn of its own where there is room for one request."""
+    rig = Controlled(priorities="header")
+    for name, model, priority in (("runs", "m", 0), ("first", "m", 0), ("a", "a", 9), ("b", "b", 9), ("c", None, 9)):
+        ask = rig.ask(name, header(b"x-gc-priority", priority))
+        await rig.send(ask._replace(shape=ask.shape._replace(model=model)))
+    await rig.end("runs")
+    assert rig.flow.report().by_priority == {"9": 3}
+    await rig.send(rig.ask("urgent"))
+    await rig.finish()
+    assert rig.order == ["runs", "first", "urgent", "a", "b", "c"]
+
+
+@virtual
 async def test_model_that_nobody_serves_is_no_reason_to_wait() -> None:
     rig = Controlled()
     await rig.send(rig.ask("runs"))
