@@ -225,7 +225,18 @@ class Turn:
     received_at: when the router had all of it; loop clock, s. body_bytes: that are held while it waits.
     """
 
-    __slots__ = ("body_bytes", "deadline", "is_read", "passed", "priority", "queued_s", "received_at", "tells", "until")
+    __slots__ = (
+        "body_bytes",
+        "deadline",
+        "is_read",
+        "passed",
+        "priority",
+        "queued_s",
+        "received_at",
+        "refusal",
+        "tells",
+        "until",
+    )
 
     def __init__(self, received_at: float, body_bytes: int) -> None:
         self.received_at = received_at
@@ -244,6 +255,8 @@ class Turn:
         """The workers that had refused it when it last had its turn; None before that."""
         self.queued_s = 0.0
         """How long it has waited in the queue, in all."""
+        self.refusal: NoWorker | None = None
+        """Why it gets no turn any more: whoever still asks for it is told the same."""
 
     def __repr__(self) -> str:
         return f"Turn(priority={self.priority}, queued_s={self.queued_s:.3f}, passed={self.passed})"

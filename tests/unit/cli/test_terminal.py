@@ -61,6 +61,17 @@ def test_fleet_lines_say_once_what_redis_refuses() -> None:
     assert sum(refused in line for line in lines) == 1
 
 
+def test_fleet_lines_show_what_waits_for_its_turn() -> None:
+    """With flow control alone; who goes first stands first."""
+    assert not any("turn" in line for line in fleet_lines(snapshot()))
+    queue = {"requests": 0, "requests_max": 500, "bytes": 0}
+    assert fleet_lines(snapshot(queue=queue))[2] == "0 of 500 requests wait for their turn"
+    queue |= {"requests": 3, "by_priority": {"again": 1, "-5": 2}, "saturated": ["w0", "w1"]}
+    assert fleet_lines(snapshot(queue=queue))[2] == (
+        "3 of 500 requests wait for their turn  |  by priority: again: 1, -5: 2  |  saturated: w0, w1"
+    )
+
+
 def test_fleet_lines_show_each_tier(monkeypatch: pytest.MonkeyPatch) -> None:
     """How full it is, with what, and what it was good for; nothing where there is none."""
     assert not any("tier" in line for line in fleet_lines(snapshot()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ghostcacher_cli.terminal.fleet import Snapshot
 from ghostcacher_cli.terminal.text import NOTHING, bar, count, duration, fit, milliseconds, percent, printable, table
-from ghostcacher_connector.core.admin_api import GONE, Quantiles, Worker
+from ghostcacher_connector.core.admin_api import GONE, Quantiles, Queue, Worker
 
 BAR_CHARS = 10
 STALE_S = 5.0
@@ -17,7 +17,8 @@ def fleet_lines(now: Snapshot, before: Snapshot | None = None) -> list[str]:
 
     before: an earlier look, for rates.
     """
-    lines = [router_line(now), work_line(now, before), ""]
+    queue = [] if now.status.queue is None else [queue_line(now.status.queue)]
+    lines = [router_line(now), work_line(now, before), *queue, ""]
     if now.workers:
         total = sum(now.stats.picks_by_worker.values())
         rows = [_row(worker, now.stats.picks_by_worker.get(worker.id, 0.0), total) for worker in now.workers]
@@ -54,6 +55,16 @@ def work_line(now: Snapshot, before: Snapshot | None = None) -> str:
     parts.append(f"saved TTFT {duration(stats.saved_ttft_ms / 1e3)}")
     parts.append(f"overhead p50 {_ms(stats.overhead_ms.p50)}")
     parts.append(f"TTFT {_quantiles(stats.ttft_ms)}")
+    return "  |  ".join(parts)
+
+
+def queue_line(queue: Queue) -> str:
+    """Return what waits in the router for its turn, the first to go first."""
+    parts = [f"{count(queue.requests)} of {count(queue.requests_max)} requests wait for their turn"]
+    if queue.requests:
+        parts.append("by priority: " + ", ".join(f"{name}: {count(of)}" for name, of in queue.by_priority.items()))
+    if queue.saturated:
+        parts.append(f"saturated: {', '.join(queue.saturated)}")
     return "  |  ".join(parts)
 
 

@@ -276,12 +276,19 @@ class FlowControl:
         turn.is_read = True
 
     def _check_deadline(self, turn: Turn) -> None:
+        if turn.refusal is not None:
+            # The first of two steps was refused: so is the request as a whole.
+            raise turn.refusal
         if turn.deadline is not None and turn.deadline <= self._clock():
             raise self._refused(turn, "deadline")
 
     def _refused(self, turn: Turn, reason: str) -> NoWorker:
         """Return the error for a request that gets no turn, and count it. reason: a label of metrics."""
+        turn.refusal = error = self._error(turn, reason)
         self._metrics.refusals.inc(reason)
+        return error
+
+    def _error(self, turn: Turn, reason: str) -> NoWorker:
         now, waiting, retry_after_s = self._clock(), len(self.queue), self._retry_after_s()
         if reason == "deadline":
             waited_ms = (now - turn.received_at) * 1e3

@@ -282,6 +282,24 @@ async def test_room_that_is_gone_before_it_is_used_is_waited_for_again() -> None
 
 
 @virtual
+async def test_request_whose_first_step_gets_no_turn_gets_none() -> None:
+    """Whoever makes two steps of it would have it placed as a whole then: it is told the same, and counted once."""
+    rig = Controlled(queue_max=1, queue_timeout_s=5.0)
+    await rig.send(rig.ask("runs"))
+    await rig.send(rig.ask("waits"))
+    for ask in (rig.ask("full"), rig.ask("still full")):
+        errors = [await refused(await rig.send(ask)) for _ in range(2)]
+        assert [error.status for error in errors] == [429, 429]
+    late = rig.ask("late")
+    await rig.end("runs")
+    await rig.send(late)
+    error = await refused(rig.tasks["late"])
+    assert (await refused(await rig.send(late))) is error
+    assert rig.refusals() == {"full": 2, "timeout": 1}
+    await rig.finish()
+
+
+@virtual
 async def test_second_step_waits_for_nothing() -> None:
     """Its prompt is computed, and lies there for seconds only."""
     rig = Controlled()
