@@ -19,6 +19,7 @@ from ghostcacher_simulator.http_server import (
 )
 
 CHUNKED = stream_head()
+CHAT_PATH = "/v1/chat/completions"
 
 
 def chunks(*bodies: bytes) -> bytes:
@@ -71,6 +72,31 @@ class MiniEngine(EngineServer):
     def asked(self) -> list[str]:
         """The paths that were asked for, in order."""
         return [request.path for request in self.received]
+
+
+class ChatEngine(MiniEngine):
+    """Answers chats with two events, of which the first has its port. held: whether the second never comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = False
+        tells = self.handler
+
+        async def answer(peer: Peer, request: Received) -> None:
+            if request.path != CHAT_PATH:
+                await tells(peer, request)
+                return
+            peer.send(stream_head(), chunk(b"data: %d\n\n" % self.port))
+            if self.held:
+                await peer.left()
+            else:
+                peer.send(chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
+
+        self.handler = answer
+
+    @property
+    def chats(self) -> list[Received]:
+        return [request for request in self.received if request.path == CHAT_PATH]
 
 
 async def until(condition: Callable[[], bool], what: str = "condition", timeout_s: float = 10.0) -> None:

@@ -54,6 +54,7 @@ from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.parsing.parser import BodyParser
 from ghostcacher_router.placement.context import Dependencies
+from ghostcacher_router.placement.kv_sources import KvSources
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.process_signals import RELOADED, ProcessSignals
@@ -154,6 +155,9 @@ class Router:
         )
         self._proxy = self._make_proxy(text)
         self._proxy.state.tracer = self._tracer
+        if settings.p2p_port is not None:
+            history = self._routing.state.history
+            self._proxy.state.kv_source = KvSources(history, self._fleet, time.monotonic, port=settings.p2p_port)
         self._warmer = Warmer(self._proxy.state)
         self._fleet.when_down(lambda name: self._proxy.worker_down(self._fleet.workers[name].endpoint))
         if self._routing.flow is not None:
@@ -186,7 +190,7 @@ class Router:
         """Return what an endpoint picker uses of it."""
         routing, limits = self._routing, self._proxy.state.limits
         shared = self._metrics, self._resolver, limits, routing.state.queues.in_flight, time.monotonic
-        return Parts(self._name, self._fleet, routing.picker, self._parse, *shared)
+        return Parts(self._name, self._fleet, routing.dispatcher, self._parse, *shared, self._proxy.state.kv_source)
 
     def take_over(self, settings: RouterSettings) -> None:
         """Put those settings in force that change nothing in flight (`process_signals.RELOADED`)."""

@@ -27,6 +27,7 @@ from ghostcacher_connector.core.settings import (
     ROUTER_PREFIX,
     UPSTREAM_VARIABLE,
     Milliseconds,
+    Port,
     Seconds,
     Secret,
     Text,
@@ -277,6 +278,10 @@ class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fie
     ghost_lock_tokens_min: Annotated[
         int, Meta(ge=1, le=10_000_000, description="shortest cold prefix worth a lock, in tokens")
     ] = 1024
+    p2p_port: Annotated[
+        Port | None,
+        Meta(description="port of vLLM's own P2P tier: workers without our connector are told whom to pull from"),
+    ] = None
     section_hints: Annotated[
         bool,
         Meta(

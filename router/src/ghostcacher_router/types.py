@@ -262,6 +262,13 @@ class Turn:
         return f"Turn(priority={self.priority}, queued_s={self.queued_s:.3f}, passed={self.passed})"
 
 
+class KvSource(NamedTuple):
+    """An engine from which another one can pull KV blocks, by a tier of its own."""
+
+    host: str
+    port: int
+
+
 class Ask(NamedTuple):
     """A request to be placed."""
 

@@ -17,36 +17,11 @@ pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
 from ghostcacher_router.endpoint_picker import EndpointPicker
 from tests.integration.router.test_endpoint_picker import address, chat, count, in_flight, picker_of
 from tests.support.envoy_proxy import envoy
-from tests.support.mock_engine import LAST_CHUNK, MiniEngine, Peer, Received, chunk, stream_head, until
+from tests.support.mock_engine import ChatEngine, MiniEngine, until
 from tests.support.proxy_rig import on_loop
 
 PATH = "/v1/chat/completions"
 MODES = ["FULL_DUPLEX_STREAMED", "BUFFERED"]
-
-
-class StreamingEngine(MiniEngine):
-    """Answers chats with two events, of which the second waits until a test lets it go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.held = False
-        tells = self.handler
-
-        async def answer(peer: Peer, request: Received) -> None:
-            if request.path != PATH:
-                await tells(peer, request)
-                return
-            peer.send(stream_head(), chunk(b"data: %d\n\n" % self.port))
-            if self.held:
-                await peer.left()
-            else:
-                peer.send(chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
-
-        self.handler = answer
-
-    @property
-    def chats(self) -> list[Received]:
-        return [request for request in self.received if request.path == PATH]
 
 
 class Gateway(NamedTuple):
@@ -69,7 +44,7 @@ async def gateway_of(folder: Path, engines: Sequence[MiniEngine], body_mode: str
 @on_loop
 async def test_envoy_sends_each_request_where_the_picker_says(tmp_path: Path, body_mode: str) -> None:
     """Bodies arrive as they were sent, answers stream back, and one prefix stays at one worker."""
-    engines = [StreamingEngine() for _ in range(3)]
+    engines = [ChatEngine() for _ in range(3)]
     async with gateway_of(tmp_path, engines, body_mode) as (client, picker):
         for document in range(3):
             served = set()
@@ -92,7 +67,7 @@ async def test_envoy_sends_each_request_where_the_picker_says(tmp_path: Path, bo
 @on_loop
 async def test_envoy_passes_the_first_tokens_on_and_tells_when_a_client_leaves(tmp_path: Path) -> None:
     """The answer is not held until its end; whoever leaves in it is no longer in flight."""
-    engine = StreamingEngine()
+    engine = ChatEngine()
     engine.held = True
     async with gateway_of(tmp_path, [engine], MODES[0]) as (client, picker):
         async with client.stream("POST", PATH, content=chat()) as answer:
@@ -107,7 +82,7 @@ async def test_envoy_passes_the_first_tokens_on_and_tells_when_a_client_leaves(t
 @on_loop
 async def test_envoy_goes_down_the_list_of_endpoints(tmp_path: Path) -> None:
     """The worker that is picked takes no connection any more: the next one of the list answers."""
-    engines = [StreamingEngine(), StreamingEngine()]
+    engines = [ChatEngine(), ChatEngine()]
     async with gateway_of(tmp_path, engines, MODES[0]) as (client, picker):
         body = chat("document " * 4000)
         answer = await client.post(PATH, content=body)
@@ -124,7 +99,7 @@ async def test_envoy_goes_down_the_list_of_endpoints(tmp_path: Path) -> None:
 @on_loop
 async def test_envoy_gives_the_client_the_pickers_own_answer(tmp_path: Path) -> None:
     """Without a worker: 503, in the API's own form."""
-    engine = StreamingEngine()
+    engine = ChatEngine()
     async with gateway_of(tmp_path, [engine], MODES[0]) as (client, picker):
         name = address(engine)
         picker.router.parts().fleet.drain(name, True)

@@ -190,7 +190,7 @@ async def test_health_service_says_when_the_pool_is_known_and_when_the_picker_st
             assert (await watching.read()).status == serving
             picker.server._draining = True
             assert (await watching.read()).status == not_serving
-            watching.cancel()
+            assert await watching.read() is grpc.aio.EOF, "a watch does not hold up the end"
             with pytest.raises(grpc.aio.AioRpcError, match="expected liveness, readiness"):
                 await status("another")
 

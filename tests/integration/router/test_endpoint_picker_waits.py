@@ -143,6 +143,39 @@ async def test_gateway_is_spoken_to_with_tls(tmp_path: Path) -> None:
             await second.start(Listen("127.0.0.1", picker.server.port))
 
 
+@on_loop
+async def test_program_answers_gateways_and_ends_in_order(tmp_path: Path) -> None:
+    """`ghostcacher epp`, as it is started; at SIGTERM a request under way may end."""
+    log = tmp_path / "log"
+    words = [
+        "-m",
+        "ghostcacher_cli.main",
+        "epp",
+        "--no-redis",
+        "--listen",
+        "127.0.0.1:0",
+        "--grpc-listen",
+        "127.0.0.1:0",
+    ]
+    async with MiniEngine() as engine:
+        with log.open("wb") as output:
+            process = subprocess.Popen([sys.executable, *words, "--worker", engine.endpoint.url], stderr=output)
+        try:
+            await until(lambda: b"listens for gateways on" in log.read_bytes(), "the picker", 60.0)
+            port = int(log.read_text().partition("for gateways on 127.0.0.1:")[2].split()[0])
+            async with gateway(port) as asking:
+                exchange = await asking.ask(chat())
+                assert exchange.destination == [f"127.0.0.1:{engine.port}"]
+                process.terminate()
+                await until(lambda: b"stopping: 1 streams" in log.read_bytes(), "its end", 60.0)
+                await exchange.respond()
+                await exchange.ended()
+            assert await asyncio.to_thread(process.wait, 60) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_program_without_the_extra_says_which_one_it_needs() -> None:
     """And nothing else: no stack, no half of a picker."""
     code = (

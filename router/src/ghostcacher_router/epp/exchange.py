@@ -24,6 +24,7 @@ from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.epp.picking import EndpointPicking, Picked, Wanted
 from ghostcacher_router.http.exchanges.attempts import Attempts
 from ghostcacher_router.http.exchanges.own_headers import own_lines
+from ghostcacher_router.http.exchanges.source_hint import with_source
 from ghostcacher_router.http.exchanges.taps import tapped
 from ghostcacher_router.http.protocol.refusal import Refusal, error_body
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
@@ -36,6 +37,9 @@ CLIENT_LEFT = 499
 
 BUFFERED_S_MAX = 0.1
 """A gateway that holds the body waits for an answer for 200 ms, unless it is told otherwise, and then goes without."""
+
+PIECE_BYTES_MAX = 62_000
+"""Of a body that is not passed on in the pieces in which it came: some gateways take no more than 64 KiB at once."""
 
 _EVENTS = b"text/event-stream"
 
@@ -164,11 +168,26 @@ class Exchange:
         answers = await self._pick(messages.request_headers, whole=whole)
         if self.over:
             return answers
+        if whole:
+            pieces = self._with_source(pieces)
         answers += [messages.streamed_request(piece, end=False) for piece in pieces[:-1]]
         last = pieces[-1] if pieces else b""
         if last or end:
             answers.append(messages.streamed_request(last, end=end))
         return answers
+
+    def _with_source(self, pieces: list[bytes]) -> list[bytes]:
+        """Return a whole body with what tells the worker from whom to pull its prefix, where it is to be told."""
+        picked, wanted = self._picked, self._wanted
+        assert picked is not None, self
+        assert wanted is not None, self
+        source = None if picked.prefill is not None else self._parts.kv_source(picked.placement)
+        if source is None:
+            return pieces
+        body = with_source(LongBody(pieces), wanted.path, source, picked.ask.request_id)
+        if isinstance(body, LongBody):
+            return pieces
+        return [body[begin : begin + PIECE_BYTES_MAX] for begin in range(0, len(body), PIECE_BYTES_MAX)]
 
     async def _pick(self, answer: Callable[..., Any], *, whole: bool) -> list[Any]:
         """Pick a worker, and return the answer that says so, or that there is none. answer: makes the former."""

@@ -24,10 +24,10 @@ WATCH_POLL_S = 0.5
 
 
 class HealthService:
-    """Answers health checks. ready: says whether requests can be picked for."""
+    """Answers health checks. ready: says whether requests can be picked for. ending: whether the picker stops."""
 
-    def __init__(self, ready: Callable[[], bool]) -> None:
-        self._ready = ready
+    def __init__(self, ready: Callable[[], bool], ending: Callable[[], bool]) -> None:
+        self._ready, self._ending = ready, ending
 
     def handler(self) -> Any:
         """Return what a gRPC server takes."""
@@ -62,4 +62,6 @@ class HealthService:
             if status != last:
                 last = status
                 await context.write(pb.HealthCheckResponse(status=status))
+            if self._ending():
+                return  # Whoever watches would hold up the end.
             await asyncio.sleep(WATCH_POLL_S)

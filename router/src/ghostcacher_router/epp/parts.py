@@ -10,7 +10,7 @@ from ghostcacher_router.fleet.fleet import Fleet
 from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.proxy_ports import Parse
 from ghostcacher_router.metrics.catalog import RouterMetrics
-from ghostcacher_router.types import Dispatcher
+from ghostcacher_router.types import Dispatcher, KvSource, Placement
 
 
 class Parts(NamedTuple):
@@ -28,3 +28,5 @@ class Parts(NamedTuple):
     """Returns how many of its requests are at a worker."""
     clock: Callable[[], float]
     """In seconds."""
+    kv_source: Callable[[Placement], KvSource | None]
+    """Returns from whom the worker of a placement is told to pull."""

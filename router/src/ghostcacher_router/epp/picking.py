@@ -22,7 +22,7 @@ from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.http.protocol.request_head import RANK_HEADER
 from ghostcacher_router.prompt import BadBody, shape_by_method
-from ghostcacher_router.types import Ask, Body, Endpoint, NoWorker, Outcome, Placement, RequestShape
+from ghostcacher_router.types import Ask, Body, Endpoint, NoWorker, Outcome, Placement, RequestShape, Turn
 
 UNREAD = RequestShape(model=None, stream=False, prompt=None, session=None)
 PREFILL_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
@@ -95,7 +95,8 @@ class EndpointPicking:
         engine_id = wanted.request_id
         if shape.prompt is not None and self._parts.limits.section_hints:
             engine_id += shape.prompt.hint
-        ask = Ask(engine_id, wanted.method, wanted.path, shape, wanted.headers, exclude)
+        turn = Turn(self._parts.clock(), 0 if body is None else len(body)) if self._parts.limits.takes_turns else None
+        ask = Ask(engine_id, wanted.method, wanted.path, shape, wanted.headers, exclude, turn=turn)
         prefill = await self._place_prefill(ask, deadline)
         if prefill is not None and not self._may_go_to(prefill.worker, wanted.subset):
             prefill.ended(Outcome.CANCELLED, None)
@@ -197,7 +198,8 @@ class EndpointPicking:
                 async with asyncio.timeout_at(deadline):
                     placement = await dispatcher.place(ask)
         except TimeoutError:
-            plain = ask._replace(shape=ask.shape._replace(prompt=None, session=None, needs_id=None))
+            shape = ask.shape._replace(prompt=None, session=None, needs_id=None)
+            plain = ask._replace(shape=shape, turn=None)
             return True, dispatcher.place_now(plain) or await dispatcher.place(plain)
         except NoWorker as exc:
             if exc.status != HTTP_NOT_FOUND or ask.shape.model is None:

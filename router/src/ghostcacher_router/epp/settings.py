@@ -59,12 +59,19 @@ class PickerSettings(RouterSettings, frozen=True, kw_only=True, forbid_unknown_f
                 raise ConfigError(f"{name}: expected none beside pool, whose pods say it, got {getattr(self, name)!r}")
         if self.processes > 1:
             raise ConfigError(f"processes: expected 1, for an endpoint picker runs in one; got {self.processes}")
+        if self.processes > 1:
+            raise ConfigError(f"processes: expected 1, since pickers run beside each other, got {self.processes}")
         if self.upstreams:
             raise ConfigError("upstreams: expected none, for a gateway sends requests to workers alone")
 
     @property
     def finds_workers(self) -> bool:
         return super().finds_workers or self.pool is not None
+
+    @property
+    def wait_s_max(self) -> float:
+        """The longest that a request waits before a worker is picked, with the wait for its turn, in s."""
+        return self.pick_timeout_s + (self.flow_queue_timeout_s if self.flow_queue_max else 0.0)
 
     def grpc_tls(self) -> tuple[bytes, bytes] | None:
         """Return certificate and key; None without TLS. Raises ConfigError when a file cannot be read."""

@@ -19,7 +19,7 @@ from ghostcacher_router.http.protocol.request_head import RequestHead
 from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
 from ghostcacher_router.http.proxy_ports import LocalEndpoints, Meter, Parse, Providers
 from ghostcacher_router.http.rare_lines import RareLines
-from ghostcacher_router.types import Dispatcher, Placement
+from ghostcacher_router.types import Dispatcher, KvSource, Placement
 from ghostcacher_router.upstreams.worker_pools import Pools
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ class ProxyState:
     now: the time of the last tick, for what may be half a second off. in_flight: requests that are being answered.
     buffered_bytes: of bodies held. leaving: each connection takes one more request at most. draining: none is taken.
     clients: open connections, let in by `admission`. tracer: of each request that a worker answers; None: none is
-    traced. keep_alive_s: how long a connection stays open between two requests.
+    traced. keep_alive_s: how long a connection stays open between two requests. kv_source: returns from whom the worker
+    of a placement is told to pull.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ProxyState:
         self.access_log = access_log
         self.access_log_prompts = False
         self.tracer: Tracer | None = None
+        self.kv_source: Callable[[Placement], KvSource | None] = lambda _: None
         self.allowed_origins = AllowedOrigins(limits.allowed_origins)
         self.now = clock()
         self.pools = Pools(limits, self.now, worker_tls, resolver)

@@ -108,6 +108,14 @@ class SentHistory:
                 return HistoryMatch(index, holders)
         return None
 
+    def computed_elsewhere(self, prompt: Prompt, worker: str, now: float) -> tuple[int, SentPrompt] | None:
+        """Return the index of the deepest boundary that another worker has computed, and its placement."""
+        for index in range(len(prompt.digests) - 1, -1, -1):
+            for sent in self._valid(self._entries.get(prompt.digests[index], ()), now):
+                if sent.worker != worker and sent.computed_at <= now:
+                    return index, sent
+        return None
+
     def holders(self, digest: bytes, now: float) -> list[str]:
         """Return the workers that prompts with a boundary were sent to lately, for people: nothing counts as used."""
         return [sent.worker for sent in self._valid(self._entries.get(digest, ()), now)]

@@ -24,6 +24,7 @@ from ghostcacher_router.http.exchanges.own_headers import own_lines
 from ghostcacher_router.http.exchanges.priority import prioritised
 from ghostcacher_router.http.exchanges.repeatable import is_repeatable
 from ghostcacher_router.http.exchanges.request_retries import RetriedRequest
+from ghostcacher_router.http.exchanges.source_hint import with_source
 from ghostcacher_router.http.exchanges.taps import tapped
 from ghostcacher_router.http.open_files import short_of_files
 from ghostcacher_router.http.protocol.event_stream import EventStream
@@ -184,7 +185,8 @@ class WorkerExchange(RetriedRequest):
         return self._proxy.pools
 
     def _send(self, connection: WorkerConnection, placement: Placement) -> None:
-        pool, head, body = connection.pool, self._head, prioritised(self._take_body(), self._head.path, self._turn)
+        pool, head, body = connection.pool, self._head, self._take_body(placement)
+        body = prioritised(body, head.path, self._turn)
         own = self._own_lines() + rank_line(head, placement.data_parallel_rank)
         if self._trace is not None:
             own += self._trace.sent(placement, self._proxy.clock())
@@ -194,9 +196,11 @@ class WorkerExchange(RetriedRequest):
         forwarded_for = self._client.forwarded_for(self._head.headers.get(b"x-forwarded-for"))
         return b"X-Request-Id: %b\r\nX-Forwarded-For: %b\r\n" % (self._engine_id, forwarded_for)
 
-    def _take_body(self) -> Body:
+    def _take_body(self, placement: Placement) -> Body:
         """Return what is sent: with what was handed over the first time, if that can still be there."""
         handed, self._handed = self._handed, None
+        if handed is None and (source := self._proxy.kv_source(placement)) is not None:
+            return with_source(self._body, self._head.path, source, self._engine_id.decode())
         if handed is not None and self._proxy.clock() > handed.usable_until:
             self._proxy.meter.handovers.inc("late")
             return self._body

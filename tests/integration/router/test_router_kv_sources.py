@@ -1,0 +1,110 @@
+"""A worker without our connector is told from whom to pull, by the router and by the endpoint picker."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from ghostcacher_router.app import Router
+from ghostcacher_router.config import RouterSettings
+from tests.support.mock_engine import CHAT_PATH, ChatEngine
+from tests.support.proxy_rig import on_loop
+
+PORT = 5710
+
+
+def chat(text: str, **fields: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": text}], **fields}).encode()
+
+
+def in_pieces(body: bytes) -> list[bytes]:
+    return [body[begin : begin + 30_000] for begin in range(0, len(body), 30_000)]
+
+
+@asynccontextmanager
+async def router_of(*engines: ChatEngine, **settings: Any) -> AsyncIterator[tuple[Router, httpx.AsyncClient]]:
+    urls = tuple(engine.endpoint.url for engine in engines)
+    router = Router(RouterSettings(listen="127.0.0.1:0", redis=False, workers=urls, **settings))
+    try:
+        await router.start()
+        async with httpx.AsyncClient(base_url=router.url, timeout=30) as client:
+            yield router, client
+    finally:
+        await router.stop()
+
+
+async def sent(client: httpx.AsyncClient, engines: list[ChatEngine], body: bytes) -> tuple[ChatEngine, dict[str, Any]]:
+    """Send a request; return which engine has answered it, and what it got."""
+    answer = await client.post(CHAT_PATH, content=body)
+    assert answer.status_code == 200, answer.text
+    engine = next(engine for engine in engines if engine.port == int(answer.text.split()[1]))
+    return engine, json.loads(engine.chats[-1].body)
+
+
+@on_loop
+async def test_worker_that_lacks_a_prefix_is_told_who_has_it() -> None:
+    """Not the one that has it itself, not for a short prompt, and not where a client has written the field."""
+    document = "a document that is long enough to be worth it " * 1000
+    async with ChatEngine() as one, ChatEngine() as two:
+        engines = [one, two]
+        async with router_of(*engines, p2p_port=PORT) as (router, client):
+            first, body = await sent(client, engines, chat(document))
+            assert "kv_transfer_params" not in body
+            again, body = await sent(client, engines, chat(document + "and a question"))
+            assert (again is first, "kv_transfer_params" in body) == (True, False)
+            # Who is drained gets no requests, and still has what it has.
+            router.parts().fleet.drain(f"127.0.0.1:{first.port}", True)
+            own = {"do_remote_decode": True}
+            other, body = await sent(client, engines, chat(document + "and one more", kv_transfer_params=own))
+            assert (other is first, body["kv_transfer_params"]) == (False, own)
+            _, body = await sent(client, engines, chat("a short prompt"))
+            assert "kv_transfer_params" not in body
+
+
+@pytest.mark.parametrize(("port", "told"), [(PORT, True), (None, False)])
+@on_loop
+async def test_source_is_named_by_its_host_and_the_port_of_the_setting(port: int | None, told: bool) -> None:
+    """Nobody is told without the setting."""
+    document = "a document that is long enough to be worth it " * 1000
+    async with ChatEngine() as one, ChatEngine() as two, router_of(one, two, p2p_port=port) as (router, client):
+        first, _ = await sent(client, [one, two], chat(document))
+        router.parts().fleet.drain(f"127.0.0.1:{first.port}", True)
+        other, body = await sent(client, [one, two], chat(document + "and a question"))
+        assert other is not first
+        if told:
+            source = body["kv_transfer_params"]["remote_kv_source"]
+            assert (source["remote_host"], source["remote_port"]) == ("127.0.0.1", PORT)
+            assert source["kv_request_id"] == other.chats[-1].headers[b"x-request-id"].decode()
+        else:
+            assert "kv_transfer_params" not in body
+
+
+@on_loop
+async def test_picker_puts_it_into_the_body_that_goes_on() -> None:
+    """In full duplex, where the body comes back from it, in pieces that every gateway takes."""
+    pytest.importorskip("grpc", reason="needs the extra [epp]")
+    pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+    from tests.integration.router.test_endpoint_picker import picker_of
+    from tests.support.strict_gateway import gateway
+
+    document = "a document that is long enough to be worth it " * 4000
+    async with picker_of([ChatEngine(), ChatEngine()], p2p_port=PORT) as picker, gateway(picker.server.port) as asking:
+        first = await asking.ask(*in_pieces(chat(document)))
+        assert first.body == chat(document)
+        await first.respond()
+        await first.ended()
+        picker.router.parts().fleet.drain(first.destination[0], True)
+        second = await asking.ask(*in_pieces(chat(document + "and a question")), body_changes=True)
+        assert second.destination[0] != first.destination[0]
+        source = json.loads(second.body)["kv_transfer_params"]["remote_kv_source"]
+        assert source == {
+            "kv_request_id": second.headers["x-request-id"],
+            "remote_host": "127.0.0.1",
+            "remote_port": PORT,
+        }
+        second.abort()
