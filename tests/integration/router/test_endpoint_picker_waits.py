@@ -147,16 +147,8 @@ async def test_gateway_is_spoken_to_with_tls(tmp_path: Path) -> None:
 async def test_program_answers_gateways_and_ends_in_order(tmp_path: Path) -> None:
     """`ghostcacher epp`, as it is started; at SIGTERM a request under way may end."""
     log = tmp_path / "log"
-    words = [
-        "-m",
-        "ghostcacher_cli.main",
-        "epp",
-        "--no-redis",
-        "--listen",
-        "127.0.0.1:0",
-        "--grpc-listen",
-        "127.0.0.1:0",
-    ]
+    words = ["-m", "ghostcacher_cli.main", "epp", "--no-redis"]
+    words += ["--listen", "127.0.0.1:0", "--grpc-listen", "127.0.0.1:0"]
     async with MiniEngine() as engine:
         with log.open("wb") as output:
             process = subprocess.Popen([sys.executable, *words, "--worker", engine.endpoint.url], stderr=output)

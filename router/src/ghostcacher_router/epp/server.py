@@ -72,9 +72,8 @@ class PickerServer:
             self._process, pb.ProcessingRequest.FromString, pb.ProcessingResponse.SerializeToString
         )
         handlers = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
-        self._server.add_generic_rpc_handlers(
-            (handlers, HealthService(self._is_ready, lambda: self._draining).handler())
-        )
+        health = HealthService(self._is_ready, lambda: self._draining).handler()
+        self._server.add_generic_rpc_handlers((handlers, health))
         try:
             if self._tls is None:
                 self.port = self._server.add_insecure_port(str(listen))
