@@ -71,6 +71,26 @@ async def test_what_does_not_come_in_time_is_no_reason_to_wait(mode: int | None,
 
 
 @on_loop
+async def test_saturated_pool_has_requests_wait_and_refuses_them_at_the_bound() -> None:
+    """With flow control: the protocol's 429, and when to come back; who waits goes on when there is room."""
+    settings = {"flow_queue_max": 1, "flow_worker_requests_max": 1}
+    async with picker_of([MiniEngine()], **settings) as picker, gateway(picker.server.port) as asking:
+        first = await asking.ask(chat("one"))
+        waiting = asyncio.create_task(asking.ask(chat("two")))
+        await until(lambda: picker.server.streams == 2)
+        refused = await asking.ask(chat("three"))
+        assert refused.immediate is not None
+        status, headers, _ = refused.immediate
+        assert (status, int(headers["retry-after"]) > 0, waiting.done()) == (429, True, False)
+        await first.respond()
+        await first.ended()
+        second = await waiting
+        assert second.destination == first.destination
+        second.abort()
+        await until(lambda: in_flight(picker) == 0 and picker.server.streams == 0)
+
+
+@on_loop
 async def test_client_that_leaves_while_a_worker_is_picked_leaves_nothing_waiting() -> None:
     """The gateway cancels the stream, and what the pick waits for is given up."""
     async with picker_of([MiniEngine()]) as picker:
