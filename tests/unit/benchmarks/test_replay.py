@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import routing_traces
+from benchmarks import routing_scale, routing_traces
 from benchmarks.routing_traces import Result, questions, verdict
 from ghostcacher_simulator.load.requests import BLOCK_TOKENS
 from ghostcacher_simulator.machines.workers import fleet_of
@@ -76,3 +76,11 @@ def test_check_names_who_is_too_much_worse(capsys: pytest.CaptureFixture[str]) -
     assert f"{plain.name}: expected at most 1.25 times the mean of {simple.name}" in capsys.readouterr().out
     assert status(1.0, 0.5, 1.2) == 0
     assert status(1.3, 1.0, 1.0) == 0
+
+
+def test_placements_are_measured_at_all_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each policy at each size; only the project's router has decisions to measure."""
+    assert routing_scale.main(["--workers", "2,17", "--requests", "4", "--policies", "ghostcacher,hashing"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["2", "2", "17", "17"]
+    assert [row.count("-") for row in rows] == [0, 1, 0, 1]

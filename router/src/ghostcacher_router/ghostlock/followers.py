@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from random import Random
 from typing import NamedTuple
 
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.prefix_match import PrefixMatch
-from ghostcacher_router.signals.ranking import Ranking
+from ghostcacher_router.signals.ranking import Draw, Ranking
 from ghostcacher_router.signals.ttft_forecast import WorkerMatch, forecast
 from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import Displacement
@@ -81,7 +80,8 @@ class Choice(NamedTuple):
     def forecast_at(self, estimate: QueueEstimate, match: WorkerMatch) -> Forecast:
         """Return the forecast at a worker, should it have so much of the prompt."""
         engine, queue_ms, tokens = estimate.engine, estimate.queue_ms, self.match.tokens
-        return forecast(engine, queue_ms, tokens, match, estimate.prefilling, self.displacement[engine.name])
+        displacement = self.displacement[engine.name]
+        return forecast(engine, queue_ms, tokens, match, estimate.prefilling, displacement, estimate.link_ms)
 
 
 def encountered_locks(
@@ -105,7 +105,7 @@ def encountered_locks(
 
 
 def recompute_forecast(
-    ranking: Ranking, encountered: Sequence[EncounteredLock], best: Forecast, rng: Random
+    ranking: Ranking, encountered: Sequence[EncounteredLock], best: Forecast, draw: Draw
 ) -> Forecast:
     """Return the best forecast of computing a prefix again, away from the owners of its locks.
 
@@ -113,7 +113,7 @@ def recompute_forecast(
     are owners, only the first one is left out. best: returned when no worker is left.
     """
     owners = [one.lock.worker for one in encountered]
-    return ranking.best(rng, owners) or ranking.best(rng, owners[:1]) or best
+    return ranking.best(draw, owners) or ranking.best(draw, owners[:1]) or best
 
 
 def wait_budget_s(recompute: Forecast, bias: float) -> float:

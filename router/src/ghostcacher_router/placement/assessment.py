@@ -21,7 +21,7 @@ from ghostcacher_router.signals.prefix_match import (
     PrefixMatch,
     PrefixMatcher,
 )
-from ghostcacher_router.signals.queue_columns import QueueList, Queues
+from ghostcacher_router.signals.queue_columns import QueueList, Queues, QueueView
 from ghostcacher_router.signals.ranking import ColumnRanking, ListRanking, Ranking
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Column, forecast, totals
 from ghostcacher_router.signals.worker_queue import QueueEstimate
@@ -66,11 +66,29 @@ class Assessment(NamedTuple):
         if match is None:
             return forecast(found.engine, found.queue_ms, 1, NO_MATCH)
         displacement = self.displacement[worker.name]
-        return forecast(found.engine, found.queue_ms, match.tokens, match.at(worker), found.prefilling, displacement)
+        return forecast(
+            found.engine, found.queue_ms, match.tokens, match.at(worker), found.prefilling, displacement, found.link_ms
+        )
 
     def forecasts(self) -> list[Forecast]:
         """Return the forecast of each candidate, in their order."""
-        return [self.forecast_at(place) for place in range(len(self.candidates.workers))]
+        workers, queues, match, displacement = self.candidates.workers, self.queues, self.match, self.displacement
+        if match is None or self.adapter_ms or isinstance(queues, QueueView):
+            return [self.forecast_at(place) for place in range(len(workers))]
+        # The same, for a few candidates of most requests.
+        tokens, match_at = match.tokens, match.at
+        return [
+            forecast(
+                found.engine,
+                found.queue_ms,
+                tokens,
+                match_at(worker),
+                found.prefilling,
+                displacement[worker.name],
+                found.link_ms,
+            )
+            for worker, found in zip(workers, queues.estimates, strict=True)
+        ]
 
     def ranking(self) -> Ranking:
         """Return the same forecasts to choose from, at the price of a few for hundreds of candidates."""
@@ -83,9 +101,17 @@ class Assessment(NamedTuple):
         if match is None:
             nothing = np.zeros(1)
             total_ms = totals(
-                queues.engines, queue_ms, 1, local=nothing, pullable=0.0, delayed=0.0, brought=0.0, kept=0.0
+                queues.engines,
+                queue_ms,
+                1,
+                local=nothing,
+                pullable=0.0,
+                delayed=0.0,
+                link_ms=0.0,
+                brought=0.0,
+                kept=0.0,
             )
-            return ColumnRanking(total_ms, places, self.forecast_at)
+            return ColumnRanking(total_ms, workers, places, self.forecast_at)
         usual, others = self.displacement.usual, self.displacement
         brought: Column | float = usual.brought
         kept: Column | float = usual.kept
@@ -99,10 +125,11 @@ class Assessment(NamedTuple):
             local=match.local_column(places),
             pullable=match.pullable_column(workers, namespaces),
             delayed=queues.prefilling,
+            link_ms=queues.link_ms,
             brought=brought,
             kept=kept,
         )
-        return ColumnRanking(total_ms, places, self.forecast_at)
+        return ColumnRanking(total_ms, workers, places, self.forecast_at)
 
 
 class Assessor:

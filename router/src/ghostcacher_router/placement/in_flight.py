@@ -106,10 +106,11 @@ class InFlightTracker:
         work: where there is no forecast that anybody should see, what the worker has to do, at a guess.
         """
         now, prompt, work = self._clock(), ask.shape.prompt, forecast or work
-        tokens = computed = 0
+        tokens, computed, pull_ms = 0, 0, 0.0
         if work is not None:
             computed, tokens = work.computed_tokens, work.computed_tokens + work.cached_tokens
-        reservation = self._queues.reserve(worker.name, tokens, computed, now)
+            pull_ms = work.pull_ms
+        reservation = self._queues.reserve(worker.name, tokens, computed, now, pull_ms=pull_ms)
         placed = PlacedRequest(self, ask, worker, reason, forecast, reservation)
         self._open_id(placed, ask.request_id)
         if ask.shape.model is not None and is_adapter(worker, ask.shape.model):

@@ -42,7 +42,7 @@ from ghostcacher_router.placement.in_flight import CHANGE_MODELS, InFlightTracke
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.signals.prefix_locations import WAIT_S
 from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
-from ghostcacher_router.signals.ranking import Ranking
+from ghostcacher_router.signals.ranking import Draw, Ranking
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Ask, Endpoint, Forecast, LockWaits, Prompt, Reason, Server
 
@@ -187,13 +187,15 @@ class Picker:
             return found
         candidates, match, prompt = found.candidates, found.match, ask.shape.prompt
         if prompt is None:
-            return self._fallback.least_loaded(ask, self._best(found.ranking()), only=len(candidates.workers) == 1)
+            return self._fallback.least_loaded(
+                ask, self._best(found.ranking(), found.now), only=len(candidates.workers) == 1
+            )
         if match is None or not found.queues.reported:
             return self._place_without_reports(ask, prompt, self._assessor.own_memory(prompt, found))
         if len(candidates.workers) == 1:
             return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, found.forecast_at(0))
         ranking = found.ranking()
-        this = _Round(ask, found, match, ranking, self._best(ranking))
+        this = _Round(ask, found, match, ranking, self._best(ranking, found.now))
         if progress.honours_locks and len(self._locks):
             tokens_min = self._options.ghost_lock_tokens_min
             encountered = encountered_locks(self._locks, match, candidates.namespaces, tokens_min)
@@ -202,8 +204,12 @@ class Picker:
         chosen, reason = self._keep_session(this, Reason.FOLLOW if progress.waited else Reason.FORECAST)
         return self._reserve(this, chosen, reason, progress, now_only=now_only)
 
-    def _best(self, ranking: Ranking) -> Forecast:
-        best = ranking.best(self._rng)
+    def _draw(self, now: float) -> Draw:
+        queues = self._state.queues
+        return Draw(self._rng, lambda worker: queues.recent(worker, now))
+
+    def _best(self, ranking: Ranking, now: float) -> Forecast:
+        best = ranking.best(self._draw(now))
         assert best is not None, "there is at least one candidate"
         return best
 
@@ -221,7 +227,7 @@ class Picker:
     ) -> PlacedRequest | WaitForLock | None:
         """Decide about a request that encounters ghost locks."""
         found = this.assessment
-        recompute = recompute_forecast(this.ranking, encountered, this.best, self._rng)
+        recompute = recompute_forecast(this.ranking, encountered, this.best, self._draw(found.now))
         if progress.budget_ends_at is None:
             progress.budget_ends_at = found.now + wait_budget_s(recompute, self._tracker.bias)
         for one in encountered:

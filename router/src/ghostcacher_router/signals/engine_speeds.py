@@ -114,13 +114,13 @@ class EngineSpeeds:
         typical = None if equals is None else equals.ms_per_token.figure
         return shrunk(told.ms_per_token, typical, STALE_NOISE if told.stale else RATE_NOISE)
 
-    def decode_request_ms(self, worker: str) -> float:
-        """Return what one more request adds to each decode step at a worker."""
+    def decode_request_ms(self, worker: str, ms_per_token: float) -> float:
+        """Return what one more request adds to each decode step at a worker. ms_per_token: of that worker."""
         told = self._told.get(worker, NOTHING)
         equals = None if told.namespace is None else self._equals.get(told.namespace)
         typical = None if equals is None else equals.decode_request_ms.figure
         figure = typical if told.decode_request_ms is None else told.decode_request_ms
-        return DECODE_TOKENS * self.ms_per_token(worker) if figure is None else shrunk(figure, typical, STALE_NOISE)
+        return DECODE_TOKENS * ms_per_token if figure is None else shrunk(figure, typical, STALE_NOISE)
 
     def answered(self, worker: str, decoding_s: float) -> None:
         """Learn from an answer that ended well, and took so long after its first token."""

@@ -42,11 +42,18 @@ class TypicalEngine:
             del self._figures[bisect_left(self._figures, before)]
         if after is not None:
             insort(self._figures, after)
-        found, known = median(self._figures) if self._figures else self._guess, self.figure
+        found, known = self._median(), self.figure
         if self._figures and found and known and abs(found - known) <= STEADY * found:
             return False
         self.figure = found
         return found != known
+
+    def _median(self) -> float | None:
+        """Return the median of what is told; the guess where nothing is."""
+        figures, middle = self._figures, len(self._figures) // 2
+        if not figures:
+            return self._guess
+        return figures[middle] if len(figures) % 2 else (figures[middle - 1] + figures[middle]) / 2
 
     def check_invariants(self, figures: list[float]) -> None:
         """Assert that these figures, in any order, are what was told."""

@@ -26,7 +26,9 @@ LISTS_MAX = 16
 NO_PULL = 1e300
 """Time to pull a token where nothing can be pulled: beyond all others, and no infinity, of which 0 would be NaN."""
 
-_BUSY_UNTIL, _TRUSTED_UNTIL, _RECEIVED_AT, _FAILED_MS, _PREFILLING, _CAPACITY, _ENGINE = range(7)
+_BUSY_UNTIL, _TRUSTED_UNTIL, _RECEIVED_AT, _FAILED_MS, _PULLING_UNTIL, _PULLS_MS, _PREFILLING, _CAPACITY, _ENGINE = (
+    range(9)
+)
 _COLUMNS = _ENGINE + len(EngineColumns._fields)
 
 
@@ -96,6 +98,8 @@ class QueueView(NamedTuple):
     estimate: Callable[[WorkerPort, float], QueueEstimate]
     queue_ms: Column
     """Prefill time of everything that is ahead."""
+    link_ms: Column
+    """Time until the pulls that are ahead are done."""
     prefilling: Column
     """Requests that wait for their first token there."""
     capacity: Column
@@ -171,6 +175,8 @@ class QueueColumns:
             queue.trusted_until,
             -inf if queue.load is None else queue.received_at,
             queue.failed_tokens * ms_per_token,
+            queue.pulling_until,
+            queue.pulls_ms,
             found.prefilling,
             found.capacity,
             ms_per_token,
@@ -205,5 +211,9 @@ class QueueColumns:
                 if queue.written is not found:
                     self.write(queue)
             values = self._values[:, listed.slots]
+        link_ms = np.minimum((values[_PULLING_UNTIL] - now) * 1e3, values[_PULLS_MS])
+        np.maximum(link_ms, 0.0, out=link_ms)
         engines = EngineColumns(*values[_ENGINE:])
-        return QueueView(listed, now, estimate, queue_ms, values[_PREFILLING], values[_CAPACITY], engines, reported)
+        return QueueView(
+            listed, now, estimate, queue_ms, link_ms, values[_PREFILLING], values[_CAPACITY], engines, reported
+        )

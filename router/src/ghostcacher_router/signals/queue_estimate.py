@@ -10,12 +10,16 @@ prompt, at the rate that its answers tell. Where a report is missing, nothing te
 Requests whose prompts are computed are no queue, but they are decoded: the *batch*. It is what the last report says,
 and what this router sent since then, less what has ended since then. What it costs: engine_speeds.py.
 
+Pulls take turns at a link: until those are done that were placed before, the next one waits (`link_ms`). They are
+hardly any work for the engine, so without this a worker that is sent one pull after the other would look idle.
+
 A request that failed keeps its place for as long as one that is answered: a worker that fails fast is not fast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import isclose
 
 from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
@@ -106,14 +110,26 @@ class QueueEstimator:
         self._drop_failed(queue, now)
         return len(queue.reservations) + len(queue.failed)
 
-    def reserve(self, worker: str, tokens: int, computed: int, now: float) -> Reservation:
-        """Add a request that was placed. tokens: of its prompt; computed: those that the worker has to compute."""
-        reservation = Reservation(worker, tokens, computed, now)
+    def recent(self, worker: str, now: float) -> float:
+        """Return how many requests of this router were placed at a worker of late; older ones count less."""
+        queue = self._queues.get(worker)
+        return queue.recent_requests(now) if queue is not None else 0.0
+
+    def reserve(self, worker: str, tokens: int, computed: int, now: float, *, pull_ms: float = 0.0) -> Reservation:
+        """Add a request that was placed.
+
+        tokens: of its prompt; computed: those that the worker has to compute. pull_ms: the time of its pull.
+        """
+        reservation = Reservation(worker, tokens, computed, now, pull_ms)
         queue = self._queue(worker)
         reservation.alone = not queue.prefilling
+        queue.recent, queue.recent_at = queue.recent_requests(now) + 1.0, now
         queue.reservations[reservation] = queue.unreported[reservation] = None
         queue.prefilling[reservation] = None
         queue.prefilling_tokens += computed
+        if pull_ms:
+            queue.pulling_until = max(queue.pulling_until, now) + pull_ms / 1e3
+            queue.pulls_ms += pull_ms
         self._touch(queue)
         return reservation
 
@@ -170,6 +186,7 @@ class QueueEstimator:
             queue = self._queues[reservation.worker]
             del queue.prefilling[reservation]
             queue.prefilling_tokens -= reservation.computed
+            queue.pulls_ms = queue.pulls_ms - reservation.pull_ms if queue.prefilling else 0.0
             self._touch(queue)
 
     def ended(self, reservation: Reservation) -> None:
@@ -224,6 +241,7 @@ class QueueEstimator:
                 found.queue_ms -= queue.progress_ms(now)
         found.queue_ms += queue.failed_tokens * found.engine.ms_per_token
         found.prefilling = len(queue.prefilling) + len(queue.foreign)
+        found.link_ms = queue.link_ms(now) if queue.pulls_ms else 0.0
         return found
 
     def at(self, workers: Sequence[WorkerPort], now: float) -> Queues:
@@ -274,6 +292,8 @@ class QueueEstimator:
             assert all(one.worker == name for one in queue.reservations), name
             assert queue.prefilling.keys() == {one for one in queue.reservations if one.prefilling}, name
             assert queue.prefilling_tokens == sum(one.computed for one in queue.reservations if one.prefilling), name
+            pulls_ms = sum(one.pull_ms for one in queue.prefilling)
+            assert isclose(queue.pulls_ms, pulls_ms, abs_tol=1e-6), f"{name}: {queue.pulls_ms} ms, expected {pulls_ms}"
             assert queue.failed_tokens == sum(tokens for _, tokens in queue.failed), name
         self._speeds.check_invariants()
 
@@ -329,7 +349,7 @@ class QueueEstimator:
         name, speeds = worker.name, self._speeds
         load = None if worker.load is None else worker.load.load
         ms_per_token = speeds.ms_per_token(name)
-        step_ms = queue.batch(load if fresh else None) * speeds.decode_request_ms(name)
+        step_ms = queue.batch(load if fresh else None) * speeds.decode_request_ms(name, ms_per_token)
         decode_ms = DECODE_WEIGHT * speeds.answer_tokens * step_ms
         if load is None:
             return Engine(name, ms_per_token, step_ms, decode_ms, None, 0.0, None)

@@ -1,15 +1,37 @@
-"""Chooses among the forecasts of one request, of which only those are made in full that somebody looks at."""
+"""Chooses among the forecasts of one request, of which only those are made in full that somebody looks at.
+
+Of workers that are about as good, two are drawn at random, and the one with fewer requests of late is taken. A new text
+comes to stay where it is sent first, and so do the requests for it. By chance alone some workers would get twice as
+many texts as others (ten each, in a fleet of 64); with two to choose from hardly any gets a third more, and still
+routers that know nothing of each other do not all take the same one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.ttft_forecast import Column, best_of, tie_limit
 from ghostcacher_router.types import Forecast
+
+
+class Draw(NamedTuple):
+    """How one of several workers is chosen that are about as good."""
+
+    rng: Random
+    recent: Callable[[str], float]
+    """Returns how many requests a worker was sent of late."""
+
+    def of(self, count: int, name_of: Callable[[int], str]) -> int:
+        """Return the number of one of so many workers. name_of: returns a worker's name."""
+        if count == 1:
+            return 0
+        one, two = int(self.rng.random() * count), int(self.rng.random() * count)
+        return two if self.recent(name_of(two)) < self.recent(name_of(one)) else one
 
 
 class Ranking(Protocol):
@@ -18,8 +40,8 @@ class Ranking(Protocol):
     def at(self, worker: str) -> Forecast | None:
         """Return the forecast at a worker; None when it is not among them."""
 
-    def best(self, rng: Random, without: Collection[str] = ()) -> Forecast | None:
-        """Return the least forecast; one of those that count as equal at random. None when no worker is left.
+    def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
+        """Return the least forecast, or one that counts as equal. None when no worker is left.
 
         without: workers that are left out.
         """
@@ -34,26 +56,32 @@ class ListRanking:
     def at(self, worker: str) -> Forecast | None:
         return next((found for found in self._forecasts if found.worker == worker), None)
 
-    def best(self, rng: Random, without: Collection[str] = ()) -> Forecast | None:
+    def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
         left = [found for found in self._forecasts if found.worker not in without] if without else self._forecasts
         if not left:
             return None
         equal = best_of(left)
-        return equal[0] if len(equal) == 1 else equal[int(rng.random() * len(equal))]
+        return equal[draw.of(len(equal), lambda number: equal[number].worker)]
 
 
 class ColumnRanking:
     """A ranking by totals alone."""
 
-    def __init__(self, total_ms: Column, places: Mapping[str, int], forecast_at: Callable[[int], Forecast]) -> None:
+    def __init__(
+        self,
+        total_ms: Column,
+        workers: Sequence[WorkerPort],
+        places: Mapping[str, int],
+        forecast_at: Callable[[int], Forecast],
+    ) -> None:
         """total_ms: of each worker's forecast. places: worker -> its place. forecast_at: makes the one at a place."""
-        self._total_ms, self._places, self._forecast_at = total_ms, places, forecast_at
+        self._total_ms, self._workers, self._places, self._forecast_at = total_ms, workers, places, forecast_at
 
     def at(self, worker: str) -> Forecast | None:
         place = self._places.get(worker)
         return None if place is None else self._forecast_at(place)
 
-    def best(self, rng: Random, without: Collection[str] = ()) -> Forecast | None:
+    def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
         total_ms = self._total_ms
         left_out = [place for worker in without if (place := self._places.get(worker)) is not None]
         if left_out:
@@ -62,5 +90,5 @@ class ColumnRanking:
         least = float(total_ms.min())
         if least == np.inf:
             return None
-        equal = (total_ms <= tie_limit(least)).nonzero()[0]
-        return self._forecast_at(int(equal[0 if len(equal) == 1 else int(rng.random() * len(equal))]))
+        equal = (total_ms <= tie_limit(least)).nonzero()[0].tolist()
+        return self._forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])

@@ -89,14 +89,14 @@ class _Cache:
 
     def touch(self, grid: Sequence[bytes]) -> list[bytes]:
         """Put a prompt's boundaries at the end; return those that are new."""
-        new = []
+        new, held, evicted = [], self.held, self.evicted
         for digest in reversed(grid):
-            self.evicted.pop(digest, None)
-            if digest in self.held:
-                self.held.move_to_end(digest)
+            if digest in held:
+                held.move_to_end(digest)
             else:
-                self.held[digest] = None
+                held[digest] = None
                 new.append(digest)
+                evicted.pop(digest, None)
         return new
 
     def evict(self, room_kib: float) -> None:

@@ -3,7 +3,8 @@
 total = queue + wait + pull + compute + penalty + decode + others
 
 queue     the prefill work ahead of the prompt, and the decoding of running requests that shares its steps
-wait      until a prefix that is being computed now is there, as far as the queue does not cover it
+wait      until a prefix that is being computed now is there, or the link is free for the pull, as far as the queue does
+          not cover it
 pull      reading from a peer what the peer has, where that is faster than computing it
 compute   the prefill of the rest
 penalty   what is lost when the prompt does not fit into the free KV memory
@@ -92,18 +93,20 @@ _new = tuple.__new__
 """A NamedTuple's own constructor, in half the time."""
 
 
-def forecast(
+def forecast(  # noqa: PLR0917 - keywords take longer
     engine: Engine,
     queue_ms: float,
     tokens: int,
     match: WorkerMatch,
     delayed: float = 0.0,
     displacement: Displacement = FREE,
+    link_ms: float = 0.0,
 ) -> Forecast:
     """Return the forecast of a prompt of `tokens` on a worker. queue_ms: the worker's queue now.
 
     delayed: how many requests wait longer for what is computed here.
     displacement: what the prompt costs others in the worker's cache.
+    link_ms: until the pulls ahead are done, which a pull waits for.
     The last token is always computed: an engine needs its logits.
     """
     # Called for each worker of each request, hence plain branches for min and max, and no keywords.
@@ -118,9 +121,10 @@ def forecast(
         pull_ms = pull_fixed_ms + pulled * pull_ms_per_token
         shorter_ms = queue_ms - step_ms * pulled / STEP_TOKENS
         # What is pulled shares no step with requests that run, unless there is a wait that hides this.
-        sooner_ms = max(queue_ms, ready_ms) - max(shorter_ms, ready_ms)
+        begin_ms = link_ms if link_ms > ready_ms else ready_ms
+        sooner_ms = max(queue_ms, ready_ms) - max(shorter_ms, begin_ms)
         if pull_ms < sooner_ms + pulled * ms_per_token:
-            computed, queue_ms = computed - pulled, shorter_ms
+            computed, queue_ms, ready_ms = computed - pulled, shorter_ms, begin_ms
         else:
             pulled, pull_ms = 0, 0.0
     else:
@@ -145,6 +149,7 @@ def totals(
     local: Column,
     pullable: Column | float,
     delayed: Column | float,
+    link_ms: Column | float,
     brought: Column | float,
     kept: Column | float,
 ) -> Column:
@@ -161,9 +166,11 @@ def totals(
     if (pulled > 0).any():
         pulls_ms = engines.pull_fixed_ms + pulled * engines.pull_ms_per_token
         shorter_ms = queue_ms - engines.step_ms * pulled / STEP_TOKENS
-        pays = (pulled > 0) & (pulls_ms < queue_ms - shorter_ms + pulled * engines.ms_per_token)
+        begin_ms = np.maximum(shorter_ms, link_ms)
+        pays = (pulled > 0) & (pulls_ms < queue_ms - begin_ms + pulled * engines.ms_per_token)
         computed = np.where(pays, needed - pulled, needed)
         queue_ms = np.where(pays, shorter_ms, queue_ms)
+        queue_ms = queue_ms + np.where(pays, begin_ms - shorter_ms, 0.0)
         pull_ms = np.where(pays, pulls_ms, 0.0)
     compute_ms = computed * engines.ms_per_token
     total_ms = queue_ms + pull_ms + compute_ms

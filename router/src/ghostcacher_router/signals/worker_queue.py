@@ -12,11 +12,14 @@ from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.ttft_forecast import Engine
 
+RECENT_HALF_LIFE_S = 60.0
+"""A request that was placed so long ago counts half among the recent ones: caches turn over in minutes."""
+
 
 class QueueEstimate:
     """A worker as the next request finds it. There is one object for each worker, good until it is asked for again."""
 
-    __slots__ = ("capacity", "engine", "prefilling", "queue_ms", "reported")
+    __slots__ = ("capacity", "engine", "link_ms", "prefilling", "queue_ms", "reported")
 
     def __init__(self, engine: Engine, queue_ms: float, reported: bool, capacity: int = 0) -> None:
         self.engine = engine
@@ -24,6 +27,8 @@ class QueueEstimate:
         """Tokens that the worker's caches hold; 0 of a plain one, whose homes are not known by the hashes of blocks."""
         self.queue_ms = queue_ms
         """Prefill time of everything that is ahead."""
+        self.link_ms = 0.0
+        """Time until the pulls that are ahead are done: they share a link."""
         self.prefilling = 0
         """Requests that wait for their first token there. As many will wait behind the next one, if all goes on so."""
         self.reported = reported
@@ -32,7 +37,7 @@ class QueueEstimate:
     def later(self, ms: float) -> QueueEstimate:
         """Return one of its own for a request that has to wait so much longer."""
         later = QueueEstimate(self.engine, self.queue_ms + ms, self.reported, self.capacity)
-        later.prefilling = self.prefilling
+        later.prefilling, later.link_ms = self.prefilling, self.link_ms
         return later
 
     def __repr__(self) -> str:
@@ -55,7 +60,11 @@ class WorkerQueue:
         "measured_at",
         "prefilling",
         "prefilling_tokens",
+        "pulling_until",
+        "pulls_ms",
         "received_at",
+        "recent",
+        "recent_at",
         "reservations",
         "slot",
         "speeds_version",
@@ -75,6 +84,8 @@ class WorkerQueue:
         """The reservations that the last load report cannot have counted, prefilling or not."""
         self.foreign: dict[Reservation, None] = {}
         """Requests of other routers that are still prefilling, as the worker itself tells."""
+        self.recent = self.recent_at = 0.0
+        """Requests that were placed there, older ones counting less, and when the last one was; loop clock, s."""
         self.ended = 0
         """Requests that the last load report may have counted, and that have ended since it came."""
         self.failed: deque[tuple[float, int]] = deque()
@@ -87,6 +98,10 @@ class WorkerQueue:
         """When an answer of the worker began last; loop clock, s."""
         self.prefilling_tokens = 0
         """Tokens to be computed of all reservations that are still prefilling."""
+        self.pulls_ms = 0.0
+        """How long the pulls take of all reservations that are still prefilling."""
+        self.pulling_until = 0.0
+        """When these are done, one after the other; loop clock, s."""
         self.load: object = None
         """The last load report, to recognise a new one."""
         self.measured_at = self.received_at = 0.0
@@ -109,6 +124,15 @@ class WorkerQueue:
         while self.failed and self.failed[0][0] <= now:
             self.failed_tokens -= self.failed.popleft()[1]
         return len(self.failed) < count
+
+    def recent_requests(self, now: float) -> float:
+        """Return how many requests were placed there of late."""
+        return self.recent * float(2.0 ** ((self.recent_at - now) / RECENT_HALF_LIFE_S))
+
+    def link_ms(self, now: float) -> float:
+        """Return the time until the pulls that are ahead are done."""
+        left_ms = (self.pulling_until - now) * 1e3
+        return max(0.0, min(left_ms, self.pulls_ms))
 
     def progress_ms(self, now: float) -> float:
         """Return how much of its first prompt a worker has likely computed that reports nothing; prompts take turns."""

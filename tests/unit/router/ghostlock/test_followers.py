@@ -18,7 +18,7 @@ from ghostcacher_router.ghostlock.followers import (
 from ghostcacher_router.ghostlock.ghost_lock import EncounteredLock, GhostLock
 from ghostcacher_router.ghostlock.single_flight import SingleFlight
 from ghostcacher_router.signals.prefix_match import NOBODY, PrefixMatch
-from ghostcacher_router.signals.ranking import ListRanking
+from ghostcacher_router.signals.ranking import Draw, ListRanking
 from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Engine, forecast
 from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import FREE
@@ -102,7 +102,7 @@ def test_prefix_is_computed_again_away_from_its_owners() -> None:
         Forecast(name, ms, ms, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 1)
         for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
     ]
-    locks, rng = [encountered(name, NOW) for name in NAMES], Random(1)
-    assert recompute_forecast(ListRanking(forecasts), locks, forecasts[0], rng).worker == "o"
-    assert recompute_forecast(ListRanking(forecasts[:2]), locks, forecasts[0], rng).worker == "s"
-    assert recompute_forecast(ListRanking(forecasts[:1]), locks, forecasts[0], rng).worker == "v"
+    locks, draw = [encountered(name, NOW) for name in NAMES], Draw(Random(1), lambda _: 0.0)
+    assert recompute_forecast(ListRanking(forecasts), locks, forecasts[0], draw).worker == "o"
+    assert recompute_forecast(ListRanking(forecasts[:2]), locks, forecasts[0], draw).worker == "s"
+    assert recompute_forecast(ListRanking(forecasts[:1]), locks, forecasts[0], draw).worker == "v"

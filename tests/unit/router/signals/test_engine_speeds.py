@@ -69,15 +69,17 @@ def test_engines_of_other_namespaces_are_no_equals() -> None:
 def test_what_a_request_adds_to_a_step_is_measured_or_guessed() -> None:
     """By the engine itself, by its equals where it does not tell, or as some tokens of a prompt."""
     speeds = EngineSpeeds()
-    assert speeds.decode_request_ms("nobody") == pytest.approx(DECODE_TOKENS * MS_PER_TOKEN_GUESS)
+    assert speeds.decode_request_ms("nobody", speeds.ms_per_token("nobody")) == pytest.approx(
+        DECODE_TOKENS * MS_PER_TOKEN_GUESS
+    )
     speeds.report("old", "n", LOAD)
-    assert speeds.decode_request_ms("old") == pytest.approx(DECODE_TOKENS * 1.0)
+    assert speeds.decode_request_ms("old", speeds.ms_per_token("old")) == pytest.approx(DECODE_TOKENS * 1.0)
     speeds.report("new", "n", replace(LOAD, decode_step_s=0.03, decode_request_s=0.002))
-    assert speeds.decode_request_ms("new") == pytest.approx(2.0)
-    assert speeds.decode_request_ms("old") == pytest.approx(2.0)
+    assert speeds.decode_request_ms("new", speeds.ms_per_token("new")) == pytest.approx(2.0)
+    assert speeds.decode_request_ms("old", speeds.ms_per_token("old")) == pytest.approx(2.0)
     speeds.forget("new")
     speeds.check_invariants()
-    assert speeds.decode_request_ms("old") == pytest.approx(DECODE_TOKENS * 1.0)
+    assert speeds.decode_request_ms("old", speeds.ms_per_token("old")) == pytest.approx(DECODE_TOKENS * 1.0)
 
 
 def test_length_of_answers_is_learned() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf
 from unittest import mock
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -33,6 +34,7 @@ def check(queues: QueueEstimator, workers: list[Worker], now: float) -> None:
     estimates = [queues.estimate(worker, now) for worker in workers]
     few = QueueList(estimates)
     assert view.queue_ms.tolist() == [found.queue_ms for found in estimates]
+    assert view.link_ms.tolist() == [found.link_ms for found in estimates]
     assert view.prefilling.tolist() == [found.prefilling for found in estimates]
     assert (view.reported, view.delayed, view.capacity_min) == (few.reported, few.delayed, few.capacity_min)
     assert list(view.capacities()) == list(few.capacities())
@@ -57,10 +59,11 @@ class ColumnsMachine(RuleBasedStateMachine):
         self.foreign: list[Reservation] = []
         self.gone = self.looks = 0
 
-    @rule(worker=st.integers(0, WORKERS), computed=st.integers(0, 5000))
-    def reserve(self, worker: int, computed: int) -> None:
+    @rule(worker=st.integers(0, WORKERS), computed=st.integers(0, 5000), pull_ms=st.sampled_from([0.0, 0.3, 400.0]))
+    def reserve(self, worker: int, computed: int, pull_ms: float) -> None:
         name = self.workers[worker].name
-        self.reservations.append(self.queues.reserve(name, computed + 7, computed, self.clock()))
+        placed = self.queues.reserve(name, computed + 7, computed, self.clock(), pull_ms=pull_ms)
+        self.reservations.append(placed)
 
     @rule(worker=st.integers(0, WORKERS - 1), ends=st.booleans())
     def tell_of_others(self, worker: int, ends: bool) -> None:
@@ -129,3 +132,24 @@ def test_slots_of_queues_that_are_gone_are_used_again() -> None:
     columns.drop([3, 5])
     assert {columns.add(), columns.add()} == {3, 5}
     assert columns.add() == 40
+
+
+def test_pulls_wait_for_those_ahead() -> None:
+    """Until they should be done, and no longer than those that are still there take."""
+    queues, worker = QueueEstimator(), make_worker("w0")
+    report(worker, 10.0)
+    first, second = (queues.reserve("w0", 1000, 100, 10.0, pull_ms=400.0) for _ in range(2))
+
+    def link_ms(now: float) -> float:
+        check(queues, [worker], now)
+        return queues.estimate(worker, now).link_ms
+
+    assert link_ms(10.0) == pytest.approx(800.0)
+    assert link_ms(10.3) == pytest.approx(500.0)
+    queues.first_byte(first)
+    assert link_ms(10.3) == pytest.approx(400.0)
+    assert link_ms(11.0) == 0.0
+    queues.reserve("w0", 1000, 100, 11.0, pull_ms=50.0)
+    assert link_ms(11.0) == pytest.approx(50.0)
+    queues.ended(second)
+    assert link_ms(11.0) == pytest.approx(50.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import inf
 from random import Random
 from typing import NamedTuple
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ghostcacher_router.signals.queue_columns import NO_PULL
-from ghostcacher_router.signals.ranking import ColumnRanking, ListRanking, Ranking
+from ghostcacher_router.signals.ranking import ColumnRanking, Draw, ListRanking, Ranking
 from ghostcacher_router.signals.ttft_forecast import Engine, EngineColumns, WorkerMatch, forecast, totals
 from ghostcacher_router.signals.working_sets import Displacement
 from ghostcacher_router.types import Forecast
+from tests.unit.router.signals.test_queue_estimate import make_worker
 from tests.unit.router.signals.test_ttft_forecast import ENGINES, MS, least
 
 
@@ -28,6 +30,7 @@ class Case(NamedTuple):
     pullable: int
     delayed: int
     displacement: Displacement
+    link_ms: float
 
 
 CASES = st.builds(
@@ -38,6 +41,7 @@ CASES = st.builds(
     st.sampled_from([0, 0, 500, 30_000, 250_000]),
     st.integers(0, 9),
     st.builds(Displacement, st.floats(0, 2), st.floats(0, 20)),
+    st.just(0.0) | MS,
 )
 
 
@@ -55,7 +59,7 @@ def test_columns_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
     found = [
         forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, one.pullable, 0.0), *one[4:]) for one in cases
     ]
-    _, queue_ms, local, pullable, delayed, displacements = zip(*cases, strict=True)
+    _, queue_ms, local, pullable, delayed, displacements, link_ms = zip(*cases, strict=True)
     brought, kept = np.array(displacements, float).T
     total_ms = totals(
         columns_of([one.engine for one in cases]),
@@ -64,6 +68,7 @@ def test_columns_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
         local=np.array(local, float),
         pullable=np.array(pullable, float),
         delayed=np.array(delayed, float),
+        link_ms=np.array(link_ms, float),
         brought=brought,
         kept=kept,
     )
@@ -78,8 +83,8 @@ def test_both_rankings_choose_alike(total_ms: list[float], without: set[int], se
     """The same worker, of equal ones by the same draw, whoever is left out."""
     one, two = rankings(total_ms)
     left_out = [f"w{number}" for number in without]
-    assert one.best(Random(seed)) == two.best(Random(seed)) is not None
-    assert one.best(Random(seed), left_out) == two.best(Random(seed), left_out)
+    assert one.best(draw(seed)) == two.best(draw(seed)) is not None
+    assert one.best(draw(seed), left_out) == two.best(draw(seed), left_out)
     assert one.at("w0") == two.at("w0") is not None
     assert one.at("gone") is two.at("gone") is None
 
@@ -87,27 +92,45 @@ def test_both_rankings_choose_alike(total_ms: list[float], without: set[int], se
 def rankings(total_ms: list[float]) -> tuple[ListRanking, ColumnRanking]:
     forecasts = [least(total, f"w{number}") for number, total in enumerate(total_ms)]
     places = {found.worker: place for place, found in enumerate(forecasts)}
-    return ListRanking(forecasts), ColumnRanking(np.array(total_ms), places, forecasts.__getitem__)
+    workers = [make_worker(found.worker) for found in forecasts]
+    return ListRanking(forecasts), ColumnRanking(np.array(total_ms), workers, places, forecasts.__getitem__)
 
 
 @pytest.mark.parametrize("kind", [0, 1])
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=70), st.integers())
 def test_choice_is_among_the_least(kind: int, total_ms: list[float], seed: int) -> None:
     """What is chosen is never worse than the least by more than forecasts can tell apart."""
-    found = best(rankings(total_ms)[kind], Random(seed))
+    found = best(rankings(total_ms)[kind], draw(seed))
     assert found.total_ms <= min(total_ms) * 1.01 + 0.5
 
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_ties_break_at_random(kind: int) -> None:
     """Equal workers get equal shares, one that is clearly worse gets none; where nobody is left, nobody is chosen."""
-    ranking, rng = rankings([100.0, 100.0, 100.9, 100.0, 102.0])[kind], Random(1)
-    picks = [best(ranking, rng).worker for _ in range(400)]
+    ranking, drawn = rankings([100.0, 100.0, 100.9, 100.0, 102.0])[kind], draw(1)
+    picks = [best(ranking, drawn).worker for _ in range(400)]
     assert all(70 < picks.count(f"w{number}") < 130 for number in range(4))
-    assert ranking.best(rng, [f"w{number}" for number in range(5)]) is None
+    assert ranking.best(drawn, [f"w{number}" for number in range(5)]) is None
 
 
-def best(ranking: Ranking, rng: Random) -> Forecast:
-    found = ranking.best(rng)
+@pytest.mark.parametrize("kind", [0, 1])
+def test_who_was_sent_less_of_late_is_taken_of_two(kind: int) -> None:
+    """So nobody falls behind, and whoever was sent the most is hardly ever taken; who is better is, whatever it got."""
+    sent = Counter({"w0": 30, "w1": 20, "w2": 10, "w3": 1000})
+    drawn = Draw(Random(1), sent.__getitem__)
+    for _ in range(60):
+        sent[best(rankings([100.0] * 4)[kind], drawn).worker] += 1
+    assert sent["w0"] <= sent["w2"] + 30
+    assert max(sent["w0"], sent["w1"], sent["w2"]) <= 48
+    assert sent["w3"] <= 1010
+    assert best(rankings([100.0, 100.0, 100.0, 50.0])[kind], drawn).worker == "w3"
+
+
+def best(ranking: Ranking, drawn: Draw) -> Forecast:
+    found = ranking.best(drawn)
     assert found is not None
     return found
+
+
+def draw(seed: int) -> Draw:
+    return Draw(Random(seed), lambda _: 0.0)

@@ -134,3 +134,13 @@ def test_wait_runs_beside_the_queue() -> None:
     """What is ready in 30 ms costs 10 ms more behind a queue of 20, and nothing behind one of 50."""
     assert forecast(ENGINE, 20.0, 2000, WorkerMatch(1000, 0, 30.0)).wait_ms == pytest.approx(10.0)
     assert forecast(ENGINE, 50.0, 2000, WorkerMatch(1000, 0, 30.0)).wait_ms == 0.0
+
+
+def test_pull_waits_until_the_link_is_free() -> None:
+    """Beside the queue; where that takes longer than computing, nothing is pulled, and nothing waits."""
+    match = WorkerMatch(0, 1000, 0.0)
+    assert forecast(ENGINE, 0.0, 2000, match, link_ms=30.0).wait_ms == pytest.approx(30.0)
+    assert forecast(ENGINE, 50.0, 2000, match, link_ms=30.0).wait_ms == 0.0
+    busy = forecast(ENGINE, 0.0, 2000, match, link_ms=500.0)
+    assert (busy.pulled_tokens, busy.wait_ms) == (0, 0.0)
+    assert forecast(ENGINE, 0.0, 2000, WorkerMatch(1000, 0, 0.0), link_ms=500.0).wait_ms == 0.0
