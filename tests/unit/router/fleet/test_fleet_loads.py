@@ -89,3 +89,22 @@ def test_idle_load_told_again_takes_nothing_off_the_queue() -> None:
         await bench.fleet.stop()
 
     asyncio.run(main())
+
+
+def test_whoever_waits_for_room_is_told_of_loads_and_of_workers() -> None:
+    """Also when loads could not be read: what is known grows old then, and other rules hold."""
+
+    async def main() -> None:
+        bench = Bench()
+        told: list[float] = []
+        bench.fleet.when_changed(lambda: told.append(bench.clock()))
+        await bench.fleet._discovery.find_workers()
+        assert len(told) == 1
+        await bench.fleet._discovery.read_loads()
+        assert len(told) == 2
+        bench.store.reachable = False
+        await bench.fleet._discovery.read_loads()
+        assert len(told) == 3
+        await bench.fleet.stop()
+
+    asyncio.run(main())
