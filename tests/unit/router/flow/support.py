@@ -99,6 +99,10 @@ def report(worker: SimulatedWorker, now: float, **given: int) -> None:
     worker.worker.load, worker.worker.load_measured_at = StampedLoad(now, load), now
 
 
+def header(name: bytes, value: object) -> tuple[bytes, bytes]:
+    return name, str(value).encode()
+
+
 async def settled() -> None:
     """Let everybody go on who can; no time passes."""
     for _ in range(12):

@@ -106,6 +106,16 @@ def test_removed_request_costs_its_tenant_nothing() -> None:
     assert turns(queue) == [mine, theirs]
 
 
+def test_clients_that_leave_leave_nothing_behind() -> None:
+    """Their turn never comes, while others of their band go on waiting."""
+    queue = filled(waiting("stays"))
+    for number in range(100):
+        one = waiting(f"t{number}")
+        queue.push(one)
+        queue.remove(one)
+        queue.check_invariants()
+
+
 def test_full_queue_refuses_who_has_as_much_in_it_as_anybody() -> None:
     queue = filled(waiting("a"), waiting("b"), bounds=Bounds(2, 100))
     one = waiting("a")
