@@ -2,12 +2,12 @@
 
     python -m benchmarks.simulator_calibration [--short] [--size small] [--engines 2,3] [--documents 12] [--requests 72]
 
-Real vLLM engines, a real Redis and a real router. First an engine is measured alone: prompts of two lengths, an answer
-alone and several beside each other, a pull; and how much slower each of two and more engines is that compute at one
-time, since they share cores, caches and memory. These figures make the simulated workers. Then both get the same
-questions on documents whose KV is twice what the fleet holds, from the same number of clients, in turns and through
-the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT or in tokens computed.
-Whatever else computes meanwhile makes the engines' speed another one than was measured.
+Real vLLM engines, a real Redis and a real router. First an engine is measured alone: a document that is new, and one
+that it has but for its end, an answer alone and several beside each other, a pull; and how much slower each of two and
+more engines is that compute at one time, since they share cores, caches and memory. These figures make the simulated
+workers. Then both get the same questions on documents whose KV is twice what the fleet holds, from the same number of
+clients, in turns and through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT
+or in tokens computed. Whatever else computes meanwhile makes the engines' speed another one than was measured.
 """
 
 from __future__ import annotations
@@ -124,6 +124,15 @@ def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> tuple
             engine.client.reset_prefix_cache()
         return median(times)
 
+    def hit_s(tokens: int) -> float:
+        """Return the time to the first token of a prompt that the first engine has but for its end."""
+        client, document = engines[0].client, texts.tokens(tokens, seed=next(seeds))
+        client.complete(document, max_tokens=2, pull=False)
+        ends = [texts.tokens(BLOCK_TOKENS, seed=next(seeds)) for _ in range(2 * ROUNDS)]
+        times = [client.complete([*document, *end], max_tokens=2, pull=False).ttft_s for end in ends]
+        client.reset_prefix_cache()
+        return median(times)
+
     def gap_s(answers: int) -> float:
         def one(number: int) -> float:
             prompt = texts.tokens(BLOCK_TOKENS, seed=9_000_000 + number)
@@ -131,15 +140,14 @@ def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> tuple
 
         return median(run_concurrently(one, range(answers), concurrency=answers))
 
-    short, long = longest // 4, longest
-    short_s, long_s = ttft_s(short, 1), ttft_s(long, 1)
-    rate = (long - short) / max(1e-9, long_s - short_s)
+    long_s, found_s = ttft_s(longest, 1), hit_s(longest)
     step_s, beside_s = gap_s(1), gap_s(BESIDE)
-    before_s = max(0.0, short_s - short / rate - step_s)
-    alone_s = long_s - before_s
+    before_s = max(0.0, found_s - step_s - BLOCK_TOKENS * long_s / longest)
+    alone_s = max(1e-6, long_s - before_s)
+    rate = longest / max(1e-6, alone_s - step_s)
     speeds = [1.0]
-    speeds += [min(1.0, alone_s / (ttft_s(long, many) - before_s)) for many in range(2, len(engines) + 1)]
-    pull = share(engines[0], engines[1], texts.tokens(long, seed=8_000_000), max_tokens=2).pull
+    speeds += [min(1.0, alone_s / (ttft_s(longest, many) - before_s)) for many in range(2, len(engines) + 1)]
+    pull = share(engines[0], engines[1], texts.tokens(longest, seed=8_000_000), max_tokens=2).pull
     for engine in engines:
         engine.client.reset_prefix_cache()
     blocks = max(1, pull.tokens // BLOCK_TOKENS)
