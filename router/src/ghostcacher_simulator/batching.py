@@ -312,7 +312,7 @@ class BatchingEngine(Engine):
         request_id, prompt = waiting.request_id, waiting.prompt
         self._waiting[request_id] = prompt
         try:
-            await asyncio.sleep(self.profile.arrival_s)
+            await self._pass(self.profile.arrival_s)
             if prompt.blocks:
                 chain = sampled_chain(request_id, prompt.tokens, prompt.blocks, self.profile.block_tokens)
                 self._sharing.received(chain)

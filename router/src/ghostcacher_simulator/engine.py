@@ -273,9 +273,13 @@ class Engine:
 
     async def _compute(self, seconds: float) -> None:
         """Let time pass; for ever once the engine hangs."""
-        await (asyncio.sleep(seconds) if self.processor is None else self.processor.work(seconds))
+        await self._pass(seconds)
         if self.hung:
             await asyncio.get_running_loop().create_future()
+
+    async def _pass(self, seconds: float) -> None:
+        """Let the time pass that something takes alone, or longer beside others."""
+        await (asyncio.sleep(seconds) if self.processor is None else self.processor.work(seconds))
 
     def _publish(self, request_id: str | None, blocks: Sequence[HeldBlock]) -> None:
         if not self.dead:

@@ -66,3 +66,12 @@ def test_workers_of_one_machine_slow_each_other_down() -> None:
         assert [each.itl_s for each in found.served] == pytest.approx([slower * 0.00625] * 2)
     (alone,) = run("a", speeds=(1.0, 0.5)).served
     assert alone.ttft_s == pytest.approx(0.816)
+
+
+def test_what_comes_before_the_scheduler_is_slowed_down_too() -> None:
+    """Taking in a request is work of the same machine: two at a time take twice 0.2 s."""
+    spec = fleet(2)
+    slow = spec.worker._replace(profile=spec.worker.profile._replace(arrival_s=0.2))
+    requests = load((0.0, "a"), (0.0, "b"))
+    found = run_virtual(replay(entrant("round-robin"), requests, spec._replace(worker=slow, speeds=(1.0, 0.5))))
+    assert [each.ttft_s for each in found.served] == pytest.approx([2 * (0.2 + 0.816)] * 2)
