@@ -17,7 +17,7 @@ import hashlib
 import itertools
 import sys
 from collections.abc import Sequence
-from statistics import median
+from statistics import mean, median
 from typing import NamedTuple
 
 from benchmarks.harness import Documents, EngineOptions, RedisServer, ensure_model, start_many, stop_all
@@ -58,6 +58,8 @@ class Compared(NamedTuple):
     policy: str
     real_p50_s: float
     simulated_p50_s: float
+    real_mean_s: float
+    simulated_mean_s: float
     real_tokens: int
     simulated_tokens: int
 
@@ -214,7 +216,16 @@ def compare(
 
 def _compared(name: str, real: Result, run: Run) -> Compared:
     ttft_s = [each.ttft_s for each in run.served if each.ttft_s is not None]
-    return Compared(run.fleet.workers, name, real.p50_s, percentile(ttft_s, 50), real.computed, run.computed_tokens)
+    return Compared(
+        run.fleet.workers,
+        name,
+        real.p50_s,
+        percentile(ttft_s, 50),
+        mean(real.ttft_s),
+        mean(ttft_s),
+        real.computed,
+        run.computed_tokens,
+    )
 
 
 def report(found: Sequence[Compared]) -> str:
@@ -225,13 +236,16 @@ def report(found: Sequence[Compared]) -> str:
             milliseconds(each.real_p50_s),
             milliseconds(each.simulated_p50_s),
             f"{each.off[0]:+.0%}",
+            milliseconds(each.real_mean_s),
+            milliseconds(each.simulated_mean_s),
             f"{each.real_tokens:,}",
             f"{each.simulated_tokens:,}",
             f"{each.off[1]:+.0%}",
         ]
         for each in found
     ]
-    return table(["policy", "engines", "TTFT p50", "simulated", "off", "tokens computed", "simulated", "off"], rows)
+    heads = ["policy", "engines", "TTFT p50", "simulated", "off", "mean", "simulated", "computed", "simulated", "off"]
+    return table(heads, rows)
 
 
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
