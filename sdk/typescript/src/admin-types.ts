@@ -351,6 +351,8 @@ export interface WorkerForecast {
   in_flight?: number;
   /** Getting the request's LoRA adapter ready there: a part of `queue_ms`. */
   adapter_ms?: number;
+  /** With flow control: whether it has no room, so that requests go elsewhere, or wait in the router. */
+  saturated?: boolean;
 }
 
 /** Answers /gc/explain. Nothing was sent anywhere. */

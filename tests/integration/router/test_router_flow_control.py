@@ -197,6 +197,10 @@ async def test_order_is_that_of_priorities_and_engines_are_told_of_them(caplog: 
             "retry_after_s": 1,
         }
         rig.clients.append(status)
+        asked = b'{"model": "m", "messages": [{"role": "user", "content": "q"}]}'
+        head = b"POST /gc/explain HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(asked)
+        _, body = await status.ask(head + asked)
+        assert [row["saturated"] for row in json.loads(body)["workers"]] == [True]
         assert await rig.drain() == ["runs", "urgent", "plain", "late"]
         assert [body.get("priority") for body in rig.engines[0].bodies] == [None, -9, None, 7]
         await eventually(lambda: rig.router.in_flight == 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 
 from ghostcacher_connector.core.admin_api import Flushed
@@ -52,6 +53,9 @@ class AdminActions:
             await self._routing.picker.explain(Ask("explain", "POST", asked.path, shape, {}, step=step))
             for step, shape in self._steps(asked.path, whole, asked.body)
         ]
+        if (flow := self._routing.flow) is not None:
+            for row in itertools.chain(answers, *before):
+                row["saturated"] = row["worker"] in flow.saturated
         return Explained(answers, before[0] if before else [])
 
     def exclude_all_but(self, worker: str | None) -> frozenset[str]:

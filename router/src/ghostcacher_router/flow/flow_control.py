@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil, inf
 from typing import NamedTuple
 
@@ -145,6 +145,11 @@ class FlowControl:
         """Note that load reports have come, or that the fleet has changed. It is looked at soon, once for all such."""
         if self._looks is None and self._options.queue_max:
             self._looks = asyncio.get_running_loop().call_soon(self._look_again)
+
+    @property
+    def saturated(self) -> Collection[str]:
+        """Return the workers that have no room, by name."""
+        return self._rooms.saturated
 
     def report(self) -> Queue:
         """Return what waits, for people."""

@@ -384,6 +384,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     """Requests of this router that are on their way there."""
     adapter_ms: float = 0.0
     """Getting the request's LoRA adapter ready there: a part of `queue_ms`."""
+    saturated: bool = False
+    """With flow control: whether it has no room, so that requests go elsewhere, or wait in the router."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
