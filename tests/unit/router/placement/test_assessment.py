@@ -7,6 +7,7 @@ import pytest
 from ghostcacher_connector.core.coordination.tier_load import TierLoad
 from ghostcacher_connector.core.types import Tier
 from ghostcacher_router.placement.picker import Options
+from ghostcacher_router.signals.prefix_locations import HeldPrefix
 from ghostcacher_router.signals.working_sets import capacity_tokens
 from ghostcacher_router.types import Reason, WorkerState
 from ghostcacher_simulator.text import BLOCK_TOKENS, text_of
@@ -45,6 +46,36 @@ async def test_down_worker_is_not_pulled_from() -> None:
     rows = {row["worker"]: row for row in await router.picker.explain(router.ask(TEXT))}
     other = next(name for name in rows if name != served.worker)
     assert rows[other]["pulled_tokens"] == 0
+
+
+@virtual
+async def test_change_of_holders_or_of_the_fleet_is_seen_at_once() -> None:
+    """Who holds a prefix is remembered only while the index says the same and the workers are the same."""
+    sim = await make_sim(3)
+    router = sim.routers[0]
+    served = await router.send(TEXT)
+    await sim.settle(2)
+    ask, state = router.ask(TEXT), router.routing.state
+    state.history.clear()
+
+    async def tokens() -> dict[str, tuple[int, int]]:
+        rows = await router.picker.explain(ask)
+        return {str(row["worker"]): (row["local_tokens"], row["pulled_tokens"]) for row in rows}  # type: ignore[misc]
+
+    before = await tokens()
+    others = [name for name in before if name != served.worker]
+    assert before[served.worker][0] > 0
+    assert before[others[0]][0] == 0 < before[others[1]][1]
+    ref, prompt = sim.engines[others[0]].worker.ref, ask.shape.prompt
+    assert ref is not None
+    assert prompt is not None
+    known = router.text.known(ref.namespace, prompt)
+    state.locations.seed(ref.namespace, known, others[0], HeldPrefix(ref.incarnation, known[-1].block_count))
+    assert (await tokens())[others[0]][0]
+    for name in (served.worker, others[0]):
+        sim.engines[name].worker.state = WorkerState.DOWN
+    router.fleet.changed()
+    assert (await tokens())[others[1]] == (0, 0)
 
 
 @pytest.mark.parametrize("shares_prefill", [True, False])
