@@ -62,6 +62,8 @@ async def test_worker_that_lacks_a_prefix_is_told_who_has_it() -> None:
             own = {"do_remote_decode": True}
             other, body = await sent(client, engines, chat(document + "and one more", kv_transfer_params=own))
             assert (other is first, body["kv_transfer_params"]) == (False, own)
+            other, body = await sent(client, engines, chat(document + "that it has by now"))
+            assert (other is first, "kv_transfer_params" in body) == (False, False)
             _, body = await sent(client, engines, chat("a short prompt"))
             assert "kv_transfer_params" not in body
 

@@ -53,6 +53,23 @@ def test_history_keeps_who_has_computed() -> None:
     assert holders(history, prompt, 2.0) == ["w2", "w1"]
 
 
+def test_history_knows_who_else_has_computed() -> None:
+    """Not the worker itself, and nobody who is only just computing; the deepest part that another one has counts."""
+    history, prompt = SentHistory(), prompt_of(SHARED)
+    longer = prompt_of(SHARED + text_of("more", 4000))
+    computed(history, longer, "w1", 0.0)
+    assert history.computed_elsewhere(longer, "w1", 1.0) is None
+    history.record(longer, "w2", 1.0)
+    assert history.computed_elsewhere(longer, "w1", 1.0) is None
+    computed(history, prompt, "w2", 2.0)
+    found = history.computed_elsewhere(longer, "w1", 3.0)
+    assert found is not None
+    assert (found[1].worker, longer.ends[found[0]] <= prompt.size) == ("w2", True)
+    found = history.computed_elsewhere(longer, "w3", 3.0)
+    assert found is not None
+    assert (found[1].worker, found[0]) == ("w1", len(longer.ends) - 1)
+
+
 def test_history_knows_where_a_text_is_being_brought() -> None:
     """A text that goes to a worker without it is on its way there, though another has it; who has it adds nothing."""
     history, prompt = SentHistory(), prompt_of(SHARED)
