@@ -14,7 +14,7 @@ from benchmarks.harness import Documents, EngineOptions, RedisServer, ensure_mod
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.lora_adapter import make_adapter
 from benchmarks.harness.report import ProgressLine
-from benchmarks.harness.scenario import wait_until_joined, warm_up
+from benchmarks.harness.scenario import nudge, wait_until_joined, warm_up
 
 FULL_GRAPHS = '{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}'
 """Decoding by full CUDA graphs, without Inductor, which would cost a minute of the device for each engine."""
@@ -83,6 +83,7 @@ def pair(kind: str, device: Device, *, eager: bool, progress: ProgressLine) -> I
             documents = Documents(model)
             for number, engine in enumerate(engines):
                 warm_up(engine, documents.tokens(WARM_UP_TOKENS, seed=number))
+                nudge(engine.client)  # with the cache it has forgotten what its adapter holds, which a step tells it
             yield Pair(*engines, documents, sizes, device, progress, of_kind)
         finally:
             stop_all(engines)
