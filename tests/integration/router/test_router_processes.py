@@ -67,7 +67,11 @@ class Running:
 async def running(folder: Path, engine: EchoEngine, *words: str) -> AsyncIterator[Running]:
     arguments = ("--processes", "2", "--health-interval-s", "600", *words)
     router = await asyncio.to_thread(
-        RouterProcess, workers=[f"http://127.0.0.1:{engine.port}"], arguments=arguments, log_dir=folder
+        RouterProcess,
+        workers=[f"http://127.0.0.1:{engine.port}"],
+        arguments=arguments,
+        log_dir=folder,
+        env={"TMPDIR": str(folder)},
     )
     try:
         run = Running(router)
@@ -158,6 +162,7 @@ async def test_any_process_answers_for_all_and_a_dead_one_is_replaced(tmp_path: 
         os.kill(run.router.process.pid, signal.SIGKILL)
         await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in after), "the children's end", PATIENCE_S)
         assert "the supervisor is gone" in run.log
+        assert not list(tmp_path.glob("gc-router-*"))
 
 
 @on_loop

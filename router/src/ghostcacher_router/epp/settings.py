@@ -58,8 +58,6 @@ class PickerSettings(RouterSettings, frozen=True, kw_only=True, forbid_unknown_f
             if self.pool is not None and getattr(self, name):
                 raise ConfigError(f"{name}: expected none beside pool, whose pods say it, got {getattr(self, name)!r}")
         if self.processes > 1:
-            raise ConfigError(f"processes: expected 1, for an endpoint picker runs in one; got {self.processes}")
-        if self.processes > 1:
             raise ConfigError(f"processes: expected 1, since pickers run beside each other, got {self.processes}")
         if self.upstreams:
             raise ConfigError("upstreams: expected none, for a gateway sends requests to workers alone")

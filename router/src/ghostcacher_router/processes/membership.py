@@ -42,7 +42,7 @@ class Membership:
         self._sockets = [[socket.socket(fileno=number) for number in slot] for slot in seat.sockets]
         self._servers: dict[int, list[asyncio.Server]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        self._left = False
+        self._left = self._alone = False
         self._whole: WholeRouter | None = None
 
     def __repr__(self) -> str:
@@ -77,6 +77,9 @@ class Membership:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.siblings.stop()
+        if self._alone:
+            with contextlib.suppress(OSError):  # There are others still, of whom the last one does it.
+                Path(self.seat.folder).rmdir()
 
     async def _follow(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, proxy: HttpProxy, told: Told
@@ -96,6 +99,7 @@ class Membership:
                     break
         if not self._left:
             logger.warning("the supervisor is gone: process %s ends", self.seat.name)
+            self._alone = True
         self._close_sockets()
         writer.close()
         told.end()
