@@ -351,10 +351,6 @@ class NoWorker(Exception):
         self.retry_after_s = retry_after_s
 
 
-NO_TURN = frozenset({"queue_full", "queue_timeout", "deadline_passed"})
-"""Kinds of NoWorker for a request that gets no turn, whichever worker it would go to."""
-
-
 class Server(NamedTuple):
     """A server that requests can be sent to."""
 

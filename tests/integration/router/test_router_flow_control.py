@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -87,14 +87,13 @@ class Rig:
 
 
 @asynccontextmanager
-async def flow_rig(engines: int = 1, *, roles: Sequence[str] = (), **settings: Any) -> AsyncIterator[Rig]:
-    """A router before so many engines, of one place each; at the end it holds nothing. roles: of the engines."""
+async def flow_rig(engines: int = 1, **settings: Any) -> AsyncIterator[Rig]:
+    """A router before so many engines, of one place each; at the end it holds nothing."""
     group = [GatedEngine() for _ in range(engines)]
     for engine in group:
         await engine.start()
     given = {"flow_queue_max": 8, "flow_worker_requests_max": 1, "drain_timeout_s": 0.1} | settings
     urls = tuple(engine.endpoint.url for engine in group)
-    given["roles"] = tuple(f"{url}={role}" for url, role in zip(urls, roles, strict=False))
     router = Router(RouterSettings(listen="127.0.0.1:0", redis=False, workers=urls, **given))
     await router.start()
     rig = Rig(router, group)
@@ -225,22 +224,6 @@ async def test_turned_away_request_goes_to_another_worker_before_those_that_wait
         await rig.drain()
         for client in clients:
             assert (await client.answer())[0].startswith(b"HTTP/1.1 200 ")
-
-
-@on_loop
-async def test_first_of_two_steps_that_gets_no_turn_ends_the_request() -> None:
-    """It is refused once, and does not stand in the queue a second time for its second step."""
-    settings = {"flow_queue_max": 1, "flow_deadlines": True, "prefill_tokens_min": 0}
-    async with flow_rig(2, roles=("prefill", "decode"), **settings) as rig:
-        assert rig.router._routing.dispatcher.hands_over("m")
-        first = await rig.send("first")
-        late = await rig.send("late", b"x-gc-deadline-ms: 20")
-        assert (await (await rig.send("too many")).answer())[0].startswith(b"HTTP/1.1 429 ")
-        assert (await late.answer())[0].startswith(b"HTTP/1.1 504 ")
-        refusals = rig.router._metrics.flow.refusals.by("reason")
-        assert {reason: count for reason, count in refusals.items() if count} == {"full": 1, "deadline": 1}
-        assert await rig.drain() == ["first", "first"]
-        assert (await first.answer())[0].startswith(b"HTTP/1.1 200 ")
 
 
 @on_loop

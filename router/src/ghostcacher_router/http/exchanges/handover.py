@@ -27,7 +27,6 @@ from ghostcacher_router.http.protocol.limits import Limits
 from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.proxy_state import ProxyState
 from ghostcacher_router.types import (
-    NO_TURN,
     Ask,
     Body,
     Dispatcher,
@@ -166,8 +165,7 @@ class PrefillStep:
     async def run(self) -> HandedOver | None:
         """Have an engine compute the prompt; return the second step, None when that is to compute it.
 
-        Takes `prefill_s` at most, and no longer than a worker may be silent. Raises NoWorker where the request gets no
-        turn at all.
+        Takes `prefill_s` at most, and no longer than a worker may be silent.
         """
         result, handed, limits = "failed", None, self._proxy.limits
         try:
@@ -177,8 +175,6 @@ class PrefillStep:
                 result, more = "handed", b',"kv_transfer_params":%b}' % json.dumps(params).encode()
                 handed = HandedOver(self._body + more, self._proxy.clock() + USABLE_S)
         except (OSError, NoWorker) as exc:
-            if isinstance(exc, NoWorker) and exc.kind in NO_TURN:
-                raise
             logger.info("request %s: nothing is handed over: %s", self._ask.request_id, exc)
         self._proxy.meter.handovers.inc(result)
         return handed
