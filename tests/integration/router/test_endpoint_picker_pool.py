@@ -124,7 +124,7 @@ async def test_members_are_the_ports_of_ready_pods_over_all_pages(cluster: Clust
 
 @on_loop
 async def test_pool_stays_as_it_was_while_the_api_is_away(cluster: Cluster, api: KubernetesApi) -> None:
-    """What cannot be read is no news: not an error, not a wrong token, not an answer without a pool."""
+    """What cannot be read is no news: not an error, not a wrong token or none, not an answer without a pool."""
     cluster.pods = [pod("10.0.0.1")]
     watch, told = watch_of(api)
     cluster.away = True
@@ -136,6 +136,10 @@ async def test_pool_stays_as_it_was_while_the_api_is_away(cluster: Cluster, api:
     cluster.pods = []
     (cluster.account / "token").write_text("an old one")
     with pytest.raises(PoolUnread, match="expected status 200, got 401"):
+        await asyncio.to_thread(watch.read)
+    await watch.look()
+    (cluster.account / "token").write_text("of two\nlines")
+    with pytest.raises(PoolUnread, match="expected one line of ASCII$"):
         await asyncio.to_thread(watch.read)
     await watch.look()
     assert watch.members == {"10.0.0.1:8000"}

@@ -20,6 +20,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import Listen
 from ghostcacher_router.endpoint_picker import EndpointPicker
+from ghostcacher_router.epp import server
 from ghostcacher_router.epp.picking import EndpointPicking
 from ghostcacher_router.epp.server import PickerServer
 from ghostcacher_router.types import Ask, Dispatcher, Endpoint, Placement
@@ -139,6 +140,44 @@ async def test_worker_that_comes_while_a_request_waits_is_not_picked_outside_of_
                 await until(lambda: in_flight(picker) == 0)
                 if not destination:
                     break
+
+
+@on_loop
+async def test_request_that_another_endpoint_serves_waits_for_no_turn_there() -> None:
+    """It is there already, however full the queue is."""
+    flow = {"flow_queue_max": 4, "flow_worker_requests_max": 1}
+    async with picker_of([MiniEngine(), MiniEngine()], **flow) as picker, gateway(picker.server.port) as asking:
+        first, second = await asking.ask(chat("1")), await asking.ask(chat("2"))
+        assert first.destination[0] != second.destination[0]
+        answered = await first.respond(end=False, served=second.destination[0])
+        assert answered["x-gc-worker"] == second.destination[0]
+        assert picker.router.parts().in_flight(second.destination[0]) == 2
+
+
+@on_loop
+async def test_gateway_whose_host_is_gone_leaves_nothing_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is open still, and nothing comes over it."""
+    monkeypatch.setattr(server, "KEEPALIVE_S", 1.0)
+    pumps: list[asyncio.Task[None]] = []
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+
+    async with picker_of([MiniEngine()]) as picker:
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there = await asyncio.open_connection("127.0.0.1", picker.server.port)
+            pumps.extend(asyncio.create_task(pump(*way)) for way in ((reader, there[1]), (there[0], writer)))
+
+        host = await asyncio.start_server(relay, "127.0.0.1", 0)
+        async with host, gateway(host.sockets[0].getsockname()[1]) as asking:
+            await asking.ask(chat())
+            assert in_flight(picker) == 1
+            for task in pumps:
+                task.cancel()
+            await until(lambda: in_flight(picker) == 0, timeout_s=60.0)
+            assert picker.server.streams == 0
 
 
 @on_loop

@@ -124,7 +124,8 @@ class EndpointPicking:
             name for name, worker in self._parts.fleet.workers.items() if self._address(worker.endpoint) != served
         )
         with suppress(NoWorker):
-            return self._parts.dispatcher.place_now(picked.ask._replace(exclude=others))
+            # It is there already, so that it waits for no turn.
+            return self._parts.dispatcher.place_now(picked.ask._replace(exclude=others, turn=None))
         return None
 
     def _picked(

@@ -23,6 +23,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.types import PdRole
+from ghostcacher_router.fleet.forever import forever
 from ghostcacher_router.types import Endpoint
 
 logger = logging.getLogger(__name__)
@@ -83,8 +84,10 @@ class KubernetesApi:
                 data = answer.read(ANSWER_BYTES_MAX + 1)
             finally:
                 connection.close()
-        except (OSError, HTTPException, UnicodeError) as exc:
+        except (OSError, HTTPException) as exc:
             raise PoolUnread(f"the Kubernetes API does not answer: {exc or type(exc).__name__}") from exc
+        except ValueError:  # Which would show the token.
+            raise PoolUnread("the service account's token cannot be sent: expected one line of ASCII") from None
         if answer.status != HTTP_OK or len(data) > ANSWER_BYTES_MAX:
             raise PoolUnread(f"GET {path[:200]}: expected status 200, got {answer.status} {data[:200]!r}")
         try:
@@ -125,7 +128,7 @@ class PoolWatch:
     async def start(self) -> None:
         """Read it once, for a bounded time, and then again and again."""
         await self.look()
-        self._task = asyncio.create_task(self._run())
+        self._task = forever(self.look, POLL_S)
 
     async def stop(self) -> None:
         """Read it no more. Idempotent."""
@@ -172,11 +175,6 @@ class PoolWatch:
             if not after:
                 return
         raise PoolUnread(f"expected at most {PAGES_MAX * PAGE_PODS} pods, got more")
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            await self.look()
 
 
 def _members(pod: Mapping[str, Any], ports: list[int]) -> Iterator[Member]:

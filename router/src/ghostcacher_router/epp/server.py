@@ -23,6 +23,12 @@ logger = logging.getLogger(__name__)
 MESSAGE_BYTES_OVER = 1 << 20
 """Of a message beside the piece of a body in it: headers and metadata."""
 
+KEEPALIVE_S = 20.0
+"""A gateway that has said nothing for so long is asked whether it is there, and has as long to answer. One whose host
+is gone ends no stream: its requests would count as in flight for hours."""
+PINGS_APART_S = 5.0
+"""A gateway may ask the same so often. Who asks sooner has its connection closed; gRPC's own bound is five minutes."""
+
 
 class PickerServer:
     """Listens for gateways. On the event loop only. port: where; 0 before it does."""
@@ -66,6 +72,12 @@ class PickerServer:
             options=[
                 ("grpc.max_receive_message_length", limits.body_bytes_max + MESSAGE_BYTES_OVER),
                 ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1e3)),
+                ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1e3)),
+                # Otherwise two pings are all, while nothing is written.
+                ("grpc.http2.ping_timeout_ms", int(KEEPALIVE_S * 1e3)),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_ping_recv_interval_without_data_ms", int(PINGS_APART_S * 1e3)),
             ],
         )
         method = grpc.stream_stream_rpc_method_handler(
