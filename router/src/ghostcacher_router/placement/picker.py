@@ -59,6 +59,9 @@ AFFINITY_MS = 5.0
 LOCK_MS_MIN = 50.0
 """Computing that is shorter is worth neither a round trip to the store nor that others wait."""
 
+NEW_TOKENS_MIN = 1024
+"""Where less of a prompt is new, chance is as good: any worker has the rest, or can have it."""
+
 
 class Options(NamedTuple):
     """See the router's settings of the same names."""
@@ -188,14 +191,14 @@ class Picker:
         candidates, match, prompt = found.candidates, found.match, ask.shape.prompt
         if prompt is None:
             return self._fallback.least_loaded(
-                ask, self._best(found.ranking(), found.now), only=len(candidates.workers) == 1
+                ask, self._best(found.ranking(), found), only=len(candidates.workers) == 1
             )
         if match is None or not found.queues.reported:
             return self._place_without_reports(ask, prompt, self._assessor.own_memory(prompt, found))
         if len(candidates.workers) == 1:
             return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, found.forecast_at(0))
         ranking = found.ranking()
-        this = _Round(ask, found, match, ranking, self._best(ranking, found.now))
+        this = _Round(ask, found, match, ranking, self._best(ranking, found))
         if progress.honours_locks and len(self._locks):
             tokens_min = self._options.ghost_lock_tokens_min
             encountered = encountered_locks(self._locks, match, candidates.namespaces, tokens_min)
@@ -204,12 +207,15 @@ class Picker:
         chosen, reason = self._keep_session(this, Reason.FOLLOW if progress.waited else Reason.FORECAST)
         return self._reserve(this, chosen, reason, progress, now_only=now_only)
 
-    def _draw(self, now: float) -> Draw:
-        queues = self._state.queues
+    def _draw(self, found: Assessment) -> Draw:
+        """Return how one of equals is chosen: new text comes to stay where it goes, so it goes to who was sent less."""
+        queues, match, now = self._state.queues, found.match, found.now
+        if match is None or match.new_tokens < NEW_TOKENS_MIN:
+            return Draw(self._rng, lambda _: 0.0)
         return Draw(self._rng, lambda worker: queues.recent(worker, now))
 
-    def _best(self, ranking: Ranking, now: float) -> Forecast:
-        best = ranking.best(self._draw(now))
+    def _best(self, ranking: Ranking, found: Assessment) -> Forecast:
+        best = ranking.best(self._draw(found))
         assert best is not None, "there is at least one candidate"
         return best
 
@@ -227,7 +233,7 @@ class Picker:
     ) -> PlacedRequest | WaitForLock | None:
         """Decide about a request that encounters ghost locks."""
         found = this.assessment
-        recompute = recompute_forecast(this.ranking, encountered, this.best, self._draw(found.now))
+        recompute = recompute_forecast(this.ranking, encountered, this.best, self._draw(found))
         if progress.budget_ends_at is None:
             progress.budget_ends_at = found.now + wait_budget_s(recompute, self._tracker.bias)
         for one in encountered:

@@ -103,6 +103,11 @@ class PrefixMatch(NamedTuple):
             return float(self.pullable.get(namespaces[0], 0))
         return np.array([self.pullable.get(worker.namespace, 0) for worker in workers], dtype=float)
 
+    @property
+    def new_tokens(self) -> int:
+        """Return how many tokens no worker has, as far as the index knows."""
+        return self.tokens - max(self.held.most_tokens, *self.pullable.values(), 0)
+
     def warm_in(self, namespace: str) -> int:
         """Return the index of the deepest boundary that a worker of a namespace has computed, -1 when none has."""
         return self.warm.get(namespace, -1)
