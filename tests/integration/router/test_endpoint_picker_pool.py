@@ -24,7 +24,7 @@ from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.endpoint_picker import EndpointPicker
 from ghostcacher_router.epp.pool import KubernetesApi, PoolUnread, PoolWatch
 from ghostcacher_router.epp.settings import PickerSettings
-from tests.integration.router.test_endpoint_picker import address, chat
+from tests.integration.router.test_endpoint_picker import address, chat, picker_of
 from tests.support.local_http import Asked, answering
 from tests.support.mock_engine import MiniEngine, until
 from tests.support.proxy_rig import on_loop
@@ -139,7 +139,7 @@ async def test_pool_stays_as_it_was_while_the_api_is_away(cluster: Cluster, api:
         await asyncio.to_thread(watch.read)
     await watch.look()
     (cluster.account / "token").write_text("of two\nlines")
-    with pytest.raises(PoolUnread, match="expected one line of ASCII$"):
+    with pytest.raises(PoolUnread, match=r"expected one line of ASCII$"):
         await asyncio.to_thread(watch.read)
     await watch.look()
     assert watch.members == {"10.0.0.1:8000"}
@@ -167,6 +167,18 @@ async def test_only_the_pool_is_picked_and_what_leaves_it_is_not(cluster: Cluste
             for exchange in (first, second):
                 exchange.abort()
             await until(lambda: picker.server.streams == 0)
+
+
+@on_loop
+async def test_pod_that_is_labelled_later_changes_its_role() -> None:
+    """It is the same worker, and was known without a role before."""
+    engines = [MiniEngine(), MiniEngine()]
+    async with picker_of(engines) as picker:
+        parts, endpoints = picker.router.parts(), [engine.endpoint for engine in engines]
+        assert not parts.dispatcher.hands_over("m")
+        for role in (PdRole.PREFILL, PdRole.DECODE):
+            parts.fleet.follow(endpoints, {endpoints[0]: role})
+            assert parts.dispatcher.hands_over("m") is (role is PdRole.PREFILL)
 
 
 @on_loop

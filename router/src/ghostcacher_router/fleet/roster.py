@@ -97,6 +97,9 @@ class Roster:
         self._static, self._roles = tuple(static), roles
         records, self._reconciled = self._reconciled or [], None
         self.reconcile(records)
+        told = [worker.tell_role(roles.get(same_server(worker.endpoint))) for worker in self._workers.values()]
+        if any(told):
+            self._watched.changed()
 
     async def stop(self) -> None:
         """Watch nobody any more. Idempotent."""

@@ -117,6 +117,12 @@ class Worker:
         self.takes_flushes = record is None or record.takes_flushes
         self.pd_role = self._told_role if record is None or record.pd_role is None else record.pd_role
 
+    def tell_role(self, pd_role: PdRole | None) -> bool:
+        """Take over what the engine does, where its record does not say it; return whether that is another role."""
+        before, self._told_role = self.pd_role, pd_role
+        self.renew(self.record)
+        return self.pd_role is not before
+
     @property
     def engine(self) -> str | None:
         """Return the family of its engine, such as "vllm": as its connector says, else as its list of models does."""
