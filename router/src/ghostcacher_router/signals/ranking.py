@@ -3,7 +3,7 @@
 Of workers that are about as good, two are drawn at random, and the one with fewer requests of late is taken. A new text
 comes to stay where it is sent first, and so do the requests for it. By chance alone some workers would get twice as
 many texts as others (ten each, in a fleet of 64); with two to choose from hardly any gets a third more, and still
-routers that know nothing of each other do not all take the same one.
+routers that know nothing of each other do not all take the same one. Where nothing is new, chance alone decides.
 """
 
 from __future__ import annotations
