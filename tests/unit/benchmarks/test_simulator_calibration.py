@@ -27,10 +27,11 @@ def test_simulated_questions_share_what_the_engines_tokens_share() -> None:
 
 
 def test_table_says_how_far_off_it_is() -> None:
-    found = calibration.Compared(2, "GhostCacher", 0.100, 0.115, 2_000, 1_500)
+    found = calibration.Compared(2, "GhostCacher", 0.100, 0.115, 0.2, 0.3, 2_000, 1_500)
     assert found.off == (pytest.approx(0.15), pytest.approx(-0.25))
     row = calibration.report([found]).splitlines()[-1]
-    assert row.split() == ["GhostCacher", "2", "100", "ms", "115", "ms", "+15%", "2,000", "1,500", "-25%"]
+    times = ["100", "ms", "115", "ms", "+15%", "200", "ms", "300", "ms"]
+    assert row.split() == ["GhostCacher", "2", *times, "2,000", "1,500", "-25%"]
 
 
 def test_fleet_holds_half_of_the_documents_and_is_shared_by_its_engines() -> None:
