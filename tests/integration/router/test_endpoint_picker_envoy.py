@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 pytest.importorskip("grpc", reason="needs the extra [epp]")
-pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+pytest.importorskip("tests.support.envoy_protos")
 
 from ghostcacher_router.endpoint_picker import EndpointPicker
 from tests.integration.router.test_endpoint_picker import address, chat, count, in_flight, picker_of

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 pytest.importorskip("grpc", reason="needs the extra [epp]")
-pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+pytest.importorskip("tests.support.envoy_protos")
 
 import grpc
 from grpc_health.v1 import health_pb2

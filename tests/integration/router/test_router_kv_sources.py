@@ -90,7 +90,7 @@ async def test_source_is_named_by_its_host_and_the_port_of_the_setting(port: int
 async def test_picker_puts_it_into_the_body_that_goes_on() -> None:
     """In full duplex, where the body comes back from it, in pieces that every gateway takes."""
     pytest.importorskip("grpc", reason="needs the extra [epp]")
-    pytest.importorskip("envoy.service.ext_proc.v3", reason="needs the extra [epp]")
+    pytest.importorskip("tests.support.envoy_protos")
     from tests.integration.router.test_endpoint_picker import picker_of
     from tests.support.strict_gateway import gateway
 

@@ -4,6 +4,7 @@
          |                                                                                       |
          '--HTTP--> the worker that was picked                             pool.py: who belongs to the InferencePool
 
+protocol.py    the gateway's messages and the answers, as classes of protobuf
 messages.py    what is read from the gateway's messages, and the answers to it
 exchange.py    one HTTP request as the gateway tells of it: what is answered to each message, when a worker is picked,
                and what its placement is told
@@ -15,5 +16,5 @@ settings.py    the picker's settings: a router's, and its own
 parts.py       what it needs of the router
 
 The protocol: proposal 004 of kubernetes-sigs/gateway-api-inference-extension, over Envoy's
-`envoy.service.ext_proc.v3.ExternalProcessor`. The package `xds-protos` has its messages; grpcio carries them.
+`envoy.service.ext_proc.v3.ExternalProcessor`, which grpcio carries.
 """

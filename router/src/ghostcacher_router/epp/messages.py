@@ -8,11 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from envoy.config.core.v3 import base_pb2 as core
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from google.protobuf import struct_pb2
+from ghostcacher_router.epp import protocol as pb
 
-SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+SERVICE = f"{pb.PACKAGE}.ExternalProcessor"
 
 NAMESPACE = "envoy.lb"
 DESTINATION = "x-gateway-destination-endpoint"
@@ -27,8 +25,6 @@ SUBSET_MAX = 8192
 
 NONE, STREAMED, BUFFERED, BUFFERED_PARTIAL, FULL_DUPLEX, GRPC = range(6)
 """How bodies are sent: `ProcessingMode.BodySendMode`."""
-
-_OVERWRITE = core.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -134,15 +130,17 @@ def _common(headers: Headers, destination: str | None, removed: Iterable[str]) -
 
 def _set(headers: Headers) -> list[Any]:
     return [
-        core.HeaderValueOption(header=core.HeaderValue(key=key, raw_value=value), append_action=_OVERWRITE)
+        pb.HeaderValueOption(
+            header=pb.HeaderValue(key=key, raw_value=value), append_action=pb.OVERWRITE_IF_EXISTS_OR_ADD
+        )
         for key, value in headers
     ]
 
 
 def _with_destination(answer: Any, destination: str | None) -> Any:
     if destination is not None:
-        inner = struct_pb2.Struct(fields={DESTINATION: struct_pb2.Value(string_value=destination)})
-        answer.dynamic_metadata.fields[NAMESPACE].struct_value.CopyFrom(inner)
+        inner = answer.dynamic_metadata.fields[NAMESPACE].struct_value
+        inner.fields[DESTINATION].string_value = destination
     return answer
 
 

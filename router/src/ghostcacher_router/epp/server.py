@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import Listen
@@ -17,6 +16,7 @@ from ghostcacher_router.epp.health import HealthService
 from ghostcacher_router.epp.messages import SERVICE
 from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.epp.picking import EndpointPicking
+from ghostcacher_router.epp.protocol import ProcessingRequest, ProcessingResponse
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class PickerServer:
             ],
         )
         method = grpc.stream_stream_rpc_method_handler(
-            self._process, pb.ProcessingRequest.FromString, pb.ProcessingResponse.SerializeToString
+            self._process, ProcessingRequest.FromString, ProcessingResponse.SerializeToString
         )
         handlers = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
         health = HealthService(self._is_ready, lambda: self._draining).handler()
