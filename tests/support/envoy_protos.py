@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -13,3 +15,6 @@ FOLDER = Path(sys.prefix) / "share" / "envoy-protos"
 if not FOLDER.is_dir():
     raise ModuleNotFoundError(f"Envoy's published messages are not in {FOLDER}: make setup")
 sys.path.append(str(FOLDER))
+if importlib.util.find_spec("envoy") is not None and (found := importlib.import_module("envoy")).__file__ is not None:
+    # The wheel with Envoy itself has a package of this name, which is looked for in its own folder alone.
+    found.__path__.append(str(FOLDER / "envoy"))

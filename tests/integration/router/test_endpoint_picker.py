@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,7 +18,15 @@ from ghostcacher_router.endpoint_picker import EndpointPicker
 from ghostcacher_router.epp.settings import PickerSettings
 from tests.support.mock_engine import MiniEngine, until
 from tests.support.proxy_rig import on_loop
-from tests.support.strict_gateway import BUFFERED, FULL_DUPLEX, NONE, STREAMED, StrictExchange, gateway
+from tests.support.strict_gateway import (
+    ANSWER_S_MAX,
+    BUFFERED,
+    FULL_DUPLEX,
+    NONE,
+    STREAMED,
+    StrictExchange,
+    gateway,
+)
 
 MODES = [(FULL_DUPLEX, FULL_DUPLEX), (BUFFERED, FULL_DUPLEX), (BUFFERED, BUFFERED), (STREAMED, STREAMED), (NONE, NONE)]
 
@@ -282,7 +291,8 @@ async def test_messages_out_of_order_end_the_stream() -> None:
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.port}"))
         call = ExternalProcessorStub(channel).Process()
         await call.write(pb.ProcessingRequest(request_body=pb.HttpBody(body=b"x", end_of_stream=True)))
-        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        async with asyncio.timeout(ANSWER_S_MAX):
+            assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "expected request_headers first" in await call.details()
 
 

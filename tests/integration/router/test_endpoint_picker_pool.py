@@ -28,7 +28,7 @@ from tests.integration.router.test_endpoint_picker import address, chat, picker_
 from tests.support.local_http import Asked, answering
 from tests.support.mock_engine import MiniEngine, until
 from tests.support.proxy_rig import on_loop
-from tests.support.strict_gateway import gateway
+from tests.support.strict_gateway import ANSWER_S_MAX, gateway
 
 TOKEN = "token-of-the-service-account"
 SELECTOR = {"app": "vllm", "app.kubernetes.io/part-of": "fleet"}
@@ -203,10 +203,11 @@ async def test_health_service_says_when_the_pool_is_known_and_when_the_picker_st
             await picker.pool.look()
             assert [await status(name) for name in names] == [serving] * 3
             watching = stub.Watch(health_pb2.HealthCheckRequest(service="readiness"))
-            assert (await watching.read()).status == serving
-            picker.server._draining = True
-            assert (await watching.read()).status == not_serving
-            assert await watching.read() is grpc.aio.EOF, "a watch does not hold up the end"
+            async with asyncio.timeout(ANSWER_S_MAX):
+                assert (await watching.read()).status == serving
+                picker.server._draining = True
+                assert (await watching.read()).status == not_serving
+                assert await watching.read() is grpc.aio.EOF, "a watch does not hold up the end"
             with pytest.raises(grpc.aio.AioRpcError, match="expected liveness, readiness"):
                 await status("another")
 
