@@ -239,6 +239,7 @@ def test_changed_weights_are_shared_with_those_who_have_them_alone(fleet: Fleet,
     assert epoch("a") != epoch("b") == WEIGHTS_AS_STARTED
     change("b", other)
     fleet.prime("b", "a")
+    fleet.prime("a", "b")
     assert epoch("a") == epoch("b") != WEIGHTS_AS_STARTED
     assert hits("b", "a") == hits("a", "b") == 6
     for name in "ab":
