@@ -203,6 +203,22 @@ async def test_gateway_is_spoken_to_with_tls(tmp_path: Path) -> None:
 
 
 @on_loop
+async def test_picker_that_has_all_it_can_take_is_ready() -> None:
+    """Gateways are refused what is too much; who asks for its health is not."""
+    async with picker_of([MiniEngine()], connections_max=1) as picker, gateway(picker.server.port) as asking:
+        exchange = await asking.ask(chat())
+        with pytest.raises(grpc.aio.AioRpcError, match="at most 1 requests at once"):
+            await asking.ask(chat())
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.port}") as channel:
+            answer = await HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="readiness"))
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        exchange.abort()
+        await until(lambda: picker.server.streams == 0)
+        other = await asking.ask(chat())
+        other.abort()
+
+
+@on_loop
 async def test_program_answers_gateways_and_ends_in_order(tmp_path: Path) -> None:
     """`ghostcacher epp`, as it is started; at SIGTERM a request under way may end."""
     log = tmp_path / "log"

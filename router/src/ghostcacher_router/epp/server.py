@@ -30,6 +30,10 @@ PINGS_APART_S = 5.0
 """A gateway may ask the same so often. Who asks sooner has its connection closed; gRPC's own bound is five minutes."""
 
 
+HEALTH_CALLS_MAX = 128
+"""Health checks and watches, beside gateways' requests: a picker that has all it can take is still a ready one."""
+
+
 class PickerServer:
     """Listens for gateways. On the event loop only. port: where; 0 before it does."""
 
@@ -68,7 +72,7 @@ class PickerServer:
         """Begin to listen. Raises ConfigError when the port is taken or the certificate is none."""
         limits = self._parts.limits
         self._server = grpc.aio.server(
-            maximum_concurrent_rpcs=limits.connections_max,
+            maximum_concurrent_rpcs=limits.connections_max + HEALTH_CALLS_MAX,
             options=[
                 ("grpc.max_receive_message_length", limits.body_bytes_max + MESSAGE_BYTES_OVER),
                 ("grpc.so_reuseport", 0),
@@ -113,6 +117,9 @@ class PickerServer:
         return f"gc-{self._parts.router}-epp-{next(self._ids)}"
 
     async def _process(self, _: Any, context: Any) -> None:
+        if self._streams >= self._parts.limits.connections_max:
+            said = f"expected at most {self._parts.limits.connections_max} requests at once (connections_max)"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said)
         exchange = Exchange(self._parts, self._picking, self._held, self._next_id, timeout_s=self._timeout_s)
         self._streams += 1
         try:
