@@ -28,7 +28,7 @@ from ghostcacher_simulator.load.requests import BLOCK_TOKENS
 from ghostcacher_simulator.machines.workers import fleet_of
 from ghostcacher_simulator.replay.policies import Entrant, GhostCacher, Policy, Workers, entrants
 from ghostcacher_simulator.replay.replay import Run, replay
-from ghostcacher_simulator.replay.workers import Stores
+from ghostcacher_simulator.replay.stores import Stores
 from ghostcacher_simulator.virtual_time import run_virtual
 
 BLOCKS, TOKENS_PER_S = 4_000, 20_000.0

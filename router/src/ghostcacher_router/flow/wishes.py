@@ -15,6 +15,7 @@ from hashlib import blake2b
 from typing import Literal, NamedTuple
 
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_router.signals.prefix_match import BYTES_PER_TOKEN_GUESS
 from ghostcacher_router.types import Ask, NoWorker
 
 PRIORITY = b"x-gc-priority"
@@ -29,7 +30,6 @@ _WEIGHT = re.compile(r"([^=]{1,256})=([0-9]{1,6}(?:\.[0-9]{1,6})?)")
 SHOWN_BYTES = 64
 _ANSWER_TOKENS_GUESS = 256
 """An answer is work, too. How long it gets nobody knows."""
-_BYTES_PER_TOKEN = 4
 
 
 class WishOptions(NamedTuple):
@@ -88,7 +88,7 @@ def work_of(ask: Ask) -> int:
     prompt = ask.shape.prompt
     if prompt is None:
         return _ANSWER_TOKENS_GUESS
-    return _ANSWER_TOKENS_GUESS + (prompt.tokens or prompt.size // _BYTES_PER_TOKEN)
+    return _ANSWER_TOKENS_GUESS + (prompt.tokens or prompt.size // BYTES_PER_TOKEN_GUESS)
 
 
 def parse_weights(given: Sequence[str], key: str) -> Mapping[str, float]:

@@ -11,7 +11,8 @@ from ghostcacher_router.flow.settings import FlowSettings
 from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, Prompt, RequestShape, Turn
 from ghostcacher_simulator.machines.workers import fleet_of
 from ghostcacher_simulator.replay.routers import SimulatedRouter
-from ghostcacher_simulator.replay.workers import SimulatedWorker, Stores
+from ghostcacher_simulator.replay.stores import Stores
+from ghostcacher_simulator.replay.workers import SimulatedWorker
 
 PATH = "/v1/completions"
 

@@ -9,7 +9,7 @@ import pytest
 from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.flow.wishes import digest_of
 from ghostcacher_router.types import Outcome
-from ghostcacher_simulator.replay.workers import Stores
+from ghostcacher_simulator.replay.stores import Stores
 from ghostcacher_simulator.virtual_time import virtual
 from tests.unit.router.flow.support import Controlled, header, refused, report, settled
 

@@ -10,7 +10,7 @@ from ghostcacher_connector.core.types import PdRole
 from ghostcacher_router.flow.worker_rooms import RoomLimits, room_in
 from ghostcacher_router.signals.standing import Standing
 from ghostcacher_router.types import Outcome
-from ghostcacher_simulator.replay.workers import Stores
+from ghostcacher_simulator.replay.stores import Stores
 from ghostcacher_simulator.virtual_time import virtual
 from tests.unit.router.flow.support import Controlled, report, settled
 
