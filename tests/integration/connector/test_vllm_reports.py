@@ -255,6 +255,25 @@ def test_load_counts_what_is_still_to_be_computed(make: Make) -> None:
     engine.run()
 
 
+def test_load_counts_what_the_step_that_begins_is_to_compute(make: Make) -> None:
+    """The load is measured when a step has been scheduled: vLLM has given its blocks their hashes, and computed none."""
+    engine, begun = make(blocks=65, step_tokens=256, in_flight=1), list[LoadReport]()
+    prefill = engine.connector._scheduler._prefill
+    scheduled = prefill.scheduled
+
+    def begins(step: int, output: Any) -> None:
+        begun.append(measured(engine))
+        scheduled(step, output)
+
+    prefill.scheduled = begins
+    engine.add("r0", tokens_of(0, 100))
+    engine.run()
+    engine.add("more", tokens_of(0, 160))
+    engine.run()
+    computing = [load.waiting_tokens for load in begun if load.running and load.waiting_tokens]
+    assert computing == [100, 160 - 6 * BLOCK_TOKENS]
+
+
 def test_load_tells_how_long_decode_steps_take(make: Make) -> None:
     """Steps that only decode are timed, with their batch; the prefill rate is a calibration until a prompt tells it."""
     engine = make()

@@ -60,4 +60,7 @@ class LoadMeter(WorkMeter):
 def _progress(tracked: Tracked) -> Progress:
     request = tracked.request
     running = request.status == RequestStatus.RUNNING
-    return Progress(running, request.num_prompt_tokens, request.num_computed_tokens or None)
+    computed = request.num_computed_tokens
+    # vLLM gives blocks their hashes when it schedules them, before they are computed. So what looks cached of a prompt
+    # whose first step begins now, is what that step is to compute.
+    return Progress(running, request.num_prompt_tokens, computed if running or computed else None)
