@@ -27,10 +27,9 @@ from ghostcacher_router.types import Ask, NoWorker, Outcome, Placement, RequestS
 from ghostcacher_simulator.engine import Prefilled
 from ghostcacher_simulator.load.requests import Request, Row, make_requests
 from ghostcacher_simulator.machines.workers import FleetSpec, fleet_of
-from ghostcacher_simulator.replay.replay import REPORT_S
 from ghostcacher_simulator.replay.routers import DIGEST_SEED, SimulatedRouter
 from ghostcacher_simulator.replay.stores import Stores
-from ghostcacher_simulator.replay.workers import MODEL, SimulatedWorker
+from ghostcacher_simulator.replay.workers import MODEL, REPORT_S, SimulatedWorker
 from ghostcacher_simulator.virtual_time import run_virtual
 
 PROMPT_TOKENS, ANSWER_TOKENS = 3_000, 200

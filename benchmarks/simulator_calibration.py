@@ -3,37 +3,38 @@
     python -m benchmarks.simulator_calibration [--short] [--size small] [--engines 2,3] [--documents 12] [--requests 72]
 
 Real vLLM engines, a real Redis and a real router. First an engine is measured alone: a document that is new, and one
-that it has but for its end, an answer alone and several beside each other, a pull; and how much slower each of two and
-more engines is that compute at one time, since they share cores, caches and memory. These figures make the simulated
-workers. Then both get the same questions on documents whose KV is twice what the fleet holds, from the same number of
-clients, in turns and through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT
-or in tokens computed. Whatever else computes meanwhile makes the engines' speed another one than was measured.
+that it has but for its end, an answer alone and several beside each other, a pull; and how much slower engines are that
+compute at one time, on cores of their own and on the same ones. These figures make the simulated workers. Then both get
+the same questions on documents whose KV is twice what the fleet holds, from the same number of clients, in turns and
+through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT or in tokens computed.
+Whatever else computes meanwhile makes the engines' speed another one than was measured. `--each FILE` has what became
+of each request, of both, as JSON lines.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import itertools
+import json
 import sys
-from collections.abc import Sequence
-from statistics import mean, median
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
 
 from benchmarks.harness import Documents, EngineOptions, RedisServer, ensure_model, start_many, stop_all
-from benchmarks.harness.client import run_concurrently
+from benchmarks.harness.client import Client, Completion
 from benchmarks.harness.engine import Engine
 from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, milliseconds, percentile, table
 from benchmarks.harness.router import RouterProcess
-from benchmarks.harness.scenario import share, wait_until_joined, warm_up
+from benchmarks.harness.scenario import wait_until_joined, warm_up
+from benchmarks.harness.simulated_engines import simulated_fleet
 from benchmarks.harness.workload import Load as Questions
 from benchmarks.harness.workload import Result, make_load, round_robin, run_load, through
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_simulator.batching import Batching
-from ghostcacher_simulator.engine import Profile
 from ghostcacher_simulator.load.requests import Load, Row, make_requests
-from ghostcacher_simulator.machines.workers import FleetSpec, WorkerSpec
+from ghostcacher_simulator.machines.workers import FleetSpec
 from ghostcacher_simulator.replay.policies import entrants
 from ghostcacher_simulator.replay.replay import Run, replay
 from ghostcacher_simulator.virtual_time import run_virtual
@@ -43,12 +44,19 @@ BLOCK_TOKENS = 32
 STEP_TOKENS = 2_048
 OVERCOMMIT = 2.0
 """The documents' KV, over what all engines together hold."""
-BESIDE = 4
-"""Answers beside each other, when a step is measured."""
-MEASURED_TOKENS = 48
-ROUNDS = 3
 OFF_MAX = 0.2
 POLICIES = {"round robin": "round-robin", "GhostCacher": "ghostcacher"}
+
+
+class InTurn(Client):
+    """A client of one engine, which says its name as a router does."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.url, model=engine.client.model)
+        self._worker = engine.options.name
+
+    def complete(self, *prompt: Any, **options: Any) -> Completion:
+        return super().complete(*prompt, **options)._replace(worker=self._worker)
 
 
 class Compared(NamedTuple):
@@ -80,6 +88,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--document-tokens", type=int, default=1536)
     parser.add_argument("--requests", type=int, default=72)
     parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--each", type=Path, metavar="FILE", help="write what became of each request, as JSON lines")
     chosen = parser.parse_args(argv)
     if chosen.short:
         chosen.size, chosen.engines, chosen.documents, chosen.requests = "tiny", "2", 6, 24
@@ -108,65 +117,6 @@ def options_of(chosen: argparse.Namespace, model: str, redis_url: str, engines: 
     ]
 
 
-def measured(engines: Sequence[Engine], texts: Documents, longest: int) -> tuple[WorkerSpec, list[float]]:
-    """Return a worker with the figures of the first engine alone, and the speeds of one, two and more at a time."""
-    seeds = itertools.count(7_000_000)
-
-    def ttft_s(tokens: int, many: int) -> float:
-        """Return the time to the first token of a prompt that no engine knows, where so many compute at a time."""
-        times = []
-        for _ in range(ROUNDS):
-            prompts = [(engine, texts.tokens(tokens, seed=next(seeds))) for engine in engines[:many]]
-            times += run_concurrently(
-                lambda each: each[0].client.complete(each[1], max_tokens=2, pull=False).ttft_s,
-                prompts,
-                concurrency=many,
-            )
-        for engine in engines[:many]:
-            engine.client.reset_prefix_cache()
-        return median(times)
-
-    def hit_s(tokens: int) -> float:
-        """Return the time to the first token of a prompt that the first engine has but for its end."""
-        client, document = engines[0].client, texts.tokens(tokens, seed=next(seeds))
-        client.complete(document, max_tokens=2, pull=False)
-        ends = [texts.tokens(BLOCK_TOKENS, seed=next(seeds)) for _ in range(2 * ROUNDS)]
-        times = [client.complete([*document, *end], max_tokens=2, pull=False).ttft_s for end in ends]
-        client.reset_prefix_cache()
-        return median(times)
-
-    def gap_s(answers: int) -> float:
-        def one(number: int) -> float:
-            prompt = texts.tokens(BLOCK_TOKENS, seed=9_000_000 + number)
-            return median(engines[0].client.complete(prompt, max_tokens=MEASURED_TOKENS, ignore_eos=True).gaps_s)
-
-        return median(run_concurrently(one, range(answers), concurrency=answers))
-
-    long_s, found_s = ttft_s(longest, 1), hit_s(longest)
-    step_s, beside_s = gap_s(1), gap_s(BESIDE)
-    before_s = max(0.0, found_s - step_s - BLOCK_TOKENS * long_s / longest)
-    alone_s = max(1e-6, long_s - before_s)
-    rate = longest / max(1e-6, alone_s - step_s)
-    speeds = [1.0]
-    speeds += [min(1.0, alone_s / (ttft_s(longest, many) - before_s)) for many in range(2, len(engines) + 1)]
-    pull = share(engines[0], engines[1], texts.tokens(longest, seed=8_000_000), max_tokens=2).pull
-    for engine in engines:
-        engine.client.reset_prefix_cache()
-    blocks = max(1, pull.tokens // BLOCK_TOKENS)
-    assert isinstance(engines[0].options, EngineOptions)
-    profile = Profile(
-        kv_blocks=engines[0].options.num_blocks or 1,
-        block_tokens=BLOCK_TOKENS,
-        prefill_tokens_per_s=rate,
-        arrival_s=before_s,
-        block_bytes=max(1, pull.bytes // blocks),
-        pull_bytes_per_s=max(1.0, pull.bytes / max(1e-6, pull.seconds)),
-        pull_fixed_s=0.0,
-    )
-    batching = Batching(STEP_TOKENS, step_s, max(0.0, (beside_s - step_s) / (BESIDE - 1)))
-    return WorkerSpec(profile, batching), speeds
-
-
 def simulated_load(questions: Questions, texts: Documents) -> Load:
     """Return the same questions for the simulator: tokens as the engines have them, shared where they are equal."""
     rows = []
@@ -184,20 +134,21 @@ def compare(
     router: RouterProcess,
     texts: Documents,
     progress: ProgressLine,
-) -> tuple[FleetSpec, list[Compared]]:
-    """Return the measured fleet, and what both made of each policy."""
+) -> tuple[FleetSpec, list[Compared], list[dict[str, Any]]]:
+    """Return the measured fleet, what both made of each policy, and what became of each request."""
     for number, engine in enumerate(engines):
         warm_up(engine, texts.tokens(chosen.document_tokens, seed=6_000_000 + number))
     progress("measuring the engines")
-    worker, speeds = measured(engines, texts, chosen.document_tokens)
-    fleet = FleetSpec(len(engines), worker, speeds)
-    found = []
+    fleet = simulated_fleet(
+        engines, texts, tokens=chosen.document_tokens, block_tokens=BLOCK_TOKENS, step_tokens=STEP_TOKENS
+    )
+    found, rows = list[Compared](), list[dict[str, Any]]()
     by_key = {each.key: each for each in entrants(1)}
     for seed, (name, key) in enumerate(POLICIES.items(), start=1):
         for engine in engines:
             engine.client.reset_prefix_cache()
         own = key == "ghostcacher"
-        policy = through(router.client) if own else round_robin([engine.client for engine in engines])
+        policy = through(router.client) if own else round_robin([InTurn(engine) for engine in engines])
         questions = make_load(
             texts,
             documents=chosen.documents,
@@ -210,8 +161,41 @@ def compare(
             policy, questions, concurrency=chosen.concurrency, max_tokens=ANSWER_TOKENS, pull=own, progress=progress
         )
         load = simulated_load(questions, texts)
-        found.append(_compared(name, real, run_virtual(replay(by_key[key], load, fleet, clients=chosen.concurrency))))
-    return fleet, found
+        run = run_virtual(replay(by_key[key], load, fleet, clients=chosen.concurrency))
+        found.append(_compared(name, real, run))
+        rows += each_request(name, questions, real, run)
+    return fleet, found, rows
+
+
+def each_request(policy: str, questions: Questions, real: Result, run: Run) -> Iterator[dict[str, Any]]:
+    """Yield what became of each request, of both, as JSON has it."""
+    began_at = min(answer.began_at for answer in real.answers)
+    served = {each.request.request_id: each for each in run.served}
+    for number, (request, document, answer) in enumerate(
+        zip(run.load.requests, questions.documents, real.answers, strict=True)
+    ):
+        each = served[request.request_id]
+        yield {
+            "engines": run.fleet.workers,
+            "policy": policy,
+            "request": number,
+            "document": document,
+            "prompt_tokens": answer.prompt_tokens,
+            "real": {
+                "worker": answer.worker,
+                "at_s": round(answer.began_at - began_at, 4),
+                "ttft_s": round(answer.ttft_s, 4),
+                "forecast_ms": answer.forecast_ms,
+                "cached_tokens": answer.cached_tokens or 0,
+            },
+            "simulated": {
+                "worker": each.worker,
+                "at_s": round(each.request.arrival_s, 4),
+                "ttft_s": each.ttft_s and round(each.ttft_s, 4),
+                "cached_tokens": each.request.prompt.tokens - each.computed_tokens,
+                "pulled_tokens": each.pulled_tokens,
+            },
+        }
 
 
 def _compared(name: str, real: Result, run: Run) -> Compared:
@@ -248,11 +232,24 @@ def report(found: Sequence[Compared]) -> str:
     return table(heads, rows)
 
 
+def describe(fleet: FleetSpec) -> str:
+    """Return the figures of a fleet that was measured."""
+    (profile, batching, _, _), cores = fleet.worker, fleet.cores
+    assert cores is not None
+    busy, shared = (", ".join(f"{speed:.2f}" for speed in speeds) for speeds in (cores.busy, cores.shared))
+    return (
+        f"{fleet.workers} engines: {profile.prefill_tokens_per_s:,.0f} tokens/s, {milliseconds(profile.arrival_s)} "
+        f"before, steps of {milliseconds(batching.step_s)} and {milliseconds(batching.decode_s)} for each further "
+        f"answer, pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s; speed where one core is busy, two, ...: {busy}; "
+        f"where one computes on a core, two, ...: {shared}"
+    )
+
+
 def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
     """Measure, simulate and print. Returns 1 when the simulator is off by more than `OFF_MAX`, but for --short."""
     model = str(ensure_model(chosen.size))
     texts = Documents(model)
-    found: list[Compared] = []
+    found, rows = list[Compared](), list[dict[str, Any]]()
     for size in map(int, chosen.engines.split(",")):
         with RedisServer() as redis:
             engines = start_many(options_of(chosen, model, redis.url, size), progress)
@@ -260,17 +257,13 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
                 wait_until_joined(engines)
                 with RouterProcess(redis_url=redis.url) as router:
                     router.wait_workers(size)
-                    fleet, compared = compare(chosen, engines, router, texts, progress)
+                    fleet, compared, each = compare(chosen, engines, router, texts, progress)
             finally:
                 stop_all(engines)
-        profile, batching, _, _ = fleet.worker
-        speeds = ", ".join(f"{speed:.2f}" for speed in fleet.speeds or ())
-        progress.done(
-            f"{size} engines: {profile.prefill_tokens_per_s:,.0f} tokens/s, {milliseconds(profile.arrival_s)} before, "
-            f"steps of {milliseconds(batching.step_s)} and {milliseconds(batching.decode_s)} for each further answer, "
-            f"pulls at {profile.pull_bytes_per_s / 1e9:.2f} GB/s; speed of each of one, two, ...: {speeds}"
-        )
-        found += compared
+        progress.done(describe(fleet))
+        found, rows = found + compared, rows + each
+    if chosen.each is not None:
+        chosen.each.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     print(report(found))
     far = [each for each in found if max(map(abs, each.off)) > OFF_MAX]
     return 0 if chosen.short or not far else 1

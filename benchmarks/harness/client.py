@@ -32,7 +32,8 @@ class Completion(NamedTuple):
     tokens: ids; empty when the server does not give them. logprobs: of the chosen tokens, natural logarithm.
     ttft_s, total_s: from before the connection was made to the first token, to the last. cached_tokens: of the prompt,
     as the engine reports it (local and pulled together), None when it does not. gaps_s: between the events that brought
-    tokens, one fewer than there were.
+    tokens, one fewer than there were. began_at: on the clock of time.perf_counter. worker: chosen by a router, and
+    forecast_ms, the TTFT that it has forecast there, as its headers say; None without a router.
     """
 
     text: str
@@ -45,6 +46,9 @@ class Completion(NamedTuple):
     cached_tokens: int | None
     finish_reason: str | None
     gaps_s: tuple[float, ...] = ()
+    began_at: float = 0.0
+    worker: str | None = None
+    forecast_ms: float | None = None
 
 
 class Difference(NamedTuple):
@@ -160,6 +164,9 @@ class _Reply:
     ) -> None:
         self._connection, self._response, self.start = connection, response, start
 
+    def header(self, name: str) -> str | None:
+        return self._response.getheader(name)
+
     def read(self) -> bytes:
         try:
             return self._response.read()
@@ -219,7 +226,7 @@ class _Stream:
                 last = now
                 self._add(event["choices"][0])
             self._usage = event.get("usage") or self._usage
-        start = self._reply.start
+        start, forecast_ms = self._reply.start, self._reply.header("x-gc-forecast-ms")
         details = self._usage.get("prompt_tokens_details") or {}
         return Completion(
             text="".join(self._text),
@@ -232,6 +239,9 @@ class _Stream:
             cached_tokens=details.get("cached_tokens"),
             finish_reason=self._finish,
             gaps_s=tuple(gaps_s),
+            began_at=start,
+            worker=self._reply.header("x-gc-worker"),
+            forecast_ms=None if forecast_ms is None else float(forecast_ms),
         )
 
     def _add(self, choice: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
-from ghostcacher_simulator.batching import Batching
 from ghostcacher_simulator.engine import Profile
 from ghostcacher_simulator.load.generated import Agents, Chat, Documents, Made, Rag, make_load
 from ghostcacher_simulator.load.requests import Load
@@ -14,6 +13,7 @@ from ghostcacher_simulator.replay.failures import Failure
 from ghostcacher_simulator.replay.policies import Entrant, entrants
 from ghostcacher_simulator.replay.replay import Run
 from ghostcacher_simulator.replay.watched import watched_replay
+from ghostcacher_simulator.steps import Batching
 from ghostcacher_simulator.virtual_time import run_virtual
 
 BLOCK_TOKENS = 64

@@ -254,8 +254,10 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_simulator.text",
         *COORDINATION,
     },
+    "ghostcacher_simulator.steps": set(),
     "ghostcacher_simulator.batching": {
         "ghostcacher_simulator.engine",
+        "ghostcacher_simulator.steps",
         "ghostcacher_simulator.text",
         *COORDINATION,
     },
@@ -264,8 +266,13 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_simulator.api": {"ghostcacher_simulator.engine", "ghostcacher_simulator.http_server"},
     "ghostcacher_simulator.virtual_time": set(),
     "ghostcacher_simulator.load": {"ghostcacher_simulator.engine", "ghostcacher_simulator.text"},
-    "ghostcacher_simulator.machines": {"ghostcacher_simulator.engine", "ghostcacher_simulator.batching"},
+    "ghostcacher_simulator.machines": {
+        "ghostcacher_simulator.engine",
+        "ghostcacher_simulator.processor",
+        "ghostcacher_simulator.steps",
+    },
     "ghostcacher_simulator.replay": {
+        "pull",
         "core.retention",
         "core.schema",
         "ghostcacher_router.types",

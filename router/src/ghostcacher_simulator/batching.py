@@ -1,7 +1,6 @@
-"""An engine that batches continuously: each step computes a chunk of some prompts, and one token of every answer.
+"""An engine that batches continuously: prompts are admitted between two steps, which are in steps.py.
 
-    prefill: arrival -> admission between two steps, in order, as step and KV pool have room -> pull -> chunks in steps
-    decode:  one token a step; each running answer makes the step a little longer
+    arrival -> admission between two steps, in order, as step and KV pool have room -> pull -> chunks in steps -> answer
 
 A request that comes while a step runs is looked at when it ends, as schedulers do. What a step is to compute of a
 prompt is found by whoever is admitted after it, also into the same step; peers find it when the step has ended. The
@@ -11,9 +10,8 @@ slots of an answer are taken with its prompt: nothing is ever preempted.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -21,24 +19,8 @@ from msgspec.structs import replace
 from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_connector.core.types import BlockHash, PrefixHit
 from ghostcacher_simulator.engine import Engine, Prefilled, Profile, Refused, Sharing, TokenizedPrompt
+from ghostcacher_simulator.steps import Batching, Job, Steps
 from ghostcacher_simulator.text import sampled_chain
-
-
-class Batching(NamedTuple):
-    """How an engine batches.
-
-    step_tokens: computed in one step, at most; an answer counts as one.
-    step_s: time of a step, whatever is in it.
-    decode_s: what each running answer adds to a step.
-    pulls_max: at a time; others wait.
-    matches_max: waiting prompts whose hits a load report subtracts; those behind them count in full.
-    """
-
-    step_tokens: int = 8_192
-    step_s: float = 0.006
-    decode_s: float = 0.00025
-    pulls_max: int = 2
-    matches_max: int = 64
 
 
 class Found(NamedTuple):
@@ -65,162 +47,6 @@ class Fetched(NamedTuple):
     """From a store that all share."""
 
 
-class Job:
-    """What is left to compute of one prompt or one answer, in tokens."""
-
-    def __init__(
-        self,
-        tokens: int,
-        planned: Callable[[int], None] = lambda _: None,
-        advanced: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        """planned, advanced: called with the tokens that a step is to compute, and that it has computed."""
-        self.left = tokens
-        self.ended = asyncio.get_running_loop().create_future()
-        self.planned = planned
-        self._advanced = advanced
-
-    def advance(self, tokens: int) -> None:
-        """Note what a step has computed, unless the request was given up meanwhile."""
-        if self.ended.done():
-            return
-        self.left -= tokens
-        self._advanced(tokens)
-        if not self.left:
-            self.ended.set_result(None)
-
-
-class Steps:
-    """The steps of one engine. They run while there is anything to compute."""
-
-    def __init__(
-        self,
-        batching: Batching,
-        prefill_tokens_per_s: float,
-        compute: Callable[[float], Awaitable[None]],
-        admit: Callable[[], None],
-    ) -> None:
-        """compute: lets time pass. admit: adds waiting prompts to the step that is planned, while `room` is left."""
-        self._batching = batching
-        self._rate = prefill_tokens_per_s
-        self._compute = compute
-        self._admit = admit
-        self._prompts: list[Job] = []
-        self._answers: list[Job] = []
-        self._chunks: list[tuple[Job, int]] = []
-        self.room = 0
-        """Prompt tokens that the step that is planned can still take."""
-        self.one_by_one = False
-        """Whether to take each step by itself, also where many would be alike: others may make any of them longer."""
-        self._woken: asyncio.Future[None] | None = None
-        self._running: asyncio.Task[None] | None = None
-
-    @property
-    def prompt_tokens(self) -> int:
-        """Return how many prompt tokens are still to be computed."""
-        return sum(job.left for job in self._prompts)
-
-    @property
-    def requests(self) -> int:
-        """Return how many prompts and answers are being computed."""
-        return len(self._prompts) + len(self._answers)
-
-    def wake(self) -> None:
-        """Have the next step planned: at once, or when the one that runs has ended."""
-        if self._woken is not None and not self._woken.done():
-            self._woken.set_result(None)
-        if self._running is None or self._running.done():
-            self._running = asyncio.ensure_future(self._take_steps())
-
-    def add(self, job: Job) -> None:
-        """Let a prompt join the step that is planned. To be followed by `prompt`."""
-        self._prompts.append(job)
-        self._plan(job)
-
-    async def prompt(self, job: Job) -> None:
-        """Compute a prompt, which was added to a step or not."""
-        if job not in self._prompts:
-            self._prompts.append(job)
-            self.wake()
-        await self._until_ended(job, self._prompts)
-
-    async def answer(self, tokens: int) -> None:
-        """Compute so many tokens of an answer."""
-        if tokens:
-            job = Job(tokens)
-            self._answers.append(job)
-            self.wake()
-            await self._until_ended(job, self._answers)
-
-    def leave(self, job: Job) -> None:
-        """Take out a prompt that was added and is not awaited."""
-        if job in self._prompts:
-            self._prompts.remove(job)
-
-    async def _until_ended(self, job: Job, jobs: list[Job]) -> None:
-        try:
-            await job.ended
-        finally:
-            jobs.remove(job)
-
-    async def _take_steps(self) -> None:
-        while self._plan_step():
-            await (self._one_step() if self._chunks or self.one_by_one else self._answer_steps())
-            # Those that have ended leave, and what follows in the same request joins.
-            await asyncio.sleep(0)
-
-    def _plan_step(self) -> bool:
-        """Choose what the next step computes; say whether there is anything."""
-        self.room, self._chunks = self._batching.step_tokens - len(self._answers), []
-        for job in self._prompts:
-            self._plan(job)
-        self._admit()
-        self.room = 0
-        return bool(self._prompts or self._answers)
-
-    def _plan(self, job: Job) -> None:
-        tokens = min(self.room, job.left)
-        if tokens > 0:
-            self.room -= tokens
-            self._chunks.append((job, tokens))
-            job.planned(tokens)
-
-    async def _one_step(self) -> None:
-        chunks, answers = self._chunks, list(self._answers)
-        await self._compute(self._step_s() + sum(tokens for _, tokens in chunks) / self._rate)
-        for job, tokens in [*chunks, *((job, 1) for job in answers)]:
-            job.advance(tokens)
-
-    async def _answer_steps(self) -> None:
-        """Take as many steps as pass until an answer ends or a request comes: all alike, so at once."""
-        now, step_s, answers = asyncio.get_running_loop().time, self._step_s(), list(self._answers)
-        began_at, steps_max = now(), min(job.left for job in answers)
-        await self._pause(steps_max * step_s)
-        # A step that was begun is finished.
-        steps = min(steps_max, max(1, math.ceil((now() - began_at) / step_s - 1e-6)))
-        await self._compute(max(0.0, began_at + steps * step_s - now()))
-        for job in answers:
-            job.advance(steps)
-
-    async def _pause(self, seconds: float) -> None:
-        """Let time pass until something comes, and no more than so much."""
-        loop = asyncio.get_running_loop()
-        self._woken = loop.create_future()
-        timer = loop.call_later(seconds, _end, self._woken)
-        try:
-            await self._woken
-        finally:
-            timer.cancel()
-
-    def _step_s(self) -> float:
-        return self._batching.step_s + self._batching.decode_s * len(self._answers)
-
-
-def _end(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 class _Waiting:
     """A prompt that waits for its admission."""
 
@@ -238,8 +64,12 @@ class BatchingEngine(Engine):
     def __init__(self, profile: Profile, batching: Batching, sharing: Sharing | None = None) -> None:
         super().__init__(profile, sharing)
         self.batching = batching
-        self.steps = Steps(batching, profile.prefill_tokens_per_s, self._compute, self._admit)
+        self.steps = Steps(
+            batching, profile.prefill_tokens_per_s, self._compute, self._admit, self._step_begins, self._step_took
+        )
         self._queue: deque[_Waiting] = deque()
+        self._unseen: list[_Waiting] = []
+        """Of the queue, those that the scheduler has not seen yet: it looks between two steps."""
         self._waiting: dict[str, TokenizedPrompt] = {}
         self._pulls = asyncio.Semaphore(batching.pulls_max)
 
@@ -313,28 +143,42 @@ class BatchingEngine(Engine):
         self._waiting[request_id] = prompt
         try:
             await self._pass(self.profile.arrival_s)
-            if prompt.blocks:
-                chain = sampled_chain(request_id, prompt.tokens, prompt.blocks, self.profile.block_tokens)
-                self._sharing.received(chain)
             self._queue.append(waiting)
+            self._unseen.append(waiting)
             self.steps.wake()
             return await waiting.admitted
         finally:
-            del self._waiting[request_id]
+            self._waiting.pop(request_id, None)
             if not waiting.holds_slots and waiting in self._queue:
                 self._queue.remove(waiting)
 
     def _admit(self) -> None:
         """Admit prompts in order, as the step that is planned and the pool have room."""
+        self._see()
         while self._queue and self.steps.room > 0 and self.pool.fits(self._queue[0].slots):
             waiting = self._queue.popleft()
             found = self._look_up(self._sought(waiting.prompt))
             self._sharing.evicted(self.pool.reserve(waiting.slots))
             waiting.holds_slots = True
+            self._waiting.pop(waiting.request_id, None)
             waiting.admitted.set_result(found)
             if found.held == found.local:
                 waiting.job = self._job(waiting.request_id, waiting.prompt, found.local)
                 self.steps.add(waiting.job)
+
+    def _see(self) -> None:
+        """Report the prompts that have come since the last step."""
+        unseen, self._unseen = self._unseen, []
+        for waiting in unseen:
+            if (prompt := waiting.prompt).blocks:
+                block_tokens = self.profile.block_tokens
+                self._sharing.received(sampled_chain(waiting.request_id, prompt.tokens, prompt.blocks, block_tokens))
+
+    def _step_begins(self) -> None:
+        """A step with prompts is planned, and begins."""
+
+    def _step_took(self, prompt_tokens: int, answers: int, seconds: float) -> None:
+        """A step is over."""
 
     def _gave_up_slots(self) -> None:
         if self._queue:

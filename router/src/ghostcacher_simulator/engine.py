@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from ghostcacher_connector.core.coordination.base import LoadReport, PromptChain
 from ghostcacher_connector.core.types import BlockHash
 from ghostcacher_simulator.pool import HeldBlock, KvPool
-from ghostcacher_simulator.processor import Processor
+from ghostcacher_simulator.processor import Seat
 from ghostcacher_simulator.text import BLOCK_TOKENS, TOKEN_BYTES, block_hashes, sampled_chain
 
 
@@ -125,8 +125,8 @@ class Engine:
         self.computed_blocks: Counter[BlockHash] = Counter()
         self.pulled_blocks = self.missed_blocks = 0
         self.extra_tokens = 0
-        self.processor: Processor | None = None
-        """Which it shares with others; None: it has one of its own."""
+        self.seat: Seat | None = None
+        """The core that it has beside others; None: none slows it down."""
         self.dead = False
         self.hung = False
         self._sharing: Sharing = sharing or Alone()
@@ -279,7 +279,7 @@ class Engine:
 
     async def _pass(self, seconds: float) -> None:
         """Let the time pass that something takes alone, or longer beside others."""
-        await (asyncio.sleep(seconds) if self.processor is None else self.processor.work(seconds))
+        await (asyncio.sleep(seconds) if self.seat is None else self.seat.work(seconds))
 
     def _publish(self, request_id: str | None, blocks: Sequence[HeldBlock]) -> None:
         if not self.dead:

@@ -6,12 +6,14 @@ import asyncio
 
 import pytest
 
+from ghostcacher_connector.core.coordination.base import PromptChain
 from ghostcacher_connector.core.coordination.memory import MemoryCoordinationStore
 from ghostcacher_connector.core.index.base import ref_of
 from ghostcacher_connector.core.index.memory import MemoryIndex
-from ghostcacher_simulator.batching import Batching, BatchingEngine
+from ghostcacher_simulator.batching import BatchingEngine
 from ghostcacher_simulator.connector import Connector
-from ghostcacher_simulator.engine import Prefilled, Profile, Refused, TokenizedPrompt
+from ghostcacher_simulator.engine import Alone, Prefilled, Profile, Refused, TokenizedPrompt
+from ghostcacher_simulator.steps import Batching
 from ghostcacher_simulator.virtual_time import virtual
 from tests.support.index_parts import chain, make_record
 
@@ -194,6 +196,28 @@ async def test_dying_ends_what_runs() -> None:
         await running
     assert engine.pool.referenced == 0
     assert engine.steps.requests == 0
+
+
+class Heard(Alone):
+    """The sharing of an engine without peers; keeps when each prompt was reported."""
+
+    def __init__(self) -> None:
+        self.at_s: dict[str, float] = {}
+
+    def received(self, chain: PromptChain) -> None:
+        self.at_s[chain.request] = asyncio.get_running_loop().time()
+
+
+@virtual
+async def test_prompts_are_reported_when_the_scheduler_sees_them() -> None:
+    """That is between two steps: the second one comes during the step of 0.6 s of the first."""
+    heard, began_at = Heard(), asyncio.get_running_loop().time()
+    engine = BatchingEngine(PROFILE, BATCHING, heard)
+    first = asyncio.ensure_future(timed(engine, "a", prompt_of(5)))
+    await asyncio.sleep(0.2)
+    await timed(engine, "b", prompt_of(5, seed=1))
+    assert [heard.at_s[name] - began_at for name in "ab"] == pytest.approx([0.0, 0.6])
+    await first
 
 
 class Pair:

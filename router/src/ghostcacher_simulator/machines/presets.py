@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 from ghostcacher_connector.core.errors import ConfigError
-from ghostcacher_simulator.batching import Batching
 from ghostcacher_simulator.engine import Profile
 from ghostcacher_simulator.machines.workers import HostTier, WorkerSpec
+from ghostcacher_simulator.steps import Batching
 
 _Preset = TypeVar("_Preset")
 

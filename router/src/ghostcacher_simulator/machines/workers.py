@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from ghostcacher_simulator.batching import Batching
 from ghostcacher_simulator.engine import Profile
+from ghostcacher_simulator.processor import Cores
+from ghostcacher_simulator.steps import Batching
 
 SIMULATED_BLOCK_BYTES = 64 << 20
 """KV of 512 tokens of a model with 128 KiB a token."""
@@ -58,9 +58,8 @@ class FleetSpec(NamedTuple):
     """How many, from 1."""
     worker: WorkerSpec
     """What each of them is."""
-    speeds: Sequence[float] | None = None
-    """Of each of them that computes, where one does, two do, and so on, as a part of its speed alone: of engines that
-    share cores, caches and memory. None: none slows another one down."""
+    cores: Cores | None = None
+    """What they share: engines of one machine. None: none slows another one down."""
     objects: ObjectTier | None = None
     """What they keep together, behind their host tiers; None where they have none."""
 

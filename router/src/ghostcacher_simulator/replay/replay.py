@@ -20,16 +20,14 @@ from ghostcacher_router.types import NoWorker, Outcome
 from ghostcacher_simulator.engine import Prefilled, Refused
 from ghostcacher_simulator.load.requests import Load, Request
 from ghostcacher_simulator.machines.workers import FleetSpec
-from ghostcacher_simulator.processor import Processor
+from ghostcacher_simulator.processor import Processor, Seat
 from ghostcacher_simulator.replay.objects import Objects
 from ghostcacher_simulator.replay.policies import Choice, Entrant, GhostCacher
 from ghostcacher_simulator.replay.stores import Stores
-from ghostcacher_simulator.replay.workers import Pulled, SimulatedWorker
+from ghostcacher_simulator.replay.workers import REPORT_S, Pulled, SimulatedWorker
 
 SETTLE_S = 2.5
 """Until routers know of each other."""
-REPORT_S = 0.15
-"""Between two load reports."""
 REPORTS = "reports"
 """The step that tells of them."""
 PROBE_S = 2.0
@@ -111,7 +109,7 @@ class Replay:
         self._clients = clients
         self.clock = asyncio.get_running_loop().time
         self.stores = self._make_stores() if entrant.reports else None
-        self._processor = None if fleet.speeds is None else Processor(fleet.speeds)
+        self._processor = None if fleet.cores is None else Processor(fleet.cores)
         self._lives: Counter[str] = Counter()
         self._gone: list[SimulatedWorker] = []
         self.workers = [self._worker(f"w{number}") for number in range(fleet.workers)]
@@ -218,8 +216,8 @@ class Replay:
         spec, metrics = self.fleet.worker, self.entrant.metrics
         worker = SimulatedWorker(name, spec, self.stores, metrics=metrics, life=self._lives[name])
         worker.on_pulled = self._was_pulled
-        if self._processor is not None:
-            worker.processor = self._processor
+        if self.fleet.cores is not None and self._processor is not None:
+            worker.seat = Seat(self._processor, self.fleet.cores.of_workers[self._place(name)])
             worker.steps.one_by_one = True
         return worker
 

@@ -10,7 +10,8 @@ from ghostcacher_simulator.machines.workers import FleetSpec
 from ghostcacher_simulator.replay.failures import RENEW_S, Failure, check_workers, meet
 from ghostcacher_simulator.replay.invariants import Invariants
 from ghostcacher_simulator.replay.policies import Entrant
-from ghostcacher_simulator.replay.replay import REPORT_S, Replay, Run, first_of
+from ghostcacher_simulator.replay.replay import Replay, Run, first_of
+from ghostcacher_simulator.replay.workers import REPORT_S
 
 SETTLED_S = 2 * RENEW_S + 2 * REPORT_S
 """After the last failure and the last request: what is to be told, is told."""

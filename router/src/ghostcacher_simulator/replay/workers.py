@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from ghostcacher_connector.core.coordination.base import LoadReport, StampedLoad
 from ghostcacher_connector.core.errors import IndexUnavailable
@@ -25,6 +28,7 @@ from ghostcacher_connector.core.types import (
     Tier,
     WorkerRecord,
 )
+from ghostcacher_connector.pull.forecast import Forecaster
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.types import Endpoint, WorkerState
 from ghostcacher_simulator.batching import BatchingEngine, Fetched, Found
@@ -38,6 +42,10 @@ from ghostcacher_simulator.replay.objects import ObjectWriter
 from ghostcacher_simulator.replay.stores import Peer, Stores
 
 MODEL = "m"
+REPORT_S = 0.15
+"""Between two load reports."""
+ASK_AHEAD_S = REPORT_S / 4
+"""So long before a report the engine's thread is asked for its load: it looks when it begins a step."""
 LEASE_S = 1e9
 """A dead worker is not known by its lease here, but by probes: replay.py."""
 
@@ -67,6 +75,10 @@ class SimulatedWorker(BatchingEngine):
         self._begun = 0
         self._idle_load: tuple[int, LoadReport] | None = None
         """The load of a worker without requests, and how many it had had then."""
+        self._measured: tuple[float, LoadReport] | None = None
+        """The load as the engine's thread has measured it last, and when; None before that."""
+        self._ask_at = 0.0
+        """From then on the engine's thread is to measure the load anew, as soon as it begins a step."""
         self.stale_blocks = 0
         """Blocks that were read and did not have the generation any more."""
         self.link_share = 1.0
@@ -82,6 +94,8 @@ class SimulatedWorker(BatchingEngine):
         if metrics:
             self.worker.cache_tokens = spec.profile.kv_blocks * spec.profile.block_tokens
         super().__init__(spec.profile, spec.batching, self.connector and _Below(self.connector, self))
+        rate, step_tokens_max = spec.profile.prefill_tokens_per_s, spec.batching.step_tokens
+        self._forecaster = Forecaster(rate, self._clock, step_tokens_max=step_tokens_max, own_worker=name)
         self.host = None
         if spec.host is not None and self.connector is not None:
             self.host = HostBlocks(spec.host, self._clock, self.pool.__contains__)
@@ -126,7 +140,36 @@ class SimulatedWorker(BatchingEngine):
         if self._stores.coordination.reachable:
             with contextlib.suppress(IndexUnavailable):
                 self.connector.flush()
-            self.worker.load, self.worker.load_measured_at = StampedLoad(self._clock(), self._load_now()), self._clock()
+            self.worker.load, self.worker.load_measured_at = self._load_last()
+
+    def _load_last(self) -> tuple[StampedLoad, float]:
+        """Return the load of the last step that has begun, and when that was; the present one where none computes."""
+        now = self._clock()
+        if self._measured is None or not self.steps.computes_prompts:
+            self._measured = now, self._load_now()
+        self._ask_at = now + REPORT_S - ASK_AHEAD_S
+        at, load = self._measured
+        return StampedLoad(now, load if at == now else replace(load, age_s=now - at)), at
+
+    def load(self) -> LoadReport:
+        rate, decode = self._forecaster.prefill_rate, self._forecaster.decode_times
+        return replace(
+            super().load(),
+            prefill_tokens_per_s=rate.tokens_per_s,
+            prefill_rate_stale=rate.stale,
+            decode_step_s=decode.step_s,
+            decode_request_s=decode.request_s,
+        )
+
+    def _step_begins(self) -> None:
+        if (now := self._clock()) >= self._ask_at:
+            self._measured, self._ask_at = (now, self._load_now()), math.inf
+
+    def _step_took(self, prompt_tokens: int, answers: int, seconds: float) -> None:
+        if prompt_tokens:
+            self._forecaster.observe_step(prompt_tokens, seconds)
+        else:
+            self._forecaster.decode_times.observe(answers, seconds)
 
     def _load_now(self) -> LoadReport:
         """Return its load: the same as the last time while nothing comes to a worker that has nothing to do."""
