@@ -256,7 +256,7 @@ def test_load_counts_what_is_still_to_be_computed(make: Make) -> None:
 
 
 def test_load_counts_what_the_step_that_begins_is_to_compute(make: Make) -> None:
-    """The load is measured when a step has been scheduled: vLLM has given its blocks their hashes, and computed none."""
+    """The load is measured when a step has been scheduled: vLLM has given blocks their hashes, and computed none."""
     engine, begun = make(blocks=65, step_tokens=256, in_flight=1), list[LoadReport]()
     prefill = engine.connector._scheduler._prefill
     scheduled = prefill.scheduled
