@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from ghostcacher_connector.core.process.guarded import GuardedProcess
+from ghostcacher_router.types import Endpoint
 from tests.support.mock_engine import until
 
 REQUIRED = "GHOSTCACHER_REQUIRE_ENVOY"
 """Set to 1 where a test without Envoy is to fail: in CI."""
 START_S_MAX = 60.0
 
+CONFIG = Path(__file__).resolve().parents[2] / "deploy" / "envoy" / "endpoint-picker.yaml"
+SELECTION = "test-epp-endpoint-selection"
+
 _TYPE = "type.googleapis.com/envoy."
-_PROTOCOLS = f"{_TYPE}extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def envoy_program() -> str:
@@ -46,13 +50,19 @@ def envoy_program() -> str:
 
 
 @asynccontextmanager
-async def envoy(folder: Path, workers: Sequence[int], picker: int, *, body_mode: str) -> AsyncIterator[str]:
-    """Run Envoy before workers; yield its base URL. workers, picker: ports of loopback. body_mode: of both bodies."""
+async def envoy(
+    folder: Path, workers: Sequence[Endpoint], picker: int, *, body_mode: str, selects: bool = False
+) -> AsyncIterator[str]:
+    """Run Envoy before workers, as `deploy/envoy` has it; yield its base URL.
+
+    picker: a port of loopback. body_mode: of both bodies. selects: whether a request says by `SELECTION` from
+    which endpoints one is to be picked, as in the inference extension's conformance tests.
+    """
     address_file = folder / "admin"
     words = [
         envoy_program(),
         "--config-yaml",
-        json.dumps(_bootstrap(workers, picker, body_mode)),
+        json.dumps(_bootstrap(workers, picker, body_mode, selects=selects)),
         "--admin-address-path",
         str(address_file),
         *("--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"),
@@ -70,6 +80,16 @@ async def envoy(folder: Path, workers: Sequence[int], picker: int, *, body_mode:
         await asyncio.to_thread(process.stop)
 
 
+async def without_picker(folder: Path) -> None:
+    """Return when Envoy has noticed that its picker is gone: until then requests with a body get 500 from it."""
+    admin, healthy = (folder / "admin").read_text(), "cluster.picker.membership_healthy"
+    await until(
+        lambda: _get(admin, f"/stats?filter=^{healthy}$").strip() == f"{healthy}: 0".encode(),
+        "Envoy without a picker",
+        START_S_MAX,
+    )
+
+
 def _get(address: str, path: str) -> bytes:
     try:
         with urllib.request.urlopen(f"http://{address}{path}", timeout=START_S_MAX) as answer:
@@ -78,87 +98,40 @@ def _get(address: str, path: str) -> bytes:
         return b""
 
 
-def _bootstrap(workers: Sequence[int], picker: int, body_mode: str) -> dict[str, Any]:
-    return {
-        "admin": {"address": _address(0)},
-        "static_resources": {
-            "listeners": [{"name": "clients", "address": _address(0), "filter_chains": [_filters(body_mode)]}],
-            "clusters": [_picker(picker), _pool(workers)],
-        },
-    }
-
-
-def _filters(body_mode: str) -> dict[str, Any]:
+def _bootstrap(workers: Sequence[Endpoint], picker: int, body_mode: str, *, selects: bool) -> dict[str, Any]:
+    """Return the configuration of `deploy/envoy` with these addresses."""
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    config["admin"]["address"] = _address(0)
+    (listener,) = config["static_resources"]["listeners"]
+    listener["address"] = _address(0)
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    ext_proc = manager["http_filters"][0]["typed_config"]
     trailers = "SEND" if body_mode == "FULL_DUPLEX_STREAMED" else "SKIP"
-    ext_proc = {
-        "@type": f"{_TYPE}extensions.filters.http.ext_proc.v3.ExternalProcessor",
-        "grpc_service": {"envoy_grpc": {"cluster_name": "picker"}},
-        "processing_mode": {
-            "request_header_mode": "SEND",
-            "response_header_mode": "SEND",
-            "request_body_mode": body_mode,
-            "response_body_mode": body_mode,
-            "request_trailer_mode": trailers,
-            "response_trailer_mode": trailers,
-        },
-        # A busy machine is no failure.
-        "message_timeout": "30s",
+    ext_proc["processing_mode"] |= {
+        "request_body_mode": body_mode,
+        "response_body_mode": body_mode,
+        "request_trailer_mode": trailers,
+        "response_trailer_mode": trailers,
     }
-    route = {
-        "match": {"prefix": "/"},
-        "route": {
-            "cluster": "pool",
-            "timeout": "0s",
-            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
-        },
+    if selects:
+        manager["http_filters"].insert(0, _selection())
+    pickers = [Endpoint("127.0.0.1", picker, False, "")]
+    for cluster, members in zip(config["static_resources"]["clusters"], (pickers, workers), strict=True):
+        cluster["type"] = "STATIC"
+        endpoints = [{"endpoint": {"address": _address(each.port, each.host)}} for each in members]
+        cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": endpoints}]
+    return config
+
+
+def _selection() -> dict[str, Any]:
+    """Return a filter that makes the header of a request the gateway's limit of what may be picked."""
+    target = {"metadata_namespace": "envoy.lb.subset_hint", "key": "x-gateway-destination-endpoint-subset"}
+    config = {
+        "@type": f"{_TYPE}extensions.filters.http.header_to_metadata.v3.Config",
+        "request_rules": [{"header": SELECTION, "on_header_present": target}],
     }
-    manager = {
-        "@type": f"{_TYPE}extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "clients",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-        "http_filters": [
-            {"name": "envoy.filters.http.ext_proc", "typed_config": ext_proc},
-            {
-                "name": "envoy.filters.http.router",
-                "typed_config": {"@type": f"{_TYPE}extensions.filters.http.router.v3.Router"},
-            },
-        ],
-    }
-    return {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
+    return {"name": "envoy.filters.http.header_to_metadata", "typed_config": config}
 
 
-def _picker(port: int) -> dict[str, Any]:
-    options = {"@type": _PROTOCOLS, "explicit_http_config": {"http2_protocol_options": {}}}
-    return _cluster("picker", [port]) | {
-        "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options}
-    }
-
-
-def _pool(ports: Sequence[int]) -> dict[str, Any]:
-    """Return the workers, of which the picker chooses: as `override_host` is meant to be set up for it."""
-    sources = [
-        {"metadata": {"key": "envoy.lb", "path": [{"key": "x-gateway-destination-endpoint"}]}},
-        {"header": "x-gateway-destination-endpoint"},
-    ]
-    fallback = _policy("round_robin", "RoundRobin")
-    override = _policy("override_host", "OverrideHost", override_host_sources=sources, fallback_policy=fallback)
-    return _cluster("pool", ports) | {"load_balancing_policy": override}
-
-
-def _policy(name: str, kind: str, **fields: Any) -> dict[str, Any]:
-    config = {"@type": f"{_TYPE}extensions.load_balancing_policies.{name}.v3.{kind}", **fields}
-    return {
-        "policies": [
-            {"typed_extension_config": {"name": f"envoy.load_balancing_policies.{name}", "typed_config": config}}
-        ]
-    }
-
-
-def _cluster(name: str, ports: Sequence[int]) -> dict[str, Any]:
-    endpoints = [{"endpoint": {"address": _address(port)}} for port in ports]
-    assignment = {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}
-    return {"name": name, "type": "STATIC", "connect_timeout": "5s", "load_assignment": assignment}
-
-
-def _address(port: int) -> dict[str, Any]:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def _address(port: int, host: str = "127.0.0.1") -> dict[str, Any]:
+    return {"socket_address": {"address": host, "port_value": port}}

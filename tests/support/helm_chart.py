@@ -69,6 +69,19 @@ EVERYTHING: dict[str, Any] = {
         "tolerations": [{"key": "c"}],
         "affinity": {"podAntiAffinity": {}},
     },
+    "epp": {
+        "enabled": True,
+        "replicas": 3,
+        "port": 9102,
+        "httpPort": 8100,
+        "settings": {"pick_timeout_s": 5, "drain_timeout_s": 40, "flow_queue_max": 100, "section_hints": False},
+        "tls": {"secret": "picker-tls"},
+        "extraEnv": [{"name": "TZ", "value": "UTC"}],
+        "podAnnotations": {"a": "b"},
+        "nodeSelector": {"a": "b"},
+        "tolerations": [{"key": "c"}],
+        "affinity": {"podAntiAffinity": {}},
+    },
     "engines": [
         {"name": "sgl", "kind": "sglang", "model": "m", "tensorParallel": 2, "gpu": {"runtimeClassName": "nvidia"}},
         {
@@ -92,6 +105,7 @@ EVERYTHING: dict[str, Any] = {
     ],
     "networkPolicy": {
         "clients": [{"ipBlock": {"cidr": "10.0.0.0/8"}}],
+        "gateways": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "gateways"}}}],
         "namespaces": ["apps"],
         "egress": {"enabled": True, "extra": [{"ports": [{"port": 4318}]}]},
     },
@@ -100,7 +114,7 @@ EVERYTHING: dict[str, Any] = {
         "enabled": True,
         "parentRefs": [{"name": "public"}],
         "hostnames": ["llm.example.com"],
-        "inferencePool": {"enabled": True, "endpointPicker": {"name": "picker"}},
+        "inferencePool": {"enabled": True, "failureMode": "FailClose"},
     },
 }
 """Every part of the chart that can be turned on, but for what excludes another one."""
@@ -144,7 +158,7 @@ class Pod(NamedTuple):
 
     @property
     def component(self) -> str:
-        """router, engine, redis, or nothing."""
+        """router, epp, engine, redis, or nothing."""
         return self.labels.get("app.kubernetes.io/component", "")
 
     @property

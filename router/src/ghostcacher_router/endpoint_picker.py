@@ -68,7 +68,7 @@ class EndpointPicker:
         if settings.pool is not None and pool_api is not None:
             self.pool = PoolWatch(pool_api, settings.pool, parts.fleet.follow)
         picking = EndpointPicking(parts, fallbacks_max=settings.fallback_endpoints_max, members=self._members)
-        self.server = PickerServer(parts, picking, timeout_s=settings.wait_s_max, tls=tls, has_pool=self._has_looked)
+        self.server = PickerServer(parts, picking, timeout_s=settings.wait_s_max, tls=tls, has_pool=self._has_pool)
 
     def __repr__(self) -> str:
         return f"EndpointPicker({self.server!r}, {self.router!r})"
@@ -92,5 +92,5 @@ class EndpointPicker:
     def _members(self) -> Collection[str] | None:
         return None if self.pool is None else self.pool.members
 
-    def _has_looked(self) -> bool:
-        return self.pool is None or self.pool.has_read
+    def _has_pool(self) -> bool:
+        return self.pool is None or self.pool.is_known

@@ -332,6 +332,21 @@ async def test_prefill_and_decode_apart_names_the_server_that_computes() -> None
 
 
 @on_loop
+async def test_name_of_a_worker_is_looked_up_and_forgotten_with_it() -> None:
+    """Gateways get addresses. Fleets change for years, and the names that they had are not kept."""
+    async with MiniEngine() as engine, picker_of([MiniEngine()]) as picker, gateway(picker.server.port) as asking:
+        fleet = picker.router.parts().fleet
+        named = engine.endpoint._replace(host="localhost")
+        for endpoint, kept in ((named, ["localhost"]), (engine.endpoint, [])):
+            fleet.follow([endpoint], {})
+            await until(lambda wanted=endpoint: [each.endpoint for each in fleet.serving(None)] == [wanted])
+            exchange = await asking.ask(chat())
+            assert exchange.destination[0] in (address(engine), f"[::1]:{engine.port}")
+            assert list(picker.server._picking._resolved) == kept
+            exchange.abort()
+
+
+@on_loop
 async def test_redis_that_goes_away_costs_no_request() -> None:
     """Workers that Redis named stay, and are picked by what the picker itself knows."""
     from tests.integration.router.test_router_fleet import Directory

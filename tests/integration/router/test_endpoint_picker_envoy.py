@@ -16,7 +16,7 @@ pytest.importorskip("tests.support.envoy_protos")
 
 from ghostcacher_router.endpoint_picker import EndpointPicker
 from tests.integration.router.test_endpoint_picker import address, chat, count, in_flight, picker_of
-from tests.support.envoy_proxy import envoy
+from tests.support.envoy_proxy import envoy, without_picker
 from tests.support.mock_engine import ChatEngine, MiniEngine, until
 from tests.support.proxy_rig import on_loop
 
@@ -34,7 +34,7 @@ async def gateway_of(folder: Path, engines: Sequence[MiniEngine], body_mode: str
     async with (
         # Who does not answer is found out by the gateway here, and not by a probe.
         picker_of(engines, health_interval_s=60.0) as picker,
-        envoy(folder, [engine.port for engine in engines], picker.server.port, body_mode=body_mode) as url,
+        envoy(folder, [engine.endpoint for engine in engines], picker.server.port, body_mode=body_mode) as url,
         httpx.AsyncClient(base_url=url, timeout=30) as client,
     ):
         yield Gateway(client, picker)
@@ -91,9 +91,27 @@ async def test_envoy_goes_down_the_list_of_endpoints(tmp_path: Path) -> None:
         answer = await client.post(PATH, content=body)
         other = next(engine for engine in engines if engine is not first)
         assert (answer.status_code, len(other.chats)) == (200, 1)
+        assert answer.headers["x-gc-worker"] == address(other), "the gateway tells who has answered"
+        assert picker.router.parts().metrics.picker.moved.total == 1
         listed = other.chats[0].headers[b"x-gateway-destination-endpoint"].decode().split(",")
         assert listed == [address(first), address(other)]
         await until(lambda: in_flight(picker) == 0)
+
+
+@on_loop
+async def test_envoy_chooses_for_itself_without_a_picker(tmp_path: Path) -> None:
+    """And not as the client says, whose own words for where it goes, and who computes for it, reach no engine."""
+    engines = [ChatEngine() for _ in range(3)]
+    async with gateway_of(tmp_path, engines, MODES[0]) as (client, picker):
+        await picker.server.stop(0)
+        await without_picker(tmp_path)
+        own = {"x-gateway-destination-endpoint": address(engines[0]), "x-prefiller-host-port": "10.0.0.1:22"}
+        for _ in range(6):
+            answer = await client.post(PATH, content=chat(), headers=own)
+            assert (answer.status_code, answer.text[-14:]) == (200, "data: [DONE]\n\n"), answer.text
+        assert [len(engine.chats) for engine in engines] == [2, 2, 2]
+        for engine in engines:
+            assert not {name.encode() for name in own} & {name for each in engine.chats for name in each.headers}
 
 
 @on_loop

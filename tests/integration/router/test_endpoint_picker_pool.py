@@ -34,16 +34,24 @@ TOKEN = "token-of-the-service-account"
 SELECTOR = {"app": "vllm", "app.kubernetes.io/part-of": "fleet"}
 
 
-def pod(ip: str, *, ready: bool = True, ending: bool = False, role: str | None = None) -> dict[str, Any]:
-    metadata = {"labels": SELECTOR | ({"llm-d.ai/role": role} if role else {})}
+def pod(
+    ip: str, *, ready: bool = True, ending: bool = False, role: str | None = None, ports: str | None = None
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"labels": SELECTOR | ({"llm-d.ai/role": role} if role else {})}
+    if ports is not None:
+        metadata["annotations"] = {"inference.networking.k8s.io/active-ports": ports}
     if ending:
-        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"  # type: ignore[assignment]
+        metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     conditions = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": str(ready)}]
     return {"metadata": metadata, "status": {"podIP": ip, "phase": "Running", "conditions": conditions}}
 
 
 class Cluster:
-    """What an API server knows of one pool. away: whether it answers with an error. page_pods: listed at once."""
+    """What an API server knows of one pool.
+
+    away: whether it answers with an error. page_pods: listed at once. is_there, deleted_at: whether there is the pool,
+    and since when it is being deleted.
+    """
 
     def __init__(self, account: Path) -> None:
         self.account = account
@@ -51,6 +59,8 @@ class Cluster:
         self.ports = [8000]
         self.pods: list[dict[str, Any]] = []
         self.away = False
+        self.is_there = True
+        self.deleted_at: str | None = None
         self.page_pods = 500
         self.asked = 0
 
@@ -62,8 +72,10 @@ class Cluster:
             return 503, b"etcd is away"
         path, query = urlsplit(asked.path).path, parse_qs(urlsplit(asked.path).query)
         if path == "/apis/inference.networking.k8s.io/v1/namespaces/llm/inferencepools/fleet":
-            ports = [{"number": port} for port in self.ports]
-            return 200, json.dumps({"spec": {"selector": {"matchLabels": SELECTOR}, "targetPorts": ports}}).encode()
+            if not self.is_there:
+                return 404, json.dumps({"kind": "Status", "status": "Failure", "reason": "NotFound"}).encode()
+            spec = {"selector": {"matchLabels": SELECTOR}, "targetPorts": [{"number": port} for port in self.ports]}
+            return 200, json.dumps({"metadata": {"deletionTimestamp": self.deleted_at}, "spec": spec}).encode()
         if path != "/api/v1/namespaces/llm/pods":
             return 404, b"not found"
         assert query["labelSelector"] == ["app=vllm,app.kubernetes.io/part-of=fleet"], query
@@ -129,23 +141,91 @@ async def test_pool_stays_as_it_was_while_the_api_is_away(cluster: Cluster, api:
     watch, told = watch_of(api)
     cluster.away = True
     await watch.look()
-    assert (watch.has_read, watch.members) == (False, frozenset())
+    assert (watch.is_known, watch.members) == (False, frozenset())
     cluster.away = False
     await watch.look()
-    assert (watch.has_read, watch.members) == (True, {"10.0.0.1:8000"})
+    assert (watch.is_known, watch.members) == (True, {"10.0.0.1:8000"})
     cluster.pods = []
     (cluster.account / "token").write_text("an old one")
     with pytest.raises(PoolUnread, match="expected status 200, got 401"):
-        await asyncio.to_thread(watch.read)
+        await watch.read()
     await watch.look()
     (cluster.account / "token").write_text("of two\nlines")
     with pytest.raises(PoolUnread, match=r"expected one line of ASCII$"):
-        await asyncio.to_thread(watch.read)
+        await watch.read()
     await watch.look()
     assert watch.members == {"10.0.0.1:8000"}
     (cluster.account / "token").write_text(TOKEN)
     await watch.look()
     assert (watch.members, len(told)) == (frozenset(), 2)
+
+
+@on_loop
+async def test_pods_serve_the_ports_that_they_name(cluster: Cluster, api: KubernetesApi) -> None:
+    """Of the pool's, by an annotation; what is no port of the pool means nothing."""
+    cluster.ports = [8000, 8001, 8002]
+    cluster.pods = [pod("10.0.0.1", ports="8002, 8000,9,x"), pod("10.0.0.2", ports=""), pod("10.0.0.3")]
+    watch, _ = watch_of(api)
+    await watch.look()
+    every = {f"10.0.0.3:{port}" for port in cluster.ports}
+    assert watch.members == {"10.0.0.1:8000", "10.0.0.1:8002", *every}
+
+
+@pytest.mark.parametrize("how", ["deleted", "being deleted"])
+@on_loop
+async def test_pool_that_is_deleted_has_no_pods(cluster: Cluster, api: KubernetesApi, how: str) -> None:
+    """Its picker refuses requests, and is not ready, until there is one again: as the extension's own picker does."""
+    async with MiniEngine() as engine:
+        cluster.ports, cluster.pods = [engine.port], [pod("127.0.0.1")]
+        async with picker_of_pool(api) as picker, gateway(picker.server.port) as asking:
+            assert picker.pool is not None
+            assert (await asking.ask(chat())).destination == [address(engine)]
+            cluster.is_there = how != "deleted"
+            cluster.deleted_at = "2026-01-01T00:00:00Z"
+            await picker.pool.look()
+            refused = await asking.ask(chat())
+            assert refused.immediate is not None
+            assert (refused.immediate[0], picker.server._is_ready()) == (503, False)
+            cluster.is_there, cluster.deleted_at = True, None
+            await picker.pool.look()
+            await until(lambda: len(picker.router.parts().fleet.serving("m")) == 1)
+            assert (await asking.ask(chat())).destination == [address(engine)]
+            assert picker.server._is_ready()
+
+
+@on_loop
+async def test_path_that_the_api_does_not_know_is_no_news_of_the_pool(cluster: Cluster, api: KubernetesApi) -> None:
+    """Without the definition of its kind, for instance while that is installed anew, nobody can say it is gone."""
+    cluster.pods = [pod("10.0.0.1")]
+    watch, _ = watch_of(api)
+    await watch.look()
+    watch._name = "another"
+    await watch.look()
+    assert (watch.is_known, watch.members) == (True, {"10.0.0.1:8000"})
+
+
+@on_loop
+async def test_api_that_sends_byte_by_byte_is_given_up_within_one_bound(tmp_path: Path) -> None:
+    """However soon each next byte comes."""
+    (tmp_path / "token").write_text(TOKEN)
+    sent = 0
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b" ")
+            sent += 1
+            await asyncio.sleep(0.01)
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        watch, _ = watch_of(KubernetesApi(url, account=tmp_path, answer_s_max=0.1))
+        async with asyncio.timeout(60):
+            with pytest.raises(PoolUnread, match=r"does not answer within 0\.1 s"):
+                await watch.read()
+    assert sent > 0
 
 
 @on_loop

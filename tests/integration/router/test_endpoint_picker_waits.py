@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import Listen
 from ghostcacher_router.endpoint_picker import EndpointPicker
-from ghostcacher_router.epp import server
+from ghostcacher_router.epp import health, server
 from ghostcacher_router.epp.picking import EndpointPicking
 from ghostcacher_router.epp.server import PickerServer
 from ghostcacher_router.types import Ask, Dispatcher, Endpoint, Placement
@@ -216,6 +217,26 @@ async def test_picker_that_has_all_it_can_take_is_ready() -> None:
         await until(lambda: picker.server.streams == 0)
         other = await asking.ask(chat())
         other.abort()
+
+
+@on_loop
+async def test_watches_leave_room_for_those_that_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who watches stays; more than so many are refused, and a place is free again when one has left."""
+    monkeypatch.setattr(health, "WATCHES_MAX", 2)
+    ready = health_pb2.HealthCheckRequest(service="readiness")
+    async with AsyncExitStack() as stack:
+        picker = await stack.enter_async_context(picker_of([MiniEngine()]))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{picker.server.port}"))
+        stub = HealthStub(channel)
+        watches = [stub.Watch(ready) for _ in range(2)]
+        for watch in watches:
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.aio.AioRpcError, match="at most 2 watches at once"):
+            await stub.Watch(ready).read()
+        assert (await stub.Check(ready)).status == health_pb2.HealthCheckResponse.SERVING
+        watches[0].cancel()
+        await until(lambda: picker.server._health._watches == 1)
+        assert (await stub.Watch(ready).read()).status == health_pb2.HealthCheckResponse.SERVING
 
 
 @on_loop

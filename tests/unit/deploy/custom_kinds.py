@@ -1,7 +1,7 @@
 """Schemas of the custom resources that the chart makes: the fields that it uses, and no others.
 
 Kubernetes' own schemas do not have them. They were compared with the definitions of the Prometheus Operator, the
-External Secrets Operator, the Gateway API and its inference extension.
+External Secrets Operator, the Gateway API, its inference extension, and Envoy Gateway.
 """
 
 from __future__ import annotations
@@ -58,6 +58,22 @@ SPECS: dict[tuple[str, str], Schema] = {
                 backendRefs=several(record("group", "kind", "port", group=TEXT, kind=TEXT, name=TEXT, port=PORT)),
             )
         ),
+    ),
+    ("gateway.networking.k8s.io/v1", "Gateway"): record(
+        gatewayClassName=TEXT,
+        listeners=several(
+            record(
+                name=TEXT,
+                port=PORT,
+                protocol={"enum": ["HTTP", "HTTPS"]},
+                tls=record(certificateRefs=several(record(name=TEXT))),
+                allowedRoutes=record(namespaces=record(**{"from": {"enum": ["Selector"]}, "selector": SELECTOR})),
+            )
+        ),
+    ),
+    ("gateway.envoyproxy.io/v1alpha1", "ClientTrafficPolicy"): record(
+        targetRefs=several(record(group=TEXT, kind=TEXT, name=TEXT)),
+        headers=record(earlyRequestHeaders=record(remove=several(TEXT))),
     ),
     ("inference.networking.k8s.io/v1", "InferencePool"): record(
         selector=SELECTOR,

@@ -64,6 +64,11 @@ def test_chart_has_nothing_that_helm_lint_warns_of() -> None:
 
 
 ENGINE = {"name": "a", "model": "m"}
+GATEWAY = {"enabled": True, "parentRefs": [{"name": "public"}]}
+WITHOUT_REDIS = {
+    "router": {"settings": {"redis": False, "workers": ["http://w:8000"]}},
+    "networkPolicy": {"gateways": [{"namespaceSelector": {}}]},
+}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +108,16 @@ ENGINE = {"name": "a", "model": "m"}
         ({"redis": {"users": {"worker": ""}}}, "redis.users.worker: expected a name"),
         ({"gateway": {"enabled": True}}, "gateway.parentRefs: expected at least one Gateway"),
         ({"gateway": {"inferencePool": {"enabled": True}}}, "gateway.inferencePool.endpointPicker.name: "),
+        ({"gateway": {**GATEWAY, "backend": "inferencePool"}}, "gateway.backend: expected router, or "),
+        ({"gateway": {**GATEWAY, "backend": "engines"}}, "'/gateway/backend'"),
+        ({"gateway": {"inferencePool": {"failureMode": "open"}}}, "'/gateway/inferencePool/failureMode'"),
+        ({"epp": {"enabled": True}}, "networkPolicy.gateways: expected who asks"),
+        ({**WITHOUT_REDIS, "epp": {"enabled": True, "settings": {"redis": False}}}, "epp.settings.redis: expected a "),
+        ({"epp": {"settings": {"upstreams": ["https://api.openai.com"]}}}, "upstreams"),
+        ({"epp": {"settings": {"processes": 2}}}, "processes"),
+        ({"epp": {"settings": {"pool": "a/b"}}}, "pool"),
+        ({"epp": {"pool": "other/fleet"}}, "'/epp/pool'"),
+        ({"engines": [{**ENGINE, "name": "epp"}]}, "engines: epp: expected names that no other engine"),
         ({"router": {"preStopSeconds": 0}}, "'/router/preStopSeconds'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -148,11 +163,14 @@ def test_defaults_alone_render() -> None:
         ({"router": {"settings": {"redis": "true"}}}, True),
         ({"router": {"settings": {"redis": False, "workers": ["http://w:8000"]}}, "engines": [ENGINE]}, True),
         ({"redis": {"url": "redis://h"}}, False),
+        ({**WITHOUT_REDIS, "epp": {"enabled": True}}, True),
+        ({**WITHOUT_REDIS, "epp": {"enabled": True, "pool": "fleet", "settings": {"redis": False}}}, False),
     ],
 )
 def test_redis_is_run_only_where_somebody_uses_it(values: dict[str, Any], runs: bool) -> None:
     """Engines always do, routers unless they are told not to; then nothing of it is left over, and they start."""
-    objects = render({**values, "networkPolicy": {"egress": {"enabled": True}}})
+    policy = {**values.get("networkPolicy", {}), "egress": {"enabled": True}}
+    objects = render({**values, "networkPolicy": policy})
     kinds = {found["kind"] for found in objects if found["metadata"]["name"] == f"{NAME}-redis"}
     expected = {"ServiceAccount", "ConfigMap", "StatefulSet", "Service", "NetworkPolicy"}
     assert kinds == (expected if runs else set())

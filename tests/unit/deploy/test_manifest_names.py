@@ -21,6 +21,7 @@ from ghostcacher_connector.core.redis.url import parse_redis_url
 from ghostcacher_connector.core.settings import parse_listen, types_of
 from ghostcacher_router.admin import admin
 from ghostcacher_router.config import RouterSettings, load_router_settings
+from ghostcacher_router.epp.settings import PickerSettings
 from ghostcacher_router.fleet import probes
 from tests.support.helm_chart import (
     CHART,
@@ -44,8 +45,14 @@ SET_BY_CHART = {
         *("host_tier_gib", "metrics_port", "metrics_host"),
     },
     "routerSettings": {"listen", "redis_url", "index_key", "admin_token"},
+    "pickerSettings": {
+        *("listen", "redis_url", "index_key", "admin_token", "grpc_listen", "grpc_certificate", "grpc_key", "pool"),
+        *("processes", "upstreams", "provider_models", "provider_fallbacks", "provider_cache", "provider_ttl"),
+        *("provider_prices", "provider_ca_file", "provider_connect_timeout_s", "bedrock_sign", "bedrock_region"),
+    },
 }
-"""Settings that values cannot set: the chart does, secrets would show, or the engine's own page is scraped."""
+"""Settings that values cannot set: the chart does, secrets would show, the engine's own page is scraped, or a picker
+would refuse it."""
 OTHER_VARIABLES = {
     *("POD_NAME", "POD_IP", "REDIS_PASSWORD", "HOME", "HF_HOME", "HF_TOKEN", "VLLM_CPU_KVCACHE_SPACE"),
     *("VLLM_NIXL_SIDE_CHANNEL_HOST", "VLLM_NIXL_SIDE_CHANNEL_PORT", "UCX_TCP_PORT_RANGE"),
@@ -79,7 +86,7 @@ class Program(NamedTuple):
 
 
 def programs(kind: str) -> Iterator[Program]:
-    """Yield every router, or every engine, of all our values; of routers the sidecar as well."""
+    """Yield every router, picker or engine of all our values; of routers the sidecar as well."""
     for name, values in all_values().items():
         for pod in pods(rendered(name)):
             if pod.component == kind:
@@ -132,7 +139,7 @@ def test_engines_take_their_environment() -> None:
 
 
 @needs_tools
-@pytest.mark.parametrize("kind", ["router", "engine"])
+@pytest.mark.parametrize("kind", ["router", "epp", "engine"])
 def test_variables_that_are_no_settings_are_known(kind: str) -> None:
     """None begins with GC_, which the code would refuse, and each is one that something reads."""
     for program in programs(kind):
@@ -147,7 +154,7 @@ def test_variables_that_are_no_settings_are_known(kind: str) -> None:
 def test_certificates_are_where_the_url_says() -> None:
     """With TLS, the file that GC_REDIS_URL names is mounted, and Redis listens with TLS."""
     found = 0
-    for program in [*programs("router"), *programs("engine")]:
+    for program in [*programs("router"), *programs("epp"), *programs("engine")]:
         target = parse_redis_url(program.env["GC_REDIS_URL"])
         mounts = {mount["mountPath"]: mount["name"] for mount in program.container["volumeMounts"]}
         assert target.tls == ("ssl_ca_certs" in target.options)
@@ -271,7 +278,11 @@ def test_connector_is_named_as_it_is_called() -> None:
 def test_values_know_every_setting_and_no_other() -> None:
     """A setting that the schema lacks could not be set, one that the code lacks would end a pod."""
     definitions = json.loads((CHART / "values.schema.json").read_text())["$defs"]
-    for name, code in (("connectorSettings", Settings), ("routerSettings", RouterSettings)):
+    for name, code in (
+        ("connectorSettings", Settings),
+        ("routerSettings", RouterSettings),
+        ("pickerSettings", PickerSettings),
+    ):
         assert set(definitions[name]["propertyNames"]["enum"]) == set(types_of(code)) - SET_BY_CHART[name], name
 
 

@@ -29,9 +29,11 @@ def engine(**values: Any) -> Mapping[str, Any]:
 
 
 def test_no_pod_gets_a_token_or_more_rights() -> None:
-    """Nothing calls the Kubernetes API, writes to its image or gains privileges; system calls are filtered."""
+    """Nothing calls the Kubernetes API but a picker that reads a pool, writes to its image or gains privileges."""
     for pod in every_pod():
-        assert pod.spec["automountServiceAccountToken"] is False, pod.where
+        reads_pool = any(each["name"] == "GC_ROUTER_POOL" for each in pod.containers[0].get("env", []))
+        assert pod.spec["automountServiceAccountToken"] is reads_pool, pod.where
+        assert not reads_pool or pod.component == "epp"
         assert pod.spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod.containers:
             security = container["securityContext"]
@@ -88,12 +90,13 @@ def selected(objects: list[dict[str, Any]], labels: Mapping[str, str]) -> set[st
 @pytest.mark.parametrize("name", all_values())
 def test_selectors_find_what_they_are_for(name: str) -> None:
     """Services, budgets, spreads, monitors and policies select pods of one component, and none selects nothing."""
-    objects = rendered(name)
+    objects, seen = rendered(name), set()
     for found in objects:
         spec, kind = found.get("spec", {}), found["kind"]
         if kind in ("ServiceMonitor", "PodMonitor"):
-            component = "router" if kind == "ServiceMonitor" else "engine"
+            component = found["metadata"]["name"].rpartition("-")[2].removesuffix("s")
             assert selected(objects, spec["selector"]["matchLabels"]) == {component}
+            seen.add(component)
         elif kind in ("Deployment", "StatefulSet", "PodDisruptionBudget", "InferencePool"):
             assert len(selected(objects, spec["selector"]["matchLabels"])) == 1
         elif kind == "Service":
@@ -105,20 +108,29 @@ def test_selectors_find_what_they_are_for(name: str) -> None:
                 each["metadata"]["name"]: each for each in objects if each["kind"] == spec["scaleTargetRef"]["kind"]
             }
             assert "replicas" not in names[spec["scaleTargetRef"]["name"]]["spec"]
+    runs = {pod.component for pod in pods(objects)} - {"redis", ""}
+    assert seen == (runs if all_values()[name].get("monitoring", {}).get("monitors") else set())
     for pod in pods(objects):
         for spread in pod.spec.get("topologySpreadConstraints", []):
             assert selected(objects, spread["labelSelector"]["matchLabels"]) == {pod.component}
 
 
 def test_policies_let_in_the_fleet_and_no_others() -> None:
-    """Redis takes nobody but the fleet; engines take relays' readers from engines alone; both with ports."""
-    for name in all_values():
-        objects = rendered(name)
+    """Redis takes nobody but the fleet; engines take relays' readers from engines alone; both with ports.
+
+    Gateways are let in where pickers are, to these and to engines, and to nothing else of them.
+    """
+    for name, values in all_values().items():
+        objects, gateways = rendered(name), values.get("networkPolicy", {}).get("gateways")
+        let_in = set()
         for found in (each for each in objects if each["kind"] == "NetworkPolicy"):
             target = selected(objects, found["spec"]["podSelector"]["matchLabels"])
             for rule in found["spec"]["ingress"]:
                 assert rule["ports"]
                 if target == {"router"}:
+                    continue
+                if gateways and rule["from"] == gateways:
+                    let_in |= {(*target, port["port"]) for port in rule["ports"]}
                     continue
                 peers = [peer["podSelector"]["matchLabels"] for peer in rule["from"] if "podSelector" in peer]
                 assert peers
@@ -127,6 +139,8 @@ def test_policies_let_in_the_fleet_and_no_others() -> None:
                 assert "router" not in allowed if relays else "router" in allowed
                 if target == {"redis"}:
                     assert len(peers) == len(rule["from"])
+        port = values.get("epp", {}).get("port", 9002)
+        assert let_in == ({("epp", port), ("engine", 8000)} if gateways else set())
 
 
 def test_routers_have_time_to_end() -> None:

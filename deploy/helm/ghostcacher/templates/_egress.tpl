@@ -1,4 +1,4 @@
-{{/* What routers may connect to. A NetworkPolicy knows addresses and ports, and no names. */}}
+{{/* What routers and pickers may connect to. A NetworkPolicy knows addresses and ports, and no names. */}}
 
 {{/* The ports that URLs name, as a NetworkPolicy has them: (dict "urls" (list "redis://host:1") "default" (list 6379)) */}}
 {{- define "ghostcacher.portsOf" -}}
@@ -19,15 +19,16 @@
 {{- if kindIs "string" . }}{{ splitList "," . | toJson }}{{ else }}{{ default list . | toJson }}{{ end -}}
 {{- end }}
 
-{{/* The rules of one policy. */}}
-{{- define "ghostcacher.routerEgress" -}}
-{{- $settings := .Values.router.settings -}}
+{{/* The rules of one policy: (dict "root" $ "settings" .Values.router.settings) */}}
+{{- define "ghostcacher.egress" -}}
+{{- $settings := .settings -}}
+{{- $root := .root -}}
 # Name servers, wherever they are: the cache of a node has an address of the node.
 - ports:
     - {protocol: UDP, port: 53}
     - {protocol: TCP, port: 53}
-{{- $redis := .Values.redis.url }}
-{{- if not (include "ghostcacher.routersUseRedis" .) }}
+{{- $redis := $root.Values.redis.url }}
+{{- if not (include "ghostcacher.usesRedis" $settings) }}
 {{- else if $redis }}
 # Redis. Sentinels name servers, which are where Redis is by default.
 - ports:
@@ -40,19 +41,19 @@
 - to:
     - podSelector:
         matchLabels:
-          {{- include "ghostcacher.selector" . | nindent 10 }}
+          {{- include "ghostcacher.selector" $root | nindent 10 }}
           app.kubernetes.io/component: redis
   ports:
     - {port: 6379}
 {{- end }}
-{{- if .Values.engines }}
+{{- if $root.Values.engines }}
 - to:
     - podSelector:
         matchLabels:
-          {{- include "ghostcacher.selector" . | nindent 10 }}
+          {{- include "ghostcacher.selector" $root | nindent 10 }}
           app.kubernetes.io/component: engine
   ports:
-    - {port: {{ .Values.engineDefaults.port }}}
+    - {port: {{ $root.Values.engineDefaults.port }}}
 {{- end }}
 {{- with include "ghostcacher.listed" $settings.workers | fromJsonArray }}
 # Workers that are given by URL.
@@ -71,7 +72,7 @@
   ports:
     {{- include "ghostcacher.portsOf" (dict "urls" . "default" (list 443)) | trim | nindent 4 }}
 {{- end }}
-{{- with .Values.networkPolicy.egress.extra }}
+{{- with $root.Values.networkPolicy.egress.extra }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}

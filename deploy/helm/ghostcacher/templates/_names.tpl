@@ -57,3 +57,23 @@ app.kubernetes.io/part-of: {{ include "ghostcacher.fullname" . }}
 {{- define "ghostcacher.podAddressInUrl" -}}
 {{- if eq .Values.ipFamily "IPv6" }}[$(POD_IP)]{{ else }}$(POD_IP){{ end -}}
 {{- end }}
+
+{{/* The pods of the fleet, here and in namespaces of yours, as peers of a NetworkPolicy. */}}
+{{- define "ghostcacher.members" -}}
+{{- $fleet := dict "app.kubernetes.io/part-of" (include "ghostcacher.fullname" .) }}
+{{- $members := list (dict "podSelector" (dict "matchLabels" $fleet)) }}
+{{- range .Values.networkPolicy.namespaces }}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .) }}
+{{- $members = append $members (dict "namespaceSelector" $namespace "podSelector" (dict "matchLabels" $fleet)) }}
+{{- end }}
+{{- toYaml $members }}
+{{- end }}
+
+{{/* The InferencePool that pickers read, by its name; nothing where they pick every worker that Redis names. */}}
+{{- define "ghostcacher.pool" -}}
+{{- if .Values.epp.pool -}}
+{{- .Values.epp.pool -}}
+{{- else if .Values.gateway.inferencePool.enabled -}}
+{{- include "ghostcacher.fullname" . -}}
+{{- end -}}
+{{- end }}

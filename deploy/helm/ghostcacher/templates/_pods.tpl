@@ -17,10 +17,19 @@ capabilities: {drop: [ALL]}
 
 {{/*
 What each pod's specification begins with. enableServiceLinks: the variables that Kubernetes makes of Services' names would
-be taken for settings, and refused (GC_...), or for vLLM's (VLLM_PORT).
+be taken for settings, and refused (GC_...), or for vLLM's (VLLM_PORT). podBeginWithToken: of one that asks the Kubernetes API.
 */}}
 {{- define "ghostcacher.podBegin" -}}
 automountServiceAccountToken: false
+{{ include "ghostcacher.podLinksAndPulls" . }}
+{{- end }}
+
+{{- define "ghostcacher.podBeginWithToken" -}}
+automountServiceAccountToken: true
+{{ include "ghostcacher.podLinksAndPulls" . }}
+{{- end }}
+
+{{- define "ghostcacher.podLinksAndPulls" -}}
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
 imagePullSecrets:
@@ -39,12 +48,18 @@ imagePullSecrets:
 
 {{/* Who uses Redis, as "true" or nothing: routers unless their settings say no, engines always. */}}
 {{- define "ghostcacher.routersUseRedis" -}}
-{{- if not (has (dig "redis" true .Values.router.settings | toString | lower) (list "false" "0")) }}true{{ end -}}
+{{- include "ghostcacher.usesRedis" .Values.router.settings -}}
+{{- end }}
+
+{{/* Whether a router or a picker with these settings uses Redis, as "true" or nothing. */}}
+{{- define "ghostcacher.usesRedis" -}}
+{{- if not (has (dig "redis" true . | toString | lower) (list "false" "0")) }}true{{ end -}}
 {{- end }}
 
 {{/* Whether a Redis is run here: where somebody uses one, and there is none of yours. */}}
 {{- define "ghostcacher.runsRedis" -}}
-{{- if and (not .Values.redis.url) (or .Values.engines (include "ghostcacher.routersUseRedis" .)) }}true{{ end -}}
+{{- $pickersUseIt := and .Values.epp.enabled (include "ghostcacher.usesRedis" .Values.epp.settings) -}}
+{{- if and (not .Values.redis.url) (or .Values.engines (include "ghostcacher.routersUseRedis" .) $pickersUseIt) }}true{{ end -}}
 {{- end }}
 
 {{/* GC_REDIS_URL and what it is made of: (dict "root" $ "program" "worker"). The password comes before the URL. */}}

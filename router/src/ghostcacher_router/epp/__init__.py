@@ -8,8 +8,9 @@ protocol.py    the gateway's messages and the answers, as classes of protobuf
 messages.py    what is read from the gateway's messages, and the answers to it
 exchange.py    one HTTP request as the gateway tells of it: what is answered to each message, when a worker is picked,
                and what its placement is told
+held_bodies.py bodies while they are held, and the bound of all of them
 picking.py     the worker for a request, the others that may stand in for it, and who may not be picked
-pool.py        the InferencePool of a Kubernetes cluster, read again and again
+pool.py        the InferencePool of a Kubernetes cluster, read again and again; cluster_objects.py: what is read of it
 health.py      the health service
 server.py      the gRPC server
 settings.py    the picker's settings: a router's, and its own

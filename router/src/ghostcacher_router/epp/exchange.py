@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ghostcacher_router.epp import messages
+from ghostcacher_router.epp.held_bodies import PIECE_BYTES_MAX, HeldBody, HeldBytes
 from ghostcacher_router.epp.messages import BUFFERED, FULL_DUPLEX, NONE, PREFILLER
 from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.epp.picking import EndpointPicking, Picked, Wanted
@@ -27,7 +28,6 @@ from ghostcacher_router.http.exchanges.own_headers import own_lines
 from ghostcacher_router.http.exchanges.source_hint import with_source
 from ghostcacher_router.http.exchanges.taps import tapped
 from ghostcacher_router.http.protocol.refusal import Refusal, error_body
-from ghostcacher_router.http.protocol.request_reader import JOINED_BYTES_MAX
 from ghostcacher_router.types import LongBody, NoWorker, Outcome, Placement
 from ghostcacher_router.upstreams.response_receiver import Sink
 
@@ -38,29 +38,11 @@ CLIENT_LEFT = 499
 BUFFERED_S_MAX = 0.1
 """A gateway that holds the body waits for an answer for 200 ms, unless it is told otherwise, and then goes without."""
 
-PIECE_BYTES_MAX = 62_000
-"""Of a body that is not passed on in the pieces in which it came: some gateways take no more than 64 KiB at once."""
-
 _EVENTS = b"text/event-stream"
 
 
 class BadMessage(Exception):
     """A message of the gateway that cannot come where it came."""
-
-
-class HeldBytes:
-    """How many bytes of bodies all exchanges hold. size_max: of them together."""
-
-    def __init__(self, size_max: int) -> None:
-        self.size = 0
-        self._size_max = size_max
-
-    def __repr__(self) -> str:
-        return f"HeldBytes({self.size} of {self._size_max})"
-
-    @property
-    def too_many(self) -> bool:
-        return self.size > self._size_max
 
 
 class Exchange:
@@ -74,14 +56,12 @@ class Exchange:
     ) -> None:
         """next_id: returns a name for a request that has none. timeout_s: of waiting before a worker is picked."""
         self._parts, self._picking, self._held, self._next_id = parts, picking, held, next_id
+        self._body = HeldBody(held)
         self._timeout_s = timeout_s
         self.over = False
         self._wanted: Wanted | None = None
         """None before the request's headers have come."""
         self._request_mode = self._response_mode = FULL_DUPLEX
-        self._pieces: list[bytes] = []
-        """Of the body, while they are held."""
-        self._held_bytes = 0
         self._picked: Picked | None = None
         self._placement: Placement | None = None
         """Where the request is; None before it was picked, and when it has ended."""
@@ -113,7 +93,7 @@ class Exchange:
 
     def closed(self) -> None:
         """The stream is over. Idempotent."""
-        self._release()
+        self._body.release()
         if self._placement is not None:
             if self._response_mode == NONE and self._status is not None:
                 self._answered()  # Of the answer's end the gateway does not tell.
@@ -144,14 +124,14 @@ class Exchange:
         if self._request_mode != FULL_DUPLEX:
             if self._picked is not None:
                 return [messages.request_body()]
-            self._hold(body)
+            self._body.add(body)
             return await self._pick(messages.request_body, whole=True)
         if self._picked is not None:
             return [messages.streamed_request(body, end=end)]
-        self._hold(body)
+        self._body.add(body)
         if end:
             return await self._go_on(whole=True, end=True)
-        if self._held.too_many or self._held_bytes > self._parts.limits.body_bytes_max:
+        if self._held.too_many or self._body.size > self._parts.limits.body_bytes_max:
             return await self._go_on(whole=False, end=False)
         return []
 
@@ -164,7 +144,7 @@ class Exchange:
 
     async def _go_on(self, *, whole: bool, end: bool) -> list[Any]:
         """Pick a worker, and let go of what is held. whole: whether that is all of the body. end: it ends with it."""
-        pieces = self._pieces
+        pieces = self._body.pieces()
         answers = await self._pick(messages.request_headers, whole=whole)
         if self.over:
             return answers
@@ -195,16 +175,14 @@ class Exchange:
         assert wanted is not None, self
         came_at = parts.clock()
         timeout_s = self._timeout_s if self._request_mode == FULL_DUPLEX else min(self._timeout_s, BUFFERED_S_MAX)
-        body: bytes | LongBody | None = None
-        if whole:
-            body = b"".join(self._pieces) if self._held_bytes <= JOINED_BYTES_MAX else LongBody(self._pieces)
+        body = self._body.whole() if whole else None
         try:
-            why = "long" if self._pieces else "bodyless"
+            why = "long" if self._body.size else "bodyless"
             picked = await self._picking.pick(wanted, body, timeout_s, why_unknown=why)
         except NoWorker as exc:
             return [self._refused(exc)]
         finally:
-            self._release()
+            self._body.release()
         self._picked, self._placement, self._prefill = picked, picked.placement, picked.prefill
         for placement in (picked.prefill, picked.placement):
             if placement is not None:
@@ -225,16 +203,6 @@ class Exchange:
             headers.append(("retry-after", b"%d" % exc.retry_after_s))
         body = error_body(self._wanted.path, Refusal(exc.status, exc.message, code=exc.kind))
         return messages.immediate(exc.status, headers, body, exc.kind)
-
-    def _hold(self, piece: bytes) -> None:
-        if piece:
-            self._pieces.append(piece)
-            self._held_bytes += len(piece)
-            self._held.size += len(piece)
-
-    def _release(self) -> None:
-        self._held.size -= self._held_bytes
-        self._held_bytes, self._pieces = 0, []
 
     # The response
 

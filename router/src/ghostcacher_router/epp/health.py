@@ -21,6 +21,8 @@ from ghostcacher_router.epp.messages import SERVICE
 HEALTH_SERVICE = "grpc.health.v1.Health"
 LIVENESS, READINESS = "liveness", "readiness"
 WATCH_POLL_S = 0.5
+WATCHES_MAX = 64
+"""At a time: whoever watches stays, and must not take the place of those that only ask."""
 
 
 class HealthService:
@@ -28,6 +30,7 @@ class HealthService:
 
     def __init__(self, ready: Callable[[], bool], ending: Callable[[], bool]) -> None:
         self._ready, self._ending = ready, ending
+        self._watches = 0
 
     def handler(self) -> Any:
         """Return what a gRPC server takes."""
@@ -56,6 +59,16 @@ class HealthService:
         return pb.HealthCheckResponse(status=status)
 
     async def _watch(self, request: Any, context: Any) -> None:
+        if self._watches >= WATCHES_MAX:
+            said = f"expected at most {WATCHES_MAX} watches at once: ask with Check"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, said)
+        self._watches += 1
+        try:
+            await self._tell(request, context)
+        finally:
+            self._watches -= 1
+
+    async def _tell(self, request: Any, context: Any) -> None:
         last: int | None = None
         while True:
             status = self.status(request.service)

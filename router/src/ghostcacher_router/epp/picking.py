@@ -73,6 +73,9 @@ class EndpointPicking:
         """fallbacks_max: endpoints behind the one that is picked. members: `ip:port` of the pool; None: all workers."""
         self._parts, self._fallbacks_max, self._members = parts, fallbacks_max, members
         self._resolved: dict[str, str] = {}
+        """Host name -> address, of workers that the fleet has."""
+        self._named: tuple[object, list[str]] = (None, [])
+        """The fleet's list, and the host names in it."""
         self._outside: tuple[object, object, frozenset[str]] = (None, None, frozenset())
 
     def __repr__(self) -> str:
@@ -118,14 +121,15 @@ class EndpointPicking:
 
         served: its `ip:port`.
         """
-        if served == self._address(picked.placement.endpoint) or served not in picked.destination.split(","):
+        first, *others = picked.destination.split(",")
+        if served == first or served not in others:
             return None
-        others = frozenset(
+        exclude = frozenset(
             name for name, worker in self._parts.fleet.workers.items() if self._address(worker.endpoint) != served
         )
         with suppress(NoWorker):
             # It is there already, so that it waits for no turn.
-            return self._parts.dispatcher.place_now(picked.ask._replace(exclude=others, turn=None))
+            return self._parts.dispatcher.place_now(picked.ask._replace(exclude=exclude, turn=None))
         return None
 
     def _picked(
@@ -259,13 +263,16 @@ class EndpointPicking:
 
     async def _resolve_names(self) -> None:
         """Look up the workers' names, where they have names: gateways want addresses."""
-        for worker in self._parts.fleet.serving(None):
-            host = worker.endpoint.host
-            if not _is_address(host):
-                with suppress(OSError):
-                    found = (await self._parts.resolver.addresses(host))[0]
-                    if self._resolved.get(host) != found:
-                        self._resolved[host], self._outside = found, (None, None, frozenset())
+        ready = self._parts.fleet.serving(None)
+        if self._named[0] is not ready:
+            self._named = (ready, [each.endpoint.host for each in ready if not _is_address(each.endpoint.host)])
+            known = {worker.endpoint.host for worker in self._parts.fleet.workers.values()}
+            self._resolved = {host: address for host, address in self._resolved.items() if host in known}
+        for host in self._named[1]:
+            with suppress(OSError):
+                found = (await self._parts.resolver.addresses(host))[0]
+                if self._resolved.get(host) != found:
+                    self._resolved[host], self._outside = found, (None, None, frozenset())
 
 
 @lru_cache(ADDRESSES_MAX)

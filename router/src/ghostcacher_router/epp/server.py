@@ -11,8 +11,9 @@ import grpc
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import Listen
-from ghostcacher_router.epp.exchange import BadMessage, Exchange, HeldBytes
+from ghostcacher_router.epp.exchange import BadMessage, Exchange
 from ghostcacher_router.epp.health import HealthService
+from ghostcacher_router.epp.held_bodies import HeldBytes
 from ghostcacher_router.epp.messages import SERVICE
 from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.epp.picking import EndpointPicking
@@ -28,7 +29,6 @@ KEEPALIVE_S = 20.0
 is gone ends no stream: its requests would count as in flight for hours."""
 PINGS_APART_S = 5.0
 """A gateway may ask the same so often. Who asks sooner has its connection closed; gRPC's own bound is five minutes."""
-
 
 HEALTH_CALLS_MAX = 128
 """Health checks and watches, beside gateways' requests: a picker that has all it can take is still a ready one."""
@@ -53,6 +53,7 @@ class PickerServer:
         self._parts, self._picking, self._timeout_s, self._tls = parts, picking, timeout_s, tls
         self._has_pool = has_pool
         self._held = HeldBytes(parts.limits.buffered_bytes_max)
+        self._health = HealthService(self._is_ready, lambda: self._draining)
         self._ids = itertools.count(1)
         self._server: Any = None
         self._draining = False
@@ -88,8 +89,7 @@ class PickerServer:
             self._process, ProcessingRequest.FromString, ProcessingResponse.SerializeToString
         )
         handlers = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
-        health = HealthService(self._is_ready, lambda: self._draining).handler()
-        self._server.add_generic_rpc_handlers((handlers, health))
+        self._server.add_generic_rpc_handlers((handlers, self._health.handler()))
         try:
             if self._tls is None:
                 self.port = self._server.add_insecure_port(str(listen))

@@ -146,7 +146,7 @@ class HttpProber:
         )
         try:
             writer.write(self._request(endpoint, path))
-            return await _read_answer(reader)
+            return await read_answer(reader)
         finally:
             writer.close()
             writer.transport.abort()  # The answer or the failure is known, so the other side's close is not waited for.
@@ -177,14 +177,14 @@ class _Answer:
         self.done = True
 
 
-async def _read_answer(reader: asyncio.StreamReader) -> Answer:
-    """Return an answer. Raises ValueError when it is cut off or too long."""
+async def read_answer(reader: asyncio.StreamReader, bytes_max: int = ANSWER_BYTES_MAX) -> Answer:
+    """Return an answer. Raises ValueError when it is cut off or too long, HttpParserError when it is no HTTP."""
     events, size = _Answer(), 0
     parser = httptools.HttpResponseParser(events)
     while not events.done and (data := await reader.read(READ_BYTES)):
         size += len(data)
-        if size > ANSWER_BYTES_MAX:
-            raise ValueError(f"expected at most {ANSWER_BYTES_MAX} bytes")
+        if size > bytes_max:
+            raise ValueError(f"expected at most {bytes_max} bytes")
         parser.feed_data(data)
     # Without a length the end of the connection is the end of the answer.
     if not events.done and (events.framed or not events.headers_done):
