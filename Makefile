@@ -14,7 +14,7 @@ SHELL := bash
 ## VENV=.venv       the virtual environment for vLLM; SGLANG_VENV=.venv-sglang the one for SGLang
 ## MODEL=name       demo: another model than the small one that is made for it
 ## VERSIONS="..."   test-matrix: minor versions of vLLM; E2E=1: real engines, too, where they have a build for CPUs
-## WORKERS=2        processes that tests without whole engines run in, side by side
+## WORKERS=4        processes that tests without whole engines run in, side by side
 ## ARGS="..."       options for what a target runs: demo, test..., bench...
 ifndef PYTHON
 PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -53,7 +53,7 @@ endif
 export TOKENIZERS_PARALLELISM := false
 
 ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 4
 # A file's tests stay in one process, and share what it sets up.
 SIDE_BY_SIDE := -n $(WORKERS) --dist loadfile --maxfail=3
 # What ARGS choose may be in one of two runs alone.

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.open_files import close_forgotten
+
 if TYPE_CHECKING:
     from tests.support.s3_server import S3Server
 
@@ -40,6 +42,10 @@ def pytest_configure() -> None:
     # A shell makes what it starts in the background ignore Ctrl-C, and our children would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_logfinish() -> None:
+    close_forgotten()
 
 
 @pytest.fixture(scope="session")

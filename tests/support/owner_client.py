@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ghostcacher_connector.core.types import RankEndpoint
+from tests.support.open_files import wait_readable
 
 ROOT = Path(__file__).resolve().parents[2]
 REPLY_S = 120.0
@@ -80,7 +80,7 @@ class OwnerProcess:
                 if line.startswith(b"@"):
                     answer: dict[str, Any] = json.loads(line[1:])
                     return answer
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, until - time.monotonic()))
+            ready = wait_readable(self._process.stdout, until - time.monotonic())
             assert ready, f"owner {self.pid} did not answer within {REPLY_S} s"
             data = os.read(self._process.stdout.fileno(), 65536)
             assert data, f"owner {self.pid} ended with status {self._process.wait()}"

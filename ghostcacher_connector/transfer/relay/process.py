@@ -180,8 +180,10 @@ def _read_port(process: subprocess.Popen[bytes], listen: str) -> int:
     assert process.stdout is not None
     until = time.monotonic() + START_S
     text = b""
+    said = select.poll()  # select() takes no descriptor beyond 1,023, and an engine with many peers has more
+    said.register(process.stdout, select.POLLIN)
     while time.monotonic() < until:
-        if select.select([process.stdout], [], [], 0.2)[0]:
+        if said.poll(200):
             data = process.stdout.read1(4096)  # type: ignore[attr-defined]
             if not data:
                 with contextlib.suppress(subprocess.TimeoutExpired):

@@ -37,6 +37,7 @@ from ghostcacher_connector.transfer.relay.wire import (
     parse_address,
 )
 from tests.support.kv_memory import KvMemory
+from tests.support.open_files import many_files_open
 from tests.support.owner_client import OwnerProcess
 
 pytestmark = pytest.mark.timeout(240)
@@ -207,6 +208,16 @@ def test_what_is_published_is_an_address_that_peers_can_reach(owner: OwnerProces
     listen = f"[{host}]:7700" if ":" in host else f"{host}:7700"
     published, _ = parse_address(RelayProcess(owner.endpoint, listen=listen, token=TOKEN).address)
     assert not is_unspecified(published)
+
+
+def test_relay_starts_where_more_files_are_open_than_select_can_take(owner: OwnerProcess) -> None:
+    """An engine has 8 to 16 descriptors for each of its peers."""
+    relay = RelayProcess(owner.endpoint, listen="127.0.0.1:0", token=TOKEN)
+    with many_files_open(1100):
+        try:
+            relay.start()
+        finally:
+            relay.close()
 
 
 def test_token_never_shows(owner: OwnerProcess) -> None:

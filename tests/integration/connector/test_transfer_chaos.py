@@ -7,7 +7,6 @@ import contextlib
 import os
 import random
 import re
-import select
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from ghostcacher_connector.transfer.base import PullOutcome, Transport
 from ghostcacher_connector.transfer.relay.relay_transport import RelayTransport
 from tests.support.emulated_reads import BIG, nixl, pull, wait_until
 from tests.support.kv_memory import KvMemory
+from tests.support.open_files import wait_readable
 from tests.support.owner_client import ROOT, OwnerProcess, stop_process
 
 RELAY = {"listen": "127.0.0.1:0", "token": "secret"}
@@ -53,7 +53,7 @@ class Readers:
         self._parent.stdin.flush()
         until = time.monotonic() + 120
         while (found := re.search(rb"pulling (\d+)\n", self._text)) is None:
-            ready, _, _ = select.select([self._parent.stdout], [], [], max(0.0, until - time.monotonic()))
+            ready = wait_readable(self._parent.stdout, until - time.monotonic())
             assert ready, self._text
             data = os.read(self._parent.stdout.fileno(), 4096)
             assert data, f"the readers' parent ended: {self._text!r}"
