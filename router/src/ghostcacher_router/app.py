@@ -333,6 +333,7 @@ class Router:
             retries_max=settings.retries_max,
             takes_turns=routing.flow is not None,
             section_hints=settings.section_hints,
+            kv_transfer_from_clients=settings.kv_transfer_from_clients,
             prefill_tokens_min=settings.prefill_tokens_min,
             prefill_s=settings.prefill_timeout_s,
         )

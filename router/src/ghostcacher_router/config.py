@@ -282,6 +282,13 @@ class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fie
         Port | None,
         Meta(description="port of vLLM's own P2P tier: workers without our connector are told whom to pull from"),
     ] = None
+    kv_transfer_from_clients: Annotated[
+        bool,
+        Meta(
+            description="pass on what a request says of other engines (kv_transfer_params, bootstrap_host and the "
+            "like), by which whoever asks can have an engine connect to any host; false: such a request gets 400"
+        ),
+    ] = False
     section_hints: Annotated[
         bool,
         Meta(
@@ -329,6 +336,12 @@ class RouterSettings(FlowSettings, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigError(
                 f"buffered_bytes_max: expected at least body_bytes_max={self.body_bytes_max}, "
                 f"got {self.buffered_bytes_max}"
+            )
+        if self.flow_queue_max and not self.body_bytes_max <= self.flow_queue_bytes_max <= self.buffered_bytes_max:
+            raise ConfigError(
+                f"flow_queue_bytes_max: expected at least body_bytes_max={self.body_bytes_max}, or the largest body "
+                f"could never wait, and at most buffered_bytes_max={self.buffered_bytes_max}, which holds those that "
+                f"wait, too; got {self.flow_queue_bytes_max}"
             )
 
     @property

@@ -89,6 +89,8 @@ class RequestShape(NamedTuple):
     """vLLM's: lower goes first; None when the body has none."""
     cache_salt: str | None = None
     """What the client wants its blocks to be shared under alone; None when it gives none."""
+    names_engine: str | None = None
+    """The field or header by which it names another engine, for its engine to connect to; None where it names none."""
 
 
 class WorkerState(Enum):
@@ -236,6 +238,7 @@ class Turn:
         "refusal",
         "tells",
         "until",
+        "waits",
     )
 
     def __init__(self, received_at: float, body_bytes: int) -> None:
@@ -253,8 +256,10 @@ class Turn:
         """End of its wait in the queue, at the latest; None before it has waited."""
         self.passed: frozenset[str] | None = None
         """The workers that had refused it when it last had its turn; None before that."""
+        self.waits = False
+        """Whether it waits in the queue now. That time counts toward none of what bounds a worker's."""
         self.queued_s = 0.0
-        """How long it has waited in the queue, in all."""
+        """How long it has waited in the queue, in all, but for the wait that goes on."""
         self.refusal: NoWorker | None = None
         """Why it gets no turn any more: whoever still asks for it is told the same."""
 

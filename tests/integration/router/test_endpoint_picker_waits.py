@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -70,6 +71,23 @@ async def test_what_does_not_come_in_time_is_no_reason_to_wait(mode: int | None,
             await exchange.respond()
             await exchange.ended()
             await until(lambda: in_flight(picker) == 0)
+
+
+@pytest.mark.parametrize("piece_bytes", [1 << 20, 7])
+@on_loop
+async def test_engine_is_told_of_the_priority_that_counts(piece_bytes: int) -> None:
+    """In full duplex, where the body comes back from the picker, however it came."""
+    settings = {"flow_priority_to_engines": True, "flow_priorities": "header"}
+    async with picker_of([MiniEngine()], **settings) as picker, gateway(picker.server.port) as asking:
+        body = json.dumps(json.loads(chat("one")) | {"priority": -3}).encode()
+        pieces = [body[begin : begin + piece_bytes] for begin in range(0, len(body), piece_bytes)]
+        exchange = await asking.ask(*pieces, headers={"x-gc-priority": "7"}, body_changes=True)
+        assert json.loads(exchange.body) == json.loads(body) | {"priority": 7}
+        exchange.abort()
+        told = body.replace(b"-3", b"7")
+        same = await asking.ask(told, headers={"x-gc-priority": "7"})
+        assert same.body == told
+        same.abort()
 
 
 @on_loop

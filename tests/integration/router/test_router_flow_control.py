@@ -227,6 +227,26 @@ async def test_turned_away_request_goes_to_another_worker_before_those_that_wait
 
 
 @on_loop
+async def test_wait_for_a_turn_is_no_silence_of_a_worker() -> None:
+    """A request that waits in the router for longer than a worker may be silent has all of that time then."""
+    async with flow_rig(read_timeout_s=600.0) as rig:
+        proxy = rig.router._proxy
+        began = proxy.state.clock()
+        silent, waits = await rig.send("silent"), await rig.send("waits")
+        proxy.state.clock = lambda: began + 601.0
+        proxy.tick()
+        assert (await silent.answer())[0].startswith(b"HTTP/1.1 504 ")
+        engine = rig.engines[0]
+        await eventually(lambda: [name for name, _ in engine.waiting] == ["silent", "waits"])
+        proxy.state.clock = lambda: began + 1200.0
+        proxy.tick()
+        assert rig.router.in_flight == 1
+        proxy.state.clock = lambda: began + 1203.0
+        proxy.tick()
+        assert (await waits.answer())[0].startswith(b"HTTP/1.1 504 ")
+
+
+@on_loop
 async def test_router_that_stops_answers_what_waits() -> None:
     """Those that have their turn in time are answered; at its end all others are told."""
     async with flow_rig(drain_timeout_s=PATIENCE_S) as rig:

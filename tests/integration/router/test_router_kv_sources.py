@@ -48,11 +48,11 @@ async def sent(client: httpx.AsyncClient, engines: list[ChatEngine], body: bytes
 
 @on_loop
 async def test_worker_that_lacks_a_prefix_is_told_who_has_it() -> None:
-    """Not the one that has it itself, not for a short prompt, and not where a client has written the field."""
+    """Not the one that has it itself, not for a short prompt, and not where a client that may has written the field."""
     document = "a document that is long enough to be worth it " * 1000
     async with ChatEngine() as one, ChatEngine() as two:
         engines = [one, two]
-        async with router_of(*engines, p2p_port=PORT) as (router, client):
+        async with router_of(*engines, p2p_port=PORT, kv_transfer_from_clients=True) as (router, client):
             first, body = await sent(client, engines, chat(document))
             assert "kv_transfer_params" not in body
             again, body = await sent(client, engines, chat(document + "and a question"))
@@ -110,3 +110,39 @@ async def test_picker_puts_it_into_the_body_that_goes_on() -> None:
             "remote_port": PORT,
         }
         second.abort()
+
+
+@pytest.mark.parametrize("path", [CHAT_PATH, "/inference/v1/generate"])
+@on_loop
+async def test_client_may_not_name_an_engine_to_connect_to(path: str) -> None:
+    """It is told so, in a long body, too; what names nobody passes, and so does all where clients are trusted."""
+    named = {"kv_transfer_params": {"do_remote_prefill": True, "remote_host": "10.0.0.9", "remote_port": 1}}
+    long = "a long body is read in another process " * 20_000
+    async with ChatEngine() as engine:
+        async with router_of(engine) as (_, client):
+            for text in ("short", long):
+                answer = await client.post(path, content=chat(text, **named))
+                error = answer.json()["error"]
+                assert (answer.status_code, error["param"]) == (400, "kv_transfer_params.do_remote_prefill")
+            assert not engine.chats
+            own = {"kv_transfer_params": {"gc_pull": False}}
+            await client.post(CHAT_PATH, content=chat("own", **own))
+            assert json.loads(engine.chats[-1].body)["kv_transfer_params"] == own["kv_transfer_params"]
+        async with router_of(engine, kv_transfer_from_clients=True) as (_, client):
+            await client.post(CHAT_PATH, content=chat("trusted", **named))
+            assert json.loads(engine.chats[-1].body)["kv_transfer_params"] == named["kv_transfer_params"]
+
+
+@on_loop
+async def test_client_of_a_gateway_may_not_name_an_engine_either() -> None:
+    """The picker answers it, and the gateway asks no worker."""
+    pytest.importorskip("grpc", reason="needs the extra [epp]")
+    pytest.importorskip("tests.support.envoy_protos")
+    from tests.integration.router.test_endpoint_picker import picker_of
+    from tests.support.strict_gateway import gateway
+
+    async with picker_of([ChatEngine()]) as picker, gateway(picker.server.port) as asking:
+        answer = await asking.ask(*in_pieces(chat("x", kv_transfer_params={"remote_host": "10.0.0.9"})))
+        assert answer.immediate is not None
+        status, _, body = answer.immediate
+        assert (status, b"kv_transfer_params.remote_host" in body) == (400, True)

@@ -25,6 +25,7 @@ from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.epp.picking import EndpointPicking, Picked, Wanted
 from ghostcacher_router.http.exchanges.attempts import Attempts
 from ghostcacher_router.http.exchanges.own_headers import own_lines
+from ghostcacher_router.http.exchanges.priority import prioritised
 from ghostcacher_router.http.exchanges.source_hint import with_source
 from ghostcacher_router.http.exchanges.taps import tapped
 from ghostcacher_router.http.protocol.refusal import Refusal, error_body
@@ -149,25 +150,29 @@ class Exchange:
         if self.over:
             return answers
         if whole:
-            pieces = self._with_source(pieces)
+            pieces = self._told(pieces)
         answers += [messages.streamed_request(piece, end=False) for piece in pieces[:-1]]
         last = pieces[-1] if pieces else b""
         if last or end:
             answers.append(messages.streamed_request(last, end=end))
         return answers
 
-    def _with_source(self, pieces: list[bytes]) -> list[bytes]:
-        """Return a whole body with what tells the worker from whom to pull its prefix, where it is to be told."""
+    def _told(self, pieces: list[bytes]) -> list[bytes]:
+        """Return a whole body with what its worker is to be told: its priority, and from whom to pull its prefix."""
         picked, wanted = self._picked, self._wanted
         assert picked is not None, self
         assert wanted is not None, self
+        if not pieces:
+            return pieces
+        came = LongBody(pieces)
+        body = prioritised(came, wanted.path, picked.ask.turn)
         source = None if picked.prefill is not None else self._parts.kv_source(picked.placement)
-        if source is None:
+        if source is not None:
+            body = with_source(body, wanted.path, source, picked.ask.request_id)
+        if body is came:
             return pieces
-        body = with_source(LongBody(pieces), wanted.path, source, picked.ask.request_id)
-        if isinstance(body, LongBody):
-            return pieces
-        return [body[begin : begin + PIECE_BYTES_MAX] for begin in range(0, len(body), PIECE_BYTES_MAX)]
+        whole = body.join() if isinstance(body, LongBody) else body
+        return [whole[begin : begin + PIECE_BYTES_MAX] for begin in range(0, len(whole), PIECE_BYTES_MAX)]
 
     async def _pick(self, answer: Callable[..., Any], *, whole: bool) -> list[Any]:
         """Pick a worker, and return the answer that says so, or that there is none. answer: makes the former."""

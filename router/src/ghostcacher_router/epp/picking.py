@@ -21,7 +21,7 @@ from ghostcacher_router.epp.messages import PREFILLER
 from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.http.protocol.request_head import RANK_HEADER
-from ghostcacher_router.prompt import BadBody, shape_by_method
+from ghostcacher_router.prompt import BadBody, not_from_clients, shape_by_method
 from ghostcacher_router.types import Ask, Body, Endpoint, NoWorker, Outcome, Placement, RequestShape, Turn
 
 UNREAD = RequestShape(model=None, stream=False, prompt=None, session=None)
@@ -95,6 +95,8 @@ class EndpointPicking:
             how, shape = why_unknown, UNREAD
         else:
             how, shape = await self._shape(wanted, body, deadline)
+            if shape.names_engine is not None and not self._parts.limits.kv_transfer_from_clients:
+                raise NoWorker(400, not_from_clients(shape.names_engine), kind="invalid_value")
         engine_id = wanted.request_id
         if shape.prompt is not None and self._parts.limits.section_hints:
             engine_id += shape.prompt.hint

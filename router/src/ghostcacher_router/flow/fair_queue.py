@@ -4,25 +4,27 @@
     tenants     of one band share by work: start-time fair queuing. Each request of a tenant starts, in virtual time,
                 where the one before it ended, and no earlier than what had its turn last; it takes its work over the
                 weight of its tenant. The one that starts first goes.
-    a tenant    its requests go in the order in which they came, of each model apart
+    a tenant    its requests go in the order in which they came, of those that need the same
 
 So two tenants that both wait get work in proportion to their weights, but for one request of each; one that comes anew
 is not behind all that others have waiting; and one that was idle has saved nothing up.
 
-A request whose model has no room is passed over; what waits behind it for another model goes first.
+A request for which there is no room where it may go is passed over; what waits behind it for another model goes first.
 
-The queue is bounded in requests and bytes. Where it is full, a request that comes takes the place of the last one of
+The queue is bounded in requests and bytes. Where it is full, a request that comes takes the place of the last ones of
 the worst band, if its own is better, or of the tenant of its band that has most there, if that has more than its own
-would have: who floods the queue keeps nobody else out of it.
+would have (`displacement.py`): who floods the queue keeps nobody else out of it.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+from ghostcacher_router.flow.displacement import Bounds, displaced_by
+from ghostcacher_router.flow.waiting import Band, Flow, Tenant, Waiting
 
 T = TypeVar("T")
 
@@ -32,101 +34,17 @@ OTHERS = "*"
 """The tenant that these are."""
 
 
-class Bounds(NamedTuple):
-    """How much may wait."""
-
-    requests: int
-    size: int
-    """Bytes of their bodies."""
-
-
-class Waiting(Generic[T]):
-    """A request that waits. item: what it is to whoever waits for it. May be pushed once."""
-
-    __slots__ = ("band", "flow", "item", "model", "number", "size", "tenant", "work")
-
-    def __init__(self, item: T, *, band: int, tenant: str, model: str | None, work: float, size: int) -> None:
-        self.item = item
-        self.band = band
-        """Lower ones go first."""
-        self.tenant = tenant
-        self.model = model
-        self.work = work
-        """What it costs its tenant, in tokens; more than 0."""
-        self.size = size
-        """Bytes that it holds."""
-        self.number = 0
-        """In which order it came."""
-        self.flow: _Flow[T] | None = None
-        """Where it waits; None before and after that."""
-
-    def __repr__(self) -> str:
-        return f"Waiting({self.number}, band={self.band}, tenant={self.tenant!r}, work={self.work:g})"
-
-
-class _Tenant(Generic[T]):
-    """A tenant within one band."""
-
-    __slots__ = ("count", "end", "flows", "name", "size", "weight")
-
-    def __init__(self, name: str, weight: float) -> None:
-        self.name, self.weight = name, weight
-        self.end = 0.0
-        """Where its next request starts, in virtual time, if nothing later has had its turn."""
-        self.flows: dict[str | None, _Flow[T]] = {}
-        """What waits, by model."""
-        self.count = 0
-        self.size = 0
-
-
-class _Flow(Generic[T]):
-    """What one tenant has waiting for one model, in one band."""
-
-    __slots__ = ("band", "model", "tenant", "waiting")
-
-    def __init__(self, band: _Band[T], tenant: _Tenant[T], model: str | None) -> None:
-        self.band, self.tenant, self.model = band, tenant, model
-        self.waiting: OrderedDict[Waiting[T], None] = OrderedDict()
-
-    @property
-    def first(self) -> Waiting[T]:
-        return next(iter(self.waiting))
-
-
-class _Band(Generic[T]):
-    """All that waits with one priority."""
-
-    __slots__ = ("count", "flow_count", "heap", "now", "priority", "tenants")
-
-    def __init__(self, priority: int) -> None:
-        self.priority = priority
-        self.count = 0
-        self.flow_count = 0
-        self.now = 0.0
-        """Virtual time: where the request started that had its turn last."""
-        self.tenants: dict[str, _Tenant[T]] = {}
-        self.heap: list[tuple[float, int, _Flow[T]]] = []
-        """Flows by the start and the number of their first request, or of one that was first before: a flow whose entry
-        is out of date is put in its place when its entry comes up. Both only grow."""
-
-    def start_of(self, flow: _Flow[T]) -> float:
-        return max(self.now, flow.tenant.end)
-
-    def entry(self, flow: _Flow[T]) -> tuple[float, int, _Flow[T]]:
-        return self.start_of(flow), flow.first.number, flow
-
-
 class FairQueue(Generic[T]):
     """The requests that wait. weights: of tenants whose weight is not 1, by name."""
 
     def __init__(self, bounds: Bounds, weights: Mapping[str, float] | None = None) -> None:
         self._bounds, self._weights = bounds, weights or {}
-        self._bands: dict[int, _Band[T]] = {}
+        self._bands: dict[int, Band[T]] = {}
         self._priorities: list[int] = []
         """Of the bands, in order."""
         self._number = 0
-        self._models: dict[str | None, int] = {}
-        """How many wait for each model."""
+        self._needs: dict[Hashable, int] = {}
+        """How many wait that need the same."""
         self.count = 0
         self.size = 0
         """Bytes, in all."""
@@ -137,29 +55,31 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return self.count
 
-    def push(self, one: Waiting[T], *, bounded: bool = True) -> Waiting[T] | None:
-        """Let a request wait; return the one that lost its place to it: that may be the same one, which does not wait.
+    def push(self, one: Waiting[T], *, bounded: bool = True) -> Sequence[Waiting[T]]:
+        """Let a request wait; return those that lost their places to it: or the same one alone, which does not wait.
 
         bounded: whether the bounds count for it.
         """
         assert one.flow is None, one
-        displaced = None
+        displaced: Sequence[Waiting[T]] = ()
         if bounded and (self.count >= self._bounds.requests or self.size + one.size > self._bounds.size):
-            displaced = self._displaced_by(one)
-            if displaced is one:
-                return one
-            self.remove(displaced)
+            found = self._displaced_by(one)
+            if found is None:
+                return (one,)
+            displaced = found
+            for other in displaced:
+                self.remove(other)
         self._number += 1
         one.number = self._number
         band = self._bands.get(one.band)
         if band is None:
-            band = self._bands[one.band] = _Band(one.band)
+            band = self._bands[one.band] = Band(one.band)
             insort(self._priorities, one.band)
         tenant = self._tenant(band, one.tenant)
-        flow = tenant.flows.get(one.model)
+        flow = tenant.flows.get(one.needs)
         is_new = flow is None
         if flow is None:
-            flow = tenant.flows[one.model] = _Flow(band, tenant, one.model)
+            flow = tenant.flows[one.needs] = Flow(band, tenant, one.needs)
         flow.waiting[one] = None
         one.flow = flow
         self._count(one, flow, 1)
@@ -168,15 +88,15 @@ class FairQueue(Generic[T]):
             heappush(band.heap, band.entry(flow))
         return displaced
 
-    def pop(self, has_room: Callable[[str | None], bool]) -> Waiting[T] | None:
+    def pop(self, has_room: Callable[[Hashable], bool]) -> Waiting[T] | None:
         """Take out the request whose turn it is; None where there is none that could go.
 
-        has_room: says whether a request for a model could go now. Asked once for each model.
+        has_room: says whether there is room for a request that needs this. Asked once for each.
         """
-        full = {}
-        for model in self._models:
-            full[model] = not has_room(model)
-            if not full[model]:
+        full: dict[Hashable, bool] = {}
+        for needs in self._needs:
+            full[needs] = not has_room(needs)
+            if not full[needs]:
                 break
         else:
             return None  # Without looking at every tenant: it is what mostly happens while all workers are busy.
@@ -213,8 +133,8 @@ class FairQueue(Generic[T]):
     def check_invariants(self) -> None:
         """Assert that what is counted is what is there."""
         assert self._priorities == sorted(self._bands), self
-        assert self.count == sum(self._models.values()), self
-        assert all(self._models.values()), self
+        assert self.count == sum(self._needs.values()), self
+        assert all(self._needs.values()), self
         assert self.count == sum(band.count for band in self._bands.values()), self
         assert self.size == sum(tenant.size for band in self._bands.values() for tenant in band.tenants.values()), self
         for band in self._bands.values():
@@ -232,7 +152,7 @@ class FairQueue(Generic[T]):
                 assert all(flow.waiting for flow in tenant.flows.values()), tenant.name
 
     def _pop_of(
-        self, band: _Band[T], full: dict[str | None, bool], has_room: Callable[[str | None], bool]
+        self, band: Band[T], full: dict[Hashable, bool], has_room: Callable[[Hashable], bool]
     ) -> Waiting[T] | None:
         heap, found = band.heap, None
         passed_over = []
@@ -245,8 +165,8 @@ class FairQueue(Generic[T]):
             if entry[:2] > (start, number):
                 heapreplace(heap, entry)
                 continue
-            if (is_full := full.get(flow.model)) is None:
-                is_full = full[flow.model] = not has_room(flow.model)
+            if (is_full := full.get(flow.needs)) is None:
+                is_full = full[flow.needs] = not has_room(flow.needs)
             if not is_full:
                 found = flow.first
                 band.now = start
@@ -259,7 +179,7 @@ class FairQueue(Generic[T]):
             self.remove(found)
         return found
 
-    def _tenant(self, band: _Band[T], name: str) -> _Tenant[T]:
+    def _tenant(self, band: Band[T], name: str) -> Tenant[T]:
         tenant = band.tenants.get(name)
         if tenant is not None:
             return tenant
@@ -268,25 +188,25 @@ class FairQueue(Generic[T]):
                 del band.tenants[idle.name]
             if len(band.tenants) >= TENANTS_MAX:
                 name = OTHERS
-        return band.tenants.setdefault(name, _Tenant(name, self._weights.get(name, 1.0)))
+        return band.tenants.setdefault(name, Tenant(name, self._weights.get(name, 1.0)))
 
-    def _count(self, one: Waiting[T], flow: _Flow[T], change: int) -> None:
+    def _count(self, one: Waiting[T], flow: Flow[T], change: int) -> None:
         flow.band.count += change
         flow.tenant.count += change
         flow.tenant.size += change * one.size
         self.count += change
         self.size += change * one.size
-        left = self._models.get(one.model, 0) + change
+        left = self._needs.get(one.needs, 0) + change
         if left:
-            self._models[one.model] = left
+            self._needs[one.needs] = left
         else:
-            del self._models[one.model]
+            del self._needs[one.needs]
 
-    def _tidy(self, flow: _Flow[T]) -> None:
+    def _tidy(self, flow: Flow[T]) -> None:
         """Forget what holds nothing any more."""
         band, tenant = flow.band, flow.tenant
         if not flow.waiting:
-            del tenant.flows[flow.model]
+            del tenant.flows[flow.needs]
             band.flow_count -= 1
         if not band.count:
             del self._bands[band.priority]
@@ -298,23 +218,11 @@ class FairQueue(Generic[T]):
             band.heap = [entry for entry in band.heap if entry[2].waiting]
             band.heap.sort()
 
-    def _displaced_by(self, one: Waiting[T]) -> Waiting[T]:
-        """Return what loses its place where the queue is full: another request, or this one."""
-        bounds = self._bounds
-        worst = self._bands[self._priorities[-1]] if self._priorities else None
-        if worst is None or worst.priority < one.band or not bounds.requests:
-            return one
-        by_size = self.count < bounds.requests
-
-        def held(tenant: _Tenant[T]) -> int:
-            return tenant.size if by_size else tenant.count
-
-        most = max((tenant for tenant in worst.tenants.values() if tenant.count), key=held)
-        if worst.priority == one.band:
-            own = worst.tenants.get(one.tenant)
-            if own is None and len(worst.tenants) >= TENANTS_MAX:
-                own = worst.tenants.get(OTHERS)
-            if held(most) <= (0 if own is None else held(own)) + (one.size if by_size else 1):
-                return one
-        last = max((next(reversed(flow.waiting)) for flow in most.flows.values()), key=lambda other: other.number)
-        return last if self.size - last.size + one.size <= bounds.size else one
+    def _displaced_by(self, one: Waiting[T]) -> Sequence[Waiting[T]] | None:
+        """Return what loses its place where the queue is full; None where this one gets none."""
+        band = self._bands.get(one.band)
+        own = None if band is None else band.tenants.get(one.tenant)
+        if own is None and band is not None and len(band.tenants) >= TENANTS_MAX:
+            own = band.tenants.get(OTHERS)
+        worst_first = (self._bands[priority] for priority in reversed(self._priorities))
+        return displaced_by(one, worst_first, own, self._bounds, self.count, self.size)

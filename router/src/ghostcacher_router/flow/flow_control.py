@@ -7,8 +7,8 @@
 
 What waits is bound to no worker: its turn comes when any worker has room, and then the picker chooses among those that
 have it, by prefix, load and session as ever. A request that is to be tried at another worker comes before all that have
-not had their turn; the second step of one that two workers carry out waits for nothing, since its prompt is computed. A
-request that needs a stored object goes to the worker that has it.
+not had their turn, when one has room that it was not tried at; the second step of one that two workers carry out waits
+for nothing, since its prompt is computed. A request that needs a stored object goes to the worker that has it.
 
 How a wait ends, other than by its turn:
 
@@ -28,7 +28,9 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.admin_api import Queue
 from ghostcacher_connector.core.types import PdRole
-from ghostcacher_router.flow.fair_queue import Bounds, FairQueue, Waiting
+from ghostcacher_router.flow.displacement import Bounds
+from ghostcacher_router.flow.fair_queue import FairQueue
+from ghostcacher_router.flow.waiting import Waiting
 from ghostcacher_router.flow.wishes import WishOptions, deadline_s, priority_of, tenant_of, work_of
 from ghostcacher_router.flow.worker_rooms import WorkerRooms
 from ghostcacher_router.metrics.flow_metrics import FlowMetrics
@@ -43,6 +45,14 @@ RETRY_S_MAX = 60
 TENANTS_SHOWN = 10
 LIGHT = frozenset({"/tokenize", "/detokenize"})
 """Paths whose requests take no place in an engine's batch."""
+
+
+class Needs(NamedTuple):
+    """Where a request may go."""
+
+    model: str | None
+    exclude: frozenset[str] = frozenset()
+    """The workers that it may not go to."""
 
 
 class FlowOptions(NamedTuple):
@@ -92,7 +102,7 @@ class FlowControl:
         self._read(ask, turn)
         if self._waits_for_turn(ask, turn):
             self._check_deadline(turn)
-            if len(self.queue) or not self._has_room(ask.shape.model):
+            if len(self.queue) or not self._has_room(Needs(ask.shape.model, ask.exclude)):
                 return None
             turn.passed = ask.exclude
         return self._place_now(ask)
@@ -106,7 +116,7 @@ class FlowControl:
         if self._waits_for_turn(ask, turn):
             await self._wait(ask, turn)
             turn.passed = ask.exclude
-            while not self._rooms.has_room(model):
+            while not self._rooms.has_room(model, exclude=ask.exclude):
                 # The worker that had room for it is gone since.
                 self._placing -= Counter({model: 1})
                 await self._wait(ask, turn)
@@ -167,10 +177,11 @@ class FlowControl:
             return False
         return turn.passed is None or not ask.exclude <= turn.passed
 
-    def _has_room(self, model: str | None) -> bool:
+    def _has_room(self, needs: Needs) -> bool:
         # Adapters, and their base, are models of their own at the same workers.
+        model, exclude = needs
         ahead = [n for other, n in self._placing.items() if other == model or self._rooms.shares(other, model)]
-        return self._rooms.has_room(model, sum(ahead) + 1)
+        return self._rooms.has_room(model, sum(ahead) + 1, exclude)
 
     async def _wait(self, ask: Ask, turn: Turn) -> None:
         """Return when a request has its turn; it counts among `_placing` then. Raises NoWorker."""
@@ -182,21 +193,21 @@ class FlowControl:
             asyncio.get_running_loop().create_future(),
             band=AGAIN if again else turn.priority,
             tenant=tenant_of(ask, self._options.wishes),
-            model=ask.shape.model,
+            needs=Needs(ask.shape.model, ask.exclude),
             work=work_of(ask),
             size=turn.body_bytes,
         )
         if not len(self.queue):
             self._turns.clear()
             self._waiting_since = began_at
-        displaced = self.queue.push(one, bounded=not again)
-        if displaced is one:
-            raise self._refused(turn, "full")
-        if displaced is not None and not displaced.item.done():
-            # One that is done has left in this very moment, and was about to take itself out.
-            displaced.item.set_result(False)
+        for displaced in self.queue.push(one, bounded=not again):
+            if displaced is one:
+                raise self._refused(turn, "full")
+            if not displaced.item.done():
+                # One that is done has left in this very moment, and was about to take itself out.
+                displaced.item.set_result(False)
         self._dispatch()
-        has_turn = False
+        has_turn, turn.waits = False, True
         # Timers may be early by a millisecond, so that the time does not tell which of both it was.
         ends_at, reason = min((turn.until, "timeout"), (turn.deadline or inf, "deadline"))
         try:
@@ -206,10 +217,11 @@ class FlowControl:
             raise self._refused(turn, reason) from None
         finally:
             turn.queued_s += self._clock() - began_at
+            turn.waits = False
             self.queue.remove(one)
             if not has_turn and one.item.done() and not one.item.cancelled() and one.item.result():
                 # It got its turn in the moment in which its client left, or its time was over.
-                self._placing -= Counter({one.model: 1})
+                self._placing -= Counter({ask.shape.model: 1})
                 self._dispatch()
         if not has_turn:
             raise self._refused(turn, "displaced")
@@ -219,7 +231,7 @@ class FlowControl:
         """Give as many requests their turn as there is room for."""
         while len(self.queue) and (one := self.queue.pop(self._has_room)) is not None:
             if not one.item.done():
-                self._placing[one.model] += 1
+                self._placing[one.needs.model] += 1
                 self._turns.append(self._clock())
                 one.item.set_result(True)
 

@@ -106,6 +106,19 @@ class FlowSettings(CheckedSettings, frozen=True, kw_only=True, forbid_unknown_fi
         if self.flow_tenants not in (None, CACHE_SALT) and not HEADER_NAME.fullmatch(self.flow_tenants or ""):
             raise ConfigError(f"flow_tenants: expected {CACHE_SALT} or the name of a header, got {self.flow_tenants!r}")
         parse_weights(self.flow_tenant_weights, "flow_tenant_weights")
+        if self.flow_tenant_weights and self.flow_tenants is None:
+            raise ConfigError("flow_tenants: expected what names a tenant, beside flow_tenant_weights, got none")
+        if self.flow_queue_max:
+            return
+        for name, given, is_used in (
+            ("flow_tenants", self.flow_tenants, False),
+            ("flow_priorities", self.flow_priorities, self.flow_priorities == "off" or self.flow_priority_to_engines),
+        ):
+            if given is not None and not is_used:
+                raise ConfigError(
+                    f"flow_queue_max: expected at least 1 beside {name}={given}, since it says who of those that wait "
+                    "goes first, got 0: nobody waits"
+                )
 
     @property
     def controls_flow(self) -> bool:

@@ -77,14 +77,14 @@ class WorkerRooms:
         limit = self._fleet.limits().get(worker.name)
         return room if limit is None else min(room, max(0, limit - self._queues.in_flight(worker.name)))
 
-    def has_room(self, model: str | None, count: int = 1) -> bool:
-        """Say whether the workers of a model have room for so many more requests.
+    def has_room(self, model: str | None, count: int = 1, exclude: frozenset[str] = frozenset()) -> bool:
+        """Say whether the workers of a model, but for those that are excluded, have room for so many more requests.
 
         Where prompts are computed apart, both those that compute and those that answer must have it. A model that
-        nobody serves has room: whoever places the request says what is wrong.
+        nobody serves, or nobody who is not excluded, has room: whoever places the request says what is wrong.
         """
         workers = self._fleet.serving(model)
-        return not workers or all(self._have_room(group, count) for group in self._listed(workers).groups)
+        return not workers or all(self._have_room(group, count, exclude) for group in self._listed(workers).groups)
 
     def shares(self, one: str | None, other: str | None) -> bool:
         """Say whether two models have a worker in common, as adapters and their base have."""
@@ -110,16 +110,19 @@ class WorkerRooms:
         """Look at every worker: load reports have come, or the fleet has changed."""
         self.saturated = {name for name, worker in self._fleet.workers.items() if not self.room(worker)}
 
-    def _have_room(self, workers: Sequence[WorkerPort], count: int) -> bool:
-        saturated, left = self.saturated, count
+    def _have_room(self, workers: Sequence[WorkerPort], count: int, exclude: frozenset[str]) -> bool:
+        saturated, left, nobody = self.saturated, count, True
         for worker in workers:
+            if worker.name in exclude:
+                continue
+            nobody = False
             if worker.name not in saturated:
                 if left == 1:
                     return True
                 left -= self.room(worker)
                 if left <= 0:
                     return True
-        return False
+        return nobody
 
     def _listed(self, workers: Sequence[WorkerPort]) -> _Listed:
         known = self._lists.get(id(workers))

@@ -76,6 +76,10 @@ class Exchange(Protocol):
     @property
     def passed_bytes(self) -> int: ...
 
+    @property
+    def waits_for_turn(self) -> bool:
+        """Whether it waits for its turn: no worker is to blame that nothing moves."""
+
     def is_at(self, worker: str, endpoint: Endpoint) -> bool:
         """Say whether it is at a worker now."""
 

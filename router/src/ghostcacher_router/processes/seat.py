@@ -57,18 +57,14 @@ def share_of(settings: RouterSettings) -> RouterSettings:
     The kernel spreads connections by their addresses, so that a few more may come to one process than to another.
     """
     count = settings.processes
-    # 0 stays 0: no queue.
-    queue_max, queue_bytes_max = (
-        math.ceil(of_all / count) for of_all in (settings.flow_queue_max, settings.flow_queue_bytes_max)
-    )
     per_address = settings.connections_per_address_max
     return msgspec.structs.replace(
         settings,
         buffered_bytes_max=max(settings.body_bytes_max, math.ceil(settings.buffered_bytes_max / count)),
         connections_max=math.ceil(settings.connections_max / count),
         connections_per_address_max=None if per_address is None else math.ceil(per_address / count),
-        flow_queue_max=queue_max,
-        flow_queue_bytes_max=queue_bytes_max,
+        flow_queue_max=math.ceil(settings.flow_queue_max / count),  # 0 stays 0: no queue.
+        flow_queue_bytes_max=max(settings.body_bytes_max, math.ceil(settings.flow_queue_bytes_max / count)),
         replicas=min(settings.replicas * count, 10_000),
         health_interval_s=min(INTERVAL_S_MAX, settings.health_interval_s * max(1.0, count / PROBERS_MAX)),
     )

@@ -9,6 +9,7 @@ assembly.py         joins messages, parts, tools and documents to canonical byte
 model_name.py       reads the model that a form or the query names
 stored_ids.py       finds which stored object a request needs
 named_sections.py   reads how a request itself names the sections that its messages belong to
+transfers.py        finds what names another engine
 retention.py        reads for how long a client wants a part of its prompt to be kept
 canonical.py        gives one form to JSON whose white space and key order no template sees
 boundaries.py       places boundaries in the canonical bytes and hashes them
@@ -26,6 +27,7 @@ from ghostcacher_router.prompt.parse import (
     read_prompt,
     shape_by_method,
 )
+from ghostcacher_router.prompt.transfers import not_from_clients
 
 __all__ = [
     "PROMPT_PATHS",
@@ -33,6 +35,7 @@ __all__ = [
     "PromptText",
     "Reading",
     "TooMuch",
+    "not_from_clients",
     "parse_body",
     "parse_head",
     "parse_now",

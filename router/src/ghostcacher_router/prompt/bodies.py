@@ -12,6 +12,8 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 from msgspec import Raw
 
+from ghostcacher_router.prompt.transfers import TRANSFER_FIELDS
+
 B = TypeVar("B", bound="Body")
 
 ABSENT: Final = Raw()
@@ -73,6 +75,10 @@ class Body(msgspec.Struct, gc=False):
     metadata: Any = None
     session_params: Any = None
     priority: Any = None
+    kv_transfer_params: Any = None
+    ec_transfer_params: Any = None
+    vllm_xargs: Any = None
+    bootstrap_host: Any = None
     cache_salt: Any = None
     extra_key: Any = None
     lora_path: Any = None
@@ -149,7 +155,7 @@ def ordinary(body: type[B]) -> type[B]:
     fields |= dict.fromkeys(("stop", "stop_sequences", "stop_token_ids", "include"), Scalar | list[Scalar])
     fields |= dict.fromkeys(("metadata", "stream_options"), dict[str, Scalar] | None)
     fields["tool_choice"] = Scalar | dict[str, Scalar | dict[str, Scalar]]
-    fields["documents"] = None
+    fields |= dict.fromkeys(("documents", *TRANSFER_FIELDS))
     defined = [(name, field, None) for name, field in fields.items()]
     made = msgspec.defstruct("Ordinary", defined, bases=(body,), forbid_unknown_fields=True, gc=False)
     return cast(type[B], made)

@@ -32,6 +32,7 @@ from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_o
 from ghostcacher_router.prompt.prompts import chat_prompt, plain_prompt, responses_prompt
 from ghostcacher_router.prompt.stored_ids import FIELD_BYTES_MAX, FIELDS, id_in_path, id_of, makes_object
 from ghostcacher_router.prompt.structure import CONTAINERS_MAX, check_depth, structure_of
+from ghostcacher_router.prompt.transfers import transfer_in, transfer_in_raw
 from ghostcacher_router.types import RequestShape
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
@@ -151,32 +152,43 @@ def _parse(path: str, body: bytes, headers: Mapping[bytes, bytes], reading: Read
 def _other(path: str, query: str, body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
     """Return the shape of a request that prefills nothing."""
     model: str | None = None
+    engine: str | None = None
     needs_id = id_in_path(path)
     if is_form(headers):
         model = model_of_form(body, headers)
     elif body:
-        model, named_id = _named_in(path, body, reading)
+        model, named_id, engine = _named_in(path, body, headers, reading)
         needs_id = needs_id or named_id
     makes_id = makes_object(path)
     return RequestShape(
-        model or model_of_query(query), False, None, _header_session(headers), needs_id, makes_id, makes_id
+        model or model_of_query(query),
+        False,
+        None,
+        _header_session(headers),
+        needs_id,
+        makes_id,
+        makes_id,
+        names_engine=engine,
     )
 
 
-def _named_in(path: str, body: bytes, reading: Reading) -> tuple[str | None, str | None]:
-    """Return the model, and the id of a stored object, that a JSON body names."""
+def _named_in(
+    path: str, body: bytes, headers: Mapping[bytes, bytes], reading: Reading
+) -> tuple[str | None, str | None, str | None]:
+    """Return the model, the id of a stored object, and by which field another engine, that a JSON body names."""
     try:
         fields = decode_fields(body, reading.lenient_bytes_max)
         model = _text_of(fields.get("model", ABSENT))
         named = bytes(fields.get(FIELDS.get(path, ""), ABSENT))
         named_id = id_of(decode_value(named)) if 0 < len(named) <= FIELD_BYTES_MAX else None
+        engine = transfer_in_raw(fields, headers)
     except TooDeep:
         if structure_of(in_utf8(body)).closed:
             raise
-        return None, None
+        return None, None, None
     except BadBody:
-        return None, None
-    return model, named_id
+        return None, None, None
+    return model, named_id, engine
 
 
 def _text_of(raw: Raw) -> str | None:
@@ -186,14 +198,15 @@ def _text_of(raw: Raw) -> str | None:
 
 def _without_prompt(path: str, body: bytes, headers: Mapping[bytes, bytes]) -> RequestShape:
     """Return the shape of a body of which too much would have to be decoded: what its short fields say."""
-    values = {name: bytes(raw) for name, raw in decode_fields(body, len(body)).items()}
+    fields = decode_fields(body, len(body))
+    values = {name: bytes(raw) for name, raw in fields.items()}
     short = {name: decode_value(value) for name, value in values.items() if len(value) <= SHORT_BYTES}
     kind = ResponsesBody if _READERS[path.partition("?")[0]] is _read_responses else Body
     try:
         head = msgspec.convert(short, kind)
     except msgspec.ValidationError as exc:
         raise BadBody(f"Invalid body: {exc}.", None) from exc
-    return _head(head, headers)
+    return _head(head, headers)._replace(names_engine=transfer_in_raw(fields, headers))
 
 
 def _read_chat(body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> Read:
@@ -256,6 +269,7 @@ def _head(body: Body, headers: Mapping[bytes, bytes]) -> RequestShape:
         _header_session(headers) or _body_session(body),
         priority=body.priority if type(body.priority) is int else None,
         cache_salt=body.cache_salt if type(body.cache_salt) is str else None,
+        names_engine=transfer_in(body, headers),
     )
     needs_id = id_of(body.session_params)
     if not isinstance(body, ResponsesBody):

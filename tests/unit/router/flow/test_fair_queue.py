@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ghostcacher_router.flow.fair_queue import OTHERS, TENANTS_MAX, Bounds, FairQueue, Waiting
+from ghostcacher_router.flow.displacement import DISPLACED_MAX, Bounds
+from ghostcacher_router.flow.fair_queue import OTHERS, TENANTS_MAX, FairQueue
+from ghostcacher_router.flow.waiting import Waiting
 
 ROOMY = Bounds(1 << 20, 1 << 40)
 
@@ -17,13 +19,13 @@ ROOMY = Bounds(1 << 20, 1 << 40)
 def waiting(
     tenant: str = "a", *, band: int = 0, work: float = 1.0, model: str | None = "m", size: int = 1
 ) -> Waiting[None]:
-    return Waiting(None, band=band, tenant=tenant, model=model, work=work, size=size)
+    return Waiting(None, band=band, tenant=tenant, needs=model, work=work, size=size)
 
 
 def filled(*ones: Waiting[None], bounds: Bounds = ROOMY, weights: dict[str, float] | None = None) -> FairQueue[None]:
     queue: FairQueue[None] = FairQueue(bounds, weights)
     for one in ones:
-        assert queue.push(one) is None
+        assert not queue.push(one)
     return queue
 
 
@@ -119,7 +121,7 @@ def test_clients_that_leave_leave_nothing_behind() -> None:
 def test_full_queue_refuses_who_has_as_much_in_it_as_anybody() -> None:
     queue = filled(waiting("a"), waiting("b"), bounds=Bounds(2, 100))
     one = waiting("a")
-    assert queue.push(one) is one
+    assert list(queue.push(one)) == [one]
     assert len(queue) == 2
 
 
@@ -128,7 +130,7 @@ def test_full_queue_takes_from_the_tenant_that_floods_it() -> None:
     flood = [waiting("flood") for _ in range(3)]
     queue = filled(*flood, bounds=Bounds(3, 100))
     first, second, third = (waiting("small") for _ in range(3))
-    assert [queue.push(first), queue.push(second), queue.push(third)] == [flood[-1], second, third]
+    assert [*queue.push(first), *queue.push(second), *queue.push(third)] == [flood[-1], second, third]
     queue.check_invariants()
 
 
@@ -136,24 +138,59 @@ def test_full_queue_takes_from_the_worst_band_for_a_better_one() -> None:
     low = [waiting("a", band=3), waiting("b", band=3)]
     queue = filled(*low, bounds=Bounds(2, 100))
     urgent, lower = waiting("a", band=1), waiting("c", band=4)
-    assert queue.push(urgent) in low
-    assert queue.push(lower) is lower
+    (lost,) = queue.push(urgent)
+    assert lost in low
+    assert list(queue.push(lower)) == [lower]
 
 
 def test_bytes_are_bounded_too() -> None:
-    """One request gives way at most: a long one does not drive out many."""
+    """Of one band nobody gives way to who then held more."""
     short = [waiting("a", size=4) for _ in range(2)]
     queue = filled(*short, bounds=Bounds(10, 10))
     long = waiting("b", size=9)
-    assert queue.push(long) is long
-    assert queue.push(waiting("b", size=3)) is short[-1]
+    assert list(queue.push(long)) == [long]
+    assert list(queue.push(waiting("b", size=3))) == [short[-1]]
     assert queue.size == 7
+    queue.check_invariants()
+
+
+def test_long_request_of_a_better_band_takes_as_many_places_as_it_needs() -> None:
+    """From the worst band on, of whoever holds most there, the last first; and no more than that."""
+    worst = [waiting("a", band=9, size=2), waiting("b", band=9, size=3), waiting("b", band=9, size=3)]
+    worse = [waiting("a", band=5, size=2) for _ in range(3)]
+    queue = filled(*worst, *worse, bounds=Bounds(10, 14))
+    assert list(queue.push(waiting("c", size=7))) == [worst[2], worst[1], worst[0]]
+    assert list(queue.push(waiting("c", size=2))) == [worse[2]]
+    assert len(queue) == 4
+    queue.check_invariants()
+
+
+def test_request_for_which_not_enough_can_go_takes_nothing() -> None:
+    queue = filled(waiting(band=5, size=4), waiting(band=0, size=4), bounds=Bounds(10, 10))
+    one = waiting(band=3, size=7)
+    assert list(queue.push(one)) == [one]
+    assert len(queue) == 2
+
+
+def test_one_request_takes_no_more_places_than_a_bound() -> None:
+    low = [waiting(band=5) for _ in range(DISPLACED_MAX + 1)]
+    queue = filled(*low, bounds=Bounds(1 << 20, len(low)))
+    one = waiting(size=len(low))
+    assert list(queue.push(one)) == [one]
+    assert len(queue.push(waiting(size=len(low) - 1))) == DISPLACED_MAX
+
+
+def test_full_queue_of_requests_and_bytes_makes_room_for_both() -> None:
+    """The place comes from who has most requests, and the bytes from who has most of these."""
+    many, large = [waiting("many", band=5) for _ in range(3)], waiting("large", band=5, size=7)
+    queue = filled(*many, large, bounds=Bounds(4, 10))
+    assert list(queue.push(waiting(size=4))) == [many[-1], large]
     queue.check_invariants()
 
 
 def test_what_was_accepted_before_waits_beyond_the_bounds() -> None:
     queue = filled(waiting(), bounds=Bounds(1, 1))
-    assert queue.push(waiting(band=-9), bounded=False) is None
+    assert not queue.push(waiting(band=-9), bounded=False)
     assert len(queue) == 2
 
 
@@ -183,25 +220,29 @@ class Queueing(RuleBasedStateMachine):
     )
     def push(self, bounded: bool, **given: Any) -> None:
         one = waiting(**given)
+        before = len(self.queue), self.queue.size
         lost = self.queue.push(one, bounded=bounded)
-        if lost is not one:
-            self.there.append(one)
-        if lost is not None and lost is not one:
-            assert lost.band >= one.band
-            self.there.remove(lost)
-        if bounded and lost is not one:
-            assert len(self.queue) <= 12 or any(other is not one for other in self.there)
+        if list(lost) == [one]:
+            return
+        self.there.append(one)
+        for other in lost:
+            assert other.band >= one.band
+            self.there.remove(other)
+        if bounded:
+            assert self.queue.size <= 40
+            assert len(self.queue) <= max(12, before[0])
+        assert not lost or before[0] >= 12 or before[1] + one.size > 40
 
     @rule(full=st.sets(st.sampled_from(["m", "n", None])))
     def pop(self, full: set[str | None]) -> None:
         one = self.queue.pop(lambda model: model not in full)
-        could = [other for other in self.there if other.model not in full]
+        could = [other for other in self.there if other.needs not in full]
         if one is None:
             assert not could
             return
         assert one.band == min(other.band for other in could)
         same = [
-            other for other in could if (other.band, other.tenant, other.model) == (one.band, one.tenant, one.model)
+            other for other in could if (other.band, other.tenant, other.needs) == (one.band, one.tenant, one.needs)
         ]
         assert one is same[0]
         self.there.remove(one)

@@ -151,6 +151,36 @@ async def test_request_that_a_worker_refused_goes_before_all_that_wait() -> None
 
 
 @virtual
+async def test_retry_waits_for_a_worker_that_has_not_refused_it() -> None:
+    """Room at the one that has is for others, which do not wait behind the retry for nothing."""
+    rig = Controlled(2)
+    again = rig.ask("again")
+    refuser = (await rig.send(again)).result().worker
+    await rig.send(rig.ask("runs"))
+    rig.running.pop("again").ended(Outcome.DONE, 503)
+    retry = await rig.send(again._replace(exclude=frozenset({refuser})))
+    assert not retry.done()
+    other = await rig.send(rig.ask("other"))
+    assert other.result().worker == refuser
+    await rig.end("runs")
+    assert retry.result().worker != refuser
+    await rig.finish()
+
+
+@virtual
+async def test_retry_that_every_worker_has_refused_waits_for_nothing() -> None:
+    """Nobody is left: its client is to be told, not to wait."""
+    rig = Controlled(2)
+    await rig.send(rig.ask("runs"))
+    refused_by_all = rig.ask("again", exclude=frozenset({"w0", "w1"}))
+    assert refused_by_all.turn is not None
+    refused_by_all.turn.passed = frozenset({"w0"})
+    error = await refused(await rig.send(refused_by_all))
+    assert (error.kind, error.status) == ("no_worker", 503)
+    await rig.finish()
+
+
+@virtual
 async def test_room_that_is_gone_before_it_is_used_is_waited_for_again() -> None:
     """A worker breaks off its request and dies: its room was given away, and the other one must not be overloaded."""
     rig = Controlled(2)

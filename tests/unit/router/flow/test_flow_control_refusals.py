@@ -77,6 +77,19 @@ async def test_bytes_that_wait_are_bounded() -> None:
 
 
 @virtual
+async def test_urgent_long_request_takes_the_places_of_several() -> None:
+    """Each of them is told at once that it lost its place."""
+    rig = Controlled(queue_bytes_max=100, priorities="client")
+    await rig.send(rig.ask("runs"))
+    low = [await rig.send(rig.ask(f"low{number}", size=30, priority=5)) for number in range(3)]
+    urgent = await rig.send(rig.ask("urgent", size=60, priority=1))
+    assert [task.done() for task in low] == [False, True, True]
+    assert [(await refused(task)).kind for task in low[1:]] == ["queue_full", "queue_full"]
+    assert not urgent.done()
+    await rig.finish()
+
+
+@virtual
 async def test_wait_ends_with_its_bound() -> None:
     rig = Controlled(queue_timeout_s=5.0)
     await rig.send(rig.ask("runs"))

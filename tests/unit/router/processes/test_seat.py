@@ -19,15 +19,16 @@ def test_all_shares_together_are_what_the_router_has() -> None:
     assert (share.connections_max, share.connections_per_address_max) == (3, 2)
     assert share.buffered_bytes_max == 256 * MIB
     assert share_of(settings(4)).connections_per_address_max is None
-    queue = share_of(settings(4, flow_queue_max=6, flow_queue_bytes_max=6))
-    assert (queue.flow_queue_max, queue.flow_queue_bytes_max) == (2, 2)
+    queue = share_of(settings(4, flow_queue_max=6, flow_queue_bytes_max=512 * MIB))
+    assert (queue.flow_queue_max, queue.flow_queue_bytes_max) == (2, 128 * MIB)
     assert share_of(settings(4)).flow_queue_max == 0
 
 
 def test_each_process_can_hold_the_longest_body() -> None:
     """A share that is less would refuse what the router takes."""
-    share = share_of(settings(8, body_bytes_max=64 * MIB, buffered_bytes_max=64 * MIB))
-    assert share.buffered_bytes_max == 64 * MIB
+    same = {"body_bytes_max": 64 * MIB, "buffered_bytes_max": 64 * MIB, "flow_queue_bytes_max": 64 * MIB}
+    share = share_of(settings(8, flow_queue_max=8, **same))
+    assert (share.buffered_bytes_max, share.flow_queue_bytes_max) == (64 * MIB, 64 * MIB)
 
 
 def test_processes_are_replicas_of_each_other() -> None:

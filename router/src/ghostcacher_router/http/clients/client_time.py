@@ -74,7 +74,7 @@ class TimedConnection(EndingConnection):
             if now - self._moved_at > limits.client_stall_s:
                 self.abort()
         else:
-            if exchange.passed_bytes != self._moved_bytes:
+            if exchange.passed_bytes != self._moved_bytes or exchange.waits_for_turn:
                 self._moved_bytes, self._moved_at = exchange.passed_bytes, now
             if now - self._moved_at > limits.worker_silence_s:
                 exchange.expire()

@@ -165,7 +165,7 @@ class PrefillStep:
     async def run(self) -> HandedOver | None:
         """Have an engine compute the prompt; return the second step, None when that is to compute it.
 
-        Takes `prefill_s` at most, and no longer than a worker may be silent.
+        Takes `prefill_s` at most, and no longer than a worker may be silent, beside what it waits for its turn.
         """
         result, handed, limits = "failed", None, self._proxy.limits
         try:
@@ -210,8 +210,7 @@ class PrefillStep:
     async def _computed(self) -> dict[str, Any] | None:
         """Return where the prompt lies computed; None when an engine does not say so. Raises OSError and NoWorker."""
         for left in reversed(range(TRIES_MAX)):
-            place = self._proxy.dispatcher
-            placement = place.place_now(self._ask) or await place.place(self._ask)
+            placement = self._proxy.dispatcher.place_now(self._ask) or await self._place()
             try:
                 status, answer = await self._send(placement)
             except _NoAnswer as exc:
@@ -231,6 +230,18 @@ class PrefillStep:
             self._proxy.meter.retries.inc(reason)
             self._ask = self._ask._replace(exclude=self._ask.exclude | {placement.worker})
         return None
+
+    async def _place(self) -> Placement:
+        """Return a placement, after its turn has come, which takes nothing of the time for this step."""
+        bound, turn, loop = self._bound, self._ask.turn, asyncio.get_running_loop()
+        ends_at = None if bound is None else bound.when()
+        if bound is None or turn is None or ends_at is None:
+            return await self._proxy.dispatcher.place(self._ask)
+        queued_s = turn.queued_s
+        bound.reschedule(None)  # It is bounded by itself.
+        placement = await self._proxy.dispatcher.place(self._ask)
+        bound.reschedule(max(loop.time(), ends_at + turn.queued_s - queued_s))
+        return placement
 
     async def _send(self, placement: Placement) -> tuple[int, bytes]:
         """Send the request to a worker; return status and body of the answer.

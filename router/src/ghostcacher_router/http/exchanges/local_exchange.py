@@ -25,6 +25,7 @@ class LocalExchange:
     __slots__ = ("_body", "_client", "_handle", "_head", "_proxy", "_task", "request_id")
     heard_bytes = passed_bytes = 0
     """Nothing moves before the response is whole, which `worker_silence_s` bounds."""
+    waits_for_turn = False
 
     def __init__(
         self, proxy: ProxyState, client: Client, head: RequestHead, body: Body, handle: Handler | None = None

@@ -97,6 +97,10 @@ class EndingRequest:
     def _worker(self) -> str | None:
         return None if self._placement is None else self._placement.worker
 
+    @property
+    def waits_for_turn(self) -> bool:
+        return self._turn is not None and self._turn.waits
+
     def cancel(self) -> None:
         """The client left: whatever is under way ends at once, so that the engine stops computing."""
         if not self._over:

@@ -33,7 +33,7 @@ from ghostcacher_router.http.protocol.request_head import RequestHead, rank_line
 from ghostcacher_router.http.protocol.response_head import ResponseHead, client_head
 from ghostcacher_router.http.proxy_ports import Client
 from ghostcacher_router.http.proxy_state import ProxyState
-from ghostcacher_router.prompt import shape_by_method
+from ghostcacher_router.prompt import BadBody, not_from_clients, shape_by_method
 from ghostcacher_router.types import Ask, Body, Outcome, Placement, RequestShape
 from ghostcacher_router.upstreams.response_receiver import Sink
 from ghostcacher_router.upstreams.worker_connection import WorkerConnection
@@ -98,6 +98,9 @@ class WorkerExchange(RetriedRequest):
     def _parsed(self, shape: RequestShape | Awaitable[RequestShape]) -> None:
         if isinstance(shape, RequestShape):
             self._shape = shape
+            if shape.names_engine is not None and not self._proxy.limits.kv_transfer_from_clients:
+                self._not_placed(BadBody(not_from_clients(shape.names_engine), shape.names_engine))
+                return
             if shape.prompt is not None and self._proxy.limits.section_hints:
                 self._engine_id += shape.prompt.hint.encode()
             proxy, head = self._proxy, self._head

@@ -65,12 +65,14 @@ class Limits(NamedTuple):
     """Whether requests wait for their turn before a worker is chosen, and may say when: see flow/."""
     section_hints: bool = True
     """Whether workers are told of a prompt's sections, behind the request's id."""
+    kv_transfer_from_clients: bool = False
+    """Whether a client may name another engine, for its engine to connect to."""
     prefill_tokens_min: int = 256
     """Shorter prompts are not computed apart from their answers: handing them over takes as long."""
     bytes_per_token: int = 4
     """About, of prompts whose tokens are not known."""
     prefill_s: float = 600.0
-    """For computing a prompt apart from its answer, with the wait for its turn."""
+    """For computing a prompt apart from its answer, without the wait for its turn."""
     tick_s: float = 0.5
     """How late a time-out may be. One timer for all connections, so that a request sets none."""
 
