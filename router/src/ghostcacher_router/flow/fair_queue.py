@@ -19,9 +19,9 @@ would have (`displacement.py`): who floods the queue keeps nobody else out of it
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heappush, heapreplace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ghostcacher_router.flow.displacement import Bounds, displaced_by
 from ghostcacher_router.flow.waiting import Band, Flow, Tenant, Waiting
@@ -43,7 +43,7 @@ class FairQueue(Generic[T]):
         self._priorities: list[int] = []
         """Of the bands, in order."""
         self._number = 0
-        self._needs: dict[Hashable, int] = {}
+        self._needs: dict[Any, int] = {}
         """How many wait that need the same."""
         self.count = 0
         self.size = 0
@@ -88,12 +88,12 @@ class FairQueue(Generic[T]):
             heappush(band.heap, band.entry(flow))
         return displaced
 
-    def pop(self, has_room: Callable[[Hashable], bool]) -> Waiting[T] | None:
+    def pop(self, has_room: Callable[[Any], bool]) -> Waiting[T] | None:
         """Take out the request whose turn it is; None where there is none that could go.
 
         has_room: says whether there is room for a request that needs this. Asked once for each.
         """
-        full: dict[Hashable, bool] = {}
+        full: dict[Any, bool] = {}
         for needs in self._needs:
             full[needs] = not has_room(needs)
             if not full[needs]:
@@ -151,9 +151,7 @@ class FairQueue(Generic[T]):
                 assert tenant.size == sum(one.size for one in waiting), tenant.name
                 assert all(flow.waiting for flow in tenant.flows.values()), tenant.name
 
-    def _pop_of(
-        self, band: Band[T], full: dict[Hashable, bool], has_room: Callable[[Hashable], bool]
-    ) -> Waiting[T] | None:
+    def _pop_of(self, band: Band[T], full: dict[Any, bool], has_room: Callable[[Any], bool]) -> Waiting[T] | None:
         heap, found = band.heap, None
         passed_over = []
         while heap:

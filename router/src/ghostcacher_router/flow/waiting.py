@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -14,13 +13,13 @@ class Waiting(Generic[T]):
 
     __slots__ = ("band", "flow", "item", "needs", "number", "size", "tenant", "work")
 
-    def __init__(self, item: T, *, band: int, tenant: str, needs: Hashable, work: float, size: int) -> None:
+    def __init__(self, item: T, *, band: int, tenant: str, needs: Any, work: float, size: int) -> None:
         self.item = item
         self.band = band
         """Lower ones go first."""
         self.tenant = tenant
         self.needs = needs
-        """What has to have room for it: of one tenant and band, requests that need the same go in order."""
+        """What has to have room for it, hashable: of one tenant and band, requests that need the same go in order."""
         self.work = work
         """What it costs its tenant, in tokens; more than 0."""
         self.size = size
@@ -43,7 +42,7 @@ class Tenant(Generic[T]):
         self.name, self.weight = name, weight
         self.end = 0.0
         """Where its next request starts, in virtual time, if nothing later has had its turn."""
-        self.flows: dict[Hashable, Flow[T]] = {}
+        self.flows: dict[Any, Flow[T]] = {}
         """What waits, by what it needs."""
         self.count = 0
         self.size = 0
@@ -54,7 +53,7 @@ class Flow(Generic[T]):
 
     __slots__ = ("band", "needs", "tenant", "waiting")
 
-    def __init__(self, band: Band[T], tenant: Tenant[T], needs: Hashable) -> None:
+    def __init__(self, band: Band[T], tenant: Tenant[T], needs: Any) -> None:
         self.band, self.tenant, self.needs = band, tenant, needs
         self.waiting: OrderedDict[Waiting[T], None] = OrderedDict()
 
