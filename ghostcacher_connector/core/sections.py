@@ -49,6 +49,7 @@ _LETTERS = {
     SectionType.SESSION: "H",
     SectionType.USER: "U",
 }
+_IN_ORDER = "".join(_LETTERS[section] for section in sorted(SectionType))
 _TYPES = {letter: section for section, letter in _LETTERS.items()}
 _RUNS = re.compile(r"([TSDHU])([0-9a-f]{1,10})(?:r([0-9]{1,6}))?", re.ASCII)
 _RUNS_OF_HINT = rf"((?:[TSDHU][0-9a-f]{{1,10}}(?:r[0-9]{{1,6}})?){{0,{ENDS_MAX}}})"
@@ -111,6 +112,13 @@ def encode_hint(ends: Iterable[SectionEnd]) -> str:
         return ""
     said = "".join([_encoded(run) for run in runs])
     return MARK + said if len(said) <= RUNS_CHARS_MAX else ""
+
+
+def encode_ends(ends: Sequence[tuple[SectionType, int]]) -> str:
+    """Return what `encode_hint` does of sections in order, one of each type at most, that nobody wants to be kept."""
+    if not ends or ends[0][0] is SectionType.USER:
+        return ""
+    return MARK + "".join([f"{_IN_ORDER[section]}{end:x}" for section, end in ends])
 
 
 def with_tags(hint: str, *, tools: bytes | None = None, session: bytes | None = None) -> str:

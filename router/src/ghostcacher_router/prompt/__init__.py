@@ -12,6 +12,8 @@ named_sections.py   reads how a request itself names the sections that its messa
 transfers.py        finds what names another engine
 retention.py        reads for how long a client wants a part of its prompt to be kept
 canonical.py        gives one form to JSON whose white space and key order no template sees
+known_chats.py      remembers how chats begin, so that what many bodies have in common is read once
+chat_begin.py       goes on from a known beginning to the prompt of the whole
 boundaries.py       places boundaries in the canonical bytes and hashes them
 """
 

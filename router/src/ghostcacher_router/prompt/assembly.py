@@ -76,23 +76,28 @@ class Reading(NamedTuple):
     lenient_bytes_max: int = sys.maxsize
     """The longest body that is read as leniently as engines do, where it is no strict JSON."""
 
+    def drops_billing(self, model: str | None) -> bool:
+        """Say whether every engine takes the line that `BILLING` begins out of a model's prompts."""
+        return model not in self.billing_kept
+
 
 class Assembly:
-    """Puts together one prompt. model: as the body names it.
+    """Puts together one prompt. model: as the body names it. size: bytes of the prompt before what is added.
 
     Adding raises TooMuch, before anything is walked, when the body has more items or nodes than `reading` allows.
     `items` and `nodes` say how many of these are left, for callers that walk a part of the body themselves. Raises
     TooDeep where something is nested too deeply.
     """
 
-    def __init__(self, reading: Reading, model: str | None) -> None:
+    def __init__(self, reading: Reading, model: str | None, *, size: int = 0) -> None:
         self.items = Budget(reading.items_max)
         self.nodes = Budget(reading.nodes_max)
         self._seed = reading.seed
-        self._drops_billing = model not in reading.billing_kept
+        self._drops_billing = reading.drops_billing(model)
         self._pieces: list[bytes] = []
-        self._size = 0
-        self._part_ends: list[int] = []
+        self._size = size
+        self.part_ends: list[int] = []
+        """Where the parts that were added end in the prompt."""
         self._section_ends: list[tuple[SectionType, int]] = []
         self._section = SectionType.TOOLS
         self._retain_s: dict[int, int] = {}
@@ -126,14 +131,14 @@ class Assembly:
         if len(message) > len(PLAIN):
             self._extras(message, plain)
         self._content(message.get("content"), f"{where}.content", system=role in HEAD)
-        self._part_ends.append(self._size)
+        self.part_ends.append(self._size)
 
     def system(self, content: str | list[Any], where: str) -> None:
         """Add system text that stands outside of the messages, as the system message that it becomes."""
         self._begin(SectionType.SYS)
         self._put(ROLE, b"system")
         self._content(content, where, system=True)
-        self._part_ends.append(self._size)
+        self.part_ends.append(self._size)
 
     def item(self, section: SectionType, item: Mapping[str, Any]) -> None:
         """Add an item of a conversation that has no role, such as a call or its result."""
@@ -142,8 +147,17 @@ class Assembly:
     def prompt(self, preamble: bytes) -> PromptText:
         """Return the prompt. Call once, at the end. preamble: as in `PromptText`."""
         self._end_section()
-        text = b"".join(self._pieces)
-        return PromptText(text, self._part_ends, self._section_ends, preamble, retain_s=self._retain_s)
+        return PromptText(self.joined, self.part_ends, self._section_ends, preamble, retain_s=self._retain_s)
+
+    @property
+    def joined(self) -> bytes:
+        """Return what was added so far."""
+        return b"".join(self._pieces)
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether a section has ended before the one that is added to."""
+        return bool(self._section_ends)
 
     def _extras(self, message: dict[str, Any], plain: Collection[str]) -> None:
         self.nodes.take(len(message))
@@ -199,7 +213,7 @@ class Assembly:
     def _part(self, section: SectionType, frame: bytes, data: bytes) -> None:
         self._begin(section)
         self._put(frame, data)
-        self._part_ends.append(self._size)
+        self.part_ends.append(self._size)
 
     def _begin(self, section: SectionType) -> None:
         if section is not self._section:
@@ -224,7 +238,13 @@ class Assembly:
 
 
 def section_types_of(roles: Sequence[str | None]) -> list[SectionType]:
-    """Return the section of each message of a conversation, judged by the roles.
+    """Return the section of each message of a conversation, judged by the roles."""
+    front, turn = turns_of(roles)
+    return [SectionType.SYS] * front + [SectionType.SESSION] * (turn - front) + [SectionType.USER] * (len(roles) - turn)
+
+
+def turns_of(roles: Sequence[str | None]) -> tuple[int, int]:
+    """Return the places of the first messages of a conversation that are SESSION, and USER.
 
     System and developer messages at its front are SYS. The last turn is USER: what follows the last message of the
     model, be it the user's words or results of tools. A message of the model at the very end is part of that turn,
@@ -237,5 +257,4 @@ def section_types_of(roles: Sequence[str | None]) -> list[SectionType]:
     turn = count - 1
     while turn > front and roles[turn - 1] != "assistant":
         turn -= 1
-    turn = max(turn, front)
-    return [SectionType.SYS] * front + [SectionType.SESSION] * (turn - front) + [SectionType.USER] * (count - turn)
+    return front, max(turn, front)

@@ -90,11 +90,78 @@ def hash_prompt(
     digests = _digests(text, ends, xxh3_128(preamble, seed))
     marks = [(section, bisect_left(ends, end)) for section, end in section_ends]
     told = [SectionEnd(section, end, retain_s.get(place, 0)) for place, (section, end) in enumerate(section_ends)]
-    hint = with_tags(encode_hint(told), tools=_tools_tag(text, section_ends, seed))
-    return Prompt(ends, digests, marks, _prefix_key(digests, marks), tokens, hint)
+    hint = with_tags(encode_hint(told), tools=tools_tag_of(text, section_ends, seed))
+    return Prompt(ends, digests, marks, prefix_key(digests, marks), tokens, hint)
 
 
-def _tools_tag(text: bytes, section_ends: Sequence[tuple[SectionType, int]], seed: int) -> bytes | None:
+class Running:
+    """The boundaries of a text that goes on, as far as what comes behind it cannot change them. Immutable.
+
+    part_ends: where its parts end; the text ends with the last one. size: of the text.
+    """
+
+    __slots__ = ("_digests", "_ends", "_last", "_part_digests", "_state", "part_ends", "size")
+
+    def __init__(self, state: xxh3_128) -> None:
+        """state: that has hashed what comes before the text."""
+        self._state = state
+        self._ends: list[int] = []
+        self._digests: list[bytes] = []
+        self._last: int | None = None
+        """The last end of a part that is a boundary for its own sake."""
+        self._part_digests: list[bytes] = []
+        self.part_ends: list[int] = []
+        self.size = 0
+
+    def __repr__(self) -> str:
+        return f"Running(size={self.size}, boundaries={len(self._ends)})"
+
+    def grown(self, text: bytes, part_ends: Sequence[int]) -> Running:
+        """Return it with more behind it. part_ends: of the parts in `text`, as places in the whole; not empty."""
+        parts = _part_boundaries(part_ends, self._last)
+        ends = sorted({*self._grid(part_ends[-1]), *parts})
+        state = self._state.copy()
+        all_ends = sorted({*ends, *part_ends})
+        found = dict(zip(all_ends, _digests(text, all_ends, state, self.size), strict=True))
+        more = Running(state)
+        more._ends = self._ends + ends
+        more._digests = self._digests + [found[end] for end in ends]
+        more._last = parts[-1] if parts else self._last
+        more._part_digests = self._part_digests + [found[end] for end in part_ends]
+        more.part_ends = self.part_ends + list(part_ends)
+        more.size = part_ends[-1]
+        return more
+
+    def boundaries(
+        self, text: bytes, part_ends: Sequence[int], section_ends: Sequence[tuple[SectionType, int]]
+    ) -> tuple[list[int], list[bytes]]:
+        """Return the ends and digests of the whole that ends with `text`, as `hash_prompt` does.
+
+        section_ends: places in the whole, each of them the end of a part.
+        """
+        size, ends, digests = self.size, self._ends, self._digests
+        inner = [end for _, end in section_ends if end <= size]
+        new = [end for _, end in section_ends[len(inner) :]]
+        if part_ends:
+            new += _part_boundaries(part_ends, self._last)
+            new += self._grid(part_ends[-1])
+        if len(new) > 1:
+            new = sorted(set(new))
+        ends = ends + new
+        digests = digests + _digests(text, new, self._state.copy(), size)
+        for end in inner:
+            place = bisect_left(ends, end)
+            if place == len(ends) or ends[place] != end:
+                ends.insert(place, end)
+                digests.insert(place, self._part_digests[bisect_left(self.part_ends, end)])
+        return ends, digests
+
+    def _grid(self, size: int) -> range:
+        """Return the boundaries that the grid has up to a size of the whole."""
+        return range((self.size // GRID_BYTES + 1) * GRID_BYTES, size + 1, GRID_BYTES)
+
+
+def tools_tag_of(text: bytes, section_ends: Sequence[tuple[SectionType, int]], seed: int) -> bytes | None:
     """Return the tag of a prompt's tools; None when it does not begin with any."""
     tools = system = 0
     for section, end in section_ends:
@@ -104,11 +171,14 @@ def _tools_tag(text: bytes, section_ends: Sequence[tuple[SectionType, int]], see
     return tools_tag(text[tools:system], text[:tools], seed) if tools else None
 
 
-def _part_boundaries(part_ends: Sequence[int]) -> list[int]:
+def _part_boundaries(part_ends: Sequence[int], last: int | None = None) -> list[int]:
+    """Return the ends of parts that are boundaries. last: the last such end before them; None where there is none."""
     if not part_ends:
         return []
-    last = part_ends[0]
-    accepted = [last]
+    accepted = []
+    if last is None:
+        last = part_ends[0]
+        accepted.append(last)
     for end in part_ends:
         if end - last >= PART_BYTES_MIN and end % GRID_BYTES >= PART_BYTES_MIN:
             accepted.append(end)
@@ -116,18 +186,19 @@ def _part_boundaries(part_ends: Sequence[int]) -> list[int]:
     return accepted
 
 
-def _digests(text: bytes, ends: Sequence[int], state: xxh3_128) -> list[bytes]:
-    view, start = memoryview(text), 0
+def _digests(text: bytes, ends: Sequence[int], state: xxh3_128, start: int = 0) -> list[bytes]:
+    """Return the digests at `ends`. start: how much of the whole lies before `text`, and is hashed already."""
+    view, at = memoryview(text), start
     update, digest = state.update, state.digest
     digests = []
     for end in ends:
-        update(view[start:end])
+        update(view[at - start : end - start])
         digests.append(digest())
-        start = end
+        at = end
     return digests
 
 
-def _prefix_key(digests: Sequence[bytes], marks: Sequence[tuple[SectionType, int]]) -> bytes:
+def prefix_key(digests: Sequence[bytes], marks: Sequence[tuple[SectionType, int]]) -> bytes:
     """Return SHA256(H_sys || sep || H_tools || sep || H_doc), from the sections before the first of another type.
 
     H of a type is the digest at the end of its last section, and empty when there is none. Without any of the three,

@@ -45,20 +45,20 @@ class TooMuch(Exception):
 
 
 class Budget:
-    """How many parts of a body may still be walked."""
+    """How many parts of a body may still be walked: `left`."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("left",)
 
     def __init__(self, count: int) -> None:
-        self._left = count
+        self.left = count
 
     def __repr__(self) -> str:
-        return f"Budget({self._left})"
+        return f"Budget({self.left})"
 
     def take(self, count: int) -> None:
         """Spend `count`, before these parts are walked. Raises TooMuch when fewer are left."""
-        self._left -= count
-        if self._left < 0:
+        self.left -= count
+        if self.left < 0:
             raise TooMuch
 
 

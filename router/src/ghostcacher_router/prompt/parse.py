@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from types import MappingProxyType
+from typing import Final
 
 import msgspec
 from msgspec import Raw
@@ -28,12 +29,13 @@ from ghostcacher_router.prompt.bodies import (
 from ghostcacher_router.prompt.boundaries import PromptText
 from ghostcacher_router.prompt.canonical import Budget, TooMuch, check_nesting
 from ghostcacher_router.prompt.decoding import BodyDecoder, decode_fields, decode_value, in_utf8
+from ghostcacher_router.prompt.known_chats import KnownChats
 from ghostcacher_router.prompt.model_name import is_form, model_of_form, model_of_query
 from ghostcacher_router.prompt.prompts import chat_prompt, plain_prompt, responses_prompt
 from ghostcacher_router.prompt.stored_ids import FIELD_BYTES_MAX, FIELDS, id_in_path, id_of, makes_object
 from ghostcacher_router.prompt.structure import CONTAINERS_MAX, check_depth, structure_of
 from ghostcacher_router.prompt.transfers import transfer_in, transfer_in_raw
-from ghostcacher_router.types import RequestShape
+from ghostcacher_router.types import Prompt, RequestShape
 
 SESSION_HEADERS = (b"x-session-id", b"x-gc-session")
 NO_HEADERS: Mapping[bytes, bytes] = MappingProxyType({})
@@ -57,6 +59,8 @@ _chat = BodyDecoder(ChatBody, {"messages", "system", "tools", "functions", *PREA
 _embeddings = BodyDecoder(EmbeddingsBody, {"messages", "system", "tools", "functions", "input", *PREAMBLE})
 _completion = BodyDecoder(CompletionBody, {"prompt", "suffix", *PREAMBLE})
 _responses = BodyDecoder(ResponsesBody, {"input", "instructions", "tools", "prompt", *PREAMBLE})
+
+_known_chats = KnownChats()
 
 PromptOf = Callable[[], PromptText | None]
 Read = tuple[Body, PromptOf]
@@ -100,8 +104,12 @@ def parse_now(
     """Return what `parse_body` does, within some tens of milliseconds; None for a body that may take longer."""
     if len(body) > NOW_BYTES_MAX and (path.partition("?")[0] in _READERS or not is_form(headers)):
         return None
+    reading = Reading(seed, billing_kept, *NOW)
     try:
-        return _parse(path, body, headers, Reading(seed, billing_kept, *NOW))
+        family = _CHATS.get(path.partition("?")[0])
+        if family is not None and len(body) <= NOW_BYTES_MAX:
+            return _chat_shape(family, body, headers, reading)
+        return _parse(path, body, headers, reading)
     except (_PromptUnread, TakesLong):
         return None
 
@@ -246,6 +254,25 @@ def _read_responses(body: bytes, headers: Mapping[bytes, bytes], reading: Readin
     return responses, lambda: responses_prompt(responses, headers, reading)
 
 
+def _chat_shape(family: str, body: bytes, headers: Mapping[bytes, bytes], reading: Reading) -> RequestShape:
+    """Return the shape of a chat, of which the beginning may be known. Raises _PromptUnread."""
+    found = _known_chats.find(family, body, reading)
+    read = _known_chats.prompt(found, family, body, headers, _chat, reading)
+    if read is not None:
+        chat, prompt = read
+        return _whole(chat, _head(chat, headers), prompt, reading.seed)
+    chat = _chat.decode(body, reading.lenient_bytes_max)
+    texts: list[PromptText] = []
+
+    def prompt_of() -> PromptText:
+        texts.append(chat_prompt(family, chat, headers, reading))
+        return texts[0]
+
+    shape = _shape(chat, prompt_of, headers, reading.seed)
+    _known_chats.read(found, body, chat, texts[0], reading)
+    return shape
+
+
 def _shape(body: Body, prompt_of: PromptOf, headers: Mapping[bytes, bytes], seed: int) -> RequestShape:
     """Return a body's shape. prompt_of: may raise TooMuch. Raises _PromptUnread."""
     head = _head(body, headers)
@@ -253,7 +280,11 @@ def _shape(body: Body, prompt_of: PromptOf, headers: Mapping[bytes, bytes], seed
         text = prompt_of()
     except TooMuch:
         raise _PromptUnread(head) from None
-    prompt = None if text is None else text.hashed(seed)
+    return _whole(body, head, None if text is None else text.hashed(seed), seed)
+
+
+def _whole(body: Body, head: RequestShape, prompt: Prompt | None, seed: int) -> RequestShape:
+    """Return a body's shape with its prompt. head: without it."""
     if prompt is not None and head.session is not None:
         prompt = prompt._replace(hint=with_tags(prompt.hint, session=session_tag(head.session, seed)))
     # What the blocks of a session's text are depends on what the session has heard before.
@@ -299,6 +330,7 @@ def _bounded(name: str) -> str:
     return name if len(name) <= SESSION_CHARS_MAX else sha256(name.encode()).hexdigest()
 
 
+_CHATS: Final = {"/v1/chat/completions": "chat", "/v1/messages": "messages"}
 _READERS: dict[str, Callable[[bytes, Mapping[bytes, bytes], Reading], Read]] = {
     "/v1/chat/completions": _read_chat,
     "/v1/completions": _read_completion,

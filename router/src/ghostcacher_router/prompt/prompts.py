@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -31,6 +32,11 @@ from ghostcacher_router.prompt.canonical import Budget, CanonicalCache, canonica
 from ghostcacher_router.prompt.named_sections import named_section_types
 from ghostcacher_router.prompt.retention import retain_s_in
 
+MODEL_CHARS_MAX = 256
+"""Of a model whose plain preamble is remembered."""
+PREAMBLES_MAX = 256
+"""Of which so many are: a fleet serves a few models."""
+_PLAIN_NODES = 4
 _NOTHING = (None,) * len(PREAMBLE)
 _tools = CanonicalCache()
 _MESSAGE_ITEM = frozenset({"role", "content", "type", "id", "status"})
@@ -59,7 +65,8 @@ def responses_prompt(responses: ResponsesBody, headers: Mapping[bytes, bytes], r
     return assembly.prompt(_preamble("responses", responses, assembly.nodes, *more))
 
 
-def _role(message: Any) -> str | None:
+def role_of(message: Any) -> str | None:
+    """Return whose turn a message is; None where it does not say so."""
     role = message.get("role") if type(message) is dict else None
     return role if type(role) is str else None
 
@@ -67,7 +74,7 @@ def _role(message: Any) -> str | None:
 def _item_role(item: Any) -> str | None:
     """Return whose turn an item is. An item without a role is the model's, unless it is the output of a tool."""
     if type(item) is not dict or "role" in item:
-        return _role(item)
+        return role_of(item)
     return "tool" if str(item.get("type")).endswith("_output") else "assistant"
 
 
@@ -77,7 +84,7 @@ def chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], rea
         raise BadBody("Missing required parameter: 'messages'.", "messages")
     assembly = Assembly(reading, chat.model)
     assembly.items.take(len(messages))
-    roles = [_role(message) for message in messages]
+    roles = [role_of(message) for message in messages]
     sections = section_types_of(roles)
     for index, section in named_section_types(headers, chat.metadata, len(messages)).items():
         sections[index] = section
@@ -91,8 +98,12 @@ def chat_prompt(family: str, chat: ChatBody, headers: Mapping[bytes, bytes], rea
             assembly.documents(msgspec.json.encode(documents))
             documents = None
         assembly.message(section, message, f"messages[{index}]")
-    more = _without_tools(chat.tool_choice, chat.tools)
-    return assembly.prompt(_preamble(family, chat, assembly.nodes, more))
+    return assembly.prompt(chat_preamble(family, chat, assembly.nodes))
+
+
+def chat_preamble(family: str, chat: ChatBody, nodes: Budget) -> bytes:
+    """Return the preamble of a chat's prompt: see `PromptText`."""
+    return _preamble(family, chat, nodes, _without_tools(chat.tool_choice, chat.tools))
 
 
 def _add_tools(assembly: Assembly, param: str, raw: Raw, reading: Reading) -> None:
@@ -152,5 +163,16 @@ def _token_ids(given: list[Any]) -> bytes:
 def _preamble(family: str, body: Body, nodes: Budget, *more: Any) -> bytes:
     """Return what is hashed before the text of every prompt, in a form that no text can imitate."""
     values = preamble_values(body)
-    given = None if values == _NOTHING else dict(zip(PREAMBLE, values, strict=True))
-    return canonical_json([family, body.model, *more, given], nodes)
+    if values != _NOTHING:
+        given = dict(zip(PREAMBLE, values, strict=True))
+        return canonical_json([family, body.model, *more, given], nodes)
+    if more != (None,) or len(body.model or "") > MODEL_CHARS_MAX:
+        return canonical_json([family, body.model, *more, None], nodes)
+    nodes.take(_PLAIN_NODES)
+    return _plain_preamble(family, body.model)
+
+
+@lru_cache(PREAMBLES_MAX)
+def _plain_preamble(family: str, model: str | None) -> bytes:
+    """Return the preamble of a body of which nothing but its model changes the first block."""
+    return canonical_json([family, model, None, None], Budget(_PLAIN_NODES))

@@ -1,0 +1,221 @@
+"""What is known of a chat's body up to the end of one of its messages, and how a body that begins so is read on.
+
+    {"model": "m", "messages": [{"role": "system", ...}, {"role": "user", ...}], "stream": true}
+    '------------------- known: `size` bytes ---------'---- the rest: it alone is decoded ------
+
+For decoding, a string that no client can know stands for the known messages. So the rest is read by the same grammar as
+in the whole body, and what it says of a field twice shows: the list of messages then no longer begins with that string.
+Prompt and boundaries are those that reading the whole body gives (parse.py), or there are none.
+"""
+
+from __future__ import annotations
+
+import secrets
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from xxhash import xxh3_128, xxh3_128_digest
+
+from ghostcacher_connector.core.sections import encode_ends, with_tags
+from ghostcacher_connector.core.types import SectionType
+from ghostcacher_router.prompt.assembly import HEAD, PLAIN, ROLE, TEXT, Assembly, Reading, turns_of
+from ghostcacher_router.prompt.bodies import ABSENT, ChatBody
+from ghostcacher_router.prompt.boundaries import PromptText, Running, prefix_key, tools_tag_of
+from ghostcacher_router.prompt.canonical import Budget
+from ghostcacher_router.prompt.named_sections import named_section_types
+from ghostcacher_router.prompt.prompts import chat_preamble, role_of
+from ghostcacher_router.types import Prompt
+
+PARTS_MAX = 1024
+"""The most messages that are remembered of one body: what is kept of it has a bound."""
+
+
+class ChatBegin:
+    """The beginning of the bodies of some chats. Immutable.
+
+    size: its bytes. short: what stands for it when a body is decoded. count: its messages.
+    """
+
+    __slots__ = (
+        "_drops_billing",
+        "_front",
+        "_lead",
+        "_left",
+        "_model",
+        "_preamble",
+        "_prefix_key",
+        "_roles",
+        "_running",
+        "_system",
+        "_tools",
+        "_tools_end",
+        "_tools_tag",
+        "count",
+        "mark",
+        "short",
+        "size",
+    )
+
+    def __init__(self, chat: ChatBody, text: PromptText, reading: Reading) -> None:
+        """Know what stands before the first message of a prompt. Call `learnable` before."""
+        self.size = self.count = 0
+        self.mark, self.short = "", b""
+        self._prefix_key: bytes | None = None
+        """Of a prompt whose front ends where that of the known messages does."""
+        self._model, self._system = chat.model, chat.system
+        self._drops_billing = reading.drops_billing(chat.model)
+        self._tools = _digests_of_tools(chat, reading)
+        self._preamble = text.preamble
+        roles = [role_of(message) for message in chat.messages or ()]
+        self._front, _ = turns_of(roles)
+        self._roles: list[str | None] = []
+        self._lead = len(text.part_ends) - len(roles)
+        """Parts before the first message: tools, functions, system text."""
+        self._tools_end = _tools_end_of(text)
+        self._tools_tag = tools_tag_of(text.text, text.section_ends, reading.seed)
+        self._left = reading.items_max, reading.nodes_max
+        """Items and nodes that may still be walked."""
+        running = Running(xxh3_128(text.preamble, reading.seed))
+        lead_ends = text.part_ends[: self._lead]
+        self._running = running.grown(text.text[: lead_ends[-1]], lead_ends) if lead_ends else running
+
+    def __repr__(self) -> str:
+        return f"ChatBegin(size={self.size}, messages={self.count})"
+
+    @staticmethod
+    def learnable(chat: ChatBody, text: PromptText) -> bool:
+        """Say whether nothing but messages can divide the prompt of a body into sections."""
+        messages = chat.messages
+        if messages is None or len(messages) > PARTS_MAX:
+            return False
+        return not chat.documents and not text.retain_s and type(chat.system) is not list
+
+    def extended(self, messages: Sequence[Any], begin: bytes, size: int, reading: Reading) -> ChatBegin | None:
+        """Return what is known with these messages behind it; None where they say more of sections than their roles.
+
+        begin: what stands in the body before the list of messages. size: up to the end of the last message.
+        """
+        assembly = self._assembly(messages, reading)
+        if assembly.is_divided or self.count + len(messages) < self._front:
+            return None
+        more: ChatBegin = object.__new__(ChatBegin)
+        for name in ChatBegin.__slots__:
+            setattr(more, name, getattr(self, name))
+        more.mark = secrets.token_hex(16)
+        more._prefix_key = None
+        more.short = b'%b"%b"' % (begin, more.mark.encode())
+        more.size, more.count = size, self.count + len(messages)
+        more._roles = self._roles + [role_of(message) for message in messages]
+        more._left = assembly.items.left, assembly.nodes.left
+        more._running = self._running.grown(assembly.joined, assembly.part_ends)
+        return more
+
+    def prompt(self, family: str, chat: ChatBody, headers: Mapping[bytes, bytes], reading: Reading) -> Prompt | None:
+        """Return the prompt of a body that begins so; None where it has to be read as a whole.
+
+        chat: decoded of `short` and the rest. Raises TooMuch and BadBody where the rest gives reason, in other words
+        than those that are told of a whole body.
+        """
+        messages = chat.messages
+        if (
+            not messages
+            or messages[0] != self.mark
+            or chat.documents
+            or chat.model != self._model
+            or chat.system != self._system
+            or reading.drops_billing(chat.model) is not self._drops_billing
+        ):
+            return None
+        rest = messages[1:]
+        items, nodes = self._left
+        added = _plain(rest, self._size) if items >= len(rest) else None
+        if added is None:
+            assembly = self._assembly(rest, reading)
+            if assembly.is_divided:
+                return None
+            nodes = assembly.nodes.left
+            added = assembly.joined, assembly.part_ends
+        roles = self._roles + [role_of(message) for message in rest]
+        front, _ = turns = turns_of(roles)
+        if (
+            (front != self._front and self._tools_tag is not None)
+            or named_section_types(headers, chat.metadata, len(roles))
+            or chat_preamble(family, chat, Budget(nodes)) != self._preamble
+            or _digests_of_tools(chat, reading) != self._tools
+        ):
+            return None
+        text, part_ends = added
+        running = self._running
+        marks = _sections(roles, turns, running.part_ends + part_ends, self._lead, self._tools_end)
+        ends, digests = running.boundaries(text, part_ends, marks)
+        places = [(section, bisect_left(ends, end)) for section, end in marks]
+        key = self._prefix_key
+        if key is None or front != self._front:
+            key = prefix_key(digests, places)
+            if front == self._front:
+                self._prefix_key = key
+        return Prompt(ends, digests, places, key, None, with_tags(encode_ends(marks), tools=self._tools_tag))
+
+    @property
+    def _size(self) -> int:
+        return self._running.size
+
+    def _assembly(self, messages: Sequence[Any], reading: Reading) -> Assembly:
+        """Return these messages, put together behind those that are known. Raises TooMuch and BadBody."""
+        items, nodes = self._left
+        reading = reading._replace(items_max=items, nodes_max=nodes)
+        assembly = Assembly(reading, self._model, size=self._size)
+        assembly.items.take(len(messages))
+        for index, message in enumerate(messages, self.count):
+            assembly.message(SectionType.TOOLS, message, f"messages[{index}]")
+        return assembly
+
+
+def _plain(messages: Sequence[Any], size: int) -> tuple[bytes, list[int]] | None:
+    """Return messages of a role and a text alone as an `Assembly` puts them together; None where there are others.
+
+    size: bytes of the prompt before them.
+    """
+    pieces, ends = [], []
+    for message in messages:
+        if type(message) is not dict or len(message) != len(PLAIN):
+            return None
+        role, content = message.get("role"), message.get("content")
+        if type(role) is not str or type(content) is not str or role in HEAD:
+            return None
+        piece = b"%b%b%b%b" % (ROLE, role.encode(), TEXT, content.encode())
+        pieces.append(piece)
+        size += len(piece)
+        ends.append(size)
+    return b"".join(pieces), ends
+
+
+def _digests_of_tools(chat: ChatBody, reading: Reading) -> tuple[bytes | None, bytes | None]:
+    """Return what tells the tools of one body from those of another."""
+    if chat.tools is ABSENT and chat.functions is ABSENT:
+        return None, None
+    tools, functions = (
+        None if raw is ABSENT else xxh3_128_digest(bytes(raw), reading.seed) for raw in (chat.tools, chat.functions)
+    )
+    return tools, functions
+
+
+def _tools_end_of(text: PromptText) -> int:
+    ends = text.section_ends
+    return ends[0][1] if ends and ends[0][0] is SectionType.TOOLS else 0
+
+
+def _sections(
+    roles: Sequence[str | None], turns: tuple[int, int], part_ends: Sequence[int], lead: int, tools_end: int
+) -> list[tuple[SectionType, int]]:
+    """Return the sections of a chat, and where each ends. turns: as in `turns_of`. lead: parts before the messages."""
+    front, turn = turns
+    marks = [(SectionType.TOOLS, tools_end)] if tools_end else []
+    if lead + front and part_ends[lead + front - 1] > tools_end:
+        marks.append((SectionType.SYS, part_ends[lead + front - 1]))
+    if turn > front:
+        marks.append((SectionType.SESSION, part_ends[lead + turn - 1]))
+    if len(roles) > turn:
+        marks.append((SectionType.USER, part_ends[-1]))
+    return marks

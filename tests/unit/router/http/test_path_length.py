@@ -1,0 +1,54 @@
+"""The way of one request through the router, in lines and calls of its code: it must not grow unnoticed.
+
+A bound is lowered with each change that makes the way shorter, and raised only on purpose, with the reason in the
+change's message. `python -m tests.support.path_length` prints today's steps by file. What a request costs in time says
+benchmarks/router_proxy.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from ghostcacher_router.prompt import parse
+from ghostcacher_router.prompt.known_chats import KnownChats
+from ghostcacher_simulator.virtual_time import virtual
+from tests.support.path_length import PLAIN, STREAM, Steps, steps_of_request
+
+KIB = 1 << 10
+INDEXED = {
+    2 * KIB: Steps(placement=1_600, parsing=290, forwarding=570),
+    32 * KIB: Steps(placement=2_050, parsing=335, forwarding=585),
+    256 * KIB: Steps(placement=3_950, parsing=535, forwarding=585),
+}
+"""With an index and engines that report, of a prompt whose first seven parts in eight are known."""
+PLAIN_ENGINES = {
+    2 * KIB: Steps(placement=1_960, parsing=290, forwarding=540),
+    32 * KIB: Steps(placement=3_610, parsing=335, forwarding=540),
+    256 * KIB: Steps(placement=12_000, parsing=535, forwarding=540),
+}
+"""With engines of which nothing is known but what they were sent."""
+STREAMED = Steps(placement=1_620, parsing=290, forwarding=850)
+"""With an index, 2 KiB, for an answer of six pieces."""
+BOUNDS = [
+    *[(size, PLAIN, False, bound) for size, bound in INDEXED.items()],
+    *[(size, PLAIN, True, bound) for size, bound in PLAIN_ENGINES.items()],
+    (2 * KIB, STREAM, False, STREAMED),
+]
+
+
+@pytest.mark.parametrize(("size", "answer", "plain_engines", "bound"), BOUNDS)
+def test_way_of_a_request_is_no_longer_than_it_was(
+    size: int, answer: tuple[bytes, ...], plain_engines: bool, bound: Steps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part of it stays within its bound, and none of them is left out."""
+    monkeypatch.setattr(parse, "_known_chats", KnownChats())
+    found: list[Steps] = []
+
+    @virtual
+    async def count() -> None:
+        found.append(await steps_of_request(size, answer, plain_engines=plain_engines))
+
+    count()
+    (steps,) = found
+    assert all(within <= most for within, most in zip(steps, bound, strict=True)), f"{steps}: at most {bound}"
+    assert all(within > 100 for within in steps), steps
