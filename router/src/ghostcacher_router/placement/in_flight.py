@@ -27,6 +27,7 @@ from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.ports import KnownPort, WorkerPort
 from ghostcacher_router.signals.adapter_costs import is_adapter
 from ghostcacher_router.signals.prefix_locations import HeldPrefix
+from ghostcacher_router.signals.sent_caches import CacheUse
 from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.signals.working_sets import capacity_tokens
@@ -124,7 +125,9 @@ class InFlightTracker:
             placed.sent_prompt = self._history.record(
                 prompt, worker.name, now, placed.ref, held_share=held_share, due_at=due_at
             )
-            placed.cache_use = self._sent_caches.record(prompt, worker.name, capacity_tokens(worker))
+            caches, capacity = self._sent_caches, capacity_tokens(worker)
+            note = caches.record if worker.load is None else caches.set_aside
+            placed.cache_use = note(prompt, worker.name, capacity)
             if placed.ref is not None:
                 self._pending.put(ask.request_id, prompt)
         return placed
@@ -197,7 +200,8 @@ class InFlightTracker:
             self._count_tokens(forecast)
         use = placed.cache_use
         self._learn_room(placed, now)
-        self._queues.answer_began(placed.reservation, now, is_new=use is None or use.sent_bytes == use.held_bytes)
+        is_new = not isinstance(use, CacheUse) or use.sent_bytes == use.held_bytes
+        self._queues.answer_began(placed.reservation, now, is_new=is_new)
         self._fleet.answered(placed.worker)
         if placed.sent_at is not None and placed.ask.shape.stream:
             placed.decoding_since = now
@@ -276,7 +280,7 @@ class InFlightTracker:
         """Learn how much a plain worker's cache holds from how soon its answer begins."""
         prompt, use = placed.ask.shape.prompt, placed.cache_use
         computed_max = self._queues.computed_max(placed.reservation, now)
-        if computed_max is None or prompt is None or use is None or not placed.ask.shape.stream:
+        if computed_max is None or prompt is None or not isinstance(use, CacheUse) or not placed.ask.shape.stream:
             # What is no stream begins with its end.
             return
         size_max = computed_max * prompt.size // max(1, placed.reservation.tokens)
@@ -352,7 +356,7 @@ class InFlightTracker:
             if placed.sent_prompt is not None:
                 self._history.withdraw(placed.sent_prompt)
                 if placed.cache_use is not None:
-                    self._sent_caches.withdraw(placed.worker, placed.cache_use.new)
+                    self._sent_caches.withdraw(placed.worker, placed.cache_use)
             if placed.lock is not None:
                 self._locks.release(placed.lock)
         if placed.sent_prompt is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ghostcacher_router.placement.candidates import ANSWERS
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.ports import WorkersPort
+from ghostcacher_router.signals.sent_caches import CacheUse
 from ghostcacher_router.signals.sent_history import SentHistory
 from ghostcacher_router.types import KvSource, Placement
 
@@ -33,7 +34,7 @@ class KvSources:
         if not isinstance(placement, PlacedRequest) or placement.ref is not None:
             return None
         prompt, use = placement.ask.shape.prompt, placement.cache_use
-        if prompt is None or use is None:
+        if prompt is None or not isinstance(use, CacheUse):
             return None
         found = self._history.computed_elsewhere(prompt, placement.worker, self._clock())
         if found is None or prompt.ends[found[0]] - use.held_bytes < MORE_BYTES_MIN:

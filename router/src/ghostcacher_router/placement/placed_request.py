@@ -7,7 +7,7 @@ from typing import Protocol
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.reservation import Reservation
-from ghostcacher_router.signals.sent_caches import CacheUse
+from ghostcacher_router.signals.sent_caches import CacheUse, SentAside
 from ghostcacher_router.signals.sent_history import SentPrompt
 from ghostcacher_router.types import Ask, Endpoint, Forecast, Outcome, Prompt, Reason
 
@@ -93,7 +93,7 @@ class PlacedRequest:
         """The worker incarnation for which it was placed; None of a plain engine."""
         self.sent_prompt: SentPrompt | None = None
         """What the history keeps of it; None without a prompt."""
-        self.cache_use: CacheUse | None = None
+        self.cache_use: CacheUse | SentAside | None = None
         """What its prompt found in its worker's cache, as far as this router can tell; None without a prompt."""
         self.adapter: str | None = None
         """The LoRA adapter that it needs at its worker."""

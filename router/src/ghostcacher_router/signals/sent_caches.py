@@ -10,11 +10,15 @@ answers count: who computes anew what the model holds has less room than that, a
 what the model has evicted has more. So what was evicted is remembered for a while. The room is learned in KiBs of
 prompts: what else is in a cache, such as answers, is left out. Where an engine has said how much it holds, what is
 learned stays within what the guess can be wrong by.
+
+Of a worker that reports its load the index knows better, until Redis is away. So what it is sent is only set aside, and
+looked at when somebody asks: the latest prompts, as far as there is room for them.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from bisect import bisect_left
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,6 +39,14 @@ CAPACITY_KIB_MAX = CAPACITY_TOKENS_GUESS // KIB_TOKENS
 """KiBs remembered of one worker, with what was evicted: 1 MiB of memory or less."""
 
 WORKERS_MAX = 1024
+
+ASIDE_MAX = 1 << 16
+"""Boundaries of all prompts that are set aside: 7 MiB. Looking at all of them takes some 20 ms."""
+ASIDE_EACH = 16
+"""What looking at a prompt takes beside its boundaries, in boundaries."""
+
+OTHERS_FEW = 8
+"""So many boundaries that are not at a whole KiB are sooner searched for than all of a long prompt's are looked at."""
 
 TELLING_BYTES = 4096
 """Computing less than this takes no time that could be told from everything else that takes time."""
@@ -57,6 +69,19 @@ class CacheUse(NamedTuple):
     """What the cache likely holds, in all."""
     needed_kib: int
     """What it must have room for, to hold all that the worker was sent of the prompt; 0 without any."""
+
+
+class SentAside:
+    """A prompt that a worker was sent, set aside."""
+
+    __slots__ = ("capacity_tokens", "prompt", "use", "worker")
+
+    def __init__(self, prompt: Prompt, worker: str, capacity_tokens: int) -> None:
+        self.prompt: Prompt | None = prompt
+        """None once it was looked at, or its request has failed."""
+        self.worker, self.capacity_tokens = worker, capacity_tokens
+        self.use: CacheUse | None = None
+        """What it found when it was looked at."""
 
 
 class _Cache:
@@ -116,12 +141,16 @@ class SentCaches:
         """The room that was learned last: others have as much, until they say or show their own."""
         self._share = 1.0
         """The same, as a share of what its worker says of itself."""
+        self._aside: deque[tuple[SentAside, int]] = deque()
+        """Prompts that are set aside, and what each counts; oldest first."""
+        self._aside_size = 0
 
     def __repr__(self) -> str:
         return f"SentCaches({', '.join(f'{name}: {len(cache.held)} KiB' for name, cache in self._caches.items())})"
 
     def held_bytes(self, prompt: Prompt, workers: Sequence[str]) -> dict[str, int]:
         """Return how much of a prompt, from its first byte, each worker likely holds; those without any are absent."""
+        self._look_at_aside()
         grid = grid_of(prompt)
         found: dict[str, int] = {}
         for worker in workers:
@@ -135,6 +164,7 @@ class SentCaches:
 
         Before they do, it is what the worker was sent: nobody knows whether there is room for more.
         """
+        self._look_at_aside()
         cache = self._caches.get(worker)
         if cache is None:
             return 0
@@ -146,7 +176,30 @@ class SentCaches:
 
         capacity_tokens: of the worker's cache; 0 when the worker does not say.
         """
-        cache = self._caches.setdefault(worker, _Cache())
+        self._look_at_aside()
+        return self._record(prompt, worker, capacity_tokens)
+
+    def set_aside(self, prompt: Prompt, worker: str, capacity_tokens: int) -> SentAside:
+        """Note that a worker is sent a prompt that nobody may ever ask for here. See `record`."""
+        size, one = len(prompt.ends) + ASIDE_EACH, SentAside(prompt, worker, capacity_tokens)
+        self._aside.append((one, size))
+        self._aside_size += size
+        while self._aside_size > ASIDE_MAX:
+            self._aside_size -= self._aside.popleft()[1]
+        return one
+
+    def _look_at_aside(self) -> None:
+        while self._aside:
+            one, size = self._aside.popleft()
+            self._aside_size -= size
+            if one.prompt is not None:
+                one.use = self._record(one.prompt, one.worker, one.capacity_tokens)
+                one.prompt = None
+
+    def _record(self, prompt: Prompt, worker: str, capacity_tokens: int) -> CacheUse:
+        cache = self._caches.get(worker)
+        if cache is None:
+            cache = self._caches[worker] = _Cache()
         self._caches.move_to_end(worker)
         if len(self._caches) > WORKERS_MAX:
             self._caches.popitem(last=False)
@@ -172,20 +225,27 @@ class SentCaches:
         elif beyond >= TELLING_BYTES and computed_max < prompt.size - use.held_bytes - beyond / 2:
             self._learn(cache, max(self._room_kib(cache) or 0.0, use.needed_kib))
 
-    def withdraw(self, worker: str, new: Sequence[bytes]) -> None:
-        """Take back what `record` returned as new: the request has failed."""
+    def withdraw(self, worker: str, use: CacheUse | SentAside) -> None:
+        """Take back what `record` or `set_aside` returned: the request has failed."""
         cache = self._caches.get(worker)
-        if cache is not None:
-            for digest in new:
+        if isinstance(use, SentAside):
+            use.prompt, found = None, use.use
+        else:
+            found = use
+        if cache is not None and found is not None:
+            for digest in found.new:
                 cache.held.pop(digest, None)
 
     def forget_worker(self, worker: str) -> None:
         """Forget what a worker was sent: its cache is gone."""
+        self._look_at_aside()
         self._caches.pop(worker, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._caches.clear()
+        self._aside.clear()
+        self._aside_size = 0
 
     def _room_kib(self, cache: _Cache) -> float | None:
         """Return what is known of a worker's room; None when nothing is known of any."""
@@ -200,9 +260,25 @@ class SentCaches:
             self._share = cache.room_kib / cache.said_kib
 
 
-def grid_of(prompt: Prompt) -> list[bytes]:
+def grid_of(prompt: Prompt) -> Sequence[bytes]:
     """Return the digests of the boundaries at whole KiBs, in order."""
-    return [digest for end, digest in zip(prompt.ends, prompt.digests, strict=True) if not end % GRID_BYTES]
+    ends, digests = prompt.ends, prompt.digests
+    others = len(ends) - prompt.size // GRID_BYTES
+    if others > OTHERS_FEW or len(ends) < OTHERS_FEW * others:
+        return [digest for end, digest in zip(ends, digests, strict=True) if not end % GRID_BYTES]
+    if not others:
+        return digests
+    found: list[bytes] = []
+    first = 0
+    for number in range(others):
+        # Behind the next boundary of another kind all are a place further on than their KiB, or more.
+        place = bisect_left(
+            range(len(ends)), True, first, key=lambda at, number=number: ends[at] < (at + 1 - number) * GRID_BYTES
+        )
+        found += digests[first:place]
+        first = place + 1
+    found += digests[first:]
+    return found
 
 
 def _leading(grid: Sequence[bytes], cache: OrderedDict[bytes, None]) -> int:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from ghostcacher_router.signals.sent_caches import CAPACITY_KIB_MAX, KIB_TOKENS, SHARE_MAX, SHARE_MIN, SentCaches
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ghostcacher_router.signals.sent_caches import (
+    ASIDE_MAX,
+    CAPACITY_KIB_MAX,
+    KIB_TOKENS,
+    OTHERS_FEW,
+    SHARE_MAX,
+    SHARE_MIN,
+    SentCaches,
+    grid_of,
+)
 from ghostcacher_router.types import GRID_BYTES, Prompt
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import prompt_of
@@ -44,7 +56,7 @@ def test_failed_request_leaves_what_was_there_before() -> None:
     caches, system = SentCaches(), text("system", 4)
     caches.record(prompt_of(system), "w1", PLENTY)
     longer = prompt_of(system + text("question", 4))
-    caches.withdraw("w1", caches.record(longer, "w1", PLENTY).new)
+    caches.withdraw("w1", caches.record(longer, "w1", PLENTY))
     assert held_kib(caches, longer) == {"w1": 4}
     caches.forget_worker("w1")
     assert held_kib(caches, longer) == {}
@@ -150,3 +162,44 @@ def test_what_is_remembered_of_evicted_prompts_is_bounded() -> None:
         ask_again(caches, "w1", prompt, 512)
     cache = caches._caches["w1"]
     assert 0 < len(cache.evicted) <= CAPACITY_KIB_MAX - len(cache.held)
+
+
+def test_what_is_set_aside_counts_once_somebody_asks() -> None:
+    """As if it had been looked at when it was sent, in the same order; what has failed, or is gone, is taken back."""
+    caches, system = SentCaches(), text("system", 4)
+    first, second, failed = (prompt_of(system + text(name, 6)) for name in ("first", "second", "failed"))
+    caches.set_aside(first, "w1", 12 * KIB_TOKENS)
+    caches.withdraw("w1", caches.set_aside(failed, "w1", 12 * KIB_TOKENS))
+    late = caches.set_aside(second, "w1", 12 * KIB_TOKENS)
+    caches.set_aside(first, "w2", 12 * KIB_TOKENS)
+    assert [held_kib(caches, prompt) for prompt in (first, second, failed)] == [
+        {"w1": 6, "w2": 10},
+        {"w1": 10, "w2": 4},
+        {"w1": 4, "w2": 4},
+    ]
+    caches.withdraw("w1", late)
+    caches.forget_worker("w2")
+    assert held_kib(caches, second) == {"w1": 4}
+    caches.set_aside(second, "w1", PLENTY)
+    caches.clear()
+    assert held_kib(caches, second) == {}
+
+
+def test_what_is_set_aside_is_bounded() -> None:
+    """The latest prompts stay."""
+    caches, many = SentCaches(), ASIDE_MAX // 512 + 2
+    for number in range(many):
+        caches.set_aside(prompt_of(text(f"document {number}", 512)), f"w{number}", 0)
+    workers = [f"w{number}" for number in range(many)]
+    held = [caches.held_bytes(prompt_of(text(f"document {number}", 512)), workers) for number in range(many)]
+    kept = [number for number in range(many) if held[number]]
+    assert kept == list(range(many - len(kept), many))
+    assert many - 10 < len(kept) < many
+
+
+@given(st.integers(1, 40 * GRID_BYTES), st.sets(st.integers(1, 40 * GRID_BYTES), max_size=OTHERS_FEW + 4))
+def test_grid_is_the_boundaries_at_whole_kibs(size: int, others: set[int]) -> None:
+    """Wherever other boundaries lie between them, few or many."""
+    ends = sorted({*range(GRID_BYTES, size + 1, GRID_BYTES), *(end for end in others if end < size), size})
+    prompt = Prompt(ends, [b"%d" % end for end in ends], [], b"", None)
+    assert list(grid_of(prompt)) == [b"%d" % end for end in range(GRID_BYTES, size + 1, GRID_BYTES)]
