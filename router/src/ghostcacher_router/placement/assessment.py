@@ -6,6 +6,7 @@ These are the first four steps of a decision (see picker.py). Nothing here choos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +22,9 @@ from ghostcacher_router.signals.prefix_match import (
     PrefixMatch,
     PrefixMatcher,
 )
-from ghostcacher_router.signals.queue_columns import QueueList, Queues, QueueView
+from ghostcacher_router.signals.queue_columns import QueueList, Queues
 from ghostcacher_router.signals.ranking import ColumnRanking, ListRanking, Ranking
-from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Column, forecast, totals
+from ghostcacher_router.signals.ttft_forecast import NO_MATCH, Column, forecast, totals, totals_of_few
 from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import (
     FREE,
@@ -70,31 +71,11 @@ class Assessment(NamedTuple):
             found.engine, found.queue_ms, match.tokens, match.at(worker), found.prefilling, displacement, found.link_ms
         )
 
-    def forecasts(self) -> list[Forecast]:
-        """Return the forecast of each candidate, in their order."""
-        workers, queues, match, displacement = self.candidates.workers, self.queues, self.match, self.displacement
-        if match is None or self.adapter_ms or isinstance(queues, QueueView):
-            return [self.forecast_at(place) for place in range(len(workers))]
-        # The same, for a few candidates of most requests.
-        tokens, match_at = match.tokens, match.at
-        return [
-            forecast(
-                found.engine,
-                found.queue_ms,
-                tokens,
-                match_at(worker),
-                found.prefilling,
-                displacement[worker.name],
-                found.link_ms,
-            )
-            for worker, found in zip(workers, queues.estimates, strict=True)
-        ]
-
     def ranking(self) -> Ranking:
-        """Return the same forecasts to choose from, at the price of a few for hundreds of candidates."""
+        """Return these forecasts to choose from, at the price of a few for hundreds of candidates."""
         queues, match, (workers, namespaces, _, _) = self.queues, self.match, self.candidates
         if isinstance(queues, QueueList):
-            return ListRanking(self.forecasts())
+            return self.few(queues)
         places, queue_ms = queues.listed.places, queues.queue_ms
         if self.adapter_ms:
             queue_ms = queue_ms + np.array(self.adapter_ms)
@@ -130,6 +111,23 @@ class Assessment(NamedTuple):
             kept=kept,
         )
         return ColumnRanking(total_ms, workers, places, self.forecast_at)
+
+    def few(self, queues: QueueList) -> ListRanking:
+        """Return the same for a few candidates. queues: theirs."""
+        (workers, namespaces, _, _), match, places = self.candidates, self.match, queues.listed.places
+        estimates = queues.estimates
+        if self.adapter_ms:
+            estimates = [self.estimate_at(place) for place in range(len(workers))]
+        if match is None:
+            # Nobody waits for one token, and it takes no room.
+            alone = [QueueEstimate(found.engine, found.queue_ms, found.reported) for found in estimates]
+            total_ms = totals_of_few(alone, 1, repeat(0), repeat(0), repeat(FREE))
+        else:
+            others = self.displacement
+            displacement = [others[worker.name] for worker in workers] if others else repeat(others.usual)
+            local, pullable = match.local_list(places), match.pullable_list(workers, namespaces)
+            total_ms = totals_of_few(estimates, match.tokens, local, pullable, displacement)
+        return ListRanking(total_ms, workers, places, self.forecast_at)
 
 
 class Assessor:
@@ -173,7 +171,8 @@ class Assessor:
         if self._several():
             held = with_agreed_worker(prompt, held, names)
         local = {name: tokens * size // prompt.size for name, size in held.items()}
-        return found._replace(match=PrefixMatch(prompt, tokens, NOBODY, local, {}, {}, False))
+        match = PrefixMatch(prompt, tokens, NOBODY, local, {}, {}, False)
+        return Assessment(found.candidates, match, found.queues, found.adapter_ms, found.now, found.displacement)
 
     async def look_up(self, needed: LookupNeeded, timeout_s: float) -> None:
         """Ask the index what an assessment lacks, and wait for that at most `timeout_s`."""

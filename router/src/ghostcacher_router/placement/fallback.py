@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ghostcacher_router.ghostlock.followers import is_bearable
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.hash_ring import bound_of, pick
 from ghostcacher_router.placement.in_flight import InFlightTracker
 from ghostcacher_router.placement.placed_request import PlacedRequest
-from ghostcacher_router.signals.ttft_forecast import best_of
+from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.ranking import Ranking
+from ghostcacher_router.signals.ttft_forecast import tie_limit
 from ghostcacher_router.types import Ask, Forecast, Prompt, Reason
 
 ENOUGH = 2
@@ -38,35 +41,36 @@ class Fallback:
         reason = Reason.ONLY if only else Reason.LEAST_LOAD
         return self._tracker.reserve(ask, self._fleet.workers[best.worker], reason, None)
 
-    def without_reports(self, prompt: Prompt, forecasts: Sequence[Forecast]) -> tuple[Forecast, Reason]:
+    def without_reports(
+        self, prompt: Prompt, ranking: Ranking, workers: Sequence[WorkerPort]
+    ) -> tuple[Forecast, Reason]:
         """Return the best forecast for a prompt while no worker reports its load, and why it is.
 
         Their times are guesses, but they tell workers apart: by what each has been sent, and has not answered. Among
         equal ones consistent hashing decides, so that routers that know nothing of each other agree.
+
+        ranking: of the workers, in their order.
         """
         self._metrics.fallbacks.inc("load")
-        if len(forecasts) == 1:
-            return forecasts[0], Reason.ONLY
+        if len(workers) == 1:
+            return ranking.forecast_at(0), Reason.ONLY
         now = self._clock()
-        loads = {found.worker: self._queues.occupied(found.worker, now) for found in forecasts}
-        owners = self._owners(prompt, forecasts, loads, now)
-        chosen, equal = self._of_best(prompt, owners or forecasts, loads)
-        idle = [found for found in forecasts if not loads[found.worker]]
-        if idle and not owners and loads[chosen.worker] and sum(loads.values()) + 1 >= ENOUGH * len(loads):
-            # It computes what others have, once; from then on it takes its share.
-            chosen, equal = self._of_best(prompt, idle, loads)
-        if chosen.local_tokens:
-            return chosen, Reason.MEMORY
-        return chosen, Reason.HASH if equal > 1 else Reason.LEAST_LOAD
+        names = [worker.name for worker in workers]
+        choice = _Choice(prompt.prefix_key, names, ranking.totals(), self._queues.occupied(names, now))
+        loads = choice.loads
+        owners = self._owners(prompt, ranking, choice, now)
+        chosen, equal = choice.best_among(owners or range(len(names)))
+        if loads[chosen] and not owners and sum(loads) + 1 >= ENOUGH * len(loads):
+            idle = [place for place, load in enumerate(loads) if not load]
+            if idle:
+                # It computes what others have, once; from then on it takes its share.
+                chosen, equal = choice.best_among(idle)
+        found = ranking.forecast_at(chosen)
+        if found.local_tokens:
+            return found, Reason.MEMORY
+        return found, Reason.HASH if equal > 1 else Reason.LEAST_LOAD
 
-    def _of_best(self, prompt: Prompt, forecasts: Sequence[Forecast], loads: Mapping[str, int]) -> tuple[Forecast, int]:
-        """Return the best forecast, and how many are as good."""
-        equal = {found.worker: found for found in best_of(forecasts)}
-        return equal[pick(prompt.prefix_key, list(equal), loads.__getitem__)], len(equal)
-
-    def _owners(
-        self, prompt: Prompt, forecasts: Sequence[Forecast], loads: Mapping[str, int], now: float
-    ) -> list[Forecast]:
+    def _owners(self, prompt: Prompt, ranking: Ranking, choice: _Choice, now: float) -> list[int]:
         """Return the workers that are just computing much which others would compute again, if that is bearable.
 
         It is what ghost locks are where workers report: a burst of requests on one new document computes it once, as
@@ -76,12 +80,34 @@ class Fallback:
         computing = () if match is None else {sent.worker for sent in match.holders if now < sent.computed_at}
         if not computing:
             return []
-        best, bound = min(forecasts, key=lambda found: found.total_ms), bound_of(list(loads.values()))
-        return [
-            found
-            for found in forecasts
-            if found.worker in computing
-            and loads[found.worker] < bound
-            and best.computed_tokens - found.computed_tokens >= SPARED_TOKENS_MIN
-            and is_bearable(found, best)
-        ]
+        total_ms, loads = choice.total_ms, choice.loads
+        best, bound = ranking.forecast_at(total_ms.index(min(total_ms))), bound_of(loads)
+        owners = []
+        for place, name in enumerate(choice.names):
+            if name in computing and loads[place] < bound:
+                found = ranking.forecast_at(place)
+                if best.computed_tokens - found.computed_tokens >= SPARED_TOKENS_MIN and is_bearable(found, best):
+                    owners.append(place)
+        return owners
+
+
+class _Choice(NamedTuple):
+    """The workers that there are to choose from, for one prompt."""
+
+    prefix_key: bytes
+    names: Sequence[str]
+    total_ms: Sequence[float]
+    """Of each one's forecast."""
+    loads: Sequence[int]
+    """Requests at each."""
+
+    def best_among(self, places: Sequence[int]) -> tuple[int, int]:
+        """Return the best of some workers, and how many are as good. places: theirs, at least one."""
+        total_ms = self.total_ms
+        limit = tie_limit(min([total_ms[place] for place in places]))
+        equal = [place for place in places if total_ms[place] <= limit]
+        if len(equal) == 1:
+            return equal[0], 1
+        by_name = {self.names[place]: place for place in equal}
+        chosen = pick(self.prefix_key, list(by_name), lambda name: self.loads[by_name[name]])
+        return by_name[chosen], len(equal)

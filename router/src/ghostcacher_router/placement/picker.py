@@ -222,9 +222,9 @@ class Picker:
     def _place_without_reports(self, ask: Ask, prompt: Prompt, found: Assessment) -> PlacedRequest:
         """Place a prompt while no worker reports its load, by what this router itself has sent, and what it guesses."""
         assert found.match is not None
-        forecasts = found.forecasts()
-        best, reason = self._fallback.without_reports(prompt, forecasts)
-        this = _Round(ask, found, found.match, found.ranking(), best)
+        ranking = found.ranking()
+        best, reason = self._fallback.without_reports(prompt, ranking, found.candidates.workers)
+        this = _Round(ask, found, found.match, ranking, best)
         chosen, reason = self._keep_session(this, reason)
         return self._tracker.reserve(ask, self._fleet.workers[chosen.worker], reason, None, chosen)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -43,13 +44,21 @@ class LookupNeeded(NamedTuple):
 class Holders:
     """How many tokens of a prefix each worker has in its own cache."""
 
-    __slots__ = ("_column", "_places", "most", "most_tokens", "tokens")
+    __slots__ = ("_column", "_list", "_places", "most", "most_tokens", "tokens")
 
     def __init__(self, tokens: Mapping[str, int], most: int = 0, most_tokens: int = 0) -> None:
         """tokens: by worker name; workers without any are absent. most, most_tokens: what can be pulled of one."""
         self.tokens, self.most, self.most_tokens = tokens, most, most_tokens
         self._places: Mapping[str, int] | None = None
         self._column: Column | None = None
+        self._list: Sequence[int] | None = None
+
+    def listed(self, places: Mapping[str, int]) -> Sequence[int]:
+        """Return what `column` does, as a plain list."""
+        if self._list is None or self._places is not places:
+            self._list = [self.tokens.get(worker, 0) for worker in places]
+            self._places, self._column = places, None
+        return self._list
 
     def column(self, places: Mapping[str, int]) -> Column:
         """Return the tokens of each worker of a list, not to be changed. places: worker -> its place in the list."""
@@ -58,7 +67,7 @@ class Holders:
             for worker, tokens in self.tokens.items():
                 if (place := places.get(worker)) is not None:
                     column[place] = tokens
-            self._places, self._column = places, column
+            self._places, self._column, self._list = places, column, None
         return self._column
 
 
@@ -96,6 +105,22 @@ class PrefixMatch(NamedTuple):
                 if (place := places.get(worker)) is not None:
                     column[place] = tokens
         return column
+
+    def local_list(self, places: Mapping[str, int]) -> Sequence[int]:
+        """Return what `local_column` does, as a plain list. places: in the order of their places."""
+        found = self.held.listed(places)
+        if self.sent:
+            found = list(found)
+            for worker, tokens in self.sent.items():
+                if (place := places.get(worker)) is not None:
+                    found[place] = tokens
+        return found
+
+    def pullable_list(self, workers: Sequence[WorkerPort], namespaces: Sequence[str | None]) -> Iterable[int]:
+        """Return what `pullable_column` does, worker by worker."""
+        if len(namespaces) == 1:
+            return repeat(self.pullable.get(namespaces[0], 0))
+        return [self.pullable.get(worker.namespace, 0) for worker in workers]
 
     def pullable_column(self, workers: Sequence[WorkerPort], namespaces: Sequence[str | None]) -> Column | float:
         """Return the most tokens that each worker of a list can pull. namespaces: of these workers, each once."""

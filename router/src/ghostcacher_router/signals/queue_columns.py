@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ghostcacher_router.ports import WorkerPort
 from ghostcacher_router.signals.ttft_forecast import EngineColumns
 from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
+from ghostcacher_router.signals.working_sets import reported_capacity
 
 Column = npt.NDArray[np.float64]
 
@@ -35,7 +36,7 @@ _COLUMNS = _ENGINE + len(EngineColumns._fields)
 class ListedQueues:
     """The queues of a list of workers, which stays as it is."""
 
-    __slots__ = ("loads", "places", "queues", "slots", "workers")
+    __slots__ = ("_capacity_min", "_slots", "loads", "places", "queues", "workers")
 
     def __init__(self, workers: Sequence[WorkerPort], queues: Sequence[WorkerQueue]) -> None:
         """queues: of each of the workers."""
@@ -44,18 +45,33 @@ class ListedQueues:
         """The load reports that were seen last, to recognise new ones."""
         self.places: Mapping[str, int] = {worker.name: place for place, worker in enumerate(workers)}
         """Worker -> its place in the list."""
-        slots = [queue.slot for queue in queues]
-        self.slots: slice | npt.NDArray[np.intp] = np.array(slots, dtype=np.intp)
-        if slots == list(range(slots[0], slots[0] + len(slots))):
-            # A part of the columns, which needs no copy.
-            self.slots = slice(slots[0], slots[0] + len(slots))
+        self._slots: slice | npt.NDArray[np.intp] | None = None
+        self._capacity_min: float | None = None
+
+    @property
+    def slots(self) -> slice | npt.NDArray[np.intp]:
+        """Return the queues' places in the columns."""
+        if self._slots is None:
+            slots = [queue.slot for queue in self.queues]
+            self._slots = np.array(slots, dtype=np.intp)
+            if slots == list(range(slots[0], slots[0] + len(slots))):
+                # A part of the columns, which needs no copy.
+                self._slots = slice(slots[0], slots[0] + len(slots))
+        return self._slots
+
+    @property
+    def capacity_min(self) -> float:
+        """Return the least tokens that one of the workers' caches holds, as their last reports say."""
+        if self._capacity_min is None:
+            self._capacity_min = float(min([reported_capacity(worker) for worker in self.workers]))
+        return self._capacity_min
 
     def told(self) -> Sequence[tuple[WorkerPort, WorkerQueue]]:
         """Return the workers with a load report that their queues do not know yet."""
         loads = [worker.load for worker in self.workers]
         if loads == self.loads:
             return ()
-        self.loads = loads
+        self.loads, self._capacity_min = loads, None
         pairs = zip(self.workers, self.queues, strict=True)
         return [(worker, queue) for worker, queue in pairs if worker.load is not queue.load]
 
@@ -63,7 +79,10 @@ class ListedQueues:
 class QueueList(NamedTuple):
     """The same as `QueueView` of a few workers."""
 
+    listed: ListedQueues
     estimates: Sequence[QueueEstimate]
+    reported: bool
+    """Whether a fresh load report stands behind any of them."""
 
     def estimate_at(self, place: int) -> QueueEstimate:
         """Return the queue of the worker at a place of the list."""
@@ -76,17 +95,12 @@ class QueueList(NamedTuple):
     @property
     def capacity_min(self) -> float:
         """Return the least of these."""
-        return min(self.capacities())
+        return self.listed.capacity_min
 
     @property
     def delayed(self) -> float:
         """Return how many requests wait for their first token at a worker, in the mean."""
         return sum([found.prefilling for found in self.estimates]) / len(self.estimates)
-
-    @property
-    def reported(self) -> bool:
-        """Whether a fresh load report stands behind any of them."""
-        return any(found.reported for found in self.estimates)
 
 
 class QueueView(NamedTuple):
@@ -136,6 +150,8 @@ class QueueColumns:
         self._free: list[int] = []
         self._used = 0
         self._lists: OrderedDict[int, ListedQueues] = OrderedDict()
+        self._last: ListedQueues | None = None
+        """The list that was asked for last."""
 
     def add(self) -> int:
         """Return a slot for a new queue."""
@@ -150,17 +166,22 @@ class QueueColumns:
         """Let go of the slots of queues that are gone."""
         self._free.extend(slots)
         self._lists.clear()
+        self._last = None
 
     def listed(self, workers: Sequence[WorkerPort], queue_of: Callable[[str], WorkerQueue]) -> ListedQueues:
         """Return the queues of a list of workers, which is not changed after this."""
+        known = self._last
+        if known is not None and known.workers is workers:
+            return known
         known = self._lists.get(id(workers))
         if known is not None and known.workers is workers:
             self._lists.move_to_end(id(workers))
+            self._last = known
             return known
         queues = [queue_of(worker.name) for worker in workers]
         for worker, queue in zip(workers, queues, strict=True):
             queue.worker = worker
-        found = self._lists[id(workers)] = ListedQueues(workers, queues)
+        found = self._last = self._lists[id(workers)] = ListedQueues(workers, queues)
         while len(self._lists) > LISTS_MAX:
             self._lists.popitem(last=False)
         return found

@@ -21,15 +21,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from math import isclose
 
-from ghostcacher_connector.core.types import Role
 from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.engine_rates import engine_of, rates_of
 from ghostcacher_router.signals.engine_speeds import EngineSpeeds
-from ghostcacher_router.signals.queue_columns import QueueColumns, QueueList, Queues
+from ghostcacher_router.signals.queue_columns import ListedQueues, QueueColumns, QueueList, Queues
 from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.standing import Standing, standing_of
-from ghostcacher_router.signals.ttft_forecast import Engine
 from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
-from ghostcacher_router.signals.working_sets import capacity_tokens
 
 STALE_S = 2.0
 """A load report that was received longer ago says nothing. Workers report every 100 to 250 ms. An idle worker measures
@@ -43,16 +41,8 @@ ARRIVAL_FIXED_S = 0.02
 ARRIVAL_S_PER_TOKEN = 1e-6
 """Time from a request written until the engine's scheduler, and so a load report, knows of it: HTTP and tokenising."""
 
-DECODE_WEIGHT = 0.05
-"""What a delay of one token after the first counts for, against the same delay of the first one. A request that joins a
-batch delays as many tokens as it decodes beside each of the others, once its own and once theirs. People and programs
-wait for the first token; that the others come a little later matters less, but there are hundreds of them."""
-
 RATE_TOKENS_MIN = 512
 """What engines that report nothing take for shorter prompts says little of their rate: fixed times prevail."""
-
-PULL_BYTES_PER_S_GUESS = 1e9
-"""Used until a worker has measured its own: a 10 Gbit/s link, the slowest on which sharing is usually deployed."""
 
 STAY_S_GUESS = 1.0
 STAY_S_MAX = 5.0
@@ -102,13 +92,12 @@ class QueueEstimator:
         queue = self._queues.get(worker)
         return len(queue.reservations) if queue is not None else 0
 
-    def occupied(self, worker: str, now: float) -> int:
-        """Return how many places are taken at a worker: by requests in flight, and by those that failed of late."""
-        queue = self._queues.get(worker)
-        if queue is None:
-            return 0
-        self._drop_failed(queue, now)
-        return len(queue.reservations) + len(queue.failed)
+    def occupied(self, workers: Sequence[str], now: float) -> list[int]:
+        """Return how many places are taken at each worker: by requests in flight, and by those that failed of late."""
+        for queue in list(self._failing):
+            self._drop_failed(queue, now)
+        queues = [self._queues.get(worker) for worker in workers]
+        return [0 if queue is None else len(queue.reservations) + len(queue.failed) for queue in queues]
 
     def recent(self, worker: str, now: float) -> float:
         """Return how many requests of this router were placed at a worker of late; older ones count less."""
@@ -249,13 +238,14 @@ class QueueEstimator:
 
         workers: at least one; the list is not changed after this.
         """
-        if len(workers) <= FEW:
-            return QueueList([self.estimate(worker, now) for worker in workers])
         listed = self._columns.listed(workers, self._queue)
         for worker, queue in listed.told():
             self._take_report(queue, worker)
-        for queue in list(self._failing):
-            self._drop_failed(queue, now)
+        if self._failing:
+            for queue in list(self._failing):
+                self._drop_failed(queue, now)
+        if len(workers) <= FEW:
+            return self._few(listed, now)
         while self._changed or self._columns_version != self._speeds.version:
             changed = self._changed
             if self._columns_version != self._speeds.version:
@@ -267,6 +257,34 @@ class QueueEstimator:
                     self.estimate(queue.worker, now)
                     self._columns.write(queue)
         return self._columns.view(listed, now, STALE_S, self.estimate)
+
+    def _few(self, listed: ListedQueues, now: float) -> QueueList:
+        """Return the estimate of each worker of a list, all of whose reports are taken."""
+        version, found, reported = self._speeds.version, [], False
+        for worker, queue in zip(listed.workers, listed.queues, strict=True):
+            one = queue.estimate
+            if (
+                one is None
+                or queue.dirty
+                or not one.reported
+                or queue.speeds_version != version
+                or queue.worker is not worker
+                or now - queue.received_at > STALE_S
+            ):
+                one = self.estimate(worker, now)
+                reported = reported or one.reported
+            else:
+                # What passing time alone changes, as in `estimate`.
+                reported, until = True, queue.trusted_until
+                queue_ms = (queue.busy_until - (now if now < until else until)) * 1e3
+                queue_ms = max(queue_ms, 0.0)
+                if queue.failed_tokens:
+                    queue_ms += queue.failed_tokens * one.engine.ms_per_token
+                one.queue_ms = queue_ms
+                if queue.pulls_ms:
+                    one.link_ms = queue.link_ms(now)
+            found.append(one)
+        return QueueList(listed, found, reported)
 
     def standing(self, worker: WorkerPort, now: float) -> Standing:
         """Return how full a worker is."""
@@ -316,7 +334,7 @@ class QueueEstimator:
 
     def _take_report(self, queue: WorkerQueue, worker: WorkerPort) -> None:
         self._touch(queue)
-        queue.load, queue.ended = worker.load, 0
+        queue.load, queue.ended, queue.rates = worker.load, 0, None
         queue.measured_at = queue.received_at = worker.load_measured_at
         if worker.load is not None:
             queue.received_at += worker.load.load.age_s
@@ -327,39 +345,22 @@ class QueueEstimator:
                 del queue.unreported[reservation]
 
     def _renew_estimate(self, queue: WorkerQueue, worker: WorkerPort, fresh: bool) -> QueueEstimate:
-        engine = self._engine_of(worker, queue, fresh)
-        ms_per_token = engine.ms_per_token
-        queue.estimate = QueueEstimate(engine, 0.0, fresh, capacity_tokens(worker) if worker.load else 0)
-        queue.dirty, queue.speeds_version = False, self._speeds.version
+        rates, version = queue.rates, self._speeds.version
+        if rates is None or queue.speeds_version != version or rates.record is not worker.record:
+            rates = queue.rates = rates_of(worker, self._speeds)
+        engine = engine_of(queue, worker, rates, self._speeds.answer_tokens, fresh=fresh)
+        queue.estimate = found = QueueEstimate(engine, 0.0, fresh, rates.capacity)
+        queue.dirty, queue.speeds_version = False, version
         if worker.load is not None:
-            load, trusted_from = worker.load.load, queue.measured_at
+            load, trusted_from, ms_per_token = worker.load.load, queue.measured_at, engine.ms_per_token
             prefilling = [one for one in queue.unreported if one.prefilling]
             if prefilling and not (load.running or load.waiting or load.waiting_tokens):
                 # Until the first of these it had nothing to go on with, so its silence says nothing.
-                trusted_from = max(trusted_from, min(one.since for one in prefilling))
+                trusted_from = max(trusted_from, min([one.since for one in prefilling]))
             until = queue.trusted_until = trusted_from + PROGRESS_MAX_S
             busy = queue.measured_at + load.waiting_tokens * ms_per_token / 1e3
-            for reservation in prefilling:
-                busy = max(busy, min(reservation.since, until)) + reservation.computed * ms_per_token / 1e3
+            for one in prefilling:
+                since = one.since if one.since < until else until
+                busy = (busy if busy > since else since) + one.computed * ms_per_token / 1e3
             queue.busy_until = busy
-        return queue.estimate
-
-    def _engine_of(self, worker: WorkerPort, queue: WorkerQueue, fresh: bool) -> Engine:
-        """Return how fast a worker is with the requests that it has now. fresh: whether its load report counts."""
-        name, speeds = worker.name, self._speeds
-        load = None if worker.load is None else worker.load.load
-        ms_per_token = speeds.ms_per_token(name)
-        step_ms = queue.batch(load if fresh else None) * speeds.decode_request_ms(name, ms_per_token)
-        decode_ms = DECODE_WEIGHT * speeds.answer_tokens * step_ms
-        if load is None:
-            return Engine(name, ms_per_token, step_ms, decode_ms, None, 0.0, None)
-        free: int | None = None
-        if fresh and load.kv_blocks_total:
-            free = (load.kv_blocks_total - load.kv_blocks_used) * load.block_tokens
-            free = max(0, free - sum(one.tokens for one in queue.unreported))
-        pulls = worker.record is not None and worker.record.role is not Role.PRODUCER and load.block_tokens > 0
-        pull_ms_per_token = None
-        if pulls:
-            bytes_per_token = load.block_bytes / load.block_tokens
-            pull_ms_per_token = bytes_per_token / (load.pull_bytes_per_s or PULL_BYTES_PER_S_GUESS) * 1e3
-        return Engine(name, ms_per_token, step_ms, decode_ms, free, load.pull_fixed_s * 1e3, pull_ms_per_token)
+        return found

@@ -9,6 +9,7 @@ routers that know nothing of each other do not all take the same one. Where noth
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from math import inf
 from random import Random
 from typing import NamedTuple, Protocol
 
@@ -40,6 +41,12 @@ class Ranking(Protocol):
     def at(self, worker: str) -> Forecast | None:
         """Return the forecast at a worker; None when it is not among them."""
 
+    def forecast_at(self, place: int) -> Forecast:
+        """Return the forecast at a worker, given by its place in the list."""
+
+    def totals(self) -> Sequence[float]:
+        """Return the `total_ms` of each forecast."""
+
     def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
         """Return the least forecast, or one that counts as equal. None when no worker is left.
 
@@ -48,20 +55,38 @@ class Ranking(Protocol):
 
 
 class ListRanking:
-    """A ranking of forecasts that are all made."""
+    """A ranking of a few workers, by totals alone."""
 
-    def __init__(self, forecasts: Sequence[Forecast]) -> None:
-        self._forecasts = forecasts
+    __slots__ = ("_places", "_total_ms", "_workers", "forecast_at")
+
+    def __init__(
+        self,
+        total_ms: Sequence[float],
+        workers: Sequence[WorkerPort],
+        places: Mapping[str, int],
+        forecast_at: Callable[[int], Forecast],
+    ) -> None:
+        """See `ColumnRanking`."""
+        self._total_ms, self._workers, self._places, self.forecast_at = total_ms, workers, places, forecast_at
+
+    def totals(self) -> Sequence[float]:
+        return self._total_ms
 
     def at(self, worker: str) -> Forecast | None:
-        return next((found for found in self._forecasts if found.worker == worker), None)
+        place = self._places.get(worker)
+        return None if place is None else self.forecast_at(place)
 
     def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
-        left = [found for found in self._forecasts if found.worker not in without] if without else self._forecasts
-        if not left:
-            return None
-        equal = best_of(left)
-        return equal[draw.of(len(equal), lambda number: equal[number].worker)]
+        total_ms = self._total_ms
+        left_out = [place for worker in without if (place := self._places.get(worker)) is not None]
+        if left_out:
+            if len(set(left_out)) == len(total_ms):
+                return None
+            total_ms = [inf if place in left_out else total for place, total in enumerate(total_ms)]
+        equal = best_of(total_ms)
+        if len(equal) == 1:
+            return self.forecast_at(equal[0])
+        return self.forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])
 
 
 class ColumnRanking:
@@ -75,11 +100,15 @@ class ColumnRanking:
         forecast_at: Callable[[int], Forecast],
     ) -> None:
         """total_ms: of each worker's forecast. places: worker -> its place. forecast_at: makes the one at a place."""
-        self._total_ms, self._workers, self._places, self._forecast_at = total_ms, workers, places, forecast_at
+        self._total_ms, self._workers, self._places, self.forecast_at = total_ms, workers, places, forecast_at
+
+    def totals(self) -> Sequence[float]:
+        found: list[float] = self._total_ms.tolist()
+        return found
 
     def at(self, worker: str) -> Forecast | None:
         place = self._places.get(worker)
-        return None if place is None else self._forecast_at(place)
+        return None if place is None else self.forecast_at(place)
 
     def best(self, draw: Draw, without: Collection[str] = ()) -> Forecast | None:
         total_ms = self._total_ms
@@ -91,4 +120,4 @@ class ColumnRanking:
         if least == np.inf:
             return None
         equal = (total_ms <= tie_limit(least)).nonzero()[0].tolist()
-        return self._forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])
+        return self.forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])

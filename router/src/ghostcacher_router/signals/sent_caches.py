@@ -17,7 +17,6 @@ looked at when somebody asks: the latest prompts, as far as there is room for th
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -272,9 +271,13 @@ def grid_of(prompt: Prompt) -> Sequence[bytes]:
     first = 0
     for number in range(others):
         # Behind the next boundary of another kind all are a place further on than their KiB, or more.
-        place = bisect_left(
-            range(len(ends)), True, first, key=lambda at, number=number: ends[at] < (at + 1 - number) * GRID_BYTES
-        )
+        place, high = first, len(ends)
+        while place < high:
+            middle = (place + high) // 2
+            if ends[middle] < (middle + 1 - number) * GRID_BYTES:
+                high = middle
+            else:
+                place = middle + 1
         found += digests[first:place]
         first = place + 1
     found += digests[first:]

@@ -9,6 +9,7 @@ from collections import deque
 
 from ghostcacher_connector.core.coordination.base import LoadReport
 from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.engine_rates import Rates
 from ghostcacher_router.signals.reservation import Reservation
 from ghostcacher_router.signals.ttft_forecast import Engine
 
@@ -62,6 +63,7 @@ class WorkerQueue:
         "prefilling_tokens",
         "pulling_until",
         "pulls_ms",
+        "rates",
         "received_at",
         "recent",
         "recent_at",
@@ -106,8 +108,10 @@ class WorkerQueue:
         """The last load report, to recognise a new one."""
         self.measured_at = self.received_at = 0.0
         """When the last load report was measured, and when it came; loop clock, s."""
+        self.rates: Rates | None = None
+        """Those of the last load report; None before anybody has asked for an estimate since then."""
         self.speeds_version = -1
-        """Of the speeds that the estimate was made with."""
+        """Of the speeds that the rates were found with."""
         self.busy_until = 0.0
         """When everything in the queue is computed, should the worker go on."""
         self.trusted_until = 0.0

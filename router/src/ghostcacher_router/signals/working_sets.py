@@ -149,6 +149,11 @@ def capacity_tokens(worker: WorkerPort) -> int:
     return (load.kv_blocks_total + host_blocks) * load.block_tokens
 
 
+def reported_capacity(worker: WorkerPort) -> int:
+    """Return the same of a worker that reports its load, 0 of a plain one."""
+    return 0 if worker.load is None else capacity_tokens(worker)
+
+
 def is_large(tokens: int, capacity_min: float) -> bool:
     """Return whether a prompt is large enough to crowd a worker. capacity_min: of the smallest cache, in tokens."""
     return tokens > LARGE_SHARE * capacity_min

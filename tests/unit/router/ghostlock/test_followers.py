@@ -96,6 +96,12 @@ def test_lock_that_covers_little_of_what_is_missing_is_not_honoured(tokens_min: 
     assert len(encountered_locks(locks, match, ("n", None), tokens_min)) == honoured
 
 
+def ranking(forecasts: list[Forecast]) -> ListRanking:
+    workers = [worker(found.worker, shares_prefill=True) for found in forecasts]
+    places = {found.worker: place for place, found in enumerate(forecasts)}
+    return ListRanking([found.total_ms for found in forecasts], workers, places, forecasts.__getitem__)
+
+
 def test_prefix_is_computed_again_away_from_its_owners() -> None:
     """Their forecasts count what they compute as theirs; only where all are owners is one of them good enough."""
     forecasts = [
@@ -103,6 +109,6 @@ def test_prefix_is_computed_again_away_from_its_owners() -> None:
         for name, ms in (("v", 1.0), ("s", 2.0), ("o", 9.0))
     ]
     locks, draw = [encountered(name, NOW) for name in NAMES], Draw(Random(1), lambda _: 0.0)
-    assert recompute_forecast(ListRanking(forecasts), locks, forecasts[0], draw).worker == "o"
-    assert recompute_forecast(ListRanking(forecasts[:2]), locks, forecasts[0], draw).worker == "s"
-    assert recompute_forecast(ListRanking(forecasts[:1]), locks, forecasts[0], draw).worker == "v"
+    assert recompute_forecast(ranking(forecasts), locks, forecasts[0], draw).worker == "o"
+    assert recompute_forecast(ranking(forecasts[:2]), locks, forecasts[0], draw).worker == "s"
+    assert recompute_forecast(ranking(forecasts[:1]), locks, forecasts[0], draw).worker == "v"

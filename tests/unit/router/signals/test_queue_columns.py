@@ -28,11 +28,18 @@ def view_of(queues: QueueEstimator, workers: list[Worker], now: float) -> QueueV
     return found
 
 
-def check(queues: QueueEstimator, workers: list[Worker], now: float) -> None:
-    """Assert that the columns of a list of workers say what their estimates say."""
-    view = view_of(queues, workers, now)
+def check(queues: QueueEstimator, workers: list[Worker], now: float, *, few_first: bool = False) -> None:
+    """Assert that the columns of a list of workers, and their list, say what their estimates say, asked first or last.
+
+    few_first: whether the list is asked before the columns: whoever is asked first has to notice what has changed.
+    """
+    view = None if few_first else view_of(queues, workers, now)
+    few = queues.at(workers, now)
+    assert isinstance(few, QueueList)
+    listed = [(one.queue_ms, one.link_ms, one.prefilling, one.engine, one.reported) for one in few.estimates]
+    view = view or view_of(queues, workers, now)
     estimates = [queues.estimate(worker, now) for worker in workers]
-    few = QueueList(estimates)
+    assert listed == [(one.queue_ms, one.link_ms, one.prefilling, one.engine, one.reported) for one in estimates]
     assert view.queue_ms.tolist() == [found.queue_ms for found in estimates]
     assert view.link_ms.tolist() == [found.link_ms for found in estimates]
     assert view.prefilling.tolist() == [found.prefilling for found in estimates]
@@ -109,7 +116,8 @@ class ColumnsMachine(RuleBasedStateMachine):
     def sound(self) -> None:
         if hasattr(self, "queues"):
             self.looks += 1
-            check(self.queues, self.lists[self.looks % len(self.lists)], self.clock())
+            listed = self.lists[self.looks % len(self.lists)]
+            check(self.queues, listed, self.clock(), few_first=self.looks % 2 == 0)
             self.queues.check_invariants()
 
 
@@ -153,3 +161,12 @@ def test_pulls_wait_for_those_ahead() -> None:
     assert link_ms(11.0) == pytest.approx(50.0)
     queues.ended(second)
     assert link_ms(11.0) == pytest.approx(50.0)
+
+
+def test_failed_requests_count_until_their_time_is_over() -> None:
+    """Also where nothing else has happened since the look before."""
+    queues, worker = QueueEstimator(), make_worker("w0")
+    report(worker, 10.0)
+    queues.failed(queues.reserve("w0", 1000, 900, 10.0), 10.0)
+    for now in (10.0, 10.3, 10.6, 12.0):
+        check(queues, [worker], now, few_first=True)

@@ -9,10 +9,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ghostcacher_connector.core.coordination.base import LoadReport, StampedLoad
 from ghostcacher_router.fleet.worker import Worker
+from ghostcacher_router.signals.engine_rates import DECODE_WEIGHT
 from ghostcacher_router.signals.engine_speeds import ANSWER_TOKENS_GUESS, DECODE_TOKENS, PREFILL_TOKENS_PER_S_GUESS
 from ghostcacher_router.signals.queue_estimate import (
     ARRIVAL_FIXED_S,
-    DECODE_WEIGHT,
     PROGRESS_MAX_S,
     STALE_S,
     QueueEstimator,

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from ghostcacher_router.signals.queue_columns import NO_PULL
 from ghostcacher_router.signals.ranking import ColumnRanking, Draw, ListRanking, Ranking
-from ghostcacher_router.signals.ttft_forecast import Engine, EngineColumns, WorkerMatch, forecast, totals
+from ghostcacher_router.signals.ttft_forecast import Engine, EngineColumns, WorkerMatch, forecast, totals, totals_of_few
+from ghostcacher_router.signals.worker_queue import QueueEstimate
 from ghostcacher_router.signals.working_sets import Displacement
 from ghostcacher_router.types import Forecast
 from tests.unit.router.signals.test_queue_estimate import make_worker
@@ -54,7 +55,7 @@ def columns_of(engines: list[Engine]) -> EngineColumns:
 
 
 @given(st.lists(CASES, min_size=1, max_size=9), st.integers(1, 200_000))
-def test_columns_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
+def test_columns_and_lists_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
     """To the last bit, so that a choice by columns is the choice by forecasts: of the least, and of equal ones."""
     found = [
         forecast(one.engine, one.queue_ms, tokens, WorkerMatch(one.local, one.pullable, 0.0), *one[4:]) for one in cases
@@ -73,6 +74,11 @@ def test_columns_say_what_forecasts_say(cases: list[Case], tokens: int) -> None:
         kept=kept,
     )
     assert total_ms.tolist() == [one.total_ms for one in found]
+    queues = []
+    for one in cases:
+        queues.append(QueueEstimate(one.engine, one.queue_ms, True))
+        queues[-1].prefilling, queues[-1].link_ms = one.delayed, one.link_ms
+    assert totals_of_few(queues, tokens, local, pullable, displacements) == [one.total_ms for one in found]
 
 
 FORECASTS = st.lists(st.floats(0, 1e5) | st.sampled_from([10.0, 10.05, 10.4, 11.0]), min_size=1, max_size=20)
@@ -85,6 +91,8 @@ def test_both_rankings_choose_alike(total_ms: list[float], without: set[int], se
     left_out = [f"w{number}" for number in without]
     assert one.best(draw(seed)) == two.best(draw(seed)) is not None
     assert one.best(draw(seed), left_out) == two.best(draw(seed), left_out)
+    assert one.totals() == two.totals() == total_ms
+    assert one.forecast_at(0) == two.forecast_at(0)
     assert one.at("w0") == two.at("w0") is not None
     assert one.at("gone") is two.at("gone") is None
 
@@ -93,7 +101,8 @@ def rankings(total_ms: list[float]) -> tuple[ListRanking, ColumnRanking]:
     forecasts = [least(total, f"w{number}") for number, total in enumerate(total_ms)]
     places = {found.worker: place for place, found in enumerate(forecasts)}
     workers = [make_worker(found.worker) for found in forecasts]
-    return ListRanking(forecasts), ColumnRanking(np.array(total_ms), workers, places, forecasts.__getitem__)
+    list_ranking = ListRanking(total_ms, workers, places, forecasts.__getitem__)
+    return list_ranking, ColumnRanking(np.array(total_ms), workers, places, forecasts.__getitem__)
 
 
 @pytest.mark.parametrize("kind", [0, 1])

@@ -178,6 +178,7 @@ def test_what_is_set_aside_counts_once_somebody_asks() -> None:
         {"w1": 4, "w2": 4},
     ]
     caches.withdraw("w1", late)
+    caches.set_aside(second, "w2", PLENTY)
     caches.forget_worker("w2")
     assert held_kib(caches, second) == {"w1": 4}
     caches.set_aside(second, "w1", PLENTY)
