@@ -335,7 +335,7 @@ export interface WorkerForecast {
   penalty_ms?: number | null;
   /** A price for decoding beside the requests that run there. */
   decode_ms?: number | null;
-  /** What other requests lose: those behind it wait longer, and what it evicts is computed again. */
+  /** What other requests lose: those behind it wait longer, and what it evicts is computed again. And a price where the worker was sent far more than its share of late. */
   others_ms?: number | null;
   /** Tokens in its own cache. */
   local_tokens?: number;

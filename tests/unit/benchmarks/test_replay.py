@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from benchmarks import routing_scale, routing_traces
 from benchmarks.routing_traces import Result, questions, verdict
+from ghostcacher_simulator.load.generated import Documents, make_load
 from ghostcacher_simulator.load.requests import BLOCK_TOKENS
 from ghostcacher_simulator.machines.workers import fleet_of
 from ghostcacher_simulator.replay.policies import entrants
@@ -62,6 +64,19 @@ def test_routers_that_know_nothing_of_each_other_send_each_document_to_one_engin
         if entrant.name.removeprefix("GhostCacher, ") in ("plain engines", "4 routers, plain engines")
     )
     assert four.computed_tokens < 2.0 * one.computed_tokens
+
+
+@pytest.mark.parametrize("workers", [12, 32])
+def test_requests_are_spread_though_some_documents_are_popular(workers: int) -> None:
+    """No worker gets more than 1.7 times the mean, and hardly more is computed than each document once."""
+    made = Documents(requests=30 * workers, rate=4.0 * workers, documents=10 * workers, zipf=1.0)
+    load = make_load(made, block_tokens=BLOCK_TOKENS)
+    ours = next(entrant for entrant in entrants(1) if entrant.name == "GhostCacher")
+    found = run_virtual(replay(ours, load, fleet_of(workers, 4_000, 20_000.0)))
+    sent = Counter(each.worker for each in found.served)
+    assert max(sent.values()) * workers / len(found.served) <= 1.7
+    once = len({each.request.segments[0] for each in found.served}) * made.tokens
+    assert found.computed_tokens < 1.2 * (once + len(found.served) * made.question)
 
 
 def test_check_names_who_is_too_much_worse(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,6 +192,10 @@ class Assessor:
         rows = []
         for place, worker in enumerate(candidates.workers):
             cost, reported = assessment.forecast_at(place), assessment.estimate_at(place).reported
+            if assessment.match is not None and assessment.queues.reported:
+                prices = assessment.queues.share_prices(assessment.now, place)
+                price_ms = 0.0 if prices is None else float(prices[place])
+                cost = cost._replace(total_ms=cost.total_ms + price_ms, others_ms=cost.others_ms + price_ms)
             terms: dict[str, object] = {"endpoint": worker.endpoint.url, "load_reported": reported}
             terms["in_flight"] = self._queues.in_flight(worker.name)
             terms["adapter_ms"] = self._adapters.cost_ms(worker, candidates.adapter)

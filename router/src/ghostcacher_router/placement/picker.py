@@ -106,7 +106,7 @@ class _Round(NamedTuple):
     ranking: Ranking
     """The forecasts of all candidates."""
     best: Forecast
-    """The least of them."""
+    """The least of them, unless its worker was sent far more than its share."""
 
 
 class Picker:
@@ -198,7 +198,8 @@ class Picker:
         if len(candidates.workers) == 1:
             return self._tracker.reserve(ask, candidates.workers[0], Reason.ONLY, found.forecast_at(0))
         ranking = found.ranking()
-        this = _Round(ask, found, match, ranking, self._best(ranking, found))
+        best = self._within_share(self._best(ranking, found), ranking, found)
+        this = _Round(ask, found, match, ranking, best)
         if progress.honours_locks and len(self._locks):
             tokens_min = self._options.ghost_lock_tokens_min
             encountered = encountered_locks(self._locks, match, candidates.namespaces, tokens_min)
@@ -218,6 +219,11 @@ class Picker:
         best = ranking.best(self._draw(found))
         assert best is not None, "there is at least one candidate"
         return best
+
+    def _within_share(self, best: Forecast, ranking: Ranking, found: Assessment) -> Forecast:
+        """Return the best forecast; or, if its worker was sent too much of late, the best with a price for that."""
+        prices = found.queues.share_prices(found.now, found.queues.listed.places[best.worker])
+        return best if prices is None else ranking.best_priced(self._draw(found), prices)
 
     def _place_without_reports(self, ask: Ask, prompt: Prompt, found: Assessment) -> PlacedRequest:
         """Place a prompt while no worker reports its load, by what this router itself has sent, and what it guesses."""

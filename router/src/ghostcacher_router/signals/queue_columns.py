@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ghostcacher_router.ports import WorkerPort
+from ghostcacher_router.signals.fair_shares import price_column, prices
 from ghostcacher_router.signals.ttft_forecast import EngineColumns
-from ghostcacher_router.signals.worker_queue import QueueEstimate, WorkerQueue
+from ghostcacher_router.signals.worker_queue import RECENT_HALF_LIFE_S, QueueEstimate, WorkerQueue, faded
 from ghostcacher_router.signals.working_sets import reported_capacity
 
 Column = npt.NDArray[np.float64]
@@ -24,12 +25,14 @@ Column = npt.NDArray[np.float64]
 LISTS_MAX = 16
 """Lists of workers whose slots are remembered. A model has one or two; others are made for single requests."""
 
+RECENT_AT_MAX_S = 100 * RECENT_HALF_LIFE_S
+"""Counts of recent requests are as of a time no longer ago than this: as numbers they double with each half-life."""
+
 NO_PULL = 1e300
 """Time to pull a token where nothing can be pulled: beyond all others, and no infinity, of which 0 would be NaN."""
 
-_BUSY_UNTIL, _TRUSTED_UNTIL, _RECEIVED_AT, _FAILED_MS, _PULLING_UNTIL, _PULLS_MS, _PREFILLING, _CAPACITY, _ENGINE = (
-    range(9)
-)
+_BUSY_UNTIL, _TRUSTED_UNTIL, _RECEIVED_AT, _FAILED_MS, _PULLING_UNTIL, _PULLS_MS = range(6)
+_PREFILLING, _CAPACITY, _RECENT, _SPEED, _ENGINE = range(6, 11)
 _COLUMNS = _ENGINE + len(EngineColumns._fields)
 
 
@@ -92,6 +95,15 @@ class QueueList(NamedTuple):
         """Return how many tokens each worker's caches hold; 0 of a plain one."""
         return [found.capacity for found in self.estimates]
 
+    def share_prices(self, now: float, place: int) -> Sequence[float] | None:
+        """Return the price of sending each worker one more request, by its share of those of late: fair_shares.py.
+
+        None when the worker at a place of the list has no price.
+        """
+        recent = [queue.recent_requests(now) for queue in self.listed.queues]
+        found = prices(recent, [1.0 / one.engine.ms_per_token for one in self.estimates])
+        return found if found[place] else None
+
     @property
     def capacity_min(self) -> float:
         """Return the least of these."""
@@ -117,6 +129,11 @@ class QueueView(NamedTuple):
     prefilling: Column
     """Requests that wait for their first token there."""
     capacity: Column
+    recent: Column
+    recent_at: float
+    """Requests that were placed there of late, as many as there were at a time; loop clock, s."""
+    speeds: Column
+    """Tokens of prompts that it computes in a ms."""
     engines: EngineColumns
     reported: bool
 
@@ -127,6 +144,13 @@ class QueueView(NamedTuple):
     def capacities(self) -> Sequence[float]:
         """Return how many tokens each worker's caches hold; 0 of a plain one."""
         return [float(tokens) for tokens in self.capacity]
+
+    def share_prices(self, now: float, place: int) -> Column | None:
+        """Return the price of sending each worker one more request, by its share of those of late: fair_shares.py.
+
+        None when the worker at a place of the list has no price.
+        """
+        return price_column(self.recent * faded(self.recent_at, now), self.speeds, place)
 
     @property
     def capacity_min(self) -> float:
@@ -152,6 +176,9 @@ class QueueColumns:
         self._lists: OrderedDict[int, ListedQueues] = OrderedDict()
         self._last: ListedQueues | None = None
         """The list that was asked for last."""
+        self._recent_at = -inf
+        """Recent requests are written as so many as there were at that time, or would have been; loop clock, s. All of
+        them fade alike, so they need not be written anew as time passes."""
 
     def add(self) -> int:
         """Return a slot for a new queue."""
@@ -186,6 +213,12 @@ class QueueColumns:
             self._lists.popitem(last=False)
         return found
 
+    def begin(self, now: float) -> None:
+        """Note the time, before anything is written or viewed."""
+        if now - self._recent_at > RECENT_AT_MAX_S:
+            self._values[_RECENT] *= faded(self._recent_at, now)
+            self._recent_at = now
+
     def write(self, queue: WorkerQueue) -> None:
         """Write the slot of a queue whose estimate was made anew."""
         found = queue.written = queue.estimate
@@ -200,6 +233,8 @@ class QueueColumns:
             queue.pulls_ms,
             found.prefilling,
             found.capacity,
+            queue.recent * faded(queue.recent_at, self._recent_at),
+            1.0 / ms_per_token,
             ms_per_token,
             step_ms,
             decode_ms,
@@ -236,5 +271,16 @@ class QueueColumns:
         np.maximum(link_ms, 0.0, out=link_ms)
         engines = EngineColumns(*values[_ENGINE:])
         return QueueView(
-            listed, now, estimate, queue_ms, link_ms, values[_PREFILLING], values[_CAPACITY], engines, reported
+            listed,
+            now,
+            estimate,
+            queue_ms,
+            link_ms,
+            values[_PREFILLING],
+            values[_CAPACITY],
+            values[_RECENT],
+            self._recent_at,
+            values[_SPEED],
+            engines,
+            reported,
         )

@@ -246,6 +246,7 @@ class QueueEstimator:
                 self._drop_failed(queue, now)
         if len(workers) <= FEW:
             return self._few(listed, now)
+        self._columns.begin(now)
         while self._changed or self._columns_version != self._speeds.version:
             changed = self._changed
             if self._columns_version != self._speeds.version:

@@ -53,6 +53,12 @@ class Ranking(Protocol):
         without: workers that are left out.
         """
 
+    def best_priced(self, draw: Draw, prices: Sequence[float] | Column) -> Forecast:
+        """Return the forecast that is the least together with its worker's price, or one that counts as equal.
+
+        prices: of each worker, in their order.
+        """
+
 
 class ListRanking:
     """A ranking of a few workers, by totals alone."""
@@ -83,6 +89,12 @@ class ListRanking:
             if len(set(left_out)) == len(total_ms):
                 return None
             total_ms = [inf if place in left_out else total for place, total in enumerate(total_ms)]
+        return self._drawn(draw, total_ms)
+
+    def best_priced(self, draw: Draw, prices: Sequence[float] | Column) -> Forecast:
+        return self._drawn(draw, [total + price for total, price in zip(self._total_ms, prices, strict=True)])
+
+    def _drawn(self, draw: Draw, total_ms: Sequence[float]) -> Forecast:
         equal = best_of(total_ms)
         if len(equal) == 1:
             return self.forecast_at(equal[0])
@@ -116,8 +128,13 @@ class ColumnRanking:
         if left_out:
             total_ms = total_ms.copy()
             total_ms[left_out] = np.inf
-        least = float(total_ms.min())
-        if least == np.inf:
-            return None
-        equal = (total_ms <= tie_limit(least)).nonzero()[0].tolist()
+            if float(total_ms.min()) == np.inf:
+                return None
+        return self._drawn(draw, total_ms)
+
+    def best_priced(self, draw: Draw, prices: Sequence[float] | Column) -> Forecast:
+        return self._drawn(draw, self._total_ms + prices)
+
+    def _drawn(self, draw: Draw, total_ms: Column) -> Forecast:
+        equal = (total_ms <= tie_limit(float(total_ms.min()))).nonzero()[0].tolist()
         return self.forecast_at(equal[draw.of(len(equal), lambda number: self._workers[equal[number]].name)])

@@ -17,6 +17,11 @@ RECENT_HALF_LIFE_S = 60.0
 """A request that was placed so long ago counts half among the recent ones: caches turn over in minutes."""
 
 
+def faded(at: float, now: float) -> float:
+    """Return what a request that was placed at a time counts for now, when it counted for 1 then; loop clock, s."""
+    return float(2.0 ** ((at - now) / RECENT_HALF_LIFE_S))
+
+
 class QueueEstimate:
     """A worker as the next request finds it. There is one object for each worker, good until it is asked for again."""
 
@@ -131,7 +136,7 @@ class WorkerQueue:
 
     def recent_requests(self, now: float) -> float:
         """Return how many requests were placed there of late."""
-        return self.recent * float(2.0 ** ((self.recent_at - now) / RECENT_HALF_LIFE_S))
+        return self.recent * faded(self.recent_at, now)
 
     def link_ms(self, now: float) -> float:
         """Return the time until the pulls that are ahead are done."""

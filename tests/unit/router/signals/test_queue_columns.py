@@ -5,13 +5,14 @@ from __future__ import annotations
 from math import inf
 from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ghostcacher_router.fleet.worker import Worker
-from ghostcacher_router.signals import queue_estimate
+from ghostcacher_router.signals import queue_columns, queue_estimate
 from ghostcacher_router.signals.queue_columns import NO_PULL, QueueColumns, QueueList, QueueView
 from ghostcacher_router.signals.queue_estimate import QUEUES_SPARE, QueueEstimator
 from ghostcacher_router.signals.reservation import Reservation
@@ -22,7 +23,7 @@ WORKERS = 3
 
 
 def view_of(queues: QueueEstimator, workers: list[Worker], now: float) -> QueueView:
-    with mock.patch.object(queue_estimate, "FEW", 0):
+    with mock.patch.object(queue_estimate, "FEW", 0), mock.patch.object(queue_columns, "RECENT_AT_MAX_S", 2.0):
         found = queues.at(workers, now)
     assert isinstance(found, QueueView)
     return found
@@ -45,6 +46,14 @@ def check(queues: QueueEstimator, workers: list[Worker], now: float, *, few_firs
     assert view.prefilling.tolist() == [found.prefilling for found in estimates]
     assert (view.reported, view.delayed, view.capacity_min) == (few.reported, few.delayed, few.capacity_min)
     assert list(view.capacities()) == list(few.capacities())
+    for place in range(len(workers)):
+        found_few, found = few.share_prices(now, place), view.share_prices(now, place)
+        if found_few is None or found is None:
+            # But for rounding, both have none.
+            found_few, found = found_few or [0.0] * len(workers), np.zeros(len(workers)) if found is None else found
+            assert found_few[place] == pytest.approx(found[place], abs=1e-6)
+        else:
+            assert found.tolist() == pytest.approx(found_few, abs=1e-6)
     for place, found in enumerate(estimates):
         name, *numbers = found.engine
         assert view.listed.places[name] == place
@@ -108,7 +117,7 @@ class ColumnsMachine(RuleBasedStateMachine):
             self.queues.ended(self.queues.reserve(f"gone{self.gone}", 1, 1, self.clock()))
         self.queues.keep_only({worker.name for worker in self.workers[1:]})
 
-    @rule(seconds=st.sampled_from([0.001, 0.3, 1.2, 2.5]))
+    @rule(seconds=st.sampled_from([0.001, 0.3, 1.2, 2.5, 60.0]))
     def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
@@ -123,6 +132,21 @@ class ColumnsMachine(RuleBasedStateMachine):
 
 ColumnsMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 test_columns_machine = ColumnsMachine.TestCase
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_requests_of_late_fade(number: int) -> None:
+    """A worker that was sent far more has a price, which goes as time passes, also at one that reports nothing."""
+    queues, workers = QueueEstimator(), [plain_worker(), make_worker("w1")]
+    for _ in range(40):
+        queues.ended(queues.reserve(workers[number].name, 10, 10, 5000.0))
+
+    def price(now: float) -> float:
+        check(queues, workers, now)
+        found = queues.at(workers, now).share_prices(now, number)
+        return 0.0 if found is None else found[number]
+
+    assert price(5000.0) > price(5060.0) > 0.0 == price(5600.0)
 
 
 def test_few_workers_are_estimated_one_by_one() -> None:

@@ -97,6 +97,17 @@ def test_both_rankings_choose_alike(total_ms: list[float], without: set[int], se
     assert one.at("gone") is two.at("gone") is None
 
 
+@given(st.lists(st.tuples(st.floats(0, 1e5), st.sampled_from([0.0, 0.0, 15.0, 250.0])), min_size=1), st.integers(0, 9))
+def test_both_rankings_choose_alike_with_prices(cases: list[tuple[float, float]], seed: int) -> None:
+    """What is least with its price; without a difference between them prices change nothing."""
+    total_ms, prices = (list(column) for column in zip(*cases, strict=True))
+    one, two = rankings(total_ms)
+    found = one.best_priced(draw(seed), prices)
+    assert found == two.best_priced(draw(seed), np.array(prices))
+    assert found.total_ms + prices[int(found.worker[1:])] <= 1.01 * min(map(sum, cases)) + 0.5
+    assert one.best_priced(draw(seed), [0.0] * len(cases)) == one.best(draw(seed))
+
+
 def rankings(total_ms: list[float]) -> tuple[ListRanking, ColumnRanking]:
     forecasts = [least(total, f"w{number}") for number, total in enumerate(total_ms)]
     places = {found.worker: place for place, found in enumerate(forecasts)}

@@ -369,7 +369,8 @@ class WorkerForecast(msgspec.Struct, frozen=True):
     decode_ms: float | None = None
     """A price for decoding beside the requests that run there."""
     others_ms: float | None = None
-    """What other requests lose: those behind it wait longer, and what it evicts is computed again."""
+    """What other requests lose: those behind it wait longer, and what it evicts is computed again. And a price where
+    the worker was sent far more than its share of late."""
     local_tokens: int = 0
     """Tokens in its own cache."""
     pulled_tokens: int = 0
