@@ -51,18 +51,25 @@ def envoy_program() -> str:
 
 @asynccontextmanager
 async def envoy(
-    folder: Path, workers: Sequence[Endpoint], picker: int, *, body_mode: str, selects: bool = False
+    folder: Path,
+    workers: Sequence[Endpoint],
+    picker: int,
+    *,
+    body_mode: str,
+    response_mode: str | None = None,
+    selects: bool = False,
 ) -> AsyncIterator[str]:
     """Run Envoy before workers, as `deploy/envoy` has it; yield its base URL.
 
-    picker: a port of loopback. body_mode: of both bodies. selects: whether a request says by `SELECTION` from
-    which endpoints one is to be picked, as in the inference extension's conformance tests.
+    picker: a port of loopback. body_mode: of both bodies; response_mode: of the response's, if it is another one.
+    selects: whether a request says by `SELECTION` from which endpoints one is to be picked, as in the inference
+    extension's conformance tests.
     """
     address_file = folder / "admin"
     words = [
         envoy_program(),
         "--config-yaml",
-        json.dumps(_bootstrap(workers, picker, body_mode, selects=selects)),
+        json.dumps(_bootstrap(workers, picker, body_mode, response_mode or body_mode, selects=selects)),
         "--admin-address-path",
         str(address_file),
         *("--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"),
@@ -98,7 +105,9 @@ def _get(address: str, path: str) -> bytes:
         return b""
 
 
-def _bootstrap(workers: Sequence[Endpoint], picker: int, body_mode: str, *, selects: bool) -> dict[str, Any]:
+def _bootstrap(
+    workers: Sequence[Endpoint], picker: int, body_mode: str, response_mode: str, *, selects: bool
+) -> dict[str, Any]:
     """Return the configuration of `deploy/envoy` with these addresses."""
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     config["admin"]["address"] = _address(0)
@@ -106,12 +115,11 @@ def _bootstrap(workers: Sequence[Endpoint], picker: int, body_mode: str, *, sele
     listener["address"] = _address(0)
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     ext_proc = manager["http_filters"][0]["typed_config"]
-    trailers = "SEND" if body_mode == "FULL_DUPLEX_STREAMED" else "SKIP"
     ext_proc["processing_mode"] |= {
         "request_body_mode": body_mode,
-        "response_body_mode": body_mode,
-        "request_trailer_mode": trailers,
-        "response_trailer_mode": trailers,
+        "response_body_mode": response_mode,
+        "request_trailer_mode": "SEND" if body_mode == "FULL_DUPLEX_STREAMED" else "SKIP",
+        "response_trailer_mode": "SKIP" if response_mode == "BUFFERED" else "SEND",
     }
     if selects:
         manager["http_filters"].insert(0, _selection())

@@ -75,11 +75,12 @@ class MiniEngine(EngineServer):
 
 
 class ChatEngine(MiniEngine):
-    """Answers chats with two events, of which the first has its port. held: whether the second never comes."""
+    """Answers chats with two events, of which the first has its port. held: whether the second comes at `end_held`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.held = False
+        self._ended = asyncio.Event()
         tells = self.handler
 
         async def answer(peer: Peer, request: Received) -> None:
@@ -88,11 +89,20 @@ class ChatEngine(MiniEngine):
                 return
             peer.send(stream_head(), chunk(b"data: %d\n\n" % self.port))
             if self.held:
-                await peer.left()
-            else:
-                peer.send(chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
+                left, ended = asyncio.ensure_future(peer.left()), asyncio.ensure_future(self._ended.wait())
+                await asyncio.wait({left, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if left.done():
+                    ended.cancel()
+                    return
+                left.cancel()
+            peer.send(chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
 
         self.handler = answer
+
+    def end_held(self) -> None:
+        """Let the answers that are held go on to their end."""
+        self._ended.set()
+        self._ended = asyncio.Event()
 
     @property
     def chats(self) -> list[Received]:

@@ -15,6 +15,7 @@ pytest.importorskip("tests.support.envoy_protos")
 
 from benchmarks.harness.redis_server import RedisServer
 from ghostcacher_router.endpoint_picker import EndpointPicker
+from ghostcacher_router.epp import picking as picking_module
 from ghostcacher_router.epp.settings import PickerSettings
 from tests.support.mock_engine import MiniEngine, until
 from tests.support.proxy_rig import on_loop
@@ -119,6 +120,27 @@ async def test_fallbacks_follow_the_picked_endpoint_each_once() -> None:
             exchange = await asking.ask(chat())
             assert len(exchange.destination) == len(set(exchange.destination)) == 1 + min(most, 3)
             assert set(exchange.destination) <= {address(engine) for engine in engines}
+
+
+@on_loop
+async def test_fallbacks_are_the_least_loaded_also_of_a_large_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which only some are looked at; never the first again, nor one that is drained."""
+    engines = [MiniEngine() for _ in range(6)]
+    async with picker_of(engines) as picker, gateway(picker.server.port) as asking:
+        busy, drained = address(engines[0]), address(engines[1])
+        picking, fleet = picker.server._picking, picker.router.parts().fleet
+        in_flight_of = {busy: 9}
+        picking._parts = picking._parts._replace(in_flight=lambda name: in_flight_of.get(name, 0))
+        fleet.drain(drained, True)
+        for looked_at, wanted in ((picking_module.STAND_INS_MAX, 3), (3, 1)):
+            monkeypatch.setattr(picking_module, "STAND_INS_MAX", looked_at)
+            for number in range(8):
+                exchange = await asking.ask(chat(f"{looked_at} {number}"))
+                first, *others = exchange.destination
+                assert len(others) == len({*others} - {first, drained}) == min(2, len(others))
+                assert len(others) >= min(2, wanted)
+                assert busy not in others or looked_at == 3
+                exchange.abort()
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -342,7 +364,7 @@ async def test_name_of_a_worker_is_looked_up_and_forgotten_with_it() -> None:
             await until(lambda wanted=endpoint: [each.endpoint for each in fleet.serving(None)] == [wanted])
             exchange = await asking.ask(chat())
             assert exchange.destination[0] in (address(engine), f"[::1]:{engine.port}")
-            assert list(picker.server._picking._resolved) == kept
+            assert list(picker.server._picking._candidates._resolved) == kept
             exchange.abort()
 
 

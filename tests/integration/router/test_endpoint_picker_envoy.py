@@ -30,11 +30,19 @@ class Gateway(NamedTuple):
 
 
 @asynccontextmanager
-async def gateway_of(folder: Path, engines: Sequence[MiniEngine], body_mode: str) -> AsyncIterator[Gateway]:
+async def gateway_of(
+    folder: Path, engines: Sequence[MiniEngine], body_mode: str, response_mode: str | None = None
+) -> AsyncIterator[Gateway]:
     async with (
         # Who does not answer is found out by the gateway here, and not by a probe.
         picker_of(engines, health_interval_s=60.0) as picker,
-        envoy(folder, [engine.endpoint for engine in engines], picker.server.port, body_mode=body_mode) as url,
+        envoy(
+            folder,
+            [engine.endpoint for engine in engines],
+            picker.server.port,
+            body_mode=body_mode,
+            response_mode=response_mode,
+        ) as url,
         httpx.AsyncClient(base_url=url, timeout=30) as client,
     ):
         yield Gateway(client, picker)
@@ -77,6 +85,25 @@ async def test_envoy_passes_the_first_tokens_on_and_tells_when_a_client_leaves(t
             assert in_flight(picker) == 1
         await until(lambda: in_flight(picker) == 0 and picker.server.streams == 0)
         assert picker.router.parts().metrics.requests_by_status() == {"499": 1.0}
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@on_loop
+async def test_envoy_need_not_send_answers_to_the_picker(tmp_path: Path, leaves: bool) -> None:
+    """Each piece would cost an exchange of messages. Where it is to send trailers, it tells of the answer's end."""
+    engine = ChatEngine()
+    engine.held = True
+    async with gateway_of(tmp_path, [engine], MODES[0], "NONE") as (client, picker):
+        for number in range(1, 3):
+            async with client.stream("POST", PATH, content=chat(f"{number}")) as answer:
+                pieces = answer.aiter_bytes()
+                assert await anext(pieces) == b"data: %d\n\n" % engine.port
+                assert in_flight(picker) == 1, "the answer goes on"
+                if not leaves:
+                    engine.end_held()
+                    assert b"".join([piece async for piece in pieces]) == b"data: [DONE]\n\n"
+            await until(lambda: in_flight(picker) == 0 and picker.server.streams == 0)
+            assert picker.router.parts().metrics.requests_by_status() == {"200": float(number)}
 
 
 @on_loop

@@ -222,7 +222,7 @@ async def test_api_that_sends_byte_by_byte_is_given_up_within_one_bound(tmp_path
     async with server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         watch, _ = watch_of(KubernetesApi(url, account=tmp_path, answer_s_max=0.1))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(20):
             with pytest.raises(PoolUnread, match=r"does not answer within 0\.1 s"):
                 await watch.read()
     assert sent > 0

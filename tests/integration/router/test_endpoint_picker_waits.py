@@ -144,16 +144,18 @@ class ComesMeanwhile:
         return await self._parts.dispatcher.place(ask)
 
 
+@pytest.mark.parametrize("in_pool", [True, False])
 @on_loop
-async def test_worker_that_comes_while_a_request_waits_is_not_picked_outside_of_its_subset() -> None:
-    """Neither as the pick nor as a fallback; and where it would be the only one, there is none."""
+async def test_worker_that_comes_while_a_request_waits_is_not_picked_outside_of_its_subset(in_pool: bool) -> None:
+    """Nor outside of the pool. Neither as the pick nor as a fallback; where it would be the only one, there is none."""
     old, new = MiniEngine(), MiniEngine()
     async with new, picker_of([old]) as picker, gateway(picker.server.port) as asking:
         for endpoints, destination in (([old.endpoint, new.endpoint], [address(old)]), ([new.endpoint], [])):
             parts = picker.router.parts()._replace(dispatcher=ComesMeanwhile(picker, endpoints))  # type: ignore[arg-type]
-            picker.server._picking = EndpointPicking(parts, fallbacks_max=2, members=lambda: None)
+            members = None if in_pool else frozenset({address(old)})
+            picker.server._picking = EndpointPicking(parts, fallbacks_max=2, members=lambda only=members: only)
             for _ in range(4):
-                exchange = await asking.ask(chat(), subset=[address(old)])
+                exchange = await asking.ask(chat(), subset=[address(old)] if in_pool else None)
                 assert exchange.destination == destination
                 exchange.abort()
                 await until(lambda: in_flight(picker) == 0)

@@ -9,7 +9,8 @@ messages.py    what is read from the gateway's messages, and the answers to it
 exchange.py    one HTTP request as the gateway tells of it: what is answered to each message, when a worker is picked,
                and what its placement is told
 held_bodies.py bodies while they are held, and the bound of all of them
-picking.py     the worker for a request, the others that may stand in for it, and who may not be picked
+picking.py     the worker for a request, and the others that may stand in for it
+candidates.py  who may be picked, and the addresses of these
 pool.py        the InferencePool of a Kubernetes cluster, read again and again; cluster_objects.py: what is read of it
 health.py      the health service
 server.py      the gRPC server

@@ -10,30 +10,28 @@ computes, as llm-d's picker does: the sidecar of the former asks the latter.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import random
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import lru_cache
 from typing import NamedTuple
 
 from ghostcacher_connector.core.types import PdRole
-from ghostcacher_router.dns.resolver import is_address
+from ghostcacher_router.epp.candidates import Candidates, is_in, nobody
 from ghostcacher_router.epp.messages import PREFILLER
 from ghostcacher_router.epp.parts import Parts
-from ghostcacher_router.fleet.worker import Worker
 from ghostcacher_router.http.protocol.request_head import RANK_HEADER
 from ghostcacher_router.prompt import BadBody, not_from_clients, shape_by_method
-from ghostcacher_router.types import Ask, Body, Endpoint, NoWorker, Outcome, Placement, RequestShape, Turn
+from ghostcacher_router.types import Ask, Body, NoWorker, Outcome, Placement, RequestShape, Turn
 
 UNREAD = RequestShape(model=None, stream=False, prompt=None, session=None)
 PREFILL_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 """What the sidecar of a worker that answers hands to another one."""
 PLACED_AGAIN_MAX = 4
 """Placements of one request, of which all but the last were at a worker that came too late to be left out."""
-ADDRESSES_MAX = 8192
+STAND_INS_MAX = 32
+"""Workers of which those that may stand in are the least loaded: of a larger fleet so many at random."""
 HTTP_NOT_FOUND = 404
-RETRY_AFTER_S = 2
-
-_NOBODY = "No endpoint that the gateway may use is ready. Please try again."
 
 
 class Wanted(NamedTuple):
@@ -71,12 +69,8 @@ class EndpointPicking:
 
     def __init__(self, parts: Parts, *, fallbacks_max: int, members: Callable[[], Collection[str] | None]) -> None:
         """fallbacks_max: endpoints behind the one that is picked. members: `ip:port` of the pool; None: all workers."""
-        self._parts, self._fallbacks_max, self._members = parts, fallbacks_max, members
-        self._resolved: dict[str, str] = {}
-        """Host name -> address, of workers that the fleet has."""
-        self._named: tuple[object, list[str]] = (None, [])
-        """The fleet's list, and the host names in it."""
-        self._outside: tuple[object, object, frozenset[str]] = (None, None, frozenset())
+        self._parts, self._fallbacks_max = parts, fallbacks_max
+        self._candidates = Candidates(parts, members)
 
     def __repr__(self) -> str:
         return f"EndpointPicking({self._parts.fleet!r})"
@@ -88,8 +82,8 @@ class EndpointPicking:
 
         body: None when it is not known. timeout_s: after so long it is picked by load. why_unknown: for the metrics.
         """
-        await self._resolve_names()
-        exclude = self._excluded(wanted.subset)
+        await self._candidates.resolve_names()
+        exclude = self._candidates.excluded(wanted.subset)
         deadline = asyncio.get_running_loop().time() + timeout_s
         if body is None:
             how, shape = why_unknown, UNREAD
@@ -103,7 +97,7 @@ class EndpointPicking:
         turn = Turn(self._parts.clock(), 0 if body is None else len(body)) if self._parts.limits.takes_turns else None
         ask = Ask(engine_id, wanted.method, wanted.path, shape, wanted.headers, exclude, turn=turn)
         prefill = await self._place_prefill(ask, deadline)
-        if prefill is not None and not self._may_go_to(prefill.worker, wanted.subset):
+        if prefill is not None and not self._candidates.may_go_to(prefill.worker, wanted.subset):
             prefill.ended(Outcome.CANCELLED, None)
             prefill = None
         try:
@@ -127,7 +121,9 @@ class EndpointPicking:
         if served == first or served not in others:
             return None
         exclude = frozenset(
-            name for name, worker in self._parts.fleet.workers.items() if self._address(worker.endpoint) != served
+            name
+            for name, worker in self._parts.fleet.workers.items()
+            if self._candidates.address(worker.endpoint) != served
         )
         with suppress(NoWorker):
             # It is there already, so that it waits for no turn.
@@ -142,8 +138,8 @@ class EndpointPicking:
             headers.append((RANK_HEADER.decode(), b"%d" % placement.data_parallel_rank))
         if prefill is not None:
             self._parts.metrics.picker.prefills.inc()
-            headers.append((PREFILLER, (self._address(prefill.endpoint) or "").encode()))
-        first = self._address(placement.endpoint)
+            headers.append((PREFILLER, (self._candidates.address(prefill.endpoint) or "").encode()))
+        first = self._candidates.address(placement.endpoint)
         assert first is not None, placement
         destination = ",".join([first, *self._fallbacks(ask, placement, first, subset)])
         return Picked(ask, placement, destination, headers, prefill)
@@ -153,20 +149,17 @@ class EndpointPicking:
 
         There is none for an engine among several at one endpoint: the header that names it would mean another one.
         """
-        if placement.data_parallel_rank is not None:
+        if placement.data_parallel_rank is not None or not self._fallbacks_max:
             return []
-        parts = self._parts
-        others = [
-            worker
-            for worker in parts.fleet.serving(ask.shape.model)
-            if worker.name not in ask.exclude
-            and self._may_go_to(worker.name, subset)
-            and worker.data_parallel_rank is None
-            and worker.pd_role is not PdRole.PREFILL
-        ]
-        others.sort(key=lambda worker: parts.in_flight(worker.name))
-        found = dict.fromkeys(self._address(worker.endpoint) for worker in others[: self._fallbacks_max + 1])
-        return [address for address in found if address not in (None, first)][: self._fallbacks_max]
+        others = self._candidates.stand_ins(ask.shape.model)
+        if subset is not None:
+            others = [(name, address) for name, address in others if is_in(address, subset)]
+        if len(others) > STAND_INS_MAX:
+            others = random.sample(others, STAND_INS_MAX)
+        in_flight = self._parts.in_flight
+        least = heapq.nsmallest(self._fallbacks_max + 1, others, key=lambda other: in_flight(other[0]))
+        found = dict.fromkeys(address for _, address in least)
+        return [address for address in found if address != first][: self._fallbacks_max]
 
     async def _shape(self, wanted: Wanted, body: Body, deadline: float) -> tuple[str, RequestShape]:
         """Return what is known of a request, and how: of one that no engine could serve, an engine tells the client."""
@@ -190,11 +183,11 @@ class EndpointPicking:
         """
         for _ in range(PLACED_AGAIN_MAX):
             late, placement = await self._place(ask, deadline)
-            if self._may_go_to(placement.worker, subset):
+            if self._candidates.may_go_to(placement.worker, subset):
                 return late, placement
             placement.ended(Outcome.CANCELLED, None)
             ask = ask._replace(exclude=ask.exclude | {placement.worker})
-        raise NoWorker(503, _NOBODY, kind="no_worker", retry_after_s=RETRY_AFTER_S)
+        raise nobody()
 
     async def _place(self, ask: Ask, deadline: float) -> tuple[bool, Placement]:
         """Return whether what it waited for came too late, and a placement. Raises NoWorker."""
@@ -230,61 +223,3 @@ class EndpointPicking:
                 return placement
             placement.ended(Outcome.CANCELLED, None)
         return None
-
-    # Who may be picked
-
-    def _excluded(self, subset: frozenset[str] | None) -> frozenset[str]:
-        """Return the names of workers that a gateway may not send this request to. Raises NoWorker when all are."""
-        ready, members = self._parts.fleet.serving(None), self._members()
-        if self._outside[0] is not ready or self._outside[1] is not members:
-            # The fleet's list is the same object until something changes; so are the pool's members.
-            outside = frozenset(worker.name for worker in ready if not self._belongs(worker, members))
-            self._outside = (ready, members, outside)
-        excluded = self._outside[2]
-        if subset is not None:
-            excluded |= {worker.name for worker in ready if not self._belongs(worker, subset)}
-        if len(excluded) >= len(ready) and (ready or subset is not None):
-            raise NoWorker(503, _NOBODY, kind="no_worker", retry_after_s=RETRY_AFTER_S)
-        return excluded
-
-    def _may_go_to(self, name: str, subset: frozenset[str] | None) -> bool:
-        """Say whether a worker is in the pool, and among those that a gateway may use for this request."""
-        worker = self._parts.fleet.workers.get(name)
-        return worker is not None and self._belongs(worker, self._members()) and self._belongs(worker, subset)
-
-    def _belongs(self, worker: Worker, endpoints: Collection[str] | None) -> bool:
-        address = self._address(worker.endpoint)
-        if address is None:
-            return False
-        return endpoints is None or address in endpoints or address.rpartition(":")[0].strip("[]") in endpoints
-
-    def _address(self, endpoint: Endpoint) -> str | None:
-        """Return `ip:port`; None of an endpoint that a gateway cannot reach by that alone."""
-        address = _address_of(endpoint)
-        return address or _address_of(endpoint._replace(host=self._resolved.get(endpoint.host, "")))
-
-    async def _resolve_names(self) -> None:
-        """Look up the workers' names, where they have names: gateways want addresses."""
-        ready = self._parts.fleet.serving(None)
-        if self._named[0] is not ready:
-            self._named = (ready, [each.endpoint.host for each in ready if not _is_address(each.endpoint.host)])
-            known = {worker.endpoint.host for worker in self._parts.fleet.workers.values()}
-            self._resolved = {host: address for host, address in self._resolved.items() if host in known}
-        for host in self._named[1]:
-            with suppress(OSError):
-                found = (await self._parts.resolver.addresses(host))[0]
-                if self._resolved.get(host) != found:
-                    self._resolved[host], self._outside = found, (None, None, frozenset())
-
-
-@lru_cache(ADDRESSES_MAX)
-def _is_address(host: str) -> bool:
-    return is_address(host)
-
-
-@lru_cache(ADDRESSES_MAX)
-def _address_of(endpoint: Endpoint) -> str | None:
-    """Return `ip:port` of an endpoint that is reached by it alone: without TLS of its own, and without a path."""
-    if not _is_address(endpoint.host) or endpoint.tls or endpoint.path:
-        return None
-    return f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"
