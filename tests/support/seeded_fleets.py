@@ -5,9 +5,11 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
+from ghostcacher_router.flow.settings import FlowSettings
 from ghostcacher_simulator.engine import Profile
 from ghostcacher_simulator.load.generated import Agents, Chat, Documents, Made, Rag, make_load
 from ghostcacher_simulator.load.requests import Load
+from ghostcacher_simulator.load.tenants import Tenant, shared_out
 from ghostcacher_simulator.machines.workers import FleetSpec, HostTier, ObjectTier, WorkerSpec
 from ghostcacher_simulator.replay.failures import Failure
 from ghostcacher_simulator.replay.policies import Entrant, entrants
@@ -23,6 +25,8 @@ TIERED_SHARE = 0.5
 """Those with host tiers."""
 OBJECTS_SHARE = 0.5
 """Of these, those with an object tier."""
+FLOW_SHARE = 0.4
+"""Of the project's own routers, those with flow control."""
 
 
 class Case(NamedTuple):
@@ -51,7 +55,9 @@ def case_of(seed: int) -> Case:
     )
     spec = WorkerSpec(profile, Batching(step_tokens=rng.choice([256, 2_048])), host if tiered else None)
     own = rng.random() < OWN_SHARE
-    chosen = rng.choice([each for each in entrants(rng.randint(2, 3)) if each.own == own])
+    flow, tenants = _flow(Random(f"flow {seed}")) if own else (None, [])
+    chosen = rng.choice([each for each in entrants(rng.randint(2, 3), flow) if each.own == own])
+    load = shared_out(load, tenants, seed=seed)
     failures = tuple(_failure(rng, workers, load.duration_s) for _ in range(rng.choice([0, 1, 2, 4])))
     stored = ObjectTier(rng.choice([1e8, 1e10]), 0.001, rng.choice([None, longest]))
     objects = stored if tiered and rng.random() < OBJECTS_SHARE else None
@@ -79,6 +85,25 @@ def _load(rng: Random) -> Load:
         Agents(requests=requests, rate=rate, kinds=2, turns=5, tools=tools, message=100, answer=20, pause=1.0),
     ]
     return make_load(rng.choice(kinds), seed=rng.randrange(1 << 30), block_tokens=BLOCK_TOKENS)
+
+
+def _flow(rng: Random) -> tuple[FlowSettings | None, list[Tenant]]:
+    """Return flow control, and those who ask; none for most. From numbers of its own, so that all else stays alike."""
+    if rng.random() >= FLOW_SHARE:
+        return None, []
+    settings = FlowSettings(
+        flow_queue_max=rng.choice([1, 3, 100]),
+        flow_queue_bytes_max=rng.choice([20_000, 1 << 28]),
+        flow_queue_timeout_s=rng.choice([0.5, 60.0]),
+        flow_worker_requests_max=rng.choice([1, 3, 256]),
+        flow_worker_waiting_max=rng.choice([1, 8]),
+        flow_priorities="client",
+        flow_priority_min=-9,
+        flow_tenants="cache_salt",
+        flow_deadlines=True,
+    )
+    late = rng.choice([None, 0.05, 2.0])
+    return settings, [Tenant("a"), Tenant("b", 0.3, rng.choice([0, 5])), Tenant("c", 0.3, -5, late)]
 
 
 def _failure(rng: Random, workers: int, duration_s: float) -> Failure:

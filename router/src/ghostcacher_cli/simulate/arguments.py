@@ -12,9 +12,13 @@ from ghostcacher_cli.simulate.slo import EXPECTED, Goal, parse_goals
 from ghostcacher_cli.terminal.numbers import Number, Whole
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_simulator.load.generated import KINDS, Made, parse_made
+from ghostcacher_simulator.load.tenants import EXPECTED as WHO
+from ghostcacher_simulator.load.tenants import Tenant, parse_tenant
 from ghostcacher_simulator.load.trace_files import ANSWER_TOKENS
 from ghostcacher_simulator.replay.failures import EXPECTED as FAILS
 from ghostcacher_simulator.replay.failures import Failure, parse_failure
+from ghostcacher_simulator.replay.flow_options import EXPECTED as FLOW
+from ghostcacher_simulator.replay.flow_options import flow_of
 from ghostcacher_simulator.replay.policies import Entrant, entrants
 
 PLOT_KINDS = (".png", ".svg")
@@ -63,6 +67,8 @@ class SimulateOptions(NamedTuple):
     """The largest fleet to try."""
     policies: Sequence[Entrant]
     """Each run by itself; at least one."""
+    tenants: Sequence[Tenant]
+    """Those who ask; none: nobody is told apart."""
     failures: Sequence[Failure]
     """What fails in each run; where anything does, all that must hold is checked at each step."""
     as_json: bool
@@ -78,14 +84,17 @@ def parse(words: Sequence[str]) -> SimulateOptions:
         raise ConfigError(f"--plot: expected a name that ends in .png or .svg, got {str(given.plot)!r}")
     if given.slo and given.workers:
         raise ConfigError("--slo: expected no --workers, since the least fleet is looked for, got both")
-    load = _load(given)
+    load, tenants = _load(given), [parse_tenant(text) for text in given.tenant]
+    if len({tenant.name for tenant in tenants}) < len(tenants):
+        raise ConfigError(f"--tenant: expected each name once, got {', '.join(given.tenant)}")
     return SimulateOptions(
         load,
         fleet_options(given, load.block_tokens),
         given.workers or ([] if given.slo else [WORKERS]),
         parse_goals(given.slo) if given.slo else (),
         given.workers_max,
-        _policies(given.policies, given.routers, compare=given.compare),
+        _policies(given.policies, entrants(given.routers, flow_of(given.flow, tenants)), compare=given.compare),
+        tenants,
         [parse_failure(text) for text in given.fail],
         given.as_json,
         given.plot,
@@ -114,8 +123,8 @@ def _load(given: argparse.Namespace) -> LoadOptions:
     )
 
 
-def _policies(text: str | None, routers: int, *, compare: bool) -> Sequence[Entrant]:
-    by_key = {each.key: each for each in entrants(routers)}
+def _policies(text: str | None, known: Sequence[Entrant], *, compare: bool) -> Sequence[Entrant]:
+    by_key = {each.key: each for each in known}
     if text == "all":
         return list(by_key.values())
     names = text.split(",") if text is not None else COMPARED if compare else (DEFAULT_POLICY,)
@@ -164,6 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--policies", metavar="A,B", help=f"each run by itself, or all ({DEFAULT_POLICY})")
     add("--compare", action="store_true", help=f"run {', '.join(COMPARED)}, where --policies does not say which")
     add("--routers", type=Whole(1, ROUTERS_MAX), default=4, metavar="N", help="of the policies with several (4)")
+    add("--tenant", action="append", default=[], metavar="WHO", help=f"who asks, any number of times: {WHO}")
+    add("--flow", action="append", default=[], metavar="NAME=VALUE", help=f"flow control of the routers: {FLOW}")
     add("--fail", action="append", default=[], metavar="WHAT", help=f"let something fail, any number of times: {FAILS}")
     add("--json", dest="as_json", action="store_true", help="print one JSON object instead of text")
     add("--plot", type=Path, metavar="FILE", help="write a picture as well, a .png or an .svg (needs matplotlib)")

@@ -10,7 +10,7 @@ import msgspec
 from ghostcacher_cli.simulate.fleets import FleetOptions
 from ghostcacher_cli.terminal.text import percentile
 from ghostcacher_simulator.load.requests import Load
-from ghostcacher_simulator.replay.replay import Ending, Run
+from ghostcacher_simulator.replay.replay import FLOW_ENDINGS, Ending, Run, Served
 
 PERCENTS = (50, 90, 99)
 MONTH_S = 30 * 86_400
@@ -152,6 +152,27 @@ class RunFound(msgspec.Struct, frozen=True):
     answers that were served; null without a price."""
     stored_bytes: int
     """In the object tier at the end."""
+    tenants: list[TenantFound] = []
+    """Of each tenant and priority, by priority; empty where nobody is told apart, and routers have no flow control."""
+
+
+class TenantFound(msgspec.Struct, frozen=True):
+    """What came of the requests of one tenant with one priority."""
+
+    tenant: str
+    """Its name; empty where nobody is told apart."""
+    priority: int
+    """Lower goes first, where routers look at it."""
+    requests: int
+    """How many came."""
+    endings: dict[str, int]
+    """How many of them ended how."""
+    queued: int
+    """How many of them waited for their turn in a router."""
+    wait: Percentiles | None
+    """For how long they waited there, all of them, also those that got no turn; null where none came."""
+    ttft: Percentiles | None
+    """Time to the first token, from the arrival; null where none came."""
 
 
 def report_of(load: Load, fleet: FleetOptions, runs: Sequence[Run], least: Sequence[LeastFound] = ()) -> Report:
@@ -183,7 +204,28 @@ def run_found(run: Run) -> RunFound:
         run.took_s,
         _usd_per_million(run),
         run.stored_bytes,
+        _tenants_found(run),
     )
+
+
+def _tenants_found(run: Run) -> list[TenantFound]:
+    by_tenant: dict[tuple[int, str], list[Served]] = {}
+    for each in run.served:
+        by_tenant.setdefault((each.request.priority, each.request.tenant or ""), []).append(each)
+    if len(by_tenant) < 2 and not any(each.queued_s or each.ending in FLOW_ENDINGS.values() for each in run.served):  # noqa: PLR2004
+        return []
+    return [
+        TenantFound(
+            name,
+            priority,
+            len(served),
+            dict(sorted(Counter(each.ending.value for each in served).items())),
+            sum(each.queued_s > 0 for each in served),
+            _percentiles([each.queued_s for each in served]),
+            _percentiles([each.ttft_s for each in served if each.ttft_s is not None]),
+        )
+        for (priority, name), served in sorted(by_tenant.items())
+    ]
 
 
 def _load_found(load: Load) -> LoadFound:

@@ -8,6 +8,7 @@ import msgspec
 
 from ghostcacher_cli.simulate.results import LeastFound, Percentiles, Report, RunFound, Sources
 from ghostcacher_cli.terminal.text import NOTHING, count, duration, milliseconds, printable, table
+from ghostcacher_simulator.replay.replay import FLOW_ENDINGS
 
 ANSWERED = "answered"
 
@@ -22,6 +23,7 @@ def report_lines(report: Report) -> list[str]:
         "",
         *_tokens(report.runs),
         *_endings(report.runs),
+        *_tenants(report.runs),
         "",
         *_worker(report),
     ]
@@ -104,6 +106,33 @@ def _endings(runs: Sequence[RunFound]) -> Iterator[str]:
         if others:
             answered = f"{run.endings.get(ANSWERED, 0):,} {ANSWERED}"
             yield f"  {run.policy_name}, {run.workers} workers: {', '.join([answered, *others])}"
+
+
+def _tenants(runs: Sequence[RunFound]) -> Iterator[str]:
+    rows = []
+    for run in runs:
+        for found in run.tenants:
+            refused = (found.endings.get(ending.value, 0) for ending in FLOW_ENDINGS.values())
+            rows.append(
+                (
+                    run.policy_name,
+                    str(run.workers),
+                    printable(found.tenant) or NOTHING,
+                    str(found.priority),
+                    f"{found.requests:,}",
+                    f"{found.queued:,}",
+                    *_times(found.wait),
+                    *(f"{count:,}" for count in refused),
+                    *_times(found.ttft)[::2],
+                )
+            )
+    if not rows:
+        return
+    yield ""
+    yield "Who waited for a turn in the routers, and who got none"
+    yield ""
+    heads = ("policy", "workers", "tenant", "priority", "requests", "queued", "wait p50", "p90", "p99")
+    yield from _indented((*heads, *(ending.value for ending in FLOW_ENDINGS.values()), "TTFT p50", "p99"), rows)
 
 
 def _worker(report: Report) -> Iterator[str]:

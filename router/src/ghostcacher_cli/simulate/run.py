@@ -17,6 +17,7 @@ from ghostcacher_cli.terminal.live import Live
 from ghostcacher_connector.core.errors import GhostCacherError
 from ghostcacher_simulator.load.generated import make_load
 from ghostcacher_simulator.load.requests import Load
+from ghostcacher_simulator.load.tenants import shared_out
 from ghostcacher_simulator.load.trace_files import read_trace
 from ghostcacher_simulator.replay.invariants import InvariantBroken
 from ghostcacher_simulator.replay.policies import Entrant
@@ -35,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     require(options.plot)
     live = Live(sys.stderr)
     try:
-        load = load_of(options.load)
+        load = shared_out(load_of(options.load), options.tenants, seed=options.load.seed)
         gc.freeze()
         gc.set_threshold(NEW_OBJECTS, 20, 20)
         runs, least = simulate(options, load, lambda what: live.show([what]))

@@ -157,6 +157,11 @@ class FlowControl:
             self._looks = asyncio.get_running_loop().call_soon(self._look_again)
 
     @property
+    def placing(self) -> int:
+        """Return how many requests have had their turn and have no worker yet."""
+        return self._placing.total()
+
+    @property
     def saturated(self) -> Collection[str]:
         """Return the workers that have no room, by name."""
         return self._rooms.saturated

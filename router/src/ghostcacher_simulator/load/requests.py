@@ -37,6 +37,12 @@ class Request(NamedTuple):
     """The type of each section of its prompt and the token at which it ends, in order; empty: it is all one section."""
     session: str | None = None
     """The conversation that it belongs to; None: to none."""
+    tenant: str | None = None
+    """Who asks; None: nobody tells."""
+    priority: int = 0
+    """Lower goes first, where routers look at it."""
+    deadline_s: float | None = None
+    """How long it may wait before a worker has it, in s, where routers look at it; None: as long as others."""
 
     def text(self) -> bytes:
         """Return the text of its prompt."""

@@ -27,6 +27,8 @@ class FleetView:
         self._clock = clock
         self._outliers = Outliers(FleetOptions(), clock, count=lambda *_: None, changed=self._changed)
         self._serving: list[Worker] | None = None
+        self.when_changed: Callable[[], None] = lambda: None
+        """Told when workers come, go, or have reported their load."""
 
     @property
     def workers(self) -> Mapping[str, Worker]:
@@ -95,5 +97,10 @@ class FleetView:
     def when_down(self, tell: Callable[[str], None]) -> None:
         self._when_down.append(tell)
 
+    def reported(self) -> None:
+        """Note that workers have reported their load."""
+        self.when_changed()
+
     def _changed(self) -> None:
         self._serving = None
+        self.when_changed()

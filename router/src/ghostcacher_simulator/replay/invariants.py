@@ -2,23 +2,28 @@
 
 at each step     requests: each that came has ended once, or is under way; none waits for longer than `WAIT_S_MAX`
                  caches: no more than fits; each block lies where it is said to, under its generation
-                 routers: their own invariants; no more in flight than has come
+                 routers: their own invariants; no more in flight than has come; with flow control no more waiting than
+                 may, nor for longer
 at each pull     what was read and believed is the block that was wanted
 at each ending   the tokens of a prompt are all accounted for; no request fails or finds no worker while one lives
                  that has not refused it
-at the end       nothing is in flight any more, no slot is referenced; the index, where Redis is there, says of
+at the end       nothing is in flight or waits any more, no slot is referenced; the index, where Redis is there, says of
                  no block that a living worker has it which it has not, and forgets none that was withdrawn
 """
 
 from __future__ import annotations
 
 from ghostcacher_connector.core.index.base import ref_of
+from ghostcacher_router.flow.flow_control import AGAIN, FlowControl
+from ghostcacher_router.flow.settings import FlowSettings
 from ghostcacher_simulator.replay.policies import GhostCacher
-from ghostcacher_simulator.replay.replay import ATTEMPTS_MAX, REPORTS, Ending, Replay, Served
+from ghostcacher_simulator.replay.replay import ATTEMPTS_MAX, FLOW_ENDINGS, REPORTS, Ending, Replay, Served
 from ghostcacher_simulator.replay.workers import LEASE_S, Pulled, SimulatedWorker
 
 WAIT_S_MAX = 3_600.0
 """What a fleet has not served in an hour, with all its queues, it never will: nothing in a run takes that long."""
+INSTANT_S = 1e-6
+"""What times that are alike differ by."""
 
 
 class InvariantBroken(AssertionError):
@@ -36,6 +41,10 @@ class Invariants:
         """How often all of it was checked."""
         self._rests = False
         self._noted: list[object] = []
+        policy = replay.policy
+        flow = policy.flow if isinstance(policy, GhostCacher) else None
+        self._waits_s_max = 0.0 if flow is None else flow.flow_queue_timeout_s
+        """For a turn in a router."""
         replay.observe = self.check
         replay.on_pulled = self._pulled
 
@@ -88,7 +97,7 @@ class Invariants:
             waited_s = replay.clock() - replay.began_at - request.arrival_s
             assert waited_s < WAIT_S_MAX, f"{request.request_id} has waited for {waited_s:.0f} s"
         for each in replay.served[self._judged :]:
-            _check_served(each)
+            _check_served(each, self._waits_s_max)
         self._judged = served
 
     def _check_routers(self) -> None:
@@ -101,6 +110,8 @@ class Invariants:
             state.locks.check_invariants()
             in_flight = state.queues.in_flight_total
             assert in_flight <= under_way, f"router: expected at most {under_way} in flight, got {in_flight}"
+            if router.routing.flow is not None and policy.flow is not None:
+                _check_queue(router.routing.flow, policy.flow, under_way)
 
     def _check_routers_at_rest(self) -> None:
         policy = self._replay.policy
@@ -109,6 +120,8 @@ class Invariants:
         for router in policy.routers if isinstance(policy, GhostCacher) else ():
             state = router.routing.state
             assert not state.queues.in_flight_total, f"router: {state.queues!r}"
+            flow = router.routing.flow
+            assert flow is None or not (len(flow.queue) or flow.placing), f"router: {flow!r}"
             assert not len(state.locks), f"router: {state.locks!r}"
 
     def _check_index(self) -> None:
@@ -153,7 +166,20 @@ def _check_caches(worker: SimulatedWorker) -> None:
         worker.host.check_invariants()
 
 
-def _check_served(served: Served) -> None:
+def _check_queue(flow: FlowControl, settings: FlowSettings, under_way: int) -> None:
+    queue = flow.queue
+    queue.check_invariants()
+    waiting = queue.by_band()
+    # Those that have had their turn once are beyond the bounds.
+    again = waiting.get(AGAIN, 0)
+    most = settings.flow_queue_max
+    assert len(queue) - again <= most, f"router: expected at most {most} to wait, got {len(queue) - again}"
+    size = settings.flow_queue_bytes_max
+    assert again or queue.size <= size, f"router: expected at most {size} bytes to wait, got {queue.size}"
+    assert len(queue) + flow.placing <= under_way, f"router: expected at most {under_way} to wait, got {flow!r}"
+
+
+def _check_served(served: Served, waits_s_max: float) -> None:
     request, name = served.request, f"{served.request.request_id} {served.ending.value}"
     brought = (served.loaded_tokens, served.pulled_tokens, served.stored_tokens)
     parts = (served.local_tokens, *brought, served.computed_tokens)
@@ -166,4 +192,6 @@ def _check_served(served: Served) -> None:
     assert most if served.ending is Ending.FAILED else served.attempts <= ATTEMPTS_MAX, (
         f"{name}: {served.attempts} times"
     )
+    assert served.queued_s <= waits_s_max + INSTANT_S, f"{name}: waited {served.queued_s} s for its turn"
+    assert served.ending not in FLOW_ENDINGS.values() or waits_s_max, f"{name} without flow control"
     assert not served.living_left, f"{name} while {', '.join(served.living_left)} live"

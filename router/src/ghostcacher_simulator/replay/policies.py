@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 from xxhash import xxh3_64_intdigest
 
 from ghostcacher_connector.core.types import BlockHash
-from ghostcacher_router.types import NoWorker, Outcome
+from ghostcacher_router.flow.settings import FlowSettings
+from ghostcacher_router.types import NoWorker, Outcome, Turn
 from ghostcacher_simulator.load.requests import Request
 from ghostcacher_simulator.replay.routers import SimulatedRouter
 from ghostcacher_simulator.replay.stores import Stores
@@ -204,24 +205,31 @@ class GreedyOracle(LeastCost):
 class GhostCacher:
     """Routers of the project, which get the requests in turns."""
 
-    def __init__(self, workers: Workers, stores: Stores | None, *, routers: int = 1) -> None:
-        self._workers, self._stores = workers, stores
-        self.routers = [SimulatedRouter(f"r{number}", workers, stores, routers) for number in range(routers)]
+    def __init__(
+        self, workers: Workers, stores: Stores | None, *, routers: int = 1, flow: FlowSettings | None = None
+    ) -> None:
+        """flow: flow control of each of them; None: there is none."""
+        self._workers, self._stores, self.flow = workers, stores, flow
+        self.routers = [SimulatedRouter(f"r{number}", workers, stores, routers, flow) for number in range(routers)]
         self.leaving: list[SimulatedRouter] = []
         """Those that get no requests any more, and have some."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = -1
         self._restarts = 0
 
-    async def place(self, request: Request, exclude: frozenset[str]) -> Choice:
+    async def place(self, request: Request, exclude: frozenset[str], turn: Turn | None = None) -> Choice:
+        """Choose a worker. turn: how far the request has come in waiting for it, over all its attempts."""
         self._count += 1
-        return await self.routers[self._count % len(self.routers)].place(request, exclude)
+        return await self.routers[self._count % len(self.routers)].place(request, exclude, turn)
 
     def restart(self, number: int) -> None:
         """Put a new router in the place of one, which ends what it has."""
         self._restarts += 1
         name = f"r{number}.{self._restarts}"
-        old, new = self.routers[number], SimulatedRouter(name, self._workers, self._stores, len(self.routers))
+        old, new = (
+            self.routers[number],
+            SimulatedRouter(name, self._workers, self._stores, len(self.routers), self.flow),
+        )
         self.routers[number] = new
         self.leaving.append(old)
         task = asyncio.ensure_future(self._leave(old))
@@ -231,6 +239,11 @@ class GhostCacher:
     async def _leave(self, router: SimulatedRouter) -> None:
         await router.leave()
         self.leaving.remove(router)
+
+    def reported(self) -> None:
+        """Learn that workers have reported their load."""
+        for router in (*self.routers, *self.leaving):
+            router.fleet.reported()
 
     def probe_failed(self, name: str) -> None:
         for router in (*self.routers, *self.leaving):
@@ -245,11 +258,14 @@ class GhostCacher:
             router.fleet.drained(name)
 
 
-def entrants(routers: int) -> list[Entrant]:
-    """Return all policies. routers: so many share the work in one of them."""
+def entrants(routers: int, flow: FlowSettings | None = None) -> list[Entrant]:
+    """Return all policies. routers: so many share the work in one of them. flow: flow control of the project's own."""
+
+    def one(workers: Workers, stores: Stores | None) -> Policy:
+        return GhostCacher(workers, stores, flow=flow)
 
     def several(workers: Workers, stores: Stores | None) -> Policy:
-        return GhostCacher(workers, stores, routers=routers)
+        return GhostCacher(workers, stores, routers=routers, flow=flow)
 
     shared = f"GhostCacher, {routers} routers"
     return [
@@ -259,14 +275,14 @@ def entrants(routers: int) -> list[Entrant]:
         Entrant("sent-prefix", "longest sent prefix + load", SentPrefixAndLoad, reports=False),
         Entrant("prefix", "longest prefix + load", PrefixAndLoad),
         Entrant("oracle", "greedy oracle", GreedyOracle),
-        Entrant("ghostcacher", "GhostCacher", GhostCacher, own=True),
+        Entrant("ghostcacher", "GhostCacher", one, own=True),
         Entrant("ghostcacher-routers", shared, several, own=True),
-        Entrant("plain", "GhostCacher, plain engines", GhostCacher, reports=False, own=True),
+        Entrant("plain", "GhostCacher, plain engines", one, reports=False, own=True),
         Entrant("plain-routers", f"{shared}, plain engines", several, reports=False, own=True, weak=True),
         Entrant(
             "plain-blind",
             "GhostCacher, plain engines, no metrics",
-            GhostCacher,
+            one,
             reports=False,
             own=True,
             metrics=False,

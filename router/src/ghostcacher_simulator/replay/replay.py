@@ -16,7 +16,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from ghostcacher_connector.core.index.base import ref_of
-from ghostcacher_router.types import NoWorker, Outcome
+from ghostcacher_router.types import NoWorker, Outcome, Turn
 from ghostcacher_simulator.engine import Prefilled, Refused
 from ghostcacher_simulator.load.requests import Load, Request
 from ghostcacher_simulator.machines.workers import FleetSpec
@@ -25,6 +25,7 @@ from ghostcacher_simulator.replay.objects import Objects
 from ghostcacher_simulator.replay.policies import Choice, Entrant, GhostCacher
 from ghostcacher_simulator.replay.stores import Stores
 from ghostcacher_simulator.replay.workers import REPORT_S, Pulled, SimulatedWorker
+from ghostcacher_simulator.text import TOKEN_BYTES
 
 SETTLE_S = 2.5
 """Until routers know of each other."""
@@ -49,6 +50,20 @@ class Ending(str, Enum):
     """No worker was there."""
     TOO_LONG = "too long"
     """Prompt and answer are larger than a worker's KV cache: an engine refuses them."""
+    REFUSED = "refused"
+    """The queue of its router was full, or another request took its place there: 429."""
+    TIMED_OUT = "timed out"
+    """It has waited for its turn for as long as anybody may: 503."""
+    LATE = "late"
+    """Its deadline passed before a worker had it: 504."""
+
+
+FLOW_ENDINGS = {
+    "queue_full": Ending.REFUSED,
+    "queue_timeout": Ending.TIMED_OUT,
+    "deadline_passed": Ending.LATE,
+}
+"""By the code of flow control's error."""
 
 
 class Served(NamedTuple):
@@ -73,6 +88,8 @@ class Served(NamedTuple):
     stored_tokens: int = 0
     """Read from the object tier."""
     computed_tokens: int = 0
+    queued_s: float = 0.0
+    """How long it waited for its turn in a router."""
     living_left: tuple[str, ...] = ()
     """Of a request that found no worker: those that lived then, were not drained and had not refused it."""
 
@@ -242,19 +259,30 @@ class Replay:
             return Served(request, Ending.TOO_LONG)
         served = Served(request, Ending.FAILED)
         exclude: frozenset[str] = frozenset()
+        turn = Turn(self.clock(), request.prompt.tokens * TOKEN_BYTES)
         for attempt in range(1, ATTEMPTS_MAX + 1):
             try:
-                choice = await self.policy.place(request, exclude)
-            except NoWorker:
-                living = (
-                    worker.name for worker in self.workers if worker.takes_requests and worker.name not in exclude
-                )
-                return served._replace(ending=Ending.UNPLACED, living_left=tuple(living))
-            served = await self._attempt(choice, served._replace(attempts=attempt, worker=choice.worker))
+                choice = await self._choose(request, exclude, turn)
+            except NoWorker as exc:
+                return self._not_placed(exc, served._replace(queued_s=turn.queued_s), exclude)
+            served = served._replace(attempts=attempt, worker=choice.worker, queued_s=turn.queued_s)
+            served = await self._attempt(choice, served)
             if served.ending is not Ending.FAILED:
                 return served
             exclude |= {choice.worker}
         return served
+
+    async def _choose(self, request: Request, exclude: frozenset[str], turn: Turn) -> Choice:
+        policy = self.policy
+        if isinstance(policy, GhostCacher) and policy.flow is not None:
+            return await policy.place(request, exclude, turn)
+        return await policy.place(request, exclude)
+
+    def _not_placed(self, exc: NoWorker, served: Served, exclude: frozenset[str]) -> Served:
+        if (ending := FLOW_ENDINGS.get(exc.kind)) is not None:
+            return served._replace(ending=ending)
+        living = (worker.name for worker in self.workers if worker.takes_requests and worker.name not in exclude)
+        return served._replace(ending=Ending.UNPLACED, living_left=tuple(living))
 
     async def _attempt(self, choice: Choice, served: Served) -> Served:
         """Have a request served where it was placed. FAILED: it died there before its first token."""
@@ -293,6 +321,8 @@ class Replay:
         while True:
             for worker in self.workers:
                 worker.report()
+            if isinstance(self.policy, GhostCacher):
+                self.policy.reported()
             self.observe(REPORTS)
             await asyncio.sleep(REPORT_S)
 

@@ -9,12 +9,14 @@ from random import Random
 from typing import TypeVar
 
 from ghostcacher_router.build import Routing
+from ghostcacher_router.flow.settings import FlowSettings
+from ghostcacher_router.flow.wishes import DEADLINE
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.placement.context import Dependencies
 from ghostcacher_router.placement.picker import Options
 from ghostcacher_router.prefix_map import PendingPrompts, PrefixMap
 from ghostcacher_router.prompt.boundaries import hash_prompt
-from ghostcacher_router.types import Ask, Placement, RequestShape
+from ghostcacher_router.types import Ask, Placement, RequestShape, Turn
 from ghostcacher_simulator.load.requests import Request
 from ghostcacher_simulator.replay.fleet_view import FleetView
 from ghostcacher_simulator.replay.stores import Stores
@@ -35,8 +37,15 @@ DIGEST_SEED = 7
 class SimulatedRouter:
     """One router."""
 
-    def __init__(self, name: str, workers: Sequence[SimulatedWorker], stores: Stores | None, replicas: int = 1) -> None:
-        """stores: None where all engines are plain. replicas: how many routers there are."""
+    def __init__(
+        self,
+        name: str,
+        workers: Sequence[SimulatedWorker],
+        stores: Stores | None,
+        replicas: int = 1,
+        flow: FlowSettings | None = None,
+    ) -> None:
+        """stores: None where all engines are plain. replicas: how many routers there are. flow: of flow control."""
         clock = asyncio.get_running_loop().time
         self.placing = 0
         """Requests that wait for a worker to be chosen."""
@@ -62,17 +71,23 @@ class SimulatedRouter:
             replicas=replicas,
             read_block_s=0.0,
         )
+        if flow is not None:
+            self.routing.control_flow(flow)
+        if self.routing.flow is not None:
+            self.fleet.when_changed = self.routing.flow.changed
         self.routing.start()
 
-    async def place(self, request: Request, exclude: frozenset[str]) -> Placement:
-        """Choose a worker. exclude: those that have refused the request. Raises NoWorker."""
+    async def place(self, request: Request, exclude: frozenset[str], turn: Turn | None = None) -> Placement:
+        """Choose a worker, once the request has its turn. exclude: those that have refused it. Raises NoWorker."""
         text = request.text()
         prompt = hash_prompt(text, (), request.text_sections(), preamble=b"", seed=DIGEST_SEED)
-        shape = RequestShape(MODEL, True, prompt, request.session)
-        ask = Ask(request.request_id, "POST", "/v1/completions", shape, {}, exclude)
+        shape = RequestShape(MODEL, True, prompt, request.session, priority=request.priority, cache_salt=request.tenant)
+        deadline = {} if request.deadline_s is None else {DEADLINE: b"%d" % (request.deadline_s * 1e3)}
+        ask = Ask(request.request_id, "POST", "/v1/completions", shape, deadline, exclude, turn=turn)
+        dispatcher = self.routing.dispatcher
         self.placing += 1
         try:
-            return self.routing.picker.place_now(ask) or await self.routing.picker.place(ask)
+            return dispatcher.place_now(ask) or await dispatcher.place(ask)
         finally:
             self.placing -= 1
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from ghostcacher_cli.simulate.arguments import COMPARED, parse
+from ghostcacher_cli.simulate.arguments import COMPARED, SimulateOptions, parse
 from ghostcacher_connector.core.errors import ConfigError
+from ghostcacher_router.flow.settings import FlowSettings
 from ghostcacher_simulator.load.generated import Chat
 from ghostcacher_simulator.machines.workers import ObjectTier
+from ghostcacher_simulator.replay.policies import GhostCacher, Policy
+from ghostcacher_simulator.virtual_time import run_virtual
 
 
 def test_load_that_is_made_and_trace_are_told_apart() -> None:
@@ -66,9 +69,48 @@ def test_fleets_and_policies_are_run_each_once_in_order() -> None:
     assert len(parse(["chat", "--policies", "all"]).policies) == 11
 
 
+def test_flow_control_is_of_the_projects_own_routers_and_goes_by_what_tenants_have() -> None:
+    """What is given counts in its place; without a setting there is none."""
+    words = ["chat", "--tenant", "flood", "--tenant", "urgent:share=0.1,priority=-5,deadline=2"]
+    assert flow_of(parse([*words, "--flow", "queue_max=9"])) == FlowSettings(
+        flow_queue_max=9,
+        flow_priorities="client",
+        flow_priority_min=-5,
+        flow_tenants="cache_salt",
+        flow_deadlines=True,
+    )
+    given = ["--flow", "queue_max=9", "--flow", "priorities=off", "--flow", "tenants=", "--flow", "deadlines=false"]
+    assert flow_of(parse([*words, *given])) == FlowSettings(flow_queue_max=9, flow_priority_min=-5)
+    weighted = parse([*words, "--flow", "queue_max=9", "--flow", "tenant_weights=flood=2,urgent=0.5"])
+    assert flow_of(weighted).flow_tenant_weights == ("flood=2", "urgent=0.5")
+    assert [tenant.name for tenant in parse(words).tenants] == ["flood", "urgent"]
+    policy = run_virtual(made_of(parse(words)))
+    assert isinstance(policy, GhostCacher)
+    assert policy.flow is None
+
+
+def flow_of(options: SimulateOptions) -> FlowSettings:
+    """Return the settings of the routers that would be made."""
+    policy = run_virtual(made_of(options))
+    assert isinstance(policy, GhostCacher)
+    assert policy.flow is not None
+    return policy.flow
+
+
+async def made_of(options: SimulateOptions) -> Policy:
+    return options.policies[0].make([], None)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["chat", "--tenant", "a b"], r"--tenant: expected NAME, .*, got 'a b'"),
+        (["chat", "--tenant", "a", "--tenant", "a"], r"--tenant: expected each name once, got a, a"),
+        (["chat", "--flow", "queue=1"], r"--flow: expected NAME=VALUE with a name of queue_max, .*, got 'queue=1'"),
+        (["chat", "--flow", "priority_to_engines=true"], r"--flow: expected NAME=VALUE"),
+        (["chat", "--flow", "queue_max=many"], r"--flow queue_max: expected an int .*, got 'many'"),
+        (["chat", "--flow", "queue_max=1", "--flow", "tenants=x-a"], r"--flow tenants: expected cache_salt or nothing"),
+        (["chat", "--flow", "priorities=client"], r"flow_queue_max: expected at least 1 beside flow_priorities"),
         (["chat", "--slo", "ttft-p90=1", "--workers", "2"], r"--slo: expected no --workers, .*, got both"),
         (["chat", "--fail", "fire@3"], r"failure: expected death:WORKER@S, .*, got 'fire@3'"),
         (["chat", "--plot", "a.gif"], r"--plot: expected a name that ends in \.png or \.svg, got 'a\.gif'"),

@@ -80,6 +80,30 @@ def test_report_says_all_of_it_as_text() -> None:
     assert "  a source" in text
 
 
+def test_tenants_are_told_apart() -> None:
+    """By priority, with what they waited, got and did not get; of a run without tenants nothing is said."""
+    urgent = {"tenant": "urgent", "priority": -5}
+    served = [
+        SERVED[0]._replace(request=FIRST._replace(**urgent), queued_s=0.5),
+        SERVED[1]._replace(request=SECOND._replace(tenant="flood"), queued_s=3.0),
+        Served(THIRD._replace(tenant="flood"), Ending.REFUSED),
+        Served(FOURTH._replace(tenant="flood"), Ending.TIMED_OUT, queued_s=9.0),
+    ]
+    first, second = run_found(RUN._replace(served=served)).tenants
+    assert (first.tenant, first.priority, first.requests, first.queued) == ("urgent", -5, 1, 1)
+    assert first.ttft is not None
+    assert first.ttft.p50_s == 4.0
+    assert (second.tenant, second.requests, second.queued) == ("flood", 3, 2)
+    assert second.endings == {"answered": 1, "refused": 1, "timed out": 1}
+    assert second.wait is not None
+    assert (second.wait.mean_s, second.wait.p50_s, second.wait.p99_s) == (4.0, 3.0, 9.0)
+    text = "\n".join(report_lines(report_of(LOAD, FleetOptions(SPEC.worker, []), [RUN._replace(served=served)])))
+    row = "GhostCacher 2 flood 0 3 2 3,000 ms 9,000 ms 9,000 ms 1 1 0 1,000 ms 1,000 ms"
+    assert row.split() in [line.split() for line in text.splitlines()]
+    assert not run_found(RUN).tenants
+    assert "turn" not in "\n".join(report_lines(report_of(LOAD, FleetOptions(SPEC.worker, []), [RUN])))
+
+
 def test_picture_ends_below_100_percent_where_requests_got_no_token() -> None:
     assert points_of(RUN) == ([1.0, 2.0, 4.0], [25.0, 50.0, 75.0])
     assert points_of(RUN._replace(served=[Served(FIRST, Ending.TOO_LONG)])) == ([], [])

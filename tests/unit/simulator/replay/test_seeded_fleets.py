@@ -41,12 +41,13 @@ def test_seed_makes_the_same_fleet_and_the_same_run() -> None:
 
 
 def test_seeds_make_fleets_of_all_kinds() -> None:
-    """Routers of the project and others, tiers, every kind of failure, and requests that end in four ways."""
+    """Routers of the project and others, tiers, every kind of failure, and requests that end in every way but one."""
     cases = [case_of(seed) for seed in range(LOOKED_AT)]
     kinds = {"death", "redis", "flush", "link", "drain", "restart"}
     assert {failure.kind for case in cases for failure in case.failures} == kinds
     assert {case.entrant.key for case in cases} >= {"ghostcacher", "ghostcacher-routers", "plain", "oracle", "hashing"}
     assert {case.fleet.worker.host is not None for case in cases} == {True, False}
     assert len({case.fleet.workers for case in cases}) == 5
-    endings = {each.ending for seed in range(CHUNK) for each in run_case(seed).served}
-    assert endings >= {Ending.ANSWERED, Ending.BROKEN, Ending.UNPLACED, Ending.TOO_LONG}
+    served = [each for seed in range(CHUNK) for each in run_case(seed).served]
+    assert {each.ending for each in served} == set(Ending) - {Ending.FAILED}
+    assert any(each.queued_s and each.ending is Ending.ANSWERED for each in served)
