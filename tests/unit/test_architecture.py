@@ -152,9 +152,16 @@ ARROWS: dict[str, set[str]] = {
         "ghostcacher_router.signals",
         *COORDINATION,
     },
+    "ghostcacher_router.feed": {
+        "ghostcacher_router.ports",
+        "ghostcacher_router.prefix_map",
+        "ghostcacher_router.signals",
+        *COORDINATION,
+    },
     "ghostcacher_router.placement": {
         "ghostcacher_router.types",
         "ghostcacher_router.ports",
+        "ghostcacher_router.feed",
         "ghostcacher_router.metrics",
         "ghostcacher_router.signals",
         "ghostcacher_router.ghostlock",
@@ -162,6 +169,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "ghostcacher_router.sync": {
         "ghostcacher_router.types",
+        "ghostcacher_router.feed",
         "ghostcacher_router.prefix_map",
         "ghostcacher_router.ghostlock",
         "ghostcacher_router.placement",
@@ -170,6 +178,7 @@ ARROWS: dict[str, set[str]] = {
     "ghostcacher_router.build": {
         "ghostcacher_router.types",
         "ghostcacher_router.ports",
+        "ghostcacher_router.feed",
         "ghostcacher_router.flow",
         "ghostcacher_router.signals",
         "ghostcacher_router.ghostlock",
@@ -221,6 +230,7 @@ ARROWS: dict[str, set[str]] = {
         "core.dashboard_api",
         "core.settings",
         "ghostcacher_router.config",
+        "ghostcacher_router.feed",
         "ghostcacher_router.http",
         "ghostcacher_router.http.protocol",
         "ghostcacher_router.metrics",
@@ -243,6 +253,13 @@ ARROWS: dict[str, set[str]] = {
         "core.log_format",
         "ghostcacher_router.app",
         "ghostcacher_router.processes",
+    },
+    "ghostcacher_router.feed_main": {
+        "core.log_format",
+        "ghostcacher_router.feed",
+        "ghostcacher_router.processes",
+        "ghostcacher_router.store_calls",
+        "ghostcacher_router.stores",
     },
     # Simulated engines.
     "ghostcacher_simulator.text": {"core.coordination"},

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ghostcacher_connector.core.coordination.base import CoordinationStore, HeartbeatReply
 from ghostcacher_connector.core.index.base import BlockIndex
+from ghostcacher_router.feed.subscription import Subscription
 from ghostcacher_router.flow.flow_control import FlowControl
 from ghostcacher_router.flow.make import make_flow_control
 from ghostcacher_router.flow.settings import FlowSettings
@@ -99,6 +100,11 @@ class Routing:
         """Begin to keep in step with the other routers; on the event loop."""
         if self.sync is not None:
             self.sync.start()
+
+    def listen_to(self, feed: Subscription | None) -> None:
+        """Hear from a feed what it has read of the store; None: read it here. To be called before the start."""
+        if self.sync is not None:
+            self.sync.feed = feed
 
     async def stop(self) -> None:
         """Leave the other routers. Bounded by the store's time-out."""

@@ -12,7 +12,7 @@ from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
 from ghostcacher_connector.core.log_format import log_to_stderr
 from ghostcacher_router.app import run
 from ghostcacher_router.processes.membership import Membership, receive
-from ghostcacher_router.processes.seat import share_of
+from ghostcacher_router.processes.seat import Start, share_of
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -22,7 +22,7 @@ def main() -> int:
     """Run the router of this process until its supervisor, or a signal, ends it; return its exit status."""
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
-        start = receive(control)
+        start = receive(control, Start)
         log_to_stderr(start.settings.log_level, start.settings.log_format)
         settings = share_of(start.settings)
         return run(settings, lambda: settings, Membership(start.seat, control))

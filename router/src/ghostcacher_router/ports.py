@@ -168,6 +168,9 @@ class PrefixMapPort(Protocol):
     def apply(self, text: PrefixMapUpdate) -> None:
         """Add what a router has published."""
 
+    def put(self, namespace: str, entries: Mapping[bytes, bytes], bytes_per_token: float) -> None:
+        """Add entries of what routers have published, packed."""
+
     def flush(self, flush: Flush) -> None:
         """Forget what a flush names."""
 

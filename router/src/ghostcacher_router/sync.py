@@ -6,8 +6,9 @@
     sessions, ghost locks --write, renew--> store
     heartbeat             <------------>    store: which routers are alive, and the store's clock
 
-More is read only when what came has been handled. While the store is away every task waits and tries again; of what
-is to be published meanwhile the oldest is dropped when there is too much.
+More is read only when what came has been handled. Where a router is several processes, its feed reads for all of them,
+and each reads for itself while there is none. While the store is away every task waits and tries again; of what is to
+be published meanwhile the oldest is dropped when there is too much.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from ghostcacher_connector.core.coordination.base import (
     PromptChain,
 )
 from ghostcacher_connector.core.errors import IndexRefused, IndexUnavailable
+from ghostcacher_router.feed.messages import Folded, FoldedPrompt, MapPart, has_reached
+from ghostcacher_router.feed.subscription import Subscription
 from ghostcacher_router.ghostlock.single_flight import RENEW_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
 from ghostcacher_router.placement.in_flight import InFlightTracker
-from ghostcacher_router.prefix_map import EarlyChains
+from ghostcacher_router.prefix_map import ENGINE_ID, EarlyChains
 from ghostcacher_router.types import Prompt
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,10 @@ WRITE_S = 0.5
 READ_ITEMS = 256
 READ_BLOCK_S = 0.5
 """A read waits for so long for something new."""
-APPEND_ITEMS = 64
+READ_PAUSE_S = APPEND_PAUSE_S = 0.01
+"""Between two reads that find something, and two writes: what comes meanwhile is handled at once. Each costs as much as
+some dozens of items."""
+APPEND_ITEMS = 256
 UNPUBLISHED_MAX = 4096
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 2.0
 AWAY_S = 0.5
@@ -57,6 +63,9 @@ AWAY_S = 0.5
 YIELD_BOUNDARIES = 1024
 """Boundaries of updates, and hashes of chains, handled before other tasks get their turn: some 2 ms. An item of the
 greatest length has sixteen times as many."""
+
+FOLDED_PROMPTS = 256
+"""Prompts of a feed that are handled before other tasks get their turn: some 1 ms."""
 
 
 class RouterSync:
@@ -87,6 +96,8 @@ class RouterSync:
         self._clock, self._metrics = dependencies.clock, dependencies.metrics
         self._clock_offset, self._router = clock_offset, router
         self._on_heartbeat, self._read_block_s = on_heartbeat, read_block_s
+        self.feed: Subscription | None = None
+        """Where one is told what the store has, as one process of several."""
         self._early = EarlyChains(clock=dependencies.clock)
         self._unpublished: deque[PrefixMapUpdate | Flush] = deque(maxlen=UNPUBLISHED_MAX)
         self._has_unpublished = asyncio.Event()
@@ -112,7 +123,7 @@ class RouterSync:
             (self._state.locks.renew, RENEW_S),
             (self._state.sessions.write, WRITE_S),
             (self._state.stored.write, 0.0),
-            (self._append, 0.0),
+            (self._append, APPEND_PAUSE_S),
         )
         self._tasks = [asyncio.create_task(self._repeat(step, pause_s)) for step, pause_s in steps]
         self._tasks.append(asyncio.create_task(self._read_all()))
@@ -122,6 +133,8 @@ class RouterSync:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.feed is not None:
+            self.feed.leave()
         self._state.locks.stop()
         await self._state.locks.drain()
         await self._state.sessions.write()
@@ -183,22 +196,50 @@ class RouterSync:
 
     async def _read_all(self) -> None:
         cursor: Cursor | None = None
+        told_from: Cursor | None = None
+        """Where what the feed tells begins; None while it is not joined."""
 
         async def step() -> None:
-            nonlocal cursor
+            nonlocal cursor, told_from
             if cursor is None:
                 cursor = await self._read_offload(self._store.start_cursor)
+            if self.feed is not None and told_from is not None and has_reached(cursor, told_from):
+                told_from = None
+                while (folded := await self.feed.next()) is not None:
+                    cursor = folded.cursor
+                    await self._handle_folded(folded)
+                    self.feed.wish(self._state.regret.looked_at_below)
+                return
+            if self.feed is not None and self.warm and told_from is None:
+                told_from = await self.feed.join()
             after = cursor
-            batch = await self._read_offload(
-                lambda: self._store.read(after, count=READ_ITEMS, block_s=self._read_block_s if self.warm else 0.0)
-            )
+            block_s = self._read_block_s if self.warm and told_from is None else 0.0
+            batch = await self._read_offload(lambda: self._store.read(after, count=READ_ITEMS, block_s=block_s))
             # First: what cannot be handled must not be read for ever.
             cursor = batch.cursor
             await self._handle(batch)
             # Not by how many came: what is not believed is left out of them.
             self.warm |= cursor.updates == after.updates
+            if cursor == after:
+                # There is nothing between: of a stream that was lost, the feed may have come further.
+                told_from = told_from and cursor
+            elif self.warm and told_from is None:
+                await asyncio.sleep(READ_PAUSE_S)
 
         await self._repeat(step, 0.0)
+
+    async def _handle_folded(self, folded: Folded) -> None:
+        for part in folded.map:
+            self._try(self._apply, part)
+        for events in folded.events:
+            for number, prompt in enumerate(events.prompts):
+                if self._pending.get(prompt.request) is not None or prompt.request.startswith(ENGINE_ID):
+                    self._try(self._learn_folded, (events.namespace, prompt))
+                if number % FOLDED_PROMPTS == FOLDED_PROMPTS - 1:
+                    await asyncio.sleep(0)
+            self._try(self._tracker.on_folded_events, events)
+            if len(events.prompts) > FOLDED_PROMPTS:
+                await asyncio.sleep(0)
 
     async def _handle(self, batch: Batch) -> None:
         handled = 0
@@ -227,12 +268,18 @@ class RouterSync:
             self._metrics.bad_items.inc()
             logger.exception("unexpected error with an item from another router or a worker")
 
-    def _apply(self, update: PrefixMapUpdate | Flush) -> None:
+    def _apply(self, update: PrefixMapUpdate | Flush | MapPart) -> None:
         if isinstance(update, Flush):
             self._prefix_map.flush(update)
             self._state.flush(update)
+        elif isinstance(update, MapPart):
+            self._prefix_map.put(update.namespace, update.entries, update.bytes_per_token)
         else:
             self._prefix_map.apply(update)
+
+    def _learn_folded(self, reported: tuple[str, FoldedPrompt]) -> None:
+        namespace, prompt = reported
+        self._learn((namespace, prompt.unpacked()))
 
     def _learn(self, reported: tuple[str, PromptChain]) -> None:
         """Publish what a worker's chain says of the blocks of a prompt that this router sent.

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness import RedisServer
 from benchmarks.harness.router import RouterProcess
 from ghostcacher_connector.core.process.guard import PR_SET_CHILD_SUBREAPER, descendants
 from ghostcacher_connector.core.settings import Listen
@@ -26,6 +27,7 @@ from tests.support.proxy_rig import on_loop
 from tests.support.restart_load import EchoEngine, RestartLoad
 
 PATIENCE_S = 60.0
+FEED = b"ghostcacher_router.feed_main"
 WAITING = 16
 """Connections of which about half wait for a process that will never accept them."""
 
@@ -49,12 +51,12 @@ class Running:
         except TimeoutError:
             raise AssertionError(f"expected {text!r} {times} times in:\n{self.log}") from None
 
-    def children(self) -> list[int]:
-        """The processes that serve."""
+    def children(self, program: bytes = b"ghostcacher_router.child_main") -> list[int]:
+        """The processes that serve, or those of another program."""
         found = []
         for pid in self.router.process.processes():
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"ghostcacher_router.child_main" in words:
+            if program in words:
                 found.append(pid)
         return found
 
@@ -64,10 +66,13 @@ class Running:
 
 
 @asynccontextmanager
-async def running(folder: Path, engine: EchoEngine, *words: str) -> AsyncIterator[Running]:
+async def running(
+    folder: Path, engine: EchoEngine, *words: str, redis_url: str | None = None
+) -> AsyncIterator[Running]:
     arguments = ("--processes", "2", "--health-interval-s", "600", *words)
     router = await asyncio.to_thread(
         RouterProcess,
+        redis_url=redis_url,
         workers=[f"http://127.0.0.1:{engine.port}"],
         arguments=arguments,
         log_dir=folder,
@@ -103,15 +108,17 @@ async def test_rolling_restart_under_load_loses_no_request(tmp_path: Path) -> No
         assert await run.ended() == 0
 
 
-async def ask_fresh(port: int, method: str, path: str) -> Any:
-    """Ask the router's own API on a connection of its own, which any of its processes may get."""
+async def ask_fresh(port: int, method: str, path: str, body: object = None) -> Any:
+    """Ask the router on a connection of its own, which any of its processes may get."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
+    data = b"" if body is None else json.dumps(body).encode()
+    length = f"Content-Length: {len(data)}\r\n" if data else ""
+    writer.write(f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{length}Connection: close\r\n\r\n".encode() + data)
     async with asyncio.timeout(PATIENCE_S):
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     assert head.startswith(b"HTTP/1.1 200"), head
-    return body if path == "/metrics" else json.loads(body)
+    return body if path in ("/metrics", "/v1/completions") else json.loads(body)
 
 
 @on_loop
@@ -133,6 +140,11 @@ async def test_any_process_answers_for_all_and_a_dead_one_is_replaced(tmp_path: 
             )
             assert sorted(process.partition(".")[0] for process, _ in samples) == ["0", "1"]
             assert sum(float(value) for _, value in samples) == load.answered
+        prompt = {"model": "m", "prompt": "one process has sent this " * 400}
+        await ask_fresh(port, "POST", "/v1/completions", prompt)
+        for _ in range(8):
+            (forecast,) = (await ask_fresh(port, "POST", "/gc/explain?path=/v1/completions", prompt))["workers"]
+            assert forecast["local_tokens"] > 0
         (worker,) = (await ask_fresh(port, "GET", "/gc/workers"))["workers"]
         await ask_fresh(port, "POST", f"/gc/workers/{worker['id']}/drain")
         for _ in range(8):
@@ -163,6 +175,31 @@ async def test_any_process_answers_for_all_and_a_dead_one_is_replaced(tmp_path: 
         await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in after), "the children's end", PATIENCE_S)
         assert "the supervisor is gone" in run.log
         assert not list(tmp_path.glob("gc-router-*"))
+
+
+@on_loop
+async def test_feed_that_dies_is_started_again_and_costs_no_request(tmp_path: Path) -> None:
+    """The processes read Redis themselves until then; at a rolling restart they have a feed of the new settings."""
+    told = "tells what routers and workers publish"
+    with RedisServer() as redis:
+        async with EchoEngine() as engine, running(tmp_path, engine, redis_url=redis.url) as run:
+            await run.said(told, 2)
+            load = RestartLoad(run.router.port, clients=8)
+            (feed,) = run.children(FEED)
+            os.kill(feed, signal.SIGKILL)
+            await run.said("feed.1 tells no more", 2)
+            await run.said("and is started again")
+            await run.said(told, 4)
+            os.kill(run.router.process.pid, signal.SIGHUP)
+            await run.said(f"feed.2 {told}", 2)
+            await run.said("the rolling restart is done")
+            await until(lambda: len(run.children(FEED)) == 1, "one feed", PATIENCE_S)
+            await load.stop()
+            assert load.failures == []
+            assert (await ask_fresh(run.router.port, "GET", "/gc/status"))["processes"] == 2
+            os.kill(run.router.process.pid, signal.SIGTERM)
+            assert await run.ended() == 0
+            assert run.count("has ended") == 1
 
 
 @on_loop

@@ -89,6 +89,8 @@ def test_fleet_lines_show_each_worker() -> None:
     """Every worker has its state, load, KV use, measured rate and share of the requests."""
     lines = fleet_lines(snapshot())
     assert lines[0] == "ghostcacher 1.2  |  up 2 min 5 s  |  redis answers  |  2 routers  |  m"
+    several = fleet_lines(snapshot(processes=4))[0]
+    assert several == "ghostcacher 1.2  |  up 2 min 5 s  |  4 processes  |  redis answers  |  2 routers  |  m"
     row = next(line for line in lines if line.startswith("w1")).split()
     assert row == ["w1", "ready", "3", "1", "####......", "40%", "12.3k", "4", "75%"]
 

@@ -35,9 +35,11 @@ def fleet_lines(now: Snapshot, before: Snapshot | None = None) -> list[str]:
 
 
 def router_line(now: Snapshot) -> str:
-    """Return who this is: version, age, Redis, replicas, models."""
+    """Return who this is: version, age, processes, Redis, replicas, models."""
     status = now.status
     parts = [f"ghostcacher {status.version}", f"up {duration(status.uptime_s)}"]
+    if status.processes > 1:
+        parts.append(f"{status.processes} processes")
     answers = "redis refuses" if status.redis_error else "redis answers"
     parts.append(answers if status.redis_available else "no redis")
     if status.replicas is not None and status.replicas > 1:

@@ -12,19 +12,16 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import PromptChain, WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_router.feed.messages import FoldedEvents
 from ghostcacher_router.ports import WorkersPort
 from ghostcacher_router.signals.prefix_locations import PrefixLocations
 from ghostcacher_router.signals.queue_estimate import QueueEstimator
+from ghostcacher_router.signals.received_blocks import ReceivedBlocks
 from ghostcacher_router.signals.reservation import Reservation
 
 FOREIGN_MAX = 4096
 FOREIGN_S = 30.0
 """A request of another router counts for so long at most: the event that it is computed may be lost."""
-
-HASHES_MAX = 1 << 15
-"""Block hashes of prompts that workers have received lately: some 6 MiB."""
-HASHES_OF_PROMPT_MAX = 64
-"""Of a longer prompt every eighth counts: which ones these are does not depend on its length."""
 
 
 class _Foreign(NamedTuple):
@@ -41,47 +38,35 @@ class ForeignRequests:
     def __init__(self, fleet: WorkersPort, queues: QueueEstimator, locations: PrefixLocations) -> None:
         self._fleet, self._queues, self._locations = fleet, queues, locations
         self._open: OrderedDict[tuple[WorkerRef, str], _Foreign] = OrderedDict()
-        self._received: OrderedDict[tuple[WorkerRef, bytes], tuple[int, float]] = OrderedDict()
-        """Of what each worker has received: the blocks before each hash, and when; loop clock, s."""
+        self._received = ReceivedBlocks()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def received(self, ref: WorkerRef, chain: PromptChain, now: float, *, own: bool) -> None:
-        """Note that a worker has received a prompt. own: whether this router has sent it."""
+    def received(self, ref: WorkerRef, chain: PromptChain, now: float, *, own: bool, blocks: int = 0) -> None:
+        """Note that a worker has received a prompt.
+
+        own: whether this router has sent it. blocks: of the prompt, that the worker is known to have received lately.
+        """
         worker, key = self._fleet.workers.get(ref.worker), (ref, chain.request)
         if worker is None or worker.ref != ref or key in self._open:
             return
-        blocks = max(self._locations.blocks_at(ref, chain.hashes), self._blocks_received(ref, chain, now))
-        self._remember(ref, chain, now)
         if own:
+            self._received.remember(ref, chain, now)
             return
+        blocks = max(blocks, self._locations.blocks_at(ref, chain.hashes), self._received.blocks(ref, chain, now))
+        self._received.remember(ref, chain, now)
         computed = max(1, chain.tokens - blocks * (worker.block_tokens or 0))
         self._open[key] = _Foreign(now, self._queues.reserve_foreign(ref.worker, chain.tokens, computed, now))
         while len(self._open) > FOREIGN_MAX or next(iter(self._open.values())).at < now - FOREIGN_S:
             self._queues.foreign_computed(self._open.popitem(last=False)[1].reservation)
 
-    def computed(self, events: WorkerEvents) -> None:
+    def computed(self, events: WorkerEvents | FoldedEvents) -> None:
         """Note what a worker has computed."""
+        if not self._open:
+            return
         ref = WorkerRef(events.namespace, events.worker, events.incarnation)
         for request_id in events.computed:
             found = self._open.pop((ref, request_id), None)
             if found is not None:
                 self._queues.foreign_computed(found.reservation)
-
-    def _blocks_received(self, ref: WorkerRef, chain: PromptChain, now: float) -> int:
-        """Return how many blocks of a prompt a worker has received lately: it computes them once."""
-        for block_hash in reversed(chain.hashes):
-            found = self._received.get((ref, block_hash))
-            if found is not None:
-                return found[0] if now - found[1] <= FOREIGN_S else 0
-        return 0
-
-    def _remember(self, ref: WorkerRef, chain: PromptChain, now: float) -> None:
-        stride = 1 if len(chain.hashes) <= HASHES_OF_PROMPT_MAX else 8
-        for number in range(stride - 1, len(chain.hashes), stride):
-            key = (ref, chain.hashes[number])
-            self._received[key] = (chain.block_counts[number], now)
-            self._received.move_to_end(key)
-        while len(self._received) > HASHES_MAX:
-            self._received.popitem(last=False)

@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 from ghostcacher_connector.core.coordination.base import WorkerEvents
 from ghostcacher_connector.core.index.base import WorkerRef
+from ghostcacher_router.feed.messages import FoldedEvents
 from ghostcacher_router.ghostlock.ghost_lock import GhostLock
 from ghostcacher_router.ghostlock.single_flight import SETTLE_S
 from ghostcacher_router.placement.context import Dependencies, RoutingState
-from ghostcacher_router.placement.foreign_requests import ForeignRequests
+from ghostcacher_router.placement.heard_prompts import HeardPrompts
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.ports import KnownPort, WorkerPort
 from ghostcacher_router.signals.adapter_costs import is_adapter
@@ -47,9 +48,6 @@ BIAS_MS_MIN = 50.0
 """Prompts that take less to compute say nothing about how far off forecasts are: fixed costs prevail."""
 BIAS_WEIGHT = 0.1
 BIAS_MAX = 4.0
-CAPACITY_PROMPTS = 16
-"""Workers come and go seldom: what the fleet's caches hold is added up once in so many prompts."""
-
 EVENT_BIAS_MAX = 2.0
 """The most that a worker event can say: the event may have been late."""
 
@@ -72,9 +70,9 @@ class InFlightTracker:
         self._fleet, self._prefix_map, self._pending = dependencies.fleet, dependencies.prefix_map, dependencies.pending
         self._metrics, self._clock = dependencies.metrics, dependencies.clock
         self._queues, self._history, self._locations, self._sessions, self._locks, self._stored = state[:6]
-        self._sent_caches, self._regret, self._hot = state.sent_caches, state.regret, state.hot
+        self._sent_caches, self._hot = state.sent_caches, state.hot
         self._adapters = state.adapters
-        self._foreign = ForeignRequests(dependencies.fleet, state.queues, state.locations)
+        self._heard = HeardPrompts(dependencies.fleet, state.queues, state.locations, state.regret, state.sent_caches)
         self._open: dict[str, PlacedRequest] = {}
         """The last placed request of each request id; under the engine's own id as well, where it has one."""
         self._unreported: OrderedDict[str, _Answered] = OrderedDict()
@@ -86,8 +84,6 @@ class InFlightTracker:
         self.on_freed: Callable[[str], None] = lambda _: None
         """Takes the name of each worker that a request has left, in whatever way."""
         self._fleet.when_down(self._forget_worker)
-        self._prompts = 0
-        """Placed prompts, in all."""
         self.bias = 1.0
         """Observed over forecast TTFT: a running mean over prompts that take long enough to say something."""
 
@@ -151,19 +147,27 @@ class InFlightTracker:
             self._hot.note(prompt)
             if placed.ref is None:
                 # Of others their workers tell.
-                self._note_for_regret(prompt.digests, placed.reservation.tokens, placed.worker)
+                self._heard.note(prompt.digests, len(prompt.digests), placed.reservation.tokens, placed.worker)
         return placed
 
     def on_worker_events(self, events: WorkerEvents) -> None:
         """Note which prompts a worker has received and computed, of this router and of others."""
-        ref, now = WorkerRef(events.namespace, events.worker, events.incarnation), self._clock()
-        for chain in events.chains:
-            own = chain.request in self._open or chain.request in self._unreported
-            self._foreign.received(ref, chain, now, own=own)
-            self._note_for_regret(chain.hashes, chain.tokens, events.worker)
-        self._foreign.computed(events)
+        self._heard.heard(events, self._clock(), self._is_own)
+        self._note_computed_ids(events)
+
+    def on_folded_events(self, events: FoldedEvents) -> None:
+        """Note the same as the router's feed tells it."""
+        self._heard.heard_folded(events, self._clock(), self._is_own)
+        self._note_computed_ids(events)
+
+    def _is_own(self, request_id: str) -> bool:
+        return request_id in self._open or request_id in self._unreported
+
+    def _note_computed_ids(self, events: WorkerEvents | FoldedEvents) -> None:
+        ref = WorkerRef(events.namespace, events.worker, events.incarnation)
         for request_id in events.computed:
-            self.on_computed(ref, request_id)
+            if self._is_own(request_id):
+                self.on_computed(ref, request_id)
 
     def on_computed(self, ref: WorkerRef, request_id: str) -> None:
         """Note that a request's prompt can be pulled now from the worker incarnation that says so."""
@@ -262,19 +266,6 @@ class InFlightTracker:
         self._history.forget_worker(worker, self._clock())
         self._sent_caches.forget_worker(worker)
         self._adapters.forget_worker(worker)
-
-    def _note_for_regret(self, digests: Sequence[bytes], tokens: int, worker: str) -> None:
-        """Note a prompt that a worker was sent, and now and then how much the fleet's caches hold."""
-        self._regret.measure(digests, tokens)
-        if self._prompts % CAPACITY_PROMPTS == 0:
-            self._regret.resize(sum(map(self._room_tokens, self._fleet.workers.values())))
-        self._prompts += 1
-        self._regret.note(digests, worker)
-
-    def _room_tokens(self, worker: WorkerPort) -> int:
-        """Return how many tokens a worker's cache holds, as far as that is known: by what it reports, says or shows."""
-        said = capacity_tokens(worker)
-        return (0 if worker.load is None else said) or self._sent_caches.capacity_tokens(worker.name) or said
 
     def _learn_room(self, placed: PlacedRequest, now: float) -> None:
         """Learn how much a plain worker's cache holds from how soon its answer begins."""

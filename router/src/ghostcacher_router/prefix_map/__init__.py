@@ -7,8 +7,8 @@ pending_prompts.py        keeps prompts that were sent until an engine reports t
 early_chains.py           keeps chains under ids that engines made, until an answer tells whose they are
 """
 
-from ghostcacher_router.prefix_map.early_chains import EarlyChains
+from ghostcacher_router.prefix_map.early_chains import ENGINE_ID, EarlyChains
 from ghostcacher_router.prefix_map.pending_prompts import PendingPrompts
-from ghostcacher_router.prefix_map.prefix_map import KnownBoundary, PrefixMap
+from ghostcacher_router.prefix_map.prefix_map import KnownBoundary, PrefixMap, entries_of
 
-__all__ = ["EarlyChains", "KnownBoundary", "PendingPrompts", "PrefixMap"]
+__all__ = ["ENGINE_ID", "EarlyChains", "KnownBoundary", "PendingPrompts", "PrefixMap", "entries_of"]

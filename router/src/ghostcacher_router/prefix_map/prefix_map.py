@@ -10,12 +10,13 @@ and reading an update twice changes nothing. Which of an old and a new entry is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import le
 
 import msgspec
 
 from ghostcacher_connector.core.coordination.base import BOUNDARIES_MAX, Flush, PrefixMapUpdate, PromptChain
-from ghostcacher_router.prefix_map.map_update import COUNT_BYTES, Claim, changed_claims
+from ghostcacher_router.prefix_map.map_update import COUNT_BYTES, changed_claims
 from ghostcacher_router.prefix_map.two_generation_cache import TwoGenerationCache
 from ghostcacher_router.types import DIGEST_BYTES, Prompt
 
@@ -134,15 +135,24 @@ class PrefixMap:
             bytes_per_token=self._observed(namespace, prompt, chain.tokens),
             router=self._router,
         )
-        self._take(update)
+        self.put(namespace, _packed(update), update.bytes_per_token)
         return update
 
     def apply(self, update: PrefixMapUpdate) -> None:
         """Take over what a router has learned. A malformed update is dropped as a whole, and counted."""
-        if not _well_formed(update):
+        entries = entries_of(update)
+        if entries is None:
             self.malformed += 1
-            return
-        self._take(update)
+        else:
+            self.put(update.namespace, entries, update.bytes_per_token)
+
+    def put(self, namespace: str, entries: Mapping[bytes, bytes], bytes_per_token: float) -> None:
+        """Take over the entries of updates, as `entries_of` returns them."""
+        self._entries.put(namespace, entries)
+        averages = self._bytes_per_token
+        if namespace not in averages and len(averages) >= NAMESPACES_MAX:
+            del averages[next(iter(averages))]
+        averages[namespace] = bytes_per_token
 
     def flush(self, flush: Flush) -> None:
         """Forget everything, or the one boundary that the flush names. Boundaries after it have names of their own."""
@@ -150,14 +160,6 @@ class PrefixMap:
             self._entries.clear()
         else:
             self._entries.drop(flush.key)
-
-    def _take(self, update: PrefixMapUpdate) -> None:
-        for digest, blocks, block_hash in zip(update.digests, update.block_counts, update.hashes, strict=True):
-            self._entries.put(update.namespace, digest, Claim(blocks, block_hash).pack())
-        averages = self._bytes_per_token
-        if update.namespace not in averages and len(averages) >= NAMESPACES_MAX:
-            del averages[next(iter(averages))]
-        averages[update.namespace] = update.bytes_per_token
 
     def _observed(self, namespace: str, prompt: Prompt, tokens: int) -> float:
         """Return the namespace's average with one more prompt in it. Token ids have no text, and change nothing."""
@@ -168,15 +170,26 @@ class PrefixMap:
         return ratio if average is None else average + BYTES_PER_TOKEN_WEIGHT * (ratio - average)
 
 
+def entries_of(update: PrefixMapUpdate) -> dict[bytes, bytes] | None:
+    """Return what an update from the network puts into the map: packed claims by digest; None when it is malformed."""
+    return _packed(update) if _well_formed(update) else None
+
+
+def _packed(update: PrefixMapUpdate) -> dict[bytes, bytes]:
+    """Return the claims of an update as `Claim.pack` does, by digest."""
+    claims = zip(update.digests, update.block_counts, update.hashes, strict=True)
+    return {digest: blocks.to_bytes(COUNT_BYTES, "little") + block_hash for digest, blocks, block_hash in claims}
+
+
 def _well_formed(update: PrefixMapUpdate) -> bool:
     """Say whether an update from the network can be applied. Lengths are checked where it is decoded."""
     return (
         bool(update.namespace)
-        and all(len(digest) == DIGEST_BYTES for digest in update.digests)
+        and {DIGEST_BYTES}.issuperset(map(len, update.digests))
         and _ascending(update.block_counts)
         and BYTES_PER_TOKEN_MIN <= update.bytes_per_token <= BYTES_PER_TOKEN_MAX
     )
 
 
 def _ascending(counts: Sequence[int]) -> bool:
-    return all(one <= two for one, two in zip((0, *counts), (*counts, BLOCKS_MAX), strict=True))
+    return all(map(le, counts, counts[1:])) and (not counts or 0 <= counts[0] <= counts[-1] <= BLOCKS_MAX)

@@ -9,7 +9,7 @@ or while half as many entries as allowed were put or found again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Table = dict[bytes, bytes]
 
@@ -56,10 +56,20 @@ class TwoGenerationCache:
                 self._put(namespace, key, value)
                 yield index, value
 
-    def put(self, namespace: str, key: bytes, value: bytes) -> None:
-        """Enter a value; it takes the place of an earlier one."""
+    def put(self, namespace: str, values: Mapping[bytes, bytes]) -> None:
+        """Enter values, by key; each takes the place of an earlier one."""
         self._age()
-        self._put(namespace, key, value)
+        if self._young_count + len(values) > self._young_max:
+            for key, value in values.items():
+                self._put(namespace, key, value)
+            return
+        young = self._young.setdefault(namespace, {})
+        count = len(young)
+        young.update(values)
+        self._young_count += len(young) - count
+        if old := self._old.get(namespace):
+            for key in old.keys() & values.keys():
+                del old[key]
 
     def drop(self, key: bytes) -> None:
         """Forget a key in every namespace."""

@@ -1,12 +1,13 @@
 """One router in several processes: the same address, one supervisor, and children that are whole routers.
 
     supervisor --starts, watches, replaces--> child of slot 0 .. N-1 <-- clients, through a socket of each slot
-                                                   ^
+        '--starts, watches--> feed --unix socket--'^
                                                    '--unix sockets--> siblings: metrics and the admin API of all
 
 listeners.py     the sockets of all slots, which the supervisor keeps
 seat.py          what a child is told, and what it shares the router's limits by
 child.py         a child, as the supervisor sees it
+feed.py          the process that reads Redis for all of them
 supervisor.py    all of them: started, kept, replaced one by one, ended
 membership.py    the supervisor and the siblings, as a child sees them
 siblings.py      questions among children

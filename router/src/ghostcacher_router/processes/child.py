@@ -26,7 +26,7 @@ from typing import Final
 
 import msgspec
 
-from ghostcacher_router.processes.seat import Start
+from ghostcacher_router.processes.seat import FeedStart, Start
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ READY: Final = b"ready"
 ALIVE: Final = b"alive"
 ALIVE_S: Final = 1.0
 """From one such line to the next."""
-COMMAND: Final = (sys.executable, "-P", "-m", "ghostcacher_router.child_main")
+PROGRAMS: Final = {Start: "ghostcacher_router.child_main", FeedStart: "ghostcacher_router.feed_main"}
 
 
 class Child:
@@ -43,12 +43,12 @@ class Child:
 
     def __init__(
         self,
-        start: Start,
+        start: Start | FeedStart,
         process: asyncio.subprocess.Process,
         reader: asyncio.StreamReader,
         control: asyncio.StreamWriter,
     ) -> None:
-        self.slot, self.name = start.seat.slot, start.seat.name
+        self.name = start.name
         self._process, self._control = process, control
         self._ready = asyncio.Event()
         self._heard_at = asyncio.get_running_loop().time()
@@ -67,18 +67,17 @@ class Child:
         return self._process.pid
 
     @classmethod
-    async def started(cls, start: Start) -> Child:
+    async def started(cls, start: Start | FeedStart) -> Child:
         """Start one, and return at once. Raises OSError."""
         ours, theirs = socket.socketpair()
         with theirs:
-            files = [number for slot in start.seat.sockets for number in slot]
             try:
                 # A session of its own: what a terminal sends to all of a group is the supervisor's to pass on.
                 process = await asyncio.create_subprocess_exec(
-                    *COMMAND,
+                    *(sys.executable, "-P", "-m", PROGRAMS[type(start)]),
                     str(theirs.fileno()),
                     stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(), *files),
+                    pass_fds=(theirs.fileno(), *start.files),
                     start_new_session=True,
                 )
             except OSError:

@@ -6,21 +6,25 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from ghostcacher_router.feed.subscription import Subscription
 from ghostcacher_router.http.proxy import HttpProxy
 from ghostcacher_router.http.proxy_ports import LocalEndpoints
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.processes.child import ALIVE, ALIVE_S, READY, SIZE
-from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, Seat, Start
+from ghostcacher_router.processes.seat import CONTROL_BYTES_MAX, FeedStart, Seat, Start
 from ghostcacher_router.processes.siblings import Siblings
 from ghostcacher_router.processes.whole_router import WholeRouter
 
 logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", Start, FeedStart)
 
 
 class Told(NamedTuple):
@@ -53,6 +57,10 @@ class Membership:
         self._whole = WholeRouter(local, metrics, self.seat, self.siblings, shared=shared)
         return self._whole
 
+    def feed(self) -> Subscription | None:
+        """Return what hears what is read from Redis for all processes; None without Redis."""
+        return Subscription(Path(self.seat.feed), time.monotonic) if self.seat.feed else None
+
     async def accept(self, proxy: HttpProxy, slot: int | None = None) -> int:
         """Have the proxy listen for a slot, the own one for None; return the port. Raises OSError."""
         slot = self.seat.slot if slot is None else slot
@@ -68,7 +76,7 @@ class Membership:
         writer.write(READY + b"\n")
         self._tasks = [
             asyncio.create_task(self._follow(reader, writer, proxy, told)),
-            asyncio.create_task(self._say_alive(writer)),
+            asyncio.create_task(say_alive(writer)),
         ]
 
     async def stop(self) -> None:
@@ -104,12 +112,6 @@ class Membership:
         writer.close()
         told.end()
 
-    @staticmethod
-    async def _say_alive(writer: asyncio.StreamWriter) -> None:
-        while not writer.is_closing():
-            writer.write(ALIVE + b"\n")
-            await asyncio.sleep(ALIVE_S)
-
     async def _adopt(self, proxy: HttpProxy, slot: int) -> None:
         try:
             await self.accept(proxy, slot)
@@ -123,13 +125,20 @@ class Membership:
                 bound.close()
 
 
-def receive(control: socket.socket) -> Start:
+async def say_alive(writer: asyncio.StreamWriter) -> None:
+    """Say to a supervisor that the event loop runs, as long as it is there."""
+    while not writer.is_closing():
+        writer.write(ALIVE + b"\n")
+        await asyncio.sleep(ALIVE_S)
+
+
+def receive(control: socket.socket, kind: type[Kind]) -> Kind:
     """Wait for the first message of a supervisor. Raises OSError, EOFError, ConfigError."""
     with control.makefile("rb", buffering=0) as stream:
         (size,) = SIZE.unpack(_exactly(stream, SIZE.size))
         if size > CONTROL_BYTES_MAX:
             raise EOFError(f"expected at most {CONTROL_BYTES_MAX} bytes of settings, got {size}")
-        return msgspec.json.decode(_exactly(stream, size), type=Start)
+        return msgspec.json.decode(_exactly(stream, size), type=kind)
 
 
 def _exactly(stream: socket.SocketIO, size: int) -> bytes:

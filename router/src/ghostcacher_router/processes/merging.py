@@ -87,14 +87,36 @@ def merged_prefixes(own: Json, others: Sequence[Json]) -> Json:
     return own
 
 
+def merged_explain(own: Json, others: Sequence[Json]) -> Json:
+    """Merge answers of /gc/explain: forecasts of the process that knows most of the prompt; the asked one's when equal.
+
+    Without Redis, that is the process which has sent such prompts before. Requests in flight are of all of them, and a
+    worker is saturated that is so in any.
+    """
+    found = max((own, *others), key=_known_tokens)
+    for key in ("workers", "prefill"):
+        for row in found.get(key, ()):
+            theirs = [one for each in (own, *others) for one in each.get(key, ()) if one["worker"] == row["worker"]]
+            row["in_flight"] = sum(one["in_flight"] for one in theirs)
+            if "saturated" in row:
+                row["saturated"] = any(one.get("saturated") for one in theirs)
+    return found
+
+
+def _known_tokens(explained: Json) -> int:
+    rows = [row for key in ("workers", "prefill") for row in explained.get(key, ())]
+    return sum(row["local_tokens"] + row["pulled_tokens"] for row in rows)
+
+
 MERGED: Mapping[str, Callable[[Json, Sequence[Json]], Json]] = {
     "/gc/workers": merged_workers,
     "/gc/pods": merged_workers,
     "/gc/status": merged_status,
     "/gc/locks": merged_locks,
     "/gc/prefixes": merged_prefixes,
+    "/gc/explain": merged_explain,
 }
-"""How answers are merged that are read with GET, by path."""
+"""How answers are merged that are read, by path."""
 
 
 def merged_history(histories: Sequence[History], after: float | None) -> History:

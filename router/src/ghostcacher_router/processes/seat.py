@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import PurePath
 
 import msgspec
 
@@ -36,6 +37,8 @@ class Seat(msgspec.Struct, frozen=True):
 
     replaces: bool = False
     """Whether another child serves until this one does."""
+    feed: str = ""
+    """Where the feed has its unix socket; none for "" (no Redis)."""
 
     @property
     def name(self) -> str:
@@ -49,6 +52,34 @@ class Start(msgspec.Struct, frozen=True):
     seat: Seat
     settings: RouterSettings
     """Of the router as a whole. They hold secrets, and so are neither on a command line nor in an environment."""
+
+    @property
+    def name(self) -> str:
+        """The child's name."""
+        return self.seat.name
+
+    @property
+    def files(self) -> list[int]:
+        """Numbers of the files that it is to have."""
+        return [number for slot in self.seat.sockets for number in slot]
+
+
+class FeedStart(msgspec.Struct, frozen=True):
+    """The first message to a feed (`ghostcacher_router.feed`)."""
+
+    path: str
+    """Of its unix socket."""
+    settings: RouterSettings
+
+    @property
+    def name(self) -> str:
+        """For people: the socket's name."""
+        return PurePath(self.path).name
+
+    @property
+    def files(self) -> list[int]:
+        """Numbers of the files that it is to have."""
+        return []
 
 
 def share_of(settings: RouterSettings) -> RouterSettings:

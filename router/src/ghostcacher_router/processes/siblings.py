@@ -28,6 +28,9 @@ MESSAGE_BYTES_MAX: Final = 64 << 20
 ANSWER_S_MAX: Final = 3.0
 """Less than the time in which the admin API answers, and much more than a child takes that is not stuck."""
 
+FEED: Final = "feed"
+"""Begins the names of sockets in the folder at which no child answers, but a feed tells."""
+
 PAGE: Final = "page"
 """The metrics page."""
 COUNTS: Final = "counts"
@@ -87,7 +90,8 @@ class Siblings:
     def others(self) -> list[str]:
         """Return the names of all others, in order."""
         with contextlib.suppress(OSError):
-            return sorted(path.name for path in self._folder.iterdir() if path.name != self._name)
+            names = (path.name for path in self._folder.iterdir())
+            return sorted(name for name in names if name != self._name and not name.startswith(FEED))
         return []
 
     async def start(self, answer: Answerer) -> None:

@@ -32,6 +32,7 @@ from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_connector.core.settings import parse_listen
 from ghostcacher_router.config import RouterSettings
 from ghostcacher_router.processes.child import Child
+from ghostcacher_router.processes.feed import FeedProcess
 from ghostcacher_router.processes.listeners import Listeners
 from ghostcacher_router.processes.seat import Seat, Start
 from ghostcacher_router.processes.slots import Slot, Slots
@@ -83,7 +84,8 @@ class Supervisor:
         self._settings, self._read_again, self._listeners, self._folder = settings, read_again, listeners, folder
         self._router = secrets.token_hex(4)
         self._slots = Slots(settings.processes)
-        self._generation = 0
+        self._generation = self._feeds = 0
+        self._feed = self._new_feed()
         self._alive: set[Child] = set()
         self._tasks: list[asyncio.Task[None]] = []
         self._roll_wanted = asyncio.Event()
@@ -116,6 +118,7 @@ class Supervisor:
             self._finish(self._last_status)
         starting.cancel()
         if not self._over.done():
+            self._feed.begin()
             self._tasks = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
             self._tasks.append(asyncio.create_task(self._roll_when_wanted()))
             await _any_of(self._over, *self._tasks)
@@ -164,6 +167,7 @@ class Supervisor:
             str(self._folder),
             self._listeners.numbers(),
             replaces=slot.child is not None,
+            feed=self._feed.path,
         )
         try:
             child = await Child.started(Start(seat, self._settings))
@@ -186,6 +190,10 @@ class Supervisor:
         logger.error("process %s %s", seat.name, why)
         return None
 
+    def _new_feed(self) -> FeedProcess:
+        self._feeds += 1
+        return FeedProcess(self._folder, self._feeds, self._settings)
+
     def _forget(self, child: Child) -> None:
         (self._folder / child.name).unlink(missing_ok=True)
 
@@ -200,12 +208,20 @@ class Supervisor:
         while True:
             await self._roll_wanted.wait()
             self._roll_wanted.clear()
+            # Those of the settings before have one that reads the Redis of these.
+            before, self._feed = self._feed, self._new_feed()
+            self._feed.begin()
+            replaced = 0
             for slot in self._slots:
                 if not await self._replace(slot):
                     logger.error("the rolling restart has stopped: the other processes stay as they are")
                     break
+                replaced += 1
             else:
                 logger.info("the rolling restart is done")
+            if not replaced:
+                before, self._feed = self._feed, before
+            await before.end()
 
     async def _replace(self, slot: Slot) -> bool:
         """Put a new child in a slot, and return when the old one has ended; False when the new one does not start."""
@@ -233,6 +249,7 @@ class Supervisor:
             child.signal(signal.SIGTERM)
         within_s = self._settings.drain_timeout_s + END_S
         statuses = await asyncio.gather(*(child.end_within(within_s) for child in self._alive))
+        await self._feed.end()
         killed = sum(each == -signal.SIGKILL for each in statuses)
         if killed:
             logger.error("%d processes did not end, and were killed", killed)

@@ -1,6 +1,6 @@
 """Answers for a router in several processes, in whichever of them a client happens to ask.
 
-    read, and merged                  /metrics, /gc/status, stats, workers (pods), history, locks, prefixes
+    read, and merged                  /metrics, /gc/status, stats, workers (pods), history, locks, prefixes, explain
     done by all                       drains; flushes, where no Redis tells the others
     the same everywhere, or of one    all else: the asked process answers
 
@@ -79,7 +79,7 @@ class WholeRouter:
             return own._replace(body=msgspec.json.encode(merged_metrics(counts).stats()))
         if reads and path == "/gc/history":
             return await self._history(request, own)
-        if reads and (merge := MERGED.get(path)) is not None:
+        if (merge := MERGED.get(path)) is not None:
             merged = merge(msgspec.json.decode(own.body), await self._ask(request))
             if path == "/gc/status":
                 merged["router"] = self._seat.router

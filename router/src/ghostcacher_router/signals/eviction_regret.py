@@ -65,6 +65,11 @@ class EvictionRegret:
         """Return which share of what is evicted next will be asked for again, in [0, 1]. 0 before anything sank."""
         return self._came_back / self._sank if self._sank else 0.0
 
+    @property
+    def looked_at_below(self) -> bytes:
+        """Boundaries with smaller digests are looked at."""
+        return self._below
+
     def working_set_tokens(self, worker: str) -> float:
         """Return how many tokens have their home at a worker, weighted by how likely they are asked for again."""
         return self._sets.size(worker) * self._tokens_each
@@ -91,10 +96,10 @@ class EvictionRegret:
         self._tokens_each = capacity_tokens / sampled if sampled else 0.0
         self._below = b"\xff" * 9 if rate >= 1.0 else int(rate * DIGEST_SPAN).to_bytes(8, "big")
 
-    def measure(self, digests: Sequence[bytes], tokens: int) -> None:
+    def measure(self, boundaries: int, tokens: int) -> None:
         """Learn from a prompt, before it is noted, for how many tokens a boundary stands. See `note`."""
         self._tokens += tokens
-        self._boundaries += len(digests)
+        self._boundaries += boundaries
 
     def note(self, digests: Sequence[bytes], worker: str) -> None:
         """Note a prompt that a worker is sent.

@@ -9,6 +9,7 @@ from ghostcacher_connector.core.dashboard_api import FirstTokens, History, Histo
 from ghostcacher_router.metrics.catalog import RouterMetrics
 from ghostcacher_router.metrics.merging import counts_of, merged_metrics, merged_page
 from ghostcacher_router.processes.merging import (
+    merged_explain,
     merged_history,
     merged_locks,
     merged_prefixes,
@@ -111,6 +112,26 @@ def test_prefix_has_the_uses_of_all_processes() -> None:
     merged = merged_prefixes(own, others)
     assert merged["prefixes"] == [{"key": "k", "uses": 5.0, "last_s": 1.0}, {"key": "l", "uses": 4.0, "last_s": 2.0}]
     assert merged["seen"] == 9
+
+
+def row(worker: str, local: int, in_flight: int, **more: object) -> dict[str, object]:
+    return {"worker": worker, "local_tokens": local, "pulled_tokens": 0, "in_flight": in_flight, **more}
+
+
+def test_explanation_is_of_the_process_that_has_sent_the_prompt() -> None:
+    """With what all of them have in flight; one that knows a worker less does not hide it."""
+    own = {"path": "/v1", "workers": [row("a", 0, 1), row("b", 0, 2)], "prefill": []}
+    other = {"path": "/v1", "workers": [row("b", 900, 4), row("a", 0, 8), row("c", 0, 16)], "prefill": []}
+    assert merged_explain(own, [other])["workers"] == [row("b", 900, 6), row("a", 0, 9), row("c", 0, 16)]
+    handed = {"path": "/v1", "workers": [row("a", 0, 1)], "prefill": [row("b", 900, 4, saturated=False)]}
+    merged = merged_explain({**handed, "prefill": [row("b", 800, 2, saturated=True)]}, [handed])
+    assert merged["prefill"] == [row("b", 900, 6, saturated=True)]
+
+
+def test_explanation_is_of_the_asked_process_where_none_knows_more() -> None:
+    own = {"path": "/v1", "workers": [row("a", 5, 1), row("b", 0, 1)]}
+    other = {"path": "/v1", "workers": [row("b", 0, 1), row("a", 5, 1)]}
+    assert [each["worker"] for each in merged_explain(own, [other])["workers"]] == ["a", "b"]
 
 
 def point(at: float, requests: float, p50: float, **more: object) -> HistoryPoint:

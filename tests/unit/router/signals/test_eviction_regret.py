@@ -19,7 +19,7 @@ def regret_of(prompts: list[Prompt], capacity_kib: int, samples: int = 4096) -> 
     """Return what a fleet whose caches hold so much finds of these prompts."""
     regret = EvictionRegret(samples)
     for prompt in prompts:
-        regret.measure(prompt.digests, prompt.size // TOKEN_BYTES)
+        regret.measure(len(prompt.digests), prompt.size // TOKEN_BYTES)
         regret.resize(capacity_kib * KIB_TOKENS)
         regret.note(prompt.digests, "w")
     return regret
@@ -84,7 +84,7 @@ def test_working_set_is_what_was_sent_there_last_and_comes_again(samples: int) -
     homes = {number: f"w{number % 3}" for number in range(20)}
 
     def send(prompt: Prompt, worker: str) -> None:
-        regret.measure(prompt.digests, prompt.size // TOKEN_BYTES)
+        regret.measure(len(prompt.digests), prompt.size // TOKEN_BYTES)
         regret.resize(40 * DOCUMENT_KIB * KIB_TOKENS)
         regret.note(prompt.digests, worker)
 

@@ -1,0 +1,71 @@
+"""The feed of a router in several processes: ``python -m ghostcacher_router.feed_main CONTROL``.
+
+CONTROL: the number of the socket to its supervisor, which says the rest. `ghostcacher router --processes N` starts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+
+from ghostcacher_connector.core.errors import ConfigError, GhostCacherError
+from ghostcacher_connector.core.log_format import log_to_stderr
+from ghostcacher_router.feed.server import READ_BLOCK_S, FeedServer
+from ghostcacher_router.processes.membership import receive, say_alive
+from ghostcacher_router.processes.seat import FeedStart
+from ghostcacher_router.store_calls import StoreThreads, call_s_max
+from ghostcacher_router.stores import open_stores
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def main() -> int:
+    """Read for all processes until the supervisor, or a signal, ends it; return the exit status."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        start = receive(control, FeedStart)
+        log_to_stderr(start.settings.log_level, start.settings.log_format)
+        uvloop.run(_run(start, control))
+    except ConfigError as exc:
+        print(f"ghostcacher: {exc}", file=sys.stderr)
+        return EXIT_USAGE
+    except (GhostCacherError, OSError, EOFError) as exc:
+        print(f"ghostcacher: {exc}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+async def _run(start: FeedStart, control: socket.socket) -> None:
+    """Return when the supervisor is gone."""
+    settings = start.settings
+    index, store = open_stores(settings)
+    assert store is not None
+    assert index is not None
+    threads = StoreThreads(1, "gc-feed", limit_s=READ_BLOCK_S + call_s_max(settings.redis_timeout_s))
+    server = FeedServer(store, threads, Path(start.path), time.monotonic)
+    reader, writer = await asyncio.open_connection(sock=control)
+    tasks = [asyncio.create_task(server.run()), asyncio.create_task(say_alive(writer))]
+    over = asyncio.create_task(reader.read())
+    try:
+        done, _ = await asyncio.wait((*tasks, over), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (*tasks, over):
+            task.cancel()
+        await asyncio.gather(*tasks, over, return_exceptions=True)
+        threads.close()
+        for closing in (store, index):
+            with contextlib.suppress(GhostCacherError):
+                closing.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
