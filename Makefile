@@ -69,7 +69,7 @@ CLIENTS_STAMP := $(CLIENTS_VENV)/.ghostcacher-$(call key,$(INSTALLED) tests/clie
 MINOR_STAMP := .ghostcacher-$(call key,$(INSTALLED) deploy/setup/vllm_minors.py)
 SDK_NODE := sdk/typescript/node_modules
 BENCHMARKS := $(basename $(notdir $(wildcard $(addprefix benchmarks/,prefix_tree.py index_rates.py pull_throughput.py tier_copies.py tiers.py overhead.py ttft.py \
-	sglang_ttft.py router_proxy.py router_decision.py router_bodies.py routing_quality.py \
+	sglang_ttft.py router_proxy.py router_processes.py router_decision.py router_bodies.py routing_quality.py \
 	routing_traces.py routing_scale.py policies.py flow_control.py))))
 MODEL_ARGS := $(if $(MODEL),--model $(MODEL))
 

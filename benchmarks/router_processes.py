@@ -1,11 +1,11 @@
 """What several processes of one router cost together, and what one costs that serves nothing.
 
-    python -m benchmarks.router_processes [--processes 1,2,4] [--sizes 2,32,256] [--seconds S]
+    python -m benchmarks.router_processes [--short] [--processes 1,2,4] [--sizes 2,32,256] [--seconds S]
 
 Mock engines, load and Redis have one core, all processes of the router another, as in benchmarks.router_proxy: what is
 compared is CPU time for one request, not requests per second.
-- one connection, so that one process serves all requests: its CPU us, that of each process beside it, and that of the
-  feed, which reads Redis for all of them;
+- one connection, so that one process serves all requests: its CPU us, that of each process beside it (without what it
+  takes at rest, for probes and heartbeats), and that of the feed, which reads Redis for all of them;
 - 32 connections, which the kernel spreads: the CPU us of all processes that serve, without and with the feed.
 "x one": how many times the requests of one process so many could serve, each on a core of its own, by that.
 """
@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +26,7 @@ from benchmarks.harness.program import run_program
 from benchmarks.harness.report import ProgressLine, table
 from benchmarks.proxy.fleet import start_ours
 from benchmarks.proxy.measure import KIB, SCENARIOS, Inputs, Scenario
-from benchmarks.proxy.running import Mocks, Server, run_load, two_cores
+from benchmarks.proxy.running import Answered, Mocks, Server, run_load, two_cores
 from benchmarks.router_proxy import CONNECTIONS, write_inputs
 
 WORKERS = 8
@@ -35,9 +36,10 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class Spent(NamedTuple):
-    """CPU time of a router's processes during one load, by process id. feed: None where there is none."""
+    """CPU time in s of a router's processes during one load. serving: by process id. feed: 0.0 where there is none."""
 
     requests: int
+    seconds: float
     serving: dict[int, float]
     feed: float
 
@@ -56,6 +58,8 @@ class Row(NamedTuple):
     feed: float
     spread: float
     spread_with_feed: float
+    rest_ms: float
+    """CPU of one process in a second without requests."""
 
 
 def cpu_by_process(server: Server) -> dict[int, tuple[str, float]]:
@@ -73,43 +77,54 @@ def cpu_by_process(server: Server) -> dict[int, tuple[str, float]]:
     return found
 
 
-def spent(before: Mapping[int, tuple[str, float]], after: Mapping[int, tuple[str, float]], requests: int) -> Spent:
+def spent(
+    before: Mapping[int, tuple[str, float]], after: Mapping[int, tuple[str, float]], requests: int, seconds: float
+) -> Spent:
     """Return what was spent between two looks. A router in one process is the one of its processes that works most."""
     gone = {pid: (program, cpu_s - before.get(pid, ("", 0.0))[1]) for pid, (program, cpu_s) in after.items()}
     serving = {pid: cpu_s for pid, (program, cpu_s) in gone.items() if program == CHILD}
     if not serving:
         busiest = max(gone, key=lambda pid: gone[pid][1])
         serving = {busiest: gone[busiest][1]}
-    return Spent(requests, serving, sum(cpu_s for program, cpu_s in gone.values() if program == FEED))
+    return Spent(requests, seconds, serving, sum(cpu_s for program, cpu_s in gone.values() if program == FEED))
 
 
 def measure(server: Server, scenario: Scenario, inputs: Inputs, connections: int, seconds: float) -> Spent:
     """Return what a router spends on a load, after a warm-up. Raises OSError when an answer is wrong."""
 
-    def run(seconds: float) -> int:
+    def run(seconds: float) -> Answered:
         load = inputs.load(scenario, connections=connections, seconds=seconds)
         answered = run_load(load, server.port, inputs.core, inputs.folder)
         if answered.errors:
             raise OSError(f"{answered.errors} wrong answers")
-        return answered.answers
+        return answered
 
-    run(WARM_S)
+    run(min(WARM_S, seconds))
     before = cpu_by_process(server)
-    requests = run(seconds)
-    return spent(before, cpu_by_process(server), requests)
+    answered = run(seconds)
+    return spent(before, cpu_by_process(server), answered.answers, answered.seconds)
 
 
-def row_of(processes: int, scenario: Scenario, one: Spent, spread: Spent) -> Row:
-    """Return the figures. one: over one connection."""
+def at_rest(server: Server, seconds: float) -> float:
+    """Return the CPU time of one process that serves, in s a second, while nothing is asked."""
+    before = cpu_by_process(server)
+    time.sleep(seconds)
+    serving = spent(before, cpu_by_process(server), 0, seconds).serving.values()
+    return sum(serving) / len(serving) / seconds
+
+
+def row_of(processes: int, scenario: Scenario, one: Spent, spread: Spent, rest: float) -> Row:
+    """Return the figures. one: over one connection. rest: as `at_rest` says."""
     alone = max(one.serving.values())
     idle = sorted(one.serving.values())[:-1]
-    beside = sum(idle) / len(idle) if idle else 0.0
+    beside = max(0.0, sum(idle) / len(idle) - rest * one.seconds) if idle else 0.0
     together = sum(spread.serving.values())
     return Row(
         processes,
         scenario.body_bytes,
         *map(one.per_request, (alone, beside, one.feed)),
         *map(spread.per_request, (together, together + spread.feed)),
+        1e3 * rest,
     )
 
 
@@ -123,6 +138,7 @@ def rows_table(rows: Sequence[Row]) -> str:
         "feed",
         "all serve",
         "with the feed",
+        "at rest, ms/s",
         "x one",
     ]
     shown = []
@@ -148,13 +164,15 @@ def run(chosen: argparse.Namespace, progress: ProgressLine) -> int:
             with ExitStack() as inner:
                 one_core = cores._replace(more=())
                 server = start_ours(inner, mocks.ports, report, one_core, folder, indexed=True, processes=count)
+                progress(f"{count} processes at rest")
+                rest = at_rest(server, chosen.seconds)
                 for scenario in scenarios:
                     progress(f"{scenario.name}: {count} processes")
                     one, spread = (
                         measure(server, scenario, inputs, connections, chosen.seconds)
                         for connections in (1, CONNECTIONS)
                     )
-                    rows.append(row_of(count, scenario, one, spread))
+                    rows.append(row_of(count, scenario, one, spread, rest))
     progress.done("CPU time of all processes of a router")
     for scenario in scenarios:
         print(rows_table([row for row in rows if row.body_bytes == scenario.body_bytes]) + "\n", flush=True)
@@ -174,7 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=numbers, default=[1, 2, 4], help="how many (default: 1,2,4)")
     parser.add_argument("--sizes", type=numbers, default=[2, 32, 256], help="of bodies, in KiB (default: 2,32,256)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load (default: %(default)s)")
+    parser.add_argument("--short", action="store_true", help="half a minute, less exact")
     chosen = parser.parse_args(argv)
+    if chosen.short:
+        chosen.seconds, chosen.processes = 0.7, chosen.processes[:2]
     return run_program(lambda: run(chosen, ProgressLine()))
 
 
