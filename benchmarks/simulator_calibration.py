@@ -1,14 +1,16 @@
 """How far `ghostcacher simulate` is from real engines: the same questions, asked of both.
 
     python -m benchmarks.simulator_calibration [--short] [--size small] [--engines 2,3] [--documents 12] [--requests 72]
+        [--rounds 3] [--each FILE]
 
 Real vLLM engines, a real Redis and a real router. First an engine is measured alone: a document that is new, and one
 that it has but for its end, an answer alone and several beside each other, a pull; and how much slower engines are that
 compute at one time, on cores of their own and on the same ones. These figures make the simulated workers. Then both get
 the same questions on documents whose KV is twice what the fleet holds, from the same number of clients, in turns and
-through the router. Exits with 1 where the simulator is off by more than 20 % in the median TTFT or in tokens computed.
-Whatever else computes meanwhile makes the engines' speed another one than was measured. `--each FILE` has what became
-of each request, of both, as JSON lines.
+through the router. One placement more or less decides where all later ones go, so there are several rounds, each with
+other documents in another order, from empty caches; figures are of all rounds together. Exits with 1 where the
+simulator is off by more than 20 % in the median TTFT or in tokens computed. Whatever else computes meanwhile makes the
+engines' speed another one than was measured. `--each FILE` has what became of each request, of both, as JSON lines.
 """
 
 from __future__ import annotations
@@ -88,11 +90,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--document-tokens", type=int, default=1536)
     parser.add_argument("--requests", type=int, default=72)
     parser.add_argument("--concurrency", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--each", type=Path, metavar="FILE", help="write what became of each request, as JSON lines")
     chosen = parser.parse_args(argv)
     if chosen.short:
         chosen.size, chosen.engines, chosen.documents, chosen.requests = "tiny", "2", 6, 24
-        chosen.document_tokens = 768
+        chosen.document_tokens, chosen.rounds = 768, 1
+    if chosen.rounds < 1:
+        raise ConfigError(f"--rounds: expected 1 or more, got {chosen.rounds}")
     if not all(size.isdigit() and int(size) > 1 for size in chosen.engines.split(",")):
         raise ConfigError(f"--engines: expected numbers from 2, such as 2,3, got {chosen.engines!r}")
     return chosen
@@ -144,30 +149,32 @@ def compare(
     )
     found, rows = list[Compared](), list[dict[str, Any]]()
     by_key = {each.key: each for each in entrants(1)}
-    for seed, (name, key) in enumerate(POLICIES.items(), start=1):
-        for engine in engines:
-            engine.client.reset_prefix_cache()
-        own = key == "ghostcacher"
-        policy = through(router.client) if own else round_robin([InTurn(engine) for engine in engines])
-        questions = make_load(
-            texts,
-            documents=chosen.documents,
-            document_tokens=chosen.document_tokens,
-            requests=chosen.requests,
-            seed=seed,
-            order=1,
-        )
-        real = run_load(
-            policy, questions, concurrency=chosen.concurrency, max_tokens=ANSWER_TOKENS, pull=own, progress=progress
-        )
-        load = simulated_load(questions, texts)
-        run = run_virtual(replay(by_key[key], load, fleet, clients=chosen.concurrency))
-        found.append(_compared(name, real, run))
-        rows += each_request(name, questions, real, run)
+    for number, (name, key) in enumerate(POLICIES.items()):
+        own, both = key == "ghostcacher", list[tuple[Result, Run]]()
+        for order in range(1, chosen.rounds + 1):
+            for engine in engines:
+                engine.client.reset_prefix_cache()
+            policy = through(router.client) if own else round_robin([InTurn(engine) for engine in engines])
+            questions = make_load(
+                texts,
+                documents=chosen.documents,
+                document_tokens=chosen.document_tokens,
+                requests=chosen.requests,
+                seed=len(POLICIES) * order + number,
+                order=order,
+            )
+            real = run_load(
+                policy, questions, concurrency=chosen.concurrency, max_tokens=ANSWER_TOKENS, pull=own, progress=progress
+            )
+            load = simulated_load(questions, texts)
+            run = run_virtual(replay(by_key[key], load, fleet, clients=chosen.concurrency))
+            both.append((real, run))
+            rows += each_request(name, order, questions, real, run)
+        found.append(compared(name, both))
     return fleet, found, rows
 
 
-def each_request(policy: str, questions: Questions, real: Result, run: Run) -> Iterator[dict[str, Any]]:
+def each_request(policy: str, order: int, questions: Questions, real: Result, run: Run) -> Iterator[dict[str, Any]]:
     """Yield what became of each request, of both, as JSON has it."""
     began_at = min(answer.began_at for answer in real.answers)
     served = {each.request.request_id: each for each in run.served}
@@ -178,6 +185,7 @@ def each_request(policy: str, questions: Questions, real: Result, run: Run) -> I
         yield {
             "engines": run.fleet.workers,
             "policy": policy,
+            "round": order,
             "request": number,
             "document": document,
             "prompt_tokens": answer.prompt_tokens,
@@ -198,17 +206,19 @@ def each_request(policy: str, questions: Questions, real: Result, run: Run) -> I
         }
 
 
-def _compared(name: str, real: Result, run: Run) -> Compared:
-    ttft_s = [each.ttft_s for each in run.served if each.ttft_s is not None]
+def compared(policy: str, both: Sequence[tuple[Result, Run]]) -> Compared:
+    """Return what both made of all rounds of one policy."""
+    real_s = [seconds for real, _ in both for seconds in real.ttft_s]
+    simulated_s = [each.ttft_s for _, run in both for each in run.served if each.ttft_s is not None]
     return Compared(
-        run.fleet.workers,
-        name,
-        real.p50_s,
-        percentile(ttft_s, 50),
-        mean(real.ttft_s),
-        mean(ttft_s),
-        real.computed,
-        run.computed_tokens,
+        both[0][1].fleet.workers,
+        policy,
+        percentile(real_s, 50),
+        percentile(simulated_s, 50),
+        mean(real_s),
+        mean(simulated_s),
+        sum(real.computed for real, _ in both),
+        sum(run.computed_tokens for _, run in both),
     )
 
 

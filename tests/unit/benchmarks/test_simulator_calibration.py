@@ -97,13 +97,36 @@ def test_each_request_is_told_of_both() -> None:
     run = run_virtual(replay(round_robin, load, fleet, clients=1))
     answer = Completion("", (), (), 0.25, 0.3, 65, 1, 32, "stop", began_at=7.5, worker="w0", forecast_ms=9.0)
     real = Result("round robin", [answer, answer._replace(began_at=7.0, cached_tokens=None)], 1.0)
-    first, second = calibration.each_request("round robin", questions, real, run)
+    first, second = calibration.each_request("round robin", 2, questions, real, run)
     assert json.loads(json.dumps(first)) == first
-    assert (first["request"], first["document"], first["prompt_tokens"]) == (0, 0, 65)
+    assert (first["round"], first["request"], first["document"], first["prompt_tokens"]) == (2, 0, 0, 65)
     assert first["real"] == {"worker": "w0", "at_s": 0.5, "ttft_s": 0.25, "forecast_ms": 9.0, "cached_tokens": 32}
     assert (second["real"]["at_s"], second["real"]["cached_tokens"]) == (0.0, 0)
     assert (first["simulated"]["cached_tokens"], second["simulated"]["cached_tokens"]) == (0, 64)
     assert second["simulated"]["at_s"] > first["simulated"]["ttft_s"] > 0.65
+
+
+def test_figures_are_of_all_rounds_together() -> None:
+    """Rounds of fast, slow and very slow answers: the median is of one, the mean of all."""
+    questions = Questions(["a" * 65], [0])
+    load = calibration.simulated_load(questions, Letters())  # type: ignore[arg-type]
+    fleets = [
+        FleetSpec(1, WorkerSpec(Profile(kv_blocks=20, block_tokens=32, prefill_tokens_per_s=rate)))
+        for rate in (65.0, 130.0, 32.5)
+    ]
+    (round_robin,) = (each for each in entrants(1) if each.key == "round-robin")
+    runs = [run_virtual(replay(round_robin, load, fleet, clients=1)) for fleet in fleets]
+    answer = Completion("", (), (), 3.0, 3.0, 65, 1, 32, "stop")
+    real = [Result("", [answer._replace(ttft_s=seconds)], 1.0) for seconds in (5.0, 3.0, 10.0)]
+    found = calibration.compared("in turns", list(zip(real, runs, strict=True)))
+    assert (found.engines, found.policy, found.real_p50_s, found.real_mean_s) == (1, "in turns", 5.0, 6.0)
+    assert (found.simulated_p50_s, found.simulated_mean_s) == pytest.approx((1.009, 3.5 / 3 + 0.009))
+    assert (found.real_tokens, found.simulated_tokens) == (3 * 33, 3 * 65)
+
+
+def test_no_rounds_are_refused() -> None:
+    with pytest.raises(calibration.ConfigError, match="--rounds: expected 1 or more, got 0"):
+        calibration.arguments(["--rounds", "0"])
 
 
 def test_figures_of_a_fleet_are_told() -> None:
