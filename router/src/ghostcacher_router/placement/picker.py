@@ -41,7 +41,7 @@ from ghostcacher_router.placement.fallback import Fallback
 from ghostcacher_router.placement.in_flight import CHANGE_MODELS, InFlightTracker
 from ghostcacher_router.placement.placed_request import PlacedRequest
 from ghostcacher_router.signals.prefix_locations import WAIT_S
-from ghostcacher_router.signals.prefix_match import LookupNeeded, PrefixMatch
+from ghostcacher_router.signals.prefix_match import BYTES_PER_TOKEN_GUESS, LookupNeeded, PrefixMatch
 from ghostcacher_router.signals.ranking import Draw, Ranking
 from ghostcacher_router.signals.sessions import session_key
 from ghostcacher_router.types import Ask, Endpoint, Forecast, LockWaits, Prompt, Reason, Server
@@ -50,8 +50,13 @@ ROUNDS_MAX = 64
 """Decisions about one request: each but the first follows the end of a lock, or an answer of the index. After so many
 the request is placed without regard to locks."""
 
-LOOKUP_AFTER_LOCK_S = 0.1
-"""Bound of the wait for the index after a lock: who has waited for a prefix must not miss it for a slow answer."""
+LOOKUP_SHARE = 0.05
+"""A request waits for the index for this share of what computing its prompt takes, where that is longer than WAIT_S. By
+old knowledge it goes to a worker that has evicted the prefix, or past one that has it: that costs all of it."""
+
+LOOKUP_MAX_S = 0.1
+"""But no longer than this. So long it waits after a lock: who has waited for a prefix must not miss it for a slow
+answer."""
 
 AFFINITY_MS = 5.0
 """A session stays at its worker for so small a difference, whatever share of the forecast it is."""
@@ -146,7 +151,7 @@ class Picker:
                 progress.honours_locks = progress.may_look_up = False
             step = self._decide(ask, progress, now_only=False)
             if isinstance(step, LookupNeeded):
-                await self._assessor.look_up(step, LOOKUP_AFTER_LOCK_S if progress.waited else WAIT_S)
+                await self._assessor.look_up(step, LOOKUP_MAX_S if progress.waited else self._lookup_s(step.prompt))
                 # Once: what has not come in time is no reason to wait longer.
                 progress.may_look_up = False
             elif isinstance(step, WaitForLock):
@@ -175,6 +180,11 @@ class Picker:
         """Note that a request to this path has been sent to all servers: it may have changed their models."""
         if path.endswith(CHANGE_MODELS):
             self._fleet.models_changed()
+
+    def _lookup_s(self, prompt: Prompt) -> float:
+        """Return how long a request may wait for what the index says of its prompt."""
+        tokens = prompt.tokens or prompt.size // BYTES_PER_TOKEN_GUESS
+        return min(LOOKUP_MAX_S, max(WAIT_S, LOOKUP_SHARE * self._state.queues.compute_s(tokens)))
 
     # One decision
 

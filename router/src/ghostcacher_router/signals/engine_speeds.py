@@ -102,6 +102,11 @@ class EngineSpeeds:
         self._replace(worker, NOTHING)
         self._told.pop(worker, None)
 
+    @property
+    def typical_ms_per_token(self) -> float:
+        """The median of what engines report of the prefill time of a prompt token; a guess while none does."""
+        return self._all.figure or MS_PER_TOKEN_GUESS
+
     def ms_per_token(self, worker: str) -> float:
         """Return the prefill time of one prompt token at a worker."""
         told = self._told.get(worker, NOTHING)
@@ -109,7 +114,7 @@ class EngineSpeeds:
         if told.ms_per_token is None and self._all.is_empty and self._watched_s:
             return self._watched_s * 1e3 / self._watched_tokens
         if told.ms_per_token is None:
-            return self._all.figure or MS_PER_TOKEN_GUESS
+            return self.typical_ms_per_token
         equals = None if told.namespace is None else self._equals.get(told.namespace)
         typical = None if equals is None else equals.ms_per_token.figure
         return shrunk(told.ms_per_token, typical, STALE_NOISE if told.stale else RATE_NOISE)

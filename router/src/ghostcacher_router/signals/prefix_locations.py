@@ -24,7 +24,7 @@ OLD_S = 30.0
 """While the index does not answer, what it said last is used for so long: prefixes live for minutes."""
 
 WAIT_S = 0.005
-"""Bound of a request's wait for the index. A lookup takes a tenth of it."""
+"""Bound of a request's wait for the index, where little is at stake. A lookup takes a tenth of it."""
 
 PREFIXES_MAX = 1 << 14
 HASHES_MAX = 500_000

@@ -287,6 +287,10 @@ class QueueEstimator:
             found.append(one)
         return QueueList(listed, found, reported)
 
+    def compute_s(self, tokens: int) -> float:
+        """Return how long a typical engine takes to compute so many prompt tokens."""
+        return tokens * self._speeds.typical_ms_per_token / 1e3
+
     def standing(self, worker: WorkerPort, now: float) -> Standing:
         """Return how full a worker is."""
         found = self.estimate(worker, now)
