@@ -13,6 +13,8 @@ import yaml
 from ghostcacher_connector.config import load_settings
 from ghostcacher_connector.core.settings import parse_listen
 from ghostcacher_router.config import load_router_settings
+from ghostcacher_router.config import load_settings as load_settings_of
+from ghostcacher_router.epp.settings import PickerSettings
 from tests.support.helm_chart import DEPLOY, needs_tools
 
 FOLDER = DEPLOY / "compose"
@@ -94,6 +96,32 @@ def test_router_takes_its_environment() -> None:
     assert seconds(router["stop_grace_period"]) > settings.drain_timeout_s + 2
 
 
+def test_envoy_asks_the_picker_and_sends_to_engines() -> None:
+    """Each at its name and port; the picker has time to end twice, for streams and for its HTTP port."""
+    picker, envoy = SERVICES["picker"], SERVICES["envoy"]
+    assert picker["profiles"] == envoy["profiles"] == ["envoy"]
+    settings = load_settings_of(PickerSettings, {}, None, picker["environment"])
+    assert settings.admin_token == SECRET
+    assert seconds(picker["stop_grace_period"]) > 2 * settings.drain_timeout_s + 2
+    folder, inside, _ = envoy["volumes"][0].split(":")
+    path = envoy["command"][1].removeprefix(f"{inside}/")
+    config = yaml.safe_load((FOLDER / folder / path).read_text())["static_resources"]
+    listener = config["listeners"][0]["address"]["socket_address"]
+    assert envoy["ports"][0].rsplit(":", 1)[1] == str(listener["port_value"])
+    reached = {
+        cluster["name"]: [
+            (found["address"], found["port_value"])
+            for each in cluster["load_assignment"]["endpoints"][0]["lb_endpoints"]
+            for found in [each["endpoint"]["address"]["socket_address"]]
+        ]
+        for cluster in config["clusters"]
+    }
+    assert reached["picker"] == [("picker", parse_listen(settings.grpc_listen, "grpc_listen").port)]
+    for profile in ("gpu", "cpu"):
+        urls = [SERVICES[name]["environment"]["GC_HTTP_URL"] for name in ENGINES[profile]]
+        assert [f"http://{host}:{port}" for host, port in reached["pool"]] == urls
+
+
 @pytest.mark.parametrize("profile", ENGINES)
 def test_engines_take_their_environment(profile: str) -> None:
     """Their variables are settings; names differ, and each URL is the engine's own alias with its port."""
@@ -166,9 +194,9 @@ def test_files_that_are_named_exist() -> None:
 def test_nothing_is_published_beyond_this_machine_and_nothing_without_need() -> None:
     """Redis and engines have no port outside, and the others are on loopback unless .env says otherwise."""
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
-    assert set(published) == {"router", "prometheus", "grafana"}
+    assert set(published) == {"router", "envoy", "prometheus", "grafana"}
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
-    for name in ("router", "redis"):
+    for name in ("router", "picker", "envoy", "redis"):
         assert SERVICES[name]["read_only"] is True
         assert SERVICES[name]["cap_drop"] == ["ALL"]
 

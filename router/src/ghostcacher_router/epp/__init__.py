@@ -4,7 +4,7 @@
          |                                                                                       |
          '--HTTP--> the worker that was picked                             pool.py: who belongs to the InferencePool
 
-protocol.py    the gateway's messages and the answers, as classes of protobuf
+protocol.py    the gateway's messages, as classes of protobuf
 messages.py    what is read from the gateway's messages, and the answers to it
 exchange.py    one HTTP request as the gateway tells of it: what is answered to each message, when a worker is picked,
                and what its placement is told

@@ -76,7 +76,7 @@ class Exchange:
     def __repr__(self) -> str:
         return f"Exchange({self._wanted and self._wanted.request_id}, {self._placement!r}, status={self._status})"
 
-    async def answers(self, request: Any) -> list[Any]:
+    async def answers(self, request: Any) -> list[bytes]:
         """Return what is answered to a message. Bounded in time. Raises BadMessage."""
         if request.observability_mode:
             return []  # Nobody listens, so nothing can be picked.
@@ -104,7 +104,7 @@ class Exchange:
 
     # The request
 
-    async def _request_headers(self, request: Any) -> list[Any]:
+    async def _request_headers(self, request: Any) -> list[bytes]:
         message = request.request_headers
         headers = messages.headers_of(message)
         self._request_mode, self._response_mode = messages.body_modes(request)
@@ -120,7 +120,7 @@ class Exchange:
             return [messages.request_headers()]
         return await self._pick(messages.request_headers, whole=False)
 
-    async def _request_body(self, message: Any) -> list[Any]:
+    async def _request_body(self, message: Any) -> list[bytes]:
         body, end = message.body, message.end_of_stream
         if self._request_mode != FULL_DUPLEX:
             if self._picked is not None:
@@ -136,14 +136,14 @@ class Exchange:
             return await self._go_on(whole=False, end=False)
         return []
 
-    async def _request_trailers(self) -> list[Any]:
+    async def _request_trailers(self) -> list[bytes]:
         passed = messages.request_trailers()
         if self._request_mode != FULL_DUPLEX or self._picked is not None:
             return [passed]
         answers = await self._go_on(whole=True, end=False)
         return answers if self.over else [*answers, passed]
 
-    async def _go_on(self, *, whole: bool, end: bool) -> list[Any]:
+    async def _go_on(self, *, whole: bool, end: bool) -> list[bytes]:
         """Pick a worker, and let go of what is held. whole: whether that is all of the body. end: it ends with it."""
         pieces = self._body.pieces()
         answers = await self._pick(messages.request_headers, whole=whole)
@@ -174,7 +174,7 @@ class Exchange:
         whole = body.join() if isinstance(body, LongBody) else body
         return [whole[begin : begin + PIECE_BYTES_MAX] for begin in range(0, len(whole), PIECE_BYTES_MAX)]
 
-    async def _pick(self, answer: Callable[..., Any], *, whole: bool) -> list[Any]:
+    async def _pick(self, answer: Callable[..., bytes], *, whole: bool) -> list[bytes]:
         """Pick a worker, and return the answer that says so, or that there is none. answer: makes the former."""
         parts, wanted = self._parts, self._wanted
         assert wanted is not None, self
@@ -197,7 +197,7 @@ class Exchange:
         removed = [PREFILLER] if picked.prefill is None and PREFILLER.encode() in wanted.headers else []
         return [answer(picked.headers, destination=picked.destination, removed=removed)]
 
-    def _refused(self, exc: NoWorker) -> Any:
+    def _refused(self, exc: NoWorker) -> bytes:
         """Return the answer for the client when there is no worker for it."""
         assert self._wanted is not None, self
         self.over = True
@@ -211,7 +211,7 @@ class Exchange:
 
     # The response
 
-    def _of_response(self, kind: str, request: Any) -> Any:
+    def _of_response(self, kind: str, request: Any) -> bytes:
         if kind == "response_headers":
             return self._response_headers(request)
         if kind == "response_body":
@@ -219,7 +219,7 @@ class Exchange:
         self._answered()
         return messages.response_trailers()
 
-    def _response_headers(self, request: Any) -> Any:
+    def _response_headers(self, request: Any) -> bytes:
         message = request.response_headers
         headers = messages.headers_of(message)
         text = headers.get(b":status", b"")
@@ -243,7 +243,7 @@ class Exchange:
         pairs = [line.partition(b": ") for line in lines]
         return messages.response_headers([(name.decode(), value) for name, _, value in pairs])
 
-    def _response_body(self, message: Any) -> Any:
+    def _response_body(self, message: Any) -> bytes:
         body, end = message.body, message.end_of_stream
         if body:
             if not self._output_later:

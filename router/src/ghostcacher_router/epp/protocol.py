@@ -1,11 +1,11 @@
-"""The messages of Envoy's ext_proc protocol that the picker reads and writes, as classes of protobuf.
+"""The messages of Envoy's ext_proc protocol that the picker reads, as classes of protobuf.
 
 Envoy publishes them as `.proto` files: `envoy/service/ext_proc/v3/external_processor.proto`, and what it imports.
 The package that has classes made of them, `xds-protos`, also has older modules of OpenTelemetry and of Google's APIs,
 and puts them over those of others. So the few messages that are needed are described here, by the names, numbers and
 types of these files, in a pool of their own: classes made of the published files can be imported beside them.
 
-What is left out here is kept when it is read, and never sent: of a peer that is newer, too.
+What is left out here is passed over when it is read: of a peer that is newer, too. Answers: messages.py.
 """
 
 from __future__ import annotations
@@ -35,48 +35,14 @@ MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
     "HeaderValue": {"key": (1, "string"), "value": (2, "string"), "raw_value": (3, "bytes")},
     "Metadata": {"filter_metadata": (1, "map Struct")},
     "ProtocolConfiguration": {"request_body_mode": (1, "int32"), "response_body_mode": (2, "int32")},
-    "ProcessingResponse": {
-        "request_headers": (1, "HeadersResponse"),
-        "response_headers": (2, "HeadersResponse"),
-        "request_body": (3, "BodyResponse"),
-        "response_body": (4, "BodyResponse"),
-        "request_trailers": (5, "TrailersResponse"),
-        "response_trailers": (6, "TrailersResponse"),
-        "immediate_response": (7, "ImmediateResponse"),
-        "dynamic_metadata": (8, "Struct"),
-    },
-    "HeadersResponse": {"response": (1, "CommonResponse")},
-    "BodyResponse": {"response": (1, "CommonResponse")},
-    "TrailersResponse": {"header_mutation": (1, "HeaderMutation")},
-    "CommonResponse": {
-        "header_mutation": (2, "HeaderMutation"),
-        "body_mutation": (3, "BodyMutation"),
-        "clear_route_cache": (5, "bool"),
-    },
-    "HeaderMutation": {"set_headers": (1, "repeated HeaderValueOption"), "remove_headers": (2, "repeated string")},
-    "HeaderValueOption": {"header": (1, "HeaderValue"), "append_action": (3, "int32")},
-    "BodyMutation": {"body": (1, "bytes"), "clear_body": (2, "bool"), "streamed_response": (3, "StreamedBodyResponse")},
-    "StreamedBodyResponse": {"body": (1, "bytes"), "end_of_stream": (2, "bool")},
-    "ImmediateResponse": {
-        "status": (1, "HttpStatus"),
-        "headers": (2, "HeaderMutation"),
-        "body": (3, "bytes"),
-        "details": (5, "string"),
-    },
-    "HttpStatus": {"code": (1, "int32")},
 }
 """Message -> field -> its number, and its type: a message's name or a scalar, by itself, ``repeated``, or as the values
 of a ``map`` from strings. Enumerations are int32, which is the same on the wire."""
 
 ONE_OF = {
     "ProcessingRequest": ("request", "request_headers", "response_trailers"),
-    "ProcessingResponse": ("response", "request_headers", "immediate_response"),
-    "BodyMutation": ("mutation", "body", "streamed_response"),
 }
 """Message -> the name of its ``oneof``, and the first and the last field that belong to it."""
-
-OVERWRITE_IF_EXISTS_OR_ADD = 2
-"""Of `HeaderValueOption.HeaderAppendAction`."""
 
 _SCALARS = {"bool", "bytes", "int32", "string"}
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -127,15 +93,4 @@ def _classes() -> dict[str, Any]:
 
 
 classes = _classes()
-BodyMutation = classes["BodyMutation"]
-BodyResponse = classes["BodyResponse"]
-CommonResponse = classes["CommonResponse"]
-HeaderMutation = classes["HeaderMutation"]
-HeaderValue = classes["HeaderValue"]
-HeaderValueOption = classes["HeaderValueOption"]
-HeadersResponse = classes["HeadersResponse"]
-ImmediateResponse = classes["ImmediateResponse"]
 ProcessingRequest = classes["ProcessingRequest"]
-ProcessingResponse = classes["ProcessingResponse"]
-StreamedBodyResponse = classes["StreamedBodyResponse"]
-TrailersResponse = classes["TrailersResponse"]

@@ -17,7 +17,7 @@ from ghostcacher_router.epp.held_bodies import HeldBytes
 from ghostcacher_router.epp.messages import SERVICE
 from ghostcacher_router.epp.parts import Parts
 from ghostcacher_router.epp.picking import EndpointPicking
-from ghostcacher_router.epp.protocol import ProcessingRequest, ProcessingResponse
+from ghostcacher_router.epp.protocol import ProcessingRequest
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,7 @@ class PickerServer:
                 ("grpc.http2.min_ping_recv_interval_without_data_ms", int(PINGS_APART_S * 1e3)),
             ],
         )
-        method = grpc.stream_stream_rpc_method_handler(
-            self._process, ProcessingRequest.FromString, ProcessingResponse.SerializeToString
-        )
+        method = grpc.stream_stream_rpc_method_handler(self._process, ProcessingRequest.FromString)
         handlers = grpc.method_handlers_generic_handler(SERVICE, {"Process": method})
         self._server.add_generic_rpc_handlers((handlers, self._health.handler()))
         try:

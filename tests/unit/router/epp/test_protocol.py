@@ -44,12 +44,6 @@ def test_oneof_has_the_published_fields_that_are_described() -> None:
         assert {field.name for field in protocol.classes[name].DESCRIPTOR.oneofs_by_name[oneof].fields} <= theirs
 
 
-def test_number_of_the_action_is_the_published_one() -> None:
-    from envoy.config.core.v3.base_pb2 import HeaderValueOption
-
-    assert protocol.OVERWRITE_IF_EXISTS_OR_ADD == HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-
-
 def test_what_is_not_described_survives() -> None:
     """A request with fields that are not known here is read, and has them when it is written again."""
     from envoy.service.ext_proc.v3 import external_processor_pb2 as published_messages
