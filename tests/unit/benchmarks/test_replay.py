@@ -66,12 +66,13 @@ def test_routers_that_know_nothing_of_each_other_send_each_document_to_one_engin
     assert four.computed_tokens < 2.0 * one.computed_tokens
 
 
-@pytest.mark.parametrize("workers", [12, 32])
-def test_requests_are_spread_though_some_documents_are_popular(workers: int) -> None:
+@pytest.mark.parametrize(("workers", "seed", "routers"), [(16, 2, 1), (32, 1, 1), (24, 2, 4)])
+def test_requests_are_spread_though_some_documents_are_popular(workers: int, seed: int, routers: int) -> None:
     """No worker gets more than 1.7 times the mean, and hardly more is computed than each document once."""
-    made = Documents(requests=30 * workers, rate=4.0 * workers, documents=10 * workers, zipf=1.0)
-    load = make_load(made, block_tokens=BLOCK_TOKENS)
-    ours = next(entrant for entrant in entrants(1) if entrant.name == "GhostCacher")
+    made = Documents(requests=36 * workers, rate=4.0 * workers, documents=10 * workers, zipf=1.0)
+    load = make_load(made, seed=seed, block_tokens=BLOCK_TOKENS)
+    name = "ghostcacher" if routers == 1 else "ghostcacher-routers"
+    ours = next(entrant for entrant in entrants(routers) if entrant.key == name)
     found = run_virtual(replay(ours, load, fleet_of(workers, 4_000, 20_000.0)))
     sent = Counter(each.worker for each in found.served)
     assert max(sent.values()) * workers / len(found.served) <= 1.7

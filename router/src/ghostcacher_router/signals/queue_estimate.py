@@ -100,7 +100,7 @@ class QueueEstimator:
         return [0 if queue is None else len(queue.reservations) + len(queue.failed) for queue in queues]
 
     def recent(self, worker: str, now: float) -> float:
-        """Return how many requests of this router were placed at a worker of late; older ones count less."""
+        """Return how many requests were placed at a worker of late, as far as known; older ones count less."""
         queue = self._queues.get(worker)
         return queue.recent_requests(now) if queue is not None else 0.0
 
@@ -112,7 +112,7 @@ class QueueEstimator:
         reservation = Reservation(worker, tokens, computed, now, pull_ms)
         queue = self._queue(worker)
         reservation.alone = not queue.prefilling
-        queue.recent, queue.recent_at = queue.recent_requests(now) + 1.0, now
+        queue.count_recent(now)
         queue.reservations[reservation] = queue.unreported[reservation] = None
         queue.prefilling[reservation] = None
         queue.prefilling_tokens += computed
@@ -134,6 +134,7 @@ class QueueEstimator:
         """Add a request of another router, of which the worker has told; `foreign_computed` takes it off."""
         reservation = Reservation(worker, tokens, computed, now)
         queue = self._queue(worker)
+        queue.count_recent(now)
         queue.foreign[reservation] = queue.unreported[reservation] = None
         self._touch(queue)
         return reservation

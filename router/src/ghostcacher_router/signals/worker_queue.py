@@ -134,6 +134,10 @@ class WorkerQueue:
             self.failed_tokens -= self.failed.popleft()[1]
         return len(self.failed) < count
 
+    def count_recent(self, now: float) -> None:
+        """Count a request that was placed there, by whatever router."""
+        self.recent, self.recent_at = self.recent_requests(now) + 1.0, now
+
     def recent_requests(self, now: float) -> float:
         """Return how many requests were placed there of late."""
         return self.recent * faded(self.recent_at, now)

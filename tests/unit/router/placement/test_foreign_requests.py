@@ -20,6 +20,10 @@ def queue_of(sim: Sim, router: int, worker: str) -> QueueEstimate:
     return sim.routers[router].routing.state.queues.estimate(sim.engines[worker].worker, sim.now())
 
 
+def recent(sim: Sim, router: int, worker: str) -> float:
+    return sim.routers[router].routing.state.queues.recent(worker, sim.now())
+
+
 @virtual
 async def test_what_another_router_has_placed_is_seen_before_any_report() -> None:
     """Two routers place one prompt each at once on idle engines, a moment apart: at different engines."""
@@ -33,6 +37,7 @@ async def test_what_another_router_has_placed_is_seen_before_any_report() -> Non
     assert (await first).worker == busy != second.worker
     await asyncio.sleep(0.1)
     for router in (0, 1):
+        assert [recent(sim, router, name) for name in sim.engines] == [pytest.approx(1.0, abs=0.1)] * 2
         assert [queue_of(sim, router, name).prefilling for name in sim.engines] == [0, 0]
         sim.routers[router].routing.state.queues.check_invariants()
 
@@ -45,6 +50,7 @@ async def test_own_requests_are_counted_once() -> None:
     sent = sim.routers[0].send(text_of("own", TOKENS))
     await asyncio.sleep(0.05)
     assert queue_of(sim, 0, "w0").prefilling == 1
+    assert recent(sim, 0, "w0") == pytest.approx(1.0, abs=0.1)
     await sent
 
 
