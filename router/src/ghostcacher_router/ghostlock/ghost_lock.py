@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -87,7 +88,10 @@ def lock_boundaries(prompt: Prompt, free: Sequence[int]) -> list[int]:
     Two prompts with a common prefix have one of these in common, wherever the cold part of each begins, unless the
     common prefix is less than half of it. The deepest ones are kept.
     """
-    chosen = set(dict(prompt.section_ends).values())
-    chosen |= {index for index in free if (end := prompt.ends[index]) % KIB == 0 and (end & (end - 1)) == 0}
-    chosen &= set(free)
-    return sorted(chosen or {free[-1]})[-KEYS_MAX:]
+    ends, chosen, power = prompt.ends, set(dict(prompt.section_ends).values()), KIB
+    while power <= ends[free[-1]]:
+        if power >= ends[free[0]] and ends[index := bisect_left(ends, power)] == power:
+            chosen.add(index)
+        power *= 2
+    among = free if isinstance(free, range) else set(free)
+    return sorted([index for index in chosen if index in among] or [free[-1]])[-KEYS_MAX:]

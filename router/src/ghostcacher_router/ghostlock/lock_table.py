@@ -66,16 +66,18 @@ class LockTable:
         if self.is_full:
             return None
         salt, size = self._salt(namespace), len(prompt.digests)
-        # Looked up one by one: what lies between two locked boundaries may be free.
-        free = [
-            index
-            for index in range(max(after + 1, size - DIGESTS_MAX), size)
-            if (held := self._by_digest.get(salt + prompt.digests[index])) is None or not self.is_live(held)
-        ]
+        first = max(after + 1, size - DIGESTS_MAX)
+        free: Sequence[int] = range(first, size)
+        digests = [salt + digest for digest in prompt.digests[first:]]
+        if not self._by_digest.keys().isdisjoint(digests):
+            # Looked up one by one: what lies between two locked boundaries may be free.
+            held = map(self._by_digest.get, digests)
+            free = [index for index, lock in zip(free, held, strict=True) if lock is None or not self.is_live(lock)]
+            digests = [digests[index - first] for index in free]
         if not free:
             return None
         keys = [salt + prompt.digests[index] for index in lock_boundaries(prompt, free)]
-        digests, taken_at = [salt + prompt.digests[index] for index in free], self._clock()
+        taken_at = self._clock()
         lock = GhostLock(digests, keys, worker, taken_at=taken_at, ready_at=ready_at, ours=True)
         self._add(lock)
         return lock

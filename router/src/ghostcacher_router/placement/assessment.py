@@ -121,12 +121,13 @@ class Assessment(NamedTuple):
         if match is None:
             # Nobody waits for one token, and it takes no room.
             alone = [QueueEstimate(found.engine, found.queue_ms, found.reported) for found in estimates]
-            total_ms = totals_of_few(alone, 1, repeat(0), repeat(0), repeat(FREE))
+            total_ms = totals_of_few(alone, 1, repeat(0), repeat(0), FREE)
         else:
-            others = self.displacement
-            displacement = [others[worker.name] for worker in workers] if others else repeat(others.usual)
-            local, pullable = match.local_list(places), match.pullable_list(workers, namespaces)
-            total_ms = totals_of_few(estimates, match.tokens, local, pullable, displacement)
+            here, local = self.displacement, match.local_list(places)
+            others = [here[worker.name] for worker in workers] if here else None
+            total_ms = totals_of_few(
+                estimates, match.tokens, local, match.pullable_list(workers, namespaces), here.usual, others
+            )
         return ListRanking(total_ms, workers, places, self.forecast_at)
 
 
@@ -223,9 +224,10 @@ class Assessor:
         """Return what the prompt costs others in the cache of each worker."""
         # Whoever computes again what is evicted for this request delays others, too, wherever that will be.
         # What each token that is brought into a cache costs on average, as a multiple of computing a token.
-        regret, tokens = self._regret.share * (1.0 + queues.delayed), match.tokens
+        share, tokens = self._regret.share, match.tokens
+        regret = share * (1.0 + queues.delayed) if share else 0.0
         if not is_large(tokens, queues.capacity_min):
-            return Displacements(Displacement(regret))
+            return Displacements(Displacement(regret)) if regret else FREE_EVERYWHERE
         rooms = [
             Room(worker.name, capacity, self._regret.working_set_tokens(worker.name), 0.0)
             for worker, capacity in zip(candidates.workers, queues.capacities(), strict=True)

@@ -374,12 +374,15 @@ class InFlightTracker:
             del self._open[request_id]
 
 
-def _seeded_depths(prompt: Prompt, known: Sequence[KnownPort]) -> list[int]:
+def _seeded_depths(prompt: Prompt, known: Sequence[KnownPort]) -> Sequence[int]:
     """Return at which of a prompt's known boundaries other prompts will likely part from it, shallowest first.
 
     These are the last ones, and those at the ends of its sections, as numbers of known boundaries.
     """
-    depths = set(range(max(1, len(known) - LAST_SEEDED + 1), len(known) + 1))
+    last = range(max(1, len(known) - LAST_SEEDED + 1), len(known) + 1)
+    if len(last) == len(known):
+        return last
+    depths = set(last)
     indexes = [boundary.index for boundary in known]
     depths |= {bisect_right(indexes, end) for _, end in prompt.section_ends[:SECTIONS_SEEDED]}
     return sorted(depths - {0})

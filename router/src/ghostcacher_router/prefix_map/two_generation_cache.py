@@ -47,13 +47,14 @@ class TwoGenerationCache:
     def from_last(self, namespace: str, keys: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
         """Yield index and value of each key that has one, from the last key on. What is yielded counts as used."""
         self._age()
-        young, old = self._young.get(namespace, {}), self._old.get(namespace, {})
-        for index in range(len(keys) - 1, -1, -1):
-            key = keys[index]
-            if (value := young.get(key)) is not None:
+        young, old = self._young.get(namespace, {}), self._old.get(namespace)
+        index = len(keys)
+        for value in map(young.get, reversed(keys)):
+            index -= 1
+            if value is not None:
                 yield index, value
-            elif old and (value := old.get(key)) is not None:
-                self._put(namespace, key, value)
+            elif old and (value := old.get(keys[index])) is not None:
+                self._put(namespace, keys[index], value)
                 yield index, value
 
     def put(self, namespace: str, values: Mapping[bytes, bytes]) -> None:

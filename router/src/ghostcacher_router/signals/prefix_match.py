@@ -131,7 +131,11 @@ class PrefixMatch(NamedTuple):
     @property
     def new_tokens(self) -> int:
         """Return how many tokens no worker has, as far as the index knows."""
-        return self.tokens - max(self.held.most_tokens, *self.pullable.values(), 0)
+        most = self.held.most_tokens
+        for tokens in self.pullable.values():
+            if tokens > most:  # noqa: PLR1730 -- max() takes five times as long
+                most = tokens
+        return self.tokens - most
 
     def warm_in(self, namespace: str) -> int:
         """Return the index of the deepest boundary that a worker of a namespace has computed, -1 when none has."""

@@ -101,8 +101,9 @@ class SentHistory:
         if not entries:
             return None
         digests = prompt.digests
-        for index in range(len(digests) - 1, -1, -1):
-            found = entries.get(digests[index])
+        index = len(digests)
+        for found in map(entries.get, reversed(digests)):
+            index -= 1
             if found is not None and (holders := self._valid(found, now)):
                 entries.move_to_end(digests[index])
                 return HistoryMatch(index, holders)
@@ -233,5 +234,8 @@ def _sample(prompt: Prompt) -> Sequence[bytes]:
     if len(digests) <= PER_PROMPT_MAX:
         return digests
     stride = 1 << (-(-len(digests) // PER_PROMPT_MAX) - 1).bit_length()
-    chosen = {*range(stride - 1, len(digests), stride), *(index for _, index in prompt.section_ends[-PER_PROMPT_MAX:])}
-    return [digests[index] for index in sorted(chosen)]
+    chosen = list(digests[stride - 1 :: stride])
+    for index in sorted({index for _, index in prompt.section_ends[-PER_PROMPT_MAX:]}, reverse=True):
+        if (index + 1) % stride:
+            chosen.insert((index + 1) // stride, digests[index])
+    return chosen

@@ -155,25 +155,31 @@ def forecast(  # noqa: PLR0917 - keywords take longer
 
 
 def totals_of_few(
-    queues: Iterable[Queue],
+    queues: Sequence[Queue],
     tokens: int,
     local: Iterable[int],
     pullable: Iterable[int],
-    displacements: Iterable[Displacement],
+    usual: Displacement,
+    others: Sequence[Displacement] | None = None,
 ) -> list[float]:
     """Return the `total_ms` of `forecast` for a few workers, to the last bit, in less than half the time.
 
-    local, pullable: of `WorkerMatch`, where `ready_ms` is 0, of each worker, as the rest is.
+    local, pullable: of `WorkerMatch`, where `ready_ms` is 0, of each worker.
+    usual: what the prompt costs others in each worker's cache; others: the same where it is not the same everywhere.
     """
     last, totals_ms = tokens - 1 if tokens > 1 else 0, []
-    for queue, held, most, (brought, kept) in zip(queues, local, pullable, displacements, strict=False):
+    (brought, kept), place = usual, -1
+    for queue, has, most in zip(queues, local, pullable, strict=False):
+        place += 1
+        if others is not None:
+            brought, kept = others[place]
         _, ms_per_token, step_ms, decode_ms, kv_free, pull_fixed_ms, pull_ms_per_token = queue.engine
-        held = min(held, last)  # noqa: PLW2901 -- a name more would be one more that says the same
+        held = has if has < last else last
         computed = needed = tokens - held
         begins_ms = queue.queue_ms + step_ms * (1.0 + computed / STEP_TOKENS)
         pull_ms = 0.0
-        pulled = (most if most < last else last) - held
-        if pulled > 0 and pull_ms_per_token is not None:
+        if most > held < last and pull_ms_per_token is not None:
+            pulled = (most if most < last else last) - held
             pulls_ms = pull_fixed_ms + pulled * pull_ms_per_token
             shorter_ms = begins_ms - step_ms * pulled / STEP_TOKENS
             link_ms = queue.link_ms

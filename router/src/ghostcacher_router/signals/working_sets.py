@@ -61,7 +61,8 @@ class Displacements(dict[str, Displacement]):
     """What a prompt costs others in the cache of each worker: as `usual` says, where the mapping says nothing else."""
 
     def __init__(self, usual: Displacement, others: Mapping[str, Displacement] = MappingProxyType({})) -> None:
-        super().__init__(others)
+        if others:
+            self.update(others)
         self.usual = usual
 
     def __missing__(self, worker: str) -> Displacement:

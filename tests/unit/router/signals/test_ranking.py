@@ -16,7 +16,7 @@ from ghostcacher_router.signals.queue_columns import NO_PULL
 from ghostcacher_router.signals.ranking import ColumnRanking, Draw, ListRanking, Ranking
 from ghostcacher_router.signals.ttft_forecast import Engine, EngineColumns, WorkerMatch, forecast, totals, totals_of_few
 from ghostcacher_router.signals.worker_queue import QueueEstimate
-from ghostcacher_router.signals.working_sets import Displacement
+from ghostcacher_router.signals.working_sets import FREE, Displacement
 from ghostcacher_router.types import Forecast
 from tests.unit.router.signals.test_queue_estimate import make_worker
 from tests.unit.router.signals.test_ttft_forecast import ENGINES, MS, least
@@ -78,7 +78,14 @@ def test_columns_and_lists_say_what_forecasts_say(cases: list[Case], tokens: int
     for one in cases:
         queues.append(QueueEstimate(one.engine, one.queue_ms, True))
         queues[-1].prefilling, queues[-1].link_ms = one.delayed, one.link_ms
-    assert totals_of_few(queues, tokens, local, pullable, displacements) == [one.total_ms for one in found]
+    usual = [
+        forecast(
+            one.engine, one.queue_ms, tokens, WorkerMatch(one.local, one.pullable, 0.0), one.delayed, FREE, one.link_ms
+        )
+        for one in cases
+    ]
+    assert totals_of_few(queues, tokens, local, pullable, FREE, displacements) == [one.total_ms for one in found]
+    assert totals_of_few(queues, tokens, local, pullable, FREE) == [one.total_ms for one in usual]
 
 
 FORECASTS = st.lists(st.floats(0, 1e5) | st.sampled_from([10.0, 10.05, 10.4, 11.0]), min_size=1, max_size=20)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ghostcacher_connector.core.types import SectionType
 from ghostcacher_router.signals.sent_history import (
     ANSWERED_S,
     HOLDERS_MAX,
@@ -12,7 +15,7 @@ from ghostcacher_router.signals.sent_history import (
     SentHistory,
     SentPrompt,
 )
-from ghostcacher_router.types import Prompt
+from ghostcacher_router.types import GRID_BYTES, Prompt
 from ghostcacher_simulator.text import text_of
 from tests.support.routing_sim import prompt_of
 
@@ -202,3 +205,15 @@ def test_history_of_long_prompts_of_any_length_is_at_the_same_places() -> None:
     before = len(history._entries)
     history.record(prompt_of(text[: 130 << 10] + b"x" * 3000), "w1", 1.0)
     assert len(history._entries) <= before + 2
+
+
+@given(st.integers(1, 20 * PER_PROMPT_MAX), st.sets(st.integers(0, 20 * PER_PROMPT_MAX - 1), max_size=5))
+def test_long_prompt_is_remembered_at_some_boundaries_in_order(many: int, sections: set[int]) -> None:
+    """Every so many, which are a power of two, and the ends of its sections; of a short one all are."""
+    digests = [number.to_bytes(4, "big") for number in range(many)]
+    marks = [(SectionType.DOC, number) for number in sorted(sections) if number < many]
+    ends = [GRID_BYTES * (number + 1) for number in range(many)]
+    sent = SentHistory().record(Prompt(ends, digests, marks, b"", None), "w1", 0.0)
+    stride = next(1 << n for n in range(9) if (PER_PROMPT_MAX << n) >= many)
+    kept = {number for number in range(many) if (number + 1) % stride == 0} | {number for _, number in marks}
+    assert list(sent.digests) == [digests[number] for number in sorted(kept)]
