@@ -25,6 +25,9 @@ PER_PROMPT_MAX = 64
 TTL_S = 600.0
 """A plain engine's cache is a few minutes of its traffic; what was sent before has likely been evicted."""
 
+RENEWED_S = TTL_S / 2
+"""A placement older than this is replaced by one that says the same, lest it expires while in use."""
+
 ANSWERED_S = 5.0
 """For so long after its answer began a prompt counts as held by its worker, whatever the index says, unless the worker
 has reported it: publishing, reporting and looking up take time. The index knows better after that, or after the report.
@@ -209,23 +212,27 @@ def _says_as_much(known: tuple[SentPrompt, ...], new: SentPrompt, now: float, *,
 
     brought: whether the new placement has the text before the boundary computed or pulled.
     """
-    if new.done_at == inf and brought:
-        # It is brought there now, or again. Where that is known, a second request for it says no more.
-        return any(sent.worker == new.worker and sent.done_at == inf and _is_fresh(sent, now) for sent in known)
+    # Plain loops: this is asked several times of each request.
+    worker, many = new.worker, 0
     if new.done_at == inf:
-        # What one worker has computed stays true when the prompt is sent once more.
-        return bool(known) and _is_fresh(known[0], now) and (known[0].worker == new.worker or known[0].done_at < inf)
-    done = [sent for sent in known if sent.done_at < inf and _is_fresh(sent, now)]
-    for sent in done:
-        if sent.worker == new.worker:
-            # An older answer says less than a new one: what was evicted since then has been computed again.
-            return now - sent.computed_at <= ANSWERED_S
-    return len(done) >= HOLDERS_MAX
-
-
-def _is_fresh(sent: SentPrompt, now: float) -> bool:
-    """Return whether a placement need not yet be replaced by one that says the same, lest it expires while in use."""
-    return now - sent.at <= TTL_S / 2
+        if not brought:
+            # What one worker has computed stays true when the prompt is sent once more.
+            first = known[0] if known else None
+            if first is None or now - first.at > RENEWED_S:
+                return False
+            return first.worker == worker or first.done_at < inf
+        # It is brought there now, or again. Where that is known, a second request for it says no more.
+        for sent in known:  # noqa: SIM110 -- a generator takes as long again
+            if sent.worker == worker and sent.done_at == inf and now - sent.at <= RENEWED_S:
+                return True
+        return False
+    for sent in known:
+        if sent.done_at < inf and now - sent.at <= RENEWED_S:
+            if sent.worker == worker:
+                # An older answer says less than a new one: what was evicted since then has been computed again.
+                return now - sent.computed_at <= ANSWERED_S
+            many += 1
+    return many >= HOLDERS_MAX
 
 
 def _sample(prompt: Prompt) -> Sequence[bytes]:
