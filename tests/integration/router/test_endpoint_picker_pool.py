@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -226,6 +228,43 @@ async def test_api_that_sends_byte_by_byte_is_given_up_within_one_bound(tmp_path
             with pytest.raises(PoolUnread, match=r"does not answer within 0\.1 s"):
                 await watch.read()
     assert sent > 0
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """Make a certificate of loopback, which signs itself, as `ca.crt`; return what a server has of it."""
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=kubernetes"
+    files = ["-keyout", str(folder / "key"), "-out", str(folder / "ca.crt")]
+    words = [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", *files]
+    subprocess.run(words, check=True, capture_output=True, timeout=30)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "ca.crt", folder / "key")
+    return context
+
+
+@on_loop
+async def test_api_is_spoken_to_over_tls_with_the_accounts_authority(tmp_path: Path) -> None:
+    """By its address, as a pod knows it; another authority's certificate is no answer, and sees no token."""
+    context, asked = certificate(tmp_path), []
+    (tmp_path / "token").write_text(TOKEN)
+    pool = {"spec": {"selector": {"matchLabels": SELECTOR}, "targetPorts": [{"number": 8000}]}}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        body = json.dumps(pool if b"inferencepools" in asked[-1] else {"items": [pod("10.0.0.1")]}).encode()
+        # Without a length, as Go sends what is long.
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        watch, _ = watch_of(KubernetesApi(url, account=tmp_path))
+        assert [member.endpoint.name for member in await watch.read()] == ["10.0.0.1:8000"]
+        assert [f"authorization: bearer {TOKEN}".encode() in head.lower() for head in asked] == [True, True]
+        certificate(tmp_path)
+        with pytest.raises(PoolUnread, match="CERTIFICATE_VERIFY_FAILED"):
+            await watch.read()
+        assert len(asked) == 2
 
 
 @on_loop

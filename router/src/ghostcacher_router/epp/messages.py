@@ -194,7 +194,7 @@ def _entry(key: str, value: bytes) -> bytes:
 def _streamed(kind: int, body: bytes, end: bool) -> bytes:
     """Return a body's response that holds nothing but a `StreamedBodyResponse`. The body is copied once."""
     last = _END_OF_STREAM if end else b""
-    head = b"\x0a" + _number(len(body)) if body else b""
+    head = b"\x0a" + _number(len(body))
     size = len(head) + len(body) + len(last)
     for tag in (b"\x1a", b"\x1a", b"\x0a", _SMALL[kind << 3 | 2]):  # In body_mutation, in response, in the answer.
         outer = tag + _number(size)

@@ -61,6 +61,12 @@ def test_answers_with_headers(destination: str | None, headers: list[tuple[str, 
     assert read(messages.response_headers(headers)) == answer
 
 
+def test_headers_of_each_length() -> None:
+    """Where a length no longer takes one byte, within one message or around it."""
+    headers = [(f"x-{size}", b"v" * size) for size in range(90, 140)]
+    assert read(messages.response_headers(headers)).response_headers.response.header_mutation == mutation(headers)
+
+
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 62_000, 3_000_000])
 @pytest.mark.parametrize("end", [False, True])
 def test_pieces_of_bodies(size: int, end: bool) -> None:
