@@ -5,10 +5,11 @@
                         |                                   a request has left a worker, load reports have come, the
                         '-- no turn: NoWorker               fleet has changed, another request was placed or has left
 
-What waits is bound to no worker: its turn comes when any worker has room, and then the picker chooses among those that
-have it, by prefix, load and session as ever. A request that is to be tried at another worker comes before all that have
-not had their turn, when one has room that it was not tried at; the second step of one that two workers carry out waits
-for nothing, since its prompt is computed. A request that needs a stored object goes to the worker that has it.
+What waits is bound to no worker: its turn comes when any worker has room, and then the picker chooses by prefix, load
+and session as ever: also one without room, where waiting there is forecast to be cheaper, but none that is full. A
+request that is to be tried at another worker comes before all that have not had their turn, when one has room that it
+was not tried at; the second step of one that two workers carry out waits for nothing, since its prompt is computed. A
+request that needs a stored object goes to the worker that has it.
 
 How a wait ends, other than by its turn:
 
@@ -266,13 +267,13 @@ class FlowControl:
             return self._told(await self._picker.place(ask))
 
     def _spread(self, ask: Ask) -> Ask:
-        """Return a request that goes to none of the workers that have no room, where any other may take it."""
-        saturated = self._rooms.saturated
-        if not saturated or not self._options.queue_max or ask.shape.needs_id is not None:
+        """Return a request that goes to none of the workers that are full, where any other may take it."""
+        full = self._rooms.full
+        if not full or not self._options.queue_max or ask.shape.needs_id is not None:
             return ask
         if ask.step is PdRole.DECODE and not self._rooms.has_room(ask.shape.model):
             return ask
-        return ask._replace(exclude=ask.exclude | saturated)
+        return ask._replace(exclude=ask.exclude | full)
 
     def _told_now(self, placement: Placement | None) -> Placement | None:
         return None if placement is None else self._told(placement)

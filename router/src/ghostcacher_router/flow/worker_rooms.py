@@ -1,5 +1,9 @@
 """Which workers have room for another request. A worker that has none is saturated: what it gets only waits there.
 
+A turn is given while any worker has room. Which one gets the request is another question: one without room may still be
+the best, since its prefix is there, and how long a request waits there the forecasts know. What they do not know is how
+many an engine runs at a time: a worker is full that has all the requests it may have, and gets no more.
+
     it reports its load     its requests, those that wait in its scheduler, the prompts that it has to compute, and its
                             KV memory, each against a limit of its own; what others have sent is in its report
     it does not             this router's requests there, against its share of the limit: one part for each router
@@ -35,15 +39,24 @@ class RoomLimits(NamedTuple):
     kv_share: float = 0.95
 
 
+def places_in(standing: Standing, limits: RoomLimits, routers: int) -> int:
+    """Return how many more requests a worker may have from one of so many routers, whatever it has to do. Pure."""
+    if not standing.reported:
+        left = max(1, limits.requests // routers) - standing.own
+    else:
+        left = limits.requests - standing.requests
+    return max(0 if standing.requests else 1, left)
+
+
 def room_in(standing: Standing, limits: RoomLimits, routers: int) -> int:
     """Return how many more requests a worker may get now from this one of so many routers. Pure."""
-    least = 0 if standing.requests else 1
+    least, places = 0 if standing.requests else 1, places_in(standing, limits, routers)
     if not standing.reported:
-        return max(least, max(1, limits.requests // routers) - standing.own)
+        return places
     if standing.work_ms >= limits.work_ms or standing.kv_share >= limits.kv_share:
         return least
     ahead = min(limits.waiting - standing.waiting, -(-limits.waiting // routers))
-    return max(least, min(limits.requests - standing.requests, ahead - standing.on_the_way))
+    return max(least, min(places, ahead - standing.on_the_way))
 
 
 class _Listed(NamedTuple):
@@ -67,15 +80,15 @@ class WorkerRooms:
         self._lists: dict[int, _Listed] = {}
         self.saturated: set[str] = set()
         """The workers that have no room, by name."""
+        self.full: set[str] = set()
+        """Those of them that have all the requests that they may have."""
 
     def __repr__(self) -> str:
         return f"WorkerRooms(saturated={sorted(self.saturated)})"
 
     def room(self, worker: WorkerPort) -> int:
         """Return how many more requests a worker may get now."""
-        room = room_in(self._queues.standing(worker, self._clock()), self._limits, max(1, self._routers()))
-        limit = self._fleet.limits().get(worker.name)
-        return room if limit is None else min(room, max(0, limit - self._queues.in_flight(worker.name)))
+        return self._look_at(worker)[0]
 
     def has_room(self, model: str | None, count: int = 1, exclude: frozenset[str] = frozenset()) -> bool:
         """Say whether the workers of a model, but for those that are excluded, have room for so many more requests.
@@ -96,19 +109,39 @@ class WorkerRooms:
     def placed(self, worker: str) -> None:
         """Note that a worker has got a request."""
         found = self._fleet.workers.get(worker)
-        if found is not None and not self.room(found):
-            self.saturated.add(worker)
+        if found is not None:
+            self._note(found)
 
     def freed(self, worker: str) -> None:
         """Note that a request has left a worker."""
         if worker in self.saturated:
-            found = self._fleet.workers.get(worker)
-            if found is None or self.room(found):
-                self.saturated.discard(worker)
+            self.saturated.discard(worker)
+            self.full.discard(worker)
+            if (found := self._fleet.workers.get(worker)) is not None:
+                self._note(found)
 
     def look_again(self) -> None:
         """Look at every worker: load reports have come, or the fleet has changed."""
-        self.saturated = {name for name, worker in self._fleet.workers.items() if not self.room(worker)}
+        self.saturated, self.full = set(), set()
+        for worker in self._fleet.workers.values():
+            self._note(worker)
+
+    def _note(self, worker: WorkerPort) -> None:
+        """Keep a worker among those without room, or without a place, where it has none."""
+        room, places = self._look_at(worker)
+        if not room:
+            self.saturated.add(worker.name)
+        if not places:
+            self.full.add(worker.name)
+
+    def _look_at(self, worker: WorkerPort) -> tuple[int, int]:
+        """Return how many more requests a worker has room for now, and how many more it may have at all."""
+        standing, routers = self._queues.standing(worker, self._clock()), max(1, self._routers())
+        room, places = room_in(standing, self._limits, routers), places_in(standing, self._limits, routers)
+        limit = self._fleet.limits().get(worker.name)
+        if limit is not None:
+            places = min(places, max(0, limit - self._queues.in_flight(worker.name)))
+        return min(room, places), places
 
     def _have_room(self, workers: Sequence[WorkerPort], count: int, exclude: frozenset[str]) -> bool:
         saturated, left, nobody = self.saturated, count, True

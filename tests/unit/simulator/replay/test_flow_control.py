@@ -8,14 +8,14 @@ import pytest
 
 from ghostcacher_connector.core.errors import ConfigError
 from ghostcacher_router.flow.settings import FlowSettings
-from ghostcacher_simulator.load.requests import Load
+from ghostcacher_simulator.load.requests import Load, Row, make_requests
 from ghostcacher_simulator.load.tenants import Tenant, parse_tenant, shared_out
 from ghostcacher_simulator.replay.failures import Failure
 from ghostcacher_simulator.replay.policies import entrants
 from ghostcacher_simulator.replay.replay import Ending, Run
 from ghostcacher_simulator.replay.watched import watched_replay
 from ghostcacher_simulator.virtual_time import run_virtual
-from tests.unit.simulator.replay.support import fleet, load
+from tests.unit.simulator.replay.support import BLOCK, fleet, load
 
 
 def run(requests: Load, *failures: Failure, key: str = "ghostcacher", workers: int = 1, **given: Any) -> Run:
@@ -66,6 +66,23 @@ def test_requests_without_a_turn_end_by_what_refused_them() -> None:
     assert next((each.ending, each.queued_s) for each in late.served) == (Ending.LATE, pytest.approx(0.3))
     tired = run(burst(2), queue_timeout_s=0.5)
     assert next((each.ending, each.queued_s) for each in tired.served) == (Ending.TIMED_OUT, pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(("places", "worker"), [(256, "w0"), (1, "w1")])
+def test_worker_without_room_is_chosen_where_waiting_there_is_cheaper(places: int, worker: str) -> None:
+    """It has the prompt, and half a second to do first; the idle one would take two. Not where it is full."""
+    prompts = [(0.0, "long", 20), (3.0, "short", 3), (3.05, "other", 8), (3.5, "long", 20)]
+    rows = [
+        Row(at_s, blocks * BLOCK + 10, 2, [*(f"{name}/{place}" for place in range(blocks)), f"end {at_s}"])
+        for at_s, name, blocks in prompts
+    ]
+    flow = FlowSettings(flow_queue_max=9, flow_worker_work_ms_max=100.0, flow_worker_requests_max=places)
+    entrant = next(each for each in entrants(1, flow) if each.key == "ghostcacher")
+    requests = Load("test", make_requests(rows, block_tokens=BLOCK), BLOCK)
+    found = run_virtual(watched_replay(entrant, requests, fleet(2, kv_blocks=64)))
+    of = {each.request.request_id: each for each in found.served}
+    assert (of["q0"].worker, of["q1"].worker, of["q2"].worker) == ("w0", "w1", "w0")
+    assert (of["q3"].worker, of["q3"].queued_s) == (worker, 0.0)
 
 
 def test_request_of_a_dead_worker_goes_before_those_that_wait() -> None:
