@@ -122,9 +122,12 @@ def row_of(processes: int, scenario: Scenario, one: Spent, spread: Spent, rest: 
     return Row(
         processes,
         scenario.body_bytes,
-        *map(one.per_request, (alone, beside, one.feed)),
-        *map(spread.per_request, (together, together + spread.feed)),
-        1e3 * rest,
+        alone=one.per_request(alone),
+        beside=one.per_request(beside),
+        feed=one.per_request(one.feed),
+        spread=spread.per_request(together),
+        spread_with_feed=spread.per_request(together + spread.feed),
+        rest_ms=1e3 * rest,
     )
 
 
