@@ -32,11 +32,23 @@ def test_released_lock_is_free_and_token_rises(store: CoordinationStore) -> None
     """Whoever takes a lock later has a greater token."""
     first = take(store, b"a", b"b")
     assert first is not None
-    assert store.unlock([b"a", b"b"], first)
+    assert store.unlock({b"a": first, b"b": first})
     assert store.locks([b"a", b"b"]) == [None, None]
     second = take(store, b"a")
     assert second is not None
     assert second > first
+
+
+def test_locks_of_many_tokens_are_released_together(store: CoordinationStore) -> None:
+    """Those that are held by others by then stay."""
+    one, two, three = take(store, b"a", b"b"), take(store, b"c"), take(store, b"d")
+    assert one is not None
+    assert two is not None
+    assert three is not None
+    assert not store.unlock({b"a": one, b"c": two, b"d": two})
+    assert [lock is None for lock in store.locks([b"a", b"b", b"c", b"d"])] == [True, False, True, False]
+    assert store.unlock({b"b": one, b"d": three})
+    assert store.locks([b"b", b"d"]) == [None, None]
 
 
 def test_tokens_rise_after_all_was_lost(routing: StoreSubject) -> None:
@@ -57,7 +69,7 @@ def test_old_token_can_neither_renew_nor_unlock(routing: StoreSubject) -> None:
     gone(routing, lambda: store.locks([b"a"]) != [None])
     new = take(store, b"a", router="router-2")
     assert not store.renew_lock([b"a"], old, router="r", worker="w", ready_at=99.0, ttl_s=TTL_S)
-    assert not store.unlock([b"a"], old)
+    assert not store.unlock({b"a": old})
     (held,) = store.locks([b"a"])
     assert held is not None
     assert (held.token, held.router, held.ready_at) == (new, "router-2", 5.25)
@@ -79,10 +91,10 @@ def test_renewal_of_a_set_that_is_no_longer_whole_changes_nothing(routing: Store
     store = routing.store
     token = take(store, b"a", b"b")
     assert token is not None
-    assert store.unlock([b"b"], token)
+    assert store.unlock({b"b": token})
     assert not store.renew_lock([b"a", b"b"], token, router="r", worker="w", ready_at=99.0, ttl_s=TTL_S)
     assert [lock.ready_at for lock in store.locks([b"a"]) if lock is not None] == [5.25]
-    assert not store.unlock([b"a", b"b"], token)
+    assert not store.unlock({b"a": token, b"b": token})
     assert store.locks([b"a"]) == [None]
 
 

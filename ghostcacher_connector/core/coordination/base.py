@@ -346,8 +346,8 @@ class CoordinationStore(ABC):
         """Hold the keys for `ttl_s` from now; return False, and change nothing, unless the token holds all of them."""
 
     @abstractmethod
-    def unlock(self, keys: Sequence[bytes], token: int) -> bool:
-        """Release those keys that the token holds; return whether it held all of them."""
+    def unlock(self, tokens: Mapping[bytes, int]) -> bool:
+        """Release those keys that their tokens hold, of any number of locks; return whether all were held."""
 
     @abstractmethod
     def locks(self, keys: Sequence[bytes]) -> list[HeldLock | None]:

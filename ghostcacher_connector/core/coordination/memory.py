@@ -265,12 +265,12 @@ class MemoryCoordinationStore(CoordinationStore):
         stamp = self._codec.pack_claim(key, claim, now=self._clock(), ttl_s=ttl_s)
         self._locks.put(key, _Held(token, (*fields_of(claim), stamp)), ttl_s)
 
-    def unlock(self, keys: Sequence[bytes], token: int) -> bool:
+    def unlock(self, tokens: Mapping[bytes, int]) -> bool:
         with self._reached():
-            mine = [key for key in dict.fromkeys(keys) if (held := self._locks.get(key)) and held.token == token]
+            mine = [key for key, token in tokens.items() if (held := self._locks.get(key)) and held.token == token]
             for key in mine:
                 self._locks.pop(key)
-            return len(mine) == len(set(keys))
+            return len(mine) == len(tokens)
 
     def locks(self, keys: Sequence[bytes]) -> list[HeldLock | None]:
         with self._reached():

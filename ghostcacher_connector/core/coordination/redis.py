@@ -290,9 +290,12 @@ class RedisCoordinationStore(CoordinationStore):
         args: list[Argument] = [token, router, worker, repr(ready_at), milliseconds(ttl_s), *stamps]
         return bool(self._calls.run("renew_lock", list(map(schema.lock_key, unique)), args))
 
-    def unlock(self, keys: Sequence[bytes], token: int) -> bool:
-        where = list(map(schema.lock_key, _unique(keys)))
-        return bool(self._calls.run("unlock", where, [token]) == len(where))
+    def unlock(self, tokens: Mapping[bytes, int]) -> bool:
+        count = 0
+        for some in _chunks(list(tokens.items())):
+            where, args = [schema.lock_key(key) for key, _ in some], [token for _, token in some]
+            count += self._calls.run("unlock", where, args)
+        return count == len(tokens)
 
     def locks(self, keys: Sequence[bytes]) -> list[HeldLock | None]:
         held: list[HeldLock | None] = []

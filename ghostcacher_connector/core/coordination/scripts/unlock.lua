@@ -1,8 +1,8 @@
--- Release those locks that a token holds; return how many they were. KEYS: the locks. ARGV: token.
+-- Release those locks that their tokens hold; return how many they were. KEYS: the locks. ARGV: the token of each.
 
 local count = 0
-for _, key in ipairs(KEYS) do
-    if try('HGET', key, 't') == ARGV[1] then
+for i, key in ipairs(KEYS) do
+    if try('HGET', key, 't') == ARGV[i] then
         redis.call('UNLINK', key)
         count = count + 1
     end

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 from ghostcacher_connector.core.breaker import Breaker
@@ -54,6 +55,10 @@ TIMER_EARLY_S = 1e-8
 
 WATCH_S = 0.05
 """Between two reads of another router's lock, while a request waits for it."""
+
+UNLOCK_PAUSE_S = 0.01
+"""From one release in the store to the next: what is over meanwhile is released together. Who waits at another router
+looks less often."""
 
 
 def confirm_by(lock: GhostLock) -> float:
@@ -90,6 +95,10 @@ class SingleFlight:
         self._table = LockTable(clock)
         self._breaker = Breaker(clock)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unlocking: dict[bytes, int] = {}
+        """The tokens of keys that are to be released in the store."""
+        self._unlocks = False
+        """Whether a task does that."""
 
     def __repr__(self) -> str:
         return f"SingleFlight({self._table!r})"
@@ -154,7 +163,7 @@ class SingleFlight:
             return
         self._drop(lock)
         if lock.ours and lock.token is not None and self._store is not None:
-            self._keep(asyncio.get_running_loop().create_task(self._unlock(self._store, lock.keys, lock.token)))
+            self._unlock(self._store, lock.keys, lock.token)
 
     def settle(self, lock: GhostLock) -> None:
         """Let a lock end soon: its prefix is computed, and can be pulled when the worker says so, or after SETTLE_S."""
@@ -248,10 +257,14 @@ class SingleFlight:
 
     async def _acquire(self, store: CoordinationStore, lock: GhostLock, replaced: GhostLock | None) -> None:
         offset = self._clock_offset()
+        # Else the lock before this one, which is over here, would be in its way.
+        first = {key: self._unlocking.pop(key) for key in lock.keys if key in self._unlocking}
+        if replaced is not None and replaced.token is not None:
+            first |= dict.fromkeys(replaced.keys, replaced.token)
 
         def call() -> LockGrant:
-            if replaced is not None and replaced.token is not None:
-                store.unlock(replaced.keys, replaced.token)
+            if first:
+                store.unlock(first)
             return store.lock(
                 lock.keys, router=self._router, worker=lock.worker, ready_at=lock.ready_at - offset, ttl_s=TTL_S
             )
@@ -266,7 +279,7 @@ class SingleFlight:
         if grant.token is not None:
             lock.token = grant.token
             if lock.released:
-                await self._unlock(store, lock.keys, grant.token)
+                self._unlock(store, lock.keys, grant.token)
             elif not lock.confirmed:
                 self._confirmed(lock, "granted")
         elif not lock.released and not lock.confirmed:
@@ -318,11 +331,24 @@ class SingleFlight:
 
         return checked
 
-    async def _unlock(self, store: CoordinationStore, keys: Sequence[bytes], token: int) -> None:
+    def _unlock(self, store: CoordinationStore, keys: Sequence[bytes], token: int) -> None:
+        """Have keys released in the store: now, or with others a moment later."""
+        self._unlocking |= dict.fromkeys(keys, token)
+        if not self._unlocks:
+            self._unlocks = True
+            self._keep(asyncio.get_running_loop().create_task(self._unlock_all(store)))
+
+    async def _unlock_all(self, store: CoordinationStore) -> None:
         try:
-            await self._offload(lambda: store.unlock(keys, token))
-        except IndexUnavailable as exc:
-            logger.debug("a ghost lock expires by itself: %s", exc)
+            while tokens := self._unlocking:
+                self._unlocking = {}
+                try:
+                    await self._offload(partial(store.unlock, tokens))
+                except IndexUnavailable as exc:
+                    logger.debug("ghost locks expire by themselves: %s", exc)
+                await asyncio.sleep(UNLOCK_PAUSE_S)
+        finally:
+            self._unlocks = False
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -21,6 +21,7 @@ from ghostcacher_router.ghostlock.single_flight import (
     RENEW_S,
     SETTLE_S,
     TTL_S,
+    UNLOCK_PAUSE_S,
     WATCH_S,
     SingleFlight,
 )
@@ -102,6 +103,38 @@ async def test_rest_of_a_partly_locked_prompt_can_be_locked() -> None:
     second = pair.take(pair.a, OTHER, "w2")
     assert not set(first.digests) & set(second.digests)
     assert pair.a.take("n", OTHER, -1, "w3", 0.0) is None
+
+
+@virtual
+async def test_what_is_over_within_a_moment_is_released_together() -> None:
+    """The first at once; nothing stays behind."""
+    pair = Pair()
+    locks = [pair.take(pair.a, prompt_of(text_of(f"t{number}", 500))) for number in range(20)]
+    assert all(await all_of([pair.a.confirm(lock) for lock in locks]))
+    reads = pair.reads
+    for number, lock in enumerate(locks):
+        pair.a.release(lock)
+        if number % 5 == 0:
+            await asyncio.sleep(UNLOCK_PAUSE_S / 10)
+    await pair.a.drain()
+    assert pair.reads - reads == 2
+    assert all(held is None for lock in locks for held in pair.store.locks(lock.keys))
+
+
+@virtual
+async def test_lock_that_is_taken_again_at_once_is_granted() -> None:
+    """The one before it may not be released in the store yet: so is a retry's."""
+    pair = Pair()
+    before, lock = pair.take(pair.a, ALONE), pair.take(pair.a)
+    assert all(await all_of([pair.a.confirm(one) for one in (before, lock)]))
+    pair.a.release(before)
+    await asyncio.sleep(UNLOCK_PAUSE_S / 2)
+    pair.a.release(lock)
+    again = pair.take(pair.a, worker="w2")
+    assert await pair.a.confirm(again)
+    assert again.token is not None
+    await pair.a.drain()
+    assert [held is not None and held.worker for held in pair.store.locks(again.keys)] == ["w2"] * len(again.keys)
 
 
 @virtual
