@@ -2,7 +2,7 @@
 
 Figures are those of the makers, and prices those of one cloud; each preset says where they stand. What follows from
 them is derived here, and each assumption has a name below: a preset says what hardware could do, a measurement of yours
-says what it does.
+says what it does. Which figures were checked stands in docs/operating/simulate.md.
 
     prefill, tokens/s   = FLOPS of all GPUs x PREFILL_EFFICIENCY / (2 x active parameters)
     a step, s           = STEP_FIXED_S + bytes of active weights / (bandwidth of all GPUs x DECODE_EFFICIENCY)
@@ -124,7 +124,7 @@ MODELS: Mapping[str, Model] = {
     "qwen3-8b": Model(8.2e9, 8.2e9, 147_456, "model card; config.json: 36 layers, 8 KV heads of 128"),
     "qwen3-32b": Model(32.8e9, 32.8e9, 262_144, "model card; config.json: 64 layers, 8 KV heads of 128"),
     "qwen3-30b-a3b": Model(30.5e9, 3.3e9, 98_304, "model card; config.json: 48 layers, 4 KV heads of 128"),
-    "mistral-7b": Model(7.25e9, 7.25e9, 131_072, "config.json: 32 layers, 8 KV heads of 128"),
+    "mistral-7b": Model(7.25e9, 7.25e9, 131_072, "v0.3; config.json: 32 layers, 8 KV heads of 128"),
 }
 
 
